@@ -1,0 +1,7 @@
+//! bundlegate: an OPA bundle service in front of any OCI registry, which serves only
+//! what a cosign signature vouches for.
+//!
+//! Watchers turn a moving reference into an immutable, verified snapshot; the server
+//! only ever looks at snapshots.
+
+pub mod oci;

@@ -1,0 +1,3 @@
+//! The `bundlegate` program.
+
+fn main() {}

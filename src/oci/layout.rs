@@ -1,0 +1,260 @@
+//! The OCI image layout: a registry as a folder (image-spec, `image-layout.md`).
+
+use std::{
+    fs, io,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Descriptor, Digest, media_type};
+
+/// The annotation that names an entry of `index.json`.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// `index.json` longer than this is not read.
+const INDEX_LIMIT: u64 = 16 << 20;
+
+/// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
+/// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
+///
+/// All methods block on the disk: call them off the async threads.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+/// `index.json`.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LayoutIndex {
+    schema_version: u32,
+    #[serde(default = "index_type")]
+    media_type: String,
+    /// The entries: manifests, named by an annotation.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// Why a layout folder could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// The operating system said no.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was attempted.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// `index.json` or `oci-layout` is not what the specification says.
+    #[error("{path} is not an OCI image layout: {reason}")]
+    Malformed {
+        /// The offending file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Layout {
+    /// Opens a folder that has an `oci-layout` file.
+    ///
+    /// # Errors
+    /// When the marker is missing or of another version.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
+        let layout = Self { root: root.into() };
+        let path = layout.root.join("oci-layout");
+        let marker =
+            fs::read(&path).map_err(|source| LayoutError::Io { operation: "open", path: path.clone(), source })?;
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Marker {
+            image_layout_version: String,
+        }
+        match serde_json::from_slice::<Marker>(&marker) {
+            Ok(marker) if marker.image_layout_version.starts_with("1.") => Ok(layout),
+            Ok(marker) => {
+                Err(LayoutError::Malformed { path, reason: format!("version {:?}", marker.image_layout_version) })
+            }
+            Err(error) => Err(LayoutError::Malformed { path, reason: error.to_string() }),
+        }
+    }
+
+    /// Opens a folder, making it an empty layout first where it is not one.
+    ///
+    /// # Errors
+    /// When the folder can't be created or written, or is a layout of another version.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
+        let layout = Self { root: root.into() };
+        let blobs = layout.root.join("blobs/sha256");
+        fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io { operation: "create", path: blobs, source })?;
+        if !layout.root.join("index.json").exists() {
+            layout.write_index(&LayoutIndex::default())?;
+        }
+        if !layout.root.join("oci-layout").exists() {
+            layout.replace(&layout.root.join("oci-layout"), MARKER)?;
+        }
+        Self::open(layout.root)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a blob lies, present or not.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
+    }
+
+    /// Opens a blob for reading; its bytes are as unchecked as any registry's.
+    ///
+    /// # Errors
+    /// With `NotFound` inside where there is none.
+    pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
+        let path = self.blob_path(digest);
+        fs::File::open(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
+    }
+
+    /// Reads a blob of at most `limit` bytes; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it is longer (`FileTooLarge`) or can't be read.
+    pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, LayoutError> {
+        read_limited(&self.blob_path(digest), limit)
+    }
+
+    /// Stores bytes under their SHA-256 and gives the digest.
+    ///
+    /// # Errors
+    /// When the disk refuses; nothing half-written stays under the digest's name.
+    pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, LayoutError> {
+        let digest = Digest::sha256(bytes);
+        let path = self.blob_path(&digest);
+        if !path.exists() {
+            self.replace(&path, bytes)?;
+        }
+        Ok(digest)
+    }
+
+    /// Reads `index.json`.
+    ///
+    /// # Errors
+    /// When it is missing, too long or malformed.
+    pub fn index(&self) -> Result<LayoutIndex, LayoutError> {
+        let path = self.root.join("index.json");
+        let malformed = |reason: String| LayoutError::Malformed { path: path.clone(), reason };
+        let bytes = read_limited(&path, INDEX_LIMIT)?.ok_or_else(|| malformed("index.json is missing".into()))?;
+        serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
+    }
+
+    /// Replaces `index.json` in one step.
+    ///
+    /// # Errors
+    /// When the disk refuses; the old one is then still there.
+    pub fn write_index(&self, index: &LayoutIndex) -> Result<(), LayoutError> {
+        let path = self.root.join("index.json");
+        let text = serde_json::to_vec(index)
+            .map_err(|error| LayoutError::Malformed { path: path.clone(), reason: error.to_string() })?;
+        self.replace(&path, &text)
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+        let failed = |source| LayoutError::Io { operation: "write", path: path.to_owned(), source };
+        let folder = path.parent().unwrap_or(&self.root);
+        fs::create_dir_all(folder).map_err(failed)?;
+        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.root).map_err(failed)?;
+        file.write_all(bytes).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(path).map_err(|error| failed(error.error))?;
+        // Without this the rename itself can be lost with the power.
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    }
+}
+
+impl LayoutIndex {
+    /// The entry that `tag` names, as a bare tag or as the end of a full reference.
+    pub fn find(&self, tag: &str) -> Option<&Descriptor> {
+        self.manifests.iter().find(|entry| {
+            entry.annotation(REF_NAME).is_some_and(|name| {
+                name == tag || name.strip_suffix(tag).is_some_and(|front| front.ends_with(':') && front.contains('/'))
+            })
+        })
+    }
+
+    /// Makes `name` point at `entry`, and at nothing else.
+    pub fn set(&mut self, name: &str, mut entry: Descriptor) {
+        self.manifests.retain(|other| other.annotation(REF_NAME) != Some(name));
+        entry.annotations.get_or_insert_default().insert(REF_NAME.to_owned(), name.to_owned());
+        self.manifests.push(entry);
+    }
+}
+
+impl Default for LayoutIndex {
+    fn default() -> Self {
+        Self { schema_version: 2, media_type: index_type(), manifests: Vec::new() }
+    }
+}
+
+fn index_type() -> String {
+    media_type::OCI_INDEX.to_owned()
+}
+
+fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
+    let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(Some(bytes.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_created_layout_opens_again_with_its_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path().join("new")).unwrap();
+        let digest = layout.write_blob(b"hello").unwrap();
+        let mut index = layout.index().unwrap();
+        index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"hello"));
+        index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"hello"));
+        layout.write_index(&index).unwrap();
+        let again = Layout::open(folder.path().join("new")).unwrap();
+        assert_eq!(again.index().unwrap().manifests.len(), 1);
+        assert_eq!(again.index().unwrap().find("v1").unwrap().digest, digest);
+        assert_eq!(again.read_blob(&digest, 5).unwrap().unwrap(), &b"hello"[..]);
+        assert!(again.read_blob(&digest, 4).is_err());
+        assert!(again.read_blob(&Digest::sha256(b"none"), 4).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_entry_is_found_by_tag_or_by_full_reference() {
+        let mut index = LayoutIndex::default();
+        index.set("ghcr.io/acme/authz:v1", Descriptor::of(media_type::OCI_MANIFEST, b""));
+        assert!(index.find("v1").is_some());
+        assert!(index.find("ghcr.io/acme/authz:v1").is_some());
+        assert!(index.find("1").is_none());
+        assert!(index.find("authz:v1").is_none());
+    }
+
+    #[test]
+    fn a_folder_without_the_marker_is_not_a_layout() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Layout::open(folder.path()).is_err());
+        fs::write(folder.path().join("oci-layout"), "{}").unwrap();
+        assert!(matches!(Layout::open(folder.path()), Err(LayoutError::Malformed { .. })));
+    }
+}

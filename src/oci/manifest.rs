@@ -1,0 +1,308 @@
+//! Manifests and descriptors (OCI image-spec 1.1, `manifest.md`, `image-index.md`).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, StrictJsonError, strict_json};
+
+/// Media types that this product reads or writes.
+pub mod media_type {
+    /// OCI image manifest.
+    pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    /// OCI image index.
+    pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    /// Docker's manifest, schema 2.
+    pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    /// Docker's manifest list.
+    pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// A gzip-compressed tarball layer.
+    pub const LAYER_TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+    /// The config type of OPA's and the policy CLI's artifacts.
+    pub const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// The empty JSON object.
+    pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+}
+
+/// What points at a blob or manifest: its type, digest and size.
+///
+/// `urls` and `data` are deliberately not read: the first makes a client fetch from
+/// wherever a manifest's author likes, the second bypasses the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Media type of the content.
+    pub media_type: String,
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Length of the content in bytes.
+    pub size: u64,
+    /// Media type of an artifact's content, where the descriptor points at a manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Free text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// The platform of an index's entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<serde_json::Value>,
+}
+
+impl Descriptor {
+    /// The descriptor of `bytes`.
+    pub fn of(media_type: &str, bytes: &[u8]) -> Self {
+        Self {
+            media_type: media_type.to_owned(),
+            digest: Digest::sha256(bytes),
+            size: bytes.len() as u64,
+            artifact_type: None,
+            annotations: None,
+            platform: None,
+        }
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+/// A manifest or index that we hold, byte for byte.
+///
+/// The digest is computed from the bytes, never taken from a header.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    raw: Bytes,
+    digest: Digest,
+    document: Document,
+    artifact_type: Option<String>,
+    annotations: BTreeMap<String, String>,
+}
+
+/// The two kinds of document that a manifest's digest can name.
+#[derive(Debug, Clone)]
+pub enum Document {
+    /// An image manifest (or Docker schema 2).
+    Image {
+        /// The config blob.
+        config: Box<Descriptor>,
+        /// The layers, in order.
+        layers: Vec<Descriptor>,
+        /// The manifest that this one refers to.
+        subject: Option<Box<Descriptor>>,
+    },
+    /// An image index (or Docker manifest list).
+    Index {
+        /// The entries, in order.
+        manifests: Vec<Descriptor>,
+    },
+}
+
+/// Why bytes are not a manifest that we accept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Longer than the configured limit.
+    #[error("manifest of {size} bytes exceeds the limit of {limit} bytes (limits.manifest)")]
+    TooLarge {
+        /// Length of the bytes, or what the descriptor says of it.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Duplicate keys, trailing data, nested too deep, or not JSON.
+    #[error("manifest: {0}")]
+    NotStrict(#[from] StrictJsonError),
+    /// Not the shape of a manifest.
+    #[error("manifest: {0}")]
+    Shape(String),
+    /// Both `layers` and `manifests`, so two readers see two things (CVE-2021-41190).
+    #[error("manifest has both layers and manifests")]
+    Ambiguous,
+    /// The body says another media type than the registry did.
+    #[error("manifest says its media type is {field}, the registry says {header}")]
+    MediaType {
+        /// The `mediaType` field.
+        field: String,
+        /// The `Content-Type` header.
+        header: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: u32,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
+    subject: Option<Descriptor>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Manifest {
+    /// Reads `raw` as a manifest of at most `limit` bytes. `content_type` is what the
+    /// registry said of it; where both it and the `mediaType` field are present they
+    /// must agree (distribution-spec, "Pulling manifests").
+    ///
+    /// # Errors
+    /// See [`ManifestError`]; every one is a property of the bytes, so final for them.
+    pub fn parse(raw: Bytes, content_type: Option<&str>, limit: u64) -> Result<Self, ManifestError> {
+        let size = raw.len() as u64;
+        if size > limit {
+            return Err(ManifestError::TooLarge { size, limit });
+        }
+        strict_json(&raw)?;
+        let parsed: Raw = serde_json::from_slice(&raw).map_err(|error| ManifestError::Shape(error.to_string()))?;
+        if parsed.schema_version != 2 {
+            return Err(ManifestError::Shape(format!("schemaVersion is {}, not 2", parsed.schema_version)));
+        }
+        check_media_type(parsed.media_type.as_deref(), content_type)?;
+        let document = match (parsed.layers, parsed.manifests) {
+            (Some(_), Some(_)) => return Err(ManifestError::Ambiguous),
+            (None, Some(manifests)) => Document::Index { manifests },
+            (layers, None) => {
+                let config =
+                    parsed.config.ok_or_else(|| ManifestError::Shape("neither config nor manifests".into()))?;
+                Document::Image {
+                    config: Box::new(config),
+                    layers: layers.unwrap_or_default(),
+                    subject: parsed.subject.map(Box::new),
+                }
+            }
+        };
+        check_kind(parsed.media_type.as_deref(), &document)?;
+        Ok(Self {
+            digest: Digest::sha256(&raw),
+            raw,
+            document,
+            artifact_type: parsed.artifact_type,
+            annotations: parsed.annotations.unwrap_or_default(),
+        })
+    }
+
+    /// The bytes as the registry has them.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    /// SHA-256 of [`Self::raw`].
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// What it is and what it lists.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// The layers of an image manifest; an index has none.
+    pub fn layers(&self) -> &[Descriptor] {
+        match &self.document {
+            Document::Image { layers, .. } => layers,
+            Document::Index { .. } => &[],
+        }
+    }
+
+    /// The manifest that this one refers to, if it is a referrer.
+    pub fn subject(&self) -> Option<&Descriptor> {
+        match &self.document {
+            Document::Image { subject, .. } => subject.as_deref(),
+            Document::Index { .. } => None,
+        }
+    }
+
+    /// `artifactType`, where written.
+    pub fn artifact_type(&self) -> Option<&str> {
+        self.artifact_type.as_deref()
+    }
+
+    /// The manifest's own annotations.
+    pub fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations
+    }
+}
+
+fn check_media_type(field: Option<&str>, content_type: Option<&str>) -> Result<(), ManifestError> {
+    let (Some(field), Some(header)) = (field, content_type) else { return Ok(()) };
+    // Registries that lost the type say one of these; that contradicts nothing.
+    let header = header.split(';').next().unwrap_or_default().trim();
+    if field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header) {
+        return Ok(());
+    }
+    Err(ManifestError::MediaType { field: field.to_owned(), header: header.to_owned() })
+}
+
+/// The `mediaType` field must name the kind of document that the members make.
+fn check_kind(field: Option<&str>, document: &Document) -> Result<(), ManifestError> {
+    let fits = match (field, document) {
+        (None, _) => true,
+        (Some(field), Document::Image { .. }) => {
+            [media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST].contains(&field)
+        }
+        (Some(field), Document::Index { .. }) => [media_type::OCI_INDEX, media_type::DOCKER_LIST].contains(&field),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(ManifestError::Shape(format!("mediaType {:?} does not fit its members", field.unwrap_or_default())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 1 << 20;
+
+    fn image() -> String {
+        let layer = serde_json::to_string(&Descriptor::of(media_type::LAYER_TAR_GZIP, b"x")).unwrap();
+        let config = serde_json::to_string(&Descriptor::of(media_type::IMAGE_CONFIG, b"{}")).unwrap();
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{layer}]}}"#,
+            media_type::OCI_MANIFEST
+        )
+    }
+
+    fn parse(text: &str) -> Result<Manifest, ManifestError> {
+        Manifest::parse(text.to_owned().into(), None, LIMIT)
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_bytes() {
+        let text = image();
+        let manifest = parse(&text).unwrap();
+        assert_eq!(manifest.digest(), &Digest::sha256(text.as_bytes()));
+        assert_eq!(manifest.layers().len(), 1);
+        assert_eq!(manifest.raw(), text.as_bytes());
+    }
+
+    #[test]
+    fn an_index_is_told_from_an_image() {
+        let manifest = parse(r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+        assert!(matches!(manifest.document(), Document::Index { manifests } if manifests.is_empty()));
+    }
+
+    #[test]
+    fn confusion_between_kinds_is_refused() {
+        let both = image().replacen("\"layers\"", "\"manifests\":[],\"layers\"", 1);
+        assert_eq!(parse(&both).unwrap_err(), ManifestError::Ambiguous);
+        let wrong = image().replacen(media_type::OCI_MANIFEST, media_type::OCI_INDEX, 1);
+        assert!(matches!(parse(&wrong).unwrap_err(), ManifestError::Shape(_)));
+        let other = Manifest::parse(image().into(), Some(media_type::DOCKER_MANIFEST), LIMIT);
+        assert!(matches!(other.unwrap_err(), ManifestError::MediaType { .. }));
+        Manifest::parse(image().into(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"), LIMIT)
+            .unwrap();
+    }
+
+    #[test]
+    fn limits_duplicates_and_schema_one_are_refused() {
+        let text = image();
+        let error = Manifest::parse(text.clone().into(), None, text.len() as u64 - 1).unwrap_err();
+        assert!(matches!(error, ManifestError::TooLarge { .. }));
+        let twice = text.replacen("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2", 1);
+        assert!(matches!(parse(&twice).unwrap_err(), ManifestError::NotStrict(_)));
+        assert!(matches!(parse(r#"{"schemaVersion":1,"manifests":[]}"#).unwrap_err(), ManifestError::Shape(_)));
+    }
+}

@@ -1,0 +1,14 @@
+//! The nouns of the OCI specifications: digests, references, descriptors,
+//! manifests, and the image layout on disk. Nothing here talks to a network.
+
+mod digest;
+mod layout;
+mod manifest;
+mod reference;
+mod strict_json;
+
+pub use digest::{Digest, DigestError, Hasher};
+pub use layout::{Layout, LayoutError, LayoutIndex};
+pub use manifest::{Descriptor, Document, Manifest, ManifestError, media_type};
+pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
+pub use strict_json::{StrictJsonError, strict_json};

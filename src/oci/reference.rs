@@ -1,0 +1,274 @@
+//! Names of artifacts. `interface.md`-stable grammar:
+//! `HOST/REPOSITORY:TAG`, `…@sha256:…`, `…:TAG@sha256:…`, `oci-layout:PATH[:TAG|@sha256:…]`.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use super::Digest;
+
+/// Where an artifact lives, without saying which version.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Repository {
+    /// A repository of a registry: `host[:port]` and the path below it.
+    Registry {
+        /// `host` or `host:port`, as written.
+        host: String,
+        /// The repository's name, such as `acme/authz`.
+        path: String,
+    },
+    /// A folder in the OCI image layout format.
+    Layout {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// Which version of a repository is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Selector {
+    /// Whatever the tag points to now.
+    Tag(String),
+    /// These bytes, always.
+    Digest(Digest),
+    /// The only manifest of a layout.
+    Only,
+}
+
+/// An artifact as a person writes it: it may mean another digest tomorrow.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    repository: Repository,
+    selector: Selector,
+    text: String,
+}
+
+/// A repository and a digest: what resolving a [`Reference`] once gives, and the only
+/// thing that can be verified or fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PinnedReference {
+    repository: Repository,
+    digest: Digest,
+}
+
+/// Why a text is not a reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// No registry host in front.
+    #[error("reference {0:?} names no registry host; write it out, such as ghcr.io/acme/authz:v1")]
+    NoHost(String),
+    /// Neither tag nor digest.
+    #[error("reference {0:?} names neither tag nor digest; add one, such as {0}:v1")]
+    NoVersion(String),
+    /// Not the grammar of the distribution specification.
+    #[error("reference {text:?} is malformed: {reason}")]
+    Malformed {
+        /// The text as given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Reference {
+    /// Where it lives.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Which version it means.
+    pub fn selector(&self) -> &Selector {
+        &self.selector
+    }
+
+    /// The tag alone, for a message to people.
+    pub fn tag(&self) -> Option<&str> {
+        match &self.selector {
+            Selector::Tag(tag) => Some(tag),
+            Selector::Digest(_) | Selector::Only => None,
+        }
+    }
+
+    /// The pin that this reference already carries, if it names a digest.
+    pub fn pinned(&self) -> Option<PinnedReference> {
+        match &self.selector {
+            Selector::Digest(digest) => Some(self.repository.pin(digest.clone())),
+            Selector::Tag(_) | Selector::Only => None,
+        }
+    }
+
+    /// The same reference with a relative layout folder taken from `base`.
+    #[must_use]
+    pub fn relative_to(self, base: &Path) -> Self {
+        match self.repository {
+            Repository::Layout { path } => Self { repository: Repository::Layout { path: base.join(path) }, ..self },
+            Repository::Registry { .. } => self,
+        }
+    }
+
+    fn layout(text: &str, rest: &str) -> Result<Self, ReferenceError> {
+        let malformed = |reason: &str| ReferenceError::Malformed { text: text.to_owned(), reason: reason.to_owned() };
+        let (path, selector) = match rest.split_once("@sha") {
+            Some((path, digest)) => {
+                let digest = format!("sha{digest}").parse().map_err(|error| malformed(&format!("{error}")))?;
+                (path, Selector::Digest(digest))
+            }
+            None => match rest.rsplit_once(':') {
+                // A tag has no `/`, so `dir/a:b/c` is a folder.
+                Some((path, tag)) if is_tag(tag) => (path, Selector::Tag(tag.to_owned())),
+                _ => (rest, Selector::Only),
+            },
+        };
+        if path.is_empty() {
+            return Err(malformed("the folder behind oci-layout: is empty"));
+        }
+        Ok(Self { repository: Repository::Layout { path: path.into() }, selector, text: text.to_owned() })
+    }
+}
+
+impl Repository {
+    /// This repository at `digest`. The digest must come from a resolution or from
+    /// content-addressed data; the crate keeps this to itself for that reason.
+    pub(crate) fn pin(&self, digest: Digest) -> PinnedReference {
+        PinnedReference { repository: self.clone(), digest }
+    }
+
+    /// The registry's host (and port), or `oci-layout` for a folder: a metric label.
+    pub fn host(&self) -> &str {
+        match self {
+            Self::Registry { host, .. } => host,
+            Self::Layout { .. } => "oci-layout",
+        }
+    }
+}
+
+impl PinnedReference {
+    /// Where the artifact lives.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        if let Some(rest) = text.strip_prefix("oci-layout:") {
+            return Self::layout(text, rest);
+        }
+        let (host, rest) = text.split_once('/').unwrap_or(("", text));
+        // The same test that docker applies before it falls back to docker.io; here
+        // there is no fallback.
+        if !(host.contains(['.', ':']) || host == "localhost") {
+            return Err(ReferenceError::NoHost(text.to_owned()));
+        }
+        let parsed = oci_client::Reference::try_from(text)
+            .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: error.to_string() })?;
+        let selector = match (parsed.digest(), parsed.tag()) {
+            (Some(digest), _) => Selector::Digest(
+                digest
+                    .parse()
+                    .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: format!("{error}") })?,
+            ),
+            // oci-client fills in `latest`; only what was written counts.
+            (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => Selector::Tag(tag.to_owned()),
+            (None, _) => return Err(ReferenceError::NoVersion(text.to_owned())),
+        };
+        let path = rest.split(['@', ':']).next().unwrap_or(rest).to_owned();
+        let repository = Repository::Registry { host: host.to_owned(), path };
+        Ok(Self { repository, selector, text: text.to_owned() })
+    }
+}
+
+/// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
+fn is_tag(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.len() <= 128
+        && text.bytes().next().is_some_and(word)
+        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry { host, path } => write!(f, "{host}/{path}"),
+            Self::Layout { path } => write!(f, "oci-layout:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for PinnedReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.repository, self.digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    fn parse(text: &str) -> Reference {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn tags_digests_and_both_are_read() {
+        let tagged = parse("registry.lan:5000/acme/authz:v1");
+        assert_eq!(tagged.repository().to_string(), "registry.lan:5000/acme/authz");
+        assert_eq!(tagged.selector(), &Selector::Tag("v1".into()));
+        assert!(tagged.pinned().is_none());
+        for text in [format!("ghcr.io/a/b@sha256:{HEX}"), format!("ghcr.io/a/b:v1@sha256:{HEX}")] {
+            assert_eq!(parse(&text).pinned().unwrap().to_string(), format!("ghcr.io/a/b@sha256:{HEX}"));
+        }
+        assert_eq!(parse("localhost/a:latest").tag(), Some("latest"));
+        assert_eq!(parse("127.0.0.1:5000/a/b:x").repository().host(), "127.0.0.1:5000");
+    }
+
+    #[test]
+    fn nothing_is_guessed() {
+        assert!(matches!("authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
+        assert!(matches!("acme/authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
+        assert!(matches!("ghcr.io/acme/authz".parse::<Reference>(), Err(ReferenceError::NoVersion(_))));
+        assert!(matches!("localhost:5000/authz".parse::<Reference>(), Err(ReferenceError::NoVersion(_))));
+        for text in [
+            "",
+            "/",
+            "ghcr.io/",
+            "ghcr.io/UPPER:v1",
+            "ghcr.io/a:v 1",
+            "ghcr.io/../x:v1",
+            "ghcr.io/a@sha256:12",
+            "https://ghcr.io/a:v1",
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn layouts_take_a_tag_a_digest_or_nothing() {
+        assert_eq!(parse("oci-layout:dir").selector(), &Selector::Only);
+        assert_eq!(parse("oci-layout:/a/b:v1").selector(), &Selector::Tag("v1".into()));
+        assert_eq!(parse("oci-layout:/a:b/c").repository().to_string(), "oci-layout:/a:b/c");
+        assert!(parse(&format!("oci-layout:x@sha256:{HEX}")).pinned().is_some());
+        assert!("oci-layout:".parse::<Reference>().is_err());
+        assert_eq!(
+            parse("oci-layout:x:v1").relative_to(Path::new("/etc")).repository().to_string(),
+            "oci-layout:/etc/x"
+        );
+    }
+}
