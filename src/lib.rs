@@ -4,4 +4,5 @@
 //! Watchers turn a moving reference into an immutable, verified snapshot; the server
 //! only ever looks at snapshots.
 
+pub mod bundle;
 pub mod oci;

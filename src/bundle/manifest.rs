@@ -1,0 +1,127 @@
+//! `.manifest`, the file with which a bundle says what it owns.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// What `.manifest` says, with OPA's defaults where it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleManifest {
+    /// Free text by which people and status reports recognise a version; often empty.
+    pub revision: Revision,
+    /// The parts of `data` that the bundle owns. `[""]` means everything.
+    pub roots: Vec<String>,
+}
+
+/// A bundle's revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Revision(String);
+
+impl Revision {
+    /// The text; may be empty.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<String> for Revision {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Default for BundleManifest {
+    fn default() -> Self {
+        Self { revision: Revision::default(), roots: vec![String::new()] }
+    }
+}
+
+/// Member names match without regard to case in OPA (Go's `encoding/json`); the common
+/// spelling is the only one read here, others fall back to the defaults as unknown ones do.
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    revision: Option<String>,
+    #[serde(default)]
+    roots: Option<Vec<String>>,
+    #[serde(default)]
+    rego_version: Option<i64>,
+}
+
+impl BundleManifest {
+    /// Reads the file as OPA does: unknown members are ignored, and so is what follows the
+    /// first JSON value.
+    ///
+    /// # Errors
+    /// A sentence naming what OPA would refuse.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Raw>();
+        let raw = match values.next() {
+            Some(Ok(raw)) => raw,
+            Some(Err(error)) => return Err(error.to_string()),
+            None => return Err("it is empty".to_owned()),
+        };
+        // OPA 1.22 knows 0, 1 and 2; what later ones add is not for a gateway to refuse.
+        if let Some(version) = raw.rego_version.filter(|version| *version < 0) {
+            return Err(format!("rego_version {version} does not exist"));
+        }
+        let mut roots: Vec<String> = match raw.roots {
+            None => vec![String::new()],
+            Some(roots) => roots.iter().map(|root| root.trim_matches('/').to_owned()).collect(),
+        };
+        roots.sort();
+        if let Some((a, b)) = overlap(&roots) {
+            return Err(format!("roots {a:?} and {b:?} overlap"));
+        }
+        Ok(Self { revision: Revision(raw.revision.unwrap_or_default()), roots })
+    }
+
+    /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.
+    pub fn owns(&self, path: &str) -> bool {
+        self.roots.iter().any(|root| contains(root, path))
+    }
+}
+
+/// Two roots of which one contains the other.
+fn overlap(roots: &[String]) -> Option<(&str, &str)> {
+    roots.iter().enumerate().find_map(|(at, a)| {
+        roots[at + 1..].iter().find(|b| contains(a, b) || contains(b, a)).map(|b| (a.as_str(), b.as_str()))
+    })
+}
+
+fn contains(root: &str, path: &str) -> bool {
+    root.is_empty() || path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_members_have_opas_defaults() {
+        assert_eq!(BundleManifest::parse(b"{}").unwrap(), BundleManifest::default());
+        assert!(BundleManifest::default().owns("anything/at/all"));
+    }
+
+    #[test]
+    fn roots_are_trimmed_and_own_whole_segments() {
+        let manifest = BundleManifest::parse(br#"{"revision":"r1","roots":["/a/b/","c"],"x":1} trailing"#).unwrap();
+        assert_eq!(manifest.roots, ["a/b", "c"]);
+        assert_eq!(manifest.revision.as_str(), "r1");
+        assert!(manifest.owns("a/b/c") && manifest.owns("c") && !manifest.owns("a") && !manifest.owns("cc"));
+    }
+
+    #[test]
+    fn overlapping_roots_are_refused_in_any_order() {
+        for roots in [r#"["a","a/b"]"#, r#"["a/b","a-b","a"]"#, r#"["","x"]"#, r#"["a","a"]"#] {
+            assert!(BundleManifest::parse(format!(r#"{{"roots":{roots}}}"#).as_bytes()).is_err(), "{roots}");
+        }
+        BundleManifest::parse(br#"{"roots":["a","a-b","ab/c"]}"#).unwrap();
+    }
+}

@@ -1,0 +1,12 @@
+//! OPA bundles as bytes: opening them within limits, and writing them reproducibly.
+//!
+//! Pure: nothing here talks to a network, and only [`pack`] reads a disk. The format is
+//! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
+
+mod manifest;
+mod open;
+mod pack;
+
+pub use manifest::{BundleManifest, Revision};
+pub use open::{Bundle, Limits, NotABundle};
+pub use pack::{PackError, Packed, pack};

@@ -1,0 +1,268 @@
+//! Opening: do these bytes load as an OPA bundle, within limits?
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use flate2::bufread::MultiGzDecoder;
+use serde::de::IgnoredAny;
+
+use super::{BundleManifest, Revision};
+
+/// How much a bundle may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the tarball as it is served.
+    pub bundle: u64,
+    /// Bytes of the tar stream inside.
+    pub unpacked: u64,
+    /// Regular files in it.
+    pub files: u64,
+}
+
+/// Served bytes that open as an OPA bundle.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    bytes: Bytes,
+    manifest: BundleManifest,
+}
+
+/// Why bytes are not a bundle. Every variant is a property of the bytes and the limits,
+/// so trying again cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum NotABundle {
+    /// The tarball is too long.
+    #[error("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)")]
+    TooLarge {
+        /// Its length.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It unpacks to too much.
+    #[error("bundle unpacks to more than {limit} bytes (limits.unpacked)")]
+    UnpacksTooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// It holds too many files.
+    #[error("bundle holds more than {limit} files (limits.files)")]
+    TooManyFiles {
+        /// The limit.
+        limit: u64,
+    },
+    /// No gzip stream.
+    #[error("not a gzip tarball: it starts with {start:02x?} instead of 1f 8b")]
+    NotGzip {
+        /// The first bytes.
+        start: Vec<u8>,
+    },
+    /// Broken gzip or tar.
+    #[error("not a gzip tarball: {reason}")]
+    Archive {
+        /// What the reader said.
+        reason: String,
+    },
+    /// A file that OPA would refuse.
+    #[error("bundle file {path}: {reason}")]
+    File {
+        /// The file's name in the tarball.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A delta bundle, which bypasses OPA's own signature checks before 1.21.3.
+    #[error("bundle file {path} makes this a delta bundle; only snapshots are served")]
+    Delta {
+        /// The patch file.
+        path: String,
+    },
+}
+
+impl Bundle {
+    /// Reads `bytes` to the end, as OPA's reader would, in constant memory but for the
+    /// JSON files, which are read one at a time. Blocks for as long as inflating takes.
+    ///
+    /// # Errors
+    /// What OPA, or a limit, would refuse.
+    pub fn open(bytes: Bytes, limits: &Limits) -> Result<Self, NotABundle> {
+        let size = bytes.len() as u64;
+        if size > limits.bundle {
+            return Err(NotABundle::TooLarge { size, limit: limits.bundle });
+        }
+        if !bytes.starts_with(&[0x1f, 0x8b]) {
+            return Err(NotABundle::NotGzip { start: bytes.iter().take(4).copied().collect() });
+        }
+        let inflated = Capped { inner: MultiGzDecoder::new(&bytes[..]), left: limits.unpacked };
+        let manifest = read_tar(inflated, limits)?;
+        Ok(Self { bytes, manifest })
+    }
+
+    /// The tarball as it is served.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The revision of its `.manifest`.
+    pub fn revision(&self) -> &Revision {
+        &self.manifest.revision
+    }
+
+    /// What its `.manifest` says.
+    pub fn manifest(&self) -> &BundleManifest {
+        &self.manifest
+    }
+}
+
+fn read_tar(inflated: impl Read, limits: &Limits) -> Result<BundleManifest, NotABundle> {
+    let archive_error = |error: io::Error| match error.kind() {
+        io::ErrorKind::QuotaExceeded => NotABundle::UnpacksTooLarge { limit: limits.unpacked },
+        _ => NotABundle::Archive { reason: error.to_string() },
+    };
+    let mut archive = tar::Archive::new(inflated);
+    let mut manifest = BundleManifest::default();
+    let mut files = 0;
+    for entry in archive.entries().map_err(archive_error)? {
+        let mut entry = entry.map_err(archive_error)?;
+        // OPA skips everything else in silence: folders, links, devices.
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        files += 1;
+        if files > limits.files {
+            return Err(NotABundle::TooManyFiles { limit: limits.files });
+        }
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some(kind) = Kind::of(&path) else { continue };
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).map_err(archive_error)?;
+        kind.check(&path, &content, &mut manifest)?;
+    }
+    // The rest of the stream holds the gzip checksum.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(archive_error)?;
+    Ok(manifest)
+}
+
+/// The files that decide whether OPA takes a bundle and that can be judged without a
+/// Rego compiler.
+enum Kind {
+    Manifest,
+    Data { at_root: bool },
+    Patch,
+}
+
+impl Kind {
+    fn of(path: &str) -> Option<Self> {
+        let (folder, base) = path.rsplit_once('/').unwrap_or(("", path));
+        if path.ends_with(".manifest") {
+            return Some(Self::Manifest);
+        }
+        match base {
+            // OPA trims the same characters before it mounts the file.
+            "data.json" => Some(Self::Data { at_root: folder.trim_start_matches(['/', '.']).is_empty() }),
+            "patch.json" => Some(Self::Patch),
+            _ => None,
+        }
+    }
+
+    fn check(&self, path: &str, content: &[u8], manifest: &mut BundleManifest) -> Result<(), NotABundle> {
+        let refused = |reason: String| NotABundle::File { path: path.to_owned(), reason };
+        match self {
+            // Of several manifests OPA takes the last.
+            Self::Manifest => *manifest = BundleManifest::parse(content).map_err(refused)?,
+            Self::Data { at_root } => {
+                let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+                serde_json::from_slice::<IgnoredAny>(content).map_err(|error| refused(error.to_string()))?;
+                if *at_root && !content.trim_ascii_start().starts_with(b"{") {
+                    return Err(refused("the root of data is not an object".to_owned()));
+                }
+            }
+            Self::Patch => {
+                // An empty list of patches is, to OPA, a snapshot that erases everything.
+                return Err(NotABundle::Delta { path: path.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ends with `QuotaExceeded` where `Take` would end as if the stream were over.
+struct Capped<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(count as u64).ok_or(io::ErrorKind::QuotaExceeded)?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn tarball(files: &[(&str, &[u8])]) -> Bytes {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o600);
+            builder.append_data(&mut header, path, *content).unwrap();
+        }
+        gzip(&builder.into_inner().unwrap()).into()
+    }
+
+    #[test]
+    fn revision_and_roots_come_from_the_manifest() {
+        let bytes = tarball(&[(".manifest", br#"{"revision":"r7","roots":["a"]}"#), ("a/data.json", b"[1]")]);
+        let bundle = Bundle::open(bytes, &LIMITS).unwrap();
+        assert_eq!(bundle.revision().as_str(), "r7");
+        assert_eq!(bundle.manifest().roots, ["a"]);
+    }
+
+    #[test]
+    fn what_opa_refuses_is_refused_with_the_files_name() {
+        for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
+        {
+            let error = Bundle::open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
+            assert!(matches!(&error, NotABundle::File { .. }), "{path} {content}: {error}");
+        }
+        let delta = tarball(&[("patch.json", br#"{"data":[]}"#)]);
+        assert!(matches!(Bundle::open(delta, &LIMITS).unwrap_err(), NotABundle::Delta { .. }));
+    }
+
+    #[test]
+    fn things_that_are_no_tarball_are_refused() {
+        let good = tarball(&[("data.json", b"{}")]);
+        let truncated = good.slice(..good.len() - 9);
+        let mut flipped = good.to_vec();
+        let end = flipped.len() - 6;
+        flipped[end] ^= 1;
+        for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated, flipped.into()] {
+            assert!(Bundle::open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn limits_hold_for_the_tarball_its_content_and_its_files() {
+        let bomb = tarball(&[("x", &vec![0; 2 << 20])]);
+        assert!(matches!(Bundle::open(bomb, &LIMITS).unwrap_err(), NotABundle::UnpacksTooLarge { .. }));
+        let many: Vec<_> = (0..11).map(|n| (format!("f{n}"), b"".as_slice())).collect();
+        let many: Vec<_> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
+        assert!(matches!(Bundle::open(tarball(&many), &LIMITS).unwrap_err(), NotABundle::TooManyFiles { .. }));
+        let small = Limits { bundle: 10, ..LIMITS };
+        assert!(matches!(Bundle::open(tarball(&[]), &small).unwrap_err(), NotABundle::TooLarge { .. }));
+    }
+}
