@@ -5,4 +5,6 @@
 //! only ever looks at snapshots.
 
 pub mod bundle;
+pub mod metrics;
 pub mod oci;
+pub mod registry;

@@ -2,11 +2,11 @@
 
 use std::io::{self, Read};
 
-use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
 use super::{BundleManifest, Revision};
+use crate::oci::Blob;
 
 /// How much a bundle may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Limits {
 /// Served bytes that open as an OPA bundle.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    bytes: Bytes,
+    blob: Blob,
     manifest: BundleManifest,
 }
 
@@ -79,27 +79,29 @@ pub enum NotABundle {
 }
 
 impl Bundle {
-    /// Reads `bytes` to the end, as OPA's reader would, in constant memory but for the
+    /// Reads `blob` to the end, as OPA's reader would, in constant memory but for the
     /// JSON files, which are read one at a time. Blocks for as long as inflating takes.
     ///
     /// # Errors
     /// What OPA, or a limit, would refuse.
-    pub fn open(bytes: Bytes, limits: &Limits) -> Result<Self, NotABundle> {
-        let size = bytes.len() as u64;
+    pub fn open(blob: Blob, limits: &Limits) -> Result<Self, NotABundle> {
+        let size = blob.size();
         if size > limits.bundle {
             return Err(NotABundle::TooLarge { size, limit: limits.bundle });
         }
-        if !bytes.starts_with(&[0x1f, 0x8b]) {
-            return Err(NotABundle::NotGzip { start: bytes.iter().take(4).copied().collect() });
+        let unreadable = |error: io::Error| NotABundle::Archive { reason: error.to_string() };
+        let start = blob.read_at(0, 4).map_err(unreadable)?;
+        if !start.starts_with(&[0x1f, 0x8b]) {
+            return Err(NotABundle::NotGzip { start: start.to_vec() });
         }
-        let inflated = Capped { inner: MultiGzDecoder::new(&bytes[..]), left: limits.unpacked };
+        let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: limits.unpacked };
         let manifest = read_tar(inflated, limits)?;
-        Ok(Self { bytes, manifest })
+        Ok(Self { blob, manifest })
     }
 
     /// The tarball as it is served.
-    pub fn bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn blob(&self) -> &Blob {
+        &self.blob
     }
 
     /// The revision of its `.manifest`.
@@ -203,7 +205,10 @@ impl<R: Read> Read for Capped<R> {
 mod tests {
     use std::io::Write as _;
 
+    use bytes::Bytes;
+
     use super::*;
+    use crate::oci::Descriptor;
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };
 
@@ -224,10 +229,14 @@ mod tests {
         gzip(&builder.into_inner().unwrap()).into()
     }
 
+    fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, NotABundle> {
+        Bundle::open(Blob::check(&Descriptor::of("", &bytes), bytes).unwrap(), limits)
+    }
+
     #[test]
     fn revision_and_roots_come_from_the_manifest() {
         let bytes = tarball(&[(".manifest", br#"{"revision":"r7","roots":["a"]}"#), ("a/data.json", b"[1]")]);
-        let bundle = Bundle::open(bytes, &LIMITS).unwrap();
+        let bundle = open(bytes, &LIMITS).unwrap();
         assert_eq!(bundle.revision().as_str(), "r7");
         assert_eq!(bundle.manifest().roots, ["a"]);
     }
@@ -236,11 +245,11 @@ mod tests {
     fn what_opa_refuses_is_refused_with_the_files_name() {
         for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
         {
-            let error = Bundle::open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
+            let error = open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
             assert!(matches!(&error, NotABundle::File { .. }), "{path} {content}: {error}");
         }
         let delta = tarball(&[("patch.json", br#"{"data":[]}"#)]);
-        assert!(matches!(Bundle::open(delta, &LIMITS).unwrap_err(), NotABundle::Delta { .. }));
+        assert!(matches!(open(delta, &LIMITS).unwrap_err(), NotABundle::Delta { .. }));
     }
 
     #[test]
@@ -251,18 +260,18 @@ mod tests {
         let end = flipped.len() - 6;
         flipped[end] ^= 1;
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated, flipped.into()] {
-            assert!(Bundle::open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
+            assert!(open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
         }
     }
 
     #[test]
     fn limits_hold_for_the_tarball_its_content_and_its_files() {
         let bomb = tarball(&[("x", &vec![0; 2 << 20])]);
-        assert!(matches!(Bundle::open(bomb, &LIMITS).unwrap_err(), NotABundle::UnpacksTooLarge { .. }));
+        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), NotABundle::UnpacksTooLarge { .. }));
         let many: Vec<_> = (0..11).map(|n| (format!("f{n}"), b"".as_slice())).collect();
         let many: Vec<_> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
-        assert!(matches!(Bundle::open(tarball(&many), &LIMITS).unwrap_err(), NotABundle::TooManyFiles { .. }));
+        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), NotABundle::TooManyFiles { .. }));
         let small = Limits { bundle: 10, ..LIMITS };
-        assert!(matches!(Bundle::open(tarball(&[]), &small).unwrap_err(), NotABundle::TooLarge { .. }));
+        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), NotABundle::TooLarge { .. }));
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flate2::{Compression, GzBuilder};
 
 use super::{Bundle, BundleManifest, Limits, NotABundle};
-use crate::oci::Digest;
+use crate::oci::{Blob, Descriptor, Digest, media_type};
 
 /// A folder as bundle bytes that were opened again before anyone sees them.
 #[derive(Debug, Clone)]
@@ -59,8 +59,10 @@ pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
     }
     let manifest = manifest_with_revision(&files)?;
     files.insert(".manifest".to_owned(), manifest);
-    let bundle =
-        Bundle::open(tar_gzip(&files).map_err(|source| PackError::Io { path: folder.to_owned(), source })?, limits)?;
+    let bytes = tar_gzip(&files).map_err(|source| PackError::Io { path: folder.to_owned(), source })?;
+    let blob = Blob::check(&Descriptor::of(media_type::LAYER_TAR_GZIP, &bytes), bytes)
+        .map_err(|error| NotABundle::Archive { reason: error.to_string() })?;
+    let bundle = Bundle::open(blob, limits)?;
     Ok(Packed { bundle, files: files.len() })
 }
 
@@ -156,7 +158,7 @@ mod tests {
         reversed.reverse();
         let one = pack(folder(&files).path(), &LIMITS).unwrap();
         let two = pack(folder(&reversed).path(), &LIMITS).unwrap();
-        assert_eq!(one.bundle.bytes(), two.bundle.bytes());
+        assert_eq!(one.bundle.blob().in_memory(), two.bundle.blob().in_memory());
         assert_eq!(one.bundle.revision().as_str().len(), 12);
     }
 

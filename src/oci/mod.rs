@@ -1,12 +1,14 @@
 //! The nouns of the OCI specifications: digests, references, descriptors,
 //! manifests, and the image layout on disk. Nothing here talks to a network.
 
+mod blob;
 mod digest;
 mod layout;
 mod manifest;
 mod reference;
 mod strict_json;
 
+pub use blob::{Blob, BlobMismatch, BlobWriter, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use layout::{Layout, LayoutError, LayoutIndex};
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, media_type};

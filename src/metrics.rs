@@ -1,0 +1,169 @@
+//! What Prometheus sees. The registry is injected, never the process-global one; label
+//! values are configured names or words of an enum, so cardinality is bounded.
+
+use prometheus::{
+    Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
+};
+
+/// Every metric of the process; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// `bundle`, `code`.
+    pub http_requests: IntCounterVec,
+    /// `bundle`.
+    pub sent_bytes: IntCounterVec,
+    /// `bundle`.
+    pub waiters: IntGaugeVec,
+    /// Open client connections.
+    pub connections: IntGauge,
+    /// `registry`, `operation`, `outcome`.
+    pub registry_requests: IntCounterVec,
+    /// `bundle`, `outcome`.
+    pub refreshes: IntCounterVec,
+    /// `bundle`, `outcome`, `reason`.
+    pub verifications: IntCounterVec,
+    /// `bundle`, `state`.
+    pub bundle_state: IntGaugeVec,
+    /// `bundle`, `manifest`, `revision`.
+    pub bundle_info: IntGaugeVec,
+    /// `bundle`.
+    pub last_check: GaugeVec,
+    /// `tier`.
+    pub cache_hits: IntCounterVec,
+    /// Blobs that had to be fetched.
+    pub cache_misses: IntCounter,
+    /// `tier`.
+    pub cache_bytes: IntGaugeVec,
+}
+
+/// Adds one to a gauge for as long as it lives, however its owner ends.
+#[derive(Debug)]
+pub struct InFlight(IntGauge);
+
+impl InFlight {
+    /// Counts in.
+    pub fn enter(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero, in a registry of their own.
+    ///
+    /// # Errors
+    /// Never in practice: names are constants that the tests register.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            add(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let gauges =
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
+        let build = gauges("bundlegate_build_info", "The running version; always 1.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            http_requests: counters(
+                "bundlegate_http_requests_total",
+                "Answers to bundle requests.",
+                &["bundle", "code"],
+            )?,
+            sent_bytes: counters(
+                "bundlegate_sent_bytes_total",
+                "Bytes of bundle bodies handed to clients.",
+                &["bundle"],
+            )?,
+            waiters: gauges("bundlegate_waiters", "Requests held open until something changes.", &["bundle"])?,
+            connections: add(&registry, IntGauge::new("bundlegate_connections", "Open client connections.")?)?,
+            registry_requests: counters(
+                "bundlegate_registry_requests_total",
+                "Requests to registries, every attempt counted.",
+                &["registry", "operation", "outcome"],
+            )?,
+            refreshes: counters("bundlegate_refreshes_total", "Concluded refreshes.", &["bundle", "outcome"])?,
+            verifications: counters(
+                "bundlegate_verifications_total",
+                "Signature verdicts.",
+                &["bundle", "outcome", "reason"],
+            )?,
+            bundle_state: gauges("bundlegate_bundle_state", "1 for the state a bundle is in.", &["bundle", "state"])?,
+            bundle_info: gauges(
+                "bundlegate_bundle_info",
+                "What a bundle serves; always 1.",
+                &["bundle", "manifest", "revision"],
+            )?,
+            last_check: add(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "bundlegate_bundle_last_check_timestamp_seconds",
+                        "When the registry was last asked with success.",
+                    ),
+                    &["bundle"],
+                )?,
+            )?,
+            cache_hits: counters("bundlegate_cache_hits_total", "Blobs found in the cache.", &["tier"])?,
+            cache_misses: add(
+                &registry,
+                IntCounter::new("bundlegate_cache_misses_total", "Blobs that had to be fetched.")?,
+            )?,
+            cache_bytes: gauges("bundlegate_cache_bytes", "Bytes held.", &["tier"])?,
+            registry,
+        })
+    }
+
+    /// The exposition format that Prometheus scrapes, and its content type.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which the tests rule out.
+    pub fn render(&self) -> Result<(String, Vec<u8>), prometheus::Error> {
+        let encoder = TextEncoder::new();
+        let mut text = Vec::new();
+        encoder.encode(&self.registry.gather(), &mut text)?;
+        Ok((encoder.format_type().to_owned(), text))
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_registers_and_renders() {
+        let metrics = Metrics::new().unwrap();
+        metrics.http_requests.with_label_values(&["authz", "200"]).inc();
+        let (kind, text) = metrics.render().unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(kind.starts_with("text/plain"));
+        assert!(text.contains(r#"bundlegate_http_requests_total{bundle="authz",code="200"} 1"#), "{text}");
+        assert!(text.contains("bundlegate_build_info{version="), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_holder_counts_out() {
+        let gauge = IntGauge::new("g", "g").unwrap();
+        let inside = gauge.clone();
+        let held = tokio::spawn(async move {
+            let _guard = InFlight::enter(&inside);
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(gauge.get(), 1);
+        held.abort();
+        let _ = held.await;
+        assert_eq!(gauge.get(), 0);
+    }
+}

@@ -1,0 +1,245 @@
+//! Bytes that are exactly what a descriptor says, in memory or in a file that nobody else
+//! can reach.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{Descriptor, Digest, Hasher};
+
+/// Bytes whose digest **and size** equal a descriptor's. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    digest: Digest,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Memory(Bytes),
+    /// Unlinked, so that its bytes can't change behind the check.
+    File {
+        file: Arc<fs::File>,
+        size: u64,
+    },
+}
+
+/// The bytes are not what the descriptor says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}, got {actual}")]
+pub struct BlobMismatch {
+    /// Digest and size of the descriptor.
+    pub expected: String,
+    /// Digest and size of the bytes.
+    pub actual: String,
+}
+
+/// Takes bytes as they come, and gives a [`Blob`] if they turn out right.
+#[derive(Debug)]
+pub struct BlobWriter {
+    descriptor: Descriptor,
+    hasher: Hasher,
+    written: u64,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Memory(Vec<u8>),
+    File(fs::File),
+}
+
+impl Blob {
+    /// Checks `bytes` against `descriptor`.
+    ///
+    /// # Errors
+    /// When digest or size differ.
+    pub fn check(descriptor: &Descriptor, bytes: Bytes) -> Result<Self, BlobMismatch> {
+        let actual = descriptor.digest.recompute(&bytes);
+        compare(descriptor, actual, bytes.len() as u64)?;
+        Ok(Self { digest: descriptor.digest.clone(), content: Content::Memory(bytes) })
+    }
+
+    /// The digest that the descriptor named.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        match &self.content {
+            Content::Memory(bytes) => bytes.len() as u64,
+            Content::File { size, .. } => *size,
+        }
+    }
+
+    /// The bytes, where they are in memory.
+    pub fn in_memory(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Memory(bytes) => Some(bytes),
+            Content::File { .. } => None,
+        }
+    }
+
+    /// Reads the whole from the start; any number of readers at a time.
+    pub fn reader(&self) -> Box<dyn BufRead + Send + '_> {
+        match &self.content {
+            Content::Memory(bytes) => Box::new(&bytes[..]),
+            Content::File { file, .. } => Box::new(BufReader::with_capacity(1 << 16, ReadAt { file, offset: 0 })),
+        }
+    }
+
+    /// At most `length` bytes from `offset`; fewer at the end. Blocks on the disk unless
+    /// the blob is in memory.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        let left = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(length);
+        match &self.content {
+            Content::Memory(bytes) => {
+                let start = bytes.len() - usize::try_from(self.size().saturating_sub(offset)).unwrap_or(bytes.len());
+                Ok(bytes.slice(start..start + left))
+            }
+            Content::File { file, .. } => {
+                let mut piece = vec![0; left];
+                file.read_exact_at(&mut piece, offset)?;
+                Ok(piece.into())
+            }
+        }
+    }
+}
+
+impl BlobWriter {
+    /// Keeps the bytes in memory.
+    pub fn in_memory(descriptor: Descriptor) -> Self {
+        Self::new(descriptor, Sink::Memory(Vec::new()))
+    }
+
+    /// Keeps the bytes in `file`, which must be empty, open for reading and writing, and
+    /// have no name.
+    pub fn in_file(descriptor: Descriptor, file: fs::File) -> Self {
+        Self::new(descriptor, Sink::File(file))
+    }
+
+    fn new(descriptor: Descriptor, sink: Sink) -> Self {
+        Self { hasher: descriptor.digest.hasher(), descriptor, written: 0, sink }
+    }
+
+    /// Takes the next bytes. More than the descriptor's size is refused right away, so the
+    /// length of a hostile body does not matter.
+    ///
+    /// # Errors
+    /// When the disk fails (`Io`) or the size is exceeded.
+    pub fn write(&mut self, piece: &[u8]) -> Result<(), WriteError> {
+        self.written += piece.len() as u64;
+        if self.written > self.descriptor.size {
+            return Err(WriteError::Mismatch(BlobMismatch {
+                expected: format!("{} bytes", self.descriptor.size),
+                actual: "more".to_owned(),
+            }));
+        }
+        self.hasher.update(piece);
+        match &mut self.sink {
+            Sink::Memory(bytes) => bytes.extend_from_slice(piece),
+            Sink::File(file) => file.write_all(piece)?,
+        }
+        Ok(())
+    }
+
+    /// The blob, if all of it came and is right. `own` turns a buffer into shared bytes,
+    /// which is the place to tie an accounting guard to them.
+    ///
+    /// # Errors
+    /// When digest or size differ.
+    pub fn finish(self, own: impl FnOnce(Vec<u8>) -> Bytes) -> Result<Blob, BlobMismatch> {
+        compare(&self.descriptor, self.hasher.finish(), self.written)?;
+        let content = match self.sink {
+            Sink::Memory(bytes) => Content::Memory(own(bytes)),
+            Sink::File(file) => Content::File { file: Arc::new(file), size: self.written },
+        };
+        Ok(Blob { digest: self.descriptor.digest, content })
+    }
+}
+
+/// Why a piece was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The disk.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Too many bytes.
+    #[error(transparent)]
+    Mismatch(#[from] BlobMismatch),
+}
+
+fn compare(descriptor: &Descriptor, actual: Digest, size: u64) -> Result<(), BlobMismatch> {
+    if actual == descriptor.digest && size == descriptor.size {
+        return Ok(());
+    }
+    Err(BlobMismatch {
+        expected: format!("{} of {} bytes", descriptor.digest, descriptor.size),
+        actual: format!("{actual} of {size} bytes"),
+    })
+}
+
+/// Reads by position, so that readers don't share a cursor.
+struct ReadAt<'a> {
+    file: &'a fs::File,
+    offset: u64,
+}
+
+impl Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(bytes: &[u8]) -> Descriptor {
+        Descriptor::of("application/octet-stream", bytes)
+    }
+
+    #[test]
+    fn only_the_right_bytes_in_the_right_number_become_a_blob() {
+        let right = descriptor(b"hello");
+        assert!(Blob::check(&right, Bytes::from_static(b"hello")).is_ok());
+        assert!(Blob::check(&right, Bytes::from_static(b"hellp")).is_err());
+        let lying = Descriptor { size: 6, ..right };
+        assert!(Blob::check(&lying, Bytes::from_static(b"hello")).is_err());
+    }
+
+    #[test]
+    fn a_writer_refuses_one_byte_too_many_at_once() {
+        let mut writer = BlobWriter::in_memory(descriptor(b"hello"));
+        writer.write(b"hell").unwrap();
+        assert!(matches!(writer.write(b"oo"), Err(WriteError::Mismatch(_))));
+    }
+
+    #[test]
+    fn a_blob_in_a_file_reads_like_one_in_memory() {
+        let mut writer = BlobWriter::in_file(descriptor(b"hello world"), tempfile::tempfile().unwrap());
+        writer.write(b"hello ").unwrap();
+        writer.write(b"world").unwrap();
+        let filed = writer.finish(Bytes::from).unwrap();
+        let held = Blob::check(&descriptor(b"hello world"), Bytes::from_static(b"hello world")).unwrap();
+        for blob in [filed, held] {
+            assert_eq!(blob.read_at(6, 3).unwrap(), "wor");
+            assert_eq!(blob.read_at(9, 30).unwrap(), "ld");
+            assert_eq!(blob.read_at(11, 30).unwrap(), "");
+            let mut whole = String::new();
+            blob.reader().read_to_string(&mut whole).unwrap();
+            assert_eq!(whole, "hello world");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A blob on its way: bounded in size and time, not yet checked.
+
+use std::io::Read as _;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::{error::RegistryError, http::innermost};
+use crate::oci::{Blob, BlobMismatch, Descriptor};
+
+const PIECE: usize = 256 * 1024;
+
+/// The bytes of a blob as they come. Whoever collects them checks them
+/// ([`crate::oci::BlobWriter`]).
+#[derive(Debug)]
+pub struct BlobStream {
+    descriptor: Descriptor,
+    host: String,
+    left: u64,
+    deadline: Instant,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Http(reqwest::Response),
+    File(std::fs::File),
+}
+
+impl BlobStream {
+    pub(super) fn http(descriptor: Descriptor, host: String, deadline: Instant, response: reqwest::Response) -> Self {
+        Self { left: descriptor.size, descriptor, host, deadline, origin: Origin::Http(response) }
+    }
+
+    pub(super) fn file(descriptor: Descriptor, host: String, deadline: Instant, file: std::fs::File) -> Self {
+        Self { left: descriptor.size, descriptor, host, deadline, origin: Origin::File(file) }
+    }
+
+    /// What is expected to come.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the transfer breaks, takes too long, or brings more than the descriptor says.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        let piece = timeout_at(self.deadline, self.origin.next())
+            .await
+            .unwrap_or_else(|_| Err("not done within timeouts.total".to_owned()))
+            .map_err(|reason| RegistryError::Unreachable { operation: "blob", host: self.host.clone(), reason })?;
+        let Some(piece) = piece else { return Ok(None) };
+        self.left = self.left.checked_sub(piece.len() as u64).ok_or_else(|| {
+            self.mismatch(&BlobMismatch {
+                expected: format!("{} of {} bytes", self.descriptor.digest, self.descriptor.size),
+                actual: "more bytes".to_owned(),
+            })
+        })?;
+        Ok(Some(piece))
+    }
+
+    /// The error for bytes that came and are not those that were asked for.
+    pub fn mismatch(&self, mismatch: &BlobMismatch) -> RegistryError {
+        RegistryError::Mismatch { what: "blob", expected: mismatch.expected.clone(), actual: mismatch.actual.clone() }
+    }
+
+    /// Reads all of a small blob into memory and checks it. The caller has looked at
+    /// `descriptor().size`.
+    ///
+    /// # Errors
+    /// As [`Self::next`], and when the bytes are not the blob's.
+    pub async fn collect(mut self) -> Result<Blob, RegistryError> {
+        let mut bytes = bytes::BytesMut::new();
+        while let Some(piece) = self.next().await? {
+            bytes.extend_from_slice(&piece);
+        }
+        Blob::check(&self.descriptor, bytes.freeze()).map_err(|error| self.mismatch(&error))
+    }
+}
+
+impl Origin {
+    async fn next(&mut self) -> Result<Option<Bytes>, String> {
+        match self {
+            Self::Http(response) => response.chunk().await.map_err(|error| innermost(&error)),
+            Self::File(file) => {
+                let mut file = file.try_clone().map_err(|error| error.to_string())?;
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut piece = vec![0; PIECE];
+                    file.read(&mut piece).map(|count| {
+                        piece.truncate(count);
+                        piece
+                    })
+                });
+                let piece = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+                Ok((!piece.is_empty()).then(|| piece.into()))
+            }
+        }
+    }
+}

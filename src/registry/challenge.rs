@@ -1,0 +1,126 @@
+//! `WWW-Authenticate` (RFC 9110 §11.6.1), as registries write it.
+
+/// What a registry asks for before it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token from `realm` (distribution, `auth/token.md`).
+    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    /// User name and password.
+    Basic,
+}
+
+impl Challenge {
+    /// The challenge we can answer best: Bearer before Basic. `None` when neither is offered.
+    pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let offered: Vec<_> = headers.flat_map(parse).collect();
+        let bearer = offered.iter().find(|challenge| matches!(challenge, Self::Bearer { .. }));
+        bearer.or_else(|| offered.first()).cloned()
+    }
+}
+
+/// One header may hold several challenges, separated by the same commas as parameters.
+fn parse(header: &str) -> Vec<Challenge> {
+    let mut found = Vec::new();
+    let mut rest = header.trim_start();
+    while !rest.is_empty() {
+        let (scheme, after) = token(rest);
+        if scheme.is_empty() {
+            break;
+        }
+        let (parameters, after) = parameters(after);
+        let value = |name: &str| {
+            parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
+        };
+        if scheme.eq_ignore_ascii_case("bearer") {
+            if let Some(realm) = value("realm") {
+                found.push(Challenge::Bearer { realm, service: value("service"), scope: value("scope") });
+            }
+        } else if scheme.eq_ignore_ascii_case("basic") {
+            found.push(Challenge::Basic);
+        }
+        rest = after.trim_start_matches([',', ' ', '\t']);
+    }
+    found
+}
+
+/// `key=value` pairs up to the end or the next scheme.
+fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
+    let mut pairs = Vec::new();
+    loop {
+        let start = rest.trim_start_matches([',', ' ', '\t']);
+        let (key, after) = token(start);
+        let Some(value) = after.trim_start().strip_prefix('=') else { return (pairs, start) };
+        if key.is_empty() {
+            return (pairs, "");
+        }
+        let (value, after) = match value.trim_start().strip_prefix('"') {
+            Some(quoted) => unquote(quoted),
+            None => {
+                let (value, after) = token(value.trim_start());
+                (value.to_owned(), after)
+            }
+        };
+        pairs.push((key.to_owned(), value));
+        rest = after;
+    }
+}
+
+fn token(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| c.is_whitespace() || matches!(c, ',' | '=' | '"')).unwrap_or(text.len()))
+}
+
+fn unquote(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return (value, &text[at + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            _ => value.push(character),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(header: &str) -> Option<Challenge> {
+        Challenge::choose(std::iter::once(header))
+    }
+
+    #[test]
+    fn a_bearer_challenge_is_read_with_commas_inside_its_scope() {
+        let header = r#"Bearer realm="https://auth.example/token",service="reg",scope="repository:a/b:pull,push""#;
+        let expected = Challenge::Bearer {
+            realm: "https://auth.example/token".into(),
+            service: Some("reg".into()),
+            scope: Some("repository:a/b:pull,push".into()),
+        };
+        assert_eq!(choose(header), Some(expected));
+    }
+
+    #[test]
+    fn bearer_is_preferred_and_case_does_not_matter() {
+        let chosen = choose(r#"basic Realm="x", BEARER REALM="https://t/", service=plain"#);
+        assert!(matches!(chosen, Some(Challenge::Bearer { service: Some(s), .. }) if s == "plain"));
+        assert_eq!(choose(r#"Basic realm="a \"quoted\" one""#), Some(Challenge::Basic));
+    }
+
+    #[test]
+    fn garbage_is_no_challenge_and_ends() {
+        for header in
+            ["", ",,,", "=", "Bearer", "Bearer service=x", "Digest a=b", "\"", "Bearer realm", "Bearer =", "a=\"b"]
+        {
+            assert_eq!(choose(header), None, "{header}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_header_panics_or_hangs(header in "\\PC{0,80}") {
+            let _ = choose(&header);
+        }
+    }
+}

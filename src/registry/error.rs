@@ -1,0 +1,152 @@
+//! What can go wrong between us and a registry, and what to do about it.
+
+use std::time::Duration;
+
+use crate::oci::{Digest, LayoutError, ManifestError, Reference};
+
+/// What a failure means for the one who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// May go away by itself: network, 5xx, token server, a broken transfer.
+    Transient,
+    /// The registry asks to come back later.
+    RateLimited {
+        /// How much later, where it said so.
+        retry_after: Option<Duration>,
+    },
+    /// The registry answers, and has no such thing.
+    NotFound,
+    /// The registry answers, and refuses our credentials.
+    Denied,
+    /// A property of the bytes under a matching digest: asking again cannot help.
+    Defect,
+}
+
+/// A failed registry operation.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The reference points at nothing.
+    #[error("{reference}: no such tag or manifest")]
+    NoSuchReference {
+        /// What was asked for.
+        reference: Reference,
+    },
+    /// A manifest or blob that should be there is not.
+    #[error("{what} {digest} is not in {repository}")]
+    Missing {
+        /// `manifest` or `blob`.
+        what: &'static str,
+        /// Its digest.
+        digest: Digest,
+        /// Where it was looked for.
+        repository: String,
+    },
+    /// No answer: connection, TLS or a deadline.
+    #[error("{operation} at {host}: {reason}")]
+    Unreachable {
+        /// What was attempted.
+        operation: &'static str,
+        /// With whom.
+        host: String,
+        /// The innermost cause, without URLs, which may hold signatures.
+        reason: String,
+    },
+    /// An answer that means neither success nor a fact about the artifact.
+    #[error("{operation} at {host}: HTTP {status}")]
+    Status {
+        /// What was attempted.
+        operation: &'static str,
+        /// With whom.
+        host: String,
+        /// The status code.
+        status: u16,
+        /// `Retry-After`, where sent.
+        retry_after: Option<Duration>,
+    },
+    /// 401 or 403 after the credentials were used.
+    #[error(
+        "{operation} at {host}: HTTP {status}, the registry refuses {credentials}; check registries.{host}.credentials"
+    )]
+    Denied {
+        /// What was attempted.
+        operation: &'static str,
+        /// With whom.
+        host: String,
+        /// The status code.
+        status: u16,
+        /// `our credentials` or `anonymous access`.
+        credentials: &'static str,
+    },
+    /// The token server named by the registry did not give a token.
+    #[error("token for {host} from {realm}: {reason}")]
+    Token {
+        /// The registry.
+        host: String,
+        /// The token server's address, without query.
+        realm: String,
+        /// What it did.
+        reason: String,
+        /// Whether it refused the credentials, as opposed to being unwell.
+        denied: bool,
+        /// `Retry-After`, where it said 429.
+        retry_after: Option<Duration>,
+        /// Whether it said 429.
+        limited: bool,
+    },
+    /// A body longer than allowed.
+    #[error("{what} is larger than the limit of {limit} bytes ({key})")]
+    TooLarge {
+        /// What was read.
+        what: String,
+        /// The limit.
+        limit: u64,
+        /// The configuration key that holds it.
+        key: &'static str,
+    },
+    /// The bytes that arrived are not those that were asked for.
+    #[error("{what} {expected} arrived as {actual}: the transfer or the registry's storage is corrupt")]
+    Mismatch {
+        /// `manifest` or `blob`.
+        what: &'static str,
+        /// What was asked for.
+        expected: String,
+        /// What came.
+        actual: String,
+    },
+    /// The manifest's bytes are what was asked for, but no manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A page of a list that is not what the specification says.
+    #[error("{operation} at {host}: {reason}")]
+    Protocol {
+        /// What was attempted.
+        operation: &'static str,
+        /// With whom.
+        host: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// An OCI layout folder could not be read.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+impl RegistryError {
+    /// What the failure means.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::NoSuchReference { .. } | Self::Missing { .. } => Class::NotFound,
+            Self::Denied { .. } | Self::Token { denied: true, .. } => Class::Denied,
+            Self::Status { status: 429, retry_after, .. } | Self::Token { limited: true, retry_after, .. } => {
+                Class::RateLimited { retry_after: *retry_after }
+            }
+            Self::TooLarge { .. } | Self::Manifest(_) => Class::Defect,
+            Self::Unreachable { .. }
+            | Self::Status { .. }
+            | Self::Token { .. }
+            | Self::Mismatch { .. }
+            | Self::Protocol { .. }
+            | Self::Layout(_) => Class::Transient,
+        }
+    }
+}

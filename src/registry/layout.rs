@@ -1,0 +1,86 @@
+//! An OCI image layout folder in the role of a registry.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use tokio::{task::spawn_blocking, time::Instant};
+
+use super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits};
+use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Selector};
+
+/// A local disk that takes longer is as good as dead.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// The folder is opened at every use: it may be replaced, or appear later.
+#[derive(Debug, Clone)]
+pub(super) struct LayoutSource {
+    root: PathBuf,
+    limits: ReadLimits,
+}
+
+impl LayoutSource {
+    pub(super) fn new(root: PathBuf, limits: ReadLimits) -> Self {
+        Self { root, limits }
+    }
+
+    /// The digest that `selector` names now; `None` when nothing, or more than one thing, fits.
+    pub(super) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
+        self.blocking(move |layout, _| {
+            let index = layout.index()?;
+            Ok(match selector {
+                Selector::Digest(digest) => Some(digest),
+                Selector::Tag(tag) => index.find(&tag).map(|entry| entry.digest.clone()),
+                Selector::Only => match index.manifests.as_slice() {
+                    [only] => Some(only.digest.clone()),
+                    _ => None,
+                },
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
+        self.blocking(move |layout, limits| {
+            let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else { return Ok(None) };
+            let actual = digest.recompute(&raw);
+            if actual != digest {
+                let (expected, actual) = (digest.to_string(), actual.to_string());
+                return Err(RegistryError::Mismatch { what: "manifest", expected, actual });
+            }
+            Ok(Some(Manifest::parse(raw, None, limits.manifest)?))
+        })
+        .await
+    }
+
+    pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
+        let digest = descriptor.digest.clone();
+        let opened = self.blocking(move |layout, _| match layout.open_blob(&digest) {
+            Ok(file) => Ok(Some(file)),
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        });
+        let file = opened.await?;
+        let deadline = Instant::now() + DEADLINE;
+        Ok(file.map(|file| BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)))
+    }
+
+    /// Runs `work` off the async threads on the layout as it is now.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Layout, ReadLimits) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let Self { root, limits } = self.clone();
+        spawn_blocking(move || work(Layout::open(root)?, limits)).await.unwrap_or_else(|error| {
+            Err(RegistryError::Protocol { operation: "read", host: "oci-layout".to_owned(), reason: error.to_string() })
+        })
+    }
+}
+
+fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Bytes>, RegistryError> {
+    match layout.read_blob(digest, limit) {
+        Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
+            Err(RegistryError::TooLarge { what: "manifest".to_owned(), limit, key: "limits.manifest" })
+        }
+        read => Ok(read?),
+    }
+}

@@ -1,0 +1,178 @@
+//! Every registry that the configuration allows, and one repository of one of them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    blob_stream::BlobStream,
+    error::RegistryError,
+    http::{BadOptions, Wire},
+    layout::LayoutSource,
+    options::{Options, ReadLimits},
+    remote::Remote,
+};
+use crate::{
+    metrics::Metrics,
+    oci::{Descriptor, Document, Manifest, PinnedReference, Reference, Repository, Selector},
+};
+
+/// The registries by host, each with its one connection pool and its one credential.
+#[derive(Debug)]
+pub struct Registries {
+    options: BTreeMap<String, Options>,
+    limits: ReadLimits,
+    metrics: Metrics,
+    wires: Mutex<HashMap<String, Arc<Wire>>>,
+}
+
+/// One repository, as everything above the network sees it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Source {
+    repository: Repository,
+    identity: String,
+    backend: Backend,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Remote(Remote),
+    Layout(LayoutSource),
+}
+
+impl Registries {
+    /// Registries that are not in `options` are spoken to over HTTPS, anonymously.
+    pub fn new(options: BTreeMap<String, Options>, limits: ReadLimits, metrics: Metrics) -> Self {
+        Self { options, limits, metrics, wires: Mutex::default() }
+    }
+
+    /// The source for a repository.
+    ///
+    /// # Errors
+    /// When the options of its host make no client.
+    pub fn source(&self, repository: &Repository) -> Result<Source, BadOptions> {
+        let (backend, identity) = match repository {
+            Repository::Registry { host, path } => {
+                let user = self.options.get(host).and_then(|options| options.credentials.as_ref());
+                let identity = format!("{repository} as {}", user.map_or("anonymous", |user| &user.username));
+                (Backend::Remote(Remote::new(self.wire(host)?, path.clone(), self.limits)), identity)
+            }
+            Repository::Layout { path } => {
+                (Backend::Layout(LayoutSource::new(path.clone(), self.limits)), repository.to_string())
+            }
+        };
+        Ok(Source { repository: repository.clone(), identity, backend })
+    }
+
+    fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {
+        let mut wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wire) = wires.get(host) {
+            return Ok(Arc::clone(wire));
+        }
+        let options = self.options.get(host).cloned().unwrap_or_default();
+        let wire = Arc::new(Wire::new(host, &options, self.metrics.clone())?);
+        wires.insert(host.to_owned(), Arc::clone(&wire));
+        Ok(wire)
+    }
+}
+
+impl Source {
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Repository and credential in words: who has been shown a blob here may have it from
+    /// a cache, others may not.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Turns a reference into a pin: one HEAD for a tag, nothing for a digest.
+    ///
+    /// # Errors
+    /// `NoSuchReference` when the registry has no such tag.
+    pub async fn resolve(&self, reference: &Reference) -> Result<PinnedReference, RegistryError> {
+        if let Some(pinned) = reference.pinned() {
+            return Ok(pinned);
+        }
+        let digest = match (&self.backend, reference.selector()) {
+            (Backend::Remote(remote), Selector::Tag(tag)) => remote.resolve(tag).await?,
+            (Backend::Remote(_), _) => None,
+            (Backend::Layout(layout), selector) => layout.resolve(selector.clone()).await?,
+        };
+        match digest {
+            Some(digest) => Ok(self.repository.pin(digest)),
+            None => Err(RegistryError::NoSuchReference { reference: reference.clone() }),
+        }
+    }
+
+    /// The manifest under a pin, its bytes checked against the digest.
+    ///
+    /// # Errors
+    /// `Missing` when the repository does not have it.
+    pub async fn manifest(&self, pinned: &PinnedReference) -> Result<Manifest, RegistryError> {
+        let digest = pinned.digest();
+        let found = match &self.backend {
+            Backend::Remote(remote) => remote.manifest(digest).await?,
+            Backend::Layout(layout) => layout.manifest(digest.clone()).await?,
+        };
+        found.ok_or_else(|| self.missing("manifest", digest))
+    }
+
+    /// The manifest that a tag names now, or `None`: for signatures, whose absence is an
+    /// answer and not an error.
+    ///
+    /// # Errors
+    /// When the registry does not answer, refuses, or sends nonsense.
+    pub async fn tagged_manifest(&self, tag: &str) -> Result<Option<Manifest>, RegistryError> {
+        match &self.backend {
+            Backend::Remote(remote) => remote.tagged_manifest(tag).await,
+            Backend::Layout(layout) => match layout.resolve(Selector::Tag(tag.to_owned())).await? {
+                Some(digest) => layout.manifest(digest).await,
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Starts the transfer of a blob.
+    ///
+    /// # Errors
+    /// `Missing` when the repository does not have it.
+    pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, RegistryError> {
+        let found = match &self.backend {
+            Backend::Remote(remote) => remote.blob(descriptor).await?,
+            Backend::Layout(layout) => layout.blob(descriptor).await?,
+        };
+        found.ok_or_else(|| self.missing("blob", &descriptor.digest))
+    }
+
+    /// What refers to `subject`: the referrers API together with its fallback tag, because
+    /// a registry that gained the API later keeps older entries under the tag only. At most
+    /// `limit` descriptors, unfiltered; none of them proves anything by being listed.
+    ///
+    /// # Errors
+    /// When either of the two can't be asked; a registry without the API is no error.
+    pub async fn referrers(&self, subject: &PinnedReference, limit: usize) -> Result<Vec<Descriptor>, RegistryError> {
+        let digest = subject.digest();
+        let mut found = match &self.backend {
+            Backend::Remote(remote) => remote.referrers(digest, limit).await?.unwrap_or_default(),
+            Backend::Layout(_) => Vec::new(),
+        };
+        let fallback = self.tagged_manifest(&format!("{}-{}", digest.algorithm(), digest.hex())).await?;
+        if let Some(Document::Index { manifests }) = fallback.as_ref().map(Manifest::document) {
+            for entry in manifests {
+                if !found.iter().any(|known| known.digest == entry.digest) {
+                    found.push(entry.clone());
+                }
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    fn missing(&self, what: &'static str, digest: &crate::oci::Digest) -> RegistryError {
+        RegistryError::Missing { what, digest: digest.clone(), repository: self.repository.to_string() }
+    }
+}
