@@ -5,6 +5,9 @@
 //! only ever looks at snapshots.
 
 pub mod bundle;
+pub mod catalog;
 pub mod metrics;
 pub mod oci;
 pub mod registry;
+pub mod verify;
+pub mod watch;

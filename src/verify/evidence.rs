@@ -1,0 +1,82 @@
+//! Signature material as it came from a registry: nothing in here is trusted.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Everything that a registry offers to vouch for one digest, in a form that can be kept on
+/// disk and judged again. Verdicts are never kept.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Evidence {
+    pub(super) legacy: Vec<LegacySignature>,
+    pub(super) bundles: Vec<SignatureBundle>,
+    /// Candidates that could not be used, in words.
+    #[serde(default)]
+    pub(super) skipped: Vec<String>,
+}
+
+/// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct LegacySignature {
+    /// The `dev.cosignproject.cosign/signature` annotation.
+    pub(super) signature: String,
+    /// The simple-signing payload.
+    #[serde(with = "base64_bytes")]
+    pub(super) payload: Bytes,
+}
+
+/// A Sigstore bundle and the manifest that attaches it (cosign, `specs/BUNDLE_SPEC.md`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SignatureBundle {
+    #[serde(with = "base64_bytes")]
+    pub(super) referrer: Bytes,
+    #[serde(with = "base64_bytes")]
+    pub(super) bundle: Bytes,
+}
+
+/// Stored evidence that can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("stored evidence: {0}")]
+pub struct EvidenceError(String);
+
+impl Evidence {
+    /// How many candidate signatures it holds.
+    pub fn len(&self) -> usize {
+        self.legacy.len() + self.bundles.len()
+    }
+
+    /// Whether there is no candidate at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are something else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        serde_json::from_slice(bytes).map_err(|error| EvidenceError(error.to_string()))
+    }
+
+    /// For the disk.
+    ///
+    /// # Errors
+    /// Never in practice: every part is a string.
+    pub fn to_bytes(&self) -> Result<Bytes, EvidenceError> {
+        serde_json::to_vec(self).map(Bytes::from).map_err(|error| EvidenceError(error.to_string()))
+    }
+}
+
+mod base64_bytes {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use bytes::Bytes;
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Bytes::from).map_err(de::Error::custom)
+    }
+}

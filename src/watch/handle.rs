@@ -1,0 +1,132 @@
+//! What the server may know and ask of a watcher.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Duration, Instant},
+};
+
+use super::state::State;
+
+/// One bundle, seen from outside its watcher. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(super) name: Arc<str>,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) checks: watch::Receiver<Checks>,
+    pub(super) wanted: Arc<Notify>,
+    pub(super) confirm_within: Duration,
+    pub(super) status: Arc<Mutex<Status>>,
+}
+
+/// What is known about the last check of the registry.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Checks {
+    /// When the last check that the registry answered began.
+    pub(super) answered: Option<Instant>,
+    /// When the last check that it did not answer began.
+    pub(super) failed: Option<Instant>,
+    /// Whether any attempt has ended.
+    pub(super) concluded: bool,
+}
+
+/// A bundle's part of `/status`, but for what the server counts.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// `pending`, `serving` or `withdrawn`.
+    pub state: &'static str,
+    /// As configured.
+    pub reference: String,
+    /// Digest of the manifest being served.
+    pub manifest: Option<String>,
+    /// Entity tag of what is being served.
+    pub etag: Option<String>,
+    /// The bundle's own revision.
+    pub revision: Option<String>,
+    /// Bytes of the tarball.
+    pub size: Option<u64>,
+    /// Who vouched for it.
+    pub signers: Vec<SignerStatus>,
+    /// When this state began (RFC 3339).
+    pub since: String,
+    /// When the registry last answered.
+    pub last_check: Option<String>,
+    /// What went wrong last; gone with the next success.
+    pub last_failure: Option<FailureStatus>,
+}
+
+/// One signer in `/status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct SignerStatus {
+    /// Its name in the configuration.
+    pub authority: String,
+    /// `sha256:` of the public key.
+    pub identity: String,
+    /// `bundle` or `legacy`.
+    pub format: &'static str,
+    /// Known only where a log or a timestamp says so.
+    pub signed_at: Option<String>,
+}
+
+/// `last_failure` in `/status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct FailureStatus {
+    /// When.
+    pub at: String,
+    /// What kind.
+    pub class: &'static str,
+    /// At which step.
+    pub step: String,
+    /// About which manifest, if known.
+    pub digest: Option<String>,
+    /// For people.
+    pub message: String,
+}
+
+impl Handle {
+    /// The bundle's name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A view of the state of one's own: mark it seen (`borrow_and_update`) before
+    /// comparing, wait for `changed` after.
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Waits until the registry has been asked no longer than `confirm_within` ago, and its
+    /// answer has been published. `false` when the registry could not be asked.
+    ///
+    /// Any number of callers share one check. Cancel-safe.
+    pub async fn confirm(&self) -> bool {
+        let asked = Instant::now();
+        let fresh = |began: Option<Instant>| began.is_some_and(|began| began + self.confirm_within >= asked);
+        let mut checks = self.checks.clone();
+        loop {
+            let seen = *checks.borrow_and_update();
+            if fresh(seen.answered) {
+                return true;
+            }
+            if fresh(seen.failed) {
+                return false;
+            }
+            self.wanted.notify_one();
+            if checks.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Whether one attempt has come to an end, whatever its outcome.
+    pub fn has_concluded(&self) -> bool {
+        self.checks.borrow().concluded
+    }
+
+    /// For `/status`.
+    pub fn status(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
