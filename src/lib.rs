@@ -9,5 +9,6 @@ pub mod catalog;
 pub mod metrics;
 pub mod oci;
 pub mod registry;
+pub mod store;
 pub mod verify;
 pub mod watch;

@@ -9,10 +9,12 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, Digest, media_type};
+use super::{Blob, Descriptor, Digest, media_type};
 
 /// The annotation that names an entry of `index.json`.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Files on their way to a name start with this.
+const TEMPORARY: &str = ".tmp-";
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// `index.json` longer than this is not read.
 const INDEX_LIMIT: u64 = 16 << 20;
@@ -141,6 +143,73 @@ impl Layout {
         Ok(digest)
     }
 
+    /// Stores a checked blob under its digest.
+    ///
+    /// # Errors
+    /// When the disk refuses; nothing half-written stays under the digest's name.
+    pub fn store_blob(&self, blob: &Blob) -> Result<(), LayoutError> {
+        let path = self.blob_path(blob.digest());
+        if path.exists() {
+            return Ok(());
+        }
+        self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
+    }
+
+    /// Removes a blob; one that is not there is fine.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<(), LayoutError> {
+        let path = self.blob_path(digest);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(LayoutError::Io { operation: "remove", path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Every blob that lies in the folder, with its size. Names that are no digests are
+    /// left out.
+    ///
+    /// # Errors
+    /// When a folder can't be read.
+    pub fn blobs(&self) -> Result<Vec<(Digest, u64)>, LayoutError> {
+        let mut found = Vec::new();
+        for algorithm in ["sha256", "sha512"] {
+            let path = self.root.join("blobs").join(algorithm);
+            let failed = |source| LayoutError::Io { operation: "list", path: path.clone(), source };
+            let entries = match fs::read_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(failed)?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                let name = format!("{algorithm}:{}", entry.file_name().to_string_lossy());
+                if let Ok(digest) = name.parse() {
+                    found.push((digest, entry.metadata().map_err(failed)?.len()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes temporary files that a crash left behind. Only for whoever alone may write
+    /// to the folder.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn remove_leftovers(&self) -> Result<(), LayoutError> {
+        let failed = |source| LayoutError::Io { operation: "clean", path: self.root.clone(), source };
+        for entry in fs::read_dir(&self.root).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads `index.json`.
     ///
     /// # Errors
@@ -164,11 +233,19 @@ impl Layout {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+        self.replace_with(path, |file| file.write_all(bytes))
+    }
+
+    fn replace_with(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut fs::File) -> io::Result<()>,
+    ) -> Result<(), LayoutError> {
         let failed = |source| LayoutError::Io { operation: "write", path: path.to_owned(), source };
         let folder = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(folder).map_err(failed)?;
-        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.root).map_err(failed)?;
-        file.write_all(bytes).map_err(failed)?;
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.root).map_err(failed)?;
+        write(file.as_file_mut()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist(path).map_err(|error| failed(error.error))?;
         // Without this the rename itself can be lost with the power.

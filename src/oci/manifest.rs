@@ -52,14 +52,13 @@ pub struct Descriptor {
 impl Descriptor {
     /// The descriptor of `bytes`.
     pub fn of(media_type: &str, bytes: &[u8]) -> Self {
-        Self {
-            media_type: media_type.to_owned(),
-            digest: Digest::sha256(bytes),
-            size: bytes.len() as u64,
-            artifact_type: None,
-            annotations: None,
-            platform: None,
-        }
+        Self::new(media_type, Digest::sha256(bytes), bytes.len() as u64)
+    }
+
+    /// A descriptor with the three fields that every one has.
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        let media_type = media_type.to_owned();
+        Self { media_type, digest, size, artifact_type: None, annotations: None, platform: None }
     }
 
     /// The value of an annotation.

@@ -132,6 +132,24 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// The kind of failure in a word: a metric label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoSuchReference { .. } => "no_such_tag",
+            Self::Missing { .. } => "missing",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Status { status: 429, .. } | Self::Token { limited: true, .. } => "rate_limited",
+            Self::Status { .. } => "registry_error",
+            Self::Denied { .. } | Self::Token { denied: true, .. } => "denied",
+            Self::Token { .. } => "token",
+            Self::TooLarge { .. } => "too_large",
+            Self::Mismatch { .. } => "corrupt",
+            Self::Manifest(_) => "not_a_manifest",
+            Self::Protocol { .. } => "protocol",
+            Self::Layout(_) => "layout",
+        }
+    }
+
     /// What the failure means.
     pub fn class(&self) -> Class {
         match self {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,8 @@ pub struct Handle {
     pub(super) name: Arc<str>,
     pub(super) state: watch::Receiver<State>,
     pub(super) checks: watch::Receiver<Checks>,
-    pub(super) wanted: Arc<Notify>,
+    /// When somebody last asked for a check.
+    pub(super) wanted: Arc<watch::Sender<Option<Instant>>>,
     pub(super) confirm_within: Duration,
     pub(super) status: Arc<Mutex<Status>>,
 }
@@ -113,7 +114,7 @@ impl Handle {
             if fresh(seen.failed) {
                 return false;
             }
-            self.wanted.notify_one();
+            self.wanted.send_replace(Some(asked));
             if checks.changed().await.is_err() {
                 return false;
             }

@@ -1,0 +1,236 @@
+//! The cache folder: an OCI image layout, locked, private, collected by mark and sweep.
+//! Everything here blocks.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use prometheus::IntGauge;
+
+use super::{Recalled, record::Record, spool::Spool};
+use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
+
+/// One process's cache folder.
+#[derive(Debug)]
+pub(super) struct Disk {
+    layout: Layout,
+    /// Bytes that the folder may hold.
+    limit: u64,
+    gauge: IntGauge,
+    /// Serialises changes, and remembers which records are this process's.
+    books: Mutex<Books>,
+    /// Held open: the lock goes with the process, however it ends.
+    _lock: fs::File,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    ours: HashSet<(String, String)>,
+    used: u64,
+}
+
+/// Why the folder can't be used, or not now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskError {
+    #[error("{path} is in use by another process; give each process a cache.directory of its own")]
+    Locked { path: PathBuf },
+    #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
+    Foreign { path: PathBuf },
+    #[error("{path} holds artifacts that this cache did not put there; name a folder for the cache alone")]
+    NotACache { path: PathBuf },
+    #[error("{size} bytes don't fit: cache.disk allows {limit} bytes; raise it")]
+    Full { size: u64, limit: u64 },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+impl Disk {
+    /// Opens or makes the folder, takes the lock, and clears away what a crash left.
+    pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Io { path: path.to_owned(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        make_private(path)?;
+        let known = path.join(".lock").exists();
+        let lock = fs::File::options().create(true).append(true).open(path.join(".lock")).map_err(failed)?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
+            fs::TryLockError::Error(source) => failed(source),
+        })?;
+        let layout = Layout::create(path)?;
+        match layout.index() {
+            Ok(index) if index.manifests.iter().all(|entry| Record::from_entry(entry).is_some()) => {}
+            // Sweeping would delete them.
+            Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
+            Err(_) if !known => return Err(DiskError::NotACache { path: path.to_owned() }),
+            Err(error) => {
+                // Nothing in a cache is worth refusing to start for.
+                tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
+                layout.write_index(&LayoutIndex::default())?;
+            }
+        }
+        layout.remove_leftovers()?;
+        let disk = Self { layout, limit, gauge, books: Mutex::default(), _lock: lock };
+        disk.sweep(&mut disk.lock())?;
+        Ok(disk)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// Whether a record proves that `identity` was given this blob.
+    pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
+        let _books = self.lock();
+        let Ok(index) = self.layout.index() else { return false };
+        records(&index).any(|record| record.identity == identity && record.layer == *digest)
+    }
+
+    /// A blob, checked again; a damaged one is removed and counts as absent.
+    pub(super) fn load(&self, descriptor: &Descriptor, spool: &Spool) -> Result<Option<Blob>, DiskError> {
+        let file = match self.layout.open_blob(&descriptor.digest) {
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        match spool.load(descriptor.clone(), file) {
+            Ok(blob) => Ok(Some(blob)),
+            Err(WriteError::Io(source)) => Err(DiskError::Io { path: self.root().to_owned(), source }),
+            Err(WriteError::Mismatch(mismatch)) => {
+                tracing::error!(digest = %descriptor.digest, %mismatch, "a cached blob is damaged and was removed");
+                self.layout.remove_blob(&descriptor.digest)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes a served bundle and everything that proves it, the index last: a crash in
+    /// between leaves blobs that nothing names.
+    pub(super) fn keep(
+        &self,
+        record: &Record,
+        layer: &Blob,
+        manifest: &[u8],
+        evidence: &[u8],
+    ) -> Result<(), DiskError> {
+        let mut books = self.lock();
+        books.ours.insert(record.key());
+        let size = layer.size() + (manifest.len() + evidence.len()) as u64;
+        self.make_room(&mut books, size, record)?;
+        self.layout.store_blob(layer)?;
+        self.layout.write_blob(manifest)?;
+        self.layout.write_blob(evidence)?;
+        let mut index = self.layout.index()?;
+        forget(&mut index, &record.key());
+        index.manifests.push(record.to_entry());
+        self.layout.write_index(&index)?;
+        self.sweep(&mut books)
+    }
+
+    /// What was last kept under a bundle's name and reference, all of it checked again.
+    pub(super) fn recall(
+        &self,
+        key: &(String, String),
+        identity: &str,
+        small: u64,
+        spool: &Spool,
+    ) -> Result<Option<Recalled>, DiskError> {
+        let record = {
+            let mut books = self.lock();
+            books.ours.insert(key.clone());
+            let index = self.layout.index()?;
+            records(&index).find(|record| record.key() == *key && record.identity == identity)
+        };
+        let Some(record) = record else { return Ok(None) };
+        let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
+        let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
+        let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
+        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence }))
+    }
+
+    /// Drops the record of a bundle, and what only it named.
+    pub(super) fn forget(&self, key: &(String, String)) -> Result<(), DiskError> {
+        let mut books = self.lock();
+        let mut index = self.layout.index()?;
+        forget(&mut index, key);
+        self.layout.write_index(&index)?;
+        self.sweep(&mut books)
+    }
+
+    fn small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
+        let Some(bytes) = self.layout.read_blob(digest, limit)? else { return Ok(None) };
+        if digest.recompute(&bytes) == *digest {
+            return Ok(Some(bytes));
+        }
+        tracing::error!(%digest, "a cached blob is damaged and was removed");
+        self.layout.remove_blob(digest)?;
+        Ok(None)
+    }
+
+    /// Drops records that no bundle of this process has asked for, oldest first, while
+    /// `size` bytes don't fit.
+    fn make_room(&self, books: &mut Books, size: u64, record: &Record) -> Result<(), DiskError> {
+        while books.used.saturating_add(size) > self.limit {
+            let mut index = self.layout.index()?;
+            let abandoned = records(&index).find(|other| !books.ours.contains(&other.key()));
+            // The predecessor goes first when the two don't fit side by side.
+            let replaced = records(&index).find(|other| other.key() == record.key());
+            let Some(victim) = abandoned.or(replaced) else {
+                return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
+            };
+            forget(&mut index, &victim.key());
+            self.layout.write_index(&index)?;
+            self.sweep(books)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every blob that no record names.
+    fn sweep(&self, books: &mut Books) -> Result<(), DiskError> {
+        let index = self.layout.index()?;
+        let named: HashSet<Digest> =
+            records(&index).flat_map(|record| [record.manifest, record.layer, record.evidence]).collect();
+        books.used = 0;
+        for (digest, size) in self.layout.blobs()? {
+            if named.contains(&digest) {
+                books.used += size;
+            } else {
+                self.layout.remove_blob(&digest)?;
+            }
+        }
+        self.gauge.set(books.used.cast_signed());
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
+    index.manifests.iter().filter_map(Record::from_entry)
+}
+
+fn forget(index: &mut LayoutIndex, key: &(String, String)) {
+    index.manifests.retain(|entry| Record::from_entry(entry).is_none_or(|record| record.key() != *key));
+}
+
+/// Other users must neither read private policy nor plant their own.
+fn make_private(path: &Path) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Io { path: path.to_owned(), source };
+    let folder = fs::metadata(path).map_err(failed)?;
+    // A file of our own tells who we are without asking the system for it.
+    let probe = tempfile::tempfile_in(path).and_then(|probe| probe.metadata()).map_err(failed)?;
+    if folder.uid() != probe.uid() {
+        return Err(DiskError::Foreign { path: path.to_owned() });
+    }
+    if folder.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The memory budget: bytes are counted for as long as anything refers to them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use prometheus::IntGauge;
+
+/// How much memory blobs may take, cached and published together.
+#[derive(Debug, Clone)]
+pub(super) struct Budget(Arc<Account>);
+
+#[derive(Debug)]
+struct Account {
+    limit: u64,
+    used: AtomicU64,
+    gauge: IntGauge,
+}
+
+/// A part of the budget, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    account: Arc<Account>,
+    size: u64,
+}
+
+impl Budget {
+    pub(super) fn new(limit: u64, gauge: IntGauge) -> Self {
+        Self(Arc::new(Account { limit, used: AtomicU64::new(0), gauge }))
+    }
+
+    /// `None` when what is left is not enough.
+    pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
+        let account = &self.0;
+        let fits = |used: u64| used.checked_add(size).filter(|after| *after <= account.limit);
+        account.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        account.gauge.add(size.cast_signed());
+        Some(Reservation { account: Arc::clone(account), size })
+    }
+}
+
+impl Reservation {
+    /// Ties the reservation to the bytes that it is for.
+    pub(super) fn hold(self, bytes: Vec<u8>) -> Bytes {
+        struct Held {
+            bytes: Box<[u8]>,
+            _reservation: Reservation,
+        }
+        impl AsRef<[u8]> for Held {
+            fn as_ref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+        // Boxed: a vector that grew piece by piece has up to twice what it needs.
+        Bytes::from_owner(Held { bytes: bytes.into_boxed_slice(), _reservation: self })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.account.used.fetch_sub(self.size, Ordering::AcqRel);
+        self.account.gauge.sub(self.size.cast_signed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_counts_until_the_last_reference_is_gone() {
+        let gauge = IntGauge::new("g", "g").unwrap();
+        let budget = Budget::new(10, gauge.clone());
+        let bytes = budget.reserve(8).unwrap().hold(vec![0; 8]);
+        let slice = bytes.slice(2..3);
+        drop(bytes);
+        assert!(budget.reserve(3).is_none(), "a slice still holds the whole");
+        assert_eq!(gauge.get(), 8);
+        drop(slice);
+        assert_eq!(gauge.get(), 0);
+        assert!(budget.reserve(10).is_some());
+        assert!(budget.reserve(u64::MAX).is_none());
+    }
+}

@@ -1,0 +1,227 @@
+//! Blobs by digest: memory over disk over the registry, each fetched once however many ask.
+//!
+//! A blob that one repository delivered is handed out for that repository and credential
+//! only: otherwise one tenant's manifest could name another's private layer.
+
+mod disk;
+mod memory;
+mod record;
+mod spool;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use moka::future::Cache;
+use tokio::task::spawn_blocking;
+
+use self::{
+    disk::{Disk, DiskError},
+    memory::Budget,
+    record::Record,
+    spool::Spool,
+};
+use crate::{
+    metrics::Metrics,
+    oci::{Blob, Descriptor, Digest, Manifest},
+    registry::{RegistryError, Source},
+};
+
+/// The share of memory that may hold blobs which nobody serves any more.
+const IDLE_SHARE: u64 = 4;
+
+/// Where blobs are kept, and how many.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cache folder; `None` keeps everything in memory and files without a name.
+    pub directory: Option<PathBuf>,
+    /// Bytes in the folder.
+    pub disk: u64,
+    /// Bytes in memory, published bundles included.
+    pub memory: u64,
+}
+
+/// The blob store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    disk: Option<Arc<Disk>>,
+    spool: Spool,
+    blobs: Cache<(Arc<str>, Digest), Blob>,
+    metrics: Metrics,
+}
+
+/// A bundle that is served, with everything that proves it.
+#[derive(Debug)]
+pub struct Served<'a> {
+    /// The bundle's name.
+    pub name: &'a str,
+    /// The reference as configured.
+    pub reference: &'a str,
+    /// [`Source::identity`].
+    pub identity: &'a str,
+    /// What was verified.
+    pub manifest: &'a Manifest,
+    /// The bundle.
+    pub layer: &'a Blob,
+    /// The signature material that proved it.
+    pub evidence: Bytes,
+}
+
+/// What was served before; every byte matches its digest, nothing is verified.
+#[derive(Debug)]
+pub struct Recalled {
+    /// The digest of `manifest`.
+    pub digest: Digest,
+    /// The manifest's bytes.
+    pub manifest: Bytes,
+    /// The bundle.
+    pub layer: Blob,
+    /// As given to [`Store::keep`].
+    pub evidence: Bytes,
+}
+
+/// Why a blob can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The registry did not deliver it.
+    #[error(transparent)]
+    Registry(RegistryError),
+    /// There was no room, in memory or on disk.
+    #[error("no room for the blob beyond cache.memory: {0}; raise cache.memory or free disk space")]
+    Disk(io::Error),
+}
+
+impl StoreError {
+    /// The registry's part in it.
+    pub fn registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Registry(error) => Some(error),
+            Self::Disk(_) => None,
+        }
+    }
+}
+
+impl Store {
+    /// Opens the cache folder. One that can't be used costs persistence, not service: the
+    /// reason is logged and the store works in memory. Blocks.
+    pub fn open(options: Options, metrics: Metrics) -> Self {
+        let gauge = |tier| metrics.cache_bytes.with_label_values(&[tier]);
+        let disk = options.directory.and_then(|path| match Disk::open(&path, options.disk, gauge("disk")) {
+            Ok(disk) => Some(Arc::new(disk)),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "cache.directory can't be used: blobs live in memory only, a cold start needs the registry"
+                );
+                None
+            }
+        });
+        let budget = Budget::new(options.memory, gauge("memory"));
+        let spool = Spool { budget, folder: disk.as_ref().map(|disk| disk.root().to_owned()) };
+        let blobs = Cache::builder()
+            .max_capacity(options.memory / IDLE_SHARE)
+            .weigher(|_, blob: &Blob| {
+                blob.in_memory().map_or(1, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+            })
+            .build();
+        Self { disk, spool, blobs, metrics }
+    }
+
+    /// Whether what is served now would survive a restart.
+    pub fn is_persistent(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// A blob of a repository. Any number of callers at a time share one transfer.
+    ///
+    /// # Errors
+    /// When the registry fails or there is no room; the next call tries again.
+    pub async fn blob(&self, source: &Source, descriptor: &Descriptor) -> Result<Blob, Arc<StoreError>> {
+        let key = (source.identity().into(), descriptor.digest.clone());
+        let entry = self.blobs.entry(key).or_try_insert_with(self.find(source, descriptor)).await?;
+        if !entry.is_fresh() {
+            self.metrics.cache_hits.with_label_values(&["memory"]).inc();
+        }
+        let blob = entry.into_value();
+        // The cache knows digests only; a descriptor that lies about the size is refused
+        // whichever came first.
+        if blob.size() == descriptor.size {
+            return Ok(blob);
+        }
+        Err(Arc::new(StoreError::Registry(RegistryError::Mismatch {
+            what: "blob",
+            expected: format!("{} of {} bytes", descriptor.digest, descriptor.size),
+            actual: format!("{} bytes", blob.size()),
+        })))
+    }
+
+    async fn find(&self, source: &Source, descriptor: &Descriptor) -> Result<Blob, StoreError> {
+        if let Some(blob) = self.cached_on_disk(source, descriptor).await {
+            self.metrics.cache_hits.with_label_values(&["disk"]).inc();
+            return Ok(blob);
+        }
+        self.metrics.cache_misses.inc();
+        let stream = source.blob(descriptor).await.map_err(StoreError::Registry)?;
+        self.spool.fetch(stream).await
+    }
+
+    async fn cached_on_disk(&self, source: &Source, descriptor: &Descriptor) -> Option<Blob> {
+        let (identity, descriptor, spool) = (source.identity().to_owned(), descriptor.clone(), self.spool.clone());
+        self.on_disk("read", move |disk| {
+            if disk.possesses(&identity, &descriptor.digest) { disk.load(&descriptor, &spool) } else { Ok(None) }
+        })
+        .await
+        .flatten()
+    }
+
+    /// Notes on disk what is served, so that a restart can serve it again. `false` when it
+    /// could not be written, which is logged and costs nothing but that.
+    pub async fn keep(&self, served: Served<'_>) -> bool {
+        let record = Record {
+            bundle: served.name.to_owned(),
+            reference: served.reference.to_owned(),
+            identity: served.identity.to_owned(),
+            manifest: served.manifest.digest().clone(),
+            manifest_size: served.manifest.raw().len() as u64,
+            layer: served.layer.digest().clone(),
+            layer_size: served.layer.size(),
+            evidence: Digest::sha256(&served.evidence),
+        };
+        let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
+        self.on_disk("written", move |disk| disk.keep(&record, &layer, &manifest, &served.evidence)).await.is_some()
+    }
+
+    /// What [`Self::keep`] noted last for this bundle, reference and identity. `small`
+    /// limits manifest and evidence, in bytes.
+    pub async fn recall(&self, name: &str, reference: &str, identity: &str, small: u64) -> Option<Recalled> {
+        let (key, identity) = ((name.to_owned(), reference.to_owned()), identity.to_owned());
+        let spool = self.spool.clone();
+        let found = self.on_disk("read", move |disk| disk.recall(&key, &identity, small, &spool)).await;
+        found.flatten()
+    }
+
+    /// Makes [`Self::recall`] find nothing for this bundle.
+    pub async fn forget(&self, name: &str, reference: &str) {
+        let key = (name.to_owned(), reference.to_owned());
+        self.on_disk("written", move |disk| disk.forget(&key)).await;
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
+    ) -> Option<T> {
+        let disk = Arc::clone(self.disk.as_ref()?);
+        let done = spawn_blocking(move || work(&disk)).await;
+        match done {
+            Ok(Ok(value)) => Some(value),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the cache on disk can't be {action}; serving goes on from memory");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "a task of the cache broke off; please report this");
+                None
+            }
+        }
+    }
+}

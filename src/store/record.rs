@@ -1,0 +1,65 @@
+//! What the index on disk says about a served bundle, as annotations of its manifest.
+
+use std::collections::BTreeMap;
+
+use crate::oci::{Descriptor, Digest, media_type};
+
+const BUNDLE: &str = "dev.bundlegate.bundle";
+const REFERENCE: &str = "dev.bundlegate.reference";
+const IDENTITY: &str = "dev.bundlegate.identity";
+const LAYER: &str = "dev.bundlegate.layer";
+const LAYER_SIZE: &str = "dev.bundlegate.layer.size";
+const EVIDENCE: &str = "dev.bundlegate.evidence";
+
+/// One entry of the index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) bundle: String,
+    pub(super) reference: String,
+    /// Repository and credential that delivered it.
+    pub(super) identity: String,
+    pub(super) manifest: Digest,
+    pub(super) manifest_size: u64,
+    pub(super) layer: Digest,
+    pub(super) layer_size: u64,
+    pub(super) evidence: Digest,
+}
+
+impl Record {
+    /// A bundle under one reference: a changed reference does not find the old record.
+    pub(super) fn key(&self) -> (String, String) {
+        (self.bundle.clone(), self.reference.clone())
+    }
+
+    pub(super) fn layer_descriptor(&self) -> Descriptor {
+        Descriptor::new(media_type::LAYER_TAR_GZIP, self.layer.clone(), self.layer_size)
+    }
+
+    pub(super) fn to_entry(&self) -> Descriptor {
+        let annotations = BTreeMap::from([
+            (BUNDLE, self.bundle.clone()),
+            (REFERENCE, self.reference.clone()),
+            (IDENTITY, self.identity.clone()),
+            (LAYER, self.layer.to_string()),
+            (LAYER_SIZE, self.layer_size.to_string()),
+            (EVIDENCE, self.evidence.to_string()),
+        ]);
+        let mut entry = Descriptor::new(media_type::OCI_MANIFEST, self.manifest.clone(), self.manifest_size);
+        entry.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+        entry
+    }
+
+    /// `None` for entries that are not ours, or that somebody edited.
+    pub(super) fn from_entry(entry: &Descriptor) -> Option<Self> {
+        Some(Self {
+            bundle: entry.annotation(BUNDLE)?.to_owned(),
+            reference: entry.annotation(REFERENCE)?.to_owned(),
+            identity: entry.annotation(IDENTITY)?.to_owned(),
+            manifest: entry.digest.clone(),
+            manifest_size: entry.size,
+            layer: entry.annotation(LAYER)?.parse().ok()?,
+            layer_size: entry.annotation(LAYER_SIZE)?.parse().ok()?,
+            evidence: entry.annotation(EVIDENCE)?.parse().ok()?,
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! One refresh, straight down: resolve → manifest → evidence → verify → fetch → open →
+//! snapshot. Each step consumes the type that the one before it made, so none can be left
+//! out; verification comes before the download.
+
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    Snapshot,
+    state::{Failure, FailureClass, Outcome, Step},
+};
+use crate::{
+    bundle::{self, Bundle},
+    metrics::Metrics,
+    oci::{Blob, Descriptor, Digest, Document, Manifest, PinnedReference, Reference},
+    registry::{Class, RegistryError, Source},
+    store::{Served, Store},
+    verify::{self, Evidence, Rejection, TrustPolicy, Verified},
+};
+
+/// Manifest and evidence read back from disk are not longer than this together.
+const SMALL: u64 = 64 << 20;
+
+/// What a bundle is made from.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// The bundle's name.
+    pub name: Arc<str>,
+    /// What to serve.
+    pub reference: Reference,
+    /// The repository of `reference`.
+    pub source: Source,
+    /// Whose signature it takes.
+    pub policy: Arc<TrustPolicy>,
+    /// Where blobs are kept.
+    pub store: Store,
+    /// How large a bundle may be.
+    pub limits: bundle::Limits,
+    /// Bytes of signature material (`limits.evidence`).
+    pub evidence_limit: u64,
+    /// Where verdicts are counted.
+    pub metrics: Metrics,
+}
+
+impl Pipeline {
+    /// Looks at the registry once. `serving` is what need not be fetched again;
+    /// `hopeless` is a digest that failed for good.
+    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Outcome {
+        match self.attempt(serving, hopeless).await {
+            Ok(Some(snapshot)) => Outcome::Accepted(snapshot),
+            Ok(None) => Outcome::Unchanged,
+            Err(failure) => Outcome::Failed(failure),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        serving: Option<&Snapshot>,
+        hopeless: Option<&Failure>,
+    ) -> Result<Option<Arc<Snapshot>>, Failure> {
+        let resolved = self.source.resolve(&self.reference).await;
+        let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
+        let digest = pinned.digest();
+        if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
+            return Ok(None);
+        }
+        if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest)) {
+            return Err(known.clone());
+        }
+        let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
+        let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
+        let evidence = self.evidence(&pinned).await.map_err(failed(Step::Evidence))?;
+        let verified = self.judge(&pinned, manifest, &evidence)?;
+        let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
+        if layer.size > self.limits.bundle {
+            let (size, limit) = (layer.size, self.limits.bundle);
+            let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
+            return Err(defect(Step::Fetch, digest, "too_large", message));
+        }
+        let layer = layer.clone();
+        let blob = self.store.blob(&self.source, &layer).await.map_err(|error| match error.registry() {
+            Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
+            None => transient(Step::Fetch, digest, "disk", error.to_string()),
+        })?;
+        let snapshot = self.open(verified, blob).await?;
+        self.keep(&snapshot, &evidence).await;
+        Ok(Some(snapshot))
+    }
+
+    /// What was served before the process started, judged again by today's policy.
+    /// `None` when nothing usable is stored.
+    pub async fn recall(&self) -> Option<Result<Arc<Snapshot>, Failure>> {
+        let reference = self.reference.to_string();
+        let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
+        let evidence = Evidence::from_bytes(&stored.evidence).ok()?;
+        let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
+        let pinned = self.source.repository().pin(stored.digest);
+        // A digest in the configuration is a decision; the disk can't overrule it.
+        if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
+            return None;
+        }
+        let verified = match self.judge(&pinned, manifest, &evidence) {
+            Ok(verified) => verified,
+            Err(failure) => return Some(Err(Failure { class: FailureClass::Distrusted, ..failure })),
+        };
+        self.open(verified, stored.layer).await.ok().map(Ok)
+    }
+
+    /// Drops what [`Self::recall`] would find.
+    pub async fn forget(&self) {
+        self.store.forget(&self.name, &self.reference.to_string()).await;
+    }
+
+    async fn evidence(&self, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
+        match *self.policy {
+            TrustPolicy::Unsigned { .. } => Ok(Evidence::default()),
+            TrustPolicy::AnyOf(_) => verify::collect(&self.source, pinned, self.evidence_limit).await,
+        }
+    }
+
+    fn judge(
+        &self,
+        pinned: &PinnedReference,
+        manifest: Manifest,
+        evidence: &Evidence,
+    ) -> Result<Verified<Manifest>, Failure> {
+        let verdict = Verified::judge(&self.policy, pinned, manifest, evidence);
+        let (outcome, reason) = match &verdict {
+            Ok(_) => ("accepted", "none"),
+            Err(Rejection { reason, .. }) => ("rejected", reason.label()),
+        };
+        self.metrics.verifications.with_label_values(&[&*self.name, outcome, reason]).inc();
+        verdict.map_err(|rejection| Failure {
+            class: FailureClass::Evidence,
+            step: Step::Verify,
+            digest: Some(rejection.digest.clone()),
+            reason: rejection.reason.label(),
+            message: rejection.to_string(),
+        })
+    }
+
+    async fn open(&self, verified: Verified<Manifest>, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
+        let limits = self.limits;
+        let digest = verified.pinned().digest().clone();
+        let opened = spawn_blocking(move || {
+            let bundle =
+                Bundle::open(blob, &limits).map_err(|error| (Step::Open, "not_a_bundle", error.to_string()))?;
+            Snapshot::new(verified, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
+        });
+        match opened.await {
+            Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
+            Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
+            Err(error) => Err(transient(Step::Open, &digest, "internal", error.to_string())),
+        }
+    }
+
+    async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence) {
+        let Ok(evidence) = evidence.to_bytes() else { return };
+        let reference = self.reference.to_string();
+        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
+        let identity = self.source.identity();
+        self.store.keep(Served { name: &self.name, reference: &reference, identity, manifest, layer, evidence }).await;
+    }
+
+    fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {
+        let class = match error.class() {
+            Class::Transient => FailureClass::Transient,
+            Class::RateLimited { retry_after } => FailureClass::RateLimited(retry_after),
+            Class::Denied => FailureClass::Denied,
+            Class::Defect => FailureClass::Defect,
+            // A tag that the registry has just resolved to something which is not there is
+            // a push or a clean-up under way.
+            Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
+            Class::NotFound => FailureClass::Transient,
+        };
+        Failure { class, step, digest: digest.cloned(), reason: error.label(), message: error.to_string() }
+    }
+}
+
+/// The layer that is the bundle: the only one, or the only gzip tarball among several.
+fn bundle_layer(manifest: &Manifest) -> Result<&Descriptor, String> {
+    if let Document::Index { .. } = manifest.document() {
+        return Err("an image index, not an artifact with a bundle layer; name the artifact itself".to_owned());
+    }
+    if let [only] = manifest.layers() {
+        return Ok(only);
+    }
+    let tarballs: Vec<_> = manifest
+        .layers()
+        .iter()
+        .filter(|layer| layer.media_type.ends_with("tar+gzip") || layer.media_type.ends_with("tar.gzip"))
+        .collect();
+    match tarballs.as_slice() {
+        [only] => Ok(only),
+        none_or_many => Err(format!("{} gzip tarball layers instead of one", none_or_many.len())),
+    }
+}
+
+fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
+    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), reason, message }
+}
+
+fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
+    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), reason, message }
+}

@@ -1,0 +1,98 @@
+//! When to look at the registry again.
+
+use tokio::time::Duration;
+
+use super::state::{FailureClass, Outcome};
+use crate::oci::Digest;
+
+const FIRST: Duration = Duration::from_secs(1);
+/// Refused credentials seldom become right by themselves.
+const DENIED_FACTOR: u32 = 4;
+
+/// Remembers how often in a row something went wrong.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    interval: Duration,
+    transient: u32,
+    unsigned: Option<(Option<Digest>, u32)>,
+}
+
+impl Schedule {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, transient: 0, unsigned: None }
+    }
+
+    /// How long to wait after `outcome`.
+    pub(super) fn after(&mut self, outcome: &Outcome) -> Duration {
+        let class = match outcome {
+            Outcome::Accepted(_) | Outcome::Unchanged => None,
+            Outcome::Failed(failure) => Some((failure.class, &failure.digest)),
+        };
+        let transient = matches!(class, Some((FailureClass::Transient | FailureClass::RateLimited(_), _)));
+        self.transient = if transient { self.transient.saturating_add(1) } else { 0 };
+        match class {
+            Some((FailureClass::Transient | FailureClass::RateLimited(None), _)) => {
+                // Jitter, so that replicas and bundles don't come back in step.
+                self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
+            }
+            Some((FailureClass::RateLimited(Some(wait)), _)) => wait.max(FIRST),
+            // A signature always follows the push that it signs.
+            Some((FailureClass::Evidence, digest)) => {
+                let count = match &self.unsigned {
+                    Some((known, count)) if known == digest => count.saturating_add(1),
+                    _ => 1,
+                };
+                self.unsigned = Some((digest.clone(), count));
+                self.doubling(count)
+            }
+            Some((FailureClass::Denied, _)) => self.interval.saturating_mul(DENIED_FACTOR),
+            Some((FailureClass::NotFound | FailureClass::Defect | FailureClass::Distrusted, _)) | None => self.interval,
+        }
+    }
+
+    /// 1, 2, 4 … seconds up to the interval.
+    fn doubling(&self, count: u32) -> Duration {
+        FIRST.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::state::{Failure, Step},
+        *,
+    };
+
+    fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
+        let message = String::new();
+        Outcome::Failed(Failure { class, step: Step::Resolve, digest, reason: "", message })
+    }
+
+    #[test]
+    fn an_unsigned_digest_is_looked_at_after_1_2_4_seconds_up_to_the_interval() {
+        let mut schedule = Schedule::new(Duration::from_secs(5));
+        let mut seconds =
+            |digest: &[u8]| schedule.after(&failed(FailureClass::Evidence, Some(Digest::sha256(digest)))).as_secs();
+        assert_eq!([seconds(b"a"), seconds(b"a"), seconds(b"a"), seconds(b"a")], [1, 2, 4, 5]);
+        assert_eq!(seconds(b"b"), 1, "another digest starts over");
+    }
+
+    #[test]
+    fn trouble_backs_off_to_the_interval_and_success_resets_it() {
+        let mut schedule = Schedule::new(Duration::from_secs(30));
+        let transient = failed(FailureClass::Transient, None);
+        for ceiling in [1, 2, 4, 8, 16, 30, 30] {
+            let wait = schedule.after(&transient);
+            assert!(wait <= Duration::from_secs(ceiling) && wait >= Duration::from_millis(500 * ceiling), "{wait:?}");
+        }
+        assert_eq!(schedule.after(&Outcome::Unchanged), Duration::from_secs(30));
+        assert!(schedule.after(&transient) <= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_registry_that_names_a_time_is_obeyed() {
+        let mut schedule = Schedule::new(Duration::from_secs(30));
+        let wait = Duration::from_secs(77);
+        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None)), wait);
+    }
+}

@@ -1,0 +1,325 @@
+//! The task behind a bundle: checks the registry, decides with [`next`], tells the world.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant, sleep_until},
+};
+
+use super::{
+    Snapshot,
+    handle::{Checks, FailureStatus, Handle, SignerStatus, Status},
+    pipeline::Pipeline,
+    schedule::Schedule,
+    state::{Failure, FailureClass, OnMissing, Outcome, State, next},
+};
+use crate::metrics::Metrics;
+
+/// How a bundle is watched.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Between checks of a healthy registry.
+    pub poll: Duration,
+    /// How old a check may be that contradicts a client.
+    pub confirm_within: Duration,
+    /// What a missing tag means for a bundle that is being served.
+    pub on_missing: OnMissing,
+    /// How long to serve without one successful check.
+    pub max_stale: Option<Duration>,
+    /// How long a bundle from disk waits for the first check before it is served.
+    pub first_wait: Duration,
+}
+
+/// Runs until it is dropped; owned by whoever spawned it.
+#[derive(Debug)]
+pub struct Watcher {
+    pipeline: Arc<Pipeline>,
+    rules: Rules,
+    metrics: Metrics,
+    schedule: Schedule,
+    state: watch::Sender<State>,
+    checks: watch::Sender<Checks>,
+    wanted: watch::Receiver<Option<Instant>>,
+    status: Arc<Mutex<Status>>,
+    /// From disk, accepted, but not shown before the registry had its say.
+    prepared: Option<Arc<Snapshot>>,
+    /// The last final defect, which is not fetched again.
+    hopeless: Option<Failure>,
+    fresh_until: Option<Instant>,
+    published: Option<[String; 2]>,
+}
+
+impl Watcher {
+    /// A watcher, not yet running, and the handle to it.
+    pub fn new(pipeline: Pipeline, rules: Rules) -> (Self, Handle) {
+        let (state, state_seen) = watch::channel(State::Pending);
+        let (checks, checks_seen) = watch::channel(Checks::default());
+        let (wanted, wanted_seen) = watch::channel(None);
+        let status = Status {
+            state: State::Pending.label(),
+            reference: pipeline.reference.to_string(),
+            since: now(),
+            ..Status::default()
+        };
+        let status = Arc::new(Mutex::new(status));
+        let handle = Handle {
+            name: Arc::clone(&pipeline.name),
+            state: state_seen,
+            checks: checks_seen,
+            wanted: Arc::new(wanted),
+            confirm_within: rules.confirm_within,
+            status: Arc::clone(&status),
+        };
+        let mut watcher = Self {
+            metrics: pipeline.metrics.clone(),
+            pipeline: Arc::new(pipeline),
+            schedule: Schedule::new(rules.poll),
+            rules,
+            state,
+            checks,
+            wanted: wanted_seen,
+            status,
+            prepared: None,
+            hopeless: None,
+            fresh_until: None,
+            published: None,
+        };
+        watcher.count_state();
+        (watcher, handle)
+    }
+
+    /// Watches for ever. Cancel by dropping.
+    pub async fn run(mut self) {
+        match self.pipeline.recall().await {
+            Some(Ok(snapshot)) => self.prepared = Some(snapshot),
+            Some(Err(failure)) => {
+                self.note(&failure);
+                let state = next(&self.state.borrow(), &Outcome::Failed(failure), self.rules.on_missing);
+                self.show(state);
+            }
+            None => {}
+        }
+        self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
+        loop {
+            let began = Instant::now();
+            let outcome = self.check().await;
+            let wait = self.schedule.after(&outcome);
+            self.conclude(began, outcome).await;
+            self.pause(began, wait).await;
+        }
+    }
+
+    async fn check(&mut self) -> Outcome {
+        let pipeline = Arc::clone(&self.pipeline);
+        let known = self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned();
+        let hopeless = self.hopeless.clone();
+        let refresh = pipeline.refresh(known.as_deref(), hopeless.as_ref());
+        tokio::pin!(refresh);
+        let first_wait = Instant::now() + self.rules.first_wait;
+        loop {
+            let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
+            tokio::select! {
+                outcome = &mut refresh => return outcome,
+                () = sleep_until(first_wait), if waiting => self.show_prepared(),
+                () = reached(stale) => self.expire(),
+            }
+        }
+    }
+
+    /// Until the next check is due, or a client's disagreement calls for one.
+    async fn pause(&mut self, began: Instant, wait: Duration) {
+        let due = Instant::now() + wait;
+        loop {
+            // While the registry fails, its back-off binds those who disagree as well.
+            let healthy = self.checks.borrow().answered == Some(began);
+            let stale = self.fresh_until;
+            tokio::select! {
+                () = sleep_until(due) => return,
+                changed = self.wanted.changed(), if healthy => {
+                    let asked = *self.wanted.borrow_and_update();
+                    if changed.is_ok() && asked.is_some_and(|asked| asked > began + self.rules.confirm_within) {
+                        return;
+                    }
+                    if changed.is_err() {
+                        return sleep_until(due).await;
+                    }
+                }
+                () = reached(stale) => self.expire(),
+            }
+        }
+    }
+
+    async fn conclude(&mut self, began: Instant, outcome: Outcome) {
+        let answered = match &outcome {
+            Outcome::Accepted(_) | Outcome::Unchanged => true,
+            Outcome::Failed(failure) => failure.class.registry_answered(),
+        };
+        if !matches!(outcome, Outcome::Accepted(_)) {
+            self.show_prepared();
+        }
+        self.prepared = None;
+        let label = match &outcome {
+            Outcome::Accepted(_) => "accepted",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Failed(failure) => failure.reason,
+        };
+        self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
+        match &outcome {
+            Outcome::Failed(failure) => {
+                self.note(failure);
+                self.hopeless = Some(failure.clone()).filter(|failure| failure.class == FailureClass::Defect);
+            }
+            Outcome::Accepted(_) | Outcome::Unchanged => {
+                self.lock().last_failure = None;
+                self.hopeless = None;
+                self.fresh_until = self.rules.max_stale.map(|age| began + age);
+            }
+        }
+        let before = self.state.borrow().clone();
+        let after = next(&before, &outcome, self.rules.on_missing);
+        let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
+        self.show(after);
+        if withdrawn {
+            self.pipeline.forget().await;
+        }
+        if answered {
+            self.lock().last_check = Some(now());
+            let seconds = jiff::Timestamp::now().as_millisecond() as f64 / 1000.0;
+            self.metrics.last_check.with_label_values(&[&*self.pipeline.name]).set(seconds);
+        }
+        // After the state: whoever waits for a check reads what it found.
+        self.checks.send_modify(|checks| {
+            checks.concluded = true;
+            if answered {
+                checks.answered = Some(began);
+            } else {
+                checks.failed = Some(began);
+            }
+        });
+    }
+
+    fn show_prepared(&mut self) {
+        if let Some(snapshot) = self.prepared.take() {
+            self.show(State::Serving(snapshot));
+        }
+    }
+
+    fn expire(&mut self) {
+        self.fresh_until = None;
+        self.prepared = None;
+        if self.state.borrow().snapshot().is_none() {
+            return;
+        }
+        let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
+        self.show(State::Withdrawn(format!("no successful check for {age} (max_stale)").into()));
+    }
+
+    /// Publishes a state. Waiters wake only if what they would get has changed.
+    fn show(&mut self, after: State) {
+        let before = self.state.borrow().clone();
+        let same_bytes = match (&before, &after) {
+            (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => return,
+            (State::Serving(before), State::Serving(after)) => before.etag() == after.etag(),
+            (State::Pending, State::Pending) => return,
+            (State::Withdrawn(before), State::Withdrawn(after)) if before == after => return,
+            _ => false,
+        };
+        self.describe(&after);
+        self.state.send_if_modified(|state| {
+            *state = after;
+            !same_bytes
+        });
+        self.count_state();
+    }
+
+    fn describe(&self, after: &State) {
+        let bundle = &*self.pipeline.name;
+        let mut status = self.lock();
+        status.since = now();
+        status.state = after.label();
+        let Some(snapshot) = after.snapshot() else {
+            (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
+            status.signers = Vec::new();
+            if let State::Withdrawn(reason) = after {
+                tracing::error!(
+                    bundle,
+                    %reason,
+                    "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
+                );
+            }
+            return;
+        };
+        let manifest = snapshot.manifest_digest().to_string();
+        let revision = snapshot.bundle().revision().to_string();
+        tracing::info!(bundle, manifest, revision, etag = snapshot.etag(), "serving");
+        status.manifest = Some(manifest);
+        status.etag = Some(snapshot.etag().to_owned());
+        status.revision = Some(revision);
+        status.size = Some(snapshot.bundle().blob().size());
+        status.signers = snapshot
+            .signers()
+            .iter()
+            .map(|signer| SignerStatus {
+                authority: signer.authority.clone(),
+                identity: signer.identity.clone(),
+                format: signer.format.label(),
+                signed_at: None,
+            })
+            .collect();
+    }
+
+    /// Puts a failure where people look; logs it once, not at every repetition.
+    fn note(&self, failure: &Failure) {
+        let status = FailureStatus {
+            at: now(),
+            class: failure.class.label(),
+            step: failure.step.to_string(),
+            digest: failure.digest.as_ref().map(ToString::to_string),
+            message: failure.message.clone(),
+        };
+        let last = self.lock().last_failure.replace(status);
+        let known = last.is_some_and(|last| last.message == failure.message && last.class == failure.class.label());
+        if !known {
+            let (bundle, class, step) = (&*self.pipeline.name, failure.class.label(), failure.step.to_string());
+            let serving = self.state.borrow().label();
+            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{}", failure.message);
+        }
+    }
+
+    fn count_state(&mut self) {
+        let name = &*self.pipeline.name;
+        let state = self.state.borrow();
+        let published = state
+            .snapshot()
+            .map(|snapshot| [snapshot.manifest_digest().to_string(), snapshot.bundle().revision().to_string()]);
+        if let Some([manifest, revision]) = &self.published {
+            // It may have been set never or twice; either way it has to go.
+            let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
+        }
+        if let Some([manifest, revision]) = &published {
+            self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
+        }
+        self.published = published;
+        for label in ["pending", "serving", "withdrawn"] {
+            let value = i64::from(label == state.label());
+            self.metrics.bundle_state.with_label_values(&[name, label]).set(value);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// RFC 3339, UTC, milliseconds.
+fn now() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}

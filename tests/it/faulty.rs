@@ -1,0 +1,226 @@
+//! A registry that can be told to fail, and remembers what it was asked.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bundlegate::{
+    metrics::Metrics,
+    oci::{Descriptor, Digest, Reference, media_type},
+    registry::{Options, ReadLimits, Registries, Scheme, Source, Timeouts},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    Request, Response,
+    body::{Frame, Incoming},
+    header::HeaderMap,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::{net::TcpListener, task::JoinSet};
+
+type Body = BoxBody<Bytes, std::io::Error>;
+
+/// What happens to a request instead of the truth.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// This status, with these headers and no body.
+    Status(u16, Vec<(&'static str, String)>),
+    /// Nothing, for ever.
+    Stall,
+    /// The first bytes, then a broken connection.
+    Truncate(usize),
+    /// Other bytes under the same name.
+    Replace(Bytes),
+    /// The truth without this header.
+    Without(&'static str),
+    /// The truth with this header.
+    With(&'static str, String),
+    /// Bytes without end.
+    Endless,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    content: HashMap<String, (String, Bytes)>,
+    faults: Vec<(String, usize, Fault)>,
+    asked: Vec<Asked>,
+}
+
+/// Serves until it is dropped.
+#[derive(Debug)]
+pub(crate) struct FaultyRegistry {
+    pub(crate) address: SocketAddr,
+    inner: Arc<Mutex<Inner>>,
+    _tasks: JoinSet<()>,
+}
+
+impl FaultyRegistry {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let inner = Arc::new(Mutex::new(Inner::default()));
+        let shared = Arc::clone(&inner);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let shared = Arc::clone(&shared);
+                connections.spawn(async move {
+                    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { address, inner, _tasks: tasks }
+    }
+
+    /// Holds these bytes at `/v2/acme/authz/<path>`.
+    pub(crate) fn put(&self, path: &str, content_type: &str, bytes: impl Into<Bytes>) {
+        let key = format!("/v2/acme/authz/{path}");
+        self.inner.lock().unwrap().content.insert(key, (content_type.to_owned(), bytes.into()));
+    }
+
+    pub(crate) fn put_blob(&self, bytes: &[u8]) -> Descriptor {
+        let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, bytes);
+        self.put(&format!("blobs/{}", descriptor.digest), "application/octet-stream", bytes.to_vec());
+        descriptor
+    }
+
+    /// An artifact with one layer, under a tag and under its digest.
+    pub(crate) fn put_artifact(&self, tag: &str, layer: &[u8]) -> (Digest, Descriptor) {
+        let layer = self.put_blob(layer);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
+        });
+        let manifest = manifest.to_string();
+        let digest = Digest::sha256(manifest.as_bytes());
+        self.put(&format!("manifests/{tag}"), media_type::OCI_MANIFEST, manifest.clone());
+        self.put(&format!("manifests/{digest}"), media_type::OCI_MANIFEST, manifest);
+        (digest, layer)
+    }
+
+    /// The next `times` requests whose path contains `part` meet `fault`.
+    pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
+        self.inner.lock().unwrap().faults.push((part.to_owned(), times, fault));
+    }
+
+    /// Every request so far whose path contains `part`.
+    pub(crate) fn asked(&self, part: &str) -> Vec<Asked> {
+        self.inner.lock().unwrap().asked.iter().filter(|asked| asked.path.contains(part)).cloned().collect()
+    }
+
+    pub(crate) fn reference(&self, tag: &str) -> Reference {
+        format!("{}/acme/authz:{tag}", self.address).parse().unwrap()
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        self.source_with(self.options())
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        let timeouts = Timeouts {
+            connect: Duration::from_secs(1),
+            read: Duration::from_millis(500),
+            total: Duration::from_secs(20),
+        };
+        Options { scheme: Scheme::Http, timeouts, ..Options::default() }
+    }
+
+    pub(crate) fn source_with(&self, options: Options) -> Source {
+        let limits = ReadLimits { manifest: 4096, evidence: 1 << 20, bundle: 1 << 20 };
+        let options = [(self.address.to_string(), options)].into();
+        let registries = Registries::new(options, limits, Metrics::new().unwrap());
+        registries.source(self.reference("x").repository()).unwrap()
+    }
+}
+
+async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().to_string();
+    let (fault, content) = {
+        let mut inner = inner.lock().unwrap();
+        let headers = request.headers().clone();
+        inner.asked.push(Asked { method: request.method().to_string(), path: path.clone(), headers });
+        let fault = inner.faults.iter_mut().find(|(part, left, _)| *left > 0 && path.contains(part.as_str()));
+        let fault = fault.map(|(_, left, fault)| {
+            *left -= 1;
+            fault.clone()
+        });
+        (fault, inner.content.get(&path).cloned())
+    };
+    Ok(match fault {
+        Some(Fault::Stall) => std::future::pending().await,
+        Some(Fault::Status(status, headers)) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            response.body(whole(Bytes::new())).unwrap()
+        }
+        Some(Fault::Truncate(length)) => truncated(content, length),
+        Some(Fault::Endless) => Response::new(endless()),
+        Some(Fault::Replace(bytes)) => {
+            let kind = content.map_or_else(|| "text/plain".to_owned(), |(kind, _)| kind);
+            truth(Some((kind, bytes)))
+        }
+        Some(Fault::Without(name)) => {
+            let mut response = truth(content);
+            response.headers_mut().remove(name);
+            response
+        }
+        Some(Fault::With(name, value)) => {
+            let mut response = truth(content);
+            response.headers_mut().insert(name, value.parse().unwrap());
+            response
+        }
+        None => truth(content),
+    })
+}
+
+fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
+    let Some((kind, bytes)) = content else {
+        return Response::builder().status(404).body(whole(Bytes::new())).unwrap();
+    };
+    Response::builder()
+        .header("content-type", kind)
+        .header("docker-content-digest", Digest::sha256(&bytes).to_string())
+        .body(whole(bytes))
+        .unwrap()
+}
+
+fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
+    let (kind, bytes) = content.unwrap();
+    let pieces = [Ok(Frame::data(bytes.slice(..length))), Err(std::io::ErrorKind::BrokenPipe.into())];
+    Response::builder()
+        .header("content-type", kind)
+        .header("content-length", bytes.len())
+        .body(BodyExt::boxed(StreamBody::new(stream::iter(pieces))))
+        .unwrap()
+}
+
+fn endless() -> Body {
+    let pieces = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b' '; 1 << 16]))));
+    BodyExt::boxed(StreamBody::new(pieces))
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}

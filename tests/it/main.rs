@@ -1,0 +1,7 @@
+//! The registry client and the watcher over real HTTP, against a registry that misbehaves
+//! on demand.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
+
+mod faulty;
+mod reads;
