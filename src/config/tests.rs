@@ -6,6 +6,7 @@ use super::*;
 use crate::{registry::Scheme, verify::TrustPolicy, watch::OnMissing};
 
 mod mistakes;
+mod mistakes_in_trust;
 
 /// A folder with the files that the example names.
 struct Folder(tempfile::TempDir);

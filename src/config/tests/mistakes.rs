@@ -3,10 +3,10 @@
 use super::*;
 
 /// `(what follows the least configuration, the error)`.
-type Row = (&'static str, &'static str);
+type Row<'a> = (&'a str, &'a str);
 
 #[track_caller]
-fn check(rows: &[Row]) {
+pub(super) fn check(rows: &[Row<'_>]) {
     let folder = Folder::new();
     folder.write("empty", "\n");
     folder.write("binary", "\u{0}\u{1}");
