@@ -29,7 +29,9 @@ impl Base<'_> {
     /// Its whole content.
     pub(super) fn bytes(self, path: &Path) -> Result<Vec<u8>, Problem> {
         let path = self.path(path)?;
-        let failed = |error: std::io::Error| Problem::new(format!("{} can't be read: {error}", path.display()));
+        let failed = |error: std::io::Error| {
+            Problem::new(format!("{} can't be read: {error}; correct the path or its permissions", path.display()))
+        };
         let mut bytes = Vec::new();
         // Opening checks the permission, too; a device that never ends is cut off.
         File::open(&path).map_err(failed)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -79,9 +79,19 @@ fn values_of_the_wrong_kind_are_named() {
     check(&[
         ("server:", "server: has no value; write one, or remove the key to get its default"),
         ("server: { tls: }", "server.tls: has no value; write one, or remove the key to get its default"),
-        ("server: [1]", "server: sequence stands where a mapping of keys is wanted"),
-        ("bundles: []", "bundles: sequence stands where a map is wanted"),
-        ("limits: { files: many }", "limits.files: string \"many\" stands where u64 is wanted"),
+        ("server: [1]", "server: a list stands where a mapping of keys is wanted; write that instead"),
+        ("bundles: []", "bundles: a list stands where a mapping of keys is wanted; write that instead"),
+        ("limits: { files: many }", "limits.files: \"many\" stands where a whole number is wanted; write that instead"),
+        ("clients: x\n", "clients: is written twice, first on line 2; keep one"),
+        (
+            "trust: { authorities: { a: { keys: x, tlog: none } } }",
+            "trust.authorities.a.keys: \"x\" stands where a list is wanted; write that instead",
+        ),
+        ("cache: { directory: 5 }", "cache.directory: the integer `5` stands where text is wanted; write that instead"),
+        (
+            "bundles: { x: { reference: r.io/a, trust: true } }",
+            "bundles.x.trust: the boolean `true` stands where text is wanted; write that instead",
+        ),
         ("long_poll: { max_wait: 30 }", "long_poll.max_wait: \"30\" has no unit; write 30s or 30ms"),
         (
             "long_poll: { max_wait: 5 minutes }",
@@ -116,7 +126,8 @@ fn server_mistakes_have_a_way_out() {
         ("server: { tls: { certificate: tls.crt } }", "server.tls.key: is missing; write it"),
         (
             "server: { tls: { certificate: none.crt, key: tls.key } }",
-            "server.tls.certificate: none.crt can't be read: No such file or directory (os error 2)",
+            "server.tls.certificate: none.crt can't be read: No such file or directory (os error 2); correct the path \
+             or its permissions",
         ),
         (
             "server: { tls: { certificate: tls.key, key: tls.key } }",

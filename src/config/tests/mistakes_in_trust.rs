@@ -49,7 +49,8 @@ fn registry_mistakes_have_a_way_out() {
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: none } } }",
-            "registries.r.io.credentials.password_file: none can't be read: No such file or directory (os error 2)",
+            "registries.r.io.credentials.password_file: none can't be read: No such file or directory (os error 2); correct the path \
+             or its permissions",
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: empty } } }",
@@ -74,7 +75,8 @@ fn authority_mistakes_have_a_way_out() {
         ),
         (
             "trust: { authorities: { a: { keys: [none.pub], tlog: none } } }",
-            "trust.authorities.a.keys[0]: none.pub can't be read: No such file or directory (os error 2)",
+            "trust.authorities.a.keys[0]: none.pub can't be read: No such file or directory (os error 2); correct the path \
+             or its permissions",
         ),
         (
             "trust: { authorities: { a: { keys: [release.pub, two.pub], tlog: none } } }",
