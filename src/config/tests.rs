@@ -172,3 +172,15 @@ fn an_error_says_file_line_and_key() {
     let missing = Config::load(&folder.0.path().join("none.yaml")).unwrap_err().to_string();
     assert!(missing.contains("none.yaml: it can't be read"), "{missing}");
 }
+
+#[test]
+fn an_overridden_merge_is_no_duplicate() {
+    let config = Folder::new().with(
+        "trust: { policies: { dev: unsigned } }
+bundles:
+  a: &a { reference: 'r.io/a:1', trust: dev, poll: 5s }
+  b: { <<: *a, poll: 1m }",
+    );
+    let polls: Vec<_> = config.unwrap().bundles.iter().map(|bundle| bundle.poll).collect();
+    assert_eq!(polls, [secs(5), secs(60)]);
+}

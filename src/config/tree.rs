@@ -48,6 +48,9 @@ impl Node {
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+            if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
+                return ConfigError::unreadable(line, "a second YAML document begins; keep one".to_owned());
+            }
             let reason = error.without_snippet().to_string();
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             ConfigError::unreadable(line, format!("this is not YAML: {reason}"))

@@ -218,6 +218,7 @@ fn the_version_comes_first() {
         ("clients: []", "version: is missing; write `version: 1`"),
         ("version: 2\nfuture: x", "version: this bundlegate reads version 1; write `version: 1`"),
         ("version: '1'", "version: this bundlegate reads version 1; write `version: 1`"),
+        ("version: 1\n---\nversion: 1", "line 3: a second YAML document begins; keep one"),
         ("version: [1", "this is not YAML: "),
         ("version: 1\n\tserver: {}", "this is not YAML: "),
     ] {
