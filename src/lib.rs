@@ -6,9 +6,11 @@
 
 pub mod bundle;
 pub mod catalog;
+pub mod config;
 pub mod metrics;
 pub mod oci;
 pub mod registry;
 pub mod store;
+pub mod telemetry;
 pub mod verify;
 pub mod watch;

@@ -1,0 +1,164 @@
+//! The configuration file: `raw` is what was typed, [`Config`] what it means. There is no
+//! other way from one to the other, so whatever holds a [`Config`] needs no check.
+//!
+//! Every error is one sentence that names the key, what is wrong with it and the way out.
+
+mod bundles;
+mod clients;
+mod files;
+mod keys;
+mod problem;
+mod raw;
+mod reader;
+mod registries;
+mod server;
+mod tree;
+mod trust;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::registry;
+
+pub use bundles::BundleConfig;
+pub use clients::{ClientConfig, Credential, Secret};
+pub use problem::ConfigError;
+pub use server::{Drain, LongPoll, Server};
+
+/// A configuration whose every value is checked and whose every file was there.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The hosts with settings of their own.
+    pub registries: BTreeMap<String, registry::Options>,
+    /// How much of what is read.
+    pub limits: Limits,
+    /// Where bytes are kept.
+    pub cache: Cache,
+    /// What is served, by name.
+    pub bundles: Vec<BundleConfig>,
+    /// How long requests are held.
+    pub long_poll: LongPoll,
+    /// The listeners.
+    pub server: Server,
+    /// Who may read what; never empty.
+    pub clients: Vec<ClientConfig>,
+}
+
+/// `limits`, in bytes except for the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A bundle as it is served.
+    pub bundle: u64,
+    /// A bundle's tar stream.
+    pub unpacked: u64,
+    /// Files in a bundle.
+    pub files: u64,
+    /// A manifest or index.
+    pub manifest: u64,
+    /// All signature material of one artifact together.
+    pub evidence: u64,
+}
+
+/// `cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// The folder; `None` keeps everything in memory.
+    pub directory: Option<PathBuf>,
+    /// Bytes on disk.
+    pub disk: u64,
+    /// Bytes in memory.
+    pub memory: u64,
+}
+
+impl Config {
+    /// Reads a configuration file; relative paths in it start from its folder.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            ConfigError::unreadable(None, format!("it can't be read: {error}; name the right file")).in_file(file)
+        })?;
+        let folder = file.parent().unwrap_or_else(|| Path::new(""));
+        Self::parse(&text, folder).map_err(|error| error.in_file(file))
+    }
+
+    /// Reads a configuration; relative paths in it start from `base_dir`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
+        let root = tree::Node::parse(text)?;
+        check_version(&root)
+            .and_then(|()| reader::read(&root))
+            .and_then(|raw| Self::check(raw, files::Base(base_dir)))
+            .map_err(|problem| problem.into_error(&root))
+    }
+
+    fn check(raw: raw::Root, base: files::Base<'_>) -> Result<Self, problem::Problem> {
+        let registries = registries::read(raw.registries, base).map_err(|problem| problem.at("registries"))?;
+        let policies = trust::Policies::read(raw.trust, base).map_err(|problem| problem.at("trust"))?;
+        Ok(Self {
+            registries,
+            limits: limits(&raw.limits).map_err(|problem| problem.at("limits"))?,
+            cache: cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
+            bundles: bundles::read(raw.bundles, &policies, base).map_err(|problem| problem.at("bundles"))?,
+            long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
+            server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
+            clients: clients::read(raw.clients, base).map_err(|problem| problem.at("clients"))?,
+        })
+    }
+}
+
+impl Limits {
+    /// Those that the registry room keeps.
+    pub fn read_limits(&self) -> registry::ReadLimits {
+        registry::ReadLimits { manifest: self.manifest, evidence: self.evidence, bundle: self.bundle }
+    }
+
+    /// Those that opening a bundle keeps.
+    pub fn bundle_limits(&self) -> crate::bundle::Limits {
+        crate::bundle::Limits { bundle: self.bundle, unpacked: self.unpacked, files: self.files }
+    }
+}
+
+/// Comes first: a file of another version has other keys, and those errors would mislead.
+fn check_version(root: &tree::Node) -> Result<(), problem::Problem> {
+    let refused = |sentence: &str| Err(problem::Problem::new(sentence).at("version"));
+    match (&root.value, root.get("version").map(|node| &node.value)) {
+        (tree::Value::Mapping(_), Some(tree::Value::Integer(1))) => Ok(()),
+        (tree::Value::Mapping(_), None) => refused("is missing; write `version: 1`"),
+        (tree::Value::Mapping(_), Some(_)) => refused("this bundlegate reads version 1; write `version: 1`"),
+        _ => Err(problem::Problem::new("the configuration is a mapping of keys; begin with `version: 1`")),
+    }
+}
+
+fn limits(raw: &raw::Limits) -> Result<Limits, problem::Problem> {
+    let bytes = |size: Option<values::Size>, mebibytes: u64| size.map_or(mebibytes << 20, |size| size.0);
+    let files = raw.files.unwrap_or(20_000);
+    if files == 0 {
+        return Err(problem::Problem::new("no bundle could pass; write a number from 1 up").at("files"));
+    }
+    Ok(Limits {
+        bundle: bytes(raw.bundle, 64),
+        unpacked: bytes(raw.unpacked, 512),
+        files,
+        manifest: bytes(raw.manifest, 4),
+        evidence: bytes(raw.evidence, 16),
+    })
+}
+
+fn cache(raw: raw::Cache, base: files::Base<'_>) -> Result<Cache, problem::Problem> {
+    let directory = raw.directory.map(|path| base.path(&path)).transpose();
+    Ok(Cache {
+        directory: directory.map_err(|problem| problem.at("directory"))?,
+        disk: raw.disk.map_or(10 << 30, |size| size.0),
+        memory: raw.memory.map_or(512 << 20, |size| size.0),
+    })
+}

@@ -1,0 +1,101 @@
+//! `registries`: how to talk to each host.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use url::Url;
+
+use super::{files::Base, problem::Problem, raw, values::Time};
+use crate::registry::{Credentials, Options, Scheme, Timeouts};
+
+/// Reads all of `registries`.
+pub(super) fn read(raw: BTreeMap<String, raw::Registry>, base: Base<'_>) -> Result<BTreeMap<String, Options>, Problem> {
+    raw.into_iter()
+        .map(|(host, registry)| {
+            check_host(&host)
+                .and_then(|()| options(registry, base))
+                .map_err(|problem| problem.at(&host))
+                .map(|o| (host, o))
+        })
+        .collect()
+}
+
+fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
+    let scheme = match raw.scheme.as_deref() {
+        None | Some("https") => Scheme::Https,
+        Some("http") => Scheme::Http,
+        Some(other) => {
+            return Err(Problem::new(format!("{other:?} is no scheme; write `https` or `http`")).at("scheme"));
+        }
+    };
+    let extra_roots = match &raw.ca_file {
+        Some(_) if scheme == Scheme::Http => {
+            return Err(
+                Problem::new("plain HTTP has no certificates; remove `ca_file` or `scheme: http`").at("ca_file")
+            );
+        }
+        Some(path) => base.roots(path).map_err(|problem| problem.at("ca_file"))?,
+        None => Vec::new(),
+    };
+    let credentials = raw.credentials.map(|raw| credentials(raw, base)).transpose();
+    Ok(Options {
+        scheme,
+        extra_roots,
+        credentials: credentials.map_err(|problem| problem.at("credentials"))?,
+        timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
+    })
+}
+
+/// Reads the password once, so that a wrong path stops the start and not the first poll.
+fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Problem> {
+    if raw.username.is_empty() || raw.username.contains(':') || raw.username.chars().any(char::is_control) {
+        let sentence = "a user name is not empty and has neither colons nor control characters; write another";
+        return Err(Problem::new(sentence).at("username"));
+    }
+    let at_file = |problem: Problem| problem.at("password_file");
+    if base.text(&raw.password_file).map_err(at_file)?.trim().is_empty() {
+        let file = raw.password_file.display();
+        return Err(at_file(Problem::new(format!("{file} is empty; put the password into it"))));
+    }
+    Ok(Credentials { username: raw.username, password_file: base.path(&raw.password_file).map_err(at_file)? })
+}
+
+fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {
+    let default = Timeouts::default();
+    let one = |time: Option<Time>, key: &str, default: Duration| {
+        time.map_or(Ok(default), |time| time.at_least(LEAST, "5s")).map_err(|problem| problem.at(key))
+    };
+    Ok(Timeouts {
+        connect: one(raw.connect, "connect", default.connect)?,
+        read: one(raw.read, "read", default.read)?,
+        total: one(raw.total, "total", default.total)?,
+    })
+}
+
+/// `host[:port]`, spelled so that a reference can name it.
+fn check_host(host: &str) -> Result<(), Problem> {
+    if let Some((scheme, rest)) = host.split_once("://") {
+        let rest = rest.trim_end_matches('/');
+        let way_out = match scheme {
+            "http" => format!("write `{rest}: {{ scheme: http }}`"),
+            _ => format!("write `{rest}`"),
+        };
+        return Err(Problem::new(format!("a registry is named by host and port alone; {way_out}")));
+    }
+    let malformed = || Problem::new("this is no HOST or HOST:PORT; write one such as `registry.lan:5000`");
+    if host.contains(['/', '@', '?', '#', '\\']) || host.chars().any(|char| char.is_whitespace() || char.is_control()) {
+        return Err(malformed());
+    }
+    let url = Url::parse(&format!("https://{host}/")).map_err(|_| malformed())?;
+    if url.host_str().is_none_or(str::is_empty) || host.ends_with(':') {
+        return Err(malformed());
+    }
+    // The rule by which a reference tells its host from its repository.
+    if !(host.contains(['.', ':']) || host == "localhost") {
+        return Err(Problem::new(format!(
+            "no reference can name this host; write it with its port, such as `{host}:443`"
+        )));
+    }
+    Ok(())
+}
+
+const LEAST: Duration = Duration::from_millis(100);

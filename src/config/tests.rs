@@ -1,0 +1,186 @@
+//! Whole configurations: the example, the defaults, and what each mistake is told.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{registry::Scheme, verify::TrustPolicy, watch::OnMissing};
+
+mod mistakes;
+mod mistakes_in_trust;
+
+/// A folder with the files that the example names.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+        folder.write("tls.crt", &cert.pem());
+        folder.write("tls.key", &signing_key.serialize_pem());
+        folder.write("registry-ca.pem", &cert.pem());
+        folder.write("edge.tokens", "s3cret-one\n\n  s3cret-two\r\n");
+        folder.write("ghcr.password", "s3cret-password\n");
+        for name in ["release.pub", "other.pub"] {
+            folder.write(name, &rcgen::KeyPair::generate().unwrap().public_key_pem());
+        }
+        folder
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    fn parse(&self, text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, self.0.path())
+    }
+
+    /// The least configuration with `rest` below it.
+    fn with(&self, rest: &str) -> Result<Config, ConfigError> {
+        self.parse(&format!("{LEAST}{rest}"))
+    }
+}
+
+const LEAST: &str = "version: 1\nclients: [{ name: anyone, anonymous: true, bundles: ['**'] }]\n";
+const EXAMPLE: &str = include_str!("../../config/bundlegate.yaml");
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn the_example_loads_from_beside_its_files() {
+    let folder = Folder::new();
+    folder.write("bundlegate.yaml", EXAMPLE);
+    let config = Config::load(&folder.0.path().join("bundlegate.yaml")).unwrap();
+    assert_eq!(config.server.listen.to_string(), "[::]:8443");
+    assert_eq!(config.server.tls.unwrap().alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    assert_eq!(config.cache.directory.unwrap(), folder.0.path().join("cache"));
+    let ghcr = &config.registries["ghcr.io"];
+    assert!(ghcr.extra_roots.starts_with(b"-----BEGIN CERTIFICATE"));
+    assert_eq!(ghcr.credentials.as_ref().unwrap().password_file, folder.0.path().join("ghcr.password"));
+    assert_eq!(config.registries["registry.lan:5000"].scheme, Scheme::Http);
+    let [authz, hello] = config.bundles.as_slice() else { panic!("two bundles") };
+    assert_eq!((authz.name.as_str(), authz.trust.name()), ("authz/main", "release"));
+    assert_eq!(authz.max_stale, Some(secs(86_400)));
+    assert!(matches!(hello.trust, TrustPolicy::Unsigned { .. }));
+    let Credential::Tokens(tokens) = &config.clients[0].credential else { panic!("tokens") };
+    assert_eq!(tokens.iter().map(Secret::expose).collect::<Vec<_>>(), [b"s3cret-one", b"s3cret-two"]);
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let folder = Folder::new();
+    let (example, least) = (folder.parse(EXAMPLE).unwrap(), folder.with("").unwrap());
+    assert_eq!(example.limits, least.limits);
+    assert_eq!(example.long_poll, least.long_poll);
+    assert_eq!((example.cache.disk, example.cache.memory), (least.cache.disk, least.cache.memory));
+    assert_eq!(example.server.drain, least.server.drain);
+    assert_eq!(example.server.admin, least.server.admin);
+    assert_eq!(example.server.max_connections, least.server.max_connections);
+    assert_eq!(example.server.ready_after, least.server.ready_after);
+    assert_eq!(example.registries["ghcr.io"].timeouts, registry::Options::default().timeouts);
+    let (written, default) = (&example.bundles[0], &example.bundles[1]);
+    assert_eq!((written.poll, written.confirm_within), (default.poll, default.confirm_within));
+    assert_eq!(written.on_missing, default.on_missing);
+}
+
+#[test]
+fn what_is_not_written_has_the_promised_default() {
+    let config = Folder::new().with("").unwrap();
+    assert_eq!(config.server.listen.to_string(), "[::]:8080");
+    assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
+    assert!(config.server.tls.is_none());
+    assert_eq!(config.server.max_connections, 20_000);
+    assert_eq!(config.server.ready_after, secs(30));
+    assert_eq!(config.server.drain, Drain { notice: secs(5), over: secs(10) });
+    assert_eq!(config.long_poll, LongPoll { max_wait: secs(300), first_wait: secs(5) });
+    assert_eq!(config.cache, Cache { directory: None, disk: 10 << 30, memory: 512 << 20 });
+    let limits = Limits { bundle: 64 << 20, unpacked: 512 << 20, files: 20_000, manifest: 4 << 20, evidence: 16 << 20 };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.limits.read_limits().evidence, 16 << 20);
+    assert_eq!(config.limits.bundle_limits().unpacked, 512 << 20);
+    assert!(config.registries.is_empty() && config.bundles.is_empty());
+    let config = Folder::new()
+        .with("trust: { policies: { dev: unsigned } }\nbundles: { a: { reference: 'r.io/a:1', trust: dev } }");
+    let bundle = &config.unwrap().bundles[0];
+    assert_eq!((bundle.poll, bundle.confirm_within, bundle.max_stale), (secs(30), secs(2), None));
+    assert_eq!(bundle.on_missing, OnMissing::Keep);
+}
+
+#[test]
+fn json_is_yaml() {
+    let text = r#"{"version": 1, "clients": [{"name": "a", "anonymous": true, "bundles": ["**"]}]}"#;
+    assert_eq!(Folder::new().parse(text).unwrap().clients[0].name, "a");
+}
+
+#[test]
+fn a_bundle_without_trust_takes_the_longest_match() {
+    let config = Folder::new().with(
+        "trust:
+  authorities: { a: { keys: [release.pub], tlog: none }, b: { keys: [{ file: other.pub }], tlog: none } }
+  policies:
+    all:   { match: '**', require: { any_of: [a] } }
+    acme:  { match: ['ghcr.io/acme/**', 'r.io/**'], require: { any_of: [a, b] } }
+    authz: { match: ghcr.io/acme/authz, require: { any_of: [b] } }
+bundles:
+  1-one:   { reference: 'ghcr.io/acme/authz:v1' }
+  2-two:   { reference: 'ghcr.io/acme/other:v1' }
+  3-three: { reference: 'quay.io/acme/other:v1' }
+  4-four:  { reference: 'ghcr.io/acme/authz:v1', trust: all }
+  5-five:  { reference: 'oci-layout:policies:v1', trust: all }",
+    );
+    let config = config.unwrap();
+    let policies: Vec<_> = config.bundles.iter().map(|bundle| bundle.trust.name()).collect();
+    assert_eq!(policies, ["authz", "acme", "all", "all", "all"]);
+    assert!(config.bundles[4].reference.repository().to_string().ends_with("/policies"));
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    let folder = Folder::new();
+    let config = folder.parse(EXAMPLE).unwrap();
+    let key = std::fs::read_to_string(folder.0.path().join("tls.key")).unwrap();
+    let printed = format!("{config:?} {config:#?}");
+    assert!(!printed.contains("s3cret"), "{printed}");
+    assert!(!printed.contains(key.lines().nth(1).unwrap()));
+    for (file, text) in [
+        ("edge.tokens", "s3cret one"),
+        ("tls.key", "-----BEGIN s3cret KEY-----\ns3cret\n-----END"),
+        ("tls.key", "s3cret"),
+        ("ghcr.password", "\n"),
+    ] {
+        let folder = Folder::new();
+        folder.write(file, text);
+        let error = folder.parse(EXAMPLE).unwrap_err();
+        assert!(error.to_string().contains(file), "{error}");
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+    }
+}
+
+#[test]
+fn an_error_says_file_line_and_key() {
+    let folder = Folder::new();
+    let file = folder.0.path().join("bundlegate.yaml");
+    folder.write("bundlegate.yaml", &EXAMPLE.replace("poll: 30s", "poll: 30"));
+    let error = Config::load(&file).unwrap_err();
+    let line = 1 + EXAMPLE.lines().position(|line| line.contains("poll: 30s")).unwrap() as u64;
+    assert_eq!((error.key(), error.line()), ("bundles.authz/main.poll", Some(line)));
+    let expected =
+        format!("{}, line {line}: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms", file.display());
+    assert_eq!(error.to_string(), expected);
+    let missing = Config::load(&folder.0.path().join("none.yaml")).unwrap_err().to_string();
+    assert!(missing.contains("none.yaml: it can't be read"), "{missing}");
+}
+
+#[test]
+fn an_overridden_merge_is_no_duplicate() {
+    let config = Folder::new().with(
+        "trust: { policies: { dev: unsigned } }
+bundles:
+  a: &a { reference: 'r.io/a:1', trust: dev, poll: 5s }
+  b: { <<: *a, poll: 1m }",
+    );
+    let polls: Vec<_> = config.unwrap().bundles.iter().map(|bundle| bundle.poll).collect();
+    assert_eq!(polls, [secs(5), secs(60)]);
+}

@@ -1,0 +1,229 @@
+//! A table: what is typed, and the sentence that it gets.
+
+use super::*;
+
+/// `(what follows the least configuration, the error)`.
+type Row<'a> = (&'a str, &'a str);
+
+#[track_caller]
+pub(super) fn check(rows: &[Row<'_>]) {
+    let folder = Folder::new();
+    folder.write("empty", "\n");
+    folder.write("binary", "\u{0}\u{1}");
+    folder.write("two.pub", &(read(&folder, "release.pub") + &read(&folder, "other.pub")));
+    let other = rcgen::KeyPair::generate().unwrap();
+    folder.write("other.key", &other.serialize_pem());
+    for (typed, expected) in rows {
+        let error = match folder.with(typed) {
+            Ok(_) => panic!("accepted: {typed}"),
+            Err(error) => error.to_string(),
+        };
+        assert!(!error.contains('\n'), "{error}");
+        // The line is looked at elsewhere, the temporary folder has no name to rely on.
+        let (_, error) = error.split_once(": ").unwrap();
+        let error = error.replace(&format!("{}/", folder.0.path().display()), "");
+        assert_eq!(error, *expected, "{typed}");
+    }
+}
+
+fn read(folder: &Folder, name: &str) -> String {
+    std::fs::read_to_string(folder.0.path().join(name)).unwrap()
+}
+
+#[test]
+fn unknown_keys_are_named() {
+    check(&[
+        ("severs: {}", "severs: unknown key; did you mean `server`?"),
+        ("server: { drain: { notcie: 1s } }", "server.drain.notcie: unknown key; did you mean `notice`?"),
+        ("cache: { zebra: 1 }", "cache.zebra: unknown key; known here: directory, disk, memory"),
+        (
+            "registries: { ghcr.io: { credentials: { username: a, password: b } } }",
+            "registries.ghcr.io.credentials.password: unknown key; did you mean `password_file`?",
+        ),
+        ("cache: {}\nlimits: {}\ncache: {}", "cache: is written twice, first on line 3; keep one"),
+        ("bundles: { a: { poll: 1s, poll: 2s } }", "bundles.a.poll: is written twice, first on line 3; keep one"),
+    ]);
+}
+
+#[test]
+fn keys_of_later_versions_are_known_as_such() {
+    let later = |key: &str, typed: &str| {
+        let error = Folder::new().parse(&format!("version: 1\n{typed}")).unwrap_err();
+        assert_eq!(error.to_string(), format!("line 2: {key}: not supported yet; remove it"));
+    };
+    for name in ["mirrors", "proxy", "client_certificate"] {
+        later(&format!("registries.r.io.{name}"), &format!("registries: {{ r.io: {{ {name}: x }} }}"));
+    }
+    for name in ["semver", "filter_tags", "expect", "on_withdraw"] {
+        later(&format!("bundles.a/b.{name}"), &format!("bundles: {{ a/b: {{ reference: r.io/a, {name}: x }} }}"));
+    }
+    for name in ["basic_file", "mtls", "jwt"] {
+        later(&format!("clients[0].{name}"), &format!("clients: [{{ name: a, {name}: x }}]"));
+    }
+    for name in ["all_of", "at_least", "of"] {
+        let policy = format!("trust.policies.p.require.{name}");
+        later(&policy, &format!("trust: {{ policies: {{ p: {{ require: {{ {name}: x }} }} }} }}"));
+    }
+    later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
+    later("long_poll.spread", "long_poll: { spread: auto }");
+    later("registries.r.io.credentials.docker_config", "registries: { r.io: { credentials: { docker_config: x } } }");
+    later("trust.roots", "trust: { roots: {} }");
+    later("trust.authorities.ci.keyless", "trust: { authorities: { ci: { keyless: {} } } }");
+    later("trust.authorities.a.keys[0].not_after", "trust: { authorities: { a: { keys: [{ not_after: x }] } } }");
+    later("trust.policies.p.formats", "trust: { policies: { p: { formats: [bundle] } } }");
+    later("patterns", "patterns: []");
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_named() {
+    check(&[
+        ("server:", "server: has no value; write one, or remove the key to get its default"),
+        ("server: { tls: }", "server.tls: has no value; write one, or remove the key to get its default"),
+        ("server: [1]", "server: a list stands where a mapping of keys is wanted; write that instead"),
+        ("bundles: []", "bundles: a list stands where a mapping of keys is wanted; write that instead"),
+        ("limits: { files: many }", "limits.files: \"many\" stands where a whole number is wanted; write that instead"),
+        ("clients: x\n", "clients: is written twice, first on line 2; keep one"),
+        (
+            "trust: { authorities: { a: { keys: x, tlog: none } } }",
+            "trust.authorities.a.keys: \"x\" stands where a list is wanted; write that instead",
+        ),
+        ("cache: { directory: 5 }", "cache.directory: the integer `5` stands where text is wanted; write that instead"),
+        (
+            "bundles: { x: { reference: r.io/a, trust: true } }",
+            "bundles.x.trust: the boolean `true` stands where text is wanted; write that instead",
+        ),
+        ("long_poll: { max_wait: 30 }", "long_poll.max_wait: \"30\" has no unit; write 30s or 30ms"),
+        (
+            "long_poll: { max_wait: 5 minutes }",
+            "long_poll.max_wait: \"5 minutes\" is no duration; write a whole number with its unit, such as 250ms, \
+             30s, 5m or 24h",
+        ),
+        ("limits: { bundle: 64 }", "limits.bundle: \"64\" has no unit; write 64MiB or 64B"),
+        (
+            "limits: { bundle: 64MB }",
+            "limits.bundle: \"64MB\": units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB",
+        ),
+        ("cache: { memory: 0B }", "cache.memory: \"0B\" leaves room for nothing; write a size such as 64MiB"),
+        ("cache: { directory: '' }", "cache.directory: the path is empty; write one, or remove the key"),
+        ("limits: { files: 0 }", "limits.files: no bundle could pass; write a number from 1 up"),
+    ]);
+}
+
+#[test]
+fn server_mistakes_have_a_way_out() {
+    const EXAMPLES: &str = "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
+    let port = format!("server.listen: \"8443\" has no port; {EXAMPLES}");
+    let host = format!("server.admin: \"gate.example:80\" names no IP address of this machine; {EXAMPLES}");
+    for (typed, expected) in [("server: { listen: 8443 }", port), ("server: { admin: 'gate.example:80' }", host)] {
+        assert!(Folder::new().with(typed).unwrap_err().to_string().ends_with(&expected), "{typed}");
+    }
+    check(&[
+        ("server: { max_connections: 0 }", "server.max_connections: nobody could connect; write a number from 1 up"),
+        (
+            "server: { listen: '127.0.0.1:8090' }",
+            "server.admin: it is the address of `server.listen`, too; write another",
+        ),
+        ("server: { tls: { certificate: tls.crt } }", "server.tls.key: is missing; write it"),
+        (
+            "server: { tls: { certificate: none.crt, key: tls.key } }",
+            "server.tls.certificate: none.crt can't be read: No such file or directory (os error 2); correct the path \
+             or its permissions",
+        ),
+        (
+            "server: { tls: { certificate: tls.key, key: tls.key } }",
+            "server.tls.certificate: tls.key holds no certificate; give PEM certificates \
+             (-----BEGIN CERTIFICATE-----)",
+        ),
+        (
+            "server: { tls: { certificate: tls.crt, key: tls.crt } }",
+            "server.tls.key: tls.crt holds no usable private key; give an unencrypted PEM one (PKCS#8, SEC1, PKCS#1)",
+        ),
+        (
+            "server: { tls: { certificate: tls.crt, key: other.key } }",
+            "server.tls: certificate and key make no TLS server: keys may not be consistent: KeyMismatch; give a \
+             pair that belongs together",
+        ),
+        (
+            "long_poll: { first_wait: 10s }",
+            "long_poll.first_wait: 10s is above the maximum of 9s (an OPA that doesn't long-poll gives up after \
+             10s); write 9s or less",
+        ),
+        (
+            "long_poll: { max_wait: 0s }",
+            "long_poll.max_wait: 0s is below the minimum of 1s; write a longer time, such as 5m",
+        ),
+    ]);
+}
+
+#[test]
+fn client_mistakes_have_a_way_out() {
+    let clients = |typed: &str, expected: &str| {
+        let error = Folder::new().parse(&format!("version: 1\n{typed}")).unwrap_err().to_string();
+        assert_eq!(error.split_once(": ").unwrap().1, expected, "{typed}");
+    };
+    let nobody = "clients: nobody may read anything; say who may, such as clients: [{ name: anyone, anonymous: true, \
+                  bundles: [\"**\"] }]";
+    clients("cache: {}", nobody);
+    clients("clients: []", nobody);
+    for (client, expected) in [
+        (
+            "name: a, bundles: ['**']",
+            ": nothing tells who this client is; write `bearer_token_file: FILE` or \
+          `anonymous: true`",
+        ),
+        (
+            "name: a, anonymous: true, bearer_token_file: edge.tokens, bundles: ['**']",
+            ": a client has one credential; keep `anonymous` or `bearer_token_file`",
+        ),
+        ("name: a, anonymous: true", ".bundles: is missing; write it"),
+        (
+            "name: a, anonymous: true, bundles: []",
+            ".bundles: the client may read nothing; write globs such as \
+          [\"authz/**\"]",
+        ),
+        (
+            "name: a, anonymous: true, bundles: [x, 'a**']",
+            ".bundles[1]: glob \"a**\": `**` stands for whole segments; \
+          write `*`, or put a / around it",
+        ),
+        (
+            "name: 'a b', anonymous: true, bundles: [x]",
+            ".name: \"a b\" is no name; use letters, digits and . _ - / \
+          alone",
+        ),
+    ] {
+        clients(&format!("clients: [{{ {client} }}]"), &format!("clients[0]{expected}"));
+    }
+    let twice = "{ name: a, bearer_token_file: edge.tokens, bundles: [x] }";
+    clients(&format!("clients: [{twice}, {twice}]"), "clients[1].name: a is the name of two clients; rename one");
+    clients(
+        &format!("clients: [{twice}, {}]", twice.replace("name: a", "name: b")),
+        "clients[1].bearer_token_file: it shares a token with client a; give each its own",
+    );
+    for (content, expected) in [
+        ("\n \n", "there is no token in it; write one token a line"),
+        ("one\ntwo three", "line 2 has white space or other than ASCII in its token; write one token a line"),
+    ] {
+        let folder = Folder::new();
+        folder.write("edge.tokens", content);
+        let error = folder.parse(&format!("version: 1\nclients: [{twice}]")).unwrap_err().to_string();
+        assert_eq!(error, format!("line 2: clients[0].bearer_token_file: edge.tokens: {expected}"));
+    }
+}
+
+#[test]
+fn the_version_comes_first() {
+    for (text, expected) in [
+        ("", "the configuration is a mapping of keys; begin with `version: 1`"),
+        ("clients: []", "version: is missing; write `version: 1`"),
+        ("version: 2\nfuture: x", "version: this bundlegate reads version 1; write `version: 1`"),
+        ("version: '1'", "version: this bundlegate reads version 1; write `version: 1`"),
+        ("version: 1\n---\nversion: 1", "line 3: a second YAML document begins; keep one"),
+        ("version: [1", "this is not YAML: "),
+        ("version: 1\n\tserver: {}", "this is not YAML: "),
+    ] {
+        let error = Folder::new().parse(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}

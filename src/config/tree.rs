@@ -1,0 +1,188 @@
+//! The YAML text as a tree that remembers its lines, so that every later sentence about a
+//! key can say where it stands.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, SeqAccess, Visitor},
+};
+use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+
+use super::problem::{ConfigError, Problem, Segment};
+
+/// One value and the line on which it starts.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) line: u64,
+    pub(super) value: Value,
+}
+
+/// The shapes that YAML knows.
+#[derive(Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Integer(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    /// In the order of the file.
+    Mapping(Vec<(Key, Node)>),
+}
+
+/// A key and its line.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) line: u64,
+    pub(super) name: String,
+}
+
+impl Node {
+    /// Reads YAML; the budget of the parser bounds depth, aliases and size.
+    pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let options = serde_saphyr::options! {
+            // The visitor below sees them all and names the key's whole path.
+            duplicate_keys: DuplicateKeyPolicy::PassThrough,
+            with_snippet: false,
+        };
+        let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+            let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+            if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
+                return ConfigError::unreadable(line, "a second YAML document begins; keep one".to_owned());
+            }
+            let reason = error.without_snippet().to_string();
+            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+            ConfigError::unreadable(line, format!("this is not YAML: {reason}"))
+        })?;
+        node.unique_keys().map_err(|problem| problem.into_error(&node))?;
+        Ok(node)
+    }
+
+    /// The line of the value at `path`, or of the nearest thing above it that exists.
+    pub(super) fn line_of(&self, path: &[Segment]) -> u64 {
+        let Some((first, rest)) = path.split_first() else { return self.line };
+        match (&self.value, first) {
+            // The last of several is the one that a duplicate key is about.
+            (Value::Mapping(entries), Segment::Key(name)) => {
+                entries.iter().rev().find(|(key, _)| key.name == *name).map_or(self.line, |(key, node)| {
+                    match (rest, &node.value) {
+                        ([], _) => key.line,
+                        _ => node.line_of(rest),
+                    }
+                })
+            }
+            (Value::List(items), Segment::Index(index)) => {
+                items.get(*index).map_or(self.line, |node| node.line_of(rest))
+            }
+            _ => self.line,
+        }
+    }
+
+    /// The value behind `name` in a mapping.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    fn unique_keys(&self) -> Result<(), Problem> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().enumerate().try_for_each(|(index, (key, node))| {
+                if let Some((first, _)) = entries.iter().take(index).find(|(earlier, _)| earlier.name == key.name) {
+                    let sentence = format!("is written twice, first on line {}; keep one", first.line);
+                    return Err(Problem::new(sentence).at(&key.name));
+                }
+                node.unique_keys().map_err(|problem| problem.at(&key.name))
+            }),
+            Value::List(items) => items
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, node)| node.unique_keys().map_err(|problem| problem.at_index(index))),
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) => Ok(()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self { line: spanned.referenced.line(), value: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<String>::deserialize(deserializer)?;
+        Ok(Self { line: spanned.referenced.line(), name: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        Value::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Integer(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Value::Mapping(entries))
+    }
+}

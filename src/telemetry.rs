@@ -1,0 +1,132 @@
+//! Logs: on stderr, text on a terminal, JSON lines otherwise.
+
+use std::{env, fmt, io, io::IsTerminal as _};
+
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{MakeWriter, format::Writer, time::FormatTime},
+    util::SubscriberInitExt as _,
+};
+
+/// Sends tracing to stderr, filtered by `BUNDLEGATE_LOG` (such as `debug` or
+/// `info,bundlegate::registry=trace`). Does nothing where a subscriber is installed already.
+pub fn init() {
+    let wanted = env::var("BUNDLEGATE_LOG").ok();
+    let (filter, refused) = filter(wanted.as_deref());
+    let terminal = io::stderr().is_terminal();
+    let style = match terminal {
+        true if env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) => Style::Colours,
+        true => Style::Plain,
+        false => Style::Json,
+    };
+    if install(style, filter, io::stderr).is_ok()
+        && let Some(reason) = refused
+    {
+        tracing::warn!(%reason, "BUNDLEGATE_LOG is malformed; logging at level info");
+    }
+}
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Colours,
+    Plain,
+    Json,
+}
+
+/// RFC 3339 in UTC with milliseconds, as everywhere else in the interface.
+struct Utc;
+
+impl FormatTime for Utc {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "{:.3}", jiff::Timestamp::now())
+    }
+}
+
+fn install<W>(style: Style, filter: EnvFilter, writer: W) -> Result<(), tracing_subscriber::util::TryInitError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    subscriber(style, filter, writer).try_init()
+}
+
+fn subscriber<W>(style: Style, filter: EnvFilter, writer: W) -> Box<dyn tracing::Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_timer(Utc);
+    match style {
+        Style::Colours => Box::new(builder.with_ansi(true).with_target(false).finish()),
+        Style::Plain => Box::new(builder.with_ansi(false).with_target(false).finish()),
+        Style::Json => Box::new(builder.json().flatten_event(true).with_span_list(false).finish()),
+    }
+}
+
+/// The filter, and what was wrong with the one that was wanted.
+fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
+    let text = wanted.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("info");
+    // What is written comes last and so wins over the quiet dependencies.
+    match EnvFilter::try_new(format!("{QUIET},{text}")) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new(format!("{QUIET},info")), Some(error.to_string())),
+    }
+}
+
+/// Dependencies that say at `info` and `debug` what only their authors want to know.
+const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,sigstore=warn,sigstore_verify=warn,\
+                     oci_client=warn,notify=warn,moka=warn,tower=warn";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(style: Style, wanted: Option<&str>, log: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        tracing::subscriber::with_default(subscriber(style, filter(wanted).0, move || writer.clone()), log);
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn json_lines_have_flat_fields_and_millisecond_times() {
+        let text = logged(Style::Json, None, || tracing::info!(listener = "data", "listening"));
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["listener"], "data");
+        assert_eq!(line["message"], "listening");
+        assert_eq!(line["level"], "INFO");
+        let time = line["timestamp"].as_str().unwrap();
+        assert_eq!(time.len(), "2026-01-01T00:00:00.000Z".len(), "{time}");
+        assert!(time.ends_with('Z'));
+    }
+
+    #[test]
+    fn text_has_colours_only_where_they_are_wanted() {
+        let log = || tracing::warn!("hello");
+        assert!(logged(Style::Colours, None, log).contains('\x1b'));
+        assert!(!logged(Style::Plain, None, log).contains('\x1b'));
+    }
+
+    #[test]
+    fn dependencies_are_quiet_until_asked() {
+        let log = || tracing::info!(target: "hyper", "chatter");
+        assert_eq!(logged(Style::Plain, None, log), "");
+        assert!(logged(Style::Plain, Some("info,hyper=info"), log).contains("chatter"));
+        assert!(filter(Some("a=b=c")).1.is_some());
+    }
+}
