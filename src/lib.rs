@@ -6,10 +6,12 @@
 
 pub mod bundle;
 pub mod catalog;
+pub mod cli;
 pub mod config;
 pub mod metrics;
 pub mod oci;
 pub mod registry;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

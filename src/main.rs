@@ -1,3 +1,11 @@
-//! The `bundlegate` program.
+//! The program: an allocator and an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+/// Long-lived blobs among short-lived requests fragment the system's allocator.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    bundlegate::cli::main()
+}

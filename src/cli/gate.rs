@@ -1,0 +1,140 @@
+//! Start-up wiring: from a checked configuration to watchers and a server.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+
+use crate::{
+    catalog::Catalog,
+    config::{BundleConfig, Config, Credential, Secret},
+    metrics::Metrics,
+    registry::Registries,
+    server::{self, Server},
+    store::{self, Store},
+    watch::{Pipeline, Rules, Watcher},
+};
+
+/// A gateway that has its listeners, and its watchers running.
+pub(super) struct Gate {
+    server: Server,
+    watchers: JoinSet<()>,
+}
+
+impl Gate {
+    /// Opens the cache, starts the watchers, binds the listeners.
+    pub(super) async fn start(config: &Config, options: server::Options) -> anyhow::Result<Self> {
+        let metrics = Metrics::new().context("metrics")?;
+        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
+        let cache = store::Options {
+            directory: config.cache.directory.clone(),
+            disk: config.cache.disk,
+            memory: config.cache.memory,
+        };
+        let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
+        let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
+        tell_where_blobs_go(opened, &store);
+        let mut watchers = JoinSet::new();
+        let mut handles = Vec::new();
+        for bundle in &config.bundles {
+            let pipeline = pipeline(bundle, config, &registries, &store, &metrics)?;
+            let (watcher, handle) = Watcher::new(pipeline, rules(bundle, config));
+            watchers.spawn(watcher.run());
+            handles.push(handle);
+        }
+        let server = Server::bind(options, Catalog::new(handles), metrics).await?;
+        Ok(Self { server, watchers })
+    }
+
+    /// Serves until the first SIGTERM or Ctrl-C, then drains. A second signal exits at once.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let signals = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::info!("draining; a second signal exits at once");
+            let _ = stop.send(());
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::warn!("exiting without draining");
+        };
+        let serve = self.server.run(async move {
+            let _ = stopped.await;
+        });
+        tokio::select! {
+            () = serve => tracing::info!("drained"),
+            () = signals => {}
+            Some(ended) = self.watchers.join_next() => {
+                // Watchers run for ever; one that ends has found a bug of ours.
+                anyhow::bail!("a watcher stopped: {ended:?}; please report this");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
+    match directory {
+        None => tracing::info!("no cache.directory: blobs live in memory only, a cold start needs the registry"),
+        Some(directory) if store.is_persistent() => tracing::info!(directory = %directory.display(), "cache opened"),
+        // The store has said why.
+        Some(_) => {}
+    }
+}
+
+fn pipeline(
+    bundle: &BundleConfig,
+    config: &Config,
+    registries: &Registries,
+    store: &Store,
+    metrics: &Metrics,
+) -> anyhow::Result<Pipeline> {
+    Ok(Pipeline {
+        name: bundle.name.as_str().into(),
+        source: registries.source(bundle.reference.repository())?,
+        reference: bundle.reference.clone(),
+        policy: Arc::new(bundle.trust.clone()),
+        store: store.clone(),
+        limits: config.limits.bundle_limits(),
+        evidence_limit: config.limits.evidence,
+        metrics: metrics.clone(),
+    })
+}
+
+fn rules(bundle: &BundleConfig, config: &Config) -> Rules {
+    Rules {
+        poll: bundle.poll,
+        confirm_within: bundle.confirm_within,
+        on_missing: bundle.on_missing,
+        max_stale: bundle.max_stale,
+        first_wait: config.long_poll.first_wait,
+    }
+}
+
+/// What the configuration says about the server.
+pub(super) fn server_options(config: &Config) -> anyhow::Result<server::Options> {
+    let mut clients = server::Clients::default();
+    for client in &config.clients {
+        match &client.credential {
+            Credential::Anonymous => clients.allow(&client.bundles, None)?,
+            Credential::Tokens(tokens) => {
+                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
+                clients.allow(&client.bundles, Some(&tokens))?;
+            }
+        }
+    }
+    let (drain, long_poll) = (config.server.drain, config.long_poll);
+    Ok(server::Options {
+        listen: config.server.listen,
+        admin: config.server.admin,
+        tls: config.server.tls.clone(),
+        max_connections: config.server.max_connections,
+        ready_after: config.server.ready_after,
+        drain: server::Drain { notice: drain.notice, over: drain.over },
+        long_poll: server::LongPoll { max_wait: long_poll.max_wait, first_wait: long_poll.first_wait },
+        clients,
+    })
+}

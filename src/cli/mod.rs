@@ -1,0 +1,87 @@
+//! The command line: one file per verb, and all terminal output.
+
+mod gate;
+mod serve;
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{config::Config, telemetry};
+
+/// Serves cosign-verified OPA policy bundles from any OCI registry.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXAMPLES: &str = "Examples:
+  bundlegate config check bundlegate.yaml     is this configuration right?
+  bundlegate serve --config bundlegate.yaml   serve what the configuration names";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the bundles that a configuration file names.
+    ///
+    /// Watches the registries, verifies signatures, and answers OPA's bundle requests until
+    /// SIGTERM or Ctrl-C, which drain; a second signal exits at once. Logs go to stderr
+    /// (BUNDLEGATE_LOG=debug for more).
+    Serve {
+        /// The configuration; see config/bundlegate.yaml for every key.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Work with configuration files.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Read a configuration and every file that it names, as `serve` would, and stop.
+    Check {
+        /// The configuration.
+        file: PathBuf,
+    },
+}
+
+/// Runs the program: 0 done, 1 failed, 2 usage.
+pub fn main() -> ExitCode {
+    let verb = Arguments::parse().verb;
+    let done = match verb {
+        Verb::Serve { config } => {
+            telemetry::init();
+            block_on(serve::run(&config))
+        }
+        Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: WHAT: WHY; WAY OUT.
+            let _ = writeln!(std::io::stderr(), "bundlegate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let count = config.bundles.len();
+    say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// A result, on stdout.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,107 @@
+//! For operators: probes, metrics, status.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::{
+    Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+};
+use serde_json::{Map, Value, json};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    api::Phase,
+    respond::{self, Body},
+};
+use crate::{catalog::Catalog, metrics::Metrics};
+
+/// What the admin listener tells.
+#[derive(Debug)]
+pub(super) struct Admin {
+    catalog: Catalog,
+    metrics: Metrics,
+    ready_at: Instant,
+    /// Once ready, ready until the drain, whatever happens to bundles.
+    was_ready: AtomicBool,
+    phase: watch::Receiver<Phase>,
+    since: String,
+}
+
+impl Admin {
+    pub(super) fn new(catalog: Catalog, metrics: Metrics, ready_at: Instant, phase: watch::Receiver<Phase>) -> Self {
+        let since = format!("{:.3}", jiff::Timestamp::now());
+        Self { catalog, metrics, ready_at, was_ready: AtomicBool::new(false), phase, since }
+    }
+
+    pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let message = "use GET";
+            let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/livez" => respond::json(StatusCode::OK, &json!({ "live": true })),
+            "/readyz" => self.readyz(),
+            "/metrics" => self.render(),
+            "/status" => respond::json(StatusCode::OK, &self.status()),
+            _ => {
+                let message = "there are /livez, /readyz, /metrics and /status";
+                respond::error(StatusCode::NOT_FOUND, "not_found", message, None)
+            }
+        }
+    }
+
+    fn readyz(&self) -> Response<Body> {
+        let ready = self.is_ready();
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let draining = *self.phase.borrow() != Phase::Open;
+        let lacking = if ready { Vec::new() } else { self.lacking() };
+        respond::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": lacking }))
+    }
+
+    fn is_ready(&self) -> bool {
+        if *self.phase.borrow() != Phase::Open {
+            return false;
+        }
+        if self.was_ready.load(Ordering::Relaxed) || Instant::now() >= self.ready_at || self.lacking().is_empty() {
+            self.was_ready.store(true, Ordering::Relaxed);
+            return true;
+        }
+        false
+    }
+
+    fn lacking(&self) -> Vec<&str> {
+        self.catalog.iter().filter(|handle| !handle.has_concluded()).map(|handle| handle.name()).collect()
+    }
+
+    fn status(&self) -> Value {
+        let bundles = self.catalog.iter().map(|handle| {
+            let mut status = serde_json::to_value(handle.status()).unwrap_or_default();
+            let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
+            if let Value::Object(status) = &mut status {
+                status.insert("waiters".to_owned(), waiters.into());
+            }
+            (handle.name().to_owned(), status)
+        });
+        let bundles: Map<_, _> = bundles.collect();
+        let version = env!("CARGO_PKG_VERSION");
+        json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles })
+    }
+
+    fn render(&self) -> Response<Body> {
+        match self.metrics.render() {
+            Ok((kind, text)) => {
+                let mut response = Response::new(respond::whole(text.into()));
+                if let Ok(kind) = HeaderValue::from_str(&kind) {
+                    response.headers_mut().insert(CONTENT_TYPE, kind);
+                }
+                response
+            }
+            Err(error) => {
+                let message = error.to_string();
+                respond::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message, None)
+            }
+        }
+    }
+}

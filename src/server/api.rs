@@ -1,0 +1,221 @@
+//! The bundle API: which answer, and when.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{ALLOW, AUTHORIZATION, CONNECTION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
+};
+use percent_encoding::percent_decode_str;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    Drain, LongPoll,
+    clients::{Access, Clients},
+    conditional::Tags,
+    prefer,
+    respond::{self, Body},
+};
+use crate::{
+    catalog::Catalog,
+    metrics::{InFlight, Metrics},
+    watch::{Handle, Snapshot, State},
+};
+
+/// How far the shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Open,
+    /// Balancers are to notice: nothing is held any more.
+    Notice,
+    /// Those who wait are let go.
+    Release,
+}
+
+/// Everything that a bundle request needs.
+#[derive(Debug)]
+pub(super) struct Api {
+    pub(super) catalog: Catalog,
+    pub(super) clients: Clients,
+    pub(super) metrics: Metrics,
+    pub(super) long_poll: LongPoll,
+    pub(super) drain: Drain,
+    pub(super) phase: watch::Receiver<Phase>,
+}
+
+/// What a client wants to know.
+struct Question {
+    tags: Tags,
+    wait: Option<Duration>,
+    head: bool,
+}
+
+enum Answer {
+    Bundle(Arc<Snapshot>),
+    NotModified(Arc<Snapshot>),
+    Absent { reason: &'static str, message: String },
+}
+
+impl Api {
+    /// Answers a request of the data listener.
+    pub(super) async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+        let (mut response, bundle) = self.route(&request).await;
+        if *self.phase.borrow() != Phase::Open && request.version() <= hyper::Version::HTTP_11 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let bundle = bundle.as_deref().unwrap_or("other");
+        self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
+        response
+    }
+
+    async fn route<B>(&self, request: &Request<B>) -> (Response<Body>, Option<String>) {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let message = "bundles are read with GET or HEAD";
+            let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return (response, None);
+        }
+        let Some(resource) = resource(request.uri().path()) else {
+            let message = "the path is not percent-encoded UTF-8";
+            return (respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None), None);
+        };
+        let found = self.catalog.find(&resource);
+        let name = found.map_or(&*resource, Handle::name);
+        let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        match (self.clients.access(authorization, name), found) {
+            (Access::Unauthorized, _) => (unauthorized(), None),
+            (Access::Hidden, _) | (Access::Granted, None) => {
+                let message = "no such bundle, or not for this client";
+                (respond::error(StatusCode::NOT_FOUND, "not_found", message, None), None)
+            }
+            (Access::Granted, Some(handle)) => {
+                (self.serve(handle, request.headers(), request.method()).await, Some(handle.name().to_owned()))
+            }
+        }
+    }
+
+    async fn serve(&self, handle: &Handle, headers: &HeaderMap, method: &Method) -> Response<Body> {
+        let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers), head: method == Method::HEAD };
+        match self.settle(handle, &question).await {
+            Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
+            Answer::Absent { reason, message } => {
+                respond::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
+            }
+            Answer::Bundle(snapshot) => {
+                let plain = question.wait.is_none() && predates_long_polling(headers);
+                let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
+                let response = respond::bundle(&snapshot, content_type);
+                if !question.head {
+                    let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
+                    sent.inc_by(snapshot.bundle().blob().size());
+                }
+                response
+            }
+        }
+    }
+
+    /// Answers at once, or when something changes, or at the deadline. Cancel-safe.
+    async fn settle(&self, handle: &Handle, question: &Question) -> Answer {
+        let held = question.wait.map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
+        let deadline = Instant::now() + held.unwrap_or(self.long_poll.first_wait);
+        let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
+        let _waiting = held.map(|_| InFlight::enter(&waiters));
+        let mut state = handle.subscribe();
+        // Whether the registry, or a change just seen, speaks for what we serve.
+        let mut confirmed = None;
+        loop {
+            // Marked as seen before it is compared: a change after this line wakes us.
+            let seen = state.borrow_and_update().clone();
+            if let Some(answer) = at_once(&seen, question, confirmed) {
+                return answer;
+            }
+            if confirmed.is_none() && disagrees(&seen, question) {
+                confirmed = Some(timeout_at(deadline, handle.confirm()).await.unwrap_or(false));
+                continue;
+            }
+            if *self.phase.borrow() != Phase::Open {
+                return at_deadline(&seen, question, handle);
+            }
+            tokio::select! {
+                changed = state.changed() => match changed {
+                    Ok(()) => confirmed = Some(true),
+                    Err(_) => return at_deadline(&seen, question, handle),
+                },
+                () = sleep_until(deadline) => return at_deadline(&seen, question, handle),
+                () = self.released() => return at_deadline(&seen, question, handle),
+            }
+        }
+    }
+
+    /// Ends at a moment of one's own while those who wait are let go, so that a fleet does
+    /// not come back in one instant.
+    async fn released(&self) {
+        let mut phase = self.phase.clone();
+        if phase.wait_for(|phase| *phase == Phase::Release).await.is_ok() {
+            sleep(self.drain.over.mul_f64(fastrand::f64())).await;
+        }
+    }
+}
+
+/// What can be said without waiting, if anything.
+fn at_once(state: &State, question: &Question, confirmed: Option<bool>) -> Option<Answer> {
+    let patient = question.wait.is_some() && !question.head;
+    match state {
+        State::Serving(snapshot) if question.tags.runs(snapshot.etag()) => {
+            (!patient).then(|| Answer::NotModified(Arc::clone(snapshot)))
+        }
+        State::Serving(snapshot) => {
+            let settled = question.tags.is_empty() || question.head || confirmed == Some(true);
+            settled.then(|| Answer::Bundle(Arc::clone(snapshot)))
+        }
+        State::Withdrawn(reason) => {
+            (!patient).then(|| Answer::Absent { reason: "withdrawn", message: reason.to_string() })
+        }
+        State::Pending => {
+            let message = || "no attempt to fetch it has come to an end yet".to_owned();
+            question.head.then(|| Answer::Absent { reason: "pending", message: message() })
+        }
+    }
+}
+
+/// Whether client and gateway differ, and either may be behind.
+fn disagrees(state: &State, question: &Question) -> bool {
+    state.snapshot().is_some_and(|snapshot| !question.tags.runs(snapshot.etag()))
+}
+
+fn at_deadline(state: &State, question: &Question, handle: &Handle) -> Answer {
+    match state {
+        State::Serving(snapshot) if question.tags.knows(snapshot.etag()) => Answer::NotModified(Arc::clone(snapshot)),
+        State::Serving(snapshot) => Answer::Bundle(Arc::clone(snapshot)),
+        State::Withdrawn(reason) => Answer::Absent { reason: "withdrawn", message: reason.to_string() },
+        State::Pending => {
+            let failure = handle.status().last_failure.map(|failure| failure.message);
+            let message = failure.unwrap_or_else(|| "no attempt to fetch it has come to an end yet".to_owned());
+            Answer::Absent { reason: "pending", message }
+        }
+    }
+}
+
+fn resource(path: &str) -> Option<Cow<'_, str>> {
+    percent_decode_str(path.strip_prefix('/').unwrap_or(path)).decode_utf8().ok()
+}
+
+fn unauthorized() -> Response<Body> {
+    let message = "send a bearer token that the gateway knows";
+    let mut response = respond::error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+/// OPA before 0.39 takes the bundle content type as a promise of long polling and, when it
+/// did not ask for that, polls without pause.
+fn predates_long_polling(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+    let minor = agent
+        .and_then(|agent| agent.strip_prefix("Open Policy Agent/0."))
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor < 39)
+}
