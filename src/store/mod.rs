@@ -225,3 +225,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+use std::{fs, path::Path};
+
+use super::*;
+use crate::oci::media_type;
+
+const BUNDLE: &[u8] = b"a bundle";
+
+fn open(directory: &Path, disk: u64, memory: u64) -> Store {
+    Store::open(Options { directory: Some(directory.to_owned()), disk, memory }, Metrics::new().unwrap())
+}
+
+async fn keep(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
+    let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, bundle);
+    let layer = Blob::check(&descriptor, Bytes::from_static(bundle)).unwrap();
+    let document = serde_json::json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [descriptor],
+    });
+    let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
+    let evidence = Bytes::from_static(b"[]");
+    let (manifest, layer) = (&manifest, &layer);
+    store.keep(Served { name, reference: "r.example/a:live", identity: "me", manifest, layer, evidence }).await
+}
+
+async fn recall(store: &Store, name: &str, identity: &str) -> Option<Recalled> {
+    store.recall(name, "r.example/a:live", identity, 1 << 20).await
+}
+
+#[tokio::test]
+async fn what_was_kept_is_recalled_by_the_next_process_and_only_for_the_same_credential() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(keep(&open(folder.path(), 1 << 20, 1 << 20), "a", BUNDLE).await);
+    // No memory at all: the bytes come from a file without a name.
+    let store = open(folder.path(), 1 << 20, 0);
+    let recalled = recall(&store, "a", "me").await.unwrap();
+    assert_eq!(recalled.layer.read_at(0, 100).unwrap(), BUNDLE);
+    assert!(recall(&store, "a", "somebody else").await.is_none());
+    assert!(recall(&store, "b", "me").await.is_none());
+    store.forget("a", "r.example/a:live").await;
+    assert!(recall(&store, "a", "me").await.is_none());
+}
+
+#[tokio::test]
+async fn a_flipped_byte_on_disk_is_noticed_and_the_blob_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 1 << 20, 1 << 20);
+    keep(&store, "a", BUNDLE).await;
+    let path = folder.path().join("blobs/sha256").join(Digest::sha256(BUNDLE).hex());
+    fs::write(&path, b"a bundlE").unwrap();
+    assert!(recall(&store, "a", "me").await.is_none());
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path(), 1 << 20, 1 << 20);
+    assert!(first.is_persistent());
+    assert!(!open(folder.path(), 1 << 20, 1 << 20).is_persistent());
+
+    let foreign = tempfile::tempdir().unwrap();
+    let layout = crate::oci::Layout::create(foreign.path()).unwrap();
+    let digest = layout.write_blob(b"somebody's").unwrap();
+    let mut index = layout.index().unwrap();
+    index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"somebody's"));
+    layout.write_index(&index).unwrap();
+    assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
+    assert!(layout.blob_path(&digest).exists(), "nothing of theirs is swept away");
+}
+
+#[tokio::test]
+async fn more_than_the_disk_may_hold_is_not_written_and_leftovers_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(".tmp-half"), b"x").unwrap();
+    let store = open(folder.path(), 4, 1 << 20);
+    assert!(!folder.path().join(".tmp-half").exists());
+    assert!(!keep(&store, "a", BUNDLE).await);
+    assert!(recall(&store, "a", "me").await.is_none());
+}
