@@ -5,3 +5,4 @@
 
 mod faulty;
 mod reads;
+mod serving;
