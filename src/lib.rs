@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod oci;
 pub mod registry;
 pub mod server;
+pub mod sign;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

@@ -11,6 +11,8 @@ pub struct BundleManifest {
     pub revision: Revision,
     /// The parts of `data` that the bundle owns. `[""]` means everything.
     pub roots: Vec<String>,
+    /// The version of Rego that its files are written in, where stated.
+    pub rego_version: Option<i64>,
 }
 
 /// A bundle's revision.
@@ -38,7 +40,7 @@ impl From<String> for Revision {
 
 impl Default for BundleManifest {
     fn default() -> Self {
-        Self { revision: Revision::default(), roots: vec![String::new()] }
+        Self { revision: Revision::default(), roots: vec![String::new()], rego_version: None }
     }
 }
 
@@ -79,7 +81,8 @@ impl BundleManifest {
         if let Some((a, b)) = overlap(&roots) {
             return Err(format!("roots {a:?} and {b:?} overlap"));
         }
-        Ok(Self { revision: Revision(raw.revision.unwrap_or_default()), roots })
+        let revision = Revision(raw.revision.unwrap_or_default());
+        Ok(Self { revision, roots, rego_version: raw.rego_version })
     }
 
     /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.

@@ -1,12 +1,15 @@
 //! OPA bundles as bytes: opening them within limits, and writing them reproducibly.
 //!
-//! Pure: nothing here talks to a network, and only [`pack`] reads a disk. The format is
+//! Pure: nothing here talks to a network, and only [`Folder`] reads a disk. The format is
 //! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
+mod artifact;
 mod manifest;
 mod open;
 mod pack;
+mod rego;
 
+pub use artifact::Artifact;
 pub use manifest::{BundleManifest, Revision};
 pub use open::{Bundle, Limits, NotABundle};
-pub use pack::{PackError, Packed, pack};
+pub use pack::{Folder, PackError, Packed, pack};

@@ -9,8 +9,18 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, GzBuilder};
 
-use super::{Bundle, BundleManifest, Limits, NotABundle};
+use super::{
+    Bundle, BundleManifest, Limits, NotABundle,
+    rego::{self, RegoVersion},
+};
 use crate::oci::{Blob, Descriptor, Digest, media_type};
+
+/// The files of a folder that OPA loads, by their names below it.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+    files: BTreeMap<String, Vec<u8>>,
+}
 
 /// A folder as bundle bytes that were opened again before anyone sees them.
 #[derive(Debug, Clone)]
@@ -41,29 +51,94 @@ pub enum PackError {
     /// Nothing in it that OPA would load.
     #[error("{0} holds no .rego, data.json or data.yaml file")]
     Empty(PathBuf),
+    /// A Rego file that can't be parsed.
+    #[error("{place}: {reason}")]
+    Rego {
+        /// `FILE:LINE:COLUMN`.
+        place: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A Rego file that is no text.
+    #[error("{0} is not UTF-8; save it as UTF-8")]
+    NotText(PathBuf),
     /// OPA would refuse the result.
     #[error(transparent)]
     Refused(#[from] NotABundle),
 }
 
-/// Packs the files of `folder` that OPA loads. Where its `.manifest` states no revision,
-/// the revision is derived from the content, so that it is never empty.
+impl Folder {
+    /// Reads the files below `path` that OPA loads, except tests and what lies in hidden
+    /// folders. Blocks.
+    ///
+    /// # Errors
+    /// The first file that is in the way, by name.
+    pub fn read(path: &Path) -> Result<Self, PackError> {
+        let mut files = BTreeMap::new();
+        collect(path, path, &mut files)?;
+        if !files.keys().any(|name| !name.ends_with(".manifest")) {
+            return Err(PackError::Empty(path.to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), files })
+    }
+
+    /// Parses every Rego file and gives their packages, such as `authz.api`, in the order
+    /// of the files' names.
+    ///
+    /// # Errors
+    /// The first file that can't be parsed, with line and reason.
+    pub fn packages(&self) -> Result<Vec<String>, PackError> {
+        let version = self.manifest()?.rego_version;
+        let version = if version == Some(0) { RegoVersion::V0 } else { RegoVersion::V1 };
+        let rego = self.files.iter().filter(|(name, _)| name.ends_with(".rego"));
+        let packages = rego.map(|(name, content)| {
+            let text = std::str::from_utf8(content).map_err(|_| PackError::NotText(self.path.join(name)))?;
+            rego::package(&self.path.join(name).to_string_lossy(), text, version)
+        });
+        packages.collect()
+    }
+
+    /// Packs the files. Where `.manifest` states no revision, it is derived from the
+    /// content, so that it is never empty.
+    ///
+    /// # Errors
+    /// What OPA, or a limit, would refuse.
+    pub fn pack(&self, limits: &Limits) -> Result<Packed, PackError> {
+        let mut files = self.files.clone();
+        files.insert(".manifest".to_owned(), self.manifest_with_revision()?);
+        let bytes = tar_gzip(&files).map_err(|source| PackError::Io { path: self.path.clone(), source })?;
+        let blob = Blob::check(&Descriptor::of(media_type::LAYER_TAR_GZIP, &bytes), bytes)
+            .map_err(|error| NotABundle::Archive { reason: error.to_string() })?;
+        let bundle = Bundle::open(blob, limits)?;
+        Ok(Packed { bundle, files: files.len() })
+    }
+
+    fn raw_manifest(&self) -> &[u8] {
+        self.files.get(".manifest").map_or(&b"{}"[..], Vec::as_slice)
+    }
+
+    fn manifest(&self) -> Result<BundleManifest, NotABundle> {
+        BundleManifest::parse(self.raw_manifest()).map_err(manifest_refused)
+    }
+
+    fn manifest_with_revision(&self) -> Result<Vec<u8>, NotABundle> {
+        let refused = |error: serde_json::Error| manifest_refused(error.to_string());
+        let stated = self.manifest()?.revision;
+        let mut manifest: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(self.raw_manifest()).map_err(refused)?;
+        if stated.as_str().is_empty() {
+            manifest.insert("revision".to_owned(), content_revision(&self.files).into());
+        }
+        serde_json::to_vec(&manifest).map_err(refused)
+    }
+}
+
+/// Reads and packs a folder, without looking into its Rego; see [`Folder`].
 ///
 /// # Errors
 /// The first file that is in the way, by name; see [`PackError`].
 pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
-    let mut files = BTreeMap::new();
-    collect(folder, folder, &mut files)?;
-    if !files.keys().any(|name| !name.ends_with(".manifest")) {
-        return Err(PackError::Empty(folder.to_owned()));
-    }
-    let manifest = manifest_with_revision(&files)?;
-    files.insert(".manifest".to_owned(), manifest);
-    let bytes = tar_gzip(&files).map_err(|source| PackError::Io { path: folder.to_owned(), source })?;
-    let blob = Blob::check(&Descriptor::of(media_type::LAYER_TAR_GZIP, &bytes), bytes)
-        .map_err(|error| NotABundle::Archive { reason: error.to_string() })?;
-    let bundle = Bundle::open(blob, limits)?;
-    Ok(Packed { bundle, files: files.len() })
+    Folder::read(folder)?.pack(limits)
 }
 
 fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) -> Result<(), PackError> {
@@ -99,17 +174,8 @@ fn is_loaded(name: &str) -> bool {
         || (name.ends_with(".rego") && !name.ends_with("_test.rego"))
 }
 
-fn manifest_with_revision(files: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>, NotABundle> {
-    let refused = |reason: String| NotABundle::File { path: ".manifest".to_owned(), reason };
-    let raw = files.get(".manifest").map_or(&b"{}"[..], Vec::as_slice);
-    BundleManifest::parse(raw).map_err(refused)?;
-    let mut manifest: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(raw).map_err(|error| refused(error.to_string()))?;
-    let stated = manifest.get("revision").and_then(|revision| revision.as_str()).is_some_and(|text| !text.is_empty());
-    if !stated {
-        manifest.insert("revision".to_owned(), content_revision(files).into());
-    }
-    serde_json::to_vec(&manifest).map_err(|error| refused(error.to_string()))
+fn manifest_refused(reason: String) -> NotABundle {
+    NotABundle::File { path: ".manifest".to_owned(), reason }
 }
 
 /// The first 12 hex digits of a hash over names and contents.

@@ -1,11 +1,12 @@
 //! Start-up wiring: from a checked configuration to watchers and a server.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
+    time::timeout,
 };
 
 use crate::{
@@ -15,13 +16,14 @@ use crate::{
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
-    watch::{Pipeline, Rules, Watcher},
+    watch::{Handle, Pipeline, Rules, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
 pub(super) struct Gate {
     server: Server,
     watchers: JoinSet<()>,
+    handles: Vec<Handle>,
 }
 
 impl Gate {
@@ -45,8 +47,27 @@ impl Gate {
             watchers.spawn(watcher.run());
             handles.push(handle);
         }
-        let server = Server::bind(options, Catalog::new(handles), metrics).await?;
-        Ok(Self { server, watchers })
+        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics).await?;
+        Ok(Self { server, watchers, handles })
+    }
+
+    /// Where bundles are served.
+    pub(super) fn data_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.server.data_address()?)
+    }
+
+    /// Waits until every bundle is being served, `patience` at most.
+    pub(super) async fn first_snapshots(&self, patience: Duration) -> anyhow::Result<()> {
+        for handle in &self.handles {
+            let mut state = handle.subscribe();
+            let serving = state.wait_for(|state| state.snapshot().is_some());
+            if timeout(patience, serving).await.is_ok_and(|served| served.is_ok()) {
+                continue;
+            }
+            let failure = handle.status().last_failure.map_or_else(|| "no answer yet".to_owned(), |last| last.message);
+            anyhow::bail!("{}: not served within {patience:?}: {failure}", handle.name());
+        }
+        Ok(())
     }
 
     /// Serves until the first SIGTERM or Ctrl-C, then drains. A second signal exits at once.

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, and all terminal output.
 
+mod dev;
 mod gate;
 mod serve;
 
@@ -18,6 +19,8 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
+  bundlegate dev                              build, sign and serve an example policy, and rebuild on change
+  bundlegate dev policies/                    the same with a policy folder of your own
   bundlegate config check bundlegate.yaml     is this configuration right?
   bundlegate serve --config bundlegate.yaml   serve what the configuration names";
 
@@ -33,6 +36,12 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Build, sign and serve a policy folder, again after every change.
+    ///
+    /// Builds the folder into a bundle, signs it with a key made for the purpose, and serves
+    /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
+    /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
+    Dev(dev::Options),
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -57,13 +66,17 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(serve::run(&config))
         }
+        Verb::Dev(options) => {
+            telemetry::init();
+            block_on(dev::run(options))
+        }
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: WHAT: WHY; WAY OUT.
-            let _ = writeln!(std::io::stderr(), "bundlegate: {error:#}");
+            tell(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -84,4 +97,9 @@ fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
+}
+
+/// Anything else, on stderr, where nobody may be listening.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "bundlegate: {text}");
 }

@@ -263,6 +263,14 @@ impl LayoutIndex {
         })
     }
 
+    /// Its bytes: those of `index.json`, and of any other image index.
+    ///
+    /// # Errors
+    /// Never in practice: every part is a string or a number.
+    pub fn to_bytes(&self) -> Result<Bytes, serde_json::Error> {
+        serde_json::to_vec(self).map(Bytes::from)
+    }
+
     /// Makes `name` point at `entry`, and at nothing else.
     pub fn set(&mut self, name: &str, mut entry: Descriptor) {
         self.manifests.retain(|other| other.annotation(REF_NAME) != Some(name));

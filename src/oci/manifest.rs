@@ -49,6 +49,64 @@ pub struct Descriptor {
     pub platform: Option<serde_json::Value>,
 }
 
+/// An image manifest about to be written. The order of its members is fixed, so the same
+/// parts have the same digest everywhere.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewManifest {
+    schema_version: u32,
+    media_type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<Descriptor>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+impl NewManifest {
+    /// A manifest with what every one has; `config` describes [`NewManifest::CONFIG`].
+    pub fn new(config_type: &str, layers: Vec<Descriptor>) -> Self {
+        Self {
+            schema_version: 2,
+            media_type: media_type::OCI_MANIFEST,
+            artifact_type: None,
+            config: Descriptor::of(config_type, Self::CONFIG),
+            layers,
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// The config blob of artifacts that have nothing to configure.
+    pub const CONFIG: &[u8] = b"{}";
+
+    /// Makes it a referrer of `subject`.
+    #[must_use]
+    pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
+        // A descriptor in a manifest is about bytes, not about where they were found.
+        let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
+        Self { artifact_type: Some(artifact_type.to_owned()), subject: Some(subject), ..self }
+    }
+
+    /// Adds annotations.
+    #[must_use]
+    pub fn annotated(mut self, annotations: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.annotations.extend(annotations);
+        self
+    }
+
+    /// The manifest's bytes.
+    ///
+    /// # Errors
+    /// Never in practice: every part is a string or a number.
+    pub fn to_bytes(&self) -> Result<Bytes, serde_json::Error> {
+        serde_json::to_vec(self).map(Bytes::from)
+    }
+}
+
 impl Descriptor {
     /// The descriptor of `bytes`.
     pub fn of(media_type: &str, bytes: &[u8]) -> Self {

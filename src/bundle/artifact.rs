@@ -1,0 +1,47 @@
+//! A bundle as an OCI artifact, in the shape that OPA's own downloader, oras and the policy
+//! CLI read: one gzip layer under an image config of `{}`.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::Packed;
+use crate::oci::{Blob, Descriptor, NewManifest, media_type};
+
+/// A bundle with the manifest that names it.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// The manifest's bytes.
+    pub manifest: Bytes,
+    /// The manifest's descriptor.
+    pub descriptor: Descriptor,
+    /// The bundle.
+    pub layer: Blob,
+}
+
+/// Reproducible builds have no clock.
+const EPOCH: &str = "1970-01-01T00:00:00Z";
+
+impl Artifact {
+    /// The artifact of a packed bundle. Nothing but the bundle decides its bytes, so the
+    /// same bundle has the same digest on every machine and day.
+    ///
+    /// # Errors
+    /// Never in practice: every part is a string or a number.
+    pub fn new(packed: &Packed) -> Result<Self, serde_json::Error> {
+        let layer = packed.bundle.blob().clone();
+        let version = if packed.bundle.manifest().rego_version == Some(0) { "rego.v0" } else { "rego.v1" };
+        let annotations: BTreeMap<String, String> = [
+            ("org.opencontainers.image.created", EPOCH),
+            ("org.opencontainers.image.title", "bundle.tar.gz"),
+            ("org.openpolicyregistry.type", "policy"),
+            ("rego.version", version),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let mut described = Descriptor::new(media_type::LAYER_TAR_GZIP, layer.digest().clone(), layer.size());
+        described.annotations = Some(annotations.clone());
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![described]).annotated(annotations).to_bytes()?;
+        Ok(Self { descriptor: Descriptor::of(media_type::OCI_MANIFEST, &manifest), manifest, layer })
+    }
+}

@@ -1,0 +1,87 @@
+//! The OCI layout between author and gateway: `dev` puts signed artifacts in, a watcher
+//! takes them out as from any registry.
+
+use std::{collections::HashSet, path::Path};
+
+use crate::{
+    bundle::{Artifact, Packed},
+    oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex, NewManifest, media_type},
+    sign::{Attachment, KeyPair, SignError},
+};
+
+/// What the newest artifact is called.
+pub(super) const TAG: &str = "dev";
+
+/// A layout that holds the newest artifact and the one before, which somebody may be
+/// reading.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    layout: Layout,
+    newest: Option<Version>,
+}
+
+/// One signed artifact.
+#[derive(Debug)]
+struct Version {
+    artifact: Descriptor,
+    blobs: HashSet<Digest>,
+    signatures: (String, Descriptor),
+}
+
+/// Why an artifact could not be put there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ShelfError {
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error("manifest: {0}")]
+    Manifest(#[from] serde_json::Error),
+}
+
+impl Shelf {
+    /// Opens or makes the layout. The first [`Self::publish`] drops what an earlier process
+    /// left: its key is gone, so nothing could vouch for it.
+    pub(super) fn open(path: &Path) -> Result<Self, ShelfError> {
+        let layout = Layout::create(path)?;
+        layout.remove_leftovers()?;
+        Ok(Self { layout, newest: None })
+    }
+
+    /// Signs a bundle and makes it the newest. `false` when it is already. Blocks.
+    pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, ShelfError> {
+        let artifact = Artifact::new(packed)?;
+        if self.newest.as_ref().is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest) {
+            return Ok(false);
+        }
+        let version = self.store(&artifact, key)?;
+        let mut index = LayoutIndex::default();
+        let mut named = version.blobs.clone();
+        for version in self.newest.iter().chain([&version]) {
+            index.set(&version.signatures.0, version.signatures.1.clone());
+            // The newest comes last and so takes the tag.
+            index.set(TAG, version.artifact.clone());
+            named.extend(version.blobs.iter().cloned());
+        }
+        self.layout.write_index(&index)?;
+        self.newest = Some(version);
+        for (digest, _) in self.layout.blobs()? {
+            if !named.contains(&digest) {
+                self.layout.remove_blob(&digest)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn store(&self, artifact: &Artifact, key: &KeyPair) -> Result<Version, ShelfError> {
+        let signature = Attachment::sign(key, &artifact.descriptor)?;
+        self.layout.store_blob(&artifact.layer)?;
+        let mut blobs = HashSet::from([artifact.layer.digest().clone()]);
+        let parts = [&artifact.manifest, &signature.bundle, &signature.referrer, &signature.index];
+        for bytes in parts.into_iter().map(|part| &part[..]).chain([NewManifest::CONFIG]) {
+            blobs.insert(self.layout.write_blob(bytes)?);
+        }
+        let signatures = (signature.index_tag, Descriptor::of(media_type::OCI_INDEX, &signature.index));
+        Ok(Version { artifact: artifact.descriptor.clone(), blobs, signatures })
+    }
+}

@@ -1,0 +1,91 @@
+//! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
+//! referrer (cosign, `specs/BUNDLE_SPEC.md`). By a key, without a log.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::json;
+use sigstore_verify::types::dsse::pae;
+
+use super::{KeyPair, SignError};
+use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
+
+const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
+const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
+
+/// A signature in the form in which a registry keeps it.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// The bundle: the only layer of `referrer`.
+    pub bundle: Bytes,
+    /// The manifest that ties the bundle to what was signed.
+    pub referrer: Bytes,
+    /// The index of referrers, for the fallback tag of registries without the referrers API.
+    pub index: Bytes,
+    /// That tag: `sha256-<hex>`.
+    pub index_tag: String,
+}
+
+impl Attachment {
+    /// Signs `subject`, an artifact's manifest.
+    ///
+    /// # Errors
+    /// When the key can't sign.
+    pub fn sign(key: &KeyPair, subject: &Descriptor) -> Result<Self, SignError> {
+        let bundle = bundle(key, subject)?;
+        let annotations = [("content", "dsse-envelope"), ("predicateType", PREDICATE_TYPE)]
+            .map(|(name, value)| (format!("dev.sigstore.bundle.{name}"), value.to_owned()));
+        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, &bundle)])
+            .referring(BUNDLE_TYPE, subject.clone())
+            .annotated(annotations.clone())
+            .to_bytes()?;
+        let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &referrer);
+        entry.artifact_type = Some(BUNDLE_TYPE.to_owned());
+        entry.annotations = Some(annotations.into());
+        let mut index = LayoutIndex::default();
+        index.manifests.push(entry);
+        let index_tag = format!("{}-{}", subject.digest.algorithm(), subject.digest.hex());
+        Ok(Self { bundle, referrer, index: index.to_bytes()?, index_tag })
+    }
+}
+
+#[derive(Serialize)]
+struct Statement<'a> {
+    #[serde(rename = "_type")]
+    kind: &'static str,
+    subject: [Subject<'a>; 1],
+    #[serde(rename = "predicateType")]
+    predicate_type: &'static str,
+    predicate: BTreeMap<(), ()>,
+}
+
+#[derive(Serialize)]
+struct Subject<'a> {
+    digest: BTreeMap<&'static str, &'a str>,
+}
+
+fn bundle(key: &KeyPair, subject: &Descriptor) -> Result<Bytes, SignError> {
+    let digest = &subject.digest;
+    let statement = Statement {
+        kind: STATEMENT_TYPE,
+        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into() }],
+        predicate_type: PREDICATE_TYPE,
+        predicate: BTreeMap::new(),
+    };
+    let payload = serde_json::to_vec(&statement)?;
+    let signature = key.sign(&pae(PAYLOAD_TYPE, &payload))?;
+    let bundle = json!({
+        "mediaType": BUNDLE_TYPE,
+        "verificationMaterial": { "publicKey": { "hint": STANDARD.encode(key.hint()) } },
+        "dsseEnvelope": {
+            "payload": STANDARD.encode(payload),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{ "sig": STANDARD.encode(signature) }],
+        },
+    });
+    Ok(serde_json::to_vec(&bundle)?.into())
+}

@@ -1,0 +1,156 @@
+//! `bundlegate dev` as a person runs it, but for OPA.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use reqwest::Response;
+
+struct Dev {
+    child: Child,
+    url: String,
+    complaints: Arc<Mutex<Vec<String>>>,
+    folder: tempfile::TempDir,
+}
+
+impl Dev {
+    fn start(policy: &[(&str, &str)], flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in policy {
+            write(&folder.path().join("policy").join(name), content);
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bundlegate"))
+            .args(["dev", "policy", "--listen", "127.0.0.1:0"])
+            .args(flags)
+            .current_dir(folder.path())
+            // The temporary state is under observation, too.
+            .env("TMPDIR", folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        let (heard, stderr) = (Arc::clone(&complaints), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push(line);
+            }
+        });
+        // What is printed last is how to fetch the bundle: from then on it is served.
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let last = lines.skip_while(|line| !line.starts_with("curl -s -D")).take(1).last();
+        let url = last.and_then(|line| line.rsplit(' ').next().map(str::to_owned)).unwrap_or_default();
+        Self { child, url, complaints, folder }
+    }
+
+    fn policy(&self) -> PathBuf {
+        self.folder.path().join("policy")
+    }
+
+    fn states(&self) -> usize {
+        let entries = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.filter(|name| name.to_string_lossy().starts_with(".bundlegate-dev-")).count()
+    }
+
+    fn complained(&self, of: &str) -> bool {
+        self.complaints.lock().unwrap().iter().any(|line| line.starts_with("bundlegate: ") && line.contains(of))
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn write(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+async fn get(url: &str, if_none_match: Option<&str>) -> Response {
+    let mut request = reqwest::Client::new().get(url).timeout(Duration::from_secs(60));
+    if let Some(tag) = if_none_match {
+        request = request.header("if-none-match", tag).header("prefer", "modes=snapshot,delta;wait=50");
+    }
+    request.send().await.unwrap()
+}
+
+fn header(response: &Response, name: &str) -> String {
+    response.headers()[name].to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn an_edit_is_built_signed_verified_and_wakes_a_long_poll() {
+    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &["--name", "a/b.tar.gz"]);
+    assert!(dev.url.ends_with("/bundles/a/b.tar.gz"), "{:?}", dev.complaints);
+    let first = get(&dev.url, None).await;
+    assert_eq!(header(&first, "bundlegate-signer"), "dev");
+    let tag = header(&first, "etag");
+    let (second, ()) = tokio::join!(get(&dev.url, Some(&tag)), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        write(&dev.policy().join("p.rego"), "package p\n\nx := 2\n");
+    });
+    assert_eq!(second.status(), 200);
+    assert_ne!(header(&second, "etag"), tag);
+}
+
+#[tokio::test]
+async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
+    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[]);
+    let tag = header(&get(&dev.url, None).await, "etag");
+    write(&dev.policy().join("p.rego"), "package p\n\nx := \n");
+    for _ in 0..600 {
+        if dev.complained("p.rego:4:1: ") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(dev.complained("the last good build is still served"), "{:?}", dev.complaints);
+    assert_eq!(header(&get(&dev.url, None).await, "etag"), tag);
+    // A folder that replaces the other as a whole is noticed, too.
+    write(&dev.folder.path().join("next/p.rego"), "package p\n\nx := 3\n");
+    fs::rename(dev.policy(), dev.folder.path().join("old")).unwrap();
+    fs::rename(dev.folder.path().join("next"), dev.policy()).unwrap();
+    assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_it_and_takes_the_temporary_state_along() {
+    let mut dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[]);
+    assert_eq!(dev.states(), 1);
+    assert!(Command::new("kill").args(["-INT", &dev.child.id().to_string()]).status().unwrap().success());
+    assert!(dev.child.wait().unwrap().success());
+    assert_eq!(dev.states(), 0);
+}
+
+#[test]
+fn what_can_not_be_served_is_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("empty/README.md"), "");
+    write(&folder.path().join("broken/p.rego"), "package p\nallow if {\n");
+    write(&folder.path().join("good/p.rego"), "package p\n");
+    for (arguments, expected) in [
+        (&["nowhere"][..], "nowhere: no such policy folder"),
+        (&["empty"], "holds no .rego"),
+        (&["broken"], "broken/p.rego:3:1: "),
+        (&["good", "--state", "good/state"], "--state "),
+        (&["good", "--name", "a//b"], "empty segment"),
+    ] {
+        let run = Command::new(env!("CARGO_BIN_EXE_bundlegate"))
+            .args(["dev", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert_eq!((run.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.starts_with("bundlegate: ") && said.contains(expected), "{said}");
+    }
+}
