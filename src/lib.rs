@@ -1,8 +1,83 @@
 //! bundlegate: an OPA bundle service in front of any OCI registry, which serves only
 //! what a cosign signature vouches for.
 //!
-//! Watchers turn a moving reference into an immutable, verified snapshot; the server
-//! only ever looks at snapshots.
+//! OPA pulls policy from a *bundle service*: plain HTTP with entity tags and long polling.
+//! Teams keep versioned artifacts in OCI registries and sign them with cosign. This is the
+//! gateway between the two. In one sentence: **watchers turn a moving reference into an
+//! immutable, verified snapshot; the server only ever looks at snapshots.**
+//!
+//! # Rooms
+//!
+//! | module | owns | may use |
+//! |---|---|---|
+//! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
+//! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
+//! | [`oci`] | the specification's nouns; the image layout on disk | – |
+//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them | `oci` |
+//! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
+//! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
+//! | [`sign`] | key pairs and signatures as cosign makes them; decides nothing | `oci`, `registry` |
+//! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
+//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `sign` |
+//! | [`catalog`] | which name means which bundle | `watch` |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog` and what a snapshot holds; never `registry`, `verify`, `store` |
+//! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |
+//!
+//! A test reads the sources and holds the last column.
+//!
+//! # Types that rule out mistakes
+//!
+//! - [`oci::Reference`] may mean another digest tomorrow; resolving it once gives an
+//!   [`oci::PinnedReference`], and only that can be verified or fetched.
+//! - [`oci::Manifest`] keeps its raw bytes, and its digest is computed from them.
+//! - [`verify::Verified`] has no constructor but the judge. What is unverified can't be
+//!   published, because the code that would do it does not compile.
+//! - [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in a file
+//!   without a name; [`bundle::Bundle`] is a blob that opens as a bundle within limits.
+//! - [`watch::Snapshot`] joins a verified manifest and a bundle that is one of its layers,
+//!   with response headers made up beforehand. It is all that the server ever sees.
+//!
+//! # Life of a bundle
+//!
+//! A refresh is straight-line code ([`watch::Pipeline`]); each step consumes what the one
+//! before it made:
+//!
+//! ```text
+//! resolve (HEAD) → the digest being served? done
+//!   → manifest → evidence → judge → blob → open → snapshot → publish
+//! ```
+//!
+//! Verification comes before the download: a refused artifact costs a manifest, not its
+//! layers. Clients see [`watch::State`], `Pending | Serving | Withdrawn`, which is changed by
+//! one pure function, [`watch::next`]. What is being served survives every trouble of the
+//! registry and every bad push; it is withdrawn only when it lost its trust, when its tag is
+//! gone and the configuration says so, or when it became too stale.
+//!
+//! A request subscribes to that state, marks it as seen, compares, and waits: no change falls
+//! between looking and waiting. A client that runs something else than we serve, on whichever
+//! side of a push or rollback, is answered after a look at the registry that is no older than
+//! `confirm_within` ([`watch::Handle::confirm`]). That is why replicas which poll at different
+//! moments need not know of each other.
+//!
+//! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
+//! again wakes nobody, and replicas agree.
+//!
+//! # Memory and disk
+//!
+//! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are
+//! read; the index is replaced in one step after the blobs it names. With each served bundle
+//! it keeps manifest and evidence, never a verdict: after a restart everything is judged
+//! again by the policy of that day, and shown only once the registry had its say or did not
+//! answer in time. A folder that can't be used costs persistence, not service.
+//!
+//! What a blob weighs in memory counts for as long as anything refers to it; beyond
+//! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
+//! repository and credential that delivered it.
+//!
+//! # What withdrawing does not do
+//!
+//! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
+//! OPA that restarts comes up without one.
 
 pub mod bundle;
 pub mod catalog;
