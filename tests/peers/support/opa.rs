@@ -1,6 +1,6 @@
 //! Real OPAs.
 
-use std::{fs, net::TcpListener, process::Command, time::Duration};
+use std::{env, fs, net::TcpListener, os::unix::fs::symlink, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ pub(crate) enum OpaVersion {
 #[derive(Debug)]
 pub(crate) struct Opa {
     pub(crate) version: OpaVersion,
-    address: String,
+    pub(crate) address: String,
     process: Process,
     http: reqwest::Client,
     _folder: TempDir,
@@ -28,17 +28,26 @@ impl Opa {
     /// Starts with `config` as its configuration file.
     pub(crate) async fn start(version: OpaVersion, config: &Value) -> Self {
         let folder = TempDir::new().unwrap();
-        let file = folder.path().join("config.json");
-        fs::write(&file, config.to_string()).unwrap();
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Self::launch(version, folder, "opa run --server --config-file config.json").await
+    }
+
+    /// Starts by a shell command that says `opa run --server`.
+    pub(crate) async fn by_command(version: OpaVersion, command: &str) -> Self {
+        Self::launch(version, TempDir::new().unwrap(), command).await
+    }
+
+    async fn launch(version: OpaVersion, folder: TempDir, command: &str) -> Self {
+        symlink(program(version.program()), folder.path().join("opa")).unwrap();
+        let path = format!("{}:{}", folder.path().display(), env::var("PATH").unwrap_or_default());
         let http = http();
         // OPA does not tell which port it got, so it is given one that was free a moment ago.
         for _ in 0..10 {
             let address = free_address();
-            let mut command = Command::new(program(version.program()));
-            command.args(["run", "--server", "--addr", &address, "--config-file"]).arg(&file);
-            command.current_dir(folder.path()).env("HOME", folder.path());
-            command.arg(version.no_telemetry());
-            let mut process = Process::start(version.program(), &mut command);
+            let line = format!("exec {command} --addr {address} {}", version.no_telemetry());
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &line]).current_dir(folder.path()).env("HOME", folder.path()).env("PATH", &path);
+            let mut process = Process::start(version.program(), &mut shell);
             let url = format!("http://{address}/health");
             let (up, _) = eventually("OPA's start", async || match http.get(&url).send().await {
                 Ok(_) => Some(true),
