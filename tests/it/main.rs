@@ -5,4 +5,5 @@
 
 mod faulty;
 mod reads;
+mod rooms;
 mod serving;
