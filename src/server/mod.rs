@@ -94,6 +94,14 @@ impl Server {
         self.data.local_addr()
     }
 
+    /// Where operators look.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
     /// Serves until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { data, admin, options, catalog, metrics } = self;
