@@ -44,13 +44,14 @@ impl BlobStream {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the transfer breaks, takes too long, or brings more than the descriptor says.
+    /// When the transfer breaks, takes too long, or brings more or less than the descriptor
+    /// says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let piece = timeout_at(self.deadline, self.origin.next())
             .await
             .unwrap_or_else(|_| Err("not done within timeouts.total".to_owned()))
             .map_err(|reason| RegistryError::Unreachable { operation: "blob", host: self.host.clone(), reason })?;
-        let Some(piece) = piece else { return Ok(None) };
+        let Some(piece) = piece else { return self.end() };
         self.left = self.left.checked_sub(piece.len() as u64).ok_or_else(|| {
             self.mismatch(&BlobMismatch {
                 expected: format!("{} of {} bytes", self.descriptor.digest, self.descriptor.size),
@@ -58,6 +59,14 @@ impl BlobStream {
             })
         })?;
         Ok(Some(piece))
+    }
+
+    fn end(&self) -> Result<Option<Bytes>, RegistryError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        Err(RegistryError::Truncated { digest: digest.clone(), expected: *size, actual: size - self.left })
     }
 
     /// The error for bytes that came and are not those that were asked for.

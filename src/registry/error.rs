@@ -113,6 +113,18 @@ pub enum RegistryError {
         /// What came.
         actual: String,
     },
+    /// The answer is whole, and yet shorter than the blob.
+    #[error(
+        "blob {digest} ends after {actual} of {expected} bytes: the transfer or the registry's storage is cut short"
+    )]
+    Truncated {
+        /// What was asked for.
+        digest: Digest,
+        /// Its size.
+        expected: u64,
+        /// What came.
+        actual: u64,
+    },
     /// The manifest's bytes are what was asked for, but no manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -144,6 +156,7 @@ impl RegistryError {
             Self::Token { .. } => "token",
             Self::TooLarge { .. } => "too_large",
             Self::Mismatch { .. } => "corrupt",
+            Self::Truncated { .. } => "truncated",
             Self::Manifest(_) => "not_a_manifest",
             Self::Protocol { .. } => "protocol",
             Self::Layout(_) => "layout",
@@ -163,6 +176,7 @@ impl RegistryError {
             | Self::Status { .. }
             | Self::Token { .. }
             | Self::Mismatch { .. }
+            | Self::Truncated { .. }
             | Self::Protocol { .. }
             | Self::Layout(_) => Class::Transient,
         }

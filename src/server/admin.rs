@@ -7,10 +7,10 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE, HeaderValue},
 };
 use serde_json::{Map, Value, json};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    api::Phase,
+    drain::Leaving,
     respond::{self, Body},
 };
 use crate::{catalog::Catalog, metrics::Metrics};
@@ -23,14 +23,14 @@ pub(super) struct Admin {
     ready_at: Instant,
     /// Once ready, ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
-    phase: watch::Receiver<Phase>,
+    leaving: Leaving,
     since: String,
 }
 
 impl Admin {
-    pub(super) fn new(catalog: Catalog, metrics: Metrics, ready_at: Instant, phase: watch::Receiver<Phase>) -> Self {
+    pub(super) fn new(catalog: Catalog, metrics: Metrics, ready_at: Instant, leaving: Leaving) -> Self {
         let since = format!("{:.3}", jiff::Timestamp::now());
-        Self { catalog, metrics, ready_at, was_ready: AtomicBool::new(false), phase, since }
+        Self { catalog, metrics, ready_at, was_ready: AtomicBool::new(false), leaving, since }
     }
 
     pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
@@ -55,13 +55,13 @@ impl Admin {
     fn readyz(&self) -> Response<Body> {
         let ready = self.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let draining = *self.phase.borrow() != Phase::Open;
+        let draining = self.leaving.has_begun();
         let lacking = if ready { Vec::new() } else { self.lacking() };
         respond::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": lacking }))
     }
 
     fn is_ready(&self) -> bool {
-        if *self.phase.borrow() != Phase::Open {
+        if self.leaving.has_begun() {
             return false;
         }
         if self.was_ready.load(Ordering::Relaxed) || Instant::now() >= self.ready_at || self.lacking().is_empty() {

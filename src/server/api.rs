@@ -4,18 +4,16 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
-    header::{ALLOW, AUTHORIZATION, CONNECTION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
+    header::{ALLOW, AUTHORIZATION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
 };
 use percent_encoding::percent_decode_str;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    Drain, LongPoll,
+    LongPoll,
     clients::{Access, Clients},
     conditional::Tags,
+    drain::Leaving,
     prefer,
     respond::{self, Body},
 };
@@ -25,16 +23,6 @@ use crate::{
     watch::{Handle, Snapshot, State},
 };
 
-/// How far the shutdown has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Open,
-    /// Balancers are to notice: nothing is held any more.
-    Notice,
-    /// Those who wait are let go.
-    Release,
-}
-
 /// Everything that a bundle request needs.
 #[derive(Debug)]
 pub(super) struct Api {
@@ -42,15 +30,13 @@ pub(super) struct Api {
     pub(super) clients: Clients,
     pub(super) metrics: Metrics,
     pub(super) long_poll: LongPoll,
-    pub(super) drain: Drain,
-    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) leaving: Leaving,
 }
 
 /// What a client wants to know.
 struct Question {
     tags: Tags,
     wait: Option<Duration>,
-    head: bool,
 }
 
 enum Answer {
@@ -62,10 +48,7 @@ enum Answer {
 impl Api {
     /// Answers a request of the data listener.
     pub(super) async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
-        let (mut response, bundle) = self.route(&request).await;
-        if *self.phase.borrow() != Phase::Open && request.version() <= hyper::Version::HTTP_11 {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        let (response, bundle) = self.route(&request).await;
         let bundle = bundle.as_deref().unwrap_or("other");
         self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
         response
@@ -98,7 +81,7 @@ impl Api {
     }
 
     async fn serve(&self, handle: &Handle, headers: &HeaderMap, method: &Method) -> Response<Body> {
-        let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers), head: method == Method::HEAD };
+        let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers) };
         match self.settle(handle, &question).await {
             Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
             Answer::Absent { reason, message } => {
@@ -108,7 +91,8 @@ impl Api {
                 let plain = question.wait.is_none() && predates_long_polling(headers);
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
                 let response = respond::bundle(&snapshot, content_type);
-                if !question.head {
+                // HEAD has the same answer at the same time, but for the body.
+                if method != Method::HEAD {
                     let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
                     sent.inc_by(snapshot.bundle().blob().size());
                 }
@@ -119,10 +103,14 @@ impl Api {
 
     /// Answers at once, or when something changes, or at the deadline. Cancel-safe.
     async fn settle(&self, handle: &Handle, question: &Question) -> Answer {
-        let held = question.wait.map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
+        // During the drain nothing new is held; only a confirming check may take its time.
+        let leaving = self.leaving.has_begun();
+        let held = question.wait.filter(|_| !leaving).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
         let deadline = Instant::now() + held.unwrap_or(self.long_poll.first_wait);
         let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
         let _waiting = held.map(|_| InFlight::enter(&waiters));
+        let let_go = self.leaving.clone().let_go();
+        tokio::pin!(let_go);
         let mut state = handle.subscribe();
         // Whether the registry, or a change just seen, speaks for what we serve.
         let mut confirmed = None;
@@ -133,10 +121,13 @@ impl Api {
                 return answer;
             }
             if confirmed.is_none() && disagrees(&seen, question) {
-                confirmed = Some(timeout_at(deadline, handle.confirm()).await.unwrap_or(false));
+                tokio::select! {
+                    answered = timeout_at(deadline, handle.confirm()) => confirmed = Some(answered.unwrap_or(false)),
+                    () = &mut let_go => return at_deadline(&seen, question, handle),
+                }
                 continue;
             }
-            if *self.phase.borrow() != Phase::Open {
+            if leaving {
                 return at_deadline(&seen, question, handle);
             }
             tokio::select! {
@@ -145,39 +136,27 @@ impl Api {
                     Err(_) => return at_deadline(&seen, question, handle),
                 },
                 () = sleep_until(deadline) => return at_deadline(&seen, question, handle),
-                () = self.released() => return at_deadline(&seen, question, handle),
+                () = &mut let_go => return at_deadline(&seen, question, handle),
             }
-        }
-    }
-
-    /// Ends at a moment of one's own while those who wait are let go, so that a fleet does
-    /// not come back in one instant.
-    async fn released(&self) {
-        let mut phase = self.phase.clone();
-        if phase.wait_for(|phase| *phase == Phase::Release).await.is_ok() {
-            sleep(self.drain.over.mul_f64(fastrand::f64())).await;
         }
     }
 }
 
 /// What can be said without waiting, if anything.
 fn at_once(state: &State, question: &Question, confirmed: Option<bool>) -> Option<Answer> {
-    let patient = question.wait.is_some() && !question.head;
+    let patient = question.wait.is_some();
     match state {
         State::Serving(snapshot) if question.tags.runs(snapshot.etag()) => {
             (!patient).then(|| Answer::NotModified(Arc::clone(snapshot)))
         }
         State::Serving(snapshot) => {
-            let settled = question.tags.is_empty() || question.head || confirmed == Some(true);
+            let settled = question.tags.is_empty() || confirmed == Some(true);
             settled.then(|| Answer::Bundle(Arc::clone(snapshot)))
         }
         State::Withdrawn(reason) => {
             (!patient).then(|| Answer::Absent { reason: "withdrawn", message: reason.to_string() })
         }
-        State::Pending => {
-            let message = || "no attempt to fetch it has come to an end yet".to_owned();
-            question.head.then(|| Answer::Absent { reason: "pending", message: message() })
-        }
+        State::Pending => None,
     }
 }
 

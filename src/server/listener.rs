@@ -9,21 +9,26 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper::{
+    Request, Response, Version,
+    body::Incoming,
+    header::{CONNECTION, HeaderValue},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::respond::Body;
+use super::{drain::Leaving, respond::Body};
 use crate::metrics::InFlight;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -59,13 +64,15 @@ pub(super) struct Connections {
     /// Operators are not counted among the clients.
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
-    graceful: GracefulShutdown,
+    /// Whether they are to end now.
+    closing: watch::Sender<bool>,
+    leaving: Leaving,
 }
 
 impl Connections {
-    pub(super) fn new(most: usize, gauge: Option<IntGauge>) -> Self {
+    pub(super) fn new(most: usize, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
         let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { slots, gauge, open: watch::channel(0).0, graceful: GracefulShutdown::new() }
+        Self { slots, gauge, open: watch::channel(0).0, closing: watch::channel(false).0, leaving }
     }
 
     /// Accepts for ever.
@@ -85,12 +92,13 @@ impl Connections {
                 }
             };
             let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
-            let (tls, handle, watcher) = (tls.clone(), handle.clone(), self.graceful.watcher());
+            let (tls, handle) = (tls.clone(), handle.clone());
+            let (leaving, closing) = (self.leaving.clone(), self.closing.subscribe());
             tokio::spawn(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
                 if let Some(stream) = secured(stream, tls).await {
-                    talk(stream, handle, watcher).await;
+                    talk(stream, handle, leaving, closing).await;
                 }
             });
         }
@@ -103,7 +111,8 @@ impl Connections {
 
     /// Ends every connection after the answer that it is sending.
     pub(super) async fn close(self) {
-        let _ = timeout(LAST_WORDS, self.graceful.shutdown()).await;
+        self.closing.send_replace(true);
+        let _ = timeout(LAST_WORDS, self.none_left()).await;
     }
 }
 
@@ -122,7 +131,9 @@ async fn secured(stream: TcpStream, tls: Option<Arc<rustls::ServerConfig>>) -> O
     }
 }
 
-async fn talk<H, F>(stream: Box<dyn Stream>, handle: H, watcher: hyper_util::server::graceful::Watcher)
+/// Serves one connection until its client leaves, until an answer given during the drain
+/// has said goodbye, or until all connections are to end.
+async fn talk<H, F>(stream: Box<dyn Stream>, handle: H, leaving: Leaving, mut closing: watch::Receiver<bool>)
 where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -134,14 +145,45 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Duration::from_secs(30));
+    let goodbye = Arc::new(Notify::new());
+    let said = Arc::clone(&goodbye);
     let service = service_fn(move |request| {
+        let (version, leaving, goodbye) = (request.version(), leaving.clone(), Arc::clone(&goodbye));
         let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let mut response = answer.await;
+            if leaving.has_begun() {
+                say_goodbye(version, &mut response, &goodbye);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = either(said.notified(), closing.wait_for(|closing| *closing)) => {
+            // What is being answered, or waits, is not cut off by this.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke off");
     }
+}
+
+/// HTTP/1 says it in the answer; HTTP/2 in a frame for the whole connection (GOAWAY).
+fn say_goodbye(version: Version, response: &mut Response<Body>, goodbye: &Notify) {
+    if version <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    } else {
+        goodbye.notify_one();
+    }
+}
+
+async fn either<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) {
+    tokio::select! { _ = one => {}, _ = other => {} }
 }
 
 /// Counts for as long as it lives.

@@ -4,6 +4,7 @@ mod admin;
 mod api;
 mod clients;
 mod conditional;
+mod drain;
 mod listener;
 mod prefer;
 mod respond;
@@ -19,7 +20,8 @@ use tokio::{
 pub use self::clients::Clients;
 use self::{
     admin::Admin,
-    api::{Api, Phase},
+    api::Api,
+    drain::{Leaving, Phase},
     listener::{Connections, bind},
 };
 use crate::{catalog::Catalog, metrics::Metrics};
@@ -92,17 +94,26 @@ impl Server {
         self.data.local_addr()
     }
 
+    /// Where operators look.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
     /// Serves until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { data, admin, options, catalog, metrics } = self;
         let (phase, phase_seen) = watch::channel(Phase::Open);
         let Some(options) = Arc::into_inner(options) else { return };
         let Options { tls, max_connections, ready_after, drain, long_poll, clients, .. } = options;
+        let leaving = Leaving::new(phase_seen, drain.over);
+        let connections = Connections::new(max_connections, Some(metrics.connections.clone()), leaving.clone());
+        let operators = Connections::new(max_connections, None, leaving.clone());
         let status =
-            Arc::new(Admin::new(catalog.clone(), metrics.clone(), Instant::now() + ready_after, phase_seen.clone()));
-        let api = Arc::new(Api { catalog, clients, metrics: metrics.clone(), long_poll, drain, phase: phase_seen });
-        let connections = Connections::new(max_connections, Some(metrics.connections.clone()));
-        let operators = Connections::new(max_connections, None);
+            Arc::new(Admin::new(catalog.clone(), metrics.clone(), Instant::now() + ready_after, leaving.clone()));
+        let api = Arc::new(Api { catalog, clients, metrics, long_poll, leaving });
         let accept = connections.accept(data, tls, move |request| {
             let api = Arc::clone(&api);
             async move { api.answer(request).await }

@@ -165,3 +165,6 @@ impl fmt::Display for Step {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

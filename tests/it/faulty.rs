@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     With(&'static str, String),
     /// Bytes without end.
     Endless,
+    /// The truth, this much later.
+    Slow(Duration),
 }
 
 #[derive(Debug, Clone)]
@@ -98,6 +100,11 @@ impl FaultyRegistry {
         self.inner.lock().unwrap().content.insert(key, (content_type.to_owned(), bytes.into()));
     }
 
+    /// Holds it no longer.
+    pub(crate) fn remove(&self, path: &str) {
+        self.inner.lock().unwrap().content.remove(&format!("/v2/acme/authz/{path}"));
+    }
+
     pub(crate) fn put_blob(&self, bytes: &[u8]) -> Descriptor {
         let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, bytes);
         self.put(&format!("blobs/{}", descriptor.digest), "application/octet-stream", bytes.to_vec());
@@ -121,6 +128,11 @@ impl FaultyRegistry {
     /// The next `times` requests whose path contains `part` meet `fault`.
     pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
         self.inner.lock().unwrap().faults.push((part.to_owned(), times, fault));
+    }
+
+    /// The truth again, whatever was planned.
+    pub(crate) fn heal(&self) {
+        self.inner.lock().unwrap().faults.clear();
     }
 
     /// Every request so far whose path contains `part`.
@@ -177,6 +189,10 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
         }
         Some(Fault::Truncate(length)) => truncated(content, length),
         Some(Fault::Endless) => Response::new(endless()),
+        Some(Fault::Slow(delay)) => {
+            tokio::time::sleep(delay).await;
+            truth(content)
+        }
         Some(Fault::Replace(bytes)) => {
             let kind = content.map_or_else(|| "text/plain".to_owned(), |(kind, _)| kind);
             truth(Some((kind, bytes)))

@@ -3,7 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 
+mod answers;
+mod crowds;
 mod dev;
+mod drain;
 mod faulty;
+mod gate;
+mod protocols;
 mod reads;
+mod rooms;
 mod serving;
+mod signing;
+mod trouble;

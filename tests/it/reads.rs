@@ -89,6 +89,19 @@ async fn other_bytes_under_a_digest_are_transient_and_never_returned() {
 }
 
 #[tokio::test]
+async fn a_blob_that_ends_early_is_told_from_one_with_other_bytes() {
+    let registry = FaultyRegistry::start().await;
+    let (_, layer) = registry.put_artifact("live", b"bundle");
+    let source = registry.source();
+    let mut labels = Vec::new();
+    for bytes in [&b"bund"[..], b"bungle"] {
+        registry.fail("blobs/", 1, Fault::Replace(Bytes::from_static(bytes)));
+        labels.push(source.blob(&layer).await.unwrap().collect().await.unwrap_err().label());
+    }
+    assert_eq!(labels, ["truncated", "corrupt"]);
+}
+
+#[tokio::test]
 async fn an_endless_manifest_ends_at_the_limit() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", b"bundle");

@@ -1,88 +1,14 @@
-//! From a registry to a client: watcher, store and server as `serve` wires them.
+//! From a registry to a client: what a moved tag, a wait and a client's own tags lead to.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use bundlegate::{
-    bundle,
-    catalog::Catalog,
-    metrics::Metrics,
-    server::{Clients, Drain, LongPoll, Options, Server},
-    store::{self, Store},
-    verify::TrustPolicy,
-    watch::{OnMissing, Pipeline, Rules, Watcher},
+use reqwest::StatusCode;
+use tokio::time::Instant;
+
+use crate::{
+    faulty::FaultyRegistry,
+    gate::{Gate, bundle, tag},
 };
-use reqwest::{Response, StatusCode};
-use tokio::{task::JoinSet, time::Instant};
-
-use crate::faulty::FaultyRegistry;
-
-struct Gate {
-    url: String,
-    http: reqwest::Client,
-    _tasks: JoinSet<()>,
-}
-
-impl Gate {
-    async fn before(registry: &FaultyRegistry, poll: Duration) -> Self {
-        let metrics = Metrics::new().unwrap();
-        let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
-        let cache = store::Options { directory: None, disk: 0, memory: 1 << 20 };
-        let pipeline = Pipeline {
-            name: "authz/main".into(),
-            reference: registry.reference("live"),
-            source: registry.source(),
-            policy: Arc::new(TrustPolicy::Unsigned { name: "test".into() }),
-            store: Store::open(cache, metrics.clone()),
-            limits,
-            evidence_limit: 1 << 20,
-            metrics: metrics.clone(),
-        };
-        let first_wait = Duration::from_secs(2);
-        let confirm_within = Duration::ZERO;
-        let rules = Rules { poll, confirm_within, on_missing: OnMissing::Keep, max_stale: None, first_wait };
-        let (watcher, handle) = Watcher::new(pipeline, rules);
-        let mut clients = Clients::default();
-        clients.allow(&["**".to_owned()], None).unwrap();
-        let options = Options {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admin: "127.0.0.1:0".parse().unwrap(),
-            tls: None,
-            max_connections: 100,
-            ready_after: Duration::from_secs(30),
-            drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
-            long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait },
-            clients,
-        };
-        let server = Server::bind(options, Catalog::new([handle]), metrics).await.unwrap();
-        let url = format!("http://{}/bundles/authz/main", server.data_address().unwrap());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(watcher.run());
-        tasks.spawn(server.run(std::future::pending()));
-        Self { url, http: reqwest::Client::new(), _tasks: tasks }
-    }
-
-    async fn get(&self, tags: &str, wait: u32) -> Response {
-        let mut request = self.http.get(&self.url);
-        if !tags.is_empty() {
-            request = request.header("if-none-match", tags);
-        }
-        if wait > 0 {
-            request = request.header("prefer", format!("modes=snapshot,delta;wait={wait}"));
-        }
-        request.send().await.unwrap()
-    }
-}
-
-fn bundle(text: &str) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("data.json"), format!("{{\"value\": \"{text}\"}}")).unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
-    bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
-}
-
-fn tag(response: &Response) -> String {
-    response.headers()["etag"].to_str().unwrap().to_owned()
-}
 
 #[tokio::test]
 async fn a_moved_tag_wakes_a_long_poll_and_the_bytes_are_the_registrys() {

@@ -1,0 +1,187 @@
+//! The table cell by cell, and what holds for any sequence of outcomes.
+
+use std::{fs, sync::LazyLock};
+
+use proptest::{collection::vec, prelude::*};
+use serde_json::json;
+
+use super::{FailureClass::*, OnMissing::*, *};
+use crate::{
+    bundle,
+    oci::{Descriptor, Manifest, Reference, media_type},
+    verify::{Evidence, TrustPolicy, Verified},
+};
+
+/// Two versions of a bundle, made as the pipeline makes them.
+static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), snapshot(2)]);
+
+fn snapshot(version: u8) -> Arc<Snapshot> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
+    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };
+    let bundle = bundle::pack(folder.path(), &limits).unwrap().bundle;
+    let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, bundle.blob().in_memory().unwrap());
+    let document = json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
+    });
+    let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
+    let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
+    let policy = TrustPolicy::Unsigned { name: "test".into() };
+    let verified = Verified::judge(&policy, &pinned, manifest, &Evidence::default()).unwrap();
+    Arc::new(Snapshot::new(verified, bundle).unwrap())
+}
+
+fn failed(class: FailureClass) -> Outcome {
+    let message = format!("because it is {}", class.label());
+    Outcome::Failed(Failure { class, step: Step::Resolve, digest: None, reason: "test", message })
+}
+
+/// Equal for a client: the very same snapshot, the same words.
+fn same(one: &State, other: &State) -> bool {
+    match (one, other) {
+        (State::Pending, State::Pending) => true,
+        (State::Serving(one), State::Serving(other)) => Arc::ptr_eq(one, other),
+        (State::Withdrawn(one), State::Withdrawn(other)) => one == other,
+        _ => false,
+    }
+}
+
+#[test]
+fn every_cell_of_the_table() {
+    const P: &str = "pending";
+    const S: &str = "serving";
+    const W: &str = "withdrawn";
+    let patience = RateLimited(Some(Duration::from_secs(9)));
+    // What follows Pending, Serving, and Withdrawn.
+    for (outcome, on_missing, labels) in [
+        (Outcome::Unchanged, Keep, [P, S, W]),
+        (failed(Transient), Keep, [P, S, W]),
+        (failed(Transient), Withdraw, [P, S, W]),
+        (failed(RateLimited(None)), Keep, [P, S, W]),
+        (failed(patience), Withdraw, [P, S, W]),
+        (failed(Denied), Keep, [P, S, W]),
+        (failed(Denied), Withdraw, [P, S, W]),
+        (failed(NotFound), Keep, [W, S, W]),
+        (failed(NotFound), Withdraw, [W, W, W]),
+        (failed(Evidence), Keep, [W, S, W]),
+        (failed(Evidence), Withdraw, [W, S, W]),
+        (failed(Defect), Keep, [W, S, W]),
+        (failed(Defect), Withdraw, [W, S, W]),
+        (failed(Distrusted), Keep, [W, W, W]),
+        (failed(Distrusted), Withdraw, [W, W, W]),
+    ] {
+        let [first, _] = &*VERSIONS;
+        let before = [State::Pending, State::Serving(Arc::clone(first)), State::Withdrawn("earlier".into())];
+        for (before, label) in before.iter().zip(labels) {
+            let after = next(before, &outcome, on_missing);
+            assert_eq!(after.label(), label, "{before:?} after {outcome:?} ({on_missing:?})");
+            if after.label() == "serving" {
+                assert!(same(before, &after), "another snapshot after {outcome:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_accepted_version_is_served_whatever_was_before() {
+    let [first, second] = &*VERSIONS;
+    for before in [State::Pending, State::Serving(Arc::clone(first)), State::Withdrawn("earlier".into())] {
+        for on_missing in [Keep, Withdraw] {
+            let after = next(&before, &Outcome::Accepted(Arc::clone(second)), on_missing);
+            assert!(same(&after, &State::Serving(Arc::clone(second))), "{before:?}");
+        }
+    }
+}
+
+#[test]
+fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
+    let before = State::Withdrawn("earlier".into());
+    for (class, reason) in [
+        (Transient, "earlier"),
+        (Denied, "earlier"),
+        (Evidence, "because it is evidence"),
+        (NotFound, "because it is not_found"),
+        (Distrusted, "because it is distrusted"),
+    ] {
+        assert!(same(&next(&before, &failed(class), Keep), &State::Withdrawn(reason.into())), "{class:?}");
+    }
+}
+
+fn class() -> impl Strategy<Value = FailureClass> {
+    let classes = [Transient, RateLimited(None), NotFound, Denied, Evidence, Defect, Distrusted];
+    prop::sample::select(classes.to_vec())
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        3 => (0..2_usize).prop_map(|version| Outcome::Accepted(Arc::clone(&VERSIONS[version]))),
+        1 => Just(Outcome::Unchanged),
+        6 => class().prop_map(failed),
+    ]
+}
+
+fn on_missing() -> impl Strategy<Value = OnMissing> {
+    prop_oneof![Just(Keep), Just(Withdraw)]
+}
+
+fn state() -> impl Strategy<Value = State> {
+    (vec(outcome(), 0..8), on_missing()).prop_map(|(outcomes, on_missing)| after_all(&outcomes, on_missing))
+}
+
+fn after_all(outcomes: &[Outcome], on_missing: OnMissing) -> State {
+    outcomes.iter().fold(State::Pending, |state, outcome| next(&state, outcome, on_missing))
+}
+
+/// Whether a bundle that is being served stops being served.
+fn withdraws(outcome: &Outcome, on_missing: OnMissing) -> bool {
+    let Outcome::Failed(failure) = outcome else { return false };
+    failure.class == Distrusted || (failure.class == NotFound && on_missing == Withdraw)
+}
+
+proptest! {
+    #[test]
+    fn only_acceptance_leads_to_serving(before in state(), outcome in outcome(), on_missing in on_missing()) {
+        if let State::Serving(after) = next(&before, &outcome, on_missing) {
+            let accepted = matches!(&outcome, Outcome::Accepted(accepted) if Arc::ptr_eq(accepted, &after));
+            let stayed = before.snapshot().is_some_and(|before| Arc::ptr_eq(before, &after));
+            prop_assert!(accepted || stayed);
+        }
+    }
+
+    #[test]
+    fn trouble_that_says_nothing_about_the_served_bytes_never_takes_them_away(
+        version in 0..2_usize,
+        class in prop::sample::select(vec![Transient, RateLimited(None), Denied, Evidence, Defect]),
+        on_missing in on_missing(),
+    ) {
+        let before = State::Serving(Arc::clone(&VERSIONS[version]));
+        prop_assert!(same(&before, &next(&before, &failed(class), on_missing)));
+    }
+
+    #[test]
+    fn distrust_never_leaves_anything_served(before in state(), on_missing in on_missing()) {
+        prop_assert!(matches!(next(&before, &failed(Distrusted), on_missing), State::Withdrawn(_)));
+    }
+
+    #[test]
+    fn a_bundle_never_becomes_pending_again(before in state(), outcome in outcome(), on_missing in on_missing()) {
+        let after = next(&before, &outcome, on_missing);
+        prop_assert!(matches!(before, State::Pending) || !matches!(after, State::Pending));
+    }
+
+    #[test]
+    fn the_last_accepted_version_is_served_unless_something_withdrew_it_since(
+        outcomes in vec(outcome(), 0..30),
+        on_missing in on_missing(),
+    ) {
+        let accepted = outcomes.iter().rposition(|outcome| matches!(outcome, Outcome::Accepted(_)));
+        let served = accepted.and_then(|at| {
+            let withdrawn = outcomes[at..].iter().any(|outcome| withdraws(outcome, on_missing));
+            let Outcome::Accepted(snapshot) = &outcomes[at] else { return None };
+            (!withdrawn).then_some(snapshot)
+        });
+        let state = after_all(&outcomes, on_missing);
+        prop_assert_eq!(state.snapshot().map(Arc::as_ptr), served.map(Arc::as_ptr));
+    }
+}

@@ -1,0 +1,161 @@
+//! Every answer of the data listener, to the letter of what users were promised.
+
+use std::time::Duration;
+
+use bundlegate::server::Clients;
+use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::{
+    faulty::FaultyRegistry,
+    gate::{Gate, HOUR, Setup, bundle, error, eventually, header, tag, wishing},
+};
+
+const BUNDLES: &str = "application/vnd.openpolicyagent.bundles";
+
+#[tokio::test]
+async fn both_good_answers_have_their_headers_and_no_encoding() {
+    let registry = FaultyRegistry::start().await;
+    let one = bundle("one");
+    let (digest, _) = registry.put_artifact("live", &one);
+    let gate = Gate::before(&registry, HOUR).await;
+    let full = gate.asking("", 0).header("accept-encoding", "gzip, br").send().await.unwrap();
+    let etag = tag(&full);
+    assert_eq!(full.status(), StatusCode::OK);
+    assert!(etag.starts_with('"') && etag.ends_with('"') && etag.len() == 45, "{etag}");
+    assert_eq!(header(&full, "content-length"), one.len().to_string());
+    assert!(!header(&full, "bundlegate-revision").is_empty());
+    let unchanged = gate.asking(&etag, 0).header("accept-encoding", "gzip, br").send().await.unwrap();
+    assert_eq!((unchanged.status(), tag(&unchanged)), (StatusCode::NOT_MODIFIED, etag));
+    for answer in [&full, &unchanged] {
+        assert_eq!(header(answer, "content-type"), BUNDLES);
+        assert_eq!(header(answer, "bundlegate-manifest"), digest.as_str());
+        assert_eq!(header(answer, "content-encoding"), "");
+    }
+    assert_eq!(full.bytes().await.unwrap(), one);
+    assert!(unchanged.bytes().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body_and_costs_no_bytes() {
+    let registry = FaultyRegistry::start().await;
+    let one = bundle("one");
+    registry.put_artifact("live", &one);
+    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let asking = |tags: &str, wait| wishing(gate.request(Method::HEAD, "/bundles/authz/main"), tags, wait);
+    // Also the cold request waits for what is to come.
+    let head = asking("", 0).send().await.unwrap();
+    assert_eq!((head.status(), header(&head, "content-length")), (StatusCode::OK, &*one.len().to_string()));
+    let etag = tag(&head);
+    assert!(head.bytes().await.unwrap().is_empty());
+    assert_eq!(gate.sent_bytes(), 0);
+    let full = gate.get("", 0).await;
+    assert_eq!((tag(&full), gate.sent_bytes()), (etag.clone(), one.len() as u64));
+    assert_eq!(asking(&etag, 0).send().await.unwrap().status(), StatusCode::NOT_MODIFIED);
+    let (woken, ()) = tokio::join!(asking(&etag, 60).send(), async {
+        eventually("it is held", || gate.waiters() == 1).await;
+        registry.put_artifact("live", &bundle("two"));
+    });
+    let woken = woken.unwrap();
+    assert_eq!(woken.status(), StatusCode::OK);
+    assert_ne!(tag(&woken), etag);
+}
+
+#[tokio::test]
+async fn every_error_is_json_with_a_reason() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let mut clients = Clients::default();
+    clients.allow(&["authz/**".into()], Some(&[b"one"])).unwrap();
+    clients.allow(&["public/**".into()], Some(&[b"two"])).unwrap();
+    let gate = Gate::with(&registry, Setup { clients: Some(clients), ..Setup::default() }).await;
+    for (method, path, token, status, reason) in [
+        (Method::GET, "/bundles/authz/main", Some("three"), 401, "unauthorized"),
+        (Method::GET, "/bundles/authz/main", None, 401, "unauthorized"),
+        (Method::GET, "/bundles/none", None, 401, "unauthorized"),
+        (Method::GET, "/bundles/none", Some("one"), 404, "not_found"),
+        (Method::GET, "/bundles/authz/main", Some("two"), 404, "not_found"),
+        (Method::GET, "/", Some("one"), 404, "not_found"),
+        (Method::GET, "/bundles/%ff", Some("one"), 400, "bad_request"),
+        (Method::POST, "/bundles/authz/main", Some("one"), 405, "method_not_allowed"),
+        (Method::DELETE, "/bundles/none", None, 405, "method_not_allowed"),
+    ] {
+        let mut request = gate.request(method.clone(), path);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.unwrap();
+        let case = format!("{method} {path} as {token:?}");
+        assert_eq!(response.status(), status, "{case}");
+        assert_eq!(header(&response, "www-authenticate"), if status == 401 { "Bearer" } else { "" }, "{case}");
+        assert_eq!(header(&response, "allow"), if status == 405 { "GET, HEAD" } else { "" }, "{case}");
+        let error = error(response).await;
+        assert_eq!((error["reason"].as_str(), error["bundle"].as_str()), (Some(reason), None), "{case}");
+    }
+    // What does not exist and what one may not see are told in the same words.
+    let mut words = Vec::new();
+    for (path, token) in [("/bundles/none", "one"), ("/bundles/authz/main", "two")] {
+        let response = gate.request(Method::GET, path).bearer_auth(token).send().await.unwrap();
+        words.push((response.headers().len(), error(response).await));
+    }
+    assert_eq!(words[0], words[1]);
+    let allowed = gate.request(Method::GET, "/bundles/authz/main").bearer_auth("one").send().await.unwrap();
+    assert_eq!(allowed.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_name_with_slashes_and_an_ending_is_found_under_each_of_its_paths() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let name = "team/a b/authz.tar.gz";
+    let gate = Gate::with(&registry, Setup { name, ..Setup::default() }).await;
+    for (path, status) in [
+        ("/bundles/team/a%20b/authz.tar.gz", 200),
+        ("/bundle/team/a%20b/authz.tar.gz", 200),
+        ("/team/a%20b/authz.tar.gz", 200),
+        ("/team%2Fa%20b%2fauthz%2etar.gz", 200),
+        ("/bundles/team/a%20b/authz.tar.gz?x=1", 200),
+        ("/bundles/team/a%2520b/authz.tar.gz", 404),
+        ("/bundles/team/a%20b/authz", 404),
+        ("/bundles/bundles/team/a%20b/authz.tar.gz", 404),
+    ] {
+        assert_eq!(gate.request(Method::GET, path).send().await.unwrap().status(), status, "{path}");
+    }
+}
+
+/// OPA before 0.39 takes the bundle type as a promise of long polling.
+#[tokio::test]
+async fn an_old_opa_that_did_not_ask_to_wait_is_not_invited_to() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let gate = Gate::before(&registry, HOUR).await;
+    for (agent, wait, kind) in [
+        ("Open Policy Agent/0.38.1 (linux, amd64)", 0, "application/gzip"),
+        ("Open Policy Agent/0.38.1 (linux, amd64)", 9, BUNDLES),
+        ("Open Policy Agent/0.39.0 (linux, amd64)", 0, BUNDLES),
+        ("Open Policy Agent/1.22.0 (linux, amd64)", 0, BUNDLES),
+        ("curl/8.0", 0, BUNDLES),
+    ] {
+        let response = gate.asking("", wait).header("user-agent", agent).send().await.unwrap();
+        assert_eq!(header(&response, "content-type"), kind, "{agent} wait={wait}");
+    }
+}
+
+#[tokio::test]
+async fn ready_is_who_has_concluded_one_attempt_whatever_came_of_it() {
+    let registry = FaultyRegistry::start().await;
+    let gate = Gate::before(&registry, HOUR).await;
+    eventually("the missing tag is noticed", || gate.state() == "withdrawn").await;
+    let began = Instant::now();
+    while gate.operator("/readyz").await.status() != StatusCode::OK {
+        assert!(began.elapsed() < crate::gate::PATIENCE);
+    }
+    let status: serde_json::Value =
+        serde_json::from_slice(&gate.operator("/status").await.bytes().await.unwrap()).unwrap();
+    let bundle = &status["bundles"]["authz/main"];
+    assert_eq!((&bundle["state"], &status["ready"]), (&"withdrawn".into(), &true.into()));
+    assert_eq!(
+        (&bundle["last_failure"]["class"], &bundle["last_failure"]["step"]),
+        (&"not_found".into(), &"resolve".into())
+    );
+}

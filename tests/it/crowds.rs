@@ -1,0 +1,62 @@
+//! Many clients, one registry.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use reqwest::StatusCode;
+use tokio::task::JoinSet;
+
+use crate::{
+    faulty::{Fault, FaultyRegistry},
+    gate::{Gate, Setup, bundle, eventually, tag, wishing},
+    signing::Signer,
+};
+
+#[tokio::test]
+async fn a_thousand_cold_requests_cost_the_registry_as_much_as_one() {
+    let registry = FaultyRegistry::start().await;
+    let signer = Signer::new();
+    let one = bundle("one");
+    let (digest, _) = registry.put_artifact("live", &one);
+    signer.sign_legacy(&registry, &digest);
+    signer.sign_bundle(&registry, &digest);
+    // Slower than a thousand requests are, so that all of them find nothing yet.
+    registry.fail("manifests/live", 1, Fault::Slow(Duration::from_secs(1)));
+    let mut setup = Setup { policy: signer.policy(), ..Setup::default() };
+    setup.rules.first_wait = Duration::from_secs(60);
+    let gate = Gate::with(&registry, setup).await;
+    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let mut crowd = JoinSet::new();
+    for number in 0..1000 {
+        let url = format!("http://{}/bundles/{}", gate.data, gate.name);
+        let request = wishing(http.get(url), "", if number % 2 == 0 { 0 } else { 60 });
+        crowd.spawn(async move {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            response.bytes().await.unwrap()
+        });
+    }
+    while let Some(body) = crowd.join_next().await {
+        assert_eq!(body.unwrap(), one);
+    }
+    let mut times = BTreeMap::new();
+    for asked in registry.asked("").into_iter().filter(|asked| asked.method == "GET") {
+        *times.entry(asked.path).or_insert(0) += 1;
+    }
+    assert!(times.values().all(|times| *times == 1), "more than once: {times:#?}");
+    let count = |part: &str| times.keys().filter(|path| path.contains(part)).count();
+    // The artifact; two signatures; the list of referrers, the referrer and the `.sig`.
+    assert_eq!((count("blobs/"), count(&format!("manifests/{digest}"))), (3, 1));
+    assert_eq!((count("referrers/"), count("manifests/sha256:"), count(".sig")), (1, 2, 1), "{times:#?}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_is_no_waiter_any_more() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let etag = tag(&gate.get("", 0).await);
+    let waiting = [gate.asking(&etag, 60), gate.asking(&etag, 60)].map(|request| tokio::spawn(request.send()));
+    eventually("two wait", || gate.waiters() == 2).await;
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    eventually("nobody waits", || gate.waiters() == 0).await;
+}

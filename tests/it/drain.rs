@@ -1,0 +1,167 @@
+//! How a replica leaves without anybody seeing an error.
+
+use std::time::Duration;
+
+use bundlegate::server::Drain;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, StatusCode, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    net::TcpStream,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    faulty::{Fault, FaultyRegistry},
+    gate::{Gate, HOUR, PATIENCE, Setup, bundle, eventually, header, tag},
+};
+
+async fn gate(registry: &FaultyRegistry, notice: Duration, over: Duration) -> Gate {
+    registry.put_artifact("live", &bundle("one"));
+    Gate::with(registry, Setup { drain: Drain { notice, over }, ..Setup::default() }).await
+}
+
+async fn not_ready(gate: &Gate) {
+    let asking = async { while gate.operator("/readyz").await.status() != StatusCode::SERVICE_UNAVAILABLE {} };
+    timeout(PATIENCE, asking).await.expect("still ready");
+}
+
+#[tokio::test]
+async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewhere() {
+    let registry = FaultyRegistry::start().await;
+    let mut gate = gate(&registry, HOUR, HOUR).await;
+    let etag = tag(&gate.get("", 0).await);
+    let waiting = tokio::spawn(gate.asking(&etag, 300).send());
+    eventually("it waits", || gate.waiters() == 1).await;
+    gate.begin_to_drain();
+    not_ready(&gate).await;
+    for (tags, wait, status) in
+        [("", 0, StatusCode::OK), (&*etag, 0, StatusCode::NOT_MODIFIED), (&etag, 300, StatusCode::NOT_MODIFIED)]
+    {
+        let answer = timeout(PATIENCE, gate.get(tags, wait)).await.expect("held");
+        assert_eq!((answer.status(), header(&answer, "connection")), (status, "close"), "{tags} {wait}");
+    }
+    // Who came before still waits, and a change still reaches them.
+    assert_eq!(gate.waiters(), 1);
+    registry.put_artifact("live", &bundle("two"));
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
+    gate.until_drained().await;
+}
+
+#[tokio::test]
+async fn those_who_wait_are_let_go_with_304_and_the_tag_they_sent() {
+    let registry = FaultyRegistry::start().await;
+    let notice = Duration::from_secs(1);
+    let mut gate = gate(&registry, notice, Duration::from_secs(1)).await;
+    let etag = tag(&gate.get("", 0).await);
+    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(gate.asking(&etag, 300).send())).collect();
+    eventually("they wait", || gate.waiters() == 20).await;
+    let began = Instant::now();
+    gate.begin_to_drain();
+    for waiting in waiting {
+        let released = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+        assert!(began.elapsed() >= notice, "let go after {:?} already", began.elapsed());
+        assert_eq!((released.status(), header(&released, "connection")), (StatusCode::NOT_MODIFIED, "close"));
+        assert_eq!(tag(&released), etag);
+    }
+    gate.until_drained().await;
+    assert!(TcpStream::connect(gate.data).await.is_err(), "still accepting");
+}
+
+#[tokio::test]
+async fn a_wait_for_a_silent_registry_ends_with_304_too() {
+    let registry = FaultyRegistry::start().await;
+    let mut gate = gate(&registry, Duration::ZERO, Duration::from_secs(1)).await;
+    let etag = tag(&gate.get("", 0).await);
+    registry.fail("", usize::MAX, Fault::Stall);
+    let disagreeing = tokio::spawn(gate.asking(&format!("\"another\", {etag}"), 300).send());
+    eventually("it waits", || gate.waiters() == 1).await;
+    gate.begin_to_drain();
+    let released = timeout(PATIENCE, disagreeing).await.unwrap().unwrap().unwrap();
+    assert_eq!((released.status(), tag(&released)), (StatusCode::NOT_MODIFIED, etag));
+    gate.until_drained().await;
+}
+
+#[tokio::test]
+async fn with_nobody_connected_there_is_nothing_to_wait_for() {
+    let registry = FaultyRegistry::start().await;
+    let mut lonely = gate(&registry, HOUR, HOUR).await;
+    lonely.begin_to_drain();
+    lonely.until_drained().await;
+    // And when the last one leaves.
+    let mut gate = gate(&registry, HOUR, HOUR).await;
+    let etag = tag(&gate.get("", 0).await);
+    let waiting = tokio::spawn(gate.asking(&etag, 300).send());
+    eventually("it waits", || gate.waiters() == 1).await;
+    gate.begin_to_drain();
+    assert_eq!(header(&gate.get("", 0).await, "connection"), "close");
+    assert_eq!(gate.waiters(), 1);
+    waiting.abort();
+    gate.until_drained().await;
+}
+
+/// One HTTP/2 connection, and what becomes of it.
+async fn connected(gate: &Gate) -> (http2::SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>) {
+    let stream = TcpStream::connect(gate.data).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+fn asking(gate: &Gate, etag: &str, wait: u32) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://{}/bundles/{}", gate.data, gate.name))
+        .header("if-none-match", etag)
+        .header("prefer", format!("wait={wait}"))
+        .body(Empty::new())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn over_http_2_an_answer_closes_the_connection_to_new_requests_only() {
+    let registry = FaultyRegistry::start().await;
+    let mut gate = gate(&registry, HOUR, HOUR).await;
+    let (mut sender, connection) = connected(&gate).await;
+    let first = sender.send_request(asking(&gate, "", 0)).await.unwrap();
+    let etag = first.headers()["etag"].to_str().unwrap().to_owned();
+    drop(first);
+    let waiting = tokio::spawn(sender.send_request(asking(&gate, &etag, 300)));
+    eventually("it waits", || gate.waiters() == 1).await;
+    gate.begin_to_drain();
+    not_ready(&gate).await;
+    let answer = sender.send_request(asking(&gate, &etag, 300)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
+    // GOAWAY has come when no further request can be sent on this connection.
+    let given_up = async { while sender.send_request(asking(&gate, &etag, 300)).await.is_ok() {} };
+    timeout(PATIENCE, given_up).await.expect("the connection goes on for ever");
+    // Another one is still accepted, and given up after its answer.
+    let (mut other, ended) = connected(&gate).await;
+    let answer = other.send_request(asking(&gate, &etag, 300)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
+    drop(answer);
+    timeout(PATIENCE, ended).await.unwrap().unwrap().unwrap();
+    // Who waits on the first is still there, and a change still reaches them.
+    assert_eq!(gate.waiters(), 1);
+    registry.put_artifact("live", &bundle("two"));
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
+    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    gate.until_drained().await;
+}
+
+#[tokio::test]
+async fn over_http_2_too_those_who_wait_are_let_go_with_304() {
+    let registry = FaultyRegistry::start().await;
+    let mut gate = gate(&registry, Duration::from_millis(500), Duration::from_millis(500)).await;
+    let etag = tag(&gate.get("", 0).await);
+    let (mut sender, connection) = connected(&gate).await;
+    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(sender.send_request(asking(&gate, &etag, 300)))).collect();
+    eventually("they wait", || gate.waiters() == 20).await;
+    gate.begin_to_drain();
+    for waiting in waiting {
+        let released = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+        assert_eq!(released.status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(released.headers()["etag"], etag);
+    }
+    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    gate.until_drained().await;
+}

@@ -1,0 +1,216 @@
+//! Watcher, store and server as `serve` wires them, in front of a registry.
+
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+
+use bundlegate::{
+    bundle,
+    catalog::Catalog,
+    metrics::Metrics,
+    registry::{Options as RegistryOptions, Timeouts},
+    server::{Clients, Drain, LongPoll, Options, Server},
+    store::{self, Store},
+    verify::TrustPolicy,
+    watch::{FailureStatus, Handle, OnMissing, Pipeline, Rules, Watcher},
+};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+use tokio::{
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+use crate::faulty::FaultyRegistry;
+
+/// For what must happen, on however busy a machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// What a test wants to be different.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) name: &'static str,
+    pub(crate) policy: TrustPolicy,
+    pub(crate) rules: Rules,
+    /// Everybody may read everything unless this says otherwise.
+    pub(crate) clients: Option<Clients>,
+    pub(crate) drain: Drain,
+    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            name: "authz/main",
+            policy: TrustPolicy::Unsigned { name: "test".into() },
+            rules: Rules {
+                poll: Duration::from_millis(100),
+                confirm_within: Duration::ZERO,
+                on_missing: OnMissing::Keep,
+                max_stale: None,
+                first_wait: Duration::from_secs(2),
+            },
+            clients: None,
+            drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
+            tls: None,
+        }
+    }
+}
+
+/// Serves until it is dropped.
+pub(crate) struct Gate {
+    pub(crate) name: &'static str,
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) http: reqwest::Client,
+    pub(crate) metrics: Metrics,
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    _watcher: JoinSet<()>,
+}
+
+impl Gate {
+    pub(crate) async fn before(registry: &FaultyRegistry, poll: Duration) -> Self {
+        let mut setup = Setup::default();
+        setup.rules.poll = poll;
+        Self::with(registry, setup).await
+    }
+
+    pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
+        let metrics = Metrics::new().unwrap();
+        let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+        let cache = store::Options { directory: None, disk: 0, memory: 1 << 20 };
+        let pipeline = Pipeline {
+            name: setup.name.into(),
+            reference: registry.reference("live"),
+            // As patient as a busy machine needs.
+            source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
+            policy: Arc::new(setup.policy),
+            store: Store::open(cache, metrics.clone()),
+            limits,
+            evidence_limit: 1 << 20,
+            metrics: metrics.clone(),
+        };
+        let (watcher, handle) = Watcher::new(pipeline, setup.rules);
+        let clients = setup.clients.unwrap_or_else(|| {
+            let mut clients = Clients::default();
+            clients.allow(&["**".to_owned()], None).unwrap();
+            clients
+        });
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admin: "127.0.0.1:0".parse().unwrap(),
+            tls: setup.tls,
+            max_connections: 100,
+            ready_after: HOUR,
+            drain: setup.drain,
+            long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: setup.rules.first_wait },
+            clients,
+        };
+        let server = Server::bind(options, Catalog::new([handle.clone()]), metrics.clone()).await.unwrap();
+        let (data, admin) = (server.data_address().unwrap(), server.admin_address().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        let mut watchers = JoinSet::new();
+        watchers.spawn(watcher.run());
+        let http = reqwest::Client::new();
+        Self { name: setup.name, data, admin, http, metrics, handle, stop: Some(stop), server, _watcher: watchers }
+    }
+
+    pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
+        self.asking(tags, wait).send().await.unwrap()
+    }
+
+    /// A request for the bundle, not yet sent.
+    pub(crate) fn asking(&self, tags: &str, wait: u32) -> RequestBuilder {
+        wishing(self.request(Method::GET, &format!("/bundles/{}", self.name)), tags, wait)
+    }
+
+    /// Any request to the data listener, not yet sent.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.data))
+    }
+
+    pub(crate) async fn operator(&self, path: &str) -> Response {
+        self.http.get(format!("http://{}{path}", self.admin)).send().await.unwrap()
+    }
+
+    pub(crate) fn state(&self) -> &'static str {
+        self.handle.status().state
+    }
+
+    pub(crate) fn last_failure(&self) -> Option<FailureStatus> {
+        self.handle.status().last_failure
+    }
+
+    pub(crate) fn waiters(&self) -> i64 {
+        self.metrics.waiters.with_label_values(&[self.name]).get()
+    }
+
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.metrics.sent_bytes.with_label_values(&[self.name]).get()
+    }
+
+    /// As SIGTERM does.
+    pub(crate) fn begin_to_drain(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    pub(crate) async fn until_drained(&mut self) {
+        timeout(PATIENCE, &mut self.server).await.expect("the drain has no end").unwrap();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A request as OPA words it: no tags and no wait where there are none.
+pub(crate) fn wishing(mut request: RequestBuilder, tags: &str, wait: u32) -> RequestBuilder {
+    if !tags.is_empty() {
+        request = request.header("if-none-match", tags);
+    }
+    if wait > 0 {
+        request = request.header("prefer", format!("modes=snapshot,delta;wait={wait}"));
+    }
+    request
+}
+
+pub(crate) fn bundle(text: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.json"), format!("{{\"value\": \"{text}\"}}")).unwrap();
+    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
+}
+
+pub(crate) fn tag(response: &Response) -> String {
+    header(response, "etag").to_owned()
+}
+
+pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// The `error` of an error body, which has exactly the promised keys.
+pub(crate) async fn error(response: Response) -> Value {
+    assert_eq!(header(&response, "content-type"), "application/json");
+    let body: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    let keys: Vec<_> = body["error"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!((body.as_object().unwrap().len(), keys), (1, vec!["bundle", "message", "reason"]), "{body}");
+    body["error"].clone()
+}
+
+/// Waits for what must become true.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let looking = async {
+        while !holds() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

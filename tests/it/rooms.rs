@@ -1,0 +1,130 @@
+//! The walls between the modules: who may name whom.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every room, and the rooms that its code may name. `metrics` and `telemetry` are open to
+/// all.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("main", &["cli"]),
+    ("lib", &[]),
+    ("cli", &["bundle", "catalog", "config", "oci", "registry", "server", "sign", "store", "verify", "watch"]),
+    // It builds the options that the rooms below define; none of them knows it.
+    ("config", &["bundle", "oci", "registry", "server", "store", "verify", "watch"]),
+    ("oci", &[]),
+    ("bundle", &["oci"]),
+    ("registry", &["oci"]),
+    ("verify", &["oci", "registry"]),
+    ("sign", &["oci", "registry"]),
+    // What it lacks it fetches from the `Source` that it is handed: that is where a
+    // thousand wishes become one transfer. It resolves nothing and knows no host.
+    ("store", &["oci", "registry"]),
+    ("watch", &["bundle", "oci", "registry", "store", "verify"]),
+    ("catalog", &["watch"]),
+    // `watch` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
+    // `Blob`, the noun for bytes that are what they claim to be. Never a room that could
+    // fetch, judge or cache.
+    ("server", &["catalog", "oci", "watch"]),
+    ("metrics", &[]),
+    ("telemetry", &[]),
+];
+const OPEN: &[&str] = &["metrics", "telemetry"];
+
+#[test]
+fn no_module_names_one_that_it_may_not() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut checked = 0;
+    let mut trespasses = Vec::new();
+    for file in rust_files(&root) {
+        let inside = file.strip_prefix(&root).unwrap();
+        let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let row = ROOMS.iter().find(|(name, _)| *name == room);
+        let (_, allowed) = row.unwrap_or_else(|| panic!("src/{room} is not in the table; give it a row"));
+        for used in named_rooms(&fs::read_to_string(&file).unwrap()) {
+            checked += 1;
+            if used != room && !allowed.contains(&used.as_str()) && !OPEN.contains(&used.as_str()) {
+                trespasses.push(format!("src/{}: `{room}` may not use `{used}`", inside.display()));
+            }
+        }
+    }
+    assert!(trespasses.is_empty(), "\n{}\n", trespasses.join("\n"));
+    assert!(checked > 30, "only {checked} uses were found: the test has lost its eyes");
+}
+
+#[test]
+fn paths_are_found_wherever_they_hide() {
+    let code = "
+        //! [`crate::comment`]
+        use crate::{
+            oci::{Blob, Digest}, // crate::behind
+            store, watch::{State, next as step},
+        };
+        pub(in crate::config) fn f(x: crate::registry::Source) { bundlegate::cli::main() }
+        use crate::verify as judge;
+    ";
+    let rooms: Vec<_> = named_rooms(code).into_iter().collect();
+    assert_eq!(rooms, ["cli", "config", "oci", "registry", "store", "verify", "watch"]);
+}
+
+/// The first names after `crate::` (`bundlegate::` in the binary), in `use` groups too.
+fn named_rooms(code: &str) -> BTreeSet<String> {
+    let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let mut rooms = BTreeSet::new();
+    for start in ["crate::", "bundlegate::"] {
+        for (at, _) in code.match_indices(start) {
+            if code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') {
+                continue;
+            }
+            let rest = &code[at + start.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => rooms.extend(group_heads(group)),
+                None => rooms.extend([head(rest)]),
+            }
+        }
+    }
+    rooms
+}
+
+/// The names that the entries of a `use` group begin with.
+fn group_heads(group: &str) -> Vec<String> {
+    let mut depth = 1;
+    let mut heads = Vec::new();
+    let mut expected = true;
+    for (at, character) in group.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 1 => expected = true,
+            _ if expected && !character.is_whitespace() => {
+                heads.push(head(&group[at..]));
+                expected = false;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    heads
+}
+
+fn head(path: &str) -> String {
+    path.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}

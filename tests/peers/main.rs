@@ -1,0 +1,9 @@
+//! The product's program among the real ones: OPA, registries, cosign, oras.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
+#![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
+
+mod matrix;
+mod refusals;
+#[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
+mod support;

@@ -1,0 +1,43 @@
+//! The wiring: starting the programs, and asking them what they see.
+
+mod artifact;
+mod ca;
+mod cosign;
+mod gate;
+mod opa;
+mod process;
+mod programs;
+mod registry;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+pub(crate) use artifact::Artifact;
+pub(crate) use ca::Ca;
+pub(crate) use cosign::{Cosign, Format, KeyPair};
+pub(crate) use gate::{Gate, GateConfig};
+pub(crate) use opa::{Opa, OpaVersion, long_polling};
+pub(crate) use process::Process;
+pub(crate) use programs::{program, run};
+pub(crate) use registry::{Kind, Registry};
+
+/// Far beyond what anything here takes, even on a machine with better things to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks until there is something to see, and says how long that took.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> (T, Duration) {
+    let began = Instant::now();
+    loop {
+        if let Some(seen) = look().await {
+            return (seen, began.elapsed());
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A client that no proxy of the machine gets between.
+pub(crate) fn http() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+}
