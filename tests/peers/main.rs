@@ -5,6 +5,7 @@
 
 mod dev;
 mod matrix;
+mod readme;
 mod refusals;
 #[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;
