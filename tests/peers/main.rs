@@ -5,5 +5,6 @@
 
 mod matrix;
 mod refusals;
+mod replicas;
 #[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;

@@ -80,10 +80,15 @@ impl Gate {
         Self { url, config, process, admin, http: http(), folder }
     }
 
-    /// Starts again at the same addresses, with `config` as it is now.
-    pub(crate) async fn restart(&mut self) {
+    /// Kills it and starts it at the same addresses, without waiting until it listens.
+    pub(crate) fn relaunch(&mut self) {
         self.process.kill();
         self.process = launch(&self.folder, &self.config);
+    }
+
+    /// Starts again at the same addresses, with `config` as it is now.
+    pub(crate) async fn restart(&mut self) {
+        self.relaunch();
         listener(&mut self.process, "admin").await;
     }
 

@@ -1,6 +1,7 @@
 //! The three registries.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -136,6 +137,18 @@ impl Registry {
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
         self.folder.path().join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+    }
+
+    /// How often each path was asked for with `method` since it started; for distribution,
+    /// which logs every request.
+    pub(crate) fn asked(&self, method: &str) -> BTreeMap<String, usize> {
+        let log = self.process.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut times = BTreeMap::new();
+        for line in lines.filter(|line| line["msg"] == "response completed" && line["http.request.method"] == method) {
+            *times.entry(line["http.request.uri"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        times
     }
 
     /// `kill -9`.
