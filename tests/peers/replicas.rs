@@ -103,11 +103,9 @@ async fn a_transfer_that_arrives_corrupt_once_is_served_at_the_next_try() {
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
     let proxy = Proxy::spoiling(&registry.host, &format!("/blobs/{layer}"), 1).await;
-    let mut config = GateConfig::trusting(&key);
-    config.0["registries"][&proxy.host] = registry.settings();
-    config.0["bundles"]["authz"] =
-        json!({ "reference": format!("{}/acme/authz:live", proxy.host), "trust": "release", "poll": "1h" });
+    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let began = Instant::now();
+    let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("1h"));
     let gate = Gate::start(config).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("first").await;

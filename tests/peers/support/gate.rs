@@ -35,6 +35,11 @@ impl GateConfig {
         self
     }
 
+    /// Reaches `registry` by another address, such as a proxy's; after [`Self::bundle`].
+    pub(crate) fn by_way_of(self, host: &str, registry: &Registry) -> Self {
+        Self(serde_json::from_str(&self.0.to_string().replace(&registry.host, host)).unwrap())
+    }
+
     /// Keeps blobs in a folder beside the configuration.
     pub(crate) fn cached(mut self) -> Self {
         self.0["cache"] = json!({ "directory": "cache" });

@@ -1,9 +1,12 @@
-//! The network between the gateway and a registry, which can hold its breath and spoil what
-//! passes.
+//! The network between the gateway and a registry, which can be slow, hold its breath, and
+//! spoil what passes.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::{
@@ -11,6 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream, tcp},
     sync::watch,
     task::JoinSet,
+    time::sleep,
 };
 
 /// Passes bytes on until it is dropped.
@@ -18,28 +22,30 @@ use tokio::{
 pub(crate) struct Proxy {
     /// As references name it.
     pub(crate) host: String,
-    spoil: Arc<Spoil>,
+    network: Arc<Network>,
     open: watch::Sender<bool>,
     _tasks: JoinSet<()>,
 }
 
-/// Which answers get one wrong bit.
-#[derive(Debug)]
-struct Spoil {
+/// What happens to answers.
+#[derive(Debug, Default)]
+struct Network {
+    /// Before every 64 KiB.
+    pause: Duration,
+    /// Requests whose path contains `part` are answered with a flipped bit …
     part: String,
+    /// … as often as this.
     left: AtomicUsize,
 }
 
 impl Proxy {
-    /// In front of `host`. The first `times` answers to requests whose path contains `part`
-    /// arrive with a flipped bit in their body.
-    pub(crate) async fn spoiling(host: &str, part: &str, times: usize) -> Self {
+    async fn over(host: &str, network: Network) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let spoil = Arc::new(Spoil { part: part.to_owned(), left: AtomicUsize::new(times) });
+        let network = Arc::new(network);
         let (open, opened) = watch::channel(true);
         let mut tasks = JoinSet::new();
-        let (upstream, shared) = (host.to_owned(), Arc::clone(&spoil));
+        let (upstream, shared) = (host.to_owned(), Arc::clone(&network));
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -52,12 +58,23 @@ impl Proxy {
                 });
             }
         });
-        Self { host: address, spoil, open, _tasks: tasks }
+        Self { host: address, network, open, _tasks: tasks }
+    }
+
+    /// In front of `host`. The first `times` answers to requests whose path contains `part`
+    /// arrive with a flipped bit in their body.
+    pub(crate) async fn spoiling(host: &str, part: &str, times: usize) -> Self {
+        Self::over(host, Network { part: part.to_owned(), left: times.into(), ..Network::default() }).await
+    }
+
+    /// In front of `host`, with a pause before every 64 KiB of answers.
+    pub(crate) async fn slow(host: &str, pause: Duration) -> Self {
+        Self::over(host, Network { pause, ..Network::default() }).await
     }
 
     /// In front of `host`, changing nothing.
     pub(crate) async fn before(host: &str) -> Self {
-        Self::spoiling(host, "", 0).await
+        Self::over(host, Network::default()).await
     }
 
     /// New connections get no further until [`Self::release`].
@@ -71,20 +88,20 @@ impl Proxy {
 
     /// How many answers are still to be spoilt.
     pub(crate) fn left(&self) -> usize {
-        self.spoil.left.load(Ordering::SeqCst)
+        self.network.left.load(Ordering::SeqCst)
     }
 }
 
-async fn pass(client: TcpStream, server: TcpStream, spoil: &Spoil) {
+async fn pass(client: TcpStream, server: TcpStream, network: &Network) {
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let armed = AtomicBool::new(false);
-    let requests = copy(from_client, to_server, |bytes| {
-        if String::from_utf8_lossy(bytes).contains(&spoil.part) {
-            let taken = spoil.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    let requests = copy(from_client, to_server, Duration::ZERO, |bytes| {
+        if String::from_utf8_lossy(bytes).contains(&network.part) {
+            let taken = network.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             armed.store(taken.is_ok(), Ordering::SeqCst);
         }
     });
-    let answers = copy(from_server, to_client, |bytes| {
+    let answers = copy(from_server, to_client, network.pause, |bytes| {
         let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |end| end + 4);
         // Where the head comes alone, the body comes next.
         if let Some(first) = bytes.get_mut(head).filter(|_| armed.load(Ordering::SeqCst)) {
@@ -95,13 +112,21 @@ async fn pass(client: TcpStream, server: TcpStream, spoil: &Spoil) {
     tokio::join!(requests, answers);
 }
 
-async fn copy(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, mut change: impl FnMut(&mut [u8])) {
+async fn copy(
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    pause: Duration,
+    mut change: impl FnMut(&mut [u8]),
+) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length) = from.read(&mut buffer).await {
         if length == 0 {
             break;
         }
         change(&mut buffer[..length]);
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
         if to.write_all(&buffer[..length]).await.is_err() {
             break;
         }
