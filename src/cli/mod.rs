@@ -2,6 +2,7 @@
 
 mod dev;
 mod gate;
+mod open_files;
 mod serve;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
@@ -89,7 +90,11 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
+    runtime.shutdown_background();
+    done
 }
 
 /// A result, on stdout.

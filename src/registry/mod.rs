@@ -19,4 +19,4 @@ pub use blob_stream::BlobStream;
 pub use error::{Class, RegistryError};
 pub use http::BadOptions;
 pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts};
-pub use source::{Registries, Source};
+pub use source::{Referrers, Registries, Source};

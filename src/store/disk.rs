@@ -41,7 +41,7 @@ pub(super) enum DiskError {
     Locked { path: PathBuf },
     #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
     Foreign { path: PathBuf },
-    #[error("{path} holds artifacts that this cache did not put there; name a folder for the cache alone")]
+    #[error("{path} holds what this cache did not put there; name a folder for the cache alone")]
     NotACache { path: PathBuf },
     #[error("{size} bytes don't fit: cache.disk allows {limit} bytes; raise it")]
     Full { size: u64, limit: u64 },
@@ -56,8 +56,12 @@ impl Disk {
     pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
         let failed = |source| DiskError::Io { path: path.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        make_private(path)?;
         let known = path.join(".lock").exists();
+        // Before anything in it is changed: `cache.directory: /tmp` must not close /tmp.
+        if !known && !may_become_a_cache(path).map_err(failed)? {
+            return Err(DiskError::NotACache { path: path.to_owned() });
+        }
+        make_private(path)?;
         let lock = fs::File::options().create(true).append(true).open(path.join(".lock")).map_err(failed)?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
@@ -218,6 +222,21 @@ fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
 
 fn forget(index: &mut LayoutIndex, key: &(String, String)) {
     index.manifests.retain(|entry| Record::from_entry(entry).is_none_or(|record| record.key() != *key));
+}
+
+/// Whether a folder that is no cache yet is empty, or an OCI layout that may turn out to be
+/// one (a copy without the lock file).
+fn may_become_a_cache(path: &Path) -> io::Result<bool> {
+    if path.join("oci-layout").exists() {
+        return Ok(true);
+    }
+    for entry in fs::read_dir(path)? {
+        // The root of a fresh volume has this one.
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Other users must neither read private policy nor plant their own.

@@ -114,7 +114,14 @@ impl Handle {
             if fresh(seen.failed) {
                 return false;
             }
-            self.wanted.send_replace(Some(asked));
+            // Never back in time: the watcher must not miss a later wish for an earlier one.
+            self.wanted.send_if_modified(|wanted| {
+                let later = wanted.is_none_or(|wanted| wanted < asked);
+                if later {
+                    *wanted = Some(asked);
+                }
+                later
+            });
             if checks.changed().await.is_err() {
                 return false;
             }

@@ -168,7 +168,10 @@ impl Watcher {
         match &outcome {
             Outcome::Failed(failure) => {
                 self.note(failure);
-                self.hopeless = Some(failure.clone()).filter(|failure| failure.class == FailureClass::Defect);
+                // It stays known through trouble of other kinds: the same bytes have the same defect.
+                if failure.class == FailureClass::Defect {
+                    self.hopeless = Some(failure.clone());
+                }
             }
             Outcome::Accepted(_) | Outcome::Unchanged => {
                 self.lock().last_failure = None;

@@ -140,3 +140,18 @@ async fn while_the_registry_asks_for_patience_nobody_makes_it_look_again() {
     assert_eq!(gate.get(&format!("\"another\", {etag}"), 0).await.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(registry.asked("").len(), asked);
 }
+
+#[tokio::test]
+async fn a_known_defect_is_not_fetched_again_because_of_trouble_of_another_kind() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", b"no tarball");
+    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let class = || gate.last_failure().map(|failure| failure.class);
+    eventually("a defect", || class() == Some("defect")).await;
+    let fetched = registry.asked("blobs/").len();
+    registry.fail("manifests/live", usize::MAX, Fault::Status(404, vec![]));
+    eventually("other trouble", || class() == Some("not_found")).await;
+    registry.heal();
+    eventually("the defect again", || class() == Some("defect")).await;
+    assert_eq!(registry.asked("blobs/").len(), fetched);
+}
