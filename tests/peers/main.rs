@@ -4,8 +4,10 @@
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
 mod crash;
+mod crowd;
 mod matrix;
 mod outages;
+mod prometheus;
 mod refusals;
 mod replicas;
 #[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
