@@ -4,9 +4,11 @@
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
 mod crash;
+mod crowd;
 mod dev;
 mod matrix;
 mod outages;
+mod prometheus;
 mod readme;
 mod refusals;
 mod replicas;
