@@ -12,7 +12,7 @@ use crate::support::{Artifact, Gate, GateConfig, KeyPair, Kind, Proxy, Registry,
 const KILLS: usize = 200;
 /// From the launch to the kill: with two busy cores the first bytes are served somewhere in
 /// the middle of it.
-const LIFE: Duration = Duration::from_millis(300);
+const LIFE: Duration = Duration::from_millis(600);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_truth() {

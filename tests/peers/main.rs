@@ -12,5 +12,4 @@ mod prometheus;
 mod readme;
 mod refusals;
 mod replicas;
-#[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;
