@@ -111,8 +111,23 @@ impl Watcher {
     }
 
     async fn check(&mut self) -> Outcome {
+        loop {
+            let outcome = self.look().await;
+            // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
+            if !matches!(outcome, Outcome::Unchanged) || self.known().is_some() {
+                return outcome;
+            }
+        }
+    }
+
+    /// What need not be fetched again.
+    fn known(&self) -> Option<Arc<Snapshot>> {
+        self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned()
+    }
+
+    async fn look(&mut self) -> Outcome {
         let pipeline = Arc::clone(&self.pipeline);
-        let known = self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned();
+        let known = self.known();
         let hopeless = self.hopeless.clone();
         let refresh = pipeline.refresh(known.as_deref(), hopeless.as_ref());
         tokio::pin!(refresh);
@@ -173,7 +188,8 @@ impl Watcher {
             Outcome::Accepted(_) | Outcome::Unchanged => {
                 self.lock().last_failure = None;
                 self.hopeless = None;
-                self.fresh_until = self.rules.max_stale.map(|age| began + age);
+                // From now on: a check that takes longer than this would else end stale.
+                self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
             }
         }
         let before = self.state.borrow().clone();
