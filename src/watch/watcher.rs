@@ -170,10 +170,9 @@ impl Watcher {
             Outcome::Accepted(_) | Outcome::Unchanged => true,
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
-        if !matches!(outcome, Outcome::Accepted(_)) {
-            self.show_prepared();
-        }
-        self.prepared = None;
+        // What lies prepared counts as served, but it is shown only if it stays.
+        let prepared = self.prepared.take().map(State::Serving);
+        let before = prepared.unwrap_or_else(|| self.state.borrow().clone());
         let label = match &outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
@@ -192,7 +191,6 @@ impl Watcher {
                 self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
             }
         }
-        let before = self.state.borrow().clone();
         let after = next(&before, &outcome, self.rules.on_missing);
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
         self.show(after);
