@@ -80,6 +80,23 @@ async fn max_stale_ends_what_no_check_confirms() {
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
 }
 
+/// The check was about to say "unchanged" of something that is served no more.
+#[tokio::test]
+async fn what_a_slow_check_confirms_after_max_stale_is_served_again_at_once() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let mut setup = Setup::default();
+    (setup.rules.poll, setup.rules.max_stale) = (HOUR, Some(Duration::from_secs(2)));
+    let gate = Gate::with(&registry, setup).await;
+    assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
+    registry.fail("manifests/live", 1, Fault::Slow(Duration::from_secs(4)));
+    // Whoever disagrees makes it look.
+    let disagreeing = tokio::spawn(gate.asking("\"another\"", 60).send());
+    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    let served = timeout(PATIENCE, disagreeing).await.unwrap().unwrap().unwrap();
+    assert_eq!(served.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_cold_start_without_a_registry_waits_and_then_says_what_is_pending() {
     let registry = FaultyRegistry::start().await;
