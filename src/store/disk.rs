@@ -56,9 +56,8 @@ impl Disk {
     pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
         let failed = |source| DiskError::Io { path: path.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        let known = path.join(".lock").exists();
         // Before anything in it is changed: `cache.directory: /tmp` must not close /tmp.
-        if !known && !may_become_a_cache(path).map_err(failed)? {
+        if !path.join(".lock").exists() && !may_become_a_cache(path).map_err(failed)? {
             return Err(DiskError::NotACache { path: path.to_owned() });
         }
         make_private(path)?;
@@ -69,10 +68,9 @@ impl Disk {
         })?;
         let layout = Layout::create(path)?;
         match layout.index() {
-            Ok(index) if index.manifests.iter().all(|entry| Record::from_entry(entry).is_some()) => {}
+            Ok(index) if is_ours(&index) => {}
             // Sweeping would delete them.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
-            Err(_) if !known => return Err(DiskError::NotACache { path: path.to_owned() }),
             Err(error) => {
                 // Nothing in a cache is worth refusing to start for.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
@@ -216,6 +214,10 @@ impl Disk {
     }
 }
 
+fn is_ours(index: &LayoutIndex) -> bool {
+    index.manifests.iter().all(|entry| Record::from_entry(entry).is_some())
+}
+
 fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
     index.manifests.iter().filter_map(Record::from_entry)
 }
@@ -224,11 +226,10 @@ fn forget(index: &mut LayoutIndex, key: &(String, String)) {
     index.manifests.retain(|entry| Record::from_entry(entry).is_none_or(|record| record.key() != *key));
 }
 
-/// Whether a folder that is no cache yet is empty, or an OCI layout that may turn out to be
-/// one (a copy without the lock file).
+/// Whether a folder without a lock file is empty, or the copy of a cache.
 fn may_become_a_cache(path: &Path) -> io::Result<bool> {
-    if path.join("oci-layout").exists() {
-        return Ok(true);
+    if let Ok(layout) = Layout::open(path) {
+        return Ok(layout.index().is_ok_and(|index| is_ours(&index)));
     }
     for entry in fs::read_dir(path)? {
         // The root of a fresh volume has this one.

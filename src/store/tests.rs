@@ -66,6 +66,7 @@ async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
     layout.write_index(&index).unwrap();
     assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
     assert!(layout.blob_path(&digest).exists(), "nothing of theirs is swept away");
+    assert!(!foreign.path().join(".lock").exists(), "nor is anything added");
 }
 
 /// The folder of somebody else, by a slip in the configuration.
