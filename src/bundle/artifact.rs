@@ -33,6 +33,7 @@ impl Artifact {
         let version = if packed.bundle.manifest().rego_version == Some(0) { "rego.v0" } else { "rego.v1" };
         let annotations: BTreeMap<String, String> = [
             ("org.opencontainers.image.created", EPOCH),
+            ("org.opencontainers.image.revision", packed.bundle.revision().as_str()),
             ("org.opencontainers.image.title", "bundle.tar.gz"),
             ("org.openpolicyregistry.type", "policy"),
             ("rego.version", version),
