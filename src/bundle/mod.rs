@@ -4,12 +4,16 @@
 //! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
 mod artifact;
+mod layer;
 mod manifest;
 mod open;
 mod pack;
+mod policy;
 mod rego;
 
 pub use artifact::Artifact;
+pub use layer::layer;
 pub use manifest::{BundleManifest, Revision};
 pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{Folder, PackError, Packed, pack};
+pub use policy::{Policy, PolicyError};
