@@ -83,6 +83,12 @@ impl NewManifest {
     /// The config blob of artifacts that have nothing to configure.
     pub const CONFIG: &[u8] = b"{}";
 
+    /// Gives it a config other than the empty one, of the same type.
+    #[must_use]
+    pub fn configured(self, config: &[u8]) -> Self {
+        Self { config: Descriptor::of(&self.config.media_type, config), ..self }
+    }
+
     /// Makes it a referrer of `subject`.
     #[must_use]
     pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
