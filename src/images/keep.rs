@@ -243,7 +243,7 @@ fn copy_signatures(index: &mut LayoutIndex, from: &Repository, to: &Repository, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::{self, Limits};
+    use crate::bundle::{self, Labels, Limits};
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
 
@@ -263,7 +263,7 @@ mod tests {
             let policies = self.folder.path().join("policy");
             fs::create_dir_all(&policies).unwrap();
             fs::write(policies.join("p.rego"), policy).unwrap();
-            let artifact = Artifact::new(&bundle::pack(&policies, &LIMITS).unwrap()).unwrap();
+            let artifact = Artifact::new(&bundle::pack(&policies, &LIMITS).unwrap(), &Labels::default()).unwrap();
             self.images.put(&artifact, &reference(name)).unwrap();
             artifact.descriptor.digest
         }
