@@ -1,8 +1,9 @@
 //! `.manifest`, the file with which a bundle says what it owns.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// What `.manifest` says, with OPA's defaults where it says nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,23 @@ pub struct BundleManifest {
     pub roots: Vec<String>,
     /// The version of Rego that its files are written in, where stated.
     pub rego_version: Option<i64>,
+    /// The versions of files that differ, by glob (`/legacy/*.rego`).
+    pub file_rego_versions: BTreeMap<String, i64>,
+    /// The rules that were compiled to WebAssembly.
+    pub wasm: Vec<WasmEntrypoint>,
+    /// Whatever its author noted.
+    pub metadata: Map<String, Value>,
+}
+
+/// One rule that a WebAssembly module answers for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct WasmEntrypoint {
+    /// The rule, such as `authz/allow`.
+    #[serde(default)]
+    pub entrypoint: String,
+    /// The file in the bundle.
+    #[serde(default)]
+    pub module: String,
 }
 
 /// A bundle's revision.
@@ -40,7 +58,14 @@ impl From<String> for Revision {
 
 impl Default for BundleManifest {
     fn default() -> Self {
-        Self { revision: Revision::default(), roots: vec![String::new()], rego_version: None }
+        Self {
+            revision: Revision::default(),
+            roots: vec![String::new()],
+            rego_version: None,
+            file_rego_versions: BTreeMap::new(),
+            wasm: Vec::new(),
+            metadata: Map::new(),
+        }
     }
 }
 
@@ -54,6 +79,12 @@ struct Raw {
     roots: Option<Vec<String>>,
     #[serde(default)]
     rego_version: Option<i64>,
+    #[serde(default)]
+    file_rego_versions: Option<BTreeMap<String, i64>>,
+    #[serde(default)]
+    wasm: Option<Vec<WasmEntrypoint>>,
+    #[serde(default)]
+    metadata: Option<Map<String, Value>>,
 }
 
 impl BundleManifest {
@@ -70,7 +101,9 @@ impl BundleManifest {
             None => return Err("it is empty".to_owned()),
         };
         // OPA 1.22 knows 0, 1 and 2; what later ones add is not for a gateway to refuse.
-        if let Some(version) = raw.rego_version.filter(|version| *version < 0) {
+        let file_rego_versions = raw.file_rego_versions.unwrap_or_default();
+        if let Some(version) = raw.rego_version.iter().chain(file_rego_versions.values()).find(|version| **version < 0)
+        {
             return Err(format!("rego_version {version} does not exist"));
         }
         let mut roots: Vec<String> = match raw.roots {
@@ -82,12 +115,29 @@ impl BundleManifest {
             return Err(format!("roots {a:?} and {b:?} overlap"));
         }
         let revision = Revision(raw.revision.unwrap_or_default());
-        Ok(Self { revision, roots, rego_version: raw.rego_version })
+        Ok(Self {
+            revision,
+            roots,
+            rego_version: raw.rego_version,
+            file_rego_versions,
+            wasm: raw.wasm.unwrap_or_default(),
+            metadata: raw.metadata.unwrap_or_default(),
+        })
     }
 
     /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.
     pub fn owns(&self, path: &str) -> bool {
         self.roots.iter().any(|root| contains(root, path))
+    }
+
+    /// Whether something below a path may lie in what the bundle owns.
+    pub(super) fn owns_below(&self, path: &str) -> bool {
+        self.roots.iter().any(|root| contains(path, root))
+    }
+
+    /// How many segments the longest root has.
+    pub(super) fn depth(&self) -> usize {
+        self.roots.iter().map(|root| root.split('/').count()).max().unwrap_or_default()
     }
 }
 

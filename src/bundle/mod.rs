@@ -4,12 +4,24 @@
 //! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
 mod artifact;
+mod check;
+mod document;
+mod folder;
+mod layer;
 mod manifest;
 mod open;
 mod pack;
+mod policy;
 mod rego;
+mod shape;
+mod tarball;
 
-pub use artifact::Artifact;
-pub use manifest::{BundleManifest, Revision};
+pub use artifact::{Artifact, Labels};
+pub use check::Parse;
+pub use folder::{Folder, Ignore};
+pub use layer::layer;
+pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
 pub use open::{Bundle, Limits, NotABundle};
-pub use pack::{Folder, PackError, Packed, pack};
+pub use pack::{PackError, PackOptions, Packed, pack};
+pub use policy::{Policy, PolicyError};
+pub use rego::{Module, RegoVersion};

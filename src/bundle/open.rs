@@ -24,6 +24,28 @@ pub struct Limits {
 pub struct Bundle {
     blob: Blob,
     manifest: BundleManifest,
+    /// Those that it was opened within.
+    limits: Limits,
+}
+
+/// One file of a tarball.
+pub(super) struct Entry<'a> {
+    name: String,
+    content: &'a mut dyn Read,
+    limits: &'a Limits,
+}
+
+impl Entry<'_> {
+    /// The name as the tarball has it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
+        let mut content = Vec::new();
+        self.content.read_to_end(&mut content).map_err(|error| broken(&error, self.limits))?;
+        Ok(content)
+    }
 }
 
 /// Why bytes are not a bundle. Every variant is a property of the bytes and the limits,
@@ -94,9 +116,19 @@ impl Bundle {
         if !start.starts_with(&[0x1f, 0x8b]) {
             return Err(NotABundle::NotGzip { start: start.to_vec() });
         }
-        let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: limits.unpacked };
-        let manifest = read_tar(inflated, limits)?;
-        Ok(Self { blob, manifest })
+        let manifest = read_manifest(&blob, limits)?;
+        Ok(Self { blob, manifest, limits: *limits })
+    }
+
+    /// Shows every file to `visit`, in the order of the tarball. Inflates the whole again.
+    ///
+    /// # Errors
+    /// What `visit` says; after opening, the archive itself is known to be sound.
+    pub(super) fn walk<E: From<NotABundle>>(
+        &self,
+        visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        walk(&self.blob, &self.limits, visit)
     }
 
     /// The tarball as it is served.
@@ -115,33 +147,49 @@ impl Bundle {
     }
 }
 
-fn read_tar(inflated: impl Read, limits: &Limits) -> Result<BundleManifest, NotABundle> {
-    let archive_error = |error: io::Error| match error.kind() {
-        io::ErrorKind::QuotaExceeded => NotABundle::UnpacksTooLarge { limit: limits.unpacked },
-        _ => NotABundle::Archive { reason: error.to_string() },
-    };
-    let mut archive = tar::Archive::new(inflated);
+fn read_manifest(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABundle> {
     let mut manifest = BundleManifest::default();
+    walk(blob, limits, |entry| {
+        let Some(kind) = Kind::of(entry.name()) else { return Ok(()) };
+        let content = entry.content()?;
+        kind.check(entry.name(), &content, &mut manifest)
+    })?;
+    Ok(manifest)
+}
+
+/// Shows every file of a gzip tarball to `visit`, and reads on to the checksum at the end.
+pub(super) fn walk<E: From<NotABundle>>(
+    blob: &Blob,
+    limits: &Limits,
+    mut visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |error: io::Error| broken(&error, limits);
+    let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: limits.unpacked };
+    let mut archive = tar::Archive::new(inflated);
     let mut files = 0;
-    for entry in archive.entries().map_err(archive_error)? {
-        let mut entry = entry.map_err(archive_error)?;
+    for entry in archive.entries().map_err(failed)? {
+        let mut entry = entry.map_err(failed)?;
         // OPA skips everything else in silence: folders, links, devices.
         if !entry.header().entry_type().is_file() {
             continue;
         }
         files += 1;
         if files > limits.files {
-            return Err(NotABundle::TooManyFiles { limit: limits.files });
+            return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
         }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let Some(kind) = Kind::of(&path) else { continue };
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).map_err(archive_error)?;
-        kind.check(&path, &content, &mut manifest)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        visit(&mut Entry { name, content: &mut entry, limits })?;
     }
     // The rest of the stream holds the gzip checksum.
-    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(archive_error)?;
-    Ok(manifest)
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
+    Ok(())
+}
+
+fn broken(error: &io::Error, limits: &Limits) -> NotABundle {
+    match error.kind() {
+        io::ErrorKind::QuotaExceeded => NotABundle::UnpacksTooLarge { limit: limits.unpacked },
+        _ => NotABundle::Archive { reason: error.to_string() },
+    }
 }
 
 /// The files that decide whether OPA takes a bundle and that can be judged without a

@@ -1,25 +1,32 @@
 //! Packing a folder into a bundle, the same bytes for the same content everywhere.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
-use flate2::{Compression, GzBuilder};
+use serde_json::{Map, Value};
 
 use super::{
-    Bundle, BundleManifest, Limits, NotABundle,
-    rego::{self, RegoVersion},
+    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion, check::check, folder::Origin,
+    rego::Unreadable, tarball::Tarball,
 };
-use crate::oci::{Blob, Descriptor, Digest, media_type};
+use crate::oci::{Blob, Digest, Hasher};
 
-/// The files of a folder that OPA loads, by their names below it.
+/// How to make a bundle of a folder.
 #[derive(Debug, Clone)]
-pub struct Folder {
-    path: PathBuf,
-    files: BTreeMap<String, Vec<u8>>,
+pub struct PackOptions {
+    /// How much the bundle may hold.
+    pub limits: Limits,
+    /// Whether the built-in parser must know all Rego.
+    pub parse: Parse,
+    /// Instead of what `.manifest` says; without either, the revision is derived from the
+    /// content, so that it is never empty.
+    pub revision: Option<String>,
+    /// Instead of what `.manifest` says; without either, the bundle owns everything.
+    pub roots: Vec<String>,
+    /// Instead of what `.manifest` says; without either, version 1.
+    pub rego_version: Option<RegoVersion>,
 }
 
 /// A folder as bundle bytes that were opened again before anyone sees them.
@@ -29,6 +36,8 @@ pub struct Packed {
     pub bundle: Bundle,
     /// How many files it holds.
     pub files: usize,
+    /// Its Rego files, in the order of their names.
+    pub modules: Vec<Module>,
 }
 
 /// Why a folder can't be packed.
@@ -42,15 +51,54 @@ pub enum PackError {
         /// The cause.
         source: io::Error,
     },
-    /// A symbolic link, which could lead anywhere.
-    #[error("{0} is a symbolic link; put the file itself there")]
-    Symlink(PathBuf),
+    /// There was no room to write the bundle down.
+    #[error("write the bundle to a temporary file: {0}; make room, or name another folder with TMPDIR")]
+    Temporary(io::Error),
+    /// A link to something that is not in the folder.
+    #[error("{link} is a symbolic link that leads out of {folder}; put the file itself there", folder = .folder.display(), link = .link.display())]
+    LeadsOut {
+        /// The link.
+        link: PathBuf,
+        /// The folder that it lies in.
+        folder: PathBuf,
+    },
+    /// A link to a folder, which OPA would not follow.
+    #[error("{0} is a symbolic link to a folder; put the folder itself there, or --ignore it")]
+    LinkedFolder(PathBuf),
+    /// A pipe, a socket, a device.
+    #[error("{0} is no regular file; remove it, or --ignore it")]
+    NotAFile(PathBuf),
+    /// A file that was named and that OPA would not load.
+    #[error(
+        "{0}: OPA loads .rego, data.json, data.yaml, policy.wasm and plan.json only; name such a file, or a folder"
+    )]
+    NotLoaded(PathBuf),
     /// A name that is not UTF-8.
     #[error("{0} has a name that is not UTF-8; rename it")]
     Name(PathBuf),
     /// Nothing in it that OPA would load.
     #[error("{0} holds no .rego, data.json or data.yaml file")]
-    Empty(PathBuf),
+    Empty(String),
+    /// Two files that can't both be in the bundle.
+    #[error("{first} and {second} would both be {name} in the bundle; rename one")]
+    SameName {
+        /// A file.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+        /// The name in the bundle.
+        name: String,
+    },
+    /// Two data files give values to one path.
+    #[error("{first} and {second} both set {at}; keep one of the two")]
+    Conflict {
+        /// A file.
+        first: String,
+        /// Another.
+        second: String,
+        /// Such as `data.users`.
+        at: String,
+    },
     /// A Rego file that can't be parsed.
     #[error("{place}: {reason}")]
     Rego {
@@ -61,149 +109,181 @@ pub enum PackError {
     },
     /// A Rego file that is no text.
     #[error("{0} is not UTF-8; save it as UTF-8")]
-    NotText(PathBuf),
+    NotText(String),
+    /// Rego outside of what the bundle owns.
+    #[error("{place}: package {package} is outside the roots {roots:?}; add a root for it to .manifest, or move it")]
+    PackageOutside {
+        /// The file.
+        place: String,
+        /// Its package.
+        package: String,
+        /// What the bundle owns.
+        roots: Vec<String>,
+    },
+    /// Data outside of what the bundle owns.
+    #[error("{place}: data at {at:?} is outside the roots {roots:?}; add a root for it to .manifest, or move it")]
+    DataOutside {
+        /// The file.
+        place: String,
+        /// Where it is mounted.
+        at: String,
+        /// What the bundle owns.
+        roots: Vec<String>,
+    },
+    /// A file that OPA would refuse.
+    #[error("{place}: {reason}")]
+    File {
+        /// The file.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// OPA would refuse the result.
     #[error(transparent)]
     Refused(#[from] NotABundle),
 }
 
-impl Folder {
-    /// Reads the files below `path` that OPA loads, except tests and what lies in hidden
-    /// folders. Blocks.
-    ///
-    /// # Errors
-    /// The first file that is in the way, by name.
-    pub fn read(path: &Path) -> Result<Self, PackError> {
-        let mut files = BTreeMap::new();
-        collect(path, path, &mut files)?;
-        if !files.keys().any(|name| !name.ends_with(".manifest")) {
-            return Err(PackError::Empty(path.to_owned()));
-        }
-        Ok(Self { path: path.to_owned(), files })
-    }
-
-    /// Parses every Rego file and gives their packages, such as `authz.api`, in the order
-    /// of the files' names.
-    ///
-    /// # Errors
-    /// The first file that can't be parsed, with line and reason.
-    pub fn packages(&self) -> Result<Vec<String>, PackError> {
-        let version = self.manifest()?.rego_version;
-        let version = if version == Some(0) { RegoVersion::V0 } else { RegoVersion::V1 };
-        let rego = self.files.iter().filter(|(name, _)| name.ends_with(".rego"));
-        let packages = rego.map(|(name, content)| {
-            let text = std::str::from_utf8(content).map_err(|_| PackError::NotText(self.path.join(name)))?;
-            rego::package(&self.path.join(name).to_string_lossy(), text, version)
-        });
-        packages.collect()
-    }
-
-    /// Packs the files. Where `.manifest` states no revision, it is derived from the
-    /// content, so that it is never empty.
-    ///
-    /// # Errors
-    /// What OPA, or a limit, would refuse.
-    pub fn pack(&self, limits: &Limits) -> Result<Packed, PackError> {
-        let mut files = self.files.clone();
-        files.insert(".manifest".to_owned(), self.manifest_with_revision()?);
-        let bytes = tar_gzip(&files).map_err(|source| PackError::Io { path: self.path.clone(), source })?;
-        let blob = Blob::check(&Descriptor::of(media_type::LAYER_TAR_GZIP, &bytes), bytes)
-            .map_err(|error| NotABundle::Archive { reason: error.to_string() })?;
-        let bundle = Bundle::open(blob, limits)?;
-        Ok(Packed { bundle, files: files.len() })
-    }
-
-    fn raw_manifest(&self) -> &[u8] {
-        self.files.get(".manifest").map_or(&b"{}"[..], Vec::as_slice)
-    }
-
-    fn manifest(&self) -> Result<BundleManifest, NotABundle> {
-        BundleManifest::parse(self.raw_manifest()).map_err(manifest_refused)
-    }
-
-    fn manifest_with_revision(&self) -> Result<Vec<u8>, NotABundle> {
-        let refused = |error: serde_json::Error| manifest_refused(error.to_string());
-        let stated = self.manifest()?.revision;
-        let mut manifest: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(self.raw_manifest()).map_err(refused)?;
-        if stated.as_str().is_empty() {
-            manifest.insert("revision".to_owned(), content_revision(&self.files).into());
-        }
-        serde_json::to_vec(&manifest).map_err(refused)
+impl PackError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
     }
 }
 
-/// Reads and packs a folder, without looking into its Rego; see [`Folder`].
+impl From<Unreadable> for PackError {
+    fn from(Unreadable { place, reason }: Unreadable) -> Self {
+        Self::Rego { place, reason }
+    }
+}
+
+impl PackOptions {
+    /// With everything as `.manifest` has it.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, parse: Parse::Strictly, revision: None, roots: Vec::new(), rego_version: None }
+    }
+}
+
+impl Folder {
+    /// Packs the files, and loads the result as OPA would. Blocks. Memory is taken for one
+    /// file at a time.
+    ///
+    /// # Errors
+    /// What OPA, or a limit, would refuse.
+    pub fn pack(&self, options: &PackOptions) -> Result<Packed, PackError> {
+        let (blob, files) = self.write(options)?;
+        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.placed(error))?;
+        let modules = check(&bundle, self, options.parse)?;
+        Ok(Packed { bundle, files, modules })
+    }
+
+    fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
+        let mut manifest = self.manifest_for(options);
+        let mut tarball = Tarball::create();
+        let mut list = String::new();
+        for (name, origin) in &self.files {
+            let digest = add(&mut tarball, name, origin)?;
+            list.push_str(&format!("{digest} {name}\n"));
+        }
+        if manifest.get("revision").and_then(Value::as_str).is_none_or(str::is_empty) {
+            manifest.remove("revision");
+            list.push_str(&Value::Object(manifest.clone()).to_string());
+            manifest.insert("revision".to_owned(), Digest::sha256(list.as_bytes()).hex()[..12].into());
+        }
+        let manifest = Value::Object(manifest).to_string();
+        // Here rather than when it is opened: the message knows nothing of bundles then.
+        BundleManifest::parse(manifest.as_bytes())
+            .map_err(|reason| PackError::File { place: ".manifest".to_owned(), reason })?;
+        let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
+        let blob = written.and_then(|()| tarball.finish()).map_err(PackError::Temporary)?;
+        Ok((blob, self.files.len() + 1))
+    }
+
+    /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
+    /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
+    fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
+        let mut manifest = self.manifest.clone();
+        if let Some(revision) = &options.revision {
+            manifest.insert("revision".to_owned(), revision.as_str().into());
+        }
+        if !options.roots.is_empty() {
+            manifest.insert("roots".to_owned(), options.roots.clone().into());
+        }
+        manifest.entry("roots").or_insert_with(|| Value::from(vec![""]));
+        if let Some(version) = options.rego_version {
+            manifest.insert("rego_version".to_owned(), version.number().into());
+        }
+        manifest.entry("rego_version").or_insert_with(|| RegoVersion::V1.number().into());
+        manifest
+    }
+
+    /// With the file's own name instead of the one in the bundle.
+    fn placed(&self, error: NotABundle) -> PackError {
+        match error {
+            NotABundle::File { path, reason } => PackError::File { place: self.place(&path), reason },
+            error => error.into(),
+        }
+    }
+}
+
+/// Reads and packs a folder; see [`Folder`].
 ///
 /// # Errors
 /// The first file that is in the way, by name; see [`PackError`].
 pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
-    Folder::read(folder)?.pack(limits)
+    Folder::read(folder)?.pack(&PackOptions::new(*limits))
 }
 
-fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) -> Result<(), PackError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| PackError::Io { path, source }
-    };
-    for entry in fs::read_dir(folder).map_err(failed(folder))? {
-        let path = entry.map_err(failed(folder))?.path();
-        let kind = fs::symlink_metadata(&path).map_err(failed(&path))?.file_type();
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.clone()))?;
-        if kind.is_dir() {
-            // `.git`, `.vscode`: never policy, often large.
-            if !name.starts_with('.') {
-                collect(root, &path, files)?;
+/// Adds one file, and gives the digest of its content.
+fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, PackError> {
+    match origin {
+        Origin::Merged { content, .. } => {
+            tarball.add(name, content.len() as u64, content.as_slice()).map_err(PackError::Temporary)?;
+            Ok(Digest::sha256(content))
+        }
+        Origin::Disk(path) => {
+            let failed = |source| PackError::io(path, source);
+            let file = fs::File::open(path).map_err(failed)?;
+            let size = file.metadata().map_err(failed)?.len();
+            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), broken: None };
+            let added = tarball.add(name, size, &mut content);
+            match (added, content.broken.take()) {
+                (Ok(()), _) => Ok(content.hasher.finish()),
+                (Err(_), Some(source)) => Err(failed(source)),
+                // What is left is the file's size, or the disk that is written to.
+                (Err(error), None) if error.kind() == io::ErrorKind::Other => Err(failed(error)),
+                (Err(error), None) => Err(PackError::Temporary(error)),
             }
-        } else if is_loaded(name) {
-            if kind.is_symlink() {
-                return Err(PackError::Symlink(path));
-            }
-            let relative =
-                path.strip_prefix(root).ok().and_then(Path::to_str).ok_or_else(|| PackError::Name(path.clone()))?;
-            let content = fs::read(&path).map_err(failed(&path))?;
-            files.insert(relative.to_owned(), content);
         }
     }
-    Ok(())
 }
 
-/// Tests stay out: they are not policy, and OPA would compile them at every activation.
-fn is_loaded(name: &str) -> bool {
-    matches!(name, ".manifest" | "data.json" | "data.yaml" | "data.yml" | "policy.wasm" | "plan.json")
-        || (name.ends_with(".rego") && !name.ends_with("_test.rego"))
+/// Hashes what is read, and remembers why reading failed.
+struct Hashed<R> {
+    inner: R,
+    hasher: Hasher,
+    broken: Option<io::Error>,
 }
 
-fn manifest_refused(reason: String) -> NotABundle {
-    NotABundle::File { path: ".manifest".to_owned(), reason }
-}
-
-/// The first 12 hex digits of a hash over names and contents.
-fn content_revision(files: &BTreeMap<String, Vec<u8>>) -> String {
-    let mut list = String::new();
-    for (name, content) in files {
-        list.push_str(&format!("{} {name}\n", Digest::sha256(content)));
+impl<R: io::Read> io::Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.inner.read(buffer) {
+            Ok(count) => {
+                self.hasher.update(&buffer[..count]);
+                Ok(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let kind = error.kind();
+                self.broken = Some(error);
+                Err(kind.into())
+            }
+        }
     }
-    Digest::sha256(list.as_bytes()).hex()[..12].to_owned()
-}
-
-fn tar_gzip(files: &BTreeMap<String, Vec<u8>>) -> io::Result<Bytes> {
-    // No time, no name, a fixed level: nothing but the content decides the bytes.
-    let encoder = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::new(6));
-    let mut builder = tar::Builder::new(encoder);
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        header.set_mtime(0);
-        builder.append_data(&mut header, name, content.as_slice())?;
-    }
-    Ok(builder.into_inner()?.finish()?.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::Ignore;
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
 
@@ -217,6 +297,17 @@ mod tests {
         folder
     }
 
+    fn bytes(packed: &Packed) -> bytes::Bytes {
+        packed.bundle.blob().read_at(0, 1 << 20).unwrap()
+    }
+
+    fn refusal(files: &[(&str, &str)]) -> String {
+        let folder = folder(files);
+        let error = pack(folder.path(), &LIMITS).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error.replace(&format!("{}/", folder.path().display()), "")
+    }
+
     #[test]
     fn the_same_content_gives_the_same_bytes_wherever_it_lies() {
         let files = [("a/p.rego", "package a\n"), ("data.json", "{}"), ("b/data.yaml", "x: 1\n")];
@@ -224,8 +315,18 @@ mod tests {
         reversed.reverse();
         let one = pack(folder(&files).path(), &LIMITS).unwrap();
         let two = pack(folder(&reversed).path(), &LIMITS).unwrap();
-        assert_eq!(one.bundle.blob().in_memory(), two.bundle.blob().in_memory());
+        assert_eq!(bytes(&one), bytes(&two));
         assert_eq!(one.bundle.revision().as_str().len(), 12);
+    }
+
+    #[test]
+    fn an_unpacked_bundle_packs_to_the_same_bytes() {
+        let files = [("a/p.rego", "package a\n"), (".manifest", r#"{"roots":["a"],"metadata":{"z":1.0,"b":[]}} x"#)];
+        let one = pack(folder(&files).path(), &LIMITS).unwrap();
+        let unpacked = tempfile::tempdir().unwrap();
+        let tarball = bytes(&one);
+        tar::Archive::new(flate2::read::GzDecoder::new(&tarball[..])).unpack(unpacked.path()).unwrap();
+        assert_eq!(bytes(&pack(unpacked.path(), &LIMITS).unwrap()), tarball);
     }
 
     #[test]
@@ -239,6 +340,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_for_stands_above_the_manifest() {
+        let stated = folder(&[("p.rego", "package a\n"), (".manifest", r#"{"revision":"v1","roots":["b"]}"#)]);
+        let options = PackOptions {
+            revision: Some("v2".into()),
+            roots: vec!["a".into()],
+            rego_version: Some(RegoVersion::V0),
+            ..PackOptions::new(LIMITS)
+        };
+        let packed = Folder::read(stated.path()).unwrap().pack(&options).unwrap();
+        let manifest = packed.bundle.manifest();
+        assert_eq!((manifest.revision.as_str(), &manifest.roots[..]), ("v2", &["a".to_owned()][..]));
+        assert_eq!(manifest.rego_version, Some(0));
+    }
+
+    #[test]
     fn tests_hidden_folders_and_other_files_stay_out() {
         let files =
             [("p.rego", "package a\n"), ("p_test.rego", "package a\n"), (".git/x.rego", "x"), ("README.md", "")];
@@ -246,12 +362,133 @@ mod tests {
     }
 
     #[test]
+    fn what_is_ignored_is_not_even_looked_at() {
+        let sources =
+            folder(&[("p.rego", "package a\n"), ("old/x.rego", "???"), ("lib/y.rego", "???"), ("z.rego", "?")]);
+        let patterns = ["old", "lib/*.rego", "z.*"].map(str::to_owned);
+        let found = Folder::gather(&[sources.path().to_owned()], &Ignore::new(&patterns).unwrap()).unwrap();
+        assert_eq!(found.pack(&PackOptions::new(LIMITS)).unwrap().files, 2);
+        assert!(Ignore::new(&["[".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn folders_become_one_bundle_and_their_data_one_document() {
+        let one = folder(&[
+            ("p.rego", "package a\n"),
+            ("data.json", r#"{"x":{"n":1.10}}"#),
+            (".manifest", r#"{"roots":["a"]}"#),
+        ]);
+        let two = folder(&[
+            ("q.rego", "package b\n"),
+            ("data.json", r#"{"x":{"m":2}}"#),
+            (".manifest", r#"{"roots":["b","x"]}"#),
+        ]);
+        let paths = [one.path().to_owned(), two.path().to_owned()];
+        let packed = Folder::gather(&paths, &Ignore::default()).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
+        assert_eq!(packed.bundle.manifest().roots, ["a", "b", "x"]);
+        let mut data = Vec::new();
+        let found = packed.bundle.walk(|entry| -> Result<(), NotABundle> {
+            if entry.name() == "data.json" {
+                data = entry.content()?;
+            }
+            Ok(())
+        });
+        found.unwrap();
+        assert_eq!(data, br#"{"x":{"m":2,"n":1.10}}"#);
+        fs::write(two.path().join("data.json"), r#"{"x":{"n":1.10}}"#).unwrap();
+        let error = Folder::gather(&paths, &Ignore::default()).unwrap_err().to_string();
+        assert!(error.contains("both set data.x.n"), "{error}");
+        fs::write(two.path().join("p.rego"), "package b\n").unwrap();
+        let error = Folder::gather(&paths, &Ignore::new(&["data.json".to_owned()]).unwrap()).unwrap_err();
+        assert!(matches!(error, PackError::SameName { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_opa_would_refuse_at_load_is_refused_by_name() {
+        let rego = ("p.rego", "package a\n");
+        for (files, expected) in [
+            (&[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..], r#".manifest: roots "a" and "a/b" overlap"#),
+            (&[rego, (".manifest", r#"{"roots":["b"]}"#)], r#"p.rego: package a is outside the roots ["b"]"#),
+            (
+                &[rego, ("data.json", r#"{"x":1}"#), (".manifest", r#"{"roots":["a"]}"#)],
+                r#"data.json: data at "x" is outside"#,
+            ),
+            (
+                &[rego, ("x/data.yaml", "y: 1\n"), (".manifest", r#"{"roots":["a"]}"#)],
+                r#"x/data.yaml: data at "x" is outside"#,
+            ),
+            (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
+            (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
+            (&[rego, ("data.yaml", "a: [\n")], "data.yaml: "),
+            (&[rego, ("x/data.json", "{")], "x/data.json: EOF"),
+            (
+                &[("data.json", r#"{"a":{"b":1}}"#), ("a/data.json", r#"{"b":1}"#)],
+                "a/data.json and data.json both set data.a.b",
+            ),
+            (
+                &[("a/data.json", "{\"b\":1}"), ("a/data.yaml", "b: 2\n")],
+                "a/data.json and a/data.yaml both set data.a.b",
+            ),
+            (&[rego, ("a/.manifest", "{}")], "a/.manifest: OPA reads one .manifest, at the root"),
+            (&[rego, (".manifest", "[]")], ".manifest: "),
+            (&[rego, (".manifest", r#"{"rego_version":-1}"#)], ".manifest: rego_version -1 does not exist"),
+            (
+                &[rego, (".manifest", r#"{"wasm":[{"entrypoint":"a/x","module":"/policy.wasm"}]}"#)],
+                "which is not in the bundle",
+            ),
+            (&[("p.rego", "package a\n\nallow { input.x }\n")], "p.rego:3:"),
+        ] {
+            let said = refusal(files);
+            assert!(said.contains(expected), "{said}\nlacks {expected}");
+        }
+    }
+
+    #[test]
+    fn what_opa_would_take_is_taken() {
+        for files in [
+            &[("a/data.json", r#"{"b":1}"#), ("data.json", r#"{"a":{"c":2}}"#), ("a/d/data.yaml", "e: 1\n")][..],
+            &[("p.rego", "package a\n\nallow { input.x }\n"), (".manifest", r#"{"rego_version":0}"#)],
+            &[
+                ("old/p.rego", "package a\n\nallow { input.x }\n"),
+                ("q.rego", "package b\n\nx if input.y\n"),
+                (".manifest", r#"{"file_rego_versions":{"/old/*.rego":0}}"#),
+            ],
+            &[("data.json", r#"{"a":{"b":1}}"#), (".manifest", r#"{"roots":["/a/b/"]}"#)],
+        ] {
+            pack(folder(files).path(), &LIMITS).unwrap();
+        }
+    }
+
+    #[test]
+    fn rego_that_only_opa_can_read_passes_when_it_is_not_parsed() {
+        let sources = folder(&[("p.rego", "package a\n\nimport rego.v9\n???\n"), (".manifest", r#"{"roots":["a"]}"#)]);
+        let options = PackOptions { parse: Parse::No, ..PackOptions::new(LIMITS) };
+        let packed = Folder::read(sources.path()).unwrap().pack(&options).unwrap();
+        assert_eq!(packed.modules[0].package.as_deref(), Some("a"));
+        let options = PackOptions { roots: vec!["b".into()], ..options };
+        assert!(matches!(Folder::read(sources.path()).unwrap().pack(&options), Err(PackError::PackageOutside { .. })));
+    }
+
+    #[test]
     fn bad_folders_are_refused_by_name() {
         assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
         assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Io { .. })));
-        assert!(matches!(pack(folder(&[("data.json", "{")]).path(), &LIMITS), Err(PackError::Refused(_))));
-        let linked = folder(&[("p.rego", "package a\n")]);
-        std::os::unix::fs::symlink("/etc/passwd", linked.path().join("data.json")).unwrap();
-        assert!(matches!(pack(linked.path(), &LIMITS), Err(PackError::Symlink(_))));
+    }
+
+    #[test]
+    fn links_are_followed_to_files_of_the_folder_and_nowhere_else() {
+        use std::os::unix::fs::symlink;
+        let linked = folder(&[("p.rego", "package a\n"), ("real/other.txt", r#"{"x":1}"#)]);
+        symlink("real/other.txt", linked.path().join("data.json")).unwrap();
+        assert_eq!(pack(linked.path(), &LIMITS).unwrap().files, 3);
+        symlink("/etc", linked.path().join(".hidden")).unwrap();
+        symlink("nowhere", linked.path().join("dangling.txt")).unwrap();
+        assert_eq!(pack(linked.path(), &LIMITS).unwrap().files, 3);
+        symlink("/etc", linked.path().join("folder")).unwrap();
+        assert!(matches!(pack(linked.path(), &LIMITS), Err(PackError::LinkedFolder(_))));
+        fs::remove_file(linked.path().join("folder")).unwrap();
+        fs::remove_file(linked.path().join("data.json")).unwrap();
+        symlink("/etc/passwd", linked.path().join("data.json")).unwrap();
+        assert!(matches!(pack(linked.path(), &LIMITS), Err(PackError::LeadsOut { .. })));
     }
 }

@@ -1,57 +1,193 @@
 //! Reading Rego, to name file, line and reason before OPA would.
 
-use super::PackError;
-
 /// Which Rego a file without imports is written in (`.manifest`, `rego_version`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RegoVersion {
+pub enum RegoVersion {
+    /// What OPA read by default before 1.0.
     V0,
+    /// What it reads by default since.
     V1,
 }
 
-/// Parses one file and gives its package, such as `authz.api`.
-///
-/// The parser is regorus, which lags behind the newest OPA.
-pub(super) fn package(path: &str, text: &str, version: RegoVersion) -> Result<String, PackError> {
-    let mut engine = regorus::Engine::new();
-    engine.set_rego_v0(version == RegoVersion::V0);
-    // The folder's own limits hold.
-    engine.clear_policy_length_config();
-    match engine.add_policy(path.to_owned(), text.to_owned()) {
-        Ok(package) => Ok(package.strip_prefix("data.").unwrap_or(&package).to_owned()),
-        Err(error) => Err(refusal(path, &error.to_string())),
+/// What a Rego file says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// The file's name in the bundle.
+    pub file: String,
+    /// Its package, such as `authz.api`; absent where it could not be made out.
+    pub package: Option<String>,
+    /// Rules and packages that it declares as entrypoints, such as `authz/api/allow`.
+    pub entrypoints: Vec<String>,
+    /// The package's segments.
+    pub(super) path: Vec<String>,
+}
+
+/// Where and why a file can't be parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    /// `FILE:LINE:COLUMN`.
+    pub(super) place: String,
+    pub(super) reason: String,
+}
+
+impl RegoVersion {
+    /// By its number in `.manifest`; the parser reads 2 as 1.
+    pub(super) fn from_number(number: i64) -> Self {
+        if number == 0 { Self::V0 } else { Self::V1 }
+    }
+
+    /// Its number in `.manifest`.
+    pub fn number(self) -> i64 {
+        match self {
+            Self::V0 => 0,
+            Self::V1 => 1,
+        }
     }
 }
 
-/// regorus draws a picture: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
-fn refusal(path: &str, picture: &str) -> PackError {
-    let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
-    let place = after("-->").unwrap_or(path).to_owned();
-    let reason = after("error:").unwrap_or_else(|| picture.trim()).to_owned();
-    PackError::Rego { place, reason }
+impl Module {
+    /// What can be made out without parsing.
+    pub(super) fn glance(file: &str, text: &str) -> Self {
+        let path = package_of(text).unwrap_or_default();
+        let package = (!path.is_empty()).then(|| path.join("."));
+        Self { file: file.to_owned(), package, entrypoints: entrypoints(&path, text), path }
+    }
+
+    /// Parses a file; `place` is what messages call it.
+    ///
+    /// The parser is regorus, which lags behind the newest OPA.
+    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, Unreadable> {
+        let mut engine = engine(version);
+        engine
+            .add_policy(place.to_owned(), text.to_owned())
+            .map_err(|error| Unreadable::from_picture(place, &error.to_string()))?;
+        let packages = engine.get_policy_package_components().unwrap_or_default();
+        let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
+        Ok(Self {
+            package: Some(path.join(".")),
+            entrypoints: entrypoints(&path, text),
+            path,
+            ..Self::glance(file, text)
+        })
+    }
+}
+
+/// An evaluator without limits of its own: the bundle's hold.
+pub(super) fn engine(version: RegoVersion) -> regorus::Engine {
+    let mut engine = regorus::Engine::new();
+    engine.set_rego_v0(version == RegoVersion::V0);
+    engine.clear_policy_length_config();
+    engine
+}
+
+impl Unreadable {
+    /// regorus draws a picture: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
+    pub(super) fn from_picture(place: &str, picture: &str) -> Self {
+        let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
+        let first = picture.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let place = after("-->").unwrap_or(place).to_owned();
+        let reason = after("error:").unwrap_or(first).to_owned();
+        Self { place, reason }
+    }
+}
+
+/// The segments of the first `package` line.
+fn package_of(text: &str) -> Option<Vec<String>> {
+    let line = text.lines().map(str::trim_start).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let path = line.strip_prefix("package")?.strip_prefix([' ', '\t'])?;
+    Some(segments(path.split(['#', ';']).next().unwrap_or(path).trim()))
+}
+
+/// `a.b["c d"]` in pieces.
+fn segments(path: &str) -> Vec<String> {
+    let pieces = path.split(['.', '[', ']']).map(|piece| piece.trim_matches(['"', '`']));
+    pieces.filter(|piece| !piece.is_empty()).map(str::to_owned).collect()
+}
+
+/// What stands below a `# METADATA` comment with `entrypoint: true`, as a path of `data`.
+fn entrypoints(package: &[String], text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut annotated = false;
+    let mut marked = false;
+    for line in text.lines().map(str::trim) {
+        match line.strip_prefix('#') {
+            Some(comment) if comment.trim() == "METADATA" => (annotated, marked) = (true, false),
+            Some(comment) if annotated => marked |= is_entrypoint(comment),
+            Some(_) => {}
+            None if line.is_empty() => {}
+            None => {
+                if annotated && marked {
+                    let path = declared(package, line).join("/");
+                    if !path.is_empty() && !found.contains(&path) {
+                        found.push(path);
+                    }
+                }
+                (annotated, marked) = (false, false);
+            }
+        }
+    }
+    found
+}
+
+fn is_entrypoint(comment: &str) -> bool {
+    // Deeper indentation belongs to `custom:` and the like.
+    let comment = comment.strip_prefix(' ').unwrap_or(comment);
+    comment.strip_prefix("entrypoint:").is_some_and(|value| value.trim() == "true")
+}
+
+/// The path that a statement gives a value to: a package, or a rule.
+fn declared(package: &[String], line: &str) -> Vec<String> {
+    if line.starts_with("package") {
+        return package.to_vec();
+    }
+    let head = line.strip_prefix("default ").unwrap_or(line).trim_start();
+    let end = head.find(|character: char| !(character.is_alphanumeric() || "_.".contains(character)));
+    let head = &head[..end.unwrap_or(head.len())];
+    package.iter().cloned().chain(segments(head)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str, version: RegoVersion) -> Result<Module, Unreadable> {
+        Module::parse("a.rego", "dir/a.rego", text, version)
+    }
+
     #[test]
     fn a_package_is_named_without_data() {
         let text = "package authz.api\n\nimport rego.v1\n\nallow if input.user == \"alice\"\n";
-        assert_eq!(package("a.rego", text, RegoVersion::V1).unwrap(), "authz.api");
-        assert_eq!(package("a.rego", text, RegoVersion::V0).unwrap(), "authz.api");
+        assert_eq!(parse(text, RegoVersion::V1).unwrap().package.as_deref(), Some("authz.api"));
+        assert_eq!(parse(text, RegoVersion::V0).unwrap().path, ["authz", "api"]);
         let old = "package authz\n\nallow { input.x }\n";
-        assert_eq!(package("a.rego", old, RegoVersion::V0).unwrap(), "authz");
-        assert!(package("a.rego", old, RegoVersion::V1).is_err());
+        assert_eq!(parse(old, RegoVersion::V0).unwrap().path, ["authz"]);
+        assert!(parse(old, RegoVersion::V1).is_err());
+    }
+
+    #[test]
+    fn a_glance_sees_the_package_of_what_can_not_be_parsed() {
+        let text = "# a comment\n\npackage a.b[\"c.d\"] # another\n\nimport rego.v9\n???";
+        assert_eq!(Module::glance("a.rego", text).path.len(), 4, "a dot in quotes is not worth a parser");
+        assert_eq!(Module::glance("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
+        assert_eq!(Module::glance("a.rego", "???").package, None);
     }
 
     #[test]
     fn an_error_names_file_line_and_reason_in_one_line() {
         for text in ["package a\n\nallow if {\n\tinput.x ==\n}\n", "package a\nallow if", "", "x"] {
-            let error = package("dir/a.rego", text, RegoVersion::V1).unwrap_err().to_string();
-            assert!(error.starts_with("dir/a.rego:") && !error.contains('\n'), "{error}");
+            let error = parse(text, RegoVersion::V1).unwrap_err();
+            assert!(error.place.starts_with("dir/a.rego") && !error.reason.contains('\n'), "{error:?}");
         }
-        let error = package("dir/a.rego", "package a\n\nallow if {\n\tinput.x ==\n}\n", RegoVersion::V1);
-        assert!(error.unwrap_err().to_string().starts_with("dir/a.rego:5:1: "));
+        let error = parse("package a\n\nallow if {\n\tinput.x ==\n}\n", RegoVersion::V1).unwrap_err();
+        assert_eq!(error.place, "dir/a.rego:5:1");
+    }
+
+    #[test]
+    fn annotated_rules_and_packages_are_entrypoints() {
+        let text = "# METADATA\n# title: all of it\n# entrypoint: true\npackage a.b\n\n# METADATA\n# entrypoint: true\n\
+                    default allow := false\n\nallow if input.x\n\n# METADATA\n# custom:\n#   entrypoint: true\n\
+                    other := 1\n\n# METADATA\n# entrypoint: true\nfirst.second contains 1\n";
+        let module = parse(text, RegoVersion::V1).unwrap();
+        assert_eq!(module.entrypoints, ["a/b", "a/b/allow", "a/b/first/second"]);
     }
 }

@@ -1,9 +1,18 @@
 //! The command line: one file per verb, and all terminal output.
 
+mod completion;
 mod dev;
+mod eval;
+mod flags;
 mod gate;
+mod generate_key_pair;
 mod open_files;
+mod password;
+mod place;
+mod repl;
 mod serve;
+mod verify;
+mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -25,6 +34,26 @@ const EXAMPLES: &str = "Examples:
   bundlegate config check bundlegate.yaml     is this configuration right?
   bundlegate serve --config bundlegate.yaml   serve what the configuration names";
 
+const GENERATE_EXAMPLES: &str = "Example:
+  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
+
+const VERIFY_EXAMPLES: &str = "Examples:
+  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
+
+const EVAL_EXAMPLES: &str = "Examples:
+  bundlegate eval ghcr.io/acme/authz:v1 data.authz.allow --input input.json
+  echo '{\"user\": \"alice\"}' | bundlegate eval oci-layout:out 'x := data.authz' -i -";
+
+const REPL_EXAMPLES: &str = "Examples:
+  bundlegate repl ghcr.io/acme/authz:v1 --input input.json
+  printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
+
+const COMPLETION_EXAMPLES: &str = "Examples:
+  source <(bundlegate completion bash)                                   now, in bash
+  bundlegate completion zsh > \"${fpath[1]}/_bundlegate\"                  from the next zsh on
+  bundlegate completion fish > ~/.config/fish/completions/bundlegate.fish";
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Serve the bundles that a configuration file names.
@@ -43,6 +72,45 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Make a key pair as cosign makes them.
+    ///
+    /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
+    /// cosign.pub. The password comes from COSIGN_PASSWORD, or is asked for twice. cosign
+    /// signs with these files, and bundlegate with cosign's.
+    #[command(after_help = GENERATE_EXAMPLES)]
+    GenerateKeyPair(generate_key_pair::Options),
+    /// Check who signed an artifact, as the gateway would.
+    ///
+    /// Resolves REF once, gathers every signature of that digest in both of cosign's
+    /// formats, and tells what each is worth to the keys or the policy: every check, and why
+    /// one failed. Succeeds only if the gateway would serve it.
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(verify::Options),
+    /// Ask a policy a question.
+    ///
+    /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
+    /// and prints the JSON that `opa eval` prints; an undefined answer is {}. For a quick
+    /// look: what decides in production is OPA, which knows more than this evaluator.
+    #[command(after_help = EVAL_EXAMPLES)]
+    Eval(eval::Options),
+    /// Ask a policy questions, line by line.
+    ///
+    /// A prompt over the rules and data of a bundle. Without a terminal it reads queries
+    /// from standard input, one a line, and fails if one of them has no answer.
+    #[command(after_help = REPL_EXAMPLES)]
+    Repl(repl::Options),
+    /// Print what completes bundlegate's commands in a shell.
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -72,6 +140,12 @@ pub fn main() -> ExitCode {
             block_on(dev::run(options))
         }
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
+        Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
+        Verb::Verify(options) => block_on(verify::run(options)),
+        Verb::Eval(options) => block_on(eval::run(options)),
+        Verb::Repl(options) => block_on(repl::run(options)),
+        Verb::Completion { shell } => completion::run(shell),
+        Verb::Version { json } => version::run(json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -100,8 +174,16 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 /// A result, on stdout.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // Whoever read has seen enough (`| head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        said => Ok(said?),
+    }
+}
+
+/// A result for programs: one JSON document on stdout.
+fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say(&serde_json::to_string_pretty(value)?)
 }
 
 /// Anything else, on stderr, where nobody may be listening.

@@ -48,6 +48,16 @@ pub struct BlobWriter {
     sink: Sink,
 }
 
+/// Takes bytes as they are made, and gives a [`Blob`] under the digest that they turn out
+/// to have. What is large goes to a file without a name, so that size costs no memory and
+/// an end before the end leaves nothing.
+#[derive(Debug)]
+pub struct NewBlob {
+    sink: Sink,
+    hasher: Hasher,
+    written: u64,
+}
+
 #[derive(Debug)]
 enum Sink {
     Memory(Vec<u8>),
@@ -167,6 +177,48 @@ impl BlobWriter {
     }
 }
 
+impl NewBlob {
+    /// Beyond this, bytes go to the system's folder for temporary files.
+    const IN_MEMORY: usize = 4 << 20;
+
+    /// An empty one.
+    pub fn create() -> Self {
+        Self { sink: Sink::Memory(Vec::new()), hasher: Hasher::sha256(), written: 0 }
+    }
+
+    /// The blob: what was written until now.
+    pub fn finish(self) -> Blob {
+        let content = match self.sink {
+            Sink::Memory(bytes) => Content::Memory(bytes.into()),
+            Sink::File(file) => Content::File { file: Arc::new(file), size: self.written },
+        };
+        Blob { digest: self.hasher.finish(), content }
+    }
+}
+
+impl Write for NewBlob {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if let Sink::Memory(bytes) = &self.sink
+            && bytes.len() + piece.len() > Self::IN_MEMORY
+        {
+            let mut file = tempfile::tempfile()?;
+            file.write_all(bytes)?;
+            self.sink = Sink::File(file);
+        }
+        let count = match &mut self.sink {
+            Sink::Memory(bytes) => bytes.write(piece)?,
+            Sink::File(file) => file.write(piece)?,
+        };
+        self.hasher.update(&piece[..count]);
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Why a piece was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
@@ -224,6 +276,19 @@ mod tests {
         let mut writer = BlobWriter::in_memory(descriptor(b"hello"));
         writer.write(b"hell").unwrap();
         assert!(matches!(writer.write(b"oo"), Err(WriteError::Mismatch(_))));
+    }
+
+    #[test]
+    fn what_is_made_has_the_digest_of_its_bytes_wherever_they_are() {
+        for length in [11, NewBlob::IN_MEMORY, NewBlob::IN_MEMORY + 1] {
+            let bytes = vec![7; length];
+            let mut new = NewBlob::create();
+            bytes.chunks(100_000).for_each(|piece| new.write_all(piece).unwrap());
+            let blob = new.finish();
+            assert_eq!((blob.digest(), blob.size()), (&Digest::sha256(&bytes), length as u64));
+            assert_eq!(blob.read_at(0, length).unwrap(), bytes);
+            assert_eq!(blob.in_memory().is_some(), length <= NewBlob::IN_MEMORY);
+        }
     }
 
     #[test]

@@ -82,6 +82,11 @@ pub enum Hasher {
 }
 
 impl Hasher {
+    /// A new SHA-256.
+    pub fn sha256() -> Self {
+        Self::Sha256(Sha256::new())
+    }
+
     /// Adds `bytes` to what is hashed.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {

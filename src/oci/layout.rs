@@ -13,6 +13,8 @@ use super::{Blob, Descriptor, Digest, media_type};
 
 /// The annotation that names an entry of `index.json`.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Locked while the index changes; a name that no reader of layouts looks at.
+const INDEX_LOCK: &str = ".index.lock";
 /// Files on their way to a name start with this.
 const TEMPORARY: &str = ".tmp-";
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -232,6 +234,25 @@ impl Layout {
         self.replace(&path, &text)
     }
 
+    /// Changes `index.json` while no other process does: reads it, lets `change` at it, and
+    /// replaces it. Waits for whoever else is at it, which takes milliseconds.
+    ///
+    /// # Errors
+    /// When the disk refuses; the old one is then still there.
+    pub fn update_index<T>(&self, change: impl FnOnce(&mut LayoutIndex) -> T) -> Result<T, LayoutError> {
+        let path = self.root.join(INDEX_LOCK);
+        let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
+        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let before = self.index()?;
+        let mut after = before.clone();
+        let answer = change(&mut after);
+        if after != before {
+            self.write_index(&after)?;
+        }
+        Ok(answer)
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
         self.replace_with(path, |file| file.write_all(bytes))
     }
@@ -271,9 +292,24 @@ impl LayoutIndex {
         serde_json::to_vec(self).map(Bytes::from)
     }
 
+    /// The entry that is called `name`, to the letter.
+    pub fn named(&self, name: &str) -> Option<&Descriptor> {
+        self.manifests.iter().find(|entry| entry.annotation(REF_NAME) == Some(name))
+    }
+
+    /// Every entry that has a name, with it.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
+        self.manifests.iter().filter_map(|entry| Some((entry.annotation(REF_NAME)?, entry)))
+    }
+
+    /// Makes `name` point at nothing.
+    pub fn unset(&mut self, name: &str) {
+        self.manifests.retain(|entry| entry.annotation(REF_NAME) != Some(name));
+    }
+
     /// Makes `name` point at `entry`, and at nothing else.
     pub fn set(&mut self, name: &str, mut entry: Descriptor) {
-        self.manifests.retain(|other| other.annotation(REF_NAME) != Some(name));
+        self.unset(name);
         entry.annotations.get_or_insert_default().insert(REF_NAME.to_owned(), name.to_owned());
         self.manifests.push(entry);
     }
@@ -333,6 +369,24 @@ mod tests {
         assert!(index.find("ghcr.io/acme/authz:v1").is_some());
         assert!(index.find("1").is_none());
         assert!(index.find("authz:v1").is_none());
+    }
+
+    #[test]
+    fn changes_of_the_index_follow_each_other_and_lose_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let layout = &layout;
+                scope.spawn(move || {
+                    for turn in 0..8 {
+                        let entry = Descriptor::of(media_type::OCI_MANIFEST, b"x");
+                        layout.update_index(|index| index.set(&format!("{writer}-{turn}"), entry)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(layout.index().unwrap().names().count(), 64);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod manifest;
 mod reference;
 mod strict_json;
 
-pub use blob::{Blob, BlobMismatch, BlobWriter, WriteError};
+pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use layout::{Layout, LayoutError, LayoutIndex};
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};

@@ -4,14 +4,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 
 mod answers;
+mod command;
 mod crowds;
 mod dev;
 mod drain;
+mod evaluation;
 mod faulty;
 mod gate;
+mod intake;
 mod protocols;
 mod reads;
 mod rooms;
 mod serving;
 mod signing;
 mod trouble;
+mod writes;

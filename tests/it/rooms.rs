@@ -11,11 +11,15 @@ use std::{
 const ROOMS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
-    ("cli", &["bundle", "catalog", "config", "oci", "registry", "server", "sign", "store", "verify", "watch"]),
+    (
+        "cli",
+        &["bundle", "catalog", "config", "images", "oci", "registry", "server", "sign", "store", "verify", "watch"],
+    ),
     // It builds the options that the rooms below define; none of them knows it.
     ("config", &["bundle", "oci", "registry", "server", "store", "verify", "watch"]),
     ("oci", &[]),
     ("bundle", &["oci"]),
+    ("images", &["bundle", "oci"]),
     ("registry", &["oci"]),
     ("verify", &["oci", "registry"]),
     ("sign", &["oci", "registry"]),

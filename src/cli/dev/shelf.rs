@@ -4,9 +4,9 @@
 use std::{collections::HashSet, path::Path};
 
 use crate::{
-    bundle::{Artifact, Packed},
+    bundle::{Artifact, Labels, Packed},
     oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex, NewManifest, media_type},
-    sign::{Attachment, KeyPair, SignError},
+    sign::{Attachment, Claim, KeyPair, SignError},
 };
 
 /// What the newest artifact is called.
@@ -50,7 +50,7 @@ impl Shelf {
 
     /// Signs a bundle and makes it the newest. `false` when it is already. Blocks.
     pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, ShelfError> {
-        let artifact = Artifact::new(packed)?;
+        let artifact = Artifact::new(packed, &Labels::default())?;
         if self.newest.as_ref().is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest) {
             return Ok(false);
         }
@@ -74,7 +74,7 @@ impl Shelf {
     }
 
     fn store(&self, artifact: &Artifact, key: &KeyPair) -> Result<Version, ShelfError> {
-        let signature = Attachment::sign(key, &artifact.descriptor)?;
+        let signature = Attachment::sign(key, &Claim::of(artifact.descriptor.clone()))?;
         self.layout.store_blob(&artifact.layer)?;
         let mut blobs = HashSet::from([artifact.layer.digest().clone()]);
         let parts = [&artifact.manifest, &signature.bundle, &signature.referrer, &signature.index];

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{super::tell, shelf::Shelf};
 use crate::{
-    bundle::{Folder, Limits, PackError, Packed},
+    bundle::{Folder, Limits, PackError, PackOptions, Packed, Parse},
     sign::KeyPair,
 };
 
@@ -149,13 +149,10 @@ impl Bench {
 
     fn build(&mut self) -> anyhow::Result<Built> {
         let folder = Folder::read(&self.options.policy)?;
-        let packages = if self.options.parse {
-            folder.packages().map_err(with_way_out)
-        } else {
-            folder.packages().or_else(|_| Ok(Vec::new()))
-        };
-        let packed = folder.pack(&self.options.limits)?;
-        let package = packages?.into_iter().next();
+        let parse = if self.options.parse { Parse::Strictly } else { Parse::No };
+        let options = PackOptions { parse, ..PackOptions::new(self.options.limits) };
+        let packed = folder.pack(&options).map_err(with_way_out)?;
+        let package = packed.modules.iter().find_map(|module| module.package.clone());
         let is_new = self.shelf.publish(&packed, &self.options.key)?;
         Ok(Built { packed, package, is_new })
     }

@@ -1,0 +1,85 @@
+//! Data documents whose values stay as they were written: numbers keep their digits.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// An object with its members, or anything else as its text.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum Document {
+    Object(BTreeMap<String, Document>),
+    Value(Box<RawValue>),
+}
+
+impl Document {
+    pub(super) fn of_json(content: &[u8]) -> Result<Self, String> {
+        let content = content.strip_prefix(BOM).unwrap_or(content);
+        let raw: Box<RawValue> = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+        Self::of_raw(raw)
+    }
+
+    pub(super) fn of_yaml(content: &[u8]) -> Result<Self, String> {
+        let value: serde_json::Value =
+            serde_saphyr::from_slice(content).map_err(|error| super::shape::one_line(&error.to_string()))?;
+        Self::of_json(value.to_string().as_bytes())
+    }
+
+    fn of_raw(raw: Box<RawValue>) -> Result<Self, String> {
+        if !raw.get().starts_with('{') {
+            return Ok(Self::Value(raw));
+        }
+        let members: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
+        let members = members.into_iter().map(|(key, raw)| Ok((key, Self::of_raw(raw)?)));
+        Ok(Self::Object(members.collect::<Result<_, String>>()?))
+    }
+
+    /// Joins two documents as OPA does: objects melt, everything else collides. On collision
+    /// gives the path of it.
+    pub(super) fn merge(&mut self, other: Self) -> Result<(), Vec<String>> {
+        let (Self::Object(ours), Self::Object(theirs)) = (self, other) else { return Err(Vec::new()) };
+        for (key, theirs) in theirs {
+            match ours.get_mut(&key) {
+                Some(ours) => ours.merge(theirs).map_err(|mut path| {
+                    path.insert(0, key);
+                    path
+                })?,
+                None => {
+                    ours.insert(key, theirs);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        serde_json::to_vec(self).map_err(|error| error.to_string())
+    }
+}
+
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(json: &str) -> Document {
+        Document::of_json(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn values_survive_to_the_letter() {
+        let mut one = document(r#"{"a":{"n":12345678901234567890123.10}}"#);
+        one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap();
+        assert_eq!(one.to_bytes().unwrap(), br#"{"a":{"b":1e3,"n":12345678901234567890123.10}}"#);
+        assert_eq!(one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err(), ["a", "b"]);
+    }
+
+    #[test]
+    fn yaml_becomes_json() {
+        let yaml = Document::of_yaml(b"b: [1, x]\na: {c: true}\n").unwrap();
+        assert_eq!(yaml.to_bytes().unwrap(), br#"{"a":{"c":true},"b":[1,"x"]}"#);
+    }
+}

@@ -1,0 +1,286 @@
+//! Finding in folders what OPA would load.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+use serde_json::{Map, Value};
+
+use super::{PackError, document::Document};
+
+/// The files of one or more folders that OPA loads, by the names that they will have in the
+/// bundle.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    pub(super) files: BTreeMap<String, Origin>,
+    pub(super) tests: BTreeMap<String, PathBuf>,
+    /// What the `.manifest` files say together.
+    pub(super) manifest: Map<String, Value>,
+    unsigned: Option<PathBuf>,
+}
+
+/// Where a file's content is.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    Disk(PathBuf),
+    /// Several data files in one.
+    Merged {
+        from: Vec<PathBuf>,
+        content: Vec<u8>,
+    },
+}
+
+/// What to pass over: names, and paths below the folder.
+#[derive(Debug, Clone, Default)]
+pub struct Ignore {
+    names: GlobSet,
+    paths: GlobSet,
+}
+
+impl Ignore {
+    /// Patterns as in `opa build --ignore`: `*_test.rego` is about names of files and
+    /// folders, `lib/*.rego` about paths.
+    ///
+    /// # Errors
+    /// A sentence about the first pattern that is none.
+    pub fn new(patterns: &[String]) -> Result<Self, String> {
+        let mut names = GlobSetBuilder::new();
+        let mut paths = GlobSetBuilder::new();
+        for pattern in patterns {
+            let failed = |error: globset::Error| format!("{pattern:?}: {}", error.kind());
+            if pattern.trim_matches('/').contains('/') {
+                let glob = GlobBuilder::new(pattern.trim_matches('/')).literal_separator(true).build();
+                paths.add(glob.map_err(failed)?);
+            } else {
+                names.add(Glob::new(pattern.trim_matches('/')).map_err(failed)?);
+            }
+        }
+        let failed = |error: globset::Error| error.to_string();
+        Ok(Self { names: names.build().map_err(failed)?, paths: paths.build().map_err(failed)? })
+    }
+
+    fn covers(&self, name: &str, path: &Path) -> bool {
+        self.names.is_match(name) || self.paths.is_match(path)
+    }
+}
+
+impl Folder {
+    /// Looks through one folder; see [`Self::gather`].
+    ///
+    /// # Errors
+    /// The first file that is in the way, by name.
+    pub fn read(path: &Path) -> Result<Self, PackError> {
+        Self::gather(&[path.to_owned()], &Ignore::default())
+    }
+
+    /// Looks through folders, or takes single files, for what OPA loads, except what is
+    /// ignored and what lies in hidden folders. Tests are kept apart. Data files that two
+    /// folders have in one place become one. Blocks.
+    ///
+    /// # Errors
+    /// The first file that is in the way, by name.
+    pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
+        let mut folder = Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Map::new(), unsigned: None };
+        for path in paths {
+            let real = fs::canonicalize(path).map_err(|source| PackError::io(path, source))?;
+            let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
+            if real.is_dir() {
+                search.descend(path)?;
+            } else {
+                search.single(path)?;
+            }
+        }
+        if folder.files.is_empty() {
+            let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            return Err(PackError::Empty(names.join(", ")));
+        }
+        Ok(folder)
+    }
+
+    /// The file of an OPA signature that would not survive packing and is left out.
+    pub fn unsigned(&self) -> Option<&Path> {
+        self.unsigned.as_deref()
+    }
+
+    /// What messages call a file of the bundle.
+    pub(super) fn place(&self, name: &str) -> String {
+        match self.files.get(name) {
+            Some(Origin::Disk(path)) => path.display().to_string(),
+            Some(Origin::Merged { from, .. }) => {
+                let names: Vec<_> = from.iter().map(|path| path.display().to_string()).collect();
+                names.join(" and ")
+            }
+            None => name.to_owned(),
+        }
+    }
+
+    fn add(&mut self, name: String, path: PathBuf) -> Result<(), PackError> {
+        let base = name.rsplit('/').next().unwrap_or(&name);
+        if base == ".manifest" {
+            return self.add_manifest(&name, &path);
+        }
+        if base == ".signatures.json" {
+            self.unsigned = Some(path);
+            return Ok(());
+        }
+        if is_test(base) {
+            self.tests.insert(name, path);
+            return Ok(());
+        }
+        let Some(before) = self.files.remove(&name) else {
+            self.files.insert(name, Origin::Disk(path));
+            return Ok(());
+        };
+        let origin = before.merged(&name, path)?;
+        self.files.insert(name, origin);
+        Ok(())
+    }
+
+    fn add_manifest(&mut self, name: &str, path: &Path) -> Result<(), PackError> {
+        let refused = |reason: String| PackError::File { place: path.display().to_string(), reason };
+        if name != ".manifest" {
+            return Err(refused("OPA reads one .manifest, at the root of the bundle; move or remove it".to_owned()));
+        }
+        let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
+        // As OPA, without a look at what follows the first value.
+        let mut values = serde_json::Deserializer::from_slice(&content).into_iter::<Map<String, Value>>();
+        let manifest = match values.next() {
+            Some(Ok(manifest)) => manifest,
+            Some(Err(error)) => return Err(refused(error.to_string())),
+            None => return Err(refused("it is empty".to_owned())),
+        };
+        for (key, value) in manifest {
+            match (self.manifest.get_mut(&key), value) {
+                (Some(Value::Array(ours)), Value::Array(theirs)) => ours.extend(theirs),
+                (Some(ours), theirs) if *ours != theirs => {
+                    return Err(refused(format!("{key} is {theirs}, and {ours} in another folder's .manifest")));
+                }
+                (_, value) => {
+                    self.manifest.insert(key, value);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    /// This and another file of the same name: data is merged, anything else collides.
+    fn merged(self, name: &str, path: PathBuf) -> Result<Self, PackError> {
+        let (mut from, content) = match self {
+            Self::Disk(first) => {
+                let content = fs::read(&first).map_err(|source| PackError::io(&first, source))?;
+                (vec![first], content)
+            }
+            Self::Merged { from, content } => (from, content),
+        };
+        let base = name.rsplit('/').next().unwrap_or(name);
+        let parse = match base {
+            "data.json" => Document::of_json,
+            "data.yaml" | "data.yml" => Document::of_yaml,
+            _ => return Err(PackError::SameName { first: from.remove(0), second: path, name: name.to_owned() }),
+        };
+        let refused = |path: &Path| {
+            let place = path.display().to_string();
+            move |reason| PackError::File { place, reason }
+        };
+        let mut document = parse(&content).map_err(refused(&from[0]))?;
+        let other = fs::read(&path).map_err(|source| PackError::io(&path, source))?;
+        let other = parse(&other).map_err(refused(&path))?;
+        document.merge(other).map_err(|at| PackError::Conflict {
+            first: from[0].display().to_string(),
+            second: path.display().to_string(),
+            at: super::check::data_path(&super::check::mount(name), &at),
+        })?;
+        let content = document.to_bytes().map_err(refused(&path))?;
+        from.push(path);
+        // JSON is YAML.
+        Ok(Self::Merged { from, content })
+    }
+}
+
+struct Search<'a> {
+    folder: &'a mut Folder,
+    root: &'a Path,
+    /// `root` without symbolic links.
+    real: &'a Path,
+    ignore: &'a Ignore,
+}
+
+impl Search<'_> {
+    fn single(&mut self, path: &Path) -> Result<(), PackError> {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.to_owned()))?;
+        if !is_loaded(name) {
+            return Err(PackError::NotLoaded(path.to_owned()));
+        }
+        self.folder.add(name.to_owned(), path.to_owned())
+    }
+
+    fn descend(&mut self, folder: &Path) -> Result<(), PackError> {
+        let failed = |source| PackError::io(folder, source);
+        // In the order of names, so that of several complaints always the same comes first.
+        let entries: Result<Vec<_>, io::Error> = fs::read_dir(folder).map_err(failed)?.collect();
+        let mut paths: Vec<_> = entries.map_err(failed)?.into_iter().map(|entry| entry.path()).collect();
+        paths.sort();
+        paths.into_iter().try_for_each(|path| self.look_at(path))
+    }
+
+    fn look_at(&mut self, path: PathBuf) -> Result<(), PackError> {
+        let relative = path.strip_prefix(self.root).unwrap_or(&path);
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.clone()))?;
+        if self.ignore.covers(name, relative) {
+            return Ok(());
+        }
+        let relative = relative.to_str().ok_or_else(|| PackError::Name(path.clone()))?.to_owned();
+        let kind = fs::symlink_metadata(&path).map_err(|source| PackError::io(&path, source))?.file_type();
+        if kind.is_dir() {
+            // `.git`, `.vscode`: never policy, often large.
+            return if name.starts_with('.') { Ok(()) } else { self.descend(&path) };
+        }
+        if kind.is_symlink() && (is_loaded(name) || !name.starts_with('.')) {
+            self.follow(&path, is_loaded(name))?;
+        }
+        if !is_loaded(name) {
+            return Ok(());
+        }
+        if !fs::metadata(&path).map_err(|source| PackError::io(&path, source))?.is_file() {
+            return Err(PackError::NotAFile(path));
+        }
+        self.folder.add(relative, path)
+    }
+
+    /// A link may name another file of the folder; anything else would put into the bundle
+    /// what nobody sees in the folder, or leave out what somebody sees.
+    fn follow(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
+        let target = match fs::canonicalize(path) {
+            Ok(target) => target,
+            // Nothing that OPA would load either.
+            Err(_) if !loaded => return Ok(()),
+            Err(source) => return Err(PackError::io(path, source)),
+        };
+        if target.is_dir() {
+            return Err(PackError::LinkedFolder(path.to_owned()));
+        }
+        if loaded && !target.starts_with(self.real) {
+            return Err(PackError::LeadsOut { link: path.to_owned(), folder: self.root.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+fn is_loaded(name: &str) -> bool {
+    name.ends_with(".rego")
+        || matches!(
+            name,
+            ".manifest" | ".signatures.json" | "data.json" | "data.yaml" | "data.yml" | "policy.wasm" | "plan.json"
+        )
+}
+
+/// Tests stay out of bundles: they are not policy, and OPA would compile them at every
+/// activation.
+fn is_test(name: &str) -> bool {
+    name.ends_with("_test.rego")
+}

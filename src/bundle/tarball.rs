@@ -1,0 +1,83 @@
+//! Writing tarballs, the same bytes for the same content everywhere.
+
+use std::io::{self, Read};
+
+use flate2::{Compression, GzBuilder, write::GzEncoder};
+
+use crate::oci::{Blob, NewBlob};
+
+/// A gzip tarball under way.
+pub(super) struct Tarball {
+    builder: tar::Builder<GzEncoder<NewBlob>>,
+}
+
+impl Tarball {
+    pub(super) fn create() -> Self {
+        // No time, no name, a fixed level: nothing but the content decides the bytes.
+        let encoder = GzBuilder::new().mtime(0).operating_system(255).write(NewBlob::create(), Compression::new(6));
+        Self { builder: tar::Builder::new(encoder) }
+    }
+
+    /// Adds a file that has exactly `size` bytes.
+    pub(super) fn add(&mut self, name: &str, size: u64, content: impl Read) -> io::Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        let mut content = Exactly { inner: content, left: size };
+        self.builder.append_data(&mut header, name, &mut content)?;
+        content.end()
+    }
+
+    pub(super) fn finish(self) -> io::Result<Blob> {
+        Ok(self.builder.into_inner()?.finish()?.finish())
+    }
+}
+
+/// Fails where a file is longer or shorter than it was a moment ago: the archive would be
+/// out of step from there on.
+struct Exactly<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Exactly<R> {
+    fn end(mut self) -> io::Result<()> {
+        match self.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(changed()),
+        }
+    }
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if count == 0 && self.left > 0 && !buffer.is_empty() {
+            return Err(changed());
+        }
+        self.left = self.left.checked_sub(count as u64).ok_or_else(changed)?;
+        Ok(count)
+    }
+}
+
+fn changed() -> io::Error {
+    io::Error::other("it changed while it was read; try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_size_than_announced_is_refused() {
+        for size in [0, 4, 6, 10_000] {
+            let mut tarball = Tarball::create();
+            assert!(tarball.add("x", size, &b"hello"[..]).is_err(), "{size}");
+        }
+        let mut tarball = Tarball::create();
+        tarball.add("x", 5, &b"hello"[..]).unwrap();
+        tarball.add("empty", 0, io::empty()).unwrap();
+        assert!(tarball.finish().unwrap().size() > 0);
+    }
+}
