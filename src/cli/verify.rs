@@ -144,7 +144,7 @@ fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
         let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
         // One key is one voter, however often it is named.
         if !authorities.iter().any(known) {
-            let name = file.file_name().unwrap_or(OsStr::new("key")).to_string_lossy().into_owned();
+            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
             authorities.push(Authority { name, keys: vec![key] });
         }
     }
