@@ -15,6 +15,7 @@ mod policy;
 mod rego;
 mod shape;
 mod tarball;
+mod test;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
@@ -25,3 +26,4 @@ pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{PackError, PackOptions, Packed, pack};
 pub use policy::{Policy, PolicyError};
 pub use rego::{Module, RegoVersion};
+pub use test::TestRun;

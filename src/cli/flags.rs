@@ -1,17 +1,12 @@
 //! Flags that several verbs have.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 
 use crate::{
     config::Access,
-    images::Images,
     metrics::Metrics,
     oci::Repository,
     registry::{Options, ReadLimits, Registries, Scheme},
@@ -32,14 +27,6 @@ pub(super) struct RegistryFlags {
     /// Take `registries` and `trust` from this configuration.
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub(super) config: Option<PathBuf>,
-}
-
-/// Where the image store is.
-#[derive(Debug, Args)]
-pub(super) struct StoreFlag {
-    /// The image store; default: BUNDLEGATE_STORE, or the user's data directory.
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
 }
 
 impl RegistryFlags {
@@ -63,25 +50,5 @@ impl RegistryFlags {
             own.extra_roots = std::fs::read(file).with_context(|| format!("--ca-file {}", file.display()))?;
         }
         Ok((Registries::new(options, LIMITS, Metrics::new().context("metrics")?), LIMITS))
-    }
-}
-
-impl StoreFlag {
-    /// Opens the store.
-    pub(super) fn open(&self) -> anyhow::Result<Images> {
-        Ok(Images::open(&self.path()?)?)
-    }
-
-    fn path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.store {
-            return Ok(path.clone());
-        }
-        if let Some(path) = env::var_os("BUNDLEGATE_STORE").filter(|path| !path.is_empty()) {
-            return Ok(path.into());
-        }
-        let data = env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
-        let data = data.or_else(home).context("image store: HOME is not set; name a folder with --store")?;
-        Ok(data.join("bundlegate"))
     }
 }

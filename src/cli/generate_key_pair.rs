@@ -35,6 +35,9 @@ struct Made<'a> {
     identity: String,
 }
 
+pub(super) const EXAMPLES: &str = "Example:
+  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
+
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let (private, public) = (options.file("key"), options.file("pub"));
     if !options.force {
@@ -65,7 +68,7 @@ impl Options {
     /// The whole file appears at once, and over another one only with `--force`.
     fn write(&self, file: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let failed = || format!("write {}", file.display());
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
         temporary.write_all(text.as_bytes()).with_context(failed)?;
         temporary.as_file().set_permissions(fs::Permissions::from_mode(mode)).with_context(failed)?;

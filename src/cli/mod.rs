@@ -1,21 +1,33 @@
 //! The command line: one file per verb, and all terminal output.
 
+mod build;
 mod completion;
 mod dev;
 mod eval;
 mod flags;
 mod gate;
 mod generate_key_pair;
+mod images;
+mod location;
 mod password;
 mod place;
 mod repl;
+mod rm;
 mod serve;
+mod sign;
+mod table;
+mod tag;
 mod verify;
 mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 use crate::{config::Config, telemetry};
 
@@ -32,26 +44,6 @@ const EXAMPLES: &str = "Examples:
   bundlegate dev policies/                    the same with a policy folder of your own
   bundlegate config check bundlegate.yaml     is this configuration right?
   bundlegate serve --config bundlegate.yaml   serve what the configuration names";
-
-const GENERATE_EXAMPLES: &str = "Example:
-  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
-
-const VERIFY_EXAMPLES: &str = "Examples:
-  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
-  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
-
-const EVAL_EXAMPLES: &str = "Examples:
-  bundlegate eval ghcr.io/acme/authz:v1 data.authz.allow --input input.json
-  echo '{\"user\": \"alice\"}' | bundlegate eval oci-layout:out 'x := data.authz' -i -";
-
-const REPL_EXAMPLES: &str = "Examples:
-  bundlegate repl ghcr.io/acme/authz:v1 --input input.json
-  printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
-
-const COMPLETION_EXAMPLES: &str = "Examples:
-  source <(bundlegate completion bash)                                   now, in bash
-  bundlegate completion zsh > \"${fpath[1]}/_bundlegate\"                  from the next zsh on
-  bundlegate completion fish > ~/.config/fish/completions/bundlegate.fish";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -71,35 +63,56 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Pack a policy folder into an image in the store on this machine.
+    ///
+    /// Checks what OPA would refuse at load, and parses every Rego file.
+    #[command(after_help = build::EXAMPLES)]
+    Build(build::Options),
+    /// Give an image of the store another name.
+    #[command(after_help = tag::EXAMPLES)]
+    Tag(tag::Options),
+    /// Remove images from the store.
+    #[command(after_help = rm::EXAMPLES)]
+    Rm(rm::Options),
+    /// List the images of the store, newest first.
+    #[command(after_help = images::EXAMPLES)]
+    Images(images::Options),
     /// Make a key pair as cosign makes them.
     ///
     /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
     /// cosign.pub. The password comes from COSIGN_PASSWORD, or is asked for twice. cosign
     /// signs with these files, and bundlegate with cosign's.
-    #[command(after_help = GENERATE_EXAMPLES)]
+    #[command(after_help = generate_key_pair::EXAMPLES)]
     GenerateKeyPair(generate_key_pair::Options),
+    /// Sign an artifact with a key of cosign's.
+    ///
+    /// Resolves REF once and signs that digest, so that cosign and the gateway accept it: by
+    /// default with a Sigstore bundle attached as a referrer, which cosign 3 writes; with
+    /// --legacy as cosign 2 does. Signatures that are there stay.
+    #[command(after_help = sign::EXAMPLES)]
+    Sign(sign::Options),
     /// Check who signed an artifact, as the gateway would.
     ///
     /// Resolves REF once, gathers every signature of that digest in both of cosign's
     /// formats, and tells what each is worth to the keys or the policy: every check, and why
     /// one failed. Succeeds only if the gateway would serve it.
-    #[command(after_help = VERIFY_EXAMPLES)]
+    #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Options),
     /// Ask a policy a question.
     ///
     /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
     /// and prints the JSON that `opa eval` prints; an undefined answer is {}. For a quick
     /// look: what decides in production is OPA, which knows more than this evaluator.
-    #[command(after_help = EVAL_EXAMPLES)]
+    #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Options),
     /// Ask a policy questions, line by line.
     ///
     /// A prompt over the rules and data of a bundle. Without a terminal it reads queries
     /// from standard input, one a line, and fails if one of them has no answer.
-    #[command(after_help = REPL_EXAMPLES)]
+    #[command(after_help = repl::EXAMPLES)]
     Repl(repl::Options),
     /// Print what completes bundlegate's commands in a shell.
-    #[command(after_help = COMPLETION_EXAMPLES)]
+    #[command(after_help = completion::EXAMPLES)]
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
@@ -138,10 +151,15 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(dev::run(options))
         }
+        Verb::Build(options) => run(build::run(options)),
+        Verb::Tag(options) => tag::run(&options),
+        Verb::Rm(options) => rm::run(&options),
+        Verb::Images(options) => images::run(&options),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
-        Verb::Verify(options) => block_on(verify::run(options)),
-        Verb::Eval(options) => block_on(eval::run(options)),
+        Verb::Sign(options) => run(sign::run(options)),
+        Verb::Verify(options) => run(verify::run(options)),
+        Verb::Eval(options) => run(eval::run(options)),
         Verb::Repl(options) => block_on(repl::run(options)),
         Verb::Completion { shell } => completion::run(shell),
         Verb::Version { json } => version::run(json),
@@ -164,6 +182,25 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// Runs a verb that ends by itself. What still blocks when it ends is not waited for.
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
+/// Lets Ctrl-C and SIGTERM end `work`, which must leave nothing behind. What follows it is
+/// brought to its end.
+async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => Ok(done),
+        _ = ctrl_c() => bail!("interrupted; nothing was changed"),
+        _ = terminate.recv() => bail!("interrupted; nothing was changed"),
+    }
 }
 
 /// A result, on stdout.

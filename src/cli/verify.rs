@@ -7,8 +7,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    flags::{RegistryFlags, StoreFlag},
-    place::Place,
+    flags::RegistryFlags,
+    location::Location,
+    place::{StoreFlag, reference},
     say, say_json, tell,
 };
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = reference)]
     reference: Reference,
     /// Trust this public key (PEM, such as cosign.pub); several: any of them.
     #[arg(long = "key", value_name = "FILE", required_unless_present = "config")]
@@ -73,11 +74,15 @@ struct Judged {
     report: Report,
 }
 
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
+
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
     let policy = options.policy(access.as_ref())?;
-    let place = Place::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let judged = judge(&options.reference, &place, &policy).await?;
+    let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
+    let judged = judge(&options.reference, &location, &policy).await?;
     for skipped in &judged.report.skipped {
         tell(&format!("{}: skipped {skipped}", options.reference));
     }
@@ -93,10 +98,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// Resolves once; everything else is about that digest.
-async fn judge(reference: &Reference, place: &Place, policy: &TrustPolicy) -> anyhow::Result<Judged> {
-    let pinned = place.resolve(reference).await?;
-    let manifest = place.source().manifest(&pinned).await?;
-    let evidence = verify::collect(place.source(), &pinned, place.limits().evidence).await?;
+async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy) -> anyhow::Result<Judged> {
+    let pinned = location.resolve(reference).await?;
+    let manifest = location.source().manifest(&pinned).await?;
+    let evidence = verify::collect(location.source(), &pinned, location.limits().evidence).await?;
     let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence);
     Ok(Judged { pinned, verdict, report })
 }
@@ -144,7 +149,7 @@ fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
         let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
         // One key is one voter, however often it is named.
         if !authorities.iter().any(known) {
-            let name = file.file_name().unwrap_or(OsStr::new("key")).to_string_lossy().into_owned();
+            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
             authorities.push(Authority { name, keys: vec![key] });
         }
     }

@@ -161,6 +161,16 @@ impl Source {
         &self.identity
     }
 
+    /// In a layout, tags are read as the ends of full references to `repository`, so that one
+    /// folder holds many; in a registry nothing changes.
+    #[must_use]
+    pub fn naming(self, repository: &Repository) -> Self {
+        match self.backend {
+            Backend::Layout(layout) => Self { backend: Backend::Layout(layout.naming(repository)), ..self },
+            Backend::Remote(_) => self,
+        }
+    }
+
     /// Turns a reference into a pin: one HEAD for a tag, nothing for a digest.
     ///
     /// # Errors
