@@ -16,6 +16,8 @@ mod protocols;
 mod reads;
 mod rooms;
 mod serving;
+mod shells;
+mod signatures;
 mod signing;
 mod trouble;
 mod writes;
