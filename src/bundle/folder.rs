@@ -105,6 +105,20 @@ impl Folder {
         self.unsigned.as_deref()
     }
 
+    /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.
+    pub fn is_v0(&self) -> bool {
+        self.manifest.get("rego_version") == Some(&Value::from(0))
+    }
+
+    /// All bytes of a file of the bundle.
+    pub(super) fn content(&self, name: &str) -> Result<Vec<u8>, PackError> {
+        match self.files.get(name) {
+            Some(Origin::Disk(path)) => fs::read(path).map_err(|source| PackError::io(path, source)),
+            Some(Origin::Merged { content, .. }) => Ok(content.clone()),
+            None => Err(PackError::io(Path::new(name), io::ErrorKind::NotFound.into())),
+        }
+    }
+
     /// What messages call a file of the bundle.
     pub(super) fn place(&self, name: &str) -> String {
         match self.files.get(name) {

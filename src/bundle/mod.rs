@@ -13,6 +13,7 @@ mod pack;
 mod rego;
 mod shape;
 mod tarball;
+mod test;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
@@ -21,3 +22,4 @@ pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
 pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{PackError, PackOptions, Packed, pack};
 pub use rego::{Module, RegoVersion};
+pub use test::TestRun;

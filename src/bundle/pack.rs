@@ -199,7 +199,7 @@ impl Folder {
 
     /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
     /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
-    fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
+    pub(super) fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
         let mut manifest = self.manifest.clone();
         if let Some(revision) = &options.revision {
             manifest.insert("revision".to_owned(), revision.as_str().into());

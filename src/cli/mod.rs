@@ -1,12 +1,23 @@
 //! The command line: one file per verb, and all terminal output.
 
+mod build;
 mod dev;
 mod gate;
+mod images;
+mod place;
+mod rm;
 mod serve;
+mod table;
+mod tag;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 use crate::{config::Config, telemetry};
 
@@ -42,6 +53,20 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Pack a policy folder into an image in the store on this machine.
+    ///
+    /// Checks what OPA would refuse at load, and parses every Rego file.
+    #[command(after_help = build::EXAMPLES)]
+    Build(build::Options),
+    /// Give an image of the store another name.
+    #[command(after_help = tag::EXAMPLES)]
+    Tag(tag::Options),
+    /// Remove images from the store.
+    #[command(after_help = rm::EXAMPLES)]
+    Rm(rm::Options),
+    /// List the images of the store, newest first.
+    #[command(after_help = images::EXAMPLES)]
+    Images(images::Options),
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -70,6 +95,10 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(dev::run(options))
         }
+        Verb::Build(options) => run(build::run(options)),
+        Verb::Tag(options) => tag::run(&options),
+        Verb::Rm(options) => rm::run(&options),
+        Verb::Images(options) => images::run(&options),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
     };
     match done {
@@ -90,6 +119,25 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// Runs a verb that ends by itself. What still blocks when it ends is not waited for.
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
+/// Lets Ctrl-C and SIGTERM end `work`, which must leave nothing behind. What follows it is
+/// brought to its end.
+async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => Ok(done),
+        _ = ctrl_c() => bail!("interrupted; nothing was changed"),
+        _ = terminate.recv() => bail!("interrupted; nothing was changed"),
+    }
 }
 
 /// A result, on stdout.
