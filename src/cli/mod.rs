@@ -2,6 +2,7 @@
 
 mod build;
 mod completion;
+mod copy;
 mod dev;
 mod eval;
 mod flags;
@@ -9,14 +10,20 @@ mod gate;
 mod generate_key_pair;
 mod images;
 mod location;
+mod login;
 mod password;
 mod place;
+mod progress;
+mod pull;
+mod push;
+mod remote;
 mod repl;
 mod rm;
 mod serve;
 mod sign;
 mod table;
 mod tag;
+mod trust;
 mod verify;
 mod version;
 
@@ -77,6 +84,30 @@ enum Verb {
     /// List the images of the store, newest first.
     #[command(after_help = images::EXAMPLES)]
     Images(images::Options),
+    /// Send images of the store to their registries.
+    ///
+    /// With the signatures that lie in the store. What the registry has is not sent again, so
+    /// a push that broke goes on when it is repeated.
+    #[command(after_help = push::EXAMPLES)]
+    Push(push::Options),
+    /// Fetch artifacts of registries into the store.
+    ///
+    /// With their signatures. Given a key or a configuration with trust policies, verifies
+    /// them first, and fetches nothing that the gateway would not serve.
+    #[command(after_help = pull::EXAMPLES)]
+    Pull(pull::Options),
+    /// Copy an artifact with its signatures and referrers, between registries and folders.
+    ///
+    /// Byte for byte, so every digest stays, and whoever verifies the copy needs the first
+    /// registry no more.
+    #[command(after_help = copy::EXAMPLES)]
+    Copy(copy::Options),
+    /// Check a user name and password with a registry, and keep them as docker does.
+    #[command(after_help = login::EXAMPLES)]
+    Login(login::Options),
+    /// Forget a registry's user name and password.
+    #[command(after_help = login::LOGOUT_EXAMPLES)]
+    Logout(login::LogoutOptions),
     /// Make a key pair as cosign makes them.
     ///
     /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
@@ -154,7 +185,12 @@ pub fn main() -> ExitCode {
         Verb::Build(options) => run(build::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
-        Verb::Images(options) => images::run(&options),
+        Verb::Images(options) => run(images::run(options)),
+        Verb::Push(options) => run(push::run(options)),
+        Verb::Pull(options) => run(pull::run(options)),
+        Verb::Copy(options) => run(copy::run(options)),
+        Verb::Login(options) => run(login::run(options)),
+        Verb::Logout(options) => run(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
         Verb::Sign(options) => run(sign::run(options)),

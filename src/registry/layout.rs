@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub(super) struct LayoutSource {
     root: PathBuf,
     limits: ReadLimits,
-    /// In front of every tag.
+    /// Where one folder holds many repositories: in front of every tag.
     repository: Option<String>,
 }
 
@@ -34,15 +34,13 @@ impl LayoutSource {
         let repository = self.repository.clone();
         self.blocking(move |layout, _| {
             let index = layout.index()?;
+            let find = |tag: &str| match &repository {
+                Some(repository) => index.named(&format!("{repository}:{tag}")),
+                None => index.find(tag),
+            };
             Ok(match selector {
                 Selector::Digest(digest) => Some(digest),
-                Selector::Tag(tag) => {
-                    let entry = match repository {
-                        Some(repository) => index.named(&format!("{repository}:{tag}")),
-                        None => index.find(&tag),
-                    };
-                    entry.map(|entry| entry.digest.clone())
-                }
+                Selector::Tag(tag) => find(&tag).map(|entry| entry.digest.clone()),
                 Selector::Only => {
                     // What was copied with its signatures is still the only thing there.
                     let named = |entry: &Descriptor| index.names().any(|(name, at)| at == entry && is_signature(name));

@@ -155,20 +155,20 @@ impl Source {
         &self.repository
     }
 
-    /// Repository and credential in words: who has been shown a blob here may have it from
-    /// a cache, others may not.
-    pub fn identity(&self) -> &str {
-        &self.identity
-    }
-
-    /// In a layout, tags are read as the ends of full references to `repository`, so that one
-    /// folder holds many; in a registry nothing changes.
+    /// In a layout, reads the tags of `repository` among those of others; the counterpart of
+    /// [`Destination::naming`].
     #[must_use]
     pub fn naming(self, repository: &Repository) -> Self {
         match self.backend {
             Backend::Layout(layout) => Self { backend: Backend::Layout(layout.naming(repository)), ..self },
             Backend::Remote(_) => self,
         }
+    }
+
+    /// Repository and credential in words: who has been shown a blob here may have it from
+    /// a cache, others may not.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Turns a reference into a pin: one HEAD for a tag, nothing for a digest.
