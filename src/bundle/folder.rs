@@ -85,7 +85,10 @@ impl Folder {
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
         let mut folder = Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Map::new(), unsigned: None };
         for path in paths {
-            let real = fs::canonicalize(path).map_err(|source| PackError::io(path, source))?;
+            let real = fs::canonicalize(path).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => PackError::Missing(path.clone()),
+                _ => PackError::io(path, source),
+            })?;
             let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
             if real.is_dir() {
                 search.descend(path)?;

@@ -5,11 +5,13 @@
 
 mod artifact;
 mod check;
+mod contents;
 mod document;
 mod folder;
 mod manifest;
 mod open;
 mod pack;
+mod recipe;
 mod rego;
 mod shape;
 mod tarball;
@@ -17,9 +19,11 @@ mod test;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
+pub use contents::Contents;
 pub use folder::{Folder, Ignore};
 pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
 pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{PackError, PackOptions, Packed, pack};
+pub use recipe::{NoBundle, Recipe};
 pub use rego::{Module, RegoVersion};
 pub use test::TestRun;
