@@ -108,6 +108,21 @@ impl Folder {
         self.unsigned.as_deref()
     }
 
+    /// The revision that `.manifest` states.
+    pub fn revision(&self) -> Option<&str> {
+        self.manifest.get("revision").and_then(Value::as_str)
+    }
+
+    /// The same with another revision in `.manifest`, or none.
+    #[must_use]
+    pub fn with_revision(mut self, revision: Option<&str>) -> Self {
+        match revision {
+            Some(revision) => drop(self.manifest.insert("revision".to_owned(), revision.into())),
+            None => drop(self.manifest.remove("revision")),
+        }
+        self
+    }
+
     /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.
     pub fn is_v0(&self) -> bool {
         self.manifest.get("rego_version") == Some(&Value::from(0))

@@ -2,10 +2,14 @@
 
 mod build;
 mod dev;
+mod found;
 mod gate;
 mod images;
+mod init;
+mod inspect;
 mod place;
 mod rm;
+mod save;
 mod serve;
 mod table;
 mod tag;
@@ -53,11 +57,20 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Start a policy project: Rego with a test, and CI that builds, signs and pushes.
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::Options),
     /// Pack a policy folder into an image in the store on this machine.
     ///
     /// Checks what OPA would refuse at load, and parses every Rego file.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
+    /// Show what is in an image: manifest, annotations, packages, files, signatures.
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::Options),
+    /// Write an image's bundle to a file, byte for byte.
+    #[command(after_help = save::EXAMPLES)]
+    Save(save::Options),
     /// Give an image of the store another name.
     #[command(after_help = tag::EXAMPLES)]
     Tag(tag::Options),
@@ -95,7 +108,10 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(dev::run(options))
         }
+        Verb::Init(options) => init::run(&options),
         Verb::Build(options) => run(build::run(options)),
+        Verb::Inspect(options) => run(inspect::run(options)),
+        Verb::Save(options) => run(save::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
         Verb::Images(options) => images::run(&options),
@@ -105,7 +121,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: WHAT: WHY; WAY OUT.
-            tell(&format!("{error:#}"));
+            tell(&sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -147,7 +163,36 @@ fn say(text: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// An error with its causes, of which one that the error itself tells is not told again.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace(['\n', '\r'], " ")) {
+        if sentence.is_empty() {
+            sentence = cause;
+        } else if !sentence.contains(&cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence
+}
+
 /// Anything else, on stderr, where nobody may be listening.
 fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "bundlegate: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_says_nothing_twice() {
+        let io = || std::io::Error::other("disk on fire");
+        let told = crate::oci::LayoutError::Io { operation: "write", path: "x".into(), source: io() };
+        assert_eq!(sentence(&told.into()), "write x: disk on fire");
+        let untold = Err::<(), _>(io()).context("write y").unwrap_err();
+        assert_eq!(sentence(&untold), "write y: disk on fire");
+    }
 }
