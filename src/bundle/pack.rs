@@ -54,6 +54,9 @@ pub enum PackError {
     /// There was no room to write the bundle down.
     #[error("write the bundle to a temporary file: {0}; make room, or name another folder with TMPDIR")]
     Temporary(io::Error),
+    /// A path that was named and is not there.
+    #[error("{0}: no such file or folder")]
+    Missing(PathBuf),
     /// A link to something that is not in the folder.
     #[error("{link} is a symbolic link that leads out of {folder}; put the file itself there", folder = .folder.display(), link = .link.display())]
     LeadsOut {
@@ -472,7 +475,7 @@ mod tests {
     #[test]
     fn bad_folders_are_refused_by_name() {
         assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
-        assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Io { .. })));
+        assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Missing(_))));
     }
 
     #[test]
