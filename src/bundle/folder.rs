@@ -85,7 +85,10 @@ impl Folder {
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
         let mut folder = Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Map::new(), unsigned: None };
         for path in paths {
-            let real = fs::canonicalize(path).map_err(|source| PackError::io(path, source))?;
+            let real = fs::canonicalize(path).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => PackError::Missing(path.clone()),
+                _ => PackError::io(path, source),
+            })?;
             let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
             if real.is_dir() {
                 search.descend(path)?;
@@ -103,6 +106,35 @@ impl Folder {
     /// The file of an OPA signature that would not survive packing and is left out.
     pub fn unsigned(&self) -> Option<&Path> {
         self.unsigned.as_deref()
+    }
+
+    /// The revision that `.manifest` states.
+    pub fn revision(&self) -> Option<&str> {
+        self.manifest.get("revision").and_then(Value::as_str)
+    }
+
+    /// The same with another revision in `.manifest`, or none.
+    #[must_use]
+    pub fn with_revision(mut self, revision: Option<&str>) -> Self {
+        match revision {
+            Some(revision) => drop(self.manifest.insert("revision".to_owned(), revision.into())),
+            None => drop(self.manifest.remove("revision")),
+        }
+        self
+    }
+
+    /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.
+    pub fn is_v0(&self) -> bool {
+        self.manifest.get("rego_version") == Some(&Value::from(0))
+    }
+
+    /// All bytes of a file of the bundle.
+    pub(super) fn content(&self, name: &str) -> Result<Vec<u8>, PackError> {
+        match self.files.get(name) {
+            Some(Origin::Disk(path)) => fs::read(path).map_err(|source| PackError::io(path, source)),
+            Some(Origin::Merged { content, .. }) => Ok(content.clone()),
+            None => Err(PackError::io(Path::new(name), io::ErrorKind::NotFound.into())),
+        }
     }
 
     /// What messages call a file of the bundle.

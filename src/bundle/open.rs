@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use flate2::bufread::MultiGzDecoder;
 use serde::de::IgnoredAny;
 
-use super::{BundleManifest, Revision};
+use super::{BundleManifest, NoBundle, Revision, tarball::Tarball};
 use crate::oci::Blob;
 
 /// How much a bundle may hold.
@@ -31,6 +31,7 @@ pub struct Bundle {
 /// One file of a tarball.
 pub(super) struct Entry<'a> {
     name: String,
+    size: u64,
     content: &'a mut dyn Read,
     limits: &'a Limits,
 }
@@ -39,6 +40,10 @@ impl Entry<'_> {
     /// The name as the tarball has it.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
@@ -178,11 +183,23 @@ pub(super) fn walk<E: From<NotABundle>>(
             return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        visit(&mut Entry { name, content: &mut entry, limits })?;
+        visit(&mut Entry { name, size: entry.size(), content: &mut entry, limits })?;
     }
     // The rest of the stream holds the gzip checksum.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
     Ok(())
+}
+
+/// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
+/// gives no name.
+pub(super) fn repack(blob: &Blob, limits: &Limits, rename: impl Fn(&str) -> Option<String>) -> Result<Blob, NoBundle> {
+    let mut tarball = Tarball::create();
+    walk(blob, limits, |entry| {
+        let Some(name) = rename(entry.name()) else { return Ok(()) };
+        let size = entry.size;
+        tarball.add(&name, size, &mut entry.content).map_err(NoBundle::Temporary)
+    })?;
+    tarball.finish().map_err(NoBundle::Temporary)
 }
 
 fn broken(error: &io::Error, limits: &Limits) -> NotABundle {

@@ -54,6 +54,9 @@ pub enum PackError {
     /// There was no room to write the bundle down.
     #[error("write the bundle to a temporary file: {0}; make room, or name another folder with TMPDIR")]
     Temporary(io::Error),
+    /// A path that was named and is not there.
+    #[error("{0}: no such file or folder")]
+    Missing(PathBuf),
     /// A link to something that is not in the folder.
     #[error("{link} is a symbolic link that leads out of {folder}; put the file itself there", folder = .folder.display(), link = .link.display())]
     LeadsOut {
@@ -199,7 +202,7 @@ impl Folder {
 
     /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
     /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
-    fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
+    pub(super) fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
         let mut manifest = self.manifest.clone();
         if let Some(revision) = &options.revision {
             manifest.insert("revision".to_owned(), revision.as_str().into());
@@ -472,7 +475,7 @@ mod tests {
     #[test]
     fn bad_folders_are_refused_by_name() {
         assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
-        assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Io { .. })));
+        assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Missing(_))));
     }
 
     #[test]

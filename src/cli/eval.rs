@@ -6,31 +6,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
+use tokio::task::spawn_blocking;
 
 use super::{
-    flags::{RegistryFlags, StoreFlag},
-    place::Place,
+    flags::RegistryFlags,
+    found::Found,
+    location::Location,
+    place::{LIMITS, StoreFlag, reference},
     say_json,
 };
 use crate::{
-    bundle::{self, Bundle, Limits, Policy},
+    bundle::{Limits, Policy},
+    config::Size,
     oci::Reference,
 };
-
-/// What a bundle may come to on the command line.
-const LIMITS: Limits = Limits { bundle: 2 << 30, unpacked: 8 << 30, files: 1_000_000 };
 
 /// Which policy, and where it is looked for.
 #[derive(Debug, Args)]
 pub(super) struct Which {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = reference)]
     pub(super) reference: Reference,
     /// Look into the registry only, not into the image store first.
     #[arg(long)]
     remote: bool,
+    /// The largest bundle to load.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    max_size: Size,
     #[command(flatten)]
     store: StoreFlag,
     #[command(flatten)]
@@ -49,6 +53,10 @@ pub(super) struct Options {
     input: Option<PathBuf>,
 }
 
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate eval ghcr.io/acme/authz:v1 data.authz.allow --input input.json
+  echo '{\"user\": \"alice\"}' | bundlegate eval oci-layout:out 'x := data.authz' -i -";
+
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let mut policy = options.which.load().await?;
     if let Some(file) = &options.input {
@@ -64,19 +72,16 @@ impl Which {
     pub(super) async fn load(&self) -> anyhow::Result<Policy> {
         let reference = &self.reference;
         let access = self.registry.access()?;
-        let place = match self.remote {
-            true => Place::of(reference, false, &self.store, &self.registry, access.as_ref())?,
-            false => Place::nearest(reference, &self.store, &self.registry, access.as_ref()).await?,
+        let location = match self.remote {
+            true => Location::of(reference, false, &self.store, &self.registry, access.as_ref())?,
+            false => Location::nearest(reference, &self.store, &self.registry, access.as_ref()).await?,
         };
-        let pinned = place.resolve(reference).await?;
-        let manifest = place.source().manifest(&pinned).await?;
-        let layer = bundle::layer(&manifest).map_err(|reason| anyhow::anyhow!("{reference}: {reason}"))?;
-        if layer.size > LIMITS.bundle {
-            bail!("{reference}: a bundle of {} bytes is more than the {} that are read", layer.size, LIMITS.bundle);
-        }
-        let blob = place.source().blob(layer).await?.collect().await?;
-        let loaded = tokio::task::spawn_blocking(move || anyhow::Ok(Policy::load(&Bundle::open(blob, &LIMITS)?)?));
-        loaded.await?.with_context(|| reference.to_string())
+        let pinned = location.resolve(reference).await?;
+        let manifest = location.source().manifest(&pinned).await?;
+        let found = Found { reference: reference.clone(), source: location.source().clone(), pinned, manifest };
+        let limits = Limits { bundle: self.max_size.bytes(), ..LIMITS };
+        let bundle = found.bundle(&found.recipe(None)?, limits).await?;
+        spawn_blocking(move || Policy::load(&bundle)).await?.with_context(|| reference.to_string())
     }
 }
 

@@ -1,45 +1,35 @@
-//! Flags that several verbs have.
+//! Flags of every verb that speaks to a registry, and what becomes of them.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, env, fs, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 
 use crate::{
     config::Access,
-    images::Images,
     metrics::Metrics,
     oci::Repository,
-    registry::{Options, ReadLimits, Registries, Scheme},
+    registry::{Credentials, DockerConfig, Options, ReadLimits, Registries, Scheme, TlsTrust},
 };
 
 /// What the command line reads at most; the bundle's own limit comes on top.
 const LIMITS: ReadLimits = ReadLimits { manifest: 4 << 20, evidence: 16 << 20, bundle: 2 << 30 };
 
 /// How registries are reached.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct RegistryFlags {
     /// Speak plain HTTP to the registry, in the clear.
     #[arg(long, help_heading = "Registry")]
-    plain_http: bool,
-    /// Trust the certificates in this PEM file as well.
-    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    pub(super) plain_http: bool,
+    /// Trust the certificates in this PEM file, too.
+    #[arg(long, value_name = "FILE", help_heading = "Registry", conflicts_with = "plain_http")]
     ca_file: Option<PathBuf>,
+    /// Don't check the registry's certificate: anybody on the way can answer in its place.
+    #[arg(long, help_heading = "Registry", conflicts_with = "plain_http")]
+    insecure_skip_tls_verify: bool,
     /// Take `registries` and `trust` from this configuration.
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub(super) config: Option<PathBuf>,
-}
-
-/// Where the image store is.
-#[derive(Debug, Args)]
-pub(super) struct StoreFlag {
-    /// The image store; default: BUNDLEGATE_STORE, or the user's data directory.
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
 }
 
 impl RegistryFlags {
@@ -54,34 +44,51 @@ impl RegistryFlags {
         access: Option<&Access>,
         repository: &Repository,
     ) -> anyhow::Result<(Registries, ReadLimits)> {
-        let mut options: BTreeMap<String, Options> = access.map(|access| access.registries.clone()).unwrap_or_default();
-        let own = options.entry(repository.host().to_owned()).or_default();
+        Ok((self.registries_as(access, &[(repository.host(), self)], self.login())?, LIMITS))
+    }
+
+    /// The registries, of which some are described by flags, under one way to log in for
+    /// those that the configuration gives none.
+    pub(super) fn registries_as(
+        &self,
+        access: Option<&Access>,
+        described: &[(&str, &Self)],
+        login: Option<Credentials>,
+    ) -> anyhow::Result<Registries> {
+        let mut options: BTreeMap<_, _> = access.map(|access| access.registries.clone()).unwrap_or_default();
+        for (host, flags) in described {
+            flags.describe(options.entry((*host).to_owned()).or_default())?;
+        }
+        for options in options.values_mut().filter(|options| options.credentials.is_none()) {
+            options.credentials.clone_from(&login);
+        }
+        let others = Options { credentials: login, ..Options::default() };
+        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).otherwise(others))
+    }
+
+    /// As docker logs in.
+    pub(super) fn login(&self) -> Option<Credentials> {
+        docker_config().map(|config| Credentials::DockerConfig { file: config.file().to_owned() })
+    }
+
+    fn describe(&self, options: &mut Options) -> anyhow::Result<()> {
         if self.plain_http {
-            own.scheme = Scheme::Http;
+            options.scheme = Scheme::Http;
         }
         if let Some(file) = &self.ca_file {
-            own.extra_roots = std::fs::read(file).with_context(|| format!("--ca-file {}", file.display()))?;
+            let roots = fs::read(file).with_context(|| format!("--ca-file {}", file.display()))?;
+            options.extra_roots.extend(roots);
         }
-        Ok((Registries::new(options, LIMITS, Metrics::new().context("metrics")?), LIMITS))
+        if self.insecure_skip_tls_verify {
+            options.tls = TlsTrust::Unverified;
+        }
+        Ok(())
     }
 }
 
-impl StoreFlag {
-    /// Opens the store.
-    pub(super) fn open(&self) -> anyhow::Result<Images> {
-        Ok(Images::open(&self.path()?)?)
-    }
-
-    fn path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.store {
-            return Ok(path.clone());
-        }
-        if let Some(path) = env::var_os("BUNDLEGATE_STORE").filter(|path| !path.is_empty()) {
-            return Ok(path.into());
-        }
-        let data = env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
-        let data = data.or_else(home).context("image store: HOME is not set; name a folder with --store")?;
-        Ok(data.join("bundlegate"))
-    }
+/// Docker's own configuration: in `DOCKER_CONFIG`, or in the home folder.
+pub(super) fn docker_config() -> Option<DockerConfig> {
+    let given = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let folder = given("DOCKER_CONFIG").or_else(|| Some(given("HOME")?.join(".docker")))?;
+    Some(DockerConfig::new(folder.join("config.json")))
 }

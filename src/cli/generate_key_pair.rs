@@ -35,6 +35,9 @@ struct Made<'a> {
     identity: String,
 }
 
+pub(super) const EXAMPLES: &str = "Example:
+  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
+
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let (private, public) = (options.file("key"), options.file("pub"));
     if !options.force {

@@ -1,22 +1,45 @@
 //! The command line: one file per verb, and all terminal output.
 
+mod build;
 mod completion;
+mod copy;
 mod dev;
 mod eval;
 mod flags;
+mod found;
 mod gate;
 mod generate_key_pair;
+mod images;
+mod init;
+mod inspect;
+mod location;
+mod login;
 mod open_files;
 mod password;
 mod place;
+mod progress;
+mod pull;
+mod push;
+mod remote;
 mod repl;
+mod rm;
+mod save;
 mod serve;
+mod sign;
+mod table;
+mod tag;
+mod trust;
 mod verify;
 mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 use crate::{config::Config, telemetry};
 
@@ -33,26 +56,6 @@ const EXAMPLES: &str = "Examples:
   bundlegate dev policies/                    the same with a policy folder of your own
   bundlegate config check bundlegate.yaml     is this configuration right?
   bundlegate serve --config bundlegate.yaml   serve what the configuration names";
-
-const GENERATE_EXAMPLES: &str = "Example:
-  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
-
-const VERIFY_EXAMPLES: &str = "Examples:
-  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
-  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
-
-const EVAL_EXAMPLES: &str = "Examples:
-  bundlegate eval ghcr.io/acme/authz:v1 data.authz.allow --input input.json
-  echo '{\"user\": \"alice\"}' | bundlegate eval oci-layout:out 'x := data.authz' -i -";
-
-const REPL_EXAMPLES: &str = "Examples:
-  bundlegate repl ghcr.io/acme/authz:v1 --input input.json
-  printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
-
-const COMPLETION_EXAMPLES: &str = "Examples:
-  source <(bundlegate completion bash)                                   now, in bash
-  bundlegate completion zsh > \"${fpath[1]}/_bundlegate\"                  from the next zsh on
-  bundlegate completion fish > ~/.config/fish/completions/bundlegate.fish";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -72,35 +75,89 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Start a policy project: Rego with a test, and CI that builds, signs and pushes.
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::Options),
+    /// Pack a policy folder into an image in the store on this machine.
+    ///
+    /// Checks what OPA would refuse at load, and parses every Rego file.
+    #[command(after_help = build::EXAMPLES)]
+    Build(build::Options),
+    /// Show what is in an image: manifest, annotations, packages, files, signatures.
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::Options),
+    /// Write an image's bundle to a file, byte for byte.
+    #[command(after_help = save::EXAMPLES)]
+    Save(save::Options),
+    /// Give an image of the store another name.
+    #[command(after_help = tag::EXAMPLES)]
+    Tag(tag::Options),
+    /// Remove images from the store.
+    #[command(after_help = rm::EXAMPLES)]
+    Rm(rm::Options),
+    /// List the images of the store, newest first.
+    #[command(after_help = images::EXAMPLES)]
+    Images(images::Options),
+    /// Send images of the store to their registries.
+    ///
+    /// With the signatures that lie in the store. What the registry has is not sent again, so
+    /// a push that broke goes on when it is repeated.
+    #[command(after_help = push::EXAMPLES)]
+    Push(push::Options),
+    /// Fetch artifacts of registries into the store.
+    ///
+    /// With their signatures. Given a key or a configuration with trust policies, verifies
+    /// them first, and fetches nothing that the gateway would not serve.
+    #[command(after_help = pull::EXAMPLES)]
+    Pull(pull::Options),
+    /// Copy an artifact with its signatures and referrers, between registries and folders.
+    ///
+    /// Byte for byte, so every digest stays, and whoever verifies the copy needs the first
+    /// registry no more.
+    #[command(after_help = copy::EXAMPLES)]
+    Copy(copy::Options),
+    /// Check a user name and password with a registry, and keep them as docker does.
+    #[command(after_help = login::EXAMPLES)]
+    Login(login::Options),
+    /// Forget a registry's user name and password.
+    #[command(after_help = login::LOGOUT_EXAMPLES)]
+    Logout(login::LogoutOptions),
     /// Make a key pair as cosign makes them.
     ///
     /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
     /// cosign.pub. The password comes from COSIGN_PASSWORD, or is asked for twice. cosign
     /// signs with these files, and bundlegate with cosign's.
-    #[command(after_help = GENERATE_EXAMPLES)]
+    #[command(after_help = generate_key_pair::EXAMPLES)]
     GenerateKeyPair(generate_key_pair::Options),
+    /// Sign an artifact with a key of cosign's.
+    ///
+    /// Resolves REF once and signs that digest, so that cosign and the gateway accept it: by
+    /// default with a Sigstore bundle attached as a referrer, which cosign 3 writes; with
+    /// --legacy as cosign 2 does. Signatures that are there stay.
+    #[command(after_help = sign::EXAMPLES)]
+    Sign(sign::Options),
     /// Check who signed an artifact, as the gateway would.
     ///
     /// Resolves REF once, gathers every signature of that digest in both of cosign's
     /// formats, and tells what each is worth to the keys or the policy: every check, and why
     /// one failed. Succeeds only if the gateway would serve it.
-    #[command(after_help = VERIFY_EXAMPLES)]
+    #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Options),
     /// Ask a policy a question.
     ///
     /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
     /// and prints the JSON that `opa eval` prints; an undefined answer is {}. For a quick
     /// look: what decides in production is OPA, which knows more than this evaluator.
-    #[command(after_help = EVAL_EXAMPLES)]
+    #[command(after_help = eval::EXAMPLES)]
     Eval(eval::Options),
     /// Ask a policy questions, line by line.
     ///
     /// A prompt over the rules and data of a bundle. Without a terminal it reads queries
     /// from standard input, one a line, and fails if one of them has no answer.
-    #[command(after_help = REPL_EXAMPLES)]
+    #[command(after_help = repl::EXAMPLES)]
     Repl(repl::Options),
     /// Print what completes bundlegate's commands in a shell.
-    #[command(after_help = COMPLETION_EXAMPLES)]
+    #[command(after_help = completion::EXAMPLES)]
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
@@ -139,8 +196,21 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(dev::run(options))
         }
+        Verb::Init(options) => init::run(&options),
+        Verb::Build(options) => block_on(build::run(options)),
+        Verb::Inspect(options) => block_on(inspect::run(options)),
+        Verb::Save(options) => block_on(save::run(options)),
+        Verb::Tag(options) => tag::run(&options),
+        Verb::Rm(options) => rm::run(&options),
+        Verb::Images(options) => block_on(images::run(options)),
+        Verb::Push(options) => block_on(push::run(options)),
+        Verb::Pull(options) => block_on(pull::run(options)),
+        Verb::Copy(options) => block_on(copy::run(options)),
+        Verb::Login(options) => block_on(login::run(options)),
+        Verb::Logout(options) => block_on(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
+        Verb::Sign(options) => block_on(sign::run(options)),
         Verb::Verify(options) => block_on(verify::run(options)),
         Verb::Eval(options) => block_on(eval::run(options)),
         Verb::Repl(options) => block_on(repl::run(options)),
@@ -151,7 +221,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: WHAT: WHY; WAY OUT.
-            tell(&format!("{error:#}"));
+            tell(&sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -171,6 +241,17 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     done
 }
 
+/// Lets Ctrl-C and SIGTERM end `work`, which must leave nothing behind. What follows it is
+/// brought to its end.
+async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => Ok(done),
+        _ = ctrl_c() => bail!("interrupted; nothing was changed"),
+        _ = terminate.recv() => bail!("interrupted; nothing was changed"),
+    }
+}
+
 /// A result, on stdout.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -186,7 +267,36 @@ fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     say(&serde_json::to_string_pretty(value)?)
 }
 
+/// An error with its causes, of which one that the error itself tells is not told again.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace(['\n', '\r'], " ")) {
+        if sentence.is_empty() {
+            sentence = cause;
+        } else if !sentence.contains(&cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence
+}
+
 /// Anything else, on stderr, where nobody may be listening.
 fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "bundlegate: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_says_nothing_twice() {
+        let io = || std::io::Error::other("disk on fire");
+        let told = crate::oci::LayoutError::Io { operation: "write", path: "x".into(), source: io() };
+        assert_eq!(sentence(&told.into()), "write x: disk on fire");
+        let untold = Err::<(), _>(io()).context("write y").unwrap_err();
+        assert_eq!(sentence(&untold), "write y: disk on fire");
+    }
 }

@@ -37,6 +37,10 @@ enum Reply {
     Quit,
 }
 
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate repl ghcr.io/acme/authz:v1 --input input.json
+  printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
+
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let mut policy = options.which.load().await?;
     if let Some(file) = &options.input {

@@ -1,40 +1,36 @@
 //! `bundlegate verify`: the gateway's own judge, with its reasons.
 
-use std::{ffi::OsStr, fs, path::PathBuf};
-
-use anyhow::{Context as _, anyhow, bail};
-use clap::Args;
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::{
-    flags::{RegistryFlags, StoreFlag},
-    place::Place,
+    flags::RegistryFlags,
+    location::Location,
+    place::{StoreFlag, reference},
     say, say_json, tell,
+    trust::TrustFlags,
 };
 use crate::{
-    config::Access,
     oci::{Manifest, PinnedReference, Reference},
-    verify::{self, Authority, Finding, PublicKey, Reason, Rejection, Report, TrustPolicy, Verified},
+    verify::{self, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
 };
 
 /// What to verify, and whom to trust.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("whom").args(["keys", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = reference)]
     reference: Reference,
-    /// Trust this public key (PEM, such as cosign.pub); several: any of them.
-    #[arg(long = "key", value_name = "FILE", required_unless_present = "config")]
-    keys: Vec<PathBuf>,
-    /// Judge by this policy of the configuration; default: the one whose `match` fits.
-    #[arg(long, value_name = "NAME", requires = "config", conflicts_with = "keys")]
-    policy: Option<String>,
     /// Look into the image store instead of the registry.
     #[arg(long)]
     local: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
     #[command(flatten)]
     store: StoreFlag,
     #[command(flatten)]
@@ -73,11 +69,16 @@ struct Judged {
     report: Report,
 }
 
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
+
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
-    let policy = options.policy(access.as_ref())?;
-    let place = Place::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let judged = judge(&options.reference, &place, &policy).await?;
+    let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
+    let policy = policy.context("--config: it names no trust policy; name a key (--key)")?;
+    let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
+    let judged = judge(&options.reference, &location, &policy).await?;
     for skipped in &judged.report.skipped {
         tell(&format!("{}: skipped {skipped}", options.reference));
     }
@@ -93,24 +94,15 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// Resolves once; everything else is about that digest.
-async fn judge(reference: &Reference, place: &Place, policy: &TrustPolicy) -> anyhow::Result<Judged> {
-    let pinned = place.resolve(reference).await?;
-    let manifest = place.source().manifest(&pinned).await?;
-    let evidence = verify::collect(place.source(), &pinned, place.limits().evidence).await?;
+async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy) -> anyhow::Result<Judged> {
+    let pinned = location.resolve(reference).await?;
+    let manifest = location.source().manifest(&pinned).await?;
+    let evidence = verify::collect(location.source(), &pinned, location.limits().evidence).await?;
     let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence);
     Ok(Judged { pinned, verdict, report })
 }
 
 impl Options {
-    fn policy(&self, access: Option<&Access>) -> anyhow::Result<TrustPolicy> {
-        if !self.keys.is_empty() {
-            return policy_of(&self.keys);
-        }
-        let access = access.context("whom to trust is not said; name a key (--key) or a configuration (--config)")?;
-        let chosen = access.trust.choose(self.policy.as_deref(), self.reference.repository());
-        chosen.map_err(|sentence| anyhow!("--policy: {sentence}"))
-    }
-
     fn document<'a>(&'a self, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
         Document {
             reference: self.reference.to_string(),
@@ -133,22 +125,6 @@ impl<'a> Signature<'a> {
             checks: checks.map(|check| Check { check: check.name, ok: check.ok, detail: &check.detail }).collect(),
         }
     }
-}
-
-/// Any of the keys, each an authority of its own with the file's name.
-fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
-    let mut authorities: Vec<Authority> = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
-        let key = PublicKey::from_pem(&text).map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
-        let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
-        // One key is one voter, however often it is named.
-        if !authorities.iter().any(known) {
-            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
-            authorities.push(Authority { name, keys: vec![key] });
-        }
-    }
-    TrustPolicy::any_of("--key".to_owned(), authorities).context("--key: none is named")
 }
 
 fn text(judged: &Judged, policy: &TrustPolicy) -> String {

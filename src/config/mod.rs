@@ -31,6 +31,7 @@ pub use clients::{ClientConfig, Credential, Secret};
 pub use problem::ConfigError;
 pub use server::{Drain, LongPoll, Server};
 pub use trust::Policies;
+pub use values::Size;
 
 /// A configuration whose every value is checked and whose every file was there.
 #[derive(Debug, Clone)]
@@ -180,7 +181,7 @@ fn check_version(root: &tree::Node) -> Result<(), problem::Problem> {
 }
 
 fn limits(raw: &raw::Limits) -> Result<Limits, problem::Problem> {
-    let bytes = |size: Option<values::Size>, mebibytes: u64| size.map_or(mebibytes << 20, |size| size.0);
+    let bytes = |size: Option<Size>, mebibytes: u64| size.map_or(mebibytes << 20, |size| size.0);
     let files = raw.files.unwrap_or(20_000);
     if files == 0 {
         return Err(problem::Problem::new("no bundle could pass; write a number from 1 up").at("files"));

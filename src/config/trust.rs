@@ -63,6 +63,11 @@ impl Policies {
         })
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The policy that somebody asks for by `name`, or else the one that a bundle from
     /// `repository` would fall under.
     ///

@@ -17,7 +17,14 @@ pub(super) struct Time(pub(super) Duration);
 
 /// `64MiB`; never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Size(pub(super) u64);
+pub struct Size(pub(super) u64);
+
+impl Size {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
 
 /// `":8443"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

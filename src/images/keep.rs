@@ -85,11 +85,20 @@ impl Images {
         Ok(Filling { _lock: lock })
     }
 
+    /// Whether a new image may be called that.
+    ///
+    /// # Errors
+    /// `NotAName` for a folder or a bare digest.
+    pub fn check_name(name: &Reference) -> Result<(), ImagesError> {
+        image::tag_name_of(name).map(drop).ok_or_else(|| ImagesError::NotAName(name.clone()))
+    }
+
     /// Puts an artifact in under a name.
     ///
     /// # Errors
     /// When the disk refuses; the name then means what it meant before.
     pub fn put(&self, artifact: &Artifact, name: &Reference) -> Result<(), ImagesError> {
+        Self::check_name(name)?;
         let filling = self.filling()?;
         self.layout.store_blob(&artifact.layer)?;
         self.layout.write_blob(NewManifest::CONFIG)?;

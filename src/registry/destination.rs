@@ -112,6 +112,19 @@ impl Destination {
             progress.finished(descriptor, Passage::Present);
             return Ok(());
         }
+        self.send_blob(descriptor, blob, progress).await
+    }
+
+    /// As [`Self::put_blob`], for a blob of which the caller knows that it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::put_blob`].
+    pub async fn send_blob(
+        &self,
+        descriptor: &Descriptor,
+        blob: &Blob,
+        progress: &dyn Progress,
+    ) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.upload(descriptor, blob, progress).await?,
             Backend::Shelf(shelf) => shelf.store(blob).await?,

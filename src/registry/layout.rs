@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits};
-use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Selector};
+use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
 
 /// A local disk that takes longer is as good as dead.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -16,20 +16,31 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub(super) struct LayoutSource {
     root: PathBuf,
     limits: ReadLimits,
+    /// Where one folder holds many repositories: in front of every tag.
+    repository: Option<String>,
 }
 
 impl LayoutSource {
     pub(super) fn new(root: PathBuf, limits: ReadLimits) -> Self {
-        Self { root, limits }
+        Self { root, limits, repository: None }
+    }
+
+    pub(super) fn naming(self, repository: &Repository) -> Self {
+        Self { repository: Some(repository.to_string()), ..self }
     }
 
     /// The digest that `selector` names now; `None` when nothing, or more than one thing, fits.
     pub(super) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
+        let repository = self.repository.clone();
         self.blocking(move |layout, _| {
             let index = layout.index()?;
+            let find = |tag: &str| match &repository {
+                Some(repository) => index.named(&format!("{repository}:{tag}")),
+                None => index.find(tag),
+            };
             Ok(match selector {
                 Selector::Digest(digest) => Some(digest),
-                Selector::Tag(tag) => index.find(&tag).map(|entry| entry.digest.clone()),
+                Selector::Tag(tag) => find(&tag).map(|entry| entry.digest.clone()),
                 Selector::Only => {
                     // What was copied with its signatures is still the only thing there.
                     let named = |entry: &Descriptor| index.names().any(|(name, at)| at == entry && is_signature(name));
@@ -82,7 +93,7 @@ impl LayoutSource {
         &self,
         work: impl FnOnce(Layout, ReadLimits) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
-        let Self { root, limits } = self.clone();
+        let Self { root, limits, .. } = self.clone();
         spawn_blocking(move || work(Layout::open(root)?, limits)).await.unwrap_or_else(|error| {
             Err(RegistryError::Protocol { operation: "read", host: "oci-layout".to_owned(), reason: error.to_string() })
         })

@@ -176,6 +176,16 @@ impl Source {
         &self.repository
     }
 
+    /// In a layout, reads the tags of `repository` among those of others; the counterpart of
+    /// [`Destination::naming`].
+    #[must_use]
+    pub fn naming(self, repository: &Repository) -> Self {
+        match self.backend {
+            Backend::Layout(layout) => Self { backend: Backend::Layout(layout.naming(repository)), ..self },
+            Backend::Remote(_) => self,
+        }
+    }
+
     /// Repository and credential in words: who has been shown a blob here may have it from
     /// a cache, others may not.
     pub fn identity(&self) -> &str {

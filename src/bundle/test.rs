@@ -1,0 +1,198 @@
+//! Running a policy's own tests: the `test_` rules of `*_test.rego` files.
+
+use std::fs;
+
+use serde_json::value::RawValue;
+
+use super::{
+    BundleManifest, Folder, NotABundle, PackError, PackOptions,
+    check::{is_data, mount, version_of},
+    document::Document,
+    rego::{Module, RegoVersion, Unreadable, engine},
+};
+
+/// How the tests of a policy went.
+#[derive(Debug, Clone, Default)]
+pub struct TestRun {
+    /// How many passed.
+    pub passed: usize,
+    /// Those that did not, by name and reason.
+    pub failures: Vec<String>,
+}
+
+impl Folder {
+    /// Runs every test with the built-in evaluator, which knows most of OPA's functions but
+    /// not its cryptography. Blocks.
+    ///
+    /// # Errors
+    /// What keeps the tests from being run; that one fails is no error.
+    pub fn test(&self, options: &PackOptions) -> Result<TestRun, PackError> {
+        let manifest = self.manifest_for(options);
+        let manifest = BundleManifest::parse(serde_json::Value::Object(manifest).to_string().as_bytes())
+            .map_err(|reason| NotABundle::File { path: ".manifest".to_owned(), reason })?;
+        let mut engine = engine(RegoVersion::V1);
+        for name in self.files.keys() {
+            let content = self.content(name)?;
+            if name.ends_with(".rego") {
+                let text = String::from_utf8(content).map_err(|_| PackError::NotText(self.place(name)))?;
+                add(&mut engine, &self.place(name), text, version_of(&manifest, name))?;
+            } else if is_data(name) {
+                let refused = |reason: String| PackError::File { place: self.place(name), reason };
+                let data = data(name, &content).map_err(refused)?;
+                engine.add_data_json(&data).map_err(|error| refused(one_line(&error.to_string())))?;
+            }
+        }
+        let mut found = Vec::new();
+        for (name, path) in &self.tests {
+            let place = path.display().to_string();
+            let text = fs::read_to_string(path).map_err(|source| PackError::io(path, source))?;
+            let version = version_of(&manifest, name);
+            add(&mut engine, &place, text.clone(), version)?;
+            let module = Module::parse(name, &place, &text, version)?;
+            let rules = test_rules(&text).into_iter();
+            let declared = rules.filter(|rule| engine.has_declared_rule_rooted_at(&place, rule).unwrap_or(false));
+            found.extend(declared.map(|rule| (place.clone(), rule_path(&module, &rule))));
+        }
+        let mut run = TestRun::default();
+        for (place, rule) in found {
+            match outcome(&mut engine.clone(), &rule) {
+                Ok(()) => run.passed += 1,
+                Err(reason) => run.failures.push(format!("{rule} ({place}): {reason}")),
+            }
+        }
+        Ok(run)
+    }
+}
+
+fn add(engine: &mut regorus::Engine, place: &str, text: String, version: RegoVersion) -> Result<(), PackError> {
+    engine.set_rego_v0(version == RegoVersion::V0);
+    match engine.add_policy(place.to_owned(), text) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Unreadable::from_picture(place, &error.to_string()).into()),
+    }
+}
+
+/// A data file as a document at the root of all data.
+fn data(name: &str, content: &[u8]) -> Result<String, String> {
+    let document = if name.ends_with(".json") { Document::of_json(content) } else { Document::of_yaml(content) }?;
+    let mounted = mount(name).iter().rev().try_fold(document.to_bytes()?, |inner, key| {
+        let inner: &RawValue = serde_json::from_slice(&inner).map_err(|error| error.to_string())?;
+        serde_json::to_vec(&std::collections::BTreeMap::from([(key, inner)])).map_err(|error| error.to_string())
+    })?;
+    String::from_utf8(mounted).map_err(|error| error.to_string())
+}
+
+/// Names at the start of lines that may be those of test rules.
+fn test_rules(text: &str) -> Vec<String> {
+    let mut rules: Vec<String> = Vec::new();
+    for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("test_")) {
+        let end = line.find(|character: char| !(character.is_alphanumeric() || character == '_'));
+        let name = &line[..end.unwrap_or(line.len())];
+        if !rules.iter().any(|known| known == name) {
+            rules.push(name.to_owned());
+        }
+    }
+    rules
+}
+
+/// `data.a["b-c"].test_x`.
+fn rule_path(module: &Module, rule: &str) -> String {
+    let plain = |segment: &str| segment.chars().all(|character| character.is_alphanumeric() || character == '_');
+    let package = module.path.iter().map(|segment| {
+        if plain(segment) { format!(".{segment}") } else { format!("[{}]", serde_json::Value::from(segment.as_str())) }
+    });
+    format!("data{}.{rule}", package.collect::<String>())
+}
+
+/// A test passes when it is true, and so does one with cases when all of them are.
+fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
+    let results = engine.eval_query(rule.to_owned(), false).map_err(|error| {
+        let error = Unreadable::from_picture("", &error.to_string());
+        format!("{} {}", error.place, error.reason).trim().to_owned()
+    })?;
+    let value = results.result.first().and_then(|result| result.expressions.first()).map(|found| &found.value);
+    match value {
+        Some(regorus::Value::Bool(true)) => Ok(()),
+        Some(regorus::Value::Object(cases)) => {
+            let failed = cases.iter().find(|(_, passed)| **passed != regorus::Value::Bool(true));
+            failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} does not hold")))
+        }
+        Some(regorus::Value::Bool(false)) => Err("it is false".to_owned()),
+        Some(regorus::Value::Undefined) | None => Err("it does not hold".to_owned()),
+        Some(other) => Err(format!("it is {other} instead of true")),
+    }
+}
+
+fn one_line(message: &str) -> String {
+    super::shape::one_line(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::Limits;
+
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+
+    fn run(files: &[(&str, &str)]) -> TestRun {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        Folder::read(folder.path()).unwrap().test(&PackOptions::new(LIMITS)).unwrap()
+    }
+
+    const POLICY: (&str, &str) = ("a/p.rego", "package a.b\n\nallow if data.users[input.user].admin\n");
+
+    #[test]
+    fn tests_see_policy_data_and_input() {
+        let run = run(&[
+            POLICY,
+            ("users/data.json", r#"{"alice":{"admin":true}}"#),
+            ("users/more/data.yaml", "x: 1\n"),
+            (
+                "a/p_test.rego",
+                "package a.b_test\n\nimport data.a.b\n\ntest_admin if b.allow with input.user as \"alice\"\n\n\
+                 test_other if not b.allow with input.user as \"bob\"\n\n\
+                 test_mocked if b.allow with input.user as \"bob\" with data.users as {\"bob\": {\"admin\": true}}\n\n\
+                 test_data if data.users.more.x == 1\n\nhelper if false\n",
+            ),
+        ]);
+        assert_eq!((run.passed, run.failures), (4, Vec::<String>::new()));
+    }
+
+    #[test]
+    fn what_fails_is_named_with_the_reason() {
+        let run = run(&[
+            POLICY,
+            (
+                "p_test.rego",
+                "package p_test\n\ntest_undefined if 1 == 2\n\ntest_false := false\n\ntest_odd := 7\n\n\
+              test_cases[name] := passed if {\n\tsome name, passed in {\"one\": true, \"two\": false}\n}\n\ntest_good if true\n",
+            ),
+        ]);
+        assert_eq!(run.passed, 1);
+        for (failure, expected) in run.failures.iter().zip(["does not hold", "is false", "is 7", "case \"two\""]) {
+            assert!(failure.starts_with("data.p_test.test_") && failure.contains(expected), "{failure}");
+            assert!(failure.contains("p_test.rego") && !failure.contains('\n'), "{failure}");
+        }
+        assert_eq!(run.failures.len(), 4);
+    }
+
+    #[test]
+    fn common_functions_of_opas_are_there() {
+        let run = run(&[
+            POLICY,
+            (
+                "p_test.rego",
+                "package p_test\n\ntest_functions if {\n\tregex.match(\"^a+$\", \"aaa\")\n\tglob.match(\"*.x\", [\".\"], \"a.x\")\n\
+                 \tnet.cidr_contains(\"10.0.0.0/8\", \"10.1.2.3\")\n\tbase64.decode(\"YQ==\") == \"a\"\n\
+                 \tsemver.compare(\"1.0.0\", \"1.0.1\") == -1\n\ttime.parse_rfc3339_ns(\"1970-01-01T00:00:01Z\") == 1000000000\n\
+                 \tyaml.unmarshal(\"a: 1\").a == 1\n\tobject.get({}, \"a\", 2) == 2\n\tjson.patch({}, [{\"op\": \"add\", \"path\": \"/a\", \"value\": 1}]) == {\"a\": 1}\n}\n",
+            ),
+        ]);
+        assert_eq!((run.passed, run.failures), (1, Vec::<String>::new()));
+    }
+}

@@ -1,0 +1,77 @@
+//! Results as people read them: columns, sizes, ages.
+
+use jiff::Timestamp;
+
+/// Columns, each as wide as its widest cell, two spaces between.
+pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = header.map(|title| title.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let body = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
+    [line(header)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+}
+
+/// Names and values, a line each.
+pub(super) fn facts(facts: &[(&str, String)]) -> String {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {value}").trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// `1.5 MiB`.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut tenths = bytes.saturating_mul(10) / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// `3 hours ago`.
+pub(super) fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(then).as_secs().max(0);
+    let (count, unit) = match seconds {
+        0..60 => (seconds, "second"),
+        60..3600 => (seconds / 60, "minute"),
+        3600..86_400 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_end_where_they_end() {
+        let table = columns(["A", "LONG"], &[["xyz".into(), "1".into()], ["é".into(), String::new()]]);
+        assert_eq!(table, "A    LONG\nxyz  1\né");
+        assert_eq!(facts(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2");
+    }
+
+    #[test]
+    fn sizes_and_ages_are_short() {
+        assert_eq!([0, 1023, 1024, 1536, 5 << 20].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB"]);
+        assert_eq!(size(200 << 30), "200.0 GiB");
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let since = |text: &str| age(text.parse().unwrap(), now);
+        assert_eq!(since("2026-01-01T23:59:59Z"), "1 second ago");
+        assert_eq!(since("2026-01-01T22:30:00Z"), "1 hour ago");
+        assert_eq!(since("2025-12-01T00:00:00Z"), "32 days ago");
+        assert_eq!(since("2026-01-03T00:00:00Z"), "0 seconds ago");
+    }
+}

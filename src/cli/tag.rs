@@ -1,0 +1,38 @@
+//! `bundlegate tag`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    place::{StoreFlag, reference},
+    say,
+};
+use crate::oci::Reference;
+
+/// How to run `tag`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// An image of the store, by tag or digest.
+    #[arg(value_name = "SRC", value_parser = reference)]
+    source: Reference,
+    /// What to call it, too.
+    #[arg(value_name = "DST", value_parser = reference)]
+    name: Reference,
+    #[command(flatten)]
+    store: StoreFlag,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const EXAMPLES: &str = "Example:
+  bundlegate tag ghcr.io/acme/authz:v1 ghcr.io/acme/authz:live";
+
+pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+    let tagged = options.store.open()?.tag(&options.source, &options.name)?;
+    let (reference, digest) = (options.name.to_string(), tagged.digest);
+    if options.json {
+        return say(&format!("{:#}", json!({ "reference": reference, "digest": digest })));
+    }
+    say(&format!("{reference}@{digest}"))
+}
