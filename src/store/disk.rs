@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use prometheus::IntGauge;
 
 use super::{Recalled, record::Record, spool::Spool};
@@ -134,6 +135,23 @@ impl Disk {
         self.sweep(&mut books)
     }
 
+    /// Changes when a record was last confirmed, if it still is about this manifest.
+    pub(super) fn confirm(
+        &self,
+        key: &(String, String),
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+    ) -> Result<(), DiskError> {
+        let _books = self.lock();
+        let mut index = self.layout.index()?;
+        let Some(record) = records(&index).find(|record| record.key() == *key && record.manifest == *manifest) else {
+            return Ok(());
+        };
+        forget(&mut index, key);
+        index.manifests.push(Record { checked, ..record }.to_entry());
+        Ok(self.layout.write_index(&index)?)
+    }
+
     /// What was last kept under a bundle's name and reference, all of it checked again.
     pub(super) fn recall(
         &self,
@@ -152,7 +170,7 @@ impl Disk {
         let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
         let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
         let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
-        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence }))
+        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence, checked: record.checked }))
     }
 
     /// Drops the record of a bundle, and what only it named.

@@ -11,6 +11,7 @@ mod spool;
 use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use moka::future::Cache;
 use tokio::task::spawn_blocking;
 
@@ -64,6 +65,8 @@ pub struct Served<'a> {
     pub layer: &'a Blob,
     /// The signature material that proved it.
     pub evidence: Bytes,
+    /// When the registry last confirmed it; `None` where nobody will ask.
+    pub checked: Option<Timestamp>,
 }
 
 /// What was served before; every byte matches its digest, nothing is verified.
@@ -77,6 +80,8 @@ pub struct Recalled {
     pub layer: Blob,
     /// As given to [`Store::keep`].
     pub evidence: Bytes,
+    /// As given to [`Store::keep`] or [`Store::confirm`] last, by whatever the clock said then.
+    pub checked: Option<Timestamp>,
 }
 
 /// Why a blob can't be had.
@@ -185,9 +190,16 @@ impl Store {
             layer: served.layer.digest().clone(),
             layer_size: served.layer.size(),
             evidence: Digest::sha256(&served.evidence),
+            checked: served.checked,
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
         self.on_disk("written", move |disk| disk.keep(&record, &layer, &manifest, &served.evidence)).await.is_some()
+    }
+
+    /// Changes the time in what [`Self::keep`] noted, if that still is about `manifest`.
+    pub async fn confirm(&self, name: &str, reference: &str, manifest: &Digest, checked: Option<Timestamp>) {
+        let (key, manifest) = ((name.to_owned(), reference.to_owned()), manifest.clone());
+        self.on_disk("written", move |disk| disk.confirm(&key, &manifest, checked)).await;
     }
 
     /// What [`Self::keep`] noted last for this bundle, reference and identity. `small`
