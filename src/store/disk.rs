@@ -25,6 +25,9 @@ pub(super) struct Disk {
     gauge: IntGauge,
     /// Serialises changes, and remembers which records are this process's.
     books: Mutex<Books>,
+    /// Who was given which blob, by the index. Apart from the books, which are locked for as
+    /// long as a change takes: whether to ask the disk at all must not wait for the disk.
+    possessed: Mutex<HashSet<(String, Digest)>>,
     /// Held open: the lock goes with the process, however it ends.
     _lock: fs::File,
 }
@@ -68,18 +71,20 @@ impl Disk {
             fs::TryLockError::Error(source) => failed(source),
         })?;
         let layout = Layout::create(path)?;
-        match layout.index() {
-            Ok(index) if is_ours(&index) => {}
+        let index = match layout.index() {
+            Ok(index) if is_ours(&index) => index,
             // Sweeping would delete them.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
             Err(error) => {
                 // Nothing in a cache is worth refusing to start for.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
                 layout.write_index(&LayoutIndex::default())?;
+                LayoutIndex::default()
             }
-        }
+        };
         layout.remove_leftovers()?;
-        let disk = Self { layout, limit, gauge, books: Mutex::default(), _lock: lock };
+        let possessed = Mutex::new(possessed(&index));
+        let disk = Self { layout, limit, gauge, books: Mutex::default(), possessed, _lock: lock };
         disk.sweep(&mut disk.lock())?;
         Ok(disk)
     }
@@ -88,11 +93,10 @@ impl Disk {
         self.layout.root()
     }
 
-    /// Whether a record proves that `identity` was given this blob.
+    /// Whether a record proves that `identity` was given this blob. Does not block.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
-        let _books = self.lock();
-        let Ok(index) = self.layout.index() else { return false };
-        records(&index).any(|record| record.identity == identity && record.layer == *digest)
+        let possessed = self.possessed.lock().unwrap_or_else(PoisonError::into_inner);
+        possessed.contains(&(identity.to_owned(), digest.clone()))
     }
 
     /// A blob, checked again; a damaged one is removed and counts as absent.
@@ -131,7 +135,7 @@ impl Disk {
         let mut index = self.layout.index()?;
         forget(&mut index, &record.key());
         index.manifests.push(record.to_entry());
-        self.layout.write_index(&index)?;
+        self.write_index(&index)?;
         self.sweep(&mut books)
     }
 
@@ -149,7 +153,7 @@ impl Disk {
         };
         forget(&mut index, key);
         index.manifests.push(Record { checked, ..record }.to_entry());
-        Ok(self.layout.write_index(&index)?)
+        self.write_index(&index)
     }
 
     /// What was last kept under a bundle's name and reference, all of it checked again.
@@ -178,7 +182,7 @@ impl Disk {
         let mut books = self.lock();
         let mut index = self.layout.index()?;
         forget(&mut index, key);
-        self.layout.write_index(&index)?;
+        self.write_index(&index)?;
         self.sweep(&mut books)
     }
 
@@ -204,7 +208,7 @@ impl Disk {
                 return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
             };
             forget(&mut index, &victim.key());
-            self.layout.write_index(&index)?;
+            self.write_index(&index)?;
             self.sweep(books)?;
         }
         Ok(())
@@ -227,6 +231,12 @@ impl Disk {
         Ok(())
     }
 
+    fn write_index(&self, index: &LayoutIndex) -> Result<(), DiskError> {
+        self.layout.write_index(index)?;
+        *self.possessed.lock().unwrap_or_else(PoisonError::into_inner) = possessed(index);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,6 +248,10 @@ fn is_ours(index: &LayoutIndex) -> bool {
 
 fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
     index.manifests.iter().filter_map(Record::from_entry)
+}
+
+fn possessed(index: &LayoutIndex) -> HashSet<(String, Digest)> {
+    records(index).map(|record| (record.identity, record.layer)).collect()
 }
 
 fn forget(index: &mut LayoutIndex, key: &(String, String)) {
