@@ -1,22 +1,31 @@
 //! The command line: one file per verb, and all terminal output.
 
 mod build;
+mod completion;
 mod copy;
 mod dev;
+mod eval;
 mod flags;
 mod gate;
+mod generate_key_pair;
 mod images;
+mod location;
 mod login;
+mod password;
 mod place;
 mod progress;
 mod pull;
 mod push;
 mod remote;
+mod repl;
 mod rm;
 mod serve;
+mod sign;
 mod table;
 mod tag;
 mod trust;
+mod verify;
+mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -99,6 +108,52 @@ enum Verb {
     /// Forget a registry's user name and password.
     #[command(after_help = login::LOGOUT_EXAMPLES)]
     Logout(login::LogoutOptions),
+    /// Make a key pair as cosign makes them.
+    ///
+    /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
+    /// cosign.pub. The password comes from COSIGN_PASSWORD, or is asked for twice. cosign
+    /// signs with these files, and bundlegate with cosign's.
+    #[command(after_help = generate_key_pair::EXAMPLES)]
+    GenerateKeyPair(generate_key_pair::Options),
+    /// Sign an artifact with a key of cosign's.
+    ///
+    /// Resolves REF once and signs that digest, so that cosign and the gateway accept it: by
+    /// default with a Sigstore bundle attached as a referrer, which cosign 3 writes; with
+    /// --legacy as cosign 2 does. Signatures that are there stay.
+    #[command(after_help = sign::EXAMPLES)]
+    Sign(sign::Options),
+    /// Check who signed an artifact, as the gateway would.
+    ///
+    /// Resolves REF once, gathers every signature of that digest in both of cosign's
+    /// formats, and tells what each is worth to the keys or the policy: every check, and why
+    /// one failed. Succeeds only if the gateway would serve it.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Options),
+    /// Ask a policy a question.
+    ///
+    /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
+    /// and prints the JSON that `opa eval` prints; an undefined answer is {}. For a quick
+    /// look: what decides in production is OPA, which knows more than this evaluator.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(eval::Options),
+    /// Ask a policy questions, line by line.
+    ///
+    /// A prompt over the rules and data of a bundle. Without a terminal it reads queries
+    /// from standard input, one a line, and fails if one of them has no answer.
+    #[command(after_help = repl::EXAMPLES)]
+    Repl(repl::Options),
+    /// Print what completes bundlegate's commands in a shell.
+    #[command(after_help = completion::EXAMPLES)]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -137,6 +192,13 @@ pub fn main() -> ExitCode {
         Verb::Login(options) => run(login::run(options)),
         Verb::Logout(options) => run(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
+        Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
+        Verb::Sign(options) => run(sign::run(options)),
+        Verb::Verify(options) => run(verify::run(options)),
+        Verb::Eval(options) => run(eval::run(options)),
+        Verb::Repl(options) => block_on(repl::run(options)),
+        Verb::Completion { shell } => completion::run(shell),
+        Verb::Version { json } => version::run(json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -180,8 +242,16 @@ async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
 /// A result, on stdout.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // Whoever read has seen enough (`| head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        said => Ok(said?),
+    }
+}
+
+/// A result for programs: one JSON document on stdout.
+fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say(&serde_json::to_string_pretty(value)?)
 }
 
 /// Anything else, on stderr, where nobody may be listening.

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     bundle::{self, Bundle},
     metrics::Metrics,
-    oci::{Blob, Descriptor, Digest, Document, Manifest, PinnedReference, Reference},
+    oci::{Blob, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
     verify::{self, Evidence, Rejection, TrustPolicy, Verified},
@@ -72,7 +72,8 @@ impl Pipeline {
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = self.evidence(&pinned).await.map_err(failed(Step::Evidence))?;
         let verified = self.judge(&pinned, manifest, &evidence)?;
-        let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
+        let layer =
+            bundle::layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
             let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
@@ -175,25 +176,6 @@ impl Pipeline {
             Class::NotFound => FailureClass::Transient,
         };
         Failure { class, step, digest: digest.cloned(), reason: error.label(), message: error.to_string() }
-    }
-}
-
-/// The layer that is the bundle: the only one, or the only gzip tarball among several.
-fn bundle_layer(manifest: &Manifest) -> Result<&Descriptor, String> {
-    if let Document::Index { .. } = manifest.document() {
-        return Err("an image index, not an artifact with a bundle layer; name the artifact itself".to_owned());
-    }
-    if let [only] = manifest.layers() {
-        return Ok(only);
-    }
-    let tarballs: Vec<_> = manifest
-        .layers()
-        .iter()
-        .filter(|layer| layer.media_type.ends_with("tar+gzip") || layer.media_type.ends_with("tar.gzip"))
-        .collect();
-    match tarballs.as_slice() {
-        [only] => Ok(only),
-        none_or_many => Err(format!("{} gzip tarball layers instead of one", none_or_many.len())),
     }
 }
 

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 
 mod answers;
+mod command;
 mod crowds;
 mod dev;
 mod drain;
+mod evaluation;
 mod faulty;
 mod gate;
 mod intake;
