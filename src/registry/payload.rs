@@ -69,13 +69,15 @@ impl Payload {
             return bytes.clone().into();
         }
         reqwest::Body::wrap_stream(stream::unfold((self.clone(), 0), |(payload, at)| async move {
-            // Asked for more, so what came before is on its way.
-            payload.sent.store(at, Ordering::Relaxed);
             let length = PIECE.min(payload.length - at);
             if length == 0 {
                 return None;
             }
             let piece = payload.read(payload.start + at, length).await;
+            // Asked for more, so what came before is on its way. After the last piece nobody
+            // asks: its length was announced.
+            let sent = if at + length == payload.length { payload.length } else { at };
+            payload.sent.store(sent, Ordering::Relaxed);
             Some((piece, (payload, at + length)))
         }))
     }

@@ -17,8 +17,11 @@ use super::{
 };
 use crate::oci::{Blob, Descriptor, Digest, Manifest, media_type};
 
-/// A blob larger than this goes in chunks of this size: what a broken connection costs.
-const CHUNK: u64 = 16 << 20;
+/// A blob larger than this goes in chunks.
+const IN_CHUNKS: u64 = 16 << 20;
+/// What a broken connection costs where the registry keeps only whole chunks. Each one is a
+/// request more, and in some registries a copy of all that came before.
+const CHUNK: u64 = 32 << 20;
 /// Broken transfers in a row, without a byte gained in between.
 const SETBACKS: u32 = 6;
 /// Two writers of one index of referrers take turns; more than this many is not bad luck.
@@ -91,7 +94,7 @@ impl Remote {
         blob: &Blob,
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
-        if blob.size() > CHUNK {
+        if blob.size() > IN_CHUNKS {
             match self.in_chunks(descriptor, blob, progress).await {
                 Err(Chunking::Refused) => tracing::debug!(host = self.wire.host(), "no chunks here: sending the whole"),
                 Err(Chunking::Failed(error)) => return Err(error),

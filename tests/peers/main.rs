@@ -7,6 +7,7 @@ mod crash;
 mod dev;
 mod matrix;
 mod outages;
+mod pushes;
 mod readme;
 mod refusals;
 mod replicas;
