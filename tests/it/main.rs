@@ -17,5 +17,6 @@ mod reads;
 mod rooms;
 mod serving;
 mod signing;
+mod transfers;
 mod trouble;
 mod writes;
