@@ -92,5 +92,6 @@ pub mod server;
 pub mod sign;
 pub mod store;
 pub mod telemetry;
+pub mod transfer;
 pub mod verify;
 pub mod watch;

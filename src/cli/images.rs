@@ -4,25 +4,39 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{place::StoreFlag, say, table};
+use super::{flags::RegistryFlags, place::StoreFlag, remote, say, table};
 use crate::images::Image;
 
 /// How to run `images`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
+    /// List what a registry has instead: the tags of HOST/REPOSITORY, or the repositories
+    /// of HOST where it keeps a list of them.
+    #[arg(long, value_name = "HOST[/REPOSITORY]")]
+    remote: Option<String>,
+    /// Only repositories whose name contains this.
+    #[arg(long, value_name = "WORD", requires = "remote")]
+    search: Option<String>,
     #[command(flatten)]
     store: StoreFlag,
+    #[command(flatten)]
+    registry: RegistryFlags,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-pub(super) const EXAMPLES: &str = "Example:
+pub(super) const EXAMPLES: &str = "Examples:
   bundlegate images
+  bundlegate images --remote ghcr.io/acme/authz
+  bundlegate images --remote registry.lan:5000 --search authz
 
 SIGNED says that a signature lies beside the image; `bundlegate verify` judges it.";
 
-pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    if let Some(from) = &options.remote {
+        return remote::run(from, options.search.as_deref(), options.json, &options.registry).await;
+    }
     let images = options.store.open()?.list()?;
     if options.json {
         return say(&format!("{:#}", images.iter().map(in_json).collect::<Value>()));

@@ -1,18 +1,26 @@
 //! The command line: one file per verb, and all terminal output.
 
 mod build;
+mod copy;
 mod dev;
+mod flags;
 mod found;
 mod gate;
 mod images;
 mod init;
 mod inspect;
+mod login;
 mod place;
+mod progress;
+mod pull;
+mod push;
+mod remote;
 mod rm;
 mod save;
 mod serve;
 mod table;
 mod tag;
+mod trust;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -80,6 +88,30 @@ enum Verb {
     /// List the images of the store, newest first.
     #[command(after_help = images::EXAMPLES)]
     Images(images::Options),
+    /// Send images of the store to their registries.
+    ///
+    /// With the signatures that lie in the store. What the registry has is not sent again, so
+    /// a push that broke goes on when it is repeated.
+    #[command(after_help = push::EXAMPLES)]
+    Push(push::Options),
+    /// Fetch artifacts of registries into the store.
+    ///
+    /// With their signatures. Given a key or a configuration with trust policies, verifies
+    /// them first, and fetches nothing that the gateway would not serve.
+    #[command(after_help = pull::EXAMPLES)]
+    Pull(pull::Options),
+    /// Copy an artifact with its signatures and referrers, between registries and folders.
+    ///
+    /// Byte for byte, so every digest stays, and whoever verifies the copy needs the first
+    /// registry no more.
+    #[command(after_help = copy::EXAMPLES)]
+    Copy(copy::Options),
+    /// Check a user name and password with a registry, and keep them as docker does.
+    #[command(after_help = login::EXAMPLES)]
+    Login(login::Options),
+    /// Forget a registry's user name and password.
+    #[command(after_help = login::LOGOUT_EXAMPLES)]
+    Logout(login::LogoutOptions),
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -114,7 +146,12 @@ pub fn main() -> ExitCode {
         Verb::Save(options) => run(save::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
-        Verb::Images(options) => images::run(&options),
+        Verb::Images(options) => run(images::run(options)),
+        Verb::Push(options) => run(push::run(options)),
+        Verb::Pull(options) => run(pull::run(options)),
+        Verb::Copy(options) => run(copy::run(options)),
+        Verb::Login(options) => run(login::run(options)),
+        Verb::Logout(options) => run(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
     };
     match done {

@@ -30,6 +30,7 @@ pub use bundles::BundleConfig;
 pub use clients::{ClientConfig, Credential, Secret};
 pub use problem::ConfigError;
 pub use server::{Drain, LongPoll, Server};
+pub use trust::Policies;
 pub use values::Size;
 
 /// A configuration whose every value is checked and whose every file was there.
@@ -49,6 +50,16 @@ pub struct Config {
     pub server: Server,
     /// Who may read what; never empty.
     pub clients: Vec<ClientConfig>,
+}
+
+/// What the command line takes from a configuration: how registries are reached, and whose
+/// signatures count. What else is in the file must make sense, but may be missing.
+#[derive(Debug)]
+pub struct Access {
+    /// The hosts with settings of their own.
+    pub registries: BTreeMap<String, registry::Options>,
+    /// The trust policies.
+    pub trust: Policies,
 }
 
 /// `limits`, in bytes except for the files.
@@ -77,17 +88,28 @@ pub struct Cache {
     pub memory: u64,
 }
 
+impl Access {
+    /// Reads a configuration file; relative paths in it start from its folder.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        read(file, |text, base_dir| {
+            parse(text, |raw| {
+                let (registries, trust) = access(raw.registries, raw.trust, files::Base(base_dir))?;
+                Ok(Self { registries, trust })
+            })
+        })
+    }
+}
+
 impl Config {
     /// Reads a configuration file; relative paths in it start from its folder.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            ConfigError::unreadable(None, format!("it can't be read: {error}; name the right file")).in_file(file)
-        })?;
-        let folder = file.parent().unwrap_or_else(|| Path::new(""));
-        Self::parse(&text, folder).map_err(|error| error.in_file(file))
+        read(file, Self::parse)
     }
 
     /// Reads a configuration; relative paths in it start from `base_dir`.
@@ -95,16 +117,11 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
-        let root = tree::Node::parse(text)?;
-        check_version(&root)
-            .and_then(|()| reader::read(&root))
-            .and_then(|raw| Self::check(raw, files::Base(base_dir)))
-            .map_err(|problem| problem.into_error(&root))
+        parse(text, |raw| Self::check(raw, files::Base(base_dir)))
     }
 
     fn check(raw: raw::Root, base: files::Base<'_>) -> Result<Self, problem::Problem> {
-        let registries = registries::read(raw.registries, base).map_err(|problem| problem.at("registries"))?;
-        let policies = trust::Policies::read(raw.trust, base).map_err(|problem| problem.at("trust"))?;
+        let (registries, policies) = access(raw.registries, raw.trust, base)?;
         Ok(Self {
             registries,
             limits: limits(&raw.limits).map_err(|problem| problem.at("limits"))?,
@@ -127,6 +144,29 @@ impl Limits {
     pub fn bundle_limits(&self) -> crate::bundle::Limits {
         crate::bundle::Limits { bundle: self.bundle, unpacked: self.unpacked, files: self.files }
     }
+}
+
+fn read<T>(file: &Path, parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        ConfigError::unreadable(None, format!("it can't be read: {error}; name the right file")).in_file(file)
+    })?;
+    let folder = file.parent().unwrap_or_else(|| Path::new(""));
+    parse(&text, folder).map_err(|error| error.in_file(file))
+}
+
+fn parse<T>(text: &str, check: impl FnOnce(raw::Root) -> Result<T, problem::Problem>) -> Result<T, ConfigError> {
+    let root = tree::Node::parse(text)?;
+    check_version(&root).and_then(|()| reader::read(&root)).and_then(check).map_err(|problem| problem.into_error(&root))
+}
+
+fn access(
+    registries: BTreeMap<String, raw::Registry>,
+    trust: raw::Trust,
+    base: files::Base<'_>,
+) -> Result<(BTreeMap<String, registry::Options>, Policies), problem::Problem> {
+    let registries = registries::read(registries, base).map_err(|problem| problem.at("registries"))?;
+    let policies = Policies::read(trust, base).map_err(|problem| problem.at("trust"))?;
+    Ok((registries, policies))
 }
 
 /// Comes first: a file of another version has other keys, and those errors would mislead.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use url::Url;
 
 use super::{files::Base, problem::Problem, raw, values::Time};
-use crate::registry::{Credentials, Options, Scheme, Timeouts};
+use crate::registry::{Credentials, Options, Scheme, Timeouts, TlsTrust};
 
 /// Reads all of `registries`.
 pub(super) fn read(raw: BTreeMap<String, raw::Registry>, base: Base<'_>) -> Result<BTreeMap<String, Options>, Problem> {
@@ -40,6 +40,7 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
     Ok(Options {
         scheme,
         extra_roots,
+        tls: TlsTrust::Verified,
         credentials: credentials.map_err(|problem| problem.at("credentials"))?,
         timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
     })
@@ -56,7 +57,10 @@ fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Pro
         let file = raw.password_file.display();
         return Err(at_file(Problem::new(format!("{file} is empty; put the password into it"))));
     }
-    Ok(Credentials { username: raw.username, password_file: base.path(&raw.password_file).map_err(at_file)? })
+    Ok(Credentials::PasswordFile {
+        username: raw.username,
+        password_file: base.path(&raw.password_file).map_err(at_file)?,
+    })
 }
 
 fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {

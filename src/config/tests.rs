@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{registry::Scheme, verify::TrustPolicy, watch::OnMissing};
+use crate::{
+    registry::{Credentials, Scheme},
+    verify::TrustPolicy,
+    watch::OnMissing,
+};
 
 mod mistakes;
 mod mistakes_in_trust;
@@ -58,7 +62,8 @@ fn the_example_loads_from_beside_its_files() {
     assert_eq!(config.cache.directory.unwrap(), folder.0.path().join("cache"));
     let ghcr = &config.registries["ghcr.io"];
     assert!(ghcr.extra_roots.starts_with(b"-----BEGIN CERTIFICATE"));
-    assert_eq!(ghcr.credentials.as_ref().unwrap().password_file, folder.0.path().join("ghcr.password"));
+    let password_file = folder.0.path().join("ghcr.password");
+    assert_eq!(ghcr.credentials, Some(Credentials::PasswordFile { username: "robot".into(), password_file }));
     assert_eq!(config.registries["registry.lan:5000"].scheme, Scheme::Http);
     let [authz, hello] = config.bundles.as_slice() else { panic!("two bundles") };
     assert_eq!((authz.name.as_str(), authz.trust.name()), ("authz/main", "release"));

@@ -18,7 +18,7 @@ use crate::{
 
 /// All policies by name.
 #[derive(Debug)]
-pub(super) struct Policies(BTreeMap<String, Policy>);
+pub struct Policies(BTreeMap<String, Policy>);
 
 #[derive(Debug)]
 struct Policy {
@@ -61,6 +61,24 @@ impl Policies {
             let suggestion = keys::suggestion(name, self.names());
             Problem::new(format!("trust.policies has no {name:?}; {suggestion}"))
         })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The policy that somebody asks for by `name`, or else the one that a bundle from
+    /// `repository` would fall under.
+    ///
+    /// # Errors
+    /// A sentence that lists what there is.
+    pub fn choose(&self, name: Option<&str>, repository: &Repository) -> Result<TrustPolicy, String> {
+        let chosen = match name {
+            Some(name) => self.named(name),
+            None => self.matching(repository),
+        };
+        chosen.map_err(|problem| problem.to_string())
     }
 
     /// The policy with the longest pattern that matches `HOST/REPOSITORY`.

@@ -83,6 +83,12 @@ impl NewManifest {
     /// The config blob of artifacts that have nothing to configure.
     pub const CONFIG: &[u8] = b"{}";
 
+    /// Gives it a config other than the empty one, of the same type.
+    #[must_use]
+    pub fn configured(self, config: &[u8]) -> Self {
+        Self { config: Descriptor::of(&self.config.media_type, config), ..self }
+    }
+
     /// Makes it a referrer of `subject`.
     #[must_use]
     pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
@@ -133,6 +139,7 @@ pub struct Manifest {
     raw: Bytes,
     digest: Digest,
     document: Document,
+    media_type: Option<String>,
     artifact_type: Option<String>,
     annotations: BTreeMap<String, String>,
 }
@@ -235,6 +242,7 @@ impl Manifest {
             digest: Digest::sha256(&raw),
             raw,
             document,
+            media_type: parsed.media_type,
             artifact_type: parsed.artifact_type,
             annotations: parsed.annotations.unwrap_or_default(),
         })
@@ -248,6 +256,34 @@ impl Manifest {
     /// SHA-256 of [`Self::raw`].
     pub fn digest(&self) -> &Digest {
         &self.digest
+    }
+
+    /// What it says it is, or where it says nothing what its members make of it.
+    pub fn media_type(&self) -> &str {
+        let made = match &self.document {
+            Document::Image { .. } => media_type::OCI_MANIFEST,
+            Document::Index { .. } => media_type::OCI_INDEX,
+        };
+        self.media_type.as_deref().unwrap_or(made)
+    }
+
+    /// What points at it.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor::new(self.media_type(), self.digest.clone(), self.raw.len() as u64)
+    }
+
+    /// What points at it in an index of referrers: with its kind and its annotations
+    /// (distribution-spec, "Listing Referrers").
+    pub fn as_referrer(&self) -> Descriptor {
+        let config_type = match &self.document {
+            Document::Image { config, .. } => Some(config.media_type.clone()),
+            Document::Index { .. } => None,
+        };
+        Descriptor {
+            artifact_type: self.artifact_type.clone().or(config_type),
+            annotations: (!self.annotations.is_empty()).then(|| self.annotations.clone()),
+            ..self.descriptor()
+        }
     }
 
     /// What it is and what it lists.

@@ -22,6 +22,36 @@ pub enum Class {
     Defect,
 }
 
+/// Who we are to a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// Nobody, and the configuration means it.
+    Anonymous,
+    /// Nobody, because docker's configuration has nothing for this registry.
+    NotLoggedIn,
+    /// The user that the configuration names.
+    Configured,
+    /// The user that docker's configuration names.
+    LoggedIn,
+    /// The user who has just been typed in.
+    Typed,
+}
+
+impl Identity {
+    /// What is refused, and the way out.
+    fn refused(self, host: &str) -> String {
+        match self {
+            Self::Anonymous => format!("anonymous access; check registries.{host}.credentials"),
+            Self::Configured => format!("our credentials; check registries.{host}.credentials"),
+            Self::NotLoggedIn => format!("anonymous access; log in with `bundlegate login {host}`"),
+            Self::LoggedIn => {
+                format!("the stored credentials; log in as one who may with `bundlegate login {host}`")
+            }
+            Self::Typed => "this user name and password; check both".to_owned(),
+        }
+    }
+}
+
 /// A failed registry operation.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -41,6 +71,12 @@ pub enum RegistryError {
         /// Where it was looked for.
         repository: String,
     },
+    /// The registry has no repository of this name, or shows none to us.
+    #[error("{repository}: no such repository")]
+    NoSuchRepository {
+        /// What was asked for.
+        repository: String,
+    },
     /// No answer: connection, TLS or a deadline.
     #[error("{operation} at {host}: {reason}")]
     Unreachable {
@@ -52,7 +88,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// An answer that means neither success nor a fact about the artifact.
-    #[error("{operation} at {host}: HTTP {status}")]
+    #[error("{operation} at {host}: HTTP {status}{detail}")]
     Status {
         /// What was attempted.
         operation: &'static str,
@@ -62,11 +98,11 @@ pub enum RegistryError {
         status: u16,
         /// `Retry-After`, where sent.
         retry_after: Option<Duration>,
+        /// What the registry says of it: empty, or in parentheses.
+        detail: String,
     },
     /// 401 or 403 after the credentials were used.
-    #[error(
-        "{operation} at {host}: HTTP {status}, the registry refuses {credentials}; check registries.{host}.credentials"
-    )]
+    #[error("{operation} at {host}: HTTP {status}, the registry refuses {}", identity.refused(host))]
     Denied {
         /// What was attempted.
         operation: &'static str,
@@ -74,8 +110,16 @@ pub enum RegistryError {
         host: String,
         /// The status code.
         status: u16,
-        /// `our credentials` or `anonymous access`.
-        credentials: &'static str,
+        /// Who we were.
+        identity: Identity,
+    },
+    /// The credentials are not where they should be.
+    #[error("credentials for {host}: {reason}")]
+    NoLogin {
+        /// The registry.
+        host: String,
+        /// What is wrong, without the secret.
+        reason: String,
     },
     /// The token server named by the registry did not give a token.
     #[error("token for {host} from {realm}: {reason}")]
@@ -148,11 +192,11 @@ impl RegistryError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::NoSuchReference { .. } => "no_such_tag",
-            Self::Missing { .. } => "missing",
+            Self::Missing { .. } | Self::NoSuchRepository { .. } => "missing",
             Self::Unreachable { .. } => "unreachable",
             Self::Status { status: 429, .. } | Self::Token { limited: true, .. } => "rate_limited",
             Self::Status { .. } => "registry_error",
-            Self::Denied { .. } | Self::Token { denied: true, .. } => "denied",
+            Self::Denied { .. } | Self::NoLogin { .. } | Self::Token { denied: true, .. } => "denied",
             Self::Token { .. } => "token",
             Self::TooLarge { .. } => "too_large",
             Self::Mismatch { .. } => "corrupt",
@@ -166,8 +210,8 @@ impl RegistryError {
     /// What the failure means.
     pub fn class(&self) -> Class {
         match self {
-            Self::NoSuchReference { .. } | Self::Missing { .. } => Class::NotFound,
-            Self::Denied { .. } | Self::Token { denied: true, .. } => Class::Denied,
+            Self::NoSuchReference { .. } | Self::Missing { .. } | Self::NoSuchRepository { .. } => Class::NotFound,
+            Self::Denied { .. } | Self::NoLogin { .. } | Self::Token { denied: true, .. } => Class::Denied,
             Self::Status { status: 429, retry_after, .. } | Self::Token { limited: true, retry_after, .. } => {
                 Class::RateLimited { retry_after: *retry_after }
             }

@@ -12,17 +12,23 @@ use tokio::time::{Duration, Instant, sleep, timeout_at};
 use url::Url;
 
 use super::{
+    access::Access,
     auth::Authenticator,
     challenge::Challenge,
     error::{Class, RegistryError},
-    options::{Options, Scheme, Timeouts},
+    options::{Options, Scheme, Timeouts, TlsTrust},
+    payload::Payload,
     retry,
 };
 use crate::metrics::Metrics;
 
 const MAX_REDIRECTS: usize = 5;
 /// A longer `Retry-After` is the caller's to honour, by asking again later.
-const MAX_WAIT: Duration = Duration::from_secs(10);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
+/// How often an upload is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// A longer explanation of an error is not read.
+const DETAIL_LIMIT: u64 = 16 << 10;
 /// Signature bundles and manifests of every kind, in the order of preference. Always all
 /// of them: docker-registry answers 404 for a type that is not listed.
 const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
@@ -47,16 +53,25 @@ pub(super) struct Call<'a> {
     /// For errors and metrics.
     pub(super) operation: &'static str,
     pub(super) method: Method,
-    /// Repository path; tokens are per repository.
-    pub(super) repository: &'a str,
-    /// Below `/v2/<repository>/`, or a whole URL path with query for a next page.
+    /// Tokens are per access.
+    pub(super) access: Access<'a>,
     pub(super) target: Target<'a>,
+    pub(super) payload: Option<Sending<'a>>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Target<'a> {
+    /// Below `/v2/`.
     Below(&'a str),
-    Page(Url),
+    /// Where the registry said: a next page, an upload's session.
+    At(Url),
+}
+
+/// A body, and who hears how far it is.
+#[derive(Clone, Copy)]
+pub(super) struct Sending<'a> {
+    pub(super) payload: &'a Payload,
+    pub(super) progress: &'a (dyn Fn(u64) + Send + Sync),
 }
 
 /// Why a client can't be built.
@@ -70,7 +85,18 @@ pub struct BadOptions {
 }
 
 impl Wire {
-    pub(super) fn new(host: &str, options: &Options, metrics: Metrics) -> Result<Self, BadOptions> {
+    /// For requests without bodies.
+    pub(super) fn reading(host: &str, options: &Options, metrics: Metrics) -> Result<Self, BadOptions> {
+        Self::new(host, options, metrics, Some(options.timeouts.read))
+    }
+
+    /// For uploads. To reqwest a body on its way is silence, so the longest silence is
+    /// watched here.
+    pub(super) fn writing(host: &str, options: &Options, metrics: Metrics) -> Result<Self, BadOptions> {
+        Self::new(host, options, metrics, None)
+    }
+
+    fn new(host: &str, options: &Options, metrics: Metrics, silence: Option<Duration>) -> Result<Self, BadOptions> {
         let bad = |reason: String| BadOptions { host: host.to_owned(), reason };
         let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
             .map_err(|error| bad(format!("not a host or host:port: {error}")))?;
@@ -79,8 +105,13 @@ impl Wire {
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(options.timeouts.connect)
-            .read_timeout(options.timeouts.read)
             .https_only(options.scheme == Scheme::Https);
+        if let Some(silence) = silence {
+            builder = builder.read_timeout(silence);
+        }
+        if options.tls == TlsTrust::Unverified {
+            builder = builder.tls_danger_accept_invalid_certs(true).tls_danger_accept_invalid_hostnames(true);
+        }
         if !options.extra_roots.is_empty() {
             let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots)
                 .map_err(|error| bad(format!("ca_file: {}", innermost(&error))))?;
@@ -147,8 +178,12 @@ impl Wire {
         }
     }
 
-    async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let outcome = self.authorized(call).await.and_then(|response| self.judge(call, response));
+    /// Sends a request once: for what must not be repeated blindly.
+    pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let outcome = match self.authorized(call).await {
+            Ok(response) => self.judge(call, response).await,
+            Err(error) => Err(error),
+        };
         let word = match &outcome {
             Ok(response) if response.status() == StatusCode::NOT_FOUND => "not_found",
             Ok(_) => "ok",
@@ -164,28 +199,48 @@ impl Wire {
         outcome
     }
 
-    fn judge(&self, call: &Call<'_>, response: Response) -> Result<Response, RegistryError> {
-        let status = response.status();
-        match status.as_u16() {
+    async fn judge(&self, call: &Call<'_>, response: Response) -> Result<Response, RegistryError> {
+        let status = response.status().as_u16();
+        match status {
             200..=299 | 404 => Ok(response),
             401 | 403 => Err(RegistryError::Denied {
                 operation: call.operation,
                 host: self.host.clone(),
-                status: status.as_u16(),
-                credentials: self.auth.identity(),
+                status,
+                identity: self.auth.identity(),
             }),
             _ => Err(RegistryError::Status {
                 operation: call.operation,
                 host: self.host.clone(),
-                status: status.as_u16(),
+                status,
                 retry_after: retry::retry_after(response.headers(), SystemTime::now()),
+                detail: self.detail(response).await,
             }),
         }
     }
 
+    /// What the registry says of its refusal (distribution-spec, "Error codes"), with
+    /// nothing in it that could move a terminal's cursor.
+    async fn detail(&self, response: Response) -> String {
+        let read = tokio::time::timeout(self.timeouts.read, self.read_limited(response, DETAIL_LIMIT)).await;
+        let Ok(Ok(body)) = read else { return String::new() };
+        let Some(first) = serde_json::from_slice::<Refusal>(&body).ok().and_then(|told| told.errors.into_iter().next())
+        else {
+            return String::new();
+        };
+        let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
+        let told = told.collect::<Vec<_>>().join(", ");
+        let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
+        if shown.is_empty() { shown } else { format!(" ({shown})") }
+    }
+
     /// Sends with what we know, and once more after a challenge.
     async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let known = self.auth.known(call.repository);
+        let known = match call.payload {
+            // A body is too much to send only to hear that the token has expired.
+            Some(_) => self.auth.renewed(self, call.access).await?,
+            None => self.auth.known(call.access),
+        };
         let response = self.redirected(call, known.clone()).await?;
         // ECR answers 403, not 401, to an expired token.
         let refused = response.status() == StatusCode::UNAUTHORIZED
@@ -197,7 +252,7 @@ impl Wire {
         let Some(challenge) = Challenge::choose(offered.iter().filter_map(|value| value.to_str().ok())) else {
             return Ok(response);
         };
-        let answer = self.auth.answer(self, call.repository, &challenge, known.as_ref()).await?;
+        let answer = self.auth.answer(self, call.access, &challenge, known.as_ref()).await?;
         self.redirected(call, Some(answer)).await
     }
 
@@ -207,22 +262,79 @@ impl Wire {
         let mut url = match &call.target {
             Target::Below(path) => self
                 .base
-                .join(&format!("{}/{path}", call.repository))
+                .join(path)
                 .map_err(|error| self.protocol(call.operation, format!("no URL for {path}: {error}")))?,
-            Target::Page(url) => url.clone(),
+            Target::At(url) => url.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.client.request(call.method.clone(), url.clone()).header(header::ACCEPT, ACCEPT);
+            // Some servers refuse a body whose length is not said, even where there is none.
+            if call.payload.is_none() && !call.method.is_safe() {
+                request = request.header(header::CONTENT_LENGTH, 0);
+            }
             if let Some(value) = authorization.as_ref().filter(|_| self.is_ours(&url)) {
                 request = request.header(header::AUTHORIZATION, value.clone());
             }
-            let response = request.send().await.map_err(|error| self.unreachable(call.operation, innermost(&error)))?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            let response = match call.payload {
+                None => self.answer_in_time(call.operation, request).await?,
+                Some(sending) => self.send_watched(call.operation, request, sending).await?,
+            };
+            let status = response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
+            }
+            if matches!(status, 301..=303) && !call.method.is_safe() {
+                return Err(self.protocol(call.operation, format!("HTTP {status}, which would turn it into a GET")));
             }
             url = self.next_hop(call.operation, &url, &response)?;
         }
         Err(self.protocol(call.operation, format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// The answer's head within `timeouts.read`.
+    pub(super) async fn answer_in_time(
+        &self,
+        operation: &'static str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, RegistryError> {
+        let sent = tokio::time::timeout(self.timeouts.read, request.send()).await;
+        sent.map_err(|_| self.unreachable(operation, "timed out".to_owned()))?
+            .map_err(|error| self.unreachable(operation, innermost(&error)))
+    }
+
+    /// Sends a body of any length: as long as bytes move, it takes as long as it takes.
+    /// Once all are sent, the registry may need the whole of `timeouts.total` to store them.
+    async fn send_watched(
+        &self,
+        operation: &'static str,
+        request: reqwest::RequestBuilder,
+        Sending { payload, progress }: Sending<'_>,
+    ) -> Result<Response, RegistryError> {
+        let mut request = request
+            .header(header::CONTENT_TYPE, payload.media_type())
+            .header(header::CONTENT_LENGTH, payload.length())
+            .body(payload.body());
+        if let Some(range) = payload.range() {
+            request = request.header(header::CONTENT_RANGE, range);
+        }
+        let mut answer = std::pin::pin!(request.send());
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            if let Ok(answer) = tokio::time::timeout(LOOK, &mut answer).await {
+                progress(payload.sent());
+                return answer.map_err(|error| self.unreachable(operation, innermost(&error)));
+            }
+            let sent = payload.sent();
+            if sent != seen {
+                (seen, since) = (sent, Instant::now());
+                progress(sent);
+            }
+            let patience = if sent < payload.length() { self.timeouts.read } else { self.timeouts.total };
+            if since.elapsed() > patience {
+                let patience = humantime::format_duration(patience);
+                return Err(self.unreachable(operation, format!("nothing moved for {patience}")));
+            }
+        }
     }
 
     fn next_hop(&self, operation: &'static str, from: &Url, response: &Response) -> Result<Url, RegistryError> {
@@ -230,11 +342,17 @@ impl Wire {
         let to = location
             .and_then(|location| from.join(location).ok())
             .ok_or_else(|| self.protocol(operation, "a redirect without a usable Location".into()))?;
-        let kept = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
-        if !kept {
-            return Err(self.protocol(operation, format!("a redirect from https to {}", to.scheme())));
-        }
+        self.check_scheme(operation, &to)?;
         Ok(to)
+    }
+
+    /// TLS is never given up because an answer says so.
+    pub(super) fn check_scheme(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
+        let kept = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
+        if kept {
+            return Ok(());
+        }
+        Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())))
     }
 
     /// Reads a body of at most `limit` bytes into memory.
@@ -252,9 +370,26 @@ impl Wire {
         Ok(body.freeze())
     }
 
+    /// `Link: <…>; rel="next"` (RFC 8288), within this registry only.
+    pub(super) fn next_page(&self, response: &Response) -> Option<Url> {
+        let link = response.headers().get(header::LINK)?.to_str().ok()?;
+        let (target, parameters) = link.split_once('<')?.1.split_once('>')?;
+        let next = parameters.split(';').any(|parameter| {
+            let parameter = parameter.replace([' ', '"'], "");
+            parameter.eq_ignore_ascii_case("rel=next")
+        });
+        let url = response.url().join(target).ok()?;
+        (next && self.is_ours(&url)).then_some(url)
+    }
+
     /// Whether a URL belongs to the registry itself, as opposed to where it redirects.
     pub(super) fn is_ours(&self, url: &Url) -> bool {
         url.origin() == self.base.origin()
+    }
+
+    /// The longest silence.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeouts.read
     }
 
     pub(super) fn unreachable(&self, operation: &'static str, reason: String) -> RegistryError {
@@ -266,8 +401,26 @@ impl Wire {
     }
 }
 
+/// The body of an error.
+#[derive(serde::Deserialize)]
+struct Refusal {
+    errors: Vec<RefusalEntry>,
+}
+
+#[derive(serde::Deserialize)]
+struct RefusalEntry {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+impl std::fmt::Debug for Sending<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sending").field("payload", self.payload).finish_non_exhaustive()
+    }
+}
+
 /// Whether the same request may succeed a moment later.
-fn may_pass(error: &RegistryError) -> bool {
+pub(super) fn may_pass(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status, .. } => retry::is_passing(*status),
         _ => matches!(error.class(), Class::Transient | Class::RateLimited { .. }),

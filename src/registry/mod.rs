@@ -1,22 +1,31 @@
 //! The only code that talks to a registry, be it a server or a folder.
 //!
-//! [`Registries`] holds the connections; [`Source`] is one repository of one of them, and
-//! what everybody else uses. Everything it gives is bounded in bytes and in time, and
-//! everything that has a digest is checked against it.
+//! [`Registries`] holds the connections; [`Source`] is one repository of one of them to read
+//! from, [`Destination`] one to write to, and what everybody else uses. Everything they give
+//! is bounded in bytes and in time, and everything that has a digest is checked against it.
 
+mod access;
 mod auth;
 mod blob_stream;
 mod challenge;
+mod destination;
+mod docker;
 mod error;
 mod http;
 mod layout;
+mod lists;
 mod options;
+mod payload;
 mod remote;
 mod retry;
+mod shelf;
 mod source;
+mod upload;
 
 pub use blob_stream::BlobStream;
-pub use error::{Class, RegistryError};
+pub use destination::{Destination, Passage, Progress};
+pub use docker::{DockerConfig, DockerConfigError, Kept};
+pub use error::{Class, Identity, RegistryError};
 pub use http::BadOptions;
-pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts};
+pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
 pub use source::{Registries, Source};

@@ -9,6 +9,8 @@ pub struct Options {
     pub scheme: Scheme,
     /// PEM certificates added to the system's roots.
     pub extra_roots: Vec<u8>,
+    /// Whether the certificate is looked at.
+    pub tls: TlsTrust,
     /// Who we are; `None` is anonymous.
     pub credentials: Option<Credentials>,
     /// How long to wait.
@@ -24,14 +26,40 @@ pub enum Scheme {
     Https,
 }
 
-/// A user name and the file that holds the password; the file is read at every use, so a
-/// rotated password needs no restart.
+/// Whether a registry must show a certificate that somebody trusted vouches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsTrust {
+    /// It must.
+    #[default]
+    Verified,
+    /// Anybody on the way may answer in its place.
+    Unverified,
+}
+
+/// Where user name and password are. Files and helpers are asked at every use, so a rotated
+/// password needs no restart.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user's name.
-    pub username: String,
-    /// The file with the password; white space around it is dropped.
-    pub password_file: PathBuf,
+pub enum Credentials {
+    /// A user name and the file that holds the password.
+    PasswordFile {
+        /// The user's name.
+        username: String,
+        /// The file with the password; white space around it is dropped.
+        password_file: PathBuf,
+    },
+    /// Docker's configuration and the credential helpers that it names; what is not in it
+    /// is accessed anonymously.
+    DockerConfig {
+        /// Its `config.json`; none there is as good as an empty one.
+        file: PathBuf,
+    },
+    /// What has just been typed.
+    Typed {
+        /// The user's name.
+        username: String,
+        /// The password.
+        password: String,
+    },
 }
 
 /// The three deadlines of a request.
@@ -58,7 +86,13 @@ pub struct ReadLimits {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { scheme: Scheme::Https, extra_roots: Vec::new(), credentials: None, timeouts: Timeouts::default() }
+        Self {
+            scheme: Scheme::Https,
+            extra_roots: Vec::new(),
+            tls: TlsTrust::Verified,
+            credentials: None,
+            timeouts: Timeouts::default(),
+        }
     }
 }
 
@@ -78,8 +112,17 @@ impl Scheme {
     }
 }
 
+impl fmt::Display for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PasswordFile { username, .. } | Self::Typed { username, .. } => f.write_str(username),
+            Self::DockerConfig { file } => write!(f, "the user in {}", file.display()),
+        }
+    }
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+        write!(f, "Credentials({self})")
     }
 }

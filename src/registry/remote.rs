@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, header};
 use serde::Deserialize;
-use url::Url;
 
 use super::{
+    access::Access,
     blob_stream::BlobStream,
     error::RegistryError,
     http::{Call, ReadFailure, Target, Wire},
@@ -17,13 +17,22 @@ use crate::oci::{Descriptor, Digest, Manifest, ManifestError};
 
 /// Pages of the referrers API that are followed.
 const MAX_PAGES: usize = 8;
-const DIGEST_HEADER: &str = "docker-content-digest";
+pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 
 #[derive(Debug, Clone)]
 pub(super) struct Remote {
-    wire: Arc<Wire>,
-    path: String,
+    pub(super) wire: Arc<Wire>,
+    pub(super) path: String,
     limits: ReadLimits,
+    intent: Intent,
+}
+
+/// What its requests' tokens must allow.
+#[derive(Debug, Clone, Copy)]
+enum Intent {
+    Read,
+    /// Reading on the way to writing: one token does for both.
+    Write,
 }
 
 /// One page of `GET /v2/<name>/referrers/<digest>`: an image index.
@@ -34,8 +43,12 @@ struct Page {
 }
 
 impl Remote {
-    pub(super) fn new(wire: Arc<Wire>, path: String, limits: ReadLimits) -> Self {
-        Self { wire, path, limits }
+    pub(super) fn reading(wire: Arc<Wire>, path: String, limits: ReadLimits) -> Self {
+        Self { wire, path, limits, intent: Intent::Read }
+    }
+
+    pub(super) fn writing(wire: Arc<Wire>, path: String, limits: ReadLimits) -> Self {
+        Self { wire, path, limits, intent: Intent::Write }
     }
 
     /// Asks which digest `tag` names now; `None` when the registry has no such tag.
@@ -132,12 +145,12 @@ impl Remote {
     }
 
     async fn all_pages(&self, subject: &Digest, limit: usize) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let path = format!("referrers/{subject}");
+        let path = format!("{}/referrers/{subject}", self.path);
         let mut found = Vec::new();
         let mut seen = BTreeSet::new();
         let mut target = Target::Below(&path);
         for page in 0..MAX_PAGES {
-            let call = Call { operation: "referrers", method: Method::GET, repository: &self.path, target };
+            let call = self.call("referrers", Method::GET, target);
             let response = match self.wire.send(&call).await {
                 Ok(response) if response.status() != StatusCode::NOT_FOUND => response,
                 Ok(_) => return Ok((page > 0).then_some(found)),
@@ -145,7 +158,7 @@ impl Remote {
                 Err(RegistryError::Status { status: 400 | 405 | 501, .. }) if page == 0 => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let next = self.next_page(&response);
+            let next = self.wire.next_page(&response);
             let body = self.manifest_bytes(response).await?;
             let Ok(list) = serde_json::from_slice::<Page>(&body) else {
                 // Some front ends answer every unknown path with 200 and a web page.
@@ -157,7 +170,7 @@ impl Remote {
             };
             found.extend(list.manifests.unwrap_or_default());
             match next {
-                Some(url) if found.len() < limit && seen.insert(url.clone()) => target = Target::Page(url),
+                Some(url) if found.len() < limit && seen.insert(url.clone()) => target = Target::At(url),
                 _ => break,
             }
         }
@@ -165,19 +178,21 @@ impl Remote {
         Ok(Some(found))
     }
 
-    /// `Link: <…>; rel="next"` (RFC 8288), within this registry only.
-    fn next_page(&self, response: &Response) -> Option<Url> {
-        let link = response.headers().get(header::LINK)?.to_str().ok()?;
-        let (target, parameters) = link.split_once('<')?.1.split_once('>')?;
-        let next = parameters.split(';').any(|parameter| {
-            let parameter = parameter.replace([' ', '"'], "");
-            parameter.eq_ignore_ascii_case("rel=next")
-        });
-        let url = response.url().join(target).ok()?;
-        (next && self.wire.is_ours(&url)).then_some(url)
+    pub(super) async fn send(
+        &self,
+        operation: &'static str,
+        method: Method,
+        path: &str,
+    ) -> Result<Response, RegistryError> {
+        let path = format!("{}/{path}", self.path);
+        self.wire.send(&self.call(operation, method, Target::Below(&path))).await
     }
 
-    async fn send(&self, operation: &'static str, method: Method, path: &str) -> Result<Response, RegistryError> {
-        self.wire.send(&Call { operation, method, repository: &self.path, target: Target::Below(path) }).await
+    pub(super) fn call<'a>(&'a self, operation: &'static str, method: Method, target: Target<'a>) -> Call<'a> {
+        let access = match self.intent {
+            Intent::Read => Access::Pull(&self.path),
+            Intent::Write => Access::Push(&self.path),
+        };
+        Call { operation, method, access, target, payload: None }
     }
 }

@@ -7,9 +7,11 @@ use std::{
 
 use super::{
     blob_stream::BlobStream,
+    destination::Destination,
     error::RegistryError,
     http::{BadOptions, Wire},
     layout::LayoutSource,
+    lists,
     options::{Options, ReadLimits},
     remote::Remote,
 };
@@ -22,9 +24,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Registries {
     options: BTreeMap<String, Options>,
+    fallback: Options,
     limits: ReadLimits,
     metrics: Metrics,
-    wires: Mutex<HashMap<String, Arc<Wire>>>,
+    reading: Mutex<HashMap<String, Arc<Wire>>>,
+    writing: Mutex<HashMap<String, Arc<Wire>>>,
 }
 
 /// One repository, as everything above the network sees it. Cheap to clone.
@@ -44,7 +48,14 @@ enum Backend {
 impl Registries {
     /// Registries that are not in `options` are spoken to over HTTPS, anonymously.
     pub fn new(options: BTreeMap<String, Options>, limits: ReadLimits, metrics: Metrics) -> Self {
-        Self { options, limits, metrics, wires: Mutex::default() }
+        let fallback = Options::default();
+        Self { options, fallback, limits, metrics, reading: Mutex::default(), writing: Mutex::default() }
+    }
+
+    /// How to speak to registries that have no options of their own, instead.
+    #[must_use]
+    pub fn otherwise(self, fallback: Options) -> Self {
+        Self { fallback, ..self }
     }
 
     /// The source for a repository.
@@ -54,9 +65,9 @@ impl Registries {
     pub fn source(&self, repository: &Repository) -> Result<Source, BadOptions> {
         let (backend, identity) = match repository {
             Repository::Registry { host, path } => {
-                let user = self.options.get(host).and_then(|options| options.credentials.as_ref());
-                let identity = format!("{repository} as {}", user.map_or("anonymous", |user| &user.username));
-                (Backend::Remote(Remote::new(self.wire(host)?, path.clone(), self.limits)), identity)
+                let user = self.options(host).credentials.as_ref().map(ToString::to_string);
+                let identity = format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
+                (Backend::Remote(Remote::reading(self.wire(host)?, path.clone(), self.limits)), identity)
             }
             Repository::Layout { path } => {
                 (Backend::Layout(LayoutSource::new(path.clone(), self.limits)), repository.to_string())
@@ -65,22 +76,93 @@ impl Registries {
         Ok(Source { repository: repository.clone(), identity, backend })
     }
 
-    fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {
-        let mut wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(wire) = wires.get(host) {
-            return Ok(Arc::clone(wire));
-        }
-        let options = self.options.get(host).cloned().unwrap_or_default();
-        let wire = Arc::new(Wire::new(host, &options, self.metrics.clone())?);
-        wires.insert(host.to_owned(), Arc::clone(&wire));
-        Ok(wire)
+    /// Where to write to a repository.
+    ///
+    /// # Errors
+    /// When the options of its host make no client.
+    pub fn destination(&self, repository: &Repository) -> Result<Destination, BadOptions> {
+        Ok(match repository {
+            Repository::Registry { host, path } => {
+                let wire =
+                    cached(&self.writing, host, || Wire::writing(host, self.options(host), self.metrics.clone()))?;
+                Destination::remote(repository.clone(), Remote::writing(wire, path.clone(), self.limits))
+            }
+            Repository::Layout { path } => Destination::layout(repository.clone(), path.clone(), self.limits),
+        })
     }
+
+    /// Every tag of a repository, sorted.
+    ///
+    /// # Errors
+    /// When the registry does not answer, refuses, or has no such repository.
+    pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
+        match repository {
+            Repository::Registry { host, path } => lists::tags(&*self.listing_wire(host)?, path).await,
+            Repository::Layout { path } => LayoutSource::new(path.clone(), self.limits).tags().await,
+        }
+    }
+
+    /// Every repository of a registry, sorted; `None` where it keeps no catalog for us.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn repositories(&self, host: &str) -> Result<Option<Vec<String>>, RegistryError> {
+        lists::repositories(&*self.listing_wire(host)?).await
+    }
+
+    /// Whether a registry takes the credentials that the options name.
+    ///
+    /// # Errors
+    /// When it does not, or does not answer.
+    pub async fn check_credentials(&self, host: &str) -> Result<(), RegistryError> {
+        lists::greet(&*self.listing_wire(host)?).await
+    }
+
+    fn options(&self, host: &str) -> &Options {
+        self.options.get(host).unwrap_or(&self.fallback)
+    }
+
+    fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {
+        cached(&self.reading, host, || Wire::reading(host, self.options(host), self.metrics.clone()))
+    }
+
+    fn listing_wire(&self, host: &str) -> Result<Arc<Wire>, RegistryError> {
+        self.wire(host).map_err(|BadOptions { host, reason }| RegistryError::Protocol {
+            operation: "connect",
+            host,
+            reason,
+        })
+    }
+}
+
+fn cached(
+    wires: &Mutex<HashMap<String, Arc<Wire>>>,
+    host: &str,
+    make: impl FnOnce() -> Result<Wire, BadOptions>,
+) -> Result<Arc<Wire>, BadOptions> {
+    let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(wire) = wires.get(host) {
+        return Ok(Arc::clone(wire));
+    }
+    let wire = Arc::new(make()?);
+    wires.insert(host.to_owned(), Arc::clone(&wire));
+    Ok(wire)
 }
 
 impl Source {
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// In a layout, reads the tags of `repository` among those of others; the counterpart of
+    /// [`Destination::naming`].
+    #[must_use]
+    pub fn naming(self, repository: &Repository) -> Self {
+        match self.backend {
+            Backend::Layout(layout) => Self { backend: Backend::Layout(layout.naming(repository)), ..self },
+            Backend::Remote(_) => self,
+        }
     }
 
     /// Repository and credential in words: who has been shown a blob here may have it from

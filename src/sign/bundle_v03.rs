@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use sigstore_verify::types::dsse::pae;
 
-use super::{KeyPair, SignError};
+use super::{Claim, KeyPair, SignError};
 use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
 
 const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
@@ -31,12 +31,13 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Signs `subject`, an artifact's manifest.
+    /// Signs an artifact's manifest.
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, subject: &Descriptor) -> Result<Self, SignError> {
-        let bundle = bundle(key, subject)?;
+    pub fn sign(key: &KeyPair, claim: &Claim) -> Result<Self, SignError> {
+        let subject = &claim.subject;
+        let bundle = bundle(key, claim)?;
         let annotations = [("content", "dsse-envelope"), ("predicateType", PREDICATE_TYPE)]
             .map(|(name, value)| (format!("dev.sigstore.bundle.{name}"), value.to_owned()));
         let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, &bundle)])
@@ -66,13 +67,15 @@ struct Statement<'a> {
 #[derive(Serialize)]
 struct Subject<'a> {
     digest: BTreeMap<&'static str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
-fn bundle(key: &KeyPair, subject: &Descriptor) -> Result<Bytes, SignError> {
-    let digest = &subject.digest;
+fn bundle(key: &KeyPair, claim: &Claim) -> Result<Bytes, SignError> {
+    let digest = &claim.subject.digest;
     let statement = Statement {
         kind: STATEMENT_TYPE,
-        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into() }],
+        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &claim.annotations }],
         predicate_type: PREDICATE_TYPE,
         predicate: BTreeMap::new(),
     };

@@ -7,9 +7,9 @@ use sigstore_verify::types::dsse::pae;
 
 use super::{
     evidence::SignatureBundle,
-    keys::PublicKey,
     policy::TrustPolicy,
-    verdict::{Fault, Format, Signer, signer_of},
+    report::Finding,
+    verdict::{Fault, Signer},
 };
 use crate::oci::{Digest, Manifest, strict_json};
 
@@ -73,9 +73,34 @@ pub(super) fn is_bundle(media_type: &str) -> bool {
     )
 }
 
-/// Whose valid signature of `digest` this is.
-pub(super) fn judge(candidate: &SignatureBundle, digest: &Digest, policy: &TrustPolicy) -> Result<Signer, Fault> {
-    let envelope = open(&candidate.bundle)?;
+/// Whose valid signature of `digest` this is; `finding` is told every step.
+pub(super) fn judge(
+    candidate: &SignatureBundle,
+    digest: &Digest,
+    policy: &TrustPolicy,
+    finding: &mut Finding,
+) -> Result<Signer, Fault> {
+    let signed = finding.check("format", read(&candidate.bundle), |_| "Sigstore bundle v0.3".to_owned())?;
+    let message = pae(&signed.payload_type, &signed.payload);
+    // A certificate proves nothing to a policy of keys.
+    let signer = finding.signature(policy, |key| !signed.certified && key.signed(&message, &signed.signature))?;
+    // Only now are the contents worth reading.
+    let statement = finding.check("statement", signed.statement(), |statement| statement.predicate_type.clone())?;
+    finding.check("digest", statement.names(digest), |()| format!("it names {digest}"))?;
+    finding.check("referrer", check_referrer(candidate, digest), |()| "attached to the same digest".to_owned())?;
+    Ok(signer)
+}
+
+/// What an envelope holds, decoded.
+struct Signed {
+    payload_type: String,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+    certified: bool,
+}
+
+fn read(bundle: &[u8]) -> Result<Signed, Fault> {
+    let (envelope, certified) = open(bundle)?;
     let payload = decode("payload", &envelope.payload)?;
     let [signature] = envelope.signatures.as_slice() else {
         return Err(Fault::Malformed(format!(
@@ -84,19 +109,11 @@ pub(super) fn judge(candidate: &SignatureBundle, digest: &Digest, policy: &Trust
         )));
     };
     let signature = decode("signature", &signature.sig)?;
-    let message = pae(&envelope.payload_type, &payload);
-    let signed = |key: &PublicKey| key.signed(&message, &signature);
-    let signer = signer_of(policy, Format::Bundle, signed).ok_or(Fault::AnotherKey)?;
-    // Only now are the contents worth reading.
-    if envelope.payload_type != PAYLOAD_TYPE {
-        return Err(Fault::NotASignature(envelope.payload_type));
-    }
-    check_statement(&payload, digest)?;
-    check_referrer(candidate, digest)?;
-    Ok(signer)
+    Ok(Signed { payload_type: envelope.payload_type, payload, signature, certified })
 }
 
-fn open(bytes: &[u8]) -> Result<Envelope, Fault> {
+/// The envelope, and whether a certificate is to vouch for it.
+fn open(bytes: &[u8]) -> Result<(Envelope, bool), Fault> {
     let malformed = |error: String| Fault::Malformed(error);
     strict_json(bytes).map_err(|error| malformed(error.to_string()))?;
     let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
@@ -104,37 +121,48 @@ fn open(bytes: &[u8]) -> Result<Envelope, Fault> {
         return Err(malformed(format!("bundle of type {}", bundle.media_type)));
     }
     let material = &bundle.verification_material;
-    if material.certificate.is_some() || material.x509_certificate_chain.is_some() {
-        // A certificate proves nothing to a policy of keys.
-        return Err(Fault::AnotherKey);
-    }
-    if material.public_key.is_none() {
+    let certified = material.certificate.is_some() || material.x509_certificate_chain.is_some();
+    if material.public_key.is_none() && !certified {
         return Err(malformed("no public key in the verification material".into()));
     }
     match (bundle.dsse_envelope, bundle.message_signature) {
-        (Some(envelope), None) => Ok(envelope),
+        (Some(envelope), None) => Ok((envelope, certified)),
         _ => Err(malformed("an image signature is one DSSE envelope and nothing else".into())),
     }
 }
 
-fn check_statement(payload: &[u8], digest: &Digest) -> Result<(), Fault> {
-    strict_json(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-    let statement: Statement = serde_json::from_slice(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-    if statement.kind != STATEMENT_TYPE {
-        return Err(Fault::Malformed(format!("statement of type {}", statement.kind)));
+impl Signed {
+    /// The statement inside, if it is one of approval.
+    fn statement(&self) -> Result<Statement, Fault> {
+        if self.payload_type != PAYLOAD_TYPE {
+            return Err(Fault::NotASignature(self.payload_type.clone()));
+        }
+        strict_json(&self.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
+        let statement: Statement =
+            serde_json::from_slice(&self.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
+        if statement.kind != STATEMENT_TYPE {
+            return Err(Fault::Malformed(format!("statement of type {}", statement.kind)));
+        }
+        if statement.predicate_type != PREDICATE_TYPE {
+            return Err(Fault::NotASignature(statement.predicate_type));
+        }
+        if statement.subject.len() > MAX_SUBJECTS {
+            return Err(Fault::Malformed(format!("{} subjects", statement.subject.len())));
+        }
+        Ok(statement)
     }
-    if statement.predicate_type != PREDICATE_TYPE {
-        return Err(Fault::NotASignature(statement.predicate_type));
+}
+
+impl Statement {
+    fn names(&self, digest: &Digest) -> Result<(), Fault> {
+        let named =
+            |subject: &Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
+        if self.subject.iter().any(named) {
+            return Ok(());
+        }
+        let other = self.subject.first().and_then(|subject| subject.digest.iter().next());
+        Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
     }
-    if statement.subject.len() > MAX_SUBJECTS {
-        return Err(Fault::Malformed(format!("{} subjects", statement.subject.len())));
-    }
-    let named = |subject: &Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
-    if statement.subject.iter().any(named) {
-        return Ok(());
-    }
-    let other = statement.subject.first().and_then(|subject| subject.digest.iter().next());
-    Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
 }
 
 /// That a registry lists a referrer proves nothing; its own `subject` must say so too.

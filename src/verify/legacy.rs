@@ -6,9 +6,9 @@ use serde::Deserialize;
 
 use super::{
     evidence::LegacySignature,
-    keys::PublicKey,
     policy::TrustPolicy,
-    verdict::{Fault, Format, Signer, signer_of},
+    report::Finding,
+    verdict::{Fault, Signer},
 };
 use crate::oci::{Descriptor, Digest, strict_json};
 
@@ -44,23 +44,32 @@ pub(super) fn signature_of(layer: &Descriptor) -> Option<&str> {
     (layer.media_type == MEDIA_TYPE).then(|| layer.annotation(SIGNATURE)).flatten()
 }
 
-/// Whose valid signature of `digest` this is.
-pub(super) fn judge(candidate: &LegacySignature, digest: &Digest, policy: &TrustPolicy) -> Result<Signer, Fault> {
+/// Whose valid signature of `digest` this is; `finding` is told every step.
+pub(super) fn judge(
+    candidate: &LegacySignature,
+    digest: &Digest,
+    policy: &TrustPolicy,
+    finding: &mut Finding,
+) -> Result<Signer, Fault> {
     // Some signers wrap the base64 text.
     let signature = STANDARD
         .decode(candidate.signature.replace('\n', ""))
-        .map_err(|_| Fault::Malformed("the signature is not base64".into()))?;
-    let signed = |key: &PublicKey| key.signed(&candidate.payload, &signature);
-    let signer = signer_of(policy, Format::Legacy, signed).ok_or(Fault::AnotherKey)?;
+        .map_err(|_| Fault::Malformed("the signature is not base64".into()));
+    let signature = finding.check("format", signature, |_| "simple signing payload".to_owned())?;
+    let signer = finding.signature(policy, |key| key.signed(&candidate.payload, &signature))?;
     // Only now is the payload worth reading.
-    strict_json(&candidate.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-    let payload: Payload =
-        serde_json::from_slice(&candidate.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
+    let claimed = finding.check("statement", read(&candidate.payload), |_| CLAIM_TYPE.to_owned())?;
+    let named = if claimed == digest.as_str() { Ok(()) } else { Err(Fault::OtherDigest(claimed)) };
+    finding.check("digest", named, |()| format!("it names {digest}"))?;
+    Ok(signer)
+}
+
+/// The digest that a payload approves.
+fn read(payload: &[u8]) -> Result<String, Fault> {
+    strict_json(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
+    let payload: Payload = serde_json::from_slice(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
     if payload.critical.kind != CLAIM_TYPE {
         return Err(Fault::NotASignature(payload.critical.kind));
     }
-    if payload.critical.image.digest != digest.as_str() {
-        return Err(Fault::OtherDigest(payload.critical.image.digest));
-    }
-    Ok(signer)
+    Ok(payload.critical.image.digest)
 }

@@ -11,10 +11,12 @@ mod evidence;
 mod keys;
 mod legacy;
 mod policy;
+mod report;
 mod verdict;
 
 pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
 pub use keys::{BadKey, PublicKey};
 pub use policy::{Authority, PolicyRevision, TrustPolicy};
+pub use report::{Check, Finding, Report};
 pub use verdict::{Format, Reason, Rejection, Signer, Verified};

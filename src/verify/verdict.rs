@@ -5,9 +5,9 @@ use std::fmt;
 use super::{
     bundle_v03,
     evidence::Evidence,
-    keys::PublicKey,
     legacy,
     policy::{PolicyRevision, TrustPolicy},
+    report::{Finding, Report, clean},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
@@ -76,11 +76,15 @@ pub enum Reason {
 }
 
 /// What is wrong with one candidate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
+    #[error("malformed: {0}")]
     Malformed(String),
+    #[error("signed statement of type {0:?}")]
     NotASignature(String),
+    #[error("by none of the policy's keys")]
     AnotherKey,
+    #[error("signed is {0}")]
     OtherDigest(String),
 }
 
@@ -96,19 +100,32 @@ impl Verified<Manifest> {
         manifest: Manifest,
         evidence: &Evidence,
     ) -> Result<Self, Rejection> {
+        Self::explain(policy, pinned, manifest, evidence).0
+    }
+
+    /// The same judgement, together with what it saw on the way.
+    ///
+    /// # Errors
+    /// The most telling reason for refusing.
+    pub fn explain(
+        policy: &TrustPolicy,
+        pinned: &PinnedReference,
+        manifest: Manifest,
+        evidence: &Evidence,
+    ) -> (Result<Self, Rejection>, Report) {
+        let mut report =
+            Report { findings: Vec::new(), skipped: evidence.skipped.iter().map(|text| clean(text)).collect() };
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
-            return Err(Rejection {
-                reason: Reason::OtherDigest,
-                digest: digest.clone(),
-                details: format!("; the manifest is {}", manifest.digest()),
-            });
+            let details = format!("; the manifest is {}", manifest.digest());
+            return (Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details }), report);
         }
         let signers = match policy {
-            TrustPolicy::Unsigned { .. } => Vec::new(),
-            TrustPolicy::AnyOf(_) => votes(policy, digest, evidence)?,
+            TrustPolicy::Unsigned { .. } => Ok(Vec::new()),
+            TrustPolicy::AnyOf(_) => votes(policy, digest, evidence, &mut report.findings),
         };
-        Ok(Self { value: manifest, pinned: pinned.clone(), signers, revision: policy.revision() })
+        let pinned = pinned.clone();
+        (signers.map(|signers| Self { value: manifest, pinned, signers, revision: policy.revision() }), report)
     }
 }
 
@@ -135,17 +152,31 @@ impl<T> Verified<T> {
 }
 
 /// Each authority that signed, once.
-fn votes(policy: &TrustPolicy, digest: &Digest, evidence: &Evidence) -> Result<Vec<Signer>, Rejection> {
-    let bundles = evidence.bundles.iter().map(|candidate| bundle_v03::judge(candidate, digest, policy));
-    let legacy = evidence.legacy.iter().map(|candidate| legacy::judge(candidate, digest, policy));
+fn votes(
+    policy: &TrustPolicy,
+    digest: &Digest,
+    evidence: &Evidence,
+    findings: &mut Vec<Finding>,
+) -> Result<Vec<Signer>, Rejection> {
     let mut signers: Vec<Signer> = Vec::new();
     let mut faults = Vec::new();
-    for outcome in bundles.chain(legacy) {
+    let mut count = |finding: Finding, outcome: Result<Signer, Fault>| {
         match outcome {
             Ok(signer) if signers.iter().any(|known| known.authority == signer.authority) => {}
             Ok(signer) => signers.push(signer),
             Err(fault) => faults.push(fault),
         }
+        findings.push(finding);
+    };
+    for candidate in &evidence.bundles {
+        let mut finding = Finding::new(Format::Bundle);
+        let outcome = bundle_v03::judge(candidate, digest, policy, &mut finding);
+        count(finding, outcome);
+    }
+    for candidate in &evidence.legacy {
+        let mut finding = Finding::new(Format::Legacy);
+        let outcome = legacy::judge(candidate, digest, policy, &mut finding);
+        count(finding, outcome);
     }
     if signers.is_empty() { Err(reject(digest, &faults, &evidence.skipped)) } else { Ok(signers) }
 }
@@ -153,20 +184,11 @@ fn votes(policy: &TrustPolicy, digest: &Digest, evidence: &Evidence) -> Result<V
 fn reject(digest: &Digest, faults: &[Fault], skipped: &[String]) -> Rejection {
     let reason = faults.iter().map(Fault::reason).max().unwrap_or(Reason::Unsigned);
     let mut details = String::new();
-    // A hostile registry must not be able to fill the log.
     for detail in faults.iter().filter_map(Fault::detail).chain(skipped.iter().cloned()).take(4) {
         details.push_str("; ");
-        details.extend(detail.chars().filter(|character| !character.is_control()).take(300));
+        details.push_str(&clean(&detail));
     }
     Rejection { reason, digest: digest.clone(), details }
-}
-
-/// The authority one of whose keys passes `signed`.
-pub(super) fn signer_of(policy: &TrustPolicy, format: Format, signed: impl Fn(&PublicKey) -> bool) -> Option<Signer> {
-    policy.authorities().iter().find_map(|authority| {
-        let key = authority.keys.iter().find(|key| signed(key))?;
-        Some(Signer { authority: authority.name.clone(), identity: key.identity().to_owned(), format })
-    })
 }
 
 impl Fault {
@@ -179,13 +201,9 @@ impl Fault {
         }
     }
 
+    /// What the reason alone does not say.
     fn detail(&self) -> Option<String> {
-        match self {
-            Self::Malformed(reason) => Some(format!("malformed: {reason}")),
-            Self::NotASignature(kind) => Some(format!("signed statement of type {kind:?}")),
-            Self::AnotherKey => None,
-            Self::OtherDigest(digest) => Some(format!("signed is {digest}")),
-        }
+        (*self != Self::AnotherKey).then(|| self.to_string())
     }
 }
 

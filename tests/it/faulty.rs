@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 use bundlegate::{
     metrics::Metrics,
     oci::{Descriptor, Digest, Reference, media_type},
-    registry::{Options, ReadLimits, Registries, Scheme, Source, Timeouts},
+    registry::{Destination, Options, ReadLimits, Registries, Scheme, Source, Timeouts},
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -26,13 +26,17 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
 
-type Body = BoxBody<Bytes, std::io::Error>;
+use crate::intake::{self, Manners, Taken, Uploads, Wish};
+
+type Body = BoxBody<Bytes, io::Error>;
 
 /// What happens to a request instead of the truth.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// This status, with these headers and no body.
     Status(u16, Vec<(&'static str, String)>),
+    /// This status with this body.
+    Refuse(u16, &'static str),
     /// Nothing, for ever.
     Stall,
     /// The first bytes, then a broken connection.
@@ -47,6 +51,10 @@ pub(crate) enum Fault {
     Endless,
     /// The truth, this much later.
     Slow(Duration),
+    /// So much of the request's body is taken and kept; then the connection breaks.
+    Cut(usize),
+    /// The request is granted, and the connection breaks before the answer.
+    Unanswered,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +69,8 @@ struct Inner {
     content: HashMap<String, (String, Bytes)>,
     faults: Vec<(String, usize, Fault)>,
     asked: Vec<Asked>,
+    manners: Manners,
+    uploads: Uploads,
 }
 
 /// Serves until it is dropped.
@@ -125,9 +135,14 @@ impl FaultyRegistry {
         (digest, layer)
     }
 
-    /// The next `times` requests whose path contains `part` meet `fault`.
+    /// The next `times` requests whose method and path contain `part` meet `fault`.
     pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
         self.inner.lock().unwrap().faults.push((part.to_owned(), times, fault));
+    }
+
+    /// From now on this status with this body.
+    pub(crate) fn refuse(&self, part: &str, status: u16, body: &'static str) {
+        self.fail(part, usize::MAX, Fault::Refuse(status, body));
     }
 
     /// The truth again, whatever was planned.
@@ -135,9 +150,29 @@ impl FaultyRegistry {
         self.inner.lock().unwrap().faults.clear();
     }
 
-    /// Every request so far whose path contains `part`.
+    /// How it treats uploads.
+    pub(crate) fn behave(&self, manners: Manners) {
+        self.inner.lock().unwrap().manners = manners;
+    }
+
+    /// What it holds at `/v2/acme/authz/<path>`.
+    pub(crate) fn held(&self, path: &str) -> Option<(String, Bytes)> {
+        self.inner.lock().unwrap().content.get(&format!("/v2/acme/authz/{path}")).cloned()
+    }
+
+    /// Every request so far whose method and path contain `part`.
     pub(crate) fn asked(&self, part: &str) -> Vec<Asked> {
-        self.inner.lock().unwrap().asked.iter().filter(|asked| asked.path.contains(part)).cloned().collect()
+        let asked = |asked: &&Asked| format!("{} {}", asked.method, asked.path).contains(part);
+        self.inner.lock().unwrap().asked.iter().filter(asked).cloned().collect()
+    }
+
+    pub(crate) fn destination(&self) -> Destination {
+        self.registries(self.options()).destination(self.reference("x").repository()).unwrap()
+    }
+
+    pub(crate) fn registries(&self, options: Options) -> Registries {
+        let limits = ReadLimits { manifest: 4096, evidence: 1 << 20, bundle: 1 << 20 };
+        Registries::new([(self.address.to_string(), options)].into(), limits, Metrics::new().unwrap())
     }
 
     pub(crate) fn reference(&self, tag: &str) -> Reference {
@@ -158,20 +193,18 @@ impl FaultyRegistry {
     }
 
     pub(crate) fn source_with(&self, options: Options) -> Source {
-        let limits = ReadLimits { manifest: 4096, evidence: 1 << 20, bundle: 1 << 20 };
-        let options = [(self.address.to_string(), options)].into();
-        let registries = Registries::new(options, limits, Metrics::new().unwrap());
-        registries.source(self.reference("x").repository()).unwrap()
+        self.registries(options).source(self.reference("x").repository()).unwrap()
     }
 }
 
-async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
     let path = request.uri().to_string();
     let (fault, content) = {
         let mut inner = inner.lock().unwrap();
         let headers = request.headers().clone();
         inner.asked.push(Asked { method: request.method().to_string(), path: path.clone(), headers });
-        let fault = inner.faults.iter_mut().find(|(part, left, _)| *left > 0 && path.contains(part.as_str()));
+        let line = format!("{} {path}", request.method());
+        let fault = inner.faults.iter_mut().find(|(part, left, _)| *left > 0 && line.contains(part.as_str()));
         let fault = fault.map(|(_, left, fault)| {
             *left -= 1;
             fault.clone()
@@ -187,28 +220,67 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
             }
             response.body(whole(Bytes::new())).unwrap()
         }
+        Some(Fault::Refuse(status, body)) => {
+            Response::builder().status(status).body(whole(Bytes::from_static(body.as_bytes()))).unwrap()
+        }
         Some(Fault::Truncate(length)) => truncated(content, length),
         Some(Fault::Endless) => Response::new(endless()),
         Some(Fault::Slow(delay)) => {
             tokio::time::sleep(delay).await;
-            truth(content)
+            granted(&inner, request, content).await
+        }
+        Some(Fault::Cut(length)) => {
+            let (bytes, _) = intake::body(request, length).await;
+            inner.lock().unwrap().uploads.keep_part(&path, &bytes);
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Some(Fault::Unanswered) => {
+            granted(&inner, request, content).await;
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         Some(Fault::Replace(bytes)) => {
             let kind = content.map_or_else(|| "text/plain".to_owned(), |(kind, _)| kind);
             truth(Some((kind, bytes)))
         }
         Some(Fault::Without(name)) => {
-            let mut response = truth(content);
+            let mut response = granted(&inner, request, content).await;
             response.headers_mut().remove(name);
             response
         }
         Some(Fault::With(name, value)) => {
-            let mut response = truth(content);
+            let mut response = granted(&inner, request, content).await;
             response.headers_mut().insert(name, value.parse().unwrap());
             response
         }
-        None => truth(content),
+        None => granted(&inner, request, content).await,
     })
+}
+
+/// What a registry answers that is well.
+async fn granted(inner: &Mutex<Inner>, request: Request<Incoming>, content: Option<(String, Bytes)>) -> Response<Body> {
+    let (method, path) = (request.method().to_string(), request.uri().to_string());
+    if matches!(method.as_str(), "GET" | "HEAD") && !path.contains("/blobs/uploads/") {
+        return truth(content);
+    }
+    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let (host, range, kind) = (header("host"), header("content-range"), header("content-type"));
+    let (bytes, _) = intake::body(request, usize::MAX).await;
+    let wish = Wish { host: host.unwrap(), method, path, range, kind: kind.unwrap_or_default(), bytes };
+    let mut inner = inner.lock().unwrap();
+    let Inner { manners, uploads, .. } = &mut *inner;
+    let taken = uploads.answer(manners, wish);
+    let answer = match taken {
+        Taken::Answer(answer) => answer,
+        Taken::Keep { path, kind, bytes, answer } => {
+            if let Some((front, _)) = path.split_once("/manifests/") {
+                let digest = Digest::sha256(&bytes);
+                inner.content.insert(format!("{front}/manifests/{digest}"), (kind.clone(), bytes.clone()));
+            }
+            inner.content.insert(path, (kind, bytes));
+            answer
+        }
+    };
+    answer.map(|body| body.map_err(|never| match never {}).boxed())
 }
 
 fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
@@ -224,7 +296,7 @@ fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
 
 fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
     let (kind, bytes) = content.unwrap();
-    let pieces = [Ok(Frame::data(bytes.slice(..length))), Err(std::io::ErrorKind::BrokenPipe.into())];
+    let pieces = [Ok(Frame::data(bytes.slice(..length))), Err(io::ErrorKind::BrokenPipe.into())];
     Response::builder()
         .header("content-type", kind)
         .header("content-length", bytes.len())

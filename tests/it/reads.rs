@@ -115,7 +115,7 @@ async fn an_endless_manifest_ends_at_the_limit() {
 fn with_password(registry: &FaultyRegistry) -> (Options, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "s3cret\n").unwrap();
-    let credentials = Credentials { username: "robot".into(), password_file: file.path().to_owned() };
+    let credentials = Credentials::PasswordFile { username: "robot".into(), password_file: file.path().to_owned() };
     (Options { credentials: Some(credentials), ..registry.options() }, file)
 }
 

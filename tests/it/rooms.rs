@@ -13,7 +13,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     (
         "cli",
-        &["bundle", "catalog", "config", "images", "oci", "registry", "server", "sign", "store", "verify", "watch"],
+        &[
+            "bundle", "catalog", "config", "images", "oci", "registry", "server", "sign", "store", "transfer",
+            "verify", "watch",
+        ],
     ),
     // It builds the options that the rooms below define; none of them knows it.
     ("config", &["bundle", "oci", "registry", "server", "store", "verify", "watch"]),
@@ -32,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // `Blob`, the noun for bytes that are what they claim to be. Never a room that could
     // fetch, judge or cache.
     ("server", &["catalog", "oci", "watch"]),
+    ("transfer", &["oci", "registry"]),
     ("metrics", &[]),
     ("telemetry", &[]),
 ];

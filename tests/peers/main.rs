@@ -3,7 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
+mod crash;
+mod dev;
 mod matrix;
+mod outages;
+mod readme;
 mod refusals;
+mod replicas;
 #[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     oci::{Descriptor, Reference, media_type},
     verify::{
-        Authority,
+        Authority, PublicKey,
         evidence::{LegacySignature, SignatureBundle},
     },
 };
@@ -130,6 +130,28 @@ fn each_way_to_be_unsigned_has_its_own_reason() {
     assert_eq!(case.reason(&case.bundle(&statement(digest, SIGN), &other)), Reason::OtherDigest);
     let report = statement(digest, "https://example.com/scan-failed");
     assert_eq!(case.reason(&case.bundle(&report, digest)), Reason::NotASignature);
+}
+
+#[test]
+fn the_report_tells_every_candidate_and_its_first_failure() {
+    let (case, stranger) = (Case::new(), Case::new());
+    let (digest, other) = (case.manifest.digest(), Digest::sha256(b"other"));
+    let mut evidence = case.bundle(&statement(&other, SIGN), digest);
+    evidence.bundles.extend(stranger.bundle(&statement(digest, SIGN), digest).bundles);
+    evidence.legacy = case.legacy(&payload(digest)).legacy;
+    evidence.skipped.push("a\u{1b}[31m piece".into());
+    let (verdict, report) = Verified::explain(&case.policy, &case.pinned(), case.manifest.clone(), &evidence);
+    assert_eq!(verdict.unwrap().signers().len(), 1);
+    let told: Vec<_> = report.findings.iter().map(|finding| (finding.format, finding.is_verified())).collect();
+    assert_eq!(told, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);
+    let [elsewhere, unknown, good] = report.findings.as_slice() else { panic!("{report:?}") };
+    let last = elsewhere.checks.last().unwrap();
+    assert_eq!((last.name, last.ok, last.detail.as_str()), ("digest", false, format!("signed is {other}").as_str()));
+    assert_eq!(elsewhere.signer.as_ref().unwrap().authority, "release");
+    assert_eq!((unknown.signer.as_ref(), unknown.checks.last().unwrap().name), (None, "signature"));
+    let names: Vec<_> = good.checks.iter().map(|check| check.name).collect();
+    assert_eq!(names, ["format", "signature", "statement", "digest"]);
+    assert_eq!(report.skipped, ["a[31m piece"]);
 }
 
 #[test]

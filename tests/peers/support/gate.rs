@@ -35,6 +35,11 @@ impl GateConfig {
         self
     }
 
+    /// Reaches `registry` by another address, such as a proxy's; after [`Self::bundle`].
+    pub(crate) fn by_way_of(self, host: &str, registry: &Registry) -> Self {
+        Self(serde_json::from_str(&self.0.to_string().replace(&registry.host, host)).unwrap())
+    }
+
     /// Keeps blobs in a folder beside the configuration.
     pub(crate) fn cached(mut self) -> Self {
         self.0["cache"] = json!({ "directory": "cache" });
@@ -80,10 +85,15 @@ impl Gate {
         Self { url, config, process, admin, http: http(), folder }
     }
 
-    /// Starts again at the same addresses, with `config` as it is now.
-    pub(crate) async fn restart(&mut self) {
+    /// Kills it and starts it at the same addresses, without waiting until it listens.
+    pub(crate) fn relaunch(&mut self) {
         self.process.kill();
         self.process = launch(&self.folder, &self.config);
+    }
+
+    /// Starts again at the same addresses, with `config` as it is now.
+    pub(crate) async fn restart(&mut self) {
+        self.relaunch();
         listener(&mut self.process, "admin").await;
     }
 

@@ -1,12 +1,14 @@
 //! The wiring: starting the programs, and asking them what they see.
 
 mod artifact;
+mod balancer;
 mod ca;
 mod cosign;
 mod gate;
 mod opa;
 mod process;
 mod programs;
+mod proxy;
 mod registry;
 
 use std::time::Duration;
@@ -14,12 +16,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use artifact::Artifact;
+pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
 pub(crate) use gate::{Gate, GateConfig};
-pub(crate) use opa::{Opa, OpaVersion, long_polling};
+pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
+pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, Registry};
 
 /// Far beyond what anything here takes, even on a machine with better things to do.

@@ -1,6 +1,7 @@
 //! The three registries.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -138,6 +139,15 @@ impl Registry {
         self.folder.path().join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
+    /// How often each path was asked for with `method` since it started; not for Debian's.
+    pub(crate) fn asked(&self, method: &str) -> BTreeMap<String, usize> {
+        let mut times = BTreeMap::new();
+        for path in self.process.log().lines().filter_map(|line| asked_for(line, method)) {
+            *times.entry(path).or_default() += 1;
+        }
+        times
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
@@ -191,6 +201,17 @@ async fn launch(
     let mut process = Process::start(&format!("{kind:?}"), command.arg("serve").arg(&file));
     let host = process.line(listening).await;
     (process, host)
+}
+
+/// The path in a registry's line about a request with `method`: JSON of distribution's, or
+/// `DATE TIME METHOD PATH …`.
+fn asked_for(line: &str, method: &str) -> Option<String> {
+    if let Ok(line) = serde_json::from_str::<Value>(line) {
+        let told = line["msg"] == "response completed" && line["http.request.method"] == method;
+        return told.then(|| line["http.request.uri"].as_str().unwrap().to_owned());
+    }
+    let mut words = line.split_whitespace().skip_while(|word| *word != method);
+    words.nth(1).filter(|path| path.starts_with("/v2/")).map(str::to_owned)
 }
 
 /// The address in `"msg":"listening on 127.0.0.1:43210, tls"`.

@@ -1,0 +1,67 @@
+//! Bars for blobs on their way, on a terminal; elsewhere nothing.
+
+use std::{
+    collections::HashMap,
+    io::IsTerminal as _,
+    sync::{Mutex, PoisonError},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{
+    oci::{Descriptor, Digest},
+    registry::{Passage, Progress},
+};
+
+const LINE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
+/// A blob that is over in an instant needs no bar.
+const LEAST: u64 = 1 << 20;
+
+/// A bar for each large blob.
+#[derive(Debug)]
+pub(super) struct Bars {
+    screen: MultiProgress,
+    bars: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Bars {
+    /// On stderr, if that is a terminal.
+    pub(super) fn new() -> Self {
+        let target = match std::io::stderr().is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        Self { screen: MultiProgress::with_draw_target(target), bars: Mutex::default() }
+    }
+
+    fn bar(&self, blob: &Descriptor) -> ProgressBar {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        let bar = bars.entry(blob.digest.clone()).or_insert_with(|| {
+            let style = ProgressStyle::with_template(LINE).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = self.screen.add(ProgressBar::new(blob.size).with_style(style.progress_chars("=> ")));
+            bar.with_prefix(blob.digest.hex()[..12].to_owned())
+        });
+        bar.clone()
+    }
+}
+
+impl Progress for Bars {
+    fn at(&self, blob: &Descriptor, done: u64) {
+        if blob.size >= LEAST {
+            self.bar(blob).set_position(done);
+        }
+    }
+
+    fn finished(&self, blob: &Descriptor, how: Passage) {
+        if blob.size < LEAST {
+            return;
+        }
+        let bar = self.bar(blob);
+        bar.set_position(blob.size);
+        bar.finish_with_message(match how {
+            Passage::Sent => "done",
+            Passage::Present => "already there",
+            Passage::Mounted => "taken over from another repository",
+        });
+    }
+}

@@ -1,0 +1,124 @@
+//! `bundlegate pull`.
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use super::{
+    flags::RegistryFlags,
+    interruptible,
+    place::{StoreFlag, reference},
+    progress::Bars,
+    say, tell,
+    trust::TrustFlags,
+};
+use crate::{
+    config::{Access, Size},
+    images::Images,
+    oci::{PinnedReference, Reference, Repository},
+    registry::{Registries, Source},
+    transfer::{Signatures, Transfer},
+    verify::{self, TrustPolicy, Verified},
+};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate pull ghcr.io/acme/authz:v1
+  bundlegate pull ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate pull ghcr.io/acme/authz:v1 --config bundlegate.yaml";
+
+/// How to run `pull`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Artifacts of a registry.
+    #[arg(value_name = "REF", required = true, value_parser = reference)]
+    references: Vec<Reference>,
+    /// Take nothing larger than this.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    max_size: Size,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
+    #[command(flatten)]
+    store: StoreFlag,
+    #[command(flatten)]
+    registry: RegistryFlags,
+}
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    let access = options.registry.access()?;
+    let store = options.store.clone();
+    let images = spawn_blocking(move || store.open()).await??;
+    let mut pulled = Vec::new();
+    for reference in &options.references {
+        let pinned = interruptible(pull(&options, access.as_ref(), &images, reference)).await??;
+        if options.json {
+            pulled.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
+        } else {
+            say(&pinned.to_string())?;
+        }
+    }
+    if options.json { say(&format!("{:#}", Value::from(pulled))) } else { Ok(()) }
+}
+
+async fn pull(
+    options: &Options,
+    access: Option<&Access>,
+    images: &Images,
+    reference: &Reference,
+) -> anyhow::Result<PinnedReference> {
+    let repository = reference.repository();
+    if let Repository::Layout { .. } = repository {
+        bail!("pull {reference}: a folder has no name in the image store; `bundlegate copy` takes from folders");
+    }
+    let policy = options.trust.policy(access, repository)?;
+    let (registries, limits) = options.registry.registries(access, repository)?;
+    let from = registries.source(repository)?;
+    let pinned = from.resolve(reference).await?;
+    if let Some(policy) = policy {
+        check(&from, &pinned, &policy, limits.evidence).await?;
+    }
+    let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
+    manifest.with_context(|| format!("pull {reference}"))?;
+    Ok(pinned)
+}
+
+/// Verification precedes the download.
+async fn check(source: &Source, pinned: &PinnedReference, policy: &TrustPolicy, limit: u64) -> anyhow::Result<()> {
+    let manifest = source.manifest(pinned).await?;
+    let evidence = verify::collect(source, pinned, limit).await?;
+    Verified::judge(policy, pinned, manifest, &evidence)
+        .map(drop)
+        .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, `bundlegate verify` explains"))
+}
+
+async fn fetch(
+    options: &Options,
+    registries: &Registries,
+    from: &Source,
+    images: &Images,
+    pinned: &PinnedReference,
+    reference: &Reference,
+) -> anyhow::Result<()> {
+    let store = images.clone();
+    let filling = spawn_blocking(move || store.filling()).await??;
+    let to = registries.destination(&images.repository())?.naming(reference.repository());
+    let bars = Bars::new();
+    let transfer = Transfer {
+        from,
+        to: &to,
+        signatures: Signatures::Along,
+        neighbours: &[],
+        max_size: options.max_size.bytes(),
+        progress: &bars,
+    };
+    let (manifest, copied) = transfer.bring(pinned).await?;
+    for skipped in copied.skipped {
+        tell(&format!("pull {reference}: left out a signature: {skipped}"));
+    }
+    let (store, name) = (images.clone(), reference.clone());
+    spawn_blocking(move || store.name(&filling, manifest.descriptor(), &name)).await??;
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! `bundlegate push`.
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use super::{
+    flags::RegistryFlags,
+    interruptible,
+    place::{StoreFlag, reference},
+    progress::Bars,
+    say, tell,
+};
+use crate::{
+    config::Access,
+    images::Images,
+    oci::{PinnedReference, Reference, Repository},
+    transfer::{Signatures, Transfer},
+};
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate push ghcr.io/acme/authz:v1
+  bundlegate push ghcr.io/acme/authz:v1 ghcr.io/acme/authz:live
+  bundlegate push --plain-http localhost:5000/acme/authz:v1";
+
+/// How to run `push`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Images of the store; the registry is in their names.
+    #[arg(value_name = "REF", required = true, value_parser = reference)]
+    references: Vec<Reference>,
+    /// Leave the signatures that lie in the store.
+    #[arg(long)]
+    no_signatures: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreFlag,
+    #[command(flatten)]
+    registry: RegistryFlags,
+}
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    let access = options.registry.access()?;
+    let store = options.store.clone();
+    let images = spawn_blocking(move || store.open()).await??;
+    let mut pushed = Vec::new();
+    for reference in &options.references {
+        let work = push(&options, access.as_ref(), &images, reference);
+        let pinned = interruptible(work).await??;
+        if options.json {
+            pushed.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
+        } else {
+            say(&pinned.to_string())?;
+        }
+    }
+    if options.json { say(&format!("{:#}", Value::from(pushed))) } else { Ok(()) }
+}
+
+async fn push(
+    options: &Options,
+    access: Option<&Access>,
+    images: &Images,
+    reference: &Reference,
+) -> anyhow::Result<PinnedReference> {
+    let repository = reference.repository();
+    let (registries, limits) = options.registry.registries(access, repository)?;
+    let from = registries.source(&images.repository())?.naming(repository);
+    let to = registries.destination(repository)?;
+    let (store, name) = (images.clone(), reference.clone());
+    let (found, neighbours) = spawn_blocking(move || -> anyhow::Result<_> {
+        let found = store.resolve(&name)?;
+        let found =
+            found.with_context(|| format!("{name}: not in the image store; `bundlegate images` lists what is"))?;
+        let neighbours = neighbours(&store, &name)?;
+        Ok((found, neighbours))
+    })
+    .await??;
+    let bars = Bars::new();
+    let signatures = if options.no_signatures { Signatures::Left } else { Signatures::Along };
+    let transfer = Transfer {
+        from: &from,
+        to: &to,
+        signatures,
+        neighbours: &neighbours,
+        max_size: limits.bundle,
+        progress: &bars,
+    };
+    let tags: Vec<_> = reference.tag().map(str::to_owned).into_iter().collect();
+    let copied = transfer.run(&images.repository().pin(found.digest.clone()), &tags).await;
+    let copied = copied.with_context(|| format!("push {reference}"))?;
+    for skipped in copied.skipped {
+        tell(&format!("push {reference}: left out a signature: {skipped}"));
+    }
+    Ok(repository.pin(found.digest))
+}
+
+/// Other repositories of the same registry that the image has a name in: what was pushed
+/// there need not go over again.
+fn neighbours(images: &Images, reference: &Reference) -> anyhow::Result<Vec<Repository>> {
+    const ENOUGH: usize = 3;
+    let Some(digest) = images.resolve(reference)?.map(|found| found.digest) else { return Ok(Vec::new()) };
+    let mut found: Vec<Repository> = Vec::new();
+    for image in images.list()?.iter().filter(|image| image.digest == digest) {
+        let Ok(other) = image.name().parse::<Reference>() else { continue };
+        let other = other.repository();
+        let near = other.host() == reference.repository().host() && other != reference.repository();
+        if near && !found.contains(other) && found.len() < ENOUGH {
+            found.push(other.clone());
+        }
+    }
+    Ok(found)
+}

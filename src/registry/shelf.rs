@@ -1,0 +1,127 @@
+//! Writing to an OCI image layout folder as to a registry.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+
+use super::{destination::with_referrer, error::RegistryError, layout::read_manifest, options::ReadLimits};
+use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Repository, media_type};
+
+/// A folder, which is made at the first write, and the way its entries are named.
+#[derive(Debug, Clone)]
+pub(super) struct Shelf {
+    root: PathBuf,
+    limits: ReadLimits,
+    /// In front of every tag.
+    repository: Option<String>,
+}
+
+impl Shelf {
+    pub(super) fn new(root: PathBuf, limits: ReadLimits) -> Self {
+        Self { root, limits, repository: None }
+    }
+
+    pub(super) fn naming(self, repository: &Repository) -> Self {
+        Self { repository: Some(repository.to_string()), ..self }
+    }
+
+    pub(super) async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
+        let (root, digest) = (self.root.clone(), descriptor.digest.clone());
+        blocking(move || Ok(Layout::open(root).is_ok_and(|layout| layout.blob_path(&digest).exists()))).await
+    }
+
+    pub(super) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
+        let (root, blob) = (self.root.clone(), blob.clone());
+        blocking(move || Ok(Layout::create(root)?.store_blob(&blob)?)).await
+    }
+
+    pub(super) async fn put_manifest(
+        &self,
+        raw: &Bytes,
+        media_type: &str,
+        tag: Option<&str>,
+    ) -> Result<(), RegistryError> {
+        let (root, raw, entry) = (self.root.clone(), raw.clone(), Descriptor::of(media_type, raw));
+        let name = tag.map(|tag| self.name(tag));
+        blocking(move || {
+            let layout = Layout::create(root)?;
+            layout.write_blob(&raw)?;
+            if let Some(name) = name {
+                layout.update_index(|index| index.set(&name, entry))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
+        let (root, manifest) = (self.root.clone(), manifest.clone());
+        blocking(move || {
+            Ok(Layout::create(root)?.update_index(|index| {
+                if !index.manifests.iter().any(|entry| entry.digest == manifest.digest) {
+                    index.manifests.push(manifest);
+                }
+            })?)
+        })
+        .await
+    }
+
+    pub(super) async fn attach(
+        &self,
+        referrer: &Manifest,
+        entry: &Descriptor,
+        subject: &Digest,
+    ) -> Result<(), RegistryError> {
+        let name = self.name(&fallback_tag(subject));
+        let (root, limit, raw, entry) =
+            (self.root.clone(), self.limits.manifest, referrer.raw().clone(), entry.clone());
+        blocking(move || {
+            let layout = Layout::create(root)?;
+            layout.write_blob(&raw)?;
+            layout.update_index(|index| add_referrer(&layout, index, &name, &entry, limit))?
+        })
+        .await
+    }
+
+    fn name(&self, tag: &str) -> String {
+        self.repository.as_ref().map_or_else(|| tag.to_owned(), |repository| format!("{repository}:{tag}"))
+    }
+}
+
+fn add_referrer(
+    layout: &Layout,
+    index: &mut LayoutIndex,
+    name: &str,
+    entry: &Descriptor,
+    limit: u64,
+) -> Result<(), RegistryError> {
+    let old = index.named(name).map(|old| old.digest.clone());
+    let old = old.map(|old| read_manifest(layout, &old, limit)).transpose()?.flatten();
+    let old = old.map(|raw| Manifest::parse(raw, None, limit)).transpose()?;
+    let changed = with_referrer(old.as_ref(), entry).map_err(|error| not_an_index(name, "oci-layout", &error))?;
+    if let Some(changed) = changed {
+        layout.write_blob(&changed)?;
+        index.set(name, Descriptor::of(media_type::OCI_INDEX, &changed));
+    }
+    Ok(())
+}
+
+/// The tag under which referrers are listed where nothing else lists them.
+pub(super) fn fallback_tag(subject: &Digest) -> String {
+    let hex = subject.hex();
+    format!("{}-{}", subject.algorithm(), &hex[..hex.len().min(64)])
+}
+
+pub(super) fn not_an_index(tag: &str, host: &str, error: &serde_json::Error) -> RegistryError {
+    let reason = format!("{tag} is no index of referrers: {error}");
+    RegistryError::Protocol { operation: "attach", host: host.to_owned(), reason }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(RegistryError::Protocol { operation: "write", host: "oci-layout".to_owned(), reason: error.to_string() })
+    })
+}

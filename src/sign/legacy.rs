@@ -1,0 +1,173 @@
+//! cosign's first format: "simple signing" payloads in an image under the tag
+//! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`). One layer is one signature.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Claim, KeyPair, SignError};
+use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, media_type};
+
+const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+const CLAIM_TYPE: &str = "cosign container image signature";
+/// Go's zero time, which cosign writes.
+const NO_TIME: &str = "0001-01-01T00:00:00Z";
+
+/// A payload and the layer that carries its signature.
+#[derive(Debug, Clone)]
+pub struct LegacySignature {
+    /// What was signed: the layer's blob.
+    pub payload: Bytes,
+    layer: Descriptor,
+}
+
+/// The image under the `.sig` tag: every signature of one artifact.
+#[derive(Debug, Clone)]
+pub struct LegacyImage {
+    /// Its config, a blob.
+    pub config: Bytes,
+    /// Its manifest.
+    pub manifest: Bytes,
+}
+
+impl LegacySignature {
+    /// Signs an artifact's manifest, which is to lie in `repository`, such as
+    /// `ghcr.io/acme/authz`.
+    ///
+    /// # Errors
+    /// When the key can't sign.
+    pub fn sign(key: &KeyPair, claim: &Claim, repository: &str) -> Result<Self, SignError> {
+        let payload = Bytes::from(serde_json::to_vec(&Payload::new(claim, repository))?);
+        let mut layer = Descriptor::of(PAYLOAD_TYPE, &payload);
+        let signature = STANDARD.encode(key.sign(&payload)?);
+        layer.annotations = Some([(SIGNATURE.to_owned(), signature)].into());
+        Ok(Self { payload, layer })
+    }
+
+    /// The tag under which signatures of `digest` lie.
+    pub fn tag(digest: &Digest) -> String {
+        format!("{}-{}.sig", digest.algorithm(), digest.hex())
+    }
+}
+
+impl LegacyImage {
+    /// The image that lies under the tag now, or none, with one more signature.
+    ///
+    /// # Errors
+    /// When what lies there is no image.
+    pub fn with(present: Option<&Manifest>, signature: &LegacySignature) -> Result<Self, SignError> {
+        let (mut layers, annotations) = match present {
+            Some(manifest) if matches!(manifest.document(), Document::Index { .. }) => {
+                return Err(SignError::NotSignatures(manifest.digest().to_string()));
+            }
+            Some(manifest) => (manifest.layers().to_vec(), manifest.annotations().clone()),
+            None => (Vec::new(), BTreeMap::new()),
+        };
+        // Some kinds of key sign the same twice over.
+        if !layers.contains(&signature.layer) {
+            layers.push(signature.layer.clone());
+        }
+        let config = Bytes::from(serde_json::to_vec(&config(&layers))?);
+        let manifest =
+            NewManifest::new(media_type::IMAGE_CONFIG, layers).configured(&config).annotated(annotations).to_bytes()?;
+        Ok(Self { config, manifest })
+    }
+}
+
+#[derive(Serialize)]
+struct Payload<'a> {
+    critical: Critical<'a>,
+    optional: Option<&'a BTreeMap<String, String>>,
+}
+
+#[derive(Serialize)]
+struct Critical<'a> {
+    identity: Identity<'a>,
+    image: Image<'a>,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+#[derive(Serialize)]
+struct Identity<'a> {
+    #[serde(rename = "docker-reference")]
+    reference: &'a str,
+}
+
+#[derive(Serialize)]
+struct Image<'a> {
+    #[serde(rename = "docker-manifest-digest")]
+    digest: &'a Digest,
+}
+
+impl<'a> Payload<'a> {
+    fn new(claim: &'a Claim, repository: &'a str) -> Self {
+        Self {
+            critical: Critical {
+                identity: Identity { reference: repository },
+                image: Image { digest: &claim.subject.digest },
+                kind: CLAIM_TYPE,
+            },
+            optional: (!claim.annotations.is_empty()).then_some(&claim.annotations),
+        }
+    }
+}
+
+/// What image tools expect to find; signatures are layers that nobody compressed.
+fn config(layers: &[Descriptor]) -> serde_json::Value {
+    json!({
+        "architecture": "",
+        "created": NO_TIME,
+        "history": layers.iter().map(|_| json!({ "created": NO_TIME })).collect::<Vec<_>>(),
+        "os": "",
+        "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>() },
+        "config": {},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim() -> Claim {
+        Claim::of(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
+    }
+
+    fn parse(image: &LegacyImage) -> Manifest {
+        Manifest::parse(image.manifest.clone(), None, 1 << 20).unwrap()
+    }
+
+    #[test]
+    fn a_payload_has_the_members_of_cosigns() {
+        let key = KeyPair::generate().unwrap();
+        let mut claim = claim();
+        let plain = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
+        let digest = &claim.subject.digest;
+        let expected = format!(
+            r#"{{"critical":{{"identity":{{"docker-reference":"r.example/a"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
+        );
+        assert_eq!(plain.payload, expected);
+        claim.annotations.insert("env".to_owned(), "prod".to_owned());
+        let annotated = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
+        assert!(annotated.payload.ends_with(br#""optional":{"env":"prod"}}"#));
+    }
+
+    #[test]
+    fn a_signature_joins_those_that_are_there() {
+        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &claim(), "r.example/a").unwrap();
+        let (first, second) = (sign(), sign());
+        let one = parse(&LegacyImage::with(None, &first).unwrap());
+        let image = LegacyImage::with(Some(&one), &second).unwrap();
+        let two = parse(&image);
+        assert_eq!(two.layers(), [first.layer, second.layer.clone()]);
+        assert_eq!(parse(&LegacyImage::with(Some(&two), &second).unwrap()).digest(), two.digest());
+        let config: serde_json::Value = serde_json::from_slice(&image.config).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
+        let index = Manifest::parse(Bytes::from_static(br#"{"schemaVersion":2,"manifests":[]}"#), None, 99).unwrap();
+        assert!(matches!(LegacyImage::with(Some(&index), &second), Err(SignError::NotSignatures(_))));
+    }
+}

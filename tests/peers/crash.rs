@@ -1,0 +1,131 @@
+//! kill -9 in the middle of everything.
+
+use std::{fmt::Write as _, fs, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::support::{Artifact, Gate, GateConfig, KeyPair, Kind, Proxy, Registry, eventually, http};
+
+const KILLS: usize = 200;
+/// From the launch to the kill: with two busy cores the first bytes are served somewhere in
+/// the middle of it.
+const LIFE: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_truth() {
+    let registry = Registry::start(Kind::Referrers).await;
+    let key = KeyPair::generate().await;
+    let versions = [Version::publish(&registry, &key, "one").await, Version::publish(&registry, &key, "two").await];
+    // A transfer takes some 40 ms, so that kills fall into it.
+    let proxy = Proxy::slow(&registry.host, Duration::from_millis(5)).await;
+    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
+    let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("100ms"));
+    let mut gate = Gate::start(config).await;
+    let (mut answers, mut opened, mut published, mut leftovers) = (0, 0, 0, 0);
+    let began = Instant::now();
+    for kill in 0..KILLS {
+        gate.relaunch();
+        let until = Instant::now() + LIFE.mul_f64(fastrand::f64());
+        // What is on disk is the other version, so that there is something to fetch.
+        versions[kill % 2].move_tag(&registry).await;
+        answers += ask(&gate, &versions, until).await;
+        gate.process.kill();
+        let log = gate.log();
+        opened += log.iter().filter(|line| line["message"] == "cache opened").count();
+        published += log.iter().filter(|line| line["manifest"] == versions[kill % 2].digest).count();
+        leftovers += half_written(&gate);
+        let trouble = log.iter().find(|line| line["level"] == "ERROR");
+        assert!(trouble.is_none(), "kill {kill}: {log:#?}");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let transfers: usize = versions.iter().map(|version| version.transfers(&registry)).sum();
+    println!(
+        "crash | {KILLS} kills in {seconds:.0} s | cache opened {opened} times, {leftovers} files were half written"
+    );
+    println!("crash | {transfers} transfers begun | {published} versions published | {answers} answers, all right");
+    assert!(transfers > 0 && answers > 0, "killed too early to show anything");
+    gate.restart().await;
+    for version in &versions {
+        version.move_tag(&registry).await;
+        gate.status_when("authz", "the tag's version", |status| status["etag"] == version.etag).await;
+        assert!(ask(&gate, &versions, Instant::now() + LIFE).await > 0);
+    }
+    assert!(gate.log().iter().any(|line| line["message"] == "cache opened"), "{:#?}", gate.log());
+}
+
+/// Asks for the bundle until `until`. Whatever is served is one of `versions`, with its own
+/// tag; gives how often.
+async fn ask(gate: &Gate, versions: &[Version], until: Instant) -> usize {
+    let (client, url, mut answers) = (http(), format!("{}/bundles/authz", gate.url), 0);
+    while Instant::now() < until {
+        let asking = async {
+            let response = client.get(&url).send().await.ok().filter(|response| response.status() == 200)?;
+            let etag = response.headers()["etag"].to_str().unwrap().to_owned();
+            Some((etag, response.bytes().await.ok()?))
+        };
+        match timeout_at(until, asking).await {
+            Ok(Some((etag, bytes))) => {
+                let known = versions.iter().any(|version| version.etag == etag);
+                assert!(known && etag == entity_tag(&bytes), "wrong bytes under {etag}");
+                answers += 1;
+            }
+            Ok(None) => sleep(Duration::from_millis(5)).await,
+            Err(_) => break,
+        }
+    }
+    answers
+}
+
+/// Files on disk that nobody has finished.
+fn half_written(gate: &Gate) -> usize {
+    let Ok(entries) = fs::read_dir(gate.folder().join("cache")) else { return 0 };
+    entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
+}
+
+struct Version {
+    name: &'static str,
+    digest: String,
+    layer: String,
+    etag: String,
+    manifest: Vec<u8>,
+}
+
+impl Version {
+    /// A few hundred KiB that no compressor makes small, signed.
+    async fn publish(registry: &Registry, key: &KeyPair, name: &'static str) -> Self {
+        let mut noise = String::new();
+        for _ in 0..50_000 {
+            write!(noise, "{:016x}", fastrand::u64(..)).unwrap();
+        }
+        let artifact = Artifact::built(name, &[("data.json", &json!({ "noise": noise }).to_string())]).await;
+        let digest = registry.push(&format!("acme/authz:{name}"), &artifact.file()).await;
+        key.sign(registry, &format!("acme/authz@{digest}")).await;
+        let bytes = fs::read(artifact.file()).unwrap();
+        println!("crash | version {name} has {} KiB", bytes.len() >> 10);
+        let url = format!("http://{}/v2/acme/authz/manifests/{digest}", registry.host);
+        let manifest = http().get(url).send().await.unwrap().bytes().await.unwrap().to_vec();
+        let layer = bundlegate::oci::Digest::sha256(&bytes).to_string();
+        Self { name, digest, layer, etag: entity_tag(&bytes), manifest }
+    }
+
+    fn transfers(&self, registry: &Registry) -> usize {
+        registry.asked("GET").into_iter().filter(|(path, _)| path.ends_with(&self.layer)).map(|(_, times)| times).sum()
+    }
+
+    async fn move_tag(&self, registry: &Registry) {
+        let url = format!("http://{}/v2/acme/authz/manifests/live", registry.host);
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        let put = async || {
+            let request = http().put(&url).header("content-type", kind).body(self.manifest.clone());
+            request.send().await.ok().filter(|response| response.status().is_success()).map(drop)
+        };
+        eventually(&format!("the tag to name {}", self.name), put).await;
+    }
+}
+
+fn entity_tag(bytes: &[u8]) -> String {
+    format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(bytes)))
+}
