@@ -69,7 +69,11 @@ pub(super) async fn anywhere(
     let access = flags.access()?;
     let (registries, _) = flags.registries(access.as_ref(), reference.repository())?;
     let found = elsewhere(&registries, reference).await;
-    if only_there { found } else { found.map_err(|error| error.context("not in the image store, and in the registry")) }
+    if only_there {
+        found
+    } else {
+        found.map_err(|error| error.context(format!("{reference}: not in the image store, and in the registry")))
+    }
 }
 
 /// What a registry has under a reference.
