@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use globset::GlobBuilder;
+use globset::Glob;
 
 use super::{
     Bundle, BundleManifest, Folder, NotABundle, PackError,
@@ -75,6 +75,10 @@ impl Check<'_> {
     fn data(&mut self, name: &str, mount: &[String], content: &[u8], neighbours: bool) -> Result<(), PackError> {
         let place = self.folder.place(name);
         let refused = |reason: String| PackError::File { place: place.clone(), reason };
+        if content.starts_with(b"\xef\xbb\xbf") {
+            // OPA passes over it in folders, not in tarballs.
+            return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
+        }
         let owned = self.manifest.owns(&mount.join("/"));
         let depth = if neighbours { usize::MAX } else { self.manifest.depth() };
         let shape = if name.ends_with(".json") {
@@ -82,7 +86,7 @@ impl Check<'_> {
                 // Opening the bundle has parsed it.
                 return Ok(());
             }
-            Shape::of_json(content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content), depth).map_err(refused)?
+            Shape::of_json(content, depth).map_err(refused)?
         } else {
             Shape::of_yaml(content).map_err(refused)?
         };
@@ -137,7 +141,8 @@ pub(super) fn version_of(manifest: &BundleManifest, name: &str) -> RegoVersion {
     let path = format!("/{}", name.trim_start_matches('/'));
     let own = manifest.file_rego_versions.iter().find(|(glob, _)| {
         let glob = format!("/{}", glob.trim_start_matches('/'));
-        GlobBuilder::new(&glob).literal_separator(true).build().is_ok_and(|glob| glob.compile_matcher().is_match(&path))
+        // In OPA, too, a star stands for slashes.
+        Glob::new(&glob).is_ok_and(|glob| glob.compile_matcher().is_match(&path))
     });
     let number = own.map(|(_, number)| *number).or(manifest.rego_version);
     RegoVersion::from_number(number.unwrap_or(1))
