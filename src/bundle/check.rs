@@ -7,6 +7,7 @@ use globset::Glob;
 
 use super::{
     Bundle, BundleManifest, Folder, NotABundle, PackError,
+    open::Entry,
     rego::{Module, RegoVersion},
     shape::Shape,
 };
@@ -35,7 +36,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
         if is_data(&name) {
             let here = mount(&name);
             let neighbours = data.iter().any(|other| **other != name && (overlap(&mount(other), &here)));
-            return check.data(&name, &here, &entry.content()?, neighbours);
+            return check.data(entry, &here, neighbours);
         }
         Ok(())
     })?;
@@ -72,13 +73,10 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn data(&mut self, name: &str, mount: &[String], content: &[u8], neighbours: bool) -> Result<(), PackError> {
-        let place = self.folder.place(name);
+    fn data(&mut self, entry: &mut Entry<'_>, mount: &[String], neighbours: bool) -> Result<(), PackError> {
+        let name = entry.name().to_owned();
+        let place = self.folder.place(&name);
         let refused = |reason: String| PackError::File { place: place.clone(), reason };
-        if content.starts_with(b"\xef\xbb\xbf") {
-            // OPA passes over it in folders, not in tarballs.
-            return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
-        }
         let owned = self.manifest.owns(&mount.join("/"));
         let depth = if neighbours { usize::MAX } else { self.manifest.depth() };
         let shape = if name.ends_with(".json") {
@@ -86,9 +84,9 @@ impl Check<'_> {
                 // Opening the bundle has parsed it.
                 return Ok(());
             }
-            Shape::of_json(content, depth).map_err(refused)?
+            entry.shape(depth)?
         } else {
-            Shape::of_yaml(content).map_err(refused)?
+            Shape::of_yaml(&entry.content()?).map_err(refused)?
         };
         if mount.is_empty() && shape == Shape::Value {
             return Err(refused("the root of data is not an object".to_owned()));
@@ -98,7 +96,7 @@ impl Check<'_> {
             return Err(PackError::DataOutside { place, at, roots: self.manifest.roots.clone() });
         }
         if neighbours {
-            self.collide(name, shape)?;
+            self.collide(&name, shape)?;
         }
         Ok(())
     }
