@@ -85,7 +85,10 @@ impl Folder {
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
         let mut folder = Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Map::new(), unsigned: None };
         for path in paths {
-            let real = fs::canonicalize(path).map_err(|source| PackError::io(path, source))?;
+            let real = fs::canonicalize(path).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => PackError::Missing(path.clone()),
+                _ => PackError::io(path, source),
+            })?;
             let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
             if real.is_dir() {
                 search.descend(path)?;
@@ -103,6 +106,21 @@ impl Folder {
     /// The file of an OPA signature that would not survive packing and is left out.
     pub fn unsigned(&self) -> Option<&Path> {
         self.unsigned.as_deref()
+    }
+
+    /// The revision that `.manifest` states.
+    pub fn revision(&self) -> Option<&str> {
+        self.manifest.get("revision").and_then(Value::as_str)
+    }
+
+    /// The same with another revision in `.manifest`, or none.
+    #[must_use]
+    pub fn with_revision(mut self, revision: Option<&str>) -> Self {
+        match revision {
+            Some(revision) => drop(self.manifest.insert("revision".to_owned(), revision.into())),
+            None => drop(self.manifest.remove("revision")),
+        }
+        self
     }
 
     /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.

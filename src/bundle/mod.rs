@@ -5,6 +5,7 @@
 
 mod artifact;
 mod check;
+mod contents;
 mod document;
 mod folder;
 mod layer;
@@ -12,6 +13,7 @@ mod manifest;
 mod open;
 mod pack;
 mod policy;
+mod recipe;
 mod rego;
 mod shape;
 mod tarball;
@@ -19,11 +21,13 @@ mod test;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
+pub use contents::Contents;
 pub use folder::{Folder, Ignore};
 pub use layer::layer;
 pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
 pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{PackError, PackOptions, Packed, pack};
 pub use policy::{Policy, PolicyError};
+pub use recipe::{NoBundle, Recipe};
 pub use rego::{Module, RegoVersion};
 pub use test::TestRun;

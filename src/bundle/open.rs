@@ -1,12 +1,14 @@
 //! Opening: do these bytes load as an OPA bundle, within limits?
 
-use std::io::{self, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
-use serde::de::IgnoredAny;
 
-use super::{BundleManifest, Revision};
+use super::{BundleManifest, NoBundle, Revision, shape::Shape, tarball::Tarball};
 use crate::oci::Blob;
+
+/// JSON documents up to this are parsed from memory, which is faster.
+const READ_WHOLE: u64 = 8 << 20;
 
 /// How much a bundle may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,7 @@ pub struct Bundle {
 /// One file of a tarball.
 pub(super) struct Entry<'a> {
     name: String,
+    size: u64,
     content: &'a mut dyn Read,
     limits: &'a Limits,
 }
@@ -39,6 +42,33 @@ impl Entry<'_> {
     /// The name as the tarball has it.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The skeleton of a JSON document down to `depth`. A large one is read as it comes, so
+    /// that it costs time and no memory.
+    pub(super) fn shape(&mut self, depth: usize) -> Result<Shape, NotABundle> {
+        let refused = |reason: String| NotABundle::File { path: self.name.clone(), reason };
+        let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
+        let start = content.fill_buf().map_err(|error| broken(&error, self.limits))?;
+        if start.starts_with(b"\xef\xbb\xbf") {
+            // OPA passes over it in folders, and not in tarballs.
+            return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
+        }
+        let shape = if self.size > READ_WHOLE {
+            Shape::read(serde_json::Deserializer::from_reader(content), depth)
+        } else {
+            let mut whole = Vec::new();
+            content.read_to_end(&mut whole).map_err(|error| broken(&error, self.limits))?;
+            Shape::read(serde_json::Deserializer::from_slice(&whole), depth)
+        };
+        shape.map_err(|error| match error.io_error_kind() {
+            Some(kind) => broken(&kind.into(), self.limits),
+            None => refused(error.to_string()),
+        })
     }
 
     pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
@@ -151,8 +181,7 @@ fn read_manifest(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABun
     let mut manifest = BundleManifest::default();
     walk(blob, limits, |entry| {
         let Some(kind) = Kind::of(entry.name()) else { return Ok(()) };
-        let content = entry.content()?;
-        kind.check(entry.name(), &content, &mut manifest)
+        kind.check(entry, &mut manifest)
     })?;
     Ok(manifest)
 }
@@ -178,11 +207,23 @@ pub(super) fn walk<E: From<NotABundle>>(
             return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        visit(&mut Entry { name, content: &mut entry, limits })?;
+        visit(&mut Entry { name, size: entry.size(), content: &mut entry, limits })?;
     }
     // The rest of the stream holds the gzip checksum.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
     Ok(())
+}
+
+/// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
+/// gives no name.
+pub(super) fn repack(blob: &Blob, limits: &Limits, rename: impl Fn(&str) -> Option<String>) -> Result<Blob, NoBundle> {
+    let mut tarball = Tarball::create();
+    walk(blob, limits, |entry| {
+        let Some(name) = rename(entry.name()) else { return Ok(()) };
+        let size = entry.size;
+        tarball.add(&name, size, &mut entry.content).map_err(NoBundle::Temporary)
+    })?;
+    tarball.finish().map_err(NoBundle::Temporary)
 }
 
 fn broken(error: &io::Error, limits: &Limits) -> NotABundle {
@@ -214,21 +255,20 @@ impl Kind {
         }
     }
 
-    fn check(&self, path: &str, content: &[u8], manifest: &mut BundleManifest) -> Result<(), NotABundle> {
-        let refused = |reason: String| NotABundle::File { path: path.to_owned(), reason };
+    fn check(&self, entry: &mut Entry<'_>, manifest: &mut BundleManifest) -> Result<(), NotABundle> {
+        let path = entry.name().to_owned();
+        let refused = |reason: String| NotABundle::File { path: path.clone(), reason };
         match self {
             // Of several manifests OPA takes the last.
-            Self::Manifest => *manifest = BundleManifest::parse(content).map_err(refused)?,
+            Self::Manifest => *manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?,
             Self::Data { at_root } => {
-                let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-                serde_json::from_slice::<IgnoredAny>(content).map_err(|error| refused(error.to_string()))?;
-                if *at_root && !content.trim_ascii_start().starts_with(b"{") {
+                if entry.shape(0)? == Shape::Value && *at_root {
                     return Err(refused("the root of data is not an object".to_owned()));
                 }
             }
             Self::Patch => {
                 // An empty list of patches is, to OPA, a snapshot that erases everything.
-                return Err(NotABundle::Delta { path: path.to_owned() });
+                return Err(NotABundle::Delta { path });
             }
         }
         Ok(())
@@ -310,6 +350,24 @@ mod tests {
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated, flipped.into()] {
             assert!(open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn large_documents_are_judged_like_small_ones() {
+        let limits = Limits { bundle: 1 << 30, unpacked: 1 << 30, files: 10 };
+        let document = |end: &str| format!("{{\"a\":\"{}\"}}{end}", "x".repeat(9 << 20));
+        open(tarball(&[("data.json", document("").as_bytes())]), &limits).unwrap();
+        for (path, content) in [
+            ("data.json", document(" x")),
+            ("data.json", format!("[{}]", document(""))),
+            ("a/data.json", format!("\u{feff}{}", document(""))),
+        ] {
+            let error = open(tarball(&[(path, content.as_bytes())]), &limits).unwrap_err();
+            assert!(matches!(&error, NotABundle::File { .. }), "{error}");
+        }
+        let tight = Limits { unpacked: 9 << 20, ..limits };
+        let error = open(tarball(&[("data.json", document("").as_bytes())]), &tight).unwrap_err();
+        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]

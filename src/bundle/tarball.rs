@@ -13,9 +13,7 @@ pub(super) struct Tarball {
 
 impl Tarball {
     pub(super) fn create() -> Self {
-        // No time, no name, a fixed level: nothing but the content decides the bytes.
-        let encoder = GzBuilder::new().mtime(0).operating_system(255).write(NewBlob::create(), Compression::new(6));
-        Self { builder: tar::Builder::new(encoder) }
+        Self { builder: tar::Builder::new(encoder()) }
     }
 
     /// Adds a file that has exactly `size` bytes.
@@ -32,6 +30,18 @@ impl Tarball {
     pub(super) fn finish(self) -> io::Result<Blob> {
         Ok(self.builder.into_inner()?.finish()?.finish())
     }
+}
+
+/// A bare tar stream with compression around it.
+pub(super) fn compress(bare: &Blob) -> io::Result<Blob> {
+    let mut encoder = encoder();
+    io::copy(&mut bare.reader(), &mut encoder)?;
+    Ok(encoder.finish()?.finish())
+}
+
+/// No time, no name, a fixed level: nothing but the content decides the bytes.
+fn encoder() -> GzEncoder<NewBlob> {
+    GzBuilder::new().mtime(0).operating_system(255).write(NewBlob::create(), Compression::new(6))
 }
 
 /// Fails where a file is longer or shorter than it was a moment ago: the archive would be

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     interruptible,
-    place::{StoreFlag, annotation, reference, source_date},
+    place::{LIMITS, StoreFlag, annotation, reference, source_date},
     say, table, tell,
 };
 use crate::{
@@ -20,10 +20,6 @@ use crate::{
     images::Images,
     oci::Reference,
 };
-
-/// What a bundle may hold, unless `--max-size` says otherwise: mistakes are to be noticed,
-/// not large policies refused.
-const LIMITS: Limits = Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000 };
 
 /// How to run `build`.
 #[derive(Debug, Args)]
@@ -107,7 +103,7 @@ fn pack(options: &Options) -> anyhow::Result<Packed> {
         rego_version: options.v0_compatible.then_some(RegoVersion::V0),
     };
     let packed = if options.compiler.is_wanted() {
-        options.compiler.compile(options, &sources, &how)?
+        options.compiler.compile(&sources, &how)?
     } else {
         sources.pack(&how).map_err(with_way_out)?
     };

@@ -6,9 +6,12 @@ mod copy;
 mod dev;
 mod eval;
 mod flags;
+mod found;
 mod gate;
 mod generate_key_pair;
 mod images;
+mod init;
+mod inspect;
 mod location;
 mod login;
 mod password;
@@ -19,6 +22,7 @@ mod push;
 mod remote;
 mod repl;
 mod rm;
+mod save;
 mod serve;
 mod sign;
 mod table;
@@ -70,11 +74,20 @@ enum Verb {
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
     /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
     Dev(dev::Options),
+    /// Start a policy project: Rego with a test, and CI that builds, signs and pushes.
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::Options),
     /// Pack a policy folder into an image in the store on this machine.
     ///
     /// Checks what OPA would refuse at load, and parses every Rego file.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
+    /// Show what is in an image: manifest, annotations, packages, files, signatures.
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::Options),
+    /// Write an image's bundle to a file, byte for byte.
+    #[command(after_help = save::EXAMPLES)]
+    Save(save::Options),
     /// Give an image of the store another name.
     #[command(after_help = tag::EXAMPLES)]
     Tag(tag::Options),
@@ -182,7 +195,10 @@ pub fn main() -> ExitCode {
             telemetry::init();
             block_on(dev::run(options))
         }
+        Verb::Init(options) => init::run(&options),
         Verb::Build(options) => run(build::run(options)),
+        Verb::Inspect(options) => run(inspect::run(options)),
+        Verb::Save(options) => run(save::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
         Verb::Images(options) => run(images::run(options)),
@@ -204,7 +220,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line: WHAT: WHY; WAY OUT.
-            tell(&format!("{error:#}"));
+            tell(&sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -254,7 +270,36 @@ fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     say(&serde_json::to_string_pretty(value)?)
 }
 
+/// An error with its causes, of which one that the error itself tells is not told again.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace(['\n', '\r'], " ")) {
+        if sentence.is_empty() {
+            sentence = cause;
+        } else if !sentence.contains(&cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence
+}
+
 /// Anything else, on stderr, where nobody may be listening.
 fn tell(text: &str) {
     let _ = writeln!(std::io::stderr(), "bundlegate: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_that_says_nothing_twice() {
+        let io = || std::io::Error::other("disk on fire");
+        let told = crate::oci::LayoutError::Io { operation: "write", path: "x".into(), source: io() };
+        assert_eq!(sentence(&told.into()), "write x: disk on fire");
+        let untold = Err::<(), _>(io()).context("write y").unwrap_err();
+        assert_eq!(sentence(&untold), "write y: disk on fire");
+    }
 }

@@ -6,9 +6,14 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::{
+    bundle::Limits,
     images::Images,
     oci::{Reference, ReferenceError},
 };
+
+/// What a bundle may hold on the command line, unless `--max-size` says otherwise: mistakes
+/// are to be noticed, not large policies refused.
+pub(super) const LIMITS: Limits = Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000 };
 
 /// Which image store.
 #[derive(Debug, Clone, Args)]

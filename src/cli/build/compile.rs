@@ -1,7 +1,6 @@
 //! Letting a real opa compile.
 
 use std::{
-    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -10,8 +9,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Options, with_way_out};
-use crate::bundle::{Folder, Ignore, PackOptions, Packed};
+use super::with_way_out;
+use crate::bundle::{Folder, PackOptions, Packed, RegoVersion};
 
 /// What is left to a real opa.
 #[derive(Debug, Args)]
@@ -37,37 +36,45 @@ impl Compiler {
 
     /// Compiles what the folders hold, and packs what comes out as everything else is
     /// packed: opa's own tarballs differ between its versions.
-    pub(super) fn compile(&self, options: &Options, sources: &Folder, how: &PackOptions) -> anyhow::Result<Packed> {
-        let program = self.opa.as_deref().unwrap_or_else(|| Path::new("opa"));
+    pub(super) fn compile(&self, sources: &Folder, how: &PackOptions) -> anyhow::Result<Packed> {
+        // What opa gets is what would be packed without it: the same files, links followed,
+        // nothing ignored among them.
+        let given = sources.pack(how).map_err(with_way_out)?;
         let room = tempfile::tempdir().context("temporary folder")?;
-        let output = room.path().join("bundle.tar.gz");
-        let mut command = Command::new(program);
-        command.args(self.arguments(options, sources)).arg("--output").arg(&output).args(&options.paths);
-        let ended = command.stdin(Stdio::null()).output();
-        let ended = ended.map_err(|error| match error.kind() {
+        let (before, after) = (room.path().join("before"), room.path().join("after"));
+        unpack(given.bundle.blob().reader(), &before)?;
+        let tarball = room.path().join("bundle.tar.gz");
+        self.call(sources, how, &before, &tarball)?;
+        unpack(fs::File::open(&tarball).context("opa build wrote no bundle")?, &after)?;
+        let compiled = Folder::read(&after)?.with_revision(sources.revision());
+        compiled.pack(how).map_err(with_way_out)
+    }
+
+    fn call(&self, sources: &Folder, how: &PackOptions, folder: &Path, output: &Path) -> anyhow::Result<()> {
+        let program = self.opa.as_deref().unwrap_or_else(|| Path::new("opa"));
+        let is_v0 = how.rego_version == Some(RegoVersion::V0) || sources.is_v0();
+        let mut command = Command::new(found_from_here(program)?);
+        command.args(["build", "--bundle", ".", if is_v0 { "--v0-compatible" } else { "--v1-compatible" }]);
+        command.arg("--output").arg(output).args(self.arguments()).current_dir(folder).stdin(Stdio::null());
+        let ended = command.output().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 anyhow::anyhow!("{}: no such program; install opa, or name it with --opa=PROGRAM", program.display())
             }
             _ => anyhow::anyhow!("{}: {error}", program.display()),
         })?;
         if !ended.status.success() {
-            let said = String::from_utf8_lossy(&ended.stderr);
+            // Some of its versions complain on the one stream, some on the other.
+            let said = [ended.stderr, ended.stdout].concat();
+            let said = String::from_utf8_lossy(&said);
             let said: Vec<_> = said.split_whitespace().collect();
             bail!("opa build: {}", said.join(" ").trim_start_matches("error: "));
         }
-        let unpacked = room.path().join("bundle");
-        let file = fs::File::open(&output).context("opa build wrote no bundle")?;
-        tar::Archive::new(flate2::read::GzDecoder::new(file)).unpack(&unpacked).context("opa build")?;
-        Folder::gather(&[unpacked], &Ignore::default())?.pack(how).map_err(with_way_out)
+        Ok(())
     }
 
-    fn arguments(&self, options: &Options, sources: &Folder) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["build".into(), "--bundle".into()];
-        let version = if options.v0_compatible || sources.is_v0() { "--v0-compatible" } else { "--v1-compatible" };
-        arguments.push(version.into());
-        let mut flag = |name: &str, value: &str| arguments.extend([name.into(), value.into()]);
-        flag("--ignore", "*_test.rego");
-        options.ignore.iter().for_each(|pattern| flag("--ignore", pattern));
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        let mut flag = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
         if let Some(level) = self.optimize {
             flag("--optimize", &level.to_string());
         }
@@ -77,4 +84,16 @@ impl Compiler {
         self.entrypoint.iter().for_each(|rule| flag("--entrypoint", rule));
         arguments
     }
+}
+
+/// A program by a relative path is not relative to where it is made to work.
+fn found_from_here(program: &Path) -> anyhow::Result<PathBuf> {
+    if program.components().count() == 1 {
+        return Ok(program.to_owned());
+    }
+    Ok(std::path::absolute(program)?)
+}
+
+fn unpack(tarball: impl io::Read, folder: &Path) -> anyhow::Result<()> {
+    tar::Archive::new(flate2::read::GzDecoder::new(tarball)).unpack(folder).context("temporary folder")
 }

@@ -1,0 +1,51 @@
+//! What a bundle holds, for people to look at.
+
+use super::{Bundle, Module, NotABundle, check::version_of};
+
+/// The files of a bundle and what they say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Names and sizes, in the order of the tarball.
+    pub files: Vec<(String, u64)>,
+    /// The Rego files.
+    pub modules: Vec<Module>,
+    /// What OPA is told to ask for: annotated rules, and those compiled to WebAssembly.
+    pub entrypoints: Vec<String>,
+}
+
+impl Contents {
+    /// Looks through a bundle. Rego that the built-in parser can't read is only glanced at.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// Never in practice: opening it has read it all.
+    pub fn of(bundle: &Bundle) -> Result<Self, NotABundle> {
+        let mut contents = Self::default();
+        bundle.walk(|entry| -> Result<(), NotABundle> {
+            let name = entry.name().to_owned();
+            contents.files.push((name.clone(), entry.size()));
+            if name.ends_with(".rego") {
+                let content = entry.content()?;
+                let text = String::from_utf8_lossy(&content);
+                let version = version_of(bundle.manifest(), &name);
+                let module = Module::parse(&name, &name, &text, version);
+                contents.modules.push(module.unwrap_or_else(|_| Module::glance(&name, &text)));
+            }
+            Ok(())
+        })?;
+        let compiled = bundle.manifest().wasm.iter().map(|wasm| wasm.entrypoint.clone());
+        let annotated = contents.modules.iter().flat_map(|module| module.entrypoints.clone());
+        contents.entrypoints = annotated.chain(compiled).collect();
+        contents.entrypoints.sort();
+        contents.entrypoints.dedup();
+        Ok(contents)
+    }
+
+    /// The packages, each once, by name.
+    pub fn packages(&self) -> Vec<String> {
+        let mut packages: Vec<_> = self.modules.iter().filter_map(|module| module.package.clone()).collect();
+        packages.sort();
+        packages.dedup();
+        packages
+    }
+}

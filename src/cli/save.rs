@@ -1,0 +1,119 @@
+//! `bundlegate save`.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use super::{
+    found, interruptible,
+    place::{LIMITS, StoreFlag, reference},
+    say, tell,
+};
+use crate::{
+    bundle::{Bundle, Limits},
+    config::Size,
+    oci::{Blob, Reference},
+};
+
+/// How to run `save`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// An image of the store, or oci-layout:FOLDER:TAG.
+    #[arg(value_name = "REF", value_parser = reference)]
+    reference: Reference,
+    /// Where to write the bundle; - is the standard output.
+    #[arg(short, long, value_name = "FILE", default_value = "bundle.tar.gz")]
+    file: PathBuf,
+    /// For what conftest pushed: the folder below which its data begins; default: the one
+    /// that its policies have in common.
+    #[arg(long, value_name = "DIR")]
+    data_root: Option<String>,
+    /// The largest bundle to write.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    max_size: Size,
+    #[command(flatten)]
+    store: StoreFlag,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate save ghcr.io/acme/authz:v1 -f bundle.tar.gz
+  bundlegate save ghcr.io/acme/authz:v1 -f - | tar tz
+
+The bundle is what was pushed, byte for byte. What oras packed as a folder, and conftest's
+single files, become a bundle first, the same bytes every time.";
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    let to_stdout = options.file == Path::new("-");
+    if to_stdout && options.json {
+        bail!("--json: the standard output is the bundle's with -f -; name a file");
+    }
+    let store = options.store.clone();
+    let images = spawn_blocking(move || store.open()).await??;
+    let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let (found, bundle) = interruptible(async {
+        let found = found::in_store(&images, &options.reference).await?;
+        let recipe = found.recipe(options.data_root.as_deref())?;
+        if let Some(root) = recipe.guessed_root() {
+            tell(&format!("data is taken to begin below {root:?}, for the artifact does not say; --data-root says it"));
+        }
+        let blob = found.bytes(&recipe, limits).await?;
+        anyhow::Ok((found, blob))
+    })
+    .await??;
+    let (file, blob) = (options.file.clone(), bundle.clone());
+    spawn_blocking(move || {
+        // Whoever asks for the bytes gets them; that OPA will not is worth a word.
+        if let Err(error) = Bundle::open(blob.clone(), &limits) {
+            tell(&format!("OPA would not load this: {error}"));
+        }
+        if to_stdout {
+            write_to(&mut io::stdout().lock(), &blob).context("standard output")
+        } else {
+            write(&file, &blob)
+        }
+    })
+    .await??;
+    if to_stdout {
+        return Ok(());
+    }
+    let (layer, size, file) = (bundle.digest(), bundle.size(), options.file.display());
+    if options.json {
+        let reference = found.reference.to_string();
+        let report = json!({ "reference": reference, "digest": found.pinned.digest(), "layer": layer,
+            "size": size, "file": file.to_string() });
+        return say(&format!("{report:#}"));
+    }
+    say(&format!("{file}: {size} bytes, {layer}"))
+}
+
+/// Writes beside the file and puts it in its place at the end, so that there is the old one
+/// or the new one; what is no regular file, such as a pipe, is written to as it is.
+fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
+    let what = || format!("write {}", path.display());
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        let mut file = fs::File::options().write(true).open(path).with_context(what)?;
+        return write_to(&mut file, blob).with_context(what);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    // What the user's mask leaves of it, as for any file.
+    let mode = fs::Permissions::from_mode(0o666);
+    let new = tempfile::Builder::new().prefix(".bundlegate-").permissions(mode).tempfile_in(folder);
+    let mut new = new.with_context(what)?;
+    write_to(new.as_file_mut(), blob).and_then(|()| new.as_file().sync_all()).with_context(what)?;
+    new.persist(path).map(drop).map_err(|error| error.error).with_context(what)
+}
+
+fn write_to(out: &mut impl io::Write, blob: &Blob) -> io::Result<()> {
+    io::copy(&mut blob.reader(), out)?;
+    out.flush()
+}

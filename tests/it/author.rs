@@ -1,0 +1,451 @@
+//! The policy author's verbs on this machine, as a person runs them.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use bundlegate::oci::media_type;
+use serde_json::{Value, json};
+
+use crate::{dev::write, faulty::FaultyRegistry};
+
+/// A person with a home folder, an image store in it, and a policy.
+struct Author {
+    folder: tempfile::TempDir,
+}
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+const POLICY: &[(&str, &str)] = &[
+    ("policy/.manifest", r#"{ "roots": ["authz", "users"] }"#),
+    ("policy/authz/authz.rego", "package authz\n\nallow if data.users[input.user].admin\n"),
+    (
+        "policy/authz/authz_test.rego",
+        "package authz_test\n\nimport data.authz\n\ntest_admin if authz.allow with input.user as \"ann\"\n",
+    ),
+    ("policy/users/data.json", r#"{ "ann": { "admin": true } }"#),
+    ("policy/users/more/data.yaml", "x: 1\n"),
+];
+
+impl Author {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let author = Self { folder: tempfile::tempdir().unwrap() };
+        files.iter().for_each(|(name, content)| write(&author.path(name), content));
+        author
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
+        self.settle(command.args(arguments));
+        command
+    }
+
+    /// At home, with nothing of the machine's own settings.
+    fn settle<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.current_dir(self.folder.path()).env("HOME", self.folder.path()).env("BUNDLEGATE_STORE", "store");
+        command.env_remove("BUNDLEGATE_REGISTRY").env_remove("SOURCE_DATE_EPOCH").stdin(Stdio::null())
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        Ran::of(self.command(&line.split(' ').collect::<Vec<_>>()).output().unwrap())
+    }
+
+    /// What a verb that has to work says as JSON.
+    fn json(&self, line: &str) -> Value {
+        let ran = self.run(&format!("{line} --json"));
+        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+        serde_json::from_str(&ran.out).unwrap()
+    }
+
+    fn digest(&self, line: &str) -> String {
+        self.json(line)["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// How many blobs lie in the store, half-written ones included.
+    fn blobs(&self) -> usize {
+        let count = |folder: PathBuf| fs::read_dir(folder).map_or(0, Iterator::count);
+        let fragments = fs::read_dir(self.path("store")).map_or(0, |entries| {
+            entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
+        });
+        count(self.path("store/blobs/sha256")) + fragments
+    }
+}
+
+impl Ran {
+    fn of(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// It failed with one line that says `what`.
+    #[track_caller]
+    fn refused(&self, what: &str) {
+        assert_eq!((self.code, self.err.lines().count()), (Some(1), 1), "{}", self.err);
+        assert!(self.err.starts_with("bundlegate: ") && self.err.contains(what), "{}lacks {what:?}", self.err);
+        assert_eq!(self.out, "");
+    }
+}
+
+#[test]
+fn a_policy_is_built_tagged_listed_inspected_saved_and_removed() {
+    let author = Author::new(POLICY);
+    let built = author.json("build policy -t r.example/acme/authz:v1 --test -a team=red");
+    assert_eq!(built["reference"], "r.example/acme/authz:v1");
+    assert_eq!(built["roots"], json!(["authz", "users"]));
+    let digest = built["digest"].as_str().unwrap();
+    assert_eq!(author.digest("tag r.example/acme/authz:v1 r.example/acme/authz:live"), digest);
+    let images = author.json("images");
+    let row = &images[0];
+    assert_eq!(images.as_array().unwrap().len(), 2);
+    assert_eq!((&row["repository"], &row["digest"]), (&json!("r.example/acme/authz"), &built["digest"]));
+    assert_eq!((&row["revision"], &row["size"], &row["signed"]), (&built["revision"], &built["size"], &json!(false)));
+    assert!(row["created"].as_str().unwrap() > "2026", "{row}");
+    let seen = author.json("inspect r.example/acme/authz:live");
+    assert_eq!((&seen["layer"], &seen["annotations"]["team"]), (&built["layer"], &json!("red")));
+    assert_eq!((&seen["packages"], &seen["manifest"]["rego_version"]), (&json!(["authz"]), &json!(1)));
+    assert_eq!(seen["files"][1], json!({ "path": "users/data.json", "size": 28 }));
+    let saved = author.json("save r.example/acme/authz:v1 -f out.tar.gz");
+    assert_eq!(saved["layer"], built["layer"]);
+    let file = fs::read(author.path("out.tar.gz")).unwrap();
+    assert_eq!(bundlegate::oci::Digest::sha256(&file).as_str(), built["layer"]);
+    assert_eq!(author.command(&["save", "r.example/acme/authz:v1", "-f", "-"]).output().unwrap().stdout, file);
+    // Like any file that is made, by the user's mask.
+    assert_eq!(fs::metadata(author.path("out.tar.gz")).unwrap().permissions().mode() & 0o600, 0o600);
+    assert_eq!(author.run("rm r.example/acme/authz:v1 r.example/acme/authz:live").code, Some(0));
+    assert_eq!((author.json("images"), author.blobs()), (json!([]), 0));
+}
+
+#[test]
+fn the_manifest_has_the_shape_of_the_policy_cli() {
+    let author = Author::new(POLICY);
+    let digest = author.digest("build policy -t r.example/a:v1");
+    let bytes = fs::read(author.path("store/blobs/sha256").join(&digest[7..])).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let manifest: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(manifest["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    assert_eq!(manifest["config"]["size"], 2);
+    let layer = &manifest["layers"][0];
+    assert_eq!(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+    assert_eq!(layer["annotations"], manifest["annotations"]);
+    let said = &manifest["annotations"];
+    assert_eq!(said["org.opencontainers.image.created"], "1970-01-01T00:00:00Z");
+    assert_eq!(said["org.opencontainers.image.title"], "bundle.tar.gz");
+    assert_eq!((&said["org.openpolicyregistry.type"], &said["rego.version"]), (&json!("policy"), &json!("rego.v1")));
+    assert!(manifest.get("artifactType").is_none() && !text.contains("r.example"), "{text}");
+}
+
+#[test]
+fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
+    let author = Author::new(POLICY);
+    let digest = author.digest("build policy -t r.example/acme/authz:v1");
+
+    // Another folder, filled in another order, years ago, with other permissions.
+    let other = Author::new(&[]);
+    for (name, content) in POLICY.iter().rev() {
+        let path = other.path(name).to_string_lossy().replace("/policy/", "/elsewhere/deep/");
+        write(Path::new(&path), content);
+        let file = fs::File::options().append(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    assert_eq!(other.digest("build elsewhere/deep -t other.example/x:y"), digest);
+    assert_eq!(other.digest("build elsewhere/deep/ -t other.example/x:z"), digest);
+
+    // Another user, with another time zone and mask, where this one may become one.
+    if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
+        assert_eq!(as_nobody(&other), digest);
+    } else {
+        skipped("the build by another user, which takes root");
+    }
+
+    // What came out of the bundle goes into it again.
+    assert_eq!(author.run("save r.example/acme/authz:v1 -f out.tar.gz").code, Some(0));
+    let tarball = fs::File::open(author.path("out.tar.gz")).unwrap();
+    tar::Archive::new(flate2::read::GzDecoder::new(tarball)).unpack(author.path("unpacked")).unwrap();
+    assert_eq!(author.digest("build unpacked -t r.example/acme/authz:v2"), digest);
+
+    // Only whoever asks for a date gets one.
+    let mut dated = author.command(&["build", "policy", "-t", "r.example/acme/authz:v3", "--json"]);
+    let dated = Ran::of(dated.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap());
+    assert!(dated.code == Some(0) && !dated.out.contains(&digest), "{}", dated.err);
+    let seen = author.json("inspect r.example/acme/authz:v3");
+    assert_eq!(seen["annotations"]["org.opencontainers.image.created"], "2023-11-14T22:13:20Z");
+}
+
+/// Builds `elsewhere/deep` by `nobody`, who may read it and write to a store of his own.
+fn as_nobody(author: &Author) -> String {
+    let program = author.path("bundlegate");
+    fs::copy(env!("CARGO_BIN_EXE_bundlegate"), &program).unwrap();
+    fs::set_permissions(author.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let line = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \
+                ./bundlegate build elsewhere/deep -t r.example/n:v1 --json --store nobodys";
+    let mut shell = Command::new("sh");
+    let ran = Ran::of(author.settle(shell.args(["-c", line])).env("TZ", "Asia/Tokyo").output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let built: Value = serde_json::from_str(&ran.out).unwrap();
+    built["digest"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
+    let author = Author::new(&[
+        ("syntax/p.rego", "package p\n\nallow if {\n\tinput.x ==\n}\n"),
+        ("newer/p.rego", "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n"),
+        ("roots/.manifest", r#"{"roots":["a","a/b"]}"#),
+        ("roots/p.rego", "package a\n"),
+        ("outside/.manifest", r#"{"roots":["a"]}"#),
+        ("outside/b/data.json", r#"{"x":1}"#),
+        ("package/.manifest", r#"{"roots":["a"]}"#),
+        ("package/p.rego", "package b\n"),
+        ("conflict/data.json", r#"{"a":{"b":1}}"#),
+        ("conflict/a/data.json", r#"{"b":2}"#),
+        ("list/data.json", "[]"),
+        ("empty/README.md", ""),
+        ("linked/p.rego", "package p\n"),
+        ("one/p.rego", "package p\n"),
+        ("two/p.rego", "package q\n"),
+        ("secret.json", "{}"),
+        ("good/p.rego", "package p\n"),
+    ]);
+    symlink("../secret.json", author.path("linked/data.json")).unwrap();
+    for (arguments, expected) in [
+        ("syntax", "syntax/p.rego:5:1: "),
+        ("newer", "--opa asks the real opa, --no-parse skips this"),
+        ("roots", r#"roots "a" and "a/b" overlap"#),
+        ("outside", r#"outside/b/data.json: data at "b" is outside the roots ["a"]"#),
+        ("package", r#"package/p.rego: package b is outside the roots ["a"]"#),
+        ("conflict", "conflict/a/data.json and conflict/data.json both set data.a.b"),
+        ("list", "list/data.json: the root of data is not an object"),
+        ("empty", "holds no .rego"),
+        ("linked", "linked/data.json is a symbolic link that leads out of linked"),
+        ("one two", "one/p.rego and two/p.rego would both be p.rego"),
+        ("nowhere", "nowhere: no such file or folder"),
+        ("secret.json", "secret.json: OPA loads"),
+        ("good --root x", r#"package p is outside the roots ["x"]"#),
+        ("good --max-size 10B", "exceeds the limit of 10 bytes"),
+        ("good --opa=nowhere/opa", "nowhere/opa: no such program"),
+        ("good --test", "no test_… rule"),
+        ("good --ignore [", "--ignore "),
+    ] {
+        author.run(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
+    }
+    author.run("build good -t oci-layout:x:v1").refused("write HOST/REPOSITORY:TAG");
+    assert_eq!(author.blobs(), 0);
+    // How it is called, as opposed to what it is given.
+    for line in
+        ["build good", "build -t r.example/a:v1", "build good -t a:v1", "build good -t r.example/a:v1 -e x", "tag x"]
+    {
+        let ran = author.run(line);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{line}: {}", ran.err);
+    }
+    for line in ["tag r.example/a:v1 r.example/a:v2", "save r.example/a:v1"] {
+        author.run(line).refused("r.example/a:v1: not in the image store");
+    }
+    assert!(!author.path("bundle.tar.gz").exists());
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_named() {
+    let author = Author::new(&[("policy/p.rego", "package p\n")]);
+    fs::set_permissions(author.path("policy/p.rego"), fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::read(author.path("policy/p.rego")).is_err() {
+        return author.run("build policy -t r.example/a:v1").refused("read policy/p.rego: Permission denied");
+    }
+    // Root may read everything, and so has somebody else build.
+    fs::copy(env!("CARGO_BIN_EXE_bundlegate"), author.path("bundlegate")).unwrap();
+    fs::set_permissions(author.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut other = Command::new("setpriv");
+    other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "./bundlegate", "build", "policy"]);
+    let ran = Ran::of(author.settle(other.args(["-t", "r.example/a:v1"])).output().unwrap());
+    ran.refused("read policy/p.rego: Permission denied");
+}
+
+#[test]
+fn tests_that_fail_are_named_and_nothing_is_built() {
+    let author = Author::new(POLICY);
+    write(&author.path("policy/users/data.json"), "{}");
+    let ran = author.run("build policy -t r.example/a:v1 --test");
+    assert_eq!((ran.code, author.blobs()), (Some(1), 0), "{}", ran.err);
+    let lines: Vec<_> = ran.err.lines().collect();
+    assert!(lines[0].contains("FAIL data.authz_test.test_admin (policy/authz/authz_test.rego)"), "{}", ran.err);
+    assert_eq!(lines[1], "bundlegate: --test: 1 of 1 tests failed; nothing was built");
+    // A broken test is in nobody's way who does not run it.
+    write(&author.path("policy/authz/authz_test.rego"), "???");
+    author.run("build policy -t r.example/a:v1 --test").refused("authz_test.rego:1:");
+    assert_eq!(author.run("build policy -t r.example/a:v1").code, Some(0));
+}
+
+#[test]
+fn many_processes_tag_at_once_and_no_tag_is_lost() {
+    let author = Author::new(POLICY);
+    author.digest("build policy -t r.example/a:v0");
+    let names: Vec<_> = (1..=16).map(|number| format!("r.example/a:v{number}")).collect();
+    let tag = |name: &String| author.command(&["tag", "r.example/a:v0", name]).stdout(Stdio::null()).spawn().unwrap();
+    let mut running: Vec<Child> = names.iter().map(tag).collect();
+    for child in &mut running {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(author.json("images").as_array().unwrap().len(), 17);
+}
+
+/// Says so past the test runner, which shows nothing of tests that pass.
+fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {what}");
+}
+
+/// Bytes that no compressor makes smaller, as JSON.
+fn noise(length: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(7);
+    let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
+    json!({ "noise": text }).to_string()
+}
+
+#[test]
+fn ctrl_c_ends_a_build_and_leaves_nothing() {
+    let author = Author::new(&[("policy/data.json", &noise(64 << 20))]);
+    fs::create_dir(author.path("tmp")).unwrap();
+    let mut build = author.command(&["build", "policy", "-t", "r.example/a:v1"]);
+    let build = build.env("TMPDIR", author.path("tmp")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let listens = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+        caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & 0b10 != 0)
+    };
+    while !listens() {
+        std::thread::yield_now();
+    }
+    assert!(Command::new("kill").args(["-INT", &build.id().to_string()]).status().unwrap().success());
+    Ran::of(build.wait_with_output().unwrap()).refused("interrupted");
+    assert_eq!((author.blobs(), fs::read_dir(author.path("tmp")).unwrap().count()), (0, 0));
+    assert_eq!(author.json("images"), json!([]));
+}
+
+#[test]
+fn a_full_disk_is_told_and_what_was_there_stays() {
+    let author = Author::new(&[("small/p.rego", "package p\n"), ("large/data.json", &noise(6 << 20))]);
+    fs::create_dir(author.path("disk")).unwrap();
+    // A disk of two mebibytes, which goes with the shell.
+    let script = r#"
+        set -e
+        mount -t tmpfs -o size=2m none disk
+        export BUNDLEGATE_STORE=disk/store
+        "$1" build small -t r.example/a:v1 > /dev/null
+        "$1" build large -t r.example/b:v1 --store other > /dev/null
+        before=$(ls -aR disk; cat disk/store/index.json)
+        ! "$1" build large -t r.example/a:v1 || exit 3
+        ! TMPDIR=disk "$1" build large -t r.example/a:v1 || exit 4
+        ! "$1" save r.example/b:v1 --store other -f disk/out.tar.gz || exit 5
+        test "$before" = "$(ls -aR disk; cat disk/store/index.json)" || exit 6
+        "$1" save r.example/a:v1 -f disk/out.tar.gz > /dev/null
+    "#;
+    let mut shell = Command::new("unshare");
+    shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_bundlegate")]);
+    if !Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "true"])
+        .output()
+        .is_ok_and(|ran| ran.status.success())
+    {
+        skipped("a full disk, which takes user namespaces");
+        return;
+    }
+    let ran = Ran::of(author.settle(&mut shell).output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let lines: Vec<_> = ran.err.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.err);
+    assert!(lines.iter().all(|line| line.starts_with("bundlegate: ") && line.contains("No space left")), "{}", ran.err);
+}
+
+#[test]
+fn a_pipe_that_does_not_listen_any_more_is_an_error_not_a_panic() {
+    let author = Author::new(POLICY);
+    author.digest("build policy -t r.example/a:v1");
+    author.run("save r.example/a:v1 -f /dev/full").refused("write /dev/full: No space left on device");
+    author.run("save r.example/a:v1 -f nowhere/out.tar.gz").refused("write nowhere/out.tar.gz: No such file");
+}
+
+#[test]
+fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
+    let author = Author::new(&[]);
+    let made = author.json("init project");
+    assert_eq!(made["files"].as_array().unwrap().len(), 6);
+    author.digest("build project/policy -t r.example/a:v1 --test");
+    write(&author.path("project/README.md"), "mine");
+    author.run("init project").refused("there already; --force replaces");
+    author.run("init project/policy/..").refused("--force");
+    assert_eq!(fs::read(author.path("project/README.md")).unwrap(), b"mine");
+    write(&author.path("second/README.md"), "mine");
+    author.run("init second").refused("second/README.md: there already");
+    assert_eq!(fs::read_dir(author.path("second")).unwrap().count(), 1, "all or nothing");
+    assert_eq!(author.run("init project --force").code, Some(0));
+}
+
+/// An artifact that the real policy CLI 0.4 wrote, as a layout without a tag.
+fn old_artifact() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let layout = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join("policy-cli-0.4");
+    if !layout.exists() {
+        skipped(&format!("the policy CLI's artifact, for {} is not there", layout.display()));
+        return None;
+    }
+    Some(layout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_policy_clis_artifact_is_pulled_inspected_and_saved_byte_for_byte() {
+    let Some(layout) = old_artifact() else { return };
+    let registry = FaultyRegistry::start().await;
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap();
+    let blobs: Vec<_> = blobs.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    let is_manifest = |bytes: &&Vec<u8>| bytes.starts_with(b"{\"schemaVersion\"");
+    let manifest = blobs.iter().find(is_manifest).unwrap();
+    let digest = bundlegate::oci::Digest::sha256(manifest);
+    for name in ["v1", digest.as_str()] {
+        registry.put(&format!("manifests/{name}"), media_type::OCI_MANIFEST, manifest.clone());
+    }
+    blobs.iter().for_each(|bytes| drop(registry.put_blob(bytes)));
+    let reference = registry.reference("v1").to_string();
+    tokio::task::spawn_blocking(move || {
+        let author = Author::new(&[]);
+        let there = author.json(&format!("inspect --remote --plain-http {reference}"));
+        assert_eq!((&there["digest"], author.blobs()), (&json!(digest), 0));
+        assert_eq!(author.json(&format!("pull --plain-http {reference}"))[0]["digest"], json!(digest));
+        // From now on without the registry.
+        let here = author.json(&format!("inspect {reference}"));
+        assert_eq!(here, there);
+        let saved = author.json(&format!("save {reference} -f out.tar.gz"));
+        let theirs = layout.join("blobs/sha256").join(&saved["layer"].as_str().unwrap()[7..]);
+        assert_eq!(fs::read(author.path("out.tar.gz")).unwrap(), fs::read(theirs).unwrap());
+        let row = &author.json("images")[0];
+        assert_eq!((&row["size"], &row["tag"]), (&saved["size"], &json!("v1")));
+    })
+    .await
+    .unwrap();
+}
+
+#[test]
+fn the_old_policy_clis_artifact_is_saved_from_a_folder() {
+    let Some(layout) = old_artifact() else { return };
+    let author = Author::new(&[]);
+    let reference = format!("oci-layout:{}", layout.display());
+    let seen = author.json(&format!("inspect {reference}"));
+    assert_eq!((&seen["packages"], &seen["manifest"]["roots"]), (&json!(["authz"]), &json!(["authz"])));
+    let saved = author.json(&format!("save {reference} -f out.tar.gz"));
+    assert_eq!((&saved["digest"], &saved["layer"]), (&seen["digest"], &seen["layer"]));
+    let layer = saved["layer"].as_str().unwrap();
+    let theirs = fs::read(layout.join("blobs/sha256").join(&layer[7..])).unwrap();
+    assert_eq!(fs::read(author.path("out.tar.gz")).unwrap(), theirs);
+}
