@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
+mod builds;
 mod crash;
 mod crowd;
 mod dev;
 mod matrix;
 mod outages;
 mod prometheus;
+mod pushes;
 mod readme;
 mod refusals;
 mod replicas;

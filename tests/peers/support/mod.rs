@@ -1,6 +1,7 @@
 //! The wiring: starting the programs, and asking them what they see.
 
 mod artifact;
+mod author;
 mod balancer;
 mod ca;
 mod cosign;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use artifact::Artifact;
+pub(crate) use author::{Author, finish};
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
@@ -24,7 +26,7 @@ pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
-pub(crate) use registry::{Kind, Registry};
+pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 
 /// Far beyond what anything here takes, even on a machine with better things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
