@@ -1,26 +1,36 @@
 //! The command line: one file per verb, and all terminal output.
 
 mod build;
+mod completion;
 mod copy;
 mod dev;
+mod eval;
 mod flags;
 mod found;
 mod gate;
+mod generate_key_pair;
 mod images;
 mod init;
 mod inspect;
+mod location;
 mod login;
+mod open_files;
+mod password;
 mod place;
 mod progress;
 mod pull;
 mod push;
 mod remote;
+mod repl;
 mod rm;
 mod save;
 mod serve;
+mod sign;
 mod table;
 mod tag;
 mod trust;
+mod verify;
+mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -112,6 +122,52 @@ enum Verb {
     /// Forget a registry's user name and password.
     #[command(after_help = login::LOGOUT_EXAMPLES)]
     Logout(login::LogoutOptions),
+    /// Make a key pair as cosign makes them.
+    ///
+    /// Writes cosign.key, the private key (ECDSA P-256) sealed with a password, and
+    /// cosign.pub. The password comes from COSIGN_PASSWORD, or is asked for twice. cosign
+    /// signs with these files, and bundlegate with cosign's.
+    #[command(after_help = generate_key_pair::EXAMPLES)]
+    GenerateKeyPair(generate_key_pair::Options),
+    /// Sign an artifact with a key of cosign's.
+    ///
+    /// Resolves REF once and signs that digest, so that cosign and the gateway accept it: by
+    /// default with a Sigstore bundle attached as a referrer, which cosign 3 writes; with
+    /// --legacy as cosign 2 does. Signatures that are there stay.
+    #[command(after_help = sign::EXAMPLES)]
+    Sign(sign::Options),
+    /// Check who signed an artifact, as the gateway would.
+    ///
+    /// Resolves REF once, gathers every signature of that digest in both of cosign's
+    /// formats, and tells what each is worth to the keys or the policy: every check, and why
+    /// one failed. Succeeds only if the gateway would serve it.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Options),
+    /// Ask a policy a question.
+    ///
+    /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
+    /// and prints the JSON that `opa eval` prints; an undefined answer is {}. For a quick
+    /// look: what decides in production is OPA, which knows more than this evaluator.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(eval::Options),
+    /// Ask a policy questions, line by line.
+    ///
+    /// A prompt over the rules and data of a bundle. Without a terminal it reads queries
+    /// from standard input, one a line, and fails if one of them has no answer.
+    #[command(after_help = repl::EXAMPLES)]
+    Repl(repl::Options),
+    /// Print what completes bundlegate's commands in a shell.
+    #[command(after_help = completion::EXAMPLES)]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -141,18 +197,25 @@ pub fn main() -> ExitCode {
             block_on(dev::run(options))
         }
         Verb::Init(options) => init::run(&options),
-        Verb::Build(options) => run(build::run(options)),
-        Verb::Inspect(options) => run(inspect::run(options)),
-        Verb::Save(options) => run(save::run(options)),
+        Verb::Build(options) => block_on(build::run(options)),
+        Verb::Inspect(options) => block_on(inspect::run(options)),
+        Verb::Save(options) => block_on(save::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
-        Verb::Images(options) => run(images::run(options)),
-        Verb::Push(options) => run(push::run(options)),
-        Verb::Pull(options) => run(pull::run(options)),
-        Verb::Copy(options) => run(copy::run(options)),
-        Verb::Login(options) => run(login::run(options)),
-        Verb::Logout(options) => run(login::logout(options)),
+        Verb::Images(options) => block_on(images::run(options)),
+        Verb::Push(options) => block_on(push::run(options)),
+        Verb::Pull(options) => block_on(pull::run(options)),
+        Verb::Copy(options) => block_on(copy::run(options)),
+        Verb::Login(options) => block_on(login::run(options)),
+        Verb::Logout(options) => block_on(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
+        Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
+        Verb::Sign(options) => block_on(sign::run(options)),
+        Verb::Verify(options) => block_on(verify::run(options)),
+        Verb::Eval(options) => block_on(eval::run(options)),
+        Verb::Repl(options) => block_on(repl::run(options)),
+        Verb::Completion { shell } => completion::run(shell),
+        Verb::Version { json } => version::run(json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -171,13 +234,9 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
-}
-
-/// Runs a verb that ends by itself. What still blocks when it ends is not waited for.
-fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
+    // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();
     done
 }
@@ -196,8 +255,16 @@ async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
 /// A result, on stdout.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // Whoever read has seen enough (`| head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        said => Ok(said?),
+    }
+}
+
+/// A result for programs: one JSON document on stdout.
+fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say(&serde_json::to_string_pretty(value)?)
 }
 
 /// An error with its causes, of which one that the error itself tells is not told again.

@@ -12,7 +12,7 @@ use sigstore_verify::types::dsse::pae;
 use super::{Claim, KeyPair, SignError};
 use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
 
-const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+pub(super) const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";

@@ -48,6 +48,11 @@ pub(super) fn open(text: &str, password: &[u8]) -> Result<Zeroizing<Vec<u8>>, Si
     kdf::decrypt(&sealed, password).map(Zeroizing::new).map_err(|_| SignError::WrongPassword)
 }
 
+/// Whether `text` is a key file at all, before anybody types a password.
+pub(super) fn is_key_file(text: &str) -> Result<(), SignError> {
+    check(&contents(text)?)
+}
+
 /// A key file that holds `pkcs8`.
 pub(super) fn seal(pkcs8: &[u8], password: &[u8]) -> Result<String, SignError> {
     let sealed = kdf::encrypt(pkcs8, password).map_err(|error| SignError::Key(error.to_string()))?;

@@ -72,6 +72,14 @@ impl KeyPair {
         Self::new(keys.to_sigstore_signer(&scheme).map_err(failed)?)
     }
 
+    /// Whether `text` is a key file of cosign's; [`Self::open`] needs its password as well.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn check(text: &str) -> Result<(), SignError> {
+        key_file::is_key_file(text)
+    }
+
     fn new(signer: SigStoreSigner) -> Result<Self, SignError> {
         let public = signer.to_sigstore_keypair().map_err(failed)?;
         let public_der = public.public_key_to_der().map_err(failed)?;

@@ -48,6 +48,11 @@ impl LegacySignature {
         Ok(Self { payload, layer })
     }
 
+    /// The layer that carries it.
+    pub(super) fn layer(&self) -> &Descriptor {
+        &self.layer
+    }
+
     /// The tag under which signatures of `digest` lie.
     pub fn tag(digest: &Digest) -> String {
         format!("{}-{}.sig", digest.algorithm(), digest.hex())

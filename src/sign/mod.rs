@@ -1,6 +1,7 @@
 //! Making signatures as cosign makes them. Decides nothing: whether a signature counts is
 //! `verify`'s business.
 
+mod attach;
 mod bundle_v03;
 mod key_file;
 mod key_pair;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::oci::Descriptor;
 
+pub use attach::AttachError;
 pub use bundle_v03::Attachment;
 pub use key_pair::{KeyPair, SignError};
 pub use legacy::{LegacyImage, LegacySignature};

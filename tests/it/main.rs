@@ -5,9 +5,11 @@
 
 mod answers;
 mod author;
+mod command;
 mod crowds;
 mod dev;
 mod drain;
+mod evaluation;
 mod faulty;
 mod gate;
 mod intake;
@@ -15,6 +17,8 @@ mod protocols;
 mod reads;
 mod rooms;
 mod serving;
+mod shells;
+mod signatures;
 mod signing;
 mod trouble;
 mod writes;

@@ -1,0 +1,80 @@
+//! `bundlegate generate-key-pair`.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde::Serialize;
+
+use super::{password, say, say_json};
+use crate::sign::KeyPair;
+
+/// Where the files go.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Write PREFIX.key and PREFIX.pub; may hold a folder.
+    #[arg(long, value_name = "PREFIX", default_value = "cosign")]
+    output_key_prefix: PathBuf,
+    /// Replace files that are there already.
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Made<'a> {
+    private_key: &'a Path,
+    public_key: &'a Path,
+    identity: String,
+}
+
+pub(super) const EXAMPLES: &str = "Example:
+  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
+
+pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+    let (private, public) = (options.file("key"), options.file("pub"));
+    if !options.force {
+        for file in [&private, &public] {
+            // Asked before anybody types a password.
+            if fs::symlink_metadata(file).is_ok() {
+                bail!("{}: it is there already; name others with --output-key-prefix", file.display());
+            }
+        }
+    }
+    let password = password::for_new(&private)?;
+    let pair = KeyPair::generate()?;
+    options.write(&private, &pair.to_key_file(password.as_bytes())?, 0o600)?;
+    options.write(&public, pair.public_pem(), 0o644)?;
+    if options.json {
+        return say_json(&Made { private_key: &private, public_key: &public, identity: pair.identity() });
+    }
+    say(&format!("private key: {}\npublic key: {} ({})", private.display(), public.display(), pair.identity()))
+}
+
+impl Options {
+    fn file(&self, ending: &str) -> PathBuf {
+        let mut name = self.output_key_prefix.clone().into_os_string();
+        name.push(format!(".{ending}"));
+        name.into()
+    }
+
+    /// The whole file appears at once, and over another one only with `--force`.
+    fn write(&self, file: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+        let failed = || format!("write {}", file.display());
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let mut temporary = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+        temporary.write_all(text.as_bytes()).with_context(failed)?;
+        temporary.as_file().set_permissions(fs::Permissions::from_mode(mode)).with_context(failed)?;
+        temporary.as_file().sync_all().with_context(failed)?;
+        let persisted = if self.force { temporary.persist(file) } else { temporary.persist_noclobber(file) };
+        persisted.map_err(|error| error.error).with_context(failed)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! `bundlegate repl`: questions to a policy, one a line.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use rustyline::{
+    CompletionType, Context, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
+    hint::Hinter, history::MemHistory, validate::Validator,
+};
+
+use super::{eval::Which, say, tell};
+use crate::bundle::{Policy, PolicyError};
+
+const HELP: &str = "Type a query, such as data.authz.allow, or input.user; x := 1 prints what x is bound to.
+  :input JSON      set the input document (JSON or YAML, in one line)
+  :input @FILE     set it from a file
+  :input           forget it
+  :packages        list the packages
+  :help            this
+  :quit            or Ctrl-D, leave";
+
+/// Which policy.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    which: Which,
+    /// The input document to begin with, JSON or YAML.
+    #[arg(short, long, value_name = "FILE")]
+    input: Option<String>,
+}
+
+/// What a line comes to.
+enum Reply {
+    Text(String),
+    Nothing,
+    Quit,
+}
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate repl ghcr.io/acme/authz:v1 --input input.json
+  printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    let mut policy = options.which.load().await?;
+    if let Some(file) = &options.input {
+        answer(&mut policy, &format!(":input @{file}")).context("--input")?;
+    }
+    if io::stdin().is_terminal() { converse(&mut policy, &options) } else { follow(&mut policy) }
+}
+
+/// With a line editor, for people.
+fn converse(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
+    let settings = rustyline::Config::builder().completion_type(CompletionType::List).build();
+    let mut editor: Editor<Words, MemHistory> =
+        Editor::with_history(settings, MemHistory::new()).context("terminal")?;
+    editor.set_helper(Some(Words::of(policy)));
+    tell(&format!("{}: {}; :help lists what can be typed", options.which.reference, policy.packages().join(", ")));
+    loop {
+        let line = match editor.readline("> ") {
+            Ok(line) => line,
+            // As in a shell: the line goes, the prompt stays.
+            Err(ReadlineError::Interrupted) => continue,
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error).context("terminal"),
+        };
+        let _ = editor.add_history_entry(&line);
+        match answer(policy, &line) {
+            Ok(Reply::Text(text)) => say(&text)?,
+            Ok(Reply::Nothing) => {}
+            Ok(Reply::Quit) => return Ok(()),
+            Err(error) => tell(&format!("{error:#}")),
+        }
+    }
+}
+
+/// Without a terminal, for scripts: answers every line, and fails if one of them did.
+fn follow(policy: &mut Policy) -> anyhow::Result<()> {
+    let mut failed = 0;
+    for (at, line) in io::stdin().lock().lines().enumerate() {
+        match answer(policy, &line.context("standard input")?) {
+            Ok(Reply::Text(text)) => say(&text)?,
+            Ok(Reply::Nothing) => {}
+            Ok(Reply::Quit) => break,
+            Err(error) => {
+                failed += 1;
+                tell(&format!("line {}: {error:#}", at + 1));
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        1 => bail!("one line has no answer; see above"),
+        many => bail!("{many} lines have no answer; see above"),
+    }
+}
+
+fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(Reply::Nothing);
+    }
+    let Some(command) = line.strip_prefix(':') else { return Ok(Reply::Text(ask(policy, line)?)) };
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    match (name, rest.trim()) {
+        ("help", _) => Ok(Reply::Text(HELP.to_owned())),
+        ("quit" | "q" | "exit", _) => Ok(Reply::Quit),
+        ("packages", _) => Ok(Reply::Text(policy.packages().join("\n"))),
+        ("input", "") => {
+            policy.forget_input();
+            Ok(Reply::Nothing)
+        }
+        ("input", text) => {
+            let text = match text.strip_prefix('@') {
+                Some(file) => std::fs::read_to_string(file).with_context(|| file.to_owned())?,
+                None => text.to_owned(),
+            };
+            policy.set_input(&text)?;
+            Ok(Reply::Nothing)
+        }
+        _ => bail!(":{name}: no such command; :help lists them"),
+    }
+}
+
+/// Every answer on a line of its own: the value of a single expression, else what the
+/// variables are bound to.
+fn ask(policy: &mut Policy, question: &str) -> Result<String, PolicyError> {
+    let answers = policy.query(question)?.result;
+    if answers.is_empty() {
+        return Ok("undefined".to_owned());
+    }
+    let lines = answers.iter().map(|answer| match answer.expressions.as_slice() {
+        [only] if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => only.value.to_string(),
+        _ if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => {
+            let values: Vec<_> = answer.expressions.iter().map(|expression| expression.value.to_string()).collect();
+            values.join(" ")
+        }
+        _ => answer.bindings.to_string(),
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// What Tab completes: packages and commands.
+struct Words(Vec<String>);
+
+impl Words {
+    fn of(policy: &Policy) -> Self {
+        let commands = [":input", ":packages", ":help", ":quit", "input"];
+        Self(policy.packages().iter().cloned().chain(commands.map(str::to_owned)).collect())
+    }
+}
+
+impl Completer for Words {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        let typed = line.get(..at).unwrap_or_default();
+        let of_a_word = |character: char| character.is_alphanumeric() || "_.:".contains(character);
+        let start = typed.trim_end_matches(of_a_word).len();
+        let begun = &typed[start..];
+        let fitting = self.0.iter().filter(|word| !begun.is_empty() && word.starts_with(begun));
+        Ok((start, fitting.cloned().collect()))
+    }
+}
+
+impl Hinter for Words {
+    type Hint = String;
+}
+
+impl Highlighter for Words {}
+impl Validator for Words {}
+impl Helper for Words {}

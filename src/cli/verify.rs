@@ -1,0 +1,159 @@
+//! `bundlegate verify`: the gateway's own judge, with its reasons.
+
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args};
+use serde::Serialize;
+
+use super::{
+    flags::RegistryFlags,
+    location::Location,
+    place::{StoreFlag, reference},
+    say, say_json, tell,
+    trust::TrustFlags,
+};
+use crate::{
+    oci::{Manifest, PinnedReference, Reference},
+    verify::{self, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
+};
+
+/// What to verify, and whom to trust.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("whom").args(["keys", "config"]).required(true).multiple(true))]
+pub(super) struct Options {
+    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
+    #[arg(value_name = "REF", value_parser = reference)]
+    reference: Reference,
+    /// Look into the image store instead of the registry.
+    #[arg(long)]
+    local: bool,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
+    #[command(flatten)]
+    store: StoreFlag,
+    #[command(flatten)]
+    registry: RegistryFlags,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    reference: String,
+    digest: &'a str,
+    verified: bool,
+    policy: &'a str,
+    signatures: Vec<Signature<'a>>,
+}
+
+#[derive(Serialize)]
+struct Signature<'a> {
+    format: &'static str,
+    authority: Option<&'a str>,
+    identity: Option<&'a str>,
+    verified: bool,
+    checks: Vec<Check<'a>>,
+}
+
+#[derive(Serialize)]
+struct Check<'a> {
+    check: &'a str,
+    ok: bool,
+    detail: &'a str,
+}
+
+/// A judgement and everything that was seen on the way.
+struct Judged {
+    pinned: PinnedReference,
+    verdict: Result<Verified<Manifest>, Rejection>,
+    report: Report,
+}
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    let access = options.registry.access()?;
+    let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
+    let policy = policy.context("--config: it names no trust policy; name a key (--key)")?;
+    let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
+    let judged = judge(&options.reference, &location, &policy).await?;
+    for skipped in &judged.report.skipped {
+        tell(&format!("{}: skipped {skipped}", options.reference));
+    }
+    if options.json {
+        say_json(&options.document(&judged, &policy))?;
+    } else {
+        say(&text(&judged, &policy))?;
+    }
+    match judged.verdict {
+        Ok(_) => Ok(()),
+        Err(rejection) => bail!("{}: {rejection}; {}", options.reference, way_out(rejection.reason)),
+    }
+}
+
+/// Resolves once; everything else is about that digest.
+async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy) -> anyhow::Result<Judged> {
+    let pinned = location.resolve(reference).await?;
+    let manifest = location.source().manifest(&pinned).await?;
+    let evidence = verify::collect(location.source(), &pinned, location.limits().evidence).await?;
+    let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence);
+    Ok(Judged { pinned, verdict, report })
+}
+
+impl Options {
+    fn document<'a>(&'a self, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
+        Document {
+            reference: self.reference.to_string(),
+            digest: judged.pinned.digest().as_str(),
+            verified: judged.verdict.is_ok(),
+            policy: policy.name(),
+            signatures: judged.report.findings.iter().map(Signature::of).collect(),
+        }
+    }
+}
+
+impl<'a> Signature<'a> {
+    fn of(finding: &'a Finding) -> Self {
+        let checks = finding.checks.iter();
+        Self {
+            format: finding.format.label(),
+            authority: finding.signer.as_ref().map(|signer| signer.authority.as_str()),
+            identity: finding.signer.as_ref().map(|signer| signer.identity.as_str()),
+            verified: finding.is_verified(),
+            checks: checks.map(|check| Check { check: check.name, ok: check.ok, detail: &check.detail }).collect(),
+        }
+    }
+}
+
+fn text(judged: &Judged, policy: &TrustPolicy) -> String {
+    let mut lines = vec![judged.pinned.to_string()];
+    for finding in &judged.report.findings {
+        let signer = finding.signer.as_ref().map_or("by nobody the policy knows", |signer| &signer.authority);
+        lines.push(format!("  {} signature: {signer}", finding.format.label()));
+        for check in &finding.checks {
+            let outcome = if check.ok { "ok" } else { "failed" };
+            lines.push(format!("    {outcome:<8}{:<11}{}", check.name, check.detail));
+        }
+    }
+    match &judged.verdict {
+        Ok(verified) if verified.signers().is_empty() => {
+            lines.push(format!("accepted without a signature, by policy {}", policy.name()));
+        }
+        Ok(verified) => {
+            let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
+            lines.push(format!("verified: signed by {}, accepted by policy {}", voters.join(", "), policy.name()));
+        }
+        Err(_) => lines.push("not verified".to_owned()),
+    }
+    lines.join("\n")
+}
+
+fn way_out(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Unsigned => "sign it (bundlegate sign)",
+        Reason::AnotherKey => "name the key that signed it, or sign it with a trusted one",
+        Reason::Malformed | Reason::NotASignature | Reason::OtherDigest => "sign this digest (bundlegate sign)",
+    }
+}

@@ -1,0 +1,15 @@
+//! `bundlegate version`.
+
+use std::env::consts::{ARCH, OS};
+
+use serde_json::json;
+
+use super::{say, say_json};
+
+pub(super) fn run(as_json: bool) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    if as_json {
+        return say_json(&json!({ "version": version, "os": OS, "arch": ARCH }));
+    }
+    say(&format!("bundlegate {version} ({OS}, {ARCH})"))
+}

@@ -1,0 +1,74 @@
+//! Laying a signature down beside what it vouches for.
+
+use bytes::Bytes;
+
+use super::{Attachment, LegacyImage, LegacySignature, SignError};
+use crate::{
+    oci::{Blob, BlobMismatch, Descriptor, NewManifest, PinnedReference, media_type},
+    registry::{Destination, RegistryError, Source},
+};
+
+/// How often a signature is added anew because somebody else signed at the same moment.
+const ATTEMPTS: usize = 8;
+
+/// Why a signature is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What is there already.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// Others write the same tag all the time.
+    #[error("tag {0}: others keep writing it at the same time; try again")]
+    Contended(String),
+    /// Not in practice: the descriptor was made of the bytes.
+    #[error(transparent)]
+    Blob(#[from] BlobMismatch),
+}
+
+impl Attachment {
+    /// Attaches the bundle to `subject` as a referrer.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn attach(&self, subject: &PinnedReference, to: &Destination) -> Result<(), AttachError> {
+        put(to, media_type::EMPTY, Bytes::from_static(NewManifest::CONFIG)).await?;
+        put(to, super::bundle_v03::BUNDLE_TYPE, self.bundle.clone()).await?;
+        Ok(to.attach(&self.referrer, subject).await?)
+    }
+}
+
+impl LegacySignature {
+    /// Adds the signature to those under the `.sig` tag of `subject`. Registries know no
+    /// "only if nobody else has written", so it looks before and after it writes.
+    ///
+    /// # Errors
+    /// When the registry does not answer or refuses, or the tag holds something else.
+    pub async fn append(&self, subject: &PinnedReference, from: &Source, to: &Destination) -> Result<(), AttachError> {
+        let tag = Self::tag(subject.digest());
+        put(to, &self.layer().media_type, self.payload.clone()).await?;
+        for _ in 0..ATTEMPTS {
+            let present = from.tagged_manifest(&tag).await?;
+            let image = LegacyImage::with(present.as_ref(), self)?;
+            put(to, media_type::IMAGE_CONFIG, image.config.clone()).await?;
+            let now = from.tagged_manifest(&tag).await?;
+            if now.as_ref().map(|now| now.digest()) != present.as_ref().map(|present| present.digest()) {
+                continue;
+            }
+            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await?;
+            let kept = from.tagged_manifest(&tag).await?;
+            if kept.is_some_and(|kept| kept.layers().contains(self.layer())) {
+                return Ok(());
+            }
+        }
+        Err(AttachError::Contended(tag))
+    }
+}
+
+async fn put(to: &Destination, media_type: &str, bytes: Bytes) -> Result<(), AttachError> {
+    let descriptor = Descriptor::of(media_type, &bytes);
+    let blob = Blob::check(&descriptor, bytes)?;
+    Ok(to.put_blob(&descriptor, &blob, &()).await?)
+}
