@@ -1,6 +1,7 @@
 //! The wiring: starting the programs, and asking them what they see.
 
 mod artifact;
+mod author;
 mod balancer;
 mod ca;
 mod cosign;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use artifact::Artifact;
+pub(crate) use author::{Author, Ran};
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
