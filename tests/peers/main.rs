@@ -11,5 +11,6 @@ mod outages;
 mod readme;
 mod refusals;
 mod replicas;
+mod shells;
 #[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;

@@ -11,6 +11,7 @@ mod process;
 mod programs;
 mod proxy;
 mod registry;
+mod terminal;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, Registry};
+pub(crate) use terminal::Terminal;
 
 /// Far beyond what anything here takes, even on a machine with better things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
