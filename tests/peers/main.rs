@@ -6,6 +6,7 @@
 mod cosign;
 mod crash;
 mod dev;
+mod evaluation;
 mod matrix;
 mod outages;
 mod readme;
