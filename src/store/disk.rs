@@ -41,7 +41,7 @@ pub(super) enum DiskError {
     Locked { path: PathBuf },
     #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
     Foreign { path: PathBuf },
-    #[error("{path} holds artifacts that this cache did not put there; name a folder for the cache alone")]
+    #[error("{path} holds what this cache did not put there; name a folder for the cache alone")]
     NotACache { path: PathBuf },
     #[error("{size} bytes don't fit: cache.disk allows {limit} bytes; raise it")]
     Full { size: u64, limit: u64 },
@@ -56,8 +56,11 @@ impl Disk {
     pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
         let failed = |source| DiskError::Io { path: path.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        // Before anything in it is changed: `cache.directory: /tmp` must not close /tmp.
+        if !path.join(".lock").exists() && !may_become_a_cache(path).map_err(failed)? {
+            return Err(DiskError::NotACache { path: path.to_owned() });
+        }
         make_private(path)?;
-        let known = path.join(".lock").exists();
         let lock = fs::File::options().create(true).append(true).open(path.join(".lock")).map_err(failed)?;
         lock.try_lock().map_err(|error| match error {
             fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
@@ -65,10 +68,9 @@ impl Disk {
         })?;
         let layout = Layout::create(path)?;
         match layout.index() {
-            Ok(index) if index.manifests.iter().all(|entry| Record::from_entry(entry).is_some()) => {}
+            Ok(index) if is_ours(&index) => {}
             // Sweeping would delete them.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
-            Err(_) if !known => return Err(DiskError::NotACache { path: path.to_owned() }),
             Err(error) => {
                 // Nothing in a cache is worth refusing to start for.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
@@ -212,12 +214,30 @@ impl Disk {
     }
 }
 
+fn is_ours(index: &LayoutIndex) -> bool {
+    index.manifests.iter().all(|entry| Record::from_entry(entry).is_some())
+}
+
 fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
     index.manifests.iter().filter_map(Record::from_entry)
 }
 
 fn forget(index: &mut LayoutIndex, key: &(String, String)) {
     index.manifests.retain(|entry| Record::from_entry(entry).is_none_or(|record| record.key() != *key));
+}
+
+/// Whether a folder without a lock file is empty, or the copy of a cache.
+fn may_become_a_cache(path: &Path) -> io::Result<bool> {
+    if let Ok(layout) = Layout::open(path) {
+        return Ok(layout.index().is_ok_and(|index| is_ours(&index)));
+    }
+    for entry in fs::read_dir(path)? {
+        // The root of a fresh volume has this one.
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Other users must neither read private policy nor plant their own.

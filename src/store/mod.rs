@@ -119,9 +119,9 @@ impl Store {
         let spool = Spool { budget, folder: disk.as_ref().map(|disk| disk.root().to_owned()) };
         let blobs = Cache::builder()
             .max_capacity(options.memory / IDLE_SHARE)
-            .weigher(|_, blob: &Blob| {
-                blob.in_memory().map_or(1, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX))
-            })
+            // Those in files without a name weigh as much: each holds a file open and its room
+            // on the disk, which nobody could see.
+            .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
             .build();
         Self { disk, spool, blobs, metrics }
     }

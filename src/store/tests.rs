@@ -1,7 +1,7 @@
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::*;
-use crate::oci::media_type;
+use crate::oci::{BlobWriter, media_type};
 
 const BUNDLE: &[u8] = b"a bundle";
 
@@ -66,11 +66,46 @@ async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
     layout.write_index(&index).unwrap();
     assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
     assert!(layout.blob_path(&digest).exists(), "nothing of theirs is swept away");
+    assert!(!foreign.path().join(".lock").exists(), "nor is anything added");
+}
+
+/// The folder of somebody else, by a slip in the configuration.
+#[tokio::test]
+async fn a_folder_with_other_things_in_it_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(folder.path().join(".tmp-theirs"), b"x").unwrap();
+    assert!(!open(folder.path(), 1 << 20, 1 << 20).is_persistent());
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [".tmp-theirs"]);
+    assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o777);
+
+    let volume = tempfile::tempdir().unwrap();
+    fs::create_dir(volume.path().join("lost+found")).unwrap();
+    assert!(open(volume.path(), 1 << 20, 1 << 20).is_persistent());
+}
+
+/// Bundles beyond `cache.memory` lie in files without a name: those of yesterday must not
+/// stay open until the disk is full.
+#[tokio::test]
+async fn blobs_in_files_are_let_go_when_nobody_serves_them() {
+    let store = Store::open(Options { directory: None, disk: 0, memory: 8 }, Metrics::new().unwrap());
+    for version in 0..3 {
+        let bytes = Bytes::from(vec![version; 100]);
+        let mut writer = BlobWriter::in_file(Descriptor::of("", &bytes), tempfile::tempfile().unwrap());
+        writer.write(&bytes).unwrap();
+        let blob = writer.finish(Bytes::from).unwrap();
+        store.blobs.insert(("r.example/a".into(), blob.digest().clone()), blob).await;
+    }
+    store.blobs.run_pending_tasks().await;
+    let sizes: Vec<_> = store.blobs.iter().map(|(_, blob)| blob.size()).collect();
+    assert!(sizes.iter().sum::<u64>() <= 8 / IDLE_SHARE, "{sizes:?}");
 }
 
 #[tokio::test]
 async fn more_than_the_disk_may_hold_is_not_written_and_leftovers_are_removed() {
     let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), 4, 1 << 20));
     fs::write(folder.path().join(".tmp-half"), b"x").unwrap();
     let store = open(folder.path(), 4, 1 << 20);
     assert!(!folder.path().join(".tmp-half").exists());

@@ -70,8 +70,8 @@ impl Pipeline {
         }
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
-        let evidence = self.evidence(&pinned).await.map_err(failed(Step::Evidence))?;
-        let verified = self.judge(&pinned, manifest, &evidence)?;
+        let evidence = Arc::new(self.evidence(&pinned).await.map_err(failed(Step::Evidence))?);
+        let verified = self.judge(&pinned, manifest, &evidence).await?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
@@ -93,16 +93,19 @@ impl Pipeline {
     pub async fn recall(&self) -> Option<Result<Arc<Snapshot>, Failure>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
-        let evidence = Evidence::from_bytes(&stored.evidence).ok()?;
+        let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
         let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
         // A digest in the configuration is a decision; the disk can't overrule it.
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
-        let verified = match self.judge(&pinned, manifest, &evidence) {
+        let verified = match self.judge(&pinned, manifest, &evidence).await {
             Ok(verified) => verified,
-            Err(failure) => return Some(Err(Failure { class: FailureClass::Distrusted, ..failure })),
+            Err(failure) if failure.class == FailureClass::Evidence => {
+                return Some(Err(Failure { class: FailureClass::Distrusted, ..failure }));
+            }
+            Err(_) => return None,
         };
         self.open(verified, stored.layer).await.ok().map(Ok)
     }
@@ -119,13 +122,18 @@ impl Pipeline {
         }
     }
 
-    fn judge(
+    /// Off the async threads: dozens of signatures take milliseconds, and they are anybody's
+    /// bytes in the hands of parsers, where a panic must end no more than this attempt.
+    async fn judge(
         &self,
         pinned: &PinnedReference,
         manifest: Manifest,
-        evidence: &Evidence,
+        evidence: &Arc<Evidence>,
     ) -> Result<Verified<Manifest>, Failure> {
-        let verdict = Verified::judge(&self.policy, pinned, manifest, evidence);
+        let (policy, subject, evidence) = (Arc::clone(&self.policy), pinned.clone(), Arc::clone(evidence));
+        let judged = spawn_blocking(move || Verified::judge(&policy, &subject, manifest, &evidence)).await;
+        let verdict =
+            judged.map_err(|error| transient(Step::Verify, pinned.digest(), "internal", error.to_string()))?;
         let (outcome, reason) = match &verdict {
             Ok(_) => ("accepted", "none"),
             Err(Rejection { reason, .. }) => ("rejected", reason.label()),

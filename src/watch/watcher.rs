@@ -111,8 +111,23 @@ impl Watcher {
     }
 
     async fn check(&mut self) -> Outcome {
+        loop {
+            let outcome = self.look().await;
+            // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
+            if !matches!(outcome, Outcome::Unchanged) || self.known().is_some() {
+                return outcome;
+            }
+        }
+    }
+
+    /// What need not be fetched again.
+    fn known(&self) -> Option<Arc<Snapshot>> {
+        self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned()
+    }
+
+    async fn look(&mut self) -> Outcome {
         let pipeline = Arc::clone(&self.pipeline);
-        let known = self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned();
+        let known = self.known();
         let hopeless = self.hopeless.clone();
         let refresh = pipeline.refresh(known.as_deref(), hopeless.as_ref());
         tokio::pin!(refresh);
@@ -155,10 +170,9 @@ impl Watcher {
             Outcome::Accepted(_) | Outcome::Unchanged => true,
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
-        if !matches!(outcome, Outcome::Accepted(_)) {
-            self.show_prepared();
-        }
-        self.prepared = None;
+        // What lies prepared counts as served, but it is shown only if it stays.
+        let prepared = self.prepared.take().map(State::Serving);
+        let before = prepared.unwrap_or_else(|| self.state.borrow().clone());
         let label = match &outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
@@ -168,15 +182,18 @@ impl Watcher {
         match &outcome {
             Outcome::Failed(failure) => {
                 self.note(failure);
-                self.hopeless = Some(failure.clone()).filter(|failure| failure.class == FailureClass::Defect);
+                // It stays known through trouble of other kinds: the same bytes have the same defect.
+                if failure.class == FailureClass::Defect {
+                    self.hopeless = Some(failure.clone());
+                }
             }
             Outcome::Accepted(_) | Outcome::Unchanged => {
                 self.lock().last_failure = None;
                 self.hopeless = None;
-                self.fresh_until = self.rules.max_stale.map(|age| began + age);
+                // From now on: a check that takes longer than this would else end stale.
+                self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
             }
         }
-        let before = self.state.borrow().clone();
         let after = next(&before, &outcome, self.rules.on_missing);
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
         self.show(after);

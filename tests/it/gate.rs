@@ -36,6 +36,7 @@ pub(crate) struct Setup {
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(crate) max_connections: usize,
 }
 
 impl Default for Setup {
@@ -53,6 +54,7 @@ impl Default for Setup {
             clients: None,
             drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
             tls: None,
+            max_connections: 100,
         }
     }
 }
@@ -102,7 +104,7 @@ impl Gate {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
             tls: setup.tls,
-            max_connections: 100,
+            max_connections: setup.max_connections,
             ready_after: HOUR,
             drain: setup.drain,
             long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: setup.rules.first_wait },

@@ -80,6 +80,23 @@ async fn max_stale_ends_what_no_check_confirms() {
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
 }
 
+/// The check was about to say "unchanged" of something that is served no more.
+#[tokio::test]
+async fn what_a_slow_check_confirms_after_max_stale_is_served_again_at_once() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let mut setup = Setup::default();
+    (setup.rules.poll, setup.rules.max_stale) = (HOUR, Some(Duration::from_secs(2)));
+    let gate = Gate::with(&registry, setup).await;
+    assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
+    registry.fail("manifests/live", 1, Fault::Slow(Duration::from_secs(4)));
+    // Whoever disagrees makes it look.
+    let disagreeing = tokio::spawn(gate.asking("\"another\"", 60).send());
+    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    let served = timeout(PATIENCE, disagreeing).await.unwrap().unwrap().unwrap();
+    assert_eq!(served.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_cold_start_without_a_registry_waits_and_then_says_what_is_pending() {
     let registry = FaultyRegistry::start().await;
@@ -139,4 +156,19 @@ async fn while_the_registry_asks_for_patience_nobody_makes_it_look_again() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(gate.get(&format!("\"another\", {etag}"), 0).await.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(registry.asked("").len(), asked);
+}
+
+#[tokio::test]
+async fn a_known_defect_is_not_fetched_again_because_of_trouble_of_another_kind() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", b"no tarball");
+    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let class = || gate.last_failure().map(|failure| failure.class);
+    eventually("a defect", || class() == Some("defect")).await;
+    let fetched = registry.asked("blobs/").len();
+    registry.fail("manifests/live", usize::MAX, Fault::Status(404, vec![]));
+    eventually("other trouble", || class() == Some("not_found")).await;
+    registry.heal();
+    eventually("the defect again", || class() == Some("defect")).await;
+    assert_eq!(registry.asked("blobs/").len(), fetched);
 }

@@ -5,13 +5,14 @@
 
 mod cosign;
 mod crash;
+mod crowd;
 mod dev;
 mod evaluation;
 mod matrix;
 mod outages;
+mod prometheus;
 mod readme;
 mod refusals;
 mod replicas;
 mod shells;
-#[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;
