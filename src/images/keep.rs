@@ -53,6 +53,9 @@ pub enum ImagesError {
     /// A folder or a bare digest can't be the name of something in the store.
     #[error("{0}: no name for the image store; write HOST/REPOSITORY:TAG")]
     NotAName(Reference),
+    /// An image under such a tag would pass for the signatures of another.
+    #[error("{0}: tags like this are those of signatures; name another")]
+    OfSignatures(Reference),
     /// The layout on disk.
     #[error("image store: {0}")]
     Layout(#[from] LayoutError),
@@ -92,9 +95,16 @@ impl Images {
     /// Whether a new image may be called that.
     ///
     /// # Errors
-    /// `NotAName` for a folder or a bare digest.
+    /// `NotAName` for a folder or a bare digest, `OfSignatures` for a tag that is theirs.
     pub fn check_name(name: &Reference) -> Result<(), ImagesError> {
-        image::tag_name_of(name).map(drop).ok_or_else(|| ImagesError::NotAName(name.clone()))
+        Self::new_name(name).map(drop)
+    }
+
+    fn new_name(name: &Reference) -> Result<String, ImagesError> {
+        if name.tag().is_some_and(image::is_signature_tag) {
+            return Err(ImagesError::OfSignatures(name.clone()));
+        }
+        image::tag_name_of(name).ok_or_else(|| ImagesError::NotAName(name.clone()))
     }
 
     /// Puts an artifact in under a name.
@@ -125,7 +135,7 @@ impl Images {
     /// # Errors
     /// `Unknown` when `from` names nothing.
     pub fn tag(&self, from: &Reference, to: &Reference) -> Result<Descriptor, ImagesError> {
-        let name = image::tag_name_of(to).ok_or_else(|| ImagesError::NotAName(to.clone()))?;
+        let name = Self::new_name(to)?;
         let tagged = self.layout.update_index(|index| {
             let found = image::find(index, from)?.clone();
             index.set(&name, found.clone());
@@ -319,6 +329,19 @@ mod tests {
         assert_eq!(store.resolve(&format!("r.example/b@{digest}")), None);
         // A tag that ends the same is another one.
         assert_eq!(store.resolve("example.r.example/a:v1"), None);
+    }
+
+    #[test]
+    fn no_image_passes_for_a_signature() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        for ending in ["", ".sig"] {
+            let name = reference(&format!("r.example/a:sha256-{}{ending}", digest.hex()));
+            let told = store.images.tag(&reference("r.example/a:v1"), &name).unwrap_err();
+            assert!(matches!(told, ImagesError::OfSignatures(_)), "{told}");
+            assert!(Images::check_name(&name).is_err());
+        }
+        assert!(!store.images.list().unwrap()[0].signed);
     }
 
     #[test]
