@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use super::{flags::RegistryFlags, place::StoreFlag};
 use crate::{
     config::Access,
-    images::Images,
+    images::{Filling, Images},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
 };
@@ -71,6 +71,13 @@ impl Location {
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
         Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
+    }
+
+    /// Keeps what is written to the image store until it has its name there; see
+    /// [`Images::filling`].
+    pub(super) async fn filling(&self) -> anyhow::Result<Option<Filling>> {
+        let Some(images) = self.images.clone() else { return Ok(None) };
+        Ok(Some(spawn_blocking(move || images.filling()).await??))
     }
 
     /// What the reference means here, now.

@@ -71,8 +71,9 @@ impl Images {
         // Policy may be private; whoever wants to share a store can open it up.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let images = Self { layout: Layout::create(path)? };
-        if let Some(_alone) = images.alone()? {
-            images.clean()?;
+        // A store that may only be read is one, too; whoever can't write is told so later.
+        if let Ok(Some(_alone)) = images.alone() {
+            let _ = images.clean();
         }
         Ok(images)
     }
@@ -332,6 +333,18 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_may_only_be_read_opens() {
+        let store = Store::new();
+        store.put("package a\n", "r.example/a:v1");
+        let root = store.images.layout.root().to_owned();
+        // What a superuser is refused as well: the lock can't be opened.
+        fs::remove_file(root.join(SWEEP_LOCK)).unwrap();
+        fs::create_dir(root.join(SWEEP_LOCK)).unwrap();
+        assert_eq!(Images::open(&root).unwrap().list().unwrap().len(), 1);
+        assert!(store.images.filling().is_err());
+    }
+
+    #[test]
     fn no_image_passes_for_a_signature() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
@@ -390,7 +403,14 @@ mod tests {
     fn signatures_are_no_images_follow_the_tag_and_go_with_the_image() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
-        let signatures = store.put("package signatures\n", &format!("r.example/a:sha256-{}", digest.hex()));
+        // As sign and pull put them in.
+        let signatures = store.put("package signatures\n", "r.example/x:v1");
+        let entry = store.images.resolve(&reference("r.example/x:v1")).unwrap().unwrap();
+        let filling = store.images.filling().unwrap();
+        let name = reference(&format!("r.example/a:sha256-{}", digest.hex()));
+        store.images.name(&filling, entry, &name).unwrap();
+        drop(filling);
+        store.images.remove(&reference("r.example/x:v1")).unwrap();
         assert_eq!(store.names(), ["r.example/a:v1"]);
         assert!(store.images.list().unwrap()[0].signed);
         store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();
