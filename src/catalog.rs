@@ -19,12 +19,18 @@ impl Catalog {
     /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or
     /// `/NAME`, without the leading slash.
     pub fn find(&self, resource: &str) -> Option<&Handle> {
-        let stripped = resource.strip_prefix("bundles/").or_else(|| resource.strip_prefix("bundle/"));
-        self.entries.get(resource).or_else(|| self.entries.get(stripped?))
+        self.entries.get(resource).or_else(|| self.entries.get(bundle_name(resource)))
     }
 
     /// All bundles, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Handle> {
         self.entries.values()
     }
+}
+
+/// The name in a resource, for one that no bundle has: access is judged by it as if there
+/// were such a bundle.
+pub fn bundle_name(resource: &str) -> &str {
+    let stripped = resource.strip_prefix("bundles/").or_else(|| resource.strip_prefix("bundle/"));
+    stripped.unwrap_or(resource)
 }

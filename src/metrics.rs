@@ -70,6 +70,11 @@ impl Metrics {
             |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         let build = gauges("bundlegate_build_info", "The running version; always 1.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let cache_hits = counters("bundlegate_cache_hits_total", "Blobs found in the cache.", &["tier"])?;
+        for tier in ["memory", "disk"] {
+            // Rates need a zero to start from.
+            let _ = cache_hits.with_label_values(&[tier]);
+        }
         Ok(Self {
             http_requests: counters(
                 "bundlegate_http_requests_total",
@@ -110,7 +115,7 @@ impl Metrics {
                     &["bundle"],
                 )?,
             )?,
-            cache_hits: counters("bundlegate_cache_hits_total", "Blobs found in the cache.", &["tier"])?,
+            cache_hits,
             cache_misses: add(
                 &registry,
                 IntCounter::new("bundlegate_cache_misses_total", "Blobs that had to be fetched.")?,
@@ -150,6 +155,7 @@ mod tests {
         assert!(kind.starts_with("text/plain"));
         assert!(text.contains(r#"bundlegate_http_requests_total{bundle="authz",code="200"} 1"#), "{text}");
         assert!(text.contains("bundlegate_build_info{version="), "{text}");
+        assert!(text.contains(r#"bundlegate_cache_hits_total{tier="disk"} 0"#), "{text}");
     }
 
     #[tokio::test]

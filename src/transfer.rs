@@ -166,7 +166,9 @@ impl Transfer<'_> {
 
     async fn referrers(&self, subject: &Digest, journey: &mut Journey, depth: usize) -> Result<(), TransferError> {
         let pinned = self.from.repository().pin(subject.clone());
-        for entry in self.from.referrers(&pinned, MAX_REFERRERS).await? {
+        let listed = self.from.referrers(&pinned, MAX_REFERRERS).await?;
+        journey.copied.skipped.extend(listed.skipped);
+        for entry in listed.entries {
             let referrer = match self.from.manifest(&self.from.repository().pin(entry.digest.clone())).await {
                 // Whoever can push can list what is not there.
                 Err(error @ (RegistryError::Missing { .. } | RegistryError::Manifest(_))) => {

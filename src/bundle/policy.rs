@@ -1,14 +1,14 @@
 //! Evaluating a bundle, for a quick look: regorus in the place of OPA.
 
-use std::{
-    fmt,
-    io::{self, Read as _},
-};
+use std::{collections::BTreeMap, fmt};
 
-use flate2::bufread::MultiGzDecoder;
 use regorus::{Engine, QueryResults, Value};
 
-use super::Bundle;
+use super::{
+    Bundle, NotABundle, RegoVersion,
+    check::{is_data, mount, version_of},
+    rego::{self, Unreadable},
+};
 
 /// A bundle's rules and data, ready for questions.
 pub struct Policy {
@@ -19,9 +19,9 @@ pub struct Policy {
 /// Why a bundle can't be evaluated, or a question can't be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The tarball could not be read a second time.
-    #[error("read the bundle: {0}")]
-    Read(#[from] io::Error),
+    /// Not in practice: opening the bundle has read it all.
+    #[error(transparent)]
+    Bundle(#[from] NotABundle),
     /// Rego that the evaluator does not know; OPA may.
     #[error("{place}: {reason}; where a newer OPA reads it, save the bundle and ask that (opa eval -b)")]
     Rego {
@@ -42,17 +42,16 @@ pub enum PolicyError {
     #[error("the bundle holds {0} and no Rego; only OPA can evaluate it (opa eval -b)")]
     Compiled(String),
     /// The question, or a rule that it leads to.
-    #[error("{0}")]
-    Query(String),
+    #[error("{place}: {reason}")]
+    Query {
+        /// Where, in the question or in a file.
+        place: String,
+        /// What the evaluator said.
+        reason: String,
+    },
     /// The input document.
     #[error("input: {0}")]
     Input(String),
-}
-
-/// A data or Rego file of the bundle.
-struct File {
-    path: String,
-    content: Vec<u8>,
 }
 
 impl Policy {
@@ -62,33 +61,52 @@ impl Policy {
     /// # Errors
     /// See [`PolicyError`].
     pub fn load(bundle: &Bundle) -> Result<Self, PolicyError> {
-        let mut engine = Engine::new();
-        // The bundle's own limits held when it was opened.
-        engine.clear_policy_length_config();
-        engine.set_rego_v0(bundle.manifest().rego_version == Some(0));
-        let files = files(bundle)?;
-        let mut packages = Vec::new();
-        for File { path, content } in files.iter().filter(|file| file.path.ends_with(".rego")) {
-            let text = std::str::from_utf8(content).map_err(|_| File::refused(path, "it is not UTF-8"))?;
-            let package = engine.add_policy(path.clone(), text.to_owned()).map_err(|error| {
-                let (place, reason) = told(&error.to_string());
-                PolicyError::Rego { place: place.unwrap_or_else(|| path.clone()), reason }
-            })?;
-            packages.push(package);
-        }
-        if let Some(compiled) = files.iter().find(|file| packages.is_empty() && file.is_compiled()) {
-            return Err(PolicyError::Compiled(compiled.path.clone()));
-        }
-        for file in &files {
-            if let Some(data) = file.data()? {
-                engine.add_data(data).map_err(|error| File::refused(&file.path, &error.to_string()))?;
+        let mut policy = Self { engine: rego::engine(RegoVersion::V1), packages: Vec::new() };
+        let mut compiled = None;
+        bundle.walk(|entry| -> Result<(), PolicyError> {
+            let name = entry.name().trim_start_matches(['/', '.']).to_owned();
+            if name.ends_with(".rego") {
+                let text = text(&name, entry.content()?)?;
+                policy.add_rules(name, text, version_of(bundle.manifest(), entry.name()))?;
+            } else if is_data(&name) {
+                let text = text(&name, entry.content()?)?;
+                policy.add_data(&name, &text).map_err(|reason| PolicyError::Data { path: name, reason })?;
+            } else if matches!(name.rsplit('/').next(), Some("policy.wasm" | "plan.json")) {
+                compiled = Some(name);
             }
+            Ok(())
+        })?;
+        if let Some(compiled) = compiled.filter(|_| policy.packages.is_empty()) {
+            return Err(PolicyError::Compiled(compiled));
         }
         // Questions are asked in the Rego of today.
-        engine.set_rego_v0(false);
-        packages.sort();
-        packages.dedup();
-        Ok(Self { engine, packages })
+        policy.engine.set_rego_v0(false);
+        policy.packages.sort();
+        policy.packages.dedup();
+        Ok(policy)
+    }
+
+    fn add_rules(&mut self, name: String, text: String, version: RegoVersion) -> Result<(), PolicyError> {
+        self.engine.set_rego_v0(version == RegoVersion::V0);
+        let package = self.engine.add_policy(name.clone(), text).map_err(|error| {
+            let Unreadable { place, reason } = Unreadable::from_picture(&name, &error.to_string());
+            PolicyError::Rego { place, reason }
+        })?;
+        self.packages.push(package);
+        Ok(())
+    }
+
+    fn add_data(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let told = |error: anyhow::Error| Unreadable::from_picture(name, &error.to_string()).reason;
+        let value = match name.ends_with(".json") {
+            true => Value::from_json_str(text.trim_start_matches('\u{feff}')),
+            false => Value::from_yaml_str(text),
+        };
+        let mounted = mount(name)
+            .into_iter()
+            .rev()
+            .fold(value.map_err(told)?, |inner, folder| Value::from(BTreeMap::from([(Value::from(folder), inner)])));
+        self.engine.add_data(mounted).map_err(told)
     }
 
     /// The packages, such as `data.authz`.
@@ -102,7 +120,8 @@ impl Policy {
     /// When it is neither.
     pub fn set_input(&mut self, text: &str) -> Result<(), PolicyError> {
         let input = Value::from_json_str(text).or_else(|_| Value::from_yaml_str(text));
-        self.engine.set_input(input.map_err(|error| PolicyError::Input(told(&error.to_string()).1))?);
+        let told = |error: anyhow::Error| PolicyError::Input(Unreadable::from_picture("", &error.to_string()).reason);
+        self.engine.set_input(input.map_err(told)?);
         Ok(())
     }
 
@@ -118,79 +137,21 @@ impl Policy {
     /// When the question is no Rego, or evaluating it fails.
     pub fn query(&mut self, question: &str) -> Result<QueryResults, PolicyError> {
         self.engine.eval_query(question.to_owned(), false).map_err(|error| {
-            PolicyError::Query(match told(&error.to_string()) {
-                (Some(place), reason) => format!("{place}: {reason}"),
-                (None, reason) => reason,
-            })
+            let Unreadable { place, reason } = Unreadable::from_picture("query", &error.to_string());
+            PolicyError::Query { place: place.replace("<query.rego>", "query"), reason }
         })
     }
 }
 
-impl File {
-    fn refused(path: &str, reason: &str) -> PolicyError {
-        PolicyError::Data { path: path.to_owned(), reason: told(reason).1 }
-    }
-
-    fn is_compiled(&self) -> bool {
-        matches!(self.path.rsplit('/').next(), Some("policy.wasm" | "plan.json"))
-    }
-
-    /// What a data file holds, below the path that its folders make.
-    fn data(&self) -> Result<Option<Value>, PolicyError> {
-        let (folder, base) = self.path.rsplit_once('/').unwrap_or(("", &self.path));
-        let refused = |reason: &str| Self::refused(&self.path, reason);
-        let text = || std::str::from_utf8(&self.content).map_err(|_| refused("it is not UTF-8"));
-        let value = match base {
-            "data.json" => Value::from_json_str(text()?.trim_start_matches('\u{feff}')),
-            "data.yaml" | "data.yml" => Value::from_yaml_str(text()?),
-            _ => return Ok(None),
-        };
-        let value = value.map_err(|error| refused(&error.to_string()))?;
-        let folders = folder.split('/').filter(|name| !name.is_empty());
-        let mounted = folders
-            .rev()
-            .fold(value, |inner, name| Value::from(std::collections::BTreeMap::from([(Value::from(name), inner)])));
-        Ok(Some(mounted))
-    }
+fn text(name: &str, content: Vec<u8>) -> Result<String, PolicyError> {
+    let not_text = |_| PolicyError::Data { path: name.to_owned(), reason: "it is not UTF-8".to_owned() };
+    String::from_utf8(content).map_err(not_text)
 }
 
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy").field("packages", &self.packages).finish_non_exhaustive()
     }
-}
-
-/// The files that OPA looks at. That they fit into the limits is known since the bundle was
-/// opened.
-fn files(bundle: &Bundle) -> io::Result<Vec<File>> {
-    let mut archive = tar::Archive::new(MultiGzDecoder::new(bundle.blob().reader()));
-    let mut files = Vec::new();
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches(['/', '.']).to_owned();
-        let base = path.rsplit('/').next().unwrap_or_default();
-        let wanted = base.ends_with(".rego")
-            || matches!(base, "data.json" | "data.yaml" | "data.yml" | "policy.wasm" | "plan.json");
-        if wanted && entry.header().entry_type().is_file() {
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content)?;
-            files.push(File { path, content });
-        }
-    }
-    Ok(files)
-}
-
-/// regorus draws a picture: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`. Gives
-/// place and reason, each in one line.
-fn told(picture: &str) -> (Option<String>, String) {
-    let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
-    let first = || picture.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    let reason = match after("error:").unwrap_or_else(first) {
-        // It does not name the end of the text.
-        "expecting" => "it ends too early",
-        reason => reason,
-    };
-    (after("-->").map(str::to_owned), reason.to_owned())
 }
 
 #[cfg(test)]

@@ -86,8 +86,12 @@ impl Unreadable {
         let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
         let first = picture.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
         let place = after("-->").unwrap_or(place).to_owned();
-        let reason = after("error:").unwrap_or(first).to_owned();
-        Self { place, reason }
+        let reason = match after("error:").unwrap_or(first) {
+            // It has no word for the end of the text.
+            "expecting" => "it ends too early",
+            reason => reason,
+        };
+        Self { place, reason: reason.to_owned() }
     }
 }
 

@@ -6,22 +6,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
+use tokio::task::spawn_blocking;
 
 use super::{
     flags::RegistryFlags,
+    found::Found,
     location::Location,
-    place::{StoreFlag, reference},
+    place::{LIMITS, StoreFlag, reference},
     say_json,
 };
 use crate::{
-    bundle::{self, Bundle, Limits, Policy},
+    bundle::{Limits, Policy},
+    config::Size,
     oci::Reference,
 };
-
-/// What a bundle may come to on the command line.
-const LIMITS: Limits = Limits { bundle: 2 << 30, unpacked: 8 << 30, files: 1_000_000 };
 
 /// Which policy, and where it is looked for.
 #[derive(Debug, Args)]
@@ -32,6 +32,9 @@ pub(super) struct Which {
     /// Look into the registry only, not into the image store first.
     #[arg(long)]
     remote: bool,
+    /// The largest bundle to load.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    max_size: Size,
     #[command(flatten)]
     store: StoreFlag,
     #[command(flatten)]
@@ -75,13 +78,10 @@ impl Which {
         };
         let pinned = location.resolve(reference).await?;
         let manifest = location.source().manifest(&pinned).await?;
-        let layer = bundle::layer(&manifest).map_err(|reason| anyhow::anyhow!("{reference}: {reason}"))?;
-        if layer.size > LIMITS.bundle {
-            bail!("{reference}: a bundle of {} bytes is more than the {} that are read", layer.size, LIMITS.bundle);
-        }
-        let blob = location.source().blob(layer).await?.collect().await?;
-        let loaded = tokio::task::spawn_blocking(move || anyhow::Ok(Policy::load(&Bundle::open(blob, &LIMITS)?)?));
-        loaded.await?.with_context(|| reference.to_string())
+        let found = Found { reference: reference.clone(), source: location.source().clone(), pinned, manifest };
+        let limits = Limits { bundle: self.max_size.bytes(), ..LIMITS };
+        let bundle = found.bundle(&found.recipe(None)?, limits).await?;
+        spawn_blocking(move || Policy::load(&bundle)).await?.with_context(|| reference.to_string())
     }
 }
 

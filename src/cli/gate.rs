@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
     time::timeout,
 };
 
+use super::open_files;
 use crate::{
     catalog::Catalog,
     config::{BundleConfig, Config, Credential, Secret},
@@ -24,11 +25,14 @@ pub(super) struct Gate {
     server: Server,
     watchers: JoinSet<()>,
     handles: Vec<Handle>,
+    /// Caught from the start on: whoever has been told that it runs may already want it to end.
+    signals: [Signal; 2],
 }
 
 impl Gate {
     /// Opens the cache, starts the watchers, binds the listeners.
     pub(super) async fn start(config: &Config, options: server::Options) -> anyhow::Result<Self> {
+        let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let metrics = Metrics::new().context("metrics")?;
         let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
         let cache = store::Options {
@@ -47,8 +51,9 @@ impl Gate {
             watchers.spawn(watcher.run());
             handles.push(handle);
         }
+        let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
         let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics).await?;
-        Ok(Self { server, watchers, handles })
+        Ok(Self { server, watchers, handles, signals })
     }
 
     /// Where bundles are served.
@@ -72,8 +77,7 @@ impl Gate {
 
     /// Serves until the first SIGTERM or Ctrl-C, then drains. A second signal exits at once.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let [mut terminate, mut interrupt] = self.signals;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let signals = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }

@@ -87,7 +87,7 @@ async fn look(options: &Options) -> anyhow::Result<Report> {
 async fn signatures(found: &Found) -> anyhow::Result<Vec<Signature>> {
     let digest = found.pinned.digest();
     let mut signatures = Vec::new();
-    for referrer in found.source.referrers(&found.pinned, MAX_SIGNATURES).await? {
+    for referrer in found.source.referrers(&found.pinned, MAX_SIGNATURES).await?.entries {
         let kind = referrer.artifact_type.unwrap_or_default();
         let format = if kind.starts_with("application/vnd.dev.sigstore.bundle") { "bundle" } else { "other" };
         signatures.push(Signature { format, manifest: referrer.digest.to_string() });

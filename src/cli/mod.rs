@@ -14,6 +14,7 @@ mod init;
 mod inspect;
 mod location;
 mod login;
+mod open_files;
 mod password;
 mod place;
 mod progress;
@@ -196,22 +197,22 @@ pub fn main() -> ExitCode {
             block_on(dev::run(options))
         }
         Verb::Init(options) => init::run(&options),
-        Verb::Build(options) => run(build::run(options)),
-        Verb::Inspect(options) => run(inspect::run(options)),
-        Verb::Save(options) => run(save::run(options)),
+        Verb::Build(options) => block_on(build::run(options)),
+        Verb::Inspect(options) => block_on(inspect::run(options)),
+        Verb::Save(options) => block_on(save::run(options)),
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
-        Verb::Images(options) => run(images::run(options)),
-        Verb::Push(options) => run(push::run(options)),
-        Verb::Pull(options) => run(pull::run(options)),
-        Verb::Copy(options) => run(copy::run(options)),
-        Verb::Login(options) => run(login::run(options)),
-        Verb::Logout(options) => run(login::logout(options)),
+        Verb::Images(options) => block_on(images::run(options)),
+        Verb::Push(options) => block_on(push::run(options)),
+        Verb::Pull(options) => block_on(pull::run(options)),
+        Verb::Copy(options) => block_on(copy::run(options)),
+        Verb::Login(options) => block_on(login::run(options)),
+        Verb::Logout(options) => block_on(login::logout(options)),
         Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
-        Verb::Sign(options) => run(sign::run(options)),
-        Verb::Verify(options) => run(verify::run(options)),
-        Verb::Eval(options) => run(eval::run(options)),
+        Verb::Sign(options) => block_on(sign::run(options)),
+        Verb::Verify(options) => block_on(verify::run(options)),
+        Verb::Eval(options) => block_on(eval::run(options)),
         Verb::Repl(options) => block_on(repl::run(options)),
         Verb::Completion { shell } => completion::run(shell),
         Verb::Version { json } => version::run(json),
@@ -233,13 +234,9 @@ fn check(file: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
-}
-
-/// Runs a verb that ends by itself. What still blocks when it ends is not waited for.
-fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
+    // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();
     done
 }

@@ -1,12 +1,15 @@
 //! Whom a verb trusts: keys from flags, or a policy of the configuration.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, fs, path::PathBuf};
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::Args;
 
-use super::verify;
-use crate::{config::Access, oci::Repository, verify::TrustPolicy};
+use crate::{
+    config::Access,
+    oci::Repository,
+    verify::{Authority, PublicKey, TrustPolicy},
+};
 
 /// Whose signatures count.
 #[derive(Debug, Clone, Args)]
@@ -27,7 +30,7 @@ impl TrustFlags {
         repository: &Repository,
     ) -> anyhow::Result<Option<TrustPolicy>> {
         if !self.keys.is_empty() {
-            return verify::policy_of(&self.keys).map(Some);
+            return policy_of(&self.keys).map(Some);
         }
         let Some(access) = access.filter(|access| self.policy.is_some() || !access.trust.is_empty()) else {
             return Ok(None);
@@ -35,4 +38,20 @@ impl TrustFlags {
         let chosen = access.trust.choose(self.policy.as_deref(), repository);
         chosen.map(Some).map_err(|sentence| anyhow!("{repository}: {sentence}"))
     }
+}
+
+/// Any of the keys, each an authority of its own with the file's name.
+fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
+    let mut authorities: Vec<Authority> = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
+        let key = PublicKey::from_pem(&text).map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
+        let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
+        // One key is one voter, however often it is named.
+        if !authorities.iter().any(known) {
+            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
+            authorities.push(Authority { name, keys: vec![key] });
+        }
+    }
+    TrustPolicy::any_of("--key".to_owned(), authorities).context("--key: none is named")
 }

@@ -1,9 +1,7 @@
 //! `bundlegate verify`: the gateway's own judge, with its reasons.
 
-use std::{ffi::OsStr, fs, path::PathBuf};
-
-use anyhow::{Context as _, anyhow, bail};
-use clap::Args;
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::{
@@ -11,31 +9,28 @@ use super::{
     location::Location,
     place::{StoreFlag, reference},
     say, say_json, tell,
+    trust::TrustFlags,
 };
 use crate::{
-    config::Access,
     oci::{Manifest, PinnedReference, Reference},
-    verify::{self, Authority, Finding, PublicKey, Reason, Rejection, Report, TrustPolicy, Verified},
+    verify::{self, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
 };
 
 /// What to verify, and whom to trust.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("whom").args(["keys", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
     #[arg(value_name = "REF", value_parser = reference)]
     reference: Reference,
-    /// Trust this public key (PEM, such as cosign.pub); several: any of them.
-    #[arg(long = "key", value_name = "FILE", required_unless_present = "config")]
-    keys: Vec<PathBuf>,
-    /// Judge by this policy of the configuration; default: the one whose `match` fits.
-    #[arg(long, value_name = "NAME", requires = "config", conflicts_with = "keys")]
-    policy: Option<String>,
     /// Look into the image store instead of the registry.
     #[arg(long)]
     local: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
     #[command(flatten)]
     store: StoreFlag,
     #[command(flatten)]
@@ -80,7 +75,8 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
-    let policy = options.policy(access.as_ref())?;
+    let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
+    let policy = policy.context("--config: it names no trust policy; name a key (--key)")?;
     let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
     let judged = judge(&options.reference, &location, &policy).await?;
     for skipped in &judged.report.skipped {
@@ -107,15 +103,6 @@ async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy)
 }
 
 impl Options {
-    fn policy(&self, access: Option<&Access>) -> anyhow::Result<TrustPolicy> {
-        if !self.keys.is_empty() {
-            return policy_of(&self.keys);
-        }
-        let access = access.context("whom to trust is not said; name a key (--key) or a configuration (--config)")?;
-        let chosen = access.trust.choose(self.policy.as_deref(), self.reference.repository());
-        chosen.map_err(|sentence| anyhow!("--policy: {sentence}"))
-    }
-
     fn document<'a>(&'a self, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
         Document {
             reference: self.reference.to_string(),
@@ -138,22 +125,6 @@ impl<'a> Signature<'a> {
             checks: checks.map(|check| Check { check: check.name, ok: check.ok, detail: &check.detail }).collect(),
         }
     }
-}
-
-/// Any of the keys, each an authority of its own with the file's name.
-pub(super) fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
-    let mut authorities: Vec<Authority> = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
-        let key = PublicKey::from_pem(&text).map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
-        let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
-        // One key is one voter, however often it is named.
-        if !authorities.iter().any(known) {
-            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
-            authorities.push(Authority { name, keys: vec![key] });
-        }
-    }
-    TrustPolicy::any_of("--key".to_owned(), authorities).context("--key: none is named")
 }
 
 fn text(judged: &Judged, policy: &TrustPolicy) -> String {

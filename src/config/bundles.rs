@@ -50,8 +50,9 @@ fn bundle(name: String, raw: &raw::Bundle, policies: &Policies, base: Base<'_>) 
     };
     let poll = raw.poll.map_or(Ok(POLL), |time| time.at_least(LEAST, "30s")).map_err(|problem| problem.at("poll"))?;
     let confirm_within = raw.confirm_within.map_or(Ok(CONFIRM_WITHIN), |time| time.at_least(LEAST, "2s"));
-    // A shorter time would withdraw a healthy bundle between two polls.
-    let max_stale = raw.max_stale.map(|time| time.at_least(poll, "24h")).transpose();
+    // A shorter time would withdraw a healthy bundle between two polls, or while the second
+    // one takes its time.
+    let max_stale = raw.max_stale.map(|time| time.at_least(poll.saturating_mul(2), "24h")).transpose();
     Ok(BundleConfig {
         name,
         trust: trust.map_err(|problem| problem.at("trust"))?,

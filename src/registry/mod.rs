@@ -28,4 +28,4 @@ pub use docker::{DockerConfig, DockerConfigError, Kept};
 pub use error::{Class, Identity, RegistryError};
 pub use http::BadOptions;
 pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
-pub use source::{Registries, Source};
+pub use source::{Referrers, Registries, Source};

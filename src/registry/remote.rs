@@ -72,7 +72,12 @@ impl Remote {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        Ok(Some(Digest::sha256(&self.manifest_bytes(response).await?)))
+        let raw = self.manifest_bytes(response).await?;
+        // Under a digest the same bytes would be a defect of the artifact; here they are a
+        // login page or a maintenance notice, and no reason to contradict a client.
+        let manifest = Manifest::parse(raw, None, self.limits.manifest)
+            .map_err(|error| self.wire.protocol("resolve", format!("not the answer of a registry: {error}")))?;
+        Ok(Some(manifest.digest().clone()))
     }
 
     /// The manifest under `digest`; `None` when the repository has none.

@@ -8,7 +8,7 @@ use std::{
 use super::{
     blob_stream::BlobStream,
     destination::Destination,
-    error::RegistryError,
+    error::{Class, RegistryError},
     http::{BadOptions, Wire},
     layout::LayoutSource,
     lists,
@@ -37,6 +37,15 @@ pub struct Source {
     repository: Repository,
     identity: String,
     backend: Backend,
+}
+
+/// What refers to an artifact.
+#[derive(Debug, Default)]
+pub struct Referrers {
+    /// Descriptors of manifests.
+    pub entries: Vec<Descriptor>,
+    /// Lists that can't be used, in words.
+    pub skipped: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -149,6 +158,18 @@ fn cached(
     Ok(wire)
 }
 
+impl Referrers {
+    fn usable<T>(&mut self, list: &str, asked: Result<T, RegistryError>) -> Result<Option<T>, RegistryError> {
+        match asked {
+            Err(error) if error.class() == Class::Defect => {
+                self.skipped.push(format!("{list}: {error}"));
+                Ok(None)
+            }
+            asked => asked.map(Some),
+        }
+    }
+}
+
 impl Source {
     /// The repository.
     pub fn repository(&self) -> &Repository {
@@ -232,25 +253,29 @@ impl Source {
 
     /// What refers to `subject`: the referrers API together with its fallback tag, because
     /// a registry that gained the API later keeps older entries under the tag only. At most
-    /// `limit` descriptors, unfiltered; none of them proves anything by being listed.
+    /// `limit` descriptors, unfiltered; none of them proves anything by being listed. A list
+    /// that can't be used (too long, nonsense) is told in words beside those that can:
+    /// whoever may push can write one, and it must not take the other's entries away.
     ///
     /// # Errors
     /// When either of the two can't be asked; a registry without the API is no error.
-    pub async fn referrers(&self, subject: &PinnedReference, limit: usize) -> Result<Vec<Descriptor>, RegistryError> {
+    pub async fn referrers(&self, subject: &PinnedReference, limit: usize) -> Result<Referrers, RegistryError> {
         let digest = subject.digest();
-        let mut found = match &self.backend {
-            Backend::Remote(remote) => remote.referrers(digest, limit).await?.unwrap_or_default(),
-            Backend::Layout(_) => Vec::new(),
-        };
-        let fallback = self.tagged_manifest(&format!("{}-{}", digest.algorithm(), digest.hex())).await?;
+        let mut found = Referrers::default();
+        if let Backend::Remote(remote) = &self.backend {
+            let listed = found.usable("referrers", remote.referrers(digest, limit).await)?;
+            found.entries = listed.flatten().unwrap_or_default();
+        }
+        let tag = format!("{}-{}", digest.algorithm(), digest.hex());
+        let fallback = found.usable(&tag, self.tagged_manifest(&tag).await)?.flatten();
         if let Some(Document::Index { manifests }) = fallback.as_ref().map(Manifest::document) {
             for entry in manifests {
-                if !found.iter().any(|known| known.digest == entry.digest) {
-                    found.push(entry.clone());
+                if !found.entries.iter().any(|known| known.digest == entry.digest) {
+                    found.entries.push(entry.clone());
                 }
             }
         }
-        found.truncate(limit);
+        found.entries.truncate(limit);
         Ok(found)
     }
 

@@ -7,7 +7,7 @@ use hyper::{
     header::{ALLOW, AUTHORIZATION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
 };
 use percent_encoding::percent_decode_str;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     LongPoll,
@@ -18,7 +18,7 @@ use super::{
     respond::{self, Body},
 };
 use crate::{
-    catalog::Catalog,
+    catalog::{self, Catalog},
     metrics::{InFlight, Metrics},
     watch::{Handle, Snapshot, State},
 };
@@ -66,7 +66,7 @@ impl Api {
             return (respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None), None);
         };
         let found = self.catalog.find(&resource);
-        let name = found.map_or(&*resource, Handle::name);
+        let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
         let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         match (self.clients.access(authorization, name), found) {
             (Access::Unauthorized, _) => (unauthorized(), None),
@@ -113,28 +113,23 @@ impl Api {
         tokio::pin!(let_go);
         let mut state = handle.subscribe();
         // Whether the registry, or a change just seen, speaks for what we serve.
-        let mut confirmed = None;
+        let mut confirmed = false;
         loop {
             // Marked as seen before it is compared: a change after this line wakes us.
             let seen = state.borrow_and_update().clone();
             if let Some(answer) = at_once(&seen, question, confirmed) {
                 return answer;
             }
-            if confirmed.is_none() && disagrees(&seen, question) {
-                tokio::select! {
-                    answered = timeout_at(deadline, handle.confirm()) => confirmed = Some(answered.unwrap_or(false)),
-                    () = &mut let_go => return at_deadline(&seen, question, handle),
-                }
-                continue;
-            }
-            if leaving {
+            let unsure = !confirmed && disagrees(&seen, question);
+            if leaving && !unsure {
                 return at_deadline(&seen, question, handle);
             }
             tokio::select! {
                 changed = state.changed() => match changed {
-                    Ok(()) => confirmed = Some(true),
+                    Ok(()) => confirmed = true,
                     Err(_) => return at_deadline(&seen, question, handle),
                 },
+                () = handle.confirm(), if unsure => confirmed = true,
                 () = sleep_until(deadline) => return at_deadline(&seen, question, handle),
                 () = &mut let_go => return at_deadline(&seen, question, handle),
             }
@@ -143,14 +138,14 @@ impl Api {
 }
 
 /// What can be said without waiting, if anything.
-fn at_once(state: &State, question: &Question, confirmed: Option<bool>) -> Option<Answer> {
+fn at_once(state: &State, question: &Question, confirmed: bool) -> Option<Answer> {
     let patient = question.wait.is_some();
     match state {
         State::Serving(snapshot) if question.tags.runs(snapshot.etag()) => {
             (!patient).then(|| Answer::NotModified(Arc::clone(snapshot)))
         }
         State::Serving(snapshot) => {
-            let settled = question.tags.is_empty() || confirmed == Some(true);
+            let settled = question.tags.is_empty() || confirmed;
             settled.then(|| Answer::Bundle(Arc::clone(snapshot)))
         }
         State::Withdrawn(reason) => {
@@ -178,7 +173,13 @@ fn at_deadline(state: &State, question: &Question, handle: &Handle) -> Answer {
     }
 }
 
+/// The path without its first slash, percent-decoded once; `None` when it can't be.
 fn resource(path: &str) -> Option<Cow<'_, str>> {
+    let hex = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    // The decoder would leave a broken escape as it is.
+    if !path.split('%').skip(1).all(hex) {
+        return None;
+    }
     percent_decode_str(path.strip_prefix('/').unwrap_or(path)).decode_utf8().ok()
 }
 

@@ -23,20 +23,33 @@ use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{drain::Leaving, respond::Body};
+use super::{
+    drain::Leaving,
+    idle::{Idle, Seat},
+    patient::Patient,
+    respond::Body,
+};
 use crate::metrics::InFlight;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For the first request. Later ones may be long in coming.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// hyper counts the idle time between two requests in; OPA polls every two minutes at most
 /// by default.
 const HEADERS: Duration = Duration::from_secs(180);
 /// After an accept failed, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client may take nothing of its answer.
+const STUCK: Duration = Duration::from_secs(60);
+/// How often an idle connection is closed while all places are taken.
+const DISMISSAL: Duration = Duration::from_millis(100);
+/// Request lines and headers together.
+const HEADER_BYTES: usize = 64 << 10;
 /// A balancer sends many long polls over one connection.
 const STREAMS: u32 = 4096;
 /// For what is still being sent when everybody should be gone.
@@ -64,6 +77,7 @@ pub(super) struct Connections {
     /// Operators are not counted among the clients.
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
+    idle: Idle,
     /// Whether they are to end now.
     closing: watch::Sender<bool>,
     leaving: Leaving,
@@ -72,7 +86,8 @@ pub(super) struct Connections {
 impl Connections {
     pub(super) fn new(most: usize, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
         let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { slots, gauge, open: watch::channel(0).0, closing: watch::channel(false).0, leaving }
+        let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
+        Self { slots, gauge, open, idle: Idle::default(), closing, leaving }
     }
 
     /// Accepts for ever.
@@ -81,26 +96,44 @@ impl Connections {
         H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        let mut failures = 0_u32;
         loop {
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let slot = self.slot().await;
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection can't be accepted");
+                    failures = failures.saturating_add(1);
+                    if failures.is_power_of_two() {
+                        tracing::warn!(%error, failures, "a connection can't be accepted");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
+            failures = 0;
             let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
             let (tls, handle) = (tls.clone(), handle.clone());
             let (leaving, closing) = (self.leaving.clone(), self.closing.subscribe());
+            let seat = self.idle.seat();
             tokio::spawn(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
                 if let Some(stream) = secured(stream, tls).await {
-                    talk(stream, handle, leaving, closing).await;
+                    talk(stream, handle, seat, leaving, closing).await;
                 }
             });
+        }
+    }
+
+    /// A place for one more connection. While there is none, those who want nothing make room.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        let acquire = Arc::clone(&self.slots).acquire_owned();
+        tokio::pin!(acquire);
+        loop {
+            match timeout(DISMISSAL, acquire.as_mut()).await {
+                Ok(slot) => return slot.ok(),
+                Err(_) => self.idle.dismiss_one(),
+            }
         }
     }
 
@@ -120,6 +153,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 async fn secured(stream: TcpStream, tls: Option<Arc<rustls::ServerConfig>>) -> Option<Box<dyn Stream>> {
+    let stream = Patient::new(stream, STUCK);
     let Some(tls) = tls else { return Some(Box::new(stream)) };
     match timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => Some(Box::new(stream)),
@@ -131,26 +165,33 @@ async fn secured(stream: TcpStream, tls: Option<Arc<rustls::ServerConfig>>) -> O
     }
 }
 
-/// Serves one connection until its client leaves, until an answer given during the drain
-/// has said goodbye, or until all connections are to end.
-async fn talk<H, F>(stream: Box<dyn Stream>, handle: H, leaving: Leaving, mut closing: watch::Receiver<bool>)
-where
+/// Serves one connection until its client leaves or asks nothing, until its place is needed,
+/// until an answer given during the drain has said goodbye, or until all are to end.
+async fn talk<H, F>(
+    stream: Box<dyn Stream>,
+    handle: H,
+    seat: Arc<Seat>,
+    leaving: Leaving,
+    mut closing: watch::Receiver<bool>,
+) where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .keep_alive_interval(Duration::from_secs(30));
     let goodbye = Arc::new(Notify::new());
-    let said = Arc::clone(&goodbye);
+    let (said, asking) = (Arc::clone(&goodbye), Arc::clone(&seat));
     let service = service_fn(move |request| {
         let (version, leaving, goodbye) = (request.version(), leaving.clone(), Arc::clone(&goodbye));
+        let busy = asking.busy();
         let answer = handle(request);
         async move {
+            let _busy = busy;
             let mut response = answer.await;
             if leaving.has_begun() {
                 say_goodbye(version, &mut response, &goodbye);
@@ -160,12 +201,21 @@ where
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = either(said.notified(), closing.wait_for(|closing| *closing)) => {
-            // What is being answered, or waits, is not cut off by this.
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let silence = sleep(FIRST_REQUEST);
+    tokio::pin!(silence);
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            () = silence.as_mut(), if !silence.is_elapsed() => {
+                if !seat.has_asked() {
+                    return;
+                }
+            }
+            () = any_of(said.notified(), seat.dismissed(), closing.wait_for(|closing| *closing)) => {
+                // What is being answered, or waits, is not cut off by this.
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
+            }
         }
     };
     if let Err(error) = ended {
@@ -182,8 +232,8 @@ fn say_goodbye(version: Version, response: &mut Response<Body>, goodbye: &Notify
     }
 }
 
-async fn either<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) {
-    tokio::select! { _ = one => {}, _ = other => {} }
+async fn any_of<A, B, C>(one: impl Future<Output = A>, two: impl Future<Output = B>, three: impl Future<Output = C>) {
+    tokio::select! { _ = one => {}, _ = two => {}, _ = three => {} }
 }
 
 /// Counts for as long as it lives.

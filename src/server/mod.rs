@@ -5,7 +5,9 @@ mod api;
 mod clients;
 mod conditional;
 mod drain;
+mod idle;
 mod listener;
+mod patient;
 mod prefer;
 mod respond;
 

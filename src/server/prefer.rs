@@ -15,9 +15,16 @@ pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
         if !name.trim().eq_ignore_ascii_case("wait") {
             return None;
         }
-        value.trim().trim_matches('"').parse::<u32>().ok()
+        seconds(value.trim().trim_matches('"'))
     })?;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+/// A number too long for us is a long wait, not none: OPA would come back at once, again
+/// and again.
+fn seconds(text: &str) -> Option<u32> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u32::MAX))
 }
 
 /// How long a request that may wait for `wished` is held: less than the client's own
@@ -40,7 +47,9 @@ mod tests {
             ("Wait = \"5\"", Some(5)),
             ("wait=0", None),
             ("wait=-1", None),
-            ("wait=99999999999", None),
+            ("wait=99999999999", Some(u32::MAX.into())),
+            ("wait=1e9", None),
+            ("wait=+1", None),
             ("modes=snapshot,delta", None),
             ("", None),
         ] {

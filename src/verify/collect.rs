@@ -38,7 +38,9 @@ struct Collector<'a> {
 
 impl Collector<'_> {
     async fn referrers(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        for entry in self.source.referrers(subject, MAX_REFERRERS).await? {
+        let referrers = self.source.referrers(subject, MAX_REFERRERS).await?;
+        self.evidence.skipped.extend(referrers.skipped);
+        for entry in referrers.entries {
             let pinned = self.source.repository().pin(entry.digest.clone());
             if !self.afford(&entry) {
                 continue;

@@ -98,25 +98,30 @@ impl Handle {
         self.state.clone()
     }
 
-    /// Waits until the registry has been asked no longer than `confirm_within` ago, and its
-    /// answer has been published. `false` when the registry could not be asked.
+    /// Waits until the registry has been asked no longer than `confirm_within` ago, has
+    /// answered, and what it said has been published. While it does not answer this waits, so
+    /// the caller brings a deadline.
     ///
     /// Any number of callers share one check. Cancel-safe.
-    pub async fn confirm(&self) -> bool {
+    pub async fn confirm(&self) {
         let asked = Instant::now();
-        let fresh = |began: Option<Instant>| began.is_some_and(|began| began + self.confirm_within >= asked);
         let mut checks = self.checks.clone();
         loop {
-            let seen = *checks.borrow_and_update();
-            if fresh(seen.answered) {
-                return true;
+            let answered = checks.borrow_and_update().answered;
+            if answered.is_some_and(|began| began + self.confirm_within >= asked) {
+                return;
             }
-            if fresh(seen.failed) {
-                return false;
-            }
-            self.wanted.send_replace(Some(asked));
+            // Never back in time: the watcher must not miss a later wish for an earlier one.
+            self.wanted.send_if_modified(|wanted| {
+                let later = wanted.is_none_or(|wanted| wanted < asked);
+                if later {
+                    *wanted = Some(asked);
+                }
+                later
+            });
             if checks.changed().await.is_err() {
-                return false;
+                // Its watcher is gone, and with it whoever could answer.
+                return std::future::pending().await;
             }
         }
     }

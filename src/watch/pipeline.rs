@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 use crate::{
     bundle::{self, Bundle},
     metrics::Metrics,
-    oci::{Blob, Digest, Manifest, PinnedReference, Reference},
+    oci::{Blob, Descriptor, Digest, Document, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
     verify::{self, Evidence, Rejection, TrustPolicy, Verified},
@@ -43,14 +44,32 @@ pub struct Pipeline {
     pub metrics: Metrics,
 }
 
+/// What a look at the registry found.
+#[derive(Debug)]
+pub struct Found {
+    /// What it means.
+    pub outcome: Outcome,
+    /// What proves an accepted version, to be kept with it.
+    pub evidence: Option<Arc<Evidence>>,
+}
+
+/// What the disk remembers.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Judged again.
+    pub snapshot: Arc<Snapshot>,
+    /// When the registry was noted to have confirmed it; whatever the clock said then.
+    pub checked: Option<Timestamp>,
+}
+
 impl Pipeline {
     /// Looks at the registry once. `serving` is what need not be fetched again;
     /// `hopeless` is a digest that failed for good.
-    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Outcome {
+    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Found {
         match self.attempt(serving, hopeless).await {
-            Ok(Some(snapshot)) => Outcome::Accepted(snapshot),
-            Ok(None) => Outcome::Unchanged,
-            Err(failure) => Outcome::Failed(failure),
+            Ok(Some((snapshot, evidence))) => Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) },
+            Ok(None) => Found { outcome: Outcome::Unchanged, evidence: None },
+            Err(failure) => Found { outcome: Outcome::Failed(failure), evidence: None },
         }
     }
 
@@ -58,7 +77,7 @@ impl Pipeline {
         &self,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
-    ) -> Result<Option<Arc<Snapshot>>, Failure> {
+    ) -> Result<Option<(Arc<Snapshot>, Arc<Evidence>)>, Failure> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -70,10 +89,9 @@ impl Pipeline {
         }
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
-        let evidence = self.evidence(&pinned).await.map_err(failed(Step::Evidence))?;
-        let verified = self.judge(&pinned, manifest, &evidence)?;
-        let layer =
-            bundle::layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
+        let evidence = Arc::new(self.evidence(&pinned).await.map_err(failed(Step::Evidence))?);
+        let verified = self.judge(&pinned, manifest, &evidence).await?;
+        let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
             let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
@@ -85,27 +103,44 @@ impl Pipeline {
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
         let snapshot = self.open(verified, blob).await?;
-        self.keep(&snapshot, &evidence).await;
-        Ok(Some(snapshot))
+        Ok(Some((snapshot, evidence)))
     }
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub async fn recall(&self) -> Option<Result<Arc<Snapshot>, Failure>> {
+    pub async fn recall(&self) -> Option<Result<Remembered, Failure>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
-        let evidence = Evidence::from_bytes(&stored.evidence).ok()?;
+        let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
         let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
         // A digest in the configuration is a decision; the disk can't overrule it.
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
-        let verified = match self.judge(&pinned, manifest, &evidence) {
+        let verified = match self.judge(&pinned, manifest, &evidence).await {
             Ok(verified) => verified,
-            Err(failure) => return Some(Err(Failure { class: FailureClass::Distrusted, ..failure })),
+            Err(failure) if failure.class == FailureClass::Evidence => {
+                return Some(Err(Failure { class: FailureClass::Distrusted, ..failure }));
+            }
+            Err(_) => return None,
         };
-        self.open(verified, stored.layer).await.ok().map(Ok)
+        let snapshot = self.open(verified, stored.layer).await.ok()?;
+        Some(Ok(Remembered { snapshot, checked: stored.checked }))
+    }
+
+    /// Makes [`Self::recall`] find this.
+    pub async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence, checked: Option<Timestamp>) {
+        let Ok(evidence) = evidence.to_bytes() else { return };
+        let reference = self.reference.to_string();
+        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
+        let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
+        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked }).await;
+    }
+
+    /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
+    pub async fn confirm(&self, manifest: &Digest, checked: Option<Timestamp>) {
+        self.store.confirm(&self.name, &self.reference.to_string(), manifest, checked).await;
     }
 
     /// Drops what [`Self::recall`] would find.
@@ -120,13 +155,18 @@ impl Pipeline {
         }
     }
 
-    fn judge(
+    /// Off the async threads: dozens of signatures take milliseconds, and they are anybody's
+    /// bytes in the hands of parsers, where a panic must end no more than this attempt.
+    async fn judge(
         &self,
         pinned: &PinnedReference,
         manifest: Manifest,
-        evidence: &Evidence,
+        evidence: &Arc<Evidence>,
     ) -> Result<Verified<Manifest>, Failure> {
-        let verdict = Verified::judge(&self.policy, pinned, manifest, evidence);
+        let (policy, subject, evidence) = (Arc::clone(&self.policy), pinned.clone(), Arc::clone(evidence));
+        let judged = spawn_blocking(move || Verified::judge(&policy, &subject, manifest, &evidence)).await;
+        let verdict =
+            judged.map_err(|error| transient(Step::Verify, pinned.digest(), "internal", error.to_string()))?;
         let (outcome, reason) = match &verdict {
             Ok(_) => ("accepted", "none"),
             Err(Rejection { reason, .. }) => ("rejected", reason.label()),
@@ -156,14 +196,6 @@ impl Pipeline {
         }
     }
 
-    async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence) {
-        let Ok(evidence) = evidence.to_bytes() else { return };
-        let reference = self.reference.to_string();
-        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
-        let identity = self.source.identity();
-        self.store.keep(Served { name: &self.name, reference: &reference, identity, manifest, layer, evidence }).await;
-    }
-
     fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {
         let class = match error.class() {
             Class::Transient => FailureClass::Transient,
@@ -176,6 +208,25 @@ impl Pipeline {
             Class::NotFound => FailureClass::Transient,
         };
         Failure { class, step, digest: digest.cloned(), reason: error.label(), message: error.to_string() }
+    }
+}
+
+/// The layer that is the bundle: the only one, or the only gzip tarball among several.
+fn bundle_layer(manifest: &Manifest) -> Result<&Descriptor, String> {
+    if let Document::Index { .. } = manifest.document() {
+        return Err("an image index, not an artifact with a bundle layer; name the artifact itself".to_owned());
+    }
+    if let [only] = manifest.layers() {
+        return Ok(only);
+    }
+    let tarballs: Vec<_> = manifest
+        .layers()
+        .iter()
+        .filter(|layer| layer.media_type.ends_with("tar+gzip") || layer.media_type.ends_with("tar.gzip"))
+        .collect();
+    match tarballs.as_slice() {
+        [only] => Ok(only),
+        none_or_many => Err(format!("{} gzip tarball layers instead of one", none_or_many.len())),
     }
 }
 

@@ -8,6 +8,8 @@ use crate::oci::Digest;
 const FIRST: Duration = Duration::from_secs(1);
 /// Refused credentials seldom become right by themselves.
 const DENIED_FACTOR: u32 = 4;
+/// A `Retry-After` in the wrong unit, or read by a wrong clock, must not stop updates for days.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Remembers how often in a row something went wrong.
 #[derive(Debug)]
@@ -35,7 +37,9 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            Some((FailureClass::RateLimited(Some(wait)), _)) => wait.max(FIRST),
+            Some((FailureClass::RateLimited(Some(wait)), _)) => {
+                wait.max(FIRST).min(LONGEST_PATIENCE.max(self.interval))
+            }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
                 let count = match &self.unsigned {
@@ -90,9 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_that_names_a_time_is_obeyed() {
+    fn a_registry_that_names_a_time_is_obeyed_within_reason() {
         let mut schedule = Schedule::new(Duration::from_secs(30));
         let wait = Duration::from_secs(77);
         assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None)), wait);
+        let years = Duration::from_secs(u32::MAX.into());
+        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(years)), None)), LONGEST_PATIENCE);
     }
 }

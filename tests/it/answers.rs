@@ -77,6 +77,8 @@ async fn every_error_is_json_with_a_reason() {
         (Method::GET, "/bundles/authz/main", Some("two"), 404, "not_found"),
         (Method::GET, "/", Some("one"), 404, "not_found"),
         (Method::GET, "/bundles/%ff", Some("one"), 400, "bad_request"),
+        (Method::GET, "/bundles/%zz", Some("one"), 400, "bad_request"),
+        (Method::GET, "/bundles/a%2", Some("one"), 400, "bad_request"),
         (Method::POST, "/bundles/authz/main", Some("one"), 405, "method_not_allowed"),
         (Method::DELETE, "/bundles/none", None, 405, "method_not_allowed"),
     ] {

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use reqwest::StatusCode;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gate::{Gate, Setup, bundle, eventually, tag, wishing},
+    gate::{Gate, PATIENCE, Setup, bundle, eventually, tag, wishing},
     signing::Signer,
 };
 
@@ -59,4 +59,27 @@ async fn a_client_that_leaves_while_it_waits_is_no_waiter_any_more() {
     eventually("two wait", || gate.waiters() == 2).await;
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     eventually("nobody waits", || gate.waiters() == 0).await;
+}
+
+/// Old OPAs leave an idle connection behind with every poll. Who waits for an answer keeps its
+/// place.
+#[tokio::test]
+async fn idle_connections_make_room_when_all_places_are_taken() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let gate = Gate::with(&registry, Setup { max_connections: 3, ..Setup::default() }).await;
+    let tag = tag(&gate.get("", 0).await);
+    let waiting = tokio::spawn(gate.asking(&tag, 60).send());
+    eventually("it waits", || gate.waiters() == 1).await;
+    let mut strangers = Vec::new();
+    for _ in 0..6 {
+        // Each in a pool of its own, and so over a connection of its own that stays open.
+        let stranger = reqwest::Client::new();
+        let answer = stranger.get(format!("http://{}/bundles/{}", gate.data, gate.name)).send();
+        assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
+        strangers.push(stranger);
+    }
+    assert!(!waiting.is_finished());
+    registry.put_artifact("live", &bundle("two"));
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
 }

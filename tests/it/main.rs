@@ -17,6 +17,8 @@ mod protocols;
 mod reads;
 mod rooms;
 mod serving;
+mod shells;
+mod signatures;
 mod signing;
 mod transfers;
 mod trouble;

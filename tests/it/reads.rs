@@ -35,6 +35,15 @@ async fn without_a_digest_header_the_manifest_itself_is_hashed() {
 }
 
 #[tokio::test]
+async fn a_web_page_in_place_of_a_manifest_is_trouble_and_not_a_new_version() {
+    let registry = FaultyRegistry::start().await;
+    registry.put("manifests/live", "text/html", "<html>We'll be back soon</html>");
+    registry.fail("manifests/live", 2, Fault::Without("docker-content-digest"));
+    let error = registry.source().resolve(&registry.reference("live")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "{error}");
+}
+
+#[tokio::test]
 async fn passing_trouble_is_retried_and_lasting_trouble_is_transient() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", b"bundle");
@@ -198,13 +207,19 @@ async fn referrers_come_from_the_api_and_the_fallback_tag_and_pages_end() {
     };
     let source = registry.source();
     let pinned = source.resolve(&registry.reference("live")).await.unwrap();
-    assert!(source.referrers(&pinned, 64).await.unwrap().is_empty());
+    assert!(source.referrers(&pinned, 64).await.unwrap().entries.is_empty());
     let kind = "application/vnd.oci.image.index.v1+json";
     registry.put(&format!("manifests/sha256-{}", digest.hex()), kind, index(&["a", "b"]));
-    assert_eq!(source.referrers(&pinned, 64).await.unwrap().len(), 2);
+    assert_eq!(source.referrers(&pinned, 64).await.unwrap().entries.len(), 2);
     registry.put(&format!("referrers/{digest}"), kind, index(&["b", "c"]));
-    assert_eq!(source.referrers(&pinned, 64).await.unwrap().len(), 3);
-    assert_eq!(source.referrers(&pinned, 2).await.unwrap().len(), 2);
+    assert_eq!(source.referrers(&pinned, 64).await.unwrap().entries.len(), 3);
+    assert_eq!(source.referrers(&pinned, 2).await.unwrap().entries.len(), 2);
+    // Either list may be nonsense, by whoever may push; the other one still counts.
+    for (path, left) in [("manifests/sha256-", 2), ("referrers/", 2)] {
+        registry.fail(path, 1, Fault::Endless);
+        let referrers = source.referrers(&pinned, 64).await.unwrap();
+        assert_eq!((referrers.entries.len(), referrers.skipped.len()), (left, 1), "{path}");
+    }
     // A page that names itself as the next one.
     let link = format!("</v2/acme/authz/referrers/{digest}>; rel=\"next\"");
     registry.fail("referrers/", 99, Fault::With("link", link));

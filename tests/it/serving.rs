@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use tokio::time::Instant;
 
 use crate::{
-    faulty::FaultyRegistry,
+    faulty::{Fault, FaultyRegistry},
     gate::{Gate, bundle, tag},
 };
 
@@ -58,4 +58,19 @@ async fn a_client_that_differs_gets_what_the_registry_says_after_one_more_look()
     registry.put_artifact("live", &one);
     let back = gate.get(&format!("\"another\", {new}, {old}"), 30).await;
     assert_eq!(back.bytes().await.unwrap(), one);
+}
+
+/// An outage must not make the gateway forget that it still owes an answer.
+#[tokio::test]
+async fn a_client_that_differs_is_answered_when_the_registry_is_back() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let old = tag(&gate.get("", 0).await);
+    registry.fail("manifests/live", 6, Fault::Status(503, vec![]));
+    let began = Instant::now();
+    let answer = gate.get("\"another\"", 290).await;
+    assert_eq!((answer.status().as_u16(), tag(&answer)), (200, old));
+    assert!(began.elapsed() < Duration::from_secs(200), "only the deadline answered it");
+    assert_eq!(registry.asked("manifests/live").len().min(8), 8, "no outage was there to wait for");
 }

@@ -300,9 +300,9 @@ async fn referrers_are_listed_under_the_fallback_tag_where_nothing_else_lists_th
         to.attach(&referrer(&descriptor, name), &pinned).await.unwrap();
     }
     let found = registry.source().referrers(&pinned, 9).await.unwrap();
-    assert_eq!(found.len(), 2);
-    assert_eq!(found[0].artifact_type.as_deref(), Some("text/plain"));
-    assert_eq!(found[1].annotation("name"), Some("two"));
+    assert_eq!(found.entries.len(), 2);
+    assert_eq!(found.entries[0].artifact_type.as_deref(), Some("text/plain"));
+    assert_eq!(found.entries[1].annotation("name"), Some("two"));
     let (kind, _) = registry.held(&format!("manifests/sha256-{}", pinned.digest().hex())).unwrap();
     assert_eq!(kind, media_type::OCI_INDEX);
 }
@@ -353,7 +353,7 @@ async fn a_folder_is_written_to_as_a_registry_is() {
     let descriptor = from.manifest(&pinned).await.unwrap().descriptor();
     to.attach(&referrer(&descriptor, "one"), &pinned).await.unwrap();
     to.attach(&referrer(&descriptor, "two"), &pinned).await.unwrap();
-    assert_eq!(from.referrers(&pinned, 9).await.unwrap().len(), 2);
+    assert_eq!(from.referrers(&pinned, 9).await.unwrap().entries.len(), 2);
     // With its signatures beside it, it is still the only artifact there.
     assert_eq!(from.resolve(&reference).await.unwrap(), pinned);
     let tags = registries.tags(reference.repository()).await.unwrap();

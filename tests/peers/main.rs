@@ -5,12 +5,13 @@
 
 mod builds;
 mod crash;
+mod crowd;
 mod dev;
 mod matrix;
 mod outages;
+mod prometheus;
 mod pushes;
 mod readme;
 mod refusals;
 mod replicas;
-#[allow(dead_code, reason = "not every helper has a user in every state of the tests")]
 mod support;

@@ -65,6 +65,22 @@ async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
     scene.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
 }
 
+/// The bundle on disk waits for the first check, which says that nothing is to be served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_went_while_the_gateway_was_down_is_not_served_for_an_instant() {
+    let mut scene = Scene::start().await;
+    scene.gate.config = scene.gate.config.clone().with("/bundles/authz/on_missing", json!("withdraw"));
+    scene.gate.process.kill();
+    let url = format!("http://{}/v2/acme/authz/manifests/live", scene.registry.host);
+    assert_eq!(http().delete(url).send().await.unwrap().status(), 202);
+    scene.gate.restart().await;
+    scene.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
+    let log = scene.gate.log();
+    assert!(log.iter().all(|line| line["message"] != "serving"), "{log:#?}");
+    let accepted = r#"bundlegate_verifications_total{bundle="authz",outcome="accepted",reason="none"}"#;
+    assert!(scene.gate.metric(accepted).await >= 1.0, "there was nothing on disk");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_byte_flipped_on_disk_is_not_served_and_fetched_again() {
     let mut scene = Scene::start().await;

@@ -10,11 +10,10 @@ use crate::support::{Gate, GateConfig, Kind, Opa, OpaVersion, Registry, run};
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
     let registry = Registry::start(Kind::Debian).await;
-    let (commands, yaml) = written(&registry.host);
-    let [publish, serve, opa] = commands.try_into().unwrap();
-    let folder = TempDir::new().unwrap();
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example");
-    run("cp", folder.path(), &["-R", example.to_str().unwrap(), "policy"]).await;
+    let (section, yaml) = written("From a registry to a decision", &registry.host);
+    let [publish, serve, opa] = blocks(&section).try_into().unwrap();
+    let yaml = yaml.unwrap();
+    let folder = policy_folder().await;
     run("sh", folder.path(), &["-ec", &publish]).await;
     fs::write(folder.path().join("bundlegate.yaml"), &yaml).unwrap();
     let check = serve.lines().find(|line| line.contains(" config check ")).unwrap();
@@ -29,13 +28,43 @@ async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
     opa.decides("authz/allow", &json!(false)).await;
 }
 
-/// The blocks of commands and the configuration of the section, for a registry at `host`.
-fn written(host: &str) -> (Vec<String>, String) {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authors_commands_lead_from_a_folder_to_a_signed_artifact() {
+    let registry = Registry::start(Kind::Distribution).await;
+    let (section, _) = written("From a folder to a registry", &registry.host);
+    let [commands] = blocks(&section).try_into().unwrap();
+    let folder = policy_folder().await;
+    run("cosign", folder.path(), &["generate-key-pair"]).await;
+    for line in commands.lines() {
+        println!("readme | {}", run("sh", folder.path(), &["-ec", line.trim()]).await);
+    }
+    assert!(folder.path().join("carry/index.json").exists());
+    let decision = run(
+        "opa",
+        folder.path(),
+        &["eval", "-b", "bundle.tar.gz", "-i", "policy/input.json", "-f", "raw", "data.authz.allow"],
+    );
+    assert_eq!(decision.await, "false");
+}
+
+/// A folder that holds the example as `policy`.
+async fn policy_folder() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example");
+    run("cp", folder.path(), &["-R", example.to_str().unwrap(), "policy"]).await;
+    folder
+}
+
+/// A section, and the configuration in it, for a registry at `host`.
+fn written(title: &str, host: &str) -> (String, Option<String>) {
     let readme = include_str!("../../README.md").replace("127.0.0.1:5000", host);
-    let (_, section) = readme.split_once("\n## From a registry to a decision\n").unwrap();
+    let (_, section) = readme.split_once(&format!("\n## {title}\n")).unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
-    let (_, yaml) = section.split_once("\n```yaml\n").unwrap();
-    let (yaml, _) = yaml.split_once("\n```\n").unwrap();
-    let blocks = section.split("\n\n").filter(|block| block.starts_with("    "));
-    (blocks.map(|block| block.trim().to_owned()).collect(), yaml.to_owned())
+    let yaml = section.split_once("\n```yaml\n").and_then(|(_, yaml)| yaml.split_once("\n```\n"));
+    (section.to_owned(), yaml.map(|(yaml, _)| yaml.to_owned()))
+}
+
+/// The blocks of commands of a section.
+fn blocks(section: &str) -> Vec<String> {
+    section.split("\n\n").filter(|block| block.starts_with("    ")).map(|block| block.trim().to_owned()).collect()
 }

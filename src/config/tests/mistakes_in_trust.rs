@@ -172,8 +172,8 @@ fn bundle_mistakes_have_a_way_out() {
             "bundles.x.poll: 50ms is below the minimum of 100ms; write a longer time, such as 30s",
         ),
         (
-            &bundle(&format!("{good}, poll: 1m, max_stale: 30s")),
-            "bundles.x.max_stale: 30s is below the minimum of 1m; write a longer time, such as 24h",
+            &bundle(&format!("{good}, poll: 1m, max_stale: 1m")),
+            "bundles.x.max_stale: 1m is below the minimum of 2m; write a longer time, such as 24h",
         ),
         (
             &bundle(&format!("{good}, on_missing: withdrawn")),

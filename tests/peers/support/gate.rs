@@ -102,6 +102,11 @@ impl Gate {
         self.folder.path().to_owned()
     }
 
+    /// Where operators and Prometheus look.
+    pub(crate) fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
     /// The body of a path of the admin listener.
     pub(crate) async fn admin(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.admin);

@@ -19,7 +19,7 @@ pub(crate) enum OpaVersion {
 pub(crate) struct Opa {
     pub(crate) version: OpaVersion,
     pub(crate) address: String,
-    process: Process,
+    _process: Process,
     http: reqwest::Client,
     _folder: TempDir,
 }
@@ -55,7 +55,7 @@ impl Opa {
             })
             .await;
             if up {
-                return Self { version, address, process, http, _folder: folder };
+                return Self { version, address, _process: process, http, _folder: folder };
             }
             assert!(process.log().contains("address already in use"), "{}", process.log());
         }
@@ -84,10 +84,6 @@ impl Opa {
     pub(crate) async fn decides(&self, path: &str, wanted: &Value) -> Duration {
         let what = format!("{:?} to decide {path} = {wanted}", self.version);
         eventually(&what, async || self.decision(path).await.filter(|decision| decision == wanted)).await.1
-    }
-
-    pub(crate) fn log(&self) -> String {
-        self.process.log()
     }
 }
 

@@ -51,10 +51,6 @@ impl Process {
         found.unwrap_or_else(|| panic!("{} ended early", self.name))
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }

@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    iter,
     path::{Path, PathBuf},
 };
 
@@ -30,10 +29,11 @@ pub(crate) async fn run(name: &str, folder: &Path, arguments: &[&str]) -> String
     stdout.trim().to_owned()
 }
 
-/// The peers first, for shells that run them by name.
+/// The peers and our own program first, for shells that run them by name.
 fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::join_paths(iter::once(installed().join("bin")).chain(env::split_paths(&path))).unwrap()
+    let own = Path::new(env!("CARGO_BIN_EXE_bundlegate")).parent().unwrap().to_owned();
+    env::join_paths([installed().join("bin"), own].into_iter().chain(env::split_paths(&path))).unwrap()
 }
 
 fn installed() -> PathBuf {

@@ -1,0 +1,201 @@
+//! The hot path: what a request costs that can be answered at once.
+//!
+//! The real server, fed by a real watcher, is asked over one loopback connection. Requests
+//! go out in batches, so that a figure shows the server's work and not how long two threads
+//! take to wake each other. Compare figures of one machine with each other only; for the
+//! comparison with nginx see `bench/load`.
+#![expect(clippy::unwrap_used, reason = "a bench that can't be set up has nothing to measure")]
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use bundlegate::{
+    bundle,
+    catalog::Catalog,
+    metrics::Metrics,
+    oci::{Descriptor, Layout, Reference, media_type},
+    registry::{ReadLimits, Registries},
+    server::{Clients, Drain, LongPoll, Options, Server},
+    store::{self, Store},
+    verify::TrustPolicy,
+    watch::{OnMissing, Pipeline, Rules, Watcher},
+};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flate2::{Compression, GzBuilder};
+use tokio::runtime::Runtime;
+
+/// Requests that are under way at a time.
+const BATCH: usize = 16;
+const LIMIT: u64 = 1 << 20;
+
+criterion_group!(benches, not_modified, whole_bundles);
+criterion_main!(benches);
+
+fn not_modified(criterion: &mut Criterion) {
+    let gate = Gate::serving(2_000);
+    let mut client = Client::connect(gate.address, &format!("If-None-Match: {}\r\n", gate.etag));
+    client.expect(b"HTTP/1.1 304 ");
+    let mut group = criterion.benchmark_group("hot path");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("304", |bencher| bencher.iter(|| client.batch()));
+}
+
+fn whole_bundles(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hot path");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, size) in [("200, 2 KB", 2_000), ("200, 20 KB", 20_000), ("200, 200 KB", 200_000)] {
+        let gate = Gate::serving(size);
+        let mut client = Client::connect(gate.address, "");
+        client.expect(b"HTTP/1.1 200 ");
+        group.bench_function(name, |bencher| bencher.iter(|| client.batch()));
+    }
+}
+
+/// A gateway that serves one bundle.
+struct Gate {
+    address: SocketAddr,
+    etag: String,
+    _runtime: Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl Gate {
+    /// A bundle of about `size` bytes, from an OCI layout by way of a watcher.
+    fn serving(size: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let reference = put_artifact(folder.path(), &bundle_of(size));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (address, etag) = runtime.block_on(async {
+            let metrics = Metrics::new().unwrap();
+            let limits = ReadLimits { manifest: LIMIT, evidence: LIMIT, bundle: LIMIT };
+            let registries = Registries::new(BTreeMap::new(), limits, metrics.clone());
+            let cache = store::Options { directory: None, disk: 0, memory: LIMIT };
+            let pipeline = Pipeline {
+                name: "authz/main".into(),
+                source: registries.source(reference.repository()).unwrap(),
+                reference,
+                policy: Arc::new(TrustPolicy::Unsigned { name: "bench".into() }),
+                store: Store::open(cache, metrics.clone()),
+                limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },
+                evidence_limit: LIMIT,
+                metrics: metrics.clone(),
+            };
+            let (watcher, handle) = Watcher::new(pipeline, RULES);
+            tokio::spawn(watcher.run());
+            let mut state = handle.subscribe();
+            let etag =
+                state.wait_for(|state| state.snapshot().is_some()).await.unwrap().snapshot().unwrap().etag().to_owned();
+            let server = Server::bind(options(), Catalog::new([handle]), metrics).await.unwrap();
+            let address = server.data_address().unwrap();
+            tokio::spawn(server.run(std::future::pending()));
+            (address, etag)
+        });
+        Self { address, etag, _runtime: runtime, _folder: folder }
+    }
+}
+
+/// One kept connection, and what it asks again and again.
+struct Client {
+    stream: TcpStream,
+    requests: Vec<u8>,
+    /// All answers are of one length.
+    answer: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    fn connect(address: SocketAddr, headers: &str) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let request = format!("GET /bundles/authz/main HTTP/1.1\r\nHost: gate\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let answer = one_answer(&mut stream);
+        let buffer = vec![0; answer.len() * BATCH];
+        Self { stream, requests: request.repeat(BATCH).into_bytes(), answer, buffer }
+    }
+
+    /// That the bench measures what its name says.
+    fn expect(&self, start: &[u8]) {
+        assert!(self.answer.starts_with(start), "{}", String::from_utf8_lossy(&self.answer[..60]));
+    }
+
+    fn batch(&mut self) {
+        self.stream.write_all(&self.requests).unwrap();
+        self.stream.read_exact(&mut self.buffer).unwrap();
+        let last = &self.buffer[self.buffer.len() - self.answer.len()..];
+        assert_eq!(last[..13], self.answer[..13]);
+    }
+}
+
+/// Reads one answer by its `Content-Length`; a 304 has none.
+fn one_answer(stream: &mut TcpStream) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer.clone()).unwrap().to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+    let start = answer.len();
+    answer.resize(start + length, 0);
+    stream.read_exact(&mut answer[start..]).unwrap();
+    answer
+}
+
+/// A bundle that compression does not make smaller.
+fn bundle_of(size: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(size).collect();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size as u64);
+    let mut tarball = tar::Builder::new(GzBuilder::new().write(Vec::new(), Compression::fast()));
+    tarball.append_data(&mut header, "noise.bin", noise.as_slice()).unwrap();
+    tarball.into_inner().unwrap().finish().unwrap()
+}
+
+fn put_artifact(folder: &Path, bundle: &[u8]) -> Reference {
+    let layout = Layout::create(folder).unwrap();
+    layout.write_blob(bundle).unwrap();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": Descriptor::of(media_type::EMPTY, b"{}"),
+        "layers": [Descriptor::of(media_type::LAYER_TAR_GZIP, bundle)],
+    });
+    let manifest = manifest.to_string();
+    layout.write_blob(manifest.as_bytes()).unwrap();
+    let mut index = layout.index().unwrap();
+    index.set("live", Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()));
+    layout.write_index(&index).unwrap();
+    format!("oci-layout:{}:live", folder.display()).parse().unwrap()
+}
+
+fn options() -> Options {
+    let mut clients = Clients::default();
+    clients.allow(&["**".to_owned()], None).unwrap();
+    Options {
+        listen: ([127, 0, 0, 1], 0).into(),
+        admin: ([127, 0, 0, 1], 0).into(),
+        tls: None,
+        max_connections: 100,
+        ready_after: Duration::from_secs(30),
+        drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
+        long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: Duration::from_secs(5) },
+        clients,
+    }
+}
+
+const RULES: Rules = Rules {
+    poll: Duration::from_secs(3600),
+    confirm_within: Duration::from_secs(2),
+    on_missing: OnMissing::Keep,
+    max_stale: None,
+    first_wait: Duration::from_secs(5),
+};
