@@ -11,6 +11,7 @@ mod evaluation;
 mod matrix;
 mod outages;
 mod prometheus;
+mod pushes;
 mod readme;
 mod refusals;
 mod replicas;

@@ -1,96 +1,119 @@
-//! bundlegate's own command line, in a folder of its own.
+//! A policy author at the command line.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
 };
 
-use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+    time::timeout,
+};
 
-use super::PATIENCE;
-
-/// Somebody at a desk: the folder is the home, too.
+/// A person with a home folder: the image store, docker's configuration and everything else
+/// is in it.
 #[derive(Debug)]
 pub(crate) struct Author {
-    folder: TempDir,
+    home: TempDir,
 }
 
-/// What a command came to.
+/// What a command left behind.
 #[derive(Debug)]
-pub(crate) struct Ran {
+pub(crate) struct Done {
     pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+    pub(crate) out: String,
+    pub(crate) err: String,
+    /// Most memory that it had at a time, in bytes, as far as it was seen.
+    pub(crate) peak: u64,
 }
-
-/// What `COSIGN_PASSWORD` is.
-pub(crate) const KEY_PASSWORD: &str = "rose bud";
 
 impl Author {
     pub(crate) fn new() -> Self {
-        Self { folder: TempDir::new().unwrap() }
+        Self { home: TempDir::new().unwrap() }
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.home.path().join(name)
     }
 
+    /// Writes a file, with the folders above it.
     pub(crate) fn write(&self, name: &str, content: &str) {
-        fs::write(self.path(name), content).unwrap();
+        let file = self.path(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, content).unwrap();
     }
 
-    /// Runs bundlegate.
-    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
-        self.finish(Command::new(env!("CARGO_BIN_EXE_bundlegate")).args(arguments)).await
+    /// A folder with a policy whose `data.authz.answer` is `answer`.
+    pub(crate) fn policy(&self, answer: &str) {
+        self.write("policy/authz.rego", &format!("package authz\n\nanswer := \"{answer}\"\n"));
+        self.write("policy/.manifest", r#"{"roots": ["authz"]}"#);
     }
 
-    /// Runs bundlegate or another program with another password.
-    pub(crate) async fn finish_with(&self, password: &str, command: &mut Command) -> Ran {
-        self.end(command.env("COSIGN_PASSWORD", password)).await
+    /// Starts `bundlegate` with these words.
+    pub(crate) fn start(&self, words: &[&str]) -> Child {
+        let path = std::env::join_paths(
+            [self.path("bin")].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        );
+        Command::new(env!("CARGO_BIN_EXE_bundlegate"))
+            .args(words)
+            .current_dir(self.home())
+            .env_clear()
+            .env("HOME", self.home())
+            .env("PATH", path.unwrap())
+            .env("COSIGN_PASSWORD", "")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
     }
 
-    /// Runs any other program to its end, whatever that is.
-    pub(crate) async fn finish(&self, command: &mut Command) -> Ran {
-        self.finish_with(KEY_PASSWORD, command).await
+    /// Runs `bundlegate` to its end, whatever that is.
+    pub(crate) async fn try_run(&self, words: &[&str], input: &str) -> Done {
+        let mut child = self.start(words);
+        let mut stdin = child.stdin.take().unwrap();
+        // A program that doesn't ask doesn't listen.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        finish(child).await
     }
 
-    async fn end(&self, command: &mut Command) -> Ran {
-        command.current_dir(self.folder()).env("HOME", self.folder());
-        command.env_remove("BUNDLEGATE_STORE").env_remove("BUNDLEGATE_REGISTRY").env_remove("DOCKER_CONFIG");
-        let ended = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
-        let output = ended.unwrap_or_else(|_| panic!("{command:?} does not end")).unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ran { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    /// Runs `bundlegate`, which has to work, and gives its standard output.
+    pub(crate) async fn run(&self, words: &[&str]) -> String {
+        let done = self.try_run(words, "").await;
+        assert_eq!(done.code, Some(0), "{words:?}: {}{}", done.out, done.err);
+        done.out.trim().to_owned()
     }
 }
 
-impl Ran {
-    #[track_caller]
-    pub(crate) fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        self.stdout
-    }
+/// Waits for the end.
+pub(crate) async fn finish(child: Child) -> Done {
+    let status = format!("/proc/{}/status", child.id().unwrap());
+    let mut peak = 0;
+    let mut ended = std::pin::pin!(child.wait_with_output());
+    let output = loop {
+        let look = timeout(std::time::Duration::from_millis(20), &mut ended).await;
+        peak = peak.max(most_memory(&status));
+        match look {
+            Ok(output) => break output.unwrap(),
+            Err(_) => continue,
+        }
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Done { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr), peak }
+}
 
-    #[track_caller]
-    pub(crate) fn json(self) -> Value {
-        serde_json::from_str(&self.ok()).unwrap()
-    }
-
-    /// It ended badly, in whatever way another program does.
-    #[track_caller]
-    pub(crate) fn failed(self) {
-        assert!(self.code.is_some_and(|code| code != 0), "{self:?}");
-    }
-
-    #[track_caller]
-    pub(crate) fn refused(self, why: &str) {
-        assert_eq!(self.code, Some(1), "{self:?}");
-        assert!(self.stderr.contains(why), "{self:?} lacks {why:?}");
-    }
+/// `VmHWM`, while there is such a process.
+fn most_memory(status: &str) -> u64 {
+    let text = fs::read_to_string(status).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
