@@ -4,9 +4,11 @@
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
 mod builds;
+mod cosign;
 mod crash;
 mod crowd;
 mod dev;
+mod evaluation;
 mod matrix;
 mod outages;
 mod prometheus;
@@ -14,4 +16,5 @@ mod pushes;
 mod readme;
 mod refusals;
 mod replicas;
+mod shells;
 mod support;
