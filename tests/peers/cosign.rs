@@ -134,7 +134,7 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
         let scene = Scene::at(Registry::protected(kind, &ca).await).await;
         let name = scene.push("v1").await;
         let config = json!({ "version": 1, "registries": { &scene.registry.host: scene.registry.settings() },
-            "trust": { "deskities": { "us": { "keys": ["cosign.pub"], "tlog": "none" },
+            "trust": { "authorities": { "us": { "keys": ["cosign.pub"], "tlog": "none" },
                                         "them": { "keys": ["other.pub"], "tlog": "none" } },
                        "policies": { "release": { "require": { "any_of": ["us"] }, "match": format!("{}/**", scene.registry.host) },
                                      "strict": { "require": { "any_of": ["them"] } } } } });
@@ -149,7 +149,7 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
         with("sign", &["--key", "cosign.key"]).await.ok();
         with("sign", &["--key", "cosign.key", "--legacy"]).await.ok();
         let verified = with("verify", &["--json"]).await.json();
-        assert_eq!((&verified["policy"], &verified["signatures"][0]["deskity"]), (&json!("release"), &json!("us")));
+        assert_eq!((&verified["policy"], &verified["signatures"][0]["authority"]), (&json!("release"), &json!("us")));
         with("verify", &["--policy", "strict"]).await.refused("signature by another key");
         for format in FORMATS {
             scene.cosign_verify(Cosign::V3, format, "cosign.pub", &name, &[]).await.ok();
