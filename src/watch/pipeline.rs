@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -43,14 +44,32 @@ pub struct Pipeline {
     pub metrics: Metrics,
 }
 
+/// What a look at the registry found.
+#[derive(Debug)]
+pub struct Found {
+    /// What it means.
+    pub outcome: Outcome,
+    /// What proves an accepted version, to be kept with it.
+    pub evidence: Option<Arc<Evidence>>,
+}
+
+/// What the disk remembers.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Judged again.
+    pub snapshot: Arc<Snapshot>,
+    /// When the registry was noted to have confirmed it; whatever the clock said then.
+    pub checked: Option<Timestamp>,
+}
+
 impl Pipeline {
     /// Looks at the registry once. `serving` is what need not be fetched again;
     /// `hopeless` is a digest that failed for good.
-    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Outcome {
+    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Found {
         match self.attempt(serving, hopeless).await {
-            Ok(Some(snapshot)) => Outcome::Accepted(snapshot),
-            Ok(None) => Outcome::Unchanged,
-            Err(failure) => Outcome::Failed(failure),
+            Ok(Some((snapshot, evidence))) => Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) },
+            Ok(None) => Found { outcome: Outcome::Unchanged, evidence: None },
+            Err(failure) => Found { outcome: Outcome::Failed(failure), evidence: None },
         }
     }
 
@@ -58,7 +77,7 @@ impl Pipeline {
         &self,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
-    ) -> Result<Option<Arc<Snapshot>>, Failure> {
+    ) -> Result<Option<(Arc<Snapshot>, Arc<Evidence>)>, Failure> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -84,13 +103,12 @@ impl Pipeline {
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
         let snapshot = self.open(verified, blob).await?;
-        self.keep(&snapshot, &evidence).await;
-        Ok(Some(snapshot))
+        Ok(Some((snapshot, evidence)))
     }
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub async fn recall(&self) -> Option<Result<Arc<Snapshot>, Failure>> {
+    pub async fn recall(&self) -> Option<Result<Remembered, Failure>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
@@ -107,7 +125,22 @@ impl Pipeline {
             }
             Err(_) => return None,
         };
-        self.open(verified, stored.layer).await.ok().map(Ok)
+        let snapshot = self.open(verified, stored.layer).await.ok()?;
+        Some(Ok(Remembered { snapshot, checked: stored.checked }))
+    }
+
+    /// Makes [`Self::recall`] find this.
+    pub async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence, checked: Option<Timestamp>) {
+        let Ok(evidence) = evidence.to_bytes() else { return };
+        let reference = self.reference.to_string();
+        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
+        let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
+        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked }).await;
+    }
+
+    /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
+    pub async fn confirm(&self, manifest: &Digest, checked: Option<Timestamp>) {
+        self.store.confirm(&self.name, &self.reference.to_string(), manifest, checked).await;
     }
 
     /// Drops what [`Self::recall`] would find.
@@ -161,14 +194,6 @@ impl Pipeline {
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
             Err(error) => Err(transient(Step::Open, &digest, "internal", error.to_string())),
         }
-    }
-
-    async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence) {
-        let Ok(evidence) = evidence.to_bytes() else { return };
-        let reference = self.reference.to_string();
-        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
-        let identity = self.source.identity();
-        self.store.keep(Served { name: &self.name, reference: &reference, identity, manifest, layer, evidence }).await;
     }
 
     fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {

@@ -13,7 +13,7 @@ use super::PATIENCE;
 
 /// Somebody at a desk: the folder is the home, too.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct KeyHolder {
     folder: TempDir,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Ran {
 /// What `COSIGN_PASSWORD` is.
 pub(crate) const KEY_PASSWORD: &str = "rose bud";
 
-impl Desk {
+impl KeyHolder {
     pub(crate) fn new() -> Self {
         Self { folder: TempDir::new().unwrap() }
     }
