@@ -12,4 +12,5 @@ mod prometheus;
 mod readme;
 mod refusals;
 mod replicas;
+mod session;
 mod support;

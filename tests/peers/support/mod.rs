@@ -4,6 +4,7 @@ mod artifact;
 mod balancer;
 mod ca;
 mod cosign;
+mod desk;
 mod gate;
 mod opa;
 mod process;
@@ -19,12 +20,13 @@ pub(crate) use artifact::Artifact;
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
+pub(crate) use desk::{Desk, READER, WRITER};
 pub(crate) use gate::{Gate, GateConfig};
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
-pub(crate) use registry::{Kind, Registry};
+pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 
 /// Far beyond what anything here takes, even on a machine with better things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
