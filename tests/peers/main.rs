@@ -6,6 +6,7 @@
 mod crash;
 mod crowd;
 mod dev;
+mod interop;
 mod matrix;
 mod outages;
 mod prometheus;
