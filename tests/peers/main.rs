@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
+mod airgap;
 mod crash;
 mod crowd;
 mod dev;
