@@ -6,7 +6,9 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Author, Ca, Cosign, Format, KeyPair, Kind, PASSWORD, Registry, USER, eventually, finish, run};
+use crate::support::{
+    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, USER, eventually, finish, run,
+};
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 const MB: usize = 1_000_000;
@@ -67,6 +69,36 @@ fn puts(registry: &Registry) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_goes_wherever_others_take_it() {
+    let (registry, second, author) =
+        (Registry::start(Kind::Debian).await, Registry::start(Kind::Referrers).await, Author::new());
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    let digest = build(&author, &name).await;
+    author.run(&["push", "--plain-http", &name]).await;
+    let crane = second.reference("crane/authz:v1");
+    run("crane", author.home(), &["copy", "--insecure", &name, &crane]).await;
+    let skopeo = second.reference("skopeo/authz:v1");
+    let to = format!("docker://{skopeo}");
+    let flags = ["copy", "--insecure-policy", "--src-tls-verify=false", "--dest-tls-verify=false"];
+    run("skopeo", author.home(), &[&flags[..], &[&format!("docker://{name}"), &to]].concat()).await;
+    for copy in [&crane, &skopeo] {
+        assert_eq!(run("crane", author.home(), &["digest", "--insecure", copy]).await, digest, "{copy}");
+    }
+    run("conftest", author.home(), &["pull", "--tls=false", &format!("oci://{name}"), "--policy", "pulled"]).await;
+    assert!(held(&author.path("pulled")) > 0);
+    // OPA's own downloader, from the registry without a gateway.
+    for version in [OpaVersion::Newest, OpaVersion::V0_70] {
+        let config = json!({
+            "services": { "registry": { "url": format!("http://{}", registry.host), "type": "oci" } },
+            "bundles": { "authz": { "service": "registry", "resource": name } },
+        });
+        let opa = Opa::start(version, &config).await;
+        opa.answers("first").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
     author.policy("first");
@@ -100,6 +132,20 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
     assert_eq!(other.run(&pull).await, registry.reference(&pinned));
     let images: Value = serde_json::from_str(&other.run(&["images", "--json"]).await).unwrap();
     assert_eq!(images[0]["signed"], true);
+    // The same by a configuration, which names the scheme, too; and a policy for others.
+    for (pattern, code) in [("**", 0), ("elsewhere.example/**", 1)] {
+        let config = json!({
+            "version": 1,
+            "registries": { &registry.host: { "scheme": "http" } },
+            "trust": {
+                "authorities": { "release": { "keys": [public], "tlog": "none" } },
+                "policies": { "release": { "require": { "any_of": ["release"] }, "match": [pattern] } },
+            },
+        });
+        other.write("bundlegate.yaml", &config.to_string());
+        let done = other.try_run(&["pull", &name, "--config", "bundlegate.yaml"], "").await;
+        assert_eq!(done.code, Some(code), "{pattern}: {}", done.err);
+    }
     // What was pulled goes on to another registry with its signatures, under another name.
     let second = Registry::start(Kind::Referrers).await;
     let there = second.reference("acme/authz:v1");
