@@ -37,7 +37,9 @@ impl Location {
         let named = reference.repository().clone();
         let (registries, limits) = registry.registries(access, &named)?;
         let images = local.then(|| store.open()).transpose()?;
-        let filling = images.as_ref().map(Images::filling).transpose()?;
+        // A store that may only be read is not swept by those who may not write either, and
+        // who can't take the lock can't write.
+        let filling = images.as_ref().and_then(|images| images.filling().ok());
         let source = match &images {
             Some(images) => registries.source(&images.repository())?.naming(&named),
             None => registries.source(&named)?,
@@ -74,13 +76,6 @@ impl Location {
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
         Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
-    }
-
-    /// Keeps what is written to the image store until it has its name there; see
-    /// [`Images::filling`].
-    pub(super) async fn filling(&self) -> anyhow::Result<Option<Filling>> {
-        let Some(images) = self.images.clone() else { return Ok(None) };
-        Ok(Some(spawn_blocking(move || images.filling()).await??))
     }
 
     /// What the reference means here, now.

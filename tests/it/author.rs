@@ -335,6 +335,42 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
 }
 
 #[test]
+fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
+    let author = Author::new(&[("policy/data.json", &noise(1 << 20))]);
+    author.digest("build policy -t r.example/a:v1");
+    let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
+    let mut save = save.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The first bytes are there, and the pipe takes no more than the first few of them.
+    std::io::Read::read_exact(save.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    assert!(Command::new("kill").args(["-TERM", &save.id().to_string()]).status().unwrap().success());
+    let started = std::time::Instant::now();
+    while save.try_wait().unwrap().is_none() {
+        if started.elapsed() > Duration::from_secs(60) {
+            save.kill().unwrap();
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut save.stderr.take().unwrap(), &mut err).unwrap();
+    assert!(err.contains("interrupted"), "{err}");
+}
+
+#[test]
+fn a_store_that_may_only_be_read_is_read() {
+    let author = Author::new(POLICY);
+    author.digest("build policy -t r.example/a:v1");
+    // What root is refused as well: a folder can't be opened as a lock.
+    fs::remove_file(author.path("store/.sweep.lock")).unwrap();
+    fs::create_dir(author.path("store/.sweep.lock")).unwrap();
+    for line in ["images", "inspect r.example/a:v1", "save r.example/a:v1", "eval r.example/a:v1 data.users"] {
+        let ran = author.run(line);
+        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+    }
+    author.run("build policy -t r.example/b:v1").refused("lock store/.sweep.lock");
+}
+
+#[test]
 fn a_full_disk_is_told_and_what_was_there_stays() {
     let author = Author::new(&[("small/p.rego", "package p\n"), ("large/data.json", &noise(6 << 20))]);
     fs::create_dir(author.path("disk")).unwrap();
