@@ -52,15 +52,25 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
     let mut pulled = Vec::new();
+    let mut failed = Ok(());
     for reference in &options.references {
-        let pinned = interruptible(pull(&options, access.as_ref(), &images, reference)).await??;
-        if options.json {
-            pulled.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
-        } else {
-            say(&pinned.to_string())?;
+        let work = pull(&options, access.as_ref(), &images, reference);
+        match interruptible(work).await.flatten() {
+            Ok(pinned) if options.json => {
+                pulled.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
+            }
+            Ok(pinned) => say(&pinned.to_string())?,
+            Err(error) => {
+                failed = Err(error);
+                break;
+            }
         }
     }
-    if options.json { say(&format!("{:#}", Value::from(pulled))) } else { Ok(()) }
+    // What came before the failure has happened, and is told.
+    if options.json {
+        say(&format!("{:#}", Value::from(pulled)))?;
+    }
+    failed
 }
 
 async fn pull(

@@ -47,16 +47,25 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
     let mut pushed = Vec::new();
+    let mut failed = Ok(());
     for reference in &options.references {
         let work = push(&options, access.as_ref(), &images, reference);
-        let pinned = interruptible(work).await??;
-        if options.json {
-            pushed.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
-        } else {
-            say(&pinned.to_string())?;
+        match interruptible(work).await.flatten() {
+            Ok(pinned) if options.json => {
+                pushed.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
+            }
+            Ok(pinned) => say(&pinned.to_string())?,
+            Err(error) => {
+                failed = Err(error);
+                break;
+            }
         }
     }
-    if options.json { say(&format!("{:#}", Value::from(pushed))) } else { Ok(()) }
+    // What came before the failure has happened, and is told.
+    if options.json {
+        say(&format!("{:#}", Value::from(pushed)))?;
+    }
+    failed
 }
 
 async fn push(

@@ -104,6 +104,17 @@ async fn a_disk_that_takes_no_more_is_told_and_nothing_has_a_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_came_before_a_failure_is_told() {
+    let (registry, digest) = serving(1000).await;
+    let desk = Desk::new();
+    let (name, none) = (registry.reference("v1").to_string(), registry.reference("none").to_string());
+    let ran = desk.run(&["pull", &name, &none, "--plain-http", "--store", "store", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let pulled: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(pulled, json!([{ "reference": name, "digest": digest.to_string() }]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mistakes_are_told_in_one_line_with_the_way_out() {
     let (registry, _) = serving(1000).await;
     let (desk, host) = (Desk::new(), registry.address.to_string());
