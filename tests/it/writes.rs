@@ -441,3 +441,15 @@ async fn credentials_that_cannot_be_read_are_an_error_and_no_anonymous_request()
     assert!(matches!(error, RegistryError::NoLogin { .. }), "{error}");
     assert_eq!(error.class(), Class::Denied);
 }
+
+#[tokio::test]
+async fn an_answer_that_is_no_registrys_is_no_push() {
+    let registry = FaultyRegistry::start().await;
+    // A portal, or a proxy, that is glad about everything.
+    registry.fail("PUT ", 1, Fault::Status(200, vec![]));
+    let raw = NewManifest::new(media_type::IMAGE_CONFIG, Vec::new()).to_bytes().unwrap();
+    let to = registry.destination();
+    let error = to.put_manifest(&raw, media_type::OCI_MANIFEST, Some("v1")).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Protocol { .. }) && error.to_string().contains("201"), "{error}");
+    to.put_manifest(&raw, media_type::OCI_MANIFEST, Some("v1")).await.unwrap();
+}
