@@ -13,11 +13,11 @@
 //! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
 //! | [`oci`] | the specification's nouns; the image layout on disk | – |
-//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them | `oci` |
+//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
 //! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
 //! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
-//! | [`sign`] | key pairs and signatures as cosign makes them; decides nothing | `oci`, `registry` |
+//! | [`sign`] | cosign's key files and signatures in both its formats, made and attached; decides nothing | `oci`, `registry` |
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
 //! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `sign` |
 //! | [`catalog`] | which name means which bundle | `watch` |
