@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use super::{flags::RegistryFlags, place::StoreFlag};
 use crate::{
     config::Access,
-    images::Images,
+    images::{Filling, Images},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
 };
@@ -21,6 +21,8 @@ pub(super) struct Location {
     named: Repository,
     /// Where the source is the image store.
     images: Option<Images>,
+    /// What is read, or was just put beside it, is not swept away meanwhile.
+    _filling: Option<Filling>,
 }
 
 impl Location {
@@ -35,11 +37,12 @@ impl Location {
         let named = reference.repository().clone();
         let (registries, limits) = registry.registries(access, &named)?;
         let images = local.then(|| store.open()).transpose()?;
+        let filling = images.as_ref().map(Images::filling).transpose()?;
         let source = match &images {
             Some(images) => registries.source(&images.repository())?.naming(&named),
             None => registries.source(&named)?,
         };
-        Ok(Self { registries, limits, source, named, images })
+        Ok(Self { registries, limits, source, named, images, _filling: filling })
     }
 
     /// The store if it has what the reference means, else its registry. A folder is what it

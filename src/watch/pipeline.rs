@@ -12,9 +12,9 @@ use super::{
     state::{Failure, FailureClass, Outcome, Step},
 };
 use crate::{
-    bundle::{self, Bundle},
+    bundle::{self, Bundle, Recipe},
     metrics::Metrics,
-    oci::{Blob, Descriptor, Digest, Document, Manifest, PinnedReference, Reference},
+    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
     verify::{self, Evidence, Rejection, TrustPolicy, Verified},
@@ -97,7 +97,6 @@ impl Pipeline {
             let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
             return Err(defect(Step::Fetch, digest, "too_large", message));
         }
-        let layer = layer.clone();
         let blob = self.store.blob(&self.source, &layer).await.map_err(|error| match error.registry() {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
@@ -211,22 +210,16 @@ impl Pipeline {
     }
 }
 
-/// The layer that is the bundle: the only one, or the only gzip tarball among several.
-fn bundle_layer(manifest: &Manifest) -> Result<&Descriptor, String> {
-    if let Document::Index { .. } = manifest.document() {
-        return Err("an image index, not an artifact with a bundle layer; name the artifact itself".to_owned());
-    }
-    if let [only] = manifest.layers() {
-        return Ok(only);
-    }
-    let tarballs: Vec<_> = manifest
-        .layers()
-        .iter()
-        .filter(|layer| layer.media_type.ends_with("tar+gzip") || layer.media_type.ends_with("tar.gzip"))
-        .collect();
-    match tarballs.as_slice() {
-        [only] => Ok(only),
-        none_or_many => Err(format!("{} gzip tarball layers instead of one", none_or_many.len())),
+/// The layer that is served, byte for byte. What would have to be repacked first, the author's
+/// commands know how to.
+fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
+    let recipe = Recipe::of(manifest, None).map_err(|error| error.to_string())?;
+    match recipe.layers() {
+        [only] => Ok(only.clone()),
+        many => Err(format!(
+            "no OPA bundle: {} layers of single files; make one of them with `bundlegate pull` and `save`",
+            many.len()
+        )),
     }
 }
 

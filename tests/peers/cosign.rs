@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{Artifact, Ca, Cosign, Desk, Format, Kind, Ran, Registry, program, run};
+use crate::support::{Artifact, Ca, Cosign, Format, KeyHolder, Kind, Ran, Registry, program, run};
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 const FORMATS: [Format; 2] = [Format::Bundle, Format::Legacy];
@@ -38,8 +38,9 @@ async fn every_kind_of_key_that_cosign_imports_signs_here_as_it_does_there() {
         ("p384", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]),
     ] {
         let file = format!("{kind}.pem");
-        let desk = &scene.desk;
-        desk.finish(Command::new(program("openssl")).args([&["genpkey", "-out", &file], algorithm].concat()))
+        let author = &scene.author;
+        author
+            .finish(Command::new(program("openssl")).args([&["genpkey", "-out", &file], algorithm].concat()))
             .await
             .ok();
         scene.cosign(Cosign::V3, &["import-key-pair", "--key", &file, "--output-key-prefix", kind]).await.ok();
@@ -75,7 +76,7 @@ async fn cosigns_key_files_open_here_and_ours_open_there() {
         scene.sign(&private, Format::Legacy, &name, &[]).await.ok();
         scene.cosign_verify(cosign, Format::Legacy, &public, &name, &[]).await.ok();
         let ours = scene.cosign(cosign, &["public-key", "--key", "cosign.key"]).await.ok();
-        assert_eq!(ours, fs::read_to_string(scene.desk.path("cosign.pub")).unwrap(), "{cosign:?}");
+        assert_eq!(ours, fs::read_to_string(scene.author.path("cosign.pub")).unwrap(), "{cosign:?}");
         let other = scene.push(prefix).await;
         scene.cosign_sign(cosign, Format::Legacy, "cosign.key", &other).await.ok();
         scene.verify("cosign.pub", &other).await.ok();
@@ -83,15 +84,15 @@ async fn cosigns_key_files_open_here_and_ours_open_there() {
     let bundlegate = || Command::new(env!("CARGO_BIN_EXE_bundlegate"));
     let mut sign = bundlegate();
     sign.args(["sign", &scene.registry.reference(&name), "--plain-http", "--key", "three.key"]);
-    scene.desk.finish_with("wrong", &mut sign).await.refused("password");
+    scene.author.finish_with("wrong", &mut sign).await.refused("password");
     // No password is a password.
     let mut generate = bundlegate();
     generate.args(["generate-key-pair", "--output-key-prefix", "empty"]);
-    scene.desk.finish_with("", &mut generate).await.ok();
+    scene.author.finish_with("", &mut generate).await.ok();
     let mut public_key = Command::new(program("cosign"));
     public_key.args(["public-key", "--key", "empty.key"]);
-    let shown = scene.desk.finish_with("", &mut public_key).await.ok();
-    assert_eq!(shown, fs::read_to_string(scene.desk.path("empty.pub")).unwrap());
+    let shown = scene.author.finish_with("", &mut public_key).await.ok();
+    assert_eq!(shown, fs::read_to_string(scene.author.path("empty.pub")).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,22 +135,22 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
         let scene = Scene::at(Registry::protected(kind, &ca).await).await;
         let name = scene.push("v1").await;
         let config = json!({ "version": 1, "registries": { &scene.registry.host: scene.registry.settings() },
-            "trust": { "deskities": { "us": { "keys": ["cosign.pub"], "tlog": "none" },
+            "trust": { "authorities": { "us": { "keys": ["cosign.pub"], "tlog": "none" },
                                         "them": { "keys": ["other.pub"], "tlog": "none" } },
                        "policies": { "release": { "require": { "any_of": ["us"] }, "match": format!("{}/**", scene.registry.host) },
                                      "strict": { "require": { "any_of": ["them"] } } } } });
-        scene.desk.write("bundlegate.yaml", &config.to_string());
+        scene.author.write("bundlegate.yaml", &config.to_string());
         let reference = scene.registry.reference(&name);
         let with = |verb: &'static str, rest: &'static [&'static str]| {
             let reference = reference.clone();
-            let desk = &scene.desk;
-            async move { desk.run(&[&[verb, &reference, "--config", "bundlegate.yaml"], rest].concat()).await }
+            let author = &scene.author;
+            async move { author.run(&[&[verb, &reference, "--config", "bundlegate.yaml"], rest].concat()).await }
         };
         with("verify", &[]).await.refused("no signature");
         with("sign", &["--key", "cosign.key"]).await.ok();
         with("sign", &["--key", "cosign.key", "--legacy"]).await.ok();
         let verified = with("verify", &["--json"]).await.json();
-        assert_eq!((&verified["policy"], &verified["signatures"][0]["deskity"]), (&json!("release"), &json!("us")));
+        assert_eq!((&verified["policy"], &verified["signatures"][0]["authority"]), (&json!("release"), &json!("us")));
         with("verify", &["--policy", "strict"]).await.refused("signature by another key");
         for format in FORMATS {
             scene.cosign_verify(Cosign::V3, format, "cosign.pub", &name, &[]).await.ok();
@@ -157,14 +158,14 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
         // Who has no credentials is told so, and not that nothing is signed.
         let ca = ca.file();
         let stranger = ["verify", &reference, "--key", "cosign.pub", "--ca-file", ca.to_str().unwrap()];
-        scene.desk.run(&stranger).await.refused("401");
+        scene.author.run(&stranger).await.refused("401");
     }
 }
 
 /// A registry, and somebody with key pairs of bundlegate's: `cosign` and `other`.
 struct Scene {
     registry: Registry,
-    desk: Desk,
+    author: KeyHolder,
 }
 
 impl Scene {
@@ -173,12 +174,12 @@ impl Scene {
     }
 
     async fn at(registry: Registry) -> Self {
-        let desk = Desk::new();
+        let author = KeyHolder::new();
         for prefix in ["cosign", "other"] {
-            desk.run(&["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
+            author.run(&["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
         }
-        run("cosign", desk.folder(), &["trusted-root", "create", "--out", "trusted-root.json"]).await;
-        Self { registry, desk }
+        run("cosign", author.folder(), &["trusted-root", "create", "--out", "trusted-root.json"]).await;
+        Self { registry, author }
     }
 
     /// Pushes another artifact, and gives its name.
@@ -191,12 +192,12 @@ impl Scene {
         let reference = self.registry.reference(name);
         let legacy = if format == Format::Legacy { &["--legacy"][..] } else { &[] };
         let arguments = ["sign", &reference, "--plain-http", "--key", key];
-        self.desk.run(&[&arguments, legacy, flags].concat()).await
+        self.author.run(&[&arguments, legacy, flags].concat()).await
     }
 
     async fn verify(&self, key: &str, name: &str) -> Ran {
         let reference = self.registry.reference(name);
-        self.desk.run(&["verify", &reference, "--plain-http", "--key", key, "--json"]).await
+        self.author.run(&["verify", &reference, "--plain-http", "--key", key, "--json"]).await
     }
 
     /// Format and worth of each signature, sorted.
@@ -214,7 +215,7 @@ impl Scene {
             Cosign::V3 => "cosign",
             Cosign::V2 => "cosign-2",
         });
-        self.desk.finish(Command::new(program).args(arguments)).await
+        self.author.finish(Command::new(program).args(arguments)).await
     }
 
     async fn cosign_sign(&self, cosign: Cosign, format: Format, key: &str, name: &str) -> Ran {

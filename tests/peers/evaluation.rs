@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::{Artifact, Desk, Kind, Registry, program};
+use crate::support::{Artifact, KeyHolder, Kind, Registry, program};
 
 const POLICY: &[(&str, &str)] = &[
     (
@@ -39,18 +39,18 @@ const QUERIES: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_those_of_opa() {
-    let (desk, registry) = (Desk::new(), Registry::start(Kind::Distribution).await);
+    let (author, registry) = (KeyHolder::new(), Registry::start(Kind::Distribution).await);
     let artifact = Artifact::built("r1", POLICY).await;
     registry.push("acme/authz:v1", &artifact.file()).await;
     let reference = registry.reference("acme/authz:v1");
     let bundle = artifact.file();
     for user in ["alice", "bob"] {
-        desk.write("input.json", &format!(r#"{{"user": "{user}", "action": "write"}}"#));
+        author.write("input.json", &format!(r#"{{"user": "{user}", "action": "write"}}"#));
         for query in QUERIES {
             let mut opa = Command::new(program("opa"));
             opa.args(["eval", "--bundle", bundle.to_str().unwrap(), "--input", "input.json", query]);
-            let theirs = desk.finish(&mut opa).await.json();
-            let ours = desk.run(&["eval", &reference, query, "--input", "input.json", "--plain-http"]).await.json();
+            let theirs = author.finish(&mut opa).await.json();
+            let ours = author.run(&["eval", &reference, query, "--input", "input.json", "--plain-http"]).await.json();
             assert_eq!(sorted(ours), sorted(theirs), "{user}: {query}");
         }
     }

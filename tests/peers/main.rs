@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
+mod airgap;
 mod builds;
 mod cosign;
 mod crash;
 mod crowd;
 mod dev;
 mod evaluation;
+mod interop;
 mod matrix;
 mod outages;
 mod prometheus;
@@ -16,5 +18,6 @@ mod pushes;
 mod readme;
 mod refusals;
 mod replicas;
+mod session;
 mod shells;
 mod support;

@@ -4,15 +4,15 @@ use std::fs;
 
 use tokio::process::Command;
 
-use crate::support::{Desk, Terminal, program};
+use crate::support::{KeyHolder, Terminal, program};
 
 const VERB: &str = "generate-key-pair";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_bash() {
-    let desk = Desk::new();
-    desk.write("completion", &desk.run(&["completion", "bash"]).await.ok());
-    let mut bash = Terminal::running("bash --norc --noprofile -i", desk.folder());
+    let author = KeyHolder::new();
+    author.write("completion", &author.run(&["completion", "bash"]).await.ok());
+    let mut bash = Terminal::running("bash --norc --noprofile -i", author.folder());
     // The quotes keep the echo of the line from being taken for its result.
     bash.type_in("source ./completion; echo rea''dy\n");
     completes(&mut bash).await;
@@ -20,9 +20,9 @@ async fn tab_completes_a_verb_in_bash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_zsh() {
-    let desk = Desk::new();
-    desk.write("_bundlegate", &desk.run(&["completion", "zsh"]).await.ok());
-    let mut zsh = Terminal::running("zsh -f -i", desk.folder());
+    let author = KeyHolder::new();
+    author.write("_bundlegate", &author.run(&["completion", "zsh"]).await.ok());
+    let mut zsh = Terminal::running("zsh -f -i", author.folder());
     zsh.type_in("fpath=($PWD $fpath); autoload -U compinit; compinit -u -d ./dump; echo rea''dy\n");
     completes(&mut zsh).await;
 }
@@ -40,8 +40,8 @@ async fn completes(shell: &mut Terminal) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
-    let desk = Desk::new();
-    let mut terminal = Terminal::running("bundlegate generate-key-pair", desk.folder());
+    let author = KeyHolder::new();
+    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.folder());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
     terminal.shows("The same again").await;
@@ -51,30 +51,30 @@ async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
     assert!(!terminal.screen().contains("tulip"), "{}", terminal.screen());
     let mut public_key = Command::new(program("cosign"));
     public_key.args(["public-key", "--key", "cosign.key"]);
-    let shown = desk.finish_with("tulip", &mut public_key).await.ok();
-    assert_eq!(shown, fs::read_to_string(desk.path("cosign.pub")).unwrap());
+    let shown = author.finish_with("tulip", &mut public_key).await.ok();
+    assert_eq!(shown, fs::read_to_string(author.path("cosign.pub")).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_different_passwords_make_no_key() {
-    let desk = Desk::new();
-    let mut terminal = Terminal::running("bundlegate generate-key-pair", desk.folder());
+    let author = KeyHolder::new();
+    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.folder());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
     terminal.shows("The same again").await;
     terminal.type_in("rose\n");
     terminal.shows("the two passwords differ").await;
     assert_eq!(terminal.ended().await, Some(1));
-    assert!(!desk.path("cosign.key").exists() && !desk.path("cosign.pub").exists());
+    assert!(!author.path("cosign.key").exists() && !author.path("cosign.pub").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_is_questioned_at_a_prompt() {
-    let desk = Desk::new();
-    fs::create_dir(desk.path("policy")).unwrap();
-    desk.write("policy/authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user == \"alice\"\n");
-    desk.run(&["build", "policy", "-t", "r.example/authz:v1"]).await.ok();
-    let mut terminal = Terminal::running("TERM=xterm bundlegate repl r.example/authz:v1", desk.folder());
+    let author = KeyHolder::new();
+    fs::create_dir(author.path("policy")).unwrap();
+    author.write("policy/authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user == \"alice\"\n");
+    author.run(&["build", "policy", "-t", "r.example/authz:v1"]).await.ok();
+    let mut terminal = Terminal::running("TERM=xterm bundlegate repl r.example/authz:v1", author.folder());
     terminal.shows("data.authz; :help").await;
     terminal.shows("> ").await;
     // Tab completes the package.

@@ -1,4 +1,5 @@
-//! bundlegate's own command line, in a folder of its own.
+//! An author's desk: a shell in a folder of its own, with bundlegate and the peers on the
+//! path.
 
 use std::{
     fs,
@@ -7,30 +8,27 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{process::Command, time::timeout};
 
-use super::PATIENCE;
+use super::run;
 
-/// Somebody at a desk: the folder is the home, too.
+/// The folder is the home, and holds the image store.
 #[derive(Debug)]
 pub(crate) struct Desk {
     folder: TempDir,
 }
 
-/// What a command came to.
-#[derive(Debug)]
-pub(crate) struct Ran {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-/// What `COSIGN_PASSWORD` is.
-pub(crate) const KEY_PASSWORD: &str = "rose bud";
-
 impl Desk {
     pub(crate) fn new() -> Self {
         Self { folder: TempDir::new().unwrap() }
+    }
+
+    /// With a policy in `policy` by which readers may read and owners may do everything.
+    pub(crate) fn with_policy() -> Self {
+        let desk = Self::new();
+        for (name, content) in POLICY {
+            desk.write(name, content);
+        }
+        desk
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -42,55 +40,58 @@ impl Desk {
     }
 
     pub(crate) fn write(&self, name: &str, content: &str) {
-        fs::write(self.path(name), content).unwrap();
+        let file = self.path(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, content).unwrap();
     }
 
-    /// Runs bundlegate.
-    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
-        self.finish(Command::new(env!("CARGO_BIN_EXE_bundlegate")).args(arguments)).await
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Runs bundlegate or another program with another password.
-    pub(crate) async fn finish_with(&self, password: &str, command: &mut Command) -> Ran {
-        self.end(command.env("COSIGN_PASSWORD", password)).await
+    /// Types a line, which has to work, and gives what it says on standard output.
+    pub(crate) async fn line(&self, line: &str) -> String {
+        let line = format!(
+            "unset BUNDLEGATE_REGISTRY DOCKER_CONFIG SOURCE_DATE_EPOCH\nexport BUNDLEGATE_STORE=images\n{line}"
+        );
+        run("sh", self.folder(), &["-euc", &line]).await
     }
 
-    /// Runs any other program to its end, whatever that is.
-    pub(crate) async fn finish(&self, command: &mut Command) -> Ran {
-        self.finish_with(KEY_PASSWORD, command).await
+    /// Types a line with `--json` at its end, and gives the document.
+    pub(crate) async fn json(&self, line: &str) -> Value {
+        let text = self.line(&format!("{line} --json")).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}: {text}"))
     }
 
-    async fn end(&self, command: &mut Command) -> Ran {
-        command.current_dir(self.folder()).env("HOME", self.folder());
-        command.env_remove("BUNDLEGATE_STORE").env_remove("BUNDLEGATE_REGISTRY").env_remove("DOCKER_CONFIG");
-        let ended = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
-        let output = ended.unwrap_or_else(|_| panic!("{command:?} does not end")).unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ran { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    /// Types a line that has to fail with exit code 1, and gives the one line that it says.
+    pub(crate) async fn refused(&self, line: &str) -> String {
+        let told = self.line(&format!("{line} 2>&1 >/dev/null && exit 9 || test $? = 1")).await;
+        assert_eq!(told.lines().count(), 1, "{line}: {told}");
+        told
+    }
+
+    /// What a real OPA makes of `bundle.tar.gz` for somebody who wants to do something.
+    pub(crate) async fn decides(&self, opa: &str, input: &str) -> String {
+        self.write("input.json", input);
+        self.line(&format!("{opa} eval -b bundle.tar.gz -i input.json -f raw data.authz.allow")).await
     }
 }
 
-impl Ran {
-    #[track_caller]
-    pub(crate) fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        self.stdout
-    }
+const POLICY: [(&str, &str); 4] = [
+    ("policy/.manifest", r#"{ "roots": ["authz", "roles"] }"#),
+    (
+        "policy/authz/authz.rego",
+        "package authz\n\n# METADATA\n# entrypoint: true\ndefault allow := false\n\n\
+         allow if input.action in data.roles[input.role]\n\nallow if input.user == input.owner\n",
+    ),
+    (
+        "policy/authz/authz_test.rego",
+        "package authz_test\n\nimport data.authz\n\n\
+         test_owners if authz.allow with input as {\"user\": \"ann\", \"owner\": \"ann\"}\n",
+    ),
+    ("policy/roles/data.json", r#"{ "reader": ["read"] }"#),
+];
 
-    #[track_caller]
-    pub(crate) fn json(self) -> Value {
-        serde_json::from_str(&self.ok()).unwrap()
-    }
-
-    /// It ended badly, in whatever way another program does.
-    #[track_caller]
-    pub(crate) fn failed(self) {
-        assert!(self.code.is_some_and(|code| code != 0), "{self:?}");
-    }
-
-    #[track_caller]
-    pub(crate) fn refused(self, why: &str) {
-        assert_eq!(self.code, Some(1), "{self:?}");
-        assert!(self.stderr.contains(why), "{self:?} lacks {why:?}");
-    }
-}
+/// Somebody whom the desk's policy lets in, and somebody whom it does not.
+pub(crate) const READER: &str = r#"{ "role": "reader", "action": "read", "user": "bob", "owner": "ann" }"#;
+pub(crate) const WRITER: &str = r#"{ "role": "reader", "action": "write", "user": "bob", "owner": "ann" }"#;
