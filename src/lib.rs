@@ -19,7 +19,8 @@
 //! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
 //! | [`sign`] | cosign's key files and signatures in both its formats, made and attached; decides nothing | `oci`, `registry` |
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
-//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `sign` |
+//! | [`transfer`] | copies an artifact with what vouches for it, between any two places | `oci`, `registry` |
+//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | which name means which bundle | `watch` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog` and what a snapshot holds; never `registry`, `verify`, `store` |
 //! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |

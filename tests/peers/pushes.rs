@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, USER, eventually, finish, run,
+    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, Terminal, USER, eventually, finish,
+    run,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
@@ -378,4 +379,36 @@ async fn an_interrupted_push_leaves_no_tag() {
     sleep(Duration::from_millis(200)).await;
     let tags = author.try_run(&["images", "--remote", &registry.reference("acme/large"), "--plain-http"], "").await;
     assert!(!tags.out.contains("v1"), "{}", tags.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
+    let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
+    large(&author, "large", 100 * MB).await;
+    let line = |name: &str| format!("copy oci-layout:large:v1 {} --plain-http", registry.reference(name));
+    let mut terminal = Terminal::running(&format!("TERM=xterm bundlegate {}", line("acme/one:v1")), author.home());
+    terminal.shows("[=").await;
+    terminal.shows("MiB/95.37 MiB").await;
+    terminal.shows("done").await;
+    terminal.shows(&registry.reference("acme/one@sha256:")).await;
+    assert_eq!(terminal.ended().await, Some(0));
+    let done = author.try_run(&line("acme/two:v1").split(' ').collect::<Vec<_>>(), "").await;
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn login_asks_at_a_terminal_and_shows_no_password() {
+    let ca = Ca::new();
+    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
+    let line = format!("bundlegate login {} --ca-file {}", registry.host, registry.ca());
+    let mut terminal = Terminal::running(&line, author.home());
+    terminal.shows("Username: ").await;
+    terminal.type_in(&format!("{USER}\n"));
+    terminal.shows("Password for robot: ").await;
+    terminal.type_in(&format!("{PASSWORD}\n"));
+    terminal.shows("logged in to").await;
+    assert_eq!(terminal.ended().await, Some(0));
+    assert!(!terminal.screen().contains(PASSWORD));
+    let kept = fs::read_to_string(author.path(".docker/config.json")).unwrap();
+    assert!(kept.contains(&registry.host) && !kept.contains(PASSWORD), "{kept}");
 }
