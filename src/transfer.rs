@@ -7,9 +7,6 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
-use tokio::task::spawn_blocking;
-
 use crate::{
     oci::{Blob, BlobWriter, Descriptor, Digest, Document, Manifest, PinnedReference, Repository, WriteError},
     registry::{BlobStream, Destination, Passage, Progress, RegistryError, Source},
@@ -23,8 +20,6 @@ const MAX_MANIFESTS: usize = 1000;
 const MAX_REFERRERS: usize = 500;
 /// Blobs up to this size wait in memory, others in a file without a name.
 const IN_MEMORY: u64 = 1 << 20;
-/// What is written at a time.
-const BATCH: usize = 1 << 20;
 /// What cosign puts beside an artifact in its older format.
 const LEGACY: [&str; 3] = ["sig", "att", "sbom"];
 
@@ -209,42 +204,24 @@ impl Transfer<'_> {
                 return Ok(());
             }
         }
-        let blob = self.spool(self.from.blob(descriptor).await?).await?;
+        let stream = self.from.blob(descriptor).await?;
+        let Some(stream) = self.to.take(stream, self.progress).await? else { return Ok(()) };
+        let blob = self.spool(stream).await?;
         Ok(self.to.send_blob(descriptor, &blob, self.progress).await?)
     }
 
     /// Fetches a blob whole and checks it before the first byte of it goes on.
     async fn spool(&self, mut stream: BlobStream) -> Result<Blob, TransferError> {
         let descriptor = stream.descriptor().clone();
-        let mut writer = match descriptor.size {
-            0..=IN_MEMORY => BlobWriter::in_memory(descriptor.clone()),
-            _ => BlobWriter::in_file(descriptor.clone(), tempfile::tempfile().map_err(TransferError::Spool)?),
+        let writer = match descriptor.size {
+            0..=IN_MEMORY => BlobWriter::in_memory(descriptor),
+            _ => BlobWriter::in_file(descriptor, tempfile::tempfile().map_err(TransferError::Spool)?),
         };
-        let (mut arrived, mut batch, mut ended) = (0, Vec::new(), false);
-        while !ended {
-            match stream.next().await? {
-                Some(piece) => {
-                    arrived += piece.len() as u64;
-                    batch.push(piece);
-                }
-                None => ended = true,
-            }
-            if !ended && batch.iter().map(Bytes::len).sum::<usize>() < BATCH {
-                continue;
-            }
-            let pieces = std::mem::take(&mut batch);
-            let written = spawn_blocking(move || {
-                pieces.iter().try_for_each(|piece| writer.write(piece))?;
-                Ok(writer)
-            });
-            writer = match written.await {
-                Ok(Ok(writer)) => writer,
-                Ok(Err(WriteError::Io(error))) => return Err(TransferError::Spool(error)),
-                Ok(Err(WriteError::Mismatch(mismatch))) => return Err(stream.mismatch(&mismatch).into()),
-                Err(ended) => return Err(TransferError::Spool(ended.into())),
-            };
-            self.progress.at(&descriptor, arrived);
-        }
+        let writer = stream.pour(writer, BlobWriter::write, self.progress).await?;
+        let writer = writer.map_err(|error| match error {
+            WriteError::Io(error) => TransferError::Spool(error),
+            WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
+        })?;
         writer.finish(Into::into).map_err(|mismatch| stream.mismatch(&mismatch).into())
     }
 }

@@ -3,10 +3,11 @@
 
 use std::collections::HashSet;
 
-use globset::GlobBuilder;
+use globset::Glob;
 
 use super::{
     Bundle, BundleManifest, Folder, NotABundle, PackError,
+    open::Entry,
     rego::{Module, RegoVersion},
     shape::Shape,
 };
@@ -35,7 +36,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
         if is_data(&name) {
             let here = mount(&name);
             let neighbours = data.iter().any(|other| **other != name && (overlap(&mount(other), &here)));
-            return check.data(&name, &here, &entry.content()?, neighbours);
+            return check.data(entry, &here, neighbours);
         }
         Ok(())
     })?;
@@ -72,8 +73,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn data(&mut self, name: &str, mount: &[String], content: &[u8], neighbours: bool) -> Result<(), PackError> {
-        let place = self.folder.place(name);
+    fn data(&mut self, entry: &mut Entry<'_>, mount: &[String], neighbours: bool) -> Result<(), PackError> {
+        let name = entry.name().to_owned();
+        let place = self.folder.place(&name);
         let refused = |reason: String| PackError::File { place: place.clone(), reason };
         let owned = self.manifest.owns(&mount.join("/"));
         let depth = if neighbours { usize::MAX } else { self.manifest.depth() };
@@ -82,9 +84,9 @@ impl Check<'_> {
                 // Opening the bundle has parsed it.
                 return Ok(());
             }
-            Shape::of_json(content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content), depth).map_err(refused)?
+            entry.shape(depth)?
         } else {
-            Shape::of_yaml(content).map_err(refused)?
+            Shape::of_yaml(&entry.content()?).map_err(refused)?
         };
         if mount.is_empty() && shape == Shape::Value {
             return Err(refused("the root of data is not an object".to_owned()));
@@ -94,7 +96,7 @@ impl Check<'_> {
             return Err(PackError::DataOutside { place, at, roots: self.manifest.roots.clone() });
         }
         if neighbours {
-            self.collide(name, shape)?;
+            self.collide(&name, shape)?;
         }
         Ok(())
     }
@@ -137,7 +139,8 @@ pub(super) fn version_of(manifest: &BundleManifest, name: &str) -> RegoVersion {
     let path = format!("/{}", name.trim_start_matches('/'));
     let own = manifest.file_rego_versions.iter().find(|(glob, _)| {
         let glob = format!("/{}", glob.trim_start_matches('/'));
-        GlobBuilder::new(&glob).literal_separator(true).build().is_ok_and(|glob| glob.compile_matcher().is_match(&path))
+        // In OPA, too, a star stands for slashes.
+        Glob::new(&glob).is_ok_and(|glob| glob.compile_matcher().is_match(&path))
     });
     let number = own.map(|(_, number)| *number).or(manifest.rego_version);
     RegoVersion::from_number(number.unwrap_or(1))

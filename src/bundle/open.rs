@@ -1,12 +1,14 @@
 //! Opening: do these bytes load as an OPA bundle, within limits?
 
-use std::io::{self, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
-use serde::de::IgnoredAny;
 
-use super::{BundleManifest, NoBundle, Revision, tarball::Tarball};
+use super::{BundleManifest, NoBundle, Revision, shape::Shape, tarball::Tarball};
 use crate::oci::Blob;
+
+/// JSON documents up to this are parsed from memory, which is faster.
+const READ_WHOLE: u64 = 8 << 20;
 
 /// How much a bundle may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,29 @@ impl Entry<'_> {
 
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The skeleton of a JSON document down to `depth`. A large one is read as it comes, so
+    /// that it costs time and no memory.
+    pub(super) fn shape(&mut self, depth: usize) -> Result<Shape, NotABundle> {
+        let refused = |reason: String| NotABundle::File { path: self.name.clone(), reason };
+        let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
+        let start = content.fill_buf().map_err(|error| broken(&error, self.limits))?;
+        if start.starts_with(b"\xef\xbb\xbf") {
+            // OPA passes over it in folders, and not in tarballs.
+            return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
+        }
+        let shape = if self.size > READ_WHOLE {
+            Shape::read(serde_json::Deserializer::from_reader(content), depth)
+        } else {
+            let mut whole = Vec::new();
+            content.read_to_end(&mut whole).map_err(|error| broken(&error, self.limits))?;
+            Shape::read(serde_json::Deserializer::from_slice(&whole), depth)
+        };
+        shape.map_err(|error| match error.io_error_kind() {
+            Some(kind) => broken(&kind.into(), self.limits),
+            None => refused(error.to_string()),
+        })
     }
 
     pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
@@ -156,8 +181,7 @@ fn read_manifest(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABun
     let mut manifest = BundleManifest::default();
     walk(blob, limits, |entry| {
         let Some(kind) = Kind::of(entry.name()) else { return Ok(()) };
-        let content = entry.content()?;
-        kind.check(entry.name(), &content, &mut manifest)
+        kind.check(entry, &mut manifest)
     })?;
     Ok(manifest)
 }
@@ -231,21 +255,20 @@ impl Kind {
         }
     }
 
-    fn check(&self, path: &str, content: &[u8], manifest: &mut BundleManifest) -> Result<(), NotABundle> {
-        let refused = |reason: String| NotABundle::File { path: path.to_owned(), reason };
+    fn check(&self, entry: &mut Entry<'_>, manifest: &mut BundleManifest) -> Result<(), NotABundle> {
+        let path = entry.name().to_owned();
+        let refused = |reason: String| NotABundle::File { path: path.clone(), reason };
         match self {
             // Of several manifests OPA takes the last.
-            Self::Manifest => *manifest = BundleManifest::parse(content).map_err(refused)?,
+            Self::Manifest => *manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?,
             Self::Data { at_root } => {
-                let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
-                serde_json::from_slice::<IgnoredAny>(content).map_err(|error| refused(error.to_string()))?;
-                if *at_root && !content.trim_ascii_start().starts_with(b"{") {
+                if entry.shape(0)? == Shape::Value && *at_root {
                     return Err(refused("the root of data is not an object".to_owned()));
                 }
             }
             Self::Patch => {
                 // An empty list of patches is, to OPA, a snapshot that erases everything.
-                return Err(NotABundle::Delta { path: path.to_owned() });
+                return Err(NotABundle::Delta { path });
             }
         }
         Ok(())
@@ -327,6 +350,24 @@ mod tests {
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated, flipped.into()] {
             assert!(open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn large_documents_are_judged_like_small_ones() {
+        let limits = Limits { bundle: 1 << 30, unpacked: 1 << 30, files: 10 };
+        let document = |end: &str| format!("{{\"a\":\"{}\"}}{end}", "x".repeat(9 << 20));
+        open(tarball(&[("data.json", document("").as_bytes())]), &limits).unwrap();
+        for (path, content) in [
+            ("data.json", document(" x")),
+            ("data.json", format!("[{}]", document(""))),
+            ("a/data.json", format!("\u{feff}{}", document(""))),
+        ] {
+            let error = open(tarball(&[(path, content.as_bytes())]), &limits).unwrap_err();
+            assert!(matches!(&error, NotABundle::File { .. }), "{error}");
+        }
+        let tight = Limits { unpacked: 9 << 20, ..limits };
+        let error = open(tarball(&[("data.json", document("").as_bytes())]), &tight).unwrap_err();
+        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]

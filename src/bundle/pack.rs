@@ -215,6 +215,15 @@ impl Folder {
             manifest.insert("rego_version".to_owned(), version.number().into());
         }
         manifest.entry("rego_version").or_insert_with(|| RegoVersion::V1.number().into());
+        if let Some(Value::Object(versions)) = manifest.get_mut("file_rego_versions") {
+            // OPA compares the globs with names as the loader has them: with a slash in front
+            // in a folder, as here in a tarball.
+            for (glob, version) in versions.clone() {
+                let bare = glob.trim_start_matches('/');
+                versions.entry(format!("/{bare}")).or_insert_with(|| version.clone());
+                versions.entry(bare).or_insert(version);
+            }
+        }
         manifest
     }
 
@@ -423,6 +432,7 @@ mod tests {
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
             (&[rego, ("data.yaml", "a: [\n")], "data.yaml: "),
+            (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
             (&[rego, ("x/data.json", "{")], "x/data.json: EOF"),
             (
                 &[("data.json", r#"{"a":{"b":1}}"#), ("a/data.json", r#"{"b":1}"#)],

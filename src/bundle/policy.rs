@@ -136,10 +136,16 @@ impl Policy {
     /// # Errors
     /// When the question is no Rego, or evaluating it fails.
     pub fn query(&mut self, question: &str) -> Result<QueryResults, PolicyError> {
-        self.engine.eval_query(question.to_owned(), false).map_err(|error| {
+        let answers = self.engine.eval_query(question.to_owned(), false);
+        let mut answers = answers.map_err(|error| {
             let Unreadable { place, reason } = Unreadable::from_picture("query", &error.to_string());
             PolicyError::Query { place: place.replace("<query.rego>", "query"), reason }
-        })
+        })?;
+        for answer in &mut answers.result {
+            // OPA does not list declarations (`some x`) among the expressions.
+            answer.expressions.retain(|one| !one.text.starts_with("some ") || one.text.contains(" in "));
+        }
+        Ok(answers)
     }
 }
 

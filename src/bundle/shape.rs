@@ -20,10 +20,12 @@ pub(super) enum Shape {
 
 impl Shape {
     /// The skeleton of a JSON document down to `depth`.
-    pub(super) fn of_json(content: &[u8], depth: usize) -> Result<Self, String> {
-        let mut deserializer = serde_json::Deserializer::from_slice(content);
-        let shape = Below { depth }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
-        deserializer.end().map_err(|error| error.to_string())?;
+    pub(super) fn read<'de>(
+        mut document: serde_json::Deserializer<impl serde_json::de::Read<'de>>,
+        depth: usize,
+    ) -> Result<Self, serde_json::Error> {
+        let shape = Below { depth }.deserialize(&mut document)?;
+        document.end()?;
         Ok(shape)
     }
 
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     fn shape(json: &str) -> Shape {
-        Shape::of_json(json.as_bytes(), usize::MAX).unwrap()
+        Shape::read(serde_json::Deserializer::from_str(json), usize::MAX).unwrap()
     }
 
     fn path(text: &str) -> Vec<String> {
@@ -185,10 +187,13 @@ mod tests {
 
     #[test]
     fn below_the_depth_nothing_is_kept() {
-        let cut = Shape::of_json(br#"{"a":{"b":{"c":1}},"d":2}"#, 1).unwrap();
-        assert_eq!(cut, Shape::Object([("a".into(), Shape::Deeper), ("d".into(), Shape::Value)].into()));
-        assert!(Shape::of_json(b"{} x", 1).is_err());
-        assert!(Shape::of_json(b"{", 0).is_err());
+        let cut = |json| Shape::read(serde_json::Deserializer::from_str(json), 1);
+        assert_eq!(
+            cut(r#"{"a":{"b":{"c":1}},"d":2}"#).unwrap(),
+            Shape::Object([("a".into(), Shape::Deeper), ("d".into(), Shape::Value)].into())
+        );
+        assert!(cut("{} x").is_err());
+        assert!(cut("{").is_err());
     }
 
     #[test]

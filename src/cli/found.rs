@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, anyhow, bail};
 use tokio::task::spawn_blocking;
 
+use super::{flags::RegistryFlags, place::StoreFlag};
 use crate::{
     bundle::{Bundle, Limits, Recipe},
     images::{Images, ImagesError},
@@ -38,7 +39,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
     }
     let (store, name) = (images.clone(), reference.clone());
     let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else { return Ok(None) };
-    let source = registries.source(&images.repository())?;
+    let source = registries.source(&images.repository())?.naming(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
     Ok(Some(Found { reference: reference.clone(), source, pinned, manifest }))
@@ -48,6 +49,31 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
 pub(super) async fn in_store(images: &Images, reference: &Reference) -> anyhow::Result<Found> {
     let found = on_this_machine(images, reference).await?;
     found.ok_or_else(|| ImagesError::Unknown(reference.clone()).into())
+}
+
+/// What the store has under a reference, or else its registry; `only_there` asks the
+/// registry alone.
+pub(super) async fn anywhere(
+    store: &StoreFlag,
+    flags: &RegistryFlags,
+    only_there: bool,
+    reference: &Reference,
+) -> anyhow::Result<Found> {
+    if !only_there || reference.repository().host() == "oci-layout" {
+        let store = store.clone();
+        let images = spawn_blocking(move || store.open()).await??;
+        if let Some(found) = on_this_machine(&images, reference).await? {
+            return Ok(found);
+        }
+    }
+    let access = flags.access()?;
+    let (registries, _) = flags.registries(access.as_ref(), reference.repository())?;
+    let found = elsewhere(&registries, reference).await;
+    if only_there {
+        found
+    } else {
+        found.map_err(|error| error.context(format!("{reference}: not in the image store, and in the registry")))
+    }
 }
 
 /// What a registry has under a reference.

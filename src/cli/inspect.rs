@@ -2,9 +2,9 @@
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 
 use super::{
+    flags::RegistryFlags,
     found::{self, Found},
     interruptible,
     place::{LIMITS, StoreFlag, reference},
@@ -28,8 +28,13 @@ pub(super) struct Options {
     /// The largest bundle to look into.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
+    /// Look in the registry alone; without it, in the store first.
+    #[arg(long)]
+    remote: bool,
     #[command(flatten)]
     store: StoreFlag,
+    #[command(flatten)]
+    registry: RegistryFlags,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -37,6 +42,7 @@ pub(super) struct Options {
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate inspect ghcr.io/acme/authz:v1
+  bundlegate inspect --remote ghcr.io/acme/authz:v1
   bundlegate inspect ghcr.io/acme/authz:v1 --json | jq .packages
 
 Signatures are listed, not judged: `bundlegate verify` does that.";
@@ -62,9 +68,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn look(options: &Options) -> anyhow::Result<Report> {
-    let store = options.store.clone();
-    let images = spawn_blocking(move || store.open()).await??;
-    let found = found::in_store(&images, &options.reference).await?;
+    let found = found::anywhere(&options.store, &options.registry, options.remote, &options.reference).await?;
     let signatures = signatures(&found).await?;
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
     let mut layers = found.manifest.layers().to_vec();

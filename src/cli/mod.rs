@@ -52,7 +52,7 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  bundlegate dev                              build, sign and serve an example policy, and rebuild on change
+  bundlegate dev                              build, sign and serve an example policy
   bundlegate dev policies/                    the same with a policy folder of your own
   bundlegate config check bundlegate.yaml     is this configuration right?
   bundlegate serve --config bundlegate.yaml   serve what the configuration names";

@@ -2,12 +2,17 @@
 
 use jiff::Timestamp;
 
-use crate::oci::{Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector};
+use crate::{
+    bundle::{Bundle, Limits, Recipe},
+    oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector},
+};
 
 /// When the store got an image: its own note, beside the reference's name.
 const RECEIVED: &str = "io.bundlegate.received";
 /// What the artifact's author says of the bundle's revision.
 const REVISION: &str = "org.opencontainers.image.revision";
+/// Larger bundles are not opened for a list.
+const PEEK: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000 };
 /// A manifest longer than this is not looked into.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
@@ -20,7 +25,7 @@ pub struct Image {
     pub tag: Option<String>,
     /// Of the manifest.
     pub digest: Digest,
-    /// The bundle's revision, as the manifest's annotations have it; may be empty.
+    /// The bundle's revision; may be empty, or unknown without opening a large bundle.
     pub revision: String,
     /// When the store got it.
     pub created: Option<Timestamp>,
@@ -48,7 +53,7 @@ impl Image {
         }
         let raw = layout.read_blob(&entry.digest, MANIFEST_LIMIT).ok().flatten();
         let manifest = raw.and_then(|raw| Manifest::parse(raw, None, MANIFEST_LIMIT).ok());
-        let revision = manifest.as_ref().and_then(|manifest| manifest.annotations().get(REVISION).cloned());
+        let revision = manifest.as_ref().and_then(|manifest| revision(layout, manifest));
         let layers = manifest.as_ref().map(Manifest::layers).unwrap_or_default();
         Some(Self {
             repository: name.repository().to_string(),
@@ -60,6 +65,21 @@ impl Image {
             signed: !signature_names(index, name.repository(), &entry.digest).is_empty(),
         })
     }
+}
+
+/// As the manifest says, or else the bundle itself.
+fn revision(layout: &Layout, manifest: &Manifest) -> Option<String> {
+    if let Some(said) = manifest.annotations().get(REVISION) {
+        return Some(said.clone());
+    }
+    let recipe = Recipe::of(manifest, None).ok()?;
+    let [layer] = recipe.layers() else { return None };
+    if !recipe.copies() || layer.size > PEEK.bundle {
+        return None;
+    }
+    let bytes = layout.read_blob(&layer.digest, PEEK.bundle).ok()??;
+    let bundle = Bundle::open(Blob::check(layer, bytes).ok()?, &PEEK).ok()?;
+    Some(bundle.revision().to_string())
 }
 
 /// The descriptor with the time of day as the time when the store got it.

@@ -67,7 +67,11 @@ impl Images {
         let failed = |source| ImagesError::Folder { path: path.to_owned(), source };
         // Policy may be private; whoever wants to share a store can open it up.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        Ok(Self { layout: Layout::create(path)? })
+        let images = Self { layout: Layout::create(path)? };
+        if let Some(_alone) = images.alone()? {
+            images.clean()?;
+        }
+        Ok(images)
     }
 
     /// The layout that the store is, as a place to read from and write to.
@@ -185,15 +189,8 @@ impl Images {
     /// Removes every blob that no entry needs, unless somebody is filling the store: then
     /// the next removal does it.
     fn sweep(&self) -> Result<(), ImagesError> {
-        let (path, lock) = self.sweep_lock()?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Ok(()),
-            Err(fs::TryLockError::Error(source)) => {
-                return Err(LayoutError::Io { operation: "lock", path, source }.into());
-            }
-        }
-        self.layout.remove_leftovers()?;
+        let Some(_alone) = self.alone()? else { return Ok(()) };
+        self.clean()?;
         let mut needed = HashSet::new();
         let index = self.layout.index()?;
         for entry in &index.manifests {
@@ -205,6 +202,22 @@ impl Images {
             }
         }
         Ok(())
+    }
+
+    /// Removes what a crash left of files on their way.
+    fn clean(&self) -> Result<(), ImagesError> {
+        // The index is on its way, too, while somebody changes it.
+        Ok(self.layout.update_index(|_| self.layout.remove_leftovers())??)
+    }
+
+    /// The lock of whoever removes, where nobody adds just now.
+    fn alone(&self) -> Result<Option<fs::File>, ImagesError> {
+        let (path, lock) = self.sweep_lock()?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(source)) => Err(LayoutError::Io { operation: "lock", path, source }.into()),
+        }
     }
 
     fn sweep_lock(&self) -> Result<(PathBuf, fs::File), ImagesError> {
@@ -335,6 +348,19 @@ mod tests {
         store.put("package b\n", "r.example/a:v2");
         store.images.remove(&reference("r.example/a:v2")).unwrap();
         assert_eq!(store.blobs(), 0);
+    }
+
+    #[test]
+    fn what_a_crash_left_goes_when_the_store_is_opened_alone() {
+        let store = Store::new();
+        let leftover = store.folder.path().join("store/.tmp-x");
+        fs::write(&leftover, "half").unwrap();
+        let filling = store.images.filling().unwrap();
+        Images::open(&store.folder.path().join("store")).unwrap();
+        assert!(leftover.exists(), "it may be somebody's who is at it");
+        drop(filling);
+        Images::open(&store.folder.path().join("store")).unwrap();
+        assert!(!leftover.exists());
     }
 
     #[test]

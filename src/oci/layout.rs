@@ -8,8 +8,9 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
-use super::{Blob, Descriptor, Digest, media_type};
+use super::{Blob, BlobMismatch, BlobWriter, Descriptor, Digest, WriteError, media_type};
 
 /// The annotation that names an entry of `index.json`.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -62,6 +63,26 @@ pub enum LayoutError {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// A blob on its way into the folder: without a name until it is whole and right, and gone
+/// if it is dropped before.
+#[derive(Debug)]
+pub struct Incoming {
+    writer: BlobWriter,
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+/// Why a blob did not get its name.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    /// The disk.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Other bytes than the descriptor says.
+    #[error(transparent)]
+    Mismatch(#[from] BlobMismatch),
 }
 
 impl Layout {
@@ -155,6 +176,17 @@ impl Layout {
             return Ok(());
         }
         self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
+    }
+
+    /// Makes room for a blob that comes in pieces.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn receive(&self, descriptor: &Descriptor) -> Result<Incoming, LayoutError> {
+        let path = self.blob_path(&descriptor.digest);
+        let file = self.temporary(&path)?;
+        let writer = file.as_file().try_clone().map_err(|source| failed_to_write(&path, source))?;
+        Ok(Incoming { writer: BlobWriter::in_file(descriptor.clone(), writer), file, path })
     }
 
     /// Removes a blob; one that is not there is fine.
@@ -262,15 +294,53 @@ impl Layout {
         path: &Path,
         write: impl FnOnce(&mut fs::File) -> io::Result<()>,
     ) -> Result<(), LayoutError> {
-        let failed = |source| LayoutError::Io { operation: "write", path: path.to_owned(), source };
+        let mut file = self.temporary(path)?;
+        write(file.as_file_mut()).map_err(|source| failed_to_write(path, source))?;
+        persist(file, path)
+    }
+
+    /// A file that becomes `path`, on the same disk and where sweeping finds what is left of
+    /// it.
+    fn temporary(&self, path: &Path) -> Result<NamedTempFile, LayoutError> {
         let folder = path.parent().unwrap_or(&self.root);
-        fs::create_dir_all(folder).map_err(failed)?;
-        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.root).map_err(failed)?;
-        write(file.as_file_mut()).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        // Without this the rename itself can be lost with the power.
-        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        fs::create_dir_all(folder)
+            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.root))
+            .map_err(|source| failed_to_write(path, source))
+    }
+}
+
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
+    let failed = |source| failed_to_write(path, source);
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    // Without this the rename itself can be lost with the power.
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+fn failed_to_write(path: &Path, source: io::Error) -> LayoutError {
+    LayoutError::Io { operation: "write", path: path.to_owned(), source }
+}
+
+impl Incoming {
+    /// Takes the next bytes. More than the descriptor's size is refused right away.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the size is exceeded.
+    pub fn write(&mut self, piece: &[u8]) -> Result<(), IncomingError> {
+        self.writer.write(piece).map_err(|error| match error {
+            WriteError::Io(source) => failed_to_write(&self.path, source).into(),
+            WriteError::Mismatch(mismatch) => mismatch.into(),
+        })
+    }
+
+    /// Gives the blob its name, if all of it came and is right.
+    ///
+    /// # Errors
+    /// When the bytes are others, or the disk refuses; there is no such blob then.
+    pub fn finish(self) -> Result<(), IncomingError> {
+        self.writer.finish(Bytes::from)?;
+        Ok(persist(self.file, &self.path)?)
     }
 }
 
@@ -359,6 +429,26 @@ mod tests {
         assert_eq!(again.read_blob(&digest, 5).unwrap().unwrap(), &b"hello"[..]);
         assert!(again.read_blob(&digest, 4).is_err());
         assert!(again.read_blob(&Digest::sha256(b"none"), 4).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_blob_in_pieces_has_its_name_only_when_it_is_whole_and_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let descriptor = Descriptor::of("text/plain", b"hello");
+        for pieces in [&[&b"hel"[..], b"l"][..], &[b"hellp"], &[b"hello", b"!"]] {
+            let mut incoming = layout.receive(&descriptor).unwrap();
+            let written = pieces.iter().try_for_each(|piece| incoming.write(piece));
+            assert!(matches!(written.and_then(|()| incoming.finish()), Err(IncomingError::Mismatch(_))));
+        }
+        assert!(layout.blobs().unwrap().is_empty());
+        let mut incoming = layout.receive(&descriptor).unwrap();
+        incoming.write(b"hel").unwrap();
+        incoming.write(b"lo").unwrap();
+        incoming.finish().unwrap();
+        assert_eq!(layout.read_blob(&descriptor.digest, 9).unwrap().unwrap(), "hello");
+        let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(TEMPORARY)));
     }
 
     #[test]

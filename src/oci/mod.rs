@@ -10,7 +10,7 @@ mod strict_json;
 
 pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
-pub use layout::{Layout, LayoutError, LayoutIndex};
+pub use layout::{Incoming, IncomingError, Layout, LayoutError, LayoutIndex};
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
 pub use strict_json::{StrictJsonError, strict_json};

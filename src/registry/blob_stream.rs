@@ -1,14 +1,19 @@
 //! A blob on its way: bounded in size and time, not yet checked.
 
-use std::io::Read as _;
+use std::{io::Read as _, sync::Arc};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
 
-use super::{error::RegistryError, http::innermost};
+use super::{destination::Progress, error::RegistryError, http::innermost, payload::Load};
 use crate::oci::{Blob, BlobMismatch, Descriptor};
 
 const PIECE: usize = 256 * 1024;
+/// What is written at a time.
+const BATCH: usize = 1 << 20;
 
 /// The bytes of a blob as they come. Whoever collects them checks them
 /// ([`crate::oci::BlobWriter`]).
@@ -69,6 +74,52 @@ impl BlobStream {
         Err(RegistryError::Truncated { digest: digest.clone(), expected: *size, actual: size - self.left })
     }
 
+    /// Gives everything that comes to `write`, off the async threads, and says how far it is.
+    ///
+    /// # Errors
+    /// As [`Self::next`]; inside, what `write` says.
+    pub async fn pour<S: Send + 'static, E: Send + 'static>(
+        &mut self,
+        mut sink: S,
+        write: fn(&mut S, &[u8]) -> Result<(), E>,
+        progress: &dyn Progress,
+    ) -> Result<Result<S, E>, RegistryError> {
+        let mut ended = false;
+        while !ended {
+            let mut batch = Vec::new();
+            while !ended && batch.iter().map(Bytes::len).sum::<usize>() < BATCH {
+                match self.next().await? {
+                    Some(piece) => batch.push(piece),
+                    None => ended = true,
+                }
+            }
+            let written =
+                spawn_blocking(move || batch.iter().try_for_each(|piece| write(&mut sink, piece)).map(|()| sink));
+            sink = match written.await {
+                Ok(Ok(sink)) => sink,
+                Ok(Err(error)) => return Ok(Err(error)),
+                Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+            };
+            progress.at(&self.descriptor, self.descriptor.size - self.left);
+        }
+        Ok(Ok(sink))
+    }
+
+    /// The file that it comes from, for whoever checks the bytes himself; the stream where
+    /// it comes from elsewhere.
+    pub(super) async fn into_file(self) -> Result<Result<Load, Self>, RegistryError> {
+        let Self { origin: Origin::File(file), descriptor, host, .. } = self else { return Ok(Err(self)) };
+        let (file, size) = spawn_blocking(move || file.metadata().map(|metadata| (file, metadata.len())))
+            .await
+            .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+            .map_err(|error| RegistryError::Unreachable { operation: "blob", host, reason: error.to_string() })?;
+        if size != descriptor.size {
+            let Descriptor { digest, size: expected, .. } = descriptor;
+            return Err(RegistryError::Truncated { digest, expected, actual: size });
+        }
+        Ok(Ok(Load::File { file: Arc::new(file), size }))
+    }
+
     /// The error for bytes that came and are not those that were asked for.
     pub fn mismatch(&self, mismatch: &BlobMismatch) -> RegistryError {
         RegistryError::Mismatch { what: "blob", expected: mismatch.expected.clone(), actual: mismatch.actual.clone() }
@@ -94,7 +145,7 @@ impl Origin {
             Self::Http(response) => response.chunk().await.map_err(|error| innermost(&error)),
             Self::File(file) => {
                 let mut file = file.try_clone().map_err(|error| error.to_string())?;
-                let read = tokio::task::spawn_blocking(move || {
+                let read = spawn_blocking(move || {
                     let mut piece = vec![0; PIECE];
                     file.read(&mut piece).map(|count| {
                         piece.truncate(count);

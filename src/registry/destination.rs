@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use super::{error::RegistryError, options::ReadLimits, remote::Remote, shelf::Shelf};
+use super::{
+    blob_stream::BlobStream, error::RegistryError, options::ReadLimits, payload::Load, remote::Remote, shelf::Shelf,
+};
 use crate::oci::{Blob, Descriptor, Manifest, PinnedReference, Repository};
 
 /// A repository of a registry, or an OCI layout folder, to write to. Cheap to clone.
@@ -126,11 +128,30 @@ impl Destination {
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
         match &self.backend {
-            Backend::Remote(remote) => remote.upload(descriptor, blob, progress).await?,
+            Backend::Remote(remote) => remote.upload(descriptor, &Load::Blob(blob.clone()), progress).await?,
             Backend::Shelf(shelf) => shelf.store(blob).await?,
         }
         progress.finished(descriptor, Passage::Sent);
         Ok(())
+    }
+
+    /// Puts a blob there straight from where it comes, without keeping it in between: from a
+    /// folder, since a registry checks what it gets, and into one, where it has no name
+    /// before it was checked. From server to server the stream comes back untouched.
+    ///
+    /// # Errors
+    /// When either side fails, or the bytes are not the blob's.
+    pub async fn take(&self, stream: BlobStream, progress: &dyn Progress) -> Result<Option<BlobStream>, RegistryError> {
+        let descriptor = stream.descriptor().clone();
+        match &self.backend {
+            Backend::Remote(remote) => match stream.into_file().await? {
+                Ok(load) => remote.upload(&descriptor, &load, progress).await?,
+                Err(stream) => return Ok(Some(stream)),
+            },
+            Backend::Shelf(shelf) => shelf.receive(stream, progress).await?,
+        }
+        progress.finished(&descriptor, Passage::Sent);
+        Ok(None)
     }
 
     /// Puts a manifest there, under its digest alone or under a tag as well.

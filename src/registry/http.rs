@@ -25,6 +25,8 @@ use crate::metrics::Metrics;
 const MAX_REDIRECTS: usize = 5;
 /// A longer `Retry-After` is the caller's to honour, by asking again later.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
+/// What rustls says when an HTTP server answers its greeting.
+const NO_TLS: &str = "InvalidContentType";
 /// How often an upload is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// A longer explanation of an error is not read.
@@ -392,7 +394,12 @@ impl Wire {
         self.timeouts.read
     }
 
-    pub(super) fn unreachable(&self, operation: &'static str, reason: String) -> RegistryError {
+    pub(super) fn unreachable(&self, operation: &'static str, mut reason: String) -> RegistryError {
+        if reason.contains(NO_TLS) {
+            reason = "it does not speak TLS; if it is meant to be plain HTTP, say so \
+                      (--plain-http, or `scheme: http` in the configuration)"
+                .to_owned();
+        }
         RegistryError::Unreachable { operation, host: self.host.clone(), reason }
     }
 

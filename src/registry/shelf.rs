@@ -5,8 +5,16 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
-use super::{destination::with_referrer, error::RegistryError, layout::read_manifest, options::ReadLimits};
-use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Repository, media_type};
+use super::{
+    blob_stream::BlobStream,
+    destination::{Progress, with_referrer},
+    error::RegistryError,
+    layout::read_manifest,
+    options::ReadLimits,
+};
+use crate::oci::{
+    Blob, Descriptor, Digest, Incoming, IncomingError, Layout, LayoutIndex, Manifest, Repository, media_type,
+};
 
 /// A folder, which is made at the first write, and the way its entries are named.
 #[derive(Debug, Clone)]
@@ -34,6 +42,20 @@ impl Shelf {
     pub(super) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
         let (root, blob) = (self.root.clone(), blob.clone());
         blocking(move || Ok(Layout::create(root)?.store_blob(&blob)?)).await
+    }
+
+    pub(super) async fn receive(&self, mut stream: BlobStream, progress: &dyn Progress) -> Result<(), RegistryError> {
+        let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
+        let incoming = blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
+        let poured = stream.pour(incoming, Incoming::write, progress).await?;
+        let finished = match poured {
+            Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
+            Err(error) => Err(error),
+        };
+        finished.map_err(|error| match error {
+            IncomingError::Layout(error) => error.into(),
+            IncomingError::Mismatch(mismatch) => stream.mismatch(&mismatch),
+        })
     }
 
     pub(super) async fn put_manifest(

@@ -10,15 +10,18 @@ use super::{
     destination::{Progress, with_referrer},
     error::{Class, RegistryError},
     http::{Sending, Target, may_pass},
-    payload::{OCTETS, Payload},
+    payload::{Load, OCTETS, Payload},
     remote::{DIGEST_HEADER, Remote},
     retry,
     shelf::{fallback_tag, not_an_index},
 };
-use crate::oci::{Blob, Descriptor, Digest, Manifest, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, media_type};
 
-/// A blob larger than this goes in chunks of this size: what a broken connection costs.
-const CHUNK: u64 = 16 << 20;
+/// A blob larger than this goes in chunks.
+const IN_CHUNKS: u64 = 16 << 20;
+/// What a broken connection costs where the registry keeps only whole chunks. Each one is a
+/// request more, and in some registries a copy of all that came before.
+const CHUNK: u64 = 32 << 20;
 /// Broken transfers in a row, without a byte gained in between.
 const SETBACKS: u32 = 6;
 /// Two writers of one index of referrers take turns; more than this many is not bad luck.
@@ -88,11 +91,11 @@ impl Remote {
     pub(super) async fn upload(
         &self,
         descriptor: &Descriptor,
-        blob: &Blob,
+        load: &Load,
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
-        if blob.size() > CHUNK {
-            match self.in_chunks(descriptor, blob, progress).await {
+        if load.size() > IN_CHUNKS {
+            match self.in_chunks(descriptor, load, progress).await {
                 Err(Chunking::Refused) => tracing::debug!(host = self.wire.host(), "no chunks here: sending the whole"),
                 Err(Chunking::Failed(error)) => return Err(error),
                 Ok(()) => return Ok(()),
@@ -100,7 +103,7 @@ impl Remote {
         }
         let mut setbacks = 0;
         loop {
-            let Err(error) = self.whole(descriptor, blob, progress).await else { return Ok(()) };
+            let Err(error) = self.whole(descriptor, load, progress).await else { return Ok(()) };
             setback(&mut setbacks, error).await?;
             progress.at(descriptor, 0);
             // All of it may have arrived, and only the answer was lost.
@@ -110,17 +113,17 @@ impl Remote {
         }
     }
 
-    async fn whole(&self, descriptor: &Descriptor, blob: &Blob, progress: &dyn Progress) -> Result<(), RegistryError> {
+    async fn whole(&self, descriptor: &Descriptor, load: &Load, progress: &dyn Progress) -> Result<(), RegistryError> {
         let session = match self.open().await? {
             Opened::Done => return Ok(()),
             Opened::Session(session) => session,
         };
-        let payload = Payload::whole(blob, OCTETS);
+        let payload = Payload::whole(load, OCTETS);
         let report = |sent| progress.at(descriptor, sent);
         self.commit(&session, descriptor, Some(Sending { payload: &payload, progress: &report })).await
     }
 
-    async fn in_chunks(&self, descriptor: &Descriptor, blob: &Blob, progress: &dyn Progress) -> Result<(), Chunking> {
+    async fn in_chunks(&self, descriptor: &Descriptor, load: &Load, progress: &dyn Progress) -> Result<(), Chunking> {
         let mut session = match self.open().await? {
             Opened::Done => return Ok(()),
             Opened::Session(session) => session,
@@ -129,11 +132,11 @@ impl Remote {
         loop {
             let step = match standing {
                 Standing::Done => return Ok(()),
-                Standing::At(at) if at == blob.size() => {
+                Standing::At(at) if at == load.size() => {
                     self.commit(&session, descriptor, None).await.map(|()| Standing::Done)
                 }
-                Standing::At(at) => self.patch(&mut session, descriptor, blob, at, progress).await,
-                Standing::Unknown => self.find_out(&mut session, descriptor, blob.size()).await,
+                Standing::At(at) => self.patch(&mut session, descriptor, load, at, progress).await,
+                Standing::Unknown => self.find_out(&mut session, descriptor, load.size()).await,
             };
             match step {
                 Ok(step) => {
@@ -162,11 +165,11 @@ impl Remote {
         &self,
         session: &mut Session,
         descriptor: &Descriptor,
-        blob: &Blob,
+        load: &Load,
         at: u64,
         progress: &dyn Progress,
     ) -> Result<Standing, RegistryError> {
-        let payload = Payload::chunk(blob, at, session.chunk.min(blob.size() - at));
+        let payload = Payload::chunk(load, at, session.chunk.min(load.size() - at));
         let report = |sent| progress.at(descriptor, at + sent);
         let mut call = self.call("upload", Method::PATCH, Target::At(session.url.clone()));
         call.payload = Some(Sending { payload: &payload, progress: &report });
@@ -243,11 +246,7 @@ impl Remote {
     }
 
     async fn commit_nothing(&self, mut call: super::http::Call<'_>) -> Result<Response, RegistryError> {
-        let nothing = Descriptor::of(OCTETS, b"");
-        let Ok(nothing) = Blob::check(&nothing, Bytes::new()) else {
-            return Err(self.wire.protocol("upload", "nothing is not nothing".to_owned()));
-        };
-        let payload = Payload::whole(&nothing, OCTETS);
+        let payload = Payload::whole(&Load::Memory(Bytes::new()), OCTETS);
         call.payload = Some(Sending { payload: &payload, progress: &|_| {} });
         self.wire.attempt(&call).await
     }
@@ -276,11 +275,9 @@ impl Remote {
         media_type: &str,
         tag: Option<&str>,
     ) -> Result<bool, RegistryError> {
-        let descriptor = Descriptor::of(media_type, raw);
-        let blob = Blob::check(&descriptor, raw.clone())
-            .map_err(|error| self.wire.protocol("push", format!("manifest: {error}")))?;
-        let payload = Payload::whole(&blob, media_type);
-        let path = format!("{}/manifests/{}", self.path, tag.unwrap_or(descriptor.digest.as_str()));
+        let digest = Digest::sha256(raw);
+        let payload = Payload::whole(&Load::Memory(raw.clone()), media_type);
+        let path = format!("{}/manifests/{}", self.path, tag.unwrap_or(digest.as_str()));
         let mut call = self.call("push", Method::PUT, Target::Below(&path));
         call.payload = Some(Sending { payload: &payload, progress: &|_| {} });
         let response = self.wire.send(&call).await?;
@@ -288,7 +285,7 @@ impl Remote {
             let repository = format!("{}/{}", self.wire.host(), self.path);
             return Err(RegistryError::NoSuchRepository { repository });
         }
-        check_digest("manifest", &response, &descriptor.digest)?;
+        check_digest("manifest", &response, &digest)?;
         Ok(response.headers().contains_key("oci-subject"))
     }
 

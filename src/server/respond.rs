@@ -35,7 +35,9 @@ pub(super) fn bundle(snapshot: &Snapshot, content_type: Option<HeaderValue>) -> 
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, content_type);
     }
-    headers.insert("bundlegate-revision", snapshot.headers().revision.clone());
+    if let Some(revision) = &snapshot.headers().revision {
+        headers.insert("bundlegate-revision", revision.clone());
+    }
     if let Some(signer) = &snapshot.headers().signer {
         headers.insert("bundlegate-signer", signer.clone());
     }

@@ -1,6 +1,9 @@
 //! Laying a signature down beside what it vouches for.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::time::sleep;
 
 use super::{Attachment, LegacyImage, LegacySignature, SignError};
 use crate::{
@@ -10,6 +13,8 @@ use crate::{
 
 /// How often a signature is added anew because somebody else signed at the same moment.
 const ATTEMPTS: usize = 8;
+/// Longer than anybody takes between looking and writing.
+const SETTLED: Duration = Duration::from_millis(250);
 
 /// Why a signature is not where it should be.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +47,8 @@ impl Attachment {
 
 impl LegacySignature {
     /// Adds the signature to those under the `.sig` tag of `subject`. Registries know no
-    /// "only if nobody else has written", so it looks before and after it writes.
+    /// "only if nobody else has written", so it looks just before it writes, and a moment
+    /// after, when whoever looked at the same time has written as well.
     ///
     /// # Errors
     /// When the registry does not answer or refuses, or the tag holds something else.
@@ -58,6 +64,7 @@ impl LegacySignature {
                 continue;
             }
             to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await?;
+            sleep(SETTLED).await;
             let kept = from.tagged_manifest(&tag).await?;
             if kept.is_some_and(|kept| kept.layers().contains(self.layer())) {
                 return Ok(());
@@ -71,4 +78,50 @@ async fn put(to: &Destination, media_type: &str, bytes: Bytes) -> Result<(), Att
     let descriptor = Descriptor::of(media_type, &bytes);
     let blob = Blob::check(&descriptor, bytes)?;
     Ok(to.put_blob(&descriptor, &blob, &()).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        metrics::Metrics,
+        oci::{Layout, Reference},
+        registry::{ReadLimits, Registries},
+        sign::{Claim, KeyPair},
+    };
+
+    const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
+
+    fn signature(subject: &Descriptor) -> LegacySignature {
+        LegacySignature::sign(&KeyPair::generate().unwrap(), &Claim::of(subject.clone()), "r.example/a").unwrap()
+    }
+
+    /// cosign writes over the tag without a second look; who has looked before us and
+    /// writes after us takes our signature away.
+    #[tokio::test(start_paused = true)]
+    async fn a_signature_that_somebody_overwrites_is_added_again() {
+        let folder = tempfile::tempdir().unwrap();
+        Layout::create(folder.path()).unwrap();
+        let place: Reference = format!("oci-layout:{}:v1", folder.path().display()).parse().unwrap();
+        let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().unwrap());
+        let from = registries.source(place.repository()).unwrap();
+        let to = registries.destination(place.repository()).unwrap();
+        let subject = Descriptor::of(media_type::OCI_MANIFEST, b"manifest");
+        let (ours, theirs) = (signature(&subject), signature(&subject));
+        let tag = LegacySignature::tag(&subject.digest);
+        let other = async {
+            let image = LegacyImage::with(None, &theirs).unwrap();
+            while from.tagged_manifest(&tag).await.unwrap().is_none() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await.unwrap();
+        };
+        let pinned = place.repository().pin(subject.digest.clone());
+        let (added, ()) = tokio::join!(ours.append(&pinned, &from, &to), other);
+        added.unwrap();
+        let kept = from.tagged_manifest(&tag).await.unwrap().unwrap();
+        assert_eq!(kept.layers(), [theirs.layer().clone(), ours.layer().clone()]);
+    }
 }

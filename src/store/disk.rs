@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use prometheus::IntGauge;
 
 use super::{Recalled, record::Record, spool::Spool};
@@ -24,6 +25,9 @@ pub(super) struct Disk {
     gauge: IntGauge,
     /// Serialises changes, and remembers which records are this process's.
     books: Mutex<Books>,
+    /// Who was given which blob, by the index. Apart from the books, which are locked for as
+    /// long as a change takes: whether to ask the disk at all must not wait for the disk.
+    possessed: Mutex<HashSet<(String, Digest)>>,
     /// Held open: the lock goes with the process, however it ends.
     _lock: fs::File,
 }
@@ -67,18 +71,20 @@ impl Disk {
             fs::TryLockError::Error(source) => failed(source),
         })?;
         let layout = Layout::create(path)?;
-        match layout.index() {
-            Ok(index) if is_ours(&index) => {}
+        let index = match layout.index() {
+            Ok(index) if is_ours(&index) => index,
             // Sweeping would delete them.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
             Err(error) => {
                 // Nothing in a cache is worth refusing to start for.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
                 layout.write_index(&LayoutIndex::default())?;
+                LayoutIndex::default()
             }
-        }
+        };
         layout.remove_leftovers()?;
-        let disk = Self { layout, limit, gauge, books: Mutex::default(), _lock: lock };
+        let possessed = Mutex::new(possessed(&index));
+        let disk = Self { layout, limit, gauge, books: Mutex::default(), possessed, _lock: lock };
         disk.sweep(&mut disk.lock())?;
         Ok(disk)
     }
@@ -87,11 +93,10 @@ impl Disk {
         self.layout.root()
     }
 
-    /// Whether a record proves that `identity` was given this blob.
+    /// Whether a record proves that `identity` was given this blob. Does not block.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
-        let _books = self.lock();
-        let Ok(index) = self.layout.index() else { return false };
-        records(&index).any(|record| record.identity == identity && record.layer == *digest)
+        let possessed = self.possessed.lock().unwrap_or_else(PoisonError::into_inner);
+        possessed.contains(&(identity.to_owned(), digest.clone()))
     }
 
     /// A blob, checked again; a damaged one is removed and counts as absent.
@@ -130,8 +135,25 @@ impl Disk {
         let mut index = self.layout.index()?;
         forget(&mut index, &record.key());
         index.manifests.push(record.to_entry());
-        self.layout.write_index(&index)?;
+        self.write_index(&index)?;
         self.sweep(&mut books)
+    }
+
+    /// Changes when a record was last confirmed, if it still is about this manifest.
+    pub(super) fn confirm(
+        &self,
+        key: &(String, String),
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+    ) -> Result<(), DiskError> {
+        let _books = self.lock();
+        let mut index = self.layout.index()?;
+        let Some(record) = records(&index).find(|record| record.key() == *key && record.manifest == *manifest) else {
+            return Ok(());
+        };
+        forget(&mut index, key);
+        index.manifests.push(Record { checked, ..record }.to_entry());
+        self.write_index(&index)
     }
 
     /// What was last kept under a bundle's name and reference, all of it checked again.
@@ -152,7 +174,7 @@ impl Disk {
         let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
         let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
         let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
-        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence }))
+        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence, checked: record.checked }))
     }
 
     /// Drops the record of a bundle, and what only it named.
@@ -160,7 +182,7 @@ impl Disk {
         let mut books = self.lock();
         let mut index = self.layout.index()?;
         forget(&mut index, key);
-        self.layout.write_index(&index)?;
+        self.write_index(&index)?;
         self.sweep(&mut books)
     }
 
@@ -186,7 +208,7 @@ impl Disk {
                 return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
             };
             forget(&mut index, &victim.key());
-            self.layout.write_index(&index)?;
+            self.write_index(&index)?;
             self.sweep(books)?;
         }
         Ok(())
@@ -209,6 +231,12 @@ impl Disk {
         Ok(())
     }
 
+    fn write_index(&self, index: &LayoutIndex) -> Result<(), DiskError> {
+        self.layout.write_index(index)?;
+        *self.possessed.lock().unwrap_or_else(PoisonError::into_inner) = possessed(index);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,6 +248,10 @@ fn is_ours(index: &LayoutIndex) -> bool {
 
 fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
     index.manifests.iter().filter_map(Record::from_entry)
+}
+
+fn possessed(index: &LayoutIndex) -> HashSet<(String, Digest)> {
+    records(index).map(|record| (record.identity, record.layer)).collect()
 }
 
 fn forget(index: &mut LayoutIndex, key: &(String, String)) {

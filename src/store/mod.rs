@@ -11,8 +11,13 @@ mod spool;
 use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use moka::future::Cache;
-use tokio::task::spawn_blocking;
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Duration, timeout},
+};
 
 use self::{
     disk::{Disk, DiskError},
@@ -29,6 +34,11 @@ use crate::{
 /// The share of memory that may hold blobs which nobody serves any more.
 const IDLE_SHARE: u64 = 4;
 
+/// Whoever waits for the disk longer than this asks the registry.
+const READING: Duration = Duration::from_secs(5);
+/// Blobs being read at a time. A disk that hangs keeps so many threads and no more.
+const READERS: usize = 8;
+
 /// Where blobs are kept, and how many.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -44,6 +54,9 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct Store {
     disk: Option<Arc<Disk>>,
+    readers: Arc<Semaphore>,
+    /// One: changes follow each other anyway, and those that wait should not do so in threads.
+    writers: Arc<Semaphore>,
     spool: Spool,
     blobs: Cache<(Arc<str>, Digest), Blob>,
     metrics: Metrics,
@@ -64,6 +77,8 @@ pub struct Served<'a> {
     pub layer: &'a Blob,
     /// The signature material that proved it.
     pub evidence: Bytes,
+    /// When the registry last confirmed it; `None` where nobody will ask.
+    pub checked: Option<Timestamp>,
 }
 
 /// What was served before; every byte matches its digest, nothing is verified.
@@ -77,6 +92,8 @@ pub struct Recalled {
     pub layer: Blob,
     /// As given to [`Store::keep`].
     pub evidence: Bytes,
+    /// As given to [`Store::keep`] or [`Store::confirm`] last, by whatever the clock said then.
+    pub checked: Option<Timestamp>,
 }
 
 /// Why a blob can't be had.
@@ -123,7 +140,8 @@ impl Store {
             // on the disk, which nobody could see.
             .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
             .build();
-        Self { disk, spool, blobs, metrics }
+        let (readers, writers) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(1)));
+        Self { disk, readers, writers, spool, blobs, metrics }
     }
 
     /// Whether what is served now would survive a restart.
@@ -165,12 +183,16 @@ impl Store {
     }
 
     async fn cached_on_disk(&self, source: &Source, descriptor: &Descriptor) -> Option<Blob> {
-        let (identity, descriptor, spool) = (source.identity().to_owned(), descriptor.clone(), self.spool.clone());
-        self.on_disk("read", move |disk| {
-            if disk.possesses(&identity, &descriptor.digest) { disk.load(&descriptor, &spool) } else { Ok(None) }
-        })
-        .await
-        .flatten()
+        if !self.disk.as_ref()?.possesses(source.identity(), &descriptor.digest) {
+            return None;
+        }
+        let (descriptor, spool) = (descriptor.clone(), self.spool.clone());
+        let reading = self.on_disk("read", &self.readers, move |disk| disk.load(&descriptor, &spool));
+        let Ok(found) = timeout(READING, reading).await else {
+            tracing::error!("the cache on disk does not answer; asking the registry instead");
+            return None;
+        };
+        found.flatten()
     }
 
     /// Notes on disk what is served, so that a restart can serve it again. `false` when it
@@ -185,9 +207,17 @@ impl Store {
             layer: served.layer.digest().clone(),
             layer_size: served.layer.size(),
             evidence: Digest::sha256(&served.evidence),
+            checked: served.checked,
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
-        self.on_disk("written", move |disk| disk.keep(&record, &layer, &manifest, &served.evidence)).await.is_some()
+        let work = move |disk: &Disk| disk.keep(&record, &layer, &manifest, &served.evidence);
+        self.on_disk("written", &self.writers, work).await.is_some()
+    }
+
+    /// Changes the time in what [`Self::keep`] noted, if that still is about `manifest`.
+    pub async fn confirm(&self, name: &str, reference: &str, manifest: &Digest, checked: Option<Timestamp>) {
+        let (key, manifest) = ((name.to_owned(), reference.to_owned()), manifest.clone());
+        self.on_disk("written", &self.writers, move |disk| disk.confirm(&key, &manifest, checked)).await;
     }
 
     /// What [`Self::keep`] noted last for this bundle, reference and identity. `small`
@@ -195,23 +225,30 @@ impl Store {
     pub async fn recall(&self, name: &str, reference: &str, identity: &str, small: u64) -> Option<Recalled> {
         let (key, identity) = ((name.to_owned(), reference.to_owned()), identity.to_owned());
         let spool = self.spool.clone();
-        let found = self.on_disk("read", move |disk| disk.recall(&key, &identity, small, &spool)).await;
+        let found = self.on_disk("read", &self.readers, move |disk| disk.recall(&key, &identity, small, &spool)).await;
         found.flatten()
     }
 
     /// Makes [`Self::recall`] find nothing for this bundle.
     pub async fn forget(&self, name: &str, reference: &str) {
         let key = (name.to_owned(), reference.to_owned());
-        self.on_disk("written", move |disk| disk.forget(&key)).await;
+        self.on_disk("written", &self.writers, move |disk| disk.forget(&key)).await;
     }
 
     async fn on_disk<T: Send + 'static>(
         &self,
         action: &'static str,
+        turns: &Arc<Semaphore>,
         work: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
     ) -> Option<T> {
         let disk = Arc::clone(self.disk.as_ref()?);
-        let done = spawn_blocking(move || work(&disk)).await;
+        let turn = Arc::clone(turns).acquire_owned().await.ok()?;
+        let done = spawn_blocking(move || {
+            // Goes with the work, which goes on when nobody waits for it any more.
+            let _turn = turn;
+            work(&disk)
+        })
+        .await;
         match done {
             Ok(Ok(value)) => Some(value),
             Ok(Err(error)) => {

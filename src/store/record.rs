@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use crate::oci::{Descriptor, Digest, media_type};
 
 const BUNDLE: &str = "dev.bundlegate.bundle";
@@ -10,6 +12,7 @@ const IDENTITY: &str = "dev.bundlegate.identity";
 const LAYER: &str = "dev.bundlegate.layer";
 const LAYER_SIZE: &str = "dev.bundlegate.layer.size";
 const EVIDENCE: &str = "dev.bundlegate.evidence";
+const CHECKED: &str = "dev.bundlegate.checked";
 
 /// One entry of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub(super) struct Record {
     pub(super) layer: Digest,
     pub(super) layer_size: u64,
     pub(super) evidence: Digest,
+    /// When the registry last confirmed it, where anybody wants to know.
+    pub(super) checked: Option<Timestamp>,
 }
 
 impl Record {
@@ -36,7 +41,7 @@ impl Record {
     }
 
     pub(super) fn to_entry(&self) -> Descriptor {
-        let annotations = BTreeMap::from([
+        let mut annotations = BTreeMap::from([
             (BUNDLE, self.bundle.clone()),
             (REFERENCE, self.reference.clone()),
             (IDENTITY, self.identity.clone()),
@@ -44,6 +49,9 @@ impl Record {
             (LAYER_SIZE, self.layer_size.to_string()),
             (EVIDENCE, self.evidence.to_string()),
         ]);
+        if let Some(checked) = self.checked {
+            annotations.insert(CHECKED, checked.to_string());
+        }
         let mut entry = Descriptor::new(media_type::OCI_MANIFEST, self.manifest.clone(), self.manifest_size);
         entry.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
         entry
@@ -51,6 +59,10 @@ impl Record {
 
     /// `None` for entries that are not ours, or that somebody edited.
     pub(super) fn from_entry(entry: &Descriptor) -> Option<Self> {
+        let checked = match entry.annotation(CHECKED) {
+            Some(text) => Some(text.parse().ok()?),
+            None => None,
+        };
         Some(Self {
             bundle: entry.annotation(BUNDLE)?.to_owned(),
             reference: entry.annotation(REFERENCE)?.to_owned(),
@@ -60,6 +72,7 @@ impl Record {
             layer: entry.annotation(LAYER)?.parse().ok()?,
             layer_size: entry.annotation(LAYER_SIZE)?.parse().ok()?,
             evidence: entry.annotation(EVIDENCE)?.parse().ok()?,
+            checked,
         })
     }
 }

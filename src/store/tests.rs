@@ -4,22 +4,27 @@ use super::*;
 use crate::oci::{BlobWriter, media_type};
 
 const BUNDLE: &[u8] = b"a bundle";
+const EARLIER: Timestamp = Timestamp::constant(1_700_000_000, 0);
 
 fn open(directory: &Path, disk: u64, memory: u64) -> Store {
     Store::open(Options { directory: Some(directory.to_owned()), disk, memory }, Metrics::new().unwrap())
 }
 
 async fn keep(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
+    let (manifest, layer) = artifact(bundle);
+    let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
+    let checked = Some(EARLIER);
+    store.keep(Served { name, reference: "r.example/a:live", identity: "me", manifest, layer, evidence, checked }).await
+}
+
+fn artifact(bundle: &'static [u8]) -> (Manifest, Blob) {
     let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, bundle);
     let layer = Blob::check(&descriptor, Bytes::from_static(bundle)).unwrap();
     let document = serde_json::json!({
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [descriptor],
     });
-    let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
-    let evidence = Bytes::from_static(b"[]");
-    let (manifest, layer) = (&manifest, &layer);
-    store.keep(Served { name, reference: "r.example/a:live", identity: "me", manifest, layer, evidence }).await
+    (Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap(), layer)
 }
 
 async fn recall(store: &Store, name: &str, identity: &str) -> Option<Recalled> {
@@ -38,6 +43,31 @@ async fn what_was_kept_is_recalled_by_the_next_process_and_only_for_the_same_cre
     assert!(recall(&store, "b", "me").await.is_none());
     store.forget("a", "r.example/a:live").await;
     assert!(recall(&store, "a", "me").await.is_none());
+}
+
+#[tokio::test]
+async fn when_the_registry_last_confirmed_a_bundle_outlives_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 1 << 20, 1 << 20);
+    keep(&store, "a", BUNDLE).await;
+    keep(&store, "b", BUNDLE).await;
+    let digest = artifact(BUNDLE).0.digest().clone();
+    let checked = async |store: &Store, name| recall(store, name, "me").await.unwrap().checked;
+    assert_eq!(checked(&store, "a").await, Some(EARLIER));
+
+    let later = Timestamp::new(1_700_000_001, 234_000_000).unwrap();
+    store.confirm("a", "r.example/a:live", &digest, Some(later)).await;
+    // What was confirmed is not what is noted.
+    store.confirm("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later)).await;
+    store.confirm("c", "r.example/a:live", &digest, Some(later)).await;
+    drop(store);
+    let store = open(folder.path(), 1 << 20, 1 << 20);
+    assert_eq!(checked(&store, "a").await, Some(later));
+    assert_eq!(checked(&store, "b").await, Some(EARLIER));
+    assert!(recall(&store, "c", "me").await.is_none());
+
+    store.confirm("a", "r.example/a:live", &digest, None).await;
+    assert_eq!(checked(&store, "a").await, None, "as in a record of a version that noted no time");
 }
 
 #[tokio::test]

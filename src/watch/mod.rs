@@ -1,14 +1,16 @@
 //! Watchers: one task per bundle turns a moving reference into snapshots.
 
+mod freshness;
 mod handle;
 mod pipeline;
 mod schedule;
+mod scribe;
 mod snapshot;
 mod state;
 mod watcher;
 
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
-pub use pipeline::Pipeline;
+pub use pipeline::{Found, Pipeline, Remembered};
 pub use snapshot::{Headers, Snapshot, Unpublishable};
 pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, next};
 pub use watcher::{Rules, Watcher};

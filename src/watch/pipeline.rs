@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -11,9 +12,9 @@ use super::{
     state::{Failure, FailureClass, Outcome, Step},
 };
 use crate::{
-    bundle::{self, Bundle},
+    bundle::{self, Bundle, Recipe},
     metrics::Metrics,
-    oci::{Blob, Descriptor, Digest, Document, Manifest, PinnedReference, Reference},
+    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
     verify::{self, Evidence, Rejection, TrustPolicy, Verified},
@@ -43,14 +44,32 @@ pub struct Pipeline {
     pub metrics: Metrics,
 }
 
+/// What a look at the registry found.
+#[derive(Debug)]
+pub struct Found {
+    /// What it means.
+    pub outcome: Outcome,
+    /// What proves an accepted version, to be kept with it.
+    pub evidence: Option<Arc<Evidence>>,
+}
+
+/// What the disk remembers.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Judged again.
+    pub snapshot: Arc<Snapshot>,
+    /// When the registry was noted to have confirmed it; whatever the clock said then.
+    pub checked: Option<Timestamp>,
+}
+
 impl Pipeline {
     /// Looks at the registry once. `serving` is what need not be fetched again;
     /// `hopeless` is a digest that failed for good.
-    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Outcome {
+    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Found {
         match self.attempt(serving, hopeless).await {
-            Ok(Some(snapshot)) => Outcome::Accepted(snapshot),
-            Ok(None) => Outcome::Unchanged,
-            Err(failure) => Outcome::Failed(failure),
+            Ok(Some((snapshot, evidence))) => Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) },
+            Ok(None) => Found { outcome: Outcome::Unchanged, evidence: None },
+            Err(failure) => Found { outcome: Outcome::Failed(failure), evidence: None },
         }
     }
 
@@ -58,7 +77,7 @@ impl Pipeline {
         &self,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
-    ) -> Result<Option<Arc<Snapshot>>, Failure> {
+    ) -> Result<Option<(Arc<Snapshot>, Arc<Evidence>)>, Failure> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -78,19 +97,17 @@ impl Pipeline {
             let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
             return Err(defect(Step::Fetch, digest, "too_large", message));
         }
-        let layer = layer.clone();
         let blob = self.store.blob(&self.source, &layer).await.map_err(|error| match error.registry() {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
         let snapshot = self.open(verified, blob).await?;
-        self.keep(&snapshot, &evidence).await;
-        Ok(Some(snapshot))
+        Ok(Some((snapshot, evidence)))
     }
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub async fn recall(&self) -> Option<Result<Arc<Snapshot>, Failure>> {
+    pub async fn recall(&self) -> Option<Result<Remembered, Failure>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
@@ -107,7 +124,22 @@ impl Pipeline {
             }
             Err(_) => return None,
         };
-        self.open(verified, stored.layer).await.ok().map(Ok)
+        let snapshot = self.open(verified, stored.layer).await.ok()?;
+        Some(Ok(Remembered { snapshot, checked: stored.checked }))
+    }
+
+    /// Makes [`Self::recall`] find this.
+    pub async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence, checked: Option<Timestamp>) {
+        let Ok(evidence) = evidence.to_bytes() else { return };
+        let reference = self.reference.to_string();
+        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
+        let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
+        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked }).await;
+    }
+
+    /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
+    pub async fn confirm(&self, manifest: &Digest, checked: Option<Timestamp>) {
+        self.store.confirm(&self.name, &self.reference.to_string(), manifest, checked).await;
     }
 
     /// Drops what [`Self::recall`] would find.
@@ -163,14 +195,6 @@ impl Pipeline {
         }
     }
 
-    async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence) {
-        let Ok(evidence) = evidence.to_bytes() else { return };
-        let reference = self.reference.to_string();
-        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
-        let identity = self.source.identity();
-        self.store.keep(Served { name: &self.name, reference: &reference, identity, manifest, layer, evidence }).await;
-    }
-
     fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {
         let class = match error.class() {
             Class::Transient => FailureClass::Transient,
@@ -186,22 +210,16 @@ impl Pipeline {
     }
 }
 
-/// The layer that is the bundle: the only one, or the only gzip tarball among several.
-fn bundle_layer(manifest: &Manifest) -> Result<&Descriptor, String> {
-    if let Document::Index { .. } = manifest.document() {
-        return Err("an image index, not an artifact with a bundle layer; name the artifact itself".to_owned());
-    }
-    if let [only] = manifest.layers() {
-        return Ok(only);
-    }
-    let tarballs: Vec<_> = manifest
-        .layers()
-        .iter()
-        .filter(|layer| layer.media_type.ends_with("tar+gzip") || layer.media_type.ends_with("tar.gzip"))
-        .collect();
-    match tarballs.as_slice() {
-        [only] => Ok(only),
-        none_or_many => Err(format!("{} gzip tarball layers instead of one", none_or_many.len())),
+/// The layer that is served, byte for byte. What would have to be repacked first, the author's
+/// commands know how to.
+fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
+    let recipe = Recipe::of(manifest, None).map_err(|error| error.to_string())?;
+    match recipe.layers() {
+        [only] => Ok(only.clone()),
+        many => Err(format!(
+            "no OPA bundle: {} layers of single files; make one of them with `bundlegate pull` and `save`",
+            many.len()
+        )),
     }
 }
 

@@ -12,6 +12,8 @@ use crate::{
     verify::{Signer, Verified},
 };
 
+/// A header that is longer makes clients and proxies refuse the answer.
+const REVISION_LIMIT: usize = 1024;
 /// Outside visible ASCII, and `%` itself.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
@@ -31,8 +33,9 @@ pub struct Headers {
     pub etag: HeaderValue,
     /// `Bundlegate-Manifest`.
     pub manifest: HeaderValue,
-    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII.
-    pub revision: HeaderValue,
+    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; absent where that takes
+    /// more than 1024 bytes.
+    pub revision: Option<HeaderValue>,
     /// `Bundlegate-Signer`; absent where the policy is `unsigned`.
     pub signer: Option<HeaderValue>,
 }
@@ -66,10 +69,11 @@ impl Snapshot {
         let header = |text: &str| HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"));
         let signers: Vec<_> = manifest.signers().iter().map(|signer| signer.authority.as_str()).collect();
         let signers = utf8_percent_encode(&signers.join(","), ESCAPED).to_string();
+        let revision = utf8_percent_encode(bundle.revision().as_str(), ESCAPED).to_string();
         let headers = Headers {
             etag: header(&etag)?,
             manifest: header(manifest.pinned().digest().as_str())?,
-            revision: header(&utf8_percent_encode(bundle.revision().as_str(), ESCAPED).to_string())?,
+            revision: if revision.len() > REVISION_LIMIT { None } else { Some(header(&revision)?) },
             signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
         };
         Ok(Self { manifest, bundle, etag, headers })

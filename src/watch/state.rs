@@ -167,4 +167,4 @@ impl fmt::Display for Step {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,19 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Duration, Instant, sleep_until},
 };
 
 use super::{
-    Snapshot,
+    Snapshot, freshness,
     handle::{Checks, FailureStatus, Handle, SignerStatus, Status},
-    pipeline::Pipeline,
+    pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
+    scribe::{Entry, Scribe},
     state::{Failure, FailureClass, OnMissing, Outcome, State, next},
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, verify::Evidence};
 
 /// How a bundle is watched.
 #[derive(Debug, Clone, Copy)]
@@ -42,11 +44,15 @@ pub struct Watcher {
     checks: watch::Sender<Checks>,
     wanted: watch::Receiver<Option<Instant>>,
     status: Arc<Mutex<Status>>,
-    /// From disk, accepted, but not shown before the registry had its say.
-    prepared: Option<Arc<Snapshot>>,
+    scribe: Arc<Scribe>,
+    /// What follows from the disk, but is not shown before the registry had its say: something
+    /// accepted, or that its `max_stale` is over.
+    prepared: Option<State>,
     /// The last final defect, which is not fetched again.
     hopeless: Option<Failure>,
     fresh_until: Option<Instant>,
+    /// When the registry last confirmed what is served, as the disk has it.
+    noted: Option<Timestamp>,
     published: Option<[String; 2]>,
 }
 
@@ -80,9 +86,11 @@ impl Watcher {
             checks,
             wanted: wanted_seen,
             status,
+            scribe: Arc::default(),
             prepared: None,
             hopeless: None,
             fresh_until: None,
+            noted: None,
             published: None,
         };
         watcher.count_state();
@@ -91,8 +99,16 @@ impl Watcher {
 
     /// Watches for ever. Cancel by dropping.
     pub async fn run(mut self) {
+        let (scribe, pipeline) = (Arc::clone(&self.scribe), Arc::clone(&self.pipeline));
+        tokio::select! {
+            () = self.watch() => {}
+            () = scribe.work(&pipeline) => {}
+        }
+    }
+
+    async fn watch(&mut self) {
         match self.pipeline.recall().await {
-            Some(Ok(snapshot)) => self.prepared = Some(snapshot),
+            Some(Ok(remembered)) => self.prepare(remembered),
             Some(Err(failure)) => {
                 self.note(&failure);
                 let state = next(&self.state.borrow(), &Outcome::Failed(failure), self.rules.on_missing);
@@ -100,32 +116,58 @@ impl Watcher {
             }
             None => {}
         }
-        self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
         loop {
             let began = Instant::now();
-            let outcome = self.check().await;
-            let wait = self.schedule.after(&outcome);
-            self.conclude(began, outcome).await;
+            let found = self.check().await;
+            let wait = self.schedule.after(&found.outcome);
+            self.conclude(began, found);
             self.pause(began, wait).await;
         }
     }
 
-    async fn check(&mut self) -> Outcome {
+    /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
+    fn prepare(&mut self, Remembered { snapshot, checked }: Remembered) {
+        let manifest = snapshot.manifest_digest().clone();
+        self.prepared = Some(State::Serving(snapshot));
+        let now = Timestamp::now();
+        self.noted = freshness::believable(checked, now);
+        let Some(max_stale) = self.rules.max_stale else {
+            // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
+            if checked.is_some() {
+                self.noted = None;
+                self.scribe.put_down(Entry::Confirm { manifest, checked: None });
+            }
+            return;
+        };
+        if self.noted.is_none() {
+            self.noted = Some(now);
+            self.scribe.put_down(Entry::Confirm { manifest, checked: self.noted });
+        }
+        let left = freshness::left(max_stale, self.noted, now);
+        if left.is_zero() {
+            self.expire();
+        } else {
+            self.fresh_until = Some(Instant::now() + left);
+        }
+    }
+
+    async fn check(&mut self) -> Found {
         loop {
-            let outcome = self.look().await;
+            let found = self.look().await;
             // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
-            if !matches!(outcome, Outcome::Unchanged) || self.known().is_some() {
-                return outcome;
+            if !matches!(found.outcome, Outcome::Unchanged) || self.known().is_some() {
+                return found;
             }
         }
     }
 
     /// What need not be fetched again.
     fn known(&self) -> Option<Arc<Snapshot>> {
-        self.state.borrow().snapshot().or(self.prepared.as_ref()).cloned()
+        let state = self.state.borrow();
+        state.snapshot().or_else(|| self.prepared.as_ref()?.snapshot()).cloned()
     }
 
-    async fn look(&mut self) -> Outcome {
+    async fn look(&mut self) -> Found {
         let pipeline = Arc::clone(&self.pipeline);
         let known = self.known();
         let hopeless = self.hopeless.clone();
@@ -135,7 +177,7 @@ impl Watcher {
         loop {
             let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
             tokio::select! {
-                outcome = &mut refresh => return outcome,
+                found = &mut refresh => return found,
                 () = sleep_until(first_wait), if waiting => self.show_prepared(),
                 () = reached(stale) => self.expire(),
             }
@@ -165,14 +207,13 @@ impl Watcher {
         }
     }
 
-    async fn conclude(&mut self, began: Instant, outcome: Outcome) {
+    fn conclude(&mut self, began: Instant, Found { outcome, evidence }: Found) {
         let answered = match &outcome {
             Outcome::Accepted(_) | Outcome::Unchanged => true,
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
         // What lies prepared counts as served, but it is shown only if it stays.
-        let prepared = self.prepared.take().map(State::Serving);
-        let before = prepared.unwrap_or_else(|| self.state.borrow().clone());
+        let before = self.prepared.take().unwrap_or_else(|| self.state.borrow().clone());
         let label = match &outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
@@ -197,12 +238,15 @@ impl Watcher {
         let after = next(&before, &outcome, self.rules.on_missing);
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
         self.show(after);
-        if withdrawn {
-            self.pipeline.forget().await;
+        match (outcome, evidence) {
+            (Outcome::Accepted(snapshot), Some(evidence)) => self.keep(snapshot, evidence),
+            (Outcome::Unchanged, _) => self.confirm(),
+            _ if withdrawn => self.scribe.put_down(Entry::Forget),
+            _ => {}
         }
         if answered {
             self.lock().last_check = Some(now());
-            let seconds = jiff::Timestamp::now().as_millisecond() as f64 / 1000.0;
+            let seconds = Timestamp::now().as_millisecond() as f64 / 1000.0;
             self.metrics.last_check.with_label_values(&[&*self.pipeline.name]).set(seconds);
         }
         // After the state: whoever waits for a check reads what it found.
@@ -216,20 +260,39 @@ impl Watcher {
         });
     }
 
-    fn show_prepared(&mut self) {
-        if let Some(snapshot) = self.prepared.take() {
-            self.show(State::Serving(snapshot));
+    fn keep(&mut self, snapshot: Arc<Snapshot>, evidence: Arc<Evidence>) {
+        self.noted = self.rules.max_stale.map(|_| Timestamp::now());
+        self.scribe.put_down(Entry::Keep { snapshot, evidence, checked: self.noted });
+    }
+
+    /// Notes on disk that the registry has confirmed what is served, now and then.
+    fn confirm(&mut self) {
+        let (Some(max_stale), Some(snapshot)) = (self.rules.max_stale, self.known()) else { return };
+        let now = Timestamp::now();
+        if freshness::is_due(max_stale, self.noted, now) {
+            // Whether or not it can be written: a disk in trouble is not tried at each poll.
+            self.noted = Some(now);
+            let manifest = snapshot.manifest_digest().clone();
+            self.scribe.put_down(Entry::Confirm { manifest, checked: self.noted });
         }
     }
 
+    fn show_prepared(&mut self) {
+        if let Some(state) = self.prepared.take() {
+            self.show(state);
+        }
+    }
+
+    /// The bytes stay where they are: a check that finds them right again need not fetch them.
     fn expire(&mut self) {
         self.fresh_until = None;
-        self.prepared = None;
-        if self.state.borrow().snapshot().is_none() {
-            return;
-        }
         let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
-        self.show(State::Withdrawn(format!("no successful check for {age} (max_stale)").into()));
+        let expired = State::Withdrawn(format!("no successful check for {age} (max_stale)").into());
+        if self.prepared.is_some() {
+            self.prepared = Some(expired);
+        } else if self.state.borrow().snapshot().is_some() {
+            self.show(expired);
+        }
     }
 
     /// Publishes a state. Waiters wake only if what they would get has changed.
@@ -338,5 +401,5 @@ async fn reached(deadline: Option<Instant>) {
 
 /// RFC 3339, UTC, milliseconds.
 fn now() -> String {
-    format!("{:.3}", jiff::Timestamp::now())
+    format!("{:.3}", Timestamp::now())
 }

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bundlegate::oci::media_type;
 use serde_json::{Value, json};
 
-use crate::dev::write;
+use crate::{dev::write, faulty::FaultyRegistry};
 
 /// A person with a home folder, an image store in it, and a policy.
 struct Author {
@@ -251,7 +252,7 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
         let ran = author.run(line);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{line}: {}", ran.err);
     }
-    for line in ["tag r.example/a:v1 r.example/a:v2", "save r.example/a:v1", "inspect r.example/a:v1"] {
+    for line in ["tag r.example/a:v1 r.example/a:v2", "save r.example/a:v1"] {
         author.run(line).refused("r.example/a:v1: not in the image store");
     }
     assert!(!author.path("bundle.tar.gz").exists());
@@ -392,15 +393,52 @@ fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
     assert_eq!(author.run("init project --force").code, Some(0));
 }
 
-#[test]
-fn the_old_policy_clis_artifact_is_saved_byte_for_byte() {
-    let fixtures = std::env::var_os("BUNDLEGATE_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
-    let layout = fixtures.join("policy-cli-0.4");
+/// An artifact that the real policy CLI 0.4 wrote, as a layout without a tag.
+fn old_artifact() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let layout = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join("policy-cli-0.4");
     if !layout.exists() {
         skipped(&format!("the policy CLI's artifact, for {} is not there", layout.display()));
-        return;
+        return None;
     }
+    Some(layout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_policy_clis_artifact_is_pulled_inspected_and_saved_byte_for_byte() {
+    let Some(layout) = old_artifact() else { return };
+    let registry = FaultyRegistry::start().await;
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap();
+    let blobs: Vec<_> = blobs.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    let is_manifest = |bytes: &&Vec<u8>| bytes.starts_with(b"{\"schemaVersion\"");
+    let manifest = blobs.iter().find(is_manifest).unwrap();
+    let digest = bundlegate::oci::Digest::sha256(manifest);
+    for name in ["v1", digest.as_str()] {
+        registry.put(&format!("manifests/{name}"), media_type::OCI_MANIFEST, manifest.clone());
+    }
+    blobs.iter().for_each(|bytes| drop(registry.put_blob(bytes)));
+    let reference = registry.reference("v1").to_string();
+    tokio::task::spawn_blocking(move || {
+        let author = Author::new(&[]);
+        let there = author.json(&format!("inspect --remote --plain-http {reference}"));
+        assert_eq!((&there["digest"], author.blobs()), (&json!(digest), 0));
+        assert_eq!(author.json(&format!("pull --plain-http {reference}"))[0]["digest"], json!(digest));
+        // From now on without the registry.
+        let here = author.json(&format!("inspect {reference}"));
+        assert_eq!(here, there);
+        let saved = author.json(&format!("save {reference} -f out.tar.gz"));
+        let theirs = layout.join("blobs/sha256").join(&saved["layer"].as_str().unwrap()[7..]);
+        assert_eq!(fs::read(author.path("out.tar.gz")).unwrap(), fs::read(theirs).unwrap());
+        let row = &author.json("images")[0];
+        assert_eq!((&row["size"], &row["tag"]), (&saved["size"], &json!("v1")));
+    })
+    .await
+    .unwrap();
+}
+
+#[test]
+fn the_old_policy_clis_artifact_is_saved_from_a_folder() {
+    let Some(layout) = old_artifact() else { return };
     let author = Author::new(&[]);
     let reference = format!("oci-layout:{}", layout.display());
     let seen = author.json(&format!("inspect {reference}"));

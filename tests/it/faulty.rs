@@ -226,8 +226,9 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
         Some(Fault::Truncate(length)) => truncated(content, length),
         Some(Fault::Endless) => Response::new(endless()),
         Some(Fault::Slow(delay)) => {
+            let response = granted(&inner, request, content).await;
             tokio::time::sleep(delay).await;
-            granted(&inner, request, content).await
+            response
         }
         Some(Fault::Cut(length)) => {
             let (bytes, _) = intake::body(request, length).await;

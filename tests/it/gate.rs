@@ -1,6 +1,6 @@
 //! Watcher, store and server as `serve` wires them, in front of a registry.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
@@ -37,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     pub(crate) max_connections: usize,
+    pub(crate) cache: store::Options,
 }
 
 impl Default for Setup {
@@ -55,6 +56,7 @@ impl Default for Setup {
             drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
             tls: None,
             max_connections: 100,
+            cache: store::Options { directory: None, disk: 1 << 20, memory: 1 << 20 },
         }
     }
 }
@@ -69,7 +71,7 @@ pub(crate) struct Gate {
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
-    _watcher: JoinSet<()>,
+    watcher: JoinSet<()>,
 }
 
 impl Gate {
@@ -82,14 +84,13 @@ impl Gate {
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
         let metrics = Metrics::new().unwrap();
         let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
-        let cache = store::Options { directory: None, disk: 0, memory: 1 << 20 };
         let pipeline = Pipeline {
             name: setup.name.into(),
             reference: registry.reference("live"),
             // As patient as a busy machine needs.
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
             policy: Arc::new(setup.policy),
-            store: Store::open(cache, metrics.clone()),
+            store: Store::open(setup.cache, metrics.clone()),
             limits,
             evidence_limit: 1 << 20,
             metrics: metrics.clone(),
@@ -119,7 +120,7 @@ impl Gate {
         let mut watchers = JoinSet::new();
         watchers.spawn(watcher.run());
         let http = reqwest::Client::new();
-        Self { name: setup.name, data, admin, http, metrics, handle, stop: Some(stop), server, _watcher: watchers }
+        Self { name: setup.name, data, admin, http, metrics, handle, stop: Some(stop), server, watcher: watchers }
     }
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
@@ -159,6 +160,13 @@ impl Gate {
     /// As SIGTERM does.
     pub(crate) fn begin_to_drain(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// As a crash does. What is being written to the cache comes to its end.
+    pub(crate) async fn end(mut self, cache: &Path) {
+        self.watcher.shutdown().await;
+        let lock = fs::File::open(cache.join(".lock")).unwrap();
+        eventually("the cache is let go", || lock.try_lock().is_ok()).await;
     }
 
     pub(crate) async fn until_drained(&mut self) {

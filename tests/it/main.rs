@@ -20,5 +20,6 @@ mod serving;
 mod shells;
 mod signatures;
 mod signing;
+mod transfers;
 mod trouble;
 mod writes;

@@ -1,9 +1,17 @@
 //! What clients see while the registry is in trouble, or has nothing fit to serve.
 
-use std::time::Duration;
+use std::{fs, io::Write as _, os::unix::fs::FileTypeExt as _, path::PathBuf, process::Command, time::Duration};
 
-use bundlegate::watch::OnMissing;
+use bundlegate::{
+    metrics::Metrics,
+    oci::Digest,
+    store::{self, Store},
+    watch::OnMissing,
+};
+use jiff::{SignedDuration, Timestamp};
 use reqwest::StatusCode;
+use serde_json::Value;
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -12,8 +20,78 @@ use crate::{
     signing::Signer,
 };
 
+/// Where the cache notes the last successful check.
+const NOTE: &str = "dev.bundlegate.checked";
+
 fn unwell() -> Fault {
     Fault::Status(503, vec![])
+}
+
+fn on_disk(cache: &TempDir) -> store::Options {
+    store::Options { directory: Some(cache.path().to_owned()), ..Setup::default().cache }
+}
+
+fn stale_after(max_stale: Duration, cache: &TempDir) -> Setup {
+    let mut setup = Setup { cache: on_disk(cache), ..Setup::default() };
+    setup.rules.max_stale = Some(max_stale);
+    setup
+}
+
+fn index(cache: &TempDir) -> Value {
+    serde_json::from_slice(&fs::read(cache.path().join("index.json")).unwrap()).unwrap()
+}
+
+async fn noted(cache: &TempDir) -> String {
+    let note = || index(cache)["manifests"][0]["annotations"][NOTE].as_str().map(str::to_owned);
+    eventually("a note", || note().is_some()).await;
+    note().unwrap()
+}
+
+fn blob_path(cache: &TempDir, bytes: &[u8]) -> PathBuf {
+    cache.path().join("blobs/sha256").join(Digest::sha256(bytes).hex())
+}
+
+/// A file that nobody can read until this is dropped, as on a network volume whose server is
+/// gone. Then it says what it said before.
+struct Hanging {
+    file: PathBuf,
+    pipe: PathBuf,
+    content: Vec<u8>,
+}
+
+impl Hanging {
+    fn new(file: PathBuf) -> Self {
+        let hanging = Self { pipe: file.with_extension("pipe"), content: fs::read(&file).unwrap(), file };
+        assert!(Command::new("mkfifo").arg(&hanging.pipe).status().unwrap().success());
+        fs::rename(&hanging.pipe, &hanging.file).unwrap();
+        fs::hard_link(&hanging.file, &hanging.pipe).unwrap();
+        hanging
+    }
+
+    /// Whoever writes the file replaces it.
+    fn hangs(&self) -> bool {
+        fs::metadata(&self.file).unwrap().file_type().is_fifo()
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let whole = self.file.with_extension("whole");
+        fs::write(&whole, &self.content).unwrap();
+        fs::rename(whole, &self.file).unwrap();
+        // Opened both ways, which waits for nobody.
+        let mut pipe = fs::File::options().read(true).write(true).open(&self.pipe).unwrap();
+        pipe.write_all(&self.content).unwrap();
+        fs::remove_file(&self.pipe).unwrap();
+    }
+}
+
+fn note(cache: &TempDir, then: Option<Timestamp>) {
+    let mut index = index(cache);
+    let annotations = index["manifests"][0]["annotations"].as_object_mut().unwrap();
+    annotations.remove(NOTE);
+    annotations.extend(then.map(|then| (NOTE.to_owned(), Value::from(then.to_string()))));
+    fs::write(cache.path().join("index.json"), index.to_string()).unwrap();
 }
 
 #[tokio::test]
@@ -95,6 +173,135 @@ async fn what_a_slow_check_confirms_after_max_stale_is_served_again_at_once() {
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
     let served = timeout(PATIENCE, disagreeing).await.unwrap().unwrap().unwrap();
     assert_eq!(served.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_restart_does_not_prolong_max_stale() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    let etag = tag(&gate.get("", 60).await);
+    // Noted again when checks go on confirming it.
+    let first = noted(&cache).await;
+    eventually("a later note", || index(&cache)["manifests"][0]["annotations"][NOTE] != first).await;
+    registry.fail("", usize::MAX, unwell());
+    eventually("a failed check", || gate.last_failure().is_some()).await;
+    gate.end(cache.path()).await;
+
+    // Some of the four seconds are left, and then it is over.
+    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    let error = error(gate.get("", 0).await).await;
+    assert_eq!(error["message"], "no successful check for 4s (max_stale)", "{error}");
+    gate.end(cache.path()).await;
+
+    // The next process does not begin anew either …
+    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    eventually("its first word", || gate.state() != "pending").await;
+    assert_eq!(self::error(gate.get("", 0).await).await["message"], error["message"]);
+    // … but needs nothing more than to hear that it is right.
+    let fetched = registry.asked("blobs/").len();
+    registry.heal();
+    assert_eq!(tag(&gate.get("", 60).await), etag);
+    assert_eq!(registry.asked("blobs/").len(), fetched);
+}
+
+#[tokio::test]
+async fn a_restart_within_max_stale_serves_from_disk_for_what_is_left() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+    let etag = tag(&gate.get("", 60).await);
+    noted(&cache).await;
+    gate.end(cache.path()).await;
+    registry.fail("", usize::MAX, unwell());
+    let now = Timestamp::now();
+    for (hours_ago, state) in [(0.5, "serving"), (2.0, "withdrawn"), (-1000.0, "serving")] {
+        let then = now - SignedDuration::from_secs_f64(hours_ago * 3600.0);
+        note(&cache, Some(then));
+        let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+        eventually(state, || gate.state() == state).await;
+        gate.end(cache.path()).await;
+        let kept = noted(&cache).await.parse::<Timestamp>().unwrap();
+        assert!(kept == then || (hours_ago < 0.0 && kept >= now), "{then} became {kept}");
+    }
+    // As older versions left it: its time starts now, and once only.
+    note(&cache, None);
+    let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+    assert_eq!(tag(&gate.get("", 60).await), etag);
+    assert!(noted(&cache).await.parse::<Timestamp>().unwrap() >= now);
+    gate.end(cache.path()).await;
+    // Where nothing is to be noted, nothing is left that would be wrong one day.
+    let gate = Gate::with(&registry, Setup { cache: on_disk(&cache), ..Setup::default() }).await;
+    assert_eq!(tag(&gate.get("", 60).await), etag);
+    eventually("the note goes", || index(&cache)["manifests"][0]["annotations"][NOTE].is_null()).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_check() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let mut setup = Setup { cache: on_disk(&cache), ..Setup::default() };
+    setup.rules.on_missing = OnMissing::Withdraw;
+    let gate = Gate::with(&registry, setup).await;
+    let mut etag = tag(&gate.get("", 60).await);
+    eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
+    let hanging = Hanging::new(cache.path().join("index.json"));
+    for version in ["two", "three"] {
+        registry.put_artifact("live", &bundle(version));
+        let changed = gate.get(&etag, 60).await;
+        etag = tag(&changed);
+        assert_eq!(changed.bytes().await.unwrap(), bundle(version));
+    }
+    registry.remove("manifests/live");
+    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    // The second version was on its way to the disk all the time, and nothing overtook it. It
+    // arrives, and goes again.
+    let on_disk = |version| blob_path(&cache, &bundle(version)).exists();
+    assert!(hanging.hangs() && on_disk("two") && !on_disk("three"));
+    drop(hanging);
+    eventually("nothing is kept", || index(&cache)["manifests"].as_array().unwrap().is_empty()).await;
+    registry.put_artifact("live", &bundle("four"));
+    assert_eq!(gate.get("", 60).await.bytes().await.unwrap(), bundle("four"));
+    eventually("the disk is used again", || index(&cache)["manifests"][0].is_object()).await;
+}
+
+#[tokio::test]
+async fn a_blob_that_a_hanging_disk_does_not_give_comes_from_the_registry() {
+    let registry = FaultyRegistry::start().await;
+    let one = bundle("one");
+    let (_, layer) = registry.put_artifact("live", &one);
+    let cache = tempfile::tempdir().unwrap();
+    let gate = Gate::with(&registry, Setup { cache: on_disk(&cache), ..Setup::default() }).await;
+    gate.get("", 60).await;
+    eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
+    gate.end(cache.path()).await;
+
+    let fetched = || registry.asked(layer.digest.as_str()).len();
+    let fresh = || Store::open(on_disk(&cache), Metrics::new().unwrap());
+    fresh().blob(&registry.source(), &layer).await.unwrap();
+    assert_eq!(fetched(), 1, "the disk has it");
+    let store = fresh();
+    let _hanging = Hanging::new(blob_path(&cache, &one));
+    let blob = timeout(PATIENCE, store.blob(&registry.source(), &layer)).await.expect("it waits for ever").unwrap();
+    assert_eq!((blob.in_memory().unwrap().as_ref(), fetched()), (one.as_slice(), 2));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_on_the_disk_is_served_all_the_same() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let setup = Setup { cache: store::Options { disk: 10, ..on_disk(&cache) }, ..Setup::default() };
+    let gate = Gate::with(&registry, setup).await;
+    let first = gate.get("", 60).await;
+    registry.put_artifact("live", &bundle("two"));
+    assert_eq!(gate.get(&tag(&first), 60).await.bytes().await.unwrap(), bundle("two"));
+    gate.end(cache.path()).await;
+    assert_eq!(index(&cache)["manifests"], serde_json::json!([]));
 }
 
 #[tokio::test]

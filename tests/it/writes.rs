@@ -74,7 +74,7 @@ async fn a_small_blob_goes_in_one_piece_and_never_twice() {
 async fn a_large_blob_goes_in_chunks_to_relative_locations() {
     let registry = FaultyRegistry::start().await;
     registry.behave(Manners { relative: true, ..Manners::default() });
-    let ((descriptor, blob), heard) = (filed(40 * MIB), Heard::default());
+    let ((descriptor, blob), heard) = (filed(72 * MIB), Heard::default());
     registry.destination().put_blob(&descriptor, &blob, &heard).await.unwrap();
     assert!(holds(&registry, &descriptor));
     let ranges: Vec<_> = registry
@@ -82,18 +82,18 @@ async fn a_large_blob_goes_in_chunks_to_relative_locations() {
         .iter()
         .map(|asked| asked.headers["content-range"].to_str().unwrap().to_owned())
         .collect();
-    assert_eq!(ranges, ["0-16777215", "16777216-33554431", "33554432-41943039"]);
-    assert_eq!(heard.at.lock().unwrap().last(), Some(&(40 * MIB as u64)));
+    assert_eq!(ranges, ["0-33554431", "33554432-67108863", "67108864-75497471"]);
+    assert_eq!(heard.at.lock().unwrap().last(), Some(&(72 * MIB as u64)));
 }
 
 #[tokio::test]
 async fn the_registry_says_how_small_a_chunk_may_be() {
     let registry = FaultyRegistry::start().await;
-    registry.behave(Manners { least_chunk: Some(30 * MIB as u64), ..Manners::default() });
+    registry.behave(Manners { least_chunk: Some(40 * MIB as u64), ..Manners::default() });
     let (descriptor, blob) = filed(40 * MIB);
     registry.destination().put_blob(&descriptor, &blob, &()).await.unwrap();
     assert!(holds(&registry, &descriptor));
-    assert_eq!(count(&registry, "PATCH "), 2);
+    assert_eq!(count(&registry, "PATCH "), 1);
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_broken_transfer_goes_on_where_it_broke() {
         .iter()
         .map(|asked| asked.headers["content-range"].to_str().unwrap().split('-').next().unwrap().to_owned())
         .collect();
-    assert_eq!(starts, ["0", "5242880", "10485760", "27262976"]);
+    assert_eq!(starts, ["0", "5242880", "10485760"]);
     assert_eq!(count(&registry, "POST "), 1, "one upload from beginning to end");
 }
 
@@ -188,11 +188,12 @@ async fn an_upload_lasts_as_long_as_bytes_move() {
         .unwrap();
     // The registry needs longer to store the blob than `timeouts.read`, and the upload
     // altogether longer than `timeouts.total`.
-    let (descriptor, blob) = filed(60 * MIB);
-    registry.fail("PATCH ", 9, Fault::Slow(Duration::from_millis(800)));
+    let (descriptor, blob) = filed(40 * MIB);
+    registry.fail("PATCH ", 9, Fault::Slow(Duration::from_millis(1100)));
     let began = Instant::now();
     to.put_blob(&descriptor, &blob, &()).await.unwrap();
-    assert!(began.elapsed() > Duration::from_secs(3) && holds(&registry, &descriptor));
+    assert!(began.elapsed() > Duration::from_secs(2) && holds(&registry, &descriptor));
+    assert_eq!(count(&registry, "PATCH "), 2, "slowness is no trouble");
 }
 
 #[tokio::test]
@@ -255,7 +256,7 @@ async fn a_token_grown_old_is_renewed_before_a_body_is_sent_in_vain() {
     let (descriptor, blob) = filed(40 * MIB);
     to.put_blob(&descriptor, &blob, &()).await.unwrap();
     let patches = registry.asked("PATCH ");
-    assert_eq!(patches.len(), 3);
+    assert_eq!(patches.len(), 2);
     assert!(patches.iter().all(|patch| patch.headers["authorization"] == "Bearer t0ken"));
 }
 
@@ -387,4 +388,56 @@ async fn a_refusal_is_told_in_the_registrys_words_without_control_characters() {
     let error = registry.destination().put_manifest(&manifest, media_type::OCI_INDEX, Some("v1")).await.unwrap_err();
     let host = registry.address;
     assert_eq!(error.to_string(), format!("push at {host}: HTTP 400 (MANIFEST_INVALID, no [31mconfig)"));
+}
+
+#[tokio::test]
+async fn a_registry_without_tls_is_not_spoken_to_in_the_clear_and_the_error_says_how_to() {
+    let registry = FaultyRegistry::start().await;
+    let options = Options { scheme: bundlegate::registry::Scheme::Https, ..registry.options() };
+    let to = registry.registries(options).destination(registry.reference("x").repository()).unwrap();
+    let (descriptor, blob) = blob(1000);
+    let error = to.put_blob(&descriptor, &blob, &()).await.unwrap_err();
+    assert!(error.to_string().contains("--plain-http"), "{error}");
+    assert!(registry.asked("").is_empty());
+}
+
+fn docker_config(entry: &serde_json::Value, host: &str) -> (Credentials, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, json!({ "auths": { host: entry } }).to_string()).unwrap();
+    (Credentials::DockerConfig { file }, folder)
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_by_a_form_and_shown_to_nobody_else() {
+    let registry = FaultyRegistry::start().await;
+    let host = registry.address.to_string();
+    let realm = format!("http://{host}/v2/acme/authz/oauth2/token");
+    let challenge = format!(r#"Bearer realm="{realm}",service="reg",scope="repository:acme/authz:pull""#);
+    registry.fail("HEAD ", 1, Fault::Status(401, vec![("www-authenticate", challenge)]));
+    registry.fail("POST /v2/acme/authz/oauth2/token", 1, Fault::Refuse(200, r#"{"access_token":"acc3ss"}"#));
+    let (credentials, _folder) = docker_config(&json!({ "identitytoken": "1dentity" }), &host);
+    let options = Options { credentials: Some(credentials), ..registry.options() };
+    let to = registry.registries(options).destination(registry.reference("x").repository()).unwrap();
+    let (descriptor, blob) = blob(1000);
+    to.put_blob(&descriptor, &blob, &()).await.unwrap();
+    let asked = registry.asked("POST /v2/acme/authz/oauth2/token");
+    assert_eq!(asked[0].headers["content-type"], "application/x-www-form-urlencoded");
+    assert!(!asked[0].headers.contains_key("authorization") && !asked[0].path.contains("1dentity"));
+    assert_eq!(registry.asked("PUT ")[0].headers["authorization"], "Bearer acc3ss");
+    assert!(registry.asked("").iter().all(|asked| !format!("{:?}", asked.headers).contains("1dentity")));
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_read_are_an_error_and_no_anonymous_request() {
+    let registry = FaultyRegistry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, "{").unwrap();
+    registry.fail("", 9, Fault::Status(401, vec![("www-authenticate", "Basic realm=x".into())]));
+    let options = Options { credentials: Some(Credentials::DockerConfig { file }), ..registry.options() };
+    let to = registry.registries(options).destination(registry.reference("x").repository()).unwrap();
+    let error = to.has_blob(&blob(1000).0).await.unwrap_err();
+    assert!(matches!(error, RegistryError::NoLogin { .. }), "{error}");
+    assert_eq!(error.class(), Class::Denied);
 }

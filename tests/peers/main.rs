@@ -4,15 +4,20 @@
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
 mod airgap;
+mod builds;
+mod cosign;
 mod crash;
 mod crowd;
 mod dev;
+mod evaluation;
 mod interop;
 mod matrix;
 mod outages;
 mod prometheus;
+mod pushes;
 mod readme;
 mod refusals;
 mod replicas;
 mod session;
+mod shells;
 mod support;

@@ -15,7 +15,7 @@ use crate::{
 /// Two versions of a bundle, made as the pipeline makes them.
 static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), snapshot(2)]);
 
-fn snapshot(version: u8) -> Arc<Snapshot> {
+pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
     let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };

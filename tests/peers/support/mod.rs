@@ -1,32 +1,38 @@
 //! The wiring: starting the programs, and asking them what they see.
 
 mod artifact;
+mod author;
 mod balancer;
 mod ca;
 mod cosign;
 mod desk;
 mod gate;
+mod key_holder;
 mod opa;
 mod process;
 mod programs;
 mod proxy;
 mod registry;
+mod terminal;
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 pub(crate) use artifact::Artifact;
+pub(crate) use author::{Author, finish};
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
 pub(crate) use desk::{Desk, READER, WRITER};
 pub(crate) use gate::{Gate, GateConfig};
+pub(crate) use key_holder::{KeyHolder, Ran};
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
+pub(crate) use terminal::Terminal;
 
 /// Far beyond what anything here takes, even on a machine with better things to do.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -148,6 +148,21 @@ impl Registry {
         times
     }
 
+    /// What it wrote so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The folder that it keeps everything in; not for the one that forgets.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The certificate that vouches for it.
+    pub(crate) fn ca(&self) -> &str {
+        self.ca.as_deref().and_then(Path::to_str).unwrap()
+    }
+
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

@@ -1,0 +1,110 @@
+//! Writes to disk what a watcher has decided, after clients could see it: a slow disk delays
+//! neither what is published nor the next check.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::{Pipeline, Snapshot};
+use crate::{oci::Digest, verify::Evidence};
+
+/// Holds what is to be written next. One thing at a time is written, so that they follow each
+/// other as they were decided; of what a slow disk has not come to, the newest replaces the rest.
+#[derive(Debug, Default)]
+pub(super) struct Scribe {
+    next: Mutex<Option<Entry>>,
+    called: Notify,
+}
+
+/// What the disk should say from now on.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// This is served.
+    Keep { snapshot: Arc<Snapshot>, evidence: Arc<Evidence>, checked: Option<Timestamp> },
+    /// What is served was confirmed.
+    Confirm { manifest: Digest, checked: Option<Timestamp> },
+    /// Nothing is served.
+    Forget,
+}
+
+impl Scribe {
+    /// Never waits.
+    pub(super) fn put_down(&self, entry: Entry) {
+        let mut next = self.lock();
+        *next = Some(following(next.take(), entry));
+        drop(next);
+        self.called.notify_one();
+    }
+
+    /// Writes for ever. When it is dropped, what is being written is still completed, what
+    /// waits is not.
+    pub(super) async fn work(&self, pipeline: &Pipeline) {
+        loop {
+            self.called.notified().await;
+            let entry = self.lock().take();
+            match entry {
+                Some(Entry::Keep { snapshot, evidence, checked }) => pipeline.keep(&snapshot, &evidence, checked).await,
+                Some(Entry::Confirm { manifest, checked }) => pipeline.confirm(&manifest, checked).await,
+                Some(Entry::Forget) => pipeline.forget().await,
+                None => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Entry>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What to write when `newer` comes while `waiting` has not been written.
+fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
+    match (waiting, newer) {
+        // The time of a check says nothing without the bundle.
+        (Some(Entry::Keep { snapshot, evidence, .. }), Entry::Confirm { checked, .. }) => {
+            Entry::Keep { snapshot, evidence, checked }
+        }
+        (Some(Entry::Forget), Entry::Confirm { .. }) => Entry::Forget,
+        (_, newer) => newer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::state::tests::snapshot, *};
+
+    fn keep(version: u8) -> Entry {
+        Entry::Keep { snapshot: snapshot(version), evidence: Arc::default(), checked: None }
+    }
+
+    fn confirm(seconds: i64) -> Entry {
+        let manifest = snapshot(1).manifest_digest().clone();
+        Entry::Confirm { manifest, checked: Timestamp::from_second(seconds).ok() }
+    }
+
+    /// What a disk writes that could write nothing while all of these were decided.
+    fn after_all(entries: impl IntoIterator<Item = Entry>) -> Entry {
+        entries.into_iter().fold(None, |waiting, entry| Some(following(waiting, entry))).unwrap()
+    }
+
+    #[test]
+    fn of_versions_that_wait_the_newest_is_written() {
+        let Entry::Keep { snapshot: kept, .. } = after_all([keep(1), keep(2)]) else { panic!("not kept") };
+        assert_eq!(kept.etag(), snapshot(2).etag());
+    }
+
+    #[test]
+    fn no_version_comes_back_after_it_was_withdrawn() {
+        assert!(matches!(after_all([keep(1), Entry::Forget]), Entry::Forget));
+        assert!(matches!(after_all([keep(1), Entry::Forget, confirm(1)]), Entry::Forget));
+        assert!(matches!(after_all([keep(1), Entry::Forget, keep(2)]), Entry::Keep { .. }));
+    }
+
+    #[test]
+    fn a_version_that_waits_is_written_with_the_newest_check() {
+        let Entry::Keep { checked, .. } = after_all([keep(1), confirm(1), confirm(2)]) else { panic!("not kept") };
+        assert_eq!(checked.unwrap().as_second(), 2);
+        assert!(matches!(after_all([confirm(1), confirm(2)]), Entry::Confirm { .. }));
+        assert!(matches!(after_all([confirm(1), keep(1)]), Entry::Keep { checked: None, .. }));
+    }
+}

@@ -1,0 +1,202 @@
+//! push, pull and copy when things go wrong on the way.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use bundlegate::{
+    oci::{Descriptor, Digest, NewManifest, PinnedReference, Reference, media_type},
+    registry::{Destination, Source},
+    transfer::{Copied, Signatures, Transfer, TransferError},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    command::Desk,
+    faulty::{Fault, FaultyRegistry},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A registry with an artifact whose layer has so many bytes.
+async fn serving(size: usize) -> (FaultyRegistry, Digest) {
+    let registry = FaultyRegistry::start().await;
+    registry.put_blob(NewManifest::CONFIG);
+    let (digest, _) = registry.put_artifact("v1", &vec![b'x'; size]);
+    (registry, digest)
+}
+
+fn images(desk: &Desk) -> Value {
+    let ran = desk.run(&["images", "--store", "store", "--json"]);
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+/// Everything that lies in the store under a digest, and what lies there half-written.
+fn lying(desk: &Desk) -> (usize, usize) {
+    let names = |folder: &str| {
+        let entries = fs::read_dir(desk.path(folder)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let halves = names("store").into_iter().filter(|name| name.starts_with(".tmp-")).count();
+    (names("store/blobs/sha256").len(), halves)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_pull_leaves_nothing_in_the_store() {
+    let (registry, _) = serving(100_000).await;
+    registry.fail("GET /v2/acme/authz/blobs", 9, Fault::Stall);
+    let desk = Desk::new();
+    let child = Command::new(env!("CARGO_BIN_EXE_bundlegate"))
+        .args(["pull", "--plain-http", "--store", "store", &registry.reference("v1").to_string()])
+        .current_dir(desk.path("."))
+        .env("HOME", desk.path("."))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while registry.asked("GET /v2/acme/authz/blobs").is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no blob was asked for");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("interrupted"));
+    assert_eq!((images(&desk), lying(&desk)), (json!([]), (0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_breaks_leaves_the_name_where_it_was() {
+    let (registry, first) = serving(1000).await;
+    let (desk, name) = (Desk::new(), registry.reference("v1").to_string());
+    let pull = ["pull", "--plain-http", "--store", "store", &name];
+    let ran = desk.run(&pull);
+    assert_eq!((ran.code, ran.stdout.trim()), (0, format!("{}/acme/authz@{first}", registry.address).as_str()));
+    registry.put_artifact("v1", &[b'y'; 200_000]);
+    registry.fail("GET /v2/acme/authz/blobs", 99, Fault::Truncate(100_000));
+    let ran = desk.run(&pull);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (1, "", 1), "{}", ran.stderr);
+    assert_eq!(images(&desk)[0]["digest"], first.as_str());
+    registry.heal();
+    assert_eq!(desk.run(&pull).code, 0);
+    assert_ne!(images(&desk)[0]["digest"], first.as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_no_more_is_told_and_nothing_has_a_name() {
+    let (registry, _) = serving(4 * MIB as usize).await;
+    let desk = Desk::new();
+    // Files of more than a MiB are refused, as on a full disk.
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 2048; exec {} pull --plain-http --store store {}",
+        env!("CARGO_BIN_EXE_bundlegate"),
+        registry.reference("v1")
+    );
+    let mut shell = Command::new("sh");
+    let output = shell.args(["-c", &line]).current_dir(desk.path(".")).env("HOME", desk.path(".")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{told}");
+    assert!(told.contains("File too large"), "{told}");
+    assert_eq!((images(&desk), lying(&desk).1), (json!([]), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_told_in_one_line_with_the_way_out() {
+    let (registry, _) = serving(1000).await;
+    let (desk, host) = (Desk::new(), registry.address.to_string());
+    let name = registry.reference("v1").to_string();
+    let none = registry.reference("none").to_string();
+    let other = format!("oci-layout:out@{}", Digest::sha256(b"other"));
+    let mistakes: [(&[&str], i32, &str); 8] = [
+        (&["push"], 2, "REF"),
+        (&["pull", "authz:v1"], 2, "names no registry host"),
+        (&["login", "https://ghcr.io"], 2, "write ghcr.io"),
+        (&["push", &name, "--plain-http"], 1, "`bundlegate images` lists what is"),
+        (&["pull", &none, "--plain-http"], 1, "no such tag"),
+        (&["pull", "oci-layout:x:v1"], 1, "bundlegate copy"),
+        (&["images", "--remote", &host, "--plain-http"], 1, "name a repository"),
+        (&["copy", &name, &other, "--plain-http"], 1, "name a tag for the copy"),
+    ];
+    for (words, code, says) in mistakes {
+        let ran = desk.run(words);
+        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{words:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{words:?}: {}", ran.stderr);
+        assert!(code == 2 || ran.stderr.lines().count() == 1, "{words:?}: {}", ran.stderr);
+    }
+}
+
+/// A place to copy to, with what is copied there from a registry.
+struct Way {
+    from: Source,
+    to: Destination,
+    _folder: tempfile::TempDir,
+}
+
+impl Way {
+    fn from(registry: &FaultyRegistry) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let there: Reference = format!("oci-layout:{}", folder.path().join("out").display()).parse().unwrap();
+        let registries = registry.registries(registry.options());
+        Self { from: registry.source(), to: registries.destination(there.repository()).unwrap(), _folder: folder }
+    }
+
+    async fn copy(&self, what: &PinnedReference, max_size: u64) -> Result<Copied, TransferError> {
+        let signatures = Signatures::Along;
+        let transfer =
+            Transfer { from: &self.from, to: &self.to, signatures, neighbours: &[], max_size, progress: &() };
+        transfer.run(what, &["v1".to_owned()]).await
+    }
+}
+
+fn put_index(registry: &FaultyRegistry, name: &str, entries: &[Descriptor]) -> Descriptor {
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries }).to_string();
+    let descriptor = Descriptor::of(media_type::OCI_INDEX, index.as_bytes());
+    registry.put(&format!("manifests/{name}"), media_type::OCI_INDEX, index.clone());
+    registry.put(&format!("manifests/{}", descriptor.digest), media_type::OCI_INDEX, index);
+    descriptor
+}
+
+#[tokio::test]
+async fn an_index_comes_with_everything_below_it() {
+    let (registry, digest) = serving(1000).await;
+    let size = registry.held(&format!("manifests/{digest}")).unwrap().1.len() as u64;
+    let entry = Descriptor::new(media_type::OCI_MANIFEST, digest.clone(), size);
+    let index = put_index(&registry, "v1", &[entry.clone(), entry.clone()]);
+    let way = Way::from(&registry);
+    let pinned = way.from.resolve(&registry.reference("v1")).await.unwrap();
+    assert_eq!(pinned.digest(), &index.digest);
+    way.copy(&pinned, MIB).await.unwrap();
+    assert!(way.to.has_blob(&index).await.unwrap() && way.to.has_blob(&entry).await.unwrap());
+    assert_eq!(registry.asked("GET /v2/acme/authz/blobs").len(), 2, "each blob once");
+}
+
+#[tokio::test]
+async fn a_listed_signature_that_is_not_there_is_left_out_and_told() {
+    let (registry, digest) = serving(1000).await;
+    let gone = Descriptor::of(media_type::OCI_MANIFEST, b"gone");
+    put_index(&registry, &format!("sha256-{}", digest.hex()), std::slice::from_ref(&gone));
+    let way = Way::from(&registry);
+    let pinned = way.from.resolve(&registry.reference("v1")).await.unwrap();
+    let copied = way.copy(&pinned, MIB).await.unwrap();
+    assert_eq!(copied.referrers, 0);
+    assert!(copied.skipped[0].contains(gone.digest.as_str()), "{copied:?}");
+}
+
+#[tokio::test]
+async fn limits_are_kept_before_a_byte_is_fetched() {
+    let (registry, _) = serving(1000).await;
+    let way = Way::from(&registry);
+    let pinned = way.from.resolve(&registry.reference("v1")).await.unwrap();
+    let error = way.copy(&pinned, 999).await.unwrap_err();
+    assert!(matches!(error, TransferError::TooLarge { size: 1000, limit: 999, .. }), "{error}");
+    assert!(registry.asked("GET /v2/acme/authz/blobs").is_empty());
+    let mut deepest = Vec::new();
+    for _ in 0..6 {
+        deepest = vec![put_index(&registry, "deep", &deepest)];
+    }
+    let pinned = way.from.resolve(&registry.reference("deep")).await.unwrap();
+    assert!(matches!(way.copy(&pinned, MIB).await.unwrap_err(), TransferError::Endless(_)));
+}

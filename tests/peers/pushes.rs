@@ -1,0 +1,335 @@
+//! The author's way to a registry and back: push, pull, copy, login, among real registries,
+//! clients and signers.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{Author, Ca, Cosign, Format, KeyPair, Kind, PASSWORD, Registry, USER, eventually, finish, run};
+
+const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
+const MB: usize = 1_000_000;
+
+/// Builds the policy in the author's home under a name, and gives the digest.
+async fn build(author: &Author, reference: &str) -> String {
+    let built: Value =
+        serde_json::from_str(&author.run(&["build", "policy", "-t", reference, "--json"]).await).unwrap();
+    built["digest"].as_str().unwrap().to_owned()
+}
+
+/// A layout with one artifact whose layer has so many random bytes, as oras makes it.
+async fn large(author: &Author, name: &str, size: usize) {
+    let mut bytes = vec![0; size];
+    fastrand::fill(&mut bytes);
+    fs::write(author.path("large.bin"), bytes).unwrap();
+    let layer = "large.bin:application/vnd.oci.image.layer.v1.tar+gzip";
+    run("oras", author.home(), &["push", "--oci-layout", &format!("{name}:v1"), layer]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_registry_takes_a_push_and_every_client_reads_it() {
+    for kind in KINDS {
+        let (registry, author) = (Registry::start(kind).await, Author::new());
+        author.policy("first");
+        let (one, two) = (registry.reference("acme/authz:v1"), registry.reference("acme/authz:live"));
+        let digest = build(&author, &one).await;
+        author.run(&["tag", &one, &two]).await;
+        let pushed = author.run(&["push", "--plain-http", &one, &two]).await;
+        let pinned = registry.reference(&format!("acme/authz@{digest}"));
+        assert_eq!(pushed, format!("{pinned}\n{pinned}"), "{kind:?}");
+        let before = puts(&registry);
+        let again = author.run(&["push", "--plain-http", "--json", &one]).await;
+        assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), json!([{ "reference": one, "digest": digest }]));
+        if kind == Kind::Debian {
+            assert_eq!(puts(&registry), before, "no blob goes over twice");
+        }
+        registry.oras(&["pull", &two, "--output", author.home().to_str().unwrap()]).await;
+        let seen = run("crane", author.home(), &["digest", "--insecure", &two]).await;
+        assert_eq!(seen, digest, "{kind:?}");
+        let to = format!("docker://{two}");
+        let seen = run("skopeo", author.home(), &["inspect", "--raw", "--tls-verify=false", &to]).await;
+        assert!(seen.contains("org.openpolicyregistry.type"), "{kind:?}: {seen}");
+        let listed =
+            author.run(&["images", "--remote", &registry.reference("acme/authz"), "--plain-http", "--json"]).await;
+        let listed: Value = serde_json::from_str(&listed).unwrap();
+        let tags: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["tag"]).collect();
+        assert_eq!(tags, ["live", "v1"], "{kind:?}");
+        let listed = author.run(&["images", "--remote", &registry.host, "--search", "auth", "--plain-http"]).await;
+        assert!(listed.contains(&registry.reference("acme/authz")), "{kind:?}: {listed}");
+    }
+}
+
+/// How many uploads docker-registry has finished.
+fn puts(registry: &Registry) -> usize {
+    let uploads = |line: &&str| line.contains("/blobs/uploads/") && line.contains("\"http.request.method\":\"PUT\"");
+    registry.log().lines().filter(uploads).filter(|line| line.contains("response completed")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
+    let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
+    author.policy("first");
+    let (base, other) = (registry.reference("acme/base:v1"), registry.reference("acme/other:v1"));
+    build(&author, &base).await;
+    author.run(&["push", "--plain-http", &base]).await;
+    let before = puts(&registry);
+    author.run(&["tag", &base, &other]).await;
+    author.run(&["push", "--plain-http", &other]).await;
+    assert_eq!(puts(&registry), before, "nothing was uploaded");
+    registry.oras(&["pull", &other, "--output", author.home().to_str().unwrap()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
+    let (registry, author, key) = (Registry::start(Kind::Debian).await, Author::new(), KeyPair::generate().await);
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    let digest = build(&author, &name).await;
+    author.run(&["push", "--plain-http", &name]).await;
+    let other = Author::new();
+    let public = key.public();
+    let pull = ["pull", "--plain-http", &name, "--key", public.to_str().unwrap()];
+    let refused = other.try_run(&pull, "").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("no signature") && refused.err.lines().count() == 1, "{}", refused.err);
+    assert_eq!(other.run(&["images", "--json"]).await, "[]");
+    let pinned = format!("acme/authz@{digest}");
+    key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
+    key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
+    assert_eq!(other.run(&pull).await, registry.reference(&pinned));
+    let images: Value = serde_json::from_str(&other.run(&["images", "--json"]).await).unwrap();
+    assert_eq!(images[0]["signed"], true);
+    // What was pulled goes on to another registry with its signatures, under another name.
+    let second = Registry::start(Kind::Referrers).await;
+    let there = second.reference("acme/authz:v1");
+    other.run(&["tag", &name, &there]).await;
+    other.run(&["push", "--plain-http", &there]).await;
+    drop(registry);
+    for format in [Format::Bundle, Format::Legacy] {
+        cosign_verifies(&key, &second, &there, format).await;
+    }
+}
+
+async fn cosign_verifies(key: &KeyPair, registry: &Registry, reference: &str, format: Format) {
+    let new_format = format!("--new-bundle-format={}", format == Format::Bundle);
+    let public = key.public();
+    let mut words = vec!["verify", "--key", public.to_str().unwrap(), "--insecure-ignore-tlog", &new_format];
+    let flags = registry.cosign_flags();
+    words.extend(flags.iter().map(String::as_str));
+    words.push(reference);
+    run("cosign", Path::new("/"), &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_verified_with_the_first_registry_gone() {
+    let ways = [(Kind::Debian, Kind::Referrers), (Kind::Referrers, Kind::Distribution)];
+    for (first, second) in ways {
+        let (registry, author, key) = (Registry::start(first).await, Author::new(), KeyPair::generate().await);
+        author.policy("first");
+        let name = registry.reference("acme/authz:v1");
+        let digest = build(&author, &name).await;
+        author.run(&["push", "--plain-http", &name]).await;
+        let pinned = format!("acme/authz@{digest}");
+        key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
+        key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
+        let copied = author.run(&["copy", &name, "oci-layout:carry", "--plain-http"]).await;
+        assert_eq!(copied, format!("oci-layout:carry@{digest}"));
+        drop(registry);
+        let public = key.public();
+        let public = public.to_str().unwrap();
+        author.run(&["verify", "oci-layout:carry:v1", "--key", public]).await;
+        author.run(&["verify", "oci-layout:carry", "--key", public]).await;
+        let registry = Registry::start(second).await;
+        let there = registry.reference("other/name:v2");
+        author.run(&["copy", "oci-layout:carry:v1", &there, "--to-plain-http"]).await;
+        fs::remove_dir_all(author.path("carry")).unwrap();
+        author.run(&["verify", &there, "--key", public, "--plain-http"]).await;
+        for format in [Format::Bundle, Format::Legacy] {
+            cosign_verifies(&key, &registry, &there, format).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_logged_in_with_docker_is_logged_in() {
+    let ca = Ca::new();
+    let (registry, author) = (Registry::protected(Kind::Distribution, &ca).await, Author::new());
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    build(&author, &name).await;
+    let push = ["push", "--ca-file", registry.ca(), &name];
+    let refused = author.try_run(&push, "").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("bundlegate login"), "{}", refused.err);
+    // As docker writes it.
+    run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", PASSWORD]).await;
+    author.run(&push).await;
+    // A wrong password is told from none.
+    run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", "wrong"]).await;
+    let refused = author.try_run(&push, "").await;
+    assert!(refused.err.contains("the stored credentials"), "{}", refused.err);
+    assert!(!refused.err.contains("wrong"), "{}", refused.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn login_tries_the_password_before_it_keeps_it_and_others_use_it() {
+    let ca = Ca::new();
+    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
+    let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
+    let refused = author.try_run(&login, "wrong\n").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("user name and password") && !refused.err.contains("wrong"), "{}", refused.err);
+    let file = author.path(".docker/config.json");
+    assert!(!file.exists());
+    let done = author.try_run(&login, &format!("{PASSWORD}\n")).await;
+    assert_eq!((done.code, done.out.as_str()), (Some(0), ""), "{}", done.err);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    build(&author, &name).await;
+    author.run(&["push", "--ca-file", registry.ca(), &name]).await;
+    let repository = registry.reference("acme/authz");
+    let tags = ["repo", "tags", "--ca-file", registry.ca(), &repository];
+    assert_eq!(run("oras", author.home(), &tags).await, "v1");
+    author.run(&["logout", &registry.host]).await;
+    assert!(author.try_run(&["push", "--ca-file", registry.ca(), &name], "").await.code == Some(1));
+    let usage = author.try_run(&["login", "https://ghcr.io"], "").await;
+    assert_eq!(usage.code, Some(2));
+}
+
+/// Keeps what it is told in a file, as helpers keep it in a keychain.
+const HELPER: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+case $1 in
+store) cat > kept ;;
+get) if [ -e kept ]; then cat kept; else echo "credentials not found in native keychain"; exit 1; fi ;;
+erase) rm -f kept ;;
+esac
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_helper_keeps_the_password_where_one_is_named() {
+    let ca = Ca::new();
+    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
+    author.write("bin/docker-credential-shelf", HELPER);
+    fs::set_permissions(author.path("bin/docker-credential-shelf"), fs::Permissions::from_mode(0o755)).unwrap();
+    author.write(".docker/config.json", r#"{ "credsStore": "shelf", "psFormat": "kept" }"#);
+    let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
+    let done = author.try_run(&login, PASSWORD).await;
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    let config = fs::read_to_string(author.path(".docker/config.json")).unwrap();
+    assert!(config.contains("psFormat") && !config.contains("\"auth\""), "{config}");
+    let kept = fs::read_to_string(author.path("bin/kept")).unwrap();
+    assert!(kept.contains(&registry.host) && kept.contains(PASSWORD), "{kept}");
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    build(&author, &name).await;
+    author.run(&["push", "--ca-file", registry.ca(), &name]).await;
+    author.run(&["logout", &registry.host]).await;
+    assert!(!author.path("bin/kept").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_megabytes_go_over_in_little_memory() {
+    let author = Author::new();
+    large(&author, "large", 200 * MB).await;
+    for kind in KINDS {
+        let registry = Registry::start(kind).await;
+        let (theirs, ours) = (registry.reference("acme/theirs:v1"), registry.reference("acme/ours:v1"));
+        let began = Instant::now();
+        run("oras", author.home(), &["cp", "--from-oci-layout", "--to-plain-http", "large:v1", &theirs]).await;
+        let oras_push = began.elapsed();
+        let began = Instant::now();
+        run("oras", author.home(), &["pull", "--plain-http", &theirs, "--output", "pulled"]).await;
+        let oras_pull = began.elapsed();
+        let began = Instant::now();
+        // Another host's name for the same place, so that nothing can be mounted or skipped.
+        let fresh = Registry::start(kind).await;
+        let ours_there = ours.replace(&registry.host, &fresh.host);
+        let push = author.try_run(&["copy", "oci-layout:large:v1", &ours_there, "--plain-http"], "").await;
+        let our_push = began.elapsed();
+        assert_eq!(push.code, Some(0), "{kind:?}: {}", push.err);
+        let began = Instant::now();
+        let pull = author.try_run(&["pull", &ours_there, "--plain-http", "--store", &format!("{kind:?}")], "").await;
+        let our_pull = began.elapsed();
+        assert_eq!(pull.code, Some(0), "{kind:?}: {}", pull.err);
+        println!(
+            "pushes: 200 MB, {kind:?}: push {our_push:.2?} in {} MiB (oras {oras_push:.2?}, ratio {:.2}); pull {our_pull:.2?} in {} MiB (oras {oras_pull:.2?}, ratio {:.2})",
+            push.peak >> 20,
+            our_push.div_duration_f64(oras_push),
+            pull.peak >> 20,
+            our_pull.div_duration_f64(oras_pull),
+        );
+        for done in [push, pull] {
+            assert!(done.peak > 0 && done.peak < 100 << 20, "{kind:?}: {} bytes", done.peak);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_outlives_a_restart_of_its_registry() {
+    let author = Author::new();
+    large(&author, "large", 200 * MB).await;
+    for kind in [Kind::Debian, Kind::Distribution] {
+        let mut registry = Registry::start(kind).await;
+        let name = registry.reference("acme/large:v1");
+        let push = ["copy", "oci-layout:large:v1", &name, "--plain-http"];
+        let child = author.start(&push);
+        let uploads = registry.folder().join("docker/registry/v2/repositories/acme/large/_uploads");
+        eventually("the first chunk", async || (held(&uploads) > 10 * MB as u64).then_some(())).await;
+        let before = held(&uploads);
+        registry.restart().await;
+        let done = finish(child).await;
+        assert_eq!(done.code, Some(0), "{kind:?}: {}", done.err);
+        // distribution knows an upload by its length at the last whole chunk: one that was
+        // cut within a chunk is lost to it, and is begun anew. Beside it, the config's.
+        let begun = |line: &&str| line.contains("/acme/large/blobs/uploads/\"") && line.contains("\"POST\"");
+        let log = registry.log();
+        let begun = log.lines().filter(begun).filter(|line| line.contains("response completed")).count();
+        let fate = if begun == 1 { "went on" } else { "began anew" };
+        println!(
+            "pushes: {kind:?} killed with {} MB of 200 and started again: the same push {fate} and ended well",
+            before / MB as u64
+        );
+        // Killed for good, the push fails, and another one later does what is left.
+        let name = registry.reference("acme/other:v1");
+        let push = ["copy", "oci-layout:large:v1", &name, "--plain-http"];
+        registry.kill();
+        let done = author.try_run(&push, "").await;
+        assert_eq!((done.code, done.err.lines().count()), (Some(1), 1), "{kind:?}: {}", done.err);
+        registry.restart().await;
+        author.run(&push).await;
+    }
+}
+
+/// Bytes of every file below a folder.
+fn held(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => held(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_push_leaves_no_tag() {
+    let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
+    large(&author, "large", 200 * MB).await;
+    let name = registry.reference("acme/large:v1");
+    let child = author.start(&["copy", "oci-layout:large:v1", &name, "--plain-http"]);
+    let uploads = registry.folder().join("docker/registry/v2/repositories/acme/large/_uploads");
+    eventually("the first bytes", async || (held(&uploads) > 0).then_some(())).await;
+    let interrupt = format!("kill -INT {}", child.id().unwrap());
+    run("sh", author.home(), &["-c", &interrupt]).await;
+    let done = finish(child).await;
+    assert_eq!(done.code, Some(1));
+    assert!(done.err.contains("interrupted"), "{}", done.err);
+    sleep(Duration::from_millis(200)).await;
+    let tags = author.try_run(&["images", "--remote", &registry.reference("acme/large"), "--plain-http"], "").await;
+    assert!(!tags.out.contains("v1"), "{}", tags.out);
+}
