@@ -81,6 +81,13 @@ impl Location {
         Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
     }
 
+    /// Keeps what is written to the image store until it has its name there; see
+    /// [`Images::filling`].
+    pub(super) async fn filling(&self) -> anyhow::Result<Option<Filling>> {
+        let Some(images) = self.images.clone() else { return Ok(None) };
+        Ok(Some(spawn_blocking(move || images.filling()).await??))
+    }
+
     /// What the reference means here, now.
     pub(super) async fn resolve(&self, reference: &Reference) -> anyhow::Result<PinnedReference> {
         if self.images.is_none() {
