@@ -70,7 +70,10 @@
 //! read; the index is replaced in one step after the blobs it names. With each served bundle
 //! it keeps manifest and evidence, never a verdict: after a restart everything is judged
 //! again by the policy of that day, and shown only once the registry had its say or did not
-//! answer in time. A folder that can't be used costs persistence, not service.
+//! answer in time. Where `max_stale` is set it notes when the registry last confirmed a bundle,
+//! so that a restart does not begin that time anew. What is published is on disk first, where
+//! the disk is in order, so that it outlives a crash; a disk that hangs delays it by two
+//! seconds. A folder that can't be used costs persistence, not service.
 //!
 //! What a blob weighs in memory counts for as long as anything refers to it; beyond
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
