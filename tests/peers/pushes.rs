@@ -1,10 +1,10 @@
 //! The author's way to a registry and back: push, pull, copy, login, among real registries,
 //! clients and signers.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::support::{
     Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, Terminal, USER, eventually, finish,
@@ -42,6 +42,7 @@ async fn every_registry_takes_a_push_and_every_client_reads_it() {
         let pinned = registry.reference(&format!("acme/authz@{digest}"));
         assert_eq!(pushed, format!("{pinned}\n{pinned}"), "{kind:?}");
         let before = puts(&registry);
+        assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
         let again = author.run(&["push", "--plain-http", "--json", &one]).await;
         assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), json!([{ "reference": one, "digest": digest }]));
         if kind == Kind::Debian {
@@ -107,6 +108,7 @@ async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     build(&author, &base).await;
     author.run(&["push", "--plain-http", &base]).await;
     let before = puts(&registry);
+    assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
     author.run(&["tag", &base, &other]).await;
     author.run(&["push", "--plain-http", &other]).await;
     assert_eq!(puts(&registry), before, "nothing was uploaded");
@@ -376,9 +378,9 @@ async fn an_interrupted_push_leaves_no_tag() {
     let done = finish(child).await;
     assert_eq!(done.code, Some(1));
     assert!(done.err.contains("interrupted"), "{}", done.err);
-    sleep(Duration::from_millis(200)).await;
-    let tags = author.try_run(&["images", "--remote", &registry.reference("acme/large"), "--plain-http"], "").await;
-    assert!(!tags.out.contains("v1"), "{}", tags.out);
+    let pull = author.try_run(&["pull", &name, "--plain-http"], "").await;
+    assert_eq!(pull.code, Some(1));
+    assert!(pull.err.contains("no such tag"), "{}", pull.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
