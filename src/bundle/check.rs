@@ -26,17 +26,15 @@ pub enum Parse {
 pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Vec<Module>, PackError> {
     let manifest = bundle.manifest();
     check_wasm(manifest, folder)?;
-    let data: Vec<_> = folder.files.keys().filter(|name| is_data(name)).collect();
-    let mut check = Check { folder, manifest, parse, modules: Vec::new(), merged: Vec::new() };
+    let crowded = crowded(folder.files.keys().map(String::as_str).filter(|name| is_data(name)));
+    let mut check = Check { folder, manifest, parse, modules: Vec::new(), apart: Vec::new(), merged: Shape::nothing() };
     bundle.walk(|entry| {
         let name = entry.name().to_owned();
         if name.ends_with(".rego") {
             return check.module(&name, &entry.content()?);
         }
         if is_data(&name) {
-            let here = mount(&name);
-            let neighbours = data.iter().any(|other| **other != name && (overlap(&mount(other), &here)));
-            return check.data(entry, &here, neighbours);
+            return check.data(entry, &mount(&name), crowded.contains(name.as_str()));
         }
         Ok(())
     })?;
@@ -48,8 +46,10 @@ struct Check<'a> {
     manifest: &'a BundleManifest,
     parse: Parse,
     modules: Vec<Module>,
-    /// Data files that share a part of the tree, each with its name.
-    merged: Vec<(String, Shape)>,
+    /// Data files that share a part of the tree, each with its name …
+    apart: Vec<(String, Shape)>,
+    /// … and all of them together, so that each is looked at once.
+    merged: Shape,
 }
 
 impl Check<'_> {
@@ -102,16 +102,38 @@ impl Check<'_> {
     }
 
     fn collide(&mut self, name: &str, shape: Shape) -> Result<(), PackError> {
-        for (other, before) in &self.merged {
-            before.clone().merge(shape.clone()).map_err(|at| PackError::Conflict {
-                first: self.folder.place(other),
-                second: self.folder.place(name),
-                at: data_path(&[], &at),
-            })?;
+        if self.merged.merge(shape.clone()).is_err() {
+            // With one of them at least, and that is the one to name.
+            for (other, before) in &mut self.apart {
+                before.merge(shape.clone()).map_err(|at| PackError::Conflict {
+                    first: self.folder.place(other),
+                    second: self.folder.place(name),
+                    at: data_path(&[], &at),
+                })?;
+            }
         }
-        self.merged.push((name.to_owned(), shape));
+        self.apart.push((name.to_owned(), shape));
         Ok(())
     }
+}
+
+/// Data files whose place in the tree is that of another, or above it, or below it.
+fn crowded<'a>(names: impl Iterator<Item = &'a str>) -> HashSet<&'a str> {
+    let mut mounts: Vec<_> = names.map(|name| (mount(name), name)).collect();
+    // What lies below a place follows it at once.
+    mounts.sort_unstable();
+    let mut crowded = HashSet::new();
+    let mut above: Vec<&(Vec<String>, &str)> = Vec::new();
+    for one in &mounts {
+        while above.last().is_some_and(|(place, _)| !one.0.starts_with(place)) {
+            above.pop();
+        }
+        if let Some((_, name)) = above.last() {
+            crowded.extend([*name, one.1]);
+        }
+        above.push(one);
+    }
+    crowded
 }
 
 fn check_wasm(manifest: &BundleManifest, folder: &Folder) -> Result<(), PackError> {
@@ -163,6 +185,21 @@ pub(super) fn data_path(mount: &[String], below: &[String]) -> String {
     path.collect::<Vec<_>>().join(".")
 }
 
-fn overlap(a: &[String], b: &[String]) -> bool {
-    a.starts_with(b) || b.starts_with(a)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_files_crowd_each_other_only_along_one_branch() {
+        let of = |names: &'static [&'static str]| {
+            let mut crowded: Vec<_> = crowded(names.iter().copied()).into_iter().collect();
+            crowded.sort_unstable();
+            crowded
+        };
+        assert_eq!(of(&["a/data.json", "ab/data.json", "a-b/data.json", "b/c/data.json"]), [""; 0]);
+        assert_eq!(of(&["a/data.json", "a/data.yaml", "b/data.json"]), ["a/data.json", "a/data.yaml"]);
+        let deep = ["a/b/c/data.json", "a/data.json", "a/x/data.json", "b/data.json"];
+        assert_eq!(of(&["b/data.json", "a/x/data.json", "a/data.json", "a/b/c/data.json"]), deep[..3]);
+        assert_eq!(of(&["data.json", "b/data.json", "a/b/data.json"]), ["a/b/data.json", "b/data.json", "data.json"]);
+    }
 }

@@ -19,6 +19,11 @@ pub(super) enum Shape {
 }
 
 impl Shape {
+    /// An object without members.
+    pub(super) fn nothing() -> Self {
+        Self::Object(BTreeMap::new())
+    }
+
     /// The skeleton of a JSON document down to `depth`.
     pub(super) fn read<'de>(
         mut document: serde_json::Deserializer<impl serde_json::de::Read<'de>>,

@@ -64,6 +64,11 @@ impl Location {
         Self::of(reference, false, store, registry, access)
     }
 
+    /// Whether it is neither the store nor a folder.
+    pub(super) fn is_registry(&self) -> bool {
+        matches!(self.source.repository(), Repository::Registry { .. })
+    }
+
     pub(super) fn source(&self) -> &Source {
         &self.source
     }

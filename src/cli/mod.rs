@@ -80,7 +80,8 @@ enum Verb {
     Init(init::Options),
     /// Pack a policy folder into an image in the store on this machine.
     ///
-    /// Checks what OPA would refuse at load, and parses every Rego file.
+    /// Checks what OPA would refuse at load, and parses every Rego file. What only OPA's own
+    /// compiler finds, such as an unsafe variable, --opa shows.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
     /// Show what is in an image: manifest, annotations, packages, files, signatures.
