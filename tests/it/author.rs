@@ -334,8 +334,8 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
     assert_eq!(author.json("images"), json!([]));
 }
 
-#[test]
-fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
+#[tokio::test]
+async fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
     let author = Author::new(&[("policy/data.json", &noise(1 << 20))]);
     author.digest("build policy -t r.example/a:v1");
     let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
@@ -343,13 +343,13 @@ fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
     // The first bytes are there, and the pipe takes no more than the first few of them.
     std::io::Read::read_exact(save.stdout.as_mut().unwrap(), &mut [0]).unwrap();
     assert!(Command::new("kill").args(["-TERM", &save.id().to_string()]).status().unwrap().success());
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     while save.try_wait().unwrap().is_none() {
         if started.elapsed() > Duration::from_secs(60) {
             save.kill().unwrap();
             panic!("it does not end");
         }
-        std::thread::sleep(Duration::from_millis(10));
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let mut err = String::new();
     std::io::Read::read_to_string(&mut save.stderr.take().unwrap(), &mut err).unwrap();
