@@ -21,9 +21,7 @@ impl Document {
     }
 
     pub(super) fn of_yaml(content: &[u8]) -> Result<Self, String> {
-        let value: serde_json::Value =
-            serde_saphyr::from_slice(content).map_err(|error| super::shape::one_line(&error.to_string()))?;
-        Self::of_json(value.to_string().as_bytes())
+        Self::of_json(super::shape::yaml(content)?.to_string().as_bytes())
     }
 
     fn of_raw(raw: Box<RawValue>) -> Result<Self, String> {
@@ -81,5 +79,7 @@ mod tests {
     fn yaml_becomes_json() {
         let yaml = Document::of_yaml(b"b: [1, x]\na: {c: true}\n").unwrap();
         assert_eq!(yaml.to_bytes().unwrap(), br#"{"a":{"c":true},"b":[1,"x"]}"#);
+        let twice = Document::of_yaml(b"a: 1\na: 2\n").unwrap();
+        assert_eq!(twice.to_bytes().unwrap(), br#"{"a":2}"#, "OPA takes the last");
     }
 }

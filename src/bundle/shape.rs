@@ -36,9 +36,7 @@ impl Shape {
 
     /// The skeleton of a YAML document.
     pub(super) fn of_yaml(content: &[u8]) -> Result<Self, String> {
-        let value: serde_json::Value =
-            serde_saphyr::from_slice(content).map_err(|error| one_line(&error.to_string()))?;
-        Ok(Self::of_value(&value))
+        Ok(Self::of_value(&yaml(content)?))
     }
 
     fn of_value(value: &serde_json::Value) -> Self {
@@ -90,6 +88,16 @@ impl Shape {
 }
 
 /// A parser's message may draw a picture below its first line.
+/// A YAML document as the JSON that it means; of two members with one name the last counts,
+/// as in OPA.
+pub(super) fn yaml(content: &[u8]) -> Result<serde_json::Value, String> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins,
+        with_snippet: false,
+    };
+    serde_saphyr::from_slice_with_options(content, options).map_err(|error| one_line(&error.to_string()))
+}
+
 pub(super) fn one_line(message: &str) -> String {
     message.lines().next().unwrap_or_default().trim().to_owned()
 }
