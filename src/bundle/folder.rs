@@ -9,7 +9,7 @@ use std::{
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value};
 
-use super::{PackError, document::Document};
+use super::{BundleManifest, PackError, document::Document};
 
 /// The files of one or more folders that OPA loads, by the names that they will have in the
 /// bundle.
@@ -185,6 +185,8 @@ impl Folder {
             None => return Err(refused("it is empty".to_owned())),
         };
         for (key, value) in manifest {
+            // As OPA reads it; written twice in two spellings, one of them would win by chance.
+            let key = BundleManifest::member(key);
             match (self.manifest.get_mut(&key), value) {
                 (Some(Value::Array(ours)), Value::Array(theirs)) => ours.extend(theirs),
                 (Some(ours), theirs) if *ours != theirs => {

@@ -69,8 +69,6 @@ impl Default for BundleManifest {
     }
 }
 
-/// Member names match without regard to case in OPA (Go's `encoding/json`); the common
-/// spelling is the only one read here, others fall back to the defaults as unknown ones do.
 #[derive(Deserialize)]
 struct Raw {
     #[serde(default)]
@@ -94,12 +92,15 @@ impl BundleManifest {
     /// # Errors
     /// A sentence naming what OPA would refuse.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Raw>();
-        let raw = match values.next() {
-            Some(Ok(raw)) => raw,
+        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Map<String, Value>>();
+        let members = match values.next() {
+            Some(Ok(members)) => members,
             Some(Err(error)) => return Err(error.to_string()),
             None => return Err("it is empty".to_owned()),
         };
+        let members: Map<String, Value> =
+            members.into_iter().map(|(name, value)| (Self::member(name), value)).collect();
+        let raw = Raw::deserialize(Value::Object(members)).map_err(|error| error.to_string())?;
         // OPA 1.22 knows 0, 1 and 2; what later ones add is not for a gateway to refuse.
         let file_rego_versions = raw.file_rego_versions.unwrap_or_default();
         if let Some(version) = raw.rego_version.iter().chain(file_rego_versions.values()).find(|version| **version < 0)
@@ -123,6 +124,12 @@ impl BundleManifest {
             wasm: raw.wasm.unwrap_or_default(),
             metadata: raw.metadata.unwrap_or_default(),
         })
+    }
+
+    /// The name of a member as it is known: OPA (Go's `encoding/json`) looks past the case.
+    pub(super) fn member(name: String) -> String {
+        const KNOWN: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
+        KNOWN.iter().find(|known| known.eq_ignore_ascii_case(&name)).map_or(name, |known| (*known).to_owned())
     }
 
     /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.
@@ -160,6 +167,13 @@ mod tests {
     fn absent_members_have_opas_defaults() {
         assert_eq!(BundleManifest::parse(b"{}").unwrap(), BundleManifest::default());
         assert!(BundleManifest::default().owns("anything/at/all"));
+    }
+
+    #[test]
+    fn members_are_known_in_any_case_as_opa_knows_them() {
+        let manifest = BundleManifest::parse(br#"{"Revision":"r1","ROOTS":["a"],"Rego_Version":0}"#).unwrap();
+        assert_eq!((manifest.revision.as_str(), manifest.rego_version), ("r1", Some(0)));
+        assert_eq!(manifest.roots, ["a"]);
     }
 
     #[test]

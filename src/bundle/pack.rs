@@ -40,6 +40,9 @@ pub struct Packed {
     pub modules: Vec<Module>,
 }
 
+/// OPA 1.22 knows 0, 1 and 2.
+const NEWEST_REGO: i64 = 2;
+
 /// Why a folder can't be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -194,8 +197,13 @@ impl Folder {
         }
         let manifest = Value::Object(manifest).to_string();
         // Here rather than when it is opened: the message knows nothing of bundles then.
-        BundleManifest::parse(manifest.as_bytes())
-            .map_err(|reason| PackError::File { place: ".manifest".to_owned(), reason })?;
+        let refused = |reason| PackError::File { place: ".manifest".to_owned(), reason };
+        let parsed = BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
+        // A gateway lets pass what a later OPA may know; who builds would learn it too late.
+        let versions = parsed.rego_version.iter().chain(parsed.file_rego_versions.values());
+        if let Some(version) = versions.copied().find(|version| *version > NEWEST_REGO) {
+            return Err(refused(format!("rego_version {version} is none that OPA knows; write {NEWEST_REGO} or less")));
+        }
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
         let blob = written.and_then(|()| tarball.finish()).map_err(PackError::Temporary)?;
         Ok((blob, self.files.len() + 1))

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use super::{
     interruptible,
     place::{LIMITS, StoreFlag, annotation, reference, source_date},
+    progress::Working,
     say, table, tell,
 };
 use crate::{
@@ -75,6 +76,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let created = source_date()?.to_string();
     let labels = Labels { created, annotations: options.annotations.iter().cloned().collect() };
     Images::check_name(&options.tag)?;
+    let working = Working::on("packing");
     // Until here nothing is written anywhere but to files without a name.
     let (options, packed) = interruptible(spawn_blocking(move || {
         let packed = pack(&options);
@@ -86,6 +88,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let artifact = Artifact::new(&packed, &labels)?;
     let kept = artifact.clone();
     spawn_blocking(move || anyhow::Ok(store.open()?.put(&kept, &name)?)).await??;
+    drop(working);
     report(&options, &artifact, &packed)
 }
 

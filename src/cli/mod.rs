@@ -35,7 +35,7 @@ mod version;
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, error::ErrorKind};
 use tokio::signal::{
     ctrl_c,
     unix::{SignalKind, signal},
@@ -187,7 +187,10 @@ enum ConfigVerb {
 
 /// Runs the program: 0 done, 1 failed, 2 usage.
 pub fn main() -> ExitCode {
-    let verb = Arguments::parse().verb;
+    let verb = match Arguments::try_parse() {
+        Ok(arguments) => arguments.verb,
+        Err(error) => return misused(&error),
+    };
     let done = match verb {
         Verb::Serve { config } => {
             telemetry::init();
@@ -226,6 +229,19 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and version are answers; anything else is told in one line, as every error is.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+    } else {
+        let text = error.render().to_string();
+        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+        let lines: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+        tell(&format!("{}; see --help", lines.join(" ").trim_start_matches("error: ")));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 fn check(file: &std::path::Path) -> anyhow::Result<()> {

@@ -1,9 +1,11 @@
-//! Bars for blobs on their way, on a terminal; elsewhere nothing.
+//! Bars for blobs on their way, and a sign of life for other long work, on a terminal;
+//! elsewhere nothing.
 
 use std::{
     collections::HashMap,
     io::IsTerminal as _,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,6 +17,8 @@ use crate::{
 
 const LINE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
 const DONE: &str = "{prefix} {total_bytes:>11} {msg}";
+const WORKING: &str = "{spinner} {msg} {elapsed}";
+const TURN: Duration = Duration::from_millis(200);
 /// A blob that is over in an instant needs no bar.
 const LEAST: u64 = 1 << 20;
 
@@ -42,6 +46,25 @@ impl Bars {
             bar.with_prefix(blob.digest.hex()[..12].to_owned())
         });
         bar.clone()
+    }
+}
+
+/// Turns while something goes on whose end is not known; goes away with the value.
+#[derive(Debug)]
+pub(super) struct Working(ProgressBar);
+
+impl Working {
+    /// On stderr, if that is a terminal.
+    pub(super) fn on(what: &str) -> Self {
+        let bar = ProgressBar::new_spinner().with_style(style(WORKING)).with_message(what.to_owned());
+        bar.enable_steady_tick(TURN);
+        Self(bar)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

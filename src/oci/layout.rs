@@ -20,6 +20,8 @@ const INDEX_LOCK: &str = ".index.lock";
 /// Files on their way to a name start with this.
 const TEMPORARY: &str = ".tmp-";
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// What is read of a blob at a time.
+const PIECE: usize = 1 << 16;
 /// `index.json` longer than this is not read.
 const INDEX_LIMIT: u64 = 16 << 20;
 
@@ -166,7 +168,7 @@ impl Layout {
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, LayoutError> {
         let digest = Digest::sha256(bytes);
         let path = self.blob_path(&digest);
-        if !path.exists() {
+        if !self.has_intact(&digest) {
             self.replace(&path, bytes)?;
         }
         Ok(digest)
@@ -178,10 +180,24 @@ impl Layout {
     /// When the disk refuses; nothing half-written stays under the digest's name.
     pub fn store_blob(&self, blob: &Blob) -> Result<(), LayoutError> {
         let path = self.blob_path(blob.digest());
-        if path.exists() {
+        if self.has_intact(blob.digest()) {
             return Ok(());
         }
         self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
+    }
+
+    /// Whether a blob is there as it should be: one that a disk has damaged is written anew
+    /// by whoever has it.
+    fn has_intact(&self, digest: &Digest) -> bool {
+        let Ok(mut file) = self.open_blob(digest) else { return false };
+        let (mut hasher, mut piece) = (digest.hasher(), vec![0; PIECE]);
+        loop {
+            match file.read(&mut piece) {
+                Ok(0) => return hasher.finish() == *digest,
+                Ok(length) => hasher.update(&piece[..length]),
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Makes room for a blob that comes in pieces.
@@ -443,6 +459,22 @@ mod tests {
         assert_eq!(again.read_blob(&digest, 5).unwrap().unwrap(), &b"hello"[..]);
         assert!(again.read_blob(&digest, 4).is_err());
         assert!(again.read_blob(&Digest::sha256(b"none"), 4).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_damaged_blob_is_written_anew_by_whoever_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let digest = layout.write_blob(b"hello").unwrap();
+        let blob = Blob::check(&Descriptor::of("", b"hello"), Bytes::from_static(b"hello")).unwrap();
+        for damage in ["hellp", "hel"] {
+            fs::write(layout.blob_path(&digest), damage).unwrap();
+            layout.write_blob(b"hello").unwrap();
+            assert_eq!(layout.read_blob(&digest, 9).unwrap().unwrap(), "hello");
+            fs::write(layout.blob_path(&digest), damage).unwrap();
+            layout.store_blob(&blob).unwrap();
+            assert_eq!(layout.read_blob(&digest, 9).unwrap().unwrap(), "hello");
+        }
     }
 
     #[test]
