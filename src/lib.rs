@@ -13,13 +13,14 @@
 //! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
 //! | [`oci`] | the specification's nouns; the image layout on disk | – |
-//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them | `oci` |
+//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
 //! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
 //! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
-//! | [`sign`] | key pairs and signatures as cosign makes them; decides nothing | `oci`, `registry` |
+//! | [`sign`] | cosign's key files and signatures in both its formats, made and attached; decides nothing | `oci`, `registry` |
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
-//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `sign` |
+//! | [`transfer`] | copies an artifact with what vouches for it, between any two places | `oci`, `registry` |
+//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | which name means which bundle | `watch` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog` and what a snapshot holds; never `registry`, `verify`, `store` |
 //! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |
@@ -69,7 +70,10 @@
 //! read; the index is replaced in one step after the blobs it names. With each served bundle
 //! it keeps manifest and evidence, never a verdict: after a restart everything is judged
 //! again by the policy of that day, and shown only once the registry had its say or did not
-//! answer in time. A folder that can't be used costs persistence, not service.
+//! answer in time. Where `max_stale` is set it notes when the registry last confirmed a bundle,
+//! so that a restart does not begin that time anew. What is published is on disk first, where
+//! the disk is in order, so that it outlives a crash; a disk that hangs delays it by two
+//! seconds. A folder that can't be used costs persistence, not service.
 //!
 //! What a blob weighs in memory counts for as long as anything refers to it; beyond
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the

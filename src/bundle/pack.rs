@@ -186,7 +186,8 @@ impl Folder {
             let digest = add(&mut tarball, name, origin)?;
             list.push_str(&format!("{digest} {name}\n"));
         }
-        if manifest.get("revision").and_then(Value::as_str).is_none_or(str::is_empty) {
+        let unstated = |revision: &Value| revision.is_null() || revision.as_str() == Some("");
+        if manifest.get("revision").is_none_or(unstated) {
             manifest.remove("revision");
             list.push_str(&Value::Object(manifest.clone()).to_string());
             manifest.insert("revision".to_owned(), Digest::sha256(list.as_bytes()).hex()[..12].into());
@@ -222,6 +223,12 @@ impl Folder {
                 let bare = glob.trim_start_matches('/');
                 versions.entry(format!("/{bare}")).or_insert_with(|| version.clone());
                 versions.entry(bare).or_insert(version);
+            }
+        }
+        // OPA compares module names to the letter, and opa build writes both with a slash in front.
+        for wasm in manifest.get_mut("wasm").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(Value::String(module)) = wasm.get_mut("module") {
+                *module = module.trim_start_matches('/').to_owned();
             }
         }
         manifest
@@ -342,6 +349,16 @@ mod tests {
     }
 
     #[test]
+    fn a_module_of_webassembly_is_named_as_it_lies_in_the_tarball() {
+        let compiled = folder(&[
+            ("policy.wasm", "x"),
+            (".manifest", r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#),
+        ]);
+        // With a slash that no name in the tarball has, OPA says that the file does not exist.
+        assert_eq!(pack(compiled.path(), &LIMITS).unwrap().bundle.manifest().wasm[0].module, "policy.wasm");
+    }
+
+    #[test]
     fn a_change_of_content_changes_the_revision_and_a_stated_one_stays() {
         let one = pack(folder(&[("p.rego", "package a\n")]).path(), &LIMITS).unwrap();
         let two = pack(folder(&[("p.rego", "package b\n")]).path(), &LIMITS).unwrap();
@@ -430,6 +447,7 @@ mod tests {
                 r#"x/data.yaml: data at "x" is outside"#,
             ),
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
+            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: invalid type: integer `7`"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
             (&[rego, ("data.yaml", "a: [\n")], "data.yaml: "),
             (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),

@@ -88,7 +88,7 @@ impl Policy {
 
     fn add_rules(&mut self, name: String, text: String, version: RegoVersion) -> Result<(), PolicyError> {
         self.engine.set_rego_v0(version == RegoVersion::V0);
-        let package = self.engine.add_policy(name.clone(), text).map_err(|error| {
+        let package = self.engine.add_policy(name.clone(), rego::without_mark(&text).to_owned()).map_err(|error| {
             let Unreadable { place, reason } = Unreadable::from_picture(&name, &error.to_string());
             PolicyError::Rego { place, reason }
         })?;

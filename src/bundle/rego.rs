@@ -48,6 +48,7 @@ impl RegoVersion {
 impl Module {
     /// What can be made out without parsing.
     pub(super) fn glance(file: &str, text: &str) -> Self {
+        let text = without_mark(text);
         let path = package_of(text).unwrap_or_default();
         let package = (!path.is_empty()).then(|| path.join("."));
         Self { file: file.to_owned(), package, entrypoints: entrypoints(&path, text), path }
@@ -57,6 +58,7 @@ impl Module {
     ///
     /// The parser is regorus, which lags behind the newest OPA.
     pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, Unreadable> {
+        let text = without_mark(text);
         let mut engine = engine(version);
         engine
             .add_policy(place.to_owned(), text.to_owned())
@@ -70,6 +72,11 @@ impl Module {
             ..Self::glance(file, text)
         })
     }
+}
+
+/// OPA passes over a byte order mark; regorus takes it for a character of the policy.
+pub(super) fn without_mark(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}')
 }
 
 /// An evaluator without limits of its own: the bundle's hold.
@@ -156,6 +163,12 @@ mod tests {
 
     fn parse(text: &str, version: RegoVersion) -> Result<Module, Unreadable> {
         Module::parse("a.rego", "dir/a.rego", text, version)
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        assert_eq!(parse("\u{feff}package a\nx := 1\n", RegoVersion::V1).unwrap().path, ["a"]);
+        assert_eq!(Module::glance("a.rego", "\u{feff}package a\n???").path, ["a"]);
     }
 
     #[test]

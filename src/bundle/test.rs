@@ -8,7 +8,7 @@ use super::{
     BundleManifest, Folder, NotABundle, PackError, PackOptions,
     check::{is_data, mount, version_of},
     document::Document,
-    rego::{Module, RegoVersion, Unreadable, engine},
+    rego::{Module, RegoVersion, Unreadable, engine, without_mark},
 };
 
 /// How the tests of a policy went.
@@ -66,7 +66,7 @@ impl Folder {
 
 fn add(engine: &mut regorus::Engine, place: &str, text: String, version: RegoVersion) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
-    match engine.add_policy(place.to_owned(), text) {
+    match engine.add_policy(place.to_owned(), without_mark(&text).to_owned()) {
         Ok(_) => Ok(()),
         Err(error) => Err(Unreadable::from_picture(place, &error.to_string()).into()),
     }

@@ -76,7 +76,11 @@ impl Which {
             true => Location::of(reference, false, &self.store, &self.registry, access.as_ref())?,
             false => Location::nearest(reference, &self.store, &self.registry, access.as_ref()).await?,
         };
-        let pinned = location.resolve(reference).await?;
+        let pinned = location.resolve(reference).await;
+        let pinned = match location.is_registry() && !self.remote {
+            true => pinned.with_context(|| format!("{reference}: not in the image store"))?,
+            false => pinned?,
+        };
         let manifest = location.source().manifest(&pinned).await?;
         let found = Found { reference: reference.clone(), source: location.source().clone(), pinned, manifest };
         let limits = Limits { bundle: self.max_size.bytes(), ..LIMITS };

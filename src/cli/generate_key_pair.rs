@@ -51,7 +51,12 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let password = password::for_new(&private)?;
     let pair = KeyPair::generate()?;
     options.write(&private, &pair.to_key_file(password.as_bytes())?, 0o600)?;
-    options.write(&public, pair.public_pem(), 0o644)?;
+    options.write(&public, pair.public_pem(), 0o644).inspect_err(|_| {
+        // Half a pair would be in the way of the next attempt; what was replaced is gone.
+        if !options.force {
+            let _ = fs::remove_file(&private);
+        }
+    })?;
     if options.json {
         return say_json(&Made { private_key: &private, public_key: &public, identity: pair.identity() });
     }

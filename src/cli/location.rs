@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use super::{flags::RegistryFlags, place::StoreFlag};
 use crate::{
     config::Access,
-    images::Images,
+    images::{Filling, Images},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
 };
@@ -21,6 +21,8 @@ pub(super) struct Location {
     named: Repository,
     /// Where the source is the image store.
     images: Option<Images>,
+    /// What is read, or was just put beside it, is not swept away meanwhile.
+    _filling: Option<Filling>,
 }
 
 impl Location {
@@ -35,11 +37,12 @@ impl Location {
         let named = reference.repository().clone();
         let (registries, limits) = registry.registries(access, &named)?;
         let images = local.then(|| store.open()).transpose()?;
+        let filling = images.as_ref().map(Images::filling).transpose()?;
         let source = match &images {
             Some(images) => registries.source(&images.repository())?.naming(&named),
             None => registries.source(&named)?,
         };
-        Ok(Self { registries, limits, source, named, images })
+        Ok(Self { registries, limits, source, named, images, _filling: filling })
     }
 
     /// The store if it has what the reference means, else its registry. A folder is what it
@@ -59,6 +62,11 @@ impl Location {
         Self::of(reference, false, store, registry, access)
     }
 
+    /// Whether it is neither the store nor a folder.
+    pub(super) fn is_registry(&self) -> bool {
+        matches!(self.source.repository(), Repository::Registry { .. })
+    }
+
     pub(super) fn source(&self) -> &Source {
         &self.source
     }
@@ -71,6 +79,13 @@ impl Location {
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
         Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
+    }
+
+    /// Keeps what is written to the image store until it has its name there; see
+    /// [`Images::filling`].
+    pub(super) async fn filling(&self) -> anyhow::Result<Option<Filling>> {
+        let Some(images) = self.images.clone() else { return Ok(None) };
+        Ok(Some(spawn_blocking(move || images.filling()).await??))
     }
 
     /// What the reference means here, now.

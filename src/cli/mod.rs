@@ -34,7 +34,7 @@ mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::{
     ctrl_c,
@@ -80,7 +80,8 @@ enum Verb {
     Init(init::Options),
     /// Pack a policy folder into an image in the store on this machine.
     ///
-    /// Checks what OPA would refuse at load, and parses every Rego file.
+    /// Checks what OPA would refuse at load, and parses every Rego file. What only OPA's own
+    /// compiler finds, such as an unsafe variable, --opa shows.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
     /// Show what is in an image: manifest, annotations, packages, files, signatures.
@@ -258,7 +259,7 @@ fn say(text: &str) -> anyhow::Result<()> {
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         // Whoever read has seen enough (`| head`).
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        said => Ok(said?),
+        said => said.context("standard output"),
     }
 }
 
@@ -282,13 +283,11 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// Anything else, on stderr, where nobody may be listening.
 fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "bundlegate: {text}");
+    let _ = writeln!(std::io::stderr(), "bundlegate: {}", table::printable(text));
 }
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
-
     use super::*;
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
 };
 
 const LINE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
+const DONE: &str = "{prefix} {total_bytes:>11} {msg}";
 /// A blob that is over in an instant needs no bar.
 const LEAST: u64 = 1 << 20;
 
@@ -37,12 +38,15 @@ impl Bars {
     fn bar(&self, blob: &Descriptor) -> ProgressBar {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = bars.entry(blob.digest.clone()).or_insert_with(|| {
-            let style = ProgressStyle::with_template(LINE).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = self.screen.add(ProgressBar::new(blob.size).with_style(style.progress_chars("=> ")));
+            let bar = self.screen.add(ProgressBar::new(blob.size).with_style(style(LINE)));
             bar.with_prefix(blob.digest.hex()[..12].to_owned())
         });
         bar.clone()
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 impl Progress for Bars {
@@ -57,7 +61,7 @@ impl Progress for Bars {
             return;
         }
         let bar = self.bar(blob);
-        bar.set_position(blob.size);
+        bar.set_style(style(DONE));
         bar.finish_with_message(match how {
             Passage::Sent => "done",
             Passage::Present => "already there",

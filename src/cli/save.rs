@@ -71,7 +71,9 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await??;
     let (file, blob) = (options.file.clone(), bundle.clone());
-    spawn_blocking(move || {
+    // A pipe can take for ever; a file is brought to its end.
+    let may_wait = to_stdout || options.file.metadata().is_ok_and(|there| !there.is_file());
+    let writing = spawn_blocking(move || {
         // Whoever asks for the bytes gets them; that OPA will not is worth a word.
         if let Err(error) = Bundle::open(blob.clone(), &limits) {
             tell(&format!("OPA would not load this: {error}"));
@@ -81,8 +83,12 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         } else {
             write(&file, &blob)
         }
-    })
-    .await??;
+    });
+    if may_wait {
+        interruptible(writing).await???
+    } else {
+        writing.await??
+    }
     if to_stdout {
         return Ok(());
     }

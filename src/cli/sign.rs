@@ -81,6 +81,7 @@ async fn sign(options: &Options, key: &KeyPair) -> anyhow::Result<PinnedReferenc
     let subject = location.source().manifest(&pinned).await?.descriptor();
     let claim = Claim { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
     let destination = location.destination()?;
+    let _filling = location.filling().await?;
     if options.legacy {
         let repository = options.reference.repository().to_string();
         let signature = LegacySignature::sign(key, &claim, &repository)?;

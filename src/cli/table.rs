@@ -4,8 +4,9 @@ use jiff::Timestamp;
 
 /// Columns, each as wide as its widest cell, two spaces between.
 pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let mut widths = header.map(|title| title.chars().count());
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -21,8 +22,18 @@ pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -
 /// Names and values, a line each.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {value}").trim_end().to_owned());
+    let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable(value)).trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Annotations are written by whoever can push: none moves the cursor, clears the screen, or
+/// begins a line that looks like ours.
+pub(super) fn printable(text: &str) -> String {
+    let shown = |character: char| match character.is_control() {
+        true => character.escape_default().to_string(),
+        false => character.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 /// `1.5 MiB`.
@@ -61,6 +72,13 @@ mod tests {
         let table = columns(["A", "LONG"], &[["xyz".into(), "1".into()], ["é".into(), String::new()]]);
         assert_eq!(table, "A    LONG\nxyz  1\né");
         assert_eq!(facts(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2");
+    }
+
+    #[test]
+    fn what_others_wrote_stays_on_its_line_and_out_of_the_terminal() {
+        let foreign = || "r1\nsigned  yes\u{1b}[2J\u{9b}".to_owned();
+        assert_eq!(columns(["A"], &[[foreign()]]), "A\nr1\\nsigned  yes\\u{1b}[2J\\u{9b}");
+        assert_eq!(facts(&[("a", foreign())]), "a  r1\\nsigned  yes\\u{1b}[2J\\u{9b}");
     }
 
     #[test]

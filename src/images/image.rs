@@ -133,7 +133,7 @@ pub(super) fn signature_names(index: &LayoutIndex, repository: &Repository, dige
 }
 
 /// `sha256-<64 hex>` with or without an ending.
-fn is_signature_tag(tag: &str) -> bool {
+pub(super) fn is_signature_tag(tag: &str) -> bool {
     let Some((algorithm, rest)) = tag.split_once('-') else { return false };
     let hex = rest.split('.').next().unwrap_or(rest);
     format!("{algorithm}:{hex}").parse::<Digest>().is_ok()

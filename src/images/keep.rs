@@ -53,6 +53,9 @@ pub enum ImagesError {
     /// A folder or a bare digest can't be the name of something in the store.
     #[error("{0}: no name for the image store; write HOST/REPOSITORY:TAG")]
     NotAName(Reference),
+    /// An image under such a tag would pass for the signatures of another.
+    #[error("{0}: tags like this are those of signatures; name another")]
+    OfSignatures(Reference),
     /// The layout on disk.
     #[error("image store: {0}")]
     Layout(#[from] LayoutError),
@@ -68,8 +71,9 @@ impl Images {
         // Policy may be private; whoever wants to share a store can open it up.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let images = Self { layout: Layout::create(path)? };
-        if let Some(_alone) = images.alone()? {
-            images.clean()?;
+        // A store that may only be read is one, too; whoever can't write is told so later.
+        if let Ok(Some(_alone)) = images.alone() {
+            let _ = images.clean();
         }
         Ok(images)
     }
@@ -92,9 +96,16 @@ impl Images {
     /// Whether a new image may be called that.
     ///
     /// # Errors
-    /// `NotAName` for a folder or a bare digest.
+    /// `NotAName` for a folder or a bare digest, `OfSignatures` for a tag that is theirs.
     pub fn check_name(name: &Reference) -> Result<(), ImagesError> {
-        image::tag_name_of(name).map(drop).ok_or_else(|| ImagesError::NotAName(name.clone()))
+        Self::new_name(name).map(drop)
+    }
+
+    fn new_name(name: &Reference) -> Result<String, ImagesError> {
+        if name.tag().is_some_and(image::is_signature_tag) {
+            return Err(ImagesError::OfSignatures(name.clone()));
+        }
+        image::tag_name_of(name).ok_or_else(|| ImagesError::NotAName(name.clone()))
     }
 
     /// Puts an artifact in under a name.
@@ -125,7 +136,7 @@ impl Images {
     /// # Errors
     /// `Unknown` when `from` names nothing.
     pub fn tag(&self, from: &Reference, to: &Reference) -> Result<Descriptor, ImagesError> {
-        let name = image::tag_name_of(to).ok_or_else(|| ImagesError::NotAName(to.clone()))?;
+        let name = Self::new_name(to)?;
         let tagged = self.layout.update_index(|index| {
             let found = image::find(index, from)?.clone();
             index.set(&name, found.clone());
@@ -322,6 +333,31 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_may_only_be_read_opens() {
+        let store = Store::new();
+        store.put("package a\n", "r.example/a:v1");
+        let root = store.images.layout.root().to_owned();
+        // What a superuser is refused as well: the lock can't be opened.
+        fs::remove_file(root.join(SWEEP_LOCK)).unwrap();
+        fs::create_dir(root.join(SWEEP_LOCK)).unwrap();
+        assert_eq!(Images::open(&root).unwrap().list().unwrap().len(), 1);
+        assert!(store.images.filling().is_err());
+    }
+
+    #[test]
+    fn no_image_passes_for_a_signature() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        for ending in ["", ".sig"] {
+            let name = reference(&format!("r.example/a:sha256-{}{ending}", digest.hex()));
+            let told = store.images.tag(&reference("r.example/a:v1"), &name).unwrap_err();
+            assert!(matches!(told, ImagesError::OfSignatures(_)), "{told}");
+            assert!(Images::check_name(&name).is_err());
+        }
+        assert!(!store.images.list().unwrap()[0].signed);
+    }
+
+    #[test]
     fn a_name_moves_and_the_blobs_of_the_last_one_go() {
         let store = Store::new();
         let one = store.put("package a\n", "r.example/a:v1");
@@ -367,7 +403,14 @@ mod tests {
     fn signatures_are_no_images_follow_the_tag_and_go_with_the_image() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
-        let signatures = store.put("package signatures\n", &format!("r.example/a:sha256-{}", digest.hex()));
+        // As sign and pull put them in.
+        let signatures = store.put("package signatures\n", "r.example/x:v1");
+        let entry = store.images.resolve(&reference("r.example/x:v1")).unwrap().unwrap();
+        let filling = store.images.filling().unwrap();
+        let name = reference(&format!("r.example/a:sha256-{}", digest.hex()));
+        store.images.name(&filling, entry, &name).unwrap();
+        drop(filling);
+        store.images.remove(&reference("r.example/x:v1")).unwrap();
         assert_eq!(store.names(), ["r.example/a:v1"]);
         assert!(store.images.list().unwrap()[0].signed);
         store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();

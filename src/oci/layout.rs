@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     io::{Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -117,11 +118,16 @@ impl Layout {
         let layout = Self { root: root.into() };
         let blobs = layout.root.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io { operation: "create", path: blobs, source })?;
-        if !layout.root.join("index.json").exists() {
-            layout.write_index(&LayoutIndex::default())?;
-        }
-        if !layout.root.join("oci-layout").exists() {
-            layout.replace(&layout.root.join("oci-layout"), MARKER)?;
+        let (index, marker) = (layout.root.join("index.json"), layout.root.join("oci-layout"));
+        if !index.exists() || !marker.exists() {
+            // Whoever else makes it may already have put something in.
+            let _lock = layout.lock()?;
+            if !index.exists() {
+                layout.write_index(&LayoutIndex::default())?;
+            }
+            if !marker.exists() {
+                layout.replace(&marker, MARKER)?;
+            }
         }
         Self::open(layout.root)
     }
@@ -272,10 +278,7 @@ impl Layout {
     /// # Errors
     /// When the disk refuses; the old one is then still there.
     pub fn update_index<T>(&self, change: impl FnOnce(&mut LayoutIndex) -> T) -> Result<T, LayoutError> {
-        let path = self.root.join(INDEX_LOCK);
-        let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
-        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        let _lock = self.lock()?;
         let before = self.index()?;
         let mut after = before.clone();
         let answer = change(&mut after);
@@ -283,6 +286,14 @@ impl Layout {
             self.write_index(&after)?;
         }
         Ok(answer)
+    }
+
+    fn lock(&self) -> Result<fs::File, LayoutError> {
+        let path = self.root.join(INDEX_LOCK);
+        let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
+        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        Ok(lock)
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
@@ -303,8 +314,11 @@ impl Layout {
     /// it.
     fn temporary(&self, path: &Path) -> Result<NamedTempFile, LayoutError> {
         let folder = path.parent().unwrap_or(&self.root);
+        // What the user's mask leaves of it: a layout is carried to others, and the folder
+        // says who may look into it.
+        let mode = fs::Permissions::from_mode(0o666);
         fs::create_dir_all(folder)
-            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.root))
+            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY).permissions(mode).tempfile_in(&self.root))
             .map_err(|source| failed_to_write(path, source))
     }
 }
@@ -477,6 +491,36 @@ mod tests {
             }
         });
         assert_eq!(layout.index().unwrap().names().count(), 64);
+    }
+
+    #[test]
+    fn those_who_make_a_layout_at_once_make_one() {
+        for _ in 0..8 {
+            let folder = tempfile::tempdir().unwrap();
+            std::thread::scope(|scope| {
+                for name in 0..8 {
+                    let root = folder.path();
+                    scope.spawn(move || {
+                        let entry = Descriptor::of(media_type::OCI_MANIFEST, b"x");
+                        let layout = Layout::create(root).unwrap();
+                        layout.update_index(|index| index.set(&name.to_string(), entry)).unwrap();
+                    });
+                }
+            });
+            assert_eq!(Layout::open(folder.path()).unwrap().index().unwrap().names().count(), 8);
+        }
+    }
+
+    #[test]
+    fn a_layout_is_as_readable_as_any_file_of_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let digest = layout.write_blob(b"hello").unwrap();
+        fs::write(folder.path().join("any"), "").unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        for path in [layout.blob_path(&digest), folder.path().join("index.json"), folder.path().join("oci-layout")] {
+            assert_eq!(mode(&path), mode(&folder.path().join("any")), "{}", path.display());
+        }
     }
 
     #[test]

@@ -285,6 +285,11 @@ impl Remote {
             let repository = format!("{}/{}", self.wire.host(), self.path);
             return Err(RegistryError::NoSuchRepository { repository });
         }
+        // Whatever else answers 200 to everything has stored nothing.
+        if response.status() != StatusCode::CREATED && !response.headers().contains_key(DIGEST_HEADER) {
+            let reason = format!("HTTP {} without a digest to a manifest, instead of 201", response.status().as_u16());
+            return Err(self.wire.protocol("push", reason));
+        }
         check_digest("manifest", &response, &digest)?;
         Ok(response.headers().contains_key("oci-subject"))
     }

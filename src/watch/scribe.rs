@@ -1,20 +1,34 @@
-//! Writes to disk what a watcher has decided, after clients could see it: a slow disk delays
-//! neither what is published nor the next check.
+//! Writes to disk what a watcher has decided, beside its work: a disk in trouble delays what
+//! is published by a moment, and the next check not at all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Duration, timeout},
+};
 
 use super::{Pipeline, Snapshot};
 use crate::{oci::Digest, verify::Evidence};
+
+/// What a disk in order needs at most.
+const MOMENT: Duration = Duration::from_secs(2);
 
 /// Holds what is to be written next. One thing at a time is written, so that they follow each
 /// other as they were decided; of what a slow disk has not come to, the newest replaces the rest.
 #[derive(Debug, Default)]
 pub(super) struct Scribe {
-    next: Mutex<Option<Entry>>,
+    next: Mutex<Next>,
     called: Notify,
+    written: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Next {
+    entry: Option<Entry>,
+    /// How many entries there have been.
+    number: u64,
 }
 
 /// What the disk should say from now on.
@@ -29,12 +43,20 @@ pub(super) enum Entry {
 }
 
 impl Scribe {
-    /// Never waits.
-    pub(super) fn put_down(&self, entry: Entry) {
+    /// Never waits. Gives the entry's number.
+    pub(super) fn put_down(&self, entry: Entry) -> u64 {
         let mut next = self.lock();
-        *next = Some(following(next.take(), entry));
-        drop(next);
+        next.entry = Some(following(next.entry.take(), entry));
+        next.number += 1;
         self.called.notify_one();
+        next.number
+    }
+
+    /// Waits until an entry, or what replaced it, has been written or could not be; on a disk
+    /// in trouble no longer than a moment.
+    pub(super) async fn written(&self, number: u64) {
+        let mut written = self.written.subscribe();
+        let _ = timeout(MOMENT, written.wait_for(|written| *written >= number)).await;
     }
 
     /// Writes for ever. When it is dropped, what is being written is still completed, what
@@ -42,17 +64,23 @@ impl Scribe {
     pub(super) async fn work(&self, pipeline: &Pipeline) {
         loop {
             self.called.notified().await;
-            let entry = self.lock().take();
+            let (entry, number) = self.take();
             match entry {
                 Some(Entry::Keep { snapshot, evidence, checked }) => pipeline.keep(&snapshot, &evidence, checked).await,
                 Some(Entry::Confirm { manifest, checked }) => pipeline.confirm(&manifest, checked).await,
                 Some(Entry::Forget) => pipeline.forget().await,
                 None => {}
             }
+            self.written.send_replace(number);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Entry>> {
+    fn take(&self) -> (Option<Entry>, u64) {
+        let mut next = self.lock();
+        (next.entry.take(), next.number)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Next> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,6 +99,8 @@ fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::{super::state::tests::snapshot, *};
 
     fn keep(version: u8) -> Entry {
@@ -106,5 +136,18 @@ mod tests {
         assert_eq!(checked.unwrap().as_second(), 2);
         assert!(matches!(after_all([confirm(1), confirm(2)]), Entry::Confirm { .. }));
         assert!(matches!(after_all([confirm(1), keep(1)]), Entry::Keep { checked: None, .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_in_trouble_is_waited_for_no_longer_than_a_moment() {
+        let (scribe, began) = (Scribe::default(), Instant::now());
+        let first = scribe.put_down(keep(1));
+        scribe.written(first).await;
+        assert_eq!(began.elapsed(), MOMENT);
+        // What replaced it has been written.
+        scribe.put_down(keep(2));
+        scribe.written.send_replace(scribe.take().1);
+        scribe.written(first).await;
+        assert_eq!(began.elapsed(), MOMENT);
     }
 }

@@ -120,7 +120,10 @@ impl Watcher {
             let began = Instant::now();
             let found = self.check().await;
             let wait = self.schedule.after(&found.outcome);
-            self.conclude(began, found);
+            if let Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) } = &found {
+                self.keep(Arc::clone(snapshot), Arc::clone(evidence)).await;
+            }
+            self.conclude(began, &found.outcome);
             self.pause(began, wait).await;
         }
     }
@@ -207,20 +210,20 @@ impl Watcher {
         }
     }
 
-    fn conclude(&mut self, began: Instant, Found { outcome, evidence }: Found) {
-        let answered = match &outcome {
+    fn conclude(&mut self, began: Instant, outcome: &Outcome) {
+        let answered = match outcome {
             Outcome::Accepted(_) | Outcome::Unchanged => true,
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
         // What lies prepared counts as served, but it is shown only if it stays.
         let before = self.prepared.take().unwrap_or_else(|| self.state.borrow().clone());
-        let label = match &outcome {
+        let label = match outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
             Outcome::Failed(failure) => failure.reason,
         };
         self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
-        match &outcome {
+        match outcome {
             Outcome::Failed(failure) => {
                 self.note(failure);
                 // It stays known through trouble of other kinds: the same bytes have the same defect.
@@ -235,14 +238,14 @@ impl Watcher {
                 self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
             }
         }
-        let after = next(&before, &outcome, self.rules.on_missing);
+        let after = next(&before, outcome, self.rules.on_missing);
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
         self.show(after);
-        match (outcome, evidence) {
-            (Outcome::Accepted(snapshot), Some(evidence)) => self.keep(snapshot, evidence),
-            (Outcome::Unchanged, _) => self.confirm(),
-            _ if withdrawn => self.scribe.put_down(Entry::Forget),
-            _ => {}
+        if matches!(outcome, Outcome::Unchanged) {
+            self.confirm();
+        }
+        if withdrawn {
+            self.scribe.put_down(Entry::Forget);
         }
         if answered {
             self.lock().last_check = Some(now());
@@ -260,9 +263,12 @@ impl Watcher {
         });
     }
 
-    fn keep(&mut self, snapshot: Arc<Snapshot>, evidence: Arc<Evidence>) {
+    /// What clients get should be there after a crash: one without a registry would else offer
+    /// them the version before it. But a disk in trouble must not keep it from them.
+    async fn keep(&mut self, snapshot: Arc<Snapshot>, evidence: Arc<Evidence>) {
         self.noted = self.rules.max_stale.map(|_| Timestamp::now());
-        self.scribe.put_down(Entry::Keep { snapshot, evidence, checked: self.noted });
+        let number = self.scribe.put_down(Entry::Keep { snapshot, evidence, checked: self.noted });
+        self.scribe.written(number).await;
     }
 
     /// Notes on disk that the registry has confirmed what is served, now and then.

@@ -393,6 +393,36 @@ fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
     assert_eq!(author.run("init project --force").code, Some(0));
 }
 
+#[test]
+fn signatures_in_the_store_are_seen_follow_a_tag_and_go_with_the_image() {
+    let author = Author::new(POLICY);
+    let digest = author.digest("build policy -t r.example/acme/authz:v1");
+    for line in [
+        "generate-key-pair",
+        "sign r.example/acme/authz:v1 --local --key cosign.key",
+        "sign r.example/acme/authz:v1 --local --key cosign.key --legacy",
+    ] {
+        let mut command = author.command(&line.split(' ').collect::<Vec<_>>());
+        let ran = Ran::of(command.env("COSIGN_PASSWORD", "").output().unwrap());
+        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+    }
+    let formats = |reference: &str| {
+        let seen = author.json(&format!("inspect {reference}"));
+        let list = seen["signatures"].as_array().unwrap().iter();
+        list.map(|signature| signature["format"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(formats("r.example/acme/authz:v1"), ["bundle", "legacy"]);
+    assert_eq!(author.digest("tag r.example/acme/authz:v1 r.example/other/authz:v1"), digest);
+    assert_eq!(formats("r.example/other/authz:v1"), ["bundle", "legacy"]);
+    let images = author.json("images");
+    assert_eq!(images.as_array().unwrap().len(), 2, "signatures are no images: {images}");
+    assert!(images.as_array().unwrap().iter().all(|image| image["signed"] == true), "{images}");
+    author.digest("build policy -t r.example/third/authz:v1");
+    assert_eq!(formats("r.example/third/authz:v1"), [""; 0], "another repository's are not this one's");
+    let everything = "rm r.example/acme/authz:v1 r.example/other/authz:v1 r.example/third/authz:v1";
+    assert_eq!((author.run(everything).code, author.blobs()), (Some(0), 0));
+}
+
 /// An artifact that the real policy CLI 0.4 wrote, as a layout without a tag.
 fn old_artifact() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");

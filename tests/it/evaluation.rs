@@ -60,6 +60,8 @@ fn what_can_not_be_answered_is_one_line_with_the_reason() {
         (&["eval", REF, "1", "--input", "missing.json"], "missing.json"),
         (&["eval", "oci-layout:layout:v2", "1"], "no such tag"),
         (&["eval", "oci-layout:nowhere", "1"], "nowhere"),
+        // Nobody listens there; the store was looked into before.
+        (&["eval", "127.0.0.1:1/authz:v1", "1", "--plain-http"], "not in the image store: "),
     ] {
         let ran = desk.run(arguments);
         assert!(ran.error().contains(expected), "{arguments:?}: {ran:?}");

@@ -100,6 +100,8 @@ async fn old_rego_is_built_on_request_for_new_opas() {
     }
 }
 
+/// What only OPA's compiler finds, such as a variable that nothing gives a value to, is not
+/// among these: it is for `--opa`.
 #[test]
 fn what_opa_refuses_at_load_is_refused_and_what_it_takes_is_taken() {
     let mut disagreements = Vec::new();
@@ -127,6 +129,18 @@ fn what_opa_refuses_at_load_is_refused_and_what_it_takes_is_taken() {
 const CASES: &[(&str, &[(&str, &str)])] = &[
     ("plain", &[("p.rego", "package p\n\nx := 1\n"), ("data.json", r#"{"a": 1}"#)]),
     ("syntax error", &[("p.rego", "package p\n\nx if {\n")]),
+    (
+        "a function of another file",
+        &[("p.rego", "package p\n\nx := data.q.f(1)\n"), ("q.rego", "package q\n\nf(x) := x\n")],
+    ),
+    ("cryptography", &[("p.rego", "package p\n\nx := crypto.sha256(input.y)\n")]),
+    (
+        "a rule over a loop",
+        &[(
+            "p.rego",
+            "package p\n\nx contains y if some y, _ in data.z\n\nw[k] := v if {\n\tsome k, v in input\n\tevery i in v { i > 0 }\n}\n",
+        )],
+    ),
     ("old syntax", &[("p.rego", "package p\n\nx { true }\n")]),
     ("old syntax, so stated", &[("p.rego", "package p\n\nx { true }\n"), (".manifest", r#"{"rego_version": 0}"#)]),
     (

@@ -1,12 +1,15 @@
 //! The author's way to a registry and back: push, pull, copy, login, among real registries,
 //! clients and signers.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use crate::support::{Author, Ca, Cosign, Format, KeyPair, Kind, PASSWORD, Registry, USER, eventually, finish, run};
+use crate::support::{
+    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, Terminal, USER, eventually, finish,
+    run,
+};
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 const MB: usize = 1_000_000;
@@ -39,6 +42,7 @@ async fn every_registry_takes_a_push_and_every_client_reads_it() {
         let pinned = registry.reference(&format!("acme/authz@{digest}"));
         assert_eq!(pushed, format!("{pinned}\n{pinned}"), "{kind:?}");
         let before = puts(&registry);
+        assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
         let again = author.run(&["push", "--plain-http", "--json", &one]).await;
         assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), json!([{ "reference": one, "digest": digest }]));
         if kind == Kind::Debian {
@@ -67,6 +71,36 @@ fn puts(registry: &Registry) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_goes_wherever_others_take_it() {
+    let (registry, second, author) =
+        (Registry::start(Kind::Debian).await, Registry::start(Kind::Referrers).await, Author::new());
+    author.policy("first");
+    let name = registry.reference("acme/authz:v1");
+    let digest = build(&author, &name).await;
+    author.run(&["push", "--plain-http", &name]).await;
+    let crane = second.reference("crane/authz:v1");
+    run("crane", author.home(), &["copy", "--insecure", &name, &crane]).await;
+    let skopeo = second.reference("skopeo/authz:v1");
+    let to = format!("docker://{skopeo}");
+    let flags = ["copy", "--insecure-policy", "--src-tls-verify=false", "--dest-tls-verify=false"];
+    run("skopeo", author.home(), &[&flags[..], &[&format!("docker://{name}"), &to]].concat()).await;
+    for copy in [&crane, &skopeo] {
+        assert_eq!(run("crane", author.home(), &["digest", "--insecure", copy]).await, digest, "{copy}");
+    }
+    run("conftest", author.home(), &["pull", "--tls=false", &format!("oci://{name}"), "--policy", "pulled"]).await;
+    assert!(held(&author.path("pulled")) > 0);
+    // OPA's own downloader, from the registry without a gateway.
+    for version in [OpaVersion::Newest, OpaVersion::V0_70] {
+        let config = json!({
+            "services": { "registry": { "url": format!("http://{}", registry.host), "type": "oci" } },
+            "bundles": { "authz": { "service": "registry", "resource": name } },
+        });
+        let opa = Opa::start(version, &config).await;
+        opa.answers("first").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
     author.policy("first");
@@ -74,6 +108,7 @@ async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     build(&author, &base).await;
     author.run(&["push", "--plain-http", &base]).await;
     let before = puts(&registry);
+    assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
     author.run(&["tag", &base, &other]).await;
     author.run(&["push", "--plain-http", &other]).await;
     assert_eq!(puts(&registry), before, "nothing was uploaded");
@@ -100,6 +135,20 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
     assert_eq!(other.run(&pull).await, registry.reference(&pinned));
     let images: Value = serde_json::from_str(&other.run(&["images", "--json"]).await).unwrap();
     assert_eq!(images[0]["signed"], true);
+    // The same by a configuration, which names the scheme, too; and a policy for others.
+    for (pattern, code) in [("**", 0), ("elsewhere.example/**", 1)] {
+        let config = json!({
+            "version": 1,
+            "registries": { &registry.host: { "scheme": "http" } },
+            "trust": {
+                "authorities": { "release": { "keys": [public], "tlog": "none" } },
+                "policies": { "release": { "require": { "any_of": ["release"] }, "match": [pattern] } },
+            },
+        });
+        other.write("bundlegate.yaml", &config.to_string());
+        let done = other.try_run(&["pull", &name, "--config", "bundlegate.yaml"], "").await;
+        assert_eq!(done.code, Some(code), "{pattern}: {}", done.err);
+    }
     // What was pulled goes on to another registry with its signatures, under another name.
     let second = Registry::start(Kind::Referrers).await;
     let there = second.reference("acme/authz:v1");
@@ -329,7 +378,39 @@ async fn an_interrupted_push_leaves_no_tag() {
     let done = finish(child).await;
     assert_eq!(done.code, Some(1));
     assert!(done.err.contains("interrupted"), "{}", done.err);
-    sleep(Duration::from_millis(200)).await;
-    let tags = author.try_run(&["images", "--remote", &registry.reference("acme/large"), "--plain-http"], "").await;
-    assert!(!tags.out.contains("v1"), "{}", tags.out);
+    let pull = author.try_run(&["pull", &name, "--plain-http"], "").await;
+    assert_eq!(pull.code, Some(1));
+    assert!(pull.err.contains("no such tag"), "{}", pull.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
+    let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
+    large(&author, "large", 100 * MB).await;
+    let line = |name: &str| format!("copy oci-layout:large:v1 {} --plain-http", registry.reference(name));
+    let mut terminal = Terminal::running(&format!("TERM=xterm bundlegate {}", line("acme/one:v1")), author.home());
+    terminal.shows("[=").await;
+    terminal.shows("MiB/95.37 MiB").await;
+    terminal.shows("done").await;
+    terminal.shows(&registry.reference("acme/one@sha256:")).await;
+    assert_eq!(terminal.ended().await, Some(0));
+    let done = author.try_run(&line("acme/two:v1").split(' ').collect::<Vec<_>>(), "").await;
+    assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn login_asks_at_a_terminal_and_shows_no_password() {
+    let ca = Ca::new();
+    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
+    let line = format!("bundlegate login {} --ca-file {}", registry.host, registry.ca());
+    let mut terminal = Terminal::running(&line, author.home());
+    terminal.shows("Username: ").await;
+    terminal.type_in(&format!("{USER}\n"));
+    terminal.shows("Password for robot: ").await;
+    terminal.type_in(&format!("{PASSWORD}\n"));
+    terminal.shows("logged in to").await;
+    assert_eq!(terminal.ended().await, Some(0));
+    assert!(!terminal.screen().contains(PASSWORD));
+    let kept = fs::read_to_string(author.path(".docker/config.json")).unwrap();
+    assert!(kept.contains(&registry.host) && !kept.contains(PASSWORD), "{kept}");
 }
