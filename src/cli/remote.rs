@@ -84,7 +84,12 @@ fn shown(repository: &Repository, tags: &[Tagged], json: bool) -> String {
     if json {
         let tags: Value = tags
             .iter()
-            .map(|one| json!({ "repository": repository.to_string(), "tag": one.tag, "digest": one.digest, "signed": one.signed }))
+            .map(|one| {
+                // A signature that only the registry's own list of referrers knows was not
+                // looked for, so nothing is known where no tag tells of one.
+                let signed = one.signed.then_some(true);
+                json!({ "repository": repository.to_string(), "tag": one.tag, "digest": one.digest, "signed": signed })
+            })
             .collect();
         return format!("{tags:#}");
     }
