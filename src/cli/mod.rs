@@ -239,7 +239,8 @@ fn misused(error: &clap::Error) -> ExitCode {
         let text = error.render().to_string();
         let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
         let lines: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-        tell(&format!("{}; see --help", lines.join(" ").trim_start_matches("error: ")));
+        let line = lines.join(" ").replace(" tip: ", "; ");
+        tell(&format!("{}; see --help", line.trim_start_matches("error: ")));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
