@@ -5,25 +5,17 @@ use std::{
     io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, SystemTime},
 };
 
 use bundlegate::oci::media_type;
 use serde_json::{Value, json};
 
-use crate::{dev::write, faulty::FaultyRegistry};
-
-/// A person with a home folder, an image store in it, and a policy.
-struct Author {
-    folder: tempfile::TempDir,
-}
-
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
+use crate::{
+    command::{Author, Ran, write},
+    faulty::FaultyRegistry,
+};
 
 const POLICY: &[(&str, &str)] = &[
     ("policy/.manifest", r#"{ "roots": ["authz", "users"] }"#),
@@ -36,72 +28,18 @@ const POLICY: &[(&str, &str)] = &[
     ("policy/users/more/data.yaml", "x: 1\n"),
 ];
 
-impl Author {
-    fn new(files: &[(&str, &str)]) -> Self {
-        let author = Self { folder: tempfile::tempdir().unwrap() };
-        files.iter().for_each(|(name, content)| write(&author.path(name), content));
-        author
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-        self.settle(command.args(arguments));
-        command
-    }
-
-    /// At home, with nothing of the machine's own settings.
-    fn settle<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.current_dir(self.folder.path()).env("HOME", self.folder.path()).env("BUNDLEGATE_STORE", "store");
-        command.env_remove("BUNDLEGATE_REGISTRY").env_remove("SOURCE_DATE_EPOCH").stdin(Stdio::null())
-    }
-
-    fn run(&self, line: &str) -> Ran {
-        Ran::of(self.command(&line.split(' ').collect::<Vec<_>>()).output().unwrap())
-    }
-
-    /// What a verb that has to work says as JSON.
-    fn json(&self, line: &str) -> Value {
-        let ran = self.run(&format!("{line} --json"));
-        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
-        serde_json::from_str(&ran.out).unwrap()
-    }
-
-    fn digest(&self, line: &str) -> String {
-        self.json(line)["digest"].as_str().unwrap().to_owned()
-    }
-
-    /// How many blobs lie in the store, half-written ones included.
-    fn blobs(&self) -> usize {
-        let count = |folder: PathBuf| fs::read_dir(folder).map_or(0, Iterator::count);
-        let fragments = fs::read_dir(self.path("store")).map_or(0, |entries| {
-            entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
-        });
-        count(self.path("store/blobs/sha256")) + fragments
-    }
-}
-
-impl Ran {
-    fn of(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// It failed with one line that says `what`.
-    #[track_caller]
-    fn refused(&self, what: &str) {
-        assert_eq!((self.code, self.err.lines().count()), (Some(1), 1), "{}", self.err);
-        assert!(self.err.starts_with("bundlegate: ") && self.err.contains(what), "{}lacks {what:?}", self.err);
-        assert_eq!(self.out, "");
-    }
+/// How many blobs lie in the store, half-written ones included.
+fn stored(author: &Author) -> usize {
+    let count = |folder: PathBuf| fs::read_dir(folder).map_or(0, Iterator::count);
+    let fragments = fs::read_dir(author.path("store")).map_or(0, |entries| {
+        entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
+    });
+    count(author.path("store/blobs/sha256")) + fragments
 }
 
 #[test]
 fn a_policy_is_built_tagged_listed_inspected_saved_and_removed() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     let built = author.json("build policy -t r.example/acme/authz:v1 --test -a team=red");
     assert_eq!(built["reference"], "r.example/acme/authz:v1");
     assert_eq!(built["roots"], json!(["authz", "users"]));
@@ -124,13 +62,13 @@ fn a_policy_is_built_tagged_listed_inspected_saved_and_removed() {
     assert_eq!(author.command(&["save", "r.example/acme/authz:v1", "-f", "-"]).output().unwrap().stdout, file);
     // Like any file that is made, by the user's mask.
     assert_eq!(fs::metadata(author.path("out.tar.gz")).unwrap().permissions().mode() & 0o600, 0o600);
-    assert_eq!(author.run("rm r.example/acme/authz:v1 r.example/acme/authz:live").code, Some(0));
-    assert_eq!((author.json("images"), author.blobs()), (json!([]), 0));
+    author.line("rm r.example/acme/authz:v1 r.example/acme/authz:live").ok();
+    assert_eq!((author.json("images"), stored(&author)), (json!([]), 0));
 }
 
 #[test]
 fn the_manifest_has_the_shape_of_the_policy_cli() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     let digest = author.digest("build policy -t r.example/a:v1");
     let bytes = fs::read(author.path("store/blobs/sha256").join(&digest[7..])).unwrap();
     let text = String::from_utf8(bytes).unwrap();
@@ -150,11 +88,11 @@ fn the_manifest_has_the_shape_of_the_policy_cli() {
 
 #[test]
 fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     let digest = author.digest("build policy -t r.example/acme/authz:v1");
 
     // Another folder, filled in another order, years ago, with other permissions.
-    let other = Author::new(&[]);
+    let other = Author::new();
     for (name, content) in POLICY.iter().rev() {
         let path = other.path(name).to_string_lossy().replace("/policy/", "/elsewhere/deep/");
         write(Path::new(&path), content);
@@ -173,7 +111,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
     }
 
     // What came out of the bundle goes into it again.
-    assert_eq!(author.run("save r.example/acme/authz:v1 -f out.tar.gz").code, Some(0));
+    author.line("save r.example/acme/authz:v1 -f out.tar.gz").ok();
     let tarball = fs::File::open(author.path("out.tar.gz")).unwrap();
     tar::Archive::new(flate2::read::GzDecoder::new(tarball)).unpack(author.path("unpacked")).unwrap();
     assert_eq!(author.digest("build unpacked -t r.example/acme/authz:v2"), digest);
@@ -181,7 +119,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
     // Only whoever asks for a date gets one.
     let mut dated = author.command(&["build", "policy", "-t", "r.example/acme/authz:v3", "--json"]);
     let dated = Ran::of(dated.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap());
-    assert!(dated.code == Some(0) && !dated.out.contains(&digest), "{}", dated.err);
+    assert!(dated.code == 0 && !dated.stdout.contains(&digest), "{}", dated.stderr);
     let seen = author.json("inspect r.example/acme/authz:v3");
     assert_eq!(seen["annotations"]["org.opencontainers.image.created"], "2023-11-14T22:13:20Z");
 }
@@ -190,19 +128,17 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
 fn as_nobody(author: &Author) -> String {
     let program = author.path("bundlegate");
     fs::copy(env!("CARGO_BIN_EXE_bundlegate"), &program).unwrap();
-    fs::set_permissions(author.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(author.home(), fs::Permissions::from_mode(0o777)).unwrap();
     let line = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \
                 ./bundlegate build elsewhere/deep -t r.example/n:v1 --json --store nobodys";
     let mut shell = Command::new("sh");
     let ran = Ran::of(author.settle(shell.args(["-c", line])).env("TZ", "Asia/Tokyo").output().unwrap());
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    let built: Value = serde_json::from_str(&ran.out).unwrap();
-    built["digest"].as_str().unwrap().to_owned()
+    ran.json()["digest"].as_str().unwrap().to_owned()
 }
 
 #[test]
 fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
-    let author = Author::new(&[
+    let author = Author::with(&[
         ("syntax/p.rego", "package p\n\nallow if {\n\tinput.x ==\n}\n"),
         ("newer/p.rego", "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n"),
         ("roots/.manifest", r#"{"roots":["a","a/b"]}"#),
@@ -241,33 +177,34 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
         ("good --test", "no test_… rule"),
         ("good --ignore [", "--ignore "),
     ] {
-        author.run(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
+        author.line(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
     }
-    author.run("build good -t oci-layout:x:v1").refused("write HOST/REPOSITORY:TAG");
-    assert_eq!(author.blobs(), 0);
+    author.line("build good -t oci-layout:x:v1").refused("write HOST/REPOSITORY:TAG");
+    assert_eq!(stored(&author), 0);
     // How it is called, as opposed to what it is given.
     for line in
         ["build good", "build -t r.example/a:v1", "build good -t a:v1", "build good -t r.example/a:v1 -e x", "tag x"]
     {
-        let ran = author.run(line);
-        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{line}: {}", ran.err);
+        let ran = author.line(line);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line}: {}", ran.stderr);
+        assert!(ran.stderr.lines().count() == 1 && ran.stderr.ends_with("; see --help\n"), "{line}: {}", ran.stderr);
     }
     for line in ["tag r.example/a:v1 r.example/a:v2", "save r.example/a:v1"] {
-        author.run(line).refused("r.example/a:v1: not in the image store");
+        author.line(line).refused("r.example/a:v1: not in the image store");
     }
     assert!(!author.path("bundle.tar.gz").exists());
 }
 
 #[test]
 fn a_file_that_may_not_be_read_is_named() {
-    let author = Author::new(&[("policy/p.rego", "package p\n")]);
+    let author = Author::with(&[("policy/p.rego", "package p\n")]);
     fs::set_permissions(author.path("policy/p.rego"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(author.path("policy/p.rego")).is_err() {
-        return author.run("build policy -t r.example/a:v1").refused("read policy/p.rego: Permission denied");
+        return author.line("build policy -t r.example/a:v1").refused("read policy/p.rego: Permission denied");
     }
     // Root may read everything, and so has somebody else build.
     fs::copy(env!("CARGO_BIN_EXE_bundlegate"), author.path("bundlegate")).unwrap();
-    fs::set_permissions(author.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(author.home(), fs::Permissions::from_mode(0o777)).unwrap();
     let mut other = Command::new("setpriv");
     other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "./bundlegate", "build", "policy"]);
     let ran = Ran::of(author.settle(other.args(["-t", "r.example/a:v1"])).output().unwrap());
@@ -276,22 +213,22 @@ fn a_file_that_may_not_be_read_is_named() {
 
 #[test]
 fn tests_that_fail_are_named_and_nothing_is_built() {
-    let author = Author::new(POLICY);
-    write(&author.path("policy/users/data.json"), "{}");
-    let ran = author.run("build policy -t r.example/a:v1 --test");
-    assert_eq!((ran.code, author.blobs()), (Some(1), 0), "{}", ran.err);
-    let lines: Vec<_> = ran.err.lines().collect();
-    assert!(lines[0].contains("FAIL data.authz_test.test_admin (policy/authz/authz_test.rego)"), "{}", ran.err);
+    let author = Author::with(POLICY);
+    author.write("policy/users/data.json", "{}");
+    let ran = author.line("build policy -t r.example/a:v1 --test");
+    assert_eq!((ran.code, stored(&author)), (1, 0), "{}", ran.stderr);
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    assert!(lines[0].contains("FAIL data.authz_test.test_admin (policy/authz/authz_test.rego)"), "{}", ran.stderr);
     assert_eq!(lines[1], "bundlegate: --test: 1 of 1 tests failed; nothing was built");
     // A broken test is in nobody's way who does not run it.
-    write(&author.path("policy/authz/authz_test.rego"), "???");
-    author.run("build policy -t r.example/a:v1 --test").refused("authz_test.rego:1:");
-    assert_eq!(author.run("build policy -t r.example/a:v1").code, Some(0));
+    author.write("policy/authz/authz_test.rego", "???");
+    author.line("build policy -t r.example/a:v1 --test").refused("authz_test.rego:1:");
+    author.line("build policy -t r.example/a:v1").ok();
 }
 
 #[test]
 fn many_processes_tag_at_once_and_no_tag_is_lost() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     author.digest("build policy -t r.example/a:v0");
     let names: Vec<_> = (1..=16).map(|number| format!("r.example/a:v{number}")).collect();
     let tag = |name: &String| author.command(&["tag", "r.example/a:v0", name]).stdout(Stdio::null()).spawn().unwrap();
@@ -316,7 +253,7 @@ fn noise(length: usize) -> String {
 
 #[test]
 fn ctrl_c_ends_a_build_and_leaves_nothing() {
-    let author = Author::new(&[("policy/data.json", &noise(64 << 20))]);
+    let author = Author::with(&[("policy/data.json", &noise(64 << 20))]);
     fs::create_dir(author.path("tmp")).unwrap();
     let mut build = author.command(&["build", "policy", "-t", "r.example/a:v1"]);
     let build = build.env("TMPDIR", author.path("tmp")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -330,13 +267,13 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
     }
     assert!(Command::new("kill").args(["-INT", &build.id().to_string()]).status().unwrap().success());
     Ran::of(build.wait_with_output().unwrap()).refused("interrupted");
-    assert_eq!((author.blobs(), fs::read_dir(author.path("tmp")).unwrap().count()), (0, 0));
+    assert_eq!((stored(&author), fs::read_dir(author.path("tmp")).unwrap().count()), (0, 0));
     assert_eq!(author.json("images"), json!([]));
 }
 
 #[tokio::test]
 async fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
-    let author = Author::new(&[("policy/data.json", &noise(1 << 20))]);
+    let author = Author::with(&[("policy/data.json", &noise(1 << 20))]);
     author.digest("build policy -t r.example/a:v1");
     let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
     let mut save = save.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -358,21 +295,20 @@ async fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
 
 #[test]
 fn a_store_that_may_only_be_read_is_read() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     author.digest("build policy -t r.example/a:v1");
     // What root is refused as well: a folder can't be opened as a lock.
     fs::remove_file(author.path("store/.sweep.lock")).unwrap();
     fs::create_dir(author.path("store/.sweep.lock")).unwrap();
     for line in ["images", "inspect r.example/a:v1", "save r.example/a:v1", "eval r.example/a:v1 data.users"] {
-        let ran = author.run(line);
-        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+        author.line(line).ok();
     }
-    author.run("build policy -t r.example/b:v1").refused("lock store/.sweep.lock");
+    author.line("build policy -t r.example/b:v1").refused("lock store/.sweep.lock");
 }
 
 #[test]
 fn a_full_disk_is_told_and_what_was_there_stays() {
-    let author = Author::new(&[("small/p.rego", "package p\n"), ("large/data.json", &noise(6 << 20))]);
+    let author = Author::with(&[("small/p.rego", "package p\n"), ("large/data.json", &noise(6 << 20))]);
     fs::create_dir(author.path("disk")).unwrap();
     // A disk of two mebibytes, which goes with the shell.
     let script = r#"
@@ -399,48 +335,50 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
         return;
     }
     let ran = Ran::of(author.settle(&mut shell).output().unwrap());
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    let lines: Vec<_> = ran.err.lines().collect();
-    assert_eq!(lines.len(), 3, "{}", ran.err);
-    assert!(lines.iter().all(|line| line.starts_with("bundlegate: ") && line.contains("No space left")), "{}", ran.err);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.stderr);
+    assert!(
+        lines.iter().all(|line| line.starts_with("bundlegate: ") && line.contains("No space left")),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
 fn a_pipe_that_does_not_listen_any_more_is_an_error_not_a_panic() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     author.digest("build policy -t r.example/a:v1");
-    author.run("save r.example/a:v1 -f /dev/full").refused("write /dev/full: No space left on device");
-    author.run("save r.example/a:v1 -f nowhere/out.tar.gz").refused("write nowhere/out.tar.gz: No such file");
+    author.line("save r.example/a:v1 -f /dev/full").refused("write /dev/full: No space left on device");
+    author.line("save r.example/a:v1 -f nowhere/out.tar.gz").refused("write nowhere/out.tar.gz: No such file");
 }
 
 #[test]
 fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
-    let author = Author::new(&[]);
+    let author = Author::new();
     let made = author.json("init project");
     assert_eq!(made["files"].as_array().unwrap().len(), 6);
     author.digest("build project/policy -t r.example/a:v1 --test");
-    write(&author.path("project/README.md"), "mine");
-    author.run("init project").refused("there already; --force replaces");
-    author.run("init project/policy/..").refused("--force");
+    author.write("project/README.md", "mine");
+    author.line("init project").refused("there already; --force replaces");
+    author.line("init project/policy/..").refused("--force");
     assert_eq!(fs::read(author.path("project/README.md")).unwrap(), b"mine");
-    write(&author.path("second/README.md"), "mine");
-    author.run("init second").refused("second/README.md: there already");
+    author.write("second/README.md", "mine");
+    author.line("init second").refused("second/README.md: there already");
     assert_eq!(fs::read_dir(author.path("second")).unwrap().count(), 1, "all or nothing");
-    assert_eq!(author.run("init project --force").code, Some(0));
+    author.line("init project --force").ok();
 }
 
 #[test]
 fn signatures_in_the_store_are_seen_follow_a_tag_and_go_with_the_image() {
-    let author = Author::new(POLICY);
+    let author = Author::with(POLICY);
     let digest = author.digest("build policy -t r.example/acme/authz:v1");
     for line in [
         "generate-key-pair",
         "sign r.example/acme/authz:v1 --local --key cosign.key",
         "sign r.example/acme/authz:v1 --local --key cosign.key --legacy",
     ] {
-        let mut command = author.command(&line.split(' ').collect::<Vec<_>>());
-        let ran = Ran::of(command.env("COSIGN_PASSWORD", "").output().unwrap());
-        assert_eq!(ran.code, Some(0), "{line}: {}", ran.err);
+        author.line(line).ok();
     }
     let formats = |reference: &str| {
         let seen = author.json(&format!("inspect {reference}"));
@@ -456,7 +394,7 @@ fn signatures_in_the_store_are_seen_follow_a_tag_and_go_with_the_image() {
     author.digest("build policy -t r.example/third/authz:v1");
     assert_eq!(formats("r.example/third/authz:v1"), [""; 0], "another repository's are not this one's");
     let everything = "rm r.example/acme/authz:v1 r.example/other/authz:v1 r.example/third/authz:v1";
-    assert_eq!((author.run(everything).code, author.blobs()), (Some(0), 0));
+    assert_eq!((author.line(everything).code, stored(&author)), (0, 0));
 }
 
 /// An artifact that the real policy CLI 0.4 wrote, as a layout without a tag.
@@ -485,9 +423,9 @@ async fn the_old_policy_clis_artifact_is_pulled_inspected_and_saved_byte_for_byt
     blobs.iter().for_each(|bytes| drop(registry.put_blob(bytes)));
     let reference = registry.reference("v1").to_string();
     tokio::task::spawn_blocking(move || {
-        let author = Author::new(&[]);
+        let author = Author::new();
         let there = author.json(&format!("inspect --remote --plain-http {reference}"));
-        assert_eq!((&there["digest"], author.blobs()), (&json!(digest), 0));
+        assert_eq!((&there["digest"], stored(&author)), (&json!(digest), 0));
         assert_eq!(author.json(&format!("pull --plain-http {reference}"))[0]["digest"], json!(digest));
         // From now on without the registry.
         let here = author.json(&format!("inspect {reference}"));
@@ -505,7 +443,7 @@ async fn the_old_policy_clis_artifact_is_pulled_inspected_and_saved_byte_for_byt
 #[test]
 fn the_old_policy_clis_artifact_is_saved_from_a_folder() {
     let Some(layout) = old_artifact() else { return };
-    let author = Author::new(&[]);
+    let author = Author::new();
     let reference = format!("oci-layout:{}", layout.display());
     let seen = author.json(&format!("inspect {reference}"));
     assert_eq!((&seen["packages"], &seen["manifest"]["roots"]), (&json!(["authz"]), &json!(["authz"])));

@@ -4,16 +4,16 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use bundlegate::oci::{Descriptor, Layout, NewManifest, media_type};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A working folder, which is the home as well.
-pub(crate) struct Desk {
-    folder: TempDir,
+/// Somebody with a home folder, where every command is typed; the image store is `store` in it.
+pub(crate) struct Author {
+    home: TempDir,
 }
 
 /// What a run came to.
@@ -27,17 +27,40 @@ pub(crate) struct Ran {
 /// What `COSIGN_PASSWORD` is.
 pub(crate) const PASSWORD: &str = "open sesame";
 
-impl Desk {
+impl Author {
     pub(crate) fn new() -> Self {
-        Self { folder: TempDir::new().unwrap() }
+        Self::with(&[])
+    }
+
+    pub(crate) fn with(files: &[(&str, &str)]) -> Self {
+        let author = Self { home: TempDir::new().unwrap() };
+        files.iter().for_each(|(name, content)| author.write(name, content));
+        author
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.home().join(name)
     }
 
+    /// Writes a file, with the folders above it.
     pub(crate) fn write(&self, name: &str, content: &str) {
-        fs::write(self.path(name), content).unwrap();
+        write(&self.path(name), content);
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
+        self.settle(command.args(arguments));
+        command
+    }
+
+    /// At home, with nothing of the machine's own settings.
+    pub(crate) fn settle<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.current_dir(self.home()).env_clear().env("HOME", self.home()).env("BUNDLEGATE_STORE", "store");
+        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path))).stdin(Stdio::null())
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
@@ -46,22 +69,29 @@ impl Desk {
 
     /// Runs with a text on standard input and an environment of its own.
     pub(crate) fn run_with(&self, arguments: &[&str], stdin: &str, environment: &[(&str, &str)]) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bundlegate"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .env_clear()
-            .env("HOME", self.folder.path())
-            .envs(environment.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = self.command(arguments);
+        command.envs(environment.iter().copied());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         // A program that ends without reading closes the pipe.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        Ran { code: output.status.code().unwrap(), stdout, stderr }
+        Ran::of(child.wait_with_output().unwrap())
+    }
+
+    /// Runs what stands in a line, with a space between two arguments.
+    pub(crate) fn line(&self, line: &str) -> Ran {
+        self.run(&line.split(' ').collect::<Vec<_>>())
+    }
+
+    /// What a verb that has to work says as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self, line: &str) -> Value {
+        self.line(&format!("{line} --json")).json()
+    }
+
+    #[track_caller]
+    pub(crate) fn digest(&self, line: &str) -> String {
+        self.json(line)["digest"].as_str().unwrap().to_owned()
     }
 
     /// Puts a bundle into the layout folder `layout` under the tag `v1`, and gives the
@@ -82,6 +112,11 @@ impl Desk {
 }
 
 impl Ran {
+    pub(crate) fn of(output: Output) -> Self {
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        Self { code: output.status.code().unwrap(), stdout, stderr }
+    }
+
     /// Its standard output, if it succeeded.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
@@ -100,6 +135,18 @@ impl Ran {
         assert_eq!((self.code, self.stderr.lines().count()), (1, 1), "{self:?}");
         self.stderr.trim_end().strip_prefix("bundlegate: ").unwrap_or_else(|| panic!("{self:?}"))
     }
+
+    /// It failed with one line that says `why`, and with nothing else.
+    #[track_caller]
+    pub(crate) fn refused(&self, why: &str) {
+        assert!(self.error().contains(why) && self.stdout.is_empty(), "{self:?} lacks {why:?}");
+    }
+}
+
+/// Writes a file, with the folders above it.
+pub(crate) fn write(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
 }
 
 fn tarball(files: &[(&str, &str)]) -> Vec<u8> {

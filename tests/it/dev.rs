@@ -3,13 +3,15 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use reqwest::Response;
+
+use crate::command::{Author, write};
 
 struct Dev {
     child: Child,
@@ -67,11 +69,6 @@ impl Drop for Dev {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-pub(crate) fn write(path: &Path, content: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, content).unwrap();
 }
 
 async fn get(url: &str, if_none_match: Option<&str>) -> Response {
@@ -132,10 +129,11 @@ async fn ctrl_c_ends_it_and_takes_the_temporary_state_along() {
 
 #[test]
 fn what_can_not_be_served_is_told_in_one_line() {
-    let folder = tempfile::tempdir().unwrap();
-    write(&folder.path().join("empty/README.md"), "");
-    write(&folder.path().join("broken/p.rego"), "package p\nallow if {\n");
-    write(&folder.path().join("good/p.rego"), "package p\n");
+    let author = Author::with(&[
+        ("empty/README.md", ""),
+        ("broken/p.rego", "package p\nallow if {\n"),
+        ("good/p.rego", "package p\n"),
+    ]);
     for (arguments, expected) in [
         (&["nowhere"][..], "nowhere: no such policy folder"),
         (&["empty"], "holds no .rego"),
@@ -143,14 +141,7 @@ fn what_can_not_be_served_is_told_in_one_line() {
         (&["good", "--state", "good/state"], "--state "),
         (&["good", "--name", "a//b"], "empty segment"),
     ] {
-        let run = Command::new(env!("CARGO_BIN_EXE_bundlegate"))
-            .args(["dev", "--listen", "127.0.0.1:0"])
-            .args(arguments)
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        let said = String::from_utf8(run.stderr).unwrap();
-        assert_eq!((run.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(said.starts_with("bundlegate: ") && said.contains(expected), "{said}");
+        let ran = author.run(&[&["dev", "--listen", "127.0.0.1:0"], arguments].concat());
+        assert!(ran.error().contains(expected), "{ran:?}");
     }
 }

@@ -1,32 +1,32 @@
 //! `completion`, `version` and `--help`.
 
-use crate::command::Desk;
+use crate::command::Author;
 
 #[test]
 fn every_shell_gets_a_script_that_knows_the_verbs() {
-    let desk = Desk::new();
+    let author = Author::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = desk.run(&["completion", shell]).ok();
+        let script = author.run(&["completion", shell]).ok();
         for word in ["generate-key-pair", "verify", "plain-http"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
-    assert_eq!(desk.run(&["completion", "tcsh"]).code, 2);
+    assert_eq!(author.run(&["completion", "tcsh"]).code, 2);
 }
 
 #[test]
 fn the_version_is_told_to_people_and_programs() {
-    let desk = Desk::new();
-    assert!(desk.run(&["version"]).ok().starts_with(concat!("bundlegate ", env!("CARGO_PKG_VERSION"), " (")));
-    assert_eq!(desk.run(&["version", "--json"]).json()["version"], env!("CARGO_PKG_VERSION"));
+    let author = Author::new();
+    assert!(author.run(&["version"]).ok().starts_with(concat!("bundlegate ", env!("CARGO_PKG_VERSION"), " (")));
+    assert_eq!(author.run(&["version", "--json"]).json()["version"], env!("CARGO_PKG_VERSION"));
 }
 
 /// Every verb, wherever it comes from: a sentence, an example, and no line that a terminal
 /// would break.
 #[test]
 fn the_help_of_every_verb_teaches() {
-    let desk = Desk::new();
-    let help = desk.run(&["--help"]).ok();
+    let author = Author::new();
+    let help = author.run(&["--help"]).ok();
     let verbs = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     // What goes on in the next line is indented more.
     let verbs = verbs.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
@@ -34,7 +34,7 @@ fn the_help_of_every_verb_teaches() {
         verbs.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
     assert!(verbs.len() > 10, "{help}");
     for verb in verbs {
-        let help = desk.run(&[verb, "--help"]).ok();
+        let help = author.run(&[verb, "--help"]).ok();
         assert!(help.contains("Usage: bundlegate "), "{verb}: {help}");
         if !["serve", "dev", "config", "version"].contains(&verb) {
             assert!(help.contains("Example"), "{verb} shows no example:\n{help}");

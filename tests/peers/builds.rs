@@ -1,67 +1,8 @@
 //! What an author builds, before the real OPA; and what other tools push, as a bundle.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use serde_json::json;
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
-
-use crate::support::{Kind, Opa, OpaVersion, Registry, program, run};
-
-/// A folder of policies, an image store, and both programs.
-struct Bench(TempDir);
-
-impl Bench {
-    fn new(files: &[(&str, &str)]) -> Self {
-        let bench = Self(TempDir::new().unwrap());
-        for (name, content) in files {
-            let file = bench.path(name);
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(file, content).unwrap();
-        }
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn call(&self, program: &Path, line: &str) -> Output {
-        let mut command = Command::new(program);
-        command.args(line.split(' ')).current_dir(self.0.path()).env("HOME", self.0.path());
-        command.env("BUNDLEGATE_STORE", "store").env_remove("BUNDLEGATE_REGISTRY").output().unwrap()
-    }
-
-    /// bundlegate does it, and says this.
-    #[track_caller]
-    fn ours(&self, line: &str) -> String {
-        let ran = self.call(Path::new(env!("CARGO_BIN_EXE_bundlegate")), line);
-        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn json(&self, line: &str) -> Value {
-        serde_json::from_str(&self.ours(&format!("{line} --json"))).unwrap()
-    }
-
-    /// What `opa eval` makes of the saved bundle.
-    fn decides(&self, version: OpaVersion, query: &str, input: &str) -> Value {
-        fs::write(self.path("input.json"), input).unwrap();
-        let line = format!("eval --bundle bundle.tar.gz --input input.json --format json {query}");
-        let ran = self.call(&program(version.program()), &line);
-        assert!(ran.status.success(), "{}{}", text(&ran.stdout), text(&ran.stderr));
-        let answer: Value = serde_json::from_slice(&ran.stdout).unwrap();
-        answer["result"][0]["expressions"][0]["value"].clone()
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use crate::support::{Author, Kind, Opa, OpaVersion, Registry, program, run};
 
 const POLICY: &[(&str, &str)] = &[
     ("policy/.manifest", r#"{ "roots": ["authz", "users"] }"#),
@@ -73,53 +14,53 @@ const BOTH: [OpaVersion; 2] = [OpaVersion::Newest, OpaVersion::V0_70];
 
 #[tokio::test]
 async fn opa_old_and_new_loads_what_is_built_and_decides() {
-    let bench = Bench::new(POLICY);
-    let built = bench.json("build policy -t r.example/acme/authz:v1 --test");
-    bench.ours("save r.example/acme/authz:v1");
+    let author = Author::with(POLICY);
+    let built = author.json("bundlegate build policy -t r.example/acme/authz:v1 --test").await;
+    author.line("bundlegate save r.example/acme/authz:v1").await;
     for version in BOTH {
+        let opa = version.program();
         // Rego v1 without an import: the manifest tells OPA 0.70 how to read it.
-        assert_eq!(bench.decides(version, "data.authz.allow", r#"{"user": "ann"}"#), true, "{version:?}");
-        assert_eq!(bench.decides(version, "data.authz", r#"{"user": "bob"}"#), json!({}), "{version:?}");
-        let command = format!("opa run --server --bundle {}", bench.path("bundle.tar.gz").display());
+        assert_eq!(author.decides(opa, "data.authz.allow", r#"{"user": "ann"}"#).await, true, "{opa}");
+        assert_eq!(author.decides(opa, "data.authz", r#"{"user": "bob"}"#).await, json!({}), "{opa}");
+        let command = format!("opa run --server --bundle {}", author.path("bundle.tar.gz").display());
         let opa = Opa::by_command(version, &command).await;
         opa.decides("users/ann/admin", &json!(true)).await;
         assert_eq!(opa.decision("authz_test").await, None, "tests are no policy");
     }
-    let seen = bench.call(&program("opa"), "inspect bundle.tar.gz --format json");
-    let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    let seen = author.peer("opa", &["inspect", "bundle.tar.gz", "--format", "json"]).await.json();
     assert_eq!((&seen["manifest"]["revision"], &seen["manifest"]["rego_version"]), (&built["revision"], &json!(1)));
 }
 
 #[tokio::test]
 async fn old_rego_is_built_on_request_for_new_opas() {
-    let bench = Bench::new(&[("policy/p.rego", "package p\n\nallow { input.x == 1 }\n")]);
-    bench.ours("build policy -t r.example/p:v1 --v0-compatible");
-    bench.ours("save r.example/p:v1");
+    let author = Author::with(&[("policy/p.rego", "package p\n\nallow { input.x == 1 }\n")]);
+    author.line("bundlegate build policy -t r.example/p:v1 --v0-compatible").await;
+    author.line("bundlegate save r.example/p:v1").await;
     for version in BOTH {
-        assert_eq!(bench.decides(version, "data.p.allow", r#"{"x": 1}"#), true, "{version:?}");
+        assert_eq!(author.decides(version.program(), "data.p.allow", r#"{"x": 1}"#).await, true, "{version:?}");
     }
 }
 
 /// What only OPA's compiler finds, such as a variable that nothing gives a value to, is not
 /// among these: it is for `--opa`.
-#[test]
-fn what_opa_refuses_at_load_is_refused_and_what_it_takes_is_taken() {
+#[tokio::test]
+async fn what_opa_refuses_at_load_is_refused_and_what_it_takes_is_taken() {
     let mut disagreements = Vec::new();
     for (case, files) in CASES {
         let files: Vec<_> = files.iter().map(|(name, content)| (format!("policy/{name}"), *content)).collect();
         let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), *content)).collect();
-        let bench = Bench::new(&files);
+        let author = Author::with(&files);
         // OPA reads the same folder, and must read what comes out of it.
-        let theirs = bench.call(&program("opa"), "build --bundle policy --output opa.tar.gz");
-        let ours = bench.call(Path::new(env!("CARGO_BIN_EXE_bundlegate")), "build policy -t r.example/a:v1");
-        if theirs.status.success() != ours.status.success() {
-            let (theirs, ours) = (text(&theirs.stdout) + &text(&theirs.stderr), text(&ours.stderr));
+        let theirs = author.peer("opa", &["build", "--bundle", "policy", "--output", "opa.tar.gz"]).await;
+        let ours = author.run(&["build", "policy", "-t", "r.example/a:v1"]).await;
+        if (theirs.code == Some(0)) != (ours.code == Some(0)) {
+            let (theirs, ours) = (theirs.stdout + &theirs.stderr, &ours.stderr);
             disagreements.push(format!("{case}:\n  opa: {theirs}\n  bundlegate: {ours}"));
         }
-        if ours.status.success() {
-            bench.ours("save r.example/a:v1");
-            let loaded = bench.call(&program("opa"), "eval --bundle bundle.tar.gz data");
-            assert!(loaded.status.success(), "{case}: {}", text(&loaded.stdout));
+        if ours.code == Some(0) {
+            author.line("bundlegate save r.example/a:v1").await;
+            let loaded = author.peer("opa", &["eval", "--bundle", "bundle.tar.gz", "data"]).await;
+            assert_eq!(loaded.code, Some(0), "{case}: {loaded:?}");
         }
     }
     assert!(disagreements.is_empty(), "{}", disagreements.join("\n"));
@@ -187,50 +128,48 @@ const CASES: &[(&str, &[(&str, &str)])] = &[
     ("deep packages", &[("p.rego", "package a[\"b.c\"]\n"), (".manifest", r#"{"roots": ["a/b.c"]}"#)]),
 ];
 
-#[test]
-fn a_real_opa_compiles_where_it_is_asked_to() {
-    let bench = Bench::new(POLICY);
+#[tokio::test]
+async fn a_real_opa_compiles_where_it_is_asked_to() {
+    let author = Author::with(POLICY);
     let opa = program("opa").display().to_string();
     for (target, file) in [("wasm", "policy.wasm"), ("plan", "plan.json")] {
-        let line = format!("build policy -t r.example/a:{target} --opa={opa} -e authz/allow --target {target}");
-        let built = bench.json(&line);
-        assert_eq!(bench.json(&line)["digest"], built["digest"], "{target}: compiled twice, it is the same");
-        let seen = bench.json(&format!("inspect r.example/a:{target}"));
+        let line =
+            format!("bundlegate build policy -t r.example/a:{target} --opa={opa} -e authz/allow --target {target}");
+        let built = author.json(&line).await;
+        assert_eq!(author.json(&line).await["digest"], built["digest"], "{target}: compiled twice, it is the same");
+        let seen = author.json(&format!("bundlegate inspect r.example/a:{target}")).await;
         assert!(seen["files"].as_array().unwrap().iter().any(|held| held["path"] == *file), "{seen}");
         assert_eq!(seen["manifest"]["roots"], json!(["authz", "users"]));
         assert!(!built["revision"].as_str().unwrap().is_empty());
     }
     // OPA looks for the module by its name in the tarball, to the letter, before it asks for
     // an engine, which not every opa has.
-    bench.ours("save r.example/a:wasm");
-    let loaded = bench.call(&program("opa"), "eval --bundle bundle.tar.gz data.authz.allow");
-    let said = text(&loaded.stdout) + &text(&loaded.stderr);
+    author.line("bundlegate save r.example/a:wasm").await;
+    let loaded = author.shell("opa eval --bundle bundle.tar.gz data.authz.allow").await;
+    let said = loaded.stdout + &loaded.stderr;
     assert!(!said.contains("loading error"), "{said}");
-    let seen = bench.json("inspect r.example/a:wasm");
+    let seen = author.json("bundlegate inspect r.example/a:wasm").await;
     assert_eq!(seen["entrypoints"], json!(["authz/allow"]));
-    bench.ours(&format!("build policy -t r.example/a:o -r r7 --opa={opa} -O 1 -e authz/allow"));
-    bench.ours("save r.example/a:o");
-    assert_eq!(bench.decides(OpaVersion::Newest, "data.authz.allow", r#"{"user": "ann"}"#), true);
+    author.line(&format!("bundlegate build policy -t r.example/a:o -r r7 --opa={opa} -O 1 -e authz/allow")).await;
+    author.line("bundlegate save r.example/a:o").await;
+    assert_eq!(author.decides("opa", "data.authz.allow", r#"{"user": "ann"}"#).await, true);
     // What the built-in parser does not know yet, and what nobody knows.
-    let newer = Bench::new(&[("policy/p.rego", "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n")]);
-    newer.ours(&format!("build policy -t r.example/a:v1 --opa={opa}"));
-    fs::write(newer.path("policy/p.rego"), "package p\n\nallow if {\n").unwrap();
-    let refused =
-        newer.call(Path::new(env!("CARGO_BIN_EXE_bundlegate")), &format!("build policy -t r.example/a:v1 --opa={opa}"));
-    let said = text(&refused.stderr);
-    assert!(!refused.status.success() && said.lines().count() == 1 && said.contains("p.rego:"), "{said}");
+    let newer = Author::with(&[("policy/p.rego", "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n")]);
+    newer.line(&format!("bundlegate build policy -t r.example/a:v1 --opa={opa}")).await;
+    newer.write("policy/p.rego", "package p\n\nallow if {\n");
+    newer.shell(&format!("bundlegate build policy -t r.example/a:v1 --opa={opa}")).await.refused("p.rego:");
 }
 
 #[tokio::test]
 async fn what_oras_and_conftest_push_is_pulled_and_saved_as_a_bundle() {
     let registry = Registry::start(Kind::Debian).await;
-    let bench = Bench::new(POLICY);
-    bench.ours("build policy -t r.example/acme/authz:v1");
-    bench.ours("save r.example/acme/authz:v1");
-    let original = fs::read(bench.path("bundle.tar.gz")).unwrap();
+    let author = Author::with(POLICY);
+    author.line("bundlegate build policy -t r.example/acme/authz:v1").await;
+    author.line("bundlegate save r.example/acme/authz:v1").await;
+    let original = author.bytes("bundle.tar.gz");
     let host = &registry.host;
-    let folder = bench.0.path();
-    fs::write(bench.path("config.json"), "{}").unwrap();
+    let folder = author.home();
+    author.write("config.json", "{}");
     let (typed, untyped) = (format!("{host}/acme/typed:v1"), format!("{host}/acme/untyped:v1"));
     let (packed, single) = (format!("{host}/acme/folder:v1"), format!("{host}/acme/conftest:v1"));
     let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -241,22 +180,22 @@ async fn what_oras_and_conftest_push_is_pulled_and_saved_as_a_bundle() {
     run("oras", folder, &["push", "--plain-http", &packed, &format!("policy/:{gzip}")]).await;
     run("conftest", folder, &["push", &single, "--policy", "policy", "--data", "policy/users"]).await;
     for reference in [&typed, &untyped] {
-        bench.ours(&format!("pull --plain-http {reference}"));
-        bench.ours(&format!("save {reference} -f out.tar.gz"));
-        assert_eq!(fs::read(bench.path("out.tar.gz")).unwrap(), original, "{reference}");
+        author.line(&format!("bundlegate pull --plain-http {reference}")).await;
+        author.line(&format!("bundlegate save {reference} -f out.tar.gz")).await;
+        assert_eq!(author.bytes("out.tar.gz"), original, "{reference}");
     }
-    bench.ours(&format!("pull --plain-http {packed}"));
-    bench.ours(&format!("save {packed}"));
-    assert_eq!(bench.decides(OpaVersion::Newest, "data.authz.allow", r#"{"user": "ann"}"#), true);
-    let files = bench.json(&format!("inspect {packed}"))["files"].clone();
+    author.line(&format!("bundlegate pull --plain-http {packed}")).await;
+    author.line(&format!("bundlegate save {packed}")).await;
+    assert_eq!(author.decides("opa", "data.authz.allow", r#"{"user": "ann"}"#).await, true);
+    let files = author.json(&format!("bundlegate inspect {packed}")).await["files"].clone();
     assert!(files.as_array().unwrap().iter().any(|file| file["path"] == "authz.rego"), "{files}");
 
     // conftest's data.yaml lies below users, and its policies below policy.
-    bench.ours(&format!("pull --plain-http {single}"));
-    bench.ours(&format!("save {single} --data-root policy"));
-    let once = fs::read(bench.path("bundle.tar.gz")).unwrap();
-    assert_eq!(bench.decides(OpaVersion::Newest, "data.authz.allow", r#"{"user": "ann"}"#), true);
-    bench.ours(&format!("save {single} --data-root policy"));
-    assert_eq!(fs::read(bench.path("bundle.tar.gz")).unwrap(), once);
+    author.line(&format!("bundlegate pull --plain-http {single}")).await;
+    author.line(&format!("bundlegate save {single} --data-root policy")).await;
+    let once = author.bytes("bundle.tar.gz");
+    assert_eq!(author.decides("opa", "data.authz.allow", r#"{"user": "ann"}"#).await, true);
+    author.line(&format!("bundlegate save {single} --data-root policy")).await;
+    assert_eq!(author.bytes("bundle.tar.gz"), once);
     println!("conftest's {} bytes, oras's folder and both bundles of {} bytes: saved", once.len(), original.len());
 }

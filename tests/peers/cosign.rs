@@ -3,9 +3,8 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use tokio::process::Command;
 
-use crate::support::{Artifact, Ca, Cosign, Format, KeyHolder, Kind, Ran, Registry, program, run};
+use crate::support::{Artifact, Author, Ca, Cosign, Format, Kind, Ran, Registry, run};
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 const FORMATS: [Format; 2] = [Format::Bundle, Format::Legacy];
@@ -38,11 +37,7 @@ async fn every_kind_of_key_that_cosign_imports_signs_here_as_it_does_there() {
         ("p384", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]),
     ] {
         let file = format!("{kind}.pem");
-        let author = &scene.author;
-        author
-            .finish(Command::new(program("openssl")).args([&["genpkey", "-out", &file], algorithm].concat()))
-            .await
-            .ok();
+        scene.author.peer("openssl", &[&["genpkey", "-out", &file], algorithm].concat()).await.ok();
         scene.cosign(Cosign::V3, &["import-key-pair", "--key", &file, "--output-key-prefix", kind]).await.ok();
         let (private, public) = (format!("{kind}.key"), format!("{kind}.pub"));
         // cosign takes SHA-256 for granted, also of its own signatures by such a key.
@@ -81,17 +76,11 @@ async fn cosigns_key_files_open_here_and_ours_open_there() {
         scene.cosign_sign(cosign, Format::Legacy, "cosign.key", &other).await.ok();
         scene.verify("cosign.pub", &other).await.ok();
     }
-    let bundlegate = || Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-    let mut sign = bundlegate();
-    sign.args(["sign", &scene.registry.reference(&name), "--plain-http", "--key", "three.key"]);
-    scene.author.finish_with("wrong", &mut sign).await.refused("password");
+    let sign = format!("bundlegate sign {} --plain-http --key three.key", scene.registry.reference(&name));
+    scene.author.shell(&format!("COSIGN_PASSWORD=wrong {sign}")).await.refused("password");
     // No password is a password.
-    let mut generate = bundlegate();
-    generate.args(["generate-key-pair", "--output-key-prefix", "empty"]);
-    scene.author.finish_with("", &mut generate).await.ok();
-    let mut public_key = Command::new(program("cosign"));
-    public_key.args(["public-key", "--key", "empty.key"]);
-    let shown = scene.author.finish_with("", &mut public_key).await.ok();
+    scene.author.shell("COSIGN_PASSWORD= bundlegate generate-key-pair --output-key-prefix empty").await.ok();
+    let shown = scene.author.shell("COSIGN_PASSWORD= cosign public-key --key empty.key").await.ok();
     assert_eq!(shown, fs::read_to_string(scene.author.path("empty.pub")).unwrap());
 }
 
@@ -165,7 +154,7 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
 /// A registry, and somebody with key pairs of bundlegate's: `cosign` and `other`.
 struct Scene {
     registry: Registry,
-    author: KeyHolder,
+    author: Author,
 }
 
 impl Scene {
@@ -174,11 +163,11 @@ impl Scene {
     }
 
     async fn at(registry: Registry) -> Self {
-        let author = KeyHolder::new();
+        let author = Author::new();
         for prefix in ["cosign", "other"] {
             author.run(&["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
         }
-        run("cosign", author.folder(), &["trusted-root", "create", "--out", "trusted-root.json"]).await;
+        run("cosign", author.home(), &["trusted-root", "create", "--out", "trusted-root.json"]).await;
         Self { registry, author }
     }
 
@@ -211,11 +200,11 @@ impl Scene {
     }
 
     async fn cosign(&self, cosign: Cosign, arguments: &[&str]) -> Ran {
-        let program = program(match cosign {
+        let name = match cosign {
             Cosign::V3 => "cosign",
             Cosign::V2 => "cosign-2",
-        });
-        self.author.finish(Command::new(program).args(arguments)).await
+        };
+        self.author.peer(name, arguments).await
     }
 
     async fn cosign_sign(&self, cosign: Cosign, format: Format, key: &str, name: &str) -> Ran {

@@ -1,9 +1,8 @@
 //! `eval` gives the JSON that the real OPA gives, on the same bundle.
 
 use serde_json::Value;
-use tokio::process::Command;
 
-use crate::support::{Artifact, KeyHolder, Kind, Registry, program};
+use crate::support::{Artifact, Author, Kind, Registry};
 
 const POLICY: &[(&str, &str)] = &[
     (
@@ -39,7 +38,7 @@ const QUERIES: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_those_of_opa() {
-    let (author, registry) = (KeyHolder::new(), Registry::start(Kind::Distribution).await);
+    let (author, registry) = (Author::new(), Registry::start(Kind::Distribution).await);
     let artifact = Artifact::built("r1", POLICY).await;
     registry.push("acme/authz:v1", &artifact.file()).await;
     let reference = registry.reference("acme/authz:v1");
@@ -47,9 +46,8 @@ async fn answers_are_those_of_opa() {
     for user in ["alice", "bob"] {
         author.write("input.json", &format!(r#"{{"user": "{user}", "action": "write"}}"#));
         for query in QUERIES {
-            let mut opa = Command::new(program("opa"));
-            opa.args(["eval", "--bundle", bundle.to_str().unwrap(), "--input", "input.json", query]);
-            let theirs = author.finish(&mut opa).await.json();
+            let opa = ["eval", "--bundle", bundle.to_str().unwrap(), "--input", "input.json", query];
+            let theirs = author.peer("opa", &opa).await.json();
             let ours = author.run(&["eval", &reference, query, "--input", "input.json", "--plain-http"]).await.json();
             assert_eq!(sorted(ours), sorted(theirs), "{user}: {query}");
         }

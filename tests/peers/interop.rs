@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Desk, Kind, Opa, OpaVersion, READER, Registry, WRITER};
+use crate::support::{Author, Kind, Opa, OpaVersion, READER, Registry, WRITER};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_reads_what_is_pushed_to_debians_registry() {
@@ -44,26 +44,27 @@ const EMPTY: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c0
 
 async fn everybody_reads(kind: Kind, other: Kind) {
     let (registry, second) = (Registry::start(kind).await, Registry::start(other).await);
-    let desk = Desk::with_policy();
+    let author = Author::with_policy();
     let name = registry.reference("acme/authz:v1");
-    let built = desk.json(&format!("bundlegate build policy -t {name}")).await;
-    desk.line(&format!("bundlegate push {name} --plain-http")).await;
-    desk.line(&format!("bundlegate save {name}")).await;
+    let built = author.json(&format!("bundlegate build policy -t {name}")).await;
+    author.line(&format!("bundlegate push {name} --plain-http")).await;
+    author.line(&format!("bundlegate save {name}")).await;
     let digest = built["digest"].as_str().unwrap();
-    let manifest = desk.line(&format!("crane manifest --insecure {name}")).await;
+    let manifest = author.line(&format!("crane manifest --insecure {name}")).await;
     has_the_policy_clis_shape(&serde_json::from_str(&manifest).unwrap(), &built);
 
-    desk.line(&format!("mkdir oras && oras pull --plain-http {name} -o oras && cmp oras/bundle.tar.gz bundle.tar.gz"))
+    author
+        .line(&format!("mkdir oras && oras pull --plain-http {name} -o oras && cmp oras/bundle.tar.gz bundle.tar.gz"))
         .await;
-    desk.line(&format!("conftest pull --policy conftest {name} && cmp conftest/bundle.tar.gz bundle.tar.gz")).await;
+    author.line(&format!("conftest pull --policy conftest {name} && cmp conftest/bundle.tar.gz bundle.tar.gz")).await;
     let (skopeo, crane) = (second.reference("skopeo/authz:v1"), second.reference("crane/authz:v1"));
     let insecure = "--insecure-policy copy --preserve-digests --src-tls-verify=false --dest-tls-verify=false";
-    desk.line(&format!("skopeo {insecure} docker://{name} docker://{skopeo}")).await;
-    desk.line(&format!("crane copy --insecure {name} {crane}")).await;
+    author.line(&format!("skopeo {insecure} docker://{name} docker://{skopeo}")).await;
+    author.line(&format!("crane copy --insecure {name} {crane}")).await;
     for copy in [&skopeo, &crane] {
-        assert_eq!(desk.line(&format!("crane digest --insecure {copy}")).await, digest, "{copy}");
-        assert!(desk.line(&format!("bundlegate pull {copy} --plain-http")).await.ends_with(digest), "{copy}");
-        desk.line(&format!("bundlegate save {copy} -f - | cmp - bundle.tar.gz")).await;
+        assert_eq!(author.line(&format!("crane digest --insecure {copy}")).await, digest, "{copy}");
+        assert!(author.line(&format!("bundlegate pull {copy} --plain-http")).await.ends_with(digest), "{copy}");
+        author.line(&format!("bundlegate save {copy} -f - | cmp - bundle.tar.gz")).await;
     }
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
         for (registry, name) in [(&registry, &name), (&second, &crane)] {
@@ -131,7 +132,7 @@ const SHAPES: [(&str, &str); 7] = [
 
 async fn others_are_read(kind: Kind) {
     let registry = Registry::start(kind).await;
-    let (theirs, ours) = (Desk::with_policy(), Desk::new());
+    let (theirs, ours) = (Author::with_policy(), Author::new());
     theirs.write("config.json", "{}");
     theirs.write("nothing", "");
     theirs.line("opa build -b policy --ignore '*_test.rego' -r r1 -o bundle.tar.gz").await;
@@ -174,7 +175,7 @@ async fn others_are_read(kind: Kind) {
     );
 }
 
-async fn is_saved_as_it_is(ours: &Desk, theirs: &Desk, name: &str) {
+async fn is_saved_as_it_is(ours: &Author, theirs: &Author, name: &str) {
     let told = theirs.line(&format!("crane digest --insecure {name}")).await;
     let pulled = ours.line(&format!("bundlegate pull {name} --plain-http")).await;
     assert!(pulled.ends_with(&told), "{pulled} is not {told}");
@@ -183,12 +184,12 @@ async fn is_saved_as_it_is(ours: &Desk, theirs: &Desk, name: &str) {
 }
 
 /// Nobody told an OPA from before 1.0 how to read what did not come from `opa build`.
-async fn decides_once_saved(ours: &Desk, name: &str, flags: &str, opas: &[&str]) {
+async fn decides_once_saved(ours: &Author, name: &str, flags: &str, opas: &[&str]) {
     ours.line(&format!("bundlegate pull {name} --plain-http")).await;
     let _ = fs::remove_file(ours.path("bundle.tar.gz"));
     ours.line(&format!("bundlegate save {name} {flags}")).await;
     for opa in opas {
-        assert_eq!(ours.decides(opa, READER).await, "true", "{name}, {opa}");
-        assert_eq!(ours.decides(opa, WRITER).await, "false", "{name}, {opa}");
+        assert_eq!(ours.decides(opa, "data.authz.allow", READER).await, true, "{name}, {opa}");
+        assert_eq!(ours.decides(opa, "data.authz.allow", WRITER).await, false, "{name}, {opa}");
     }
 }

@@ -3,11 +3,11 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::{
-    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Registry, Terminal, USER, eventually, finish,
+    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Ran, Registry, Terminal, USER, eventually,
     run,
 };
 
@@ -16,8 +16,7 @@ const MB: usize = 1_000_000;
 
 /// Builds the policy in the author's home under a name, and gives the digest.
 async fn build(author: &Author, reference: &str) -> String {
-    let built: Value =
-        serde_json::from_str(&author.run(&["build", "policy", "-t", reference, "--json"]).await).unwrap();
+    let built = author.run(&["build", "policy", "-t", reference, "--json"]).await.json();
     built["digest"].as_str().unwrap().to_owned()
 }
 
@@ -37,14 +36,14 @@ async fn every_registry_takes_a_push_and_every_client_reads_it() {
         author.policy("first");
         let (one, two) = (registry.reference("acme/authz:v1"), registry.reference("acme/authz:live"));
         let digest = build(&author, &one).await;
-        author.run(&["tag", &one, &two]).await;
-        let pushed = author.run(&["push", "--plain-http", &one, &two]).await;
+        author.run(&["tag", &one, &two]).await.ok();
+        let pushed = author.run(&["push", "--plain-http", &one, &two]).await.told();
         let pinned = registry.reference(&format!("acme/authz@{digest}"));
         assert_eq!(pushed, format!("{pinned}\n{pinned}"), "{kind:?}");
         let before = puts(&registry);
         assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
-        let again = author.run(&["push", "--plain-http", "--json", &one]).await;
-        assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), json!([{ "reference": one, "digest": digest }]));
+        let again = author.run(&["push", "--plain-http", "--json", &one]).await.json();
+        assert_eq!(again, json!([{ "reference": one, "digest": digest }]));
         if kind == Kind::Debian {
             assert_eq!(puts(&registry), before, "no blob goes over twice");
         }
@@ -54,12 +53,13 @@ async fn every_registry_takes_a_push_and_every_client_reads_it() {
         let to = format!("docker://{two}");
         let seen = run("skopeo", author.home(), &["inspect", "--raw", "--tls-verify=false", &to]).await;
         assert!(seen.contains("org.openpolicyregistry.type"), "{kind:?}: {seen}");
-        let listed =
-            author.run(&["images", "--remote", &registry.reference("acme/authz"), "--plain-http", "--json"]).await;
-        let listed: Value = serde_json::from_str(&listed).unwrap();
+        let listed = author
+            .run(&["images", "--remote", &registry.reference("acme/authz"), "--plain-http", "--json"])
+            .await
+            .json();
         let tags: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["tag"]).collect();
         assert_eq!(tags, ["live", "v1"], "{kind:?}");
-        let listed = author.run(&["images", "--remote", &registry.host, "--search", "auth", "--plain-http"]).await;
+        let listed = author.run(&["images", "--remote", &registry.host, "--search", "auth", "--plain-http"]).await.ok();
         assert!(listed.contains(&registry.reference("acme/authz")), "{kind:?}: {listed}");
     }
 }
@@ -77,7 +77,7 @@ async fn what_is_pushed_goes_wherever_others_take_it() {
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     let digest = build(&author, &name).await;
-    author.run(&["push", "--plain-http", &name]).await;
+    author.run(&["push", "--plain-http", &name]).await.ok();
     let crane = second.reference("crane/authz:v1");
     run("crane", author.home(), &["copy", "--insecure", &name, &crane]).await;
     let skopeo = second.reference("skopeo/authz:v1");
@@ -106,11 +106,11 @@ async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     author.policy("first");
     let (base, other) = (registry.reference("acme/base:v1"), registry.reference("acme/other:v1"));
     build(&author, &base).await;
-    author.run(&["push", "--plain-http", &base]).await;
+    author.run(&["push", "--plain-http", &base]).await.ok();
     let before = puts(&registry);
     assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
-    author.run(&["tag", &base, &other]).await;
-    author.run(&["push", "--plain-http", &other]).await;
+    author.run(&["tag", &base, &other]).await.ok();
+    author.run(&["push", "--plain-http", &other]).await.ok();
     assert_eq!(puts(&registry), before, "nothing was uploaded");
     registry.oras(&["pull", &other, "--output", author.home().to_str().unwrap()]).await;
 }
@@ -121,19 +121,17 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     let digest = build(&author, &name).await;
-    author.run(&["push", "--plain-http", &name]).await;
+    author.run(&["push", "--plain-http", &name]).await.ok();
     let other = Author::new();
     let public = key.public();
     let pull = ["pull", "--plain-http", &name, "--key", public.to_str().unwrap()];
-    let refused = other.try_run(&pull, "").await;
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.err.contains("no signature") && refused.err.lines().count() == 1, "{}", refused.err);
-    assert_eq!(other.run(&["images", "--json"]).await, "[]");
+    other.run(&pull).await.refused("no signature");
+    assert_eq!(other.run(&["images", "--json"]).await.json(), json!([]));
     let pinned = format!("acme/authz@{digest}");
     key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
     key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
-    assert_eq!(other.run(&pull).await, registry.reference(&pinned));
-    let images: Value = serde_json::from_str(&other.run(&["images", "--json"]).await).unwrap();
+    assert_eq!(other.run(&pull).await.told(), registry.reference(&pinned));
+    let images = other.run(&["images", "--json"]).await.json();
     assert_eq!(images[0]["signed"], true);
     // The same by a configuration, which names the scheme, too; and a policy for others.
     for (pattern, code) in [("**", 0), ("elsewhere.example/**", 1)] {
@@ -146,14 +144,14 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
             },
         });
         other.write("bundlegate.yaml", &config.to_string());
-        let done = other.try_run(&["pull", &name, "--config", "bundlegate.yaml"], "").await;
-        assert_eq!(done.code, Some(code), "{pattern}: {}", done.err);
+        let done = other.run(&["pull", &name, "--config", "bundlegate.yaml"]).await;
+        assert_eq!(done.code, Some(code), "{pattern}: {}", done.stderr);
     }
     // What was pulled goes on to another registry with its signatures, under another name.
     let second = Registry::start(Kind::Referrers).await;
     let there = second.reference("acme/authz:v1");
-    other.run(&["tag", &name, &there]).await;
-    other.run(&["push", "--plain-http", &there]).await;
+    other.run(&["tag", &name, &there]).await.ok();
+    other.run(&["push", "--plain-http", &there]).await.ok();
     drop(registry);
     for format in [Format::Bundle, Format::Legacy] {
         cosign_verifies(&key, &second, &there, format).await;
@@ -178,22 +176,22 @@ async fn a_copy_is_verified_with_the_first_registry_gone() {
         author.policy("first");
         let name = registry.reference("acme/authz:v1");
         let digest = build(&author, &name).await;
-        author.run(&["push", "--plain-http", &name]).await;
+        author.run(&["push", "--plain-http", &name]).await.ok();
         let pinned = format!("acme/authz@{digest}");
         key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
         key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
-        let copied = author.run(&["copy", &name, "oci-layout:carry", "--plain-http"]).await;
+        let copied = author.run(&["copy", &name, "oci-layout:carry", "--plain-http"]).await.told();
         assert_eq!(copied, format!("oci-layout:carry@{digest}"));
         drop(registry);
         let public = key.public();
         let public = public.to_str().unwrap();
-        author.run(&["verify", "oci-layout:carry:v1", "--key", public]).await;
-        author.run(&["verify", "oci-layout:carry", "--key", public]).await;
+        author.run(&["verify", "oci-layout:carry:v1", "--key", public]).await.ok();
+        author.run(&["verify", "oci-layout:carry", "--key", public]).await.ok();
         let registry = Registry::start(second).await;
         let there = registry.reference("other/name:v2");
-        author.run(&["copy", "oci-layout:carry:v1", &there, "--to-plain-http"]).await;
+        author.run(&["copy", "oci-layout:carry:v1", &there, "--to-plain-http"]).await.ok();
         fs::remove_dir_all(author.path("carry")).unwrap();
-        author.run(&["verify", &there, "--key", public, "--plain-http"]).await;
+        author.run(&["verify", &there, "--key", public, "--plain-http"]).await.ok();
         for format in [Format::Bundle, Format::Legacy] {
             cosign_verifies(&key, &registry, &there, format).await;
         }
@@ -208,17 +206,14 @@ async fn who_logged_in_with_docker_is_logged_in() {
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
     let push = ["push", "--ca-file", registry.ca(), &name];
-    let refused = author.try_run(&push, "").await;
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.err.contains("bundlegate login"), "{}", refused.err);
+    author.run(&push).await.refused("bundlegate login");
     // As docker writes it.
     run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", PASSWORD]).await;
-    author.run(&push).await;
+    author.run(&push).await.ok();
     // A wrong password is told from none.
     run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", "wrong"]).await;
-    let refused = author.try_run(&push, "").await;
-    assert!(refused.err.contains("the stored credentials"), "{}", refused.err);
-    assert!(!refused.err.contains("wrong"), "{}", refused.err);
+    let refused = author.run(&push).await.refused("the stored credentials");
+    assert!(!refused.contains("wrong"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,24 +221,22 @@ async fn login_tries_the_password_before_it_keeps_it_and_others_use_it() {
     let ca = Ca::new();
     let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
     let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
-    let refused = author.try_run(&login, "wrong\n").await;
-    assert_eq!(refused.code, Some(1));
-    assert!(refused.err.contains("user name and password") && !refused.err.contains("wrong"), "{}", refused.err);
+    let refused = author.run_with(&login, "wrong\n").await.refused("user name and password");
+    assert!(!refused.contains("wrong"), "{refused}");
     let file = author.path(".docker/config.json");
     assert!(!file.exists());
-    let done = author.try_run(&login, &format!("{PASSWORD}\n")).await;
-    assert_eq!((done.code, done.out.as_str()), (Some(0), ""), "{}", done.err);
+    assert_eq!(author.run_with(&login, &format!("{PASSWORD}\n")).await.ok(), "");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
-    author.run(&["push", "--ca-file", registry.ca(), &name]).await;
+    author.run(&["push", "--ca-file", registry.ca(), &name]).await.ok();
     let repository = registry.reference("acme/authz");
     let tags = ["repo", "tags", "--ca-file", registry.ca(), &repository];
     assert_eq!(run("oras", author.home(), &tags).await, "v1");
-    author.run(&["logout", &registry.host]).await;
-    assert!(author.try_run(&["push", "--ca-file", registry.ca(), &name], "").await.code == Some(1));
-    let usage = author.try_run(&["login", "https://ghcr.io"], "").await;
+    author.run(&["logout", &registry.host]).await.ok();
+    assert!(author.run(&["push", "--ca-file", registry.ca(), &name]).await.code == Some(1));
+    let usage = author.run(&["login", "https://ghcr.io"]).await;
     assert_eq!(usage.code, Some(2));
 }
 
@@ -265,8 +258,7 @@ async fn a_credential_helper_keeps_the_password_where_one_is_named() {
     fs::set_permissions(author.path("bin/docker-credential-shelf"), fs::Permissions::from_mode(0o755)).unwrap();
     author.write(".docker/config.json", r#"{ "credsStore": "shelf", "psFormat": "kept" }"#);
     let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
-    let done = author.try_run(&login, PASSWORD).await;
-    assert_eq!(done.code, Some(0), "{}", done.err);
+    author.run_with(&login, PASSWORD).await.ok();
     let config = fs::read_to_string(author.path(".docker/config.json")).unwrap();
     assert!(config.contains("psFormat") && !config.contains("\"auth\""), "{config}");
     let kept = fs::read_to_string(author.path("bin/kept")).unwrap();
@@ -274,8 +266,8 @@ async fn a_credential_helper_keeps_the_password_where_one_is_named() {
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
-    author.run(&["push", "--ca-file", registry.ca(), &name]).await;
-    author.run(&["logout", &registry.host]).await;
+    author.run(&["push", "--ca-file", registry.ca(), &name]).await.ok();
+    author.run(&["logout", &registry.host]).await.ok();
     assert!(!author.path("bin/kept").exists());
 }
 
@@ -296,13 +288,13 @@ async fn two_hundred_megabytes_go_over_in_little_memory() {
         // Another host's name for the same place, so that nothing can be mounted or skipped.
         let fresh = Registry::start(kind).await;
         let ours_there = ours.replace(&registry.host, &fresh.host);
-        let push = author.try_run(&["copy", "oci-layout:large:v1", &ours_there, "--plain-http"], "").await;
+        let push = author.run(&["copy", "oci-layout:large:v1", &ours_there, "--plain-http"]).await;
         let our_push = began.elapsed();
-        assert_eq!(push.code, Some(0), "{kind:?}: {}", push.err);
+        assert_eq!(push.code, Some(0), "{kind:?}: {}", push.stderr);
         let began = Instant::now();
-        let pull = author.try_run(&["pull", &ours_there, "--plain-http", "--store", &format!("{kind:?}")], "").await;
+        let pull = author.run(&["pull", &ours_there, "--plain-http", "--store", &format!("{kind:?}")]).await;
         let our_pull = began.elapsed();
-        assert_eq!(pull.code, Some(0), "{kind:?}: {}", pull.err);
+        assert_eq!(pull.code, Some(0), "{kind:?}: {}", pull.stderr);
         println!(
             "pushes: 200 MB, {kind:?}: push {our_push:.2?} in {} MiB (oras {oras_push:.2?}, ratio {:.2}); pull {our_pull:.2?} in {} MiB (oras {oras_pull:.2?}, ratio {:.2})",
             push.peak >> 20,
@@ -329,8 +321,8 @@ async fn a_push_outlives_a_restart_of_its_registry() {
         eventually("the first chunk", async || (held(&uploads) > 10 * MB as u64).then_some(())).await;
         let before = held(&uploads);
         registry.restart().await;
-        let done = finish(child).await;
-        assert_eq!(done.code, Some(0), "{kind:?}: {}", done.err);
+        let done = Ran::of(child).await;
+        assert_eq!(done.code, Some(0), "{kind:?}: {}", done.stderr);
         // distribution knows an upload by its length at the last whole chunk: one that was
         // cut within a chunk is lost to it, and is begun anew. Beside it, the config's.
         let begun = |line: &&str| line.contains("/acme/large/blobs/uploads/\"") && line.contains("\"POST\"");
@@ -345,10 +337,10 @@ async fn a_push_outlives_a_restart_of_its_registry() {
         let name = registry.reference("acme/other:v1");
         let push = ["copy", "oci-layout:large:v1", &name, "--plain-http"];
         registry.kill();
-        let done = author.try_run(&push, "").await;
-        assert_eq!((done.code, done.err.lines().count()), (Some(1), 1), "{kind:?}: {}", done.err);
+        let done = author.run(&push).await;
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "{kind:?}: {}", done.stderr);
         registry.restart().await;
-        author.run(&push).await;
+        author.run(&push).await.ok();
     }
 }
 
@@ -375,12 +367,10 @@ async fn an_interrupted_push_leaves_no_tag() {
     eventually("the first bytes", async || (held(&uploads) > 0).then_some(())).await;
     let interrupt = format!("kill -INT {}", child.id().unwrap());
     run("sh", author.home(), &["-c", &interrupt]).await;
-    let done = finish(child).await;
+    let done = Ran::of(child).await;
     assert_eq!(done.code, Some(1));
-    assert!(done.err.contains("interrupted"), "{}", done.err);
-    let pull = author.try_run(&["pull", &name, "--plain-http"], "").await;
-    assert_eq!(pull.code, Some(1));
-    assert!(pull.err.contains("no such tag"), "{}", pull.err);
+    assert!(done.stderr.contains("interrupted"), "{}", done.stderr);
+    author.run(&["pull", &name, "--plain-http"]).await.refused("no such tag");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,8 +384,8 @@ async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
     terminal.shows("done").await;
     terminal.shows(&registry.reference("acme/one@sha256:")).await;
     assert_eq!(terminal.ended().await, Some(0));
-    let done = author.try_run(&line("acme/two:v1").split(' ').collect::<Vec<_>>(), "").await;
-    assert_eq!((done.code, done.err.as_str()), (Some(0), ""));
+    let done = author.run(&line("acme/two:v1").split(' ').collect::<Vec<_>>()).await;
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Ca, Desk, Kind, PASSWORD, READER, Registry, USER, WRITER};
+use crate::support::{Author, Ca, Kind, PASSWORD, READER, Registry, USER, WRITER};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_debians_registry() {
@@ -39,13 +39,13 @@ struct Session {
 
 impl Session {
     async fn run(&self) {
-        let author = Desk::with_policy();
+        let author = Author::with_policy();
         self.log_in(&author).await;
         let built = self.build(&author).await;
         self.tag_and_push(&author, &built).await;
         self.sign(&author, &built).await;
 
-        let other = Desk::new();
+        let other = Author::new();
         fs::copy(author.path("cosign.pub"), other.path("cosign.pub")).unwrap();
         self.log_in(&other).await;
         self.pull(&other, &built).await;
@@ -63,17 +63,17 @@ impl Session {
         self.registry.reference(&format!("acme/authz@{}", text(&built["digest"])))
     }
 
-    async fn log_in(&self, desk: &Desk) {
+    async fn log_in(&self, author: &Author) {
         if self.registry.kind != Kind::Distribution {
             return;
         }
         let (host, flags) = (&self.registry.host, &self.flags);
         let login = format!("bundlegate login {host} -u {USER} --password-stdin {flags}");
-        assert!(desk.refused(&format!("echo wrong | {login}")).await.contains("password"));
-        desk.line(&format!("echo '{PASSWORD}' | {login}")).await;
+        author.shell(&format!("echo wrong | {login}")).await.refused("password");
+        author.line(&format!("echo '{PASSWORD}' | {login}")).await;
     }
 
-    async fn build(&self, author: &Desk) -> Value {
+    async fn build(&self, author: &Author) -> Value {
         let name = self.name("v1");
         let line = format!("bundlegate build policy -t {name} --test -a org.opencontainers.image.vendor=acme");
         let said = author.line(&line).await;
@@ -100,7 +100,7 @@ impl Session {
         built
     }
 
-    async fn tag_and_push(&self, author: &Desk, built: &Value) {
+    async fn tag_and_push(&self, author: &Author, built: &Value) {
         let (name, live, flags) = (self.name("v1"), self.name("live"), &self.flags);
         let tagged = author.line(&format!("bundlegate tag {name} {live}")).await;
         assert_eq!(tagged, format!("{live}@{}", text(&built["digest"])));
@@ -118,11 +118,11 @@ impl Session {
         assert_eq!(again, json!([{ "reference": name, "digest": built["digest"] }]));
     }
 
-    async fn sign(&self, author: &Desk, built: &Value) {
+    async fn sign(&self, author: &Author, built: &Value) {
         let (name, pinned, flags, cosign) = (self.name("live"), self.pinned(built), &self.flags, &self.cosign);
         author.line("cosign generate-key-pair").await;
         let verify = format!("bundlegate verify {name} --key cosign.pub {flags}");
-        assert!(author.refused(&verify).await.contains("no signature"));
+        author.shell(&verify).await.refused("no signature");
         let how = "-y --key cosign.key --tlog-upload=false --use-signing-config=false";
         author.line(&format!("cosign sign {how} {cosign} {pinned}")).await;
         author.line(&format!("cosign verify --key cosign.pub --insecure-ignore-tlog {cosign} {name}")).await;
@@ -133,7 +133,7 @@ impl Session {
         assert_eq!(said["signatures"][0]["format"], "bundle", "{said}");
     }
 
-    async fn pull(&self, other: &Desk, built: &Value) {
+    async fn pull(&self, other: &Author, built: &Value) {
         let (name, flags) = (self.name("live"), &self.flags);
         assert_eq!(other.line("bundlegate images").await.lines().count(), 1);
         assert_eq!(other.json("bundlegate images").await, json!([]));
@@ -156,7 +156,7 @@ impl Session {
         assert!(said.contains("authz/authz.rego") && !said.contains("authz_test.rego"), "{said}");
     }
 
-    async fn save(&self, other: &Desk, built: &Value) {
+    async fn save(&self, other: &Author, built: &Value) {
         let name = self.name("live");
         let said = other.line(&format!("bundlegate save {name} -f bundle.tar.gz")).await;
         assert_eq!(said, format!("bundle.tar.gz: {} bytes, {}", built["size"], text(&built["layer"])));
@@ -166,8 +166,8 @@ impl Session {
         let said = other.json(&format!("bundlegate save {name} -f again.tar.gz")).await;
         assert_eq!((&said["layer"], &said["file"]), (&built["layer"], &json!("again.tar.gz")));
         for opa in ["opa", "opa-0.70"] {
-            assert_eq!(other.decides(opa, READER).await, "true", "{opa}");
-            assert_eq!(other.decides(opa, WRITER).await, "false", "{opa}");
+            assert_eq!(other.decides(opa, "data.authz.allow", READER).await, true, "{opa}");
+            assert_eq!(other.decides(opa, "data.authz.allow", WRITER).await, false, "{opa}");
         }
         let ours = other.line(&format!("bundlegate eval {name} data.authz.allow -i input.json")).await;
         let theirs = other.line("opa eval -b bundle.tar.gz -i input.json data.authz.allow").await;
@@ -175,7 +175,7 @@ impl Session {
         assert_eq!(ours["result"][0]["expressions"][0]["value"], theirs["result"][0]["expressions"][0]["value"]);
     }
 
-    async fn list_remotely(&self, other: &Desk, built: &Value) {
+    async fn list_remotely(&self, other: &Author, built: &Value) {
         let (flags, host, repository) = (&self.flags, &self.registry.host, self.registry.reference("acme/authz"));
         let listing = format!("bundlegate images --remote {repository} {flags}");
         let listed = other.json(&listing).await;
@@ -193,16 +193,16 @@ impl Session {
         assert_eq!(shown, "REPOSITORY");
     }
 
-    async fn clear(&self, other: &Desk, built: &Value) {
+    async fn clear(&self, other: &Author, built: &Value) {
         let (name, flags) = (self.name("live"), &self.flags);
         let removed = other.line(&format!("bundlegate rm {name}")).await;
         assert_eq!(removed, format!("{name}@{}", text(&built["digest"])));
         assert_eq!(other.json("bundlegate images").await, json!([]));
-        let blobs = fs::read_dir(other.path("images/blobs/sha256")).unwrap().count();
+        let blobs = fs::read_dir(other.path(".local/share/bundlegate/images/blobs/sha256")).unwrap().count();
         assert_eq!(blobs, 0, "neither the image nor its signatures stay behind");
         if self.registry.kind == Kind::Distribution {
             other.line(&format!("bundlegate logout {}", self.registry.host)).await;
-            assert!(other.refused(&format!("bundlegate pull {name} {flags}")).await.contains("login"));
+            other.shell(&format!("bundlegate pull {name} {flags}")).await.refused("login");
         }
     }
 }

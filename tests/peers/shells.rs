@@ -2,17 +2,15 @@
 
 use std::fs;
 
-use tokio::process::Command;
-
-use crate::support::{KeyHolder, Terminal, program};
+use crate::support::{Author, Terminal};
 
 const VERB: &str = "generate-key-pair";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_bash() {
-    let author = KeyHolder::new();
+    let author = Author::new();
     author.write("completion", &author.run(&["completion", "bash"]).await.ok());
-    let mut bash = Terminal::running("bash --norc --noprofile -i", author.folder());
+    let mut bash = Terminal::running("bash --norc --noprofile -i", author.home());
     // The quotes keep the echo of the line from being taken for its result.
     bash.type_in("source ./completion; echo rea''dy\n");
     completes(&mut bash).await;
@@ -20,9 +18,9 @@ async fn tab_completes_a_verb_in_bash() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_zsh() {
-    let author = KeyHolder::new();
+    let author = Author::new();
     author.write("_bundlegate", &author.run(&["completion", "zsh"]).await.ok());
-    let mut zsh = Terminal::running("zsh -f -i", author.folder());
+    let mut zsh = Terminal::running("zsh -f -i", author.home());
     zsh.type_in("fpath=($PWD $fpath); autoload -U compinit; compinit -u -d ./dump; echo rea''dy\n");
     completes(&mut zsh).await;
 }
@@ -40,8 +38,8 @@ async fn completes(shell: &mut Terminal) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
-    let author = KeyHolder::new();
-    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.folder());
+    let author = Author::new();
+    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.home());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
     terminal.shows("The same again").await;
@@ -49,16 +47,14 @@ async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
     terminal.shows("public key: cosign.pub").await;
     assert_eq!(terminal.ended().await, Some(0));
     assert!(!terminal.screen().contains("tulip"), "{}", terminal.screen());
-    let mut public_key = Command::new(program("cosign"));
-    public_key.args(["public-key", "--key", "cosign.key"]);
-    let shown = author.finish_with("tulip", &mut public_key).await.ok();
+    let shown = author.shell("COSIGN_PASSWORD=tulip cosign public-key --key cosign.key").await.ok();
     assert_eq!(shown, fs::read_to_string(author.path("cosign.pub")).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_different_passwords_make_no_key() {
-    let author = KeyHolder::new();
-    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.folder());
+    let author = Author::new();
+    let mut terminal = Terminal::running("bundlegate generate-key-pair", author.home());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
     terminal.shows("The same again").await;
@@ -70,11 +66,10 @@ async fn two_different_passwords_make_no_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_is_questioned_at_a_prompt() {
-    let author = KeyHolder::new();
-    fs::create_dir(author.path("policy")).unwrap();
+    let author = Author::new();
     author.write("policy/authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user == \"alice\"\n");
     author.run(&["build", "policy", "-t", "r.example/authz:v1"]).await.ok();
-    let mut terminal = Terminal::running("TERM=xterm bundlegate repl r.example/authz:v1", author.folder());
+    let mut terminal = Terminal::running("TERM=xterm bundlegate repl r.example/authz:v1", author.home());
     terminal.shows("data.authz; :help").await;
     terminal.shows("> ").await;
     // Tab completes the package.

@@ -4,28 +4,35 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt as _,
     process::{Child, Command},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-/// A person with a home folder: the image store, docker's configuration and everything else
-/// is in it.
+use super::{
+    PATIENCE,
+    programs::{program, search_path},
+};
+
+/// A person with a home folder, where every command is typed: the image store, docker's
+/// configuration and everything else is in it.
 #[derive(Debug)]
 pub(crate) struct Author {
     home: TempDir,
 }
 
-/// What a command left behind.
+/// What a command came to.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
-    pub(crate) out: String,
-    pub(crate) err: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
     /// Most memory that it had at a time, in bytes, as far as it was seen.
     pub(crate) peak: u64,
 }
@@ -33,6 +40,17 @@ pub(crate) struct Done {
 impl Author {
     pub(crate) fn new() -> Self {
         Self { home: TempDir::new().unwrap() }
+    }
+
+    pub(crate) fn with(files: &[(&str, &str)]) -> Self {
+        let author = Self::new();
+        files.iter().for_each(|(name, content)| author.write(name, content));
+        author
+    }
+
+    /// With a policy in `policy` by which readers may read and owners may do everything.
+    pub(crate) fn with_policy() -> Self {
+        Self::with(&POLICY)
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -56,59 +74,122 @@ impl Author {
         self.write("policy/.manifest", r#"{"roots": ["authz"]}"#);
     }
 
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
     /// Starts `bundlegate` with these words.
     pub(crate) fn start(&self, words: &[&str]) -> Child {
-        let path = std::env::join_paths(
-            [self.path("bin")].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
-        );
-        Command::new(env!("CARGO_BIN_EXE_bundlegate"))
-            .args(words)
-            .current_dir(self.home())
-            .env_clear()
-            .env("HOME", self.home())
-            .env("PATH", path.unwrap())
-            .env("COSIGN_PASSWORD", "")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
+        self.spawn(Path::new(env!("CARGO_BIN_EXE_bundlegate")), words)
     }
 
     /// Runs `bundlegate` to its end, whatever that is.
-    pub(crate) async fn try_run(&self, words: &[&str], input: &str) -> Done {
+    pub(crate) async fn run(&self, words: &[&str]) -> Ran {
+        self.run_with(words, "").await
+    }
+
+    /// The same with a text on standard input.
+    pub(crate) async fn run_with(&self, words: &[&str], input: &str) -> Ran {
         let mut child = self.start(words);
         let mut stdin = child.stdin.take().unwrap();
         // A program that doesn't ask doesn't listen.
         let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
-        finish(child).await
+        Ran::of(child).await
     }
 
-    /// Runs `bundlegate`, which has to work, and gives its standard output.
-    pub(crate) async fn run(&self, words: &[&str]) -> String {
-        let done = self.try_run(words, "").await;
-        assert_eq!(done.code, Some(0), "{words:?}: {}{}", done.out, done.err);
-        done.out.trim().to_owned()
+    /// Runs a peer to its end, whatever that is.
+    pub(crate) async fn peer(&self, name: &str, words: &[&str]) -> Ran {
+        Ran::of(self.spawn(&program(name), words)).await
+    }
+
+    /// Types a line for the shell, which finds bundlegate and the peers by their names.
+    pub(crate) async fn shell(&self, line: &str) -> Ran {
+        self.peer("sh", &["-euc", line]).await
+    }
+
+    /// Types a line, which has to work, and gives what it says on standard output.
+    pub(crate) async fn line(&self, line: &str) -> String {
+        let ran = self.shell(line).await;
+        assert_eq!(ran.code, Some(0), "{line}: {ran:?}");
+        ran.told()
+    }
+
+    /// Types a line with `--json` at its end, and gives the document.
+    pub(crate) async fn json(&self, line: &str) -> Value {
+        let text = self.line(&format!("{line} --json")).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}: {text}"))
+    }
+
+    /// What this OPA makes of `bundle.tar.gz` for somebody who wants to do something.
+    pub(crate) async fn decides(&self, opa: &str, query: &str, input: &str) -> Value {
+        self.write("input.json", input);
+        let words = ["eval", "--bundle", "bundle.tar.gz", "--input", "input.json", "--format", "json", query];
+        self.peer(opa, &words).await.json()["result"][0]["expressions"][0]["value"].take()
+    }
+
+    /// With nothing of the machine's own settings.
+    fn spawn(&self, program: &Path, words: &[&str]) -> Child {
+        let peers = search_path();
+        let path = [self.path("bin")].into_iter().chain(std::env::split_paths(&peers));
+        let mut command = Command::new(program);
+        command.args(words).current_dir(self.home()).env_clear().env("HOME", self.home());
+        command.env("PATH", std::env::join_paths(path).unwrap()).env("COSIGN_PASSWORD", "rose bud");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
     }
 }
 
-/// Waits for the end.
-pub(crate) async fn finish(child: Child) -> Done {
-    let status = format!("/proc/{}/status", child.id().unwrap());
-    let mut peak = 0;
-    let mut ended = std::pin::pin!(child.wait_with_output());
-    let output = loop {
-        let look = timeout(std::time::Duration::from_millis(20), &mut ended).await;
-        peak = peak.max(most_memory(&status));
-        match look {
-            Ok(output) => break output.unwrap(),
-            Err(_) => continue,
-        }
-    };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Done { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr), peak }
+impl Ran {
+    /// Waits for the end.
+    pub(crate) async fn of(child: Child) -> Self {
+        let status = format!("/proc/{}/status", child.id().unwrap());
+        let (began, mut peak) = (Instant::now(), 0);
+        let mut ended = std::pin::pin!(child.wait_with_output());
+        let output = loop {
+            let look = timeout(Duration::from_millis(20), &mut ended).await;
+            peak = peak.max(most_memory(&status));
+            match look {
+                Ok(output) => break output.unwrap(),
+                Err(_) => assert!(began.elapsed() < PATIENCE, "{status}: it does not end"),
+            }
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr), peak }
+    }
+
+    /// Its standard output, if it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+
+    /// The same without the end of the last line.
+    #[track_caller]
+    pub(crate) fn told(self) -> String {
+        self.ok().trim_end().to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn json(self) -> Value {
+        let text = self.ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// It ended badly, in whatever way another program does.
+    #[track_caller]
+    pub(crate) fn failed(self) {
+        assert!(self.code.is_some_and(|code| code != 0), "{self:?}");
+    }
+
+    /// It failed with one line that says why, which is given.
+    #[track_caller]
+    pub(crate) fn refused(self, why: &str) -> String {
+        assert_eq!((self.code, self.stderr.lines().count()), (Some(1), 1), "{self:?}");
+        assert!(self.stderr.starts_with("bundlegate: ") && self.stderr.contains(why), "{self:?} lacks {why:?}");
+        self.stderr
+    }
 }
 
 /// `VmHWM`, while there is such a process.
@@ -117,3 +198,22 @@ fn most_memory(status: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
+
+const POLICY: [(&str, &str); 4] = [
+    ("policy/.manifest", r#"{ "roots": ["authz", "roles"] }"#),
+    (
+        "policy/authz/authz.rego",
+        "package authz\n\n# METADATA\n# entrypoint: true\ndefault allow := false\n\n\
+         allow if input.action in data.roles[input.role]\n\nallow if input.user == input.owner\n",
+    ),
+    (
+        "policy/authz/authz_test.rego",
+        "package authz_test\n\nimport data.authz\n\n\
+         test_owners if authz.allow with input as {\"user\": \"ann\", \"owner\": \"ann\"}\n",
+    ),
+    ("policy/roles/data.json", r#"{ "reader": ["read"] }"#),
+];
+
+/// Somebody whom that policy lets in, and somebody whom it does not.
+pub(crate) const READER: &str = r#"{ "role": "reader", "action": "read", "user": "bob", "owner": "ann" }"#;
+pub(crate) const WRITER: &str = r#"{ "role": "reader", "action": "write", "user": "bob", "owner": "ann" }"#;

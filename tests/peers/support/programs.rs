@@ -30,7 +30,7 @@ pub(crate) async fn run(name: &str, folder: &Path, arguments: &[&str]) -> String
 }
 
 /// The peers and our own program first, for shells that run them by name.
-fn search_path() -> OsString {
+pub(crate) fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let own = Path::new(env!("CARGO_BIN_EXE_bundlegate")).parent().unwrap().to_owned();
     env::join_paths([installed().join("bin"), own].into_iter().chain(env::split_paths(&path))).unwrap()

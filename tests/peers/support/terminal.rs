@@ -19,14 +19,17 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Runs a shell's command line in `folder`, with bundlegate on the path and no password
-    /// in the environment.
+    /// Runs a shell's command line in `folder`, with bundlegate on the path and neither a
+    /// password nor a place of the machine's own in the environment.
     pub(crate) fn running(line: &str, folder: &Path) -> Self {
         let bundlegate = Path::new(env!("CARGO_BIN_EXE_bundlegate")).parent().unwrap();
         let path = format!("{}:{}", bundlegate.display(), std::env::var("PATH").unwrap());
         let mut command = Command::new(program("script"));
         command.args(["--quiet", "--return", "--command", line, "/dev/null"]).current_dir(folder);
-        command.env("PATH", path).env("HOME", folder).env("TERM", "dumb").env_remove("COSIGN_PASSWORD");
+        command.env("PATH", path).env("HOME", folder).env("TERM", "dumb");
+        for setting in ["COSIGN_PASSWORD", "BUNDLEGATE_STORE", "XDG_DATA_HOME", "DOCKER_CONFIG"] {
+            command.env_remove(setting);
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let screen = Arc::<Mutex<String>>::default();
         let (shown, mut stdout) = (Arc::clone(&screen), child.stdout.take().unwrap());
