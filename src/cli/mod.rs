@@ -4,6 +4,7 @@ mod build;
 mod completion;
 mod copy;
 mod dev;
+mod each;
 mod eval;
 mod flags;
 mod found;

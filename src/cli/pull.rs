@@ -2,15 +2,14 @@
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
+    each,
     flags::RegistryFlags,
-    interruptible,
     place::{StoreFlag, reference},
     progress::Bars,
-    say, tell,
+    tell,
     trust::TrustFlags,
 };
 use crate::{
@@ -51,26 +50,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
-    let mut pulled = Vec::new();
-    let mut failed = Ok(());
-    for reference in &options.references {
-        let work = pull(&options, access.as_ref(), &images, reference);
-        match interruptible(work).await.flatten() {
-            Ok(pinned) if options.json => {
-                pulled.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
-            }
-            Ok(pinned) => say(&pinned.to_string())?,
-            Err(error) => {
-                failed = Err(error);
-                break;
-            }
-        }
-    }
-    // What came before the failure has happened, and is told.
-    if options.json {
-        say(&format!("{:#}", Value::from(pulled)))?;
-    }
-    failed
+    let work = async |reference: &Reference| pull(&options, access.as_ref(), &images, reference).await;
+    each::in_turn(&options.references, options.json, work).await
 }
 
 async fn pull(

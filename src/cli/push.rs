@@ -2,15 +2,14 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
+    each,
     flags::RegistryFlags,
-    interruptible,
     place::{StoreFlag, reference},
     progress::Bars,
-    say, tell,
+    tell,
 };
 use crate::{
     config::Access,
@@ -46,26 +45,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
-    let mut pushed = Vec::new();
-    let mut failed = Ok(());
-    for reference in &options.references {
-        let work = push(&options, access.as_ref(), &images, reference);
-        match interruptible(work).await.flatten() {
-            Ok(pinned) if options.json => {
-                pushed.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
-            }
-            Ok(pinned) => say(&pinned.to_string())?,
-            Err(error) => {
-                failed = Err(error);
-                break;
-            }
-        }
-    }
-    // What came before the failure has happened, and is told.
-    if options.json {
-        say(&format!("{:#}", Value::from(pushed)))?;
-    }
-    failed
+    let work = async |reference: &Reference| push(&options, access.as_ref(), &images, reference).await;
+    each::in_turn(&options.references, options.json, work).await
 }
 
 async fn push(
