@@ -26,7 +26,8 @@ impl Terminal {
         let path = format!("{}:{}", bundlegate.display(), std::env::var("PATH").unwrap());
         let mut command = Command::new(program("script"));
         command.args(["--quiet", "--return", "--command", line, "/dev/null"]).current_dir(folder);
-        command.env("PATH", path).env("HOME", folder).env("TERM", "dumb");
+        // Where CI is set, a terminal counts as one with colours whatever TERM says.
+        command.env("PATH", path).env("HOME", folder).env("TERM", "dumb").env("NO_COLOR", "1");
         for setting in ["COSIGN_PASSWORD", "BUNDLEGATE_STORE", "XDG_DATA_HOME", "DOCKER_CONFIG"] {
             command.env_remove(setting);
         }
