@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -81,13 +82,15 @@ pub(super) struct Connections {
     /// Whether they are to end now.
     closing: watch::Sender<bool>,
     leaving: Leaving,
+    /// Those that still run end with this.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Connections {
     pub(super) fn new(most: usize, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
         let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
         let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
-        Self { slots, gauge, open, idle: Idle::default(), closing, leaving }
+        Self { slots, gauge, open, idle: Idle::default(), closing, leaving, tasks: Mutex::default() }
     }
 
     /// Accepts for ever.
@@ -115,7 +118,7 @@ impl Connections {
             let (tls, handle) = (tls.clone(), handle.clone());
             let (leaving, closing) = (self.leaving.clone(), self.closing.subscribe());
             let seat = self.idle.seat();
-            tokio::spawn(async move {
+            self.own(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
                 if let Some(stream) = secured(stream, tls).await {
@@ -123,6 +126,13 @@ impl Connections {
                 }
             });
         }
+    }
+
+    fn own(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have ended need no owner any more.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(connection);
     }
 
     /// A place for one more connection. While there is none, those who want nothing make room.
@@ -142,7 +152,7 @@ impl Connections {
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
-    /// Ends every connection after the answer that it is sending.
+    /// Ends every connection after the answer that it is sending, or after a moment.
     pub(super) async fn close(self) {
         self.closing.send_replace(true);
         let _ = timeout(LAST_WORDS, self.none_left()).await;
