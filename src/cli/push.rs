@@ -12,7 +12,7 @@ use super::{
     tell,
 };
 use crate::{
-    config::Access,
+    config::{Access, Size},
     images::Images,
     oci::{PinnedReference, Reference, Repository},
     transfer::{Signatures, Transfer},
@@ -32,6 +32,9 @@ pub(super) struct Options {
     /// Leave the signatures that lie in the store.
     #[arg(long)]
     no_signatures: bool,
+    /// Send nothing larger than this.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB")]
+    max_size: Size,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -56,7 +59,7 @@ async fn push(
     reference: &Reference,
 ) -> anyhow::Result<PinnedReference> {
     let repository = reference.repository();
-    let (registries, limits) = options.registry.registries(access, repository)?;
+    let (registries, _) = options.registry.registries(access, repository)?;
     let from = registries.source(&images.repository())?.naming(repository);
     let to = registries.destination(repository)?;
     let (store, name) = (images.clone(), reference.clone());
@@ -75,7 +78,7 @@ async fn push(
         to: &to,
         signatures,
         neighbours: &neighbours,
-        max_size: limits.bundle,
+        max_size: options.max_size.bytes(),
         progress: &bars,
     };
     let tags: Vec<_> = reference.tag().map(str::to_owned).into_iter().collect();
