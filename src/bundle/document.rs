@@ -38,23 +38,33 @@ impl Document {
     /// gives the path of it.
     pub(super) fn merge(&mut self, other: Self) -> Result<(), Vec<String>> {
         let (Self::Object(ours), Self::Object(theirs)) = (self, other) else { return Err(Vec::new()) };
-        for (key, theirs) in theirs {
-            match ours.get_mut(&key) {
-                Some(ours) => ours.merge(theirs).map_err(|mut path| {
-                    path.insert(0, key);
-                    path
-                })?,
-                None => {
-                    ours.insert(key, theirs);
-                }
-            }
-        }
-        Ok(())
+        join(ours, theirs, Self::merge)
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, String> {
         serde_json::to_vec(self).map_err(|error| error.to_string())
     }
+}
+
+/// Joins the members of two objects, those of one name by `merge`. On collision gives the
+/// path of it.
+pub(super) fn join<T>(
+    ours: &mut BTreeMap<String, T>,
+    theirs: BTreeMap<String, T>,
+    merge: impl Fn(&mut T, T) -> Result<(), Vec<String>>,
+) -> Result<(), Vec<String>> {
+    for (key, theirs) in theirs {
+        match ours.get_mut(&key) {
+            Some(ours) => merge(ours, theirs).map_err(|mut path| {
+                path.insert(0, key);
+                path
+            })?,
+            None => {
+                ours.insert(key, theirs);
+            }
+        }
+    }
+    Ok(())
 }
 
 const BOM: &[u8] = b"\xef\xbb\xbf";

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::BundleManifest;
+use super::{BundleManifest, document::join};
 
 /// The skeleton of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,18 +57,7 @@ impl Shape {
     /// gives the path of it.
     pub(super) fn merge(&mut self, other: Self) -> Result<(), Vec<String>> {
         let (Self::Object(ours), Self::Object(theirs)) = (self, other) else { return Err(Vec::new()) };
-        for (key, theirs) in theirs {
-            match ours.get_mut(&key) {
-                Some(ours) => ours.merge(theirs).map_err(|mut path| {
-                    path.insert(0, key);
-                    path
-                })?,
-                None => {
-                    ours.insert(key, theirs);
-                }
-            }
-        }
-        Ok(())
+        join(ours, theirs, Self::merge)
     }
 
     /// The first part, by its path, that lies outside what a bundle owns. Like OPA, looks
@@ -87,7 +76,6 @@ impl Shape {
     }
 }
 
-/// A parser's message may draw a picture below its first line.
 /// A YAML document as the JSON that it means; of two members with one name the last counts,
 /// as in OPA.
 pub(super) fn yaml(content: &[u8]) -> Result<serde_json::Value, String> {
@@ -98,6 +86,7 @@ pub(super) fn yaml(content: &[u8]) -> Result<serde_json::Value, String> {
     serde_saphyr::from_slice_with_options(content, options).map_err(|error| one_line(&error.to_string()))
 }
 
+/// A parser's message may draw a picture below its first line.
 pub(super) fn one_line(message: &str) -> String {
     message.lines().next().unwrap_or_default().trim().to_owned()
 }

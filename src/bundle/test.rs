@@ -9,6 +9,7 @@ use super::{
     check::{is_data, mount, version_of},
     document::Document,
     rego::{Module, RegoVersion, Unreadable, engine, without_mark},
+    shape::one_line,
 };
 
 /// How the tests of a policy went.
@@ -121,10 +122,6 @@ fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
         Some(regorus::Value::Undefined) | None => Err("it does not hold".to_owned()),
         Some(other) => Err(format!("it is {other} instead of true")),
     }
-}
-
-fn one_line(message: &str) -> String {
-    super::shape::one_line(message)
 }
 
 #[cfg(test)]
