@@ -80,7 +80,7 @@ impl Gate {
                 name: "authz/main".into(),
                 source: registries.source(reference.repository()).unwrap(),
                 reference,
-                policy: Arc::new(TrustPolicy::Unsigned { name: "bench".into() }),
+                policy: Arc::new(TrustPolicy::unsigned("bench".into())),
                 store: Store::open(cache, metrics.clone()),
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },
                 evidence_limit: LIMIT,

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::{
     config::Access,
     oci::Repository,
-    verify::{Authority, PublicKey, TrustPolicy},
+    verify::{Authority, PublicKey, Requirements, TrustPolicy},
 };
 
 /// Whose signatures count.
@@ -46,12 +46,12 @@ fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
     for file in files {
         let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
         let key = PublicKey::from_pem(&text).map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
-        let known = |authority: &Authority| authority.keys.iter().any(|known| known.identity() == key.identity());
+        let known = |authority: &Authority| authority.keys().iter().any(|known| known.key.identity() == key.identity());
         // One key is one voter, however often it is named.
         if !authorities.iter().any(known) {
             let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
-            authorities.push(Authority { name, keys: vec![key] });
+            authorities.push(Authority::with_keys(name, [key]));
         }
     }
-    TrustPolicy::any_of("--key".to_owned(), authorities).context("--key: none is named")
+    TrustPolicy::signed("--key".to_owned(), Requirements::any_of(authorities)).context("--key")
 }

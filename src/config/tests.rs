@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::*;
 use crate::{
     registry::{Credentials, Scheme},
-    verify::TrustPolicy,
     watch::OnMissing,
 };
 
@@ -68,7 +67,7 @@ fn the_example_loads_from_beside_its_files() {
     let [authz, hello] = config.bundles.as_slice() else { panic!("two bundles") };
     assert_eq!((authz.name.as_str(), authz.trust.name()), ("authz/main", "release"));
     assert_eq!(authz.max_stale, Some(secs(86_400)));
-    assert!(matches!(hello.trust, TrustPolicy::Unsigned { .. }));
+    assert!(hello.trust.requirements().is_none());
     let Credential::Tokens(tokens) = &config.clients[0].credential else { panic!("tokens") };
     assert_eq!(tokens.iter().map(Secret::expose).collect::<Vec<_>>(), [b"s3cret-one", b"s3cret-two"]);
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     oci::Repository,
-    verify::{Authority, PublicKey, TrustPolicy},
+    verify::{Authority, PublicKey, Requirements, TrustPolicy},
 };
 
 /// All policies by name.
@@ -137,14 +137,14 @@ fn authority(authority: &str, raw: &raw::Authority, base: Base<'_>) -> Result<Au
         });
         key.map_err(|problem| problem.at_index(index).at("keys"))
     });
-    Ok(Authority { name: authority.to_owned(), keys: keys.collect::<Result<_, _>>()? })
+    Ok(Authority::with_keys(authority.to_owned(), keys.collect::<Result<Vec<_>, _>>()?))
 }
 
 fn policy(policy: &str, raw: &raw::Policy, authorities: &BTreeMap<String, Authority>) -> Result<Policy, Problem> {
     name(policy)?;
     let rules = match raw {
         raw::Policy::Word(word) if word == "unsigned" => {
-            return Ok(Policy { trust: TrustPolicy::Unsigned { name: policy.to_owned() }, matches: Vec::new() });
+            return Ok(Policy { trust: TrustPolicy::unsigned(policy.to_owned()), matches: Vec::new() });
         }
         raw::Policy::Word(word) => {
             let way_out = "write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`";
@@ -156,7 +156,7 @@ fn policy(policy: &str, raw: &raw::Policy, authorities: &BTreeMap<String, Author
     let matches = globs.enumerate().map(|(index, text)| matcher(text).map_err(|problem| problem.at_index(index)));
     let matches = matches.collect::<Result<_, _>>().map_err(|problem| problem.at("match"))?;
     let votes = votes(&rules.require.any_of, authorities).map_err(|problem| problem.at("any_of").at("require"))?;
-    let Some(trust) = TrustPolicy::any_of(policy.to_owned(), votes) else {
+    let Ok(trust) = TrustPolicy::signed(policy.to_owned(), Requirements::any_of(votes)) else {
         let known = keys::list(authorities.keys().map(String::as_str));
         let sentence = format!("without an authority nothing could pass; name one of trust.authorities: {known}");
         return Err(Problem::new(sentence).at("any_of").at("require"));
@@ -176,10 +176,11 @@ fn votes(names: &[String], authorities: &BTreeMap<String, Authority>) -> Result<
             return refused(format!("{name} is named twice; name it once"));
         }
         // One key must not count for two voters.
-        let keys_of = |authority: &Authority| authority.keys.iter().map(|key| key.identity().to_owned()).collect();
+        let keys_of =
+            |authority: &Authority| authority.keys().iter().map(|key| key.key.identity().to_owned()).collect();
         let own: Vec<String> = keys_of(authority);
         if let Some(other) =
-            votes.iter().find(|vote| vote.keys.iter().any(|key| own.iter().any(|id| id == key.identity())))
+            votes.iter().find(|vote| vote.keys().iter().any(|key| own.iter().any(|id| id == key.key.identity())))
         {
             return refused(format!("{name} and {} share a key; leave one of them out", other.name));
         }

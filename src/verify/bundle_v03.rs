@@ -7,6 +7,7 @@ use sigstore_verify::types::dsse::pae;
 
 use super::{
     evidence::SignatureBundle,
+    keys::Answer,
     policy::TrustPolicy,
     report::Finding,
     verdict::{Fault, Signer},
@@ -83,7 +84,9 @@ pub(super) fn judge(
     let signed = finding.check("format", read(&candidate.bundle), |_| "Sigstore bundle v0.3".to_owned())?;
     let message = pae(&signed.payload_type, &signed.payload);
     // A certificate proves nothing to a policy of keys.
-    let signer = finding.signature(policy, |key| !signed.certified && key.signed(&message, &signed.signature))?;
+    let signer = finding.signature(policy, |key| {
+        !signed.certified && matches!(key.answer(&message, &signed.signature), Answer::Mine(_))
+    })?;
     // Only now are the contents worth reading.
     let statement = finding.check("statement", signed.statement(), |statement| statement.predicate_type.clone())?;
     finding.check("digest", statement.names(digest), |()| format!("it names {digest}"))?;

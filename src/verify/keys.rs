@@ -2,17 +2,70 @@
 
 use std::{fmt, sync::Arc};
 
+use aws_lc_rs::signature::{ECDSA_P521_SHA256_ASN1, ECDSA_P521_SHA512_ASN1, ParsedPublicKey};
+use ed25519_dalek::{Digest as _, Sha512};
 use sha2::{Digest as _, Sha256};
 use sigstore_verify::{
-    crypto::{KeyAlgorithm, SigningScheme, VerificationKey},
+    crypto::{SigningScheme, VerificationKey},
     types::{DerPublicKey, SignatureBytes},
+};
+use x509_cert::{
+    der::{Decode as _, asn1::ObjectIdentifier},
+    spki::SubjectPublicKeyInfoRef,
 };
 
 /// A public key that an authority signs with.
 #[derive(Clone)]
 pub struct PublicKey {
-    schemes: Arc<[VerificationKey]>,
+    spki: DerPublicKey,
+    /// The schemes that count.
+    schemes: Arc<[Verifier]>,
+    /// Those that its kind of key could have been used with as well, for a better sentence.
+    others: Arc<[Verifier]>,
     identity: String,
+}
+
+/// How a signature is made with a key. Fixed by whoever names the key, never taken from a
+/// registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// ECDSA over P-256 with SHA-256.
+    EcdsaP256Sha256,
+    /// ECDSA over P-384 with SHA-384.
+    EcdsaP384Sha384,
+    /// ECDSA over P-384 with SHA-256, as cosign up to 2.5 signed.
+    EcdsaP384Sha256,
+    /// ECDSA over P-521 with SHA-512.
+    EcdsaP521Sha512,
+    /// ECDSA over P-521 with SHA-256, as cosign up to 2.5 signed.
+    EcdsaP521Sha256,
+    /// Ed25519 (RFC 8032) over the message.
+    Ed25519,
+    /// Ed25519ph (RFC 8032) over the message's SHA-512, as cosign signs from 2.6 on.
+    Ed25519ph,
+    /// RSA PKCS#1 v1.5 with SHA-256.
+    RsaPkcs1Sha256,
+    /// RSA PKCS#1 v1.5 with SHA-384.
+    RsaPkcs1Sha384,
+    /// RSA PKCS#1 v1.5 with SHA-512.
+    RsaPkcs1Sha512,
+    /// RSA PSS with SHA-256.
+    RsaPssSha256,
+    /// RSA PSS with SHA-384.
+    RsaPssSha384,
+    /// RSA PSS with SHA-512.
+    RsaPssSha512,
+}
+
+/// What a key says to a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is mine.
+    Mine(Scheme),
+    /// It is mine, but I am not to be used like that.
+    Undeclared(Scheme),
+    /// I don't know it.
+    No,
 }
 
 /// Why a text is not a usable public key.
@@ -25,31 +78,76 @@ pub enum BadKey {
     #[error("it holds a private key; give the public one (cosign public-key --key FILE)")]
     Private,
     /// A kind that is not verified here.
-    #[error("unsupported kind of key: {0}; use ECDSA P-256 or P-384, Ed25519 or RSA")]
-    Unsupported(String),
+    #[error("unsupported kind of key; use ECDSA P-256, P-384 or P-521, Ed25519 or RSA")]
+    Unsupported,
+    /// Of a known kind, but no such key can be.
+    #[error("it can't be used: {0}")]
+    Broken(String),
+    /// A scheme for another kind of key.
+    #[error("{scheme} is not for this kind of key, which has: {possible}")]
+    OtherScheme {
+        /// What was asked for.
+        scheme: Scheme,
+        /// What there is.
+        possible: String,
+    },
+    /// Nothing could be verified.
+    #[error("without a scheme it verifies nothing; leave the schemes out, or name one")]
+    NoScheme,
+}
+
+/// A key, prepared for one scheme.
+struct Verifier {
+    scheme: Scheme,
+    prepared: Prepared,
+}
+
+enum Prepared {
+    Sigstore(VerificationKey),
+    P521(Box<ParsedPublicKey>),
+    Ed25519ph(ed25519_dalek::VerifyingKey),
 }
 
 impl PublicKey {
-    /// Reads a PEM public key (SPKI), as cosign writes it.
+    /// Reads a PEM public key (SPKI), as cosign writes it, to be used as its kind of key
+    /// usually is: ECDSA with the curve's own hash or SHA-256, Ed25519 over the message, RSA
+    /// PKCS#1 v1.5 with SHA-256.
     ///
     /// # Errors
     /// See [`BadKey`].
     pub fn from_pem(text: &str) -> Result<Self, BadKey> {
+        Self::read(text, None)
+    }
+
+    /// The same, to be used in these ways and no other.
+    ///
+    /// # Errors
+    /// See [`BadKey`].
+    pub fn with_schemes(text: &str, schemes: &[Scheme]) -> Result<Self, BadKey> {
+        Self::read(text, Some(schemes))
+    }
+
+    fn read(text: &str, declared: Option<&[Scheme]>) -> Result<Self, BadKey> {
         if text.contains("PRIVATE KEY-----") {
             return Err(BadKey::Private);
         }
         let spki = DerPublicKey::from_pem(text.trim()).map_err(|error| BadKey::NotPem(error.to_string()))?;
-        let unsupported = |error: sigstore_verify::crypto::Error| BadKey::Unsupported(error.to_string());
-        let algorithm = KeyAlgorithm::from_spki(&spki).map_err(unsupported)?;
-        let schemes = schemes(algorithm)
-            .iter()
-            .map(|scheme| VerificationKey::from_spki_with_scheme(&spki, *scheme).map_err(unsupported))
-            .collect::<Result<Vec<_>, _>>()?;
-        if schemes.is_empty() {
-            return Err(BadKey::Unsupported(format!("{algorithm:?}")));
+        let kind = kind_of(&spki)?;
+        let possible = kind.possible();
+        let declared = declared.unwrap_or(kind.usual());
+        if declared.is_empty() {
+            return Err(BadKey::NoScheme);
         }
-        let identity = Sha256::digest(spki.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        Ok(Self { schemes: schemes.into(), identity: format!("sha256:{identity}") })
+        if let Some(scheme) = declared.iter().find(|scheme| !possible.contains(scheme)) {
+            let possible: Vec<_> = possible.iter().map(|scheme| scheme.name()).collect();
+            return Err(BadKey::OtherScheme { scheme: *scheme, possible: possible.join(", ") });
+        }
+        let prepare = |scheme: &Scheme| Verifier::new(&spki, *scheme);
+        let schemes = declared.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+        let others = possible.iter().filter(|scheme| !declared.contains(scheme)).map(prepare);
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let identity = fingerprint(spki.as_bytes());
+        Ok(Self { spki, schemes: schemes.into(), others: others.into(), identity })
     }
 
     /// `sha256:` and the hash of the key's SPKI encoding.
@@ -57,28 +155,207 @@ impl PublicKey {
         &self.identity
     }
 
-    /// Whether this key made `signature` over `message`, under one of its schemes.
-    pub(super) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
-        let signature = SignatureBytes::from_bytes(signature);
-        self.schemes.iter().any(|key| key.verify(message, &signature).is_ok())
+    /// What this key says to `signature` over `message`.
+    pub(super) fn answer(&self, message: &[u8], signature: &[u8]) -> Answer {
+        let made = |verifiers: &[Verifier]| {
+            let made = verifiers.iter().find(|verifier| verifier.verifies(message, signature))?;
+            Some(made.scheme)
+        };
+        match made(&self.schemes) {
+            Some(scheme) => Answer::Mine(scheme),
+            None => made(&self.others).map_or(Answer::No, Answer::Undeclared),
+        }
+    }
+
+    pub(super) fn spki(&self) -> &DerPublicKey {
+        &self.spki
+    }
+}
+
+/// `sha256:` and the hash of an SPKI encoding.
+pub(super) fn fingerprint(spki: &[u8]) -> String {
+    let hash = Sha256::digest(spki).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("sha256:{hash}")
+}
+
+impl Verifier {
+    fn new(spki: &DerPublicKey, scheme: Scheme) -> Result<Self, BadKey> {
+        let prepared = match scheme {
+            Scheme::EcdsaP521Sha512 => p521(&ECDSA_P521_SHA512_ASN1, spki)?,
+            Scheme::EcdsaP521Sha256 => p521(&ECDSA_P521_SHA256_ASN1, spki)?,
+            Scheme::Ed25519ph => ed25519ph(spki)?,
+            other => {
+                let Some(sigstore) = other.sigstore() else { return Err(BadKey::Unsupported) };
+                let key = VerificationKey::from_spki_with_scheme(spki, sigstore);
+                Prepared::Sigstore(key.map_err(|error| BadKey::Broken(error.to_string()))?)
+            }
+        };
+        Ok(Self { scheme, prepared })
+    }
+
+    fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        match &self.prepared {
+            Prepared::Sigstore(key) => key.verify(message, &SignatureBytes::from_bytes(signature)).is_ok(),
+            Prepared::P521(key) => key.verify_sig(message, signature).is_ok(),
+            Prepared::Ed25519ph(key) => {
+                let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else { return false };
+                // Strictly: no key of small order, no second form of a signature.
+                key.verify_prehashed_strict(Sha512::new_with_prefix(message), None, &signature).is_ok()
+            }
+        }
+    }
+}
+
+fn p521(
+    algorithm: &'static aws_lc_rs::signature::EcdsaVerificationAlgorithm,
+    spki: &DerPublicKey,
+) -> Result<Prepared, BadKey> {
+    let key = ParsedPublicKey::new(algorithm, spki.as_bytes());
+    key.map(|key| Prepared::P521(Box::new(key))).map_err(|error| BadKey::Broken(error.to_string()))
+}
+
+fn ed25519ph(spki: &DerPublicKey) -> Result<Prepared, BadKey> {
+    let raw = info(spki)?.subject_public_key.raw_bytes();
+    let raw = raw.try_into().map_err(|_| BadKey::Broken(format!("{} bytes instead of 32", raw.len())))?;
+    let key = ed25519_dalek::VerifyingKey::from_bytes(raw);
+    key.map(Prepared::Ed25519ph).map_err(|error| BadKey::Broken(error.to_string()))
+}
+
+/// What sort of key something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    P256,
+    P384,
+    P521,
+    Ed25519,
+    Rsa,
+}
+
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+const SECP521R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
+const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+
+fn info(spki: &DerPublicKey) -> Result<SubjectPublicKeyInfoRef<'_>, BadKey> {
+    SubjectPublicKeyInfoRef::from_der(spki.as_bytes()).map_err(|error| BadKey::NotPem(error.to_string()))
+}
+
+fn kind_of(spki: &DerPublicKey) -> Result<Kind, BadKey> {
+    let algorithm = info(spki)?.algorithm;
+    match (algorithm.oid, algorithm.parameters_oid().ok()) {
+        (EC_PUBLIC_KEY, Some(SECP256R1)) => Ok(Kind::P256),
+        (EC_PUBLIC_KEY, Some(SECP384R1)) => Ok(Kind::P384),
+        (EC_PUBLIC_KEY, Some(SECP521R1)) => Ok(Kind::P521),
+        (ED25519, _) => Ok(Kind::Ed25519),
+        (RSA_ENCRYPTION, _) => Ok(Kind::Rsa),
+        _ => Err(BadKey::Unsupported),
+    }
+}
+
+impl Kind {
+    /// cosign up to 2.5 signed on every curve with SHA-256, later ones with the curve's own hash.
+    fn usual(self) -> &'static [Scheme] {
+        match self {
+            Self::P256 => &[Scheme::EcdsaP256Sha256],
+            Self::P384 => &[Scheme::EcdsaP384Sha384, Scheme::EcdsaP384Sha256],
+            Self::P521 => &[Scheme::EcdsaP521Sha512, Scheme::EcdsaP521Sha256],
+            Self::Ed25519 => &[Scheme::Ed25519],
+            Self::Rsa => &[Scheme::RsaPkcs1Sha256],
+        }
+    }
+
+    fn possible(self) -> &'static [Scheme] {
+        match self {
+            Self::P256 | Self::P384 | Self::P521 => self.usual(),
+            Self::Ed25519 => &[Scheme::Ed25519, Scheme::Ed25519ph],
+            Self::Rsa => &[
+                Scheme::RsaPkcs1Sha256,
+                Scheme::RsaPkcs1Sha384,
+                Scheme::RsaPkcs1Sha512,
+                Scheme::RsaPssSha256,
+                Scheme::RsaPssSha384,
+                Scheme::RsaPssSha512,
+            ],
+        }
+    }
+}
+
+impl Scheme {
+    const ALL: [Self; 13] = [
+        Self::EcdsaP256Sha256,
+        Self::EcdsaP384Sha384,
+        Self::EcdsaP384Sha256,
+        Self::EcdsaP521Sha512,
+        Self::EcdsaP521Sha256,
+        Self::Ed25519,
+        Self::Ed25519ph,
+        Self::RsaPkcs1Sha256,
+        Self::RsaPkcs1Sha384,
+        Self::RsaPkcs1Sha512,
+        Self::RsaPssSha256,
+        Self::RsaPssSha384,
+        Self::RsaPssSha512,
+    ];
+
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EcdsaP256Sha256 => "ecdsa_p256_sha256",
+            Self::EcdsaP384Sha384 => "ecdsa_p384_sha384",
+            Self::EcdsaP384Sha256 => "ecdsa_p384_sha256",
+            Self::EcdsaP521Sha512 => "ecdsa_p521_sha512",
+            Self::EcdsaP521Sha256 => "ecdsa_p521_sha256",
+            Self::Ed25519 => "ed25519",
+            Self::Ed25519ph => "ed25519ph",
+            Self::RsaPkcs1Sha256 => "rsa_pkcs1_sha256",
+            Self::RsaPkcs1Sha384 => "rsa_pkcs1_sha384",
+            Self::RsaPkcs1Sha512 => "rsa_pkcs1_sha512",
+            Self::RsaPssSha256 => "rsa_pss_sha256",
+            Self::RsaPssSha384 => "rsa_pss_sha384",
+            Self::RsaPssSha512 => "rsa_pss_sha512",
+        }
+    }
+
+    /// The scheme of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scheme| scheme.name() == name)
+    }
+
+    /// Every name there is.
+    pub fn names() -> impl Iterator<Item = &'static str> + Clone {
+        Self::ALL.into_iter().map(Self::name)
+    }
+
+    /// The same in sigstore-verify, which lacks P-521 and Ed25519ph.
+    fn sigstore(self) -> Option<SigningScheme> {
+        match self {
+            Self::EcdsaP256Sha256 => Some(SigningScheme::EcdsaP256Sha256),
+            Self::EcdsaP384Sha384 => Some(SigningScheme::EcdsaP384Sha384),
+            Self::EcdsaP384Sha256 => Some(SigningScheme::EcdsaP384Sha256),
+            Self::Ed25519 => Some(SigningScheme::Ed25519),
+            Self::RsaPkcs1Sha256 => Some(SigningScheme::RsaPkcs1Sha256),
+            Self::RsaPkcs1Sha384 => Some(SigningScheme::RsaPkcs1Sha384),
+            Self::RsaPkcs1Sha512 => Some(SigningScheme::RsaPkcs1Sha512),
+            Self::RsaPssSha256 => Some(SigningScheme::RsaPssSha256),
+            Self::RsaPssSha384 => Some(SigningScheme::RsaPssSha384),
+            Self::RsaPssSha512 => Some(SigningScheme::RsaPssSha512),
+            Self::EcdsaP521Sha512 | Self::EcdsaP521Sha256 | Self::Ed25519ph => None,
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PublicKey").field(&self.identity).finish()
-    }
-}
-
-/// The schemes are fixed by the key, never taken from a registry. cosign up to 2.5 signed
-/// every curve with SHA-256, later ones use the curve's own hash.
-fn schemes(algorithm: KeyAlgorithm) -> &'static [SigningScheme] {
-    match algorithm {
-        KeyAlgorithm::EcdsaP256 => &[SigningScheme::EcdsaP256Sha256],
-        KeyAlgorithm::EcdsaP384 => &[SigningScheme::EcdsaP384Sha384, SigningScheme::EcdsaP384Sha256],
-        KeyAlgorithm::Ed25519 => &[SigningScheme::Ed25519],
-        KeyAlgorithm::Rsa => &[SigningScheme::RsaPkcs1Sha256],
-        _ => &[],
+        let schemes: Vec<_> = self.schemes.iter().map(|verifier| verifier.scheme).collect();
+        f.debug_tuple("PublicKey").field(&self.identity).field(&schemes).finish()
     }
 }
 
@@ -94,10 +371,10 @@ mod tests {
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
         let other = KeyPair::generate_ecdsa_p256().unwrap();
         let signature = pair.sign(b"message").unwrap();
-        assert!(key.signed(b"message", signature.as_bytes()));
-        assert!(!key.signed(b"massage", signature.as_bytes()));
-        assert!(!key.signed(b"message", other.sign(b"message").unwrap().as_bytes()));
-        assert!(!key.signed(b"message", b""));
+        assert_eq!(key.answer(b"message", signature.as_bytes()), Answer::Mine(Scheme::EcdsaP256Sha256));
+        assert_eq!(key.answer(b"massage", signature.as_bytes()), Answer::No);
+        assert_eq!(key.answer(b"message", other.sign(b"message").unwrap().as_bytes()), Answer::No);
+        assert_eq!(key.answer(b"message", b""), Answer::No);
     }
 
     #[test]
@@ -107,6 +384,38 @@ mod tests {
         {
             let error = PublicKey::from_pem(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_counts_where_it_is_declared() {
+        let signing = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        // RFC 8410: the fixed head of an Ed25519 SPKI, then the key.
+        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let spki = [&head[..], signing.verifying_key().as_bytes()].concat();
+        let pem = DerPublicKey::new(spki).to_pem();
+        let hashed = Sha512::new_with_prefix(b"message");
+        let ph = signing.sign_prehashed(hashed, None).unwrap().to_bytes();
+        let pure = ed25519_dalek::Signer::sign(&signing, b"message").to_bytes();
+
+        let usual = PublicKey::from_pem(&pem).unwrap();
+        assert_eq!(usual.answer(b"message", &pure), Answer::Mine(Scheme::Ed25519));
+        assert_eq!(usual.answer(b"message", &ph), Answer::Undeclared(Scheme::Ed25519ph));
+        let declared = PublicKey::with_schemes(&pem, &[Scheme::Ed25519ph]).unwrap();
+        assert_eq!(declared.answer(b"message", &ph), Answer::Mine(Scheme::Ed25519ph));
+        assert_eq!(declared.answer(b"message", &pure), Answer::Undeclared(Scheme::Ed25519));
+        assert_eq!(declared.answer(b"massage", &ph), Answer::No);
+        assert!(matches!(
+            PublicKey::with_schemes(&pem, &[Scheme::RsaPssSha256]).unwrap_err(),
+            BadKey::OtherScheme { .. }
+        ));
+        assert_eq!(PublicKey::with_schemes(&pem, &[]).unwrap_err(), BadKey::NoScheme);
+    }
+
+    #[test]
+    fn every_scheme_is_found_by_its_name() {
+        for scheme in Scheme::ALL {
+            assert_eq!(Scheme::named(scheme.name()), Some(scheme));
         }
     }
 }

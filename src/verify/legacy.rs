@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{
     evidence::LegacySignature,
+    keys::Answer,
     policy::TrustPolicy,
     report::Finding,
     verdict::{Fault, Signer},
@@ -56,7 +57,8 @@ pub(super) fn judge(
         .decode(candidate.signature.replace('\n', ""))
         .map_err(|_| Fault::Malformed("the signature is not base64".into()));
     let signature = finding.check("format", signature, |_| "simple signing payload".to_owned())?;
-    let signer = finding.signature(policy, |key| key.signed(&candidate.payload, &signature))?;
+    let signer =
+        finding.signature(policy, |key| matches!(key.answer(&candidate.payload, &signature), Answer::Mine(_)))?;
     // Only now is the payload worth reading.
     let claimed = finding.check("statement", read(&candidate.payload), |_| CLAIM_TYPE.to_owned())?;
     let named = if claimed == digest.as_str() { Ok(()) } else { Err(Fault::OtherDigest(claimed)) };

@@ -6,17 +6,30 @@
 //! judged again from disk.
 
 mod bundle_v03;
+mod ca;
+mod claims;
 mod collect;
 mod evidence;
 mod keys;
 mod legacy;
+mod pattern;
 mod policy;
 mod report;
+mod roots;
+mod statement_rule;
 mod verdict;
 
+pub use ca::{BadCaRoots, CaRoots};
+pub use claims::Claim;
 pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
-pub use keys::{BadKey, PublicKey};
-pub use policy::{Authority, PolicyRevision, TrustPolicy};
+pub use keys::{BadKey, PublicKey, Scheme};
+pub use pattern::{BadPattern, Pattern};
+pub use policy::{
+    Attestation, Authority, AuthorityKey, ClaimedRepository, Format, Identity, Log, PolicyRevision, Proof,
+    Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TrustPolicy, Unmeetable, X509,
+};
 pub use report::{Check, Finding, Report};
-pub use verdict::{Format, Reason, Rejection, Signer, Verified};
+pub use roots::{BadRoot, TrustRoot};
+pub use statement_rule::{BadRule, StatementRule};
+pub use verdict::{Reason, Rejection, Signer, Verified};

@@ -1,81 +1,403 @@
-//! Whose signature counts.
+//! Whose signature counts, and for what.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
-use super::PublicKey;
-use crate::oci::Digest;
+use jiff::Timestamp;
+use serde_json::Value;
 
-/// What an artifact needs before it is served.
-///
-/// A later policy may ask for more than one vote; keyless authorities, transparency logs
-/// and timestamps become further kinds of [`Authority`].
+use super::{Claim, Pattern, PublicKey, StatementRule, TrustRoot, ca::CaRoots};
+use crate::oci::{Digest, Repository};
+
+/// The statement of a cosign signature. Every other predicate is an attestation: a "scan
+/// failed" report by the same key is no approval.
+pub const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
+
+/// What an artifact needs before it is served: a checked value, so that one which nothing or
+/// everything could pass can't be made.
 #[derive(Debug, Clone)]
-pub enum TrustPolicy {
-    /// Nothing, because the configuration says `unsigned`.
-    Unsigned {
-        /// The policy's name in the configuration.
-        name: String,
-    },
-    /// One vote of any of these authorities. Never empty: [`TrustPolicy::any_of`] sees to it.
-    AnyOf(Authorities),
-}
-
-/// A non-empty list of authorities under a policy's name.
-#[derive(Debug, Clone)]
-pub struct Authorities {
+pub struct TrustPolicy {
     name: String,
-    list: Vec<Authority>,
+    rule: Rule,
+    revision: PolicyRevision,
 }
 
-/// Somebody whose signatures count, and the keys that prove it.
+/// The content of a policy.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    /// Nothing, because the configuration says `unsigned`.
+    Unsigned,
+    /// Signatures.
+    Signed(Box<Requirements>),
+}
+
+/// What signatures have to be like, and how many authorities have to stand behind them.
+#[derive(Debug, Clone)]
+pub struct Requirements {
+    /// Who may vote.
+    pub authorities: Vec<Authority>,
+    /// How many of them have to, each by a signature of its own.
+    pub at_least: usize,
+    /// The statements that count as a signature; [`SIGNATURE_PREDICATE`] unless said otherwise.
+    pub predicate_types: BTreeSet<String>,
+    /// Further statements that have to be there.
+    pub attestations: Vec<Attestation>,
+    /// The storage formats that are looked at.
+    pub formats: BTreeSet<Format>,
+    /// What has to be signed beside the digest, types included: `1` is not `"1"`.
+    pub annotations: BTreeMap<String, Value>,
+    /// Whether the repository that a legacy signature names has to be the right one.
+    pub claimed_repository: ClaimedRepository,
+    /// Where signatures are, if not beside the artifact.
+    pub signatures: Option<Repository>,
+    /// How old a signature may become, by a time that a log or a timestamp authority vouches for.
+    pub max_signature_age: Option<Duration>,
+    /// What is never served, whoever signed it.
+    pub revoked_digests: BTreeSet<Digest>,
+}
+
+/// Somebody whose signatures count: one vote.
 #[derive(Debug, Clone)]
 pub struct Authority {
     /// Its name in the configuration.
     pub name: String,
-    /// Any of these keys speaks for it; signatures carry no transparency log (`tlog: none`).
-    pub keys: Vec<PublicKey>,
+    /// How it is known.
+    pub proof: Proof,
+    /// Whether a transparency log has to have seen the signature.
+    pub log: Log,
+    /// The logs and timestamp authorities that are believed, and for keyless the certificate
+    /// authorities too.
+    pub root: Option<TrustRoot>,
 }
 
-/// Names the content of a policy: two policies with the same revision accept the same.
+/// What makes a signature an authority's.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// One of these keys made it.
+    Keys(Vec<AuthorityKey>),
+    /// A certificate of the root's authorities says so.
+    Keyless(Identity),
+    /// A certificate of a private authority says so.
+    X509(X509),
+}
+
+/// A key and when it speaks.
+#[derive(Debug, Clone)]
+pub struct AuthorityKey {
+    /// The key.
+    pub key: PublicKey,
+    /// Signatures count from then on.
+    pub not_before: Option<Timestamp>,
+    /// Signatures count until then: by the time of signing where a log or a timestamp proves
+    /// it, otherwise by the clock.
+    pub not_after: Option<Timestamp>,
+    /// Never again, whenever it signed.
+    pub revoked: bool,
+}
+
+/// Who a Fulcio certificate has to have been issued to.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The OIDC issuer that vouched for the signer.
+    pub issuer: Pattern,
+    /// The signer: an e-mail address or a URI.
+    pub subject: Pattern,
+    /// What else the issuer said about it.
+    pub claims: BTreeMap<Claim, Pattern>,
+}
+
+/// Certificates of one's own certificate authority.
+#[derive(Debug, Clone)]
+pub struct X509 {
+    /// The authority's certificates.
+    pub roots: CaRoots,
+    /// The signer.
+    pub subject: San,
+    /// What proves when the certificate was used.
+    pub time: SigningTime,
+}
+
+/// The name in a certificate, by its kind.
+#[derive(Debug, Clone)]
+pub enum San {
+    /// A URI, such as a SPIFFE id.
+    Uri(Pattern),
+    /// An e-mail address.
+    Email(Pattern),
+}
+
+/// What proves when a certificate was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SigningTime {
+    /// An RFC 3161 timestamp.
+    Tsa,
+    /// A transparency log.
+    Rekor,
+    /// Nothing: the certificate has to be valid at the time of judging.
+    Now,
+}
+
+/// Whether a transparency log has to have seen a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// No, and what a log says is not looked at.
+    None,
+    /// What is there must be right.
+    IfPresent,
+    /// Yes.
+    Require,
+}
+
+/// The storage formats of cosign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Format {
+    /// Sigstore bundle v0.3 as an OCI referrer.
+    Bundle,
+    /// Simple signing under the `.sig` tag.
+    Legacy,
+}
+
+/// What the repository in a legacy signature has to be. Bundles name none.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClaimedRepository {
+    /// Anything, as for cosign: the same digest is the same artifact everywhere.
+    Ignore,
+    /// The one that the artifact is fetched from.
+    Match,
+    /// This one: `HOST/REPOSITORY`.
+    Exactly(String),
+}
+
+/// A statement that has to be there beside the signature, by one of the policy's authorities.
+#[derive(Debug, Clone)]
+pub struct Attestation {
+    /// Its predicate type.
+    pub predicate_type: String,
+    /// What it has to say.
+    pub rule: Option<StatementRule>,
+}
+
+/// Names the content of a policy, trust roots included: two policies with the same revision
+/// accept the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PolicyRevision(String);
 
+/// A policy that nothing could ever satisfy, or that asks for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Unmeetable {
+    /// The part of the policy that it is about, as its key in the configuration.
+    pub key: &'static str,
+    /// What is wrong, and the way out.
+    pub sentence: String,
+}
+
 impl TrustPolicy {
-    /// A policy that any one of `authorities` satisfies. `None` when there is no authority
-    /// or one without keys: an empty policy would accept everything.
-    pub fn any_of(name: String, authorities: Vec<Authority>) -> Option<Self> {
-        let usable = !authorities.is_empty() && authorities.iter().all(|authority| !authority.keys.is_empty());
-        usable.then_some(Self::AnyOf(Authorities { name, list: authorities }))
+    /// A policy that accepts everything.
+    pub fn unsigned(name: String) -> Self {
+        Self { name, rule: Rule::Unsigned, revision: PolicyRevision::of("unsigned") }
+    }
+
+    /// A policy of these requirements.
+    ///
+    /// # Errors
+    /// When nobody could ever meet them, or anybody could.
+    pub fn signed(name: String, requirements: Requirements) -> Result<Self, Unmeetable> {
+        requirements.check()?;
+        // Every part has a `Debug` that shows all that it decides by: a new one changes the
+        // revision by being there, and can't be forgotten.
+        let revision = PolicyRevision::of(&format!("{requirements:?}"));
+        Ok(Self { name, rule: Rule::Signed(Box::new(requirements)), revision })
     }
 
     /// The policy's name in the configuration.
     pub fn name(&self) -> &str {
-        match self {
-            Self::Unsigned { name } | Self::AnyOf(Authorities { name, .. }) => name,
+        &self.name
+    }
+
+    /// What it asks for.
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// What it asks for, unless it asks for nothing.
+    pub fn requirements(&self) -> Option<&Requirements> {
+        match &self.rule {
+            Rule::Unsigned => None,
+            Rule::Signed(requirements) => Some(requirements),
         }
     }
 
-    /// The authorities whose vote counts.
-    pub fn authorities(&self) -> &[Authority] {
-        match self {
-            Self::Unsigned { .. } => &[],
-            Self::AnyOf(authorities) => &authorities.list,
+    /// Where signatures are, if not beside the artifact.
+    pub fn signatures(&self) -> Option<&Repository> {
+        self.requirements()?.signatures.as_ref()
+    }
+
+    /// Changes whenever the policy does, or a trust root of it.
+    pub fn revision(&self) -> &PolicyRevision {
+        &self.revision
+    }
+}
+
+impl Requirements {
+    /// Any one of these authorities, and the defaults for the rest.
+    pub fn any_of(authorities: Vec<Authority>) -> Self {
+        Self {
+            authorities,
+            at_least: 1,
+            predicate_types: BTreeSet::from([SIGNATURE_PREDICATE.to_owned()]),
+            attestations: Vec::new(),
+            formats: BTreeSet::from([Format::Bundle, Format::Legacy]),
+            annotations: BTreeMap::new(),
+            claimed_repository: ClaimedRepository::Ignore,
+            signatures: None,
+            max_signature_age: None,
+            revoked_digests: BTreeSet::new(),
         }
     }
 
-    /// Changes whenever the policy does.
-    pub fn revision(&self) -> PolicyRevision {
-        let mut text = match self {
-            Self::Unsigned { .. } => "unsigned\n".to_owned(),
-            Self::AnyOf(_) => "any_of\n".to_owned(),
-        };
-        for authority in self.authorities() {
-            text.push_str(&format!("{:?}\n", authority.name));
-            for key in &authority.keys {
-                text.push_str(&format!("  {}\n", key.identity()));
+    fn check(&self) -> Result<(), Unmeetable> {
+        if self.authorities.is_empty() {
+            return unmeetable("require", "without an authority nothing could pass; name one of trust.authorities");
+        }
+        if self.at_least == 0 {
+            return unmeetable("require", "without a vote anything would pass; write at_least: 1 or more");
+        }
+        if self.at_least > self.authorities.len() {
+            let (votes, voters) = (self.at_least, self.authorities.len());
+            return unmeetable("require", format!("{votes} votes of {voters} authorities can't be had; write less"));
+        }
+        if self.formats.is_empty() {
+            return unmeetable("formats", "no signature could be looked at; write bundle, legacy or both");
+        }
+        if self.predicate_types.is_empty() && !self.formats.contains(&Format::Legacy) {
+            return unmeetable("predicate_types", "no bundle could count as a signature; name a predicate type");
+        }
+        for attestation in &self.attestations {
+            if !self.formats.contains(&Format::Bundle) {
+                return unmeetable("attestations", "they come as bundles; add bundle to formats");
+            }
+            if self.predicate_types.contains(&attestation.predicate_type) {
+                let sentence = format!("{} is a signature already (predicate_types)", attestation.predicate_type);
+                return unmeetable("attestations", sentence);
             }
         }
-        PolicyRevision(Digest::sha256(text.as_bytes()).to_string())
+        self.authorities.iter().try_for_each(Authority::check)?;
+        self.check_shared_keys()?;
+        self.check_age()
+    }
+
+    /// One key must not count for two voters.
+    fn check_shared_keys(&self) -> Result<(), Unmeetable> {
+        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+        for authority in &self.authorities {
+            for key in authority.keys() {
+                match owners.insert(key.key.identity(), &authority.name) {
+                    Some(other) if other != authority.name => {
+                        let sentence = format!("{} and {other} share a key; leave one of them out", authority.name);
+                        return unmeetable("require", sentence);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_age(&self) -> Result<(), Unmeetable> {
+        let Some(untimed) = self.authorities.iter().find(|authority| !authority.proves_time()) else { return Ok(()) };
+        if self.max_signature_age.is_none() {
+            return Ok(());
+        }
+        let sentence = format!(
+            "nothing proves when {} signed; ask it for a log (tlog) or give it a root with timestamp authorities",
+            untimed.name
+        );
+        unmeetable("max_signature_age", sentence)
+    }
+}
+
+impl Authority {
+    /// Somebody with these keys, whose signatures no log has seen.
+    pub fn with_keys(name: String, keys: impl IntoIterator<Item = PublicKey>) -> Self {
+        let proof = Proof::Keys(keys.into_iter().map(AuthorityKey::from).collect());
+        Self { name, proof, log: Log::None, root: None }
+    }
+
+    /// The keys by which it is known, if it is by keys.
+    pub fn keys(&self) -> &[AuthorityKey] {
+        match &self.proof {
+            Proof::Keys(keys) => keys,
+            Proof::Keyless(_) | Proof::X509(_) => &[],
+        }
+    }
+
+    /// Whether a valid signature of it tells when it was made.
+    pub fn proves_time(&self) -> bool {
+        let stamps = self.root.as_ref().is_some_and(TrustRoot::has_timestamp_authorities);
+        match &self.proof {
+            Proof::Keys(_) => self.log == Log::Require || stamps,
+            Proof::Keyless(_) => true,
+            Proof::X509(x509) => x509.time != SigningTime::Now,
+        }
+    }
+
+    fn check(&self) -> Result<(), Unmeetable> {
+        let name = &self.name;
+        let root = self.root.as_ref();
+        let logs = root.is_some_and(TrustRoot::has_logs);
+        let stamps = root.is_some_and(TrustRoot::has_timestamp_authorities);
+        if self.log == Log::Require && !logs {
+            return unmeetable("require", format!("{name}: tlog: require, but its root has no transparency log"));
+        }
+        match &self.proof {
+            Proof::Keys(keys) if keys.iter().all(|key| key.revoked) => {
+                unmeetable("require", format!("{name}: nobody speaks for it, as every key is revoked; give it one"))
+            }
+            Proof::Keys(keys) => keys.iter().try_for_each(|key| key.check(name)),
+            Proof::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => {
+                unmeetable("require", format!("{name}: its root has no certificate authority"))
+            }
+            Proof::Keyless(_) if self.log == Log::None && !stamps => {
+                let sentence =
+                    "without a log only a timestamp proves the time, and its root has no timestamp authority";
+                unmeetable("require", format!("{name}: {sentence}"))
+            }
+            Proof::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
+                unmeetable("require", format!("{name}: time: tsa, but its root has no timestamp authority"))
+            }
+            Proof::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
+                unmeetable("require", format!("{name}: time: rekor, but its root has no transparency log"))
+            }
+            Proof::Keyless(_) | Proof::X509(_) => Ok(()),
+        }
+    }
+}
+
+impl AuthorityKey {
+    fn check(&self, authority: &str) -> Result<(), Unmeetable> {
+        match (self.not_before, self.not_after) {
+            (Some(from), Some(until)) if from >= until => unmeetable(
+                "require",
+                format!("{authority}: a key that is valid until {until} and from {from} is never"),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<PublicKey> for AuthorityKey {
+    fn from(key: PublicKey) -> Self {
+        Self { key, not_before: None, not_after: None, revoked: false }
+    }
+}
+
+impl PolicyRevision {
+    fn of(content: &str) -> Self {
+        Self(Digest::sha256(content.as_bytes()).to_string())
     }
 }
 
@@ -85,14 +407,16 @@ impl fmt::Display for PolicyRevision {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_empty_policy_cannot_be_made() {
-        assert!(TrustPolicy::any_of("p".into(), Vec::new()).is_none());
-        let keyless = Authority { name: "a".into(), keys: Vec::new() };
-        assert!(TrustPolicy::any_of("p".into(), vec![keyless]).is_none());
+impl Format {
+    /// As `/status` and the configuration have it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Bundle => "bundle",
+            Self::Legacy => "legacy",
+        }
     }
+}
+
+fn unmeetable<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, Unmeetable> {
+    Err(Unmeetable { key, sentence: sentence.into() })
 }

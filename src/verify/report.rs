@@ -3,8 +3,8 @@
 
 use super::{
     keys::PublicKey,
-    policy::TrustPolicy,
-    verdict::{Fault, Format, Signer},
+    policy::{Format, TrustPolicy},
+    verdict::{Fault, Signer},
 };
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
@@ -70,9 +70,10 @@ impl Finding {
         signed: impl Fn(&PublicKey) -> bool,
     ) -> Result<Signer, Fault> {
         let format = self.format;
-        let signer = policy.authorities().iter().find_map(|authority| {
-            let key = authority.keys.iter().find(|key| signed(key))?;
-            Some(Signer { authority: authority.name.clone(), identity: key.identity().to_owned(), format })
+        let mut authorities = policy.requirements().into_iter().flat_map(|r| &r.authorities);
+        let signer = authorities.find_map(|authority| {
+            let key = authority.keys().iter().find(|key| signed(&key.key))?;
+            Some(Signer { authority: authority.name.clone(), identity: key.key.identity().to_owned(), format })
         });
         self.signer.clone_from(&signer);
         self.check("signature", signer.ok_or(Fault::AnotherKey), |signer| format!("by {}", signer.identity))

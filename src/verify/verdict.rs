@@ -6,7 +6,7 @@ use super::{
     bundle_v03,
     evidence::Evidence,
     legacy,
-    policy::{PolicyRevision, TrustPolicy},
+    policy::{Format, PolicyRevision, Rule, TrustPolicy},
     report::{Finding, Report, clean},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
@@ -37,15 +37,6 @@ pub struct Signer {
     pub identity: String,
     /// Where the signature was found.
     pub format: Format,
-}
-
-/// The two storage formats of cosign.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Sigstore bundle v0.3 as an OCI referrer.
-    Bundle,
-    /// Simple signing under the `.sig` tag.
-    Legacy,
 }
 
 /// No.
@@ -120,12 +111,12 @@ impl Verified<Manifest> {
             let details = format!("; the manifest is {}", manifest.digest());
             return (Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details }), report);
         }
-        let signers = match policy {
-            TrustPolicy::Unsigned { .. } => Ok(Vec::new()),
-            TrustPolicy::AnyOf(_) => votes(policy, digest, evidence, &mut report.findings),
+        let signers = match policy.rule() {
+            Rule::Unsigned => Ok(Vec::new()),
+            Rule::Signed(_) => votes(policy, digest, evidence, &mut report.findings),
         };
         let pinned = pinned.clone();
-        (signers.map(|signers| Self { value: manifest, pinned, signers, revision: policy.revision() }), report)
+        (signers.map(|signers| Self { value: manifest, pinned, signers, revision: policy.revision().clone() }), report)
     }
 }
 
@@ -229,16 +220,6 @@ impl fmt::Display for Reason {
             Self::AnotherKey => "signature by another key",
             Self::OtherDigest => "signature of another digest",
         })
-    }
-}
-
-impl Format {
-    /// As `/status` has it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Bundle => "bundle",
-            Self::Legacy => "legacy",
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
-    verify::{self, Evidence, Rejection, TrustPolicy, Verified},
+    verify::{self, Evidence, Rejection, Rule, TrustPolicy, Verified},
 };
 
 /// Manifest and evidence read back from disk are not longer than this together.
@@ -148,9 +148,9 @@ impl Pipeline {
     }
 
     async fn evidence(&self, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
-        match *self.policy {
-            TrustPolicy::Unsigned { .. } => Ok(Evidence::default()),
-            TrustPolicy::AnyOf(_) => verify::collect(&self.source, pinned, self.evidence_limit).await,
+        match self.policy.rule() {
+            Rule::Unsigned => Ok(Evidence::default()),
+            Rule::Signed(_) => verify::collect(&self.source, pinned, self.evidence_limit).await,
         }
     }
 

@@ -44,7 +44,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             name: "authz/main",
-            policy: TrustPolicy::Unsigned { name: "test".into() },
+            policy: TrustPolicy::unsigned("test".into()),
             rules: Rules {
                 poll: Duration::from_millis(100),
                 confirm_within: Duration::ZERO,

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Descriptor, Digest, media_type},
-    verify::{Authority, PublicKey, TrustPolicy},
+    verify::{Authority, PublicKey, Requirements, TrustPolicy},
 };
 use serde_json::{Value, json};
 use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
@@ -24,7 +24,8 @@ impl Signer {
     /// A policy that trusts this key and no other.
     pub(crate) fn policy(&self) -> TrustPolicy {
         let key = PublicKey::from_pem(&self.0.public_key_der().unwrap().to_pem()).unwrap();
-        TrustPolicy::any_of("p".into(), vec![Authority { name: "release".into(), keys: vec![key] }]).unwrap()
+        TrustPolicy::signed("p".into(), Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]))
+            .unwrap()
     }
 
     /// What cosign 2 writes: a payload under the `.sig` tag.

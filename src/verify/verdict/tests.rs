@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     oci::{Descriptor, Reference, media_type},
     verify::{
-        Authority, PublicKey,
+        Authority, PublicKey, Requirements,
         evidence::{LegacySignature, SignatureBundle},
     },
 };
@@ -27,8 +27,8 @@ impl Case {
     fn new() -> Self {
         let pair = KeyPair::generate_ecdsa_p256().unwrap();
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
-        let authority = Authority { name: "release".into(), keys: vec![key] };
-        let policy = TrustPolicy::any_of("p".into(), vec![authority]).unwrap();
+        let authority = Authority::with_keys("release".into(), [key]);
+        let policy = TrustPolicy::signed("p".into(), Requirements::any_of(vec![authority])).unwrap();
         Self { pair, policy, manifest: manifest(json!({})) }
     }
 
@@ -217,7 +217,7 @@ fn a_bundle_with_any_changed_field_is_refused() {
 #[test]
 fn a_manifest_that_is_not_the_pinned_one_is_refused_even_unsigned() {
     let case = Case::new();
-    let policy = TrustPolicy::Unsigned { name: "dev".into() };
+    let policy = TrustPolicy::unsigned("dev".into());
     let other = manifest(json!({"annotations": {"a": "b"}}));
     let evidence = Evidence::default();
     assert!(Verified::judge(&policy, &case.pinned(), other, &evidence).is_err());

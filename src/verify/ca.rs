@@ -1,0 +1,65 @@
+//! Certificate authorities of one's own.
+
+use std::{fmt, sync::Arc};
+
+use sigstore_verify::types::DerCertificate;
+
+use super::keys::fingerprint;
+
+/// The certificates of a private certificate authority: roots, and intermediates that are
+/// trusted like them.
+#[derive(Clone)]
+pub struct CaRoots {
+    certificates: Arc<[DerCertificate]>,
+}
+
+/// Why a text holds no usable certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadCaRoots {
+    /// Nothing between BEGIN and END.
+    #[error("no PEM certificate (-----BEGIN CERTIFICATE-----) in it")]
+    Empty,
+    /// Something, but no certificate.
+    #[error("its certificate {number} is none: {reason}")]
+    Broken {
+        /// Counting from 1.
+        number: usize,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+
+impl CaRoots {
+    /// Reads PEM certificates, one after the other.
+    ///
+    /// # Errors
+    /// See [`BadCaRoots`].
+    pub fn from_pem(text: &str) -> Result<Self, BadCaRoots> {
+        let certificates = text
+            .match_indices(BEGIN)
+            .enumerate()
+            .map(|(index, (start, _))| {
+                let rest = &text[start..];
+                let end = rest[BEGIN.len()..].find(BEGIN).map_or(rest.len(), |next| BEGIN.len() + next);
+                DerCertificate::from_pem(rest[..end].trim())
+                    .map_err(|error| BadCaRoots::Broken { number: index + 1, reason: error.to_string() })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if certificates.is_empty() {
+            return Err(BadCaRoots::Empty);
+        }
+        Ok(Self { certificates: certificates.into() })
+    }
+
+    pub(super) fn certificates(&self) -> &[DerCertificate] {
+        &self.certificates
+    }
+}
+
+impl fmt::Debug for CaRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.certificates.iter().map(|one| fingerprint(one.as_bytes()))).finish()
+    }
+}
