@@ -30,6 +30,6 @@ pub use policy::{
     Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TrustPolicy, Unmeetable, X509,
 };
 pub use report::{Check, Finding, Report};
-pub use roots::{BadRoot, TrustRoot};
+pub use roots::{BadRoot, BadSource, RootSource, RootTrouble, TrustRoot, TufOptions};
 pub use statement_rule::{BadRule, StatementRule};
 pub use verdict::{Reason, Rejection, Signer, Verified};

@@ -1,0 +1,158 @@
+//! Certificate authorities, logs and timestamp authorities, and what they vouch for.
+
+use std::{fmt, sync::Arc};
+
+use jiff::Timestamp;
+use sigstore_verify::{
+    Verifier,
+    trust_root::{SIGSTORE_PRODUCTION_TRUSTED_ROOT, TrustedRoot},
+};
+
+use super::{RootTrouble, freshness::Freshness, narrow::narrow};
+use crate::oci::{Digest, strict_json};
+
+/// A longer one is refused. The public-good instance's has 7 KiB.
+pub(super) const MAX_LENGTH: usize = 1 << 20;
+/// All versions of the one format (protobuf-specs, `sigstore_trustroot.proto`).
+const MEDIA_TYPES: [&str; 3] = [
+    "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
+    "application/vnd.dev.sigstore.trustedroot.v0.1+json",
+    "application/vnd.dev.sigstore.trustedroot.v0.2+json",
+];
+/// What stands in for a root that is not there yet: nobody is trusted.
+const NOBODY: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#;
+
+/// A root of trust. Cheap to clone.
+#[derive(Clone)]
+pub struct TrustRoot {
+    name: Arc<str>,
+    revision: Digest,
+    content: Arc<TrustedRoot>,
+    verifier: Arc<Verifier>,
+    pending: bool,
+    freshness: Freshness,
+}
+
+/// Why a text is no usable root.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no trusted root: {0}")]
+pub struct BadRoot(String);
+
+impl TrustRoot {
+    /// The public-good instance's, as it was when this program was built, for ever.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn sigstore() -> Result<Self, BadRoot> {
+        Self::named_sigstore("sigstore", Freshness::unlimited())
+    }
+
+    /// Reads a `trusted_root.json`. It never expires.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn from_json(name: &str, text: &str) -> Result<Self, BadRoot> {
+        Self::read(name, text, Freshness::unlimited())
+    }
+
+    pub(super) fn named_sigstore(name: &str, freshness: Freshness) -> Result<Self, BadRoot> {
+        Self::read(name, SIGSTORE_PRODUCTION_TRUSTED_ROOT, freshness)
+    }
+
+    /// One that its repository has not delivered yet.
+    pub(super) fn pending(name: &str) -> Result<Self, BadRoot> {
+        Ok(Self { pending: true, ..Self::from_json(name, NOBODY)? })
+    }
+
+    pub(super) fn read(name: &str, text: &str, freshness: Freshness) -> Result<Self, BadRoot> {
+        if text.len() > MAX_LENGTH {
+            return Err(BadRoot(format!("{} bytes are too many", text.len())));
+        }
+        strict_json(text.as_bytes()).map_err(|error| BadRoot(error.to_string()))?;
+        let content = TrustedRoot::from_json(text).map_err(|error| BadRoot(error.to_string()))?;
+        if !MEDIA_TYPES.contains(&content.media_type.as_str()) {
+            return Err(BadRoot(format!("its mediaType is {:?}", content.media_type)));
+        }
+        let content = narrow(content).map_err(BadRoot)?;
+        let verifier = Verifier::new(&content).map_err(|error| BadRoot(error.to_string()))?;
+        Ok(Self {
+            name: name.into(),
+            revision: Digest::sha256(text.as_bytes()),
+            content: Arc::new(content),
+            verifier: Arc::new(verifier),
+            pending: false,
+            freshness,
+        })
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Names its content.
+    pub fn revision(&self) -> &Digest {
+        &self.revision
+    }
+
+    /// Whether it is still to come: it vouches for nothing, and what it will be able to
+    /// vouch for is not known.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// Until when it may vouch for what has not been accepted by it before; `None` = for ever.
+    /// Later than it was, once a refresh found it unchanged.
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.freshness.expires()
+    }
+
+    /// Why it must not vouch for anything new at `now`, if it must not.
+    pub fn trouble(&self, now: Timestamp) -> Option<RootTrouble> {
+        let root = || self.name.as_ref().to_owned();
+        if self.pending {
+            return Some(RootTrouble::Pending { root: root() });
+        }
+        self.expires().filter(|at| *at < now).map(|at| RootTrouble::Expired { root: root(), at })
+    }
+
+    /// Whether certificates have to be in a certificate transparency log.
+    pub fn has_ct_logs(&self) -> bool {
+        self.pending || !self.content.ctlogs.is_empty()
+    }
+
+    /// Whether it can vouch for a signature's being logged, or may be once it has come.
+    pub fn has_logs(&self) -> bool {
+        self.pending || !self.content.tlogs.is_empty()
+    }
+
+    /// Whether it can vouch for the time of a signature, or may be once it has come.
+    pub fn has_timestamp_authorities(&self) -> bool {
+        self.pending || !self.content.timestamp_authorities.is_empty()
+    }
+
+    /// Whether it can vouch for a certificate, or may be once it has come.
+    pub fn has_certificate_authorities(&self) -> bool {
+        self.pending || !self.content.certificate_authorities.is_empty()
+    }
+
+    pub(super) fn freshness(&self) -> &Freshness {
+        &self.freshness
+    }
+
+    pub(in crate::verify) fn verifier(&self) -> &Verifier {
+        &self.verifier
+    }
+
+    /// Logs and timestamp authorities of this root, each within the windows of all
+    /// certificates above it.
+    pub(in crate::verify) fn content(&self) -> &TrustedRoot {
+        &self.content
+    }
+}
+
+impl fmt::Debug for TrustRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TrustRoot").field(&self.name).field(&self.revision.as_str()).finish()
+    }
+}

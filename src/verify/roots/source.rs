@@ -1,0 +1,170 @@
+//! Where a root comes from, as `trust.roots` says.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use sigstore_tuf::TrustedMetadataSet;
+use url::Url;
+
+use super::{BadRoot, TrustRoot, freshness::Freshness};
+
+/// Where the public-good instance publishes its root.
+const SIGSTORE_REPOSITORY: &str = "https://tuf-repo-cdn.sigstore.dev/";
+/// The same `root.json` that the sigstore crates have built in. Every later one is reached
+/// from it, so it need not be the newest.
+const SIGSTORE_ROOT: &[u8] = include_bytes!("sigstore_tuf_root.json");
+/// Daily, as other clients of public repositories do.
+const REFRESH: Duration = Duration::from_secs(24 * 3600);
+/// For one whole refresh, a handful of small files.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One of `trust.roots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootSource {
+    /// `builtin: sigstore`: the public-good root that this program was built with. Without
+    /// `tuf` (`tuf: none`) it stays that for ever, and nothing is ever fetched.
+    Builtin {
+        /// What replaces it by newer ones.
+        tuf: Option<TufOptions>,
+    },
+    /// `trusted_root: FILE`: the file's text. It stays as long as the file does.
+    File(String),
+    /// `tuf: { url, root, refresh }`: a repository of one's own. Until it has delivered,
+    /// nothing can be trusted by it.
+    Tuf(TufOptions),
+}
+
+/// A TUF repository with a `trusted_root.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TufOptions {
+    pub(super) url: Url,
+    pub(super) root: Bytes,
+    pub(super) refresh: Duration,
+    pub(super) patience: Duration,
+}
+
+/// Why a repository can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSource {
+    /// Another scheme than HTTP, or no base for paths.
+    #[error("{0} is no repository; write https://HOST/PATH")]
+    Url(Url),
+    /// The pinned `root.json` is none.
+    #[error("no TUF root: {0}")]
+    Root(String),
+}
+
+impl RootSource {
+    /// What exists without being written.
+    pub fn sigstore() -> Self {
+        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH)) }
+    }
+
+    /// The repository that it is refreshed from, if it is.
+    pub fn tuf(&self) -> Option<&TufOptions> {
+        match self {
+            Self::Builtin { tuf } => tuf.as_ref(),
+            Self::Tuf(options) => Some(options),
+            Self::File(_) => None,
+        }
+    }
+
+    /// The root as it is before anything is fetched or read from the cache.
+    ///
+    /// # Errors
+    /// When the file is no root.
+    pub fn initial(&self, name: &str) -> Result<TrustRoot, BadRoot> {
+        match self {
+            Self::Builtin { tuf: None } => TrustRoot::named_sigstore(name, Freshness::unlimited()),
+            // An old program that never reaches the repository must not trust for ever what
+            // nobody vouches for any more, unless it is told to (`tuf: none`).
+            Self::Builtin { tuf: Some(options) } => TrustRoot::named_sigstore(name, options.freshness()),
+            Self::File(text) => TrustRoot::from_json(name, text),
+            Self::Tuf(_) => TrustRoot::pending(name),
+        }
+    }
+}
+
+impl TufOptions {
+    /// The public-good instance's, looked at every so often.
+    pub fn sigstore(refresh: Duration) -> Self {
+        #[expect(clippy::expect_used, reason = "a constant, which a test reads")]
+        let url = Url::parse(SIGSTORE_REPOSITORY).expect("a URL");
+        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, patience: PATIENCE }
+    }
+
+    /// A repository at `url`, whose first trusted `root.json` is `root`. What it delivers is
+    /// signed, so plain HTTP can delay but not forge it.
+    ///
+    /// # Errors
+    /// See [`BadSource`].
+    pub fn new(mut url: Url, root: Bytes, refresh: Option<Duration>) -> Result<Self, BadSource> {
+        if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() || url.query().is_some() {
+            return Err(BadSource::Url(url));
+        }
+        // Without it the last segment would be replaced instead of extended.
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        TrustedMetadataSet::from_root(&root).map_err(|error| BadSource::Root(error.to_string()))?;
+        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH), patience: PATIENCE })
+    }
+
+    /// With so much time for one whole refresh.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// As long as the pinned `root.json` says.
+    fn freshness(&self) -> Freshness {
+        TrustedMetadataSet::from_root(&self.root)
+            .map_or_else(|_| Freshness::until(jiff::Timestamp::UNIX_EPOCH), |set| Freshness::until(set.root().expires))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_built_in_root_expires_only_where_it_is_meant_to_be_refreshed() {
+        let refreshed = RootSource::sigstore().initial("sigstore").unwrap();
+        let expires = refreshed.expires().unwrap();
+        assert!(expires > "2027-01-01T00:00:00Z".parse().unwrap(), "{expires}");
+        assert_eq!(refreshed.trouble(expires), None);
+        let later = expires + jiff::SignedDuration::from_secs(1);
+        let trouble = refreshed.trouble(later).unwrap().to_string();
+        assert_eq!(trouble, format!("trust root sigstore expired at {expires}"));
+
+        let forever = RootSource::Builtin { tuf: None }.initial("sigstore").unwrap();
+        assert_eq!((forever.expires(), forever.trouble(jiff::Timestamp::MAX)), (None, None));
+        assert_eq!(forever.revision(), refreshed.revision());
+    }
+
+    #[test]
+    fn a_repository_of_ones_own_vouches_for_nothing_before_it_has_delivered() {
+        let options = TufOptions::new(url("https://tuf.example.com/corp"), SIGSTORE_ROOT.into(), None).unwrap();
+        assert_eq!(options.url.as_str(), "https://tuf.example.com/corp/");
+        let root = RootSource::Tuf(options).initial("corp").unwrap();
+        assert!(root.is_pending());
+        let trouble = root.trouble(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
+        assert_eq!(trouble, "trust root corp has not been fetched yet");
+        assert!(root.has_certificate_authorities() && root.has_logs(), "a policy that needs them may be met later");
+    }
+
+    #[test]
+    fn what_is_no_repository_is_refused() {
+        let new = |address: &str, root: &'static [u8]| {
+            TufOptions::new(url(address), Bytes::from_static(root), None).unwrap_err().to_string()
+        };
+        for address in ["ftp://example.com/", "data:text/plain,x", "https://example.com/?path="] {
+            assert!(new(address, SIGSTORE_ROOT).contains("is no repository"), "{address}");
+        }
+        assert!(new("https://example.com/", b"{}").starts_with("no TUF root: "));
+    }
+}
