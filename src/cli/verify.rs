@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     oci::{Manifest, PinnedReference, Reference},
-    verify::{self, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
+    verify::{self, Circumstances, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
 };
 
 /// What to verify, and whom to trust.
@@ -98,7 +98,7 @@ async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy)
     let pinned = location.resolve(reference).await?;
     let manifest = location.source().manifest(&pinned).await?;
     let evidence = verify::collect(location.source(), &pinned, location.limits().evidence).await?;
-    let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence);
+    let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence, Circumstances::now());
     Ok(Judged { pinned, verdict, report })
 }
 
@@ -153,7 +153,23 @@ fn text(judged: &Judged, policy: &TrustPolicy) -> String {
 fn way_out(reason: Reason) -> &'static str {
     match reason {
         Reason::Unsigned => "sign it (bundlegate sign)",
-        Reason::AnotherKey => "name the key that signed it, or sign it with a trusted one",
-        Reason::Malformed | Reason::NotASignature | Reason::OtherDigest => "sign this digest (bundlegate sign)",
+        Reason::AnotherKey | Reason::Certificate | Reason::Identity | Reason::Claim => {
+            "name whoever signed it, or have it signed by somebody trusted"
+        }
+        Reason::Scheme => "declare the scheme for this key (trust.authorities.NAME.keys: schemes)",
+        Reason::Format => "allow the format (formats), or sign it in the other one",
+        Reason::Root => "refresh the trust root, or name a newer one (trust.roots)",
+        Reason::Log | Reason::Timestamp => "sign it with the log and the timestamp authority of the trust root",
+        Reason::Unsupported => "sign with another kind of key, or trust this one without a log (tlog: none)",
+        Reason::Validity | Reason::RevokedKey | Reason::TooOld => "sign it again, with a key that counts today",
+        Reason::TooFewVotes => "have it signed by more of the policy's authorities",
+        Reason::Attestation => "attest what the policy asks for (cosign attest)",
+        Reason::RevokedDigest => "use another version",
+        Reason::Malformed
+        | Reason::NotASignature
+        | Reason::Signature
+        | Reason::OtherDigest
+        | Reason::Repository
+        | Reason::Annotations => "sign this digest as the policy asks (bundlegate sign)",
     }
 }

@@ -1,68 +1,46 @@
 //! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
-//! referrer (cosign, `specs/BUNDLE_SPEC.md`). Here: signed by a key, without a log.
+//! referrer (cosign, `specs/BUNDLE_SPEC.md`).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use sigstore_verify::types::dsse::pae;
+use serde_json::value::RawValue;
+use sigstore_verify::types::{
+    CertificateContent, DerCertificate, DsseEnvelope, TimestampVerificationData, TransparencyLogEntry, X509Certificate,
+};
 
 use super::{
+    candidate::{Candidate, Content, Material},
     evidence::SignatureBundle,
-    keys::Answer,
-    policy::TrustPolicy,
-    report::Finding,
-    verdict::{Fault, Signer},
+    reason::Fault,
+    statement::Statement,
 };
 use crate::oci::{Digest, Manifest, strict_json};
 
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-/// Other predicates are attestations: a "scan failed" report by the same key is no approval.
-const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
-/// As sigstore-go caps them.
-const MAX_SUBJECTS: usize = 1024;
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Bundle {
+struct Bundle<'a> {
     media_type: String,
-    dsse_envelope: Option<Envelope>,
-    message_signature: Option<serde::de::IgnoredAny>,
-    verification_material: Material,
+    #[serde(borrow)]
+    dsse_envelope: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message_signature: Option<&'a RawValue>,
+    verification_material: Proofs,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Material {
+struct Proofs {
     public_key: Option<serde::de::IgnoredAny>,
-    certificate: Option<serde::de::IgnoredAny>,
-    x509_certificate_chain: Option<serde::de::IgnoredAny>,
+    certificate: Option<CertificateContent>,
+    x509_certificate_chain: Option<Chain>,
+    #[serde(default)]
+    tlog_entries: Vec<TransparencyLogEntry>,
+    timestamp_verification_data: Option<TimestampVerificationData>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope {
-    payload: String,
-    payload_type: String,
-    signatures: Vec<Signature>,
-}
-
-#[derive(Deserialize)]
-struct Signature {
-    sig: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Statement {
-    #[serde(rename = "_type")]
-    kind: String,
-    predicate_type: String,
-    subject: Vec<Subject>,
-}
-
-#[derive(Deserialize)]
-struct Subject {
-    digest: std::collections::BTreeMap<String, String>,
+struct Chain {
+    certificates: Vec<X509Certificate>,
 }
 
 /// Whether a layer is a bundle of the one version that is accepted. Older ones allowed weaker
@@ -74,104 +52,81 @@ pub(super) fn is_bundle(media_type: &str) -> bool {
     )
 }
 
-/// Whose valid signature of `digest` this is; `finding` is told every step.
-pub(super) fn judge(
-    candidate: &SignatureBundle,
-    digest: &Digest,
-    policy: &TrustPolicy,
-    finding: &mut Finding,
-) -> Result<Signer, Fault> {
-    let signed = finding.check("format", read(&candidate.bundle), |_| "Sigstore bundle v0.3".to_owned())?;
-    let message = pae(&signed.payload_type, &signed.payload);
-    // A certificate proves nothing to a policy of keys.
-    let signer = finding.signature(policy, |key| {
-        !signed.certified && matches!(key.answer(&message, &signed.signature), Answer::Mine(_))
-    })?;
-    // Only now are the contents worth reading.
-    let statement = finding.check("statement", signed.statement(), |statement| statement.predicate_type.clone())?;
-    finding.check("digest", statement.names(digest), |()| format!("it names {digest}"))?;
-    finding.check("referrer", check_referrer(candidate, digest), |()| "attached to the same digest".to_owned())?;
-    Ok(signer)
-}
-
-/// What an envelope holds, decoded.
-struct Signed {
-    payload_type: String,
-    payload: Vec<u8>,
-    signature: Vec<u8>,
-    certified: bool,
-}
-
-fn read(bundle: &[u8]) -> Result<Signed, Fault> {
-    let (envelope, certified) = open(bundle)?;
-    let payload = decode("payload", &envelope.payload)?;
-    let [signature] = envelope.signatures.as_slice() else {
-        return Err(Fault::Malformed(format!(
-            "{} signatures in the envelope instead of one",
-            envelope.signatures.len()
-        )));
-    };
-    let signature = decode("signature", &signature.sig)?;
-    Ok(Signed { payload_type: envelope.payload_type, payload, signature, certified })
-}
-
-/// The envelope, and whether a certificate is to vouch for it.
-fn open(bytes: &[u8]) -> Result<(Envelope, bool), Fault> {
-    let malformed = |error: String| Fault::Malformed(error);
-    strict_json(bytes).map_err(|error| malformed(error.to_string()))?;
-    let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+/// Takes a bundle apart.
+pub(super) fn read(bytes: &[u8]) -> Result<Candidate, Fault> {
+    strict_json(bytes).map_err(malformed)?;
+    let bundle: Bundle<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     if !is_bundle(&bundle.media_type) {
-        return Err(malformed(format!("bundle of type {}", bundle.media_type)));
+        return Err(Fault::Malformed(format!("bundle of type {}", bundle.media_type)));
     }
-    let material = &bundle.verification_material;
-    let certified = material.certificate.is_some() || material.x509_certificate_chain.is_some();
-    if material.public_key.is_none() && !certified {
-        return Err(malformed("no public key in the verification material".into()));
+    let (Some(envelope), None) = (bundle.dsse_envelope, bundle.message_signature) else {
+        return Err(Fault::Malformed("an image signature is one DSSE envelope and nothing else".into()));
+    };
+    let envelope: DsseEnvelope = serde_json::from_str(envelope.get()).map_err(malformed)?;
+    let proofs = bundle.verification_material;
+    let material = material(proofs.public_key.is_some(), proofs.certificate, proofs.x509_certificate_chain)?;
+    proofs
+        .tlog_entries
+        .iter()
+        .try_for_each(|entry| strict_json(entry.canonicalized_body.as_bytes()).map_err(malformed))?;
+    Candidate {
+        message: envelope.pae(),
+        signature: envelope.signature.sig.as_bytes().to_vec(),
+        material,
+        log_entries: proofs.tlog_entries,
+        timestamps: proofs.timestamp_verification_data.unwrap_or_default().rfc3161_timestamps,
+        content: Content::Envelope(envelope),
     }
-    match (bundle.dsse_envelope, bundle.message_signature) {
-        (Some(envelope), None) => Ok((envelope, certified)),
-        _ => Err(malformed("an image signature is one DSSE envelope and nothing else".into())),
+    .within_bounds()
+}
+
+fn material(key: bool, certificate: Option<CertificateContent>, chain: Option<Chain>) -> Result<Material, Fault> {
+    match (key, certificate, chain) {
+        (true, None, None) => Ok(Material::Key),
+        (false, Some(certificate), None) => {
+            Ok(Material::Certificate { leaf: certificate.raw_bytes, chain: Vec::new() })
+        }
+        (false, None, Some(chain)) => {
+            let mut certificates = chain.certificates.into_iter().map(|one| one.raw_bytes);
+            let leaf = certificates.next().ok_or_else(|| Fault::Malformed("a chain of no certificates".into()))?;
+            Ok(Material::Certificate { leaf, chain: intermediates(certificates) })
+        }
+        (false, None, None) => Err(Fault::Malformed("neither a key nor a certificate in it".into())),
+        _ => Err(Fault::Malformed("a key and a certificate, or two sorts of certificates".into())),
     }
 }
 
-impl Signed {
-    /// The statement inside, if it is one of approval.
-    fn statement(&self) -> Result<Statement, Fault> {
-        if self.payload_type != PAYLOAD_TYPE {
-            return Err(Fault::NotASignature(self.payload_type.clone()));
-        }
-        strict_json(&self.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-        let statement: Statement =
-            serde_json::from_slice(&self.payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-        if statement.kind != STATEMENT_TYPE {
-            return Err(Fault::Malformed(format!("statement of type {}", statement.kind)));
-        }
-        if statement.predicate_type != PREDICATE_TYPE {
-            return Err(Fault::NotASignature(statement.predicate_type));
-        }
-        if statement.subject.len() > MAX_SUBJECTS {
-            return Err(Fault::Malformed(format!("{} subjects", statement.subject.len())));
-        }
-        Ok(statement)
+/// What may stand between a signer's certificate and a trusted one. Trust never comes from
+/// here, so what signed itself is of no use.
+pub(super) fn intermediates(certificates: impl Iterator<Item = DerCertificate>) -> Vec<DerCertificate> {
+    use x509_cert::der::Decode as _;
+    let signed_by_another = |one: &DerCertificate| {
+        let certificate = x509_cert::Certificate::from_der(one.as_bytes());
+        certificate.is_ok_and(|certificate| certificate.tbs_certificate.issuer != certificate.tbs_certificate.subject)
+    };
+    certificates.filter(signed_by_another).collect()
+}
+
+/// The statement in an envelope. Worth reading once the signature is known to be good.
+pub(super) fn statement(candidate: &Candidate) -> Result<Option<Statement>, Fault> {
+    match &candidate.content {
+        Content::Payload => Ok(None),
+        Content::Envelope(envelope) => Statement::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
     }
 }
 
-impl Statement {
-    fn names(&self, digest: &Digest) -> Result<(), Fault> {
-        let named =
-            |subject: &Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
-        if self.subject.iter().any(named) {
-            return Ok(());
-        }
-        let other = self.subject.first().and_then(|subject| subject.digest.iter().next());
-        Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
+/// What an envelope's statement is about, if that is not `subject`.
+pub(super) fn named_in(candidate: &Candidate, subject: &Digest) -> Option<String> {
+    match statement(candidate).ok()??.names(subject) {
+        Err(Fault::OtherDigest(other)) => Some(other),
+        _ => None,
     }
 }
 
 /// That a registry lists a referrer proves nothing; its own `subject` must say so too.
-fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), Fault> {
-    let referrer = Manifest::parse(candidate.referrer.clone(), None, candidate.referrer.len() as u64)
-        .map_err(|error| Fault::Malformed(error.to_string()))?;
+pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), Fault> {
+    let referrer =
+        Manifest::parse(candidate.referrer.clone(), None, candidate.referrer.len() as u64).map_err(malformed)?;
     let [layer] = referrer.layers() else { return Err(Fault::Malformed("a referrer with several layers".into())) };
     if layer.digest != layer.digest.recompute(&candidate.bundle) {
         return Err(Fault::Malformed("the bundle is not the referrer's layer".into()));
@@ -183,6 +138,23 @@ fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), Fa
     }
 }
 
-fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
+/// A PEM certificate, exactly one.
+pub(super) fn one_certificate(text: &str) -> Result<DerCertificate, Fault> {
+    match certificates(text)?.as_slice() {
+        [only] => Ok(only.clone()),
+        several => Err(Fault::Malformed(format!("{} certificates instead of one", several.len()))),
+    }
+}
+
+/// PEM certificates.
+pub(super) fn certificates(text: &str) -> Result<Vec<DerCertificate>, Fault> {
+    super::ca::pem_certificates(text).map_err(malformed)
+}
+
+pub(super) fn malformed(error: impl ToString) -> Fault {
+    Fault::Malformed(error.to_string())
+}
+
+pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
     STANDARD.decode(text).map_err(|_| Fault::Malformed(format!("the {what} is not base64")))
 }

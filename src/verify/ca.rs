@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use sigstore_verify::types::DerCertificate;
+use x509_cert::der::Decode as _;
 
 use super::keys::fingerprint;
 
@@ -37,16 +38,7 @@ impl CaRoots {
     /// # Errors
     /// See [`BadCaRoots`].
     pub fn from_pem(text: &str) -> Result<Self, BadCaRoots> {
-        let certificates = text
-            .match_indices(BEGIN)
-            .enumerate()
-            .map(|(index, (start, _))| {
-                let rest = &text[start..];
-                let end = rest[BEGIN.len()..].find(BEGIN).map_or(rest.len(), |next| BEGIN.len() + next);
-                DerCertificate::from_pem(rest[..end].trim())
-                    .map_err(|error| BadCaRoots::Broken { number: index + 1, reason: error.to_string() })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let certificates = pem_certificates(text)?;
         if certificates.is_empty() {
             return Err(BadCaRoots::Empty);
         }
@@ -56,6 +48,22 @@ impl CaRoots {
     pub(super) fn certificates(&self) -> &[DerCertificate] {
         &self.certificates
     }
+}
+
+/// Every PEM certificate in a text.
+pub(super) fn pem_certificates(text: &str) -> Result<Vec<DerCertificate>, BadCaRoots> {
+    text.match_indices(BEGIN)
+        .enumerate()
+        .map(|(index, (start, _))| {
+            let rest = &text[start..];
+            let end = rest[BEGIN.len()..].find(BEGIN).map_or(rest.len(), |next| BEGIN.len() + next);
+            let broken = |reason: String| BadCaRoots::Broken { number: index + 1, reason };
+            let certificate =
+                DerCertificate::from_pem(rest[..end].trim()).map_err(|error| broken(error.to_string()))?;
+            x509_cert::Certificate::from_der(certificate.as_bytes()).map_err(|error| broken(error.to_string()))?;
+            Ok(certificate)
+        })
+        .collect()
 }
 
 impl fmt::Debug for CaRoots {

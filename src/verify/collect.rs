@@ -75,7 +75,7 @@ impl Collector<'_> {
                 continue;
             }
             if let Some(payload) = self.piece(layer).await? {
-                self.evidence.legacy.push(LegacySignature { signature: signature.to_owned(), payload });
+                self.evidence.legacy.push(LegacySignature { payload, ..signature });
             }
         }
         Ok(())

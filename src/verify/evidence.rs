@@ -15,13 +15,24 @@ pub struct Evidence {
 }
 
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct LegacySignature {
     /// The `dev.cosignproject.cosign/signature` annotation.
     pub(super) signature: String,
     /// The simple-signing payload.
     #[serde(with = "base64_bytes")]
     pub(super) payload: Bytes,
+    /// The signer's certificate and others of its chain, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) chain: Option<String>,
+    /// What Rekor answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) log_entry: Option<String>,
+    /// What a timestamp authority answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) timestamp: Option<String>,
 }
 
 /// A Sigstore bundle and the manifest that attaches it (cosign, `specs/BUNDLE_SPEC.md`).

@@ -328,6 +328,19 @@ impl Scheme {
         Self::ALL.into_iter().map(Self::name)
     }
 
+    /// Whether sigstore-verify can judge it together with a log entry or a timestamp: it takes
+    /// the one scheme that is usual for a key.
+    pub(super) fn goes_with_a_log(self) -> bool {
+        matches!(
+            self,
+            Self::EcdsaP256Sha256
+                | Self::EcdsaP384Sha384
+                | Self::EcdsaP384Sha256
+                | Self::Ed25519
+                | Self::RsaPkcs1Sha256
+        )
+    }
+
     /// The same in sigstore-verify, which lacks P-521 and Ed25519ph.
     fn sigstore(self) -> Option<SigningScheme> {
         match self {

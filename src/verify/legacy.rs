@@ -1,32 +1,63 @@
 //! cosign's first format: a "simple signing" payload in an image under the tag
 //! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`).
 
+use std::collections::BTreeMap;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
+use serde_json::Value;
+use sigstore_verify::types::{
+    CanonicalizedBody, InclusionPromise, KindVersion, LogId, LogIndex, LogKeyId, Rfc3161Timestamp, SignedTimestamp,
+    TimestampToken, TransparencyLogEntry,
+};
 
 use super::{
+    bundle_v03::{certificates, decode, intermediates, malformed, one_certificate},
+    candidate::{Candidate, Content, Material},
     evidence::LegacySignature,
-    keys::Answer,
-    policy::TrustPolicy,
-    report::Finding,
-    verdict::{Fault, Signer},
+    reason::Fault,
 };
 use crate::oci::{Descriptor, Digest, strict_json};
 
 const MEDIA_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 const CLAIM_TYPE: &str = "cosign container image signature";
+
+// cosign's `pkg/oci/internal/signature/layer.go`; the prefixes do differ.
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
+const CHAIN: &str = "dev.sigstore.cosign/chain";
+const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
+const TIMESTAMP: &str = "dev.sigstore.cosign/rfc3161timestamp";
+
+/// What a payload says.
+#[derive(Debug)]
+pub(super) struct Claim {
+    digest: String,
+    /// The repository that the signer named.
+    pub(super) repository: String,
+    /// What else was signed.
+    pub(super) annotations: BTreeMap<String, Value>,
+}
 
 #[derive(Deserialize)]
 struct Payload {
     critical: Critical,
+    optional: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Deserialize)]
 struct Critical {
+    #[serde(default)]
+    identity: Named,
     image: Image,
     #[serde(rename = "type")]
     kind: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Named {
+    #[serde(rename = "docker-reference", default)]
+    repository: String,
 }
 
 #[derive(Deserialize)]
@@ -35,43 +66,135 @@ struct Image {
     digest: String,
 }
 
+/// What Rekor answered when the signature was uploaded.
+#[derive(Deserialize)]
+struct LogAnswer {
+    #[serde(rename = "SignedEntryTimestamp")]
+    promise: String,
+    #[serde(rename = "Payload")]
+    entry: LoggedEntry,
+}
+
+#[derive(Deserialize)]
+struct LoggedEntry {
+    body: String,
+    #[serde(rename = "integratedTime")]
+    integrated_time: i64,
+    #[serde(rename = "logIndex")]
+    log_index: u64,
+    #[serde(rename = "logID")]
+    log_id: String,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    kind: String,
+    #[serde(rename = "apiVersion")]
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct TimestampAnswer {
+    #[serde(rename = "SignedRFC3161Timestamp")]
+    token: String,
+}
+
 /// The tag under which signatures of `digest` lie.
 pub(super) fn tag(digest: &Digest) -> String {
     format!("{}-{}.sig", digest.algorithm(), digest.hex())
 }
 
-/// The signature that a layer carries, if it is one of this format.
-pub(super) fn signature_of(layer: &Descriptor) -> Option<&str> {
-    (layer.media_type == MEDIA_TYPE).then(|| layer.annotation(SIGNATURE)).flatten()
+/// The signature that a layer carries, without its payload, if it is one of this format.
+pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
+    let signature = (layer.media_type == MEDIA_TYPE).then(|| layer.annotation(SIGNATURE)).flatten()?;
+    // cosign writes empty ones, too.
+    let annotation = |name| layer.annotation(name).filter(|text| !text.trim().is_empty()).map(str::to_owned);
+    Some(LegacySignature {
+        signature: signature.to_owned(),
+        payload: bytes::Bytes::new(),
+        certificate: annotation(CERTIFICATE),
+        chain: annotation(CHAIN),
+        log_entry: annotation(LOG_ENTRY),
+        timestamp: annotation(TIMESTAMP),
+    })
 }
 
-/// Whose valid signature of `digest` this is; `finding` is told every step.
-pub(super) fn judge(
-    candidate: &LegacySignature,
-    digest: &Digest,
-    policy: &TrustPolicy,
-    finding: &mut Finding,
-) -> Result<Signer, Fault> {
+/// Takes a signature apart.
+pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, Fault> {
     // Some signers wrap the base64 text.
-    let signature = STANDARD
-        .decode(candidate.signature.replace('\n', ""))
-        .map_err(|_| Fault::Malformed("the signature is not base64".into()));
-    let signature = finding.check("format", signature, |_| "simple signing payload".to_owned())?;
-    let signer =
-        finding.signature(policy, |key| matches!(key.answer(&candidate.payload, &signature), Answer::Mine(_)))?;
-    // Only now is the payload worth reading.
-    let claimed = finding.check("statement", read(&candidate.payload), |_| CLAIM_TYPE.to_owned())?;
-    let named = if claimed == digest.as_str() { Ok(()) } else { Err(Fault::OtherDigest(claimed)) };
-    finding.check("digest", named, |()| format!("it names {digest}"))?;
-    Ok(signer)
+    let signature = decode("signature", &candidate.signature.replace('\n', ""))?;
+    let material = match (&candidate.certificate, &candidate.chain) {
+        (None, _) => Material::Key,
+        (Some(leaf), chain) => {
+            let chain = chain.as_deref().map(certificates).transpose()?.unwrap_or_default();
+            Material::Certificate { leaf: one_certificate(leaf)?, chain: intermediates(chain.into_iter()) }
+        }
+    };
+    Candidate {
+        message: candidate.payload.to_vec(),
+        signature,
+        material,
+        log_entries: candidate.log_entry.as_deref().map(log_entry).transpose()?.into_iter().collect(),
+        timestamps: candidate.timestamp.as_deref().map(timestamp).transpose()?.into_iter().collect(),
+        content: Content::Payload,
+    }
+    .within_bounds()
 }
 
-/// The digest that a payload approves.
-fn read(payload: &[u8]) -> Result<String, Fault> {
-    strict_json(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
-    let payload: Payload = serde_json::from_slice(payload).map_err(|error| Fault::Malformed(error.to_string()))?;
+/// The log's answer in the form that bundles have.
+fn log_entry(text: &str) -> Result<TransparencyLogEntry, Fault> {
+    strict_json(text.as_bytes()).map_err(malformed)?;
+    let answer: LogAnswer = serde_json::from_str(text).map_err(malformed)?;
+    let body = decode("log entry", &answer.entry.body)?;
+    strict_json(&body).map_err(malformed)?;
+    let Kind { kind, version } = serde_json::from_slice(&body).map_err(malformed)?;
+    let kind = match (kind.as_str(), version.as_str()) {
+        ("hashedrekord", "0.0.1") => KindVersion::HashedRekordV001,
+        _ => return Err(Fault::Malformed(format!("log entry of kind {kind} {version}"))),
+    };
+    let id = LogKeyId::new(unhex(&answer.entry.log_id)?);
+    let index = LogIndex::new(answer.entry.log_index).map_err(malformed)?;
+    let time = jiff::Timestamp::from_second(answer.entry.integrated_time).map_err(malformed)?;
+    let promise = SignedTimestamp::new(decode("signed entry timestamp", &answer.promise)?);
+    Ok(TransparencyLogEntry::new(index, LogId::new(id), kind, CanonicalizedBody::new(body))
+        .with_integrated_time(time)
+        .with_inclusion_promise(InclusionPromise::new(promise)))
+}
+
+fn timestamp(text: &str) -> Result<Rfc3161Timestamp, Fault> {
+    strict_json(text.as_bytes()).map_err(malformed)?;
+    let answer: TimestampAnswer = serde_json::from_str(text).map_err(malformed)?;
+    let token = STANDARD.decode(answer.token).map_err(|_| Fault::Malformed("the timestamp is not base64".into()))?;
+    Ok(Rfc3161Timestamp::new(TimestampToken::new(token)))
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>, Fault> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let pair = |pair: &[u8]| match pair {
+        [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
+        _ => None,
+    };
+    let bytes = text.as_bytes().chunks(2).map(pair).collect::<Option<Vec<_>>>();
+    bytes.ok_or_else(|| Fault::Malformed("the log's id is not hexadecimal".into()))
+}
+
+/// What a payload claims. Worth reading once the signature is known to be good.
+pub(super) fn claim(payload: &[u8]) -> Result<Claim, Fault> {
+    strict_json(payload).map_err(malformed)?;
+    let payload: Payload = serde_json::from_slice(payload).map_err(malformed)?;
     if payload.critical.kind != CLAIM_TYPE {
         return Err(Fault::NotASignature(payload.critical.kind));
     }
-    Ok(payload.critical.image.digest)
+    Ok(Claim {
+        digest: payload.critical.image.digest,
+        repository: payload.critical.identity.repository,
+        annotations: payload.optional.unwrap_or_default(),
+    })
+}
+
+impl Claim {
+    /// Whether it is about `digest`.
+    pub(super) fn names(&self, digest: &Digest) -> Result<(), Fault> {
+        if self.digest == digest.as_str() { Ok(()) } else { Err(Fault::OtherDigest(self.digest.clone())) }
+    }
 }

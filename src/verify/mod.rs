@@ -7,17 +7,26 @@
 
 mod bundle_v03;
 mod ca;
+mod candidate;
+mod certificate;
 mod claims;
 mod collect;
 mod evidence;
+mod hearing;
 mod keys;
 mod legacy;
 mod pattern;
 mod policy;
+mod private_ca;
+mod reason;
 mod report;
 mod roots;
+mod sigstore;
+mod statement;
 mod statement_rule;
+mod tally;
 mod verdict;
+mod vouch;
 
 pub use ca::{BadCaRoots, CaRoots};
 pub use claims::Claim;
@@ -29,7 +38,8 @@ pub use policy::{
     Attestation, Authority, AuthorityKey, ClaimedRepository, Format, Identity, Log, PolicyRevision, Proof,
     Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TrustPolicy, Unmeetable, X509,
 };
+pub use reason::Reason;
 pub use report::{Check, Finding, Report};
 pub use roots::{BadRoot, BadSource, RootSource, RootTrouble, TrustRoot, TufOptions};
 pub use statement_rule::{BadRule, StatementRule};
-pub use verdict::{Reason, Rejection, Signer, Verified};
+pub use verdict::{Circumstances, Rejection, Signer, Verified};

@@ -415,6 +415,13 @@ impl Format {
             Self::Legacy => "legacy",
         }
     }
+
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Self::Bundle => "Sigstore bundle v0.3",
+            Self::Legacy => "simple signing payload",
+        }
+    }
 }
 
 fn unmeetable<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, Unmeetable> {

@@ -1,11 +1,7 @@
 //! What the judge saw of each candidate, for people: written while judging, so that it
 //! can't tell another story than the verdict.
 
-use super::{
-    keys::PublicKey,
-    policy::{Format, TrustPolicy},
-    verdict::{Fault, Signer},
-};
+use super::{policy::Format, reason::Fault, verdict::Signer};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,16 +17,18 @@ pub struct Report {
 pub struct Finding {
     /// Where it was found.
     pub format: Format,
-    /// Whose it is, where a key of the policy made it, whatever else is wrong with it.
+    /// Whose it is, where an authority of the policy made it, whatever else is wrong with it.
     pub signer: Option<Signer>,
-    /// What was checked, up to the first failure.
+    /// What was checked, up to the first failure; of the authority that came furthest, where
+    /// several could have made it.
     pub checks: Vec<Check>,
 }
 
 /// One thing that a signature has to satisfy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// Which: `format`, `signature`, `statement`, `digest`, `referrer`.
+    /// Which: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
+    /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations`, `age`.
     pub name: &'static str,
     /// Whether it does.
     pub ok: bool,
@@ -38,16 +36,11 @@ pub struct Check {
     pub detail: String,
 }
 
-impl Finding {
-    pub(super) fn new(format: Format) -> Self {
-        Self { format, signer: None, checks: Vec::new() }
-    }
+/// The checks that a candidate has gone through.
+#[derive(Debug, Default)]
+pub(super) struct Trail(Vec<Check>);
 
-    /// Whether it counts as a vote.
-    pub fn is_verified(&self) -> bool {
-        self.signer.is_some() && self.checks.iter().all(|check| check.ok)
-    }
-
+impl Trail {
     /// Notes what came out of a check, and passes it on.
     pub(super) fn check<T>(
         &mut self,
@@ -59,24 +52,29 @@ impl Finding {
             Ok(value) => passed(value),
             Err(fault) => fault.to_string(),
         };
-        self.checks.push(Check { name, ok: outcome.is_ok(), detail: clean(&detail) });
+        self.0.push(Check { name, ok: outcome.is_ok(), detail: clean(&detail) });
         outcome
     }
 
-    /// Looks for the authority one of whose keys passes `signed`.
-    pub(super) fn signature(
-        &mut self,
-        policy: &TrustPolicy,
-        signed: impl Fn(&PublicKey) -> bool,
-    ) -> Result<Signer, Fault> {
-        let format = self.format;
-        let mut authorities = policy.requirements().into_iter().flat_map(|r| &r.authorities);
-        let signer = authorities.find_map(|authority| {
-            let key = authority.keys().iter().find(|key| signed(&key.key))?;
-            Some(Signer { authority: authority.name.clone(), identity: key.key.identity().to_owned(), format })
-        });
-        self.signer.clone_from(&signer);
-        self.check("signature", signer.ok_or(Fault::AnotherKey), |signer| format!("by {}", signer.identity))
+    /// Notes a check only where it failed.
+    pub(super) fn quietly<T>(&mut self, name: &'static str, outcome: Result<T, Fault>) -> Result<T, Fault> {
+        if outcome.is_ok() { outcome } else { self.check(name, outcome, |_| String::new()) }
+    }
+
+    /// The checks of `other`, after these.
+    pub(super) fn follow(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    pub(super) fn into_finding(self, format: Format, signer: Option<Signer>) -> Finding {
+        Finding { format, signer, checks: self.0 }
+    }
+}
+
+impl Finding {
+    /// Whether it counts as a vote.
+    pub fn is_verified(&self) -> bool {
+        self.signer.is_some() && self.checks.iter().all(|check| check.ok)
     }
 }
 

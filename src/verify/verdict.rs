@@ -1,13 +1,13 @@
 //! The verdict: [`Verified`] or a [`Rejection`], and nothing between.
 
-use std::fmt;
+use jiff::Timestamp;
 
 use super::{
-    bundle_v03,
     evidence::Evidence,
-    legacy,
+    hearing::{Accepted, Hearing},
     policy::{Format, PolicyRevision, Rule, TrustPolicy},
-    report::{Finding, Report, clean},
+    reason::Reason,
+    report::{Report, clean},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
@@ -26,6 +26,7 @@ pub struct Verified<T> {
     pinned: PinnedReference,
     signers: Vec<Signer>,
     revision: PolicyRevision,
+    valid_until: Option<Timestamp>,
 }
 
 /// An authority that voted for an artifact.
@@ -33,10 +34,13 @@ pub struct Verified<T> {
 pub struct Signer {
     /// The authority's name in the configuration.
     pub authority: String,
-    /// `sha256:` of the public key.
+    /// `sha256:` of the public key, or the name in the certificate.
     pub identity: String,
     /// Where the signature was found.
     pub format: Format,
+    /// When it was made, where a log or a timestamp authority vouches for that; the earliest
+    /// of such times.
+    pub signed_at: Option<Timestamp>,
 }
 
 /// No.
@@ -51,32 +55,27 @@ pub struct Rejection {
     pub details: String,
 }
 
-/// Why an artifact is not trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// There is no signature.
-    Unsigned,
-    /// There is something, but no signature that can be read.
-    Malformed,
-    /// There are attestations, but none of them approves.
-    NotASignature,
-    /// There are signatures, by keys that the policy does not know.
-    AnotherKey,
-    /// A trusted key signed, but something else.
-    OtherDigest,
+/// What a judgement takes for granted.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// The time of judging.
+    pub now: Timestamp,
+    /// Whether trust roots that were not refreshed in time may still speak: about what they
+    /// have accepted before.
+    pub expired_roots: bool,
 }
 
-/// What is wrong with one candidate.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
-    #[error("malformed: {0}")]
-    Malformed(String),
-    #[error("signed statement of type {0:?}")]
-    NotASignature(String),
-    #[error("by none of the policy's keys")]
-    AnotherKey,
-    #[error("signed is {0}")]
-    OtherDigest(String),
+impl Circumstances {
+    /// Something new, now.
+    pub fn now() -> Self {
+        Self { now: Timestamp::now(), expired_roots: false }
+    }
+
+    /// Something that the same roots have accepted before.
+    #[must_use]
+    pub fn accepted_before(self) -> Self {
+        Self { expired_roots: true, ..self }
+    }
 }
 
 impl Verified<Manifest> {
@@ -91,7 +90,7 @@ impl Verified<Manifest> {
         manifest: Manifest,
         evidence: &Evidence,
     ) -> Result<Self, Rejection> {
-        Self::explain(policy, pinned, manifest, evidence).0
+        Self::explain(policy, pinned, manifest, evidence, Circumstances::now()).0
     }
 
     /// The same judgement, together with what it saw on the way.
@@ -103,20 +102,29 @@ impl Verified<Manifest> {
         pinned: &PinnedReference,
         manifest: Manifest,
         evidence: &Evidence,
+        circumstances: Circumstances,
     ) -> (Result<Self, Rejection>, Report) {
-        let mut report =
-            Report { findings: Vec::new(), skipped: evidence.skipped.iter().map(|text| clean(text)).collect() };
+        let skipped = evidence.skipped.iter().map(|text| clean(text)).collect();
+        let mut report = Report { findings: Vec::new(), skipped };
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
             let details = format!("; the manifest is {}", manifest.digest());
             return (Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details }), report);
         }
-        let signers = match policy.rule() {
-            Rule::Unsigned => Ok(Vec::new()),
-            Rule::Signed(_) => votes(policy, digest, evidence, &mut report.findings),
+        let accepted = match policy.rule() {
+            Rule::Unsigned => Ok(Accepted::default()),
+            Rule::Signed(requirements) => {
+                Hearing { requirements, pinned, circumstances }.hear(evidence, &mut report.findings)
+            }
         };
-        let pinned = pinned.clone();
-        (signers.map(|signers| Self { value: manifest, pinned, signers, revision: policy.revision().clone() }), report)
+        let verified = accepted.map(|Accepted { signers, valid_until }| Self {
+            value: manifest,
+            pinned: pinned.clone(),
+            signers,
+            revision: policy.revision().clone(),
+            valid_until,
+        });
+        (verified, report)
     }
 }
 
@@ -140,86 +148,15 @@ impl<T> Verified<T> {
     pub fn revision(&self) -> &PolicyRevision {
         &self.revision
     }
-}
 
-/// Each authority that signed, once.
-fn votes(
-    policy: &TrustPolicy,
-    digest: &Digest,
-    evidence: &Evidence,
-    findings: &mut Vec<Finding>,
-) -> Result<Vec<Signer>, Rejection> {
-    let mut signers: Vec<Signer> = Vec::new();
-    let mut faults = Vec::new();
-    let mut count = |finding: Finding, outcome: Result<Signer, Fault>| {
-        match outcome {
-            Ok(signer) if signers.iter().any(|known| known.authority == signer.authority) => {}
-            Ok(signer) => signers.push(signer),
-            Err(fault) => faults.push(fault),
-        }
-        findings.push(finding);
-    };
-    for candidate in &evidence.bundles {
-        let mut finding = Finding::new(Format::Bundle);
-        let outcome = bundle_v03::judge(candidate, digest, policy, &mut finding);
-        count(finding, outcome);
-    }
-    for candidate in &evidence.legacy {
-        let mut finding = Finding::new(Format::Legacy);
-        let outcome = legacy::judge(candidate, digest, policy, &mut finding);
-        count(finding, outcome);
-    }
-    if signers.is_empty() { Err(reject(digest, &faults, &evidence.skipped)) } else { Ok(signers) }
-}
-
-fn reject(digest: &Digest, faults: &[Fault], skipped: &[String]) -> Rejection {
-    let reason = faults.iter().map(Fault::reason).max().unwrap_or(Reason::Unsigned);
-    let mut details = String::new();
-    for detail in faults.iter().filter_map(Fault::detail).chain(skipped.iter().cloned()).take(4) {
-        details.push_str("; ");
-        details.push_str(&clean(&detail));
-    }
-    Rejection { reason, digest: digest.clone(), details }
-}
-
-impl Fault {
-    fn reason(&self) -> Reason {
-        match self {
-            Self::Malformed(_) => Reason::Malformed,
-            Self::NotASignature(_) => Reason::NotASignature,
-            Self::AnotherKey => Reason::AnotherKey,
-            Self::OtherDigest(_) => Reason::OtherDigest,
-        }
+    /// Until when the verdict holds; `None` = as long as the policy does.
+    pub fn valid_until(&self) -> Option<Timestamp> {
+        self.valid_until
     }
 
-    /// What the reason alone does not say.
-    fn detail(&self) -> Option<String> {
-        (*self != Self::AnotherKey).then(|| self.to_string())
-    }
-}
-
-impl Reason {
-    /// As a metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unsigned => "unsigned",
-            Self::Malformed => "malformed",
-            Self::NotASignature => "not_a_signature",
-            Self::AnotherKey => "another_key",
-            Self::OtherDigest => "other_digest",
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unsigned => "no signature",
-            Self::Malformed => "no readable signature",
-            Self::NotASignature => "attestations, but no signature",
-            Self::AnotherKey => "signature by another key",
-            Self::OtherDigest => "signature of another digest",
-        })
+    /// When it was signed, where that is proved: by the last of those who had to.
+    pub fn signed_at(&self) -> Option<Timestamp> {
+        self.signers.iter().map(|signer| signer.signed_at).max().flatten()
     }
 }
 

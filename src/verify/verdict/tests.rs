@@ -48,7 +48,10 @@ impl Case {
     fn legacy(&self, payload: &Value) -> Evidence {
         let payload = Bytes::from(payload.to_string());
         let signature = STANDARD.encode(self.pair.sign(&payload).unwrap().as_bytes());
-        Evidence { legacy: vec![LegacySignature { signature, payload }], ..Evidence::default() }
+        Evidence {
+            legacy: vec![LegacySignature { signature, payload, ..LegacySignature::default() }],
+            ..Evidence::default()
+        }
     }
 
     fn bundle(&self, statement: &Value, subject: &Digest) -> Evidence {
@@ -140,7 +143,8 @@ fn the_report_tells_every_candidate_and_its_first_failure() {
     evidence.bundles.extend(stranger.bundle(&statement(digest, SIGN), digest).bundles);
     evidence.legacy = case.legacy(&payload(digest)).legacy;
     evidence.skipped.push("a\u{1b}[31m piece".into());
-    let (verdict, report) = Verified::explain(&case.policy, &case.pinned(), case.manifest.clone(), &evidence);
+    let (verdict, report) =
+        Verified::explain(&case.policy, &case.pinned(), case.manifest.clone(), &evidence, Circumstances::now());
     assert_eq!(verdict.unwrap().signers().len(), 1);
     let told: Vec<_> = report.findings.iter().map(|finding| (finding.format, finding.is_verified())).collect();
     assert_eq!(told, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);

@@ -1,0 +1,111 @@
+//! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
+
+use sigstore_verify::types::{
+    Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, MediaType, MessageDigest,
+    MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
+    TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
+    X509Certificate,
+};
+
+use super::reason::Fault;
+
+/// As sigstore-go caps them.
+const MAX_LOG_ENTRIES: usize = 32;
+const MAX_TIMESTAMPS: usize = 32;
+/// Longer chains of certificates are not built.
+const MAX_CHAIN: usize = 8;
+
+/// One signature, taken apart.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    /// What the signature is over.
+    pub(super) message: Vec<u8>,
+    pub(super) signature: Vec<u8>,
+    pub(super) material: Material,
+    pub(super) log_entries: Vec<TransparencyLogEntry>,
+    pub(super) timestamps: Vec<Rfc3161Timestamp>,
+    pub(super) content: Content,
+}
+
+/// What is offered to vouch for the signature's key.
+#[derive(Debug)]
+pub(super) enum Material {
+    /// Nothing: whoever verifies must have the key.
+    Key,
+    /// A certificate.
+    Certificate {
+        leaf: DerCertificate,
+        /// Others of its chain, as the signer sent them.
+        chain: Vec<DerCertificate>,
+    },
+}
+
+/// How the message is wrapped.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// In a DSSE envelope, whose statement names the artifact.
+    Envelope(DsseEnvelope),
+    /// Not at all: the message is a simple signing payload.
+    Payload,
+}
+
+impl Candidate {
+    /// Bounds the work that a signature can cause.
+    pub(super) fn within_bounds(self) -> Result<Self, Fault> {
+        let too_many = |number: usize, what: &str| Err(Fault::Malformed(format!("{number} {what} are too many")));
+        if self.log_entries.len() > MAX_LOG_ENTRIES {
+            return too_many(self.log_entries.len(), "log entries");
+        }
+        if self.timestamps.len() > MAX_TIMESTAMPS {
+            return too_many(self.timestamps.len(), "timestamps");
+        }
+        match &self.material {
+            Material::Certificate { chain, .. } if chain.len() > MAX_CHAIN => too_many(chain.len(), "certificates"),
+            _ => Ok(self),
+        }
+    }
+
+    /// The same as sigstore-verify reads it, with or without its log entries. A simple signing
+    /// payload becomes a message signature over `hash` of it.
+    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, Fault> {
+        let log_entries = if with_log { self.log_entries.clone() } else { Vec::new() };
+        let media_type = match (&self.content, &self.material) {
+            // The version without inclusion proofs, which legacy signatures don't have.
+            (Content::Payload, _) if with_log => MediaType::Bundle0_1,
+            (Content::Payload, _) => MediaType::Bundle0_2,
+            // Later versions have no room for a chain.
+            (Content::Envelope(_), Material::Certificate { chain, .. }) if !chain.is_empty() => MediaType::Bundle0_2,
+            (Content::Envelope(_), _) => MediaType::Bundle0_3,
+        };
+        let material = VerificationMaterial::new(self.material.content())
+            .with_tlog_entries(log_entries)
+            .with_timestamp_verification_data(TimestampVerificationData::new(self.timestamps.clone()));
+        let content = match &self.content {
+            Content::Envelope(envelope) => SignatureContent::DsseEnvelope(envelope.clone()),
+            Content::Payload => SignatureContent::MessageSignature(self.message_signature(hash)?),
+        };
+        Ok(Bundle::new(media_type, material, content))
+    }
+
+    fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, Fault> {
+        let digest = super::sigstore::hash(hash, &self.message)?;
+        let signature = MessageSignature::new(SignatureBytes::from_bytes(&self.signature));
+        Ok(signature.with_message_digest(MessageDigest::new(hash, digest)))
+    }
+}
+
+impl Material {
+    fn content(&self) -> VerificationMaterialContent {
+        match self {
+            // A hint is only a hint.
+            Self::Key => VerificationMaterialContent::PublicKey(PublicKeyIdentifier::new("")),
+            Self::Certificate { leaf, chain } if chain.is_empty() => {
+                VerificationMaterialContent::Certificate(CertificateContent::new(leaf.clone()))
+            }
+            Self::Certificate { leaf, chain } => {
+                let all = std::iter::once(leaf).chain(chain).cloned().map(X509Certificate::new);
+                VerificationMaterialContent::X509CertificateChain { certificates: all.collect() }
+            }
+        }
+    }
+}

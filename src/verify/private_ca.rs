@@ -1,0 +1,94 @@
+//! Signatures by certificates of a private certificate authority.
+
+use jiff::Timestamp;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use serde_json::json;
+use sigstore_verify::{
+    crypto::{CertificateInfo, WEBPKI_VERIFICATION_ALGS, parse_certificate_info},
+    types::DerCertificate,
+};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use super::{
+    ca::CaRoots,
+    candidate::{Candidate, Material},
+    keys::{Answer, PublicKey},
+    reason::Fault,
+    roots::TrustRoot,
+    sigstore::{self, Certified, Demands},
+};
+use crate::oci::Digest;
+
+/// DER of 1.3.6.1.5.5.7.3.3, id-kp-codeSigning.
+const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
+
+/// With a time that `root`'s logs or timestamp authorities prove.
+pub(super) fn certified(
+    roots: &CaRoots,
+    root: &TrustRoot,
+    candidate: &Candidate,
+    subject: &Digest,
+    log: bool,
+) -> Result<Certified, Fault> {
+    let own = with_authorities(root, roots).map_err(Fault::Certificate)?;
+    sigstore::certified(own.verifier(), candidate, subject, Demands { log, sct: false })
+}
+
+/// Without a proof of time: the certificate has to be valid now.
+pub(super) fn valid_now(roots: &CaRoots, candidate: &Candidate, now: Timestamp) -> Result<CertificateInfo, Fault> {
+    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(Fault::AnotherKey) };
+    let refused = |text: String| Fault::Certificate(text);
+    let info = parse_certificate_info(leaf).map_err(|error| refused(error.to_string()))?;
+    let anchors = roots.certificates().iter().filter(|one| is_valid(one, now)).map(der).collect::<Vec<_>>();
+    let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
+    let anchors = anchors.map_err(|error| refused(error.to_string()))?;
+    let chain: Vec<_> = chain.iter().map(der).collect();
+    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the clock is wrong".into()))?;
+    let leaf = der(leaf);
+    let leaf = EndEntityCert::try_from(&leaf).map_err(|error| refused(error.to_string()))?;
+    leaf.verify_for_usage(
+        WEBPKI_VERIFICATION_ALGS,
+        &anchors,
+        &chain,
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)),
+        KeyUsage::required(CODE_SIGNING),
+        None,
+        None,
+    )
+    .map_err(|error| refused(error.to_string()))?;
+    let key = PublicKey::from_pem(&info.public_key.to_pem()).map_err(|error| refused(error.to_string()))?;
+    match key.answer(&candidate.message, &candidate.signature) {
+        Answer::Mine(_) => Ok(info),
+        Answer::Undeclared(_) | Answer::No => Err(Fault::Signature("not by the certificate's key".into())),
+    }
+}
+
+/// webpki takes an anchor's word whenever it was given.
+fn is_valid(certificate: &DerCertificate, now: Timestamp) -> bool {
+    parse_validity(certificate).is_some_and(|(from, until)| from <= now && now <= until)
+}
+
+fn parse_validity(certificate: &DerCertificate) -> Option<(Timestamp, Timestamp)> {
+    use x509_cert::der::Decode as _;
+    let certificate = x509_cert::Certificate::from_der(certificate.as_bytes()).ok()?;
+    let validity = certificate.tbs_certificate.validity;
+    let time = |time: x509_cert::time::Time| Timestamp::try_from(time.to_system_time()).ok();
+    Some((time(validity.not_before)?, time(validity.not_after)?))
+}
+
+fn der(certificate: &DerCertificate) -> CertificateDer<'_> {
+    CertificateDer::from(certificate.as_bytes())
+}
+
+/// The logs and timestamp authorities of `root`, with other certificate authorities.
+fn with_authorities(root: &TrustRoot, roots: &CaRoots) -> Result<TrustRoot, String> {
+    let authorities = roots.certificates().iter().map(
+        |one| json!({ "subject": {}, "uri": "", "certChain": { "certificates": [{ "rawBytes": one.to_base64() }] } }),
+    );
+    let mut content = root.content().clone();
+    content.certificate_authorities =
+        serde_json::from_value(authorities.collect()).map_err(|error| error.to_string())?;
+    content.ctlogs.clear();
+    let text = serde_json::to_string(&content).map_err(|error| error.to_string())?;
+    TrustRoot::from_json(root.name(), &text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,186 @@
+//! The questions that sigstore-verify answers: certificates, transparency logs, timestamps,
+//! and that all of them are about this one signature.
+
+use jiff::Timestamp;
+use sigstore_verify::{
+    Error, PublicKeyVerificationPolicy, TimestampError, VerificationPolicy, VerificationResult, Verifier,
+    bundle::Error as BundleError,
+    crypto::{ArtifactHasher, CertificateInfo, KeyAlgorithm, parse_certificate_info},
+    types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, DigestBytes, HashAlgorithm},
+};
+
+use super::{
+    candidate::{Candidate, Content, Material},
+    reason::Fault,
+};
+use crate::oci::Digest;
+
+/// What is asked of a certificate beside its chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Demands {
+    /// That a transparency log has seen the signature. Otherwise log entries are not looked
+    /// at, and a timestamp has to tell the time.
+    pub(super) log: bool,
+    /// That a certificate transparency log has seen the certificate.
+    pub(super) sct: bool,
+}
+
+/// A certificate that was good at every time that is proved for the signature.
+#[derive(Debug, Clone)]
+pub(super) struct Certified {
+    pub(super) certificate: CertificateInfo,
+    /// Never empty.
+    pub(super) times: Vec<Timestamp>,
+}
+
+/// That a certificate under `verifier`'s root signed, and when.
+pub(super) fn certified(
+    verifier: &Verifier,
+    candidate: &Candidate,
+    subject: &Digest,
+    demands: Demands,
+) -> Result<Certified, Fault> {
+    let Material::Certificate { leaf, .. } = &candidate.material else { return Err(Fault::AnotherKey) };
+    let info = parse_certificate_info(leaf).map_err(|error| Fault::Certificate(error.to_string()))?;
+    first_good(candidate, info.key_algorithm, subject, demands.log, |bundle, artifact| {
+        verify_certificate(verifier, bundle, artifact, demands)
+    })
+}
+
+/// That `key` signed, as a log or timestamps under `verifier`'s root tell, and when.
+pub(super) fn keyed(
+    verifier: &Verifier,
+    candidate: &Candidate,
+    subject: &Digest,
+    key: &DerPublicKey,
+    log: bool,
+) -> Result<Vec<Timestamp>, Fault> {
+    let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| Fault::Unsupported(error.to_string()))?;
+    first_good(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
+}
+
+/// The one call of sigstore-verify about certificates.
+pub(super) fn verify_certificate(
+    verifier: &Verifier,
+    bundle: &Bundle,
+    artifact: Artifact<'_>,
+    demands: Demands,
+) -> Result<Certified, Error> {
+    let mut policy = VerificationPolicy::any_identity();
+    if !demands.log {
+        policy = policy.skip_tlog_unsafe();
+    }
+    if !demands.sct {
+        policy = policy.skip_sct();
+    }
+    let result = verifier.verify(artifact, bundle, &policy)?;
+    let times = times(&result);
+    match result.certificate() {
+        Some(certificate) if result.certificate_verified() && !times.is_empty() => {
+            Ok(Certified { certificate: certificate.clone(), times })
+        }
+        _ => Err(TimestampError::NoVerifiedTimestamp("nothing proves when it was signed".to_owned()).into()),
+    }
+}
+
+/// The one call of sigstore-verify about keys.
+pub(super) fn verify_key(
+    verifier: &Verifier,
+    bundle: &Bundle,
+    artifact: Artifact<'_>,
+    key: &DerPublicKey,
+    log: bool,
+) -> Result<Vec<Timestamp>, Error> {
+    let mut policy = PublicKeyVerificationPolicy::new(key.clone());
+    if !log {
+        policy = policy.skip_tlog_unsafe();
+    }
+    verifier.verify(artifact, bundle, &policy).map(|result| times(&result))
+}
+
+fn first_good<T>(
+    candidate: &Candidate,
+    algorithm: KeyAlgorithm,
+    subject: &Digest,
+    log: bool,
+    verify: impl Fn(&Bundle, Artifact<'_>) -> Result<T, Error>,
+) -> Result<T, Fault> {
+    let mut refused = Fault::Malformed("no hash for this kind of key".to_owned());
+    for hash in hashes(candidate, algorithm) {
+        let bundle = candidate.to_bundle(*hash, log)?;
+        match verify(&bundle, artifact(candidate, subject)?) {
+            Ok(good) => return Ok(good),
+            Err(error) => refused = fault(error, candidate, subject),
+        }
+    }
+    Err(refused)
+}
+
+/// The hash that a message signature was made with is not written down in legacy signatures.
+/// An envelope's is the key's own.
+fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgorithm] {
+    match (&candidate.content, algorithm) {
+        (Content::Payload, KeyAlgorithm::EcdsaP384) => &[HashAlgorithm::Sha2384, HashAlgorithm::Sha2256],
+        _ => &[HashAlgorithm::Sha2256],
+    }
+}
+
+fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'a>, Fault> {
+    match &candidate.content {
+        Content::Payload => Ok(Artifact::from_blob(&candidate.message)),
+        Content::Envelope(_) => {
+            let unusable = |error: String| Fault::Unsupported(format!("{subject}: {error}"));
+            let algorithm = subject.algorithm().parse::<HashAlgorithm>();
+            let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
+            let value = DigestBytes::from_hex(subject.hex()).map_err(|error| unusable(error.to_string()))?;
+            let digest = ArtifactDigest::new(algorithm, value).map_err(|error| unusable(error.to_string()))?;
+            Ok(Artifact::Digest(digest))
+        }
+    }
+}
+
+/// A hash as bundles have it.
+pub(super) fn hash(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, Fault> {
+    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| Fault::Unsupported(error.to_string()))?;
+    hasher.update(bytes);
+    Ok(hasher.finalize().value().clone())
+}
+
+fn times(result: &VerificationResult) -> Vec<Timestamp> {
+    let mut times = result.verified_timestamps().to_vec();
+    times.sort_unstable();
+    times.dedup();
+    times
+}
+
+fn fault(error: Error, candidate: &Candidate, subject: &Digest) -> Fault {
+    let text = error.to_string();
+    match error {
+        // Said of the statement and of a log entry alike.
+        Error::ArtifactMismatch(_) => match super::bundle_v03::named_in(candidate, subject) {
+            Some(other) => Fault::OtherDigest(other),
+            None => Fault::Log(text),
+        },
+        Error::SignatureInvalid(_) => match candidate.material {
+            Material::Key => Fault::AnotherKey,
+            Material::Certificate { .. } => Fault::Signature(text),
+        },
+        Error::Certificate(_) => Fault::Certificate(text),
+        Error::TransparencyLog(_) => Fault::Log(text),
+        Error::Timestamp(_) => Fault::Timestamp(text),
+        Error::Bundle(
+            BundleError::MissingInclusionProof(_)
+            | BundleError::MissingInclusionPromise(_)
+            | BundleError::MissingCheckpoint
+            | BundleError::CheckpointRootMismatch
+            | BundleError::LogIndexOutOfRange { .. },
+        ) => Fault::Log(text),
+        Error::Bundle(BundleError::MissingSigningTimeEvidence) if candidate.log_entries.is_empty() => {
+            Fault::Log("in no transparency log".into())
+        }
+        Error::Bundle(BundleError::MissingSigningTimeEvidence | BundleError::MissingTimestamp) => {
+            Fault::Timestamp(text)
+        }
+        _ => Fault::Malformed(text),
+    }
+}
