@@ -31,6 +31,7 @@ mod table;
 mod tag;
 mod trust;
 mod verify;
+mod verify_bundle;
 mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
@@ -145,6 +146,9 @@ enum Verb {
     /// one failed. Succeeds only if the gateway would serve it.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Options),
+    /// Speak the client protocol of sigstore-conformance.
+    #[command(hide = true)]
+    VerifyBundle(verify_bundle::Options),
     /// Ask a policy a question.
     ///
     /// Evaluates a query over the rules and data of a bundle with the built-in evaluator
@@ -217,6 +221,7 @@ pub fn main() -> ExitCode {
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
         Verb::Sign(options) => block_on(sign::run(options)),
         Verb::Verify(options) => block_on(verify::run(options)),
+        Verb::VerifyBundle(options) => verify_bundle::run(&options),
         Verb::Eval(options) => block_on(eval::run(options)),
         Verb::Repl(options) => block_on(repl::run(options)),
         Verb::Completion { shell } => completion::run(shell),

@@ -11,6 +11,7 @@ mod candidate;
 mod certificate;
 mod claims;
 mod collect;
+pub mod conformance;
 mod evidence;
 mod hearing;
 mod keys;

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,7 +12,7 @@ use bundlegate::oci::media_type;
 use serde_json::{Value, json};
 
 use crate::{
-    command::{Author, Ran, write},
+    command::{Author, Ran, fixture, skipped, write},
     faulty::FaultyRegistry,
 };
 
@@ -245,11 +244,6 @@ fn unavailable(what: &str) {
     skipped(what);
 }
 
-/// Says so past the test runner, which shows nothing of tests that pass.
-fn skipped(what: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {what}");
-}
-
 /// Bytes that no compressor makes smaller, as JSON.
 fn noise(length: usize) -> String {
     let mut random = fastrand::Rng::with_seed(7);
@@ -405,13 +399,7 @@ fn signatures_in_the_store_are_seen_follow_a_tag_and_go_with_the_image() {
 
 /// An artifact that the real policy CLI 0.4 wrote, as a layout without a tag.
 fn old_artifact() -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let layout = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join("policy-cli-0.4");
-    if !layout.exists() {
-        skipped(&format!("the policy CLI's artifact, for {} is not there", layout.display()));
-        return None;
-    }
-    Some(layout)
+    fixture("policy-cli-0.4", "the policy CLI's artifact")
 }
 
 #[tokio::test(flavor = "multi_thread")]

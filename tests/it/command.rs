@@ -160,3 +160,19 @@ fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
     }
     builder.into_inner().unwrap().finish().unwrap()
 }
+
+/// Says so past the test runner, which shows nothing of tests that pass.
+pub(crate) fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {what}");
+}
+
+/// A folder of real-world samples. Without it the test says that it leaves out `what`.
+pub(crate) fn fixture(folder: &str, what: &str) -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join(folder);
+    if !folder.exists() {
+        skipped(&format!("{what}, for {} is not there", folder.display()));
+        return None;
+    }
+    Some(folder)
+}

@@ -6,6 +6,7 @@
 mod answers;
 mod author;
 mod command;
+mod conformance;
 mod crowds;
 mod dev;
 mod drain;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use jiff::Timestamp;
 use sigstore_verify::{
     Verifier,
-    trust_root::{SIGSTORE_PRODUCTION_TRUSTED_ROOT, TrustedRoot},
+    trust_root::{SIGSTORE_PRODUCTION_TRUSTED_ROOT, SIGSTORE_STAGING_TRUSTED_ROOT, TrustedRoot},
 };
 
 use super::{RootTrouble, freshness::Freshness, narrow::narrow};
@@ -45,6 +45,14 @@ impl TrustRoot {
     /// Never in practice.
     pub fn sigstore() -> Result<Self, BadRoot> {
         Self::named_sigstore("sigstore", Freshness::unlimited())
+    }
+
+    /// The staging instance's, for those who test Sigstore itself.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn sigstore_staging() -> Result<Self, BadRoot> {
+        Self::from_json("staging", SIGSTORE_STAGING_TRUSTED_ROOT)
     }
 
     /// Reads a `trusted_root.json`. It never expires.

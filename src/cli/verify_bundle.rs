@@ -1,0 +1,78 @@
+//! `bundlegate verify-bundle`, hidden: the client protocol of sigstore-conformance
+//! (`docs/cli_protocol.md` there).
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use clap::{ArgGroup, Args};
+
+use crate::{
+    oci::Digest,
+    verify::{
+        Identity, Pattern, TrustRoot,
+        conformance::{ExpectedSigner, Subject, verify_bundle},
+    },
+};
+
+/// A bundle, what it is about, and who is to have signed it.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("signer").args(["identity", "key"]).required(true))]
+pub(super) struct Options {
+    /// Trust Sigstore's staging instance instead of the public-good one.
+    #[arg(long, conflicts_with = "trusted_root")]
+    staging: bool,
+    /// The bundle.
+    #[arg(long, value_name = "FILE")]
+    bundle: PathBuf,
+    /// The name that the certificate has to have.
+    #[arg(long = "certificate-identity", value_name = "IDENTITY", requires = "issuer")]
+    identity: Option<String>,
+    /// The OIDC issuer that it has to be by.
+    #[arg(long = "certificate-oidc-issuer", value_name = "URL", requires = "identity")]
+    issuer: Option<String>,
+    /// A public key instead.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// A trusted_root.json instead of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    trusted_root: Option<PathBuf>,
+    /// A file, or `sha256:` and 64 hexadecimal digits.
+    #[arg(value_name = "FILE_OR_DIGEST")]
+    subject: String,
+}
+
+pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+    let bundle = read(&options.bundle)?;
+    let signer = match (&options.identity, &options.issuer, &options.key) {
+        (Some(identity), Some(issuer), _) => ExpectedSigner::Identity(Identity {
+            issuer: Pattern::exact(issuer)?,
+            subject: Pattern::exact(identity)?,
+            claims: Default::default(),
+        }),
+        (_, _, Some(file)) => ExpectedSigner::Key(String::from_utf8(read(file)?).context("--key")?),
+        _ => return Err(anyhow!("name a signer: --certificate-identity or --key")),
+    };
+    let root = match &options.trusted_root {
+        Some(file) => TrustRoot::from_json("--trusted-root", &String::from_utf8(read(file)?)?)?,
+        None if options.staging => TrustRoot::sigstore_staging()?,
+        None => TrustRoot::sigstore()?,
+    };
+    let subject = options.subject()?;
+    verify_bundle(&bundle, &subject, &signer, &root).map_err(|reason| anyhow!("{}: {reason}", options.bundle.display()))
+}
+
+impl Options {
+    fn subject(&self) -> anyhow::Result<Subject> {
+        match fs::read(&self.subject) {
+            Ok(bytes) => Ok(Subject::Bytes(bytes)),
+            Err(error) => match self.subject.parse::<Digest>() {
+                Ok(digest) if digest.algorithm() == "sha256" => Ok(Subject::Digest(digest)),
+                _ => Err(error).with_context(|| self.subject.clone()),
+            },
+        }
+    }
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<Vec<u8>> {
+    fs::read(file).with_context(|| file.display().to_string())
+}
