@@ -9,6 +9,7 @@ use crate::{
     images::{Filling, Images},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
+    verify::TrustPolicy,
 };
 
 /// Somewhere to read an artifact, and what is attached to it, and to attach more.
@@ -71,6 +72,15 @@ impl Location {
 
     pub(super) fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Where what vouches for the artifact is: beside it, unless the policy says otherwise. The
+    /// store and folders have everything in one place.
+    pub(super) fn signatures(&self, policy: &TrustPolicy) -> anyhow::Result<Source> {
+        match policy.signatures() {
+            Some(repository) if self.is_registry() => Ok(self.registries.source(repository)?),
+            _ => Ok(self.source.clone()),
+        }
     }
 
     pub(super) fn limits(&self) -> ReadLimits {

@@ -69,7 +69,8 @@ async fn pull(
     let from = registries.source(repository)?;
     let pinned = from.resolve(reference).await?;
     if let Some(policy) = policy {
-        check(&from, &pinned, &policy, limits.evidence).await?;
+        let signatures = policy.signatures().map(|repository| registries.source(repository)).transpose()?;
+        check(&from, signatures.as_ref().unwrap_or(&from), &pinned, &policy, limits.evidence).await?;
     }
     let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
     manifest.with_context(|| format!("pull {reference}"))?;
@@ -77,9 +78,15 @@ async fn pull(
 }
 
 /// Verification precedes the download.
-async fn check(source: &Source, pinned: &PinnedReference, policy: &TrustPolicy, limit: u64) -> anyhow::Result<()> {
+async fn check(
+    source: &Source,
+    signatures: &Source,
+    pinned: &PinnedReference,
+    policy: &TrustPolicy,
+    limit: u64,
+) -> anyhow::Result<()> {
     let manifest = source.manifest(pinned).await?;
-    let evidence = verify::collect(source, pinned, limit).await?;
+    let evidence = verify::collect(signatures, pinned, limit).await?;
     Verified::judge(policy, pinned, manifest, &evidence)
         .map(drop)
         .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, `bundlegate verify` explains"))

@@ -1,14 +1,17 @@
-//! Whom a verb trusts: keys from flags, or a policy of the configuration.
+//! Whom a verb trusts: keys or identities from flags, or a policy of the configuration.
 
-use std::{ffi::OsStr, fs, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsStr, fs, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use clap::Args;
+use clap::{Args, ValueEnum, builder::PossibleValuesParser};
+use serde_json::Value;
 
 use crate::{
     config::Access,
     oci::Repository,
-    verify::{Authority, PublicKey, Requirements, TrustPolicy},
+    verify::{
+        Authority, AuthorityKey, Identity, Log, Pattern, Proof, PublicKey, Requirements, Scheme, TrustPolicy, TrustRoot,
+    },
 };
 
 /// Whose signatures count.
@@ -17,9 +20,72 @@ pub(super) struct TrustFlags {
     /// Trust this public key (PEM, such as cosign.pub); several: any of them.
     #[arg(long = "key", value_name = "FILE", help_heading = "Trust")]
     keys: Vec<PathBuf>,
+    /// How the keys sign, where that is not what is usual for their kind; several: any.
+    #[arg(
+        long = "key-scheme",
+        value_name = "SCHEME",
+        requires = "keys",
+        help_heading = "Trust",
+        value_parser = PossibleValuesParser::new(Scheme::names())
+    )]
+    schemes: Vec<String>,
+    /// Trust this signer: the e-mail address or URI in a keyless certificate.
+    #[arg(
+        long = "certificate-identity",
+        value_name = "IDENTITY",
+        requires = "issued_by",
+        help_heading = "Trust",
+        conflicts_with_all = ["keys", "identity_regexp"]
+    )]
+    identity: Option<String>,
+    /// The same as a regular expression for the whole name.
+    #[arg(
+        long = "certificate-identity-regexp",
+        value_name = "REGEXP",
+        requires = "issued_by",
+        help_heading = "Trust",
+        conflicts_with = "keys"
+    )]
+    identity_regexp: Option<String>,
+    /// The OIDC issuer that vouched for the signer.
+    #[arg(
+        long = "certificate-oidc-issuer",
+        value_name = "URL",
+        group = "issued_by",
+        help_heading = "Trust",
+        conflicts_with = "issuer_regexp"
+    )]
+    issuer: Option<String>,
+    /// The same as a regular expression for the whole URL.
+    #[arg(long = "certificate-oidc-issuer-regexp", value_name = "REGEXP", group = "issued_by", help_heading = "Trust")]
+    issuer_regexp: Option<String>,
+    /// The trusted_root.json of the Sigstore instance; default: the public-good one, as it was
+    /// when this program was built.
+    #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "config")]
+    trusted_root: Option<PathBuf>,
+    /// Whether a transparency log has to have seen the signature; default: none for keys,
+    /// require for certificates.
+    #[arg(long, value_name = "WHETHER", help_heading = "Trust", conflicts_with = "config")]
+    tlog: Option<Tlog>,
+    /// What has to be signed beside the digest; several: all of them.
+    #[arg(short = 'a', long = "annotations", value_name = "KEY=VALUE", help_heading = "Trust", value_parser = pair,
+        conflicts_with = "config")]
+    annotations: Vec<(String, String)>,
     /// Judge by this policy of the configuration; default: the one whose `match` fits.
-    #[arg(long, value_name = "NAME", requires = "config", conflicts_with = "keys", help_heading = "Trust")]
+    #[arg(long, value_name = "NAME", requires = "config", help_heading = "Trust",
+        conflicts_with_all = ["keys", "identity", "identity_regexp"])]
     policy: Option<String>,
+}
+
+/// As the configuration has it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tlog {
+    /// No.
+    None,
+    /// What is there has to be right.
+    IfPresent,
+    /// Yes.
+    Require,
 }
 
 impl TrustFlags {
@@ -30,7 +96,10 @@ impl TrustFlags {
         repository: &Repository,
     ) -> anyhow::Result<Option<TrustPolicy>> {
         if !self.keys.is_empty() {
-            return policy_of(&self.keys).map(Some);
+            return self.requiring("--key", self.key_holders()?).map(Some);
+        }
+        if let Some(identity) = self.certificate()? {
+            return self.requiring("--certificate-identity", vec![identity]).map(Some);
         }
         let Some(access) = access.filter(|access| self.policy.is_some() || !access.trust.is_empty()) else {
             return Ok(None);
@@ -38,20 +107,74 @@ impl TrustFlags {
         let chosen = access.trust.choose(self.policy.as_deref(), repository);
         chosen.map(Some).map_err(|sentence| anyhow!("{repository}: {sentence}"))
     }
-}
 
-/// Any of the keys, each an authority of its own with the file's name.
-fn policy_of(files: &[PathBuf]) -> anyhow::Result<TrustPolicy> {
-    let mut authorities: Vec<Authority> = Vec::new();
-    for file in files {
-        let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
-        let key = PublicKey::from_pem(&text).map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
-        let known = |authority: &Authority| authority.keys().iter().any(|known| known.key.identity() == key.identity());
-        // One key is one voter, however often it is named.
-        if !authorities.iter().any(known) {
-            let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
-            authorities.push(Authority::with_keys(name, [key]));
+    fn requiring(&self, name: &'static str, authorities: Vec<Authority>) -> anyhow::Result<TrustPolicy> {
+        let annotations: BTreeMap<_, _> =
+            self.annotations.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+        let requirements = Requirements { annotations, ..Requirements::any_of(authorities) };
+        TrustPolicy::signed(name.to_owned(), requirements).context(name)
+    }
+
+    /// Each key is an authority of its own, with the file's name.
+    fn key_holders(&self) -> anyhow::Result<Vec<Authority>> {
+        let schemes: Vec<Scheme> = self.schemes.iter().filter_map(|name| Scheme::named(name)).collect();
+        let log = self.log(Log::None);
+        let root = if log == Log::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
+        let mut authorities: Vec<Authority> = Vec::new();
+        for file in &self.keys {
+            let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
+            let read =
+                if schemes.is_empty() { PublicKey::from_pem(&text) } else { PublicKey::with_schemes(&text, &schemes) };
+            let key = read.map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
+            let known = |authority: &Authority| authority.keys().iter().any(|one| one.key.identity() == key.identity());
+            // One key is one voter, however often it is named.
+            if !authorities.iter().any(known) {
+                let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
+                let proof = Proof::Keys(vec![AuthorityKey::from(key)]);
+                authorities.push(Authority { name, proof, log, root: root.clone() });
+            }
+        }
+        Ok(authorities)
+    }
+
+    fn certificate(&self) -> anyhow::Result<Option<Authority>> {
+        let subject = match (&self.identity, &self.identity_regexp) {
+            (Some(exact), _) => Pattern::exact(exact).context("--certificate-identity")?,
+            (None, Some(regexp)) => Pattern::regex(regexp).context("--certificate-identity-regexp")?,
+            (None, None) => return Ok(None),
+        };
+        let issuer = match (&self.issuer, &self.issuer_regexp) {
+            (Some(exact), _) => Pattern::exact(exact).context("--certificate-oidc-issuer")?,
+            (None, regexp) => {
+                Pattern::regex(regexp.as_deref().unwrap_or_default()).context("--certificate-oidc-issuer-regexp")?
+            }
+        };
+        let name = subject.to_string();
+        let identity = Identity { issuer, subject, claims: BTreeMap::new() };
+        let (log, root) = (self.log(Log::Require), Some(self.root()?));
+        Ok(Some(Authority { name, proof: Proof::Keyless(identity), log, root }))
+    }
+
+    fn root(&self) -> anyhow::Result<TrustRoot> {
+        let Some(file) = &self.trusted_root else { return Ok(TrustRoot::sigstore()?) };
+        let what = || format!("--trusted-root {}", file.display());
+        let text = fs::read_to_string(file).with_context(what)?;
+        TrustRoot::from_json("--trusted-root", &text).with_context(what)
+    }
+
+    fn log(&self, default: Log) -> Log {
+        match self.tlog {
+            None => default,
+            Some(Tlog::None) => Log::None,
+            Some(Tlog::IfPresent) => Log::IfPresent,
+            Some(Tlog::Require) => Log::Require,
         }
     }
-    TrustPolicy::signed("--key".to_owned(), Requirements::any_of(authorities)).context("--key")
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
 }

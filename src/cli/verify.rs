@@ -18,7 +18,7 @@ use crate::{
 
 /// What to verify, and whom to trust.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("whom").args(["keys", "config"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
     #[arg(value_name = "REF", value_parser = reference)]
@@ -71,12 +71,15 @@ struct Judged {
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate verify ghcr.io/acme/authz:v1 --key cosign.pub
+  bundlegate verify ghcr.io/acme/authz:v1 --certificate-identity alice@acme.example \\
+    --certificate-oidc-issuer https://accounts.google.com
   bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
     let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
-    let policy = policy.context("--config: it names no trust policy; name a key (--key)")?;
+    let policy = policy
+        .context("--config: it names no trust policy; name a key (--key) or a signer (--certificate-identity)")?;
     let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
     let judged = judge(&options.reference, &location, &policy).await?;
     for skipped in &judged.report.skipped {
@@ -97,7 +100,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy) -> anyhow::Result<Judged> {
     let pinned = location.resolve(reference).await?;
     let manifest = location.source().manifest(&pinned).await?;
-    let evidence = verify::collect(location.source(), &pinned, location.limits().evidence).await?;
+    let evidence = verify::collect(&location.signatures(policy)?, &pinned, location.limits().evidence).await?;
     let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence, Circumstances::now());
     Ok(Judged { pinned, verdict, report })
 }

@@ -6,19 +6,20 @@ use super::{
     legacy,
 };
 use crate::{
-    oci::{Blob, Descriptor, PinnedReference},
+    oci::{Blob, Descriptor, Manifest, PinnedReference},
     registry::{Class, RegistryError, Source},
 };
 
 /// Referrers that are looked at; whoever can push can attach more.
 const MAX_REFERRERS: usize = 64;
-/// Signatures under one `.sig` tag that are looked at.
+/// Simple signatures that are looked at.
 const MAX_LEGACY: usize = 32;
 /// One piece of signature material: bundles have a few KiB.
 const MAX_PIECE: u64 = 1 << 20;
 
 /// Collects what `source` holds to vouch for `subject`, at most `limit` bytes in all
-/// (`limits.evidence`). What can't be used is skipped and noted; it is neither an error nor
+/// (`limits.evidence`). `source` is the artifact's own repository, or the one that the policy
+/// names for signatures: they are found by the digest alone. What can't be used is skipped and noted; it is neither an error nor
 /// a signature.
 ///
 /// # Errors
@@ -47,12 +48,16 @@ impl Collector<'_> {
             }
             let Some(manifest) = self.usable(self.source.manifest(&pinned).await, &entry)? else { continue };
             // What the list says about types is unreliable; the manifest itself decides.
-            let [layer] = manifest.layers() else { continue };
-            if !bundle_v03::is_bundle(&layer.media_type) || !self.afford(layer) {
-                continue;
-            }
-            if let Some(bundle) = self.piece(layer).await? {
-                self.evidence.bundles.push(SignatureBundle { referrer: manifest.raw().clone(), bundle });
+            match manifest.layers() {
+                [layer] if bundle_v03::is_bundle(&layer.media_type) => {
+                    if self.afford(layer)
+                        && let Some(bundle) = self.piece(layer).await?
+                    {
+                        self.evidence.bundles.push(SignatureBundle { referrer: manifest.raw().clone(), bundle });
+                    }
+                }
+                // cosign 2 with `--registry-referrers-mode=oci-1-1`: its `.sig` image as a referrer.
+                _ => self.simple_signatures(&manifest).await?,
             }
         }
         Ok(())
@@ -69,12 +74,20 @@ impl Collector<'_> {
             }
             Err(error) => return Err(error),
         };
-        for layer in manifest.layers().iter().take(MAX_LEGACY) {
+        self.simple_signatures(&manifest).await
+    }
+
+    async fn simple_signatures(&mut self, manifest: &Manifest) -> Result<(), RegistryError> {
+        for layer in manifest.layers() {
             let Some(signature) = legacy::signature_of(layer) else { continue };
-            if !self.afford(layer) {
-                continue;
+            if self.evidence.legacy.len() >= MAX_LEGACY {
+                let sentence = format!("{}: more than {MAX_LEGACY} signatures", manifest.digest());
+                self.evidence.skipped.push(sentence);
+                return Ok(());
             }
-            if let Some(payload) = self.piece(layer).await? {
+            if self.afford(layer)
+                && let Some(payload) = self.piece(layer).await?
+            {
                 self.evidence.legacy.push(LegacySignature { payload, ..signature });
             }
         }
