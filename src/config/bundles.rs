@@ -43,7 +43,7 @@ pub(super) fn read(
 fn bundle(name: String, raw: &raw::Bundle, policies: &Policies, base: Base<'_>) -> Result<BundleConfig, Problem> {
     let reference: Reference =
         raw.reference.parse().map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
-    let reference = reference.relative_to(base.0);
+    let reference = reference.relative_to(base.folder());
     let trust = match &raw.trust {
         Some(policy) => policies.named(policy),
         None => policies.matching(reference.repository()),

@@ -1,9 +1,12 @@
 //! The files that a configuration names, relative to its own folder.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use rustls::{
@@ -13,38 +16,87 @@ use rustls::{
 
 use super::problem::Problem;
 
-/// The folder that relative paths start from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Base<'a>(pub(super) &'a Path);
+/// What has been read so far. A file that is named twice is read once: between two looks it
+/// could change, and half of the configuration would mean the one content, half the other.
+#[derive(Debug)]
+pub(super) struct Files<'a> {
+    folder: &'a Path,
+    read: RefCell<BTreeMap<PathBuf, Entry>>,
+}
 
-impl Base<'_> {
+/// The folder that relative paths start from, and what was read there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base<'a> {
+    files: &'a Files<'a>,
+    /// Whether a change of what is read through it is to be noticed.
+    live: bool,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Nothing where it can't be read.
+    bytes: Option<Rc<[u8]>>,
+    live: bool,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(folder: &'a Path) -> Self {
+        Self { folder, read: RefCell::default() }
+    }
+
+    /// For what is read once, or as often as it is needed.
+    pub(super) fn base(&'a self) -> Base<'a> {
+        Base { files: self, live: false }
+    }
+
+    /// For what is taken again whenever it changes.
+    pub(super) fn live(&'a self) -> Base<'a> {
+        Base { files: self, live: true }
+    }
+
+    /// Everything that was looked for, found or not.
+    pub(super) fn all(&self) -> Vec<PathBuf> {
+        self.read.borrow().keys().cloned().collect()
+    }
+
+    /// What is taken again whenever it changes.
+    pub(super) fn all_live(&self) -> Vec<PathBuf> {
+        self.read.borrow().iter().filter(|(_, entry)| entry.live).map(|(path, _)| path.clone()).collect()
+    }
+}
+
+impl<'a> Base<'a> {
+    /// Where relative paths start from.
+    pub(super) fn folder(self) -> &'a Path {
+        self.files.folder
+    }
+
     /// Where the file is.
     pub(super) fn path(self, path: &Path) -> Result<PathBuf, Problem> {
         if path.as_os_str().is_empty() {
             return Err(Problem::new("the path is empty; write one, or remove the key"));
         }
-        Ok(self.0.join(path))
+        Ok(self.files.folder.join(path))
     }
 
     /// Its whole content.
-    pub(super) fn bytes(self, path: &Path) -> Result<Vec<u8>, Problem> {
+    pub(super) fn bytes(self, path: &Path) -> Result<Rc<[u8]>, Problem> {
         let path = self.path(path)?;
-        let failed = |error: std::io::Error| {
-            Problem::new(format!("{} can't be read: {error}; correct the path or its permissions", path.display()))
-        };
-        let mut bytes = Vec::new();
-        // Opening checks the permission, too; a device that never ends is cut off.
-        File::open(&path).map_err(failed)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > LARGEST {
-            return Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())));
+        let mut read = self.files.read.borrow_mut();
+        let entry = read.entry(path.clone()).or_default();
+        entry.live |= self.live;
+        match &entry.bytes {
+            Some(bytes) => Ok(bytes.clone()),
+            None => Ok(entry.bytes.insert(content(&path)?).clone()),
         }
-        Ok(bytes)
     }
 
     /// Its content as text. The error doesn't quote it: it may be a secret.
     pub(super) fn text(self, path: &Path) -> Result<String, Problem> {
-        String::from_utf8(self.bytes(path)?)
-            .map_err(|_| Problem::new(format!("{} is no text in UTF-8; name the right file", path.display())))
+        let bytes = self.bytes(path)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| Problem::new(format!("{} is no text in UTF-8; name the right file", path.display())))?;
+        Ok(text.to_owned())
     }
 
     /// The certificates of a PEM file, at least one.
@@ -71,8 +123,21 @@ impl Base<'_> {
                 Problem::new(format!("certificate {which} in {} is unusable: {error}; replace it", path.display()))
             })?;
         }
-        self.bytes(path)
+        Ok(self.bytes(path)?.to_vec())
     }
+}
+
+fn content(path: &Path) -> Result<Rc<[u8]>, Problem> {
+    let failed = |error: std::io::Error| {
+        Problem::new(format!("{} can't be read: {error}; correct the path or its permissions", path.display()))
+    };
+    let mut bytes = Vec::new();
+    // Opening checks the permission, too; a device that never ends is cut off.
+    File::open(path).map_err(failed)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())));
+    }
+    Ok(bytes.into())
 }
 
 const LARGEST: u64 = 1 << 20;

@@ -24,13 +24,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::registry;
+use crate::{registry, verify::RootSource};
+
+use files::{Base, Files};
 
 pub use bundles::BundleConfig;
 pub use clients::{ClientConfig, Credential, Secret};
 pub use problem::ConfigError;
 pub use server::{Drain, LongPoll, Server};
-pub use trust::Policies;
+pub use trust::{CurrentRoot, Policies};
 pub use values::Size;
 
 /// A configuration whose every value is checked and whose every file was there.
@@ -50,6 +52,9 @@ pub struct Config {
     pub server: Server,
     /// Who may read what; never empty.
     pub clients: Vec<ClientConfig>,
+    /// Where the trust roots come from that the bundles' policies rely on, by name.
+    pub roots: BTreeMap<String, RootSource>,
+    trust_files: Vec<PathBuf>,
 }
 
 /// What the command line takes from a configuration: how registries are reached, and whose
@@ -94,9 +99,17 @@ impl Access {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        read(file, |text, base_dir| {
-            parse(text, |raw| {
-                let (registries, trust) = access(raw.registries, raw.trust, files::Base(base_dir))?;
+        Self::load_with(file, &|name, source| source.initial(name))
+    }
+
+    /// The same, with trust roots as they are at the moment.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
+        read(file, |text, folder| {
+            parse(text, folder, |raw, files| {
+                let (registries, trust) = access(raw.registries, raw.trust, roots, files)?;
                 Ok(Self { registries, trust })
             })
         })
@@ -109,7 +122,17 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        read(file, Self::parse)
+        Self::load_with(file, &|name, source| source.initial(name))
+    }
+
+    /// The same, with trust roots as they are at the moment.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
+        let mut config = read(file, |text, folder| parse(text, folder, |raw, files| Self::check(raw, roots, files)))?;
+        config.trust_files.insert(0, file.to_owned());
+        Ok(config)
     }
 
     /// Reads a configuration; relative paths in it start from `base_dir`.
@@ -117,19 +140,30 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
-        parse(text, |raw| Self::check(raw, files::Base(base_dir)))
+        parse(text, base_dir, |raw, files| Self::check(raw, &|name, source| source.initial(name), files))
     }
 
-    fn check(raw: raw::Root, base: files::Base<'_>) -> Result<Self, problem::Problem> {
-        let (registries, policies) = access(raw.registries, raw.trust, base)?;
+    /// The files that decide whom to trust: the configuration, and the keys, certificates,
+    /// roots and rules that its `trust` names. A change of any of them changes what may be
+    /// served.
+    pub fn trust_files(&self) -> &[PathBuf] {
+        &self.trust_files
+    }
+
+    fn check(raw: raw::Root, roots: CurrentRoot<'_>, files: &Files<'_>) -> Result<Self, problem::Problem> {
+        let (registries, policies) = access(raw.registries, raw.trust, roots, files)?;
+        let base = files.base();
+        let bundles = bundles::read(raw.bundles, &policies, base).map_err(|problem| problem.at("bundles"))?;
         Ok(Self {
             registries,
             limits: limits(&raw.limits).map_err(|problem| problem.at("limits"))?,
             cache: cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
-            bundles: bundles::read(raw.bundles, &policies, base).map_err(|problem| problem.at("bundles"))?,
+            roots: policies.roots_of(bundles.iter().map(|bundle| &bundle.trust)),
+            bundles,
             long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
             clients: clients::read(raw.clients, base).map_err(|problem| problem.at("clients"))?,
+            trust_files: files.all_live(),
         })
     }
 }
@@ -154,18 +188,25 @@ fn read<T>(file: &Path, parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError
     parse(&text, folder).map_err(|error| error.in_file(file))
 }
 
-fn parse<T>(text: &str, check: impl FnOnce(raw::Root) -> Result<T, problem::Problem>) -> Result<T, ConfigError> {
+fn parse<T>(
+    text: &str,
+    folder: &Path,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, problem::Problem>,
+) -> Result<T, ConfigError> {
     let root = tree::Node::parse(text)?;
-    check_version(&root).and_then(|()| reader::read(&root)).and_then(check).map_err(|problem| problem.into_error(&root))
+    let files = Files::new(folder);
+    let checked = check_version(&root).and_then(|()| reader::read(&root)).and_then(|raw| check(raw, &files));
+    checked.map_err(|problem| problem.into_error(&root).after(files.all()))
 }
 
 fn access(
     registries: BTreeMap<String, raw::Registry>,
     trust: raw::Trust,
-    base: files::Base<'_>,
+    roots: CurrentRoot<'_>,
+    files: &Files<'_>,
 ) -> Result<(BTreeMap<String, registry::Options>, Policies), problem::Problem> {
-    let registries = registries::read(registries, base).map_err(|problem| problem.at("registries"))?;
-    let policies = Policies::read(trust, base).map_err(|problem| problem.at("trust"))?;
+    let registries = registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
+    let policies = Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
     Ok((registries, policies))
 }
 
@@ -195,7 +236,7 @@ fn limits(raw: &raw::Limits) -> Result<Limits, problem::Problem> {
     })
 }
 
-fn cache(raw: raw::Cache, base: files::Base<'_>) -> Result<Cache, problem::Problem> {
+fn cache(raw: raw::Cache, base: Base<'_>) -> Result<Cache, problem::Problem> {
     let directory = raw.directory.map(|path| base.path(&path)).transpose();
     Ok(Cache {
         directory: directory.map_err(|problem| problem.at("directory"))?,

@@ -1,14 +1,18 @@
 //! The configuration as it is typed: names and shapes, no meaning yet. The only way from
 //! here to something usable is [`super::Config`].
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+mod trust;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
-};
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Deserialize;
 
 use super::values::{Address, Size, Time};
+
+pub(super) use trust::{
+    Attestation, Authority, Globs, KeyFile, Keyless, Policy, PolicyRules, Require, Root as TrustRoot, Scalar, Trust,
+    Tuf, X509,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,51 +122,6 @@ pub(super) struct Timeouts {
     pub(super) total: Option<Time>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Trust {
-    #[serde(default)]
-    pub(super) authorities: BTreeMap<String, Authority>,
-    #[serde(default)]
-    pub(super) policies: BTreeMap<String, Policy>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Authority {
-    pub(super) keys: Vec<KeyFile>,
-    pub(super) tlog: Option<String>,
-}
-
-/// `release.pub` or `{ file: release.pub }`.
-#[derive(Debug)]
-pub(super) struct KeyFile(pub(super) PathBuf);
-
-/// `unsigned`, or what it takes.
-#[derive(Debug)]
-pub(super) enum Policy {
-    Word(String),
-    Rules(PolicyRules),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PolicyRules {
-    #[serde(rename = "match")]
-    pub(super) matches: Option<Globs>,
-    pub(super) require: Require,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Require {
-    pub(super) any_of: Vec<String>,
-}
-
-/// One text or a list of them.
-#[derive(Debug)]
-pub(super) struct Globs(pub(super) Vec<String>);
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Bundle {
@@ -172,79 +131,4 @@ pub(super) struct Bundle {
     pub(super) confirm_within: Option<Time>,
     pub(super) on_missing: Option<String>,
     pub(super) max_stale: Option<Time>,
-}
-
-impl<'de> Deserialize<'de> for KeyFile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Long {
-            file: PathBuf,
-        }
-        struct KeyFileVisitor;
-        impl<'de> Visitor<'de> for KeyFileVisitor {
-            type Value = KeyFile;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the path of a PEM public key")
-            }
-
-            fn visit_str<E>(self, path: &str) -> Result<KeyFile, E> {
-                Ok(KeyFile(path.into()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<KeyFile, A::Error> {
-                Long::deserialize(MapAccessDeserializer::new(access)).map(|long| KeyFile(long.file))
-            }
-        }
-        deserializer.deserialize_any(KeyFileVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Policy {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PolicyVisitor;
-        impl<'de> Visitor<'de> for PolicyVisitor {
-            type Value = Policy;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("`unsigned` or `{ require: { any_of: [AUTHORITY] } }`")
-            }
-
-            fn visit_str<E>(self, word: &str) -> Result<Policy, E> {
-                Ok(Policy::Word(word.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<Policy, A::Error> {
-                PolicyRules::deserialize(MapAccessDeserializer::new(access)).map(Policy::Rules)
-            }
-        }
-        deserializer.deserialize_any(PolicyVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Globs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct GlobsVisitor;
-        impl<'de> Visitor<'de> for GlobsVisitor {
-            type Value = Globs;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a glob such as \"ghcr.io/acme/**\", or a list of them")
-            }
-
-            fn visit_str<E>(self, glob: &str) -> Result<Globs, E> {
-                Ok(Globs(vec![glob.to_owned()]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Globs, A::Error> {
-                let mut globs = Vec::new();
-                while let Some(glob) = access.next_element()? {
-                    globs.push(glob);
-                }
-                Ok(Globs(globs))
-            }
-        }
-        deserializer.deserialize_any(GlobsVisitor)
-    }
 }

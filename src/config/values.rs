@@ -7,6 +7,7 @@ use std::{
 };
 
 use globset::{GlobBuilder, GlobMatcher};
+use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::Visitor};
 
 use super::problem::Problem;
@@ -14,6 +15,10 @@ use super::problem::Problem;
 /// `30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Time(pub(super) Duration);
+
+/// `2027-01-01T00:00:00Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment(pub(super) Timestamp);
 
 /// `64MiB`; never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +76,19 @@ impl std::str::FromStr for Time {
             Some(millis) if millis <= LONGEST_HOURS * 3600 * 1000 => Ok(Self(Duration::from_millis(millis))),
             _ => Err(format!("{text:?} is above the maximum of {LONGEST_HOURS}h; write a shorter time")),
         }
+    }
+}
+
+impl std::str::FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no moment; write one with its zone, such as {MOMENT_EXAMPLE}");
+        // A weekday or a named zone could contradict the rest.
+        if text.contains(['[', ' ']) {
+            return Err(wrong());
+        }
+        text.parse().map(Self).map_err(|_| wrong())
     }
 }
 
@@ -183,6 +201,12 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Written("a moment such as 2027-01-01T00:00:00Z", std::marker::PhantomData))
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Written("a size such as 64MiB", std::marker::PhantomData))
@@ -196,6 +220,7 @@ impl<'de> Deserialize<'de> for Address {
 }
 
 const TIME_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
+const MOMENT_EXAMPLE: &str = "2027-01-01T00:00:00Z";
 const SIZE_EXAMPLE: &str = "512KiB, 64MiB or 10GiB";
 const ADDRESS_EXAMPLE: &str = "\":8443\" (all addresses) or \"127.0.0.1:8443\"";
 /// Ten years.
@@ -214,6 +239,15 @@ mod tests {
             assert!(text.parse::<Time>().is_err(), "{text}");
         }
         assert_eq!("30".parse::<Time>().unwrap_err(), "\"30\" has no unit; write 30s or 30ms");
+    }
+
+    #[test]
+    fn moments_have_a_zone() {
+        let utc = "2027-01-01T00:00:00Z".parse::<Moment>().unwrap();
+        assert_eq!("2027-01-01T01:00:00+01:00".parse::<Moment>().unwrap(), utc);
+        for text in ["", "2027", "2027-01-01", "2027-01-01T00:00:00", "2027-02-30T00:00:00Z", "tomorrow"] {
+            assert!(text.parse::<Moment>().is_err(), "{text}");
+        }
     }
 
     #[test]

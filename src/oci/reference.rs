@@ -62,6 +62,9 @@ pub enum ReferenceError {
     /// Neither tag nor digest.
     #[error("reference {0:?} names neither tag nor digest; add one, such as {0}:v1")]
     NoVersion(String),
+    /// A tag or a digest where all versions are meant.
+    #[error("repository {0:?} has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz")]
+    Version(String),
     /// Not the grammar of the distribution specification.
     #[error("reference {text:?} is malformed: {reason}")]
     Malformed {
@@ -187,6 +190,33 @@ impl FromStr for Reference {
     }
 }
 
+impl FromStr for Repository {
+    type Err = ReferenceError;
+
+    /// `HOST/REPOSITORY`, by the same grammar as a [`Reference`].
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let malformed = |reason: &str| ReferenceError::Malformed { text: text.to_owned(), reason: reason.to_owned() };
+        if text.starts_with("oci-layout:") {
+            return Err(malformed("this is a folder; write HOST/REPOSITORY"));
+        }
+        if text.contains("://") {
+            return Err(malformed("it has a scheme; write HOST/REPOSITORY"));
+        }
+        let any = format!("{text}@{}", Digest::sha256(b""));
+        let repository = match any.parse::<Reference>() {
+            Ok(reference) => reference.repository,
+            Err(ReferenceError::NoHost(_)) => return Err(ReferenceError::NoHost(text.to_owned())),
+            // Two digests, say.
+            Err(_) if text.contains('@') => return Err(ReferenceError::Version(text.to_owned())),
+            Err(_) => return Err(malformed("write HOST/REPOSITORY, such as ghcr.io/acme/authz")),
+        };
+        if repository.to_string() != text {
+            return Err(ReferenceError::Version(text.to_owned()));
+        }
+        Ok(repository)
+    }
+}
+
 /// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
 fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -256,6 +286,41 @@ mod tests {
             "https://ghcr.io/a:v1",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_repository_is_named_without_version() {
+        for text in ["ghcr.io/acme/authz", "localhost/a", "127.0.0.1:5000/a/b", "r.io:5000/sigs"] {
+            assert_eq!(text.parse::<Repository>().unwrap().to_string(), text);
+        }
+        for text in ["r.io/a:v1", "r.io:5000/a:v1", &format!("r.io/a@sha256:{HEX}"), "r.io/a@"] {
+            assert!(matches!(text.parse::<Repository>(), Err(ReferenceError::Version(_))), "{text}");
+        }
+        for text in [
+            "",
+            "r.io",
+            "r.io/",
+            "r.io//a",
+            "/a",
+            "acme/authz",
+            "r.io/..",
+            "r.io/a/../b",
+            "r.io/a/%2e%2e/b",
+            "r.io/a%2fb",
+            "r.io/a?x=1",
+            "r.io/a#x",
+            "r.io/a\\b",
+            "r.io/a b",
+            "r.io/a\n",
+            " r.io/a",
+            "r.io/A",
+            "user@r.io/a",
+            "user:password@r.io/a",
+            "https://r.io/a",
+            "oci-layout:x",
+        ] {
+            assert!(text.parse::<Repository>().is_err(), "{text:?}");
         }
     }
 

@@ -167,6 +167,11 @@ impl PublicKey {
         }
     }
 
+    /// Whether any of its signatures can be judged together with a log entry.
+    pub(super) fn goes_with_a_log(&self) -> bool {
+        self.schemes.iter().any(|verifier| verifier.scheme.goes_with_a_log())
+    }
+
     pub(super) fn spki(&self) -> &DerPublicKey {
         &self.spki
     }

@@ -285,7 +285,12 @@ impl Requirements {
                 return unmeetable("attestations", sentence);
             }
         }
-        self.authorities.iter().try_for_each(Authority::check)?;
+        for authority in &self.authorities {
+            authority.check().map_err(|Unmeetable { key, sentence }| Unmeetable {
+                key: "require",
+                sentence: format!("{}: {key}: {sentence}", authority.name),
+            })?;
+        }
         self.check_shared_keys()?;
         self.check_age()
     }
@@ -345,32 +350,46 @@ impl Authority {
         }
     }
 
-    fn check(&self) -> Result<(), Unmeetable> {
-        let name = &self.name;
+    /// Whether anything could ever be its signature. The keys of the answer are those of an
+    /// authority.
+    ///
+    /// An authority whose keys are all revoked passes: a configuration that revokes the last
+    /// key must be taken, not refused in favour of the one before it.
+    ///
+    /// # Errors
+    /// When nothing could.
+    pub fn check(&self) -> Result<(), Unmeetable> {
         let root = self.root.as_ref();
+        let root_name = root.map_or("none", TrustRoot::name);
         let logs = root.is_some_and(TrustRoot::has_logs);
         let stamps = root.is_some_and(TrustRoot::has_timestamp_authorities);
+        let lacks = |what: &str, way_out: &str| {
+            format!("its root ({root_name}) has no {what}; {way_out}, or name another root")
+        };
         if self.log == Log::Require && !logs {
-            return unmeetable("require", format!("{name}: tlog: require, but its root has no transparency log"));
+            return unmeetable("tlog", lacks("transparency log", "write `tlog: none`"));
         }
         match &self.proof {
-            Proof::Keys(keys) if keys.iter().all(|key| key.revoked) => {
-                unmeetable("require", format!("{name}: nobody speaks for it, as every key is revoked; give it one"))
+            Proof::Keys(keys)
+                if self.log == Log::Require && !keys.iter().any(|key| key.revoked || key.key.goes_with_a_log()) =>
+            {
+                let sentence = "no signature of its keys can be judged together with a log; write `tlog: none`";
+                unmeetable("tlog", sentence)
             }
-            Proof::Keys(keys) => keys.iter().try_for_each(|key| key.check(name)),
-            Proof::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => {
-                unmeetable("require", format!("{name}: its root has no certificate authority"))
-            }
+            Proof::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
+            Proof::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => unmeetable(
+                "keyless.root",
+                format!("this root ({root_name}) has no certificate authority; name one that has"),
+            ),
             Proof::Keyless(_) if self.log == Log::None && !stamps => {
-                let sentence =
-                    "without a log only a timestamp proves the time, and its root has no timestamp authority";
-                unmeetable("require", format!("{name}: {sentence}"))
+                let lacks = lacks("timestamp authority", "write `tlog: require`");
+                unmeetable("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
             }
             Proof::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
-                unmeetable("require", format!("{name}: time: tsa, but its root has no timestamp authority"))
+                unmeetable("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
             }
             Proof::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
-                unmeetable("require", format!("{name}: time: rekor, but its root has no transparency log"))
+                unmeetable("x509.time", lacks("transparency log", "write `tsa` or `now`"))
             }
             Proof::Keyless(_) | Proof::X509(_) => Ok(()),
         }
@@ -378,11 +397,15 @@ impl Authority {
 }
 
 impl AuthorityKey {
-    fn check(&self, authority: &str) -> Result<(), Unmeetable> {
+    /// Whether it could ever speak. The keys of the answer are those of an entry of `keys`.
+    ///
+    /// # Errors
+    /// When it couldn't.
+    pub fn check(&self) -> Result<(), Unmeetable> {
         match (self.not_before, self.not_after) {
             (Some(from), Some(until)) if from >= until => unmeetable(
-                "require",
-                format!("{authority}: a key that is valid until {until} and from {from} is never"),
+                "not_after",
+                format!("the key would count from {from} until {until}, which is never; correct one of them"),
             ),
             _ => Ok(()),
         }

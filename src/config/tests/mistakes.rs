@@ -60,17 +60,9 @@ fn keys_of_later_versions_are_known_as_such() {
     for name in ["basic_file", "mtls", "jwt"] {
         later(&format!("clients[0].{name}"), &format!("clients: [{{ name: a, {name}: x }}]"));
     }
-    for name in ["all_of", "at_least", "of"] {
-        let policy = format!("trust.policies.p.require.{name}");
-        later(&policy, &format!("trust: {{ policies: {{ p: {{ require: {{ {name}: x }} }} }} }}"));
-    }
     later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
     later("long_poll.spread", "long_poll: { spread: auto }");
     later("registries.r.io.credentials.docker_config", "registries: { r.io: { credentials: { docker_config: x } } }");
-    later("trust.roots", "trust: { roots: {} }");
-    later("trust.authorities.ci.keyless", "trust: { authorities: { ci: { keyless: {} } } }");
-    later("trust.authorities.a.keys[0].not_after", "trust: { authorities: { a: { keys: [{ not_after: x }] } } }");
-    later("trust.policies.p.formats", "trust: { policies: { p: { formats: [bundle] } } }");
     later("patterns", "patterns: []");
 }
 

@@ -1,0 +1,252 @@
+//! `trust.authorities`: who speaks, and how one knows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use super::{roots::Roots, unmeetable};
+use crate::{
+    config::{
+        files::Base,
+        keys,
+        problem::Problem,
+        raw,
+        values::{Moment, name},
+    },
+    verify::{
+        Authority, AuthorityKey, BadKey, BadPattern, CaRoots, Claim, Identity, Log, Pattern, Proof, PublicKey, San,
+        Scheme, SigningTime, TrustRoot, X509,
+    },
+};
+
+/// Reads all of `trust.authorities`.
+pub(super) fn read(
+    raw: BTreeMap<String, raw::Authority>,
+    roots: &Roots,
+    base: Base<'_>,
+) -> Result<BTreeMap<String, Authority>, Problem> {
+    let mut authorities = BTreeMap::new();
+    for (name, raw) in raw {
+        let authority = authority(&name, raw, roots, base).map_err(|problem| problem.at(&name))?;
+        authorities.insert(name, authority);
+    }
+    spread_revocations(&mut authorities);
+    Ok(authorities)
+}
+
+fn authority(authority: &str, raw: raw::Authority, roots: &Roots, base: Base<'_>) -> Result<Authority, Problem> {
+    // The names stand in a header, separated by commas.
+    name(authority)?;
+    let mut log = log(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
+    let misplaced = |kind: &str| match &raw.root {
+        Some(root) => Err(Problem::new(format!("write it inside, as `{kind}: {{ root: {root}, … }}`")).at("root")),
+        None => Ok(()),
+    };
+    let (proof, root) = match (raw.keys, raw.keyless, raw.x509) {
+        (Some(keys), None, None) => {
+            let root = root_of(raw.root.as_deref(), log != Log::None, roots)?;
+            (Proof::Keys(own_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
+        }
+        (None, Some(keyless), None) => {
+            misplaced("keyless")?;
+            let root = root_of(keyless.root.as_deref(), true, roots).map_err(|problem| problem.at("keyless"))?;
+            (Proof::Keyless(identity(keyless).map_err(|problem| problem.at("keyless"))?), root)
+        }
+        (None, None, Some(x509)) => {
+            misplaced("x509")?;
+            // Then no log is looked at.
+            let now = x509.time.as_deref() == Some("now");
+            if now && raw.tlog.is_some() && log != Log::None {
+                let sentence = "by `time: now` no log is looked at; write `tlog: none`, or another time";
+                return Err(Problem::new(sentence).at("tlog"));
+            }
+            log = if now { Log::None } else { log };
+            let (x509, root) = own_ca(x509, log, roots, base).map_err(|problem| problem.at("x509"))?;
+            (Proof::X509(x509), root)
+        }
+        (None, None, None) => {
+            return Err(Problem::new("nothing tells who this is; write one of `keys`, `keyless` and `x509`"));
+        }
+        _ => return Err(Problem::new("an authority is known in one way; keep one of `keys`, `keyless` and `x509`")),
+    };
+    let authority = Authority { name: authority.to_owned(), proof, log, root };
+    authority.check().map_err(unmeetable)?;
+    Ok(authority)
+}
+
+fn log(word: Option<&str>) -> Result<Log, Problem> {
+    match word {
+        None | Some("require") => Ok(Log::Require),
+        Some("if_present") => Ok(Log::IfPresent),
+        Some("none") => Ok(Log::None),
+        Some(other) => {
+            let suggestion = keys::suggestion(other, ["none", "if_present", "require"].into_iter());
+            Err(Problem::new(format!("{other:?} is none of `none`, `if_present` and `require`; {suggestion}")))
+        }
+    }
+}
+
+/// The root of this name, or the public-good one where there has to be one.
+fn root_of(name: Option<&str>, needed: bool, roots: &Roots) -> Result<Option<TrustRoot>, Problem> {
+    match name {
+        Some(name) => roots.named(name).map(Some).map_err(|problem| problem.at("root")),
+        None if needed => roots.sigstore().map(Some),
+        None => Ok(None),
+    }
+}
+
+fn own_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, Problem> {
+    if raw.is_empty() {
+        return Err(Problem::new("without a key nobody speaks for it; name a PEM public key file"));
+    }
+    let mut keys: Vec<AuthorityKey> = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let key = key(raw, base).and_then(|key| {
+            let twin = keys.iter().position(|known| known.key.identity() == key.key.identity());
+            match twin {
+                // Two sets of conditions, and the looser one would count.
+                Some(twin) => Err(Problem::new(format!("it is the same key as keys[{twin}]; keep one of them"))),
+                None => Ok(key),
+            }
+        });
+        keys.push(key.map_err(|problem| problem.at_index(index))?);
+    }
+    Ok(keys)
+}
+
+fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
+    let raw = match raw {
+        raw::KeyFile::Word(path) => return public_key(path.as_ref(), None, base).map(AuthorityKey::from),
+        raw::KeyFile::Keys(raw) => raw,
+    };
+    let key = AuthorityKey {
+        key: public_key(&raw.file, raw.schemes.as_deref(), base)?,
+        not_before: raw.not_before.map(|Moment(at)| at),
+        not_after: raw.not_after.map(|Moment(at)| at),
+        revoked: raw.revoked,
+    };
+    key.check().map_err(unmeetable)?;
+    Ok(key)
+}
+
+fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result<PublicKey, Problem> {
+    let text = base.text(path)?;
+    let refused = |reason: String| Problem::new(format!("{}: {reason}", path.display()));
+    if text.matches("-----BEGIN PUBLIC KEY-----").count() > 1 {
+        return Err(refused("it holds several keys; put each into a file of its own".to_owned()));
+    }
+    let Some(schemes) = schemes else {
+        return PublicKey::from_pem(&text).map_err(|error| refused(error.to_string()));
+    };
+    let named = schemes.iter().enumerate().map(|(index, name)| {
+        Scheme::named(name).ok_or_else(|| {
+            let suggestion = keys::suggestion(name, Scheme::names());
+            Problem::new(format!("{name:?} is no signature scheme; {suggestion}")).at_index(index).at("schemes")
+        })
+    });
+    let named = named.collect::<Result<Vec<_>, _>>()?;
+    PublicKey::with_schemes(&text, &named).map_err(|error| match error {
+        BadKey::OtherScheme { .. } | BadKey::NoScheme => Problem::new(error.to_string()).at("schemes"),
+        BadKey::NotPem(_) | BadKey::Private | BadKey::Unsupported | BadKey::Broken(_) => refused(error.to_string()),
+    })
+}
+
+/// A key that is revoked in one place speaks nowhere: whoever revokes a stolen key must not
+/// have to find every place that names it first.
+fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
+    let keys = authorities.values().flat_map(Authority::keys);
+    let revoked: BTreeSet<_> = keys.filter(|key| key.revoked).map(|key| key.key.identity().to_owned()).collect();
+    for authority in authorities.values_mut() {
+        if let Proof::Keys(keys) = &mut authority.proof {
+            keys.iter_mut().for_each(|key| key.revoked |= revoked.contains(key.key.identity()));
+        }
+    }
+}
+
+fn identity(raw: raw::Keyless) -> Result<Identity, Problem> {
+    let wanted = "such as \"https://token.actions.githubusercontent.com\"";
+    let issuer = pattern(("issuer", raw.issuer), ("issuer_regex", raw.issuer_regex))?
+        .ok_or_else(|| missing("issuer", "whoever has an account anywhere", wanted))?;
+    let wanted = "an e-mail address or a workflow's URI";
+    let subject = pattern(("subject", raw.subject), ("subject_regex", raw.subject_regex))?
+        .ok_or_else(|| missing("subject", "whoever the issuer knows", wanted))?;
+    let claims = raw.claims.into_iter().map(|(name, text)| claim(&name, &text).map_err(|problem| problem.at(&name)));
+    let claims = claims.collect::<Result<_, _>>().map_err(|problem| problem.at("claims"))?;
+    Ok(Identity { issuer, subject, claims })
+}
+
+fn missing(key: &str, everybody: &str, wanted: &str) -> Problem {
+    Problem::new(format!("without it {everybody} could sign; write `{key}`, {wanted}")).at(key)
+}
+
+fn claim(name: &str, text: &str) -> Result<(Claim, Pattern), Problem> {
+    let claim = Claim::named(name).ok_or_else(|| {
+        let suggestion = keys::suggestion(name, Claim::names());
+        Problem::new(format!("no certificate has such a claim; {suggestion}"))
+    })?;
+    Ok((claim, Pattern::glob(text).map_err(refused)?))
+}
+
+/// The pattern of a key and its `_regex` variant, of which one may be written.
+fn pattern(glob: (&str, Option<String>), regex: (&str, Option<String>)) -> Result<Option<Pattern>, Problem> {
+    match (glob, regex) {
+        ((key, Some(_)), (other, Some(_))) => {
+            Err(Problem::new(format!("`{key}` and `{other}` are two ways to say it; keep one")).at(other))
+        }
+        ((key, Some(text)), _) => Pattern::glob(&text).map(Some).map_err(|error| refused(error).at(key)),
+        (_, (key, Some(text))) => Pattern::regex(&text).map(Some).map_err(|error| refused(error).at(key)),
+        ((_, None), (_, None)) => Ok(None),
+    }
+}
+
+fn refused(error: BadPattern) -> Problem {
+    Problem::new(match error {
+        BadPattern::Regex(_) => format!("{error}; correct it"),
+        BadPattern::Empty | BadPattern::Everybody => error.to_string(),
+    })
+}
+
+fn own_ca(raw: raw::X509, log: Log, roots: &Roots, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
+    let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
+    if time == SigningTime::Rekor && log == Log::None {
+        let sentence = "the log that proves the time is not looked at; write `tlog: require`, or another time";
+        return Err(Problem::new(sentence).at("time"));
+    }
+    let root = root_of(raw.root.as_deref(), log != Log::None || time != SigningTime::Now, roots)?;
+    let uri = pattern(("san_uri", raw.san_uri), ("san_uri_regex", raw.san_uri_regex))?;
+    let email = pattern(("san_email", raw.san_email), ("san_email_regex", raw.san_email_regex))?;
+    let subject = match (uri, email) {
+        (Some(pattern), None) => San::Uri(pattern),
+        (None, Some(pattern)) => San::Email(pattern),
+        (None, None) => {
+            let everybody = "without it whoever has a certificate could sign";
+            return Err(Problem::new(format!("{everybody}; write `san_uri` or `san_email`")).at("san_uri"));
+        }
+        (Some(_), Some(_)) => {
+            return Err(Problem::new("a certificate is known by one name; keep `san_uri` or `san_email`"));
+        }
+    };
+    let roots = base.text(&raw.roots).and_then(|text| {
+        CaRoots::from_pem(&text).map_err(|error| {
+            Problem::new(format!("{}: {error}; give PEM certificates of the authority", raw.roots.display()))
+        })
+    });
+    Ok((X509 { roots: roots.map_err(|problem| problem.at("roots"))?, subject, time }, root))
+}
+
+fn signing_time(word: Option<&str>) -> Result<SigningTime, Problem> {
+    match word {
+        Some("tsa") => Ok(SigningTime::Tsa),
+        Some("rekor") => Ok(SigningTime::Rekor),
+        Some("now") => Ok(SigningTime::Now),
+        Some(other) => {
+            let suggestion = keys::suggestion(other, ["tsa", "rekor", "now"].into_iter());
+            Err(Problem::new(format!("{other:?} is none of `tsa`, `rekor` and `now`; {suggestion}")))
+        }
+        None => {
+            let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
+            Err(Problem::new(format!("nothing proves when a certificate was used; write {ways}")))
+        }
+    }
+}
