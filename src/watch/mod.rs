@@ -1,5 +1,6 @@
 //! Watchers: one task per bundle turns a moving reference into snapshots.
 
+mod board;
 mod freshness;
 mod handle;
 mod pipeline;

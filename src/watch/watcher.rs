@@ -1,6 +1,6 @@
 //! The task behind a bundle: checks the registry, decides with [`next`], tells the world.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::{
@@ -9,8 +9,10 @@ use tokio::{
 };
 
 use super::{
-    Snapshot, freshness,
-    handle::{Checks, FailureStatus, Handle, SignerStatus, Status},
+    Snapshot,
+    board::Board,
+    freshness,
+    handle::{Checks, Handle},
     pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
     scribe::{Entry, Scribe},
@@ -40,10 +42,9 @@ pub struct Watcher {
     rules: Rules,
     metrics: Metrics,
     schedule: Schedule,
-    state: watch::Sender<State>,
+    board: Board,
     checks: watch::Sender<Checks>,
     wanted: watch::Receiver<Option<Instant>>,
-    status: Arc<Mutex<Status>>,
     scribe: Arc<Scribe>,
     /// What follows from the disk, but is not shown before the registry had its say: something
     /// accepted, or that its `max_stale` is over.
@@ -53,47 +54,37 @@ pub struct Watcher {
     fresh_until: Option<Instant>,
     /// When the registry last confirmed what is served, as the disk has it.
     noted: Option<Timestamp>,
-    published: Option<[String; 2]>,
 }
 
 impl Watcher {
     /// A watcher, not yet running, and the handle to it.
     pub fn new(pipeline: Pipeline, rules: Rules) -> (Self, Handle) {
-        let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
-        let status = Status {
-            state: State::Pending.label(),
-            reference: pipeline.reference.to_string(),
-            since: now(),
-            ..Status::default()
-        };
-        let status = Arc::new(Mutex::new(status));
+        let (name, reference) = (Arc::clone(&pipeline.name), pipeline.reference.to_string());
+        let (board, state, status) = Board::new(Arc::clone(&name), reference, pipeline.metrics.clone());
         let handle = Handle {
-            name: Arc::clone(&pipeline.name),
-            state: state_seen,
+            name,
+            state,
             checks: checks_seen,
             wanted: Arc::new(wanted),
             confirm_within: rules.confirm_within,
-            status: Arc::clone(&status),
+            status,
         };
-        let mut watcher = Self {
+        let watcher = Self {
             metrics: pipeline.metrics.clone(),
             pipeline: Arc::new(pipeline),
             schedule: Schedule::new(rules.poll),
             rules,
-            state,
+            board,
             checks,
             wanted: wanted_seen,
-            status,
             scribe: Arc::default(),
             prepared: None,
             hopeless: None,
             fresh_until: None,
             noted: None,
-            published: None,
         };
-        watcher.count_state();
         (watcher, handle)
     }
 
@@ -110,9 +101,9 @@ impl Watcher {
         match self.pipeline.recall().await {
             Some(Ok(remembered)) => self.prepare(remembered),
             Some(Err(failure)) => {
-                self.note(&failure);
-                let state = next(&self.state.borrow(), &Outcome::Failed(failure), self.rules.on_missing);
-                self.show(state);
+                self.board.note(&failure);
+                let state = next(&self.board.state(), &Outcome::Failed(failure), self.rules.on_missing);
+                self.board.show(state);
             }
             None => {}
         }
@@ -166,7 +157,7 @@ impl Watcher {
 
     /// What need not be fetched again.
     fn known(&self) -> Option<Arc<Snapshot>> {
-        let state = self.state.borrow();
+        let state = self.board.state();
         state.snapshot().or_else(|| self.prepared.as_ref()?.snapshot()).cloned()
     }
 
@@ -216,7 +207,7 @@ impl Watcher {
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
         // What lies prepared counts as served, but it is shown only if it stays.
-        let before = self.prepared.take().unwrap_or_else(|| self.state.borrow().clone());
+        let before = self.prepared.take().unwrap_or_else(|| self.board.state());
         let label = match outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
@@ -225,14 +216,14 @@ impl Watcher {
         self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
         match outcome {
             Outcome::Failed(failure) => {
-                self.note(failure);
+                self.board.note(failure);
                 // It stays known through trouble of other kinds: the same bytes have the same defect.
                 if failure.class == FailureClass::Defect {
                     self.hopeless = Some(failure.clone());
                 }
             }
             Outcome::Accepted(_) | Outcome::Unchanged => {
-                self.lock().last_failure = None;
+                self.board.forgive();
                 self.hopeless = None;
                 // From now on: a check that takes longer than this would else end stale.
                 self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
@@ -240,7 +231,7 @@ impl Watcher {
         }
         let after = next(&before, outcome, self.rules.on_missing);
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
-        self.show(after);
+        self.board.show(after);
         if matches!(outcome, Outcome::Unchanged) {
             self.confirm();
         }
@@ -248,9 +239,7 @@ impl Watcher {
             self.scribe.put_down(Entry::Forget);
         }
         if answered {
-            self.lock().last_check = Some(now());
-            let seconds = Timestamp::now().as_millisecond() as f64 / 1000.0;
-            self.metrics.last_check.with_label_values(&[&*self.pipeline.name]).set(seconds);
+            self.board.checked();
         }
         // After the state: whoever waits for a check reads what it found.
         self.checks.send_modify(|checks| {
@@ -285,7 +274,7 @@ impl Watcher {
 
     fn show_prepared(&mut self) {
         if let Some(state) = self.prepared.take() {
-            self.show(state);
+            self.board.show(state);
         }
     }
 
@@ -296,105 +285,9 @@ impl Watcher {
         let expired = State::Withdrawn(format!("no successful check for {age} (max_stale)").into());
         if self.prepared.is_some() {
             self.prepared = Some(expired);
-        } else if self.state.borrow().snapshot().is_some() {
-            self.show(expired);
+        } else if self.board.state().snapshot().is_some() {
+            self.board.show(expired);
         }
-    }
-
-    /// Publishes a state. Waiters wake only if what they would get has changed.
-    fn show(&mut self, after: State) {
-        let before = self.state.borrow().clone();
-        let same_bytes = match (&before, &after) {
-            (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => return,
-            (State::Serving(before), State::Serving(after)) => before.etag() == after.etag(),
-            (State::Pending, State::Pending) => return,
-            (State::Withdrawn(before), State::Withdrawn(after)) if before == after => return,
-            _ => false,
-        };
-        self.describe(&after);
-        self.state.send_if_modified(|state| {
-            *state = after;
-            !same_bytes
-        });
-        self.count_state();
-    }
-
-    fn describe(&self, after: &State) {
-        let bundle = &*self.pipeline.name;
-        let mut status = self.lock();
-        status.since = now();
-        status.state = after.label();
-        let Some(snapshot) = after.snapshot() else {
-            (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
-            status.signers = Vec::new();
-            if let State::Withdrawn(reason) = after {
-                tracing::error!(
-                    bundle,
-                    %reason,
-                    "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
-                );
-            }
-            return;
-        };
-        let manifest = snapshot.manifest_digest().to_string();
-        let revision = snapshot.bundle().revision().to_string();
-        tracing::info!(bundle, manifest, revision, etag = snapshot.etag(), "serving");
-        status.manifest = Some(manifest);
-        status.etag = Some(snapshot.etag().to_owned());
-        status.revision = Some(revision);
-        status.size = Some(snapshot.bundle().blob().size());
-        status.signers = snapshot
-            .signers()
-            .iter()
-            .map(|signer| SignerStatus {
-                authority: signer.authority.clone(),
-                identity: signer.identity.clone(),
-                format: signer.format.label(),
-                signed_at: None,
-            })
-            .collect();
-    }
-
-    /// Puts a failure where people look; logs it once, not at every repetition.
-    fn note(&self, failure: &Failure) {
-        let status = FailureStatus {
-            at: now(),
-            class: failure.class.label(),
-            step: failure.step.to_string(),
-            digest: failure.digest.as_ref().map(ToString::to_string),
-            message: failure.message.clone(),
-        };
-        let last = self.lock().last_failure.replace(status);
-        let known = last.is_some_and(|last| last.message == failure.message && last.class == failure.class.label());
-        if !known {
-            let (bundle, class, step) = (&*self.pipeline.name, failure.class.label(), failure.step.to_string());
-            let serving = self.state.borrow().label();
-            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{}", failure.message);
-        }
-    }
-
-    fn count_state(&mut self) {
-        let name = &*self.pipeline.name;
-        let state = self.state.borrow();
-        let published = state
-            .snapshot()
-            .map(|snapshot| [snapshot.manifest_digest().to_string(), snapshot.bundle().revision().to_string()]);
-        if let Some([manifest, revision]) = &self.published {
-            // It may have been set never or twice; either way it has to go.
-            let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
-        }
-        if let Some([manifest, revision]) = &published {
-            self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
-        }
-        self.published = published;
-        for label in ["pending", "serving", "withdrawn"] {
-            let value = i64::from(label == state.label());
-            self.metrics.bundle_state.with_label_values(&[name, label]).set(value);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -403,9 +296,4 @@ async fn reached(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// RFC 3339, UTC, milliseconds.
-fn now() -> String {
-    format!("{:.3}", Timestamp::now())
 }
