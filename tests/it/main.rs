@@ -12,6 +12,7 @@ mod dev;
 mod drain;
 mod evaluation;
 mod faulty;
+mod forge;
 mod gate;
 mod intake;
 mod protocols;

@@ -1,0 +1,16 @@
+//! Signatures made to specification where no real program can make them: a Sigstore of its
+//! own, with every ingredient open to be bent.
+
+mod certificates;
+mod der;
+mod keys;
+mod logs;
+mod proof;
+mod signatures;
+mod sigstore;
+mod timestamps;
+
+pub(crate) use certificates::{Certified, Content, San, Sct, Window};
+pub(crate) use keys::Key;
+pub(crate) use signatures::{By, Envelope, Legacy, payload, statement};
+pub(crate) use sigstore::{ISSUER, SUBJECT, Sigstore, ca, minutes, trust, window};
