@@ -20,4 +20,5 @@ mod refusals;
 mod replicas;
 mod session;
 mod shells;
+mod sigstore;
 mod support;

@@ -11,6 +11,7 @@ mod process;
 mod programs;
 mod proxy;
 mod registry;
+mod sigstore;
 mod terminal;
 
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
+pub(crate) use sigstore::{Evidence, Identity, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
 
 /// Far beyond what anything here takes, even on a machine with better things to do.
