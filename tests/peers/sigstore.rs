@@ -6,7 +6,9 @@ use std::fs;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::{Artifact, Cosign, Evidence, Format, Identity, Kind, Registry, Signer, Signing, Sigstore};
+use crate::support::{
+    Artifact, Cosign, Evidence, Format, Identity, KeyKind, Kind, Registry, Signer, Signing, Sigstore,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_trusted_root_names_every_authority_and_log() {
@@ -59,6 +61,37 @@ async fn both_cosigns_verify_what_is_signed_with_it_and_not_under_another_root()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn explore() {
+    let sigstore = Sigstore::start().await;
+    let registry = Registry::start(Kind::Distribution).await;
+    for kind in [KeyKind::P384, KeyKind::P521, KeyKind::Rsa, KeyKind::Ed25519] {
+        sigstore.make_key(kind).await;
+        for how in Signing::ways(&Signer::Key(kind)) {
+            let label = how.label();
+            let digest = registry.push(&format!("acme/{label}:v1"), &Artifact::answering(&label).await.file()).await;
+            let name = format!("acme/{label}@{digest}");
+            let signed = sigstore.sign(&how, &registry, &name).await;
+            println!(
+                "private {label} signed {:?} {}",
+                signed.code,
+                if signed.code == Some(0) { "" } else { &signed.stderr }
+            );
+            if signed.code != Some(0) {
+                continue;
+            }
+            for cosign in [Cosign::V3, Cosign::V2] {
+                let ran = sigstore.verify(cosign, &how, &sigstore, &registry, &name).await;
+                println!(
+                    "private {label} verified by {cosign:?} {:?} {}",
+                    ran.code,
+                    if ran.code == Some(0) { "" } else { &ran.stderr }
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_cosigns_attest_with_it() {
     let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
     let registry = Registry::start(Kind::Distribution).await;
@@ -67,7 +100,9 @@ async fn both_cosigns_attest_with_it() {
         let how = Signing { cosign, format: Format::Bundle, signer, evidence: Evidence::LogAndTime };
         let digest = registry.push("acme/authz:v1", &Artifact::answering(&how.label()).await.file()).await;
         let name = format!("acme/authz@{digest}");
-        for (kind, predicate) in [("slsaprovenance1", provenance()), (REVIEW, json!({ "approved": true }))] {
+        for (kind, predicate) in
+            [("slsaprovenance1", provenance("https://example.com/builder")), (REVIEW, json!({ "approved": true }))]
+        {
             sigstore.attest(&how, &registry, &name, kind, &predicate).await;
             sigstore.verify_attestation(kind, &how, &sigstore, &registry, &name).await.ok();
             sigstore.verify_attestation(kind, &how, &other, &registry, &name).await.failed();
@@ -77,13 +112,13 @@ async fn both_cosigns_attest_with_it() {
 }
 
 /// A predicate of <https://slsa.dev/provenance/v1>.
-fn provenance() -> Value {
+pub(crate) fn provenance(builder: &str) -> Value {
     json!({
         "buildDefinition": {
             "buildType": "https://example.com/opa-build/v1",
             "externalParameters": { "ref": "refs/tags/v1.0.0" },
         },
-        "runDetails": { "builder": { "id": "https://example.com/builder" } },
+        "runDetails": { "builder": { "id": builder } },
     })
 }
 
