@@ -129,9 +129,8 @@ impl Sigstore {
     /// What names all of them, as JSON.
     pub(crate) fn trusted_root(&self) -> Value {
         let window = window(self.valid);
-        let chain: Vec<_> = [&self.intermediate, &self.root]
-            .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))
-            .into();
+        let chain: Vec<_> =
+            [&self.intermediate, &self.root].map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)})).into();
         json!({
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "tlogs": [self.rekor.listed(&window), self.rekor2.listed(&window)],
