@@ -1,0 +1,84 @@
+//! Versions of policy, as tags and annotations have them.
+
+use std::{cmp::Ordering, fmt, str::FromStr};
+
+/// As long as a tag may be; foreign text that is longer is no version.
+const LONGEST: usize = 128;
+
+/// A semantic version. Compared by precedence, so build metadata make no difference.
+#[derive(Debug, Clone)]
+pub struct Version(semver::Version);
+
+/// Not a semantic version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a semantic version; write it such as 1.4.0")]
+pub struct NotAVersion(String);
+
+impl FromStr for Version {
+    type Err = NotAVersion;
+
+    /// A `v` in front is passed over, as in tags; and a tag has `_` where a version has `+`.
+    fn from_str(text: &str) -> Result<Self, NotAVersion> {
+        let refused = || NotAVersion(text.chars().take(LONGEST).collect());
+        if text.len() > LONGEST {
+            return Err(refused());
+        }
+        let version = text.strip_prefix('v').unwrap_or(text).replacen('_', "+", 1);
+        version.parse().map(Self).map_err(|_| refused())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Ord for Version {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.cmp_precedence(&other.0)
+    }
+}
+
+impl PartialOrd for Version {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Version {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(text: &str) -> Version {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn versions_are_read_as_tags_and_annotations_have_them() {
+        for text in ["1.4.0", "v1.4.0", "1.4.0-rc.1", "1.4.0+build.7", "1.4.0_build.7"] {
+            version(text);
+        }
+        let long = format!("1.4.0-{}", "a".repeat(LONGEST));
+        for text in ["", "v", "1", "1.4", "live", "vv1.4.0", "1.4.0 ", "01.4.0", "V1.4.0", "1.4.0.0", &long] {
+            assert!(text.parse::<Version>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn versions_are_ordered_by_precedence() {
+        let rising = ["0.9.9", "1.0.0-alpha", "1.0.0-alpha.2", "1.0.0-alpha.10", "1.0.0", "1.0.1", "1.10.0", "2.0.0"];
+        for pair in rising.windows(2) {
+            assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
+        }
+        assert_eq!(version("1.0.0+a"), version("1.0.0+b"));
+    }
+}
