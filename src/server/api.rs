@@ -6,6 +6,7 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{ALLOW, AUTHORIZATION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
 };
+use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, sleep_until};
 
@@ -116,7 +117,7 @@ impl Api {
         let mut confirmed = false;
         loop {
             // Marked as seen before it is compared: a change after this line wakes us.
-            let seen = state.borrow_and_update().clone();
+            let seen = state.borrow_and_update().clone().at(Timestamp::now());
             if let Some(answer) = at_once(&seen, question, confirmed) {
                 return answer;
             }
@@ -160,8 +161,8 @@ fn disagrees(state: &State, question: &Question) -> bool {
     state.snapshot().is_some_and(|snapshot| !question.tags.runs(snapshot.etag()))
 }
 
-fn at_deadline(state: &State, question: &Question, handle: &Handle) -> Answer {
-    match state {
+fn at_deadline(seen: &State, question: &Question, handle: &Handle) -> Answer {
+    match &seen.clone().at(Timestamp::now()) {
         State::Serving(snapshot) if question.tags.knows(snapshot.etag()) => Answer::NotModified(Arc::clone(snapshot)),
         State::Serving(snapshot) => Answer::Bundle(Arc::clone(snapshot)),
         State::Withdrawn(reason) => Answer::Absent { reason: "withdrawn", message: reason.to_string() },

@@ -1,6 +1,8 @@
 //! Watchers: one task per bundle turns a moving reference into snapshots.
 
 mod board;
+mod court;
+mod doubt;
 mod expect;
 mod fallback;
 mod freshness;
@@ -10,14 +12,17 @@ mod schedule;
 mod scribe;
 mod snapshot;
 mod state;
+mod verdict;
 mod version;
 mod watcher;
 
+pub use court::{Court, Proof};
 pub use expect::{Expect, OnOlder, Order};
 pub use fallback::OnWithdraw;
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
 pub use pipeline::{Found, Pipeline, Remembered};
 pub use snapshot::{Headers, Snapshot, Unpublishable};
 pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, next};
+pub use verdict::VerdictStatus;
 pub use version::{NotAVersion, Version};
 pub use watcher::{Rules, Watcher};
