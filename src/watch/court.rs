@@ -78,6 +78,7 @@ impl Court {
                 class: FailureClass::Transient,
                 step: Step::Verify,
                 digest: Some(digest.clone()),
+                etag: None,
                 reason,
                 message,
             },
@@ -127,6 +128,7 @@ impl Case {
                     class: FailureClass::Evidence,
                     step: Step::Verify,
                     digest: Some(rejection.digest.clone()),
+                    etag: None,
                     reason: rejection.reason.label(),
                     message: rejection.to_string(),
                 },
@@ -154,6 +156,7 @@ fn over(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
         class: FailureClass::Evidence,
         step: Step::Verify,
         digest: Some(digest.clone()),
+        etag: None,
         reason: "validity",
         message,
     }

@@ -214,9 +214,11 @@ mod tests {
     fn who_goes_back_on_purpose_starts_from_there() {
         let back = serving(&[1, 2, 3]).after_serving(&digest(1), None, OnOlder::Serve);
         assert_eq!(back, serving(&[1]));
-        let versions = History::default()
-            .after_serving(&digest(1), version("1.0.0"), OnOlder::Serve)
-            .after_serving(&digest(2), version("2.0.0"), OnOlder::Serve);
+        let versions = History::default().after_serving(&digest(1), version("1.0.0"), OnOlder::Serve).after_serving(
+            &digest(2),
+            version("2.0.0"),
+            OnOlder::Serve,
+        );
         let back = versions.after_serving(&digest(1), version("1.0.0"), OnOlder::Serve);
         assert_eq!(back.floor(), version("1.0.0").as_ref());
         assert_eq!(back.compare(&digest(2), version("2.0.0").as_ref()), Ordering::Greater);
@@ -224,9 +226,11 @@ mod tests {
 
     #[test]
     fn positions_decide_and_digests_only_between_equals() {
-        let history = History::default()
-            .after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm)
-            .after_serving(&digest(2), version("1.0.0"), OnOlder::Alarm);
+        let history = History::default().after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm).after_serving(
+            &digest(2),
+            version("1.0.0"),
+            OnOlder::Alarm,
+        );
         for (number, position, compared) in [
             (1, version("1.0.0"), Ordering::Less),
             (2, version("1.0.0"), Ordering::Equal),
@@ -246,9 +250,11 @@ mod tests {
 
     #[test]
     fn an_old_version_that_nobody_has_seen_does_not_make_the_newest_look_old() {
-        let history = History::default()
-            .after_serving(&digest(2), version("2.0.0"), OnOlder::Alarm)
-            .after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm);
+        let history = History::default().after_serving(&digest(2), version("2.0.0"), OnOlder::Alarm).after_serving(
+            &digest(1),
+            version("1.0.0"),
+            OnOlder::Alarm,
+        );
         assert_eq!(history.floor(), version("2.0.0").as_ref());
         assert_eq!(history.compare(&digest(2), version("2.0.0").as_ref()), Ordering::Equal);
     }

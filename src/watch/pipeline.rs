@@ -224,7 +224,7 @@ impl Pipeline {
             Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
             Class::NotFound => FailureClass::Transient,
         };
-        Failure { class, step, digest: digest.cloned(), reason: error.label(), message: error.to_string() }
+        Failure { class, step, digest: digest.cloned(), etag: None, reason: error.label(), message: error.to_string() }
     }
 }
 
@@ -242,9 +242,9 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
 }
 
 fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), reason, message }
+    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), etag: None, reason, message }
 }
 
 fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), reason, message }
+    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), etag: None, reason, message }
 }
