@@ -19,7 +19,7 @@ mod watcher;
 
 pub use court::{Court, Proof};
 pub use expect::{Expect, OnOlder, Order};
-pub use fallback::OnWithdraw;
+pub use fallback::{FallbackStatus, Offer, OnWithdraw, Runs, Seen, View, appoint};
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
 pub use pipeline::{Found, Pipeline, Remembered};
 pub use snapshot::{Headers, Snapshot, Unpublishable};

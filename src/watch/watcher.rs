@@ -75,6 +75,7 @@ impl Watcher {
             confirm_within: rules.confirm_within,
             policy: Arc::new(policy),
             status,
+            fallback: None,
         };
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
