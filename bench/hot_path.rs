@@ -24,7 +24,7 @@ use bundlegate::{
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{OnMissing, Pipeline, Rules, Watcher},
+    watch::{Court, OnMissing, Pipeline, Rules, Watcher},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};
@@ -80,13 +80,14 @@ impl Gate {
                 name: "authz/main".into(),
                 source: registries.source(reference.repository()).unwrap(),
                 reference,
-                policy: Arc::new(TrustPolicy::unsigned("bench".into())),
                 store: Store::open(cache, metrics.clone()),
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },
                 evidence_limit: LIMIT,
+                court: Court::default(),
                 metrics: metrics.clone(),
             };
-            let (watcher, handle) = Watcher::new(pipeline, RULES);
+            let policy = Arc::new(TrustPolicy::unsigned("bench".into()));
+            let (watcher, handle) = Watcher::new(pipeline, policy, RULES);
             tokio::spawn(watcher.run());
             let mut state = handle.subscribe();
             let etag =

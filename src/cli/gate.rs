@@ -17,7 +17,7 @@ use crate::{
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
-    watch::{Handle, Pipeline, Rules, Watcher},
+    watch::{Court, Handle, Pipeline, Rules, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
@@ -43,11 +43,12 @@ impl Gate {
         let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
         tell_where_blobs_go(opened, &store);
+        let court = Court::default();
         let mut watchers = JoinSet::new();
         let mut handles = Vec::new();
         for bundle in &config.bundles {
-            let pipeline = pipeline(bundle, config, &registries, &store, &metrics)?;
-            let (watcher, handle) = Watcher::new(pipeline, rules(bundle, config));
+            let pipeline = pipeline(bundle, config, &registries, &store, &metrics, &court)?;
+            let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, config));
             watchers.spawn(watcher.run());
             handles.push(handle);
         }
@@ -116,15 +117,16 @@ fn pipeline(
     registries: &Registries,
     store: &Store,
     metrics: &Metrics,
+    court: &Court,
 ) -> anyhow::Result<Pipeline> {
     Ok(Pipeline {
         name: bundle.name.as_str().into(),
         source: registries.source(bundle.reference.repository())?,
         reference: bundle.reference.clone(),
-        policy: Arc::new(bundle.trust.clone()),
         store: store.clone(),
         limits: config.limits.bundle_limits(),
         evidence_limit: config.limits.evidence,
+        court: court.clone(),
         metrics: metrics.clone(),
     })
 }

@@ -43,23 +43,7 @@ struct Document<'a> {
     digest: &'a str,
     verified: bool,
     policy: &'a str,
-    signatures: Vec<Signature<'a>>,
-}
-
-#[derive(Serialize)]
-struct Signature<'a> {
-    format: &'static str,
-    authority: Option<&'a str>,
-    identity: Option<&'a str>,
-    verified: bool,
-    checks: Vec<Check<'a>>,
-}
-
-#[derive(Serialize)]
-struct Check<'a> {
-    check: &'a str,
-    ok: bool,
-    detail: &'a str,
+    signatures: &'a [Finding],
 }
 
 /// A judgement and everything that was seen on the way.
@@ -112,20 +96,7 @@ impl Options {
             digest: judged.pinned.digest().as_str(),
             verified: judged.verdict.is_ok(),
             policy: policy.name(),
-            signatures: judged.report.findings.iter().map(Signature::of).collect(),
-        }
-    }
-}
-
-impl<'a> Signature<'a> {
-    fn of(finding: &'a Finding) -> Self {
-        let checks = finding.checks.iter();
-        Self {
-            format: finding.format.label(),
-            authority: finding.signer.as_ref().map(|signer| signer.authority.as_str()),
-            identity: finding.signer.as_ref().map(|signer| signer.identity.as_str()),
-            verified: finding.is_verified(),
-            checks: checks.map(|check| Check { check: check.name, ok: check.ok, detail: &check.detail }).collect(),
+            signatures: &judged.report.findings,
         }
     }
 }

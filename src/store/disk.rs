@@ -13,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prometheus::IntGauge;
 
-use super::{Recalled, record::Record, spool::Spool};
+use super::{Acceptance, Recalled, record::Record, spool::Spool};
 use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
 
 /// One process's cache folder.
@@ -139,12 +139,14 @@ impl Disk {
         self.sweep(&mut books)
     }
 
-    /// Changes when a record was last confirmed, if it still is about this manifest.
+    /// Changes when and by what a record was last found right, if it still is about this
+    /// manifest.
     pub(super) fn confirm(
         &self,
         key: &(String, String),
         manifest: &Digest,
         checked: Option<Timestamp>,
+        accepted: Acceptance,
     ) -> Result<(), DiskError> {
         let _books = self.lock();
         let mut index = self.layout.index()?;
@@ -152,7 +154,7 @@ impl Disk {
             return Ok(());
         };
         forget(&mut index, key);
-        index.manifests.push(Record { checked, ..record }.to_entry());
+        index.manifests.push(Record { checked, accepted: Some(accepted), ..record }.to_entry());
         self.write_index(&index)
     }
 
@@ -174,7 +176,8 @@ impl Disk {
         let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
         let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
         let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
-        Ok(Some(Recalled { digest: record.manifest, manifest, layer, evidence, checked: record.checked }))
+        let Record { manifest: digest, checked, accepted, .. } = record;
+        Ok(Some(Recalled { digest, manifest, layer, evidence, checked, accepted }))
     }
 
     /// Drops the record of a bundle, and what only it named.

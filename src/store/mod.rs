@@ -79,6 +79,18 @@ pub struct Served<'a> {
     pub evidence: Bytes,
     /// When the registry last confirmed it; `None` where nobody will ask.
     pub checked: Option<Timestamp>,
+    /// By what it was accepted.
+    pub accepted: Acceptance,
+}
+
+/// By what a bundle was accepted, for auditors, and for a restart at which trust roots can't
+/// be refreshed: no verdict, and nothing is trusted because of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The policy's revision.
+    pub policy: String,
+    /// The revisions of the trust roots that it relies on, in order.
+    pub roots: Vec<String>,
 }
 
 /// What was served before; every byte matches its digest, nothing is verified.
@@ -94,6 +106,8 @@ pub struct Recalled {
     pub evidence: Bytes,
     /// As given to [`Store::keep`] or [`Store::confirm`] last, by whatever the clock said then.
     pub checked: Option<Timestamp>,
+    /// As given to [`Store::keep`] or [`Store::confirm`] last.
+    pub accepted: Option<Acceptance>,
 }
 
 /// Why a blob can't be had.
@@ -208,16 +222,25 @@ impl Store {
             layer_size: served.layer.size(),
             evidence: Digest::sha256(&served.evidence),
             checked: served.checked,
+            accepted: Some(served.accepted),
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
         let work = move |disk: &Disk| disk.keep(&record, &layer, &manifest, &served.evidence);
         self.on_disk("written", &self.writers, work).await.is_some()
     }
 
-    /// Changes the time in what [`Self::keep`] noted, if that still is about `manifest`.
-    pub async fn confirm(&self, name: &str, reference: &str, manifest: &Digest, checked: Option<Timestamp>) {
+    /// Changes when and by what a bundle was last found right in what [`Self::keep`] noted, if
+    /// that still is about `manifest`.
+    pub async fn confirm(
+        &self,
+        name: &str,
+        reference: &str,
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+        accepted: Acceptance,
+    ) {
         let (key, manifest) = ((name.to_owned(), reference.to_owned()), manifest.clone());
-        self.on_disk("written", &self.writers, move |disk| disk.confirm(&key, &manifest, checked)).await;
+        self.on_disk("written", &self.writers, move |disk| disk.confirm(&key, &manifest, checked, accepted)).await;
     }
 
     /// What [`Self::keep`] noted last for this bundle, reference and identity. `small`

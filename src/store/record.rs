@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::Acceptance;
 use crate::oci::{Descriptor, Digest, media_type};
 
 const BUNDLE: &str = "dev.bundlegate.bundle";
@@ -13,6 +14,8 @@ const LAYER: &str = "dev.bundlegate.layer";
 const LAYER_SIZE: &str = "dev.bundlegate.layer.size";
 const EVIDENCE: &str = "dev.bundlegate.evidence";
 const CHECKED: &str = "dev.bundlegate.checked";
+const POLICY: &str = "dev.bundlegate.policy";
+const ROOTS: &str = "dev.bundlegate.roots";
 
 /// One entry of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub(super) struct Record {
     pub(super) evidence: Digest,
     /// When the registry last confirmed it, where anybody wants to know.
     pub(super) checked: Option<Timestamp>,
+    /// By what it was accepted; absent in the records of older versions.
+    pub(super) accepted: Option<Acceptance>,
 }
 
 impl Record {
@@ -52,6 +57,10 @@ impl Record {
         if let Some(checked) = self.checked {
             annotations.insert(CHECKED, checked.to_string());
         }
+        if let Some(Acceptance { policy, roots }) = &self.accepted {
+            annotations.insert(POLICY, policy.clone());
+            annotations.insert(ROOTS, roots.join(" "));
+        }
         let mut entry = Descriptor::new(media_type::OCI_MANIFEST, self.manifest.clone(), self.manifest_size);
         entry.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
         entry
@@ -63,6 +72,11 @@ impl Record {
             Some(text) => Some(text.parse().ok()?),
             None => None,
         };
+        let accepted = entry.annotation(POLICY).zip(entry.annotation(ROOTS));
+        let accepted = accepted.map(|(policy, roots)| Acceptance {
+            policy: policy.to_owned(),
+            roots: roots.split_whitespace().map(str::to_owned).collect(),
+        });
         Some(Self {
             bundle: entry.annotation(BUNDLE)?.to_owned(),
             reference: entry.annotation(REFERENCE)?.to_owned(),
@@ -73,6 +87,7 @@ impl Record {
             layer_size: entry.annotation(LAYER_SIZE)?.parse().ok()?,
             evidence: entry.annotation(EVIDENCE)?.parse().ok()?,
             checked,
+            accepted,
         })
     }
 }

@@ -13,8 +13,13 @@ fn open(directory: &Path, disk: u64, memory: u64) -> Store {
 async fn keep(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer) = artifact(bundle);
     let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
-    let checked = Some(EARLIER);
-    store.keep(Served { name, reference: "r.example/a:live", identity: "me", manifest, layer, evidence, checked }).await
+    let (reference, identity, checked) = ("r.example/a:live", "me", Some(EARLIER));
+    let accepted = accepted("first");
+    store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted }).await
+}
+
+fn accepted(policy: &str) -> Acceptance {
+    Acceptance { policy: policy.to_owned(), roots: vec!["sha256:a".to_owned(), "sha256:b".to_owned()] }
 }
 
 fn artifact(bundle: &'static [u8]) -> (Manifest, Blob) {
@@ -46,7 +51,7 @@ async fn what_was_kept_is_recalled_by_the_next_process_and_only_for_the_same_cre
 }
 
 #[tokio::test]
-async fn when_the_registry_last_confirmed_a_bundle_outlives_the_process() {
+async fn when_and_by_what_a_bundle_was_last_found_right_outlives_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     keep(&store, "a", BUNDLE).await;
@@ -56,17 +61,20 @@ async fn when_the_registry_last_confirmed_a_bundle_outlives_the_process() {
     assert_eq!(checked(&store, "a").await, Some(EARLIER));
 
     let later = Timestamp::new(1_700_000_001, 234_000_000).unwrap();
-    store.confirm("a", "r.example/a:live", &digest, Some(later)).await;
+    store.confirm("a", "r.example/a:live", &digest, Some(later), accepted("second")).await;
     // What was confirmed is not what is noted.
-    store.confirm("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later)).await;
-    store.confirm("c", "r.example/a:live", &digest, Some(later)).await;
+    store.confirm("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later), accepted("second")).await;
+    store.confirm("c", "r.example/a:live", &digest, Some(later), accepted("second")).await;
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(checked(&store, "a").await, Some(later));
     assert_eq!(checked(&store, "b").await, Some(EARLIER));
+    for (name, policy) in [("a", "second"), ("b", "first")] {
+        assert_eq!(recall(&store, name, "me").await.unwrap().accepted, Some(accepted(policy)), "{name}");
+    }
     assert!(recall(&store, "c", "me").await.is_none());
 
-    store.confirm("a", "r.example/a:live", &digest, None).await;
+    store.confirm("a", "r.example/a:live", &digest, None, Acceptance::default()).await;
     assert_eq!(checked(&store, "a").await, None, "as in a record of a version that noted no time");
 }
 

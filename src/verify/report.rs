@@ -1,6 +1,8 @@
 //! What the judge saw of each candidate, for people: written while judging, so that it
 //! can't tell another story than the verdict.
 
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
+
 use super::{policy::Format, reason::Fault, verdict::Signer};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
@@ -25,10 +27,11 @@ pub struct Finding {
 }
 
 /// One thing that a signature has to satisfy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Which: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
     /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations`, `age`.
+    #[serde(rename = "check")]
     pub name: &'static str,
     /// Whether it does.
     pub ok: bool,
@@ -81,4 +84,17 @@ impl Finding {
 /// A hostile registry must be able neither to fill the log nor to steer a terminal.
 pub(super) fn clean(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(300).collect()
+}
+
+/// As `verify --json` and `/status` have it.
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Finding", 5)?;
+        fields.serialize_field("format", self.format.label())?;
+        fields.serialize_field("authority", &self.signer.as_ref().map(|signer| &signer.authority))?;
+        fields.serialize_field("identity", &self.signer.as_ref().map(|signer| &signer.identity))?;
+        fields.serialize_field("verified", &self.is_verified())?;
+        fields.serialize_field("checks", &self.checks)?;
+        fields.end()
+    }
 }

@@ -8,11 +8,13 @@ use tokio::sync::watch;
 
 use super::{
     handle::{FailureStatus, SignerStatus, Status},
-    state::{Failure, State},
+    state::{Failure, State, Withdrawal},
+    verdict::{VerdictStatus, milliseconds},
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, verify::TrustPolicy};
 
-/// The only sender of a bundle's state.
+/// The only sender of a bundle's state, and there is no way to make it [`State::Serving`] but by
+/// an [`Admitted`].
 #[derive(Debug)]
 pub(super) struct Board {
     bundle: Arc<str>,
@@ -23,17 +25,43 @@ pub(super) struct Board {
     published: Option<[String; 2]>,
 }
 
+/// A state that may be shown, as long as this lives: what is served in it was accepted by the
+/// policy that holds, and whoever wants to change the policy waits.
+#[derive(Debug)]
+pub(super) struct Admitted<'a> {
+    state: State,
+    policy: watch::Ref<'a, Arc<TrustPolicy>>,
+}
+
+/// The policy has changed since it was judged, or the verdict is over: it is to be judged again.
+#[derive(Debug)]
+pub(super) struct Outdated;
+
+impl<'a> Admitted<'a> {
+    /// Lets through what the policy of this moment has accepted, and whatever serves nothing.
+    pub(super) fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>, state: State) -> Result<Self, Outdated> {
+        let policy = policy.borrow();
+        match state.snapshot() {
+            Some(snapshot) if snapshot.manifest().revision() != policy.revision() => Err(Outdated),
+            Some(snapshot) if !snapshot.is_valid_at(Timestamp::now()) => Err(Outdated),
+            Some(_) | None => Ok(Self { state, policy }),
+        }
+    }
+}
+
 impl Board {
     /// A board that says `pending`, and what others see of it.
     pub(super) fn new(
         bundle: Arc<str>,
         reference: String,
+        policy: &TrustPolicy,
         metrics: Metrics,
     ) -> (Self, watch::Receiver<State>, Arc<Mutex<Status>>) {
         let (state, state_seen) = watch::channel(State::Pending);
         let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
         let status = Arc::new(Mutex::new(status));
         let mut board = Self { bundle, metrics, state, status: Arc::clone(&status), published: None };
+        board.name_policy(policy);
         board.count_state();
         (board, state_seen, status)
     }
@@ -44,7 +72,18 @@ impl Board {
     }
 
     /// Publishes a state. Waiters wake only if what they would get has changed.
-    pub(super) fn show(&mut self, after: State) {
+    pub(super) fn show(&mut self, admitted: Admitted<'_>) {
+        let Admitted { state: after, policy } = admitted;
+        self.name_policy(&policy);
+        self.replace(after);
+    }
+
+    /// Serves nothing any more.
+    pub(super) fn withdraw(&mut self, withdrawal: Withdrawal) {
+        self.replace(State::Withdrawn(withdrawal));
+    }
+
+    fn replace(&mut self, after: State) {
         let before = self.state.borrow().clone();
         let same_bytes = match (&before, &after) {
             (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => return,
@@ -53,7 +92,7 @@ impl Board {
             (State::Withdrawn(before), State::Withdrawn(after)) if before == after => return,
             _ => false,
         };
-        self.describe(&after);
+        self.describe(&before, &after);
         self.state.send_if_modified(|state| {
             *state = after;
             !same_bytes
@@ -61,14 +100,13 @@ impl Board {
         self.count_state();
     }
 
-    fn describe(&self, after: &State) {
+    fn describe(&self, before: &State, after: &State) {
         let bundle = &*self.bundle;
         let mut status = self.lock();
-        status.since = now();
-        status.state = after.label();
         let Some(snapshot) = after.snapshot() else {
+            (status.since, status.state) = (now(), after.label());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
-            status.signers = Vec::new();
+            (status.signers, status.verdict) = (Vec::new(), None);
             if let State::Withdrawn(withdrawal) = after {
                 tracing::error!(
                     bundle,
@@ -80,7 +118,12 @@ impl Board {
         };
         let manifest = snapshot.manifest_digest().to_string();
         let revision = snapshot.bundle().revision().to_string();
-        tracing::info!(bundle, manifest, revision, etag = snapshot.etag(), "serving");
+        if before.snapshot().is_some_and(|before| before.manifest_digest() == snapshot.manifest_digest()) {
+            tracing::info!(bundle, manifest, policy = status.policy, "judged again: still trusted");
+        } else {
+            tracing::info!(bundle, manifest, revision, etag = snapshot.etag(), "serving");
+            (status.since, status.state) = (now(), after.label());
+        }
         status.manifest = Some(manifest);
         status.etag = Some(snapshot.etag().to_owned());
         status.revision = Some(revision);
@@ -92,9 +135,10 @@ impl Board {
                 authority: signer.authority.clone(),
                 identity: signer.identity.clone(),
                 format: signer.format.label(),
-                signed_at: None,
+                signed_at: signer.signed_at.map(milliseconds),
             })
             .collect();
+        status.verdict = Some(snapshot.proof().status.clone());
     }
 
     /// Puts a failure where people look; logs it once, not at every repetition.
@@ -115,9 +159,29 @@ impl Board {
         }
     }
 
+    /// Puts the verdict about what was refused where people look.
+    pub(super) fn refuse(&self, verdict: Option<Box<VerdictStatus>>) {
+        if let Some(verdict) = verdict {
+            self.lock().refused = Some(*verdict);
+        }
+    }
+
     /// Takes down the last failure: something went well since.
     pub(super) fn forgive(&self) {
-        self.lock().last_failure = None;
+        let mut status = self.lock();
+        (status.last_failure, status.refused) = (None, None);
+    }
+
+    /// The class of the last failure, if nothing went well since.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.lock().last_failure.as_ref().map(|failure| failure.class)
+    }
+
+    /// Tells by what this bundle is judged.
+    pub(super) fn name_policy(&self, policy: &TrustPolicy) {
+        let mut status = self.lock();
+        policy.name().clone_into(&mut status.policy);
+        status.policy_revision = policy.revision().to_string();
     }
 
     /// Notes that the registry has answered.
@@ -154,5 +218,5 @@ impl Board {
 
 /// RFC 3339, UTC, milliseconds.
 fn now() -> String {
-    format!("{:.3}", Timestamp::now())
+    milliseconds(Timestamp::now())
 }

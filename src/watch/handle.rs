@@ -8,7 +8,8 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::state::State;
+use super::{fallback::Fallback, state::State, verdict::VerdictStatus};
+use crate::verify::TrustPolicy;
 
 /// One bundle, seen from outside its watcher. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,7 +20,10 @@ pub struct Handle {
     /// When somebody last asked for a check.
     pub(super) wanted: Arc<watch::Sender<Option<Instant>>>,
     pub(super) confirm_within: Duration,
+    pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) status: Arc<Mutex<Status>>,
+    /// What stands in for it while it is withdrawn.
+    pub(super) fallback: Option<Fallback>,
 }
 
 /// What is known about the last check of the registry.
@@ -48,6 +52,10 @@ pub struct Status {
     pub revision: Option<String>,
     /// Bytes of the tarball.
     pub size: Option<u64>,
+    /// The name of the trust policy that holds.
+    pub policy: String,
+    /// Names its content, trust roots included.
+    pub policy_revision: String,
     /// Who vouched for it.
     pub signers: Vec<SignerStatus>,
     /// When this state began (RFC 3339).
@@ -56,6 +64,10 @@ pub struct Status {
     pub last_check: Option<String>,
     /// What went wrong last; gone with the next success.
     pub last_failure: Option<FailureStatus>,
+    /// What spoke for what is being served.
+    pub verdict: Option<VerdictStatus>,
+    /// What was refused last, and why; gone with the next success.
+    pub refused: Option<VerdictStatus>,
 }
 
 /// One signer in `/status`.
@@ -96,6 +108,27 @@ impl Handle {
     /// comparing, wait for `changed` after.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// From now on this policy decides: what is served is judged by it, and nothing that was
+    /// judged by the one before is published any more. Whether it is another one. Waits for
+    /// nobody but a publication under way.
+    pub fn trust(&self, policy: Arc<TrustPolicy>) -> bool {
+        let mut is_other = false;
+        self.policy.send_if_modified(|current| {
+            is_other = current.revision() != policy.revision();
+            let is_new = is_other || current.name() != policy.name();
+            if is_new {
+                *current = policy;
+            }
+            is_new
+        });
+        is_other
+    }
+
+    /// The policy that decides at the moment.
+    pub fn policy(&self) -> Arc<TrustPolicy> {
+        Arc::clone(&self.policy.borrow())
     }
 
     /// Waits until the registry has been asked no longer than `confirm_within` ago, has

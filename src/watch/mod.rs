@@ -1,6 +1,8 @@
 //! Watchers: one task per bundle turns a moving reference into snapshots.
 
 mod board;
+mod court;
+mod doubt;
 mod expect;
 mod fallback;
 mod freshness;
@@ -11,14 +13,17 @@ mod schedule;
 mod scribe;
 mod snapshot;
 mod state;
+mod verdict;
 mod version;
 mod watcher;
 
+pub use court::{Court, Proof};
 pub use expect::{Expect, OnOlder, Order};
-pub use fallback::OnWithdraw;
+pub use fallback::{FallbackStatus, Offer, OnWithdraw, Runs, Seen, View, appoint};
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
 pub use pipeline::{Found, Pipeline, Remembered};
 pub use snapshot::{Headers, Snapshot, Unpublishable};
 pub use state::{Failure, FailureClass, Lost, OnMissing, Outcome, State, Step, Withdrawal, next};
+pub use verdict::VerdictStatus;
 pub use version::{NotAVersion, Version};
 pub use watcher::{Rules, Watcher};

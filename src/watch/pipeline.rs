@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
-    Snapshot,
+    Snapshot, Unpublishable,
+    court::{Case, Court, Proof, Refused},
     state::{Failure, FailureClass, Outcome, Step},
+    verdict::VerdictStatus,
 };
 use crate::{
     bundle::{self, Bundle, Recipe},
@@ -17,7 +19,7 @@ use crate::{
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, RegistryError, Source},
     store::{Served, Store},
-    verify::{self, Evidence, Rejection, Rule, TrustPolicy, Verified},
+    verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
 /// Manifest and evidence read back from disk are not longer than this together.
@@ -32,14 +34,14 @@ pub struct Pipeline {
     pub reference: Reference,
     /// The repository of `reference`.
     pub source: Source,
-    /// Whose signature it takes.
-    pub policy: Arc<TrustPolicy>,
     /// Where blobs are kept.
     pub store: Store,
     /// How large a bundle may be.
     pub limits: bundle::Limits,
     /// Bytes of signature material (`limits.evidence`).
     pub evidence_limit: u64,
+    /// Where it is judged.
+    pub court: Court,
     /// Where verdicts are counted.
     pub metrics: Metrics,
 }
@@ -49,8 +51,8 @@ pub struct Pipeline {
 pub struct Found {
     /// What it means.
     pub outcome: Outcome,
-    /// What proves an accepted version, to be kept with it.
-    pub evidence: Option<Arc<Evidence>>,
+    /// The verdict about what was refused.
+    pub refused: Option<Box<VerdictStatus>>,
 }
 
 /// What the disk remembers.
@@ -63,21 +65,27 @@ pub struct Remembered {
 }
 
 impl Pipeline {
-    /// Looks at the registry once. `serving` is what need not be fetched again;
-    /// `hopeless` is a digest that failed for good.
-    pub async fn refresh(&self, serving: Option<&Snapshot>, hopeless: Option<&Failure>) -> Found {
-        match self.attempt(serving, hopeless).await {
-            Ok(Some((snapshot, evidence))) => Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) },
-            Ok(None) => Found { outcome: Outcome::Unchanged, evidence: None },
-            Err(failure) => Found { outcome: Outcome::Failed(failure), evidence: None },
+    /// Looks at the registry once, and judges by one policy. `serving` is what need not be
+    /// fetched again; `hopeless` is a digest that failed for good.
+    pub async fn refresh(
+        &self,
+        policy: &Arc<TrustPolicy>,
+        serving: Option<&Snapshot>,
+        hopeless: Option<&Failure>,
+    ) -> Found {
+        match self.attempt(policy, serving, hopeless).await {
+            Ok(Some(snapshot)) => Found { outcome: Outcome::Accepted(snapshot), refused: None },
+            Ok(None) => Found { outcome: Outcome::Unchanged, refused: None },
+            Err(Refused { failure, status }) => Found { outcome: Outcome::Failed(failure), refused: status },
         }
     }
 
     async fn attempt(
         &self,
+        policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
-    ) -> Result<Option<(Arc<Snapshot>, Arc<Evidence>)>, Failure> {
+    ) -> Result<Option<Arc<Snapshot>>, Refused> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -85,29 +93,29 @@ impl Pipeline {
             return Ok(None);
         }
         if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest)) {
-            return Err(known.clone());
+            return Err(known.clone().into());
         }
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
-        let evidence = Arc::new(self.evidence(&pinned).await.map_err(failed(Step::Evidence))?);
-        let verified = self.judge(&pinned, manifest, &evidence).await?;
+        let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
+        let case = Case { policy: Arc::clone(policy), pinned: pinned.clone(), manifest, evidence, accepted: None };
+        let (verified, proof) = self.judge(case).await?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
             let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
-            return Err(defect(Step::Fetch, digest, "too_large", message));
+            return Err(defect(Step::Fetch, digest, "too_large", message).into());
         }
         let blob = self.store.blob(&self.source, &layer).await.map_err(|error| match error.registry() {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
-        let snapshot = self.open(verified, blob).await?;
-        Ok(Some((snapshot, evidence)))
+        Ok(Some(self.open(verified, proof, blob).await?))
     }
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub async fn recall(&self) -> Option<Result<Remembered, Failure>> {
+    pub(super) async fn recall(&self, policy: &Arc<TrustPolicy>) -> Option<Result<Remembered, Refused>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
@@ -117,29 +125,55 @@ impl Pipeline {
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
-        let verified = match self.judge(&pinned, manifest, &evidence).await {
-            Ok(verified) => verified,
-            Err(failure) if failure.class == FailureClass::Evidence => {
-                return Some(Err(Failure { class: FailureClass::Distrusted, ..failure }));
+        let case = Case { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
+        let (verified, proof) = match self.judge(case).await {
+            Ok(accepted) => accepted,
+            Err(Refused { failure, status }) if failure.class == FailureClass::Evidence => {
+                let failure = Failure { class: FailureClass::Distrusted, ..failure };
+                return Some(Err(Refused { failure, status }));
             }
             Err(_) => return None,
         };
-        let snapshot = self.open(verified, stored.layer).await.ok()?;
+        let snapshot = self.open(verified, proof, stored.layer).await.ok()?;
         Some(Ok(Remembered { snapshot, checked: stored.checked }))
     }
 
+    /// Judges what was accepted before once more, without asking anybody.
+    pub(super) async fn judge_again(
+        &self,
+        snapshot: &Snapshot,
+        policy: &Arc<TrustPolicy>,
+    ) -> Result<Arc<Snapshot>, Refused> {
+        let (manifest, proof) = (snapshot.manifest(), snapshot.proof());
+        let case = Case {
+            policy: Arc::clone(policy),
+            pinned: manifest.pinned().clone(),
+            manifest: manifest.value().clone(),
+            evidence: Arc::clone(&proof.evidence),
+            accepted: Some(proof.accepted.clone()),
+        };
+        let (verified, proof) = self.judge(case).await?;
+        let again = snapshot.judged_again(verified, proof);
+        let failed = |error: Unpublishable| {
+            defect(Step::Publish, snapshot.manifest_digest(), "unpublishable", error.to_string()).into()
+        };
+        again.map(Arc::new).map_err(failed)
+    }
+
     /// Makes [`Self::recall`] find this.
-    pub async fn keep(&self, snapshot: &Snapshot, evidence: &Evidence, checked: Option<Timestamp>) {
-        let Ok(evidence) = evidence.to_bytes() else { return };
+    pub async fn keep(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
+        let Ok(evidence) = snapshot.proof().evidence.to_bytes() else { return };
+        let accepted = snapshot.proof().accepted.clone();
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
-        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked }).await;
+        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted }).await;
     }
 
     /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
-    pub async fn confirm(&self, manifest: &Digest, checked: Option<Timestamp>) {
-        self.store.confirm(&self.name, &self.reference.to_string(), manifest, checked).await;
+    pub async fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
+        let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
+        self.store.confirm(&self.name, &reference, snapshot.manifest_digest(), checked, accepted).await;
     }
 
     /// Drops what [`Self::recall`] would find.
@@ -147,47 +181,30 @@ impl Pipeline {
         self.store.forget(&self.name, &self.reference.to_string()).await;
     }
 
-    async fn evidence(&self, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
-        match self.policy.rule() {
+    async fn evidence(&self, policy: &TrustPolicy, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
+        match policy.rule() {
             Rule::Unsigned => Ok(Evidence::default()),
             Rule::Signed(_) => verify::collect(&self.source, pinned, self.evidence_limit).await,
         }
     }
 
-    /// Off the async threads: dozens of signatures take milliseconds, and they are anybody's
-    /// bytes in the hands of parsers, where a panic must end no more than this attempt.
-    async fn judge(
-        &self,
-        pinned: &PinnedReference,
-        manifest: Manifest,
-        evidence: &Arc<Evidence>,
-    ) -> Result<Verified<Manifest>, Failure> {
-        let (policy, subject, evidence) = (Arc::clone(&self.policy), pinned.clone(), Arc::clone(evidence));
-        let judged = spawn_blocking(move || Verified::judge(&policy, &subject, manifest, &evidence)).await;
-        let verdict =
-            judged.map_err(|error| transient(Step::Verify, pinned.digest(), "internal", error.to_string()))?;
+    async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
+        let verdict = self.court.judge(case).await;
         let (outcome, reason) = match &verdict {
             Ok(_) => ("accepted", "none"),
-            Err(Rejection { reason, .. }) => ("rejected", reason.label()),
+            Err(refused) => ("rejected", refused.failure.reason),
         };
         self.metrics.verifications.with_label_values(&[&*self.name, outcome, reason]).inc();
-        verdict.map_err(|rejection| Failure {
-            class: FailureClass::Evidence,
-            step: Step::Verify,
-            digest: Some(rejection.digest.clone()),
-            etag: None,
-            reason: rejection.reason.label(),
-            message: rejection.to_string(),
-        })
+        verdict
     }
 
-    async fn open(&self, verified: Verified<Manifest>, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
+    async fn open(&self, verified: Verified<Manifest>, proof: Proof, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
         let limits = self.limits;
         let digest = verified.pinned().digest().clone();
         let opened = spawn_blocking(move || {
             let bundle =
                 Bundle::open(blob, &limits).map_err(|error| (Step::Open, "not_a_bundle", error.to_string()))?;
-            Snapshot::new(verified, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
+            Snapshot::new(verified, proof, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         });
         match opened.await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),

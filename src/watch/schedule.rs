@@ -24,6 +24,11 @@ impl Schedule {
         Self { interval, transient: 0, unsigned: None }
     }
 
+    /// What was refused before may be judged otherwise now.
+    pub(super) fn start_over(&mut self) {
+        self.unsigned = None;
+    }
+
     /// How long to wait after `outcome`.
     pub(super) fn after(&mut self, outcome: &Outcome) -> Duration {
         let class = match outcome {

@@ -10,7 +10,6 @@ use tokio::{
 };
 
 use super::{Pipeline, Snapshot};
-use crate::{oci::Digest, verify::Evidence};
 
 /// What a disk in order needs at most.
 const MOMENT: Duration = Duration::from_secs(2);
@@ -35,9 +34,9 @@ struct Next {
 #[derive(Debug)]
 pub(super) enum Entry {
     /// This is served.
-    Keep { snapshot: Arc<Snapshot>, evidence: Arc<Evidence>, checked: Option<Timestamp> },
-    /// What is served was confirmed.
-    Confirm { manifest: Digest, checked: Option<Timestamp> },
+    Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
+    /// What is served was confirmed, by the registry or by the judge.
+    Confirm { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
     /// Nothing is served.
     Forget,
 }
@@ -66,8 +65,8 @@ impl Scribe {
             self.called.notified().await;
             let (entry, number) = self.take();
             match entry {
-                Some(Entry::Keep { snapshot, evidence, checked }) => pipeline.keep(&snapshot, &evidence, checked).await,
-                Some(Entry::Confirm { manifest, checked }) => pipeline.confirm(&manifest, checked).await,
+                Some(Entry::Keep { snapshot, checked }) => pipeline.keep(&snapshot, checked).await,
+                Some(Entry::Confirm { snapshot, checked }) => pipeline.confirm(&snapshot, checked).await,
                 Some(Entry::Forget) => pipeline.forget().await,
                 None => {}
             }
@@ -89,9 +88,7 @@ impl Scribe {
 fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
     match (waiting, newer) {
         // The time of a check says nothing without the bundle.
-        (Some(Entry::Keep { snapshot, evidence, .. }), Entry::Confirm { checked, .. }) => {
-            Entry::Keep { snapshot, evidence, checked }
-        }
+        (Some(Entry::Keep { .. }), Entry::Confirm { snapshot, checked }) => Entry::Keep { snapshot, checked },
         (Some(Entry::Forget), Entry::Confirm { .. }) => Entry::Forget,
         (_, newer) => newer,
     }
@@ -104,12 +101,11 @@ mod tests {
     use super::{super::state::tests::snapshot, *};
 
     fn keep(version: u8) -> Entry {
-        Entry::Keep { snapshot: snapshot(version), evidence: Arc::default(), checked: None }
+        Entry::Keep { snapshot: snapshot(version), checked: None }
     }
 
     fn confirm(seconds: i64) -> Entry {
-        let manifest = snapshot(1).manifest_digest().clone();
-        Entry::Confirm { manifest, checked: Timestamp::from_second(seconds).ok() }
+        Entry::Confirm { snapshot: snapshot(1), checked: Timestamp::from_second(seconds).ok() }
     }
 
     /// What a disk writes that could write nothing while all of these were decided.

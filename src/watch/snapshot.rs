@@ -3,9 +3,11 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use etag::EntityTag;
 use hyper::header::HeaderValue;
+use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
+use super::{court, court::Proof};
 use crate::{
     bundle::Bundle,
     oci::{Digest, Manifest},
@@ -21,6 +23,7 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 #[derive(Debug)]
 pub struct Snapshot {
     manifest: Verified<Manifest>,
+    proof: Proof,
     bundle: Bundle,
     etag: String,
     headers: Headers,
@@ -51,12 +54,29 @@ pub struct Unpublishable {
 }
 
 impl Snapshot {
-    /// Joins a verified manifest and the bundle that is one of its layers. Hashes the
-    /// bundle, so blocks for about a millisecond per MiB.
+    /// Joins a verified manifest, what speaks for it, and the bundle that is one of its layers.
+    /// Hashes the bundle, so blocks for about a millisecond per MiB.
     ///
     /// # Errors
     /// When the bundle is not a layer of the manifest.
-    pub fn new(manifest: Verified<Manifest>, bundle: Bundle) -> Result<Self, Unpublishable> {
+    pub fn new(manifest: Verified<Manifest>, proof: Proof, bundle: Bundle) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, proof, bundle, entity_tag)
+    }
+
+    /// The same bytes by a later verdict. Hashes nothing.
+    ///
+    /// # Errors
+    /// When the verdict is about another manifest.
+    pub fn judged_again(&self, manifest: Verified<Manifest>, proof: Proof) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, proof, self.bundle.clone(), |_| Some(self.etag.clone()))
+    }
+
+    fn with_tag(
+        manifest: Verified<Manifest>,
+        proof: Proof,
+        bundle: Bundle,
+        tag: impl FnOnce(&Bundle) -> Option<String>,
+    ) -> Result<Self, Unpublishable> {
         let failed = |reason| Unpublishable {
             bundle: bundle.blob().digest().clone(),
             manifest: manifest.pinned().digest().clone(),
@@ -65,7 +85,7 @@ impl Snapshot {
         if !manifest.value().layers().iter().any(|layer| layer.digest == *bundle.blob().digest()) {
             return Err(failed("it is not one of its layers"));
         }
-        let etag = entity_tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
+        let etag = tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
         let header = |text: &str| HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"));
         let signers: Vec<_> = manifest.signers().iter().map(|signer| signer.authority.as_str()).collect();
         let signers = utf8_percent_encode(&signers.join(","), ESCAPED).to_string();
@@ -76,7 +96,7 @@ impl Snapshot {
             revision: if revision.len() > REVISION_LIMIT { None } else { Some(header(&revision)?) },
             signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
         };
-        Ok(Self { manifest, bundle, etag, headers })
+        Ok(Self { manifest, proof, bundle, etag, headers })
     }
 
     /// The entity tag as it is sent, quotes included.
@@ -102,6 +122,16 @@ impl Snapshot {
     /// The verified manifest.
     pub fn manifest(&self) -> &Verified<Manifest> {
         &self.manifest
+    }
+
+    /// What speaks for it.
+    pub fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
+    /// Whether the verdict about it holds at this time.
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        !court::is_over(self.manifest.valid_until(), now)
     }
 
     /// Who vouched for it.

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
@@ -157,6 +158,18 @@ impl State {
             Self::Pending => "pending",
             Self::Serving(_) => "serving",
             Self::Withdrawn(_) => "withdrawn",
+        }
+    }
+
+    /// What clients see at this time: nothing is served by a verdict that is over, in the
+    /// moment until it has been reached again.
+    #[must_use]
+    pub fn at(self, now: Timestamp) -> Self {
+        match self.snapshot() {
+            Some(snapshot) if !snapshot.is_valid_at(now) => {
+                Self::Withdrawn("what speaks for it has run out; it is being judged again".into())
+            }
+            Some(_) | None => self,
         }
     }
 

@@ -10,15 +10,15 @@ use tokio::{
 
 use super::{
     Snapshot,
-    board::Board,
-    freshness,
+    board::{Admitted, Board, Outdated},
+    doubt, freshness,
     handle::{Checks, Handle},
     pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
     scribe::{Entry, Scribe},
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
-use crate::{metrics::Metrics, verify::Evidence};
+use crate::{metrics::Metrics, verify::TrustPolicy};
 
 /// How a bundle is watched.
 #[derive(Debug, Clone, Copy)]
@@ -38,38 +38,44 @@ pub struct Rules {
 /// Runs until it is dropped; owned by whoever spawned it.
 #[derive(Debug)]
 pub struct Watcher {
-    pipeline: Arc<Pipeline>,
-    rules: Rules,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) rules: Rules,
     metrics: Metrics,
-    schedule: Schedule,
-    board: Board,
+    pub(super) schedule: Schedule,
+    pub(super) board: Board,
+    /// Whose signature it takes.
+    pub(super) policy: watch::Receiver<Arc<TrustPolicy>>,
     checks: watch::Sender<Checks>,
     wanted: watch::Receiver<Option<Instant>>,
-    scribe: Arc<Scribe>,
+    pub(super) scribe: Arc<Scribe>,
     /// What follows from the disk, but is not shown before the registry had its say: something
     /// accepted, or that its `max_stale` is over.
-    prepared: Option<State>,
+    pub(super) prepared: Option<State>,
     /// The last final defect, which is not fetched again.
-    hopeless: Option<Failure>,
+    pub(super) hopeless: Option<Failure>,
     fresh_until: Option<Instant>,
     /// When the registry last confirmed what is served, as the disk has it.
-    noted: Option<Timestamp>,
+    pub(super) noted: Option<Timestamp>,
 }
 
 impl Watcher {
-    /// A watcher, not yet running, and the handle to it.
-    pub fn new(pipeline: Pipeline, rules: Rules) -> (Self, Handle) {
+    /// A watcher, not yet running, and the handle to it. `policy` decides until the handle
+    /// brings another one.
+    pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, rules: Rules) -> (Self, Handle) {
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
         let (name, reference) = (Arc::clone(&pipeline.name), pipeline.reference.to_string());
-        let (board, state, status) = Board::new(Arc::clone(&name), reference, pipeline.metrics.clone());
+        let (board, state, status) = Board::new(Arc::clone(&name), reference, &policy, pipeline.metrics.clone());
+        let (policy, policy_seen) = watch::channel(policy);
         let handle = Handle {
             name,
             state,
             checks: checks_seen,
             wanted: Arc::new(wanted),
             confirm_within: rules.confirm_within,
+            policy: Arc::new(policy),
             status,
+            fallback: None,
         };
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
@@ -77,6 +83,7 @@ impl Watcher {
             schedule: Schedule::new(rules.poll),
             rules,
             board,
+            policy: policy_seen,
             checks,
             wanted: wanted_seen,
             scribe: Arc::default(),
@@ -98,44 +105,48 @@ impl Watcher {
     }
 
     async fn watch(&mut self) {
-        match self.pipeline.recall().await {
+        let policy = Arc::clone(&self.policy.borrow_and_update());
+        match self.pipeline.recall(&policy).await {
             Some(Ok(remembered)) => self.prepare(remembered),
-            Some(Err(failure)) => {
-                self.board.note(&failure);
-                let state = next(&self.board.state(), &Outcome::Failed(failure), self.rules.on_missing);
-                self.board.show(state);
+            Some(Err(refused)) => {
+                self.board.refuse(refused.status);
+                self.board.note(&refused.failure);
+                self.board.withdraw(refused.failure.message.as_str().into());
             }
             None => {}
         }
         loop {
             let began = Instant::now();
             let found = self.check().await;
-            let wait = self.schedule.after(&found.outcome);
-            if let Found { outcome: Outcome::Accepted(snapshot), evidence: Some(evidence) } = &found {
-                self.keep(Arc::clone(snapshot), Arc::clone(evidence)).await;
+            if let Outcome::Accepted(snapshot) = &found.outcome {
+                self.keep(Arc::clone(snapshot)).await;
             }
-            self.conclude(began, &found.outcome);
+            if self.conclude(began, &found).is_err() {
+                self.take_back();
+                self.reconsider().await;
+                continue;
+            }
+            let wait = self.schedule.after(&found.outcome);
             self.pause(began, wait).await;
         }
     }
 
     /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
     fn prepare(&mut self, Remembered { snapshot, checked }: Remembered) {
-        let manifest = snapshot.manifest_digest().clone();
-        self.prepared = Some(State::Serving(snapshot));
+        self.prepared = Some(State::Serving(Arc::clone(&snapshot)));
         let now = Timestamp::now();
         self.noted = freshness::believable(checked, now);
         let Some(max_stale) = self.rules.max_stale else {
             // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
             if checked.is_some() {
                 self.noted = None;
-                self.scribe.put_down(Entry::Confirm { manifest, checked: None });
+                self.scribe.put_down(Entry::Confirm { snapshot, checked: None });
             }
             return;
         };
         if self.noted.is_none() {
             self.noted = Some(now);
-            self.scribe.put_down(Entry::Confirm { manifest, checked: self.noted });
+            self.scribe.put_down(Entry::Confirm { snapshot, checked: self.noted });
         }
         let left = freshness::left(max_stale, self.noted, now);
         if left.is_zero() {
@@ -147,7 +158,10 @@ impl Watcher {
 
     async fn check(&mut self) -> Found {
         loop {
-            let found = self.look().await;
+            let Some(found) = self.look().await else {
+                self.reconsider().await;
+                continue;
+            };
             // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
             if !matches!(found.outcome, Outcome::Unchanged) || self.known().is_some() {
                 return found;
@@ -156,22 +170,28 @@ impl Watcher {
     }
 
     /// What need not be fetched again.
-    fn known(&self) -> Option<Arc<Snapshot>> {
+    pub(super) fn known(&self) -> Option<Arc<Snapshot>> {
         let state = self.board.state();
         state.snapshot().or_else(|| self.prepared.as_ref()?.snapshot()).cloned()
     }
 
-    async fn look(&mut self) -> Found {
+    /// `None` when the policy changed on the way, or the verdict about what is served is over:
+    /// that comes before anything that a registry could say.
+    async fn look(&mut self) -> Option<Found> {
         let pipeline = Arc::clone(&self.pipeline);
+        let policy = Arc::clone(&self.policy.borrow());
         let known = self.known();
+        let valid_until = self.valid_until();
         let hopeless = self.hopeless.clone();
-        let refresh = pipeline.refresh(known.as_deref(), hopeless.as_ref());
+        let refresh = pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref());
         tokio::pin!(refresh);
         let first_wait = Instant::now() + self.rules.first_wait;
         loop {
             let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
             tokio::select! {
-                found = &mut refresh => return found,
+                biased;
+                () = doubt::arises(&mut self.policy, valid_until) => return None,
+                found = &mut refresh => return Some(found),
                 () = sleep_until(first_wait), if waiting => self.show_prepared(),
                 () = reached(stale) => self.expire(),
             }
@@ -184,8 +204,15 @@ impl Watcher {
         loop {
             // While the registry fails, its back-off binds those who disagree as well.
             let healthy = self.checks.borrow().answered == Some(began);
-            let stale = self.fresh_until;
+            let (stale, valid_until) = (self.fresh_until, self.valid_until());
             tokio::select! {
+                biased;
+                () = doubt::arises(&mut self.policy, valid_until) => {
+                    self.reconsider().await;
+                    if doubt::is_worth_a_look(&self.board) {
+                        return;
+                    }
+                }
                 () = sleep_until(due) => return,
                 changed = self.wanted.changed(), if healthy => {
                     let asked = *self.wanted.borrow_and_update();
@@ -201,13 +228,19 @@ impl Watcher {
         }
     }
 
-    fn conclude(&mut self, began: Instant, outcome: &Outcome) {
+    /// Publishes what follows from a look at the registry, unless that has become outdated.
+    fn conclude(&mut self, began: Instant, Found { outcome, refused }: &Found) -> Result<(), Outdated> {
+        // What lies prepared counts as served, but it is shown only if it stays.
+        let before = self.prepared.clone().unwrap_or_else(|| self.board.state());
+        let after = next(&before, outcome, self.rules.on_missing);
+        let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
+        let policy = self.policy.clone();
+        let admitted = Admitted::new(&policy, after)?;
+        self.prepared = None;
         let answered = match outcome {
             Outcome::Accepted(_) | Outcome::Unchanged => true,
             Outcome::Failed(failure) => failure.class.registry_answered(),
         };
-        // What lies prepared counts as served, but it is shown only if it stays.
-        let before = self.prepared.take().unwrap_or_else(|| self.board.state());
         let label = match outcome {
             Outcome::Accepted(_) => "accepted",
             Outcome::Unchanged => "unchanged",
@@ -216,6 +249,7 @@ impl Watcher {
         self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
         match outcome {
             Outcome::Failed(failure) => {
+                self.board.refuse(refused.clone());
                 self.board.note(failure);
                 // It stays known through trouble of other kinds: the same bytes have the same defect.
                 if failure.class == FailureClass::Defect {
@@ -229,9 +263,7 @@ impl Watcher {
                 self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
             }
         }
-        let after = next(&before, outcome, self.rules.on_missing);
-        let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
-        self.board.show(after);
+        self.board.show(admitted);
         if matches!(outcome, Outcome::Unchanged) {
             self.confirm();
         }
@@ -250,14 +282,25 @@ impl Watcher {
                 checks.failed = Some(began);
             }
         });
+        Ok(())
     }
 
     /// What clients get should be there after a crash: one without a registry would else offer
     /// them the version before it. But a disk in trouble must not keep it from them.
-    async fn keep(&mut self, snapshot: Arc<Snapshot>, evidence: Arc<Evidence>) {
+    async fn keep(&mut self, snapshot: Arc<Snapshot>) {
         self.noted = self.rules.max_stale.map(|_| Timestamp::now());
-        let number = self.scribe.put_down(Entry::Keep { snapshot, evidence, checked: self.noted });
-        self.scribe.written(number).await;
+        let number = self.scribe.put_down(Entry::Keep { snapshot, checked: self.noted });
+        tokio::select! {
+            () = self.scribe.written(number) => {}
+            // Then it is outdated, which is found out when it should be published.
+            () = doubt::arises(&mut self.policy, None) => {}
+        }
+    }
+
+    /// What was kept was not published: the disk goes back to what is.
+    fn take_back(&self) {
+        let entry = self.known().map(|snapshot| Entry::Keep { snapshot, checked: self.noted });
+        self.scribe.put_down(entry.unwrap_or(Entry::Forget));
     }
 
     /// Notes on disk that the registry has confirmed what is served, now and then.
@@ -267,14 +310,16 @@ impl Watcher {
         if freshness::is_due(max_stale, self.noted, now) {
             // Whether or not it can be written: a disk in trouble is not tried at each poll.
             self.noted = Some(now);
-            let manifest = snapshot.manifest_digest().clone();
-            self.scribe.put_down(Entry::Confirm { manifest, checked: self.noted });
+            self.scribe.put_down(Entry::Confirm { snapshot, checked: self.noted });
         }
     }
 
     fn show_prepared(&mut self) {
-        if let Some(state) = self.prepared.take() {
-            self.board.show(state);
+        let policy = self.policy.clone();
+        // What is outdated stays until it has been judged again.
+        if let Some(Ok(admitted)) = self.prepared.clone().map(|state| Admitted::new(&policy, state)) {
+            self.prepared = None;
+            self.board.show(admitted);
         }
     }
 
@@ -286,14 +331,12 @@ impl Watcher {
         if before.snapshot().is_none() {
             return;
         }
-        let expired = State::Withdrawn(Withdrawal {
-            reason: format!("no successful check for {age} (max_stale)").into(),
-            lost: before.lost(),
-        });
+        let reason = format!("no successful check for {age} (max_stale)").into();
+        let withdrawal = Withdrawal { reason, lost: before.lost() };
         if self.prepared.is_some() {
-            self.prepared = Some(expired);
+            self.prepared = Some(State::Withdrawn(withdrawal));
         } else {
-            self.board.show(expired);
+            self.board.withdraw(withdrawal);
         }
     }
 }

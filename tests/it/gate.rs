@@ -10,7 +10,7 @@ use bundlegate::{
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{FailureStatus, Handle, OnMissing, Pipeline, Rules, Watcher},
+    watch::{Court, FailureStatus, Handle, OnMissing, Pipeline, Rules, Watcher},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -89,13 +89,13 @@ impl Gate {
             reference: registry.reference("live"),
             // As patient as a busy machine needs.
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
-            policy: Arc::new(setup.policy),
             store: Store::open(setup.cache, metrics.clone()),
             limits,
             evidence_limit: 1 << 20,
+            court: Court::default(),
             metrics: metrics.clone(),
         };
-        let (watcher, handle) = Watcher::new(pipeline, setup.rules);
+        let (watcher, handle) = Watcher::new(pipeline, Arc::new(setup.policy), setup.rules);
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
             clients.allow(&["**".to_owned()], None).unwrap();

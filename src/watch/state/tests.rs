@@ -6,6 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use super::{FailureClass::*, OnMissing::*, *};
+use crate::watch::Proof;
 use crate::{
     bundle,
     oci::{Descriptor, Manifest, Reference, media_type},
@@ -29,7 +30,7 @@ pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
     let policy = TrustPolicy::unsigned("test".into());
     let verified = Verified::judge(&policy, &pinned, manifest, &Evidence::default()).unwrap();
-    Arc::new(Snapshot::new(verified, bundle).unwrap())
+    Arc::new(Snapshot::new(verified, Proof::default(), bundle).unwrap())
 }
 
 fn failed(class: FailureClass) -> Outcome {

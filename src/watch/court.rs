@@ -1,0 +1,173 @@
+//! Where verdicts are reached: off the async threads, a few at a time for all watchers, and
+//! always with a conclusion.
+
+use std::{num::NonZero, sync::Arc, thread};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Duration, timeout},
+};
+
+use super::{
+    state::{Failure, FailureClass, Step},
+    verdict::VerdictStatus,
+};
+use crate::{
+    oci::{Digest, Manifest, PinnedReference},
+    store::Acceptance,
+    verify::{Circumstances, Evidence, TrustPolicy, Verified},
+};
+
+/// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
+/// because a judge hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Shared by all watchers; cheap to clone. Signatures cost milliseconds of computing, so that
+/// five hundred at once would take every core from those who answer clients.
+#[derive(Debug, Clone)]
+pub struct Court {
+    seats: Arc<Semaphore>,
+}
+
+/// What is to be judged.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    pub(super) policy: Arc<TrustPolicy>,
+    pub(super) pinned: PinnedReference,
+    pub(super) manifest: Manifest,
+    pub(super) evidence: Arc<Evidence>,
+    /// By what it was accepted earlier, if it was.
+    pub(super) accepted: Option<Acceptance>,
+}
+
+/// What speaks for something that was accepted.
+#[derive(Debug, Clone, Default)]
+pub struct Proof {
+    /// Signature material, by which it can be judged again without asking anybody.
+    pub evidence: Arc<Evidence>,
+    /// By what it was accepted.
+    pub(super) accepted: Acceptance,
+    /// For people.
+    pub(super) status: VerdictStatus,
+}
+
+/// What was not accepted.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) failure: Failure,
+    /// For people, where the judge came to an end.
+    pub(super) status: Option<Box<VerdictStatus>>,
+}
+
+impl Default for Court {
+    /// One core is left to those who answer clients.
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        Self { seats: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))) }
+    }
+}
+
+impl Court {
+    /// Comes to a verdict, and within a minute: whatever goes wrong on the way is a refusal.
+    pub(super) async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
+        let digest = case.pinned.digest().clone();
+        let broken = |reason, message: String| Refused {
+            failure: Failure {
+                class: FailureClass::Transient,
+                step: Step::Verify,
+                digest: Some(digest.clone()),
+                etag: None,
+                reason,
+                message,
+            },
+            status: None,
+        };
+        let seats = Arc::clone(&self.seats);
+        let judging = async move {
+            let seat = seats.acquire_owned().await;
+            // They are anybody's bytes in the hands of parsers, where a panic must end no more
+            // than this attempt.
+            spawn_blocking(move || {
+                // Goes with the work, which goes on when nobody waits for it any more.
+                let _seat = seat;
+                case.judge()
+            })
+            .await
+        };
+        match timeout(PATIENCE, judging).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(panic)) => Err(broken("internal", format!("the judge broke off: {panic}; please report this"))),
+            Err(_) => Err(broken("timeout", format!("no verdict within {PATIENCE:?}"))),
+        }
+    }
+}
+
+impl Case {
+    fn judge(self) -> Result<(Verified<Manifest>, Proof), Refused> {
+        let Self { policy, pinned, manifest, evidence, accepted: before } = self;
+        let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
+        let circumstances = Circumstances::now();
+        // Roots that can't be refreshed don't take away what they have accepted themselves.
+        let same_roots = before.is_some_and(|before| accepted.roots.iter().all(|root| before.roots.contains(root)));
+        let circumstances = if same_roots { circumstances.accepted_before() } else { circumstances };
+        let (verdict, report) = Verified::explain(&policy, &pinned, manifest, &evidence, circumstances);
+        let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
+        match verdict {
+            Ok(verified) if is_over(verified.valid_until(), circumstances.now) => Err(Refused {
+                failure: over(pinned.digest(), verified.valid_until()),
+                status: Some(Box::new(status(None))),
+            }),
+            Ok(verified) => {
+                let status = VerdictStatus { verified: true, ..status(verified.valid_until()) };
+                Ok((verified, Proof { evidence, accepted, status }))
+            }
+            Err(rejection) => Err(Refused {
+                failure: Failure {
+                    class: FailureClass::Evidence,
+                    step: Step::Verify,
+                    digest: Some(rejection.digest.clone()),
+                    etag: None,
+                    reason: rejection.reason.label(),
+                    message: rejection.to_string(),
+                },
+                status: Some(Box::new(status(None))),
+            }),
+        }
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { failure, status: None }
+    }
+}
+
+/// Whether a verdict does not hold any more.
+pub(super) fn is_over(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
+    valid_until.is_some_and(|until| now > until)
+}
+
+fn over(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
+    let until = valid_until.map(|until| until.to_string()).unwrap_or_default();
+    let message = format!("what speaks for it did so until {until} (digest {digest})");
+    Failure {
+        class: FailureClass::Evidence,
+        step: Step::Verify,
+        digest: Some(digest.clone()),
+        etag: None,
+        reason: "validity",
+        message,
+    }
+}
+
+/// The revisions of the trust roots that a policy relies on, in order.
+fn roots(policy: &TrustPolicy) -> Vec<String> {
+    let authorities = policy.requirements().into_iter().flat_map(|requirements| &requirements.authorities);
+    let mut roots: Vec<_> =
+        authorities.filter_map(|authority| Some(authority.root.as_ref()?.revision().to_string())).collect();
+    roots.sort();
+    roots.dedup();
+    roots
+}
