@@ -11,6 +11,7 @@ mod crowd;
 mod dev;
 mod evaluation;
 mod interop;
+mod keyless;
 mod matrix;
 mod outages;
 mod prometheus;
