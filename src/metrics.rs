@@ -24,6 +24,10 @@ pub struct Metrics {
     pub refreshes: IntCounterVec,
     /// `bundle`, `outcome`, `reason`.
     pub verifications: IntCounterVec,
+    /// `root`, `outcome`.
+    pub trust_root_refreshes: IntCounterVec,
+    /// `root`.
+    pub trust_root_expires: IntGaugeVec,
     /// `bundle`, `state`.
     pub bundle_state: IntGaugeVec,
     /// `bundle`, `manifest`, `revision`.
@@ -98,6 +102,16 @@ impl Metrics {
                 "bundlegate_verifications_total",
                 "Signature verdicts.",
                 &["bundle", "outcome", "reason"],
+            )?,
+            trust_root_refreshes: counters(
+                "bundlegate_trust_root_refreshes_total",
+                "Attempts to refresh a trust root.",
+                &["root", "outcome"],
+            )?,
+            trust_root_expires: gauges(
+                "bundlegate_trust_root_expires_timestamp_seconds",
+                "When a trust root stops vouching for what is new, unless it is refreshed.",
+                &["root"],
             )?,
             bundle_state: gauges("bundlegate_bundle_state", "1 for the state a bundle is in.", &["bundle", "state"])?,
             bundle_info: gauges(

@@ -9,7 +9,10 @@ use crate::{
 };
 
 mod mistakes;
+mod mistakes_in_signers;
 mod mistakes_in_trust;
+mod trust;
+mod trusted_root;
 
 /// A folder with the files that the example names.
 struct Folder(tempfile::TempDir);

@@ -270,6 +270,10 @@ impl Source {
         let fallback = found.usable(&tag, self.tagged_manifest(&tag).await)?.flatten();
         if let Some(Document::Index { manifests }) = fallback.as_ref().map(Manifest::document) {
             for entry in manifests {
+                // Each is compared with all before it.
+                if found.entries.len() >= limit {
+                    break;
+                }
                 if !found.entries.iter().any(|known| known.digest == entry.digest) {
                     found.entries.push(entry.clone());
                 }

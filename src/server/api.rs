@@ -148,8 +148,8 @@ fn at_once(state: &State, question: &Question, confirmed: bool) -> Option<Answer
             let settled = question.tags.is_empty() || confirmed;
             settled.then(|| Answer::Bundle(Arc::clone(snapshot)))
         }
-        State::Withdrawn(reason) => {
-            (!patient).then(|| Answer::Absent { reason: "withdrawn", message: reason.to_string() })
+        State::Withdrawn(withdrawal) => {
+            (!patient).then(|| Answer::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() })
         }
         State::Pending => None,
     }
@@ -164,7 +164,7 @@ fn at_deadline(state: &State, question: &Question, handle: &Handle) -> Answer {
     match state {
         State::Serving(snapshot) if question.tags.knows(snapshot.etag()) => Answer::NotModified(Arc::clone(snapshot)),
         State::Serving(snapshot) => Answer::Bundle(Arc::clone(snapshot)),
-        State::Withdrawn(reason) => Answer::Absent { reason: "withdrawn", message: reason.to_string() },
+        State::Withdrawn(withdrawal) => Answer::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() },
         State::Pending => {
             let failure = handle.status().last_failure.map(|failure| failure.message);
             let message = failure.unwrap_or_else(|| "no attempt to fetch it has come to an end yet".to_owned());

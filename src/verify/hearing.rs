@@ -316,3 +316,6 @@ impl Heard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,7 @@ mod statement;
 mod statement_rule;
 mod tally;
 mod verdict;
+mod verdicts;
 mod vouch;
 
 pub use ca::{BadCaRoots, CaRoots};
@@ -41,6 +42,9 @@ pub use policy::{
 };
 pub use reason::Reason;
 pub use report::{Check, Finding, Report};
-pub use roots::{BadRoot, BadSource, RootSource, RootTrouble, TrustRoot, TufOptions};
+pub use roots::{
+    BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
+};
 pub use statement_rule::{BadRule, StatementRule};
 pub use verdict::{Circumstances, Rejection, Signer, Verified};
+pub use verdicts::Verdicts;

@@ -126,6 +126,25 @@ impl Verified<Manifest> {
         });
         (verified, report)
     }
+
+    /// A verdict that was reached before, for this very digest and policy; `None` where
+    /// `manifest` is not what it was about. For [`super::Verdicts`] alone.
+    pub(super) fn recall(
+        policy: &TrustPolicy,
+        pinned: &PinnedReference,
+        manifest: &Manifest,
+        signers: &[Signer],
+        valid_until: Option<Timestamp>,
+    ) -> Option<Self> {
+        let same = pinned.digest().recompute(manifest.raw()) == *pinned.digest();
+        same.then(|| Self {
+            value: manifest.clone(),
+            pinned: pinned.clone(),
+            signers: signers.to_vec(),
+            revision: policy.revision().clone(),
+            valid_until,
+        })
+    }
 }
 
 impl<T> Verified<T> {

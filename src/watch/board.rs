@@ -69,10 +69,10 @@ impl Board {
         let Some(snapshot) = after.snapshot() else {
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             status.signers = Vec::new();
-            if let State::Withdrawn(reason) = after {
+            if let State::Withdrawn(withdrawal) = after {
                 tracing::error!(
                     bundle,
-                    %reason,
+                    reason = %withdrawal.reason,
                     "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
                 );
             }

@@ -175,6 +175,7 @@ impl Pipeline {
             class: FailureClass::Evidence,
             step: Step::Verify,
             digest: Some(rejection.digest.clone()),
+            etag: None,
             reason: rejection.reason.label(),
             message: rejection.to_string(),
         })
@@ -206,7 +207,7 @@ impl Pipeline {
             Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
             Class::NotFound => FailureClass::Transient,
         };
-        Failure { class, step, digest: digest.cloned(), reason: error.label(), message: error.to_string() }
+        Failure { class, step, digest: digest.cloned(), etag: None, reason: error.label(), message: error.to_string() }
     }
 }
 
@@ -224,9 +225,9 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
 }
 
 fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), reason, message }
+    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), etag: None, reason, message }
 }
 
 fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), reason, message }
+    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), etag: None, reason, message }
 }

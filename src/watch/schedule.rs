@@ -50,7 +50,11 @@ impl Schedule {
                 self.doubling(count)
             }
             Some((FailureClass::Denied, _)) => self.interval.saturating_mul(DENIED_FACTOR),
-            Some((FailureClass::NotFound | FailureClass::Defect | FailureClass::Distrusted, _)) | None => self.interval,
+            Some((
+                FailureClass::NotFound | FailureClass::Revoked | FailureClass::Defect | FailureClass::Distrusted,
+                _,
+            ))
+            | None => self.interval,
         }
     }
 
@@ -69,7 +73,7 @@ mod tests {
 
     fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
         let message = String::new();
-        Outcome::Failed(Failure { class, step: Step::Resolve, digest, reason: "", message })
+        Outcome::Failed(Failure { class, step: Step::Resolve, digest, etag: None, reason: "", message })
     }
 
     #[test]

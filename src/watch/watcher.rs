@@ -16,7 +16,7 @@ use super::{
     pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
     scribe::{Entry, Scribe},
-    state::{Failure, FailureClass, OnMissing, Outcome, State, next},
+    state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
 use crate::{metrics::Metrics, verify::Evidence};
 
@@ -282,10 +282,17 @@ impl Watcher {
     fn expire(&mut self) {
         self.fresh_until = None;
         let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
-        let expired = State::Withdrawn(format!("no successful check for {age} (max_stale)").into());
+        let before = self.prepared.as_ref().map_or_else(|| self.board.state(), State::clone);
+        if before.snapshot().is_none() {
+            return;
+        }
+        let expired = State::Withdrawn(Withdrawal {
+            reason: format!("no successful check for {age} (max_stale)").into(),
+            lost: before.lost(),
+        });
         if self.prepared.is_some() {
             self.prepared = Some(expired);
-        } else if self.board.state().snapshot().is_some() {
+        } else {
             self.board.show(expired);
         }
     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 
 mod answers;
+mod attacks;
 mod author;
 mod command;
 mod conformance;

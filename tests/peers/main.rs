@@ -12,6 +12,7 @@ mod dev;
 mod evaluation;
 mod interop;
 mod keyless;
+mod keys;
 mod matrix;
 mod outages;
 mod prometheus;

@@ -53,10 +53,6 @@ impl Freshness {
         // What no calendar has room for is never, as well.
         (seconds != NEVER).then(|| Timestamp::from_second(seconds).ok()).flatten()
     }
-
-    pub(super) fn is_shared_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
 }
 
 impl fmt::Display for RootTrouble {

@@ -122,3 +122,6 @@ fn both(one: TimeRange, other: TimeRange) -> Option<TimeRange> {
     };
     end.is_none_or(|end| start <= end).then(|| TimeRange::new(start, end))
 }
+
+#[cfg(test)]
+mod tests;

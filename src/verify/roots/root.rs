@@ -144,6 +144,10 @@ impl TrustRoot {
         self.pending || !self.content.certificate_authorities.is_empty()
     }
 
+    pub(super) fn with_freshness(self, freshness: Freshness) -> Self {
+        Self { freshness, ..self }
+    }
+
     pub(super) fn freshness(&self) -> &Freshness {
         &self.freshness
     }
@@ -161,6 +165,8 @@ impl TrustRoot {
 
 impl fmt::Debug for TrustRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TrustRoot").field(&self.name).field(&self.revision.as_str()).finish()
+        // Policies are told apart by this. When exactly it expires is no part of what they are.
+        let expires = self.expires().is_some();
+        f.debug_tuple("TrustRoot").field(&self.name).field(&self.revision.as_str()).field(&expires).finish()
     }
 }

@@ -75,7 +75,8 @@ impl Certified {
     /// Signed by itself.
     pub(crate) fn root(name: &str, key: Key, content: &Content) -> Self {
         let name = common_name(name);
-        let certificate = certificate(&Signature { key: &key, issuer: &name }, &name, &key.spki, content, &Sct::Missing);
+        let certificate =
+            certificate(&Signature { key: &key, issuer: &name }, &name, &key.spki, content, &Sct::Missing);
         Self { certificate: certificate.0, serial: certificate.1, issuer: name.clone(), name, key }
     }
 
@@ -130,10 +131,8 @@ fn extensions(content: &Content) -> Vec<Vec<u8>> {
     let constraints = if content.is_ca { sequence(&[der::boolean(true)]) } else { sequence(&[]) };
     // keyCertSign and cRLSign, or digitalSignature.
     let key_usage = if content.is_ca { [0x01, 0x06] } else { [0x07, 0x80] };
-    let mut extensions = vec![
-        extension("2.5.29.15", true, &element(0x03, &key_usage)),
-        extension("2.5.29.19", true, &constraints),
-    ];
+    let mut extensions =
+        vec![extension("2.5.29.15", true, &element(0x03, &key_usage)), extension("2.5.29.19", true, &constraints)];
     if !content.usages.is_empty() {
         let usages: Vec<_> = content.usages.iter().map(|usage| der::oid(usage)).collect();
         // RFC 3161 wants it critical, where it is the only one.

@@ -129,9 +129,8 @@ impl Sigstore {
     /// What names all of them, as JSON.
     pub(crate) fn trusted_root(&self) -> Value {
         let window = window(self.valid);
-        let chain: Vec<_> = [&self.intermediate, &self.root]
-            .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))
-            .into();
+        let chain: Vec<_> =
+            [&self.intermediate, &self.root].map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)})).into();
         json!({
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "tlogs": [self.rekor.listed(&window), self.rekor2.listed(&window)],
@@ -167,7 +166,7 @@ pub(crate) fn window(valid: Window) -> Value {
 
 /// What a certificate authority's certificate says.
 pub(crate) fn ca(valid: Window) -> Content {
-    Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![], is_ca: true }
+    Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![CODE_SIGNING], is_ca: true }
 }
 
 pub(crate) fn minutes(count: i64) -> SignedDuration {

@@ -70,9 +70,8 @@ impl TimestampAuthority {
 
     /// As `trusted_root.json` lists it.
     pub(crate) fn listed(&self, valid_for: &Value) -> Value {
-        let certificates: Vec<_> = [&self.signer, &self.root]
-            .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))
-            .into();
+        let certificates: Vec<_> =
+            [&self.signer, &self.root].map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)})).into();
         json!({
             "subject": {"organization": "forged", "commonName": "tsa"}, "uri": "https://tsa.example",
             "certChain": {"certificates": certificates}, "validFor": valid_for,

@@ -1,0 +1,330 @@
+//! What a policy can ask for, one thing at a time, of signatures by keys.
+
+use std::collections::BTreeSet;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
+
+use crate::{
+    oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, media_type},
+    verify::{
+        Attestation, Authority, AuthorityKey, Circumstances, ClaimedRepository, Evidence, Format, Log, Proof,
+        PublicKey, Reason, Rejection, Requirements, SIGNATURE_PREDICATE, StatementRule, TrustPolicy, Verdicts,
+        Verified,
+        evidence::{LegacySignature, SignatureBundle},
+    },
+};
+
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+const STATEMENT: &str = "application/vnd.in-toto+json";
+const SLSA: &str = "https://slsa.dev/provenance/v1";
+
+/// Somebody with a key.
+struct Person(KeyPair);
+
+impl Person {
+    fn new() -> Self {
+        Self(KeyPair::generate_ecdsa_p256().unwrap())
+    }
+
+    fn key(&self) -> PublicKey {
+        PublicKey::from_pem(&self.0.public_key_der().unwrap().to_pem()).unwrap()
+    }
+
+    fn named(&self, name: &str) -> Authority {
+        Authority::with_keys(name.to_owned(), [self.key()])
+    }
+
+    fn sign(&self, bytes: &[u8]) -> String {
+        STANDARD.encode(self.0.sign(bytes).unwrap().as_bytes())
+    }
+
+    fn legacy(&self, optional: Value) -> Evidence {
+        let payload = json!({ "critical": { "identity": { "docker-reference": "r.example/a" },
+            "image": { "docker-manifest-digest": artifact().digest() }, "type": "cosign container image signature" },
+            "optional": optional });
+        let payload = Bytes::from(payload.to_string());
+        let signature = self.sign(&payload);
+        Evidence {
+            legacy: vec![LegacySignature { signature, payload, ..LegacySignature::default() }],
+            ..Evidence::default()
+        }
+    }
+
+    fn states(&self, predicate_type: &str, predicate: Value, annotations: Value) -> Evidence {
+        let subject = json!([
+            { "digest": { "sha256": Digest::sha256(b"other").hex() }, "annotations": { "env": "dev" } },
+            { "digest": { "sha256": artifact().digest().hex() }, "annotations": annotations },
+        ]);
+        let statement = json!({ "_type": "https://in-toto.io/Statement/v1", "subject": subject,
+            "predicateType": predicate_type, "predicate": predicate })
+        .to_string();
+        let bundle = json!({ "mediaType": BUNDLE, "verificationMaterial": { "publicKey": { "hint": "x" } },
+            "dsseEnvelope": { "payload": STANDARD.encode(&statement), "payloadType": STATEMENT,
+                "signatures": [{ "sig": self.sign(&pae(STATEMENT, statement.as_bytes())) }] } });
+        let bundle = Bytes::from(bundle.to_string());
+        let referrer = manifest(&json!({ "layers": [Descriptor::of(BUNDLE, &bundle)],
+            "subject": { "mediaType": media_type::OCI_MANIFEST, "size": 2, "digest": artifact().digest() } }));
+        let attached = SignatureBundle { referrer: referrer.raw().clone(), bundle };
+        Evidence { bundles: vec![attached], ..Evidence::default() }
+    }
+
+    fn signs(&self) -> Evidence {
+        self.states(SIGNATURE_PREDICATE, json!({}), json!({}))
+    }
+}
+
+fn manifest(extra: &Value) -> Manifest {
+    let mut whole = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+        "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [] });
+    whole.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    Manifest::parse(whole.to_string().into(), None, 1 << 20).unwrap()
+}
+
+fn artifact() -> Manifest {
+    manifest(&json!({}))
+}
+
+fn pinned() -> PinnedReference {
+    format!("r.example/a@{}", artifact().digest()).parse::<Reference>().unwrap().pinned().unwrap()
+}
+
+fn all(evidence: impl IntoIterator<Item = Evidence>) -> Evidence {
+    evidence.into_iter().fold(Evidence::default(), |mut all, one| {
+        all.bundles.extend(one.bundles);
+        all.legacy.extend(one.legacy);
+        all
+    })
+}
+
+fn policy(requirements: Requirements) -> TrustPolicy {
+    TrustPolicy::signed("p".into(), requirements).unwrap()
+}
+
+fn judge_at(now: Timestamp, requirements: &Requirements, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
+    let circumstances = Circumstances { now, ..Circumstances::now() };
+    Verified::explain(&policy(requirements.clone()), &pinned(), artifact(), evidence, circumstances).0
+}
+
+fn judge(requirements: &Requirements, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
+    judge_at(Timestamp::now(), requirements, evidence)
+}
+
+#[track_caller]
+fn refused(requirements: &Requirements, evidence: &Evidence, reason: Reason) -> String {
+    let rejection = judge(requirements, evidence).unwrap_err();
+    assert_eq!(rejection.reason, reason, "{rejection}");
+    rejection.to_string()
+}
+
+#[test]
+fn a_threshold_counts_people_and_not_signatures() {
+    let [one, two, three] = [Person::new(), Person::new(), Person::new()];
+    let authorities = vec![one.named("one"), two.named("two"), three.named("three")];
+    let wanted = Requirements { at_least: 2, ..Requirements::any_of(authorities) };
+    let told = refused(&wanted, &all([one.signs(), one.signs(), one.legacy(json!({}))]), Reason::TooFewVotes);
+    assert!(told.contains("1 of 2: one"), "{told}");
+    let verified = judge(&wanted, &all([one.signs(), three.legacy(json!({}))])).unwrap();
+    let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
+    assert_eq!(voters, ["one", "three"]);
+    let everybody = Requirements { at_least: 3, ..wanted };
+    refused(&everybody, &all([one.signs(), two.signs()]), Reason::TooFewVotes);
+    assert!(judge(&everybody, &all([one.signs(), two.signs(), three.signs()])).is_ok());
+}
+
+#[test]
+fn a_revoked_key_never_counts_and_says_so() {
+    let (old, new) = (Person::new(), Person::new());
+    let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }, new.key().into()];
+    let team = Authority { name: "team".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
+    let wanted = Requirements::any_of(vec![team]);
+    assert!(refused(&wanted, &old.signs(), Reason::RevokedKey).contains(old.key().identity()));
+    assert!(judge(&wanted, &all([old.signs(), new.signs()])).is_ok());
+    // Revoking the last one must be possible, and then nothing passes.
+    let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }];
+    let team = Authority { name: "team".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
+    refused(&Requirements::any_of(vec![team]), &old.signs(), Reason::RevokedKey);
+}
+
+#[test]
+fn a_key_counts_within_its_window_and_the_verdict_ends_with_it() {
+    let person = Person::new();
+    let now = Timestamp::now();
+    let [before, after] = [now - SignedDuration::from_hours(1), now + SignedDuration::from_hours(1)];
+    let with = |not_before: Option<Timestamp>, not_after: Option<Timestamp>| {
+        let key = AuthorityKey { not_before, not_after, ..person.key().into() };
+        let team = Authority { name: "team".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+        Requirements::any_of(vec![team])
+    };
+    let wanted = with(Some(before), Some(after));
+    assert_eq!(judge_at(now, &wanted, &person.signs()).unwrap().valid_until(), Some(after));
+    for (window, when) in [((None, Some(before)), now), ((Some(after), None), now)] {
+        let rejection = judge_at(when, &with(window.0, window.1), &person.signs()).unwrap_err();
+        assert_eq!(rejection.reason, Reason::Validity, "{rejection}");
+    }
+    assert_eq!(judge_at(after, &wanted, &person.signs()).unwrap().valid_until(), Some(after));
+    assert!(judge_at(after + SignedDuration::from_nanos(1), &wanted, &person.signs()).is_err());
+    assert_eq!(judge(&with(Some(before), None), &person.signs()).unwrap().valid_until(), None);
+}
+
+#[test]
+fn annotations_are_compared_with_their_types_and_on_the_right_subject() {
+    let person = Person::new();
+    let annotations = [("env".to_owned(), json!("prod")), ("wave".to_owned(), json!(1))].into();
+    let wanted = Requirements { annotations, ..Requirements::any_of(vec![person.named("one")]) };
+    let good = json!({ "env": "prod", "wave": 1, "more": true });
+    assert!(judge(&wanted, &person.legacy(good.clone())).is_ok());
+    assert!(judge(&wanted, &person.states(SIGNATURE_PREDICATE, json!({}), good)).is_ok());
+    for bad in
+        [json!({}), json!({ "env": "prod" }), json!({ "env": "prod", "wave": "1" }), json!({ "env": "dev", "wave": 1 })]
+    {
+        refused(&wanted, &person.legacy(bad.clone()), Reason::Annotations);
+        refused(&wanted, &person.states(SIGNATURE_PREDICATE, json!({}), bad), Reason::Annotations);
+    }
+    refused(&wanted, &person.legacy(Value::Null), Reason::Annotations);
+    // The first subject says `dev`, but is another artifact.
+    let dev = Requirements { annotations: [("env".to_owned(), json!("dev"))].into(), ..wanted };
+    refused(&dev, &person.states(SIGNATURE_PREDICATE, json!({}), json!({ "env": "prod" })), Reason::Annotations);
+}
+
+#[test]
+fn a_format_that_is_not_looked_at_does_not_count() {
+    let person = Person::new();
+    let only =
+        |format| Requirements { formats: BTreeSet::from([format]), ..Requirements::any_of(vec![person.named("one")]) };
+    refused(&only(Format::Bundle), &person.legacy(json!({})), Reason::Format);
+    refused(&only(Format::Legacy), &person.signs(), Reason::Format);
+    assert!(judge(&only(Format::Legacy), &all([person.signs(), person.legacy(json!({}))])).is_ok());
+}
+
+#[test]
+fn a_legacy_signature_may_have_to_name_the_repository() {
+    let person = Person::new();
+    let claiming =
+        |claimed_repository| Requirements { claimed_repository, ..Requirements::any_of(vec![person.named("one")]) };
+    assert!(judge(&claiming(ClaimedRepository::Match), &person.legacy(json!({}))).is_ok());
+    assert!(judge(&claiming(ClaimedRepository::Exactly("r.example/a".into())), &person.legacy(json!({}))).is_ok());
+    let elsewhere = claiming(ClaimedRepository::Exactly("r.example/b".into()));
+    assert!(refused(&elsewhere, &person.legacy(json!({})), Reason::Repository).contains("r.example/a"));
+    // Bundles name none.
+    assert!(judge(&elsewhere, &person.signs()).is_ok());
+}
+
+#[test]
+fn a_revoked_digest_is_refused_whoever_signed_it() {
+    let person = Person::new();
+    let revoked_digests = BTreeSet::from([artifact().digest().clone()]);
+    let wanted = Requirements { revoked_digests, ..Requirements::any_of(vec![person.named("one")]) };
+    refused(&wanted, &person.signs(), Reason::RevokedDigest);
+}
+
+#[test]
+fn an_attestation_is_no_signature_and_a_signature_is_no_attestation() {
+    let (person, stranger) = (Person::new(), Person::new());
+    let provenance = |who: &Person, builder: &str| who.states(SLSA, json!({ "builder": builder }), json!({}));
+    let plain = Requirements::any_of(vec![person.named("one")]);
+    refused(&plain, &provenance(&person, "ci"), Reason::NotASignature);
+    assert!(judge(&plain, &all([person.signs(), provenance(&person, "ci")])).is_ok());
+
+    let attested = |rule: Option<&str>| Requirements {
+        attestations: vec![Attestation {
+            predicate_type: SLSA.to_owned(),
+            rule: rule.map(|text| StatementRule::parse("rule.rego", text).unwrap()),
+        }],
+        ..plain.clone()
+    };
+    let any = attested(None);
+    refused(&any, &person.signs(), Reason::Attestation);
+    refused(&any, &provenance(&person, "ci"), Reason::Unsigned);
+    refused(&any, &all([person.signs(), provenance(&stranger, "ci")]), Reason::Attestation);
+    assert!(judge(&any, &all([person.signs(), provenance(&person, "laptop")])).is_ok());
+
+    let by_ci = attested(Some("package signature\nallow if input.predicate.builder == \"ci\"\n"));
+    let told = refused(&by_ci, &all([person.signs(), provenance(&person, "laptop")]), Reason::Attestation);
+    assert!(told.contains("not what the rule allows"), "{told}");
+    assert!(judge(&by_ci, &all([person.signs(), provenance(&person, "laptop"), provenance(&person, "ci")])).is_ok());
+}
+
+#[test]
+fn a_policy_may_name_other_statements_as_signatures() {
+    let person = Person::new();
+    let predicate_types = BTreeSet::from([SLSA.to_owned()]);
+    let wanted = Requirements { predicate_types, ..Requirements::any_of(vec![person.named("one")]) };
+    assert!(judge(&wanted, &person.states(SLSA, json!({}), json!({}))).is_ok());
+    refused(&wanted, &person.signs(), Reason::NotASignature);
+}
+
+#[test]
+fn what_nothing_or_everything_could_pass_is_no_policy() {
+    let person = Person::new();
+    let good = Requirements::any_of(vec![person.named("one")]);
+    let key_of = |requirements| TrustPolicy::signed("p".into(), requirements).unwrap_err().key;
+    assert_eq!(key_of(Requirements::any_of(Vec::new())), "require");
+    assert_eq!(key_of(Requirements { at_least: 0, ..good.clone() }), "require");
+    assert_eq!(key_of(Requirements { at_least: 2, ..good.clone() }), "require");
+    assert_eq!(key_of(Requirements::any_of(vec![person.named("one"), person.named("two")])), "require");
+    assert_eq!(key_of(Requirements { formats: BTreeSet::new(), ..good.clone() }), "formats");
+    let ageing = Requirements { max_signature_age: Some(std::time::Duration::from_secs(1)), ..good.clone() };
+    assert_eq!(key_of(ageing), "max_signature_age");
+    let logged = Authority { log: Log::Require, ..person.named("one") };
+    assert_eq!(key_of(Requirements::any_of(vec![logged])), "require");
+}
+
+#[test]
+fn every_part_of_a_policy_is_part_of_its_revision() {
+    let person = Person::new();
+    let base = Requirements::any_of(vec![person.named("one"), Person::new().named("two")]);
+    let windowed = AuthorityKey { not_after: Some(Timestamp::MAX), ..person.key().into() };
+    let team = Authority { name: "one".into(), proof: Proof::Keys(vec![windowed]), log: Log::None, root: None };
+    let mut revisions: Vec<_> = [
+        base.clone(),
+        Requirements { at_least: 2, ..base.clone() },
+        Requirements { authorities: base.authorities[..1].to_vec(), ..base.clone() },
+        Requirements { authorities: vec![team, base.authorities[1].clone()], ..base.clone() },
+        Requirements { predicate_types: BTreeSet::from([SLSA.to_owned()]), ..base.clone() },
+        Requirements { formats: BTreeSet::from([Format::Bundle]), ..base.clone() },
+        Requirements { annotations: [("a".to_owned(), json!(1))].into(), ..base.clone() },
+        Requirements { annotations: [("a".to_owned(), json!("1"))].into(), ..base.clone() },
+        Requirements { claimed_repository: ClaimedRepository::Match, ..base.clone() },
+        Requirements { revoked_digests: BTreeSet::from([artifact().digest().clone()]), ..base.clone() },
+        Requirements { signatures: Some(pinned().repository().clone()), ..base.clone() },
+    ]
+    .into_iter()
+    .map(|requirements| policy(requirements).revision().to_string())
+    .collect();
+    assert_eq!(policy(base.clone()).revision(), policy(base).revision());
+    let count = revisions.len();
+    revisions.sort();
+    revisions.dedup();
+    assert_eq!(revisions.len(), count);
+}
+
+#[test]
+fn a_remembered_verdict_answers_its_own_question_only_and_no_longer_than_it_holds() {
+    let person = Person::new();
+    let now = Timestamp::now();
+    let until = now + SignedDuration::from_hours(1);
+    let key = AuthorityKey { not_after: Some(until), ..person.key().into() };
+    let team = Authority { name: "team".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+    let loose = policy(Requirements::any_of(vec![team.clone()]));
+    let strict = policy(Requirements {
+        revoked_digests: BTreeSet::from([artifact().digest().clone()]),
+        ..Requirements::any_of(vec![team])
+    });
+    let verdicts = Verdicts::default();
+    let ask = |policy: &TrustPolicy, evidence: &Evidence, now| {
+        let circumstances = Circumstances { now, ..Circumstances::now() };
+        verdicts.explain(policy, &pinned(), artifact(), evidence, circumstances)
+    };
+    let (first, report) = ask(&loose, &person.signs(), now);
+    let signs = person.signs();
+    assert!(first.is_ok() && ask(&loose, &signs, now).0.is_ok());
+    let (again, told_again) = ask(&loose, &signs, now);
+    assert_eq!((again.unwrap().valid_until(), told_again.findings.len()), (Some(until), report.findings.len()));
+    assert!(ask(&strict, &signs, now).0.is_err());
+    assert!(ask(&loose, &Evidence::default(), now).0.is_err());
+    assert!(ask(&loose, &signs, until + SignedDuration::from_secs(1)).0.is_err());
+}

@@ -1,0 +1,93 @@
+//! A TUF repository over HTTP. Nothing that it says is believed here; this keeps what it may
+//! cost within bounds.
+
+use reqwest::StatusCode;
+use sigstore_tuf::{Error, Repository, transport::FetchFuture};
+use url::Url;
+
+/// Where the files are, and the connections there.
+#[derive(Debug, Clone)]
+pub(super) struct Mirror {
+    base: Url,
+    client: reqwest::Client,
+}
+
+impl Mirror {
+    /// Below `base`, which ends in a slash.
+    pub(super) fn new(base: Url) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
+            // Its answers are signed, but whom we ask is for the configuration to say.
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .https_only(base.scheme() == "https")
+            .build()?;
+        Ok(Self { base, client })
+    }
+
+    /// At most `limit` bytes; `None` where there is no such file.
+    async fn fetch(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+        let url = self.url(path)?;
+        let broken = |error: reqwest::Error| Error::transport_with_source(format!("fetch {path}"), error.without_url());
+        let mut response = self.client.get(url).send().await.map_err(broken)?;
+        match response.status() {
+            StatusCode::OK => {}
+            // Object stores say 403 of what they don't have, to who may not list their files.
+            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => return Ok(None),
+            status => return Err(Error::transport(format!("fetch {path}: HTTP {}", status.as_u16()))),
+        }
+        let too_long = || Error::IntegrityMismatch(format!("{path}: longer than {limit} bytes"));
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err(too_long());
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if body.len() as u64 + chunk.len() as u64 > limit {
+                return Err(too_long());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Some(body))
+    }
+
+    /// Parts of `path` come out of metadata, which must not send us elsewhere.
+    fn url(&self, path: &str) -> Result<Url, Error> {
+        let url = self.base.join(path).ok().filter(|url| {
+            url.origin() == self.base.origin() && url.path().starts_with(self.base.path()) && url.query().is_none()
+        });
+        url.ok_or_else(|| Error::Malformed(format!("{path:?} leads out of the repository")))
+    }
+}
+
+impl Repository for Mirror {
+    fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
+        Box::pin(self.fetch(name, limit))
+    }
+
+    fn fetch_target<'a>(&'a self, path: &'a str, limit: u64) -> FetchFuture<'a> {
+        Box::pin(async move { self.fetch(&format!("targets/{path}"), limit).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_leads_out_of_the_repository() {
+        let mirror = Mirror::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
+        for (path, inside) in [
+            ("timestamp.json", true),
+            ("targets/abc.trusted_root.json", true),
+            ("targets/../../other/trusted_root.json", false),
+            ("targets/%2e%2e/%2E%2e/other.json", false),
+            ("/timestamp.json", false),
+            ("//evil.example/corp/timestamp.json", false),
+            ("https://evil.example/corp/timestamp.json", false),
+            ("\\\\evil.example\\corp\\timestamp.json", false),
+            ("timestamp.json?as=admin", false),
+        ] {
+            assert_eq!(mirror.url(path).is_ok(), inside, "{path}");
+        }
+    }
+}

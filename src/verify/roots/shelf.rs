@@ -1,0 +1,139 @@
+//! The TUF metadata that a root was last accepted by, in memory and in one file.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::{Read as _, Write as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use sigstore_tuf::MetadataStore;
+
+/// More is not read. The public-good instance's has some 100 KiB, and its roots' history
+/// grows by 6 KiB twice a year.
+const MAX_FILE: u64 = 16 << 20;
+const FORMAT: u32 = 1;
+
+/// Files by name. A refresh works on a copy, so that one which fails half-way leaves nothing
+/// behind: metadata is only worth something as a whole.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Shelf(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+/// What is in the file. One file, since nothing replaces several in one step.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    files: BTreeMap<String, String>,
+}
+
+impl Shelf {
+    /// The same content, on its own from now on.
+    pub(super) fn copy(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.with(|files| files.clone()))))
+    }
+
+    /// What [`Self::write`] wrote. It proves nothing before it is verified. `None` where
+    /// there is no file. Blocks.
+    pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
+        let file = match fs::File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut text = Vec::new();
+        file.take(MAX_FILE).read_to_end(&mut text)?;
+        let stored: Stored = serde_json::from_slice(&text)?;
+        if stored.format != FORMAT {
+            return Err(io::Error::other(format!("format {} is not known here", stored.format)));
+        }
+        let files = stored.files.into_iter().map(|(name, text)| (name, text.into_bytes()));
+        Ok(Some(Self(Arc::new(Mutex::new(files.collect())))))
+    }
+
+    /// Replaces the file at `path` in one step. Blocks.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        let files = self.with(|files| {
+            let kept = files.iter().filter(|(name, _)| !is_numbered_snapshot(name));
+            kept.map(|(name, bytes)| Some((name.clone(), String::from_utf8(bytes.clone()).ok()?))).collect()
+        });
+        let files: Option<BTreeMap<String, String>> = files;
+        let files = files.ok_or_else(|| io::Error::other("metadata that is not text"))?;
+        let text = serde_json::to_vec(&Stored { format: FORMAT, files })?;
+        if text.len() as u64 > MAX_FILE {
+            return Err(io::Error::other(format!("{} bytes are too many", text.len())));
+        }
+        let folder = path.parent().unwrap_or_else(|| Path::new("."));
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&text)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        fs::File::open(folder)?.sync_all()
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl MetadataStore for Shelf {
+    fn load(&self, name: &str) -> sigstore_tuf::Result<Option<Vec<u8>>> {
+        Ok(self.with(|files| files.get(name).cloned()))
+    }
+
+    fn store(&self, name: &str, bytes: &[u8]) -> sigstore_tuf::Result<()> {
+        self.with(|files| files.insert(name.to_owned(), bytes.to_vec()));
+        Ok(())
+    }
+}
+
+/// The client keeps each snapshot under its number as well, for ever, and never reads it.
+fn is_numbered_snapshot(name: &str) -> bool {
+    name.strip_suffix(".snapshot.json").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(shelf: &Shelf) -> Vec<String> {
+        shelf.with(|files| files.keys().cloned().collect())
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_without_old_snapshots() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuf/corp.json");
+        assert!(Shelf::read(&path).unwrap().is_none());
+        let shelf = Shelf::default();
+        for name in ["timestamp.json", "snapshot.json", "7.snapshot.json", "root_history/2.root.json"] {
+            shelf.store(name, name.as_bytes()).unwrap();
+        }
+        shelf.write(&path).unwrap();
+        let read = Shelf::read(&path).unwrap().unwrap();
+        assert_eq!(names(&read), ["root_history/2.root.json", "snapshot.json", "timestamp.json"]);
+        assert_eq!(read.load("timestamp.json").unwrap().unwrap(), b"timestamp.json");
+        let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn a_copy_goes_its_own_way() {
+        let shelf = Shelf::default();
+        let copy = shelf.copy();
+        copy.store("timestamp.json", b"new").unwrap();
+        assert_eq!(shelf.load("timestamp.json").unwrap(), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_no_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("corp.json");
+        for text in ["", "{", r#"{"format":2,"files":{}}"#, r#"{"format":1,"files":{"a":1}}"#] {
+            fs::write(&path, text).unwrap();
+            assert!(Shelf::read(&path).is_err(), "{text}");
+        }
+    }
+}
