@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::sigstore::provenance;
 use crate::support::{
-    Artifact, Author, Cosign, Evidence, Format, Gate, GateConfig, Identity, Kind, Opa, OpaVersion, Registry, Signer,
-    Signing, Sigstore, http, long_polling,
+    Artifact, Author, Cosign, Evidence, Format, Gate, GateConfig, Identity, KeyKind, Kind, Opa, OpaVersion, Registry,
+    Signer, Signing, Sigstore, http, long_polling,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
@@ -66,6 +66,107 @@ async fn a_keyless_attestation_is_required_and_judged_by_its_rule() {
             let message = refusal_of(&gate, &bundle).await;
             assert!(message.contains("required attestation") && message.contains(why), "{bundle}: {message}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_key_is_verified_with_as_much_as_can_be_judged() {
+    let (sigstore, registry, author) = (Sigstore::start().await, Registry::start(Kind::Debian).await, Author::new());
+    // P-256, the usual one, has its matrix above.
+    let kinds = KeyKind::ALL.into_iter().filter(|kind| *kind != KeyKind::P256);
+    for kind in kinds.clone() {
+        sigstore.make_key(kind).await;
+    }
+    let config =
+        json!({ "version": 1, "registries": { &registry.host: registry.settings() }, "trust": keys(&sigstore) });
+    author.write("bundlegate.yaml", &config.to_string());
+    for how in kinds.flat_map(|kind| Signing::ways(&Signer::Key(kind))) {
+        let Signer::Key(kind) = how.signer else { unreachable!() };
+        let row = how.label();
+        let digest = registry.push(&format!("acme/{row}:v1"), &Artifact::answering(&row).await.file()).await;
+        let pinned = format!("acme/{row}@{digest}");
+        let signed = sigstore.try_to_sign(&how, &registry, &pinned).await;
+        if signed.code != Some(0) {
+            assert_ne!(kind, KeyKind::Rsa, "{row}: {signed:?}");
+            println!("keys and logs | {row:28} | cosign can't");
+            continue;
+        }
+        let mut line = format!("keys and logs | {row:28}");
+        for asked in Asked::ALL.into_iter().filter(|asked| (kind, *asked) != (KeyKind::P521, Asked::Logged)) {
+            let (reference, policy) = (registry.reference(&pinned), asked.policy(kind));
+            let ran = author.run(&["verify", &reference, "--config", "bundlegate.yaml", "--policy", &policy]).await;
+            let outcome = match asked.lacking(kind, how.evidence) {
+                None => ran.ok().lines().last().map(|_| "verified"),
+                Some(why) => ran.refused(why).contains(why).then_some(why),
+            };
+            line.push_str(&format!(" | {asked:?}: {}", outcome.unwrap()));
+        }
+        println!("{line}");
+    }
+}
+
+/// What is asked of a key's signature beside being one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// An entry in the log.
+    Logged,
+    /// A good timestamp if there is one.
+    Stamped,
+    /// Nothing.
+    Nothing,
+}
+
+impl Asked {
+    const ALL: [Self; 3] = [Self::Logged, Self::Stamped, Self::Nothing];
+
+    fn policy(self, kind: KeyKind) -> String {
+        format!("{}-{self:?}", kind.label()).to_lowercase()
+    }
+
+    /// What a signature with this evidence is refused for. sigstore-verify judges logs and
+    /// timestamps, and knows neither P-521 nor the scheme that cosign uses with Ed25519; of
+    /// the first Rekor it knows entries with SHA-256 alone, of the second those by P-256.
+    fn lacking(self, kind: KeyKind, evidence: Evidence) -> Option<&'static str> {
+        let strange = matches!(kind, KeyKind::P521 | KeyKind::Ed25519);
+        match self {
+            Self::Nothing => None,
+            Self::Stamped => (strange && evidence != Evidence::Log).then_some("of an unsupported kind"),
+            Self::Logged if strange => Some("of an unsupported kind"),
+            Self::Logged => {
+                let unknown = kind == KeyKind::P384 || evidence == Evidence::TilesAndTime;
+                (unknown || evidence == Evidence::Time).then_some("no transparency log vouches")
+            }
+        }
+    }
+}
+
+/// A policy for each kind of key and each demand.
+fn keys(sigstore: &Sigstore) -> Value {
+    let mut trust = json!({ "roots": { "corp": { "trusted_root": sigstore.trusted_root() } } });
+    for kind in KeyKind::ALL.into_iter().filter(|kind| *kind != KeyKind::P256) {
+        for asked in Asked::ALL {
+            let mut authority = json!({ "keys": [declared(sigstore, kind)], "root": "corp", "tlog": "none" });
+            match asked {
+                // No signature of this kind could be, and the configuration may not ask for one.
+                Asked::Logged if kind == KeyKind::P521 => continue,
+                Asked::Logged => authority["tlog"] = json!("require"),
+                Asked::Stamped => {}
+                Asked::Nothing => drop(authority.as_object_mut().unwrap().remove("root")),
+            }
+            let name = asked.policy(kind);
+            trust["authorities"][&name] = authority;
+            trust["policies"][&name] = json!({ "require": { "any_of": [name] } });
+        }
+    }
+    trust
+}
+
+/// A key as the configuration has it. The scheme that cosign uses with Ed25519 has to be said.
+fn declared(sigstore: &Sigstore, kind: KeyKind) -> Value {
+    let file = sigstore.key(kind);
+    match kind {
+        KeyKind::Ed25519 => json!({ "file": file, "schemes": ["ed25519ph", "ed25519"] }),
+        KeyKind::P256 | KeyKind::P384 | KeyKind::P521 | KeyKind::Rsa => json!(file),
     }
 }
 

@@ -6,9 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::{
-    Artifact, Cosign, Evidence, Format, Identity, KeyKind, Kind, Registry, Signer, Signing, Sigstore,
-};
+use crate::support::{Artifact, Cosign, Evidence, Format, Identity, Kind, Registry, Signer, Signing, Sigstore};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_trusted_root_names_every_authority_and_log() {
@@ -55,37 +53,6 @@ async fn both_cosigns_verify_what_is_signed_with_it_and_not_under_another_root()
                 let signer = Signer::Keyless(Identity::release_job().with("job_workflow_ref", workflow));
                 let expected = Signing { signer, ..how.clone() };
                 sigstore.verify(cosign, &expected, &sigstore, &registry, &name).await.failed();
-            }
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn explore() {
-    let sigstore = Sigstore::start().await;
-    let registry = Registry::start(Kind::Distribution).await;
-    for kind in [KeyKind::P384, KeyKind::P521, KeyKind::Rsa, KeyKind::Ed25519] {
-        sigstore.make_key(kind).await;
-        for how in Signing::ways(&Signer::Key(kind)) {
-            let label = how.label();
-            let digest = registry.push(&format!("acme/{label}:v1"), &Artifact::answering(&label).await.file()).await;
-            let name = format!("acme/{label}@{digest}");
-            let signed = sigstore.sign(&how, &registry, &name).await;
-            println!(
-                "private {label} signed {:?} {}",
-                signed.code,
-                if signed.code == Some(0) { "" } else { &signed.stderr }
-            );
-            if signed.code != Some(0) {
-                continue;
-            }
-            for cosign in [Cosign::V3, Cosign::V2] {
-                let ran = sigstore.verify(cosign, &how, &sigstore, &registry, &name).await;
-                println!(
-                    "private {label} verified by {cosign:?} {:?} {}",
-                    ran.code,
-                    if ran.code == Some(0) { "" } else { &ran.stderr }
-                );
             }
         }
     }

@@ -87,8 +87,11 @@ impl Sigstore {
         self.author.path(&format!("{}.pub", kind.label()))
     }
 
-    /// Makes a key pair; the usual one is there.
+    /// Makes a key pair, if there is none of that kind; the usual one is there.
     pub(crate) async fn make_key(&self, kind: KeyKind) {
+        if self.key(kind).exists() {
+            return;
+        }
         let (name, file) = (kind.label(), format!("{}.pem", kind.label()));
         let make = [&["genpkey", "-out", &file, "-algorithm"], kind.algorithm()].concat();
         self.author.peer("openssl", &make).await.ok();
@@ -96,14 +99,19 @@ impl Sigstore {
     }
 
     /// Signs `name`, such as `acme/authz@sha256:…`.
-    pub(crate) async fn sign(&self, how: &Signing, registry: &Registry, name: &str) -> Ran {
+    pub(crate) async fn sign(&self, how: &Signing, registry: &Registry, name: &str) {
+        self.try_to_sign(how, registry, name).await.ok();
+    }
+
+    /// The same where it may be more than that cosign can do.
+    pub(crate) async fn try_to_sign(&self, how: &Signing, registry: &Registry, name: &str) -> Ran {
         self.make(how, registry, name, &["sign"]).await
     }
 
     /// Attests `name`: a predicate of a type that cosign knows by name, or of any URI.
     pub(crate) async fn attest(&self, how: &Signing, registry: &Registry, name: &str, kind: &str, predicate: &Value) {
         self.author.write("predicate.json", &predicate.to_string());
-        self.make(how, registry, name, &["attest", "--predicate=predicate.json", "--type", kind]).await;
+        self.make(how, registry, name, &["attest", "--predicate=predicate.json", "--type", kind]).await.ok();
     }
 
     async fn make(&self, how: &Signing, registry: &Registry, name: &str, verb: &[&str]) -> Ran {
@@ -315,6 +323,8 @@ impl Signer {
 }
 
 impl KeyKind {
+    pub(crate) const ALL: [Self; 5] = [Self::P256, Self::P384, Self::P521, Self::Rsa, Self::Ed25519];
+
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::P256 => "p256",
