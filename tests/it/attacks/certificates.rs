@@ -162,7 +162,8 @@ async fn a_certificate_that_is_not_for_signing_code_signs_nothing() {
     let scene = Scene::new().await;
     let workflow = scene.trusts_workflow();
     scene.bundles(&[scene.keyless(&scene.statement())], &workflow).await.accepted();
-    let bends: [(fn(&mut Content), &str); 3] = [
+    type Bend = fn(&mut Content);
+    let bends: [(Bend, &str); 3] = [
         (|content| content.usages.clear(), "RequiredEkuNotFound"),
         (|content| content.usages = vec!["1.3.6.1.5.5.7.3.1"], "RequiredEkuNotFound"),
         (|content| content.is_ca = true, "CaUsedAsEndEntity"),
@@ -197,7 +198,7 @@ async fn a_chain_brings_no_trust_with_it() {
     // The right chain is of no harm.
     let chain = format!("{}{}", scene.forge.intermediate.pem(), scene.forge.root.pem());
     let good = scene.legacy_keyless(&scene.payload()).with(CHAIN, chain);
-    scene.legacy(&[good.clone()], &workflow).await.accepted();
+    scene.legacy(std::slice::from_ref(&good), &workflow).await.accepted();
     let two = format!("{}{}", scene.signer.pem(), evil.signer().pem());
     let judged = scene.legacy(&[good.with(CERTIFICATE, two)], &workflow).await;
     judged.refused(Reason::Malformed, "format", "2 certificates");

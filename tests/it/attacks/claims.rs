@@ -36,7 +36,11 @@ async fn what_vouches_for_another_payload_does_not_vouch_for_a_forged_one() {
     // Certificate, signature and log entry are real, and of another artifact.
     let real = scene.legacy_keyless(&payload(&Digest::sha256(b"other"), &scene.repository()));
     let forged = Legacy { payload: scene.payload().to_string().into_bytes(), ..real.clone() };
-    scene.legacy(&[forged.clone()], &workflow).await.refused(Reason::Signature, "signature", "verification failed");
+    scene.legacy(std::slice::from_ref(&forged), &workflow).await.refused(
+        Reason::Signature,
+        "signature",
+        "verification failed",
+    );
     for nonsense in ["", "AAAA", "bm8gc2lnbmF0dXJl"] {
         let forged = forged.clone().with(SIGNATURE, nonsense);
         scene.legacy(&[forged], &workflow).await.refused(Reason::Signature, "signature", "verification failed");
@@ -56,12 +60,12 @@ async fn a_digest_copied_to_another_repository_counts_where_the_policy_ignores_t
     let claims =
         |claimed: ClaimedRepository| policy_with([keyed(&here.key)], |wanted| wanted.claimed_repository = claimed);
     let ignored = claims(ClaimedRepository::Ignore);
-    here.legacy(&[named.clone()], &ignored).await.accepted();
-    there.legacy(&[named.clone()], &ignored).await.accepted();
+    here.legacy(std::slice::from_ref(&named), &ignored).await.accepted();
+    there.legacy(std::slice::from_ref(&named), &ignored).await.accepted();
     for strict in [ClaimedRepository::Match, ClaimedRepository::Exactly(here.repository())] {
-        here.legacy(&[named.clone()], &claims(strict)).await.accepted();
+        here.legacy(std::slice::from_ref(&named), &claims(strict)).await.accepted();
     }
-    let matching = there.legacy(&[named.clone()], &claims(ClaimedRepository::Match)).await;
+    let matching = there.legacy(std::slice::from_ref(&named), &claims(ClaimedRepository::Match)).await;
     matching.refused(Reason::Repository, "repository", &here.repository());
     let exact = claims(ClaimedRepository::Exactly(there.repository()));
     there.legacy(&[named], &exact).await.refused(Reason::Repository, "repository", &here.repository());
@@ -253,14 +257,14 @@ async fn what_is_weaker_than_the_policy_wants_does_not_stand_in_for_what_is_gone
     scene.registry.remove(&format!("manifests/sha256-{}.sig", scene.digest.hex()));
     let legacy_only = policy_with([keyed(&scene.key)], |wanted| wanted.formats = [Format::Legacy].into());
     let bundle = scene.bare(&scene.statement());
-    scene.bundles(&[bundle.clone()], &legacy_only).await.refused(Reason::Format, "format", "bundle");
+    scene.bundles(std::slice::from_ref(&bundle), &legacy_only).await.refused(Reason::Format, "format", "bundle");
     // A good key, where a log has to have seen it.
     let logged = policy([keyed_in_log(&scene.key, scene.forge.trust())]);
-    scene.bundles(&[bundle.clone()], &logged).await.refused(Reason::Log, "log", "inclusion proof");
+    scene.bundles(std::slice::from_ref(&bundle), &logged).await.refused(Reason::Log, "log", "inclusion proof");
     for version in ["0.1", "0.2"] {
         let mut old = scene.keyless(&scene.statement());
         old["mediaType"] = format!("application/vnd.dev.sigstore.bundle+json;version={version}").into();
-        let judged = scene.bundles(&[old.clone()], &scene.trusts_workflow()).await;
+        let judged = scene.bundles(std::slice::from_ref(&old), &scene.trusts_workflow()).await;
         judged.refused(Reason::Malformed, "format", &format!("version={version}"));
         // Nor is it looked at when the layer says so itself.
         let bent = old["mediaType"].clone();

@@ -145,7 +145,7 @@ async fn one_signature_has_two_values_and_one_spelling() {
         let signature = STANDARD.decode(signature).unwrap();
         for bytes in not_der(&signature) {
             bundle["dsseEnvelope"]["signatures"][0]["sig"] = STANDARD.encode(bytes).into();
-            let judged = scene.bundles(&[bundle.clone()], &key).await;
+            let judged = scene.bundles(std::slice::from_ref(&bundle), &key).await;
             judged.refused(Reason::AnotherKey, "signature", "nobody");
         }
         scene.registry.put_bundles(&scene.digest, &[]);

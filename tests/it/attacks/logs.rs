@@ -1,15 +1,17 @@
 //! What logs and timestamp authorities vouch for, and what they don't.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bundlegate::verify::{Authority, Circumstances, Log as Wanted, Pattern, Reason, TrustPolicy};
+use bundlegate::{
+    oci::Digest,
+    verify::{Authority, Circumstances, Log as Wanted, Pattern, Reason, TrustPolicy},
+};
 use serde_json::{Value, json};
 
 use super::scene::{Scene, identified, keyed, keyed_in_log, keyless, policy, policy_with};
 use crate::forge::{
-    By, Entry, Envelope, Generation, ISSUER, Key, Legacy, Log, SUBJECT, Sigstore, TimestampAuthority, Window, minutes,
-    payload, statement, trust, window,
+    By, Entry, Envelope, Generation, ISSUER, Key, Legacy, Log, Proof, SUBJECT, Sigstore, TimestampAuthority, Window,
+    minutes, payload, statement, trust, window,
 };
-use bundlegate::oci::Digest;
 
 /// A signed statement, and the log's entry of it.
 struct Logged<'a> {
@@ -142,7 +144,7 @@ async fn an_inclusion_proof_leads_to_a_checkpoint_that_the_log_signed() {
     let proof = logged.entry.proof.clone().unwrap();
     let mut wrong = proof.root;
     wrong[0] ^= 1;
-    let with = |bend: &dyn Fn(&mut crate::forge::Proof)| {
+    let with = |bend: &dyn Fn(&mut Proof)| {
         let mut entry = logged.entry.clone();
         bend(entry.proof.as_mut().unwrap());
         logged.bundle(&entry)
@@ -155,7 +157,8 @@ async fn an_inclusion_proof_leads_to_a_checkpoint_that_the_log_signed() {
         bytes[..4].copy_from_slice(&log.id()[..4]);
         format!("{text} {}\n", STANDARD.encode(bytes))
     };
-    let bends: [(&dyn Fn(&mut crate::forge::Proof), &str); 9] = [
+    type Bend<'a> = &'a dyn Fn(&mut Proof);
+    let bends: [(Bend<'_>, &str); 9] = [
         (&|proof| proof.checkpoint = stranger.checkpoint(3, &proof.root), "No matching Rekor key"),
         (&|proof| proof.checkpoint.clone_from(&own_hint), "No valid Rekor signature"),
         (&|proof| proof.checkpoint = log.checkpoint(3, &wrong), "root hash"),
