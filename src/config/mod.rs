@@ -5,6 +5,7 @@
 
 mod bundles;
 mod clients;
+mod expect;
 mod files;
 mod keys;
 mod problem;

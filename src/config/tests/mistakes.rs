@@ -60,7 +60,7 @@ fn keys_of_later_versions_are_known_as_such() {
     for name in ["mirrors", "proxy", "client_certificate"] {
         later(&format!("registries.r.io.{name}"), &format!("registries: {{ r.io: {{ {name}: x }} }}"));
     }
-    for name in ["semver", "filter_tags", "expect", "on_withdraw"] {
+    for name in ["semver", "filter_tags"] {
         later(&format!("bundles.a/b.{name}"), &format!("bundles: {{ a/b: {{ reference: r.io/a, {name}: x }} }}"));
     }
     for name in ["basic_file", "mtls", "jwt"] {

@@ -194,15 +194,13 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
 #[test]
 fn details_of_a_policy_have_a_way_out() {
     let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
-    let repository = |text: &str| with(&format!("signatures: {{ repository: '{text}' }}"));
     let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
-    let malformed = |text: &str, reason: &str| {
-        key("signatures.repository", &format!("reference \"{text}\" is malformed: {reason}"))
-    };
-    let way_out = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
     let rows = [
         (with("fromats: [bundle]"), key("fromats", "unknown key; did you mean `formats`?")),
-        (with("formats: [bundel]"), key("formats[0]", "\"bundel\" is no signature format; did you mean `bundle`?")),
+        (
+            with("formats: [bundel]"),
+            key("formats[0]", "\"bundel\" is neither `bundle` nor `legacy`; did you mean `bundle`?"),
+        ),
         (
             with("predicate_types: ['']"),
             key(
@@ -256,20 +254,6 @@ fn details_of_a_policy_have_a_way_out() {
                 "reference \"acme/authz\" names no registry host; write it out, such as ghcr.io/acme/authz:v1",
             ),
         ),
-        // Attack 38 of the threat list: a place for signatures that means another one.
-        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", way_out)),
-        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", way_out)),
-        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", way_out)),
-        (repository("https://r.io/a"), malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY")),
-        (repository("oci-layout:sigs"), malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY")),
-        (
-            repository("r.io/a:latest"),
-            key(
-                "signatures.repository",
-                "repository \"r.io/a:latest\" has a tag or digest; write HOST/REPOSITORY alone, such as \
-                 ghcr.io/acme/authz",
-            ),
-        ),
         (
             with("signatures: r.io/a"),
             key("signatures", "\"r.io/a\" stands where a mapping of keys is wanted; write that instead"),
@@ -283,6 +267,34 @@ fn details_of_a_policy_have_a_way_out() {
             key(
                 "revoked_digests[0]",
                 "digest \"latest\" starts with neither sha256: nor sha512:; write one such as sha256:…",
+            ),
+        ),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+}
+
+// Attack 38 of the threat list.
+#[test]
+fn a_place_for_signatures_means_no_other_one() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let repository = |text: &str| with(&format!("signatures: {{ repository: '{text}' }}"));
+    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let malformed = |text: &str, reason: &str| {
+        key("signatures.repository", &format!("reference \"{text}\" is malformed: {reason}"))
+    };
+    let way_out = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
+    let rows = [
+        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", way_out)),
+        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", way_out)),
+        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", way_out)),
+        (repository("https://r.io/a"), malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY")),
+        (repository("oci-layout:sigs"), malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY")),
+        (
+            repository("r.io/a:latest"),
+            key(
+                "signatures.repository",
+                "repository \"r.io/a:latest\" has a tag or digest; write HOST/REPOSITORY alone, such as \
+                 ghcr.io/acme/authz",
             ),
         ),
     ];
@@ -349,6 +361,95 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
         (
             &bundles(&["x", "bundle/x"]),
             "bundles.x: the path /bundle/x could mean this bundle or bundle/x; rename one of them",
+        ),
+    ]);
+}
+
+#[test]
+fn expectations_have_a_way_out() {
+    let bundle = |policy: &str, expect: &str| {
+        format!(
+            "trust: {{ {AUTHORITIES}, policies: {{ dev: unsigned, a: {{ require: {{ any_of: [a] }} }} }} }}\nbundles: \
+             {{ x: {{ reference: 'r.io/a:1', trust: {policy}, expect: {{ {expect} }} }} }}"
+        )
+    };
+    let untimed = |policy: &str| {
+        format!(
+            "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
+             authorities for a log (tlog) or give them a root with timestamp authorities"
+        )
+    };
+    let key = |key: &str, sentence: &str| format!("bundles.x.expect.{key}: {sentence}");
+    let rows = [
+        (bundle("a", "oder: version"), key("oder", "unknown key; did you mean `order`?")),
+        (
+            bundle("a", "order: versions"),
+            key("order", "\"versions\" is none of `version`, `created` and `signed_time`; did you mean `version`?"),
+        ),
+        (bundle("a", "order: signed_time"), key("order", &untimed("a"))),
+        (bundle("dev", "order: signed_time"), key("order", &untimed("dev"))),
+        (bundle("a", "minimum: 1.4.0"), key("minimum", "nothing says what it is a minimum of; write `order`, too")),
+        (
+            bundle("a", "order: version, minimum: '1.4'"),
+            key("minimum", "\"1.4\" is not a semantic version; write it such as 1.4.0"),
+        ),
+        (
+            bundle("a", "order: version, minimum: 1.4"),
+            key("minimum", "the floating point `1.4` stands where text is wanted; put it into quotes"),
+        ),
+        (
+            bundle("a", "order: created, minimum: 1.4.0"),
+            key("minimum", "\"1.4.0\" is no moment; write one with its zone, such as 2027-01-01T00:00:00Z"),
+        ),
+        (
+            bundle("a", "order: version, minimum: 1.4.0, on_older: serve"),
+            key("on_older", "what is below `minimum` would be served all the same; write `alarm` or `refuse`"),
+        ),
+        (
+            bundle("a", "on_older: ignore"),
+            key("on_older", "\"ignore\" is none of `serve`, `alarm` and `refuse`; there is: serve, alarm, refuse"),
+        ),
+        (
+            bundle("a", "roots: []"),
+            key("roots", "no bundle has its roots nowhere; write some such as [\"authz\"], or remove the key"),
+        ),
+        (
+            bundle("a", "roots: [authz, authz/]"),
+            key("roots[1]", "\"authz/\" is no root; write it as `.manifest` has it, such as authz/users"),
+        ),
+        (
+            bundle("a", "annotations: { a: 1 }"),
+            key("annotations.a", "the integer `1` stands where text is wanted; put it into quotes"),
+        ),
+        (bundle("a", "annotations: { '': x }"), key("annotations", "an annotation has a name; write it")),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_fallback_is_there_and_has_none() {
+    let bundles = |x: &str, y: &str| {
+        let bundle = |fallback: &str| {
+            format!("{{ reference: 'r.io/a:1', trust: dev, on_withdraw: {{ fallback: {fallback} }} }}")
+        };
+        format!(
+            "trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {}, y: {}, deny: {{ reference: 'r.io/a:1', \
+             trust: dev }} }}",
+            bundle(x),
+            bundle(y)
+        )
+    };
+    let key = "bundles.x.on_withdraw.fallback";
+    check(&[
+        (&bundles("x", "deny"), &format!("{key}: it would stand in for itself; name another bundle")),
+        (&bundles("dney", "deny"), &format!("{key}: bundles has no \"dney\"; did you mean `deny`?")),
+        (
+            &bundles("y", "deny"),
+            &format!("{key}: y has a fallback of its own (deny); name that one, or remove its `on_withdraw`"),
+        ),
+        (
+            &bundles("y", "x"),
+            &format!("{key}: y has a fallback of its own (x); name that one, or remove its `on_withdraw`"),
         ),
     ]);
 }

@@ -12,6 +12,7 @@ use crate::verify::{
     Authority, ClaimedRepository, Format, Log, Proof, Requirements, SIGNATURE_PREDICATE, San, SigningTime, TrustRoot,
     X509,
 };
+use crate::watch::{OnOlder, OnWithdraw, Order};
 
 /// A folder with the files that are named here.
 pub(super) fn folder() -> Folder {
@@ -251,6 +252,46 @@ fn formats_places_ages_and_revoked_digests_are_read() {
     let digest = crate::oci::Digest::sha256(b"leaked");
     let revoked = policy(&format!("revoked_digests: ['{digest}']")).revoked_digests;
     assert_eq!(revoked, BTreeSet::from([digest]));
+}
+
+#[test]
+fn expectations_and_fallbacks_are_read() {
+    let config = |authorities: &str, require: &str, bundle: &str| {
+        let config = folder().with(&format!(
+            "trust: {{ authorities: {{ {authorities} }}, policies: {{ p: {{ require: {require} }} }} }}\n\
+             bundles: {{ deny: {{ reference: 'r.io/d:1', trust: p }}, x: {{ reference: 'r.io/a:1', trust: p, {bundle} }} }}"
+        ));
+        config.unwrap_or_else(|error| panic!("{error}: {bundle}")).bundles.remove(1)
+    };
+    let (a, any) = ("a: { keys: [release.pub] }", "{ any_of: [a] }");
+    let none = config(a, any, "poll: 30s");
+    assert!(none.expect.annotations.is_empty() && none.expect.roots.is_empty());
+    assert_eq!((none.expect.order, none.expect.on_older, none.on_withdraw), (None, OnOlder::Alarm, None));
+
+    let full = config(
+        a,
+        any,
+        "expect: { annotations: { env: prod }, roots: [authz, ''], order: version, minimum: v1.4.0, on_older: refuse }, \
+         on_withdraw: { fallback: deny }",
+    );
+    assert_eq!(full.expect.annotations.into_iter().collect::<Vec<_>>(), [("env".to_owned(), "prod".to_owned())]);
+    assert_eq!(full.expect.roots, ["authz", ""]);
+    assert_eq!(full.expect.order, Some(Order::Version { minimum: Some("1.4.0".parse().unwrap()) }));
+    assert_eq!(full.expect.on_older, OnOlder::Refuse);
+    assert_eq!(full.on_withdraw, Some(OnWithdraw { fallback: "deny".to_owned() }));
+
+    let since = Some("2026-01-01T00:00:00Z".parse().unwrap());
+    let created = config(a, any, "expect: { order: created, minimum: 2026-01-01T00:00:00Z }");
+    assert_eq!(created.expect.order, Some(Order::Created { minimum: since }));
+    let serve = config(a, any, "expect: { order: signed_time, on_older: serve }");
+    assert_eq!(serve.expect.order, Some(Order::SignedTime { minimum: None }));
+    assert_eq!(serve.expect.on_older, OnOlder::Serve);
+
+    // One of the two votes has a time, whoever they are.
+    let authorities = "a: { keys: [release.pub] }, b: { keys: [other.pub], tlog: none }";
+    let two =
+        config(authorities, "{ all_of: [a, b] }", "expect: { order: signed_time, minimum: 2026-01-01T00:00:00Z }");
+    assert_eq!(two.expect.order, Some(Order::SignedTime { minimum: since }));
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
             Err(Problem::new(format!("{word:?} is neither `none` nor `{{ refresh: TIME }}`; write one of them")))
         }
         Some(raw::Tuf::Keys(tuf)) => {
-            let foreign = tuf.url.as_ref().map(|_| "url").or(tuf.root.as_ref().map(|_| "root"));
+            let foreign = tuf.url.as_ref().map(|_| "url").or_else(|| tuf.root.as_ref().map(|_| "root"));
             if let Some(key) = foreign {
                 let sentence = "the built-in root comes from its own repository; remove this, or remove `builtin`";
                 return Err(Problem::new(sentence).at(key));
