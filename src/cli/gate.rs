@@ -152,6 +152,7 @@ fn pipeline(
         source: registries.source(bundle.reference.repository())?,
         registries: Arc::clone(registries),
         reference: bundle.reference.clone(),
+        expect: Arc::default(),
         store: store.clone(),
         limits: config.limits.bundle_limits(),
         evidence_limit: config.limits.evidence,
