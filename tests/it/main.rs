@@ -15,6 +15,7 @@ mod faulty;
 mod forge;
 mod gate;
 mod intake;
+mod live;
 mod protocols;
 mod reads;
 mod rooms;
