@@ -33,6 +33,12 @@ pub struct Metrics {
     /// `bundle`, `manifest`, `revision`.
     pub bundle_info: IntGaugeVec,
     /// `bundle`.
+    pub bundle_older: IntGaugeVec,
+    /// `bundle`.
+    pub bundle_fallback: IntGaugeVec,
+    /// `bundle`.
+    pub lost_clients: IntGaugeVec,
+    /// `bundle`.
     pub last_check: GaugeVec,
     /// `outcome`.
     pub config_reloads: IntCounterVec,
@@ -122,6 +128,21 @@ impl Metrics {
                 "bundlegate_bundle_info",
                 "What a bundle serves; always 1.",
                 &["bundle", "manifest", "revision"],
+            )?,
+            bundle_older: gauges(
+                "bundlegate_bundle_older",
+                "1 while a bundle serves something older than it has served before.",
+                &["bundle"],
+            )?,
+            bundle_fallback: gauges(
+                "bundlegate_bundle_fallback",
+                "1 while another bundle is served in place of a withdrawn one.",
+                &["bundle"],
+            )?,
+            lost_clients: gauges(
+                "bundlegate_lost_clients",
+                "Clients that still run what a bundle has withdrawn.",
+                &["bundle"],
             )?,
             last_check: add(
                 &registry,

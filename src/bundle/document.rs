@@ -17,20 +17,23 @@ impl Document {
     pub(super) fn of_json(content: &[u8]) -> Result<Self, String> {
         let content = content.strip_prefix(BOM).unwrap_or(content);
         let raw: Box<RawValue> = serde_json::from_slice(content).map_err(|error| error.to_string())?;
-        Self::of_raw(raw)
+        Self::of_raw(raw, MAX_DEPTH)
     }
 
     pub(super) fn of_yaml(content: &[u8]) -> Result<Self, String> {
         Self::of_json(super::shape::yaml(content)?.to_string().as_bytes())
     }
 
-    fn of_raw(raw: Box<RawValue>) -> Result<Self, String> {
+    fn of_raw(raw: Box<RawValue>, depth: usize) -> Result<Self, String> {
         if !raw.get().starts_with('{') {
             return Ok(Self::Value(raw));
         }
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(format!("objects in it are nested more than {MAX_DEPTH} levels deep"));
+        };
         let members: BTreeMap<String, Box<RawValue>> =
             serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-        let members = members.into_iter().map(|(key, raw)| Ok((key, Self::of_raw(raw)?)));
+        let members = members.into_iter().map(|(key, raw)| Ok((key, Self::of_raw(raw, depth)?)));
         Ok(Self::Object(members.collect::<Result<_, String>>()?))
     }
 
@@ -67,6 +70,9 @@ pub(super) fn join<T>(
     Ok(())
 }
 
+/// As deep as JSON is read elsewhere. Each level takes a part of the stack, and the text is
+/// read once for each.
+const MAX_DEPTH: usize = 128;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 #[cfg(test)]
@@ -83,6 +89,16 @@ mod tests {
         one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap();
         assert_eq!(one.to_bytes().unwrap(), br#"{"a":{"b":1e3,"n":12345678901234567890123.10}}"#);
         assert_eq!(one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_document_that_is_nested_without_end_is_refused() {
+        let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        document(&nested(MAX_DEPTH));
+        for depth in [MAX_DEPTH + 1, 100_000] {
+            let error = Document::of_json(nested(depth).as_bytes()).unwrap_err();
+            assert!(error.contains("nested"), "{error}");
+        }
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Found {
 
     /// The bundle's bytes, by the recipe.
     pub(super) async fn bytes(&self, recipe: &Recipe, limits: Limits) -> anyhow::Result<Blob> {
-        let size: u64 = recipe.layers().iter().map(|layer| layer.size).sum();
+        let size = Descriptor::total(recipe.layers());
         if size > limits.bundle {
             bail!("{}: {size} bytes are more than --max-size allows ({} bytes)", self.reference, limits.bundle);
         }

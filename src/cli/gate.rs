@@ -43,7 +43,8 @@ impl Gate {
     pub(super) async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let metrics = Metrics::new().context("metrics")?;
-        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
+        let registries =
+            Arc::new(Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone()));
         let cache = store::Options {
             directory: config.cache.directory.clone(),
             disk: config.cache.disk,
@@ -141,7 +142,7 @@ fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
 fn pipeline(
     bundle: &BundleConfig,
     config: &Config,
-    registries: &Registries,
+    registries: &Arc<Registries>,
     store: &Store,
     metrics: &Metrics,
     court: &Court,
@@ -149,6 +150,7 @@ fn pipeline(
     Ok(Pipeline {
         name: bundle.name.as_str().into(),
         source: registries.source(bundle.reference.repository())?,
+        registries: Arc::clone(registries),
         reference: bundle.reference.clone(),
         store: store.clone(),
         limits: config.limits.bundle_limits(),

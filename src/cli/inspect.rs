@@ -111,7 +111,7 @@ impl Report {
             "reference": self.found.reference.to_string(), "digest": self.found.pinned.digest(),
             "annotations": manifest.annotations(),
             "layer": self.layers.first().map(|layer| &layer.digest),
-            "size": self.layers.iter().map(|layer| layer.size).sum::<u64>(),
+            "size": Descriptor::total(&self.layers),
             "manifest": null, "packages": [], "entrypoints": [], "files": [],
             "signatures": signatures.collect::<Value>(),
         });
@@ -132,7 +132,7 @@ impl Report {
 
     fn in_words(&self) -> String {
         let manifest = &self.found.manifest;
-        let size: u64 = self.layers.iter().map(|layer| layer.size).sum();
+        let size = Descriptor::total(&self.layers);
         let mut facts =
             vec![("reference", self.found.reference.to_string()), ("digest", self.found.pinned.digest().to_string())];
         if let Some(kind) = manifest.artifact_type() {

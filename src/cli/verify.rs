@@ -134,7 +134,7 @@ fn way_out(reason: Reason) -> &'static str {
         Reason::Format => "allow the format (formats), or sign it in the other one",
         Reason::Root => "refresh the trust root, or name a newer one (trust.roots)",
         Reason::Log | Reason::Timestamp => "sign it with the log and the timestamp authority of the trust root",
-        Reason::Unsupported => "sign with another kind of key, or trust this one without a log (tlog: none)",
+        Reason::Unsupported => "sign with another kind of key, or trust this one by itself (tlog: none, no root)",
         Reason::Validity | Reason::RevokedKey | Reason::TooOld => "sign it again, with a key that counts today",
         Reason::TooFewVotes => "have it signed by more of the policy's authorities",
         Reason::Attestation => "attest what the policy asks for (cosign attest)",

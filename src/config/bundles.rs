@@ -2,8 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{files::Base, keys, problem::Problem, raw, trust::Policies};
-use crate::{oci::Reference, verify::TrustPolicy, watch::OnMissing};
+use super::{expect, files::Base, keys, problem::Problem, raw, trust::Policies};
+use crate::{
+    oci::Reference,
+    verify::TrustPolicy,
+    watch::{Expect, OnMissing, OnWithdraw},
+};
 
 /// One entry of `bundles`.
 #[derive(Debug, Clone)]
@@ -22,6 +26,10 @@ pub struct BundleConfig {
     pub on_missing: OnMissing,
     /// How long to serve without one successful check.
     pub max_stale: Option<Duration>,
+    /// What it has to be beside signed.
+    pub expect: Expect,
+    /// What is served instead while it is withdrawn.
+    pub on_withdraw: Option<OnWithdraw>,
 }
 
 /// Reads all of `bundles`.
@@ -31,16 +39,19 @@ pub(super) fn read(
     base: Base<'_>,
 ) -> Result<Vec<BundleConfig>, Problem> {
     unambiguous(raw.keys())?;
-    raw.into_iter()
-        .map(|(name, raw)| {
-            check_name(&name)
-                .and_then(|()| bundle(name.clone(), &raw, policies, base))
-                .map_err(|problem| problem.at(&name))
-        })
-        .collect()
+    let mut bundles = Vec::new();
+    for (name, raw) in raw {
+        let bundle = check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, base));
+        bundles.push(bundle.map_err(|problem| problem.at(&name))?);
+    }
+    for bundle in &bundles {
+        check_fallback(bundle, &bundles)
+            .map_err(|problem| problem.at("fallback").at("on_withdraw").at(&bundle.name))?;
+    }
+    Ok(bundles)
 }
 
-fn bundle(name: String, raw: &raw::Bundle, policies: &Policies, base: Base<'_>) -> Result<BundleConfig, Problem> {
+fn bundle(name: String, raw: raw::Bundle, policies: &Policies, base: Base<'_>) -> Result<BundleConfig, Problem> {
     let reference: Reference =
         raw.reference.parse().map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
     let reference = reference.relative_to(base.folder());
@@ -53,25 +64,41 @@ fn bundle(name: String, raw: &raw::Bundle, policies: &Policies, base: Base<'_>) 
     // A shorter time would withdraw a healthy bundle between two polls, or while the second
     // one takes its time.
     let max_stale = raw.max_stale.map(|time| time.at_least(poll.saturating_mul(2), "24h")).transpose();
+    let trust = trust.map_err(|problem| problem.at("trust"))?;
     Ok(BundleConfig {
         name,
-        trust: trust.map_err(|problem| problem.at("trust"))?,
+        expect: expect::read(raw.expect, &trust).map_err(|problem| problem.at("expect"))?,
+        trust,
         reference,
         poll,
         confirm_within: confirm_within.map_err(|problem| problem.at("confirm_within"))?,
         on_missing: on_missing(raw.on_missing.as_deref()).map_err(|problem| problem.at("on_missing"))?,
         max_stale: max_stale.map_err(|problem| problem.at("max_stale"))?,
+        on_withdraw: raw.on_withdraw.map(|raw| OnWithdraw { fallback: raw.fallback }),
     })
 }
 
 fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {
-    match word {
-        None | Some("keep") => Ok(OnMissing::Keep),
-        Some("withdraw") => Ok(OnMissing::Withdraw),
-        Some(other) => {
-            let suggestion = keys::suggestion(other, ["keep", "withdraw"].into_iter());
-            Err(Problem::new(format!("{other:?} is neither `keep` nor `withdraw`; {suggestion}")))
-        }
+    let words = [("keep", OnMissing::Keep), ("withdraw", OnMissing::Withdraw)];
+    word.map_or(Ok(OnMissing::Keep), |word| keys::word(word, &words))
+}
+
+/// A fallback is there, and ends the search: neither chains nor circles.
+fn check_fallback(bundle: &BundleConfig, all: &[BundleConfig]) -> Result<(), Problem> {
+    let Some(OnWithdraw { fallback }) = &bundle.on_withdraw else { return Ok(()) };
+    if *fallback == bundle.name {
+        return Err(Problem::new("it would stand in for itself; name another bundle"));
+    }
+    let Some(found) = all.iter().find(|one| one.name == *fallback) else {
+        let suggestion = keys::suggestion(fallback, all.iter().map(|one| one.name.as_str()));
+        return Err(Problem::new(format!("bundles has no {fallback:?}; {suggestion}")));
+    };
+    match &found.on_withdraw {
+        Some(next) => Err(Problem::new(format!(
+            "{fallback} has a fallback of its own ({}); name that one, or remove its `on_withdraw`",
+            next.fallback
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Words about keys and names that don't exist.
 
-use super::problem::Segment;
+use super::problem::{Problem, Segment};
 
 /// What to say about a key that the schema lacks: it may be one of a later version, or a
 /// slip of the pen.
@@ -38,6 +38,20 @@ pub(super) fn suggestion<'a>(name: &str, names: impl Iterator<Item = &'a str> + 
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("there is: {}", list(names)),
     }
+}
+
+/// The value of the word that is written, or the error that lists the words there are.
+pub(super) fn word<T: Copy>(written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
+    words.iter().find(|(word, _)| *word == written).map(|(_, value)| *value).ok_or_else(|| {
+        let names = words.iter().map(|(word, _)| *word);
+        let quoted: Vec<_> = names.clone().map(|word| format!("`{word}`")).collect();
+        let none = match quoted.as_slice() {
+            [one, other] => format!("neither {one} nor {other}"),
+            [rest @ .., last] => format!("none of {} and {last}", rest.join(", ")),
+            [] => "no word".to_owned(),
+        };
+        Problem::new(format!("{written:?} is {none}; {}", suggestion(written, names)))
+    })
 }
 
 fn matches(pattern: &str, path: &[Segment]) -> bool {
@@ -81,8 +95,6 @@ const LATER: &[&str] = &[
     "registries.*.client_certificate",
     "bundles.*.semver",
     "bundles.*.filter_tags",
-    "bundles.*.expect",
-    "bundles.*.on_withdraw",
     "patterns",
 ];
 

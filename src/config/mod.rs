@@ -5,6 +5,7 @@
 
 mod bundles;
 mod clients;
+mod expect;
 mod difference;
 mod files;
 mod keys;

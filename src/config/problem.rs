@@ -147,19 +147,23 @@ impl serde::de::Error for Problem {
     fn invalid_type(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
         let expected = match expected.to_string().as_str() {
             "a map" => "a mapping of keys".to_owned(),
+            // Its name is ours.
+            text if text.starts_with("struct ") => "a mapping of keys".to_owned(),
             "a sequence" => "a list".to_owned(),
             "a string" | "path string" => "text".to_owned(),
             "a boolean" => "true or false".to_owned(),
             "u64" | "usize" => "a whole number".to_owned(),
             other => other.to_owned(),
         };
+        let scalar = !matches!(unexpected, serde::de::Unexpected::Seq | serde::de::Unexpected::Map);
+        let way_out = if expected == "text" && scalar { "put it into quotes" } else { "write that instead" };
         let unexpected = match unexpected {
             serde::de::Unexpected::Seq => "a list".to_owned(),
             serde::de::Unexpected::Map => "a mapping of keys".to_owned(),
             serde::de::Unexpected::Str(text) => format!("{text:?}"),
             other => format!("the {other}"),
         };
-        Self::new(format!("{unexpected} stands where {expected} is wanted; write that instead"))
+        Self::new(format!("{unexpected} stands where {expected} is wanted; {way_out}"))
     }
 
     fn invalid_value(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {

@@ -131,4 +131,24 @@ pub(super) struct Bundle {
     pub(super) confirm_within: Option<Time>,
     pub(super) on_missing: Option<String>,
     pub(super) max_stale: Option<Time>,
+    #[serde(default)]
+    pub(super) expect: Expect,
+    pub(super) on_withdraw: Option<OnWithdraw>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Expect {
+    #[serde(default)]
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) roots: Option<Vec<String>>,
+    pub(super) order: Option<String>,
+    pub(super) minimum: Option<String>,
+    pub(super) on_older: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OnWithdraw {
+    pub(super) fallback: String,
 }

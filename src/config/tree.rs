@@ -44,6 +44,8 @@ impl Node {
         let options = serde_saphyr::options! {
             // The visitor below sees them all and names the key's whole path.
             duplicate_keys: DuplicateKeyPolicy::PassThrough,
+            // YAML 1.2: only `true` and `false` are; an annotation `no` is a text, say.
+            strict_booleans: true,
             with_snippet: false,
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {

@@ -61,7 +61,7 @@ impl Image {
             digest: entry.digest.clone(),
             revision: revision.unwrap_or_default(),
             created: entry.annotation(RECEIVED).and_then(|text| text.parse().ok()),
-            size: layers.iter().map(|layer| layer.size).sum(),
+            size: Descriptor::total(layers),
             signed: !signature_names(index, name.repository(), &entry.digest).is_empty(),
         })
     }

@@ -125,6 +125,12 @@ impl Descriptor {
         Self { media_type, digest, size, artifact_type: None, annotations: None, platform: None }
     }
 
+    /// The bytes of all together. A manifest may say any number, so their sum may be more than
+    /// can be counted; it is then the largest that can.
+    pub fn total(all: &[Self]) -> u64 {
+        all.iter().fold(0, |sum, one| one.size.saturating_add(sum))
+    }
+
     /// The value of an annotation.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(key).map(String::as_str)
@@ -397,5 +403,12 @@ mod tests {
         let twice = text.replacen("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2", 1);
         assert!(matches!(parse(&twice).unwrap_err(), ManifestError::NotStrict(_)));
         assert!(matches!(parse(r#"{"schemaVersion":1,"manifests":[]}"#).unwrap_err(), ManifestError::Shape(_)));
+    }
+
+    #[test]
+    fn sizes_that_a_manifest_makes_up_slip_under_no_limit() {
+        let of = |size| Descriptor { size, ..Descriptor::of("", b"") };
+        assert_eq!(Descriptor::total(&[of(3), of(4)]), 7);
+        assert_eq!(Descriptor::total(&[of(u64::MAX), of(2)]), u64::MAX);
     }
 }

@@ -85,6 +85,18 @@ impl Registries {
         Ok(Source { repository: repository.clone(), identity, backend })
     }
 
+    /// The source for a repository that is to be read in the course of other work.
+    ///
+    /// # Errors
+    /// When the options of its host make no client; as a trouble of that registry.
+    pub fn reachable(&self, repository: &Repository) -> Result<Source, RegistryError> {
+        self.source(repository).map_err(|BadOptions { host, reason }| RegistryError::Protocol {
+            operation: "connect",
+            host,
+            reason,
+        })
+    }
+
     /// Where to write to a repository.
     ///
     /// # Errors
@@ -270,6 +282,10 @@ impl Source {
         let fallback = found.usable(&tag, self.tagged_manifest(&tag).await)?.flatten();
         if let Some(Document::Index { manifests }) = fallback.as_ref().map(Manifest::document) {
             for entry in manifests {
+                // Each is compared with all before it.
+                if found.entries.len() >= limit {
+                    break;
+                }
                 if !found.entries.iter().any(|known| known.digest == entry.digest) {
                     found.entries.push(entry.clone());
                 }

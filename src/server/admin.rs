@@ -1,6 +1,9 @@
 //! For operators: probes, metrics, status.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -12,14 +15,20 @@ use tokio::time::Instant;
 use super::{
     drain::Leaving,
     respond::{self, Body},
+    survey::Survey,
 };
-use crate::{catalog::Catalog, metrics::Metrics};
+use crate::{
+    catalog::Catalog,
+    metrics::Metrics,
+    watch::{Handle, Lost},
+};
 
 /// What the admin listener tells.
 #[derive(Debug)]
 pub(super) struct Admin {
     catalog: Catalog,
     metrics: Metrics,
+    survey: Survey,
     ready_at: Instant,
     /// Once ready, ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
@@ -28,9 +37,9 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    pub(super) fn new(catalog: Catalog, metrics: Metrics, ready_at: Instant, leaving: Leaving) -> Self {
+    pub(super) fn new(catalog: Catalog, metrics: Metrics, survey: Survey, ready_at: Instant, leaving: Leaving) -> Self {
         let since = format!("{:.3}", jiff::Timestamp::now());
-        Self { catalog, metrics, ready_at, was_ready: AtomicBool::new(false), leaving, since }
+        Self { catalog, metrics, survey, ready_at, was_ready: AtomicBool::new(false), leaving, since }
     }
 
     pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
@@ -81,6 +90,11 @@ impl Admin {
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
             if let Value::Object(status) = &mut status {
                 status.insert("waiters".to_owned(), waiters.into());
+                let lost = self.lost(handle);
+                status
+                    .insert("lost".to_owned(), lost.map_or(Value::Null, |(lost, clients)| lost_status(&lost, clients)));
+                let fallback = serde_json::to_value(handle.fallback_status()).unwrap_or_default();
+                status.insert("fallback".to_owned(), fallback);
             }
             (handle.name().to_owned(), status)
         });
@@ -89,7 +103,29 @@ impl Admin {
         json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles })
     }
 
+    /// What a bundle does not serve any more, and how many still run it.
+    fn lost(&self, handle: &Handle) -> Option<(Arc<Lost>, Option<usize>)> {
+        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.lost) else {
+            self.survey.close(handle.name());
+            return None;
+        };
+        let clients = self.survey.holdouts(handle.name(), &lost);
+        Some((lost, clients))
+    }
+
+    /// Brings up to date what nobody keeps up to date.
+    fn count(&self) {
+        for handle in self.catalog.iter() {
+            let clients = self.lost(handle).and_then(|(_, clients)| clients).unwrap_or_default();
+            let clients = i64::try_from(clients).unwrap_or(i64::MAX);
+            self.metrics.lost_clients.with_label_values(&[handle.name()]).set(clients);
+            let stands_in = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
+            self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(stands_in.into());
+        }
+    }
+
     fn render(&self) -> Response<Body> {
+        self.count();
         match self.metrics.render() {
             Ok((kind, text)) => {
                 let mut response = Response::new(respond::whole(text.into()));
@@ -104,4 +140,8 @@ impl Admin {
             }
         }
     }
+}
+
+fn lost_status(lost: &Lost, clients: Option<usize>) -> Value {
+    json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
 }

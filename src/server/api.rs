@@ -1,6 +1,6 @@
 //! The bundle API: which answer, and when.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
@@ -17,12 +17,18 @@ use super::{
     drain::Leaving,
     prefer,
     respond::{self, Body},
+    survey::Survey,
 };
 use crate::{
     catalog::{self, Catalog},
     metrics::{InFlight, Metrics},
-    watch::{Handle, Snapshot, State},
+    watch::{Handle, Offer, Runs, Seen, Snapshot, State, Withdrawal},
 };
+
+/// Before somebody who runs something else gets the fallback. That the bundle is withdrawn is a
+/// decision of this replica, about which no registry can be asked; where another one has decided
+/// otherwise, a client that comes by both must not go back and forth thousands of times a second.
+const HESITATION: Duration = Duration::from_millis(500);
 
 /// Everything that a bundle request needs.
 #[derive(Debug)]
@@ -32,12 +38,15 @@ pub(super) struct Api {
     pub(super) metrics: Metrics,
     pub(super) long_poll: LongPoll,
     pub(super) leaving: Leaving,
+    pub(super) survey: Survey,
 }
 
 /// What a client wants to know.
-struct Question {
+struct Question<'a> {
     tags: Tags,
     wait: Option<Duration>,
+    address: IpAddr,
+    headers: &'a HeaderMap,
 }
 
 enum Answer {
@@ -48,14 +57,14 @@ enum Answer {
 
 impl Api {
     /// Answers a request of the data listener.
-    pub(super) async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
-        let (response, bundle) = self.route(&request).await;
+    pub(super) async fn answer<B>(&self, request: Request<B>, address: IpAddr) -> Response<Body> {
+        let (response, bundle) = self.route(&request, address).await;
         let bundle = bundle.as_deref().unwrap_or("other");
         self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
         response
     }
 
-    async fn route<B>(&self, request: &Request<B>) -> (Response<Body>, Option<String>) {
+    async fn route<B>(&self, request: &Request<B>, address: IpAddr) -> (Response<Body>, Option<String>) {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = "bundles are read with GET or HEAD";
             let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
@@ -76,20 +85,21 @@ impl Api {
                 (respond::error(StatusCode::NOT_FOUND, "not_found", message, None), None)
             }
             (Access::Granted, Some(handle)) => {
-                (self.serve(handle, request.headers(), request.method()).await, Some(handle.name().to_owned()))
+                let headers = request.headers();
+                let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers), address, headers };
+                (self.serve(handle, &question, request.method()).await, Some(handle.name().to_owned()))
             }
         }
     }
 
-    async fn serve(&self, handle: &Handle, headers: &HeaderMap, method: &Method) -> Response<Body> {
-        let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers) };
-        match self.settle(handle, &question).await {
+    async fn serve(&self, handle: &Handle, question: &Question<'_>, method: &Method) -> Response<Body> {
+        match self.settle(handle, question).await {
             Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
             Answer::Absent { reason, message } => {
                 respond::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
             }
             Answer::Bundle(snapshot) => {
-                let plain = question.wait.is_none() && predates_long_polling(headers);
+                let plain = question.wait.is_none() && predates_long_polling(question.headers);
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
                 let response = respond::bundle(&snapshot, content_type);
                 // HEAD has the same answer at the same time, but for the body.
@@ -103,34 +113,43 @@ impl Api {
     }
 
     /// Answers at once, or when something changes, or at the deadline. Cancel-safe.
-    async fn settle(&self, handle: &Handle, question: &Question) -> Answer {
+    async fn settle(&self, handle: &Handle, question: &Question<'_>) -> Answer {
         // During the drain nothing new is held; only a confirming check may take its time.
         let leaving = self.leaving.has_begun();
         let held = question.wait.filter(|_| !leaving).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
-        let deadline = Instant::now() + held.unwrap_or(self.long_poll.first_wait);
+        let began = Instant::now();
+        let deadline = began + held.unwrap_or(self.long_poll.first_wait);
         let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
         let _waiting = held.map(|_| InFlight::enter(&waiters));
         let let_go = self.leaving.clone().let_go();
         tokio::pin!(let_go);
-        let mut state = handle.subscribe();
+        let mut view = handle.view();
+        let mut counted = None;
         // Whether the registry, or a change just seen, speaks for what we serve.
         let mut confirmed = false;
         loop {
             // Marked as seen before it is compared: a change after this line wakes us.
-            let seen = state.borrow_and_update().clone().at(Timestamp::now());
-            if let Some(answer) = at_once(&seen, question, confirmed) {
+            let seen = view.seen();
+            if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
+                let count =
+                    || self.survey.count(handle.name(), lost, &question.tags, question.address, question.headers);
+                counted.get_or_insert_with(count);
+            }
+            let Offer { state, is_fallback } = question.offered(&seen);
+            if let Some(answer) = at_once(&state, question, confirmed) {
                 return answer;
             }
-            let unsure = !confirmed && disagrees(&seen, question);
+            let unsure = !confirmed && disagrees(&state, question);
             if leaving && !unsure {
                 return at_deadline(&seen, question, handle);
             }
             tokio::select! {
-                changed = state.changed() => match changed {
+                changed = view.changed() => match changed {
                     Ok(()) => confirmed = true,
                     Err(_) => return at_deadline(&seen, question, handle),
                 },
-                () = handle.confirm(), if unsure => confirmed = true,
+                () = handle.confirm(), if unsure && !is_fallback => confirmed = true,
+                () = sleep_until(began + HESITATION), if unsure && is_fallback => confirmed = true,
                 () = sleep_until(deadline) => return at_deadline(&seen, question, handle),
                 () = &mut let_go => return at_deadline(&seen, question, handle),
             }
@@ -138,8 +157,22 @@ impl Api {
     }
 }
 
+impl Question<'_> {
+    fn offered(&self, seen: &Seen) -> Offer {
+        seen.offer(Timestamp::now(), |fallback| {
+            if self.tags.is_empty() {
+                Runs::Nothing
+            } else if self.tags.runs(fallback) {
+                Runs::Fallback
+            } else {
+                Runs::Something
+            }
+        })
+    }
+}
+
 /// What can be said without waiting, if anything.
-fn at_once(state: &State, question: &Question, confirmed: bool) -> Option<Answer> {
+fn at_once(state: &State, question: &Question<'_>, confirmed: bool) -> Option<Answer> {
     let patient = question.wait.is_some();
     match state {
         State::Serving(snapshot) if question.tags.runs(snapshot.etag()) => {
@@ -149,23 +182,23 @@ fn at_once(state: &State, question: &Question, confirmed: bool) -> Option<Answer
             let settled = question.tags.is_empty() || confirmed;
             settled.then(|| Answer::Bundle(Arc::clone(snapshot)))
         }
-        State::Withdrawn(reason) => {
-            (!patient).then(|| Answer::Absent { reason: "withdrawn", message: reason.to_string() })
+        State::Withdrawn(withdrawal) => {
+            (!patient).then(|| Answer::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() })
         }
         State::Pending => None,
     }
 }
 
 /// Whether client and gateway differ, and either may be behind.
-fn disagrees(state: &State, question: &Question) -> bool {
+fn disagrees(state: &State, question: &Question<'_>) -> bool {
     state.snapshot().is_some_and(|snapshot| !question.tags.runs(snapshot.etag()))
 }
 
-fn at_deadline(seen: &State, question: &Question, handle: &Handle) -> Answer {
-    match &seen.clone().at(Timestamp::now()) {
+fn at_deadline(seen: &Seen, question: &Question<'_>, handle: &Handle) -> Answer {
+    match &question.offered(seen).state {
         State::Serving(snapshot) if question.tags.knows(snapshot.etag()) => Answer::NotModified(Arc::clone(snapshot)),
         State::Serving(snapshot) => Answer::Bundle(Arc::clone(snapshot)),
-        State::Withdrawn(reason) => Answer::Absent { reason: "withdrawn", message: reason.to_string() },
+        State::Withdrawn(withdrawal) => Answer::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() },
         State::Pending => {
             let failure = handle.status().last_failure.map(|failure| failure.message);
             let message = failure.unwrap_or_else(|| "no attempt to fetch it has come to an end yet".to_owned());

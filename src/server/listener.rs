@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -96,14 +96,14 @@ impl Connections {
     /// Accepts for ever.
     pub(super) async fn accept<H, F>(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, handle: H)
     where
-        H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        H: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut failures = 0_u32;
         loop {
             let slot = self.slot().await;
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     if failures.is_power_of_two() {
@@ -116,6 +116,7 @@ impl Connections {
             failures = 0;
             let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
             let (tls, handle) = (tls.clone(), handle.clone());
+            let handle = move |request| handle(request, peer.ip());
             let (leaving, closing) = (self.leaving.clone(), self.closing.subscribe());
             let seat = self.idle.seat();
             self.own(async move {

@@ -10,6 +10,7 @@ mod listener;
 mod patient;
 mod prefer;
 mod respond;
+mod survey;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use self::{
     api::Api,
     drain::{Leaving, Phase},
     listener::{Connections, bind},
+    survey::Survey,
 };
 use crate::{catalog::Catalog, metrics::Metrics};
 
@@ -113,14 +115,15 @@ impl Server {
         let leaving = Leaving::new(phase_seen, drain.over);
         let connections = Connections::new(max_connections, Some(metrics.connections.clone()), leaving.clone());
         let operators = Connections::new(max_connections, None, leaving.clone());
-        let status =
-            Arc::new(Admin::new(catalog.clone(), metrics.clone(), Instant::now() + ready_after, leaving.clone()));
-        let api = Arc::new(Api { catalog, clients, metrics, long_poll, leaving });
-        let accept = connections.accept(data, tls, move |request| {
+        let survey = Survey::default();
+        let ready_at = Instant::now() + ready_after;
+        let status = Arc::new(Admin::new(catalog.clone(), metrics.clone(), survey.clone(), ready_at, leaving.clone()));
+        let api = Arc::new(Api { catalog, clients, metrics, long_poll, leaving, survey });
+        let accept = connections.accept(data, tls, move |request, peer| {
             let api = Arc::clone(&api);
-            async move { api.answer(request).await }
+            async move { api.answer(request, peer).await }
         });
-        let operate = operators.accept(admin, None, move |request| {
+        let operate = operators.accept(admin, None, move |request, _| {
             let status = Arc::clone(&status);
             async move { status.answer(&request) }
         });

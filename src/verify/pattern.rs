@@ -4,13 +4,11 @@ use std::fmt;
 
 use regex::Regex;
 
-/// Texts that no sensible policy accepts: a pattern that lets all of them through was meant
-/// to name somebody and names everybody.
-const STRANGERS: [&str; 4] = [
-    "stranger@example.org",
-    "https://example.org/stranger",
-    "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x",
-    "spiffe://example.org/stranger",
+/// Texts that no sensible policy accepts all of, by kind: a pattern that lets every one of a
+/// kind through was meant to name somebody and names everybody with an e-mail address, say.
+const STRANGERS: [[&str; 2]; 2] = [
+    ["stranger@example.org", "a.stranger+tag@mail.stranger.invalid"],
+    ["https://example.org/stranger", "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x"],
 ];
 /// Compiled size, in bytes; a configuration can't make the gateway big by accident.
 const COMPILED_LIMIT: usize = 1 << 20;
@@ -86,7 +84,7 @@ impl Pattern {
             .size_limit(COMPILED_LIMIT)
             .build()
             .map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        if STRANGERS.iter().all(|stranger| shape.is_match(stranger)) {
+        if STRANGERS.iter().any(|kind| kind.iter().all(|stranger| shape.is_match(stranger))) {
             return Err(BadPattern::Everybody);
         }
         Ok(Self { written: written.to_owned(), kind: Kind::Shape(shape) })
@@ -156,8 +154,16 @@ mod tests {
 
     #[test]
     fn a_pattern_for_everybody_or_nobody_is_refused() {
-        for everybody in [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme"] {
+        for everybody in
+            [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme", ".*@.*", "https://.*", "[^/]+", "https?:.+"]
+        {
             assert_eq!(Pattern::regex(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+        }
+        for everybody in ["*", "**", "*@*", "*.*"] {
+            assert_eq!(Pattern::glob(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+        }
+        for somebody in [".*@example\\.org", "https://github\\.com/.*", "spiffe://corp/.*"] {
+            Pattern::regex(somebody).unwrap();
         }
         assert_eq!(Pattern::regex("").unwrap_err(), BadPattern::Empty);
         assert_eq!(Pattern::glob("").unwrap_err(), BadPattern::Empty);

@@ -281,7 +281,10 @@ impl Requirements {
                 return unmeetable("attestations", "they come as bundles; add bundle to formats");
             }
             if self.predicate_types.contains(&attestation.predicate_type) {
-                let sentence = format!("{} is a signature already (predicate_types)", attestation.predicate_type);
+                let sentence = format!(
+                    "{} is a signature already (predicate_types); remove it from one of them",
+                    attestation.predicate_type
+                );
                 return unmeetable("attestations", sentence);
             }
         }
@@ -291,18 +294,24 @@ impl Requirements {
                 sentence: format!("{}: {key}: {sentence}", authority.name),
             })?;
         }
-        self.check_shared_keys()?;
+        self.check_voters()?;
         self.check_age()
     }
 
-    /// One key must not count for two voters.
-    fn check_shared_keys(&self) -> Result<(), Unmeetable> {
-        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    /// Nobody must count for two voters.
+    fn check_voters(&self) -> Result<(), Unmeetable> {
+        let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for authority in &self.authorities {
-            for key in authority.keys() {
-                match owners.insert(key.key.identity(), &authority.name) {
+            let (voices, what) = match &authority.proof {
+                Proof::Keys(keys) => (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key"),
+                // Patterns may overlap in ways that nobody can tell; the same ones are a mistake.
+                // Two votes need two signatures in any case.
+                same => (vec![format!("{same:?} {:?}", authority.root)], "are the same signer"),
+            };
+            for voice in voices {
+                match owners.insert(voice, &authority.name) {
                     Some(other) if other != authority.name => {
-                        let sentence = format!("{} and {other} share a key; leave one of them out", authority.name);
+                        let sentence = format!("{} and {other} {what}; leave one of them out", authority.name);
                         return unmeetable("require", sentence);
                     }
                     _ => {}

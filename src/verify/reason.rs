@@ -123,6 +123,11 @@ impl Fault {
         }
     }
 
+    /// The one of two that says more; of equals, the later one.
+    pub(super) fn or_more_telling(self, other: Self) -> Self {
+        if other.reason() >= self.reason() { other } else { self }
+    }
+
     /// The check of a report that it belongs to.
     pub(super) fn check(&self) -> &'static str {
         match self {

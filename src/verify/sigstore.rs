@@ -110,7 +110,9 @@ fn first_good<T>(
         let bundle = candidate.to_bundle(*hash, log)?;
         match verify(&bundle, artifact(candidate, subject)?) {
             Ok(good) => return Ok(good),
-            Err(error) => refused = fault(error, candidate, subject),
+            // With the wrong hash it is by another key; that must not hide what is wrong with
+            // the right one.
+            Err(error) => refused = refused.or_more_telling(fault(error, candidate, subject)),
         }
     }
     Err(refused)

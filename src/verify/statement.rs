@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::reason::Fault;
+use super::{policy::SIGNATURE_PREDICATE, reason::Fault};
 use crate::oci::{Digest, strict_json};
 
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+/// The same shape under its first name, which `cosign attest` still writes; no cosign signs so.
+const FIRST_STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v0.1";
 /// As sigstore-go caps them.
 const MAX_SUBJECTS: usize = 1024;
 const MAX_DIGESTS: usize = 32;
 
-/// A statement, in the one version that is accepted.
+/// A statement.
 #[derive(Debug)]
 pub(super) struct Statement {
     /// What sort of statement.
@@ -49,7 +51,11 @@ impl Statement {
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
         let written: Written = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        if written.kind != STATEMENT_TYPE {
+        let known = match written.predicate_type.as_str() {
+            SIGNATURE_PREDICATE => written.kind == STATEMENT_TYPE,
+            _ => [STATEMENT_TYPE, FIRST_STATEMENT_TYPE].contains(&written.kind.as_str()),
+        };
+        if !known {
             return Err(malformed(format!("statement of type {}", written.kind)));
         }
         if written.subject.len() > MAX_SUBJECTS {
@@ -70,5 +76,30 @@ impl Statement {
         }
         let other = self.subjects.first().and_then(|subject| subject.digest.iter().next());
         Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_cosign_attests_is_a_statement_of_the_first_version_and_what_it_signs_is_not() {
+        let read = |kind: &str, predicate_type: &str| {
+            let statement = json!({ "_type": kind, "predicateType": predicate_type,
+                "subject": [{ "name": "r.example/a", "digest": { "sha256": "00" } }], "predicate": {} });
+            Statement::read(PAYLOAD_TYPE, statement.to_string().as_bytes())
+        };
+        const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
+        assert_eq!(read(FIRST_STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert_eq!(read(STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert!(read(STATEMENT_TYPE, SIGNATURE_PREDICATE).is_ok());
+        for (kind, predicate_type) in
+            [(FIRST_STATEMENT_TYPE, SIGNATURE_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
+        {
+            assert!(matches!(read(kind, predicate_type).unwrap_err(), Fault::Malformed(_)), "{kind}");
+        }
     }
 }

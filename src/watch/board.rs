@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{
     handle::{FailureStatus, SignerStatus, Status},
-    state::{Failure, State},
+    state::{Failure, State, Withdrawal},
     verdict::{VerdictStatus, milliseconds},
 };
 use crate::{metrics::Metrics, verify::TrustPolicy};
@@ -79,8 +79,8 @@ impl Board {
     }
 
     /// Serves nothing any more.
-    pub(super) fn withdraw(&mut self, reason: Arc<str>) {
-        self.replace(State::Withdrawn(reason));
+    pub(super) fn withdraw(&mut self, withdrawal: Withdrawal) {
+        self.replace(State::Withdrawn(withdrawal));
     }
 
     fn replace(&mut self, after: State) {
@@ -107,10 +107,10 @@ impl Board {
             (status.since, status.state) = (now(), after.label());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             (status.signers, status.verdict) = (Vec::new(), None);
-            if let State::Withdrawn(reason) = after {
+            if let State::Withdrawn(withdrawal) = after {
                 tracing::error!(
                     bundle,
-                    %reason,
+                    reason = %withdrawal.reason,
                     "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
                 );
             }

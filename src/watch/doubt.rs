@@ -93,8 +93,8 @@ impl Watcher {
         let failure = Failure { class: FailureClass::Distrusted, ..failure.clone() };
         self.board.note(&failure);
         let before = self.prepared.take().unwrap_or_else(|| self.board.state());
-        if let State::Withdrawn(reason) = next(&before, &Outcome::Failed(failure), self.rules.on_missing) {
-            self.board.withdraw(reason);
+        if let State::Withdrawn(withdrawal) = next(&before, &Outcome::Failed(failure), self.rules.on_missing) {
+            self.board.withdraw(withdrawal);
         }
         self.scribe.put_down(Entry::Forget);
     }

@@ -5,11 +5,20 @@
 //! Only signed or content-addressed data are read: the verified manifest, the bundle that it
 //! names, and times that a log or a timestamp authority vouches for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
-use super::version::Version;
+use super::{
+    Snapshot,
+    history::{History, Position},
+    version::{Claim, Version},
+};
+use crate::{
+    bundle::BundleManifest,
+    oci::{Digest, Manifest},
+    verify::Verified,
+};
 
 /// What is expected of everything that a bundle's reference ever means. The default expects
 /// nothing, and raises an alarm when a digest comes back that newer ones had replaced.
@@ -73,3 +82,219 @@ pub enum OnOlder {
     /// Keep serving what is served, with an alarm.
     Refuse,
 }
+
+/// What is known about a version. Without `bundle` it has not been fetched yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) digest: &'a Digest,
+    pub(super) annotations: &'a BTreeMap<String, String>,
+    pub(super) signed_at: Option<Timestamp>,
+    pub(super) tag: Option<&'a str>,
+    pub(super) bundle: Option<&'a BundleManifest>,
+}
+
+/// Something that was expected, and is not so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unmet {
+    #[error("annotation {key} is {found}, not {expected:?} as expected")]
+    Annotation { key: String, expected: String, found: Quoted },
+    #[error("roots outside what is expected: {root:?} is not within {expected}")]
+    Roots { root: String, expected: String },
+    #[error("{0}")]
+    Version(String),
+    #[error("it does not say when it was created, in org.opencontainers.image.created ({0})")]
+    Created(Quoted),
+    #[error("nothing proves when it was signed, which its order goes by")]
+    SignedTime,
+    #[error("{0}")]
+    Older(Older),
+}
+
+/// How something is older.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Older {
+    #[error("{position} is older than the minimum, {minimum}")]
+    Minimum { position: Position, minimum: Position },
+    #[error("{position} is older than what was served before, {floor}")]
+    Floor { position: Position, floor: Position },
+    #[error("{digest} was served earlier, and replaced since, at last by {newest}")]
+    Digest { digest: Digest, newest: Digest },
+}
+
+/// Foreign text, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Quoted(Option<String>);
+
+impl<'a> Facts<'a> {
+    /// Before the download.
+    pub(super) fn of(manifest: &'a Verified<Manifest>, tag: Option<&'a str>) -> Self {
+        let (digest, signed_at) = (manifest.pinned().digest(), manifest.signed_at());
+        Self { digest, annotations: manifest.value().annotations(), signed_at, tag, bundle: None }
+    }
+
+    /// Once it can be served.
+    pub(super) fn of_snapshot(snapshot: &'a Snapshot, tag: Option<&'a str>) -> Self {
+        Self { bundle: Some(snapshot.bundle().manifest()), ..Self::of(snapshot.manifest(), tag) }
+    }
+}
+
+impl Expect {
+    /// Whether something may be served, as far as its facts are known.
+    ///
+    /// # Errors
+    /// What is not as expected; its age counts only where older versions are refused.
+    pub(super) fn check(&self, facts: &Facts<'_>, past: &History) -> Result<(), Unmet> {
+        self.check_annotations(facts)?;
+        self.check_roots(facts)?;
+        self.check_tag(facts)?;
+        match self.older(facts, past)? {
+            Some(older) if self.on_older == OnOlder::Refuse => Err(Unmet::Older(older)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether something is older than what was served, or than the minimum.
+    ///
+    /// # Errors
+    /// When it does not say where it stands.
+    pub(super) fn older(&self, facts: &Facts<'_>, past: &History) -> Result<Option<Older>, Unmet> {
+        let position = self.position(facts)?;
+        if self.order.is_some() && position.is_none() {
+            // Not known before the download.
+            return Ok(None);
+        }
+        if let (Some(position), Some(minimum)) = (&position, self.minimum())
+            && *position < minimum
+        {
+            return Ok(Some(Older::Minimum { position: position.clone(), minimum }));
+        }
+        if past.compare(facts.digest, position.as_ref()).is_ge() {
+            return Ok(None);
+        }
+        Ok(match (position, past.floor(), past.newest()) {
+            (Some(position), Some(floor), _) if position < *floor => {
+                Some(Older::Floor { position, floor: floor.clone() })
+            }
+            (_, _, Some(newest)) => Some(Older::Digest { digest: facts.digest.clone(), newest: newest.clone() }),
+            (_, _, None) => None,
+        })
+    }
+
+    /// Where something stands in the order; `None` without an order, or while only the bundle
+    /// could tell, which is not there yet.
+    ///
+    /// # Errors
+    /// When it does not say so.
+    pub(super) fn position(&self, facts: &Facts<'_>) -> Result<Option<Position>, Unmet> {
+        match &self.order {
+            None => Ok(None),
+            Some(Order::Version { .. }) => Ok(stated_version(facts)?.map(Position::Version)),
+            Some(Order::Created { .. }) => {
+                let created = facts.annotations.get(CREATED);
+                let parsed = created.and_then(|created| created.parse().ok()).map(Position::Created);
+                parsed.map(Some).ok_or_else(|| Unmet::Created(Quoted::new(created)))
+            }
+            Some(Order::SignedTime { .. }) => facts.signed_at.map(Position::Signed).map(Some).ok_or(Unmet::SignedTime),
+        }
+    }
+
+    fn minimum(&self) -> Option<Position> {
+        match self.order.as_ref()? {
+            Order::Version { minimum } => minimum.clone().map(Position::Version),
+            Order::Created { minimum } => minimum.map(Position::Created),
+            Order::SignedTime { minimum } => minimum.map(Position::Signed),
+        }
+    }
+
+    fn check_annotations(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
+        let unmet = self.annotations.iter().find(|(key, value)| facts.annotations.get(*key) != Some(*value));
+        unmet.map_or(Ok(()), |(key, expected)| {
+            let found = Quoted::new(facts.annotations.get(key));
+            Err(Unmet::Annotation { key: key.clone(), expected: expected.clone(), found })
+        })
+    }
+
+    fn check_roots(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
+        let Some(bundle) = facts.bundle.filter(|_| !self.roots.is_empty()) else { return Ok(()) };
+        let outside = bundle.roots.iter().find(|root| !self.roots.iter().any(|within| lies_within(root, within)));
+        outside.map_or(Ok(()), |root| Err(Unmet::Roots { root: cut(root), expected: self.roots.join(", ") }))
+    }
+
+    fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
+        let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else { return Ok(()) };
+        match (Claim::of(tag), stated_version(facts)?) {
+            (Some(claim), Some(version)) if !claim.holds_for(&version) => {
+                Err(Unmet::Version(format!("the tag {tag} is on version {version}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Unmet {
+    /// Whether signing it again, without another byte in it, may change that.
+    pub(super) fn is_curable(&self) -> bool {
+        match self {
+            Self::SignedTime => true,
+            Self::Older(Older::Minimum { position, .. } | Older::Floor { position, .. }) => {
+                matches!(position, Position::Signed(_))
+            }
+            Self::Annotation { .. } | Self::Roots { .. } | Self::Version(_) | Self::Created(_) => false,
+            Self::Older(Older::Digest { .. }) => false,
+        }
+    }
+
+    /// A metric label.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Annotation { .. } => "expect_annotations",
+            Self::Roots { .. } => "expect_roots",
+            Self::Version(_) => "expect_version",
+            Self::Created(_) => "expect_created",
+            Self::SignedTime => "expect_signed_time",
+            Self::Older(_) => "older",
+        }
+    }
+}
+
+impl Quoted {
+    fn new(text: Option<&String>) -> Self {
+        Self(text.map(|text| cut(text)))
+    }
+}
+
+impl fmt::Display for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(text) => write!(f, "{text:?}"),
+            None => f.write_str("missing"),
+        }
+    }
+}
+
+/// The annotation speaks, if it is there: an author who wrote it wanted it read.
+fn stated_version(facts: &Facts<'_>) -> Result<Option<Version>, Unmet> {
+    let (stated, place) = match (facts.annotations.get(VERSION), facts.bundle) {
+        (Some(stated), _) => (stated.as_str(), VERSION),
+        (None, Some(bundle)) => (bundle.revision.as_str(), "the bundle's revision"),
+        (None, None) => return Ok(None),
+    };
+    let version = stated.parse().map(Some);
+    version.map_err(|error| Unmet::Version(format!("it states no version: {place}: {error}")))
+}
+
+/// As OPA reads roots: in whole segments, and the empty one is everything.
+fn lies_within(root: &str, within: &str) -> bool {
+    within.is_empty() || root.strip_prefix(within).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A hostile author must not be able to fill the log.
+fn cut(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+const VERSION: &str = "org.opencontainers.image.version";
+const CREATED: &str = "org.opencontainers.image.created";
+
+#[cfg(test)]
+mod tests;

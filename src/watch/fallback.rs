@@ -1,5 +1,17 @@
 //! What is served in place of a bundle that is withdrawn.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::watch::{self, error::RecvError};
+
+use super::{
+    Handle, Snapshot,
+    handle::Status,
+    state::{State, Withdrawal},
+};
+
 /// What happens to clients when there is nothing to serve any more.
 ///
 /// Withdrawing stops distribution, not enforcement: OPA keeps its last policy on every error.
@@ -10,5 +22,277 @@ pub struct OnWithdraw {
     /// is withdrawn and this one is not. Judged by its own trust policy. It has to be
     /// configured, must not be the bundle itself, and must not name a fallback of its own, so
     /// that there are neither chains nor circles.
+    ///
+    /// Those who run nothing get it whenever the bundle is withdrawn. Those who run something
+    /// get it only if something was lost ([`Withdrawal::lost`]): if a bundle was served here
+    /// and then withdrawn, or is refused because it is named as revoked. A replica with an
+    /// empty cache that finds an unsigned push, or a signature by a key that was taken out of
+    /// the configuration, can't know whether the others serve something older with every
+    /// right; it leaves their clients alone.
     pub fallback: String,
+}
+
+/// The bundle that stands in for another one.
+#[derive(Debug, Clone)]
+pub(super) struct Fallback {
+    name: Arc<str>,
+    state: watch::Receiver<State>,
+    status: Arc<Mutex<Status>>,
+}
+
+/// `fallback` in `/status`: what stands in, and since when. All but `bundle` are `null` while
+/// the fallback itself has nothing to serve.
+#[derive(Debug, Clone, Serialize)]
+pub struct FallbackStatus {
+    /// Its name in the configuration.
+    pub bundle: String,
+    /// Digest of its manifest.
+    pub manifest: Option<String>,
+    /// Its entity tag.
+    pub etag: Option<String>,
+    /// Since when it is served in place of the other.
+    pub since: Option<String>,
+}
+
+/// What clients see of a bundle, its fallback included: mark it seen ([`Self::seen`]) before
+/// comparing, wait for [`Self::changed`] after.
+#[derive(Debug, Clone)]
+pub struct View {
+    own: watch::Receiver<State>,
+    fallback: Option<watch::Receiver<State>>,
+}
+
+/// A moment of a [`View`].
+#[derive(Debug, Clone)]
+pub struct Seen {
+    own: State,
+    instead: Option<Arc<Snapshot>>,
+}
+
+/// What a client runs, as far as it decides about the fallback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Nothing yet.
+    Nothing,
+    /// Some version.
+    Something,
+    /// The fallback.
+    Fallback,
+}
+
+/// What a client is to have.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// As if there were only this.
+    pub state: State,
+    /// Whether it is the fallback.
+    pub is_fallback: bool,
+}
+
+/// Lets each bundle for which `fallback_of` names another one have it as its fallback.
+pub fn appoint<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<&'a str>) {
+    let standing: Vec<_> = handles
+        .iter()
+        .map(|handle| {
+            let name = fallback_of(handle.name())?;
+            handles.iter().find(|other| other.name() == name).map(|other| Fallback {
+                name: Arc::clone(&other.name),
+                state: other.state.clone(),
+                status: Arc::clone(&other.status),
+            })
+        })
+        .collect();
+    for (handle, fallback) in handles.iter_mut().zip(standing) {
+        handle.fallback = fallback;
+    }
+}
+
+impl Handle {
+    /// A view of one's own.
+    pub fn view(&self) -> View {
+        View { own: self.state.clone(), fallback: self.fallback.as_ref().map(|fallback| fallback.state.clone()) }
+    }
+
+    /// Why nothing of its own is served, if it is withdrawn.
+    pub fn withdrawal(&self) -> Option<Withdrawal> {
+        match &*self.state.borrow() {
+            State::Withdrawn(withdrawal) => Some(withdrawal.clone()),
+            State::Pending | State::Serving(_) => None,
+        }
+    }
+
+    /// What stands in for it; `None` while it is not withdrawn, or without a fallback.
+    pub fn fallback_status(&self) -> Option<FallbackStatus> {
+        self.withdrawal()?;
+        let fallback = self.fallback.as_ref()?;
+        let withdrawn = self.status().since;
+        let status = fallback.status.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(FallbackStatus {
+            bundle: fallback.name.to_string(),
+            manifest: status.manifest.clone(),
+            etag: status.etag.clone(),
+            // Of one format, so that later is greater.
+            since: status.manifest.is_some().then(|| status.since.clone().max(withdrawn)),
+        })
+    }
+}
+
+impl View {
+    /// What is to be seen now, marked as seen.
+    pub fn seen(&mut self) -> Seen {
+        let own = self.own.borrow_and_update().clone();
+        let instead = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
+        Seen { own, instead }
+    }
+
+    /// Until there is something else to see. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the bundle's watcher is gone.
+    pub async fn changed(&mut self) -> Result<(), RecvError> {
+        loop {
+            let Some(fallback) = &mut self.fallback else { return self.own.changed().await };
+            tokio::select! {
+                changed = self.own.changed() => return changed,
+                changed = fallback.changed() => {
+                    if changed.is_err() {
+                        self.fallback = None;
+                    }
+                    // Otherwise it is nobody's business.
+                    if matches!(*self.own.borrow(), State::Withdrawn(_)) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Seen {
+    /// The bundle's own state.
+    pub fn own(&self) -> &State {
+        &self.own
+    }
+
+    /// What a client is to have at this time. `runs` is asked with the fallback's entity tag,
+    /// where there is one to serve.
+    pub fn offer(&self, now: Timestamp, runs: impl FnOnce(&str) -> Runs) -> Offer {
+        let own = self.own.clone().at(now);
+        let instead = self.instead.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
+        if let (State::Withdrawn(withdrawal), Some(instead)) = (&own, instead) {
+            let is_due = match runs(instead.etag()) {
+                Runs::Nothing | Runs::Fallback => true,
+                Runs::Something => withdrawal.lost.is_some(),
+            };
+            if is_due {
+                return Offer { state: State::Serving(Arc::clone(instead)), is_fallback: true };
+            }
+        }
+        Offer { state: own, is_fallback: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Duration, timeout};
+
+    use super::{
+        super::state::{Lost, tests::snapshot},
+        *,
+    };
+
+    struct Pair {
+        own: watch::Sender<State>,
+        fallback: watch::Sender<State>,
+        view: View,
+    }
+
+    impl Pair {
+        fn showing(own: State, fallback: State) -> Self {
+            let ((own, own_seen), (fallback, fallback_seen)) = (watch::channel(own), watch::channel(fallback));
+            Self { own, fallback, view: View { own: own_seen, fallback: Some(fallback_seen) } }
+        }
+
+        async fn has_changed(&mut self) -> bool {
+            timeout(Duration::from_millis(50), self.view.changed()).await.is_ok()
+        }
+    }
+
+    fn serving(version: u8) -> State {
+        State::Serving(snapshot(version))
+    }
+
+    fn lost(version: u8) -> State {
+        let lost = Some(Arc::new(Lost::of(&snapshot(version))));
+        State::Withdrawn(Withdrawal { reason: "revoked".into(), lost })
+    }
+
+    fn never() -> State {
+        State::Withdrawn("no signature".into())
+    }
+
+    #[test]
+    fn the_fallback_is_for_the_withdrawn_and_leaves_alone_who_may_be_served_elsewhere() {
+        const ALL: [Runs; 3] = [Runs::Nothing, Runs::Something, Runs::Fallback];
+        for (own, fallback, offered) in [
+            (State::Pending, serving(2), [false, false, false]),
+            (serving(1), serving(2), [false, false, false]),
+            (lost(1), serving(2), [true, true, true]),
+            (never(), serving(2), [true, false, true]),
+            // One that has nothing either is none.
+            (lost(1), State::Pending, [false, false, false]),
+            (lost(1), lost(2), [false, false, false]),
+        ] {
+            let seen = Pair::showing(own, fallback).view.seen();
+            for (runs, is_fallback) in ALL.into_iter().zip(offered) {
+                let offer = seen.offer(Timestamp::now(), |_| runs);
+                assert_eq!(offer.is_fallback, is_fallback, "{runs:?} {seen:?}");
+                let own = seen.own().label();
+                assert_eq!(offer.state.label(), if is_fallback { "serving" } else { own });
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_is_asked_about_the_fallbacks_tag() {
+        let seen = Pair::showing(lost(1), serving(2)).view.seen();
+        let mut asked = String::new();
+        seen.offer(Timestamp::now(), |etag| {
+            asked = etag.to_owned();
+            Runs::Something
+        });
+        assert_eq!(asked, snapshot(2).etag());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_wake_for_the_fallback_only_while_it_stands_in() {
+        let mut pair = Pair::showing(serving(1), serving(2));
+        pair.view.seen();
+        pair.fallback.send_replace(serving(3));
+        assert!(!pair.has_changed().await, "the bundle itself is served");
+        pair.own.send_replace(lost(1));
+        assert!(pair.has_changed().await);
+        pair.view.seen();
+        pair.fallback.send_replace(serving(2));
+        assert!(pair.has_changed().await, "a new fallback");
+        let offer = pair.view.seen().offer(Timestamp::now(), |_| Runs::Something);
+        assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
+        pair.own.send_replace(serving(1));
+        assert!(pair.has_changed().await, "trusted again");
+        assert!(!pair.view.seen().offer(Timestamp::now(), |_| Runs::Fallback).is_fallback);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fallback_whose_watcher_is_gone_costs_nothing_else() {
+        let mut pair = Pair::showing(serving(1), serving(2));
+        drop(pair.fallback);
+        let view = &mut pair.view;
+        view.seen();
+        assert!(timeout(Duration::from_millis(50), view.changed()).await.is_err());
+        pair.own.send_replace(lost(1));
+        view.changed().await.unwrap();
+        drop(pair.own);
+        view.seen();
+        assert!(view.changed().await.is_err());
+    }
 }

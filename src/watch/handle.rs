@@ -8,7 +8,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{state::State, verdict::VerdictStatus};
+use super::{fallback::Fallback, state::State, verdict::VerdictStatus};
 use crate::verify::TrustPolicy;
 
 /// One bundle, seen from outside its watcher. Cheap to clone.
@@ -22,6 +22,8 @@ pub struct Handle {
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) status: Arc<Mutex<Status>>,
+    /// What stands in for it while it is withdrawn.
+    pub(super) fallback: Option<Fallback>,
 }
 
 /// What is known about the last check of the registry.

@@ -55,7 +55,11 @@ impl Schedule {
                 self.doubling(count)
             }
             Some((FailureClass::Denied, _)) => self.interval.saturating_mul(DENIED_FACTOR),
-            Some((FailureClass::NotFound | FailureClass::Defect | FailureClass::Distrusted, _)) | None => self.interval,
+            Some((
+                FailureClass::NotFound | FailureClass::Revoked | FailureClass::Defect | FailureClass::Distrusted,
+                _,
+            ))
+            | None => self.interval,
         }
     }
 
@@ -74,7 +78,7 @@ mod tests {
 
     fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
         let message = String::new();
-        Outcome::Failed(Failure { class, step: Step::Resolve, digest, reason: "", message })
+        Outcome::Failed(Failure { class, step: Step::Resolve, digest, etag: None, reason: "", message })
     }
 
     #[test]

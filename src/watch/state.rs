@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
 use crate::oci::Digest;
@@ -14,8 +15,27 @@ pub enum State {
     Pending,
     /// There is something to serve.
     Serving(Arc<Snapshot>),
-    /// There is nothing to serve, for a reason that people should read.
-    Withdrawn(Arc<str>),
+    /// There is nothing to serve.
+    Withdrawn(Withdrawal),
+}
+
+/// Why there is nothing to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// For people.
+    pub reason: Arc<str>,
+    /// What clients should not run any more. `None` where nothing was served before: what they
+    /// run may be all right, and another replica's to judge.
+    pub lost: Option<Arc<Lost>>,
+}
+
+/// What was served, and is not to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Digest of the manifest.
+    pub manifest: Digest,
+    /// Entity tag, by which those are known who run it.
+    pub etag: Option<String>,
 }
 
 /// How a refresh ended.
@@ -38,6 +58,8 @@ pub struct Failure {
     pub step: Step,
     /// The manifest it was about, where known.
     pub digest: Option<Digest>,
+    /// The entity tag of the bundle that it was about, where known.
+    pub etag: Option<String>,
     /// A metric label.
     pub reason: &'static str,
     /// For people.
@@ -57,6 +79,8 @@ pub enum FailureClass {
     Denied,
     /// Evidence is missing or insufficient; it may follow.
     Evidence,
+    /// The configuration names it, or the key that signed it, as revoked.
+    Revoked,
     /// A property of the bytes: never again for this digest.
     Defect,
     /// What is being served lost its trust.
@@ -94,23 +118,36 @@ pub enum OnMissing {
 /// | unchanged | stay | stay | stay |
 /// | transient, rate-limited, denied | stay | stay | stay |
 /// | not found | Withdrawn | stay, or Withdrawn where configured | stay |
-/// | evidence, defect | Withdrawn | stay | stay |
+/// | evidence, revoked, defect | Withdrawn | stay | stay |
 /// | distrusted | Withdrawn | Withdrawn | stay |
+///
+/// What was served and then withdrawn is lost, until something is accepted. So is what is
+/// revoked without having been served here: somewhere it was, or nobody would have revoked it.
 pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
     let failure = match outcome {
         Outcome::Accepted(snapshot) => return State::Serving(Arc::clone(snapshot)),
         Outcome::Unchanged => return state.clone(),
         Outcome::Failed(failure) => failure,
     };
-    let withdrawn = || State::Withdrawn(failure.message.as_str().into());
+    let withdrawn = || {
+        let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
+        let manifest = failure.digest.clone().filter(|_| revoked);
+        let lost = state.lost().or_else(|| Some(Arc::new(Lost { manifest: manifest?, etag: failure.etag.clone() })));
+        State::Withdrawn(Withdrawal { reason: failure.message.as_str().into(), lost })
+    };
     match (failure.class, state) {
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
-        | (FailureClass::Evidence | FailureClass::Defect, State::Serving(_)) => state.clone(),
+        | (FailureClass::Evidence | FailureClass::Revoked | FailureClass::Defect, State::Serving(_)) => state.clone(),
         (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => state.clone(),
         // The newest reason is the one worth reading.
-        (FailureClass::NotFound | FailureClass::Evidence | FailureClass::Defect | FailureClass::Distrusted, _) => {
-            withdrawn()
-        }
+        (
+            FailureClass::NotFound
+            | FailureClass::Evidence
+            | FailureClass::Revoked
+            | FailureClass::Defect
+            | FailureClass::Distrusted,
+            _,
+        ) => withdrawn(),
     }
 }
 
@@ -143,6 +180,28 @@ impl State {
             Self::Pending | Self::Withdrawn(_) => None,
         }
     }
+
+    /// What is lost if nothing is served from now on.
+    pub(super) fn lost(&self) -> Option<Arc<Lost>> {
+        match self {
+            Self::Pending => None,
+            Self::Serving(snapshot) => Some(Arc::new(Lost::of(snapshot))),
+            Self::Withdrawn(withdrawal) => withdrawal.lost.clone(),
+        }
+    }
+}
+
+impl Lost {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
+    }
+}
+
+impl From<&str> for Withdrawal {
+    /// Of something that was never there.
+    fn from(reason: &str) -> Self {
+        Self { reason: reason.into(), lost: None }
+    }
 }
 
 impl FailureClass {
@@ -155,14 +214,14 @@ impl FailureClass {
             Self::Denied => "denied",
             Self::Evidence => "evidence",
             Self::Defect => "defect",
-            Self::Distrusted => "distrusted",
+            Self::Revoked | Self::Distrusted => "distrusted",
         }
     }
 
     /// Whether the registry said what the reference means, so that a client which runs
     /// something else may be contradicted.
     pub fn registry_answered(self) -> bool {
-        matches!(self, Self::NotFound | Self::Evidence | Self::Defect | Self::Distrusted)
+        matches!(self, Self::NotFound | Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted)
     }
 }
 

@@ -14,6 +14,38 @@ pub struct Version(semver::Version);
 #[error("{0:?} is not a semantic version; write it such as 1.4.0")]
 pub struct NotAVersion(String);
 
+/// What a tag claims about the version behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// `1.4.0`, `v1.4.0`, `1.4.0-rc.1`: this one.
+    Exactly(Version),
+    /// `1`, `v1.4`: some release of it.
+    Within { major: u64, minor: Option<u64> },
+}
+
+impl Claim {
+    /// `None` for tags that are no versions, such as `live`.
+    pub(super) fn of(tag: &str) -> Option<Self> {
+        if let Ok(version) = tag.parse() {
+            return Some(Self::Exactly(version));
+        }
+        let numbers = tag.strip_prefix('v').unwrap_or(tag);
+        match numbers.split_once('.') {
+            None => Some(Self::Within { major: number(numbers)?, minor: None }),
+            Some((major, minor)) => Some(Self::Within { major: number(major)?, minor: Some(number(minor)?) }),
+        }
+    }
+
+    pub(super) fn holds_for(&self, version: &Version) -> bool {
+        match self {
+            Self::Exactly(claimed) => claimed == version,
+            Self::Within { major, minor } => {
+                version.0.major == *major && minor.is_none_or(|minor| version.0.minor == minor)
+            }
+        }
+    }
+}
+
 impl FromStr for Version {
     type Err = NotAVersion;
 
@@ -54,6 +86,12 @@ impl PartialEq for Version {
 
 impl Eq for Version {}
 
+/// Digits as semantic versions have them: `007` is something else, a date perhaps.
+fn number(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +118,24 @@ mod tests {
             assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
         }
         assert_eq!(version("1.0.0+a"), version("1.0.0+b"));
+    }
+
+    #[test]
+    fn a_tag_claims_a_version_or_some_release_of_one_or_nothing() {
+        for (tag, holds, fails) in [
+            ("1.4.0", &["1.4.0", "v1.4.0+x"][..], &["1.4.1", "1.4.0-rc.1", "2.4.0"][..]),
+            ("v1.4.0-rc.1", &["1.4.0-rc.1"], &["1.4.0", "1.4.0-rc.2"]),
+            ("1.4.0_x", &["1.4.0"], &["1.4.1"]),
+            ("1.4", &["1.4.0", "1.4.9"], &["1.5.0", "2.4.0"]),
+            ("v1", &["1.0.0", "1.99.1"], &["0.1.0", "2.0.0"]),
+            ("0", &["0.3.1"], &["1.0.0"]),
+        ] {
+            let claim = Claim::of(tag).unwrap();
+            assert!(holds.iter().all(|text| claim.holds_for(&version(text))), "{tag} holds");
+            assert!(!fails.iter().any(|text| claim.holds_for(&version(text))), "{tag} fails");
+        }
+        for tag in ["live", "", "v", "1.", ".1", "1.x", "007", "1.04", "sha256-1", "99999999999999999999"] {
+            assert_eq!(Claim::of(tag), None, "{tag:?}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
     scribe::{Entry, Scribe},
-    state::{Failure, FailureClass, OnMissing, Outcome, State, next},
+    state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
 use crate::{metrics::Metrics, verify::TrustPolicy};
 
@@ -75,6 +75,7 @@ impl Watcher {
             confirm_within: rules.confirm_within,
             policy: Arc::new(policy),
             status,
+            fallback: None,
         };
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
@@ -110,7 +111,7 @@ impl Watcher {
             Some(Err(refused)) => {
                 self.board.refuse(refused.status);
                 self.board.note(&refused.failure);
-                self.board.withdraw(refused.failure.message.into());
+                self.board.withdraw(refused.failure.message.as_str().into());
             }
             None => {}
         }
@@ -326,11 +327,16 @@ impl Watcher {
     fn expire(&mut self) {
         self.fresh_until = None;
         let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
+        let before = self.prepared.as_ref().map_or_else(|| self.board.state(), State::clone);
+        if before.snapshot().is_none() {
+            return;
+        }
         let reason = format!("no successful check for {age} (max_stale)").into();
+        let withdrawal = Withdrawal { reason, lost: before.lost() };
         if self.prepared.is_some() {
-            self.prepared = Some(State::Withdrawn(reason));
-        } else if self.board.state().snapshot().is_some() {
-            self.board.withdraw(reason);
+            self.prepared = Some(State::Withdrawn(withdrawal));
+        } else {
+            self.board.withdraw(withdrawal);
         }
     }
 }

@@ -171,7 +171,7 @@ impl FaultyRegistry {
     }
 
     pub(crate) fn registries(&self, options: Options) -> Registries {
-        let limits = ReadLimits { manifest: 4096, evidence: 1 << 20, bundle: 1 << 20 };
+        let limits = ReadLimits { manifest: 4 << 20, evidence: 1 << 20, bundle: 1 << 20 };
         Registries::new([(self.address.to_string(), options)].into(), limits, Metrics::new().unwrap())
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
 
 mod answers;
+mod attacks;
 mod author;
 mod command;
 mod conformance;
@@ -19,10 +20,12 @@ mod live;
 mod protocols;
 mod reads;
 mod rooms;
+mod roots;
 mod serving;
 mod shells;
 mod signatures;
 mod signing;
 mod transfers;
 mod trouble;
+mod tuf;
 mod writes;

@@ -11,6 +11,8 @@ mod crowd;
 mod dev;
 mod evaluation;
 mod interop;
+mod keyless;
+mod keys;
 mod matrix;
 mod outages;
 mod prometheus;

@@ -67,7 +67,9 @@ async fn both_cosigns_attest_with_it() {
         let how = Signing { cosign, format: Format::Bundle, signer, evidence: Evidence::LogAndTime };
         let digest = registry.push("acme/authz:v1", &Artifact::answering(&how.label()).await.file()).await;
         let name = format!("acme/authz@{digest}");
-        for (kind, predicate) in [("slsaprovenance1", provenance()), (REVIEW, json!({ "approved": true }))] {
+        for (kind, predicate) in
+            [("slsaprovenance1", provenance("https://example.com/builder")), (REVIEW, json!({ "approved": true }))]
+        {
             sigstore.attest(&how, &registry, &name, kind, &predicate).await;
             sigstore.verify_attestation(kind, &how, &sigstore, &registry, &name).await.ok();
             sigstore.verify_attestation(kind, &how, &other, &registry, &name).await.failed();
@@ -77,13 +79,13 @@ async fn both_cosigns_attest_with_it() {
 }
 
 /// A predicate of <https://slsa.dev/provenance/v1>.
-fn provenance() -> Value {
+pub(crate) fn provenance(builder: &str) -> Value {
     json!({
         "buildDefinition": {
             "buildType": "https://example.com/opa-build/v1",
             "externalParameters": { "ref": "refs/tags/v1.0.0" },
         },
-        "runDetails": { "builder": { "id": "https://example.com/builder" } },
+        "runDetails": { "builder": { "id": builder } },
     })
 }
 

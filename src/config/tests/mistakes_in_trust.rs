@@ -64,34 +64,6 @@ fn registry_mistakes_have_a_way_out() {
 }
 
 #[test]
-fn authority_mistakes_have_a_way_out() {
-    check(&[
-        (
-            "trust: { authorities: { a: { keys: [], tlog: none } } }",
-            "trust.authorities.a.keys: without a key nobody speaks for it; name a PEM public key file",
-        ),
-        (
-            "trust: { authorities: { a: { keys: [none.pub], tlog: none } } }",
-            "trust.authorities.a.keys[0]: none.pub can't be read: No such file or directory (os error 2); correct the path \
-             or its permissions",
-        ),
-        (
-            "trust: { authorities: { a: { keys: [release.pub, two.pub], tlog: none } } }",
-            "trust.authorities.a.keys[1]: two.pub: it holds several keys; put each into a file of its own",
-        ),
-        (
-            "trust: { authorities: { a: { keys: [other.key], tlog: none } } }",
-            "trust.authorities.a.keys[0]: other.key: it holds a private key; give the public one \
-             (cosign public-key --key FILE)",
-        ),
-        (
-            "trust: { authorities: { 'a,b': { keys: [release.pub], tlog: none } } }",
-            "trust.authorities.a,b: \"a,b\" is no name; use letters, digits and . _ - / alone",
-        ),
-    ]);
-}
-
-#[test]
 fn policy_mistakes_have_a_way_out() {
     let require = |names: &str| policies(&format!("p: {{ require: {{ any_of: [{names}] }} }}"));
     let matching = |glob: &str| policies(&format!("p: {{ match: {glob}, require: {{ any_of: [a] }} }}"));
@@ -143,6 +115,190 @@ fn policy_mistakes_have_a_way_out() {
              `match: \"r.io/a/b\"`",
         ),
     ]);
+}
+
+#[test]
+fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let require = |rest: &str| policies(&format!("p: {{ require: {rest} }}"));
+    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let rows = [
+        (
+            require("{}"),
+            key("require", "nothing is required; write `any_of: [AUTHORITY]`, `all_of`, or `at_least` and `of`"),
+        ),
+        (
+            require("{ any_of: [a], all_of: [b] }"),
+            key("require", "it says more than one thing; keep `any_of`, `all_of`, or `at_least` with `of`"),
+        ),
+        (
+            require("{ any_of: [a], at_least: 1 }"),
+            key("require", "it says more than one thing; keep `any_of`, `all_of`, or `at_least` with `of`"),
+        ),
+        (require("{ of: [a] }"), key("require", "nothing says how many of them; write `at_least: 1`, or more")),
+        (require("{ at_least: 1 }"), key("require", "nothing says of whom; write `of: [AUTHORITY, AUTHORITY]`")),
+        (
+            require("{ at_least: 1, of: [] }"),
+            key("require.of", "without an authority nothing could pass; name one of trust.authorities: a, b, same"),
+        ),
+        (
+            require("{ all_of: [] }"),
+            key("require.all_of", "without an authority nothing could pass; name one of trust.authorities: a, b, same"),
+        ),
+        (
+            require("{ at_least: 0, of: [a] }"),
+            key("require", "without a vote anything would pass; write at_least: 1 or more"),
+        ),
+        (require("{ at_least: 3, of: [a, b] }"), key("require", "3 votes of 2 authorities can't be had; write less")),
+        (
+            require("{ at_least: -1, of: [a, b] }"),
+            key("require.at_least", "the integer `-1` stands where a whole number is wanted; write that instead"),
+        ),
+        (require("[a]"), key("require", "a list stands where a mapping of keys is wanted; write that instead")),
+        (with("formats: []"), key("formats", "no signature could be looked at; write bundle, legacy or both")),
+        (
+            with("predicate_types: []"),
+            key(
+                "predicate_types",
+                "no bundle could count as a signature; write [\"https://sigstore.dev/cosign/sign/v1\"]",
+            ),
+        ),
+        (
+            with("formats: [legacy], attestations: [{ predicate_type: 'a:b' }]"),
+            key("attestations", "they come as bundles; add bundle to formats"),
+        ),
+        (
+            with("predicate_types: ['a:b'], attestations: [{ predicate_type: 'a:b' }]"),
+            key("attestations", "a:b is a signature already (predicate_types); remove it from one of them"),
+        ),
+        (
+            with("max_signature_age: 24h"),
+            key(
+                "max_signature_age",
+                "nothing proves when a signed; ask it for a log (tlog) or give it a root with timestamp authorities",
+            ),
+        ),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    // Whatever uses them, or nothing.
+    let keyless = "{ keyless: { issuer: 'https://a.example.com', subject: a@example.com } }";
+    check(&[(
+        &format!(
+            "trust: {{ authorities: {{ a: {keyless}, b: {keyless} }}, policies: {{ p: {{ require: {{ any_of: [a, b] \
+             }} }} }} }}"
+        ),
+        "trust.policies.p.require: b and a are the same signer; leave one of them out",
+    )]);
+}
+
+#[test]
+fn details_of_a_policy_have_a_way_out() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let rows = [
+        (with("fromats: [bundle]"), key("fromats", "unknown key; did you mean `formats`?")),
+        (
+            with("formats: [bundel]"),
+            key("formats[0]", "\"bundel\" is neither `bundle` nor `legacy`; did you mean `bundle`?"),
+        ),
+        (
+            with("predicate_types: ['']"),
+            key(
+                "predicate_types[0]",
+                "\"\" is no predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
+            ),
+        ),
+        (with("attestations: [{}]"), key("attestations[0].predicate_type", "is missing; write it")),
+        (
+            with("attestations: [{ predicate_type: 'a:b', rego: corp.rego }]"),
+            key(
+                "attestations[0].rego",
+                "corp.rego: it is of package corp; write `package signature` and a rule `allow`",
+            ),
+        ),
+        (
+            with("attestations: [{ predicate_type: 'a:b', cue: x }]"),
+            key("attestations[0].cue", "unknown key; known here: predicate_type, rego"),
+        ),
+        (
+            with("annotations: { a: [1] }"),
+            key("annotations.a", "a list stands where a text, a number, true or false is wanted; write that instead"),
+        ),
+        (
+            with("annotations: { a: { b: c } }"),
+            key(
+                "annotations.a",
+                "a mapping of keys stands where a text, a number, true or false is wanted; write that instead",
+            ),
+        ),
+        (
+            with("annotations: { a: }"),
+            key("annotations.a", "has no value; write one, or remove the key to get its default"),
+        ),
+        (with("annotations: { '': x }"), key("annotations", "an annotation has a name; write it")),
+        (
+            with("claimed_repository: mach"),
+            key("claimed_repository", "\"mach\" is neither `ignore`, `match` nor a repository; did you mean `match`?"),
+        ),
+        (
+            with("claimed_repository: 'r.io/a:v1'"),
+            key(
+                "claimed_repository",
+                "repository \"r.io/a:v1\" has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz",
+            ),
+        ),
+        (
+            with("claimed_repository: acme/authz"),
+            key(
+                "claimed_repository",
+                "reference \"acme/authz\" names no registry host; write it out, such as ghcr.io/acme/authz:v1",
+            ),
+        ),
+        (
+            with("signatures: r.io/a"),
+            key("signatures", "\"r.io/a\" stands where a mapping of keys is wanted; write that instead"),
+        ),
+        (
+            with("max_signature_age: 0s"),
+            key("max_signature_age", "0s is below the minimum of 1s; write a longer time, such as 2160h"),
+        ),
+        (
+            with("revoked_digests: [latest]"),
+            key(
+                "revoked_digests[0]",
+                "digest \"latest\" starts with neither sha256: nor sha512:; write one such as sha256:…",
+            ),
+        ),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+}
+
+// Attack 38 of the threat list.
+#[test]
+fn a_place_for_signatures_means_no_other_one() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let repository = |text: &str| with(&format!("signatures: {{ repository: '{text}' }}"));
+    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let malformed = |text: &str, reason: &str| {
+        key("signatures.repository", &format!("reference \"{text}\" is malformed: {reason}"))
+    };
+    let way_out = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
+    let rows = [
+        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", way_out)),
+        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", way_out)),
+        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", way_out)),
+        (repository("https://r.io/a"), malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY")),
+        (repository("oci-layout:sigs"), malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY")),
+        (
+            repository("r.io/a:latest"),
+            key(
+                "signatures.repository",
+                "repository \"r.io/a:latest\" has a tag or digest; write HOST/REPOSITORY alone, such as \
+                 ghcr.io/acme/authz",
+            ),
+        ),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
 }
 
 #[test]
@@ -205,6 +361,95 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
         (
             &bundles(&["x", "bundle/x"]),
             "bundles.x: the path /bundle/x could mean this bundle or bundle/x; rename one of them",
+        ),
+    ]);
+}
+
+#[test]
+fn expectations_have_a_way_out() {
+    let bundle = |policy: &str, expect: &str| {
+        format!(
+            "trust: {{ {AUTHORITIES}, policies: {{ dev: unsigned, a: {{ require: {{ any_of: [a] }} }} }} }}\nbundles: \
+             {{ x: {{ reference: 'r.io/a:1', trust: {policy}, expect: {{ {expect} }} }} }}"
+        )
+    };
+    let untimed = |policy: &str| {
+        format!(
+            "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
+             authorities for a log (tlog) or give them a root with timestamp authorities"
+        )
+    };
+    let key = |key: &str, sentence: &str| format!("bundles.x.expect.{key}: {sentence}");
+    let rows = [
+        (bundle("a", "oder: version"), key("oder", "unknown key; did you mean `order`?")),
+        (
+            bundle("a", "order: versions"),
+            key("order", "\"versions\" is none of `version`, `created` and `signed_time`; did you mean `version`?"),
+        ),
+        (bundle("a", "order: signed_time"), key("order", &untimed("a"))),
+        (bundle("dev", "order: signed_time"), key("order", &untimed("dev"))),
+        (bundle("a", "minimum: 1.4.0"), key("minimum", "nothing says what it is a minimum of; write `order`, too")),
+        (
+            bundle("a", "order: version, minimum: '1.4'"),
+            key("minimum", "\"1.4\" is not a semantic version; write it such as 1.4.0"),
+        ),
+        (
+            bundle("a", "order: version, minimum: 1.4"),
+            key("minimum", "the floating point `1.4` stands where text is wanted; put it into quotes"),
+        ),
+        (
+            bundle("a", "order: created, minimum: 1.4.0"),
+            key("minimum", "\"1.4.0\" is no moment; write one with its zone, such as 2027-01-01T00:00:00Z"),
+        ),
+        (
+            bundle("a", "order: version, minimum: 1.4.0, on_older: serve"),
+            key("on_older", "what is below `minimum` would be served all the same; write `alarm` or `refuse`"),
+        ),
+        (
+            bundle("a", "on_older: ignore"),
+            key("on_older", "\"ignore\" is none of `serve`, `alarm` and `refuse`; there is: serve, alarm, refuse"),
+        ),
+        (
+            bundle("a", "roots: []"),
+            key("roots", "no bundle has its roots nowhere; write some such as [\"authz\"], or remove the key"),
+        ),
+        (
+            bundle("a", "roots: [authz, authz/]"),
+            key("roots[1]", "\"authz/\" is no root; write it as `.manifest` has it, such as authz/users"),
+        ),
+        (
+            bundle("a", "annotations: { a: 1 }"),
+            key("annotations.a", "the integer `1` stands where text is wanted; put it into quotes"),
+        ),
+        (bundle("a", "annotations: { '': x }"), key("annotations", "an annotation has a name; write it")),
+    ];
+    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_fallback_is_there_and_has_none() {
+    let bundles = |x: &str, y: &str| {
+        let bundle = |fallback: &str| {
+            format!("{{ reference: 'r.io/a:1', trust: dev, on_withdraw: {{ fallback: {fallback} }} }}")
+        };
+        format!(
+            "trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {}, y: {}, deny: {{ reference: 'r.io/a:1', \
+             trust: dev }} }}",
+            bundle(x),
+            bundle(y)
+        )
+    };
+    let key = "bundles.x.on_withdraw.fallback";
+    check(&[
+        (&bundles("x", "deny"), &format!("{key}: it would stand in for itself; name another bundle")),
+        (&bundles("dney", "deny"), &format!("{key}: bundles has no \"dney\"; did you mean `deny`?")),
+        (
+            &bundles("y", "deny"),
+            &format!("{key}: y has a fallback of its own (deny); name that one, or remove its `on_withdraw`"),
+        ),
+        (
+            &bundles("y", "x"),
+            &format!("{key}: y has a fallback of its own (x); name that one, or remove its `on_withdraw`"),
         ),
     ]);
 }

@@ -23,7 +23,7 @@ use crate::{
 /// Reads all of `trust.authorities`.
 pub(super) fn read(
     raw: BTreeMap<String, raw::Authority>,
-    roots: &Roots,
+    roots: &Roots<'_>,
     base: Base<'_>,
 ) -> Result<BTreeMap<String, Authority>, Problem> {
     let mut authorities = BTreeMap::new();
@@ -35,7 +35,7 @@ pub(super) fn read(
     Ok(authorities)
 }
 
-fn authority(authority: &str, raw: raw::Authority, roots: &Roots, base: Base<'_>) -> Result<Authority, Problem> {
+fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base<'_>) -> Result<Authority, Problem> {
     // The names stand in a header, separated by commas.
     name(authority)?;
     let mut log = log(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
@@ -76,19 +76,12 @@ fn authority(authority: &str, raw: raw::Authority, roots: &Roots, base: Base<'_>
 }
 
 fn log(word: Option<&str>) -> Result<Log, Problem> {
-    match word {
-        None | Some("require") => Ok(Log::Require),
-        Some("if_present") => Ok(Log::IfPresent),
-        Some("none") => Ok(Log::None),
-        Some(other) => {
-            let suggestion = keys::suggestion(other, ["none", "if_present", "require"].into_iter());
-            Err(Problem::new(format!("{other:?} is none of `none`, `if_present` and `require`; {suggestion}")))
-        }
-    }
+    let words = [("none", Log::None), ("if_present", Log::IfPresent), ("require", Log::Require)];
+    word.map_or(Ok(Log::Require), |word| keys::word(word, &words))
 }
 
 /// The root of this name, or the public-good one where there has to be one.
-fn root_of(name: Option<&str>, needed: bool, roots: &Roots) -> Result<Option<TrustRoot>, Problem> {
+fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option<TrustRoot>, Problem> {
     match name {
         Some(name) => roots.named(name).map(Some).map_err(|problem| problem.at("root")),
         None if needed => roots.sigstore().map(Some),
@@ -207,7 +200,7 @@ fn refused(error: BadPattern) -> Problem {
     })
 }
 
-fn own_ca(raw: raw::X509, log: Log, roots: &Roots, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
+fn own_ca(raw: raw::X509, log: Log, roots: &Roots<'_>, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
     let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
     if time == SigningTime::Rekor && log == Log::None {
         let sentence = "the log that proves the time is not looked at; write `tlog: require`, or another time";
@@ -236,17 +229,9 @@ fn own_ca(raw: raw::X509, log: Log, roots: &Roots, base: Base<'_>) -> Result<(X5
 }
 
 fn signing_time(word: Option<&str>) -> Result<SigningTime, Problem> {
-    match word {
-        Some("tsa") => Ok(SigningTime::Tsa),
-        Some("rekor") => Ok(SigningTime::Rekor),
-        Some("now") => Ok(SigningTime::Now),
-        Some(other) => {
-            let suggestion = keys::suggestion(other, ["tsa", "rekor", "now"].into_iter());
-            Err(Problem::new(format!("{other:?} is none of `tsa`, `rekor` and `now`; {suggestion}")))
-        }
-        None => {
-            let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
-            Err(Problem::new(format!("nothing proves when a certificate was used; write {ways}")))
-        }
-    }
+    let words = [("tsa", SigningTime::Tsa), ("rekor", SigningTime::Rekor), ("now", SigningTime::Now)];
+    word.map(|word| keys::word(word, &words)).ok_or_else(|| {
+        let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
+        Problem::new(format!("nothing proves when a certificate was used; write {ways}"))
+    })?
 }

@@ -166,11 +166,7 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
 }
 
 fn format(word: &str) -> Result<Format, Problem> {
-    let formats = [Format::Bundle, Format::Legacy];
-    formats.into_iter().find(|format| format.label() == word).ok_or_else(|| {
-        let suggestion = keys::suggestion(word, formats.into_iter().map(Format::label));
-        Problem::new(format!("{word:?} is no signature format; {suggestion}"))
-    })
+    keys::word(word, &[Format::Bundle, Format::Legacy].map(|format| (format.label(), format)))
 }
 
 fn claimed(text: &str) -> Result<ClaimedRepository, Problem> {

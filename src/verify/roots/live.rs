@@ -121,6 +121,8 @@ impl LiveRoots {
             gone.iter().for_each(|name| drop(current.remove(name)));
             current.extend(new.iter().map(|(name, opened)| (name.clone(), opened.root.clone())));
         });
+        // Those that were aborted are of no more use.
+        while self.tasks.try_join_next().is_some() {}
         // Whoever adopts knows.
         self.seen.mark_unchanged();
         for (name, Opened { source, keeper, .. }) in new {

@@ -35,7 +35,7 @@ pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
 
 fn failed(class: FailureClass) -> Outcome {
     let message = format!("because it is {}", class.label());
-    Outcome::Failed(Failure { class, step: Step::Resolve, digest: None, reason: "test", message })
+    Outcome::Failed(Failure { class, step: Step::Resolve, digest: None, etag: None, reason: "test", message })
 }
 
 /// Equal for a client: the very same snapshot, the same words.
@@ -67,6 +67,8 @@ fn every_cell_of_the_table() {
         (failed(NotFound), Withdraw, [W, W, W]),
         (failed(Evidence), Keep, [W, S, W]),
         (failed(Evidence), Withdraw, [W, S, W]),
+        (failed(Revoked), Keep, [W, S, W]),
+        (failed(Revoked), Withdraw, [W, S, W]),
         (failed(Defect), Keep, [W, S, W]),
         (failed(Defect), Withdraw, [W, S, W]),
         (failed(Distrusted), Keep, [W, W, W]),
@@ -109,8 +111,36 @@ fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
     }
 }
 
+/// Another replica may serve what this one has never seen, with every right.
+#[test]
+fn what_was_never_served_is_not_lost_unless_it_is_revoked() {
+    let [first, _] = &*VERSIONS;
+    let manifest = first.manifest_digest();
+    let failed = |class| {
+        let Outcome::Failed(failure) = failed(class) else { unreachable!() };
+        Outcome::Failed(Failure { digest: Some(manifest.clone()), etag: Some("\"e\"".to_owned()), ..failure })
+    };
+    for class in [NotFound, Evidence, Defect] {
+        assert_eq!(next(&State::Pending, &failed(class), Keep).lost(), None, "{class:?}");
+    }
+    for class in [Revoked, Distrusted] {
+        let lost = next(&State::Pending, &failed(class), Keep).lost().unwrap();
+        assert_eq!((&lost.manifest, lost.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
+    }
+    for (class, on_missing) in [(Distrusted, Keep), (NotFound, Withdraw)] {
+        let served = State::Serving(Arc::clone(first));
+        let withdrawn = next(&served, &failed(class), on_missing);
+        assert_eq!(withdrawn.lost().as_deref(), Some(&Lost::of(first)), "{class:?}");
+        // Whatever is wrong with what comes next.
+        for class in [NotFound, Evidence, Revoked, Defect, Distrusted] {
+            assert_eq!(next(&withdrawn, &failed(class), Keep).lost(), withdrawn.lost(), "{class:?}");
+        }
+        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).lost(), withdrawn.lost());
+    }
+}
+
 fn class() -> impl Strategy<Value = FailureClass> {
-    let classes = [Transient, RateLimited(None), NotFound, Denied, Evidence, Defect, Distrusted];
+    let classes = [Transient, RateLimited(None), NotFound, Denied, Evidence, Revoked, Defect, Distrusted];
     prop::sample::select(classes.to_vec())
 }
 
@@ -153,7 +183,7 @@ proptest! {
     #[test]
     fn trouble_that_says_nothing_about_the_served_bytes_never_takes_them_away(
         version in 0..2_usize,
-        class in prop::sample::select(vec![Transient, RateLimited(None), Denied, Evidence, Defect]),
+        class in prop::sample::select(vec![Transient, RateLimited(None), Denied, Evidence, Revoked, Defect]),
         on_missing in on_missing(),
     ) {
         let before = State::Serving(Arc::clone(&VERSIONS[version]));

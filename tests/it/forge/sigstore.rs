@@ -166,7 +166,7 @@ pub(crate) fn window(valid: Window) -> Value {
 
 /// What a certificate authority's certificate says.
 pub(crate) fn ca(valid: Window) -> Content {
-    Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![], is_ca: true }
+    Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![CODE_SIGNING], is_ca: true }
 }
 
 pub(crate) fn minutes(count: i64) -> SignedDuration {

@@ -14,14 +14,19 @@ pub(crate) struct GateConfig(pub(crate) Value);
 impl GateConfig {
     /// Everybody may read everything; `release` trusts `key`; nothing is served yet.
     pub(crate) fn trusting(key: &KeyPair) -> Self {
+        Self::with_trust(json!({
+            "authorities": { "release-key": { "keys": [key.public()], "tlog": "none" } },
+            "policies": { "release": { "require": { "any_of": ["release-key"] } } },
+        }))
+    }
+
+    /// The same with another `trust`.
+    pub(crate) fn with_trust(trust: Value) -> Self {
         Self(json!({
             "version": 1,
             "server": { "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" },
             "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
-            "trust": {
-                "authorities": { "release-key": { "keys": [key.public()], "tlog": "none" } },
-                "policies": { "release": { "require": { "any_of": ["release-key"] } } },
-            },
+            "trust": trust,
             "registries": {},
             "bundles": {},
         }))

@@ -29,7 +29,7 @@ pub(crate) use process::Process;
 pub(crate) use programs::{program, run};
 pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
-pub(crate) use sigstore::{Evidence, Identity, Signer, Signing, Sigstore};
+pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
 
 /// Far beyond what anything here takes, even on a machine with better things to do.

@@ -179,7 +179,7 @@ fn an_authority_vouches_to_the_last_second_of_its_certificates() {
 #[test]
 fn each_certificate_gets_the_window_of_all_that_is_above_it() {
     let world = World::new([(2024, 3, 1), (2030, 1, 1)], FIRST_HALF);
-    let mut root = world.root.clone();
+    let mut root = world.root;
     let read = |root: &Value| windows(&TrustRoot::from_json("test", &root.to_string()).unwrap());
     let (below, above) = ("2024-03-01T00:00:00Z..2024-07-01T00:00:00Z", "2024-03-01T00:00:00Z..2030-01-01T00:00:00Z");
     assert_eq!(read(&root), [below, above]);

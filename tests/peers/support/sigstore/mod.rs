@@ -36,8 +36,18 @@ pub(crate) struct Signing {
 pub(crate) enum Signer {
     /// A key of the moment, and a certificate for it.
     Keyless(Identity),
-    /// The key pair of its own.
-    Key,
+    /// A key pair of its own.
+    Key(KeyKind),
+}
+
+/// The kinds of keys that cosign signs with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyKind {
+    P256,
+    P384,
+    P521,
+    Rsa,
+    Ed25519,
 }
 
 /// What shows that it was signed, and when.
@@ -63,7 +73,7 @@ impl Sigstore {
         for evidence in Evidence::ALL {
             sigstore.make_signing_config(evidence).await;
         }
-        sigstore.author.peer("cosign", &["generate-key-pair"]).await.ok();
+        sigstore.make_key(KeyKind::P256).await;
         sigstore
     }
 
@@ -72,23 +82,44 @@ impl Sigstore {
         self.author.path(TRUSTED_ROOT)
     }
 
+    /// The public key of [`Signer::Key`].
+    pub(crate) fn key(&self, kind: KeyKind) -> PathBuf {
+        self.author.path(&format!("{}.pub", kind.label()))
+    }
+
+    /// Makes a key pair, if there is none of that kind; the usual one is there.
+    pub(crate) async fn make_key(&self, kind: KeyKind) {
+        if self.key(kind).exists() {
+            return;
+        }
+        let (name, file) = (kind.label(), format!("{}.pem", kind.label()));
+        let make = [&["genpkey", "-out", &file, "-algorithm"], kind.algorithm()].concat();
+        self.author.peer("openssl", &make).await.ok();
+        self.author.peer("cosign", &["import-key-pair", "--key", &file, "--output-key-prefix", name]).await.ok();
+    }
+
     /// Signs `name`, such as `acme/authz@sha256:…`.
     pub(crate) async fn sign(&self, how: &Signing, registry: &Registry, name: &str) {
-        self.make(how, registry, name, &["sign"]).await;
+        self.try_to_sign(how, registry, name).await.ok();
+    }
+
+    /// The same where it may be more than that cosign can do.
+    pub(crate) async fn try_to_sign(&self, how: &Signing, registry: &Registry, name: &str) -> Ran {
+        self.make(how, registry, name, &["sign"]).await
     }
 
     /// Attests `name`: a predicate of a type that cosign knows by name, or of any URI.
     pub(crate) async fn attest(&self, how: &Signing, registry: &Registry, name: &str, kind: &str, predicate: &Value) {
         self.author.write("predicate.json", &predicate.to_string());
-        self.make(how, registry, name, &["attest", "--predicate=predicate.json", "--type", kind]).await;
+        self.make(how, registry, name, &["attest", "--predicate=predicate.json", "--type", kind]).await.ok();
     }
 
-    async fn make(&self, how: &Signing, registry: &Registry, name: &str, verb: &[&str]) {
+    async fn make(&self, how: &Signing, registry: &Registry, name: &str, verb: &[&str]) -> Ran {
         let mut words: Vec<_> = verb.iter().copied().map(str::to_owned).collect();
         words.extend(["-y".to_owned(), registry.reference(name)]);
         words.extend(self.means(how));
         words.extend(registry.cosign_flags());
-        self.cosign_as(&how.signer, how.cosign, &words).await.ok();
+        self.cosign_as(&how.signer, how.cosign, &words).await
     }
 
     /// Has `cosign` look for a signature like this on `name`, under the root of `trusted`.
@@ -135,8 +166,8 @@ impl Sigstore {
     /// The flags by which cosign signs like this.
     fn means(&self, how: &Signing) -> Vec<String> {
         let mut flags = vec![format!("--new-bundle-format={}", how.format == Format::Bundle)];
-        if how.signer == Signer::Key {
-            flags.push("--key=cosign.key".to_owned());
+        if let Signer::Key(kind) = how.signer {
+            flags.push(format!("--key={}.key", kind.label()));
         }
         if how.format == Format::Bundle {
             flags.push(format!("--trusted-root={TRUSTED_ROOT}"));
@@ -165,7 +196,7 @@ impl Sigstore {
                 format!("--certificate-identity={}", identity.subject()),
                 format!("--certificate-oidc-issuer={}", self.issuer.of(identity)),
             ],
-            Signer::Key => vec!["--key=cosign.pub".to_owned()],
+            Signer::Key(kind) => vec![format!("--key={}.pub", kind.label())],
         };
         if (cosign, how.format) == (Cosign::V2, Format::Bundle) {
             flags.push("--new-bundle-format".to_owned());
@@ -186,7 +217,7 @@ impl Sigstore {
                 let token = format!("SIGSTORE_ID_TOKEN={}", self.issuer.token(identity));
                 self.cosign_with(&[&token], cosign, words).await
             }
-            Signer::Key => self.cosign(cosign, words).await,
+            Signer::Key(_) => self.cosign(cosign, words).await,
         }
     }
 
@@ -250,20 +281,22 @@ impl Sigstore {
 }
 
 impl Signing {
-    /// Every way that a cosign can sign: keyless as a job and as a person, and by a key.
+    /// Every way that a cosign can sign, keyless as a job and by a key, and as a person in
+    /// each format.
     pub(crate) fn every() -> Vec<Self> {
-        let mut every = Vec::new();
-        for (cosign, format) in PROGRAMS_AND_FORMATS {
-            for signer in [
-                Signer::Keyless(Identity::person("ann@example.com")),
-                Signer::Keyless(Identity::release_job()),
-                Signer::Key,
-            ] {
-                let ways = Evidence::ALL.map(|evidence| Self { cosign, format, signer: signer.clone(), evidence });
-                every.extend(ways.into_iter().filter(Self::is_possible));
-            }
-        }
+        let person = Self::ways(&Signer::Keyless(Identity::person("ann@example.com")));
+        let mut every: Vec<_> = person.into_iter().filter(|how| how.evidence == Evidence::Log).collect();
+        every.extend(Self::ways(&Signer::Keyless(Identity::release_job())));
+        every.extend(Self::ways(&Signer::Key(KeyKind::P256)));
         every
+    }
+
+    /// Every way in which a cosign can sign for somebody.
+    pub(crate) fn ways(signer: &Signer) -> Vec<Self> {
+        let ways = PROGRAMS_AND_FORMATS.into_iter().flat_map(|(cosign, format)| {
+            Evidence::ALL.map(|evidence| Self { cosign, format, signer: signer.clone(), evidence })
+        });
+        ways.filter(Self::is_possible).collect()
     }
 
     /// The new log takes entries for DSSE in one form alone, which only cosign 3 writes.
@@ -284,7 +317,32 @@ impl Signer {
         match self {
             Self::Keyless(Identity::Person(_)) => "person",
             Self::Keyless(Identity::Job(_)) => "job",
-            Self::Key => "key",
+            Self::Key(kind) => kind.label(),
+        }
+    }
+}
+
+impl KeyKind {
+    pub(crate) const ALL: [Self; 5] = [Self::P256, Self::P384, Self::P521, Self::Rsa, Self::Ed25519];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::P521 => "p521",
+            Self::Rsa => "rsa",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+
+    /// As openssl has it.
+    fn algorithm(self) -> &'static [&'static str] {
+        match self {
+            Self::P256 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Self::P384 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            Self::P521 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-521"],
+            Self::Rsa => &["RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+            Self::Ed25519 => &["ed25519"],
         }
     }
 }

@@ -1,0 +1,210 @@
+//! Keys outside their time, and signatures that can be written in more than one way.
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE},
+};
+use bundlegate::verify::{Authority, AuthorityKey, Circumstances, Log, Proof, Reason};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::scene::{Scene, keyed, keyed_in_log, policy, policy_with, public};
+use crate::forge::{By, Envelope, Key, Legacy, SIGNATURE, minutes};
+
+/// Case 33 (CVE-2026-54787).
+#[tokio::test]
+async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_otherwise() {
+    let scene = Scene::new().await;
+    let forge = &scene.forge;
+    let windowed = |authority: Authority, not_before, not_after| {
+        let key = AuthorityKey { not_before, not_after, ..public(&scene.key).into() };
+        policy([Authority { proof: Proof::Keys(vec![key]), ..authority }])
+    };
+    let at = |minute: i64| Some(forge.then + minutes(minute));
+    let now = |minute: i64| Some(Timestamp::now() + minutes(minute));
+    let (by, envelope) = (By::Key(&scene.key), Envelope::sign(&scene.key, &scene.statement()));
+    let logged = [envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[])];
+    let stamped = [envelope.bundle(by, &[], &[forge.stamp(&envelope.signature)])];
+    let bare = [envelope.bundle(by, &[], &[])];
+    let in_log = || keyed_in_log(&scene.key, forge.trust());
+    let by_stamp = || Authority { log: Log::None, ..in_log() };
+    // It was signed an hour ago; since then the key has ended.
+    for (not_before, not_after, good) in
+        [(None, at(1), true), (at(-1), at(1), true), (None, at(-1), false), (at(1), None, false)]
+    {
+        for (bundle, authority) in [(&logged, in_log()), (&stamped, by_stamp())] {
+            let judged = scene.bundles(bundle, &windowed(authority, not_before, not_after)).await;
+            if good {
+                assert_eq!(judged.accepted().valid_until(), None);
+            } else {
+                judged.refused(Reason::Validity, "validity", "it was signed at");
+            }
+        }
+        // Nothing proves it, so the clock decides.
+        let judged = scene.bundles(&bare, &windowed(keyed(&scene.key), not_before, not_after)).await;
+        if not_after.is_none() {
+            judged.accepted();
+        } else {
+            judged.refused(Reason::Validity, "validity", "it is");
+        }
+    }
+    let soon = now(10);
+    let policy = windowed(keyed(&scene.key), None, soon);
+    assert_eq!(scene.bundles(&bare, &policy).await.accepted().valid_until(), soon);
+    let later = Circumstances { now: now(11).unwrap(), ..Circumstances::now() };
+    scene.judge_at(&policy, later).await.refused(Reason::Validity, "validity", "it is");
+    // A log entry that another key's owner made proves no time.
+    let stranger = Key::p256();
+    let stolen = forge.log_envelope(By::Key(&stranger), &Envelope::sign(&stranger, &scene.statement()));
+    let backdated = [envelope.bundle(by, &[stolen], &[])];
+    let judged = scene.bundles(&backdated, &windowed(in_log(), None, at(1))).await;
+    judged.refused(Reason::Log, "log", "does not match");
+}
+
+/// Case 33: a hint is the signer's word.
+#[tokio::test]
+async fn a_hint_chooses_no_key() {
+    let scene = Scene::new().await;
+    let other = Key::p256();
+    let both = policy([keyed(&scene.key), Authority { name: "other".into(), ..keyed(&other) }]);
+    for hint in [STANDARD.encode(other.id()), String::new(), "x".repeat(1000), "\u{1b}[31m".into()] {
+        let mut bundle = scene.bare(&scene.statement());
+        bundle["verificationMaterial"]["publicKey"] = json!({"hint": hint});
+        let verified = scene.bundles(&[bundle], &both).await.accepted();
+        let signers: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
+        assert_eq!(signers, ["key"], "{hint}");
+    }
+    // Nor does it make a stranger's signature a known key's.
+    let stranger = Key::p256();
+    let envelope = Envelope::sign(&stranger, &scene.statement());
+    let bundle = envelope.bundle(By::Key(&scene.key), &[], &[]);
+    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "nobody");
+    let mut keyid = scene.bare(&scene.statement());
+    keyid["dsseEnvelope"]["signatures"][0]["keyid"] = STANDARD.encode(other.id()).into();
+    scene.bundles(&[keyid], &both).await.accepted();
+}
+
+/// Case 24: the same evidence, another policy.
+#[tokio::test]
+async fn a_revoked_key_or_digest_is_refused_whatever_else_is_right() {
+    let scene = Scene::new().await;
+    let other = Key::p256();
+    let revoked = AuthorityKey { revoked: true, ..public(&scene.key).into() };
+    let keys = Proof::Keys(vec![revoked, public(&other).into()]);
+    let without = policy([Authority { proof: keys, ..keyed(&scene.key) }]);
+    let bundle = [scene.bare(&scene.statement())];
+    scene.bundles(&bundle, &scene.trusts_key()).await.accepted();
+    scene.bundles(&bundle, &without).await.refused(Reason::RevokedKey, "signature", "revoked key");
+    let digest = policy_with([keyed(&scene.key)], |wanted| wanted.revoked_digests = [scene.digest.clone()].into());
+    scene.bundles(&bundle, &digest).await.refused_as_a_whole(Reason::RevokedDigest, scene.digest.as_str());
+}
+
+/// Case 36. ECDSA has two signatures for each: both count, and as one. Every other spelling is
+/// refused.
+#[tokio::test]
+async fn one_signature_has_two_values_and_one_spelling() {
+    let scene = Scene::new().await;
+    let key = scene.trusts_key();
+    let good = Legacy::sign(&scene.key, &scene.payload());
+    let raw = good.signature();
+    let spelled = |text: String| good.clone().with(SIGNATURE, text);
+    let high = spelled(STANDARD.encode(twin(&raw)));
+    scene.legacy(std::slice::from_ref(&high), &key).await.accepted();
+    scene.legacy(std::slice::from_ref(&good), &key).await.accepted();
+    let other = Key::p256();
+    let two = policy_with([keyed(&scene.key), Authority { name: "other".into(), ..keyed(&other) }], |wanted| {
+        wanted.at_least = 2;
+    });
+    scene.legacy(&[good.clone(), high], &two).await.refused_as_a_whole(Reason::TooFewVotes, "1 of 2");
+
+    let wrapped = STANDARD.encode(&raw);
+    let (front, back) = wrapped.split_at(40);
+    scene.legacy(&[spelled(format!("{front}\n{back}\n"))], &key).await.accepted();
+    let url_safe = URL_SAFE.encode(&raw);
+    for text in [
+        format!("{front} {back}"),
+        format!("{front}\t{back}"),
+        format!("{wrapped} "),
+        format!("{front}\r\n{back}"),
+        wrapped.trim_end_matches('=').to_owned() + "====",
+        format!("{wrapped}{wrapped}"),
+    ] {
+        let judged = scene.legacy(&[spelled(text.clone())], &key).await;
+        let reason = judged.verdict.unwrap_err().reason;
+        assert!(matches!(reason, Reason::Malformed | Reason::AnotherKey), "{text}: {reason:?}");
+    }
+    if url_safe != wrapped {
+        scene.legacy(&[spelled(url_safe)], &key).await.refused(Reason::Malformed, "format", "not base64");
+    }
+    for bytes in not_der(&raw) {
+        let judged = scene.legacy(&[spelled(STANDARD.encode(&bytes))], &key).await;
+        judged.refused(Reason::AnotherKey, "signature", "nobody");
+        scene.registry.put_legacy(&scene.digest, &[]);
+        let mut bundle = scene.bare(&scene.statement());
+        let signature = bundle["dsseEnvelope"]["signatures"][0]["sig"].as_str().unwrap();
+        let signature = STANDARD.decode(signature).unwrap();
+        for bytes in not_der(&signature) {
+            bundle["dsseEnvelope"]["signatures"][0]["sig"] = STANDARD.encode(bytes).into();
+            let judged = scene.bundles(std::slice::from_ref(&bundle), &key).await;
+            judged.refused(Reason::AnotherKey, "signature", "nobody");
+        }
+        scene.registry.put_bundles(&scene.digest, &[]);
+    }
+}
+
+/// The group's order.
+const ORDER: [u8; 32] = [
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7,
+    0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+];
+
+/// The other signature with the same meaning: `(r, n − s)`.
+fn twin(signature: &[u8]) -> Vec<u8> {
+    let (r, s) = numbers(signature);
+    let mut difference = [0; 32];
+    let mut borrow = 0;
+    for at in (0..32).rev() {
+        let digit = i32::from(ORDER[at]) - i32::from(s[at]) - borrow;
+        borrow = i32::from(digit < 0);
+        difference[at] = u8::try_from(digit.rem_euclid(256)).unwrap();
+    }
+    join(&integer(&r), &integer(&difference))
+}
+
+/// The same two numbers, spelled as DER does not allow, and more than them.
+fn not_der(signature: &[u8]) -> Vec<Vec<u8>> {
+    let (r, s) = numbers(signature);
+    let (r, s) = (integer(&r), integer(&s));
+    let padded = |number: &[u8]| {
+        let mut number = number.to_vec();
+        number[1] += 1;
+        number.insert(2, 0);
+        number
+    };
+    let long_form = [&[0x30, 0x81, signature[1]][..], &signature[2..]].concat();
+    let trailing_inside = join(&r, &[s.as_slice(), &[5, 0]].concat());
+    let mut all = vec![long_form, trailing_inside, [signature, &[0]].concat(), [&r[2..], &s[2..]].concat()];
+    all.extend([join(&padded(&r), &s), join(&r, &padded(&s)), join(&r, &integer(&[0; 32]))]);
+    all
+}
+
+fn numbers(signature: &[u8]) -> ([u8; 32], [u8; 32]) {
+    let number = |at: usize| {
+        let length = usize::from(signature[at + 1]);
+        let digits = &signature[at + 2..at + 2 + length];
+        let digits = digits.strip_prefix(&[0]).unwrap_or(digits);
+        let mut number = [0; 32];
+        number[32 - digits.len()..].copy_from_slice(digits);
+        (number, at + 2 + length)
+    };
+    let (r, next) = number(2);
+    (r, number(next).0)
+}
+
+fn integer(digits: &[u8; 32]) -> Vec<u8> {
+    crate::forge::integer(digits)
+}
+
+fn join(r: &[u8], s: &[u8]) -> Vec<u8> {
+    crate::forge::sequence(&[r.to_vec(), s.to_vec()])
+}

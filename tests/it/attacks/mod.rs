@@ -1,0 +1,7 @@
+//! Every attack that `cosign.md` knows: what is offered, what becomes of it, and why.
+
+mod certificates;
+mod claims;
+mod keys;
+mod logs;
+mod scene;
