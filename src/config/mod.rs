@@ -5,8 +5,8 @@
 
 mod bundles;
 mod clients;
-mod expect;
 mod difference;
+mod expect;
 mod files;
 mod keys;
 mod problem;

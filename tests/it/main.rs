@@ -19,6 +19,7 @@ mod intake;
 mod live;
 mod protocols;
 mod reads;
+mod reload;
 mod rooms;
 mod roots;
 mod serving;
