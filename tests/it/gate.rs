@@ -10,12 +10,12 @@ use bundlegate::{
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, Watcher},
+    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -147,6 +147,20 @@ impl Gate {
 
     pub(crate) fn state(&self) -> &'static str {
         self.handle.status().state
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.handle.status()
+    }
+
+    /// As when the configuration says so from now on.
+    pub(crate) fn trust(&self, policy: TrustPolicy) {
+        assert!(self.handle.trust(Arc::new(policy)), "it is the same policy");
+    }
+
+    /// What the server sees from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.handle.subscribe()
     }
 
     pub(crate) fn last_failure(&self) -> Option<FailureStatus> {
