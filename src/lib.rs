@@ -64,6 +64,34 @@
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
 //! again wakes nobody, and replicas agree.
 //!
+//! # Trust
+//!
+//! A policy ([`verify::TrustPolicy`]) is a checked value: one that nothing could meet, or
+//! anything, can't be made. Its revision is a hash of all that it decides by, trust roots
+//! included. Signatures are gathered without being judged ([`verify::collect`]) and judged
+//! without asking anybody ([`verify::Verified::explain`]), so that the same evidence can be
+//! judged again: after a restart, by another policy, when a verdict is over.
+//!
+//! ```text
+//! candidate, taken apart within bounds (bundle v0.3 or simple signing)
+//!   → each authority of the policy: is it yours? (key | keyless | private CA; log; timestamp; identity)
+//!   → only then what it says: statement, digest, referrer, repository, annotations, age
+//!   → votes, one for each authority and each key → attestations → Verified, until when
+//! ```
+//!
+//! Certificates, transparency logs and timestamps are judged by sigstore-verify alone, and by
+//! the same calls for the gateway, for `verify` and for sigstore-conformance
+//! ([`verify::conformance`]). It does not look at the validity of trusted certificates
+//! themselves, so a root is narrowed when it is read: no certificate vouches beyond its own
+//! time, or that of those above it.
+//!
+//! Policies come to watchers over a channel. When one changes, what is served is judged again
+//! from the evidence in hand before any network; what is refused is withdrawn at once, and its
+//! evidence gathered afresh, for it may have been signed again. A snapshot that was judged by
+//! a policy of before can't be published: the comparison and the publication are one step.
+//! Judging happens on blocking threads, a few at a time for all watchers, so that five hundred
+//! bundles judged again take no core from those who answer clients.
+//!
 //! # Memory and disk
 //!
 //! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are
@@ -82,7 +110,9 @@
 //! # What withdrawing does not do
 //!
 //! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
-//! OPA that restarts comes up without one.
+//! OPA that restarts comes up without one. `/status` tells how many clients still run what was
+//! withdrawn; `on_withdraw` names a bundle that is served in its place, which is the only way
+//! to take a policy out of a running fleet.
 
 pub mod bundle;
 pub mod catalog;
