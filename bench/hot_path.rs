@@ -79,6 +79,7 @@ impl Gate {
             let pipeline = Pipeline {
                 name: "authz/main".into(),
                 source: registries.source(reference.repository()).unwrap(),
+                registries: Arc::new(registries),
                 reference,
                 store: Store::open(cache, metrics.clone()),
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },

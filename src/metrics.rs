@@ -40,6 +40,10 @@ pub struct Metrics {
     pub lost_clients: IntGaugeVec,
     /// `bundle`.
     pub last_check: GaugeVec,
+    /// `outcome`.
+    pub config_reloads: IntCounterVec,
+    /// 1 unless the configuration is refused.
+    pub config_last_reload_successful: IntGauge,
     /// `tier`.
     pub cache_hits: IntCounterVec,
     /// Blobs that had to be fetched.
@@ -148,6 +152,18 @@ impl Metrics {
                         "When the registry was last asked with success.",
                     ),
                     &["bundle"],
+                )?,
+            )?,
+            config_reloads: counters(
+                "bundlegate_config_reloads_total",
+                "Readings of the configuration since the start: applied, unchanged, or refused.",
+                &["outcome"],
+            )?,
+            config_last_reload_successful: add(
+                &registry,
+                IntGauge::new(
+                    "bundlegate_config_last_reload_successful",
+                    "0 while the configuration on disk is refused and the old trust stays.",
                 )?,
             )?,
             cache_hits,

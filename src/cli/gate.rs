@@ -1,6 +1,11 @@
 //! Start-up wiring: from a checked configuration to watchers and a server.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -9,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::open_files;
+use super::{open_files, reload::Reload};
 use crate::{
     catalog::Catalog,
     config::{BundleConfig, Config, Credential, Secret},
@@ -17,6 +22,7 @@ use crate::{
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
+    verify::LiveRoots,
     watch::{Court, Handle, Pipeline, Rules, Watcher},
 };
 
@@ -25,16 +31,20 @@ pub(super) struct Gate {
     server: Server,
     watchers: JoinSet<()>,
     handles: Vec<Handle>,
+    /// What the configuration says anew about trust, where it may.
+    reload: Option<Reload>,
     /// Caught from the start on: whoever has been told that it runs may already want it to end.
     signals: [Signal; 2],
 }
 
 impl Gate {
-    /// Opens the cache, starts the watchers, binds the listeners.
-    pub(super) async fn start(config: &Config, options: server::Options) -> anyhow::Result<Self> {
+    /// Opens the cache, starts the watchers, binds the listeners. Follows the trust that `file`
+    /// speaks of, if there is one: `config` was read from it.
+    pub(super) async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let metrics = Metrics::new().context("metrics")?;
-        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
+        let registries =
+            Arc::new(Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone()));
         let cache = store::Options {
             directory: config.cache.directory.clone(),
             disk: config.cache.disk,
@@ -44,17 +54,28 @@ impl Gate {
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
         tell_where_blobs_go(opened, &store);
         let court = Court::default();
-        let mut watchers = JoinSet::new();
+        let mut watchers = Vec::new();
         let mut handles = Vec::new();
         for bundle in &config.bundles {
-            let pipeline = pipeline(bundle, config, &registries, &store, &metrics, &court)?;
-            let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, config));
-            watchers.spawn(watcher.run());
+            let pipeline = pipeline(bundle, &config, &registries, &store, &metrics, &court)?;
+            let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, &config));
+            watchers.push(watcher);
             handles.push(handle);
         }
+        let reload = match file {
+            Some(file) => {
+                let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
+                let roots = LiveRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
+                let reload = Reload::new(file.to_owned(), config, handles.clone(), roots, metrics.clone())?;
+                // Nothing is judged by roots that are older than those on disk.
+                Some(reload.begin().await?)
+            }
+            None => None,
+        };
         let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
         let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics).await?;
-        Ok(Self { server, watchers, handles, signals })
+        let watchers = watchers.into_iter().map(Watcher::run).collect();
+        Ok(Self { server, watchers, handles, reload, signals })
     }
 
     /// Where bundles are served.
@@ -90,9 +111,16 @@ impl Gate {
         let serve = self.server.run(async move {
             let _ = stopped.await;
         });
+        let reload = async move {
+            match self.reload {
+                Some(reload) => reload.follow().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = serve => tracing::info!("drained"),
             () = signals => {}
+            broken = reload => broken.context("the configuration can't be read anew")?,
             Some(ended) = self.watchers.join_next() => {
                 // Watchers run for ever; one that ends has found a bug of ours.
                 anyhow::bail!("a watcher stopped: {ended:?}; please report this");
@@ -114,7 +142,7 @@ fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
 fn pipeline(
     bundle: &BundleConfig,
     config: &Config,
-    registries: &Registries,
+    registries: &Arc<Registries>,
     store: &Store,
     metrics: &Metrics,
     court: &Court,
@@ -122,6 +150,7 @@ fn pipeline(
     Ok(Pipeline {
         name: bundle.name.as_str().into(),
         source: registries.source(bundle.reference.repository())?,
+        registries: Arc::clone(registries),
         reference: bundle.reference.clone(),
         store: store.clone(),
         limits: config.limits.bundle_limits(),

@@ -21,6 +21,7 @@ mod place;
 mod progress;
 mod pull;
 mod push;
+mod reload;
 mod remote;
 mod repl;
 mod rm;

@@ -8,5 +8,5 @@ use crate::config::Config;
 pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = super::gate::server_options(&config)?;
-    Gate::start(&config, options).await?.run().await
+    Gate::start(config, options, Some(file)).await?.run().await
 }

@@ -12,7 +12,7 @@ pub(super) fn read(raw: raw::Expect, trust: &TrustPolicy) -> Result<Expect, Prob
         return Err(Problem::new("an annotation has a name; write it").at("annotations"));
     }
     let minimum = raw.minimum.as_deref();
-    let on_older = raw.on_older.as_deref().map_or(Ok(OnOlder::default()), on_older);
+    let on_older = raw.on_older.as_deref().map_or(Ok(OnOlder::Alarm), on_older);
     let on_older = on_older.map_err(|problem| problem.at("on_older"))?;
     if on_older == OnOlder::Serve && minimum.is_some() {
         let sentence = "what is below `minimum` would be served all the same; write `alarm` or `refuse`";

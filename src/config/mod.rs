@@ -5,6 +5,7 @@
 
 mod bundles;
 mod clients;
+mod difference;
 mod expect;
 mod files;
 mod keys;
@@ -55,7 +56,11 @@ pub struct Config {
     pub clients: Vec<ClientConfig>,
     /// Where the trust roots come from that the bundles' policies rely on, by name.
     pub roots: BTreeMap<String, RootSource>,
+    /// The trust policies.
+    pub trust: Policies,
     trust_files: Vec<PathBuf>,
+    /// As it was typed.
+    text: String,
 }
 
 /// What the command line takes from a configuration: how registries are reached, and whose
@@ -131,7 +136,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
-        let mut config = read(file, |text, folder| parse(text, folder, |raw, files| Self::check(raw, roots, files)))?;
+        let mut config = read(file, |text, folder| Self::read(text, folder, roots))?;
         config.trust_files.insert(0, file.to_owned());
         Ok(config)
     }
@@ -141,7 +146,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
-        parse(text, base_dir, |raw, files| Self::check(raw, &|name, source| source.initial(name), files))
+        Self::read(text, base_dir, &|name, source| source.initial(name))
     }
 
     /// The files that decide whom to trust: the configuration, and the keys, certificates,
@@ -149,6 +154,17 @@ impl Config {
     /// served.
     pub fn trust_files(&self) -> &[PathBuf] {
         &self.trust_files
+    }
+
+    /// The keys in which `newer` differs from this, as people write them, but for those that
+    /// decide whom to trust.
+    pub fn differences(&self, newer: &Self) -> Vec<String> {
+        difference::keys(&self.text, &newer.text)
+    }
+
+    fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
+        let config = parse(text, base_dir, |raw, files| Self::check(raw, roots, files))?;
+        Ok(Self { text: text.to_owned(), ..config })
     }
 
     fn check(raw: raw::Root, roots: CurrentRoot<'_>, files: &Files<'_>) -> Result<Self, problem::Problem> {
@@ -160,11 +176,13 @@ impl Config {
             limits: limits(&raw.limits).map_err(|problem| problem.at("limits"))?,
             cache: cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
             roots: policies.roots_of(bundles.iter().map(|bundle| &bundle.trust)),
+            trust: policies,
             bundles,
             long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
             clients: clients::read(raw.clients, base).map_err(|problem| problem.at("clients"))?,
             trust_files: files.all_live(),
+            text: String::new(),
         })
     }
 }

@@ -56,7 +56,7 @@ fn secs(seconds: u64) -> Duration {
 
 #[test]
 fn the_example_loads_from_beside_its_files() {
-    let folder = Folder::new();
+    let folder = trust::folder();
     folder.write("bundlegate.yaml", EXAMPLE);
     let config = Config::load(&folder.0.path().join("bundlegate.yaml")).unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8443");
@@ -71,13 +71,15 @@ fn the_example_loads_from_beside_its_files() {
     assert_eq!((authz.name.as_str(), authz.trust.name()), ("authz/main", "release"));
     assert_eq!(authz.max_stale, Some(secs(86_400)));
     assert!(hello.trust.requirements().is_none());
+    assert_eq!(authz.on_withdraw.as_ref().unwrap().fallback, hello.name);
+    assert_eq!(config.roots.keys().collect::<Vec<_>>(), ["sigstore"]);
     let Credential::Tokens(tokens) = &config.clients[0].credential else { panic!("tokens") };
     assert_eq!(tokens.iter().map(Secret::expose).collect::<Vec<_>>(), [b"s3cret-one", b"s3cret-two"]);
 }
 
 #[test]
 fn the_example_shows_the_defaults() {
-    let folder = Folder::new();
+    let folder = trust::folder();
     let (example, least) = (folder.parse(EXAMPLE).unwrap(), folder.with("").unwrap());
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
@@ -90,6 +92,8 @@ fn the_example_shows_the_defaults() {
     let (written, default) = (&example.bundles[0], &example.bundles[1]);
     assert_eq!((written.poll, written.confirm_within), (default.poll, default.confirm_within));
     assert_eq!(written.on_missing, default.on_missing);
+    assert_eq!(written.expect.on_older, default.expect.on_older);
+    assert_eq!(example.roots["sigstore"], RootSource::sigstore());
 }
 
 #[test]
@@ -145,7 +149,7 @@ bundles:
 
 #[test]
 fn secrets_are_not_printed() {
-    let folder = Folder::new();
+    let folder = trust::folder();
     let config = folder.parse(EXAMPLE).unwrap();
     let key = std::fs::read_to_string(folder.0.path().join("tls.key")).unwrap();
     let printed = format!("{config:?} {config:#?}");
@@ -157,7 +161,7 @@ fn secrets_are_not_printed() {
         ("tls.key", "s3cret"),
         ("ghcr.password", "\n"),
     ] {
-        let folder = Folder::new();
+        let folder = trust::folder();
         folder.write(file, text);
         let error = folder.parse(EXAMPLE).unwrap_err();
         assert!(error.to_string().contains(file), "{error}");
@@ -167,7 +171,7 @@ fn secrets_are_not_printed() {
 
 #[test]
 fn an_error_says_file_line_and_key() {
-    let folder = Folder::new();
+    let folder = trust::folder();
     let file = folder.0.path().join("bundlegate.yaml");
     folder.write("bundlegate.yaml", &EXAMPLE.replace("poll: 30s", "poll: 30"));
     let error = Config::load(&file).unwrap_err();

@@ -18,7 +18,7 @@ use roots::Roots;
 pub use roots::CurrentRoot;
 
 /// All policies by name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Policies {
     policies: BTreeMap<String, Policy>,
     roots: BTreeMap<String, RootSource>,

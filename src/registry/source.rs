@@ -85,6 +85,18 @@ impl Registries {
         Ok(Source { repository: repository.clone(), identity, backend })
     }
 
+    /// The source for a repository that is to be read in the course of other work.
+    ///
+    /// # Errors
+    /// When the options of its host make no client; as a trouble of that registry.
+    pub fn reachable(&self, repository: &Repository) -> Result<Source, RegistryError> {
+        self.source(repository).map_err(|BadOptions { host, reason }| RegistryError::Protocol {
+            operation: "connect",
+            host,
+            reason,
+        })
+    }
+
     /// Where to write to a repository.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     oci::{Digest, Manifest, PinnedReference},
     store::Acceptance,
-    verify::{Circumstances, Evidence, TrustPolicy, Verified},
+    verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
 };
 
 /// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Court {
     seats: Arc<Semaphore>,
+    verdicts: Verdicts,
 }
 
 /// What is to be judged.
@@ -65,7 +66,7 @@ impl Default for Court {
     /// One core is left to those who answer clients.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self { seats: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))) }
+        Self { seats: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))), verdicts: Verdicts::default() }
     }
 }
 
@@ -84,7 +85,7 @@ impl Court {
             },
             status: None,
         };
-        let seats = Arc::clone(&self.seats);
+        let (seats, verdicts) = (Arc::clone(&self.seats), self.verdicts.clone());
         let judging = async move {
             let seat = seats.acquire_owned().await;
             // They are anybody's bytes in the hands of parsers, where a panic must end no more
@@ -92,7 +93,7 @@ impl Court {
             spawn_blocking(move || {
                 // Goes with the work, which goes on when nobody waits for it any more.
                 let _seat = seat;
-                case.judge()
+                case.judge(&verdicts)
             })
             .await
         };
@@ -105,14 +106,14 @@ impl Court {
 }
 
 impl Case {
-    fn judge(self) -> Result<(Verified<Manifest>, Proof), Refused> {
+    fn judge(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, Proof), Refused> {
         let Self { policy, pinned, manifest, evidence, accepted: before } = self;
         let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
         let circumstances = Circumstances::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
         let same_roots = before.is_some_and(|before| accepted.roots.iter().all(|root| before.roots.contains(root)));
         let circumstances = if same_roots { circumstances.accepted_before() } else { circumstances };
-        let (verdict, report) = Verified::explain(&policy, &pinned, manifest, &evidence, circumstances);
+        let (verdict, report) = verdicts.explain(&policy, &pinned, manifest, &evidence, circumstances);
         let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
         match verdict {
             Ok(verified) if is_over(verified.valid_until(), circumstances.now) => Err(Refused {

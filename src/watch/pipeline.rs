@@ -17,7 +17,7 @@ use crate::{
     bundle::{self, Bundle, Recipe},
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
-    registry::{Class, RegistryError, Source},
+    registry::{Class, Registries, RegistryError, Source},
     store::{Served, Store},
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
@@ -34,6 +34,8 @@ pub struct Pipeline {
     pub reference: Reference,
     /// The repository of `reference`.
     pub source: Source,
+    /// Where a policy's other repository for signatures is found.
+    pub registries: Arc<Registries>,
     /// Where blobs are kept.
     pub store: Store,
     /// How large a bundle may be.
@@ -184,7 +186,12 @@ impl Pipeline {
     async fn evidence(&self, policy: &TrustPolicy, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
         match policy.rule() {
             Rule::Unsigned => Ok(Evidence::default()),
-            Rule::Signed(_) => verify::collect(&self.source, pinned, self.evidence_limit).await,
+            Rule::Signed(requirements) => {
+                let elsewhere =
+                    requirements.signatures.as_ref().map(|repository| self.registries.reachable(repository));
+                let source = elsewhere.transpose()?;
+                verify::collect(source.as_ref().unwrap_or(&self.source), pinned, self.evidence_limit).await
+            }
         }
     }
 

@@ -89,6 +89,7 @@ impl Gate {
             reference: registry.reference("live"),
             // As patient as a busy machine needs.
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
+            registries: Arc::new(registry.registries(registry.options())),
             store: Store::open(setup.cache, metrics.clone()),
             limits,
             evidence_limit: 1 << 20,

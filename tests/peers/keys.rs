@@ -130,3 +130,40 @@ impl Ran {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signatures_that_cosign_puts_into_another_repository_are_found_there_and_only_there() {
+    let author = Author::new();
+    author.run(&["generate-key-pair"]).await.ok();
+    for kind in REGISTRIES {
+        let scene = Scene { registry: Registry::start(kind).await, author: &author };
+        let host = scene.registry.host.clone();
+        // cosign 2 puts its bundles beside the artifact all the same.
+        for (cosign, _, label, flags) in [&WRITERS[0], &WRITERS[1], &WRITERS[3]] {
+            let tag = format!("acme/authz:{}", fastrand::u64(..));
+            let digest = scene.registry.push(&tag, &Artifact::answering(&tag).await.file()).await;
+            let reference = scene.registry.reference(&format!("acme/authz@{digest}"));
+            let program = if *cosign == Cosign::V3 { "cosign" } else { "cosign-2" };
+            let more = scene.registry.cosign_flags().join(" ");
+            let flags = flags.join(" ");
+            let line = format!(
+                "COSIGN_REPOSITORY={host}/acme/signatures {program} sign -y --key cosign.key --tlog-upload=false {flags} {more} {reference}"
+            );
+            scene.author.shell(&line).await.ok();
+            let config = |signatures: serde_json::Value| {
+                json!({ "version": 1, "registries": { &host: scene.registry.settings() },
+                    "trust": { "authorities": { "us": { "keys": ["cosign.pub"], "tlog": "none" } },
+                        "policies": { "release": { "match": format!("{host}/**"), "require": { "any_of": ["us"] },
+                            "signatures": signatures } } } })
+                .to_string()
+            };
+            author.write("there.yaml", &config(json!({ "repository": format!("{host}/acme/signatures") })));
+            author.write("elsewhere.yaml", &config(json!({ "repository": format!("{host}/acme/others") })));
+            author.run(&["verify", &reference, "--config", "there.yaml"]).await.ok();
+            author.run(&["verify", &reference, "--config", "elsewhere.yaml"]).await.refused("no signature");
+            let beside = author.run(&["verify", &reference, "--plain-http", "--key", "cosign.pub"]).await;
+            beside.refused("no signature");
+            println!("{kind:?} | {cosign:?} | {label} | found in the other repository");
+        }
+    }
+}

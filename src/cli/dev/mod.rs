@@ -62,7 +62,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         layout: state.join(LAYOUT),
     })?;
     let (workshop, package) = workshop.first_build().await?;
-    let gate = Gate::start(&config, super::gate::server_options(&config)?).await?;
+    let server = super::gate::server_options(&config)?;
+    let gate = Gate::start(config, server, None).await?;
     gate.first_snapshots(FIRST_SNAPSHOT).await?;
     let address = gate.data_address()?;
     for line in hints::lines(address, &options.name, &policy, package.as_deref()) {

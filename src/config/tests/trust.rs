@@ -29,12 +29,17 @@ pub(super) fn folder() -> Folder {
     for (name, pem) in KEYS.iter() {
         folder.write(name, pem);
     }
+    folder.write("old.pub", &rcgen::KeyPair::generate().unwrap().public_key_pem());
+    folder.write("corp_ca.pem", &ca().pem());
+    folder.write("corp_trusted_root.json", &trusted_root(&["ca", "log", "tsa"]));
+    folder.write("tuf_root.json", TUF_ROOT);
+    folder.write("provenance.rego", RULE);
     folder.write("ca.pem", &(ca().pem() + &ca().pem()));
     folder.write("corp.json", &trusted_root(&["ca", "log", "tsa"]));
     folder.write("no_log.json", &trusted_root(&["ca", "tsa"]));
     folder.write("no_tsa.json", &trusted_root(&["ca", "log"]));
     folder.write("no_ca.json", &trusted_root(&["log", "tsa"]));
-    folder.write("slsa.rego", "package signature\n\nallow if input.predicate.builder == \"ci\"\n");
+    folder.write("slsa.rego", RULE);
     folder
 }
 
@@ -74,6 +79,8 @@ fn votes(require: &str) -> (usize, Vec<String>) {
     (requirements.at_least, requirements.authorities.into_iter().map(|authority| authority.name).collect())
 }
 
+pub(super) const TUF_ROOT: &str = include_str!("../../verify/roots/sigstore_tuf_root.json");
+const RULE: &str = "package signature\n\nallow if input.predicate.builder == \"ci\"\n";
 const ROOTS: &str = "roots: { corp: { trusted_root: corp.json }, no_log: { trusted_root: no_log.json }, \
                      no_tsa: { trusted_root: no_tsa.json }, no_ca: { trusted_root: no_ca.json } }";
 
@@ -317,7 +324,7 @@ fn roots_come_from_the_program_a_file_or_a_repository() {
     let RootSource::File(text) = source("corp: { trusted_root: corp.json }", "corp") else { panic!("a file") };
     assert!(text.contains("rekor.example.com"));
 
-    folder.write("root.json", include_str!("../../verify/roots/sigstore_tuf_root.json"));
+    folder.write("root.json", TUF_ROOT);
     let tuf = "corp: { tuf: { url: 'https://tuf.example.com/corp', root: root.json, refresh: 1h } }";
     assert!(matches!(source(tuf, "corp"), RootSource::Tuf(_)));
     let pending = &config(tuf, "corp").unwrap().bundles[0].trust;

@@ -23,7 +23,7 @@ use crate::{
 /// Reads all of `trust.authorities`.
 pub(super) fn read(
     raw: BTreeMap<String, raw::Authority>,
-    roots: &Roots,
+    roots: &Roots<'_>,
     base: Base<'_>,
 ) -> Result<BTreeMap<String, Authority>, Problem> {
     let mut authorities = BTreeMap::new();
@@ -35,7 +35,7 @@ pub(super) fn read(
     Ok(authorities)
 }
 
-fn authority(authority: &str, raw: raw::Authority, roots: &Roots, base: Base<'_>) -> Result<Authority, Problem> {
+fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base<'_>) -> Result<Authority, Problem> {
     // The names stand in a header, separated by commas.
     name(authority)?;
     let mut log = log(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
@@ -81,7 +81,7 @@ fn log(word: Option<&str>) -> Result<Log, Problem> {
 }
 
 /// The root of this name, or the public-good one where there has to be one.
-fn root_of(name: Option<&str>, needed: bool, roots: &Roots) -> Result<Option<TrustRoot>, Problem> {
+fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option<TrustRoot>, Problem> {
     match name {
         Some(name) => roots.named(name).map(Some).map_err(|problem| problem.at("root")),
         None if needed => roots.sigstore().map(Some),
@@ -200,7 +200,7 @@ fn refused(error: BadPattern) -> Problem {
     })
 }
 
-fn own_ca(raw: raw::X509, log: Log, roots: &Roots, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
+fn own_ca(raw: raw::X509, log: Log, roots: &Roots<'_>, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
     let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
     if time == SigningTime::Rekor && log == Log::None {
         let sentence = "the log that proves the time is not looked at; write `tlog: require`, or another time";

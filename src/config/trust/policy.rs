@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// One of `trust.policies`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Policy {
     pub(super) trust: TrustPolicy,
     matches: Vec<Match>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Match {
     length: usize,
     glob: GlobMatcher,

@@ -1,6 +1,6 @@
 //! `trust.roots`: certificate authorities, logs and timestamp authorities that are believed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cell::OnceCell, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use url::Url;
@@ -20,36 +20,40 @@ use crate::{
 /// nothing is known, [`RootSource::initial`].
 pub type CurrentRoot<'a> = &'a dyn Fn(&str, &RootSource) -> Result<TrustRoot, BadRoot>;
 
-/// All roots by name; the public-good one is among them, written or not.
-#[derive(Debug)]
-pub(super) struct Roots(BTreeMap<String, (RootSource, TrustRoot)>);
+/// All roots by name.
+pub(super) struct Roots<'a> {
+    written: BTreeMap<String, (RootSource, TrustRoot)>,
+    current: CurrentRoot<'a>,
+    /// The public-good one, where it is not written and somebody relies on it.
+    sigstore: OnceCell<TrustRoot>,
+}
 
-impl Roots {
+impl<'a> Roots<'a> {
     /// Reads all of `trust.roots`.
     pub(super) fn read(
         raw: BTreeMap<String, raw::TrustRoot>,
-        current: CurrentRoot<'_>,
+        current: CurrentRoot<'a>,
         base: Base<'_>,
     ) -> Result<Self, Problem> {
-        let mut roots = BTreeMap::new();
+        let mut written = BTreeMap::new();
         for (name, raw) in raw {
             let root = read(&name, raw, current, base).map_err(|problem| problem.at(&name))?;
-            roots.insert(name, root);
+            written.insert(name, root);
         }
-        if !roots.contains_key(SIGSTORE) {
-            let source = RootSource::sigstore();
-            let root = current(SIGSTORE, &source).map_err(|error| Problem::new(error.to_string()).at(SIGSTORE))?;
-            roots.insert(SIGSTORE.to_owned(), (source, root));
-        }
-        Ok(Self(roots))
+        Ok(Self { written, current, sigstore: OnceCell::new() })
     }
 
     /// The root of this name.
     pub(super) fn named(&self, name: &str) -> Result<TrustRoot, Problem> {
-        self.0.get(name).map(|(_, root)| root.clone()).ok_or_else(|| {
-            let suggestion = keys::suggestion(name, self.0.keys().map(String::as_str));
-            Problem::new(format!("trust.roots has no {name:?}; {suggestion}"))
-        })
+        match self.written.get(name) {
+            Some((_, root)) => Ok(root.clone()),
+            None if name == SIGSTORE => self.unwritten(),
+            None => {
+                let names = self.written.keys().map(String::as_str).chain([SIGSTORE]);
+                let suggestion = keys::suggestion(name, names);
+                Err(Problem::new(format!("trust.roots has no {name:?}; {suggestion}")))
+            }
+        }
     }
 
     /// The one that is meant where none is named.
@@ -59,7 +63,17 @@ impl Roots {
 
     /// Where they come from.
     pub(super) fn into_sources(self) -> BTreeMap<String, RootSource> {
-        self.0.into_iter().map(|(name, (source, _))| (name, source)).collect()
+        let unwritten = self.sigstore.into_inner().map(|_| (SIGSTORE.to_owned(), RootSource::sigstore()));
+        self.written.into_iter().map(|(name, (source, _))| (name, source)).chain(unwritten).collect()
+    }
+
+    fn unwritten(&self) -> Result<TrustRoot, Problem> {
+        if let Some(root) = self.sigstore.get() {
+            return Ok(root.clone());
+        }
+        let root =
+            (self.current)(SIGSTORE, &RootSource::sigstore()).map_err(|error| Problem::new(error.to_string()))?;
+        Ok(self.sigstore.get_or_init(|| root).clone())
     }
 }
 

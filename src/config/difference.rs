@@ -1,0 +1,118 @@
+//! In which keys two configurations differ.
+
+use super::tree::{Node, Value};
+
+/// The keys in which two texts differ, as people write them, but for those that decide whom to
+/// trust. A key that is written with its default differs from one that is not written.
+pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    // Both have been read before.
+    if let (Ok(old), Ok(new)) = (Node::parse(old), Node::parse(new)) {
+        compare(&mut Vec::new(), Some(&old), Some(&new), &mut keys);
+    }
+    keys
+}
+
+fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a Node>, keys: &mut Vec<String>) {
+    if decides_trust(path) {
+        return;
+    }
+    match (old.map(|node| &node.value), new.map(|node| &node.value)) {
+        (Some(Value::Mapping(old)), Some(Value::Mapping(new))) => {
+            let of = |entries: &'a [(super::tree::Key, Node)], name: &str| {
+                entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+            };
+            let added = new.iter().filter(|(key, _)| of(old, &key.name).is_none());
+            for (key, _) in old.iter().chain(added) {
+                path.push(&key.name);
+                compare(path, of(old, &key.name), of(new, &key.name), keys);
+                path.pop();
+            }
+        }
+        (Some(old), Some(new)) if same(old, new) => {}
+        (Some(_), Some(_)) => keys.push(path.join(".")),
+        (None, Some(_)) => keys.push(format!("{} (new)", path.join("."))),
+        (Some(_), None) => keys.push(format!("{} (gone)", path.join("."))),
+        (None, None) => {}
+    }
+}
+
+fn decides_trust(path: &[&str]) -> bool {
+    matches!(path, ["trust"] | ["bundles", _, "trust"])
+}
+
+/// Wherever it stands, and however it is written.
+fn same(old: &Value, new: &Value) -> bool {
+    match (old, new) {
+        (Value::Null, Value::Null) => true,
+        (Value::Bool(old), Value::Bool(new)) => old == new,
+        (Value::Integer(old), Value::Integer(new)) => old == new,
+        (Value::Float(old), Value::Float(new)) => old.to_bits() == new.to_bits(),
+        (Value::Text(old), Value::Text(new)) => old == new,
+        (Value::List(old), Value::List(new)) => {
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(&old.value, &new.value))
+        }
+        (Value::Mapping(old), Value::Mapping(new)) => {
+            old.len() == new.len()
+                && old.iter().all(|(key, node)| {
+                    new.iter().any(|(other, value)| other.name == key.name && same(&node.value, &value.value))
+                })
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "
+version: 1
+server: { listen: ':8080', drain: { notice: 5s } }
+clients: [{ name: anyone, anonymous: true, bundles: ['**'] }]
+trust: { policies: { dev: unsigned } }
+bundles:
+  a: { reference: 'r.example/a:v1', trust: dev, poll: 30s }
+  b/c: { reference: 'r.example/b:v1', trust: dev }
+";
+
+    #[test]
+    fn what_is_written_another_way_or_is_trust_is_no_difference() {
+        let same = "
+bundles:
+  # The order is nobody's business.
+  'b/c': { trust: release, reference: r.example/b:v1 }
+  a: { poll: \"30s\", reference: r.example/a:v1 }
+trust:
+  policies: { release: { require: { any_of: [key] } } }
+clients:
+  - { anonymous: true, name: anyone, bundles: [\"**\"] }
+server: { drain: { notice: 5s }, listen: ':8080' }
+version: 1
+";
+        assert_eq!(keys(OLD, same), [""; 0]);
+    }
+
+    #[test]
+    fn every_other_key_is_told_by_its_path() {
+        let new = "
+version: 1
+server: { listen: ':8081', drain: { notice: 5s } }
+clients: [{ name: anyone, anonymous: true, bundles: ['a'] }]
+trust: { policies: { dev: unsigned } }
+bundles:
+  a: { reference: 'r.example/a:v2', trust: dev, poll: 30s }
+  d: { reference: 'r.example/d:v1', trust: dev }
+limits: { bundle: 1MiB }
+";
+        let expected = [
+            "server.listen",
+            "clients",
+            "bundles.a.reference",
+            "bundles.b/c (gone)",
+            "bundles.d (new)",
+            "limits (new)",
+        ];
+        assert_eq!(keys(OLD, new), expected);
+    }
+}
