@@ -73,6 +73,36 @@ async fn a_keyless_attestation_is_required_and_judged_by_its_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_command_takes_cosigns_flags_and_matches_whole_names() {
+    let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
+    let (registry, author) = (Registry::start(Kind::Referrers).await, Author::new());
+    let signer = Signer::Keyless(Identity::person("ann@example.com"));
+    for how in Signing::ways(&signer).into_iter().filter(|how| how.evidence == Evidence::LogAndTime) {
+        let row = how.label();
+        let digest = registry.push(&format!("acme/{row}:v1"), &Artifact::answering(&row).await.file()).await;
+        sigstore.sign(&how, &registry, &format!("acme/{row}@{digest}")).await;
+        let reference = registry.reference(&format!("acme/{row}:v1"));
+        let verify = async |identity: &str, of: &Sigstore, root: &Sigstore| {
+            let issuer = of.issuer.of(&Identity::person(""));
+            let (issuer, root) = (format!("--certificate-oidc-issuer={issuer}"), root.trusted_root());
+            let root = format!("--trusted-root={}", root.display());
+            author.run(&["verify", &reference, "--plain-http", identity, &issuer, &root]).await
+        };
+        let (ann, somebody) =
+            ("--certificate-identity=ann@example.com", "--certificate-identity-regexp=[a-z]+@example.com");
+        for identity in [ann, somebody] {
+            assert!(verify(identity, &sigstore, &sigstore).await.ok().contains("ann@example.com"), "{row}");
+        }
+        // A part of the name is enough for cosign.
+        for identity in ["--certificate-identity=bob@example.com", "--certificate-identity-regexp=example.com"] {
+            verify(identity, &sigstore, &sigstore).await.refused("somebody else");
+        }
+        verify(ann, &other, &sigstore).await.refused("somebody else");
+        verify(ann, &sigstore, &other).await.refused("unproved time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_root_exchanged_while_serving_takes_away_what_it_vouched_for_and_gives_it_back() {
     let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
     let (mut registry, author) = (Registry::start(Kind::Distribution).await, Author::new());
