@@ -58,12 +58,13 @@ impl Watcher {
     /// is accepted stays, and nobody wakes.
     pub(super) async fn reconsider(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
+        self.board.name_policy(&policy);
         // Another policy may want other evidence of what was refused, or none.
         self.hopeless = None;
         self.schedule.start_over();
-        let Some(known) = self.known() else { return self.board.name_policy(&policy) };
+        let Some(known) = self.known() else { return };
         if known.manifest().revision() == policy.revision() && known.is_valid_at(Timestamp::now()) {
-            return self.board.name_policy(&policy);
+            return;
         }
         match self.pipeline.judge_again(&known, &policy).await {
             Ok(snapshot) => self.uphold(snapshot),
@@ -95,7 +96,7 @@ impl Watcher {
         if let State::Withdrawn(withdrawal) = next(&before, &Outcome::Failed(failure), self.rules.on_missing) {
             self.board.withdraw(withdrawal);
         }
-        self.scribe.put_down(Entry::Forget);
+        self.forget(&self.board.state());
     }
 }
 

@@ -23,9 +23,15 @@ impl Signer {
 
     /// A policy that trusts this key and no other.
     pub(crate) fn policy(&self) -> TrustPolicy {
-        let key = PublicKey::from_pem(&self.0.public_key_der().unwrap().to_pem()).unwrap();
-        TrustPolicy::signed("p".into(), Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]))
-            .unwrap()
+        any_of(&[self])
+    }
+
+    pub(crate) fn public_pem(&self) -> String {
+        self.0.public_key_der().unwrap().to_pem()
+    }
+
+    pub(crate) fn key(&self) -> PublicKey {
+        PublicKey::from_pem(&self.public_pem()).unwrap()
     }
 
     /// What cosign 2 writes: a payload under the `.sig` tag.
@@ -67,6 +73,13 @@ impl Signer {
     fn sign(&self, bytes: &[u8]) -> String {
         STANDARD.encode(self.0.sign(bytes).unwrap().as_bytes())
     }
+}
+
+/// A policy that trusts these keys and no other.
+pub(crate) fn any_of(signers: &[&Signer]) -> TrustPolicy {
+    let keys = signers.iter().map(|signer| signer.key());
+    let authority = Authority::with_keys("release".into(), keys);
+    TrustPolicy::signed("p".into(), Requirements::any_of(vec![authority])).unwrap()
 }
 
 fn manifest(layer: &Value, extra: Value) -> String {

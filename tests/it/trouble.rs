@@ -27,7 +27,7 @@ fn unwell() -> Fault {
     Fault::Status(503, vec![])
 }
 
-fn on_disk(cache: &TempDir) -> store::Options {
+pub(crate) fn on_disk(cache: &TempDir) -> store::Options {
     store::Options { directory: Some(cache.path().to_owned()), ..Setup::default().cache }
 }
 
@@ -37,7 +37,7 @@ fn stale_after(max_stale: Duration, cache: &TempDir) -> Setup {
     setup
 }
 
-fn index(cache: &TempDir) -> Value {
+pub(crate) fn index(cache: &TempDir) -> Value {
     serde_json::from_slice(&fs::read(cache.path().join("index.json")).unwrap()).unwrap()
 }
 
@@ -47,20 +47,20 @@ async fn noted(cache: &TempDir) -> String {
     note().unwrap()
 }
 
-fn blob_path(cache: &TempDir, bytes: &[u8]) -> PathBuf {
+pub(crate) fn blob_path(cache: &TempDir, bytes: &[u8]) -> PathBuf {
     cache.path().join("blobs/sha256").join(Digest::sha256(bytes).hex())
 }
 
 /// A file that nobody can read until this is dropped, as on a network volume whose server is
 /// gone. Then it says what it said before.
-struct Hanging {
+pub(crate) struct Hanging {
     file: PathBuf,
     pipe: PathBuf,
     content: Vec<u8>,
 }
 
 impl Hanging {
-    fn new(file: PathBuf) -> Self {
+    pub(crate) fn new(file: PathBuf) -> Self {
         let hanging = Self { pipe: file.with_extension("pipe"), content: fs::read(&file).unwrap(), file };
         assert!(Command::new("mkfifo").arg(&hanging.pipe).status().unwrap().success());
         fs::rename(&hanging.pipe, &hanging.file).unwrap();

@@ -1,0 +1,332 @@
+//! A configuration that changes while the program serves it.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::symlink,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    faulty::{Fault, FaultyRegistry},
+    gate::{PATIENCE, bundle, error, tag, wishing},
+    signing::Signer,
+};
+
+/// A folder with a configuration, and the program that serves it until this is dropped.
+struct Serving {
+    child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
+    folder: TempDir,
+    http: reqwest::Client,
+    data: String,
+    admin: String,
+}
+
+/// `authz` from `registry` by whoever has the key in `key.pub`; looked at once an hour.
+fn config(registry: &FaultyRegistry) -> Value {
+    json!({
+        "version": 1,
+        "server": { "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" },
+        "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
+        "registries": { registry.address.to_string(): { "scheme": "http" } },
+        "trust": {
+            "authorities": { "release": { "keys": ["key.pub"], "tlog": "none" } },
+            "policies": { "release": { "require": { "any_of": ["release"] } } },
+        },
+        "bundles": { "authz": {
+            "reference": registry.reference("live").to_string(), "trust": "release", "poll": "1h",
+        } },
+    })
+}
+
+impl Serving {
+    /// `files` come first, so that the configuration may name them.
+    async fn start(files: impl FnOnce(&TempDir), config: &Value) -> Self {
+        let folder = TempDir::new().unwrap();
+        files(&folder);
+        let file = folder.path().join("bundlegate.yaml");
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
+        command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let (heard, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+            }
+        });
+        let [data, admin] = [String::new(), String::new()];
+        let mut serving = Self { child, log, folder, http: reqwest::Client::new(), data, admin };
+        let address = |line: &Value| line["address"].as_str().unwrap().to_owned();
+        serving.data = address(&serving.said("listening", |line| line["listener"] == "data").await);
+        serving.admin = address(&serving.said("listening", |line| line["listener"] == "admin").await);
+        serving
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn hang_up(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+    }
+
+    /// Waits for a line of the log.
+    async fn said(&self, message: &str, like: impl Fn(&Value) -> bool) -> Value {
+        self.until(message, async || self.lines(message).into_iter().find(&like)).await
+    }
+
+    /// What was said so far with these words.
+    fn lines(&self, message: &str) -> Vec<Value> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|line| line["message"] == message).cloned().collect()
+    }
+
+    async fn get(&self, tags: &str, wait: u32) -> Response {
+        wishing(self.http.get(format!("http://{}/bundles/authz", self.data)), tags, wait).send().await.unwrap()
+    }
+
+    async fn admin(&self, path: &str) -> String {
+        self.http.get(format!("http://{}{path}", self.admin)).send().await.unwrap().text().await.unwrap()
+    }
+
+    async fn status(&self) -> Value {
+        serde_json::from_str::<Value>(&self.admin("/status").await).unwrap()["bundles"]["authz"].take()
+    }
+
+    /// Waits for what must become true of the bundle.
+    async fn status_when(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        self.until(what, async || Some(self.status().await).filter(&holds)).await
+    }
+
+    async fn metric(&self, sample: &str) -> f64 {
+        let text = self.admin("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    async fn until<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+        let looking = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let found = timeout(PATIENCE, looking).await;
+        found.unwrap_or_else(|_| panic!("never: {what}\n{:#?}", self.log.lock().unwrap()))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A registry with a bundle that `signer` has signed.
+async fn registry(signer: &Signer) -> FaultyRegistry {
+    let registry = FaultyRegistry::start().await;
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    signer.sign_bundle(&registry, &digest);
+    registry
+}
+
+async fn is_withdrawn_soon(serving: &Serving, how: &str) {
+    let began = Instant::now();
+    let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
+    println!("{how}: withdrawn {:?} after the change", began.elapsed());
+    assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
+    assert!(status["last_failure"]["message"].as_str().unwrap().contains("signature by another key"), "{status}");
+    assert_eq!(status["refused"]["signatures"][0]["verified"], false, "{status}");
+}
+
+/// As editors do it, as `cp` does it, and as Kubernetes does it.
+#[tokio::test]
+async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry_dead() {
+    let (old, new) = (Signer::new(), Signer::new());
+    for how in ["renamed over", "written in place", "links swapped"] {
+        let registry = registry(&old).await;
+        let files = |folder: &TempDir| match how {
+            "links swapped" => {
+                let keys = |version: &str, signer: &Signer| {
+                    fs::create_dir(folder.path().join(version)).unwrap();
+                    fs::write(folder.path().join(version).join("key.pub"), signer.public_pem()).unwrap();
+                };
+                keys("..one", &old);
+                keys("..two", &new);
+                symlink("..one", folder.path().join("..data")).unwrap();
+                symlink("..data/key.pub", folder.path().join("key.pub")).unwrap();
+            }
+            _ => fs::write(folder.path().join("key.pub"), old.public_pem()).unwrap(),
+        };
+        let serving = Serving::start(files, &config(&registry)).await;
+        let etag = tag(&serving.get("", 60).await);
+        registry.fail("", usize::MAX, Fault::Stall);
+        match how {
+            "renamed over" => {
+                serving.write("key.pub.new", new.public_pem());
+                fs::rename(serving.path("key.pub.new"), serving.path("key.pub")).unwrap();
+            }
+            "written in place" => serving.write("key.pub", new.public_pem()),
+            _ => {
+                symlink("..two", serving.path("..data_tmp")).unwrap();
+                fs::rename(serving.path("..data_tmp"), serving.path("..data")).unwrap();
+            }
+        }
+        is_withdrawn_soon(&serving, how).await;
+        let read = serving.said("configuration read again", |_| true).await;
+        assert_eq!(
+            (&read["cause"], &read["bundles"], &read["outcome"]),
+            (&json!("files"), &json!(1), &json!("applied"))
+        );
+        assert_eq!(serving.metric(r#"bundlegate_config_reloads_total{outcome="applied"}"#).await, 1.0);
+        let gone = serving.get(&etag, 0).await;
+        assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+        assert_eq!(error(gone).await["reason"], "withdrawn");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_refused_leaves_the_old_trust_and_says_why() {
+    let (signer, other) = (Signer::new(), Signer::new());
+    let registry = registry(&signer).await;
+    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let good = config(&registry);
+    let serving = Serving::start(key, &good).await;
+    let etag = tag(&serving.get("", 60).await);
+    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 1.0);
+    // Whole or not at all: the key is another one, too.
+    serving.write("other.pub", other.public_pem());
+    let mut broken = good.clone();
+    broken["trust"]["authorities"]["release"]["keys"] = json!(["other.pub"]);
+    broken["bundles"]["authz"]["trust"] = json!("relaese");
+    serving.write("bundlegate.yaml", broken.to_string());
+    const REFUSED: &str = "configuration refused: the old trust stays";
+    let refused = serving.said(REFUSED, |_| true).await;
+    let sentence = refused["error"].as_str().unwrap();
+    assert!(sentence.contains("bundles.authz.trust: ") && sentence.contains("did you mean `release`?"), "{sentence}");
+    // SIGHUP says it once more, and nobody else does.
+    serving.hang_up();
+    serving.said(REFUSED, |line| line["cause"] == "SIGHUP").await;
+    sleep(Duration::from_secs(7)).await;
+    assert_eq!(serving.lines(REFUSED).len(), 2, "{:?}", serving.lines(REFUSED));
+    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 0.0);
+    assert_eq!(serving.metric(r#"bundlegate_config_reloads_total{outcome="refused"}"#).await, 2.0);
+    assert_eq!(tag(&serving.get(&etag, 0).await), etag);
+    assert_eq!(serving.status().await["state"], "serving");
+
+    serving.write("bundlegate.yaml", good.to_string());
+    serving.said("configuration read again", |line| line["outcome"] == "unchanged").await;
+    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 1.0);
+    assert_eq!(tag(&serving.get(&etag, 0).await), etag);
+}
+
+/// The order in which people do things.
+#[tokio::test]
+async fn a_configuration_that_names_a_file_too_early_is_taken_when_the_file_is_there() {
+    let (old, new) = (Signer::new(), Signer::new());
+    let registry = registry(&old).await;
+    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), old.public_pem()).unwrap();
+    let mut config = config(&registry);
+    let serving = Serving::start(key, &config).await;
+    serving.get("", 60).await;
+    config["trust"]["authorities"]["release"]["keys"] = json!(["keys/new.pub"]);
+    serving.write("bundlegate.yaml", config.to_string());
+    serving
+        .said("configuration refused: the old trust stays", |line| line["error"].to_string().contains("new.pub"))
+        .await;
+    fs::create_dir(serving.path("keys")).unwrap();
+    serving.write("keys/new.pub", new.public_pem());
+    is_withdrawn_soon(&serving, "a file that was missing").await;
+}
+
+/// A link in the middle of a path belongs to a folder that nobody watches.
+#[tokio::test]
+async fn a_change_that_no_event_tells_is_found_by_looking() {
+    let (old, new) = (Signer::new(), Signer::new());
+    let registry = registry(&old).await;
+    let keys = TempDir::new().unwrap();
+    for (version, signer) in [("one", &old), ("two", &new)] {
+        fs::create_dir(keys.path().join(version)).unwrap();
+        fs::write(keys.path().join(version).join("key.pub"), signer.public_pem()).unwrap();
+    }
+    symlink("one", keys.path().join("current")).unwrap();
+    let mut config = config(&registry);
+    config["trust"]["authorities"]["release"]["keys"] = json!([keys.path().join("current/key.pub")]);
+    let serving = Serving::start(|_| (), &config).await;
+    serving.get("", 60).await;
+    symlink("two", keys.path().join("next")).unwrap();
+    fs::rename(keys.path().join("next"), keys.path().join("current")).unwrap();
+    is_withdrawn_soon(&serving, "a link on the way").await;
+}
+
+#[tokio::test]
+async fn sighup_reads_everything_and_what_is_not_trust_waits_for_the_next_start() {
+    let (signer, other) = (Signer::new(), Signer::new());
+    let registry = registry(&signer).await;
+    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let mut config = config(&registry);
+    config["bundles"]["going"] = config["bundles"]["authz"].clone();
+    let serving = Serving::start(key, &config).await;
+    let etag = tag(&serving.get("", 60).await);
+    serving.hang_up();
+    let read = serving.said("configuration read again", |line| line["cause"] == "SIGHUP").await;
+    assert_eq!(read["outcome"], "unchanged");
+
+    config["server"]["listen"] = json!("127.0.0.1:1");
+    config["bundles"]["coming"] = config["bundles"]["authz"].clone();
+    config["bundles"].as_object_mut().unwrap().remove("going");
+    config["bundles"]["authz"]["poll"] = json!("1s");
+    serving.write("bundlegate.yaml", config.to_string());
+    let told = serving.said("these changes of the configuration take effect at the next start", |_| true).await;
+    assert_eq!(told["keys"], "bundles.authz.poll, bundles.going (gone), bundles.coming (new), server.listen");
+    assert_eq!(tag(&serving.get(&etag, 0).await), etag);
+    // What runs without standing in the file is judged by its policy all the same.
+    serving.write("key.pub", other.public_pem());
+    is_withdrawn_soon(&serving, "a bundle that stays").await;
+    let going = async || {
+        let status: Value = serde_json::from_str(&serving.admin("/status").await).unwrap();
+        (status["bundles"]["going"]["state"] == "withdrawn").then_some(())
+    };
+    serving.until("a bundle that goes is withdrawn", going).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_status_tells_of_a_verdict_is_what_verify_tells() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let serving = Serving::start(key, &config(&registry)).await;
+    serving.get("", 60).await;
+    let status = serving.status().await;
+    let reference = registry.reference("live").to_string();
+    let mut verify = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
+    let verify = verify.args(["verify", &reference, "--json", "--config"]).arg(serving.path("bundlegate.yaml"));
+    let told = tokio::task::block_in_place(|| verify.args(["--policy", "release"]).output().unwrap());
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let verdict = &status["verdict"];
+    for key in ["digest", "verified", "policy", "signatures"] {
+        assert_eq!(verdict[key], told[key], "{key}");
+    }
+    assert_eq!(verdict["signatures"][0]["authority"], "release");
+    assert_eq!(verdict["policy_revision"], status["policy_revision"]);
+    assert_eq!((&status["policy"], &status["refused"]), (&json!("release"), &Value::Null));
+}
