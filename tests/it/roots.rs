@@ -124,6 +124,19 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
 }
 
 #[tokio::test]
+async fn a_root_that_a_delegated_role_lists_ends_with_that_role_and_is_kept_like_any_other() {
+    let mut kept = Kept::new().await;
+    let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
+    kept.tuf.publish_delegated(&second(), expires);
+    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    kept.keeper.save().await;
+    for keeper in [&kept.keeper, &kept.reopened()] {
+        kept.has(keeper, &second());
+        assert_eq!(keeper.root().expires(), Some(expires));
+    }
+}
+
+#[tokio::test]
 async fn what_did_not_change_is_not_fetched_again() {
     let mut kept = Kept::new().await;
     kept.tuf.asked();
@@ -488,7 +501,16 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     };
     tokio::time::timeout(Duration::from_secs(30), prolonged).await.unwrap();
 
+    let current = roots.current("corp", &other).unwrap();
+    assert_eq!((current.revision(), current.is_pending()), (held.revision(), false), "it never went back");
+
     // Gone from the configuration, and back: it is as it was on disk.
+    let written = async {
+        while open(&other, folder.path(), &Metrics::new().unwrap()).root().revision() != held.revision() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
     roots.adopt(&[].into()).unwrap();
     assert!(metrics.trust_root_expires.remove_label_values(&["corp"]).is_err(), "its end is no longer told");
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(&second()).revision());
