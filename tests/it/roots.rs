@@ -117,10 +117,21 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
     let gauge = kept.metrics.trust_root_expires.with_label_values(&["corp"]).get();
     assert_eq!(gauge, longer.as_second());
 
+    kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(72);
     kept.tuf.publish_root(&second());
     assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
     kept.has(&kept.keeper, &second());
+    assert_eq!(held.expires(), Some(longer), "its successor does not prolong it");
     assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
+}
+
+#[tokio::test]
+async fn a_root_that_has_lost_its_authorities_replaces_the_one_before() {
+    let mut kept = Kept::new().await;
+    kept.tuf.publish_root(r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#);
+    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    // A policy can still be made of it, so that nothing clings to the old one.
+    assert!(kept.keeper.root().has_certificate_authorities() && !kept.keeper.root().has_ct_logs());
 }
 
 #[tokio::test]

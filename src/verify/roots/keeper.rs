@@ -128,14 +128,13 @@ impl RootKeeper {
         let mirror = Mirror::new(self.options.url.clone());
         let mirror = mirror.map_err(|error| RefreshFault::Unreachable(error.to_string()))?;
         let delivery = tuf::fetch(&self.options, mirror, &self.last, Timestamp::now()).await?;
-        let root = TrustRoot::read(self.root.name(), &delivery.text, self.root.freshness().clone())?;
+        let root = TrustRoot::read(self.root.name(), &delivery.text, Freshness::until(delivery.expires))?;
         let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
-        if self.root.expires().is_none() {
-            // Nothing that never expires is refreshed, but for what has never been there.
-            self.root = root.with_freshness(Freshness::until(delivery.expires));
+        if changed {
+            // Whoever goes on with the one before must not for longer than was promised.
+            self.root = root;
         } else {
             self.root.freshness().prolong(delivery.expires);
-            self.root = root;
         }
         self.last.become_like(&delivery.shelf);
         Ok(if changed { Refreshed::Changed } else { Refreshed::Unchanged })
