@@ -4,4 +4,6 @@ mod certificates;
 mod claims;
 mod keys;
 mod logs;
+mod registries;
 mod scene;
+mod serving;
