@@ -2,6 +2,7 @@
 
 mod certificates;
 mod claims;
+mod fields;
 mod keys;
 mod logs;
 mod registries;
