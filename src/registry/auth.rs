@@ -24,7 +24,7 @@ use super::{
     challenge::Challenge,
     docker::{DockerConfig, DockerLogin},
     error::{Identity, RegistryError},
-    http::{Wire, innermost},
+    http::{Wire, innermost, is_link_local},
     options::{Credentials, Scheme},
     retry,
 };
@@ -252,6 +252,9 @@ impl Authenticator {
         };
         if !allowed || !url.username().is_empty() || url.password().is_some() {
             return Err(failure.because(format!("the realm's scheme {:?} is not allowed here", url.scheme())));
+        }
+        if is_link_local(&url) {
+            return Err(failure.because("the realm is a link-local address".to_owned()));
         }
         Ok(url)
     }

@@ -344,17 +344,20 @@ impl Wire {
         let to = location
             .and_then(|location| from.join(location).ok())
             .ok_or_else(|| self.protocol(operation, "a redirect without a usable Location".into()))?;
-        self.check_scheme(operation, &to)?;
+        self.check_hop(operation, &to)?;
         Ok(to)
     }
 
-    /// TLS is never given up because an answer says so.
-    pub(super) fn check_scheme(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
+    /// An answer leads neither out of TLS nor to where clouds keep their credentials.
+    pub(super) fn check_hop(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
         let kept = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
-        if kept {
-            return Ok(());
+        if !kept {
+            return Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())));
         }
-        Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())))
+        if is_link_local(to) && !self.is_ours(to) {
+            return Err(self.protocol(operation, "it sends us to a link-local address".to_owned()));
+        }
+        Ok(())
     }
 
     /// Reads a body of at most `limit` bytes into memory.
@@ -453,4 +456,16 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
         cause = inner.source();
     }
     if text.is_empty() { "the request failed".to_owned() } else { text }
+}
+
+/// Whether a URL names an address of the local link (RFC 3927, RFC 4291), where no registry,
+/// token server or blob store is, but a cloud's metadata service. Names are not looked up.
+pub(super) fn is_link_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_link_local(),
+        Some(url::Host::Ipv6(address)) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|inner| inner.is_link_local())
+        }
+        Some(url::Host::Domain(_)) | None => false,
+    }
 }

@@ -2,6 +2,9 @@
 
 mod certificates;
 mod claims;
+mod fields;
 mod keys;
 mod logs;
+mod registries;
 mod scene;
+mod serving;
