@@ -254,7 +254,7 @@ fn pause(interval: Duration, failures: u32, left: Duration) -> Duration {
     let ceiling = FIRST.saturating_mul(1 << (failures - 1).min(20)).min(LONGEST).min(interval.max(FIRST));
     let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
     // Its end is worth an alarm when it comes, and not an hour later.
-    if left.is_zero() { pause } else { pause.min(left + FIRST) }
+    if left.is_zero() { pause } else { pause.min(left.saturating_add(FIRST)) }
 }
 
 #[cfg(test)]
