@@ -81,6 +81,7 @@ impl Gate {
                 source: registries.source(reference.repository()).unwrap(),
                 registries: Arc::new(registries),
                 reference,
+                expect: Arc::default(),
                 store: Store::open(cache, metrics.clone()),
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },
                 evidence_limit: LIMIT,

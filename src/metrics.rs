@@ -75,6 +75,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice: names are constants that the tests register.
+    #[expect(clippy::too_many_lines, reason = "a table of metrics, one after the other")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {

@@ -23,7 +23,7 @@ use crate::{
     server::{self, Server},
     store::{self, Store},
     verify::LiveRoots,
-    watch::{Court, Handle, Pipeline, Rules, Watcher},
+    watch::{self, Court, Handle, Pipeline, Rules, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
@@ -62,6 +62,10 @@ impl Gate {
             watchers.push(watcher);
             handles.push(handle);
         }
+        watch::appoint(&mut handles, |name| {
+            let bundle = config.bundles.iter().find(|bundle| bundle.name == name)?;
+            bundle.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.as_str())
+        });
         let reload = match file {
             Some(file) => {
                 let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
@@ -152,6 +156,7 @@ fn pipeline(
         source: registries.source(bundle.reference.repository())?,
         registries: Arc::clone(registries),
         reference: bundle.reference.clone(),
+        expect: Arc::new(bundle.expect.clone()),
         store: store.clone(),
         limits: config.limits.bundle_limits(),
         evidence_limit: config.limits.evidence,

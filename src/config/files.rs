@@ -76,6 +76,10 @@ impl<'a> Base<'a> {
         if path.as_os_str().is_empty() {
             return Err(Problem::new("the path is empty; write one, or remove the key"));
         }
+        // Errors and logs that name it are one line.
+        if path.to_string_lossy().chars().any(char::is_control) {
+            return Err(Problem::new(format!("the path {path:?} has control characters; write another")));
+        }
         Ok(self.files.folder.join(path))
     }
 
@@ -87,7 +91,7 @@ impl<'a> Base<'a> {
         entry.live |= self.live;
         match &entry.bytes {
             Some(bytes) => Ok(bytes.clone()),
-            None => Ok(entry.bytes.insert(content(&path)?).clone()),
+            None => Ok(entry.bytes.insert(content(&path)?.into()).clone()),
         }
     }
 
@@ -127,17 +131,24 @@ impl<'a> Base<'a> {
     }
 }
 
-fn content(path: &Path) -> Result<Rc<[u8]>, Problem> {
-    let failed = |error: std::io::Error| {
-        Problem::new(format!("{} can't be read: {error}; correct the path or its permissions", path.display()))
-    };
-    let mut bytes = Vec::new();
-    // Opening checks the permission, too; a device that never ends is cut off.
-    File::open(path).map_err(failed)?.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())));
+/// The content of a file that is named somewhere.
+fn content(path: &Path) -> Result<Vec<u8>, Problem> {
+    match capped(path) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display()))),
+        Err(error) => {
+            let path = path.display();
+            Err(Problem::new(format!("{path} can't be read: {error}; correct the path or its permissions")))
+        }
     }
-    Ok(bytes.into())
+}
+
+/// The whole of a file, unless it is too large: a device may never end.
+pub(super) fn capped(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    // Opening checks the permission, too.
+    File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= LARGEST).then_some(bytes))
 }
 
 const LARGEST: u64 = 1 << 20;

@@ -200,9 +200,12 @@ impl Limits {
 }
 
 fn read<T>(file: &Path, parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        ConfigError::unreadable(None, format!("it can't be read: {error}; name the right file")).in_file(file)
-    })?;
+    let refused = |sentence: String| ConfigError::unreadable(None, sentence).in_file(file);
+    let bytes = files::capped(file)
+        .map_err(|error| refused(format!("it can't be read: {error}; name the right file")))?
+        .ok_or_else(|| refused("it is larger than 1 MiB; name the right file".to_owned()))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| refused("it is no text in UTF-8; name the right file".to_owned()))?;
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     parse(&text, folder).map_err(|error| error.in_file(file))
 }

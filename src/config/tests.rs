@@ -11,6 +11,7 @@ use crate::{
 mod mistakes;
 mod mistakes_in_signers;
 mod mistakes_in_trust;
+mod shapes;
 mod trust;
 mod trusted_root;
 
@@ -182,6 +183,22 @@ fn an_error_says_file_line_and_key() {
     assert_eq!(error.to_string(), expected);
     let missing = Config::load(&folder.0.path().join("none.yaml")).unwrap_err().to_string();
     assert!(missing.contains("none.yaml: it can't be read"), "{missing}");
+    let endless = Config::load(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert_eq!(endless, "/dev/zero: it is larger than 1 MiB; name the right file");
+}
+
+#[test]
+fn the_readme_shows_configurations_that_load() {
+    let folder = trust::folder();
+    let key = std::fs::read_to_string(folder.0.path().join("release.pub")).unwrap();
+    folder.write("cosign.pub", &key);
+    let readme = include_str!("../../README.md");
+    let blocks: Vec<_> = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() > 1);
+    for block in blocks {
+        let loaded = if block.starts_with("version:") { folder.parse(block) } else { folder.with(block) };
+        loaded.unwrap_or_else(|error| panic!("{error}\n{block}"));
+    }
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Survey {
         if holdouts.clients.len() >= MOST && !holdouts.clients.contains_key(&client) {
             return None;
         }
-        let known = holdouts.clients.entry(client).or_insert(Client { waiting: 0, last: Instant::now() });
+        let known = holdouts.clients.entry(client).or_insert_with(|| Client { waiting: 0, last: Instant::now() });
         known.waiting += 1;
         known.last = Instant::now();
         holdouts.tell(bundle, lost);

@@ -13,7 +13,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use prometheus::IntGauge;
 
-use super::{Acceptance, Recalled, record::Record, spool::Spool};
+use super::{
+    Acceptance, Recalled,
+    record::{Note, Record},
+    spool::Spool,
+};
 use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
 
 /// One process's cache folder.
@@ -116,14 +120,15 @@ impl Disk {
         }
     }
 
-    /// Writes a served bundle and everything that proves it, the index last: a crash in
-    /// between leaves blobs that nothing names.
+    /// Writes a served bundle and everything that proves it, and a note of its history, the
+    /// index last: a crash in between leaves blobs that nothing names.
     pub(super) fn keep(
         &self,
         record: &Record,
         layer: &Blob,
         manifest: &[u8],
         evidence: &[u8],
+        history: &[u8],
     ) -> Result<(), DiskError> {
         let mut books = self.lock();
         books.ours.insert(record.key());
@@ -135,6 +140,7 @@ impl Disk {
         let mut index = self.layout.index()?;
         forget(&mut index, &record.key());
         index.manifests.push(record.to_entry());
+        self.note(&mut index, &record.key(), history)?;
         self.write_index(&index)?;
         self.sweep(&mut books)
     }
@@ -180,13 +186,43 @@ impl Disk {
         Ok(Some(Recalled { digest, manifest, layer, evidence, checked, accepted }))
     }
 
-    /// Drops the record of a bundle, and what only it named.
-    pub(super) fn forget(&self, key: &(String, String)) -> Result<(), DiskError> {
+    /// Drops the record of a bundle, and what only it named; the note of its history stays.
+    pub(super) fn forget(&self, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
         let mut books = self.lock();
         let mut index = self.layout.index()?;
         forget(&mut index, key);
+        self.note(&mut index, key, history)?;
         self.write_index(&index)?;
         self.sweep(&mut books)
+    }
+
+    /// Writes the note of a bundle's history alone, for want of room for the bundle.
+    pub(super) fn note_alone(&self, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
+        let mut books = self.lock();
+        let mut index = self.layout.index()?;
+        self.note(&mut index, key, history)?;
+        self.write_index(&index)?;
+        self.sweep(&mut books)
+    }
+
+    /// What was noted last of a bundle's history, of at most `small` bytes.
+    pub(super) fn history(&self, key: &(String, String), small: u64) -> Result<Option<Bytes>, DiskError> {
+        let mut books = self.lock();
+        books.ours.insert(key.clone());
+        let index = self.layout.index()?;
+        let note = notes(&index).find(|note| note.key == *key);
+        note.map_or(Ok(None), |note| self.small(&note.history, small))
+    }
+
+    /// Replaces a note. It is so small that it counts, but is never what there is no room for.
+    fn note(&self, index: &mut LayoutIndex, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
+        index.manifests.retain(|entry| Note::from_entry(entry).is_none_or(|note| note.key != *key));
+        if !history.is_empty() {
+            self.layout.write_blob(history)?;
+            let note = Note { key: key.clone(), history: Digest::sha256(history), size: history.len() as u64 };
+            index.manifests.push(note.to_entry());
+        }
+        Ok(())
     }
 
     fn small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
@@ -207,10 +243,15 @@ impl Disk {
             let abandoned = records(&index).find(|other| !books.ours.contains(&other.key()));
             // The predecessor goes first when the two don't fit side by side.
             let replaced = records(&index).find(|other| other.key() == record.key());
-            let Some(victim) = abandoned.or(replaced) else {
-                return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
-            };
-            forget(&mut index, &victim.key());
+            let note = notes(&index).find(|note| !books.ours.contains(&note.key));
+            match (abandoned.or(replaced), note) {
+                (Some(victim), _) => forget(&mut index, &victim.key()),
+                // Somebody may bring that bundle back, so these come last.
+                (None, Some(note)) => self.note(&mut index, &note.key, &[])?,
+                (None, None) => {
+                    return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
+                }
+            }
             self.write_index(&index)?;
             self.sweep(books)?;
         }
@@ -220,8 +261,8 @@ impl Disk {
     /// Removes every blob that no record names.
     fn sweep(&self, books: &mut Books) -> Result<(), DiskError> {
         let index = self.layout.index()?;
-        let named: HashSet<Digest> =
-            records(&index).flat_map(|record| [record.manifest, record.layer, record.evidence]).collect();
+        let kept = records(&index).flat_map(|record| [record.manifest, record.layer, record.evidence]);
+        let named: HashSet<Digest> = kept.chain(notes(&index).map(|note| note.history)).collect();
         books.used = 0;
         for (digest, size) in self.layout.blobs()? {
             if named.contains(&digest) {
@@ -246,7 +287,11 @@ impl Disk {
 }
 
 fn is_ours(index: &LayoutIndex) -> bool {
-    index.manifests.iter().all(|entry| Record::from_entry(entry).is_some())
+    index.manifests.iter().all(|entry| Record::from_entry(entry).is_some() || Note::from_entry(entry).is_some())
+}
+
+fn notes(index: &LayoutIndex) -> impl Iterator<Item = Note> {
+    index.manifests.iter().filter_map(Note::from_entry)
 }
 
 fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {

@@ -81,6 +81,8 @@ pub struct Served<'a> {
     pub checked: Option<Timestamp>,
     /// By what it was accepted.
     pub accepted: Acceptance,
+    /// What the bundle has served so far, this included.
+    pub history: Bytes,
 }
 
 /// By what a bundle was accepted, for auditors, and for a restart at which trust roots can't
@@ -225,8 +227,15 @@ impl Store {
             accepted: Some(served.accepted),
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
-        let work = move |disk: &Disk| disk.keep(&record, &layer, &manifest, &served.evidence);
-        self.on_disk("written", &self.writers, work).await.is_some()
+        let (key, history) = (record.key(), served.history.clone());
+        let work = move |disk: &Disk| disk.keep(&record, &layer, &manifest, &served.evidence, &served.history);
+        let kept = self.on_disk("written", &self.writers, work).await.is_some();
+        if !kept {
+            // There may be no room for the bundle, but that something older comes back is to be
+            // noticed after a restart all the same.
+            self.on_disk("written", &self.writers, move |disk| disk.note_alone(&key, &history)).await;
+        }
+        kept
     }
 
     /// Changes when and by what a bundle was last found right in what [`Self::keep`] noted, if
@@ -252,10 +261,17 @@ impl Store {
         found.flatten()
     }
 
-    /// Makes [`Self::recall`] find nothing for this bundle.
-    pub async fn forget(&self, name: &str, reference: &str) {
+    /// Makes [`Self::recall`] find nothing for this bundle. Its history is noted still.
+    pub async fn forget(&self, name: &str, reference: &str, history: Bytes) {
         let key = (name.to_owned(), reference.to_owned());
-        self.on_disk("written", &self.writers, move |disk| disk.forget(&key)).await;
+        self.on_disk("written", &self.writers, move |disk| disk.forget(&key, &history)).await;
+    }
+
+    /// The history that [`Self::keep`] or [`Self::forget`] noted last for this bundle and
+    /// reference, whoever's the credential. `small` limits it, in bytes.
+    pub async fn history(&self, name: &str, reference: &str, small: u64) -> Option<Bytes> {
+        let key = (name.to_owned(), reference.to_owned());
+        self.on_disk("read", &self.readers, move |disk| disk.history(&key, small)).await.flatten()
     }
 
     async fn on_disk<T: Send + 'static>(

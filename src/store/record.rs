@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use super::Acceptance;
 use crate::oci::{Descriptor, Digest, media_type};
 
+/// Of a [`Note`].
+const HISTORY: &str = "application/vnd.bundlegate.history.v1+json";
+
 const BUNDLE: &str = "dev.bundlegate.bundle";
 const REFERENCE: &str = "dev.bundlegate.reference";
 const IDENTITY: &str = "dev.bundlegate.identity";
@@ -33,6 +36,32 @@ pub(super) struct Record {
     pub(super) checked: Option<Timestamp>,
     /// By what it was accepted; absent in the records of older versions.
     pub(super) accepted: Option<Acceptance>,
+}
+
+/// What a bundle has served so far, for as long as there is a folder; it outlives the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Note {
+    /// As [`Record::key`].
+    pub(super) key: (String, String),
+    pub(super) history: Digest,
+    pub(super) size: u64,
+}
+
+impl Note {
+    pub(super) fn to_entry(&self) -> Descriptor {
+        let (bundle, reference) = self.key.clone();
+        let mut entry = Descriptor::new(HISTORY, self.history.clone(), self.size);
+        entry.annotations = Some(BTreeMap::from([(BUNDLE.to_owned(), bundle), (REFERENCE.to_owned(), reference)]));
+        entry
+    }
+
+    pub(super) fn from_entry(entry: &Descriptor) -> Option<Self> {
+        if entry.media_type != HISTORY {
+            return None;
+        }
+        let key = (entry.annotation(BUNDLE)?.to_owned(), entry.annotation(REFERENCE)?.to_owned());
+        Some(Self { key, history: entry.digest.clone(), size: entry.size })
+    }
 }
 
 impl Record {

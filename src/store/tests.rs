@@ -14,8 +14,8 @@ async fn keep(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer) = artifact(bundle);
     let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
     let (reference, identity, checked) = ("r.example/a:live", "me", Some(EARLIER));
-    let accepted = accepted("first");
-    store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted }).await
+    let (accepted, history) = (accepted("first"), Bytes::from(format!("history of {name}")));
+    store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted, history }).await
 }
 
 fn accepted(policy: &str) -> Acceptance {
@@ -46,7 +46,7 @@ async fn what_was_kept_is_recalled_by_the_next_process_and_only_for_the_same_cre
     assert_eq!(recalled.layer.read_at(0, 100).unwrap(), BUNDLE);
     assert!(recall(&store, "a", "somebody else").await.is_none());
     assert!(recall(&store, "b", "me").await.is_none());
-    store.forget("a", "r.example/a:live").await;
+    store.forget("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
     assert!(recall(&store, "a", "me").await.is_none());
 }
 
@@ -149,4 +149,44 @@ async fn more_than_the_disk_may_hold_is_not_written_and_leftovers_are_removed() 
     assert!(!folder.path().join(".tmp-half").exists());
     assert!(!keep(&store, "a", BUNDLE).await);
     assert!(recall(&store, "a", "me").await.is_none());
+}
+
+#[tokio::test]
+async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = async |store: &Store, name| store.history(name, "r.example/a:live", 1 << 20).await;
+    let store = open(folder.path(), 1 << 20, 1 << 20);
+    assert_eq!(history(&store, "a").await, None);
+    keep(&store, "a", BUNDLE).await;
+    drop(store);
+    let store = open(folder.path(), 4, 1 << 20);
+    assert_eq!(history(&store, "a").await.unwrap(), "history of a");
+    assert_eq!(store.history("a", "r.example/a:other", 1 << 20).await, None, "another reference, another history");
+    store.forget("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
+    assert!(!keep(&store, "b", BUNDLE).await, "there is no room");
+    drop(store);
+    let store = open(folder.path(), 4, 1 << 20);
+    assert_eq!(history(&store, "a").await.unwrap(), "the end");
+    assert_eq!(history(&store, "b").await.unwrap(), "history of b");
+    assert!(recall(&store, "a", "me").await.is_none() && recall(&store, "b", "me").await.is_none());
+}
+
+#[tokio::test]
+async fn histories_that_nobody_asks_for_make_room_after_everything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    keep(&open(folder.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
+    let blobs = || fs::read_dir(folder.path().join("blobs/sha256")).unwrap().count();
+    assert_eq!(blobs(), 4, "bundle, manifest, evidence, history");
+    // Room for one bundle with its history, and for the other history.
+    let (manifest, layer) = artifact(BUNDLE);
+    let size = layer.size() + manifest.raw().len() as u64 + 2 + "history of old".len() as u64;
+    let store = open(folder.path(), size, 1 << 20);
+    assert!(keep(&store, "new", BUNDLE).await);
+    assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_some());
+    // Not a byte more than a bundle.
+    let tight = tempfile::tempdir().unwrap();
+    keep(&open(tight.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
+    let store = open(tight.path(), size - "history of old".len() as u64, 1 << 20);
+    assert!(keep(&store, "new", BUNDLE).await);
+    assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_none());
 }

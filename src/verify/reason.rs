@@ -183,6 +183,12 @@ impl Reason {
         }
     }
 
+    /// Whether somebody decided that it should never be trusted again, so that there is nothing
+    /// to wait for.
+    pub fn is_revocation(self) -> bool {
+        matches!(self, Self::RevokedKey | Self::RevokedDigest)
+    }
+
     /// Whether time alone may change it.
     pub fn is_of_time(self) -> bool {
         matches!(self, Self::Log | Self::Timestamp | Self::Root | Self::Certificate | Self::Validity | Self::TooOld)

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
+    expect::Older,
     handle::{FailureStatus, SignerStatus, Status},
     state::{Failure, State, Withdrawal},
     verdict::{VerdictStatus, milliseconds},
@@ -106,13 +107,20 @@ impl Board {
         let Some(snapshot) = after.snapshot() else {
             (status.since, status.state) = (now(), after.label());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
+            status.older = None;
+            self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
-            if let State::Withdrawn(withdrawal) = after {
-                tracing::error!(
-                    bundle,
-                    reason = %withdrawal.reason,
-                    "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
-                );
+            if let State::Withdrawn(Withdrawal { reason, .. }) = after {
+                match &status.stands_in {
+                    Some(fallback) => {
+                        tracing::error!(bundle, %reason, fallback = &**fallback, "withdrawn: its fallback is served instead");
+                    }
+                    None => tracing::error!(
+                        bundle,
+                        %reason,
+                        "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
+                    ),
+                }
             }
             return;
         };
@@ -164,6 +172,18 @@ impl Board {
         if let Some(verdict) = verdict {
             self.lock().refused = Some(*verdict);
         }
+    }
+
+    /// Says whether what is served, or is about to be, is older than what was served before.
+    pub(super) fn alarm(&self, older: Option<&Older>) {
+        let bundle = &*self.bundle;
+        self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
+        let older = older.map(ToString::to_string);
+        let mut status = self.lock();
+        if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
+            tracing::error!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
+        }
+        status.older = older;
     }
 
     /// Takes down the last failure: something went well since.

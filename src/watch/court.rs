@@ -126,7 +126,11 @@ impl Case {
             }
             Err(rejection) => Err(Refused {
                 failure: Failure {
-                    class: FailureClass::Evidence,
+                    class: if rejection.reason.is_revocation() {
+                        FailureClass::Revoked
+                    } else {
+                        FailureClass::Evidence
+                    },
                     step: Step::Verify,
                     digest: Some(rejection.digest.clone()),
                     etag: None,
@@ -136,6 +140,14 @@ impl Case {
                 status: Some(Box::new(status(None))),
             }),
         }
+    }
+}
+
+impl Refused {
+    /// As a refusal of what is served.
+    pub(super) fn distrusted(self) -> Self {
+        let failure = Failure { class: FailureClass::Distrusted, ..self.failure };
+        Self { failure, ..self }
     }
 }
 

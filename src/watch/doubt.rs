@@ -96,7 +96,7 @@ impl Watcher {
         if let State::Withdrawn(withdrawal) = next(&before, &Outcome::Failed(failure), self.rules.on_missing) {
             self.board.withdraw(withdrawal);
         }
-        self.scribe.put_down(Entry::Forget);
+        self.forget(&self.board.state());
     }
 }
 

@@ -103,6 +103,8 @@ pub fn appoint<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<
         })
         .collect();
     for (handle, fallback) in handles.iter_mut().zip(standing) {
+        handle.status.lock().unwrap_or_else(PoisonError::into_inner).stands_in =
+            fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
         handle.fallback = fallback;
     }
 }

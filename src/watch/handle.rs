@@ -64,6 +64,11 @@ pub struct Status {
     pub last_check: Option<String>,
     /// What went wrong last; gone with the next success.
     pub last_failure: Option<FailureStatus>,
+    /// How what is served is older than what was served before, if it is.
+    pub older: Option<String>,
+    /// What stands in for it while it is withdrawn, for the log.
+    #[serde(skip)]
+    pub(super) stands_in: Option<Arc<str>>,
     /// What spoke for what is being served.
     pub verdict: Option<VerdictStatus>,
     /// What was refused last, and why; gone with the next success.

@@ -12,6 +12,7 @@ mod pipeline;
 mod schedule;
 mod scribe;
 mod snapshot;
+mod standing;
 mod state;
 mod verdict;
 mod version;

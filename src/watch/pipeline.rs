@@ -4,12 +4,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
-    Snapshot, Unpublishable,
+    Expect, Snapshot, Unpublishable,
     court::{Case, Court, Proof, Refused},
+    history::History,
+    snapshot::tag_of,
     state::{Failure, FailureClass, Outcome, Step},
     verdict::VerdictStatus,
 };
@@ -36,6 +39,8 @@ pub struct Pipeline {
     pub source: Source,
     /// Where a policy's other repository for signatures is found.
     pub registries: Arc<Registries>,
+    /// What it takes beside signatures.
+    pub expect: Arc<Expect>,
     /// Where blobs are kept.
     pub store: Store,
     /// How large a bundle may be.
@@ -69,13 +74,14 @@ pub struct Remembered {
 impl Pipeline {
     /// Looks at the registry once, and judges by one policy. `serving` is what need not be
     /// fetched again; `hopeless` is a digest that failed for good.
-    pub async fn refresh(
+    pub(super) async fn refresh(
         &self,
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
+        past: &History,
     ) -> Found {
-        match self.attempt(policy, serving, hopeless).await {
+        match self.attempt(policy, serving, hopeless, past).await {
             Ok(Some(snapshot)) => Found { outcome: Outcome::Accepted(snapshot), refused: None },
             Ok(None) => Found { outcome: Outcome::Unchanged, refused: None },
             Err(Refused { failure, status }) => Found { outcome: Outcome::Failed(failure), refused: status },
@@ -87,6 +93,7 @@ impl Pipeline {
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
         hopeless: Option<&Failure>,
+        past: &History,
     ) -> Result<Option<Arc<Snapshot>>, Refused> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
@@ -102,6 +109,7 @@ impl Pipeline {
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
         let case = Case { policy: Arc::clone(policy), pinned: pinned.clone(), manifest, evidence, accepted: None };
         let (verified, proof) = self.judge(case).await?;
+        self.expect_manifest(&verified, past)?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
@@ -112,12 +120,18 @@ impl Pipeline {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
-        Ok(Some(self.open(verified, proof, blob).await?))
+        let snapshot = self.open(verified, proof, blob).await?;
+        self.expect_snapshot(&snapshot, past)?;
+        Ok(Some(snapshot))
     }
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub(super) async fn recall(&self, policy: &Arc<TrustPolicy>) -> Option<Result<Remembered, Refused>> {
+    pub(super) async fn recall(
+        &self,
+        policy: &Arc<TrustPolicy>,
+        past: &History,
+    ) -> Option<Result<Remembered, Refused>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
@@ -130,13 +144,16 @@ impl Pipeline {
         let case = Case { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
         let (verified, proof) = match self.judge(case).await {
             Ok(accepted) => accepted,
-            Err(Refused { failure, status }) if failure.class == FailureClass::Evidence => {
-                let failure = Failure { class: FailureClass::Distrusted, ..failure };
-                return Some(Err(Refused { failure, status }));
+            Err(refused) if matches!(refused.failure.class, FailureClass::Evidence | FailureClass::Revoked) => {
+                return Some(Err(refused.distrusted()));
             }
             Err(_) => return None,
         };
         let snapshot = self.open(verified, proof, stored.layer).await.ok()?;
+        if let Err(failure) = self.expect_snapshot(&snapshot, past) {
+            let etag = Some(snapshot.etag().to_owned());
+            return Some(Err(Refused::from(Failure { etag, ..failure }).distrusted()));
+        }
         Some(Ok(Remembered { snapshot, checked: stored.checked }))
     }
 
@@ -163,24 +180,25 @@ impl Pipeline {
     }
 
     /// Makes [`Self::recall`] find this.
-    pub async fn keep(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
+    pub(super) async fn keep(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
         let Ok(evidence) = snapshot.proof().evidence.to_bytes() else { return };
         let accepted = snapshot.proof().accepted.clone();
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
-        self.store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted }).await;
+        let served = Served { name, reference, identity, manifest, layer, evidence, checked, accepted, history };
+        self.store.keep(served).await;
     }
 
     /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
-    pub async fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
+    pub(super) async fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
         let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
         self.store.confirm(&self.name, &reference, snapshot.manifest_digest(), checked, accepted).await;
     }
 
     /// Drops what [`Self::recall`] would find.
-    pub async fn forget(&self) {
-        self.store.forget(&self.name, &self.reference.to_string()).await;
+    pub(super) async fn forget(&self, history: Bytes) {
+        self.store.forget(&self.name, &self.reference.to_string(), history).await;
     }
 
     async fn evidence(&self, policy: &TrustPolicy, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
@@ -196,7 +214,12 @@ impl Pipeline {
     }
 
     async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
-        let verdict = self.court.judge(case).await;
+        let layer = bundle_layer(&case.manifest);
+        let mut verdict = self.court.judge(case).await;
+        if let (Err(refused), Ok(layer)) = (&mut verdict, layer) {
+            // Somebody may run it, all the same.
+            refused.failure.etag = tag_of(&layer.digest);
+        }
         let (outcome, reason) = match &verdict {
             Ok(_) => ("accepted", "none"),
             Err(refused) => ("rejected", refused.failure.reason),

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
@@ -33,12 +34,12 @@ struct Next {
 /// What the disk should say from now on.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// This is served.
-    Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
+    /// This is served, and that is what was served so far.
+    Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp>, history: Bytes },
     /// What is served was confirmed, by the registry or by the judge.
     Confirm { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
     /// Nothing is served.
-    Forget,
+    Forget { history: Bytes },
 }
 
 impl Scribe {
@@ -65,9 +66,9 @@ impl Scribe {
             self.called.notified().await;
             let (entry, number) = self.take();
             match entry {
-                Some(Entry::Keep { snapshot, checked }) => pipeline.keep(&snapshot, checked).await,
+                Some(Entry::Keep { snapshot, checked, history }) => pipeline.keep(&snapshot, checked, history).await,
                 Some(Entry::Confirm { snapshot, checked }) => pipeline.confirm(&snapshot, checked).await,
-                Some(Entry::Forget) => pipeline.forget().await,
+                Some(Entry::Forget { history }) => pipeline.forget(history).await,
                 None => {}
             }
             self.written.send_replace(number);
@@ -88,8 +89,10 @@ impl Scribe {
 fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
     match (waiting, newer) {
         // The time of a check says nothing without the bundle.
-        (Some(Entry::Keep { .. }), Entry::Confirm { snapshot, checked }) => Entry::Keep { snapshot, checked },
-        (Some(Entry::Forget), Entry::Confirm { .. }) => Entry::Forget,
+        (Some(Entry::Keep { history, .. }), Entry::Confirm { snapshot, checked }) => {
+            Entry::Keep { snapshot, checked, history }
+        }
+        (Some(forget @ Entry::Forget { .. }), Entry::Confirm { .. }) => forget,
         (_, newer) => newer,
     }
 }
@@ -101,7 +104,11 @@ mod tests {
     use super::{super::state::tests::snapshot, *};
 
     fn keep(version: u8) -> Entry {
-        Entry::Keep { snapshot: snapshot(version), checked: None }
+        Entry::Keep { snapshot: snapshot(version), checked: None, history: Bytes::from(vec![version]) }
+    }
+
+    fn forget() -> Entry {
+        Entry::Forget { history: Bytes::new() }
     }
 
     fn confirm(seconds: i64) -> Entry {
@@ -121,9 +128,9 @@ mod tests {
 
     #[test]
     fn no_version_comes_back_after_it_was_withdrawn() {
-        assert!(matches!(after_all([keep(1), Entry::Forget]), Entry::Forget));
-        assert!(matches!(after_all([keep(1), Entry::Forget, confirm(1)]), Entry::Forget));
-        assert!(matches!(after_all([keep(1), Entry::Forget, keep(2)]), Entry::Keep { .. }));
+        assert!(matches!(after_all([keep(1), forget()]), Entry::Forget { .. }));
+        assert!(matches!(after_all([keep(1), forget(), confirm(1)]), Entry::Forget { .. }));
+        assert!(matches!(after_all([keep(1), forget(), keep(2)]), Entry::Keep { .. }));
     }
 
     #[test]

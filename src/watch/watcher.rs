@@ -13,6 +13,7 @@ use super::{
     board::{Admitted, Board, Outdated},
     doubt, freshness,
     handle::{Checks, Handle},
+    history::History,
     pipeline::{Found, Pipeline, Remembered},
     schedule::Schedule,
     scribe::{Entry, Scribe},
@@ -56,6 +57,8 @@ pub struct Watcher {
     fresh_until: Option<Instant>,
     /// When the registry last confirmed what is served, as the disk has it.
     pub(super) noted: Option<Timestamp>,
+    /// What was served so far.
+    pub(super) history: Arc<History>,
 }
 
 impl Watcher {
@@ -91,6 +94,7 @@ impl Watcher {
             hopeless: None,
             fresh_until: None,
             noted: None,
+            history: Arc::default(),
         };
         (watcher, handle)
     }
@@ -106,14 +110,18 @@ impl Watcher {
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        match self.pipeline.recall(&policy).await {
+        self.history = Arc::new(self.pipeline.history().await);
+        match self.pipeline.recall(&policy, &self.history).await {
             Some(Ok(remembered)) => self.prepare(remembered),
             Some(Err(refused)) => {
                 self.board.refuse(refused.status);
                 self.board.note(&refused.failure);
-                self.board.withdraw(refused.failure.message.as_str().into());
+                let distrusted = Outcome::Failed(refused.failure);
+                if let State::Withdrawn(withdrawal) = next(&State::Pending, &distrusted, self.rules.on_missing) {
+                    self.board.withdraw(withdrawal);
+                }
             }
-            None => {}
+            None => self.prepared = self.history.withdrawal().map(State::Withdrawn),
         }
         loop {
             let began = Instant::now();
@@ -133,6 +141,7 @@ impl Watcher {
 
     /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
     fn prepare(&mut self, Remembered { snapshot, checked }: Remembered) {
+        self.remember(&snapshot);
         self.prepared = Some(State::Serving(Arc::clone(&snapshot)));
         let now = Timestamp::now();
         self.noted = freshness::believable(checked, now);
@@ -182,8 +191,8 @@ impl Watcher {
         let policy = Arc::clone(&self.policy.borrow());
         let known = self.known();
         let valid_until = self.valid_until();
-        let hopeless = self.hopeless.clone();
-        let refresh = pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref());
+        let (hopeless, past) = (self.hopeless.clone(), Arc::clone(&self.history));
+        let refresh = pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref(), &past);
         tokio::pin!(refresh);
         let first_wait = Instant::now() + self.rules.first_wait;
         loop {
@@ -264,11 +273,13 @@ impl Watcher {
             }
         }
         self.board.show(admitted);
-        if matches!(outcome, Outcome::Unchanged) {
-            self.confirm();
+        match outcome {
+            Outcome::Accepted(snapshot) => self.remember(snapshot),
+            Outcome::Unchanged => self.confirm(),
+            Outcome::Failed(_) => {}
         }
         if withdrawn {
-            self.scribe.put_down(Entry::Forget);
+            self.forget(&self.board.state());
         }
         if answered {
             self.board.checked();
@@ -289,7 +300,8 @@ impl Watcher {
     /// them the version before it. But a disk in trouble must not keep it from them.
     async fn keep(&mut self, snapshot: Arc<Snapshot>) {
         self.noted = self.rules.max_stale.map(|_| Timestamp::now());
-        let number = self.scribe.put_down(Entry::Keep { snapshot, checked: self.noted });
+        let history = self.history_with(&snapshot).to_bytes();
+        let number = self.scribe.put_down(Entry::Keep { snapshot, checked: self.noted, history });
         tokio::select! {
             () = self.scribe.written(number) => {}
             // Then it is outdated, which is found out when it should be published.
@@ -299,8 +311,11 @@ impl Watcher {
 
     /// What was kept was not published: the disk goes back to what is.
     fn take_back(&self) {
-        let entry = self.known().map(|snapshot| Entry::Keep { snapshot, checked: self.noted });
-        self.scribe.put_down(entry.unwrap_or(Entry::Forget));
+        let (checked, history) = (self.noted, self.history.to_bytes());
+        self.scribe.put_down(match self.known() {
+            Some(snapshot) => Entry::Keep { snapshot, checked, history },
+            None => Entry::Forget { history },
+        });
     }
 
     /// Notes on disk that the registry has confirmed what is served, now and then.

@@ -10,7 +10,7 @@ use bundlegate::{
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher},
+    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -31,6 +31,7 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
     pub(crate) policy: TrustPolicy,
+    pub(crate) expect: Expect,
     pub(crate) rules: Rules,
     /// Everybody may read everything unless this says otherwise.
     pub(crate) clients: Option<Clients>,
@@ -45,6 +46,7 @@ impl Default for Setup {
         Self {
             name: "authz/main",
             policy: TrustPolicy::unsigned("test".into()),
+            expect: Expect::default(),
             rules: Rules {
                 poll: Duration::from_millis(100),
                 confirm_within: Duration::ZERO,
@@ -90,6 +92,7 @@ impl Gate {
             // As patient as a busy machine needs.
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
             registries: Arc::new(registry.registries(registry.options())),
+            expect: Arc::new(setup.expect),
             store: Store::open(setup.cache, metrics.clone()),
             limits,
             evidence_limit: 1 << 20,

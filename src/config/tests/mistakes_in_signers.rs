@@ -216,7 +216,7 @@ fn keyless_mistakes_have_a_way_out() {
         (
             "keyless: { subject: a@example.com }",
             ".keyless.issuer",
-            "without it whoever has an account anywhere could sign; write `issuer`, such as \
+            "without it whoever has an account anywhere could sign; write `issuer`, a URL such as \
              \"https://token.actions.githubusercontent.com\"",
         ),
         (
@@ -228,6 +228,22 @@ fn keyless_mistakes_have_a_way_out() {
             &keyless("subject: a@example.com, subject_regex: 'a@example\\.com'"),
             ".keyless.subject_regex",
             "`subject` and `subject_regex` are two ways to say it; keep one",
+        ),
+        (
+            "keyless: { issuer: token.actions.githubusercontent.com, subject: a@example.com }",
+            ".keyless.issuer",
+            "no certificate has \"token.actions.githubusercontent.com\" there; write a URL such as \
+             \"https://token.actions.githubusercontent.com\"",
+        ),
+        (
+            &keyless("subject: release.yml"),
+            ".keyless.subject",
+            "no certificate has \"release.yml\" there; write an e-mail address or a workflow's URI",
+        ),
+        (
+            &keyless("subject: \"a@example.com\\n\""),
+            ".keyless.subject",
+            "no certificate has \"a@example.com\\n\" there; write an e-mail address or a workflow's URI",
         ),
         (&keyless("subject: ''"), ".keyless.subject", "it is empty; write the text that has to be there"),
         (&keyless("subject: '*'"), ".keyless.subject", "it matches everybody; name who it has to be"),
@@ -292,6 +308,16 @@ fn x509_mistakes_have_a_way_out() {
             &x509(&format!("{name}, time: tas")),
             ".x509.time",
             "\"tas\" is none of `tsa`, `rekor` and `now`; did you mean `tsa`?",
+        ),
+        (
+            &x509("san_uri: corp/ci, time: now"),
+            ".x509.san_uri",
+            "no certificate has \"corp/ci\" there; write a URI such as \"spiffe://corp/ci/*\"",
+        ),
+        (
+            &x509("san_email: 'ci.example.com', time: now"),
+            ".x509.san_email",
+            "no certificate has \"ci.example.com\" there; write an e-mail address",
         ),
         (
             &x509("time: now"),

@@ -202,10 +202,10 @@ fn details_of_a_policy_have_a_way_out() {
             key("formats[0]", "\"bundel\" is neither `bundle` nor `legacy`; did you mean `bundle`?"),
         ),
         (
-            with("predicate_types: ['']"),
+            with("predicate_types: [slsaprovenance]"),
             key(
                 "predicate_types[0]",
-                "\"\" is no predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
+                "\"slsaprovenance\" is no predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
             ),
         ),
         (with("attestations: [{}]"), key("attestations[0].predicate_type", "is missing; write it")),

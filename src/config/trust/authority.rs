@@ -158,12 +158,16 @@ fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
 }
 
 fn identity(raw: raw::Keyless) -> Result<Identity, Problem> {
-    let wanted = "such as \"https://token.actions.githubusercontent.com\"";
-    let issuer = pattern(("issuer", raw.issuer), ("issuer_regex", raw.issuer_regex))?
-        .ok_or_else(|| missing("issuer", "whoever has an account anywhere", wanted))?;
-    let wanted = "an e-mail address or a workflow's URI";
-    let subject = pattern(("subject", raw.subject), ("subject_regex", raw.subject_regex))?
-        .ok_or_else(|| missing("subject", "whoever the issuer knows", wanted))?;
+    let url = "a URL such as \"https://token.actions.githubusercontent.com\"";
+    let issuer = Named { key: "issuer", is: |text| text.contains("://"), kind: url };
+    let issuer = issuer
+        .pattern(raw.issuer, raw.issuer_regex)?
+        .ok_or_else(|| missing("issuer", "whoever has an account anywhere", url))?;
+    let signer = "an e-mail address or a workflow's URI";
+    let subject = Named { key: "subject", is: |text| text.contains(['@', ':']), kind: signer };
+    let subject = subject
+        .pattern(raw.subject, raw.subject_regex)?
+        .ok_or_else(|| missing("subject", "whoever the issuer knows", signer))?;
     let claims = raw.claims.into_iter().map(|(name, text)| claim(&name, &text).map_err(|problem| problem.at(&name)));
     let claims = claims.collect::<Result<_, _>>().map_err(|problem| problem.at("claims"))?;
     Ok(Identity { issuer, subject, claims })
@@ -181,15 +185,32 @@ fn claim(name: &str, text: &str) -> Result<(Claim, Pattern), Problem> {
     Ok((claim, Pattern::glob(text).map_err(refused)?))
 }
 
-/// The pattern of a key and its `_regex` variant, of which one may be written.
-fn pattern(glob: (&str, Option<String>), regex: (&str, Option<String>)) -> Result<Option<Pattern>, Problem> {
-    match (glob, regex) {
-        ((key, Some(_)), (other, Some(_))) => {
-            Err(Problem::new(format!("`{key}` and `{other}` are two ways to say it; keep one")).at(other))
+/// A name in a certificate: `KEY`, with `*` in it, or `KEY_regex`.
+struct Named {
+    key: &'static str,
+    /// Whether a text without `*` could be one: one that couldn't, never matches.
+    is: fn(&str) -> bool,
+    kind: &'static str,
+}
+
+impl Named {
+    fn pattern(self, glob: Option<String>, regex: Option<String>) -> Result<Option<Pattern>, Problem> {
+        let Self { key, is, kind } = self;
+        let key_regex = format!("{key}_regex");
+        match (glob, regex) {
+            (Some(_), Some(_)) => {
+                Err(Problem::new(format!("`{key}` and `{key_regex}` are two ways to say it; keep one")).at(&key_regex))
+            }
+            (Some(text), None) => {
+                let pattern = Pattern::glob(&text).map_err(|error| refused(error).at(key))?;
+                if !is(&text) || text.chars().any(char::is_control) {
+                    return Err(Problem::new(format!("no certificate has {text:?} there; write {kind}")).at(key));
+                }
+                Ok(Some(pattern))
+            }
+            (None, Some(text)) => Pattern::regex(&text).map(Some).map_err(|error| refused(error).at(&key_regex)),
+            (None, None) => Ok(None),
         }
-        ((key, Some(text)), _) => Pattern::glob(&text).map(Some).map_err(|error| refused(error).at(key)),
-        (_, (key, Some(text))) => Pattern::regex(&text).map(Some).map_err(|error| refused(error).at(key)),
-        ((_, None), (_, None)) => Ok(None),
     }
 }
 
@@ -207,8 +228,10 @@ fn own_ca(raw: raw::X509, log: Log, roots: &Roots<'_>, base: Base<'_>) -> Result
         return Err(Problem::new(sentence).at("time"));
     }
     let root = root_of(raw.root.as_deref(), log != Log::None || time != SigningTime::Now, roots)?;
-    let uri = pattern(("san_uri", raw.san_uri), ("san_uri_regex", raw.san_uri_regex))?;
-    let email = pattern(("san_email", raw.san_email), ("san_email_regex", raw.san_email_regex))?;
+    let uri = Named { key: "san_uri", is: |text| text.contains(':'), kind: "a URI such as \"spiffe://corp/ci/*\"" };
+    let email = Named { key: "san_email", is: |text| text.contains('@'), kind: "an e-mail address" };
+    let uri = uri.pattern(raw.san_uri, raw.san_uri_regex)?;
+    let email = email.pattern(raw.san_email, raw.san_email_regex)?;
     let subject = match (uri, email) {
         (Some(pattern), None) => San::Uri(pattern),
         (None, Some(pattern)) => San::Email(pattern),
