@@ -240,3 +240,57 @@ impl Board {
 fn now() -> String {
     milliseconds(Timestamp::now())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::{super::state::tests::snapshot, *};
+    use crate::verify::{Authority, PublicKey, Requirements};
+
+    fn unsigned() -> Arc<TrustPolicy> {
+        Arc::new(TrustPolicy::unsigned("dev".into()))
+    }
+
+    fn signed() -> Arc<TrustPolicy> {
+        let key = PublicKey::from_pem(&rcgen::KeyPair::generate().unwrap().public_key_pem()).unwrap();
+        let requirements = Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]);
+        Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
+    }
+
+    /// Accepted without a signature.
+    fn serving() -> State {
+        State::Serving(snapshot(1))
+    }
+
+    #[test]
+    fn what_another_policy_has_accepted_is_not_admitted_and_withdrawing_always_is() {
+        let (policy, seen) = watch::channel(unsigned());
+        assert!(Admitted::new(&seen, serving()).is_ok());
+        policy.send_replace(signed());
+        assert!(Admitted::new(&seen, serving()).is_err());
+        for state in [State::Pending, State::Withdrawn("refused".into())] {
+            assert!(Admitted::new(&seen, state).is_ok());
+        }
+        policy.send_replace(unsigned());
+        assert!(Admitted::new(&seen, serving()).is_ok(), "the name of a policy says nothing");
+    }
+
+    /// Between the comparison and the publication there is no moment for a revocation.
+    #[test]
+    fn nobody_changes_the_policy_while_something_is_published() {
+        let (policy, seen) = watch::channel(unsigned());
+        let admitted = Admitted::new(&seen, serving()).unwrap();
+        let (changed, wait) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                policy.send_replace(signed());
+                changed.send(()).unwrap();
+            });
+            let early = wait.recv_timeout(Duration::from_millis(200));
+            assert!(early.is_err(), "the policy changed under what is being published");
+            drop(admitted);
+            wait.recv_timeout(Duration::from_secs(60)).expect("the policy never changes");
+        });
+    }
+}

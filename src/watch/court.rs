@@ -73,7 +73,15 @@ impl Default for Court {
 impl Court {
     /// Comes to a verdict, and within a minute: whatever goes wrong on the way is a refusal.
     pub(super) async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
-        let digest = case.pinned.digest().clone();
+        let (digest, verdicts) = (case.pinned.digest().clone(), self.verdicts.clone());
+        self.conclude(digest, move || case.judge(&verdicts)).await
+    }
+
+    async fn conclude<T: Send + 'static>(
+        &self,
+        digest: Digest,
+        judge: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
         let broken = |reason, message: String| Refused {
             failure: Failure {
                 class: FailureClass::Transient,
@@ -85,7 +93,7 @@ impl Court {
             },
             status: None,
         };
-        let (seats, verdicts) = (Arc::clone(&self.seats), self.verdicts.clone());
+        let seats = Arc::clone(&self.seats);
         let judging = async move {
             let seat = seats.acquire_owned().await;
             // They are anybody's bytes in the hands of parsers, where a panic must end no more
@@ -93,7 +101,7 @@ impl Court {
             spawn_blocking(move || {
                 // Goes with the work, which goes on when nobody waits for it any more.
                 let _seat = seat;
-                case.judge(&verdicts)
+                judge()
             })
             .await
         };
@@ -183,4 +191,57 @@ fn roots(policy: &TrustPolicy) -> Vec<String> {
     roots.sort();
     roots.dedup();
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn digest() -> Digest {
+        Digest::sha256(b"x")
+    }
+
+    fn court(seats: usize) -> Court {
+        Court { seats: Arc::new(Semaphore::new(seats)), ..Court::default() }
+    }
+
+    #[tokio::test]
+    async fn a_judge_that_panics_has_refused_and_leaves_the_seat() {
+        let court = court(1);
+        let broken = court.conclude(digest(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
+        assert_eq!((broken.failure.reason, broken.failure.class), ("internal", FailureClass::Transient));
+        court.conclude(digest(), || Ok(())).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_judge_that_hangs_has_refused() {
+        let court = court(1);
+        let _hanging = court.seats.try_acquire().unwrap();
+        let late = court.conclude(digest(), || Ok(())).await.unwrap_err();
+        assert_eq!((late.failure.reason, late.failure.class), ("timeout", FailureClass::Transient));
+    }
+
+    #[tokio::test]
+    async fn a_few_are_judged_at_a_time_and_all_in_the_end() {
+        let (court, now, most) = (court(2), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut all = JoinSet::new();
+        for _ in 0..50 {
+            let (court, now, most) = (court.clone(), Arc::clone(&now), Arc::clone(&most));
+            all.spawn(async move {
+                let judge = move || {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    thread::yield_now();
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                };
+                court.conclude(digest(), judge).await.is_ok()
+            });
+        }
+        assert!(all.join_all().await.into_iter().all(|concluded| concluded));
+        assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
+    }
 }

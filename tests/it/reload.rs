@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
+    forge::{By, Envelope, ISSUER, SUBJECT, Sigstore, statement},
     gate::{PATIENCE, bundle, error, tag, wishing},
     signing::Signer,
 };
@@ -202,6 +203,43 @@ async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry
         assert_eq!(gone.status(), StatusCode::NOT_FOUND);
         assert_eq!(error(gone).await["reason"], "withdrawn");
     }
+}
+
+/// A root that somebody rotates, and a signature that only the one before vouches for.
+#[tokio::test]
+async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
+    let (forge, other) = (Sigstore::new(), Sigstore::new());
+    let registry = FaultyRegistry::start().await;
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    let signer = forge.signer();
+    let (by, envelope) = (By::Certificate(&signer), Envelope::sign(&signer.key, &statement(&digest)));
+    let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
+    let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
+    registry.list_referrers(&digest, &json!([entry]));
+    let mut config = config(&registry);
+    config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
+    config["trust"]["authorities"]["release"] =
+        json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
+    let root = |folder: &TempDir| fs::write(folder.path().join("root.json"), forge.trusted_root().to_string()).unwrap();
+    let serving = Serving::start(root, &config).await;
+    let etag = tag(&serving.get("", 60).await);
+    let before = serving.status().await;
+    assert!(before["signers"][0]["signed_at"].is_string(), "{before}");
+
+    registry.fail("", usize::MAX, Fault::Stall);
+    // The same root in other words is another file, and accepts the same.
+    serving.write("root.json", format!("{:#}\n", forge.trusted_root()));
+    let after =
+        serving.status_when("judged again", |status| status["policy_revision"] != before["policy_revision"]).await;
+    assert_eq!((&after["state"], &after["since"]), (&json!("serving"), &before["since"]));
+    serving.write("root.json", other.trusted_root().to_string());
+    let began = Instant::now();
+    let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
+    println!("another trusted root: withdrawn {:?} after the change", began.elapsed());
+    assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
+    let checks = status["refused"]["signatures"][0]["checks"].as_array().unwrap();
+    assert_eq!(checks.last().unwrap()["ok"], false, "{status}");
+    assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

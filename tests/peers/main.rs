@@ -13,6 +13,7 @@ mod evaluation;
 mod interop;
 mod keyless;
 mod keys;
+mod live;
 mod matrix;
 mod outages;
 mod prometheus;

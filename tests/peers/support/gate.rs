@@ -102,6 +102,14 @@ impl Gate {
         listener(&mut self.process, "admin").await;
     }
 
+    /// Puts a new configuration in the place of the old one, as editors do, while it runs.
+    pub(crate) fn reconfigure(&mut self, config: GateConfig) {
+        let next = self.folder.path().join("bundlegate.yaml.new");
+        fs::write(&next, serde_json::to_string_pretty(&config.0).unwrap()).unwrap();
+        fs::rename(next, self.folder.path().join("bundlegate.yaml")).unwrap();
+        self.config = config;
+    }
+
     /// The folder of the configuration; the cache is in `cache` where there is one.
     pub(crate) fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
