@@ -398,15 +398,15 @@ mod tests {
 
     #[test]
     fn nothing_lies_outside_is_a_link_or_is_there_twice() {
-        let with = |path: &str, kind: tar::EntryType| {
+        let with = |path: &str, kind: EntryType| {
             let mut builder = tar::Builder::new(Vec::new());
-            for (name, kind) in [("/data.json", tar::EntryType::Regular), (path, kind)] {
+            for (name, kind) in [("/data.json", EntryType::Regular), (path, kind)] {
                 let mut header = tar::Header::new_ustar();
                 header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
                 header.set_entry_type(kind);
                 header.set_size(if kind.is_file() { 2 } else { 0 });
                 header.set_mode(0o644);
-                if matches!(kind, tar::EntryType::Symlink | tar::EntryType::Link) {
+                if matches!(kind, EntryType::Symlink | EntryType::Link) {
                     header.set_link_name("/etc/passwd").unwrap();
                 }
                 header.set_cksum();
