@@ -16,6 +16,7 @@ use super::{
     auth::Authenticator,
     challenge::Challenge,
     error::{Class, RegistryError},
+    link,
     options::{Options, Scheme, Timeouts, TlsTrust},
     payload::Payload,
     retry,
@@ -221,19 +222,11 @@ impl Wire {
         }
     }
 
-    /// What the registry says of its refusal (distribution-spec, "Error codes"), with
-    /// nothing in it that could move a terminal's cursor.
+    /// What the registry says of its refusal.
     async fn detail(&self, response: Response) -> String {
         let read = tokio::time::timeout(self.timeouts.read, self.read_limited(response, DETAIL_LIMIT)).await;
         let Ok(Ok(body)) = read else { return String::new() };
-        let Some(first) = serde_json::from_slice::<Refusal>(&body).ok().and_then(|told| told.errors.into_iter().next())
-        else {
-            return String::new();
-        };
-        let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
-        let told = told.collect::<Vec<_>>().join(", ");
-        let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
-        if shown.is_empty() { shown } else { format!(" ({shown})") }
+        told(&body)
     }
 
     /// Sends with what we know, and once more after a challenge.
@@ -375,16 +368,12 @@ impl Wire {
         Ok(body.freeze())
     }
 
-    /// `Link: <…>; rel="next"` (RFC 8288), within this registry only.
+    /// The next page as `Link` has it, within this registry only.
     pub(super) fn next_page(&self, response: &Response) -> Option<Url> {
-        let link = response.headers().get(header::LINK)?.to_str().ok()?;
-        let (target, parameters) = link.split_once('<')?.1.split_once('>')?;
-        let next = parameters.split(';').any(|parameter| {
-            let parameter = parameter.replace([' ', '"'], "");
-            parameter.eq_ignore_ascii_case("rel=next")
-        });
+        let mut links = response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+        let target = links.find_map(link::next)?;
         let url = response.url().join(target).ok()?;
-        (next && self.is_ours(&url)).then_some(url)
+        self.is_ours(&url).then_some(url)
     }
 
     /// Whether a URL belongs to the registry itself, as opposed to where it redirects.
@@ -427,6 +416,19 @@ impl std::fmt::Debug for Sending<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sending").field("payload", self.payload).finish_non_exhaustive()
     }
+}
+
+/// What the body of an error says (distribution-spec, "Error codes"), with nothing in it
+/// that could move a terminal's cursor.
+pub(super) fn told(body: &[u8]) -> String {
+    let Some(first) = serde_json::from_slice::<Refusal>(body).ok().and_then(|told| told.errors.into_iter().next())
+    else {
+        return String::new();
+    };
+    let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
+    let told = told.collect::<Vec<_>>().join(", ");
+    let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
+    if shown.is_empty() { shown } else { format!(" ({shown})") }
 }
 
 /// Whether the same request may succeed a moment later.
