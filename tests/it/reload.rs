@@ -1,5 +1,7 @@
 //! A configuration that changes while the program serves it.
 
+mod tuf;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},
