@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 use crate::{
     forge::{By, Certified, Envelope, ISSUER, SUBJECT, Sigstore, statement},
-    tuf::Tuf,
+    tuf::{Answer, Tuf},
 };
 
 /// A Sigstore, the repository that delivers its root, and a registry with what it signed.
@@ -50,6 +50,15 @@ impl World {
     }
 }
 
+/// As after a crash.
+async fn restarted(mut serving: Serving) -> Serving {
+    serving.child.kill().unwrap();
+    serving.child.wait().unwrap();
+    let folder = std::mem::replace(&mut serving.folder, TempDir::new().unwrap());
+    drop(serving);
+    Serving::run(folder).await
+}
+
 #[tokio::test]
 async fn a_root_that_its_repository_rotates_counts_at_once_with_the_registry_dead() {
     let mut world = World::new().await;
@@ -80,12 +89,20 @@ async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
     serving.said(&format!("{expired}; nothing new is accepted by it until it is refreshed"), |_| true).await;
 
     world.push("two");
-    let status =
-        serving.status_when("refused", |status| status["last_failure"]["message"].to_string().contains(&expired)).await;
+    let refused = |status: &Value| status["last_failure"]["message"].to_string().contains(&expired);
+    let status = serving.status_when("refused", refused).await;
     assert_eq!((&status["state"], &status["last_failure"]["class"]), (&json!("serving"), &json!("evidence")));
     assert_eq!(tag(&serving.get("", 0).await), etag);
     let sample = r#"bundlegate_trust_root_expires_timestamp_seconds{root="corp"}"#;
     assert_eq!(serving.metric(sample).await, expires.as_second() as f64);
+
+    // Nor does a cold start, with the repository dead: it was the same root that let it in.
+    let timestamp = world.tuf.answer("timestamp.json", Answer::Status(500, ""));
+    let serving = restarted(serving).await;
+    assert_eq!(tag(&serving.get("", 60).await), etag);
+    let status = serving.status_when("refused again", refused).await;
+    assert_eq!(status["state"], "serving");
+    world.tuf.answer("timestamp.json", timestamp.unwrap());
 
     // The same root, for longer: nothing but its end has changed.
     world.tuf.expires = Timestamp::now() + SignedDuration::from_hours(1);
