@@ -111,3 +111,28 @@ async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
     assert_eq!(changed.status(), StatusCode::OK);
     assert_ne!(tag(&changed), etag);
 }
+
+/// The command line has nothing on disk, and asks the repository itself.
+#[tokio::test]
+async fn verify_judges_by_the_root_that_the_repository_has_now() {
+    let mut world = World::new().await;
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("root.json"), world.tuf.bytes("1.root.json")).unwrap();
+    let file = folder.path().join("bundlegate.yaml");
+    fs::write(&file, world.config().to_string()).unwrap();
+    let verify = async || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_bundlegate"));
+        command.args(["verify", &world.registry.reference("live").to_string(), "--policy", "release", "--config"]);
+        let output = command.arg(&file).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = verify().await;
+    assert_eq!(code, Some(0), "{said}");
+    world.tuf.publish_root(&Sigstore::new().trusted_root().to_string());
+    let (code, said) = verify().await;
+    assert_ne!(code, Some(0), "{said}");
+    world.tuf.answer("timestamp.json", Answer::Status(500, ""));
+    let (code, said) = verify().await;
+    assert_ne!(code, Some(0));
+    assert!(said.contains("trust root corp: transport error: fetch timestamp.json: HTTP 500"), "{said}");
+}
