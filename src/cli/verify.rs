@@ -62,7 +62,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
-    let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
+    let policy = options.trust.policy(access.as_ref(), options.reference.repository()).await?;
     let policy = policy
         .context("--config: it names no trust policy; name a key (--key) or a signer (--certificate-identity)")?;
     let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;

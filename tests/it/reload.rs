@@ -1,5 +1,7 @@
 //! A configuration that changes while the program serves it.
 
+mod tuf;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -54,8 +56,12 @@ impl Serving {
     async fn start(files: impl FnOnce(&TempDir), config: &Value) -> Self {
         let folder = TempDir::new().unwrap();
         files(&folder);
+        fs::write(folder.path().join("bundlegate.yaml"), config.to_string()).unwrap();
+        Self::run(folder).await
+    }
+
+    async fn run(folder: TempDir) -> Self {
         let file = folder.path().join("bundlegate.yaml");
-        fs::write(&file, config.to_string()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
         command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -83,10 +83,14 @@ impl Tuf {
 
     /// How it is asked: with little patience, and at once if something changes.
     pub(crate) fn options(&self) -> TufOptions {
-        let url = Url::parse(&format!("http://{}/repository", self.address)).unwrap();
-        let options = TufOptions::new(url, self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
+        let options =
+            TufOptions::new(self.url(), self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
         // What is silent is silent for ever; what answers does so on a busy machine, too.
         options.with_patience(Duration::from_secs(20))
+    }
+
+    pub(crate) fn url(&self) -> Url {
+        Url::parse(&format!("http://{}/repository", self.address)).unwrap()
     }
 
     pub(crate) fn source(&self) -> RootSource {
