@@ -160,7 +160,10 @@ async fn is_withdrawn_soon(serving: &Serving, how: &str) {
     let began = Instant::now();
     let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
     println!("{how}: withdrawn {:?} after the change", began.elapsed());
-    assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
+    // Evidence is collected afresh at once, and where the registry is alive that has failed as
+    // well by the time somebody looks.
+    let class = &status["last_failure"]["class"];
+    assert!(class == "distrusted" || class == "evidence", "{status}");
     assert!(status["last_failure"]["message"].as_str().unwrap().contains("signature by another key"), "{status}");
     assert_eq!(status["refused"]["signatures"][0]["verified"], false, "{status}");
 }
