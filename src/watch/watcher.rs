@@ -126,10 +126,12 @@ impl Watcher {
         loop {
             let began = Instant::now();
             let found = self.check().await;
+            let noted = self.noted;
             if let Outcome::Accepted(snapshot) = &found.outcome {
                 self.keep(Arc::clone(snapshot)).await;
             }
             if self.conclude(began, &found).is_err() {
+                self.noted = noted;
                 self.take_back();
                 self.reconsider().await;
                 continue;
