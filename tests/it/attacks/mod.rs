@@ -8,3 +8,5 @@ mod logs;
 mod registries;
 mod scene;
 mod serving;
+
+pub(crate) use scene::{keyed, keyless, policy, policy_with};
