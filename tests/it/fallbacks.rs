@@ -104,7 +104,7 @@ async fn those_who_wait_get_the_fallback_at_once_and_the_bundle_back_once_it_is_
     let began = Instant::now();
     gate.trust(world.key_replaced());
     let (answer, ended) = first.await.unwrap();
-    println!("the fallback reached a waiting client {:?} after the policy changed", ended - began);
+    eprintln!("the fallback reached a waiting client {:?} after the policy changed", ended - began);
     assert_is_denial(&world, &answer);
     assert_eq!((tag(&answer), header(&answer, "bundlegate-signer")), (deny.clone(), ""));
     let status = gate.shown().await;
@@ -302,6 +302,6 @@ async fn a_client_between_replicas_that_disagree_does_not_go_round_in_circles() 
         }
         rounds += 1;
     }
-    println!("{rounds} rounds between two replicas in {:?}", began.elapsed());
+    eprintln!("{rounds} rounds between two replicas in {:?}", began.elapsed());
     assert!(rounds <= 7, "{rounds} rounds");
 }
