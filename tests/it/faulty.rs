@@ -127,11 +127,19 @@ impl FaultyRegistry {
 
     /// An artifact with one layer, under a tag and under its digest.
     pub(crate) fn put_artifact(&self, tag: &str, layer: &[u8]) -> (Digest, Descriptor) {
+        self.put_annotated(tag, layer, &[])
+    }
+
+    /// One whose manifest has annotations.
+    pub(crate) fn put_annotated(&self, tag: &str, layer: &[u8], annotations: &[(&str, &str)]) -> (Digest, Descriptor) {
         let layer = self.put_blob(layer);
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
             "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
         });
+        if !annotations.is_empty() {
+            manifest["annotations"] = annotations.iter().copied().collect();
+        }
         let manifest = manifest.to_string();
         let digest = Digest::sha256(manifest.as_bytes());
         self.put(&format!("manifests/{tag}"), media_type::OCI_MANIFEST, manifest.clone());

@@ -12,6 +12,8 @@ mod crowds;
 mod dev;
 mod drain;
 mod evaluation;
+mod expectations;
+mod fallbacks;
 mod faulty;
 mod forge;
 mod gate;

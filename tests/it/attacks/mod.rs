@@ -56,3 +56,5 @@ mod logs;
 mod registries;
 mod scene;
 mod serving;
+
+pub(crate) use scene::{keyed, keyless, policy, policy_with};
