@@ -18,7 +18,9 @@ use crate::{
 
 /// What to verify, and whom to trust.
 #[derive(Debug, Args)]
-#[command(override_usage = "bundlegate verify [OPTIONS] <WHOM> <REF>\n  WHOM: --key FILE, --certificate-identity NAME or --config FILE")]
+#[command(
+    override_usage = "bundlegate verify [OPTIONS] <WHOM> <REF>\n  WHOM: --key FILE, --certificate-identity NAME or --config FILE"
+)]
 #[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
