@@ -134,7 +134,7 @@ impl PublicKey {
         let spki = DerPublicKey::from_pem(text.trim()).map_err(|error| BadKey::NotPem(error.to_string()))?;
         let kind = kind_of(&spki)?;
         let possible = kind.possible();
-        let declared = declared.unwrap_or(kind.usual());
+        let declared = declared.unwrap_or_else(|| kind.usual());
         if declared.is_empty() {
             return Err(BadKey::NoScheme);
         }
