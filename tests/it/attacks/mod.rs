@@ -27,9 +27,9 @@
 //! | 19 | `registries::what_is_said_to_be_huge_…`, `…::whoever_trickles_…`, `reads::an_endless_manifest_…` |
 //! | 20 | `claims::a_compressed_bundle_…`; tarballs: `bundle/open.rs`, `limits_hold_for_…` |
 //! | 21 | `bundle/open.rs`: `nothing_lies_outside_…`, `a_size_that_an_extension_…` |
-//! | 22 | `logs::a_signature_grows_too_old_…`; orders and floors are `expect`'s |
+//! | 22 | `logs::a_signature_grows_too_old_…`; orders and floors: `watch/expect/tests.rs` |
 //! | 23 | `trouble::max_stale_…` and the two about restarts |
-//! | 24 | `serving::what_is_in_the_cache_…`, `keys::a_revoked_key_…`, `verify/hearing/tests.rs`: `every_part_of_a_policy_…`; `peers::outages` |
+//! | 24 | `serving::what_is_in_the_cache_…`, `keys::a_revoked_key_…`, `verify/hearing/tests.rs`: `every_part_of_a_policy_…`; `live`, `reload` |
 //! | 25 | `serving::what_one_tenant_has_…`, `server/clients.rs`, `store/tests.rs` |
 //! | 26 | `registries::a_header_names_no_digest_…`, `reads::without_a_digest_header_…` |
 //! | 27 | `registries::a_manifest_of_two_kinds_…`, `oci/manifest.rs` |
@@ -44,8 +44,8 @@
 //! | 36 | `keys::one_signature_has_two_values_…` |
 //! | 37 | `registries::whoever_a_redirect_…`, `…::nobody_sends_us_to_…`, `reads::a_redirect_…`, `writes::a_location_…` |
 //! | 38 | `registries::a_repository_has_a_name_…`, `oci/reference.rs` |
-//! | 39 | TUF: `verify/roots` |
-//! | 40 | `serving::every_way_to_have_no_answer_…`, `config/tests` |
+//! | 39 | `roots`, `verify/roots/mirror.rs` |
+//! | 40 | `serving::every_way_to_have_no_answer_…`, `config/tests`; `watch/court.rs`: `a_judge_that_panics_…`, `a_judge_that_hangs_…` |
 //! | 41 | as 5 |
 
 mod certificates;
