@@ -527,6 +527,22 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(&second()).revision());
 }
 
+#[tokio::test]
+async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
+    let tuf = Tuf::start(FIRST).await;
+    let mut roots = LiveRoots::new(None, Metrics::new().unwrap());
+    roots.adopt(&[("corp".to_owned(), tuf.source())].into()).unwrap();
+    roots.settled(Duration::from_secs(30)).await;
+    tuf.answer("timestamp.json", Answer::Status(500, ""));
+    let other = RootSource::Tuf(tuf.options().with_patience(Duration::from_secs(21)));
+    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
+    roots.adopt(&[("corp".to_owned(), other.clone())].into()).unwrap();
+    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
+    // Of another repository it proves nothing.
+    let foreign = Tuf::start(FIRST).await.source();
+    assert!(roots.current("corp", &foreign).unwrap().is_pending());
+}
+
 #[test]
 fn every_root_of_the_conformance_suite_is_read() {
     let Some(folder) = fixture("sigstore-conformance/bundle-verify", "the conformance suite's roots") else { return };
