@@ -3,8 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::signature::{ECDSA_P521_SHA256_ASN1, ECDSA_P521_SHA512_ASN1, ParsedPublicKey};
-use ed25519_dalek::{Digest as _, Sha512};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use sigstore_verify::{
     crypto::{SigningScheme, VerificationKey},
     types::{DerPublicKey, SignatureBytes},
