@@ -107,6 +107,15 @@
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
 //! repository and credential that delivered it.
 //!
+//! # Trust roots
+//!
+//! A root that a TUF repository delivers is fetched in the background; the last good one stays
+//! through every failure, in memory and, with all metadata that proves it, in one file of the
+//! cache folder (`tuf/NAME.json`), which is verified again whenever it is read. When the
+//! metadata expires, the root accepts nothing new; what it has accepted stays, across restarts
+//! too. A refresh that finds the same root prolongs it in place; another root is another
+//! policy, and goes the way of every change of the configuration.
+//!
 //! # What withdrawing does not do
 //!
 //! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
