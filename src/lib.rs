@@ -85,12 +85,21 @@
 //! themselves, so a root is narrowed when it is read: no certificate vouches beyond its own
 //! time, or that of those above it.
 //!
-//! Policies come to watchers over a channel. When one changes, what is served is judged again
-//! from the evidence in hand before any network; what is refused is withdrawn at once, and its
-//! evidence gathered afresh, for it may have been signed again. A snapshot that was judged by
-//! a policy of before can't be published: the comparison and the publication are one step.
-//! Judging happens on blocking threads, a few at a time for all watchers, so that five hundred
-//! bundles judged again take no core from those who answer clients.
+//! # Trust that changes
+//!
+//! Whom to trust is part of the configuration, and the part that changes while it is served:
+//! on SIGHUP, when a file that it names becomes another one, or when a trust root was
+//! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
+//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
+//! what it serves again from the evidence in hand, before anybody is asked; so it does when the
+//! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
+//! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
+//!
+//! A verdict that was reached before a change can't be published after it: publishing compares
+//! the revision of the policy while holding what a change of the policy waits for. Nor does the
+//! server hand out anything by a verdict that is over, however late its watcher comes to that.
+//! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
+//! hundred of them at once delay no answer ([`watch::Court`]).
 //!
 //! # Memory and disk
 //!

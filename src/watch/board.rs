@@ -184,7 +184,7 @@ impl Board {
         let older = older.map(ToString::to_string);
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
-            tracing::error!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
+            tracing::warn!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
         }
         status.older = older;
     }

@@ -221,8 +221,10 @@ mod tests {
     async fn a_judge_that_hangs_has_refused() {
         let court = court(1);
         let _hanging = court.seats.try_acquire().unwrap();
+        let began = tokio::time::Instant::now();
         let late = court.conclude(digest(), || Ok(())).await.unwrap_err();
         assert_eq!((late.failure.reason, late.failure.class), ("timeout", FailureClass::Transient));
+        assert_eq!(began.elapsed(), PATIENCE);
     }
 
     #[tokio::test]

@@ -156,6 +156,12 @@ async fn registry(signer: &Signer) -> FaultyRegistry {
     registry
 }
 
+/// From now on it answers no request any more, and refuses none either: what is found out then
+/// is found out from the evidence in hand.
+fn dead(registry: &FaultyRegistry) {
+    registry.fail("", usize::MAX, Fault::Stall);
+}
+
 async fn is_withdrawn_soon(serving: &Serving, how: &str) {
     let began = Instant::now();
     let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
@@ -189,7 +195,7 @@ async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry
         };
         let serving = Serving::start(files, &config(&registry)).await;
         let etag = tag(&serving.get("", 60).await);
-        registry.fail("", usize::MAX, Fault::Stall);
+        dead(&registry);
         match how {
             "renamed over" => {
                 serving.write("key.pub.new", new.public_pem());
@@ -235,7 +241,7 @@ async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
     let before = serving.status().await;
     assert!(before["signers"][0]["signed_at"].is_string(), "{before}");
 
-    registry.fail("", usize::MAX, Fault::Stall);
+    dead(&registry);
     // The same root in other words is another file, and accepts the same.
     serving.write("root.json", format!("{:#}\n", forge.trusted_root()));
     let after =
@@ -300,6 +306,7 @@ async fn a_configuration_that_names_a_file_too_early_is_taken_when_the_file_is_t
     serving
         .said("configuration refused: the old trust stays", |line| line["error"].to_string().contains("new.pub"))
         .await;
+    dead(&registry);
     fs::create_dir(serving.path("keys")).unwrap();
     serving.write("keys/new.pub", new.public_pem());
     is_withdrawn_soon(&serving, "a file that was missing").await;
@@ -320,6 +327,7 @@ async fn a_change_that_no_event_tells_is_found_by_looking() {
     config["trust"]["authorities"]["release"]["keys"] = json!([keys.path().join("current/key.pub")]);
     let serving = Serving::start(|_| (), &config).await;
     serving.get("", 60).await;
+    dead(&registry);
     symlink("two", keys.path().join("next")).unwrap();
     fs::rename(keys.path().join("next"), keys.path().join("current")).unwrap();
     is_withdrawn_soon(&serving, "a link on the way").await;
@@ -337,6 +345,10 @@ async fn sighup_reads_everything_and_what_is_not_trust_waits_for_the_next_start(
     serving.hang_up();
     let read = serving.said("configuration read again", |line| line["cause"] == "SIGHUP").await;
     assert_eq!(read["outcome"], "unchanged");
+    // Other files of the folder are nobody's business, however often they change.
+    serving.write("notes.txt", "x");
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(serving.lines("configuration read again").len(), 1);
 
     config["server"]["listen"] = json!("127.0.0.1:1");
     config["bundles"]["coming"] = config["bundles"]["authz"].clone();
@@ -346,6 +358,7 @@ async fn sighup_reads_everything_and_what_is_not_trust_waits_for_the_next_start(
     let told = serving.said("these changes of the configuration take effect at the next start", |_| true).await;
     assert_eq!(told["keys"], "bundles.authz.poll, bundles.going (gone), bundles.coming (new), server.listen");
     assert_eq!(tag(&serving.get(&etag, 0).await), etag);
+    dead(&registry);
     // What runs without standing in the file is judged by its policy all the same.
     serving.write("key.pub", other.public_pem());
     is_withdrawn_soon(&serving, "a bundle that stays").await;
