@@ -139,7 +139,7 @@ impl Disk {
         self.layout.write_blob(evidence)?;
         let mut index = self.layout.index()?;
         forget(&mut index, &record.key());
-        enter(&mut index, &record);
+        enter(&mut index, record);
         self.note(&mut index, &record.key(), history)?;
         self.write_index(&index)?;
         self.sweep(&mut books)
