@@ -47,6 +47,8 @@ struct Inner {
 struct Holdouts {
     etag: String,
     clients: HashMap<u64, Client>,
+    /// How many they are: each counts once, or as often as it waits.
+    total: usize,
     /// The count at which the log was last told.
     told: usize,
 }
@@ -84,6 +86,7 @@ impl Survey {
             let holdouts = bundles.get_mut(bundle)?;
             if holdouts.clients.get(&client).is_some_and(|client| client.waiting == 0) {
                 holdouts.clients.remove(&client);
+                holdouts.total -= 1;
             }
             return None;
         }
@@ -94,9 +97,7 @@ impl Survey {
         if holdouts.clients.len() >= MOST && !holdouts.clients.contains_key(&client) {
             return None;
         }
-        let known = holdouts.clients.entry(client).or_insert_with(|| Client { waiting: 0, last: Instant::now() });
-        known.waiting += 1;
-        known.last = Instant::now();
+        holdouts.enter(client);
         holdouts.tell(bundle, lost);
         Some(Waiting { survey: self.clone(), bundle: bundle.to_owned(), etag: etag.to_owned(), client })
     }
@@ -108,7 +109,7 @@ impl Survey {
         let mut bundles = self.lock();
         let Some(holdouts) = bundles.get_mut(bundle).filter(|holdouts| holdouts.etag == etag) else { return Some(0) };
         holdouts.forget_the_silent();
-        Some(holdouts.total())
+        Some(holdouts.total)
     }
 
     /// Forgets what was known of a bundle that is not withdrawn any more.
@@ -123,20 +124,35 @@ impl Survey {
 
 impl Holdouts {
     fn of(etag: &str) -> Self {
-        Self { etag: etag.to_owned(), clients: HashMap::new(), told: 0 }
+        Self { etag: etag.to_owned(), clients: HashMap::new(), total: 0, told: 0 }
     }
 
-    fn total(&self) -> usize {
-        self.clients.values().map(|client| client.waiting.max(1) as usize).sum()
+    fn enter(&mut self, client: u64) {
+        let waiting = self.clients.get(&client).map(|known| known.waiting);
+        // Who was here and does not wait, counts already.
+        if waiting != Some(0) {
+            self.total += 1;
+        }
+        self.clients.insert(client, Client { waiting: waiting.unwrap_or_default() + 1, last: Instant::now() });
+    }
+
+    fn leave(&mut self, client: u64) {
+        let Some(known) = self.clients.get_mut(&client).filter(|known| known.waiting > 0) else { return };
+        *known = Client { waiting: known.waiting - 1, last: Instant::now() };
+        if known.waiting > 0 {
+            self.total -= 1;
+        }
     }
 
     fn forget_the_silent(&mut self) {
+        let before = self.clients.len();
         self.clients.retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RECENT);
+        self.total -= before - self.clients.len();
     }
 
     /// Tells the log at 1, 2, 4, 8 … clients.
     fn tell(&mut self, bundle: &str, lost: &Lost) {
-        let clients = self.clients.len();
+        let clients = self.total;
         if clients.is_power_of_two() && clients > self.told {
             self.told = clients;
             let manifest = &lost.manifest;
@@ -148,10 +164,8 @@ impl Holdouts {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut bundles = self.survey.lock();
-        let holdouts = bundles.get_mut(&self.bundle).filter(|holdouts| holdouts.etag == self.etag);
-        if let Some(client) = holdouts.and_then(|holdouts| holdouts.clients.get_mut(&self.client)) {
-            client.waiting = client.waiting.saturating_sub(1);
-            client.last = Instant::now();
+        if let Some(holdouts) = bundles.get_mut(&self.bundle).filter(|holdouts| holdouts.etag == self.etag) {
+            holdouts.leave(self.client);
         }
     }
 }

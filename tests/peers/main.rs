@@ -10,6 +10,7 @@ mod crash;
 mod crowd;
 mod dev;
 mod evaluation;
+mod expectations;
 mod interop;
 mod keyless;
 mod keys;
