@@ -112,7 +112,7 @@ fn first_good<T>(
             Ok(good) => return Ok(good),
             // With the wrong hash it is by another key; that must not hide what is wrong with
             // the right one.
-            Err(error) => refused = refused.or_more_telling(fault(error, candidate, subject)),
+            Err(error) => refused = refused.or_more_telling(fault(error, candidate, subject, log)),
         }
     }
     Err(refused)
@@ -155,9 +155,14 @@ fn times(result: &VerificationResult) -> Vec<Timestamp> {
     times
 }
 
-fn fault(error: Error, candidate: &Candidate, subject: &Digest) -> Fault {
+fn fault(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> Fault {
     let text = error.to_string();
     match error {
+        Error::Bundle(
+            BundleError::MissingSigningTimeEvidence
+            | BundleError::MissingInclusionProof(_)
+            | BundleError::MissingInclusionPromise(_),
+        ) if log && candidate.log_entries.is_empty() => Fault::Log("in no transparency log".into()),
         // Said of the statement and of a log entry alike.
         Error::ArtifactMismatch(_) => match super::bundle_v03::named_in(candidate, subject) {
             Some(other) => Fault::OtherDigest(other),
@@ -177,11 +182,8 @@ fn fault(error: Error, candidate: &Candidate, subject: &Digest) -> Fault {
             | BundleError::CheckpointRootMismatch
             | BundleError::LogIndexOutOfRange { .. },
         ) => Fault::Log(text),
-        Error::Bundle(BundleError::MissingSigningTimeEvidence) if candidate.log_entries.is_empty() => {
-            Fault::Log("in no transparency log".into())
-        }
         Error::Bundle(BundleError::MissingSigningTimeEvidence | BundleError::MissingTimestamp) => {
-            Fault::Timestamp(text)
+            Fault::Timestamp("nothing proves when it was signed".into())
         }
         _ => Fault::Malformed(text),
     }

@@ -101,7 +101,7 @@ async fn a_certificate_counts_only_with_a_proof_that_it_was_valid() {
     let workflow = scene.trusts_workflow();
     let (by, envelope) = (By::Certificate(&scene.signer), Envelope::sign(&scene.signer.key, &scene.statement()));
     let unlogged = scene.bundles(&[envelope.bundle(by, &[], &[])], &workflow).await;
-    unlogged.refused(Reason::Log, "log", "inclusion proof");
+    unlogged.refused(Reason::Log, "log", "in no transparency log");
     // Proof that it is in the log, but none of the time.
     let mut entry = scene.forge.log_envelope(by, &envelope);
     entry.promise = None;
@@ -109,7 +109,7 @@ async fn a_certificate_counts_only_with_a_proof_that_it_was_valid() {
     untimed.refused(Reason::Timestamp, "timestamp", "No verified timestamp");
     scene.registry.put_bundles(&scene.digest, &[]);
     let legacy = Legacy::sign(&scene.signer.key, &scene.payload()).certified(&scene.signer);
-    scene.legacy(&[legacy], &workflow).await.refused(Reason::Log, "log", "inclusion promise");
+    scene.legacy(&[legacy], &workflow).await.refused(Reason::Log, "log", "in no transparency log");
     scene.registry.put_legacy(&scene.digest, &[]);
     // Signed an hour after it had expired, and an hour before it was valid.
     for late in [70, -60] {
@@ -300,7 +300,8 @@ async fn a_private_authority_vouches_for_its_own_and_within_their_time() {
     let by_stamp = private(forge, &pem, SigningTime::Tsa);
     scene.legacy(&[stamped(&signer)], &by_stamp).await.accepted();
     let unstamped = Legacy::sign(&signer.key, &scene.payload()).certified(&signer);
-    scene.legacy(&[unstamped], &by_stamp).await.refused(Reason::Log, "log", "in no transparency log");
+    let judged = scene.legacy(&[unstamped], &by_stamp).await;
+    judged.refused(Reason::Timestamp, "timestamp", "nothing proves when");
     let stranger = Sigstore::new();
     let judged = scene.legacy(&[stamped(&stranger.signer())], &by_stamp).await;
     judged.refused(Reason::Certificate, "certificate", "InvalidSignature");

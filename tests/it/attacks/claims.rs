@@ -260,7 +260,7 @@ async fn what_is_weaker_than_the_policy_wants_does_not_stand_in_for_what_is_gone
     scene.bundles(std::slice::from_ref(&bundle), &legacy_only).await.refused(Reason::Format, "format", "bundle");
     // A good key, where a log has to have seen it.
     let logged = policy([keyed_in_log(&scene.key, scene.forge.trust())]);
-    scene.bundles(std::slice::from_ref(&bundle), &logged).await.refused(Reason::Log, "log", "inclusion proof");
+    scene.bundles(std::slice::from_ref(&bundle), &logged).await.refused(Reason::Log, "log", "in no transparency log");
     for version in ["0.1", "0.2"] {
         let mut old = scene.keyless(&scene.statement());
         old["mediaType"] = format!("application/vnd.dev.sigstore.bundle+json;version={version}").into();
