@@ -3,7 +3,13 @@
 //!
 //! Compare figures of one machine with each other only; for the comparison with cosign see
 //! `bench/verify`, which runs this too.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that can't be set up has nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a bench that can't be set up has nothing to measure")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "real time is what it measures and tells"
+)]
 
 use std::{
     collections::BTreeMap,

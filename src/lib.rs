@@ -64,21 +64,39 @@
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
 //! again wakes nobody, and replicas agree.
 //!
-//! # Trust that changes
+//! # Trust
 //!
-//! Whom to trust is part of the configuration, and the part that changes while it is served:
-//! on SIGHUP, when a file that it names becomes another one, or when a trust root was
-//! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
-//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
-//! what it serves again from the evidence in hand, before anybody is asked; so it does when the
-//! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
-//! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
+//! A policy ([`verify::TrustPolicy`]) is a checked value: one that nothing could meet, or
+//! anything, can't be made. Its revision is a hash of all that it decides by, trust roots
+//! included. Signatures are gathered without being judged ([`verify::collect`]) and judged
+//! without asking anybody ([`verify::Verified::explain`]), so that the same evidence can be
+//! judged again: after a restart, by another policy, when a verdict is over.
 //!
-//! A verdict that was reached before a change can't be published after it: publishing compares
-//! the revision of the policy while holding what a change of the policy waits for. Nor does the
-//! server hand out anything by a verdict that is over, however late its watcher comes to that.
-//! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
-//! hundred of them at once delay no answer ([`watch::Court`]).
+//! ```text
+//! candidate, taken apart within bounds (bundle v0.3 or simple signing)
+//!   → each authority of the policy: is it yours? (key | keyless | private CA; log; timestamp; identity)
+//!   → only then what it says: statement, digest, referrer, repository, annotations, age
+//!   → votes, one for each authority and each key → attestations → Verified, until when
+//! ```
+//!
+//! Certificates, transparency logs and timestamps are judged by sigstore-verify alone, and by
+//! the same calls for the gateway, for `verify` and for sigstore-conformance
+//! ([`verify::conformance`]). It does not look at the validity of trusted certificates
+//! themselves, so a root is narrowed when it is read: no certificate vouches beyond its own
+//! time, or that of those above it.
+//!
+//! Trust is the part of the configuration that changes while it is served: on SIGHUP, when a
+//! file that it names becomes another one, or when a trust root was refreshed, everything is
+//! read anew, and its trust is taken as a whole or refused as a whole (`cli::reload`).
+//! Policies come to watchers over a channel ([`watch::Handle::trust`]). When one changes, or
+//! the verdict is over that something is served by ([`verify::Verified::valid_until`]), what
+//! is served is judged again from the evidence in hand before any network; what is refused is
+//! withdrawn at once, and its evidence gathered afresh, for it may have been signed again. A
+//! snapshot that was judged by a policy of before can't be published: the comparison and the
+//! publication are one step. Nor does the server hand out anything by a verdict that is over,
+//! however late its watcher is. Judging happens on blocking threads, a few at a time for all
+//! watchers, so that five hundred bundles judged again take no core from those who answer
+//! clients.
 //!
 //! # Memory and disk
 //!
@@ -95,10 +113,21 @@
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
 //! repository and credential that delivered it.
 //!
+//! # Trust roots
+//!
+//! A root that a TUF repository delivers is fetched in the background; the last good one stays
+//! through every failure, in memory and, with all metadata that proves it, in one file of the
+//! cache folder (`tuf/NAME.json`), which is verified again whenever it is read. When the
+//! metadata expires, the root accepts nothing new; what it has accepted stays, across restarts
+//! too. A refresh that finds the same root prolongs it in place; another root is another
+//! policy, and goes the way of every change of the configuration.
+//!
 //! # What withdrawing does not do
 //!
 //! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
-//! OPA that restarts comes up without one.
+//! OPA that restarts comes up without one. `/status` tells how many clients still run what was
+//! withdrawn; `on_withdraw` names a bundle that is served in its place, which is the only way
+//! to take a policy out of a running fleet.
 
 pub mod bundle;
 pub mod catalog;

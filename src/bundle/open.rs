@@ -1,8 +1,13 @@
 //! Opening: do these bytes load as an OPA bundle, within limits?
 
-use std::io::{self, BufRead as _, BufReader, Read};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher as _, RandomState},
+    io::{self, BufRead as _, BufReader, Read},
+};
 
 use flate2::bufread::MultiGzDecoder;
+use tar::EntryType;
 
 use super::{BundleManifest, NoBundle, Revision, shape::Shape, tarball::Tarball};
 use crate::oci::Blob;
@@ -196,22 +201,61 @@ pub(super) fn walk<E: From<NotABundle>>(
     let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: limits.unpacked };
     let mut archive = tar::Archive::new(inflated);
     let mut files = 0;
+    let mut names = Names::default();
     for entry in archive.entries().map_err(failed)? {
         let mut entry = entry.map_err(failed)?;
-        // OPA skips everything else in silence: folders, links, devices.
-        if !entry.header().entry_type().is_file() {
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let kind = entry.header().entry_type();
+        check_place(kind, &name)?;
+        // OPA skips everything else in silence.
+        if !kind.is_file() {
             continue;
         }
         files += 1;
         if files > limits.files {
             return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        names.add(&name)?;
+        // What is content to a reader of extensions would be further files to others.
+        if entry.header().size().map_err(failed)? != entry.size() {
+            return Err(NotABundle::File { path: name, reason: "its size is said twice and differently".into() }.into());
+        }
         visit(&mut Entry { name, size: entry.size(), content: &mut entry, limits })?;
     }
     // The rest of the stream holds the gzip checksum.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;
     Ok(())
+}
+
+/// Whoever unpacks a tarball that is served here must find files and folders below the place
+/// that he chose, and nothing else. OPA never unpacks, but others read the same bytes.
+fn check_place(kind: EntryType, name: &str) -> Result<(), NotABundle> {
+    let refused = |reason: &str| Err(NotABundle::File { path: name.to_owned(), reason: reason.to_owned() });
+    match kind {
+        EntryType::Link | EntryType::Symlink => refused("it is a link"),
+        EntryType::Char | EntryType::Block | EntryType::Fifo => refused("it is a device"),
+        // OPA's own bundles begin every name with a slash.
+        _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),
+        _ => Ok(()),
+    }
+}
+
+/// The names in a tarball; of two files with the same name, programs differ in which one counts.
+#[derive(Default)]
+struct Names {
+    hasher: RandomState,
+    /// Hashes, as there may be many, and long ones.
+    seen: HashSet<u64>,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) -> Result<(), NotABundle> {
+        let parts: Vec<_> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        if self.seen.insert(self.hasher.hash_one(parts)) {
+            return Ok(());
+        }
+        Err(NotABundle::File { path: name.to_owned(), reason: "there are two files of this name".to_owned() })
+    }
 }
 
 /// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
@@ -350,6 +394,70 @@ mod tests {
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated, flipped.into()] {
             assert!(open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn nothing_lies_outside_is_a_link_or_is_there_twice() {
+        let with = |path: &str, kind: EntryType| {
+            let mut builder = tar::Builder::new(Vec::new());
+            for (name, kind) in [("/data.json", EntryType::Regular), (path, kind)] {
+                let mut header = tar::Header::new_ustar();
+                header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+                header.set_entry_type(kind);
+                header.set_size(if kind.is_file() { 2 } else { 0 });
+                header.set_mode(0o644);
+                if matches!(kind, EntryType::Symlink | EntryType::Link) {
+                    header.set_link_name("/etc/passwd").unwrap();
+                }
+                header.set_cksum();
+                builder.append(&header, if kind.is_file() { &b"{}"[..] } else { b"" }).unwrap();
+            }
+            open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
+        };
+        use tar::EntryType as Kind;
+        for (path, kind) in
+            [("/a/data.json", Kind::Regular), ("a/..b/data.json", Kind::Regular), ("a/", Kind::Directory)]
+        {
+            with(path, kind).unwrap();
+        }
+        for (path, kind, words) in [
+            ("../data.json", Kind::Regular, "out of the bundle"),
+            ("a/../../etc/passwd", Kind::Regular, "out of the bundle"),
+            ("/..", Kind::Directory, "out of the bundle"),
+            ("a\\..\\b", Kind::Regular, "out of the bundle"),
+            ("a/x.rego", Kind::Symlink, "a link"),
+            ("a/x.rego", Kind::Link, "a link"),
+            ("a/x.rego", Kind::Char, "a device"),
+            ("a/x.rego", Kind::Block, "a device"),
+            ("a/x.rego", Kind::Fifo, "a device"),
+            ("/data.json", Kind::Regular, "two files"),
+            ("data.json", Kind::Regular, "two files"),
+            ("./data.json", Kind::Regular, "two files"),
+        ] {
+            let error = with(path, kind).unwrap_err();
+            assert!(matches!(&error, NotABundle::File { .. }), "{path}: {error}");
+            assert!(error.to_string().contains(words), "{path}: {error}");
+        }
+    }
+
+    /// RUSTSEC-2026-0067: one reader goes by the header, another by the extension before it, and
+    /// what one takes for content is a file to the other.
+    #[test]
+    fn a_size_that_an_extension_contradicts_hides_no_file() {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("size", b"1024".as_slice())]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a.txt").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, &b""[..]).unwrap();
+        let mut hidden = tar::Header::new_ustar();
+        hidden.set_path("patch.json").unwrap();
+        hidden.set_size(2);
+        hidden.set_cksum();
+        builder.append(&hidden, &b"{}"[..]).unwrap();
+        let error = open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS).unwrap_err();
+        assert!(error.to_string().contains("said twice"), "{error}");
     }
 
     #[test]

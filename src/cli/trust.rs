@@ -4,13 +4,16 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
     config::Access,
+    metrics::Metrics,
     oci::Repository,
     verify::{
-        Authority, AuthorityKey, Identity, Log, Pattern, Proof, PublicKey, Requirements, Scheme, TrustPolicy, TrustRoot,
+        Authority, AuthorityKey, Identity, Log, Pattern, Proof, PublicKey, Requirements, RootKeeper, Scheme,
+        TrustPolicy, TrustRoot,
     },
 };
 
@@ -90,7 +93,7 @@ enum Tlog {
 
 impl TrustFlags {
     /// The policy for a repository; `None` where nothing says whom to trust.
-    pub(super) fn policy(
+    pub(super) async fn policy(
         &self,
         access: Option<&Access>,
         repository: &Repository,
@@ -105,7 +108,8 @@ impl TrustFlags {
             return Ok(None);
         };
         let chosen = access.trust.choose(self.policy.as_deref(), repository);
-        chosen.map(Some).map_err(|sentence| anyhow!("{repository}: {sentence}"))
+        let chosen = chosen.map_err(|sentence| anyhow!("{repository}: {sentence}"))?;
+        with_usable_roots(access, chosen).await.map(Some)
     }
 
     fn requiring(&self, name: &'static str, authorities: Vec<Authority>) -> anyhow::Result<TrustPolicy> {
@@ -170,6 +174,31 @@ impl TrustFlags {
             Some(Tlog::Require) => Log::Require,
         }
     }
+}
+
+/// A root that its repository is yet to deliver, or has to vouch for anew, is fetched: the
+/// gateway has it by now.
+async fn with_usable_roots(access: &Access, policy: TrustPolicy) -> anyhow::Result<TrustPolicy> {
+    let Some(mut requirements) = policy.requirements().cloned() else { return Ok(policy) };
+    let sources = access.trust.roots_of([&policy]);
+    let mut fetched: BTreeMap<String, TrustRoot> = BTreeMap::new();
+    for root in requirements.authorities.iter_mut().filter_map(|authority| authority.root.as_mut()) {
+        if root.trouble(Timestamp::now()).is_none() {
+            continue;
+        }
+        let name = root.name().to_owned();
+        if !fetched.contains_key(&name)
+            && let Some(source) = sources.get(&name)
+            && let Some(mut keeper) = RootKeeper::open(&name, source, None, Metrics::new()?)?
+        {
+            keeper.refresh().await.with_context(|| format!("trust root {name}"))?;
+            fetched.insert(name.clone(), keeper.root().clone());
+        }
+        if let Some(fresh) = fetched.get(&name) {
+            *root = fresh.clone();
+        }
+    }
+    Ok(TrustPolicy::signed(policy.name().to_owned(), requirements)?)
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -18,6 +18,9 @@ use crate::{
 
 /// What to verify, and whom to trust.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "bundlegate verify [OPTIONS] <WHOM> <REF>\n  WHOM: --key FILE, --certificate-identity NAME or --config FILE"
+)]
 #[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
@@ -61,7 +64,7 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
-    let policy = options.trust.policy(access.as_ref(), options.reference.repository())?;
+    let policy = options.trust.policy(access.as_ref(), options.reference.repository()).await?;
     let policy = policy
         .context("--config: it names no trust policy; name a key (--key) or a signer (--certificate-identity)")?;
     let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;

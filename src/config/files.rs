@@ -54,11 +54,6 @@ impl<'a> Files<'a> {
         Base { files: self, live: true }
     }
 
-    /// Everything that was looked for, found or not.
-    pub(super) fn all(&self) -> Vec<PathBuf> {
-        self.read.borrow().keys().cloned().collect()
-    }
-
     /// What is taken again whenever it changes.
     pub(super) fn all_live(&self) -> Vec<PathBuf> {
         self.read.borrow().iter().filter(|(_, entry)| entry.live).map(|(path, _)| path.clone()).collect()

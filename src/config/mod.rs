@@ -218,7 +218,7 @@ fn parse<T>(
     let root = tree::Node::parse(text)?;
     let files = Files::new(folder);
     let checked = check_version(&root).and_then(|()| reader::read(&root)).and_then(|raw| check(raw, &files));
-    checked.map_err(|problem| problem.into_error(&root).after(files.all()))
+    checked.map_err(|problem| problem.into_error(&root))
 }
 
 fn access(

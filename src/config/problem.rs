@@ -16,7 +16,6 @@ pub struct ConfigError {
     line: Option<u64>,
     key: String,
     sentence: String,
-    files: Vec<PathBuf>,
 }
 
 /// A problem on its way up to the root, which collects the path of its key.
@@ -53,22 +52,11 @@ impl ConfigError {
         self.line
     }
 
-    /// The files that it took to find this out, the configuration included: until one of
-    /// them changes, nothing else can be found.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
-    }
-
     pub(super) fn unreadable(line: Option<u64>, sentence: String) -> Self {
-        Self { file: None, line, key: String::new(), sentence, files: Vec::new() }
+        Self { file: None, line, key: String::new(), sentence }
     }
 
-    pub(super) fn after(self, files: Vec<PathBuf>) -> Self {
-        Self { files, ..self }
-    }
-
-    pub(super) fn in_file(mut self, file: &Path) -> Self {
-        self.files.insert(0, file.to_owned());
+    pub(super) fn in_file(self, file: &Path) -> Self {
         Self { file: Some(file.to_owned()), ..self }
     }
 }
@@ -118,13 +106,7 @@ impl Problem {
             What::Sentence(sentence) => sentence.clone(),
             What::UnknownKey(known) => keys::unknown(&self.path, known),
         };
-        ConfigError {
-            file: None,
-            line: Some(root.line_of(&self.path)),
-            key: render(&self.path),
-            sentence,
-            files: Vec::new(),
-        }
+        ConfigError { file: None, line: Some(root.line_of(&self.path)), key: render(&self.path), sentence }
     }
 }
 

@@ -47,6 +47,8 @@ impl Image {
     /// `None` for entries that are no images of their own, such as signatures.
     pub(super) fn read(layout: &Layout, index: &LayoutIndex, name: &str, entry: &Descriptor) -> Option<Self> {
         let name: Reference = name.parse().ok()?;
+        // Somebody else's layout may call its entries anything.
+        name_of(&name)?;
         let tag = name.tag().map(str::to_owned);
         if tag.as_deref().is_some_and(is_signature_tag) {
             return None;

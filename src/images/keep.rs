@@ -333,6 +333,17 @@ mod tests {
     }
 
     #[test]
+    fn entries_that_nobody_could_ask_for_by_name_are_not_listed() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        let entry = || Descriptor::new("", digest.clone(), 1);
+        let foreign = ["oci-layout:a:v1", "v1", "a:v1", "r.example/a:\u{443}"];
+        let add = |index: &mut LayoutIndex| foreign.iter().for_each(|name| index.set(name, entry()));
+        store.images.layout.update_index(add).unwrap();
+        assert_eq!(store.names(), ["r.example/a:v1"]);
+    }
+
+    #[test]
     fn a_store_that_may_only_be_read_opens() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");

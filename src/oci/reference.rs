@@ -174,6 +174,11 @@ impl FromStr for Reference {
         }
         let parsed = oci_client::Reference::try_from(text)
             .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: error.to_string() })?;
+        // oci-client takes letters and digits of every script.
+        if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
+            let reason = format!("{tag:?} is no tag; use letters, digits and . _ - alone, 128 at most");
+            return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
+        }
         let selector = match (parsed.digest(), parsed.tag()) {
             (Some(digest), _) => Selector::Digest(
                 digest
@@ -321,6 +326,17 @@ mod tests {
             "oci-layout:x",
         ] {
             assert!(text.parse::<Repository>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_what_the_specification_calls_one() {
+        let longest = "x".repeat(128);
+        parse(&format!("ghcr.io/a:{longest}"));
+        for tag in ["v\u{661}", "\u{443}", "v1\u{301}", &format!("{longest}x"), ".a", "-a"] {
+            for text in [format!("ghcr.io/a:{tag}"), format!("ghcr.io/a:{tag}@sha256:{HEX}")] {
+                assert!(matches!(text.parse::<Reference>(), Err(ReferenceError::Malformed { .. })), "{text}");
+            }
         }
     }
 

@@ -24,7 +24,7 @@ use super::{
     challenge::Challenge,
     docker::{DockerConfig, DockerLogin},
     error::{Identity, RegistryError},
-    http::{Wire, innermost},
+    http::{Wire, innermost, is_link_local},
     options::{Credentials, Scheme},
     retry,
 };
@@ -227,17 +227,7 @@ impl Authenticator {
             .await
             .map_err(|_| failure.because("timed out".to_owned()))?
             .map_err(|error| failure.because(error.to_string()))?;
-        let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|_| failure.because("the answer is not a token".into()))?;
-        let life = answer.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs);
-        let value = answer
-            .token
-            .or(answer.access_token)
-            .filter(|token| !token.is_empty())
-            .and_then(|token| sensitive(&format!("Bearer {token}")))
-            .ok_or_else(|| failure.because("the answer holds no usable token".into()))?;
-        // Far-off ends overflow the clock of some systems; a day is long enough.
-        let life = life.min(Duration::from_secs(24 * 3600)).saturating_sub(SKEW);
+        let (value, life) = token_in(&body).map_err(|reason| failure.because(reason.to_owned()))?;
         Ok((value, Some(Instant::now() + life)))
     }
 
@@ -252,6 +242,9 @@ impl Authenticator {
         };
         if !allowed || !url.username().is_empty() || url.password().is_some() {
             return Err(failure.because(format!("the realm's scheme {:?} is not allowed here", url.scheme())));
+        }
+        if is_link_local(&url) {
+            return Err(failure.because("the realm is a link-local address".to_owned()));
         }
         Ok(url)
     }
@@ -294,6 +287,17 @@ fn token_request(
         Login::Basic(value) => request.header(reqwest::header::AUTHORIZATION, value),
         Login::Anonymous | Login::Identity(_) | Login::Token(_) => request,
     }
+}
+
+/// The header that a token server's answer gives, and for how long.
+pub(super) fn token_in(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
+    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| "the answer is not a token")?;
+    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+    let value = token.and_then(|token| sensitive(&format!("Bearer {token}")));
+    let life = answer.expires_in.map_or(DEFAULT_LIFE, Duration::from_secs);
+    // Far-off ends overflow the clock of some systems; a day is long enough.
+    let life = life.min(Duration::from_secs(24 * 3600)).saturating_sub(SKEW);
+    Ok((value.ok_or("the answer holds no usable token")?, life))
 }
 
 struct Failure<'a> {

@@ -169,13 +169,28 @@ impl DockerConfig {
             return Err(self.malformed("it is too long".to_owned()));
         }
         let text = fs::read(&self.file).map_err(|source| self.io("read", source))?;
+        self.parse(&text)
+    }
+
+    fn parse(&self, text: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {
         if text.trim_ascii().is_empty() {
             return Ok(Map::new());
         }
         // serde's words quote what it stumbles over, which may be a secret.
-        serde_json::from_slice(&text).map_err(|error| {
+        serde_json::from_slice(text).map_err(|error| {
             self.malformed(format!("no JSON object (line {}, column {})", error.line(), error.column()))
         })
+    }
+
+    /// What the text of a file names: a helper to ask, or else what stands in it.
+    #[cfg(fuzzing)]
+    pub(super) fn understand(
+        &self,
+        text: &[u8],
+        host: &str,
+    ) -> Result<(Option<String>, Option<DockerLogin>), DockerConfigError> {
+        let config = self.parse(text)?;
+        Ok((self.helper(&config, host)?, self.written(&config, host)?))
     }
 
     fn helper(&self, config: &Map<String, Value>, host: &str) -> Result<Option<String>, DockerConfigError> {
@@ -222,8 +237,13 @@ impl DockerConfig {
             }
             Err(error) => return Err(error),
         };
-        let answer: HelperAnswer = serde_json::from_slice(&answer)
-            .map_err(|_| self.helper_failed(helper, "get", "its answer is no JSON of credentials".to_owned()))?;
+        Self::answered(&answer)
+            .map_err(|_| self.helper_failed(helper, "get", "its answer is no JSON of credentials".to_owned()))
+    }
+
+    /// What a helper gave.
+    pub(super) fn answered(answer: &[u8]) -> Result<Option<DockerLogin>, serde_json::Error> {
+        let answer: HelperAnswer = serde_json::from_slice(answer)?;
         if answer.secret.is_empty() && answer.username.is_empty() {
             return Ok(None);
         }

@@ -16,6 +16,7 @@ use super::{
     auth::Authenticator,
     challenge::Challenge,
     error::{Class, RegistryError},
+    link,
     options::{Options, Scheme, Timeouts, TlsTrust},
     payload::Payload,
     retry,
@@ -221,19 +222,11 @@ impl Wire {
         }
     }
 
-    /// What the registry says of its refusal (distribution-spec, "Error codes"), with
-    /// nothing in it that could move a terminal's cursor.
+    /// What the registry says of its refusal.
     async fn detail(&self, response: Response) -> String {
         let read = tokio::time::timeout(self.timeouts.read, self.read_limited(response, DETAIL_LIMIT)).await;
         let Ok(Ok(body)) = read else { return String::new() };
-        let Some(first) = serde_json::from_slice::<Refusal>(&body).ok().and_then(|told| told.errors.into_iter().next())
-        else {
-            return String::new();
-        };
-        let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
-        let told = told.collect::<Vec<_>>().join(", ");
-        let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
-        if shown.is_empty() { shown } else { format!(" ({shown})") }
+        told(&body)
     }
 
     /// Sends with what we know, and once more after a challenge.
@@ -344,17 +337,20 @@ impl Wire {
         let to = location
             .and_then(|location| from.join(location).ok())
             .ok_or_else(|| self.protocol(operation, "a redirect without a usable Location".into()))?;
-        self.check_scheme(operation, &to)?;
+        self.check_hop(operation, &to)?;
         Ok(to)
     }
 
-    /// TLS is never given up because an answer says so.
-    pub(super) fn check_scheme(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
+    /// An answer leads neither out of TLS nor to where clouds keep their credentials.
+    pub(super) fn check_hop(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
         let kept = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
-        if kept {
-            return Ok(());
+        if !kept {
+            return Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())));
         }
-        Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())))
+        if is_link_local(to) && !self.is_ours(to) {
+            return Err(self.protocol(operation, "it sends us to a link-local address".to_owned()));
+        }
+        Ok(())
     }
 
     /// Reads a body of at most `limit` bytes into memory.
@@ -372,16 +368,12 @@ impl Wire {
         Ok(body.freeze())
     }
 
-    /// `Link: <…>; rel="next"` (RFC 8288), within this registry only.
+    /// The next page as `Link` has it, within this registry only.
     pub(super) fn next_page(&self, response: &Response) -> Option<Url> {
-        let link = response.headers().get(header::LINK)?.to_str().ok()?;
-        let (target, parameters) = link.split_once('<')?.1.split_once('>')?;
-        let next = parameters.split(';').any(|parameter| {
-            let parameter = parameter.replace([' ', '"'], "");
-            parameter.eq_ignore_ascii_case("rel=next")
-        });
+        let mut links = response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+        let target = links.find_map(link::next)?;
         let url = response.url().join(target).ok()?;
-        (next && self.is_ours(&url)).then_some(url)
+        self.is_ours(&url).then_some(url)
     }
 
     /// Whether a URL belongs to the registry itself, as opposed to where it redirects.
@@ -426,6 +418,19 @@ impl std::fmt::Debug for Sending<'_> {
     }
 }
 
+/// What the body of an error says (distribution-spec, "Error codes"), with nothing in it
+/// that could move a terminal's cursor.
+pub(super) fn told(body: &[u8]) -> String {
+    let Some(first) = serde_json::from_slice::<Refusal>(body).ok().and_then(|told| told.errors.into_iter().next())
+    else {
+        return String::new();
+    };
+    let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
+    let told = told.collect::<Vec<_>>().join(", ");
+    let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
+    if shown.is_empty() { shown } else { format!(" ({shown})") }
+}
+
 /// Whether the same request may succeed a moment later.
 pub(super) fn may_pass(error: &RegistryError) -> bool {
     match error {
@@ -453,4 +458,16 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
         cause = inner.source();
     }
     if text.is_empty() { "the request failed".to_owned() } else { text }
+}
+
+/// Whether a URL names an address of the local link (RFC 3927, RFC 4291), where no registry,
+/// token server or blob store is, but a cloud's metadata service. Names are not looked up.
+pub(super) fn is_link_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_link_local(),
+        Some(url::Host::Ipv6(address)) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|inner| inner.is_link_local())
+        }
+        Some(url::Host::Domain(_)) | None => false,
+    }
 }

@@ -31,14 +31,14 @@ struct Catalog {
 /// `GET /v2/<name>/tags/list`, all pages. Sorted here: not every registry does.
 pub(super) async fn tags(wire: &Wire, path: &str) -> Result<Vec<String>, RegistryError> {
     let first = format!("{path}/tags/list?n={PAGE}");
-    let listed = pages(wire, "tags", Access::Pull(path), &first, |page: Tags| page.tags).await?;
+    let listed = pages(wire, "tags", Access::Pull(path), &first, tags_in).await?;
     listed.ok_or_else(|| RegistryError::NoSuchRepository { repository: format!("{}/{path}", wire.host()) })
 }
 
 /// `GET /v2/_catalog`, all pages; an extension, which many registries don't have.
 pub(super) async fn repositories(wire: &Wire) -> Result<Option<Vec<String>>, RegistryError> {
     let first = format!("_catalog?n={PAGE}");
-    match pages(wire, "catalog", Access::Catalog, &first, |page: Catalog| page.repositories).await {
+    match pages(wire, "catalog", Access::Catalog, &first, repositories_in).await {
         Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => Ok(None),
         listed => listed,
     }
@@ -54,12 +54,22 @@ pub(super) async fn greet(wire: &Wire) -> Result<(), RegistryError> {
     }
 }
 
-async fn pages<T: for<'a> Deserialize<'a>>(
+/// The tags of a page, if it is one.
+pub(super) fn tags_in(body: &[u8]) -> Option<Vec<String>> {
+    serde_json::from_slice(body).ok().map(|page: Tags| page.tags.unwrap_or_default())
+}
+
+/// The repositories of a page, if it is one.
+pub(super) fn repositories_in(body: &[u8]) -> Option<Vec<String>> {
+    serde_json::from_slice(body).ok().map(|page: Catalog| page.repositories.unwrap_or_default())
+}
+
+async fn pages(
     wire: &Wire,
     operation: &'static str,
     access: Access<'_>,
     first: &str,
-    names: impl Fn(T) -> Option<Vec<String>>,
+    names: fn(&[u8]) -> Option<Vec<String>>,
 ) -> Result<Option<Vec<String>>, RegistryError> {
     let mut found = BTreeSet::new();
     let mut seen = BTreeSet::new();
@@ -76,9 +86,9 @@ async fn pages<T: for<'a> Deserialize<'a>>(
                 ReadFailure::TooLarge => wire.protocol(operation, format!("a page is over {PAGE_LIMIT} bytes long")),
                 ReadFailure::Broken(reason) => wire.unreachable(operation, reason),
             })?;
-            let page = serde_json::from_slice(&body)
-                .map_err(|_| wire.protocol(operation, "the answer is not a list of names".to_owned()))?;
-            Ok(Some((names(page).unwrap_or_default(), next)))
+            let names =
+                names(&body).ok_or_else(|| wire.protocol(operation, "the answer is not a list of names".to_owned()))?;
+            Ok(Some((names, next)))
         };
         let page = wire.within(operation, wire.deadline(), page).await?;
         let Some((names, next)) = page else { return Ok((!seen.is_empty()).then(|| found.into_iter().collect())) };

@@ -11,8 +11,11 @@ mod challenge;
 mod destination;
 mod docker;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod layout;
+mod link;
 mod lists;
 mod options;
 mod payload;

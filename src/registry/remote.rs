@@ -165,7 +165,7 @@ impl Remote {
             };
             let next = self.wire.next_page(&response);
             let body = self.manifest_bytes(response).await?;
-            let Ok(list) = serde_json::from_slice::<Page>(&body) else {
+            let Some(list) = referrers_in(&body) else {
                 // Some front ends answer every unknown path with 200 and a web page.
                 return if page == 0 {
                     Ok(None)
@@ -173,7 +173,7 @@ impl Remote {
                     Err(self.wire.protocol("referrers", "a page is not an image index".to_owned()))
                 };
             };
-            found.extend(list.manifests.unwrap_or_default());
+            found.extend(list);
             match next {
                 Some(url) if found.len() < limit && seen.insert(url.clone()) => target = Target::At(url),
                 _ => break,
@@ -200,4 +200,9 @@ impl Remote {
         };
         Call { operation, method, access, target, payload: None }
     }
+}
+
+/// The entries of a page; `None` where it is no image index.
+pub(super) fn referrers_in(body: &[u8]) -> Option<Vec<Descriptor>> {
+    serde_json::from_slice(body).ok().map(|page: Page| page.manifests.unwrap_or_default())
 }

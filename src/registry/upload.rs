@@ -262,7 +262,7 @@ impl Remote {
         let url = text("location")
             .and_then(|location| response.url().join(location).ok())
             .ok_or_else(|| self.wire.protocol("upload", "an upload without a usable Location".to_owned()))?;
-        self.wire.check_scheme("upload", &url)?;
+        self.wire.check_hop("upload", &url)?;
         let least = text("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         Ok(Session { url, chunk: CHUNK.max(least) })
     }

@@ -208,7 +208,7 @@ fn at_deadline(seen: &Seen, question: &Question<'_>, handle: &Handle) -> Answer 
 }
 
 /// The path without its first slash, percent-decoded once; `None` when it can't be.
-fn resource(path: &str) -> Option<Cow<'_, str>> {
+pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
     let hex = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
     // The decoder would leave a broken escape as it is.
     if !path.split('%').skip(1).all(hex) {

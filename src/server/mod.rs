@@ -5,6 +5,8 @@ mod api;
 mod clients;
 mod conditional;
 mod drain;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod idle;
 mod listener;
 mod patient;

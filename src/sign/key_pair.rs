@@ -55,8 +55,12 @@ impl KeyPair {
     /// # Errors
     /// `WrongPassword`, or what is wrong with the file.
     pub fn open(text: &str, password: &[u8]) -> Result<Self, SignError> {
-        let pkcs8 = key_file::open(text, password)?;
-        let keys = SigStoreKeyPair::from_der(&pkcs8)
+        Self::from_pkcs8(&key_file::open(text, password)?)
+    }
+
+    /// What a key file held.
+    pub(super) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SignError> {
+        let keys = SigStoreKeyPair::from_der(pkcs8)
             .map_err(|_| SignError::Key("unsupported kind; use ECDSA P-256 or P-384, Ed25519 or RSA".to_owned()))?;
         let scheme = match &keys {
             SigStoreKeyPair::ECDSA(ECDSAKeys::P256(_)) => SigningScheme::ECDSA_P256_SHA256_ASN1,

@@ -3,6 +3,8 @@
 
 mod attach;
 mod bundle_v03;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod key_file;
 mod key_pair;
 mod legacy;

@@ -139,7 +139,7 @@ impl Disk {
         self.layout.write_blob(evidence)?;
         let mut index = self.layout.index()?;
         forget(&mut index, &record.key());
-        index.manifests.push(record.to_entry());
+        enter(&mut index, record);
         self.note(&mut index, &record.key(), history)?;
         self.write_index(&index)?;
         self.sweep(&mut books)
@@ -160,7 +160,7 @@ impl Disk {
             return Ok(());
         };
         forget(&mut index, key);
-        index.manifests.push(Record { checked, accepted: Some(accepted), ..record }.to_entry());
+        enter(&mut index, &Record { checked, accepted: Some(accepted), ..record });
         self.write_index(&index)
     }
 
@@ -300,6 +300,12 @@ fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
 
 fn possessed(index: &LayoutIndex) -> HashSet<(String, Digest)> {
     records(index).map(|record| (record.identity, record.layer)).collect()
+}
+
+/// The newest record, in front of the notes.
+fn enter(index: &mut LayoutIndex, record: &Record) {
+    let end = index.manifests.iter().position(|entry| Note::from_entry(entry).is_some());
+    index.manifests.insert(end.unwrap_or(index.manifests.len()), record.to_entry());
 }
 
 fn forget(index: &mut LayoutIndex, key: &(String, String)) {

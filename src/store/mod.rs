@@ -4,6 +4,8 @@
 //! only: otherwise one tenant's manifest could name another's private layer.
 
 mod disk;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod memory;
 mod record;
 mod spool;

@@ -3,8 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use aws_lc_rs::signature::{ECDSA_P521_SHA256_ASN1, ECDSA_P521_SHA512_ASN1, ParsedPublicKey};
-use ed25519_dalek::{Digest as _, Sha512};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use sigstore_verify::{
     crypto::{SigningScheme, VerificationKey},
     types::{DerPublicKey, SignatureBytes},
@@ -134,7 +133,7 @@ impl PublicKey {
         let spki = DerPublicKey::from_pem(text.trim()).map_err(|error| BadKey::NotPem(error.to_string()))?;
         let kind = kind_of(&spki)?;
         let possible = kind.possible();
-        let declared = declared.unwrap_or(kind.usual());
+        let declared = declared.unwrap_or_else(|| kind.usual());
         if declared.is_empty() {
             return Err(BadKey::NoScheme);
         }

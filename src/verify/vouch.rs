@@ -90,7 +90,7 @@ impl Bench<'_> {
         let log = self.wants_log(authority.log);
         let stamped = !self.candidate.timestamps.is_empty();
         let Some(root) = &authority.root else { return Ok(Vec::new()) };
-        if !log && !(stamped && root.has_timestamp_authorities()) {
+        if !(log || stamped && root.has_timestamp_authorities()) {
             return Ok(Vec::new());
         }
         if !scheme.goes_with_a_log() {

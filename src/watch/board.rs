@@ -110,7 +110,10 @@ impl Board {
             status.older = None;
             self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
-            if let State::Withdrawn(Withdrawal { reason, .. }) = after {
+            // What was never served is not missed; why it is not has been told.
+            if let State::Withdrawn(Withdrawal { reason, lost }) = after
+                && (lost.is_some() || before.snapshot().is_some())
+            {
                 match &status.stands_in {
                     Some(fallback) => {
                         tracing::error!(bundle, %reason, fallback = &**fallback, "withdrawn: its fallback is served instead");

@@ -14,7 +14,7 @@ use bundlegate::{
     registry::{Destination, Options, ReadLimits, Registries, Scheme, Source, Timeouts},
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     Request, Response,
@@ -47,8 +47,12 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// The truth with this header.
     With(&'static str, String),
+    /// The first bytes, then silence on an open connection.
+    Halt(usize),
     /// Bytes without end.
     Endless,
+    /// A byte now and then, without end.
+    Trickle,
     /// The truth, this much later.
     Slow(Duration),
     /// So much of the request's body is taken and kept; then the connection breaks.
@@ -123,11 +127,19 @@ impl FaultyRegistry {
 
     /// An artifact with one layer, under a tag and under its digest.
     pub(crate) fn put_artifact(&self, tag: &str, layer: &[u8]) -> (Digest, Descriptor) {
+        self.put_annotated(tag, layer, &[])
+    }
+
+    /// One whose manifest has annotations.
+    pub(crate) fn put_annotated(&self, tag: &str, layer: &[u8], annotations: &[(&str, &str)]) -> (Digest, Descriptor) {
         let layer = self.put_blob(layer);
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
             "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
         });
+        if !annotations.is_empty() {
+            manifest["annotations"] = annotations.iter().copied().collect();
+        }
         let manifest = manifest.to_string();
         let digest = Digest::sha256(manifest.as_bytes());
         self.put(&format!("manifests/{tag}"), media_type::OCI_MANIFEST, manifest.clone());
@@ -224,7 +236,9 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
             Response::builder().status(status).body(whole(Bytes::from_static(body.as_bytes()))).unwrap()
         }
         Some(Fault::Truncate(length)) => truncated(content, length),
+        Some(Fault::Halt(length)) => halted(content, length),
         Some(Fault::Endless) => Response::new(endless()),
+        Some(Fault::Trickle) => Response::new(trickle()),
         Some(Fault::Slow(delay)) => {
             let response = granted(&inner, request, content).await;
             tokio::time::sleep(delay).await;
@@ -303,6 +317,24 @@ fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> 
         .header("content-length", bytes.len())
         .body(BodyExt::boxed(StreamBody::new(stream::iter(pieces))))
         .unwrap()
+}
+
+fn halted(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
+    let (kind, bytes) = content.unwrap();
+    let pieces = stream::iter([Ok(Frame::data(bytes.slice(..length)))]).chain(stream::pending());
+    Response::builder()
+        .header("content-type", kind)
+        .header("content-length", bytes.len())
+        .body(BodyExt::boxed(StreamBody::new(pieces)))
+        .unwrap()
+}
+
+fn trickle() -> Body {
+    let pieces = stream::repeat(()).then(|()| async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(Frame::data(Bytes::from_static(b" ")))
+    });
+    BodyExt::boxed(StreamBody::new(pieces))
 }
 
 fn endless() -> Body {

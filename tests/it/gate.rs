@@ -10,7 +10,7 @@ use bundlegate::{
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher},
+    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher, appoint},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -26,10 +26,14 @@ use crate::faulty::FaultyRegistry;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
+/// The name of the bundle that stands in for the other.
+pub(crate) const FALLBACK: &str = "deny";
+
 /// What a test wants to be different.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
+    pub(crate) tag: &'static str,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: Rules,
@@ -39,12 +43,15 @@ pub(crate) struct Setup {
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     pub(crate) max_connections: usize,
     pub(crate) cache: store::Options,
+    /// The tag of an unsigned artifact that is served while the bundle is withdrawn.
+    pub(crate) fallback: Option<&'static str>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
             name: "authz/main",
+            tag: "live",
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
             rules: Rules {
@@ -59,6 +66,7 @@ impl Default for Setup {
             tls: None,
             max_connections: 100,
             cache: store::Options { directory: None, disk: 1 << 20, memory: 1 << 20 },
+            fallback: None,
         }
     }
 }
@@ -88,7 +96,7 @@ impl Gate {
         let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
         let pipeline = Pipeline {
             name: setup.name.into(),
-            reference: registry.reference("live"),
+            reference: registry.reference(setup.tag),
             // As patient as a busy machine needs.
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
             registries: Arc::new(registry.registries(registry.options())),
@@ -99,7 +107,18 @@ impl Gate {
             court: Court::default(),
             metrics: metrics.clone(),
         };
+        let second = setup.fallback.map(|tag| {
+            let (name, reference) = (FALLBACK.into(), registry.reference(tag));
+            Pipeline { name, reference, expect: Arc::default(), ..pipeline.clone() }
+        });
         let (watcher, handle) = Watcher::new(pipeline, Arc::new(setup.policy), setup.rules);
+        let (mut running, mut handles) = (vec![watcher], vec![handle]);
+        if let Some(pipeline) = second {
+            let (watcher, handle) = Watcher::new(pipeline, Arc::new(TrustPolicy::unsigned("any".into())), setup.rules);
+            running.push(watcher);
+            handles.push(handle);
+            appoint(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
+        }
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
             clients.allow(&["**".to_owned()], None).unwrap();
@@ -115,14 +134,14 @@ impl Gate {
             long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: setup.rules.first_wait },
             clients,
         };
-        let server = Server::bind(options, Catalog::new([handle.clone()]), metrics.clone()).await.unwrap();
+        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics.clone()).await.unwrap();
         let (data, admin) = (server.data_address().unwrap(), server.admin_address().unwrap());
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        let mut watchers = JoinSet::new();
-        watchers.spawn(watcher.run());
+        let watchers = running.into_iter().map(Watcher::run).collect();
+        let handle = handles.swap_remove(0);
         let http = reqwest::Client::new();
         Self { name: setup.name, data, admin, http, metrics, handle, stop: Some(stop), server, watcher: watchers }
     }
@@ -143,6 +162,24 @@ impl Gate {
 
     pub(crate) async fn operator(&self, path: &str) -> Response {
         self.http.get(format!("http://{}{path}", self.admin)).send().await.unwrap()
+    }
+
+    /// The bundle's part of `/status`.
+    pub(crate) async fn shown(&self) -> Value {
+        let status = self.operator("/status").await.bytes().await.unwrap();
+        serde_json::from_slice::<Value>(&status).unwrap()["bundles"][self.name].clone()
+    }
+
+    /// How many checks ended like this.
+    pub(crate) fn refreshes(&self, outcome: &str) -> u64 {
+        self.metrics.refreshes.with_label_values(&[self.name, outcome]).get()
+    }
+
+    /// The value of a metric that has only the bundle as a label, as Prometheus reads it.
+    pub(crate) async fn gauge(&self, metric: &str) -> String {
+        let text = self.operator("/metrics").await.text().await.unwrap();
+        let start = format!("{metric}{{bundle=\"{}\"}} ", self.name);
+        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{metric}: {text}")).to_owned()
     }
 
     pub(crate) fn state(&self) -> &'static str {

@@ -2,6 +2,7 @@
 //! on demand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
+#![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod answers;
 mod attacks;
@@ -12,6 +13,8 @@ mod crowds;
 mod dev;
 mod drain;
 mod evaluation;
+mod expectations;
+mod fallbacks;
 mod faulty;
 mod forge;
 mod gate;

@@ -117,10 +117,34 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
     let gauge = kept.metrics.trust_root_expires.with_label_values(&["corp"]).get();
     assert_eq!(gauge, longer.as_second());
 
+    kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(72);
     kept.tuf.publish_root(&second());
     assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
     kept.has(&kept.keeper, &second());
+    assert_eq!(held.expires(), Some(longer), "its successor does not prolong it");
     assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
+}
+
+#[tokio::test]
+async fn a_root_that_has_lost_its_authorities_replaces_the_one_before() {
+    let mut kept = Kept::new().await;
+    kept.tuf.publish_root(r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#);
+    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    // A policy can still be made of it, so that nothing clings to the old one.
+    assert!(kept.keeper.root().has_certificate_authorities() && !kept.keeper.root().has_ct_logs());
+}
+
+#[tokio::test]
+async fn a_root_that_a_delegated_role_lists_ends_with_that_role_and_is_kept_like_any_other() {
+    let mut kept = Kept::new().await;
+    let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
+    kept.tuf.publish_delegated(&second(), expires);
+    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    kept.keeper.save().await;
+    for keeper in [&kept.keeper, &kept.reopened()] {
+        kept.has(keeper, &second());
+        assert_eq!(keeper.root().expires(), Some(expires));
+    }
 }
 
 #[tokio::test]
@@ -488,10 +512,35 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     };
     tokio::time::timeout(Duration::from_secs(30), prolonged).await.unwrap();
 
+    let current = roots.current("corp", &other).unwrap();
+    assert_eq!((current.revision(), current.is_pending()), (held.revision(), false), "it never went back");
+
     // Gone from the configuration, and back: it is as it was on disk.
+    let written = async {
+        while open(&other, folder.path(), &Metrics::new().unwrap()).root().revision() != held.revision() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
     roots.adopt(&[].into()).unwrap();
     assert!(metrics.trust_root_expires.remove_label_values(&["corp"]).is_err(), "its end is no longer told");
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(&second()).revision());
+}
+
+#[tokio::test]
+async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
+    let tuf = Tuf::start(FIRST).await;
+    let mut roots = LiveRoots::new(None, Metrics::new().unwrap());
+    roots.adopt(&[("corp".to_owned(), tuf.source())].into()).unwrap();
+    roots.settled(Duration::from_secs(30)).await;
+    tuf.answer("timestamp.json", Answer::Status(500, ""));
+    let other = RootSource::Tuf(tuf.options().with_patience(Duration::from_secs(21)));
+    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
+    roots.adopt(&[("corp".to_owned(), other.clone())].into()).unwrap();
+    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
+    // Of another repository it proves nothing.
+    let foreign = Tuf::start(FIRST).await.source();
+    assert!(roots.current("corp", &foreign).unwrap().is_pending());
 }
 
 #[test]

@@ -121,9 +121,9 @@ fn a_refusal_says_which_check_failed_and_why() {
     assert_eq!((&document["verified"], &signature["verified"]), (&json!(false), &json!(false)));
     assert_eq!((&signature["authority"], &signature["identity"]), (&Value::Null, &Value::Null));
     let last = signature["checks"].as_array().unwrap().last().unwrap();
-    assert_eq!(last, &json!({"check": "signature", "ok": false, "detail": "by none of the policy's keys"}));
+    assert_eq!(last, &json!({"check": "signature", "ok": false, "detail": "by nobody whom the policy knows"}));
     let text = author.run(&["verify", REF, "--key", "cosign.pub"]).stdout;
-    assert!(text.contains("failed  signature  by none of the policy's keys\n") && text.ends_with("not verified\n"));
+    assert!(text.contains("failed  signature  by nobody whom the policy knows\n") && text.ends_with("not verified\n"));
     // With the other key beside it, it is accepted.
     author.run(&["verify", REF, "--key", "cosign.pub", "--key", "other.pub"]).ok();
 }

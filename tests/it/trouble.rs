@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, os::unix::fs::FileTypeExt as _, path::PathBuf, pro
 
 use bundlegate::{
     metrics::Metrics,
-    oci::Digest,
+    oci::{Digest, media_type},
     store::{self, Store},
     watch::OnMissing,
 };
@@ -35,6 +35,12 @@ fn stale_after(max_stale: Duration, cache: &TempDir) -> Setup {
     let mut setup = Setup { cache: on_disk(cache), ..Setup::default() };
     setup.rules.max_stale = Some(max_stale);
     setup
+}
+
+/// What is kept, but for the notes about what was served.
+fn bundles_in(cache: &TempDir) -> Vec<Value> {
+    let entries = index(cache)["manifests"].as_array().unwrap().clone();
+    entries.into_iter().filter(|entry| entry["mediaType"] == media_type::OCI_MANIFEST).collect()
 }
 
 pub(crate) fn index(cache: &TempDir) -> Value {
@@ -263,10 +269,10 @@ async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_che
     let on_disk = |version| blob_path(&cache, &bundle(version)).exists();
     assert!(hanging.hangs() && on_disk("two") && !on_disk("three"));
     drop(hanging);
-    eventually("nothing is kept", || index(&cache)["manifests"].as_array().unwrap().is_empty()).await;
+    eventually("nothing is kept", || bundles_in(&cache).is_empty()).await;
     registry.put_artifact("live", &bundle("four"));
     assert_eq!(gate.get("", 60).await.bytes().await.unwrap(), bundle("four"));
-    eventually("the disk is used again", || index(&cache)["manifests"][0].is_object()).await;
+    eventually("the disk is used again", || !bundles_in(&cache).is_empty()).await;
 }
 
 #[tokio::test]
@@ -301,7 +307,7 @@ async fn what_does_not_fit_on_the_disk_is_served_all_the_same() {
     registry.put_artifact("live", &bundle("two"));
     assert_eq!(gate.get(&tag(&first), 60).await.bytes().await.unwrap(), bundle("two"));
     gate.end(cache.path()).await;
-    assert_eq!(index(&cache)["manifests"], serde_json::json!([]));
+    assert_eq!(bundles_in(&cache), [Value::Null; 0]);
 }
 
 #[tokio::test]

@@ -83,10 +83,14 @@ impl Tuf {
 
     /// How it is asked: with little patience, and at once if something changes.
     pub(crate) fn options(&self) -> TufOptions {
-        let url = Url::parse(&format!("http://{}/repository", self.address)).unwrap();
-        let options = TufOptions::new(url, self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
+        let options =
+            TufOptions::new(self.url(), self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
         // What is silent is silent for ever; what answers does so on a busy machine, too.
         options.with_patience(Duration::from_secs(20))
+    }
+
+    pub(crate) fn url(&self) -> Url {
+        Url::parse(&format!("http://{}/repository", self.address)).unwrap()
     }
 
     pub(crate) fn source(&self) -> RootSource {
@@ -116,10 +120,36 @@ impl Tuf {
         self.publish_snapshot(&targets, self.targets);
     }
 
+    /// This `trusted_root.json`, listed by a role of its own that ends when it says.
+    pub(crate) fn publish_delegated(&mut self, trusted_root: &str, expires: Timestamp) {
+        let key = key_id(&self.online);
+        let pin = pin(trusted_root.as_bytes());
+        self.put(&format!("targets/{}.trusted_root.json", hash(trusted_root.as_bytes())), trusted_root.into());
+        let role = json!({
+            "_type": "targets", "spec_version": "1.0.31", "version": 1, "expires": written(expires),
+            "targets": {"trusted_root.json": pin},
+        });
+        let role = envelope(&role, &[&self.online]);
+        self.put("1.trust.json", role.clone());
+        self.targets += 1;
+        let delegations = json!({
+            "keys": {&key: public(&self.online)},
+            "roles": [{"name": "trust", "keyids": [&key], "threshold": 1, "terminating": true, "paths": ["trusted_*"]}],
+        });
+        let content = json!({"targets": {}, "delegations": delegations});
+        let targets = self.signed("targets", self.targets, content);
+        self.put(&format!("{}.targets.json", self.targets), targets.clone());
+        let meta = json!({"targets.json": versioned(&targets, self.targets), "trust.json": versioned(&role, 1)});
+        self.publish_meta(&meta);
+    }
+
     pub(crate) fn publish_snapshot(&mut self, targets: &[u8], version: u64) {
+        self.publish_meta(&json!({"targets.json": versioned(targets, version)}));
+    }
+
+    fn publish_meta(&mut self, meta: &Value) {
         self.snapshot += 1;
-        let snapshot =
-            self.signed("snapshot", self.snapshot, json!({"meta": {"targets.json": versioned(targets, version)}}));
+        let snapshot = self.signed("snapshot", self.snapshot, json!({ "meta": meta }));
         self.put(&format!("{}.snapshot.json", self.snapshot), snapshot.clone());
         self.publish_timestamp(&snapshot, self.snapshot);
     }

@@ -2,7 +2,10 @@
 //! gateway verifies it under that Sigstore's root and OPA decides by it, and everybody else's
 //! policy is refused, for its reason.
 
+use std::fs;
+
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::sigstore::provenance;
 use crate::support::{
@@ -67,6 +70,81 @@ async fn a_keyless_attestation_is_required_and_judged_by_its_rule() {
             assert!(message.contains("required attestation") && message.contains(why), "{bundle}: {message}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_takes_cosigns_flags_and_matches_whole_names() {
+    let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
+    let (registry, author) = (Registry::start(Kind::Referrers).await, Author::new());
+    let signer = Signer::Keyless(Identity::person("ann@example.com"));
+    for how in Signing::ways(&signer).into_iter().filter(|how| how.evidence == Evidence::LogAndTime) {
+        let row = how.label();
+        let digest = registry.push(&format!("acme/{row}:v1"), &Artifact::answering(&row).await.file()).await;
+        sigstore.sign(&how, &registry, &format!("acme/{row}@{digest}")).await;
+        let reference = registry.reference(&format!("acme/{row}:v1"));
+        let verify = async |identity: &str, of: &Sigstore, root: &Sigstore| {
+            let issuer = of.issuer.of(&Identity::person(""));
+            let (issuer, root) = (format!("--certificate-oidc-issuer={issuer}"), root.trusted_root());
+            let root = format!("--trusted-root={}", root.display());
+            author.run(&["verify", &reference, "--plain-http", identity, &issuer, &root]).await
+        };
+        let (ann, somebody) =
+            ("--certificate-identity=ann@example.com", "--certificate-identity-regexp=[a-z]+@example.com");
+        for identity in [ann, somebody] {
+            assert!(verify(identity, &sigstore, &sigstore).await.ok().contains("ann@example.com"), "{row}");
+        }
+        // A part of the name is enough for cosign.
+        for identity in ["--certificate-identity=bob@example.com", "--certificate-identity-regexp=example.com"] {
+            verify(identity, &sigstore, &sigstore).await.refused("somebody else");
+        }
+        verify(ann, &other, &sigstore).await.refused("somebody else");
+        verify(ann, &sigstore, &other).await.refused("unproved time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_exchanged_while_serving_takes_away_what_it_vouched_for_and_gives_it_back() {
+    let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
+    let (mut registry, author) = (Registry::start(Kind::Distribution).await, Author::new());
+    let job = Identity::release_job();
+    let how = Signing {
+        cosign: Cosign::V3,
+        format: Format::Bundle,
+        signer: Signer::Keyless(job.clone()),
+        evidence: Evidence::TilesAndTime,
+    };
+    let digest = registry.push("acme/authz:v1", &Artifact::answering("keyless").await.file()).await;
+    sigstore.sign(&how, &registry, &format!("acme/authz@{digest}")).await;
+    let root = |of: &Sigstore| author.write("root.json", &fs::read_to_string(of.trusted_root()).unwrap());
+    root(&sigstore);
+    let keyless = json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
+    let config = GateConfig::with_trust(json!({
+        "roots": { "corp": { "trusted_root": author.path("root.json") } },
+        "authorities": { "job": { "keyless": keyless } },
+        "policies": { "release": { "require": { "any_of": ["job"] } } },
+    }));
+    let gate = Gate::start(config.bundle("authz", &registry, "acme/authz:v1")).await;
+    let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
+    opa.answers("keyless").await;
+    // The evidence is at hand: nobody is asked before something is taken away.
+    registry.kill();
+    let state = async |wanted: &str| {
+        let began = Instant::now();
+        gate.status_when("authz", wanted, |status| status["state"] == wanted).await;
+        began.elapsed().as_secs_f64()
+    };
+    root(&other);
+    let withdrawn = state("withdrawn").await;
+    let reasons = gate.log().into_iter().filter_map(|mut line| line.get_mut("reason").map(Value::take));
+    let told = reasons.into_iter().any(|reason| reason.as_str().unwrap_or_default().contains("unproved time"));
+    assert!(told, "{:?}", gate.log());
+    assert_eq!(opa.decision("authz/answer").await, Some(json!("keyless")), "OPA keeps what it has");
+    registry.restart().await;
+    root(&sigstore);
+    let served = state("serving").await;
+    println!(
+        "keyless | root exchanged: withdrawn after {withdrawn:.2} s with the registry dead, back after {served:.2} s"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -267,7 +267,7 @@ fn what_nothing_or_everything_could_pass_is_no_policy() {
     assert_eq!(key_of(Requirements { at_least: 2, ..good.clone() }), "require");
     assert_eq!(key_of(Requirements::any_of(vec![person.named("one"), person.named("two")])), "require");
     assert_eq!(key_of(Requirements { formats: BTreeSet::new(), ..good.clone() }), "formats");
-    let ageing = Requirements { max_signature_age: Some(std::time::Duration::from_secs(1)), ..good.clone() };
+    let ageing = Requirements { max_signature_age: Some(std::time::Duration::from_secs(1)), ..good };
     assert_eq!(key_of(ageing), "max_signature_age");
     let logged = Authority { log: Log::Require, ..person.named("one") };
     assert_eq!(key_of(Requirements::any_of(vec![logged])), "require");

@@ -69,9 +69,22 @@ impl RootKeeper {
         folder: Option<&Path>,
         metrics: Metrics,
     ) -> Result<Option<Self>, BadRoot> {
+        Self::succeed(&Shelf::default(), name, source, folder, metrics)
+    }
+
+    /// The same, but first tries what another keeper held last for a source under this name.
+    pub(super) fn succeed(
+        held: &Shelf,
+        name: &str,
+        source: &RootSource,
+        folder: Option<&Path>,
+        metrics: Metrics,
+    ) -> Result<Option<Self>, BadRoot> {
         let Some(options) = source.tuf().cloned() else { return Ok(None) };
         let file = folder.map(|folder| folder.join(format!("{}.json", utf8_percent_encode(name, UNSAFE))));
-        let kept = file.as_deref().and_then(|file| reopen(name, &options, file));
+        let held = (!held.is_empty()).then(|| held.copy());
+        let kept = held.and_then(|held| verify(name, &options, held).ok());
+        let kept = kept.or_else(|| file.as_deref().and_then(|file| reopen(name, &options, file)));
         let (last, root) = match kept {
             Some(kept) => kept,
             None => (Shelf::default(), source.initial(name)?),
@@ -82,6 +95,11 @@ impl RootKeeper {
     /// The last good root.
     pub fn root(&self) -> &TrustRoot {
         &self.root
+    }
+
+    /// What proves the last good root, as it changes.
+    pub(super) fn held(&self) -> Shelf {
+        self.last.clone()
     }
 
     /// Where another keeper has the same root already, their end is the same from now on.
@@ -110,16 +128,15 @@ impl RootKeeper {
         let mirror = Mirror::new(self.options.url.clone());
         let mirror = mirror.map_err(|error| RefreshFault::Unreachable(error.to_string()))?;
         let delivery = tuf::fetch(&self.options, mirror, &self.last, Timestamp::now()).await?;
-        let root = TrustRoot::read(self.root.name(), &delivery.text, self.root.freshness().clone())?;
+        let root = TrustRoot::read(self.root.name(), &delivery.text, Freshness::until(delivery.expires))?;
         let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
-        if self.root.expires().is_none() {
-            // Nothing that never expires is refreshed, but for what has never been there.
-            self.root = root.with_freshness(Freshness::until(delivery.expires));
+        if changed {
+            // Whoever goes on with the one before must not for longer than was promised.
+            self.root = root;
         } else {
             self.root.freshness().prolong(delivery.expires);
-            self.root = root;
         }
-        self.last = delivery.shelf;
+        self.last.become_like(&delivery.shelf);
         Ok(if changed { Refreshed::Changed } else { Refreshed::Unchanged })
     }
 
@@ -208,21 +225,23 @@ impl RootKeeper {
     }
 }
 
+/// The last good root on disk.
 fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(Shelf, TrustRoot)> {
-    let problem = match Shelf::read(file) {
+    let read = match Shelf::read(file) {
         Ok(None) => return None,
-        Ok(Some(shelf)) => match tuf::reopen(options, shelf) {
-            Ok(Delivery { text, expires, shelf }) => match TrustRoot::read(name, &text, Freshness::until(expires)) {
-                Ok(root) => return Some((shelf, root)),
-                Err(error) => error.to_string(),
-            },
-            Err(fault) => fault.to_string(),
-        },
-        Err(error) => error.to_string(),
+        Ok(Some(shelf)) => verify(name, options, shelf).map_err(|fault| fault.to_string()),
+        Err(error) => Err(error.to_string()),
     };
     // It may be of another repository: the configuration has changed since.
-    tracing::warn!(root = name, file = %file.display(), problem, "the trust root on disk is of no use");
-    None
+    read.inspect_err(|problem| {
+        tracing::warn!(root = name, file = %file.display(), problem, "the trust root on disk is of no use");
+    })
+    .ok()
+}
+
+fn verify(name: &str, options: &TufOptions, shelf: Shelf) -> Result<(Shelf, TrustRoot), RefreshFault> {
+    let Delivery { text, expires, shelf } = tuf::reopen(options, shelf)?;
+    Ok((shelf, TrustRoot::read(name, &text, Freshness::until(expires))?))
 }
 
 /// How long until the next refresh, after `failures` in a row, of a root that is good for
@@ -235,7 +254,7 @@ fn pause(interval: Duration, failures: u32, left: Duration) -> Duration {
     let ceiling = FIRST.saturating_mul(1 << (failures - 1).min(20)).min(LONGEST).min(interval.max(FIRST));
     let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
     // Its end is worth an alarm when it comes, and not an hour later.
-    if left.is_zero() { pause } else { pause.min(left + FIRST) }
+    if left.is_zero() { pause } else { pause.min(left.saturating_add(FIRST)) }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{BadRoot, RootKeeper, RootSource, TrustRoot};
+use super::{BadRoot, RootKeeper, RootSource, TrustRoot, shelf::Shelf};
 use crate::metrics::Metrics;
 
 /// The roots that are relied on, each kept fresh by a task that ends with this.
@@ -34,6 +34,8 @@ pub struct LiveRoots {
 #[derive(Debug)]
 struct Adopted {
     source: RootSource,
+    /// What its keeper holds, for the one that follows it.
+    held: Shelf,
     task: Option<Task>,
 }
 
@@ -80,16 +82,10 @@ impl LiveRoots {
         {
             return Ok(root.clone());
         }
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        match opened.get(name) {
-            Some(opened) if opened.source == *source => Ok(opened.root.clone()),
-            _ => {
-                let new = self.open(name, source, known.as_ref())?;
-                let root = new.root.clone();
-                opened.insert(name.to_owned(), new);
-                Ok(root)
-            }
-        }
+        let new = self.open(name, source, known.as_ref())?;
+        let root = new.root.clone();
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), new);
+        Ok(root)
     }
 
     /// Keeps these roots fresh from now on, and no others. Within a Tokio runtime.
@@ -126,8 +122,9 @@ impl LiveRoots {
         // Whoever adopts knows.
         self.seen.mark_unchanged();
         for (name, Opened { source, keeper, .. }) in new {
+            let held = keeper.as_ref().map(RootKeeper::held).unwrap_or_default();
             let task = keeper.map(|keeper| self.keep(keeper));
-            self.adopted.insert(name, Adopted { source, task });
+            self.adopted.insert(name, Adopted { source, held, task });
         }
         Ok(())
     }
@@ -147,7 +144,8 @@ impl LiveRoots {
     }
 
     fn open(&self, name: &str, source: &RootSource, known: Option<&TrustRoot>) -> Result<Opened, BadRoot> {
-        let keeper = RootKeeper::open(name, source, self.folder.as_deref(), self.metrics.clone())?;
+        let held = self.adopted.get(name).map(|adopted| adopted.held.clone()).unwrap_or_default();
+        let keeper = RootKeeper::succeed(&held, name, source, self.folder.as_deref(), self.metrics.clone())?;
         let Some(mut keeper) = keeper else {
             return Ok(Opened { source: source.clone(), root: source.initial(name)?, keeper: None });
         };

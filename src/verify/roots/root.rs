@@ -129,19 +129,25 @@ impl TrustRoot {
         self.pending || !self.content.ctlogs.is_empty()
     }
 
-    /// Whether it can vouch for a signature's being logged, or may be once it has come.
+    /// Whether it can vouch for a signature's being logged, or may one day.
     pub fn has_logs(&self) -> bool {
-        self.pending || !self.content.tlogs.is_empty()
+        self.may_change() || !self.content.tlogs.is_empty()
     }
 
-    /// Whether it can vouch for the time of a signature, or may be once it has come.
+    /// Whether it can vouch for the time of a signature, or may one day.
     pub fn has_timestamp_authorities(&self) -> bool {
-        self.pending || !self.content.timestamp_authorities.is_empty()
+        self.may_change() || !self.content.timestamp_authorities.is_empty()
     }
 
-    /// Whether it can vouch for a certificate, or may be once it has come.
+    /// Whether it can vouch for a certificate, or may one day.
     pub fn has_certificate_authorities(&self) -> bool {
-        self.pending || !self.content.certificate_authorities.is_empty()
+        self.may_change() || !self.content.certificate_authorities.is_empty()
+    }
+
+    /// Whether a repository decides what it holds. It may hold less after a refresh: that is for
+    /// the judge to find, and no mistake in the configuration, which would keep the old one.
+    fn may_change(&self) -> bool {
+        self.pending || self.expires().is_some()
     }
 
     pub(super) fn with_freshness(self, freshness: Freshness) -> Self {

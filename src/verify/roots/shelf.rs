@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sigstore_tuf::MetadataStore;
+use sigstore_tuf::{MetadataStore, Repository, transport::FetchFuture};
 
 /// More is not read. The public-good instance's has some 100 KiB, and its roots' history
 /// grows by 6 KiB twice a year.
@@ -33,6 +33,16 @@ impl Shelf {
     /// The same content, on its own from now on.
     pub(super) fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.with(|files| files.clone()))))
+    }
+
+    /// Holds what `other` does from now on; so does whoever shares it.
+    pub(super) fn become_like(&self, other: &Self) {
+        let files = other.with(|files| files.clone());
+        self.with(|own| *own = files);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.with(|files| files.is_empty())
     }
 
     /// What [`Self::write`] wrote. It proves nothing before it is verified. `None` where
@@ -86,6 +96,26 @@ impl MetadataStore for Shelf {
     fn store(&self, name: &str, bytes: &[u8]) -> sigstore_tuf::Result<()> {
         self.with(|files| files.insert(name.to_owned(), bytes.to_vec()));
         Ok(())
+    }
+}
+
+/// What was kept, offered as a repository does. The client keeps files without the version
+/// that it asks for them with; whether it is that one, it sees from the file. Newer roots it
+/// has seen already when it took the shelf.
+impl Repository for Shelf {
+    fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
+        let name = match name.split_once('.') {
+            Some((_, "root.json")) => return Box::pin(std::future::ready(Ok(None))),
+            Some((version, name)) if version.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => name,
+        };
+        let kept = self.load(name).map(|kept| kept.filter(|bytes| bytes.len() as u64 <= limit));
+        Box::pin(std::future::ready(kept))
+    }
+
+    fn fetch_target<'a>(&'a self, _: &'a str, _: u64) -> FetchFuture<'a> {
+        // Kept targets are found before they are asked for.
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 

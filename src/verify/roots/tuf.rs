@@ -2,7 +2,7 @@
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
-use sigstore_tuf::{Error, StoreRepository, TrustedMetadataSet, Updater, UpdaterConfig};
+use sigstore_tuf::{Error, TrustedMetadataSet, Updater, UpdaterConfig};
 
 use super::{BadRoot, TufOptions, mirror::Mirror, root, shelf::Shelf};
 
@@ -55,7 +55,7 @@ pub(super) async fn fetch(
 /// the last root that was good, and says itself until when it was.
 pub(super) fn reopen(options: &TufOptions, shelf: Shelf) -> Result<Delivery, RefreshFault> {
     let before_anything_expires = Timestamp::UNIX_EPOCH;
-    let updater = updater(options, StoreRepository::new(shelf.clone()), &shelf)?;
+    let updater = updater(options, shelf.clone(), &shelf)?;
     // Reading from memory never waits.
     let delivery = deliver(updater, shelf, before_anything_expires).now_or_never();
     delivery.unwrap_or_else(|| Err(RefreshFault::Unreachable("the cache does not answer".to_owned())))

@@ -205,7 +205,7 @@ async fn the_newer_log_tells_no_time_so_an_authority_has_to() {
         (b"no timestamp".to_vec(), "TSA timestamp verification failed"),
         (vec![], "TSA timestamp verification failed"),
     ] {
-        let judged = scene.bundles(&[with(&[stamp.clone()])], &workflow).await;
+        let judged = scene.bundles(&[with(std::slice::from_ref(&stamp))], &workflow).await;
         judged.refused(Reason::Timestamp, "timestamp", words);
         // A good one beside it does not help a bad one.
         let both = [forge.stamp(&envelope.signature), stamp];

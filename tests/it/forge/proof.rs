@@ -43,7 +43,7 @@ fn every_kind_of_bundle_from_the_forge_is_good() {
     let envelope = Envelope::sign(&bench.signer.key, &statement(&bench.digest));
     let stamp = [forge.stamp(&envelope.signature)];
     let (one, two) = (forge.log_envelope(by, &envelope), forge.log2_envelope(by, &envelope));
-    bench.verify(&envelope.bundle(by, &[one.clone()], &[])).unwrap();
+    bench.verify(&envelope.bundle(by, std::slice::from_ref(&one), &[])).unwrap();
     bench.verify(&envelope.bundle(by, &[one], &stamp)).unwrap();
     bench.verify(&envelope.bundle(by, &[two], &stamp)).unwrap();
 
@@ -65,8 +65,8 @@ fn a_fault_in_any_part_of_the_forge_is_seen() {
     let faults = [
         (envelope.bundle(by, &[], &[]), "inclusion proof"),
         (envelope.bundle(by, &[stranger.log_envelope(by, &envelope)], &[]), "log key"),
-        (envelope.bundle(by, &[good.clone()], &[stranger.stamp(&envelope.signature)]), "TSA"),
-        (envelope.bundle(by, &[good.clone()], &[forge.stamp(b"another")]), "TSA"),
+        (envelope.bundle(by, std::slice::from_ref(&good), &[stranger.stamp(&envelope.signature)]), "TSA"),
+        (envelope.bundle(by, std::slice::from_ref(&good), &[forge.stamp(b"another")]), "TSA"),
         (envelope.bundle(by, &[good.with_body(|body| body["x"] = json!(1))], &[]), "SET"),
         (envelope.bundle(by, &[forge.log2_envelope(by, &envelope)], &[]), "timestamp"),
         (envelope.bundle(By::Certificate(&stranger.signer()), &[good], &[]), "chain"),

@@ -235,6 +235,8 @@ fn what_is_no_root_is_refused() {
     for (text, reason) in [
         (String::new(), "EOF"),
         (format!("{text} {text}"), "trailing"),
+        // Even of what nobody reads here: somebody else may.
+        (text.replacen('{', r#"{"more":1,"more":2,"#, 1), "duplicate"),
         (text.replacen('{', r#"{"tlogs":[],"#, 1), "duplicate"),
         (format!("{text}{}", " ".repeat(1 << 20)), "too many"),
         (changed(&|root| root["mediaType"] = json!("application/json")), "mediaType"),

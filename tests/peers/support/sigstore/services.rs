@@ -195,7 +195,8 @@ async fn at_free_port(name: &str, path: &str, command: impl Fn(&str) -> Command)
             Err(_) => process.has_ended().then_some(false),
         })
         .await;
-        if up {
+        // Somebody else may have come first, and answered.
+        if up && !process.has_ended() {
             return (process, address);
         }
         assert!(process.log().contains("address already in use"), "{}", process.log());

@@ -1,0 +1,78 @@
+//! What a registry, a token server or a docker configuration makes us read, for the fuzz
+//! targets: one door for each parser. Not there in any other build.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+
+use super::{DockerConfig, auth, challenge::Challenge, docker::DockerLogin, http, link, lists, remote, retry};
+use crate::oci::Descriptor;
+
+/// `WWW-Authenticate`: realm, service and scope of the token that is asked for.
+pub fn challenge(headers: &[&str]) -> Option<(String, Option<String>, Option<String>)> {
+    match Challenge::choose(headers.iter().copied())? {
+        Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
+        Challenge::Basic => None,
+    }
+}
+
+/// `Link`.
+pub fn next_link(header: &str) -> Option<&str> {
+    link::next(header)
+}
+
+/// `Retry-After`; a text that is no header is none.
+pub fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
+    let value = HeaderValue::from_str(header).ok()?;
+    retry::retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]), now)
+}
+
+/// The answer of a token server.
+pub fn token(body: &[u8]) -> Option<(HeaderValue, Duration)> {
+    auth::token_in(body).ok()
+}
+
+/// The body of an error.
+pub fn refusal(body: &[u8]) -> String {
+    http::told(body)
+}
+
+/// A page of tags or of repositories.
+pub fn names(body: &[u8]) -> [Option<Vec<String>>; 2] {
+    [lists::tags_in(body), lists::repositories_in(body)]
+}
+
+/// A page of referrers.
+pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
+    remote::referrers_in(body)
+}
+
+/// A docker configuration, and what its helper would say: whom to ask for `host`, and what
+/// stands in the file.
+pub fn docker_config(text: &[u8], host: &str) -> Option<(Option<String>, Option<Login>)> {
+    let (helper, written) = DockerConfig::new("config.json").understand(text, host).ok()?;
+    Some((helper, written.map(Login::from)))
+}
+
+/// The answer of a credential helper.
+pub fn helper_answer(answer: &[u8]) -> Option<Login> {
+    DockerConfig::answered(answer).ok().flatten().map(Login::from)
+}
+
+/// What to log in with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// User name and password.
+    Password(String, String),
+    /// A token of either kind.
+    Token(String),
+}
+
+impl From<DockerLogin> for Login {
+    fn from(login: DockerLogin) -> Self {
+        match login {
+            DockerLogin::Password { username, password } => Self::Password(username, password),
+            DockerLogin::IdentityToken(token) | DockerLogin::RegistryToken(token) => Self::Token(token),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `Link` (RFC 8288), as registries write it.
+
+/// Where the next page is, in one header; it may hold several links.
+pub(super) fn next(header: &str) -> Option<&str> {
+    let mut rest = header;
+    while let Some((target, after)) = rest.split_once('<').and_then(|(_, link)| link.split_once('>')) {
+        let (mut parameters, after) = split(after, ',');
+        while !parameters.is_empty() {
+            let (parameter, others) = split(parameters, ';');
+            if is_next(parameter) {
+                return Some(target);
+            }
+            parameters = others;
+        }
+        rest = after;
+    }
+    None
+}
+
+/// Whether a parameter is a relation, or several, and one of them the next page.
+fn is_next(parameter: &str) -> bool {
+    let Some((name, relations)) = parameter.split_once('=') else { return false };
+    let mut relations = relations.trim().trim_matches('"').split_ascii_whitespace();
+    name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+}
+
+/// What is before and behind a separator that is not in quotes.
+fn split(text: &str, separator: char) -> (&str, &str) {
+    let mut quoted = false;
+    let at = text.find(|character| {
+        quoted ^= character == '"';
+        character == separator && !quoted
+    });
+    at.map_or((text, ""), |at| (&text[..at], &text[at + separator.len_utf8()..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_other_links() {
+        for header in [
+            r#"</v2/a/tags/list?n=1&last=b>; rel="next""#,
+            r#"</v2/a/tags/list?n=1&last=b>;type=json ; REL = next"#,
+            r#"</v2/a/tags/list?n=1&last=b>; rel="last Next""#,
+            r#"</first>; rel="prev", </v2/a/tags/list?n=1&last=b>; rel="next", </x>"#,
+            r#"</first>; title="a, <b>; rel=next", </v2/a/tags/list?n=1&last=b>; rel="next""#,
+        ] {
+            assert_eq!(next(header), Some("/v2/a/tags/list?n=1&last=b"), "{header}");
+        }
+    }
+
+    #[test]
+    fn without_one_there_is_no_next_page() {
+        for header in [
+            "",
+            "<",
+            "<>",
+            "</a>",
+            "</a>; rel=prev",
+            "/a; rel=next",
+            "</a>; rel=\"",
+            "</a>, rel=next",
+            "<<>",
+            "</a>; rel=\"ne xt\"",
+        ] {
+            assert_eq!(next(header), None, "{header}");
+        }
+    }
+}

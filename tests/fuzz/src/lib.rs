@@ -1,0 +1,88 @@
+//! What the fuzz targets share: bytes in the shapes in which they come, and a key with what
+//! it has signed.
+
+mod case;
+#[path = "../../it/forge/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "tests need more of it")]
+mod forge;
+mod forged;
+
+use std::{fs, io::Write as _, path::PathBuf};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bundlegate::oci::{Blob, Descriptor};
+use flate2::{Compression, write::GzEncoder};
+
+pub use case::{Believed, Case, Parts, key, pkcs8};
+pub use forged::{Forged, PROOFS, forge, proof};
+
+/// Stands between the parts of an input that has several.
+pub const BETWEEN: &str = "\n---\n";
+
+/// An empty folder of this process's own, in what `run` removes in the end.
+///
+/// # Panics
+/// When there is no room for it.
+pub fn scratch(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("TMPDIR can be written");
+    folder
+}
+
+/// # Panics
+/// Never.
+pub fn blob(bytes: Vec<u8>) -> Blob {
+    Blob::check(&Descriptor::of("", &bytes), bytes.into()).expect("it is its own descriptor's")
+}
+
+/// # Panics
+/// Never.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).expect("memory takes it");
+    encoder.finish().expect("memory takes it")
+}
+
+/// # Panics
+/// When a name is too long.
+pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *content).expect("memory takes it");
+    }
+    builder.into_inner().expect("memory takes it")
+}
+
+/// A tar stream in which every header has the checksum that fits: a mutation of one would
+/// otherwise end at the reader's first look.
+pub fn sum_headers(stream: &[u8]) -> Vec<u8> {
+    let mut stream = stream.to_vec();
+    let mut at = 0_usize;
+    while let Some(header) = stream.get_mut(at..at.saturating_add(512)) {
+        if header.iter().any(|byte| *byte != 0) {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let size = std::str::from_utf8(&header[124..135]).ok().and_then(|size| u64::from_str_radix(size, 8).ok());
+        let size = usize::try_from(size.unwrap_or(0)).unwrap_or(usize::MAX);
+        at = at.saturating_add(512).saturating_add(size.div_ceil(512).saturating_mul(512));
+    }
+    stream
+}
+
+/// What a PEM file holds.
+///
+/// # Panics
+/// When it is none.
+pub fn unpem(text: &str) -> Vec<u8> {
+    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+    STANDARD.decode(body).expect("it is base64")
+}
+
+pub fn pem(label: &str, content: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(content))
+}

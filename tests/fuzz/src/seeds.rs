@@ -1,0 +1,223 @@
+//! Writes the inputs that fuzzing starts from: `seeds FOLDER`. Every target gets a folder of
+//! its own in it. What is signed is signed by the product's own code; samples of other
+//! programs come from `BUNDLEGATE_FIXTURES`, where that is set.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bundlegate::{
+    oci::{Descriptor, LayoutIndex, media_type},
+    sign::KeyPair,
+};
+// What the flags of fuzzing put into all code needs libFuzzer to link.
+use libfuzzer_sys as _;
+
+use bundlegate_fuzz::{BETWEEN, Believed, Case, PROOFS, Parts, forge, gzip, key, proof, tar};
+use serde_json::json;
+
+const HEADERS: &[&str] = &[
+    r#"Bearer realm="https://auth.example/token",service="reg",scope="repository:a/b:pull,push""#,
+    r#"basic realm="a \"quoted\" one", BEARER REALM="https://t/", service=plain"#,
+    r#"</v2/a/tags/list?n=1&last=b>; rel="next""#,
+    r#"</first>; rel="prev", </v2/_catalog?last=x>;type=json; REL=next"#,
+    "120",
+    "Sun, 06 Nov 1994 08:49:47 GMT",
+    "modes=snapshot,delta;wait=60",
+    r#"Wait = "5", respond-async"#,
+    r#"W/"a", "b",c"#,
+    "Bearer s3cret",
+    "/authz/ma%69n",
+];
+const ANSWERS: &[&str] = &[
+    r#"{"token":"t","access_token":"a","expires_in":300}"#,
+    r#"{"errors":[{"code":"DENIED","message":"no","detail":[{}]}]}"#,
+    r#"{"name":"a/b","tags":["v1","v2"]}"#,
+    r#"{"repositories":["a","b/c"]}"#,
+    r#"{"auths":{"r.example":{"auth":"dTpw"},"https://index.docker.io/v1/":{"identitytoken":"t"}},"credHelpers":{"r.example":"x"},"credsStore":"desktop"}"#,
+    r#"{"ServerURL":"r.example","Username":"<token>","Secret":"s"}"#,
+];
+const REFERENCES: &[&str] = &[
+    "ghcr.io/acme/authz:v1",
+    "localhost/a:latest",
+    "127.0.0.1:5000/a/b-c__d.e:x@sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    "oci-layout:/a:b/c:v1",
+    "oci-layout:x@sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+    "[::1]:5000/a:b",
+    "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+];
+const BUNDLE_MANIFESTS: &[&str] = &[
+    "{}",
+    r#"{"revision":"r1","roots":["a/b","c"],"rego_version":1,"file_rego_versions":{"/a/*.rego":0},"wasm":[{"entrypoint":"a/allow","module":"/policy.wasm"}],"metadata":{"a":[1]}} x"#,
+    r#"{"Revision":"r1","ROOTS":["","/x/"]}"#,
+];
+const REGO: &[&str] = &[
+    "\u{1}package authz.api\n\nimport rego.v1\n\n# METADATA\n# entrypoint: true\ndefault allow := false\n\nallow if {\n\tsome role in data.roles[input.user]\n\trole.name == \"admin\"\n\tnot input.x[_] > 1 + 2 * 3\n}\n",
+    "\u{0}package authz\n\nallow { input.x == [1, {\"a\": `b`}, {2}][_]; f(1) }\n\nf(x) = y { y := x | 1 } else = 2\n",
+    "\u{1}package a[\"b c\"].d\n\nx contains y if { y := [z | z := input[_]; every k, v in z { k != v }] with input.a as 3 }\n",
+];
+const RECIPES: &[&str] = &[
+    "rpolicy/main.rego\npackage main\n\n---\ndpolicy/a/data.json\n{\"x\":{\"y\":1e3}}\n---\ndpolicy/a/more.yaml\nx:\n  z: [1]\n---\nm.manifest\n{\"revision\":\"r\"}",
+    "rmain.rego\npackage main\n---\nrb_test.rego\npackage b",
+];
+const LAYOUTS: &[&str] = &[
+    r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz:v1","io.bundlegate.received":"2026-01-01T00:00:00Z"}},{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz@DIGEST"}}]}"#,
+    r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"DIGEST","size":3,"annotations":{"dev.bundlegate.bundle":"a","dev.bundlegate.reference":"r.example/a:v1","dev.bundlegate.identity":"i","dev.bundlegate.layer":"DIGEST","dev.bundlegate.layer.size":"7","dev.bundlegate.evidence":"DIGEST","dev.bundlegate.checked":"2026-01-01T00:00:00Z"}}]}"#,
+];
+const CONFIGURATION: &str = "version: 1\nclients: [{name: a, bearer_token_file: token, bundles: [\"**\"]}, {name: b, anonymous: true, bundles: [x]}]\ntrust:\n  authorities:\n    release: {keys: [release.pub], tlog: none}\n  policies:\n    release: {require: {any_of: [release]}, match: \"r.example/**\"}\n    dev: unsigned\nbundles:\n  authz: {reference: \"r.example/acme/authz:v1\"}\n  other: {reference: \"oci-layout:x\", trust: dev, poll: 30s}\nlimits: {bundle: 1MiB}\n";
+
+fn main() -> io::Result<()> {
+    let Some(folder) = std::env::args_os().nth(1) else { return Err(io::Error::other("seeds FOLDER")) };
+    let seeds = Seeds(folder.into());
+    fs::create_dir_all(&seeds.0)?;
+    for (target, texts) in [
+        ("headers", HEADERS),
+        ("answers", ANSWERS),
+        ("reference", REFERENCES),
+        ("bundle_manifest", BUNDLE_MANIFESTS),
+        ("rego", REGO),
+        ("recipe", RECIPES),
+        ("config", &[CONFIGURATION, include_str!("../../../config/bundlegate.yaml")]),
+    ] {
+        texts.iter().try_for_each(|text| seeds.add(target, text.as_bytes()))?;
+    }
+    signatures(&seeds)?;
+    keys(&seeds)?;
+    bundles(&seeds)?;
+    manifests(&seeds)?;
+    if let Some(fixtures) = std::env::var_os("BUNDLEGATE_FIXTURES") {
+        samples(&seeds, Path::new(&fixtures))?;
+    }
+    Ok(())
+}
+
+struct Seeds(PathBuf);
+
+impl Seeds {
+    fn add(&self, target: &str, bytes: &[u8]) -> io::Result<()> {
+        let folder = self.0.join(target);
+        fs::create_dir_all(&folder)?;
+        let name = bundlegate::oci::Digest::sha256(bytes);
+        fs::write(folder.join(name.hex()), bytes)
+    }
+}
+
+/// What is believed is made once; signatures under another forge would be good for nothing.
+fn signatures(seeds: &Seeds) -> io::Result<()> {
+    let file = seeds.0.join("case.json");
+    if !file.exists() {
+        let forged = forge();
+        forged.believed.write(&file);
+        let case = Case::new(&forged.believed);
+        for text in &forged.legacy {
+            seeds.add("legacy", text.as_bytes())?;
+            let parts: Vec<_> = text.split(BETWEEN).collect();
+            let evidence = case.legacy_evidence(&Parts {
+                signature: parts[0],
+                payload: parts[1].as_bytes(),
+                certificate: parts[2],
+                chain: parts[3],
+                log_entry: parts[4],
+                timestamp: parts[5],
+            });
+            assert!(case.accepts(&evidence), "what is in order passes");
+            seeds.add("evidence", evidence.to_string().as_bytes())?;
+        }
+    }
+    let believed = Believed::read(&file);
+    let case = Case::new(&believed);
+    seeds.add("trusted_root", believed.trusted_root().as_bytes())?;
+    for (choice, bundle) in believed.bundles.iter().enumerate() {
+        let bytes = bundle.to_string().into_bytes();
+        let evidence = case.bundle_evidence(&bytes);
+        assert!(case.accepts(&evidence), "what is in order passes");
+        seeds.add("bundle_v03", &bytes)?;
+        seeds.add("evidence", evidence.to_string().as_bytes())?;
+        for (at, place) in PROOFS.into_iter().enumerate() {
+            let Some(proof) = proof(bundle, place) else { continue };
+            let choice = u8::try_from(choice * PROOFS.len() + at).map_err(io::Error::other)?;
+            seeds.add("proofs", &[&[choice], proof.as_slice()].concat())?;
+            if at == 0 {
+                seeds.add("trusted_root", &proof)?;
+            }
+        }
+    }
+    let (payload, signature) = case.legacy();
+    let parts = Parts { signature: &signature, payload: &payload, ..Parts::default() };
+    seeds.add("legacy", &[signature.as_bytes(), BETWEEN.as_bytes(), &payload].concat())?;
+    let bundle = case.attachment().bundle;
+    seeds.add("bundle_v03", &bundle)?;
+    case.signed().iter().try_for_each(|signed| seeds.add("bundle_v03", signed))?;
+    for evidence in [case.legacy_evidence(&parts), case.bundle_evidence(&bundle)] {
+        assert!(case.accepts(&evidence), "what is in order passes");
+        seeds.add("evidence", evidence.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+fn keys(seeds: &Seeds) -> io::Result<()> {
+    let generated = KeyPair::generate().map_err(io::Error::other)?;
+    let file = generated.to_key_file(b"").map_err(io::Error::other)?;
+    for text in [key().public_pem(), &file] {
+        seeds.add("keys", text.as_bytes())?;
+        seeds.add("keys", &bundlegate_fuzz::unpem(text))?;
+    }
+    seeds.add("keys", &bundlegate_fuzz::pkcs8())
+}
+
+fn bundles(seeds: &Seeds) -> io::Result<()> {
+    let files = tar(&[
+        (".manifest", br#"{"revision":"r1","roots":["a"]}"#.as_slice()),
+        ("a/data.json", br#"{"x":[1,{"y":null}]}"#),
+        ("a/main.rego", b"package a\n\nx := 1\n"),
+    ]);
+    seeds.add("bundle", &[b"\x01", files.as_slice()].concat())?;
+    seeds.add("bundle", &[b"\x00", gzip(&files).as_slice()].concat())?;
+    let long = "d/".repeat(80) + "data.json";
+    seeds.add("bundle", &[b"\x01", tar(&[(long.as_str(), b"{}".as_slice())]).as_slice()].concat())?;
+    seeds.add("recipe", &[b"tfolder\n", tar(&[("folder/data.json", b"{}".as_slice())]).as_slice()].concat())
+}
+
+fn manifests(seeds: &Seeds) -> io::Result<()> {
+    let case = Case::new(&Believed::read(&seeds.0.join("case.json")));
+    let mut index = LayoutIndex::default();
+    index.set("v1", case.manifest.as_referrer());
+    let attachment = case.attachment();
+    let docker = json!({
+        "schemaVersion": 2, "mediaType": media_type::DOCKER_MANIFEST,
+        "config": Descriptor::of("x", b"{}"), "layers": [],
+    });
+    let index = index.to_bytes().map_err(io::Error::other)?;
+    for bytes in [case.manifest.raw(), &attachment.referrer, &attachment.index, &index] {
+        seeds.add("manifest", bytes)?;
+    }
+    seeds.add("manifest", docker.to_string().as_bytes())?;
+    seeds.add("answers", &attachment.index)?;
+    for layout in LAYOUTS {
+        seeds.add("layout", &[layout.as_bytes(), b"\n---\n", case.manifest.raw()].concat())?;
+    }
+    Ok(())
+}
+
+/// What other programs wrote.
+fn samples(seeds: &Seeds, folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            samples(seeds, &path)?;
+            continue;
+        }
+        let bytes = fs::read(&path)?;
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("bundle.sigstore.json") => seeds.add("bundle_v03", &bytes)?,
+            Some("trusted_root.json") => seeds.add("trusted_root", &bytes)?,
+            Some("index.json") => seeds.add("layout", &bytes)?,
+            Some(name) if name.ends_with(".pub") => seeds.add("keys", &bytes)?,
+            _ if bytes.starts_with(&[0x1f, 0x8b]) => seeds.add("bundle", &[b"\0", bytes.as_slice()].concat())?,
+            _ if bytes.starts_with(b"{\"schemaVersion\"") => seeds.add("manifest", &bytes)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}

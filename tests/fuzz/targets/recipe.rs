@@ -1,0 +1,66 @@
+//! Artifacts of other tools, and the bundle that is made of them. One layer after the other;
+//! each is a byte that says what it is, the line of its title, its content.
+
+#![no_main]
+
+use bundlegate::{
+    bundle::{Bundle, Limits, Recipe},
+    oci::{Blob, Descriptor, Manifest, NewManifest, media_type},
+};
+use bundlegate_fuzz::{BETWEEN, blob, gzip, sum_headers};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50 };
+const TITLE: &str = "org.opencontainers.image.title";
+const UNPACK: &str = "io.deis.oras.content.unpack";
+
+fuzz_target!(|bytes: &[u8]| {
+    let layers: Vec<_> = split(bytes).into_iter().filter_map(layer).take(8).collect();
+    let (descriptors, blobs): (Vec<Descriptor>, Vec<Blob>) = layers.into_iter().unzip();
+    let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone()).to_bytes().expect("it has bytes");
+    let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
+    for root in [None, Some("policy")] {
+        let Ok(recipe) = Recipe::of(&manifest, root) else { continue };
+        let taken: Vec<_> = recipe.layers().iter().filter_map(|layer| chosen(layer, &descriptors, &blobs)).collect();
+        let Ok(made) = recipe.follow(&taken, &LIMITS) else { continue };
+        let again = recipe.follow(&taken, &LIMITS).expect("it worked once");
+        assert_eq!(made.digest(), again.digest());
+        let _ = Bundle::open(made, &LIMITS);
+    }
+});
+
+fn split(bytes: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(BETWEEN.len()).position(|window| window == BETWEEN.as_bytes()) {
+        parts.push(&rest[..at]);
+        rest = &rest[at + BETWEEN.len()..];
+    }
+    parts.push(rest);
+    parts
+}
+
+fn layer(bytes: &[u8]) -> Option<(Descriptor, Blob)> {
+    let (kind, rest) = bytes.split_first()?;
+    let end = rest.iter().position(|byte| *byte == b'\n')?;
+    let title = String::from_utf8_lossy(&rest[..end]).into_owned();
+    let content = &rest[end + 1..];
+    let (media_type, content) = match kind {
+        b'r' => ("application/vnd.cncf.openpolicyagent.policy.layer.v1+rego", content.to_vec()),
+        b'd' => ("application/vnd.cncf.openpolicyagent.data.layer.v1+json", content.to_vec()),
+        b'm' => ("application/vnd.cncf.openpolicyagent.manifest.layer.v1+json", content.to_vec()),
+        b't' => (media_type::LAYER_TAR_GZIP, gzip(&sum_headers(content))),
+        _ => ("application/octet-stream", content.to_vec()),
+    };
+    let mut descriptor = Descriptor::of(media_type, &content);
+    let mut annotations = vec![(TITLE.to_owned(), title)];
+    if *kind == b't' {
+        annotations.push((UNPACK.to_owned(), "true".to_owned()));
+    }
+    descriptor.annotations = Some(annotations.into_iter().collect());
+    Some((descriptor, blob(content)))
+}
+
+fn chosen(layer: &Descriptor, descriptors: &[Descriptor], blobs: &[Blob]) -> Option<Blob> {
+    descriptors.iter().position(|one| one == layer).map(|at| blobs[at].clone())
+}

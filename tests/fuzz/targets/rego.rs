@@ -1,0 +1,18 @@
+//! Rego in a bundle that somebody looks at. The first byte says which Rego.
+
+#![no_main]
+
+use bundlegate::bundle::{Bundle, Contents, Limits};
+use bundlegate_fuzz::{blob, gzip, tar};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50 };
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((kind, text)) = bytes.split_first() else { return };
+    let manifest = format!(r#"{{"rego_version":{}}}"#, kind % 2);
+    let tarball = gzip(&tar(&[(".manifest", manifest.as_bytes()), ("a.rego", text)]));
+    let bundle = Bundle::open(blob(tarball), &LIMITS).expect("Rego is not judged");
+    let contents = Contents::of(&bundle).expect("opening it has read it all");
+    assert_eq!(contents.modules.len(), 1);
+});
