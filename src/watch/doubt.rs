@@ -62,7 +62,7 @@ impl Watcher {
         // Another policy may want other evidence of what was refused, or none.
         self.hopeless = None;
         self.schedule.start_over();
-        let Some(known) = self.known() else { return };
+        let Some(known) = self.known() else { return self.absolve(&policy).await };
         if known.manifest().revision() == policy.revision() && known.is_valid_at(Timestamp::now()) {
             return;
         }
@@ -73,6 +73,20 @@ impl Watcher {
                 self.distrust(&refused.failure);
             }
         }
+    }
+
+    /// Serves what was withdrawn for want of trust, if the policy accepts it again.
+    async fn absolve(&mut self, policy: &Arc<TrustPolicy>) {
+        let Some(doubted) = self.doubted.clone() else { return };
+        let Ok(snapshot) = self.pipeline.judge_again(&doubted, policy).await else { return };
+        self.write(Arc::clone(&snapshot)).await;
+        let policy = self.policy.clone();
+        let Ok(admitted) = Admitted::new(&policy, State::Serving(Arc::clone(&snapshot))) else {
+            return self.take_back();
+        };
+        self.board.show(admitted);
+        self.doubted = None;
+        self.remember(&snapshot);
     }
 
     fn uphold(&mut self, snapshot: Arc<Snapshot>) {
@@ -92,6 +106,7 @@ impl Watcher {
     fn distrust(&mut self, failure: &Failure) {
         let failure = Failure { class: FailureClass::Distrusted, ..failure.clone() };
         self.board.note(&failure);
+        self.doubted = self.known();
         let before = self.prepared.take().unwrap_or_else(|| self.board.state());
         if let State::Withdrawn(withdrawal) = next(&before, &Outcome::Failed(failure), self.rules.on_missing) {
             self.board.withdraw(withdrawal);

@@ -52,6 +52,9 @@ pub struct Watcher {
     /// What follows from the disk, but is not shown before the registry had its say: something
     /// accepted, or that its `max_stale` is over.
     pub(super) prepared: Option<State>,
+    /// What was withdrawn for want of trust, until something else is accepted: should the policy
+    /// change back, no registry is needed for it.
+    pub(super) doubted: Option<Arc<Snapshot>>,
     /// The last final defect, which is not fetched again.
     pub(super) hopeless: Option<Failure>,
     fresh_until: Option<Instant>,
@@ -91,6 +94,7 @@ impl Watcher {
             wanted: wanted_seen,
             scribe: Arc::default(),
             prepared: None,
+            doubted: None,
             hopeless: None,
             fresh_until: None,
             noted: None,
@@ -276,8 +280,12 @@ impl Watcher {
         }
         self.board.show(admitted);
         match outcome {
-            Outcome::Accepted(snapshot) => self.remember(snapshot),
+            Outcome::Accepted(snapshot) => {
+                self.doubted = None;
+                self.remember(snapshot);
+            }
             Outcome::Unchanged => self.confirm(),
+            Outcome::Failed(failure) if failure.class == FailureClass::NotFound => self.doubted = None,
             Outcome::Failed(_) => {}
         }
         if withdrawn {
@@ -302,6 +310,11 @@ impl Watcher {
     /// them the version before it. But a disk in trouble must not keep it from them.
     async fn keep(&mut self, snapshot: Arc<Snapshot>) {
         self.noted = self.rules.max_stale.map(|_| Timestamp::now());
+        self.write(snapshot).await;
+    }
+
+    /// As [`Self::keep`], for what nobody has just confirmed.
+    pub(super) async fn write(&mut self, snapshot: Arc<Snapshot>) {
         let history = self.history_with(&snapshot).to_bytes();
         let number = self.scribe.put_down(Entry::Keep { snapshot, checked: self.noted, history });
         tokio::select! {
@@ -312,7 +325,7 @@ impl Watcher {
     }
 
     /// What was kept was not published: the disk goes back to what is.
-    fn take_back(&self) {
+    pub(super) fn take_back(&self) {
         let (checked, history) = (self.noted, self.history.to_bytes());
         self.scribe.put_down(match self.known() {
             Some(snapshot) => Entry::Keep { snapshot, checked, history },
@@ -342,7 +355,7 @@ impl Watcher {
 
     /// The bytes stay where they are: a check that finds them right again need not fetch them.
     fn expire(&mut self) {
-        self.fresh_until = None;
+        (self.fresh_until, self.doubted) = (None, None);
         let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
         let before = self.prepared.as_ref().map_or_else(|| self.board.state(), State::clone);
         if before.snapshot().is_none() {

@@ -155,6 +155,28 @@ async fn a_policy_that_accepts_what_is_served_wakes_nobody_and_asks_nobody() {
 }
 
 #[tokio::test]
+async fn what_was_withdrawn_comes_back_with_the_policy_though_the_registry_is_dead() {
+    let (registry, signer, other) = (FaultyRegistry::start().await, Signer::new(), Signer::new());
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    signer.sign_bundle(&registry, &digest);
+    let cache = tempfile::tempdir().unwrap();
+    let gate = Gate::with(&registry, Setup { cache: on_disk(&cache), ..seldom(signer.policy()) }).await;
+    let etag = tag(&gate.get("", 60).await);
+    dead(&registry);
+    gate.trust(other.policy());
+    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    eventually("the disk forgets it", || kept_by(&cache, &signer.policy()).is_empty()).await;
+    // Another policy that does not trust it changes nothing.
+    gate.trust(any_of(&[&other, &Signer::new()]));
+    assert_eq!(gate.get("", 0).await.status(), StatusCode::NOT_FOUND);
+    gate.trust(signer.policy());
+    let again = gate.get("", 60).await;
+    assert_eq!((again.status(), tag(&again)), (StatusCode::OK, etag));
+    assert_eq!(gate.state(), "serving");
+    eventually("the disk has it again", || kept_by(&cache, &signer.policy()) == [digest.clone()]).await;
+}
+
+#[tokio::test]
 async fn a_rotated_key_on_the_same_digest_is_served_again_at_once() {
     let (registry, old, new) = (FaultyRegistry::start().await, Signer::new(), Signer::new());
     let (digest, layer) = registry.put_artifact("live", &bundle("one"));
