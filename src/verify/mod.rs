@@ -1,7 +1,7 @@
 //! Deciding whether an artifact may be trusted. The only code (with `sign`) that names
 //! sigstore crates, and the only code that makes a [`Verified`].
 //!
-//! [`collect`] gathers what a registry offers as evidence, without judging it;
+//! [`collect()`] gathers what a registry offers as evidence, without judging it;
 //! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
 //! judged again from disk.
 
