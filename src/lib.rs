@@ -112,6 +112,11 @@
 //! the disk is in order, so that it outlives a crash; a disk that hangs delays it by two
 //! seconds. A folder that can't be used costs persistence, not service.
 //!
+//! Beside it lies, a few KiB for each bundle, what was served before: the floor that
+//! [`watch::Expect`] has reached and the last digests. It outlives the bundle and its
+//! withdrawal, so that neither a restart nor a tag that is deleted first brings an old version
+//! back. On a machine without a cache only a configured `minimum` does that.
+//!
 //! What a blob weighs in memory counts for as long as anything refers to it; beyond
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
 //! repository and credential that delivered it.
@@ -130,7 +135,9 @@
 //! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
 //! OPA that restarts comes up without one. `/status` tells how many clients still run what was
 //! withdrawn; `on_withdraw` names a bundle that is served in its place, which is the only way
-//! to take a policy out of a running fleet.
+//! to take a policy out of a running fleet. Those who run something get it only where
+//! something was lost ([`watch::Withdrawal::lost`]): a replica that starts with an empty cache
+//! between a push and its signature must not disarm clients that the others serve.
 
 pub mod bundle;
 pub mod catalog;

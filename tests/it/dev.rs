@@ -98,6 +98,20 @@ async fn an_edit_is_built_signed_verified_and_wakes_a_long_poll() {
     assert_ne!(header(&second, "etag"), tag);
 }
 
+/// It brings an earlier digest back, which nobody else should do.
+#[tokio::test]
+async fn an_edit_that_is_undone_is_no_alarm() {
+    let dev = Dev::start(&[("main.rego", "package main\n\nx := 1\n")], &[]);
+    let first = header(&get(&dev.url, None).await, "etag");
+    let mut etag = first.clone();
+    for text in ["x := 2", "x := 1"] {
+        write(&dev.policy().join("main.rego"), &format!("package main\n\n{text}\n"));
+        etag = header(&get(&dev.url, Some(&etag)).await, "etag");
+    }
+    assert_eq!(etag, first);
+    assert!(!dev.complained("older"));
+}
+
 #[tokio::test]
 async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
     let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[]);

@@ -12,12 +12,13 @@ use bundlegate::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::{
     attacks::{keyless, policy},
     faulty::FaultyRegistry,
     forge::{By, Certified, Envelope, Sigstore, minutes, statement},
-    gate::{Gate, Setup, bundle, eventually, tag},
+    gate::{Gate, PATIENCE, Setup, bundle, eventually, tag},
 };
 
 /// One registry, and the cache of one machine in front of it.
@@ -99,10 +100,13 @@ fn stating(manifest: &Value) -> Vec<u8> {
 
 async fn serves(gate: &Gate, pushed: &Pushed) {
     eventually("it is served", || gate.state() == "serving").await;
-    let mut answer = gate.get("", 0).await;
-    while tag(&answer) != pushed.etag {
-        answer = gate.get(&tag(&answer), 1).await;
-    }
+    let served = async {
+        let mut answer = gate.get("", 0).await;
+        while tag(&answer) != pushed.etag {
+            answer = gate.get(&tag(&answer), 1).await;
+        }
+    };
+    timeout(PATIENCE, served).await.expect("it is not served");
 }
 
 /// It was refused for this reason, once more than before, and nobody gets it.

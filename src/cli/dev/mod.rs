@@ -107,6 +107,8 @@ fn write_config(state: &State, options: &Options) -> anyhow::Result<Config> {
                 "reference": format!("oci-layout:{LAYOUT}:{}", shelf::TAG),
                 "trust": "dev",
                 "poll": "250ms",
+                // Undoing an edit is no alarm.
+                "expect": { "on_older": "serve" },
             },
         },
     });
