@@ -49,7 +49,7 @@ fn order(word: Option<&str>, minimum: Option<&str>, trust: &TrustPolicy) -> Resu
         let policy = trust.name();
         let sentence = format!(
             "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
-             authorities for a log (tlog) or give them a root with timestamp authorities"
+             authorities for a log (tlog: require)"
         );
         return Err(Problem::new(sentence).at("order"));
     }

@@ -65,15 +65,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Candidate, Fault> {
     let envelope: DsseEnvelope = serde_json::from_str(envelope.get()).map_err(malformed)?;
     let proofs = bundle.verification_material;
     let material = material(proofs.public_key.is_some(), proofs.certificate, proofs.x509_certificate_chain)?;
-    proofs
-        .tlog_entries
-        .iter()
-        .try_for_each(|entry| strict_json(entry.canonicalized_body.as_bytes()).map_err(malformed))?;
+    let strict = |entry: &TransparencyLogEntry| strict_json(entry.canonicalized_body.as_bytes()).map_err(malformed);
+    let log_entries = proofs.tlog_entries.iter().try_for_each(strict).map(|()| proofs.tlog_entries);
     Candidate {
         message: envelope.pae(),
         signature: envelope.signature.sig.as_bytes().to_vec(),
         material,
-        log_entries: proofs.tlog_entries,
+        log_entries,
         timestamps: proofs.timestamp_verification_data.unwrap_or_default().rfc3161_timestamps,
         content: Content::Envelope(envelope),
     }

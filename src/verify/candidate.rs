@@ -1,7 +1,7 @@
 //! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
 
 use sigstore_verify::types::{
-    Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, MediaType, MessageDigest,
+    Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, KindVersion, MediaType, MessageDigest,
     MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
     TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
     X509Certificate,
@@ -22,7 +22,8 @@ pub(super) struct Candidate {
     pub(super) message: Vec<u8>,
     pub(super) signature: Vec<u8>,
     pub(super) material: Material,
-    pub(super) log_entries: Vec<TransparencyLogEntry>,
+    /// Those that can't be read matter only where a log is asked for.
+    pub(super) log_entries: Result<Vec<TransparencyLogEntry>, Fault>,
     pub(super) timestamps: Vec<Rfc3161Timestamp>,
     pub(super) content: Content,
 }
@@ -53,8 +54,10 @@ impl Candidate {
     /// Bounds the work that a signature can cause.
     pub(super) fn within_bounds(self) -> Result<Self, Fault> {
         let too_many = |number: usize, what: &str| Err(Fault::Malformed(format!("{number} {what} are too many")));
-        if self.log_entries.len() > MAX_LOG_ENTRIES {
-            return too_many(self.log_entries.len(), "log entries");
+        if let Ok(entries) = &self.log_entries
+            && entries.len() > MAX_LOG_ENTRIES
+        {
+            return too_many(entries.len(), "log entries");
         }
         if self.timestamps.len() > MAX_TIMESTAMPS {
             return too_many(self.timestamps.len(), "timestamps");
@@ -65,10 +68,32 @@ impl Candidate {
         }
     }
 
+    /// Whether there is anything of a log, readable or not.
+    pub(super) fn is_logged(&self) -> bool {
+        self.log_entries.as_ref().map_or(true, |entries| !entries.is_empty())
+    }
+
+    /// That entries of the older log, whose answers tell a time, do tell one: whoever takes it
+    /// away wants another time to be believed.
+    pub(super) fn check_entries(&self, log: bool) -> Result<(), Fault> {
+        if !log {
+            return Ok(());
+        }
+        let entries = self.log_entries.as_ref().map_err(|fault| Fault::Log(fault.to_string()))?;
+        let timeless = |entry: &&TransparencyLogEntry| {
+            entry.kind_version != KindVersion::HashedRekordV002
+                && (entry.inclusion_promise.is_none() || entry.integrated_time.is_none())
+        };
+        match entries.iter().find(timeless) {
+            Some(_) => Err(Fault::Timestamp("a log entry without the log's signed time".into())),
+            None => Ok(()),
+        }
+    }
+
     /// The same as sigstore-verify reads it, with or without its log entries. A simple signing
     /// payload becomes a message signature over `hash` of it.
     pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, Fault> {
-        let log_entries = if with_log { self.log_entries.clone() } else { Vec::new() };
+        let log_entries = if with_log { self.log_entries.clone()? } else { Vec::new() };
         let media_type = match (&self.content, &self.material) {
             // The version without inclusion proofs, which legacy signatures don't have.
             (Content::Payload, _) if with_log => MediaType::Bundle0_1,

@@ -47,6 +47,11 @@ impl Collector<'_> {
                 continue;
             }
             let Some(manifest) = self.usable(self.source.manifest(&pinned).await, &entry)? else { continue };
+            // What the list says about sizes is no better than what it says about types.
+            if manifest.raw().len() as u64 != entry.size {
+                self.evidence.skipped.push(format!("{}: not as long as the list of referrers says", entry.digest));
+                continue;
+            }
             // What the list says about types is unreliable; the manifest itself decides.
             match manifest.layers() {
                 [layer] if bundle_v03::is_bundle(&layer.media_type) => {
@@ -74,6 +79,9 @@ impl Collector<'_> {
             }
             Err(error) => return Err(error),
         };
+        if !self.pay(&manifest.descriptor()) {
+            return Ok(());
+        }
         self.simple_signatures(&manifest).await
     }
 
@@ -130,7 +138,11 @@ impl Collector<'_> {
             self.evidence.skipped.push(format!("{}: {size} bytes are too many for a signature", descriptor.digest));
             return false;
         }
-        match self.left.checked_sub(size) {
+        self.pay(descriptor)
+    }
+
+    fn pay(&mut self, descriptor: &Descriptor) -> bool {
+        match self.left.checked_sub(descriptor.size) {
             Some(left) => {
                 self.left = left;
                 true

@@ -22,6 +22,8 @@ use crate::oci::{PinnedReference, Repository};
 
 /// Details that a rejection tells; the report has them all.
 const TOLD: usize = 4;
+/// For so long a rule's answer about a statement is believed.
+const RULE_HOLDS: SignedDuration = SignedDuration::from_hours(1);
 
 pub(super) struct Hearing<'a> {
     pub(super) requirements: &'a Requirements,
@@ -40,13 +42,14 @@ pub(super) struct Accepted {
 enum Word {
     /// The vote of each of these authorities.
     Signature(Vec<Vote>),
-    /// A statement that some of the policy's authorities make.
-    Attestation(Statement),
+    /// A statement that some of the policy's authorities make, and until when one of them
+    /// stands behind it, if not for ever.
+    Attestation(Statement, Option<Timestamp>),
 }
 
 struct Vote {
     authority: usize,
-    key: String,
+    voice: String,
     signer: Signer,
     until: Option<Timestamp>,
 }
@@ -55,7 +58,7 @@ struct Vote {
 #[derive(Default)]
 struct Heard {
     votes: Vec<Vote>,
-    statements: Vec<Statement>,
+    statements: Vec<(Statement, Option<Timestamp>)>,
     faults: Vec<Fault>,
 }
 
@@ -81,9 +84,11 @@ impl Hearing<'_> {
             );
             heard.take(judged, findings);
         }
-        let accepted = self.count(&heard, evidence)?;
-        self.attested(&heard)?;
-        Ok(accepted)
+        let told = |rejection: Rejection| Rejection { revoked: rejection.revoked || heard.is_revoked(), ..rejection };
+        let accepted = self.count(&heard, evidence).map_err(told)?;
+        let attested = self.attested(&heard).map_err(told)?;
+        let valid_until = [accepted.valid_until, attested].into_iter().flatten().min();
+        Ok(Accepted { valid_until, ..accepted })
     }
 
     /// Takes a candidate apart, asks who stands behind it, and only then what it says: nothing
@@ -128,7 +133,9 @@ impl Hearing<'_> {
             self.annotations(annotations, trail)?;
             return self.votes(vouched, trail).map(Word::Signature);
         }
-        Ok(Word::Attestation(statement))
+        // It holds for as long as anybody of them stands behind it.
+        let ends: Option<Vec<Timestamp>> = vouched.0.iter().map(|(.., vouched)| vouched.until).collect();
+        Ok(Word::Attestation(statement, ends.and_then(|ends| ends.into_iter().max())))
     }
 
     fn claim(&self, candidate: &LegacySignature, vouched: &VouchedFor, trail: &mut Trail) -> Result<Word, Fault> {
@@ -178,7 +185,8 @@ impl Hearing<'_> {
                         authority: authority.name.clone(),
                         identity: vouched.identity.clone(),
                         format,
-                        signed_at: vouched.times.first().copied(),
+                        signed_at: vouched.signed_at,
+                        made: vouched.made,
                     };
                     all.push((index, signer, vouched));
                 }
@@ -199,7 +207,12 @@ impl Hearing<'_> {
             match self.fresh(vouched) {
                 Ok(fresh) => {
                     let until = [vouched.until, fresh].into_iter().flatten().min();
-                    votes.push(Vote { authority: *authority, key: vouched.key.clone(), signer: signer.clone(), until });
+                    votes.push(Vote {
+                        authority: *authority,
+                        voice: vouched.voice.clone(),
+                        signer: signer.clone(),
+                        until,
+                    });
                 }
                 Err(fault) => refused = Some(fault),
             }
@@ -213,8 +226,7 @@ impl Hearing<'_> {
     /// Whether a signature is not too old yet; until when.
     fn fresh(&self, vouched: &Vouched) -> Result<Option<Timestamp>, Fault> {
         let Some(most) = self.requirements.max_signature_age else { return Ok(None) };
-        // The earliest: whoever adds a later proof makes nothing younger.
-        let Some(made) = vouched.times.first() else {
+        let Some(made) = vouched.made else {
             return Err(Fault::TooOld("nothing proves its age".to_owned()));
         };
         let most = SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX);
@@ -253,7 +265,7 @@ impl Hearing<'_> {
     }
 
     fn count(&self, heard: &Heard, evidence: &Evidence) -> Result<Accepted, Rejection> {
-        let ballots: Vec<_> = heard.votes.iter().map(|vote| (vote.authority, vote.key.as_str())).collect();
+        let ballots: Vec<_> = heard.votes.iter().map(|vote| (vote.authority, vote.voice.as_str())).collect();
         let counted: Vec<&Vote> = tally(&ballots).into_iter().map(|position| &heard.votes[position]).collect();
         let (needed, votes) = (self.requirements.at_least, counted.len());
         if votes < needed {
@@ -273,33 +285,34 @@ impl Hearing<'_> {
         })
     }
 
-    fn attested(&self, heard: &Heard) -> Result<(), Rejection> {
+    /// Whether every attestation is there; until when.
+    fn attested(&self, heard: &Heard) -> Result<Option<Timestamp>, Rejection> {
+        let mut ends = Vec::new();
         for Attestation { predicate_type, rule } in &self.requirements.attestations {
             let mut details = vec![format!("{predicate_type} is missing")];
-            let satisfied = heard.statements.iter().filter(|one| one.predicate_type == *predicate_type).any(|one| {
-                match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&one.text)) {
-                    Ok(true) => true,
-                    Ok(false) => {
-                        details[0] = format!("{predicate_type} is not what the rule allows");
-                        false
-                    }
-                    Err(error) => {
-                        details[0] = format!("{predicate_type}: the rule failed: {error}");
-                        false
-                    }
+            let mut satisfied: Vec<Option<Timestamp>> = Vec::new();
+            for (statement, until) in heard.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
+                // A rule may look at the clock, so that what it allows is asked again.
+                let again = rule.is_some().then(|| self.circumstances.now + RULE_HOLDS);
+                match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&statement.text)) {
+                    Ok(true) => satisfied.push([*until, again].into_iter().flatten().min()),
+                    Ok(false) => details[0] = format!("{predicate_type} is not what the rule allows"),
+                    Err(error) => details[0] = format!("{predicate_type}: the rule failed: {error}"),
                 }
-            });
-            if !satisfied {
+            }
+            if satisfied.is_empty() {
                 details.extend(heard.faults.iter().filter_map(Fault::detail));
                 return Err(self.refuse(Reason::Attestation, details));
             }
+            // The one that holds longest is enough.
+            ends.extend(satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max()));
         }
-        Ok(())
+        Ok(ends.into_iter().min())
     }
 
     fn refuse(&self, reason: Reason, details: Vec<String>) -> Rejection {
         let told: String = details.iter().take(TOLD).map(|detail| format!("; {}", clean(detail))).collect();
-        Rejection { reason, digest: self.pinned.digest().clone(), details: told }
+        Rejection { reason, digest: self.pinned.digest().clone(), details: told, revoked: reason.is_revocation() }
     }
 }
 
@@ -307,11 +320,16 @@ impl Hearing<'_> {
 struct VouchedFor(Vec<(usize, Signer, Vouched)>);
 
 impl Heard {
+    /// Whether somebody signed who is not to be trusted any more.
+    fn is_revoked(&self) -> bool {
+        self.faults.iter().any(|fault| fault.reason().is_revocation())
+    }
+
     fn take(&mut self, (finding, outcome): (Finding, Result<Word, Fault>), findings: &mut Vec<Finding>) {
         findings.push(finding);
         match outcome {
             Ok(Word::Signature(votes)) => self.votes.extend(votes),
-            Ok(Word::Attestation(statement)) => self.statements.push(statement),
+            Ok(Word::Attestation(statement, until)) => self.statements.push((statement, until)),
             Err(fault) => self.faults.push(fault),
         }
     }

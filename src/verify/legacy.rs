@@ -134,7 +134,7 @@ pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, Fault> {
         message: candidate.payload.to_vec(),
         signature,
         material,
-        log_entries: candidate.log_entry.as_deref().map(log_entry).transpose()?.into_iter().collect(),
+        log_entries: candidate.log_entry.as_deref().map(log_entry).transpose().map(|entry| entry.into_iter().collect()),
         timestamps: candidate.timestamp.as_deref().map(timestamp).transpose()?.into_iter().collect(),
         content: Content::Payload,
     }

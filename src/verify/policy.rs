@@ -326,10 +326,8 @@ impl Requirements {
         if self.max_signature_age.is_none() {
             return Ok(());
         }
-        let sentence = format!(
-            "nothing proves when {} signed; ask it for a log (tlog) or give it a root with timestamp authorities",
-            untimed.name
-        );
+        let sentence =
+            format!("nothing proves how old a signature of {} is; ask it for a log (tlog: require)", untimed.name);
         unmeetable("max_signature_age", sentence)
     }
 }
@@ -349,11 +347,11 @@ impl Authority {
         }
     }
 
-    /// Whether a valid signature of it tells when it was made.
+    /// Whether a valid signature of it tells how old it is. Of a key's, only a log does: a
+    /// timestamp can be had for an old signature at any time.
     pub fn proves_time(&self) -> bool {
-        let stamps = self.root.as_ref().is_some_and(TrustRoot::has_timestamp_authorities);
         match &self.proof {
-            Proof::Keys(_) => self.log == Log::Require || stamps,
+            Proof::Keys(_) => self.log == Log::Require,
             Proof::Keyless(_) => true,
             Proof::X509(x509) => x509.time != SigningTime::Now,
         }

@@ -34,11 +34,18 @@ pub(super) fn certified(
     sigstore::certified(own.verifier(), candidate, subject, Demands { log, sct: false })
 }
 
-/// Without a proof of time: the certificate has to be valid now.
-pub(super) fn valid_now(roots: &CaRoots, candidate: &Candidate, now: Timestamp) -> Result<CertificateInfo, Fault> {
+/// Without a proof of time: the certificate has to be valid now, and so has everything above
+/// it. Also tells until when the first of them is.
+pub(super) fn valid_now(
+    roots: &CaRoots,
+    candidate: &Candidate,
+    now: Timestamp,
+) -> Result<(CertificateInfo, Timestamp), Fault> {
     let Material::Certificate { leaf, chain } = &candidate.material else { return Err(Fault::AnotherKey) };
     let refused = |text: String| Fault::Certificate(text);
     let info = parse_certificate_info(leaf).map_err(|error| refused(error.to_string()))?;
+    let above = roots.certificates().iter().chain(chain).filter(|one| is_valid(one, now));
+    let until = above.filter_map(parse_validity).map(|(_, until)| until).fold(info.not_after, Timestamp::min);
     let anchors = roots.certificates().iter().filter(|one| is_valid(one, now)).map(der).collect::<Vec<_>>();
     let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
     let anchors = anchors.map_err(|error| refused(error.to_string()))?;
@@ -58,7 +65,7 @@ pub(super) fn valid_now(roots: &CaRoots, candidate: &Candidate, now: Timestamp) 
     .map_err(|error| refused(error.to_string()))?;
     let key = PublicKey::from_pem(&info.public_key.to_pem()).map_err(|error| refused(error.to_string()))?;
     match key.answer(&candidate.message, &candidate.signature) {
-        Answer::Mine(_) => Ok(info),
+        Answer::Mine(_) => Ok((info, until)),
         Answer::Undeclared(_) | Answer::No => Err(Fault::Signature("not by the certificate's key".into())),
     }
 }

@@ -37,8 +37,6 @@ pub enum Reason {
     Unsupported,
     /// A trusted key signed, outside the time in which it counts.
     Validity,
-    /// A revoked key signed.
-    RevokedKey,
     /// A trusted key signed, but something else.
     OtherDigest,
     /// A trusted key signed this digest, in another repository.
@@ -47,6 +45,8 @@ pub enum Reason {
     Annotations,
     /// A trusted key signed this digest, too long ago.
     TooOld,
+    /// A revoked key signed.
+    RevokedKey,
     /// There are signatures, but of too few.
     TooFewVotes,
     /// It is signed, but a required attestation is missing or does not say what it should.

@@ -29,8 +29,17 @@ pub(super) struct Demands {
 #[derive(Debug, Clone)]
 pub(super) struct Certified {
     pub(super) certificate: CertificateInfo,
-    /// Never empty.
-    pub(super) times: Vec<Timestamp>,
+    pub(super) times: Times,
+}
+
+/// When a signature was made, as far as anything proves it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Times {
+    /// Every proven time, in order. Each says: no later than that.
+    pub(super) all: Vec<Timestamp>,
+    /// When a log took it in. A timestamp can be had for an old signature at any time, by
+    /// anybody; the same entry is logged once.
+    pub(super) logged: Option<Timestamp>,
 }
 
 /// That a certificate under `verifier`'s root signed, and when.
@@ -42,6 +51,7 @@ pub(super) fn certified(
 ) -> Result<Certified, Fault> {
     let Material::Certificate { leaf, .. } = &candidate.material else { return Err(Fault::AnotherKey) };
     let info = parse_certificate_info(leaf).map_err(|error| Fault::Certificate(error.to_string()))?;
+    candidate.check_entries(demands.log)?;
     first_good(candidate, info.key_algorithm, subject, demands.log, |bundle, artifact| {
         verify_certificate(verifier, bundle, artifact, demands)
     })
@@ -54,7 +64,8 @@ pub(super) fn keyed(
     subject: &Digest,
     key: &DerPublicKey,
     log: bool,
-) -> Result<Vec<Timestamp>, Fault> {
+) -> Result<Times, Fault> {
+    candidate.check_entries(log)?;
     let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| Fault::Unsupported(error.to_string()))?;
     first_good(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
 }
@@ -76,7 +87,7 @@ pub(super) fn verify_certificate(
     let result = verifier.verify(artifact, bundle, &policy)?;
     let times = times(&result);
     match result.certificate() {
-        Some(certificate) if result.certificate_verified() && !times.is_empty() => {
+        Some(certificate) if result.certificate_verified() && !times.all.is_empty() => {
             Ok(Certified { certificate: certificate.clone(), times })
         }
         _ => Err(TimestampError::NoVerifiedTimestamp("nothing proves when it was signed".to_owned()).into()),
@@ -90,7 +101,7 @@ pub(super) fn verify_key(
     artifact: Artifact<'_>,
     key: &DerPublicKey,
     log: bool,
-) -> Result<Vec<Timestamp>, Error> {
+) -> Result<Times, Error> {
     let mut policy = PublicKeyVerificationPolicy::new(key.clone());
     if !log {
         policy = policy.skip_tlog_unsafe();
@@ -148,11 +159,11 @@ pub(super) fn hash(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes
     Ok(hasher.finalize().value().clone())
 }
 
-fn times(result: &VerificationResult) -> Vec<Timestamp> {
-    let mut times = result.verified_timestamps().to_vec();
-    times.sort_unstable();
-    times.dedup();
-    times
+fn times(result: &VerificationResult) -> Times {
+    let mut all = result.verified_timestamps().to_vec();
+    all.sort_unstable();
+    all.dedup();
+    Times { all, logged: result.integrated_time() }
 }
 
 fn fault(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> Fault {
@@ -162,7 +173,7 @@ fn fault(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> Fa
             BundleError::MissingSigningTimeEvidence
             | BundleError::MissingInclusionProof(_)
             | BundleError::MissingInclusionPromise(_),
-        ) if log && candidate.log_entries.is_empty() => Fault::Log("in no transparency log".into()),
+        ) if log && !candidate.is_logged() => Fault::Log("in no transparency log".into()),
         // Said of the statement and of a log entry alike.
         Error::ArtifactMismatch(_) => match super::bundle_v03::named_in(candidate, subject) {
             Some(other) => Fault::OtherDigest(other),

@@ -1,9 +1,9 @@
 //! Counting votes: one for each authority, each by a key of its own.
 
 /// For each voter one of its ballots, so that as many voters as possible vote and no two of
-/// them with the same key. A ballot is a voter and a key; the result holds their positions.
+/// them with the same voice. A ballot is a voter and a voice; the result holds their positions.
 ///
-/// A signature that two authorities would stand behind is one vote: else whoever matches two
+/// Whoever two authorities would stand behind is one vote: else one signer who matches two
 /// patterns would reach a threshold of two alone.
 pub(super) fn tally(ballots: &[(usize, &str)]) -> Vec<usize> {
     let mut voters: Vec<usize> = ballots.iter().map(|(voter, _)| *voter).collect();

@@ -41,6 +41,8 @@ pub struct Signer {
     /// When it was made, where a log or a timestamp authority vouches for that; the earliest
     /// of such times.
     pub signed_at: Option<Timestamp>,
+    /// From when on its age counts: a time that nobody can make later without the signer.
+    pub made: Option<Timestamp>,
 }
 
 /// No.
@@ -53,6 +55,9 @@ pub struct Rejection {
     pub digest: Digest,
     /// What else was seen, in words; empty or with a separator in front.
     pub details: String,
+    /// Whether a revoked key signed it, or the digest is revoked: then there is nothing to wait
+    /// for, whatever else is wrong.
+    pub revoked: bool,
 }
 
 /// What a judgement takes for granted.
@@ -109,7 +114,10 @@ impl Verified<Manifest> {
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
             let details = format!("; the manifest is {}", manifest.digest());
-            return (Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details }), report);
+            return (
+                Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details, revoked: false }),
+                report,
+            );
         }
         let accepted = match policy.rule() {
             Rule::Unsigned => Ok(Accepted::default()),
@@ -175,7 +183,7 @@ impl<T> Verified<T> {
 
     /// When it was signed, where that is proved: by the last of those who had to.
     pub fn signed_at(&self) -> Option<Timestamp> {
-        self.signers.iter().map(|signer| signer.signed_at).max().flatten()
+        self.signers.iter().map(|signer| signer.made).max().flatten()
     }
 }
 

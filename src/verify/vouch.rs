@@ -1,17 +1,18 @@
 //! Whether an authority stands behind a signature.
 
 use jiff::Timestamp;
+use sigstore_verify::{SubjectAltName, crypto::CertificateInfo};
 
 use super::{
     candidate::{Candidate, Material},
     certificate::check_leaf,
-    keys::{Answer, Scheme, fingerprint},
+    keys::{Answer, Scheme},
     policy::{Authority, AuthorityKey, Identity, Log, Proof, SigningTime, X509},
     private_ca,
     reason::Fault,
     report::Trail,
     roots::{RootTrouble, TrustRoot},
-    sigstore::{self, Certified, Demands},
+    sigstore::{self, Certified, Demands, Times},
 };
 use crate::oci::Digest;
 
@@ -20,10 +21,13 @@ use crate::oci::Digest;
 pub(super) struct Vouched {
     /// Who signed, in words.
     pub(super) identity: String,
-    /// The key that signed: two signatures by one key are one voice.
-    pub(super) key: String,
-    /// When, as far as anything proves it; in order.
-    pub(super) times: Vec<Timestamp>,
+    /// Whose voice it is: two signatures by one key are one, and so are two by one owner of
+    /// certificates, who has a new key for each.
+    pub(super) voice: String,
+    /// When, by the earliest proof.
+    pub(super) signed_at: Option<Timestamp>,
+    /// From when on its age counts: a time that nobody can make later without the signer.
+    pub(super) made: Option<Timestamp>,
     /// Until when this holds, if not for ever.
     pub(super) until: Option<Timestamp>,
 }
@@ -56,14 +60,15 @@ impl Bench<'_> {
             format!("by {} ({scheme})", key.key.identity())
         })?;
         let times = self.key_times(authority, key, scheme, trail)?;
-        let speaks = key.speaks(&times, self.now);
+        let speaks = key.speaks(&times, authority.log == Log::Require, self.now);
         let until = if key.has_window() {
-            trail.check("validity", speaks, |_| format!("signed {}, counts {}", told(&times), key.window()))?
+            trail.check("validity", speaks, |_| format!("signed {}, counts {}", told(&times.all), key.window()))?
         } else {
             speaks?
         };
         let identity = key.key.identity().to_owned();
-        Ok(Vouched { key: identity.clone(), identity, times, until })
+        let signed_at = times.all.first().copied();
+        Ok(Vouched { voice: identity.clone(), identity, signed_at, made: times.logged, until })
     }
 
     fn signing_key<'k>(&self, keys: &'k [AuthorityKey]) -> Result<(&'k AuthorityKey, Scheme), Fault> {
@@ -86,20 +91,20 @@ impl Bench<'_> {
         key: &AuthorityKey,
         scheme: Scheme,
         trail: &mut Trail,
-    ) -> Result<Vec<Timestamp>, Fault> {
+    ) -> Result<Times, Fault> {
         let log = self.wants_log(authority.log);
         let stamped = !self.candidate.timestamps.is_empty();
-        let Some(root) = &authority.root else { return Ok(Vec::new()) };
+        let Some(root) = &authority.root else { return Ok(Times::default()) };
         if !(log || stamped && root.has_timestamp_authorities()) {
-            return Ok(Vec::new());
+            return Ok(Times::default());
         }
         if !scheme.goes_with_a_log() {
             let sentence = format!("{scheme} signatures can't be judged together with a log or a timestamp");
-            return trail.check("log", Err(Fault::Unsupported(sentence)), |_: &Vec<_>| String::new());
+            return trail.check("log", Err(Fault::Unsupported(sentence)), |_: &Times| String::new());
         }
         let verifier = trail.quietly("root", self.usable(root))?.verifier();
         let proved = sigstore::keyed(verifier, self.candidate, self.subject, key.key.spki(), log);
-        trail.check(if log { "log" } else { "timestamp" }, proved, |times| told(times))
+        trail.check(if log { "log" } else { "timestamp" }, proved, |times| told(&times.all))
     }
 
     fn keyless(&mut self, authority: &Authority, identity: &Identity, trail: &mut Trail) -> Result<Vouched, Fault> {
@@ -108,7 +113,10 @@ impl Bench<'_> {
         let usable = self.usable(root);
         trail.quietly("root", usable)?;
         let certified = self.certified(root, demands);
-        self.certificate(certified, demands.log, trail, |certified| identity.check(&certified.certificate))
+        let vouched =
+            self.certificate(certified, demands.log, trail, |certified| identity.check(&certified.certificate))?;
+        // Such certificates live for minutes: no proof can be far from the signing.
+        Ok(Vouched { made: vouched.signed_at, ..vouched })
     }
 
     fn x509(&self, authority: &Authority, x509: &X509, trail: &mut Trail) -> Result<Vouched, Fault> {
@@ -120,17 +128,24 @@ impl Bench<'_> {
         let Some(root) = &authority.root else { return Err(Fault::AnotherKey) };
         trail.quietly("root", self.usable(root))?;
         let certified = private_ca::certified(&x509.roots, root, self.candidate, self.subject, log);
+        let certified = certified.and_then(|certified| match x509.time {
+            SigningTime::Tsa if self.candidate.timestamps.is_empty() => {
+                Err(Fault::Timestamp("no timestamp, and the policy takes the time of nothing else".into()))
+            }
+            SigningTime::Rekor if certified.times.logged.is_none() => {
+                Err(Fault::Log("no log tells when it was signed, and the policy takes the time of nothing else".into()))
+            }
+            _ => Ok(certified),
+        });
         self.certificate(certified, log, trail, |certified| x509.subject.check(&certified.certificate))
     }
 
     fn x509_now(&self, x509: &X509, trail: &mut Trail) -> Result<Vouched, Fault> {
         let valid = private_ca::valid_now(&x509.roots, self.candidate, self.now);
-        let valid = trail.check("certificate", valid.and_then(|info| self.leaf().map(|()| info)), |info| {
-            format!("valid now, until {}", info.not_after)
-        })?;
+        let valid = valid.and_then(|valid| self.leaf().map(|()| valid));
+        let (valid, until) = trail.check("certificate", valid, |(_, until)| format!("valid now, until {until}"))?;
         let identity = trail.check("identity", x509.subject.check(&valid), Clone::clone)?;
-        let key = fingerprint(valid.public_key.as_bytes());
-        Ok(Vouched { identity, key, times: Vec::new(), until: Some(valid.not_after) })
+        Ok(Vouched { voice: voice(&valid), identity, signed_at: None, made: None, until: Some(until) })
     }
 
     fn certificate(
@@ -147,11 +162,13 @@ impl Bench<'_> {
         };
         let certified = trail.check(named, certified, |certified| {
             let seen = if log { ", in the log" } else { "" };
-            format!("{}{seen}", told(&certified.times))
+            format!("{}{seen}", told(&certified.times.all))
         })?;
         let identity = trail.check("identity", identity(&certified), Clone::clone)?;
-        let key = fingerprint(certified.certificate.public_key.as_bytes());
-        Ok(Vouched { identity, key, times: certified.times, until: None })
+        let Certified { certificate, times } = certified;
+        // Nobody signs with a certificate before there is one.
+        let made = times.logged.or(Some(certificate.not_before));
+        Ok(Vouched { voice: voice(&certificate), identity, signed_at: times.all.first().copied(), made, until: None })
     }
 
     fn certified(&mut self, root: &TrustRoot, demands: Demands) -> Result<Certified, Fault> {
@@ -183,7 +200,7 @@ impl Bench<'_> {
     fn wants_log(&self, log: Log) -> bool {
         match log {
             Log::None => false,
-            Log::IfPresent => !self.candidate.log_entries.is_empty(),
+            Log::IfPresent => self.candidate.is_logged(),
             Log::Require => true,
         }
     }
@@ -192,7 +209,13 @@ impl Bench<'_> {
 impl AuthorityKey {
     /// Whether a signature of this key counts, made at `times`, or at an unknown time; until
     /// when.
-    fn speaks(&self, times: &[Timestamp], now: Timestamp) -> Result<Option<Timestamp>, Fault> {
+    fn speaks(&self, times: &Times, log: bool, now: Timestamp) -> Result<Option<Timestamp>, Fault> {
+        // A timestamp of today, or none at all, says nothing about the day of signing.
+        if log && self.not_before.is_some() && times.logged.is_none() {
+            let sentence = format!("no log tells when it was signed, and the key counts {}", self.window());
+            return Err(Fault::Validity(sentence));
+        }
+        let times = times.all.as_slice();
         let outside = |time: &Timestamp| {
             self.not_before.is_some_and(|from| *time < from) || self.not_after.is_some_and(|until| *time > until)
         };
@@ -216,6 +239,12 @@ impl AuthorityKey {
         let until = self.not_after.map(|until| format!("until {until}"));
         [from, until].into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Whose certificate it is.
+fn voice(certificate: &CertificateInfo) -> String {
+    let name = certificate.identity.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
+    format!("{} {name}", certificate.issuer.as_deref().unwrap_or_default())
 }
 
 /// Times, in words.

@@ -134,11 +134,7 @@ impl Case {
             }
             Err(rejection) => Err(Refused {
                 failure: Failure {
-                    class: if rejection.reason.is_revocation() {
-                        FailureClass::Revoked
-                    } else {
-                        FailureClass::Evidence
-                    },
+                    class: if rejection.revoked { FailureClass::Revoked } else { FailureClass::Evidence },
                     step: Step::Verify,
                     digest: Some(rejection.digest.clone()),
                     etag: None,

@@ -67,7 +67,11 @@ impl Watcher {
             return;
         }
         match self.pipeline.judge_again(&known, &policy).await {
-            Ok(snapshot) => self.uphold(snapshot),
+            // Other signers may say something else about its order.
+            Ok(snapshot) => match self.pipeline.expect_snapshot(&snapshot, &self.history) {
+                Ok(()) => self.uphold(snapshot),
+                Err(failure) => self.distrust(&failure),
+            },
             Err(refused) => {
                 self.board.refuse(refused.status);
                 self.distrust(&refused.failure);
@@ -79,6 +83,9 @@ impl Watcher {
     async fn absolve(&mut self, policy: &Arc<TrustPolicy>) {
         let Some(doubted) = self.doubted.clone() else { return };
         let Ok(snapshot) = self.pipeline.judge_again(&doubted, policy).await else { return };
+        if self.pipeline.expect_snapshot(&snapshot, &self.history).is_err() {
+            return;
+        }
         self.write(Arc::clone(&snapshot)).await;
         let policy = self.policy.clone();
         let Ok(admitted) = Admitted::new(&policy, State::Serving(Arc::clone(&snapshot))) else {

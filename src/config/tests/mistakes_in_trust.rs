@@ -173,10 +173,7 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
         ),
         (
             with("max_signature_age: 24h"),
-            key(
-                "max_signature_age",
-                "nothing proves when a signed; ask it for a log (tlog) or give it a root with timestamp authorities",
-            ),
+            key("max_signature_age", "nothing proves how old a signature of a is; ask it for a log (tlog: require)"),
         ),
     ];
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
@@ -376,7 +373,7 @@ fn expectations_have_a_way_out() {
     let untimed = |policy: &str| {
         format!(
             "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
-             authorities for a log (tlog) or give them a root with timestamp authorities"
+             authorities for a log (tlog: require)"
         )
     };
     let key = |key: &str, sentence: &str| format!("bundles.x.expect.{key}: {sentence}");

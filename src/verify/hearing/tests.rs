@@ -143,6 +143,13 @@ fn a_revoked_key_never_counts_and_says_so() {
     let wanted = Requirements::any_of(vec![team]);
     assert!(refused(&wanted, &old.signs(), Reason::RevokedKey).contains(old.key().identity()));
     assert!(judge(&wanted, &all([old.signs(), new.signs()])).is_ok());
+    // Whatever else is wrong does not hide it.
+    let strangers = Requirements {
+        at_least: 2,
+        ..Requirements::any_of(vec![wanted.authorities[0].clone(), Person::new().named("x")])
+    };
+    let short = judge(&strangers, &all([old.signs(), new.signs()])).unwrap_err();
+    assert!(short.revoked && short.reason == Reason::TooFewVotes, "{short}");
     // Revoking the last one must be possible, and then nothing passes.
     let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }];
     let team = Authority { name: "team".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
@@ -246,6 +253,31 @@ fn an_attestation_is_no_signature_and_a_signature_is_no_attestation() {
     let told = refused(&by_ci, &all([person.signs(), provenance(&person, "laptop")]), Reason::Attestation);
     assert!(told.contains("not what the rule allows"), "{told}");
     assert!(judge(&by_ci, &all([person.signs(), provenance(&person, "laptop"), provenance(&person, "ci")])).is_ok());
+}
+
+#[test]
+fn a_verdict_ends_with_what_its_attestations_rest_on() {
+    let (signer, scanner) = (Person::new(), Person::new());
+    let now = Timestamp::now();
+    let until = now + SignedDuration::from_mins(10);
+    let key = AuthorityKey { not_after: Some(until), ..scanner.key().into() };
+    let scans = Authority { name: "scanner".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+    let wanted = |rule: Option<&str>| Requirements {
+        attestations: vec![Attestation {
+            predicate_type: SLSA.to_owned(),
+            rule: rule.map(|text| StatementRule::parse("rule.rego", text).unwrap()),
+        }],
+        ..Requirements::any_of(vec![signer.named("team"), scans.clone()])
+    };
+    let by = |who: &Person| all([signer.signs(), who.states(SLSA, json!({}), json!({}))]);
+    assert_eq!(judge_at(now, &wanted(None), &by(&scanner)).unwrap().valid_until(), Some(until));
+    assert_eq!(judge_at(now, &wanted(None), &by(&signer)).unwrap().valid_until(), None);
+    // The one that holds longest is enough.
+    let both = all([by(&scanner), signer.states(SLSA, json!({}), json!({}))]);
+    assert_eq!(judge_at(now, &wanted(None), &both).unwrap().valid_until(), None);
+    // A rule may have looked at the clock.
+    let ruled = judge_at(now, &wanted(Some("package signature\nallow if true\n")), &by(&signer)).unwrap();
+    assert!(ruled.valid_until().is_some_and(|end| end > now && end <= now + SignedDuration::from_hours(1)));
 }
 
 #[test]

@@ -106,7 +106,7 @@ async fn a_certificate_counts_only_with_a_proof_that_it_was_valid() {
     let mut entry = scene.forge.log_envelope(by, &envelope);
     entry.promise = None;
     let untimed = scene.bundles(&[envelope.bundle(by, &[entry], &[])], &workflow).await;
-    untimed.refused(Reason::Timestamp, "timestamp", "No verified timestamp");
+    untimed.refused(Reason::Timestamp, "timestamp", "without the log's signed time");
     scene.registry.put_bundles(&scene.digest, &[]);
     let legacy = Legacy::sign(&scene.signer.key, &scene.payload()).certified(&scene.signer);
     scene.legacy(&[legacy], &workflow).await.refused(Reason::Log, "log", "in no transparency log");

@@ -90,7 +90,7 @@ async fn a_real_entry_of_another_signature_vouches_for_nothing() {
         scene.legacy(&[good.clone().logged(&entry)], &workflow).await.refused(Reason::Log, "log", words);
     }
     let dsse = good.clone().logged(&logged.entry);
-    scene.legacy(&[dsse], &workflow).await.refused(Reason::Malformed, "format", "log entry of kind dsse 0.0.1");
+    scene.legacy(&[dsse], &workflow).await.refused(Reason::Log, "log", "log entry of kind dsse 0.0.1");
     scene.registry.put_legacy(&scene.digest, &[]);
 
     // By a key, in the log under another key.
@@ -103,6 +103,22 @@ async fn a_real_entry_of_another_signature_vouches_for_nothing() {
     scene.bundles(&[bundle(entry)], &in_log).await.refused(Reason::Log, "log", "does not match the Rekor verifier");
     let entry = forge.log_envelope(by, &Envelope::sign(&scene.key, &statement(&Digest::sha256(b"other"))));
     scene.bundles(&[bundle(entry)], &in_log).await.refused(Reason::Log, "log", "payload hash mismatch");
+}
+
+/// A timestamp says that something was signed no later; whoever can push can have one of today
+/// for what was signed long ago, and leave out what the log said of the time.
+#[tokio::test]
+async fn whoever_takes_the_logs_time_away_makes_no_signature_younger() {
+    let scene = Scene::new().await;
+    let (by, envelope) = (By::Key(&scene.key), Envelope::sign(&scene.key, &scene.statement()));
+    let age = Some(std::time::Duration::from_secs(3600 * 24 * 3650));
+    let in_log = policy_with([keyed_in_log(&scene.key, scene.forge.trust())], |wanted| wanted.max_signature_age = age);
+    let (entry, stamp) = (scene.forge.log_envelope(by, &envelope), scene.forge.stamp(&envelope.signature));
+    scene.bundles(&[envelope.bundle(by, &[entry.clone()], &[stamp.clone()])], &in_log).await.accepted();
+    let mut untimed = entry;
+    untimed.promise = None;
+    let judged = scene.bundles(&[envelope.bundle(by, &[untimed], &[stamp])], &in_log).await;
+    judged.refused(Reason::Timestamp, "timestamp", "without the log's signed time");
 }
 
 /// Case 11.
