@@ -67,7 +67,7 @@ impl Policy {
             let name = entry.name().trim_start_matches(['/', '.']).to_owned();
             if name.ends_with(".rego") {
                 let text = text(&name, entry.content()?)?;
-                policy.add_rules(name, text, version_of(bundle.manifest(), entry.name()))?;
+                policy.add_rules(&name, &text, version_of(bundle.manifest(), entry.name()))?;
             } else if is_data(&name) {
                 let text = text(&name, entry.content()?)?;
                 policy.add_data(&name, &text).map_err(|reason| PolicyError::Data { path: name, reason })?;
@@ -86,12 +86,10 @@ impl Policy {
         Ok(policy)
     }
 
-    fn add_rules(&mut self, name: String, text: String, version: RegoVersion) -> Result<(), PolicyError> {
+    fn add_rules(&mut self, name: &str, text: &str, version: RegoVersion) -> Result<(), PolicyError> {
         self.engine.set_rego_v0(version == RegoVersion::V0);
-        let package = self.engine.add_policy(name.clone(), rego::without_mark(&text).to_owned()).map_err(|error| {
-            let Unreadable { place, reason } = Unreadable::from_picture(&name, &error.to_string());
-            PolicyError::Rego { place, reason }
-        })?;
+        let package = rego::add(&mut self.engine, name, text)
+            .map_err(|Unreadable { place, reason }| PolicyError::Rego { place, reason })?;
         self.packages.push(package);
         Ok(())
     }

@@ -60,9 +60,7 @@ impl Module {
     pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, Unreadable> {
         let text = without_mark(text);
         let mut engine = engine(version);
-        engine
-            .add_policy(place.to_owned(), text.to_owned())
-            .map_err(|error| Unreadable::from_picture(place, &error.to_string()))?;
+        add(&mut engine, place, text)?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
         let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
         Ok(Self {
@@ -73,6 +71,64 @@ impl Module {
         })
     }
 }
+
+/// Gives an evaluator one more file, and says which package it is.
+pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, Unreadable> {
+    let text = without_mark(text);
+    if effort(text) > MUCH_EFFORT.saturating_add(EFFORT_A_BYTE.saturating_mul(text.len() as u64)) {
+        let reason = "brackets in it are nested too deep for the built-in parser".to_owned();
+        return Err(Unreadable { place: place.to_owned(), reason });
+    }
+    let added = engine.add_policy(place.to_owned(), text.to_owned());
+    added.map_err(|error| Unreadable::from_picture(place, &error.to_string()))
+}
+
+/// How many characters regorus looks at: what stands first in brackets it reads as the head of
+/// a comprehension, and then once more as what it is. With every level that doubles, so that
+/// thirty brackets would keep it busy for hours.
+fn effort(text: &str) -> u64 {
+    let mut sum = 0_u64;
+    // For each open bracket, whether we are still at what stands first in it.
+    let mut brackets: Vec<bool> = Vec::new();
+    let mut doublings = 0_u32;
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '#' => drop(characters.find(|character| *character == '\n')),
+            '`' => drop(characters.find(|character| *character == '`')),
+            '"' => skip_quoted(&mut characters),
+            '[' | '{' => {
+                brackets.push(true);
+                doublings += 1;
+            }
+            // Read once; but a comma in them ends nothing around them.
+            '(' => brackets.push(false),
+            ')' | ']' | '}' => doublings -= u32::from(brackets.pop() == Some(true)),
+            ',' | ';' | '|' => {
+                if let Some(first) = brackets.last_mut() {
+                    doublings -= u32::from(std::mem::take(first));
+                }
+            }
+            _ => {}
+        }
+        sum = sum.saturating_add(1_u64.checked_shl(doublings).unwrap_or(u64::MAX));
+    }
+    sum
+}
+
+fn skip_quoted(characters: &mut std::str::Chars<'_>) {
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            '"' => return,
+            _ => {}
+        }
+    }
+}
+
+/// What any file may take: a moment.
+const MUCH_EFFORT: u64 = 1 << 18;
+const EFFORT_A_BYTE: u64 = 32;
 
 /// OPA passes over a byte order mark; regorus takes it for a character of the policy.
 pub(super) fn without_mark(text: &str) -> &str {
@@ -169,6 +225,25 @@ mod tests {
     fn a_byte_order_mark_is_passed_over() {
         assert_eq!(parse("\u{feff}package a\nx := 1\n", RegoVersion::V1).unwrap().path, ["a"]);
         assert_eq!(Module::glance("a.rego", "\u{feff}package a\n???").path, ["a"]);
+    }
+
+    #[test]
+    fn brackets_within_brackets_are_no_reason_to_parse_for_hours() {
+        let nested = |open: &str, close: &str, depth: usize| {
+            format!("package a\nx := {}1{}\n", open.repeat(depth), close.repeat(depth))
+        };
+        for (open, close) in
+            [("[", "]"), ("{", "}"), ("{\"k\": ", "}"), ("[ # ,\n", "]"), ("[count([1,", "])]"), ("[`,`, [", "]]")]
+        {
+            assert!(parse(&nested(open, close, 5), RegoVersion::V1).is_ok(), "{open}");
+            for depth in [30, 10_000] {
+                let error = parse(&nested(open, close, depth), RegoVersion::V1).unwrap_err();
+                assert!(!error.reason.is_empty(), "{open}: {error:?}");
+            }
+        }
+        // Long is not deep.
+        let rows = "{\"a\": [{\"b\": {\"c\": [1, 2]}}]},\n".repeat(300);
+        parse(&format!("package a\nx := [\n{rows}]\n"), RegoVersion::V1).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
     BundleManifest, Folder, NotABundle, PackError, PackOptions,
     check::{is_data, mount, version_of},
     document::Document,
-    rego::{Module, RegoVersion, Unreadable, engine, without_mark},
+    rego::{self, Module, RegoVersion, Unreadable, engine},
     shape::one_line,
 };
 
@@ -36,7 +36,7 @@ impl Folder {
             let content = self.content(name)?;
             if name.ends_with(".rego") {
                 let text = String::from_utf8(content).map_err(|_| PackError::NotText(self.place(name)))?;
-                add(&mut engine, &self.place(name), text, version_of(&manifest, name))?;
+                add(&mut engine, &self.place(name), &text, version_of(&manifest, name))?;
             } else if is_data(name) {
                 let refused = |reason: String| PackError::File { place: self.place(name), reason };
                 let data = data(name, &content).map_err(refused)?;
@@ -48,7 +48,7 @@ impl Folder {
             let place = path.display().to_string();
             let text = fs::read_to_string(path).map_err(|source| PackError::io(path, source))?;
             let version = version_of(&manifest, name);
-            add(&mut engine, &place, text.clone(), version)?;
+            add(&mut engine, &place, &text, version)?;
             let module = Module::parse(name, &place, &text, version)?;
             let rules = test_rules(&text).into_iter();
             let declared = rules.filter(|rule| engine.has_declared_rule_rooted_at(&place, rule).unwrap_or(false));
@@ -65,12 +65,10 @@ impl Folder {
     }
 }
 
-fn add(engine: &mut regorus::Engine, place: &str, text: String, version: RegoVersion) -> Result<(), PackError> {
+fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
-    match engine.add_policy(place.to_owned(), without_mark(&text).to_owned()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Unreadable::from_picture(place, &error.to_string()).into()),
-    }
+    rego::add(engine, place, text)?;
+    Ok(())
 }
 
 /// A data file as a document at the root of all data.
