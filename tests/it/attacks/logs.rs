@@ -118,7 +118,7 @@ async fn whoever_takes_the_logs_time_away_makes_no_signature_younger() {
     let mut untimed = entry;
     untimed.promise = None;
     let judged = scene.bundles(&[envelope.bundle(by, &[untimed], &[stamp])], &in_log).await;
-    judged.refused(Reason::Timestamp, "timestamp", "without the log's signed time");
+    judged.refused(Reason::Timestamp, "log", "without the log's signed time");
 }
 
 /// Case 11.
