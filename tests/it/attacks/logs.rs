@@ -114,7 +114,10 @@ async fn whoever_takes_the_logs_time_away_makes_no_signature_younger() {
     let age = Some(std::time::Duration::from_secs(3600 * 24 * 3650));
     let in_log = policy_with([keyed_in_log(&scene.key, scene.forge.trust())], |wanted| wanted.max_signature_age = age);
     let (entry, stamp) = (scene.forge.log_envelope(by, &envelope), scene.forge.stamp(&envelope.signature));
-    scene.bundles(&[envelope.bundle(by, &[entry.clone()], &[stamp.clone()])], &in_log).await.accepted();
+    scene
+        .bundles(&[envelope.bundle(by, std::slice::from_ref(&entry), std::slice::from_ref(&stamp))], &in_log)
+        .await
+        .accepted();
     let mut untimed = entry;
     untimed.promise = None;
     let judged = scene.bundles(&[envelope.bundle(by, &[untimed], &[stamp])], &in_log).await;
