@@ -15,14 +15,14 @@ use super::{
     report::{Finding, Trail, clean},
     statement::Statement,
     tally::tally,
-    verdict::{Circumstances, Rejection, Signer},
+    verdict::{Circumstances, Rejection, Signer, Term},
     vouch::{Bench, Vouched},
 };
 use crate::oci::{PinnedReference, Repository};
 
 /// Details that a rejection tells; the report has them all.
 const TOLD: usize = 4;
-/// For so long a rule's answer about a statement is believed.
+/// After so long a rule is asked again about a statement.
 const RULE_HOLDS: SignedDuration = SignedDuration::from_hours(1);
 
 pub(super) struct Hearing<'a> {
@@ -35,7 +35,7 @@ pub(super) struct Hearing<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Accepted {
     pub(super) signers: Vec<Signer>,
-    pub(super) valid_until: Option<Timestamp>,
+    pub(super) term: Term,
 }
 
 /// What a good candidate is worth.
@@ -87,8 +87,7 @@ impl Hearing<'_> {
         let told = |rejection: Rejection| Rejection { revoked: rejection.revoked || heard.is_revoked(), ..rejection };
         let accepted = self.count(&heard, evidence).map_err(told)?;
         let attested = self.attested(&heard).map_err(told)?;
-        let valid_until = [accepted.valid_until, attested].into_iter().flatten().min();
-        Ok(Accepted { valid_until, ..accepted })
+        Ok(Accepted { term: accepted.term.and(attested), ..accepted })
     }
 
     /// Takes a candidate apart, asks who stands behind it, and only then what it says: nothing
@@ -281,21 +280,19 @@ impl Hearing<'_> {
         }
         Ok(Accepted {
             signers: counted.iter().map(|vote| vote.signer.clone()).collect(),
-            valid_until: counted.iter().filter_map(|vote| vote.until).min(),
+            term: Term { until: counted.iter().filter_map(|vote| vote.until).min(), renew: None },
         })
     }
 
-    /// Whether every attestation is there; until when.
-    fn attested(&self, heard: &Heard) -> Result<Option<Timestamp>, Rejection> {
-        let mut ends = Vec::new();
+    /// Whether every attestation is there, and for how long that is good.
+    fn attested(&self, heard: &Heard) -> Result<Term, Rejection> {
+        let mut term = Term::default();
         for Attestation { predicate_type, rule } in &self.requirements.attestations {
             let mut details = vec![format!("{predicate_type} is missing")];
             let mut satisfied: Vec<Option<Timestamp>> = Vec::new();
             for (statement, until) in heard.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
-                // A rule may look at the clock, so that what it allows is asked again.
-                let again = rule.is_some().then(|| self.circumstances.now + RULE_HOLDS);
                 match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&statement.text)) {
-                    Ok(true) => satisfied.push([*until, again].into_iter().flatten().min()),
+                    Ok(true) => satisfied.push(*until),
                     Ok(false) => details[0] = format!("{predicate_type} is not what the rule allows"),
                     Err(error) => details[0] = format!("{predicate_type}: the rule failed: {error}"),
                 }
@@ -305,9 +302,12 @@ impl Hearing<'_> {
                 return Err(self.refuse(Reason::Attestation, details));
             }
             // The one that holds longest is enough.
-            ends.extend(satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max()));
+            let until = satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max());
+            // A rule may look at the clock.
+            let renew = rule.as_ref().and_then(|_| self.circumstances.now.checked_add(RULE_HOLDS).ok());
+            term = term.and(Term { until, renew });
         }
-        Ok(ends.into_iter().min())
+        Ok(term)
     }
 
     fn refuse(&self, reason: Reason, details: Vec<String>) -> Rejection {

@@ -26,7 +26,16 @@ pub struct Verified<T> {
     pinned: PinnedReference,
     signers: Vec<Signer>,
     revision: PolicyRevision,
-    valid_until: Option<Timestamp>,
+    term: Term,
+}
+
+/// How long a verdict holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Term {
+    /// Until then, if not for ever.
+    pub(super) until: Option<Timestamp>,
+    /// After that it is reached again, though it holds meanwhile.
+    pub(super) renew: Option<Timestamp>,
 }
 
 /// An authority that voted for an artifact.
@@ -125,12 +134,12 @@ impl Verified<Manifest> {
                 Hearing { requirements, pinned, circumstances }.hear(evidence, &mut report.findings)
             }
         };
-        let verified = accepted.map(|Accepted { signers, valid_until }| Self {
+        let verified = accepted.map(|Accepted { signers, term }| Self {
             value: manifest,
             pinned: pinned.clone(),
             signers,
             revision: policy.revision().clone(),
-            valid_until,
+            term,
         });
         (verified, report)
     }
@@ -142,7 +151,7 @@ impl Verified<Manifest> {
         pinned: &PinnedReference,
         manifest: &Manifest,
         signers: &[Signer],
-        valid_until: Option<Timestamp>,
+        term: Term,
     ) -> Option<Self> {
         let same = pinned.digest().recompute(manifest.raw()) == *pinned.digest();
         same.then(|| Self {
@@ -150,8 +159,25 @@ impl Verified<Manifest> {
             pinned: pinned.clone(),
             signers: signers.to_vec(),
             revision: policy.revision().clone(),
-            valid_until,
+            term,
         })
+    }
+}
+
+impl Term {
+    fn due(self) -> Option<Timestamp> {
+        [self.until, self.renew].into_iter().flatten().min()
+    }
+
+    /// Whether the verdict need not be reached again yet.
+    pub(super) fn holds(self, now: Timestamp) -> bool {
+        self.due().is_none_or(|due| now <= due)
+    }
+
+    /// As long as both do.
+    pub(super) fn and(self, other: Self) -> Self {
+        let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| [one, other].into_iter().flatten().min();
+        Self { until: earlier(self.until, other.until), renew: earlier(self.renew, other.renew) }
     }
 }
 
@@ -178,7 +204,17 @@ impl<T> Verified<T> {
 
     /// Until when the verdict holds; `None` = as long as the policy does.
     pub fn valid_until(&self) -> Option<Timestamp> {
-        self.valid_until
+        self.term.until
+    }
+
+    /// After which it is to be judged again, if ever: at its end, or before it where what was
+    /// judged may look otherwise some day.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.term.due()
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.term
     }
 
     /// When it was signed, where that is proved: by the last of those who had to.

@@ -8,7 +8,7 @@ use super::{
     evidence::Evidence,
     policy::TrustPolicy,
     report::Report,
-    verdict::{Circumstances, Rejection, Signer, Verified},
+    verdict::{Circumstances, Rejection, Signer, Term, Verified},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
@@ -37,7 +37,7 @@ struct Question {
 #[derive(Debug)]
 struct Answer {
     signers: Vec<Signer>,
-    valid_until: Option<jiff::Timestamp>,
+    term: Term,
     /// It does not hold before it was reached, should the clock be set back.
     reached: jiff::Timestamp,
     report: Report,
@@ -78,7 +78,7 @@ impl Verdicts {
             revision: policy.revision().to_string(),
         };
         if let Some(answer) = self.accepted.get(&question).filter(|answer| answer.holds(circumstances))
-            && let Some(verified) = Verified::recall(policy, pinned, &manifest, &answer.signers, answer.valid_until)
+            && let Some(verified) = Verified::recall(policy, pinned, &manifest, &answer.signers, answer.term)
         {
             return (Ok(verified), answer.report.clone());
         }
@@ -86,7 +86,7 @@ impl Verdicts {
         if let Ok(verified) = &verdict {
             let answer = Answer {
                 signers: verified.signers().to_vec(),
-                valid_until: verified.valid_until(),
+                term: verified.term(),
                 reached: circumstances.now,
                 report: report.clone(),
             };
@@ -98,8 +98,7 @@ impl Verdicts {
 
 impl Answer {
     fn holds(&self, circumstances: Circumstances) -> bool {
-        let now = circumstances.now;
-        self.reached <= now && self.valid_until.is_none_or(|until| now <= until)
+        self.reached <= circumstances.now && self.term.holds(circumstances.now)
     }
 }
 

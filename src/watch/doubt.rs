@@ -24,23 +24,23 @@ use crate::verify::TrustPolicy;
 /// that was suspended wakes up late. So it is looked at this often.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 
-/// Waits until the policy changes, or a verdict is over that holds until `valid_until`.
+/// Waits until the policy changes, or a verdict is to be reached again that was `due`.
 /// Cancel-safe.
-pub(super) async fn arises(policy: &mut watch::Receiver<Arc<TrustPolicy>>, valid_until: Option<Timestamp>) {
+pub(super) async fn arises(policy: &mut watch::Receiver<Arc<TrustPolicy>>, due: Option<Timestamp>) {
     tokio::select! {
         changed = policy.changed() => if changed.is_err() {
             // Nobody is left who could change it.
-            run_out(valid_until).await;
+            run_out(due).await;
         },
-        () = run_out(valid_until) => {}
+        () = run_out(due) => {}
     }
 }
 
-async fn run_out(valid_until: Option<Timestamp>) {
-    let Some(until) = valid_until else { return std::future::pending().await };
+async fn run_out(due: Option<Timestamp>) {
+    let Some(until) = due else { return std::future::pending().await };
     loop {
         let now = Timestamp::now();
-        if court::is_over(valid_until, now) {
+        if court::is_over(due, now) {
             return;
         }
         let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
@@ -49,9 +49,9 @@ async fn run_out(valid_until: Option<Timestamp>) {
 }
 
 impl Watcher {
-    /// Until when the verdict holds about what is served or lies prepared.
-    pub(super) fn valid_until(&self) -> Option<Timestamp> {
-        self.known()?.manifest().valid_until()
+    /// After which what is served or lies prepared is to be judged again.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.known()?.manifest().due()
     }
 
     /// Judges what is served or lies prepared once more. What is refused now is withdrawn; what
@@ -63,7 +63,8 @@ impl Watcher {
         self.hopeless = None;
         self.schedule.start_over();
         let Some(known) = self.known() else { return self.absolve(&policy).await };
-        if known.manifest().revision() == policy.revision() && known.is_valid_at(Timestamp::now()) {
+        if known.manifest().revision() == policy.revision() && !court::is_over(known.manifest().due(), Timestamp::now())
+        {
             return;
         }
         match self.pipeline.judge_again(&known, &policy).await {

@@ -181,7 +181,8 @@ impl Seen {
     pub fn offer(&self, now: Timestamp, runs: impl FnOnce(&str) -> Runs) -> Offer {
         let own = self.own.clone().at(now);
         let instead = self.instead.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
-        if let (State::Withdrawn(withdrawal), Some(instead)) = (&own, instead) {
+        // Not for the moment in which a verdict is reached again.
+        if let (State::Withdrawn(withdrawal), Some(instead)) = (&self.own, instead) {
             let is_due = match runs(instead.etag()) {
                 Runs::Nothing | Runs::Fallback => true,
                 Runs::Something => withdrawal.lost.is_some(),

@@ -196,7 +196,7 @@ impl Watcher {
         let pipeline = Arc::clone(&self.pipeline);
         let policy = Arc::clone(&self.policy.borrow());
         let known = self.known();
-        let valid_until = self.valid_until();
+        let due = self.due();
         let (hopeless, past) = (self.hopeless.clone(), Arc::clone(&self.history));
         let refresh = pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref(), &past);
         tokio::pin!(refresh);
@@ -205,7 +205,7 @@ impl Watcher {
             let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
             tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, valid_until) => return None,
+                () = doubt::arises(&mut self.policy, due) => return None,
                 found = &mut refresh => return Some(found),
                 () = sleep_until(first_wait), if waiting => self.show_prepared(),
                 () = reached(stale) => self.expire(),
@@ -219,10 +219,10 @@ impl Watcher {
         loop {
             // While the registry fails, its back-off binds those who disagree as well.
             let healthy = self.checks.borrow().answered == Some(began);
-            let (stale, valid_until) = (self.fresh_until, self.valid_until());
+            let (stale, again) = (self.fresh_until, self.due());
             tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, valid_until) => {
+                () = doubt::arises(&mut self.policy, again) => {
                     self.reconsider().await;
                     if doubt::is_worth_a_look(&self.board) {
                         return;
