@@ -11,7 +11,8 @@ use super::{BadRoot, TrustRoot, freshness::Freshness};
 /// Where the public-good instance publishes its root.
 const SIGSTORE_REPOSITORY: &str = "https://tuf-repo-cdn.sigstore.dev/";
 /// The same `root.json` that the sigstore crates have built in. Every later one is reached
-/// from it, so it need not be the newest.
+/// from it, so it need not be the newest. Its signatures are over the canonical form, so that
+/// slashes may be escaped: a scanner takes the name of a key in it for somebody's path.
 const SIGSTORE_ROOT: &[u8] = include_bytes!("sigstore_tuf_root.json");
 /// Daily, as other clients of public repositories do.
 const REFRESH: Duration = Duration::from_secs(24 * 3600);
