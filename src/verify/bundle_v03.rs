@@ -1,18 +1,17 @@
 //! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
 //! referrer (cosign, `specs/BUNDLE_SPEC.md`).
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sigstore_verify::types::{
-    CertificateContent, DerCertificate, DsseEnvelope, TimestampVerificationData, TransparencyLogEntry, X509Certificate,
+    CertificateContent, DsseEnvelope, TimestampVerificationData, TransparencyLogEntry, X509Certificate,
 };
 
 use super::{
-    candidate::{Candidate, Content, Material},
+    candidate::{Candidate, Content, Material, malformed},
+    certificate::intermediates,
     evidence::SignatureBundle,
     reason::Fault,
-    statement::Statement,
 };
 use crate::oci::{Digest, Manifest, strict_json};
 
@@ -94,33 +93,6 @@ fn material(key: bool, certificate: Option<CertificateContent>, chain: Option<Ch
     }
 }
 
-/// What may stand between a signer's certificate and a trusted one. Trust never comes from
-/// here, so what signed itself is of no use.
-pub(super) fn intermediates(certificates: impl Iterator<Item = DerCertificate>) -> Vec<DerCertificate> {
-    use x509_cert::der::Decode as _;
-    let signed_by_another = |one: &DerCertificate| {
-        let certificate = x509_cert::Certificate::from_der(one.as_bytes());
-        certificate.is_ok_and(|certificate| certificate.tbs_certificate.issuer != certificate.tbs_certificate.subject)
-    };
-    certificates.filter(signed_by_another).collect()
-}
-
-/// The statement in an envelope. Worth reading once the signature is known to be good.
-pub(super) fn statement(candidate: &Candidate) -> Result<Option<Statement>, Fault> {
-    match &candidate.content {
-        Content::Payload => Ok(None),
-        Content::Envelope(envelope) => Statement::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
-    }
-}
-
-/// What an envelope's statement is about, if that is not `subject`.
-pub(super) fn named_in(candidate: &Candidate, subject: &Digest) -> Option<String> {
-    match statement(candidate).ok()??.names(subject) {
-        Err(Fault::OtherDigest(other)) => Some(other),
-        _ => None,
-    }
-}
-
 /// That a registry lists a referrer proves nothing; its own `subject` must say so too.
 pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), Fault> {
     let referrer =
@@ -134,25 +106,4 @@ pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Re
         Some(subject) => Err(Fault::OtherDigest(subject.digest.to_string())),
         None => Err(Fault::Malformed("a referrer without a subject".into())),
     }
-}
-
-/// A PEM certificate, exactly one.
-pub(super) fn one_certificate(text: &str) -> Result<DerCertificate, Fault> {
-    match certificates(text)?.as_slice() {
-        [only] => Ok(only.clone()),
-        several => Err(Fault::Malformed(format!("{} certificates instead of one", several.len()))),
-    }
-}
-
-/// PEM certificates.
-pub(super) fn certificates(text: &str) -> Result<Vec<DerCertificate>, Fault> {
-    super::ca::pem_certificates(text).map_err(malformed)
-}
-
-pub(super) fn malformed(error: impl ToString) -> Fault {
-    Fault::Malformed(error.to_string())
-}
-
-pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).map_err(|_| Fault::Malformed(format!("the {what} is not base64")))
 }

@@ -1,17 +1,24 @@
 //! Certificate authorities of one's own.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use sigstore_verify::types::DerCertificate;
 use x509_cert::der::Decode as _;
 
-use super::keys::fingerprint;
+use super::{TrustRoot, keys::fingerprint};
+use crate::oci::Digest;
 
 /// The certificates of a private certificate authority: roots, and intermediates that are
 /// trusted like them.
 #[derive(Clone)]
 pub struct CaRoots {
     certificates: Arc<[DerCertificate]>,
+    /// Joined with the logs and timestamp authorities of the root that they were first asked
+    /// with: one authority has one root.
+    joined: Arc<OnceLock<(Digest, TrustRoot)>>,
 }
 
 /// Why a text holds no usable certificates.
@@ -42,7 +49,20 @@ impl CaRoots {
         if certificates.is_empty() {
             return Err(BadCaRoots::Empty);
         }
-        Ok(Self { certificates: certificates.into() })
+        Ok(Self { certificates: certificates.into(), joined: Arc::default() })
+    }
+
+    /// The logs and timestamp authorities of `root`, with these certificate authorities.
+    pub(super) fn joined_with(&self, root: &TrustRoot) -> Result<TrustRoot, String> {
+        if let Some((of, joined)) = self.joined.get()
+            && of == root.revision()
+        {
+            return Ok(joined.clone());
+        }
+        let joined = root.with_certificate_authorities(&self.certificates)?;
+        // Of two at the same moment either will do.
+        let _ = self.joined.set((root.revision().clone(), joined.clone()));
+        Ok(joined)
     }
 
     pub(super) fn certificates(&self) -> &[DerCertificate] {

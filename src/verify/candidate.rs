@@ -1,5 +1,6 @@
 //! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sigstore_verify::types::{
     Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, KindVersion, MediaType, MessageDigest,
     MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
@@ -133,4 +134,14 @@ impl Material {
             }
         }
     }
+}
+
+/// Something that can't be read, in words.
+pub(super) fn malformed(error: impl ToString) -> Fault {
+    Fault::Malformed(error.to_string())
+}
+
+/// What is written in base64, by its name.
+pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
+    STANDARD.decode(text).map_err(|_| Fault::Malformed(format!("the {what} is not base64")))
 }

@@ -8,6 +8,8 @@ use x509_cert::{
 };
 
 use super::{
+    ca::pem_certificates,
+    candidate::malformed,
     policy::{Identity, San},
     reason::Fault,
 };
@@ -53,6 +55,29 @@ fn check_issuers(certificate: &Certificate) -> Result<(), Fault> {
         Ok(issuer) if issuer.as_str().as_bytes() == raw => Ok(()),
         _ => Err(Fault::Certificate("it names two different issuers".into())),
     }
+}
+
+/// What may stand between a signer's certificate and a trusted one. Trust never comes from
+/// here, so what signed itself is of no use.
+pub(super) fn intermediates(certificates: impl Iterator<Item = DerCertificate>) -> Vec<DerCertificate> {
+    let signed_by_another = |one: &DerCertificate| {
+        let certificate = Certificate::from_der(one.as_bytes());
+        certificate.is_ok_and(|certificate| certificate.tbs_certificate.issuer != certificate.tbs_certificate.subject)
+    };
+    certificates.filter(signed_by_another).collect()
+}
+
+/// A PEM certificate, exactly one.
+pub(super) fn one_certificate(text: &str) -> Result<DerCertificate, Fault> {
+    match certificates(text)?.as_slice() {
+        [only] => Ok(only.clone()),
+        several => Err(Fault::Malformed(format!("{} certificates instead of one", several.len()))),
+    }
+}
+
+/// PEM certificates.
+pub(super) fn certificates(text: &str) -> Result<Vec<DerCertificate>, Fault> {
+    pem_certificates(text).map_err(malformed)
 }
 
 impl Identity {

@@ -116,7 +116,7 @@ impl Hearing<'_> {
         vouched: &VouchedFor,
         trail: &mut Trail,
     ) -> Result<Word, Fault> {
-        let statement = bundle_v03::statement(read).and_then(|statement| {
+        let statement = Statement::of(read).and_then(|statement| {
             let statement = statement.ok_or_else(|| Fault::Malformed("no statement".to_owned()))?;
             let (kind, wanted) = (&statement.predicate_type, self.requirements);
             let known = wanted.predicate_types.contains(kind)

@@ -12,8 +12,8 @@ use sigstore_verify::types::{
 };
 
 use super::{
-    bundle_v03::{certificates, decode, intermediates, malformed, one_certificate},
-    candidate::{Candidate, Content, Material},
+    candidate::{Candidate, Content, Material, decode, malformed},
+    certificate::{certificates, intermediates, one_certificate},
     evidence::LegacySignature,
     reason::Fault,
 };

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use serde_json::json;
 use sigstore_verify::{
     crypto::{CertificateInfo, WEBPKI_VERIFICATION_ALGS, parse_certificate_info},
     types::DerCertificate,
@@ -30,7 +29,7 @@ pub(super) fn certified(
     subject: &Digest,
     log: bool,
 ) -> Result<Certified, Fault> {
-    let own = with_authorities(root, roots).map_err(Fault::Certificate)?;
+    let own = roots.joined_with(root).map_err(Fault::Certificate)?;
     sigstore::certified(own.verifier(), candidate, subject, Demands { log, sct: false })
 }
 
@@ -85,17 +84,4 @@ fn parse_validity(certificate: &DerCertificate) -> Option<(Timestamp, Timestamp)
 
 fn der(certificate: &DerCertificate) -> CertificateDer<'_> {
     CertificateDer::from(certificate.as_bytes())
-}
-
-/// The logs and timestamp authorities of `root`, with other certificate authorities.
-fn with_authorities(root: &TrustRoot, roots: &CaRoots) -> Result<TrustRoot, String> {
-    let authorities = roots.certificates().iter().map(
-        |one| json!({ "subject": {}, "uri": "", "certChain": { "certificates": [{ "rawBytes": one.to_base64() }] } }),
-    );
-    let mut content = root.content().clone();
-    content.certificate_authorities =
-        serde_json::from_value(authorities.collect()).map_err(|error| error.to_string())?;
-    content.ctlogs.clear();
-    let text = serde_json::to_string(&content).map_err(|error| error.to_string())?;
-    TrustRoot::from_json(root.name(), &text).map_err(|error| error.to_string())
 }

@@ -12,6 +12,7 @@ use sigstore_verify::{
 use super::{
     candidate::{Candidate, Content, Material},
     reason::Fault,
+    statement::Statement,
 };
 use crate::oci::Digest;
 
@@ -175,7 +176,7 @@ fn fault(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> Fa
             | BundleError::MissingInclusionPromise(_),
         ) if log && !candidate.is_logged() => Fault::Log("in no transparency log".into()),
         // Said of the statement and of a log entry alike.
-        Error::ArtifactMismatch(_) => match super::bundle_v03::named_in(candidate, subject) {
+        Error::ArtifactMismatch(_) => match Statement::other_than(candidate, subject) {
             Some(other) => Fault::OtherDigest(other),
             None => Fault::Log(text),
         },

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{policy::SIGNATURE_PREDICATE, reason::Fault};
+use super::{
+    candidate::{Candidate, Content},
+    policy::SIGNATURE_PREDICATE,
+    reason::Fault,
+};
 use crate::oci::{Digest, strict_json};
 
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
@@ -43,6 +47,23 @@ struct Subject {
 }
 
 impl Statement {
+    /// The statement in an envelope; `None` without one. Worth reading once the signature is
+    /// known to be good.
+    pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, Fault> {
+        match &candidate.content {
+            Content::Payload => Ok(None),
+            Content::Envelope(envelope) => Self::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
+        }
+    }
+
+    /// What a candidate's statement is about, if that is not `subject`.
+    pub(super) fn other_than(candidate: &Candidate, subject: &Digest) -> Option<String> {
+        match Self::of(candidate).ok()??.names(subject) {
+            Err(Fault::OtherDigest(other)) => Some(other),
+            _ => None,
+        }
+    }
+
     pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, Fault> {
         let malformed = |error: String| Fault::Malformed(error);
         if payload_type != PAYLOAD_TYPE {

@@ -3,9 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
+use serde_json::json;
 use sigstore_verify::{
     Verifier,
     trust_root::{SIGSTORE_PRODUCTION_TRUSTED_ROOT, SIGSTORE_STAGING_TRUSTED_ROOT, TrustedRoot},
+    types::DerCertificate,
 };
 
 use super::{RootTrouble, freshness::Freshness, narrow::narrow};
@@ -158,12 +160,27 @@ impl TrustRoot {
         &self.freshness
     }
 
+    /// The same logs and timestamp authorities with other certificate authorities, and no
+    /// certificate logs. It never expires: whoever asks it has asked this one first.
+    pub(in crate::verify) fn with_certificate_authorities(&self, roots: &[DerCertificate]) -> Result<Self, String> {
+        let authorities = roots.iter().map(|one| {
+            json!({ "subject": {}, "uri": "", "certChain": { "certificates": [{ "rawBytes": one.to_base64() }] } })
+        });
+        let mut content = TrustedRoot::clone(&self.content);
+        content.certificate_authorities =
+            serde_json::from_value(authorities.collect()).map_err(|error| error.to_string())?;
+        content.ctlogs.clear();
+        let text = serde_json::to_string(&content).map_err(|error| error.to_string())?;
+        Self::from_json(&self.name, &text).map_err(|error| error.to_string())
+    }
+
     pub(in crate::verify) fn verifier(&self) -> &Verifier {
         &self.verifier
     }
 
     /// Logs and timestamp authorities of this root, each within the windows of all
     /// certificates above it.
+    #[cfg(test)]
     pub(in crate::verify) fn content(&self) -> &TrustedRoot {
         &self.content
     }
