@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::Value;
 use sigstore_verify::types::{
@@ -164,8 +163,7 @@ fn log_entry(text: &str) -> Result<TransparencyLogEntry, Fault> {
 fn timestamp(text: &str) -> Result<Rfc3161Timestamp, Fault> {
     strict_json(text.as_bytes()).map_err(malformed)?;
     let answer: TimestampAnswer = serde_json::from_str(text).map_err(malformed)?;
-    let token = STANDARD.decode(answer.token).map_err(|_| Fault::Malformed("the timestamp is not base64".into()))?;
-    Ok(Rfc3161Timestamp::new(TimestampToken::new(token)))
+    Ok(Rfc3161Timestamp::new(TimestampToken::new(decode("timestamp", &answer.token)?)))
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>, Fault> {
