@@ -83,7 +83,7 @@ impl Gate {
                 reference,
                 expect: Arc::default(),
                 store: Store::open(cache, metrics.clone()),
-                limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 },
+                limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT },
                 evidence_limit: LIMIT,
                 court: Court::default(),
                 metrics: metrics.clone(),

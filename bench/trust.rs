@@ -260,7 +260,11 @@ fn tarball(number: usize) -> Vec<u8> {
     tarball.append_data(&mut header, "data.json", data.as_bytes()).unwrap();
     let tarball = tarball.into_inner().unwrap().finish().unwrap();
     assert!(
-        tarball.len() < usize::try_from(bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10 }.bundle).unwrap()
+        tarball.len()
+            < usize::try_from(
+                bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT }.bundle
+            )
+            .unwrap()
     );
     tarball
 }

@@ -1,6 +1,6 @@
 //! What a bundle holds, for people to look at.
 
-use super::{Bundle, Module, NotABundle, check::version_of};
+use super::{Bundle, BundleManifest, Module, NotABundle, check::version_of, document::Document, paths::is_manifest};
 
 /// The files of a bundle and what they say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub struct Contents {
     pub files: Vec<(String, u64)>,
     /// The Rego files.
     pub modules: Vec<Module>,
+    /// What its author noted in `.manifest`, as JSON; empty where there is nothing.
+    pub metadata: String,
     /// What OPA is told to ask for: annotated rules, and those compiled to WebAssembly.
     pub entrypoints: Vec<String>,
 }
@@ -24,6 +26,13 @@ impl Contents {
         bundle.walk(|entry| -> Result<(), NotABundle> {
             let name = entry.name().to_owned();
             contents.files.push((name.clone(), entry.size()));
+            if is_manifest(&name) {
+                let manifest = Document::of_first_value(&entry.content()?).ok();
+                let members = manifest.and_then(|manifest| manifest.members()).unwrap_or_default();
+                let metadata = members.into_iter().find(|(key, _)| BundleManifest::member(key.clone()) == "metadata");
+                contents.metadata =
+                    metadata.map(|(_, text)| text).filter(|text| text.starts_with('{')).unwrap_or_default();
+            }
             if name.ends_with(".rego") {
                 let content = entry.content()?;
                 let text = String::from_utf8_lossy(&content);

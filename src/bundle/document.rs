@@ -1,111 +1,606 @@
-//! Data documents whose values stay as they were written: numbers keep their digits.
+//! Data documents as OPA reads and merges them. Numbers keep their text.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io::{self, BufRead, Write},
+};
 
-use serde::Serialize;
-use serde_json::value::RawValue;
+use super::{
+    BundleManifest,
+    json::{JsonError, JsonReader, Token},
+    yaml,
+};
 
-/// An object with its members, or anything else as its text.
-#[derive(Debug, Clone, Serialize)]
-#[serde(untagged)]
-pub(super) enum Document {
-    Object(BTreeMap<String, Document>),
-    Value(Box<RawValue>),
+/// Keys that are kept of documents which have to be compared: those that share a part of the
+/// tree, and those that reach outside of the roots. A key costs about 100 bytes.
+pub(super) const MAX_OUTLINE_KEYS: usize = 1 << 20;
+
+/// A document. All of its parts lie in one list, so that neither reading, merging nor dropping
+/// a deep one takes a deep stack.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    nodes: Vec<Node>,
+    /// For each node, the number of the file that it comes from.
+    origins: Vec<u32>,
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    /// A value that is no object, where only objects matter.
+    Outlined,
+    /// An object whose members do not matter.
+    Pruned,
+    Null,
+    Bool(bool),
+    Number(Box<str>),
+    String(Box<str>),
+    Array(Vec<NodeId>),
+    Object(BTreeMap<Box<str>, NodeId>),
+}
+
+/// Its place in [`Document::nodes`]; the root is the first.
+type NodeId = usize;
+const ROOT: NodeId = 0;
+
+/// How much of a document is kept.
+#[derive(Clone, Copy)]
+pub(super) enum Detail<'a> {
+    /// Everything.
+    Values,
+    /// Which parts are objects.
+    Objects,
+    /// Which parts are objects, but nothing of those that do not matter.
+    Outline {
+        /// Where the document is mounted.
+        mount: &'a [String],
+        /// Whether an object does not matter, by its path from the root of all data, such as
+        /// `a/b`.
+        prunes: &'a dyn Fn(&str) -> bool,
+    },
+}
+
+/// A part of a document.
+pub(super) enum Part<'a> {
+    /// Null, and what was not kept.
+    Null,
+    Bool(bool),
+    Number(&'a str),
+    String(&'a str),
+    Array(Items<'a>),
+    Object(Members<'a>),
+}
+
+/// The items of an array.
+pub(super) struct Items<'a> {
+    document: &'a Document,
+    nodes: std::slice::Iter<'a, NodeId>,
+}
+
+/// The members of an object, in the order of their names.
+pub(super) struct Members<'a> {
+    document: &'a Document,
+    nodes: std::collections::btree_map::Iter<'a, Box<str>, NodeId>,
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Part<'a>;
+
+    fn next(&mut self) -> Option<Part<'a>> {
+        self.nodes.next().map(|node| self.document.part(*node))
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = (&'a str, Part<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.nodes.next().map(|(key, node)| (&**key, self.document.part(*node)))
+    }
+}
+
+/// Two documents that give different values to one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Collision {
+    /// The keys that lead there.
+    pub(super) path: Vec<String>,
+    /// The number of the file that was there first.
+    pub(super) first: u32,
+}
+
+/// Why a document can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DocumentError {
+    /// It is not what OPA reads; the sentence begins with `LINE:COLUMN` where that is known.
+    #[error("{0}")]
+    Syntax(String),
+    /// It can't be had.
+    #[error(transparent)]
+    Io(io::Error),
+    /// Its keys are too many to compare.
+    #[error("more than {MAX_OUTLINE_KEYS} keys to compare with other data files or roots; put all data into one file")]
+    TooManyKeys,
+}
+
+impl From<JsonError> for DocumentError {
+    fn from(error: JsonError) -> Self {
+        match error {
+            JsonError::Io(error) => Self::Io(error),
+            syntax @ JsonError::Syntax { .. } => Self::Syntax(syntax.to_string()),
+        }
+    }
 }
 
 impl Document {
-    pub(super) fn of_json(content: &[u8]) -> Result<Self, String> {
-        let content = content.strip_prefix(BOM).unwrap_or(content);
-        let raw: Box<RawValue> = serde_json::from_slice(content).map_err(|error| error.to_string())?;
-        Self::of_raw(raw, MAX_DEPTH)
+    /// An object without members.
+    pub(super) fn empty() -> Self {
+        Self { nodes: vec![Node::Object(BTreeMap::new())], origins: vec![0] }
     }
 
-    pub(super) fn of_yaml(content: &[u8]) -> Result<Self, String> {
-        Self::of_json(super::shape::yaml(content)?.to_string().as_bytes())
+    /// A `data.json` as OPA reads it.
+    ///
+    /// # Errors
+    /// What OPA refuses.
+    pub(super) fn of_json(content: impl BufRead, detail: Detail<'_>) -> Result<Self, DocumentError> {
+        let mut reader = JsonReader::new(content);
+        let document = Builder::read(&mut reader, detail)?;
+        reader.end()?;
+        Ok(document)
     }
 
-    fn of_raw(raw: Box<RawValue>, depth: usize) -> Result<Self, String> {
-        if !raw.get().starts_with('{') {
-            return Ok(Self::Value(raw));
+    /// The first JSON value of a file, whatever follows it.
+    ///
+    /// # Errors
+    /// When it is no JSON.
+    pub(super) fn of_first_value(content: &[u8]) -> Result<Self, DocumentError> {
+        Builder::read(&mut JsonReader::new(content), Detail::Values)
+    }
+
+    /// A `data.yaml` as OPA 1.22 reads it: as JSON if it is that, and else as YAML.
+    ///
+    /// # Errors
+    /// What OPA refuses.
+    pub(super) fn of_yaml(content: &[u8], detail: Detail<'_>) -> Result<Self, DocumentError> {
+        let content = without_bom(content);
+        if is_json(content) {
+            return Self::of_json(content, detail);
         }
-        let Some(depth) = depth.checked_sub(1) else {
-            return Err(format!("objects in it are nested more than {MAX_DEPTH} levels deep"));
-        };
-        let members: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_str(raw.get()).map_err(|error| error.to_string())?;
-        let members = members.into_iter().map(|(key, raw)| Ok((key, Self::of_raw(raw, depth)?)));
-        Ok(Self::Object(members.collect::<Result<_, String>>()?))
+        let json = yaml::to_json(content).map_err(|error| DocumentError::Syntax(error.to_string()))?;
+        Self::of_json(json.as_slice(), detail)
     }
 
-    /// Joins two documents as OPA does: objects melt, everything else collides. On collision
-    /// gives the path of it.
-    pub(super) fn merge(&mut self, other: Self) -> Result<(), Vec<String>> {
-        let (Self::Object(ours), Self::Object(theirs)) = (self, other) else { return Err(Vec::new()) };
-        join(ours, theirs, Self::merge)
+    /// A file of data by its name: `data.yaml` and the like are YAML.
+    ///
+    /// # Errors
+    /// What OPA refuses.
+    pub(super) fn of_file(name: &str, content: &[u8], detail: Detail<'_>) -> Result<Self, DocumentError> {
+        if name.ends_with(".json") { Self::of_json(content, detail) } else { Self::of_yaml(content, detail) }
     }
 
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        serde_json::to_vec(self).map_err(|error| error.to_string())
+    /// Whether it can be the root of all data.
+    pub(super) fn is_object(&self) -> bool {
+        matches!(self.nodes[ROOT], Node::Object(_) | Node::Pruned)
     }
-}
 
-/// Joins the members of two objects, those of one name by `merge`. On collision gives the
-/// path of it.
-pub(super) fn join<T>(
-    ours: &mut BTreeMap<String, T>,
-    theirs: BTreeMap<String, T>,
-    merge: impl Fn(&mut T, T) -> Result<(), Vec<String>>,
-) -> Result<(), Vec<String>> {
-    for (key, theirs) in theirs {
-        match ours.get_mut(&key) {
-            Some(ours) => merge(ours, theirs).map_err(|mut path| {
-                path.insert(0, key);
-                path
-            })?,
-            None => {
-                ours.insert(key, theirs);
+    /// Puts it where `path` leads from the root of all data.
+    pub(super) fn mounted(self, path: &[String]) -> Self {
+        let Some(depth) = path.len().checked_sub(1) else { return self };
+        let mut above = Self { nodes: Vec::new(), origins: Vec::new() };
+        for (at, key) in path.iter().enumerate() {
+            above.nodes.push(Node::Object([(key.as_str().into(), at + 1)].into()));
+        }
+        above.origins.resize(depth + 1, self.origins[ROOT]);
+        above.append(self);
+        above
+    }
+
+    /// The same with the number of the file that it comes from.
+    pub(super) fn numbered(mut self, number: u32) -> Self {
+        self.origins.fill(number);
+        self
+    }
+
+    /// Joins two documents as OPA does (`internal/merge`): objects are merged, everything else
+    /// collides, but for what does not matter.
+    ///
+    /// # Errors
+    /// The first collision; this document is then of no use any more.
+    pub(super) fn merge(&mut self, other: Self) -> Result<(), Collision> {
+        let root = self.append(other);
+        let mut pairs = vec![(ROOT, root, Vec::new())];
+        while let Some((ours, theirs, path)) = pairs.pop() {
+            if matches!(self.nodes[ours], Node::Pruned) || matches!(self.nodes[theirs], Node::Pruned) {
+                continue;
+            }
+            let collision = |path| Err(Collision { path, first: self.origins[ours] });
+            let (Node::Object(_), Node::Object(_)) = (&self.nodes[ours], &self.nodes[theirs]) else {
+                return collision(path);
+            };
+            let Node::Object(added) = std::mem::replace(&mut self.nodes[theirs], Node::Null) else {
+                return collision(path);
+            };
+            let Node::Object(members) = &mut self.nodes[ours] else { return collision(path) };
+            for (key, theirs) in added {
+                match members.entry(key) {
+                    Entry::Vacant(place) => drop(place.insert(theirs)),
+                    Entry::Occupied(ours) => {
+                        let below = path.iter().cloned().chain([ours.key().to_string()]).collect();
+                        pairs.push((*ours.get(), theirs, below));
+                    }
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// The first part, by its path, that lies outside of what a bundle owns, as OPA's manifest
+    /// looks for it (`validateAndInjectDefaults` and `dfs` in `v1/bundle/bundle.go`).
+    pub(super) fn first_outside(&self, owner: &BundleManifest) -> Option<String> {
+        let mut nodes = vec![(ROOT, String::new())];
+        while let Some((node, path)) = nodes.pop() {
+            let at = path.trim_matches('/');
+            if owner.owns(at) {
+                continue;
+            }
+            match &self.nodes[node] {
+                Node::Object(members) if owner.may_own_below(at) => {
+                    let members = members.iter().rev();
+                    nodes.extend(members.map(|(key, node)| (*node, format!("{path}/{key}"))));
+                }
+                _ => return Some(at.to_owned()),
+            }
+        }
+        None
+    }
+
+    /// What OPA finds at a path: a rule can't stand where data is, or below data that is no
+    /// object (`storage.NonEmpty`).
+    pub(super) fn conflicts_with_rule(&self, path: &[String]) -> bool {
+        let mut node = ROOT;
+        for key in path {
+            match &self.nodes[node] {
+                Node::Object(members) => match members.get(key.as_str()) {
+                    Some(below) => node = *below,
+                    None => return false,
+                },
+                Node::Pruned => return false,
+                _ => return true,
+            }
+        }
+        true
+    }
+
+    /// The document as JSON, members in the order of their names.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub(super) fn write(&self, output: &mut impl Write) -> io::Result<()> {
+        self.write_node(ROOT, output)
+    }
+
+    fn write_node(&self, node: NodeId, output: &mut impl Write) -> io::Result<()> {
+        enum Step<'a> {
+            Node(NodeId),
+            Text(&'static str),
+            Key(&'a str),
+        }
+        let mut steps = vec![Step::Node(node)];
+        while let Some(step) = steps.pop() {
+            let node = match step {
+                Step::Text(text) => {
+                    output.write_all(text.as_bytes())?;
+                    continue;
+                }
+                Step::Key(key) => {
+                    serde_json::to_writer(&mut *output, key)?;
+                    output.write_all(b":")?;
+                    continue;
+                }
+                Step::Node(node) => &self.nodes[node],
+            };
+            match node {
+                Node::Outlined | Node::Pruned | Node::Null => output.write_all(b"null")?,
+                Node::Bool(value) => write!(output, "{value}")?,
+                Node::Number(text) => output.write_all(text.as_bytes())?,
+                Node::String(text) => serde_json::to_writer(&mut *output, text)?,
+                Node::Array(items) => {
+                    output.write_all(b"[")?;
+                    steps.push(Step::Text("]"));
+                    for (at, item) in items.iter().enumerate().rev() {
+                        steps.push(Step::Node(*item));
+                        steps.extend((at > 0).then_some(Step::Text(",")));
+                    }
+                }
+                Node::Object(members) => {
+                    output.write_all(b"{")?;
+                    steps.push(Step::Text("}"));
+                    for (at, (key, node)) in members.iter().enumerate().rev() {
+                        steps.push(Step::Node(*node));
+                        steps.push(Step::Key(key));
+                        steps.extend((at > 0).then_some(Step::Text(",")));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The members of an object, each as JSON; `None` for anything else.
+    pub(super) fn members(&self) -> Option<BTreeMap<String, String>> {
+        let Node::Object(members) = &self.nodes[ROOT] else { return None };
+        let text = |node| {
+            let mut bytes = Vec::new();
+            // Memory takes everything, and what is written is text.
+            let _ = self.write_node(node, &mut bytes);
+            String::from_utf8(bytes).unwrap_or_default()
+        };
+        Some(members.iter().map(|(key, node)| (key.to_string(), text(*node))).collect())
+    }
+
+    /// As [`Self::write`], into memory.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // Memory takes everything.
+        let _ = self.write(&mut bytes);
+        bytes
+    }
+
+    /// All of it.
+    pub(super) fn root(&self) -> Part<'_> {
+        self.part(ROOT)
+    }
+
+    fn part(&self, node: NodeId) -> Part<'_> {
+        match &self.nodes[node] {
+            Node::Outlined | Node::Pruned | Node::Null => Part::Null,
+            Node::Bool(value) => Part::Bool(*value),
+            Node::Number(text) => Part::Number(text),
+            Node::String(text) => Part::String(text),
+            Node::Array(items) => Part::Array(Items { document: self, nodes: items.iter() }),
+            Node::Object(members) => Part::Object(Members { document: self, nodes: members.iter() }),
+        }
+    }
+
+    fn append(&mut self, other: Self) -> NodeId {
+        let offset = self.nodes.len();
+        self.origins.extend(other.origins);
+        self.nodes.extend(other.nodes.into_iter().map(|mut node| {
+            match &mut node {
+                Node::Array(items) => items.iter_mut().for_each(|item| *item += offset),
+                Node::Object(members) => members.values_mut().for_each(|member| *member += offset),
+                _ => {}
+            }
+            node
+        }));
+        offset
+    }
 }
 
-/// As deep as JSON is read elsewhere. Each level takes a part of the stack, and the text is
-/// read once for each.
-const MAX_DEPTH: usize = 128;
-const BOM: &[u8] = b"\xef\xbb\xbf";
+/// A document being read.
+struct Builder<'a> {
+    document: Document,
+    detail: Detail<'a>,
+    /// The arrays and objects that are open.
+    open: Vec<Open>,
+    keys: usize,
+}
+
+struct Open {
+    node: NodeId,
+    /// The key whose value comes next.
+    key: Option<Box<str>>,
+    /// Its path from the root of all data, as OPA writes it, where roots matter.
+    path: String,
+}
+
+impl<'a> Builder<'a> {
+    fn read<R: BufRead>(reader: &mut JsonReader<R>, detail: Detail<'a>) -> Result<Document, DocumentError> {
+        let document = Document { nodes: Vec::new(), origins: Vec::new() };
+        let mut builder = Self { document, detail, open: Vec::new(), keys: 0 };
+        while let Some(token) = reader.next()? {
+            match token {
+                Token::Key(key) => builder.key(key)?,
+                Token::Null => builder.value(Node::Null),
+                Token::Bool(value) => builder.value(Node::Bool(value)),
+                Token::Number(text) => builder.value(Node::Number(text.into())),
+                Token::String(text) => builder.value(Node::String(text.into())),
+                Token::StartArray if matches!(detail, Detail::Values) => {
+                    builder.container(Node::Array(Vec::new()), String::new());
+                }
+                Token::StartArray => {
+                    reader.skip_container()?;
+                    builder.value(Node::Outlined);
+                }
+                Token::StartObject => {
+                    let path = builder.path();
+                    if builder.is_pruned(&path) {
+                        reader.skip_container()?;
+                        builder.value(Node::Pruned);
+                    } else {
+                        builder.container(Node::Object(BTreeMap::new()), path);
+                    }
+                }
+                Token::EndArray | Token::EndObject => drop(builder.open.pop()),
+            }
+        }
+        builder.document.origins.resize(builder.document.nodes.len(), 0);
+        Ok(builder.document)
+    }
+
+    fn key(&mut self, key: &str) -> Result<(), DocumentError> {
+        if !matches!(self.detail, Detail::Values) {
+            self.keys += 1;
+            if self.keys > MAX_OUTLINE_KEYS {
+                return Err(DocumentError::TooManyKeys);
+            }
+        }
+        if let Some(open) = self.open.last_mut() {
+            open.key = Some(key.into());
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, node: Node) {
+        let outlined = !matches!(self.detail, Detail::Values) && !matches!(node, Node::Pruned);
+        self.add(if outlined { Node::Outlined } else { node });
+    }
+
+    fn container(&mut self, node: Node, path: String) {
+        let node = self.add(node);
+        self.open.push(Open { node, key: None, path });
+    }
+
+    /// Adds a node where it belongs. Of two members with one name the last counts.
+    fn add(&mut self, node: Node) -> NodeId {
+        let id = self.document.nodes.len();
+        self.document.nodes.push(node);
+        let Some(open) = self.open.last_mut() else { return id };
+        match (&mut self.document.nodes[open.node], open.key.take()) {
+            (Node::Object(members), Some(key)) => drop(members.insert(key, id)),
+            (Node::Array(items), _) => items.push(id),
+            _ => {}
+        }
+        id
+    }
+
+    fn path(&self) -> String {
+        match (self.detail, self.open.last()) {
+            (Detail::Outline { mount, .. }, None) => mount.iter().map(|key| format!("/{key}")).collect(),
+            (Detail::Outline { .. }, Some(open)) => {
+                format!("{}/{}", open.path, open.key.as_deref().unwrap_or_default())
+            }
+            _ => String::new(),
+        }
+    }
+
+    fn is_pruned(&self, path: &str) -> bool {
+        matches!(self.detail, Detail::Outline { prunes, .. } if prunes(path.trim_matches('/')))
+    }
+}
+
+/// Whether it is JSON from the first to the last byte (`json.Valid`).
+pub(super) fn is_json(content: &[u8]) -> bool {
+    let content = without_bom(content);
+    let mut reader = JsonReader::new(content);
+    let read = loop {
+        match reader.next() {
+            Ok(Some(Token::StartArray | Token::StartObject)) => {
+                if reader.skip_container().is_err() {
+                    break false;
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break true,
+            Err(_) => break false,
+        }
+    };
+    read && reader.is_at_end()
+}
+
+fn without_bom(content: &[u8]) -> &[u8] {
+    content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content)
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn document(json: &str) -> Document {
-        Document::of_json(json.as_bytes()).unwrap()
+        Document::of_json(json.as_bytes(), Detail::Values).unwrap()
+    }
+
+    fn text(document: &Document) -> String {
+        String::from_utf8(document.to_bytes()).unwrap()
+    }
+
+    fn path(text: &str) -> Vec<String> {
+        text.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
     #[test]
     fn values_survive_to_the_letter() {
-        let mut one = document(r#"{"a":{"n":12345678901234567890123.10}}"#);
+        let mut one = document(r#"{"a":{"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
         one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap();
-        assert_eq!(one.to_bytes().unwrap(), br#"{"a":{"b":1e3,"n":12345678901234567890123.10}}"#);
-        assert_eq!(one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err(), ["a", "b"]);
+        assert_eq!(text(&one), r#"{"a":{"b":1e3,"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
+        assert_eq!(one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err().path, ["a", "b"]);
     }
 
     #[test]
-    fn a_document_that_is_nested_without_end_is_refused() {
+    fn the_file_that_was_there_first_is_named() {
+        let mut data = document(r#"{"x":1}"#).numbered(7).mounted(&path("a"));
+        data.merge(document(r#"{"b":{"y":1}}"#).numbered(8).mounted(&path("a"))).unwrap();
+        let collision = data.merge(document("{}").numbered(9).mounted(&path("a/b/y"))).unwrap_err();
+        assert_eq!(collision, Collision { path: path("a/b/y"), first: 8 });
+        let mut data = document("[]").numbered(1).mounted(&path("a"));
+        let collision = data.merge(document("1").numbered(2).mounted(&path("a/b"))).unwrap_err();
+        assert_eq!(collision, Collision { path: path("a"), first: 1 });
+    }
+
+    #[test]
+    fn a_deep_document_takes_no_deep_stack() {
         let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
-        document(&nested(MAX_DEPTH));
-        for depth in [MAX_DEPTH + 1, 100_000] {
-            let error = Document::of_json(nested(depth).as_bytes()).unwrap_err();
-            assert!(error.contains("nested"), "{error}");
+        let mut deep = document(&nested(crate::bundle::json::MAX_DEPTH));
+        deep.merge(document(r#"{"b":1}"#)).unwrap();
+        assert!(text(&deep).ends_with(r#","b":1}"#));
+        for depth in [crate::bundle::json::MAX_DEPTH + 1, 1_000_000] {
+            let error = Document::of_json(nested(depth).as_bytes(), Detail::Values).unwrap_err();
+            assert!(error.to_string().contains("nested"), "{error}");
         }
     }
 
     #[test]
-    fn yaml_becomes_json() {
-        let yaml = Document::of_yaml(b"b: [1, x]\na: {c: true}\n").unwrap();
-        assert_eq!(yaml.to_bytes().unwrap(), br#"{"a":{"c":true},"b":[1,"x"]}"#);
-        let twice = Document::of_yaml(b"a: 1\na: 2\n").unwrap();
-        assert_eq!(twice.to_bytes().unwrap(), br#"{"a":2}"#, "OPA takes the last");
+    fn of_two_members_with_one_name_the_last_counts() {
+        assert_eq!(text(&document(r#"{"a":{"x":1},"a":{"y":2}}"#)), r#"{"a":{"y":2}}"#);
+    }
+
+    #[test]
+    fn yaml_that_is_json_keeps_its_numbers() {
+        let read = |content: &[u8]| Document::of_yaml(content, Detail::Values).map(|document| text(&document));
+        assert_eq!(read(b"{\"n\": 1.10}").unwrap(), r#"{"n":1.10}"#);
+        assert_eq!(read(b"\xef\xbb\xbfn: 1.10\n").unwrap(), r#"{"n":1.1}"#);
+        assert!(read(b"a: [\n").unwrap_err().to_string().contains("2:1") || read(b"a: [\n").is_err());
+    }
+
+    fn outside(json: &str, roots: &str) -> Option<String> {
+        let owner = BundleManifest::parse(format!(r#"{{"roots":{roots}}}"#).as_bytes()).unwrap();
+        let found = document(json).first_outside(&owner);
+        let detail = Detail::Outline { mount: &[], prunes: &|path| owner.owns(path) };
+        let outlined = Document::of_json(json.as_bytes(), detail).unwrap();
+        assert_eq!(outlined.first_outside(&owner), found, "{json} {roots}");
+        found
+    }
+
+    #[test]
+    fn data_outside_of_the_roots_is_named() {
+        let roots = r#"["a/b"]"#;
+        for inside in [r#"{"a":{"b":{"c":1}}}"#, "{}", r#"{"a":{}}"#, r#"{"a":{"c":{"d":{}}}}"#, r#"{"a/b":1}"#] {
+            assert_eq!(outside(inside, roots), None, "{inside}");
+        }
+        for (json, at) in [
+            (r#"{"a":{"b":1,"c":{"d":1}}}"#, "a/c/d"),
+            (r#"{"a":{"b":1,"c":1}}"#, "a/c"),
+            (r#"{"a":1}"#, "a"),
+            (r#"{"x":{}}"#, "x"),
+            ("1", ""),
+        ] {
+            assert_eq!(outside(json, roots).as_deref(), Some(at), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_matter_is_not_kept() {
+        let json = r#"{"a":{"b":{"c":1}},"d":{"e":[{}]}}"#;
+        let detail = Detail::Outline { mount: &[], prunes: &|path| path == "a" };
+        let outline = Document::of_json(json.as_bytes(), detail).unwrap();
+        assert_eq!(text(&outline), r#"{"a":null,"d":{"e":null}}"#);
+    }
+
+    #[test]
+    fn a_rule_conflicts_with_data_at_its_path_and_with_values_above_it() {
+        let data = document(r#"{"a":{"allow":true,"l":[1]}}"#);
+        for (rule, conflicts) in
+            [("a/allow", true), ("a/allow/x", true), ("a", true), ("a/l/0", true), ("a/deny", false), ("b/c", false)]
+        {
+            assert_eq!(data.conflicts_with_rule(&path(rule)), conflicts, "{rule}");
+        }
     }
 }

@@ -7,9 +7,16 @@ use std::{
 };
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
-use super::{BundleManifest, PackError, document::Document};
+use super::{
+    BundleManifest, PackError,
+    document::{Collision, Detail, Document},
+    paths::{base, data_path, is_data, mount},
+};
+
+/// The members of a `.manifest`, as JSON: what is not changed keeps its text.
+pub(super) type Members = BTreeMap<String, Box<RawValue>>;
 
 /// The files of one or more folders that OPA loads, by the names that they will have in the
 /// bundle.
@@ -18,7 +25,7 @@ pub struct Folder {
     pub(super) files: BTreeMap<String, Origin>,
     pub(super) tests: BTreeMap<String, PathBuf>,
     /// What the `.manifest` files say together.
-    pub(super) manifest: Map<String, Value>,
+    pub(super) manifest: Members,
     unsigned: Option<PathBuf>,
 }
 
@@ -29,7 +36,7 @@ pub(super) enum Origin {
     /// Several data files in one.
     Merged {
         from: Vec<PathBuf>,
-        content: Vec<u8>,
+        document: Document,
     },
 }
 
@@ -83,7 +90,8 @@ impl Folder {
     /// # Errors
     /// The first file that is in the way, by name.
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
-        let mut folder = Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Map::new(), unsigned: None };
+        let mut folder =
+            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), unsigned: None };
         for path in paths {
             let real = fs::canonicalize(path).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => PackError::Missing(path.clone()),
@@ -109,15 +117,15 @@ impl Folder {
     }
 
     /// The revision that `.manifest` states.
-    pub fn revision(&self) -> Option<&str> {
-        self.manifest.get("revision").and_then(Value::as_str)
+    pub fn revision(&self) -> Option<String> {
+        serde_json::from_str(self.manifest.get("revision")?.get()).ok()
     }
 
     /// The same with another revision in `.manifest`, or none.
     #[must_use]
     pub fn with_revision(mut self, revision: Option<&str>) -> Self {
-        match revision {
-            Some(revision) => drop(self.manifest.insert("revision".to_owned(), revision.into())),
+        match revision.and_then(|revision| raw(&revision)) {
+            Some(revision) => drop(self.manifest.insert("revision".to_owned(), revision)),
             None => drop(self.manifest.remove("revision")),
         }
         self
@@ -125,14 +133,14 @@ impl Folder {
 
     /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.
     pub fn is_v0(&self) -> bool {
-        self.manifest.get("rego_version") == Some(&Value::from(0))
+        self.manifest.get("rego_version").is_some_and(|version| version.get() == "0")
     }
 
     /// All bytes of a file of the bundle.
     pub(super) fn content(&self, name: &str) -> Result<Vec<u8>, PackError> {
         match self.files.get(name) {
             Some(Origin::Disk(path)) => fs::read(path).map_err(|source| PackError::io(path, source)),
-            Some(Origin::Merged { content, .. }) => Ok(content.clone()),
+            Some(Origin::Merged { document, .. }) => Ok(document.to_bytes()),
             None => Err(PackError::io(Path::new(name), io::ErrorKind::NotFound.into())),
         }
     }
@@ -150,7 +158,7 @@ impl Folder {
     }
 
     fn add(&mut self, name: String, path: PathBuf) -> Result<(), PackError> {
-        let base = name.rsplit('/').next().unwrap_or(&name);
+        let base = base(&name);
         if base == ".manifest" {
             return self.add_manifest(&name, &path);
         }
@@ -177,63 +185,72 @@ impl Folder {
             return Err(refused("OPA reads one .manifest, at the root of the bundle; move or remove it".to_owned()));
         }
         let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
-        // As OPA, without a look at what follows the first value.
-        let mut values = serde_json::Deserializer::from_slice(&content).into_iter::<Map<String, Value>>();
-        let manifest = match values.next() {
-            Some(Ok(manifest)) => manifest,
-            Some(Err(error)) => return Err(refused(error.to_string())),
-            None => return Err(refused("it is empty".to_owned())),
-        };
-        for (key, value) in manifest {
+        BundleManifest::parse(&content).map_err(refused)?;
+        let document = Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
+        for (key, text) in document.members().unwrap_or_default() {
             // As OPA reads it; written twice in two spellings, one of them would win by chance.
             let key = BundleManifest::member(key);
-            match (self.manifest.get_mut(&key), value) {
-                (Some(Value::Array(ours)), Value::Array(theirs)) => ours.extend(theirs),
-                (Some(ours), theirs) if *ours != theirs => {
-                    return Err(refused(format!("{key} is {theirs}, and {ours} in another folder's .manifest")));
-                }
-                (_, value) => {
-                    self.manifest.insert(key, value);
-                }
-            }
+            let theirs = RawValue::from_string(text).map_err(|error| refused(error.to_string()))?;
+            let merged = match self.manifest.get(&key) {
+                None => theirs,
+                Some(ours) => match (items(ours), items(&theirs)) {
+                    (Some(ours), Some(theirs)) => {
+                        raw(&[ours, theirs].concat()).ok_or_else(|| refused(format!("{key} is no JSON")))?
+                    }
+                    _ if ours.get() == theirs.get() => theirs,
+                    _ => return Err(refused(format!("{key} is {theirs}, and {ours} in another folder's .manifest"))),
+                },
+            };
+            self.manifest.insert(key, merged);
         }
         Ok(())
     }
 }
 
+/// The items of a list, each as JSON.
+fn items(value: &RawValue) -> Option<Vec<Box<RawValue>>> {
+    serde_json::from_str(value.get()).ok()
+}
+
+/// A value as JSON.
+pub(super) fn raw(value: &impl serde::Serialize) -> Option<Box<RawValue>> {
+    serde_json::value::to_raw_value(value).ok()
+}
+
 impl Origin {
     /// This and another file of the same name: data is merged, anything else collides.
     fn merged(self, name: &str, path: PathBuf) -> Result<Self, PackError> {
-        let (mut from, content) = match self {
+        let same_name = |first: PathBuf, second: &Path| PackError::SameName {
+            first,
+            second: second.to_owned(),
+            name: name.to_owned(),
+        };
+        let (mut from, mut document) = match self {
+            Self::Disk(first) if !is_data(name) => return Err(same_name(first, &path)),
             Self::Disk(first) => {
-                let content = fs::read(&first).map_err(|source| PackError::io(&first, source))?;
-                (vec![first], content)
+                let document = read_data(&first)?.numbered(0);
+                (vec![first], document)
             }
-            Self::Merged { from, content } => (from, content),
+            Self::Merged { from, document } => (from, document),
         };
-        let base = name.rsplit('/').next().unwrap_or(name);
-        let parse = match base {
-            "data.json" => Document::of_json,
-            "data.yaml" | "data.yml" => Document::of_yaml,
-            _ => return Err(PackError::SameName { first: from.remove(0), second: path, name: name.to_owned() }),
-        };
-        let refused = |path: &Path| {
-            let place = path.display().to_string();
-            move |reason| PackError::File { place, reason }
-        };
-        let mut document = parse(&content).map_err(refused(&from[0]))?;
-        let other = fs::read(&path).map_err(|source| PackError::io(&path, source))?;
-        let other = parse(&other).map_err(refused(&path))?;
-        document.merge(other).map_err(|at| PackError::Conflict {
-            first: from[0].display().to_string(),
-            second: path.display().to_string(),
-            at: super::check::data_path(&super::check::mount(name), &at),
+        let number = u32::try_from(from.len()).unwrap_or(u32::MAX);
+        document.merge(read_data(&path)?.numbered(number)).map_err(|Collision { path: at, first }| {
+            let first = usize::try_from(first).ok().and_then(|first| from.get(first)).unwrap_or(&path);
+            let at = data_path(&[mount(name), at].concat());
+            PackError::Conflict { first: first.display().to_string(), second: path.display().to_string(), at }
         })?;
-        let content = document.to_bytes().map_err(refused(&path))?;
         from.push(path);
-        // JSON is YAML.
-        Ok(Self::Merged { from, content })
+        // JSON is YAML, and OPA keeps the numbers of YAML that is JSON.
+        Ok(Self::Merged { from, document })
     }
+}
+
+/// A data file that is merged with another one; in a folder, OPA passes over a byte order mark.
+fn read_data(path: &Path) -> Result<Document, PackError> {
+    let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
+    let name = path.to_string_lossy();
+    Document::of_file(&name, content, Detail::Values).map_err(|error| PackError::at(path, &error.to_string()))
 }
 
 struct Search<'a> {

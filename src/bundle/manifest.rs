@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use super::json::{JsonError, JsonReader, Token};
 
-/// What `.manifest` says, with OPA's defaults where it says nothing.
+/// What `.manifest` says, with OPA's defaults where it says nothing. Its metadata is not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundleManifest {
     /// Free text by which people and status reports recognise a version; often empty.
@@ -18,18 +17,14 @@ pub struct BundleManifest {
     pub file_rego_versions: BTreeMap<String, i64>,
     /// The rules that were compiled to WebAssembly.
     pub wasm: Vec<WasmEntrypoint>,
-    /// Whatever its author noted.
-    pub metadata: Map<String, Value>,
 }
 
 /// One rule that a WebAssembly module answers for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WasmEntrypoint {
     /// The rule, such as `authz/allow`.
-    #[serde(default)]
     pub entrypoint: String,
     /// The file in the bundle.
-    #[serde(default)]
     pub module: String,
 }
 
@@ -64,72 +59,55 @@ impl Default for BundleManifest {
             rego_version: None,
             file_rego_versions: BTreeMap::new(),
             wasm: Vec::new(),
-            metadata: Map::new(),
         }
     }
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    #[serde(default)]
-    revision: Option<String>,
-    #[serde(default)]
-    roots: Option<Vec<String>>,
-    #[serde(default)]
-    rego_version: Option<i64>,
-    #[serde(default)]
-    file_rego_versions: Option<BTreeMap<String, i64>>,
-    #[serde(default)]
-    wasm: Option<Vec<WasmEntrypoint>>,
-    #[serde(default)]
-    metadata: Option<Map<String, Value>>,
-}
+/// The newest version of Rego that OPA 1.22 knows (`RegoVersionFromIntStrict`).
+const NEWEST_REGO: i64 = 2;
+/// What the members of the file are called.
+const MEMBERS: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
 
 impl BundleManifest {
-    /// Reads the file as OPA does: unknown members are ignored, and so is what follows the
-    /// first JSON value.
+    /// Reads the file as OPA does (`Manifest` in `v1/bundle/bundle.go`): unknown members are
+    /// ignored, and so is what follows the first JSON value.
     ///
     /// # Errors
     /// A sentence naming what OPA would refuse.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Map<String, Value>>();
-        let members = match values.next() {
-            Some(Ok(members)) => members,
-            Some(Err(error)) => return Err(error.to_string()),
-            None => return Err("it is empty".to_owned()),
-        };
-        let members: Map<String, Value> =
-            members.into_iter().map(|(name, value)| (Self::member(name), value)).collect();
-        let raw = Raw::deserialize(Value::Object(members)).map_err(|error| error.to_string())?;
-        // OPA 1.22 knows 0, 1 and 2; what later ones add is not for a gateway to refuse.
-        let file_rego_versions = raw.file_rego_versions.unwrap_or_default();
-        if let Some(version) = raw.rego_version.iter().chain(file_rego_versions.values()).find(|version| **version < 0)
-        {
-            return Err(format!("rego_version {version} does not exist"));
+        let raw = Raw::read(bytes)?;
+        for (version, file) in raw.versions() {
+            if !(0..=NEWEST_REGO).contains(&version) {
+                return Err(format!("rego_version {version}{file} does not exist; the newest is {NEWEST_REGO}"));
+            }
         }
         let mut roots: Vec<String> = match raw.roots {
             None => vec![String::new()],
             Some(roots) => roots.iter().map(|root| root.trim_matches('/').to_owned()).collect(),
         };
+        if roots.is_empty() {
+            return Err("roots is empty, so that nothing may be in the bundle; leave it out to own everything".into());
+        }
         roots.sort();
         if let Some((a, b)) = overlap(&roots) {
             return Err(format!("roots {a:?} and {b:?} overlap"));
         }
-        let revision = Revision(raw.revision.unwrap_or_default());
+        if let Some(root) = roots.iter().find(|root| !is_unescapable(root)) {
+            return Err(format!("root {root:?} has a % without two hexadecimal digits behind it"));
+        }
         Ok(Self {
-            revision,
+            revision: Revision(raw.revision),
             roots,
             rego_version: raw.rego_version,
-            file_rego_versions,
-            wasm: raw.wasm.unwrap_or_default(),
-            metadata: raw.metadata.unwrap_or_default(),
+            file_rego_versions: raw.file_rego_versions,
+            wasm: raw.wasm,
         })
     }
 
-    /// The name of a member as it is known: OPA (Go's `encoding/json`) looks past the case.
+    /// The name of a member as it is known; see [`folded`].
     pub(super) fn member(name: String) -> String {
-        const KNOWN: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
-        KNOWN.iter().find(|known| known.eq_ignore_ascii_case(&name)).map_or(name, |known| (*known).to_owned())
+        let folded = folded(&name);
+        if MEMBERS.contains(&folded.as_str()) { folded } else { name }
     }
 
     /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.
@@ -137,15 +115,232 @@ impl BundleManifest {
         self.roots.iter().any(|root| contains(root, path))
     }
 
-    /// Whether something below a path may lie in what the bundle owns.
-    pub(super) fn owns_below(&self, path: &str) -> bool {
-        self.roots.iter().any(|root| contains(path, root))
+    /// Whether a package of Rego lies in what the bundle owns, by the segments of its path: one
+    /// with a slash in it is one segment.
+    pub(super) fn owns_segments(&self, path: &[String]) -> bool {
+        self.roots.iter().any(|root| {
+            let mut path = path.iter();
+            root.is_empty() || root.split('/').all(|segment| path.next().is_some_and(|other| other == segment))
+        })
     }
 
-    /// How many segments the longest root has.
-    pub(super) fn depth(&self) -> usize {
-        self.roots.iter().map(|root| root.split('/').count()).max().unwrap_or_default()
+    /// Whether OPA looks into an object at a path that lies outside of what the bundle owns.
+    /// It does so below any part of the path that begins a root, and takes an empty object
+    /// there for nothing.
+    pub(super) fn may_own_below(&self, path: &str) -> bool {
+        let first = |root: &str| root.split('/').next().unwrap_or_default().to_owned();
+        path.split('/').any(|segment| {
+            let begins = |root: &String| segment.is_empty() || segment == first(root);
+            self.roots.iter().any(begins)
+        })
     }
+}
+
+/// The members as the file has them.
+#[derive(Debug, Default)]
+struct Raw {
+    revision: String,
+    roots: Option<Vec<String>>,
+    rego_version: Option<i64>,
+    file_rego_versions: BTreeMap<String, i64>,
+    wasm: Vec<WasmEntrypoint>,
+}
+
+impl Raw {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let mut raw = Self::default();
+        let mut reader = JsonReader::new(bytes);
+        if is_null(&mut reader, "the manifest", Token::StartObject)? {
+            return Ok(raw);
+        }
+        while let Some(key) = next_key(&mut reader)? {
+            raw.member(&folded(&key), &mut reader)?;
+        }
+        Ok(raw)
+    }
+
+    /// Reads one member. Of several with one name each changes what the ones before it left,
+    /// as `encoding/json` decodes them into one value.
+    fn member(&mut self, name: &str, reader: &mut JsonReader<&[u8]>) -> Result<(), String> {
+        match name {
+            "revision" => string(reader, name, &mut self.revision)?,
+            "roots" => match is_null(reader, name, Token::StartArray)? {
+                true => self.roots = None,
+                false => {
+                    let mut roots = self.roots.take().unwrap_or_default();
+                    array(reader, &mut roots, |reader, root| string(reader, name, root))?;
+                    self.roots = Some(roots);
+                }
+            },
+            "rego_version" => self.rego_version = integer(reader, name)?,
+            "file_rego_versions" => match is_null(reader, name, Token::StartObject)? {
+                true => self.file_rego_versions.clear(),
+                false => {
+                    while let Some(glob) = next_key(reader)? {
+                        let version = integer(reader, name)?.unwrap_or_default();
+                        self.file_rego_versions.insert(glob, version);
+                    }
+                }
+            },
+            "wasm" => match is_null(reader, name, Token::StartArray)? {
+                true => self.wasm.clear(),
+                false => array(reader, &mut self.wasm, WasmEntrypoint::read)?,
+            },
+            "metadata" => {
+                if !is_null(reader, name, Token::StartObject)? {
+                    reader.skip_container().map_err(text)?;
+                }
+            }
+            _ => reader.skip_value().map_err(text)?,
+        }
+        Ok(())
+    }
+
+    /// Every version that is stated, with the file that it is stated for.
+    fn versions(&self) -> impl Iterator<Item = (i64, String)> {
+        let files = self.file_rego_versions.iter();
+        let files = files.map(|(glob, version)| (*version, format!(" for {glob:?}")));
+        self.rego_version.into_iter().map(|version| (version, String::new())).chain(files)
+    }
+}
+
+impl WasmEntrypoint {
+    fn read(reader: &mut JsonReader<&[u8]>, entry: &mut Self) -> Result<(), String> {
+        if is_null(reader, "an entry of wasm", Token::StartObject)? {
+            return Ok(());
+        }
+        while let Some(key) = next_key(reader)? {
+            match folded(&key).as_str() {
+                "entrypoint" => string(reader, "wasm.entrypoint", &mut entry.entrypoint)?,
+                "module" => string(reader, "wasm.module", &mut entry.module)?,
+                "annotations" => {
+                    if !is_null(reader, "wasm.annotations", Token::StartArray)? {
+                        reader.skip_container().map_err(text)?;
+                    }
+                }
+                _ => reader.skip_value().map_err(text)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that a `.signatures.json` has the form that OPA decodes before it looks at anything
+/// else (`SignaturesConfig`). Whether the signatures are right is for OPA to say, which has the
+/// keys.
+///
+/// # Errors
+/// A sentence naming what OPA would refuse.
+pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
+    let mut reader = JsonReader::new(bytes);
+    if is_null(&mut reader, "the file", Token::StartObject)? {
+        return Ok(());
+    }
+    while let Some(key) = next_key(&mut reader)? {
+        let key = folded(&key);
+        match key.as_str() {
+            "signatures" => {
+                if !is_null(&mut reader, &key, Token::StartArray)? {
+                    array(&mut reader, &mut Vec::new(), |reader, item| string(reader, "signatures", item))?;
+                }
+            }
+            "plugin" => string(&mut reader, &key, &mut String::new())?,
+            _ => reader.skip_value().map_err(text)?,
+        }
+    }
+    Ok(())
+}
+
+fn text(error: JsonError) -> String {
+    error.to_string()
+}
+
+/// A name as `encoding/json` compares it with those of a struct: without regard to case, for
+/// which two letters beyond ASCII count as well.
+fn folded(name: &str) -> String {
+    name.chars()
+        .map(|character| match character {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            character => character.to_ascii_lowercase(),
+        })
+        .collect()
+}
+
+/// Whether a value is null rather than what `wanted` begins.
+fn is_null(reader: &mut JsonReader<&[u8]>, what: &str, wanted: Token<'static>) -> Result<bool, String> {
+    match reader.next().map_err(text)? {
+        Some(Token::Null) => Ok(true),
+        Some(token) if token == wanted => Ok(false),
+        found => Err(mismatch(what, if wanted == Token::StartArray { "a list" } else { "an object" }, found)),
+    }
+}
+
+/// Null leaves what is there.
+fn string(reader: &mut JsonReader<&[u8]>, what: &str, value: &mut String) -> Result<(), String> {
+    match reader.next().map_err(text)? {
+        Some(Token::Null) => {}
+        Some(Token::String(text)) => text.clone_into(value),
+        found => return Err(mismatch(what, "a text", found)),
+    }
+    Ok(())
+}
+
+fn integer(reader: &mut JsonReader<&[u8]>, what: &str) -> Result<Option<i64>, String> {
+    match reader.next().map_err(text)? {
+        Some(Token::Null) => Ok(None),
+        Some(Token::Number(digits)) => match digits.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(format!("{what} is {digits} instead of a whole number")),
+        },
+        found => Err(mismatch(what, "a whole number", found)),
+    }
+}
+
+/// The rest of a list, whose items change those that are there already.
+fn array<T: Default>(
+    reader: &mut JsonReader<&[u8]>,
+    items: &mut Vec<T>,
+    read: impl Fn(&mut JsonReader<&[u8]>, &mut T) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut count = 0;
+    while !reader.ends_array().map_err(text)? {
+        if count == items.len() {
+            items.push(T::default());
+        }
+        read(reader, &mut items[count])?;
+        count += 1;
+    }
+    items.truncate(count);
+    Ok(())
+}
+
+/// The next key of an object; `None` at its end.
+fn next_key(reader: &mut JsonReader<&[u8]>) -> Result<Option<String>, String> {
+    match reader.next().map_err(text)? {
+        Some(Token::Key(key)) => Ok(Some(key.to_owned())),
+        _ => Ok(None),
+    }
+}
+
+fn mismatch(what: &str, wanted: &str, found: Option<Token<'_>>) -> String {
+    let found = match found {
+        Some(Token::Null) | None => "nothing",
+        Some(Token::Bool(_)) => "true or false",
+        Some(Token::Number(_)) => "a number",
+        Some(Token::String(_) | Token::Key(_)) => "a text",
+        Some(Token::StartArray | Token::EndArray) => "a list",
+        Some(Token::StartObject | Token::EndObject) => "an object",
+    };
+    format!("{what} is {found} instead of {wanted}")
+}
+
+/// Whether OPA can make a storage path of a root (`url.PathUnescape`).
+fn is_unescapable(root: &str) -> bool {
+    root.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
 }
 
 /// Two roots of which one contains the other. In the order of their segments such two are
@@ -186,6 +381,75 @@ mod tests {
         assert_eq!(manifest.roots, ["a/b", "c"]);
         assert_eq!(manifest.revision.as_str(), "r1");
         assert!(manifest.owns("a/b/c") && manifest.owns("c") && !manifest.owns("a") && !manifest.owns("cc"));
+    }
+
+    /// Values that real OPA 1.22.2 gives the same answer for.
+    #[test]
+    fn what_opa_reads_is_read() {
+        let deep = format!(r#"{{"metadata":{{"a":{}1{}}}}}"#, "[".repeat(200), "]".repeat(200));
+        for text in [
+            "null",
+            "{} trailing",
+            r#"{"metadata":{"a":1e400,"b":"\ud800"}}"#,
+            r#"{"metadata":null,"wasm":null,"roots":null,"rego_version":null,"revision":null}"#,
+            r#"{"file_rego_versions":{"/a.rego":null}}"#,
+            r#"{"unknown":[1e400]}"#,
+            r#"{"roots":["a b","c%20d"]}"#,
+            &deep,
+        ] {
+            BundleManifest::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text:.60}: {error}"));
+        }
+        BundleManifest::parse(b"{\"metadata\":{\"\xe9\":\"\xff\"}}").unwrap();
+        let lone = BundleManifest::parse(br#"{"revision":"a\ud800b"}"#).unwrap();
+        assert_eq!(lone.revision.as_str(), "a\u{fffd}b");
+        assert_eq!(BundleManifest::parse("{\"root\u{17f}\":[\"a\"]}".as_bytes()).unwrap().roots, ["a"]);
+    }
+
+    #[test]
+    fn what_opa_refuses_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "x",
+            r#"{"revision":1}"#,
+            r#"{"roots":"a"}"#,
+            r#"{"roots":[1]}"#,
+            r#"{"roots":[]}"#,
+            r#"{"roots":["a%zz"]}"#,
+            r#"{"rego_version":3}"#,
+            r#"{"rego_version":-1}"#,
+            r#"{"rego_version":1.0}"#,
+            r#"{"rego_version":"1"}"#,
+            r#"{"rego_version":1e400}"#,
+            r#"{"file_rego_versions":{"/a.rego":3}}"#,
+            r#"{"file_rego_versions":[]}"#,
+            r#"{"metadata":"x"}"#,
+            r#"{"wasm":{}}"#,
+            r#"{"wasm":[{"module":1}]}"#,
+            "{\"roots\":[\"a\"],}",
+        ] {
+            assert!(BundleManifest::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn signatures_have_a_form() {
+        for good in ["null", "{}", r#"{"signatures":["x"],"plugin":"p","other":[1]} x"#, r#"{"signatures":null}"#] {
+            check_signatures(good.as_bytes()).unwrap();
+        }
+        for bad in ["", "x", "[]", r#"{"signatures":"x"}"#, r#"{"signatures":[1]}"#, r#"{"plugin":1}"#] {
+            assert!(check_signatures(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn members_with_one_name_change_one_value() {
+        let manifest = BundleManifest::parse(
+            br#"{"roots":["a","b"],"ROOTS":[null,"c"],"file_rego_versions":{"x":0},"File_Rego_Versions":{"y":1}}"#,
+        )
+        .unwrap();
+        assert_eq!(manifest.roots, ["a", "c"]);
+        assert_eq!(manifest.file_rego_versions.len(), 2);
     }
 
     #[test]

@@ -3,20 +3,27 @@
 //! Pure: nothing here talks to a network, and only [`Folder`] reads a disk. The format is
 //! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
+mod archive;
 mod artifact;
 mod check;
 mod contents;
 mod document;
 mod folder;
+mod json;
+mod load;
 mod manifest;
 mod open;
 mod pack;
+mod package;
+mod paths;
 mod policy;
 mod recipe;
 mod rego;
-mod shape;
+mod sparse;
 mod tarball;
 mod test;
+mod value;
+mod yaml;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
@@ -29,3 +36,4 @@ pub use policy::{Policy, PolicyError};
 pub use recipe::{NoBundle, Recipe};
 pub use rego::{Module, RegoVersion};
 pub use test::TestRun;
+pub use value::{Answers, Exact};

@@ -5,11 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::{
-    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion, check::check, folder::Origin,
-    rego::Unreadable, tarball::Tarball,
+    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion,
+    check::check,
+    folder::{Members, Origin, raw},
+    open::list,
+    rego::Unreadable,
+    tarball::Tarball,
 };
 use crate::oci::{Blob, Digest, Hasher};
 
@@ -39,9 +43,6 @@ pub struct Packed {
     /// Its Rego files, in the order of their names.
     pub modules: Vec<Module>,
 }
-
-/// OPA 1.22 knows 0, 1 and 2.
-const NEWEST_REGO: i64 = 2;
 
 /// Why a folder can't be packed.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +118,7 @@ pub enum PackError {
     #[error("{0} is not UTF-8; save it as UTF-8")]
     NotText(String),
     /// Rego outside of what the bundle owns.
-    #[error("{place}: package {package} is outside the roots {roots:?}; add a root for it to .manifest, or move it")]
+    #[error("{place}: package {package} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
     PackageOutside {
         /// The file.
         place: String,
@@ -127,7 +128,7 @@ pub enum PackError {
         roots: Vec<String>,
     },
     /// Data outside of what the bundle owns.
-    #[error("{place}: data at {at:?} is outside the roots {roots:?}; add a root for it to .manifest, or move it")]
+    #[error("{place}: data at {at:?} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
     DataOutside {
         /// The file.
         place: String,
@@ -135,6 +136,14 @@ pub enum PackError {
         at: String,
         /// What the bundle owns.
         roots: Vec<String>,
+    },
+    /// A rule in the place of data, which OPA does not compile.
+    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
+    RuleOverData {
+        /// `FILE:LINE:COLUMN`.
+        place: String,
+        /// Such as `data.authz.allow`.
+        at: String,
     },
     /// A file that OPA would refuse.
     #[error("{place}: {reason}")]
@@ -152,6 +161,16 @@ pub enum PackError {
 impl PackError {
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
+    }
+
+    /// A reason that may begin with `LINE:COLUMN: `, which belongs to the file.
+    pub(super) fn at(path: &Path, reason: &str) -> Self {
+        Self::in_file(&path.display().to_string(), reason)
+    }
+
+    pub(super) fn in_file(place: &str, reason: &str) -> Self {
+        let (place, reason) = with_position(place, reason);
+        Self::File { place, reason }
     }
 }
 
@@ -189,21 +208,16 @@ impl Folder {
             let digest = add(&mut tarball, name, origin)?;
             list.push_str(&format!("{digest} {name}\n"));
         }
-        let unstated = |revision: &Value| revision.is_null() || revision.as_str() == Some("");
-        if manifest.get("revision").is_none_or(unstated) {
+        if manifest.get("revision").is_none_or(|revision| matches!(revision.get(), "null" | "\"\"")) {
             manifest.remove("revision");
-            list.push_str(&Value::Object(manifest.clone()).to_string());
-            manifest.insert("revision".to_owned(), Digest::sha256(list.as_bytes()).hex()[..12].into());
+            list.push_str(&members_text(&manifest));
+            let revision = raw(&&Digest::sha256(list.as_bytes()).hex()[..12]);
+            manifest.extend(revision.map(|revision| ("revision".to_owned(), revision)));
         }
-        let manifest = Value::Object(manifest).to_string();
+        let manifest = members_text(&manifest);
         // Here rather than when it is opened: the message knows nothing of bundles then.
         let refused = |reason| PackError::File { place: ".manifest".to_owned(), reason };
-        let parsed = BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
-        // A gateway lets pass what a later OPA may know; who builds would learn it too late.
-        let versions = parsed.rego_version.iter().chain(parsed.file_rego_versions.values());
-        if let Some(version) = versions.copied().find(|version| *version > NEWEST_REGO) {
-            return Err(refused(format!("rego_version {version} is none that OPA knows; write {NEWEST_REGO} or less")));
-        }
+        BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
         let blob = written.and_then(|()| tarball.finish()).map_err(PackError::Temporary)?;
         Ok((blob, self.files.len() + 1))
@@ -211,32 +225,24 @@ impl Folder {
 
     /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
     /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
-    pub(super) fn manifest_for(&self, options: &PackOptions) -> Map<String, Value> {
+    pub(super) fn manifest_for(&self, options: &PackOptions) -> Members {
         let mut manifest = self.manifest.clone();
-        if let Some(revision) = &options.revision {
-            manifest.insert("revision".to_owned(), revision.as_str().into());
-        }
-        if !options.roots.is_empty() {
-            manifest.insert("roots".to_owned(), options.roots.clone().into());
-        }
-        manifest.entry("roots").or_insert_with(|| Value::from(vec![""]));
-        if let Some(version) = options.rego_version {
-            manifest.insert("rego_version".to_owned(), version.number().into());
-        }
-        manifest.entry("rego_version").or_insert_with(|| RegoVersion::V1.number().into());
-        if let Some(Value::Object(versions)) = manifest.get_mut("file_rego_versions") {
-            // OPA compares the globs with names as the loader has them: with a slash in front
-            // in a folder, as here in a tarball.
-            for (glob, version) in versions.clone() {
-                let bare = glob.trim_start_matches('/');
-                versions.entry(format!("/{bare}")).or_insert_with(|| version.clone());
-                versions.entry(bare).or_insert(version);
+        let mut set = |key: &str, value: Option<Box<RawValue>>| {
+            manifest.extend(value.map(|value| (key.to_owned(), value)));
+        };
+        set("revision", options.revision.as_ref().and_then(raw));
+        set("roots", Some(&options.roots).filter(|roots| !roots.is_empty()).and_then(raw));
+        set("rego_version", options.rego_version.and_then(|version| raw(&version.number())));
+        let mut default = |key: &str, value: Option<Box<RawValue>>| {
+            if let Some(value) = value {
+                manifest.entry(key.to_owned()).or_insert(value);
             }
-        }
-        // OPA compares module names to the letter, and opa build writes both with a slash in front.
-        for wasm in manifest.get_mut("wasm").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(Value::String(module)) = wasm.get_mut("module") {
-                *module = module.trim_start_matches('/').to_owned();
+        };
+        default("roots", raw(&[""]));
+        default("rego_version", raw(&RegoVersion::V1.number()));
+        for (key, change) in [("file_rego_versions", both_spellings as Change), ("wasm", bare_modules)] {
+            if let Some(changed) = manifest.get(key).and_then(|value| change(value)) {
+                manifest.insert(key.to_owned(), changed);
             }
         }
         manifest
@@ -245,9 +251,61 @@ impl Folder {
     /// With the file's own name instead of the one in the bundle.
     fn placed(&self, error: NotABundle) -> PackError {
         match error {
-            NotABundle::File { path, reason } => PackError::File { place: self.place(&path), reason },
+            NotABundle::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
+            NotABundle::PackageOutside { path, package, roots } => {
+                PackError::PackageOutside { place: self.place(&path), package, roots }
+            }
+            NotABundle::DataOutside { path, at, roots } => {
+                PackError::DataOutside { place: self.place(&path), at, roots }
+            }
+            NotABundle::Collision { first, second, at } => {
+                PackError::Conflict { first: self.place(&first), second: self.place(&second), at }
+            }
             error => error.into(),
         }
+    }
+}
+
+type Change = fn(&RawValue) -> Option<Box<RawValue>>;
+
+/// OPA compares the globs of `file_rego_versions` with names as the loader has them: with a
+/// slash in front in a folder, without one in a tarball that is written here.
+fn both_spellings(versions: &RawValue) -> Option<Box<RawValue>> {
+    let mut versions: Members = serde_json::from_str(versions.get()).ok()?;
+    for (glob, version) in versions.clone() {
+        let bare = glob.trim_start_matches('/');
+        versions.entry(format!("/{bare}")).or_insert_with(|| version.clone());
+        versions.entry(bare.to_owned()).or_insert(version);
+    }
+    raw(&versions)
+}
+
+/// OPA compares names of WebAssembly modules to the letter, and `opa build` writes them with a
+/// slash in front that names in a tarball which is written here do not have.
+fn bare_modules(resolvers: &RawValue) -> Option<Box<RawValue>> {
+    let mut resolvers: Vec<Members> = serde_json::from_str(resolvers.get()).ok()?;
+    for resolver in &mut resolvers {
+        let module = resolver.get("module").and_then(|module| serde_json::from_str::<String>(module.get()).ok());
+        let module = module.and_then(|module| raw(&module.trim_start_matches('/')));
+        resolver.extend(module.map(|module| ("module".to_owned(), module)));
+    }
+    raw(&resolvers)
+}
+
+/// The members of a manifest as one JSON object.
+pub(super) fn members_text(members: &Members) -> String {
+    // Texts alone, so that nothing can fail.
+    serde_json::to_string(members).unwrap_or_default()
+}
+
+/// A file's name with the `LINE:COLUMN: ` that a reason begins with, and the rest of it.
+pub(super) fn with_position(place: &str, reason: &str) -> (String, String) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match reason.split_once(": ") {
+        Some((position, rest)) if position.split(':').all(is_number) => {
+            (format!("{place}:{position}"), rest.to_owned())
+        }
+        _ => (place.to_owned(), reason.to_owned()),
     }
 }
 
@@ -262,9 +320,10 @@ pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
 /// Adds one file, and gives the digest of its content.
 fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, PackError> {
     match origin {
-        Origin::Merged { content, .. } => {
+        Origin::Merged { document, .. } => {
+            let content = document.to_bytes();
             tarball.add(name, content.len() as u64, content.as_slice()).map_err(PackError::Temporary)?;
-            Ok(Digest::sha256(content))
+            Ok(Digest::sha256(&content))
         }
         Origin::Disk(path) => {
             let failed = |source| PackError::io(path, source);
@@ -312,7 +371,7 @@ mod tests {
     use super::*;
     use crate::bundle::Ignore;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -455,15 +514,20 @@ mod tests {
                 r#"x/data.yaml: data at "x" is outside"#,
             ),
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
-            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: invalid type: integer `7`"),
+            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a text"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
             (&[rego, ("data.yaml", "a: [\n")], "data.yaml: "),
             (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
-            (&[rego, ("x/data.json", "{")], "x/data.json: EOF"),
+            (&[rego, ("x/data.json", "{")], "x/data.json:1:2: unexpected end of input"),
             (
                 &[("data.json", r#"{"a":{"b":1}}"#), ("a/data.json", r#"{"b":1}"#)],
                 "a/data.json and data.json both set data.a.b",
             ),
+            (
+                &[("a/p.rego", "package a\n\ndefault allow := false\n"), ("a/data.json", r#"{"allow":true}"#)],
+                "a/p.rego:3:1: the rule stands where data gives data.a.allow a value",
+            ),
+            (&[rego, ("a/data.json", "{\n\"b\": nul}")], "a/data.json:2:9: unexpected '}'"),
             (
                 &[("a/data.json", "{\"b\":1}"), ("a/data.yaml", "b: 2\n")],
                 "a/data.json and a/data.yaml both set data.a.b",

@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use regorus::{Engine, QueryResults, Value};
+use regorus::{Engine, Value};
 
 use super::{
-    Bundle, NotABundle, RegoVersion,
-    check::{is_data, mount, version_of},
+    Bundle, Module, NotABundle, RegoVersion,
+    archive::Entry,
+    check::version_of,
+    document::Document,
+    pack::with_position,
+    paths::{base, data_path, is_data, mount},
     rego::{self, Unreadable},
+    value::{Answers, exact, value_of},
 };
 
 /// A bundle's rules and data, ready for questions.
@@ -29,6 +34,14 @@ pub enum PolicyError {
         place: String,
         /// What the parser said.
         reason: String,
+    },
+    /// A rule in the place of data, which OPA does not compile.
+    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
+    RuleOverData {
+        /// `FILE:LINE:COLUMN`.
+        place: String,
+        /// Such as `data.authz.allow`.
+        at: String,
     },
     /// A data file that does not fit.
     #[error("bundle file {path}: {reason}")]
@@ -61,50 +74,31 @@ impl Policy {
     /// # Errors
     /// See [`PolicyError`].
     pub fn load(bundle: &Bundle) -> Result<Self, PolicyError> {
-        let mut policy = Self { engine: rego::engine(RegoVersion::V1), packages: Vec::new() };
-        let mut compiled = None;
-        bundle.walk(|entry| -> Result<(), PolicyError> {
-            let name = entry.name().trim_start_matches(['/', '.']).to_owned();
-            if name.ends_with(".rego") {
-                let text = text(&name, entry.content()?)?;
-                policy.add_rules(&name, &text, version_of(bundle.manifest(), entry.name()))?;
-            } else if is_data(&name) {
-                let text = text(&name, entry.content()?)?;
-                policy.add_data(&name, &text).map_err(|reason| PolicyError::Data { path: name, reason })?;
-            } else if matches!(name.rsplit('/').next(), Some("policy.wasm" | "plan.json")) {
-                compiled = Some(name);
-            }
-            Ok(())
-        })?;
-        if let Some(compiled) = compiled.filter(|_| policy.packages.is_empty()) {
+        let mut loader = Loader::default();
+        bundle.walk(|entry| loader.add(entry))?;
+        if let Some(compiled) = loader.compiled.filter(|_| loader.modules.is_empty()) {
             return Err(PolicyError::Compiled(compiled));
         }
+        let mut policy = Self { engine: evaluator()?, packages: Vec::new() };
+        let mut rules = Vec::new();
+        for (place, (name, text)) in &loader.modules {
+            let version = version_of(bundle.manifest(), name);
+            rules.extend(Module::parse(name, place, text, version)?.rules);
+            policy.engine.set_rego_v0(version == RegoVersion::V0);
+            policy.packages.push(rego::add(&mut policy.engine, place, text)?);
+        }
+        if let Some(rule) = rules.iter().find(|rule| loader.data.conflicts_with_rule(&rule.path)) {
+            return Err(PolicyError::RuleOverData { place: rule.place.clone(), at: data_path(&rule.path) });
+        }
+        let data = value_of(&loader.data);
+        let refused = |reason: String| PolicyError::Data { path: loader.data_files.join(", "), reason };
+        let data = data.map_err(refused)?;
+        policy.engine.add_data(data).map_err(|error| refused(one_line(&error.to_string())))?;
         // Questions are asked in the Rego of today.
         policy.engine.set_rego_v0(false);
         policy.packages.sort();
         policy.packages.dedup();
         Ok(policy)
-    }
-
-    fn add_rules(&mut self, name: &str, text: &str, version: RegoVersion) -> Result<(), PolicyError> {
-        self.engine.set_rego_v0(version == RegoVersion::V0);
-        let package = rego::add(&mut self.engine, name, text)
-            .map_err(|Unreadable { place, reason }| PolicyError::Rego { place, reason })?;
-        self.packages.push(package);
-        Ok(())
-    }
-
-    fn add_data(&mut self, name: &str, text: &str) -> Result<(), String> {
-        let told = |error: anyhow::Error| Unreadable::from_picture(name, &error.to_string()).reason;
-        let value = match name.ends_with(".json") {
-            true => Value::from_json_str(text.trim_start_matches('\u{feff}')),
-            false => Value::from_yaml_str(text),
-        };
-        let mounted = mount(name)
-            .into_iter()
-            .rev()
-            .fold(value.map_err(told)?, |inner, folder| Value::from(BTreeMap::from([(Value::from(folder), inner)])));
-        self.engine.add_data(mounted).map_err(told)
     }
 
     /// The packages, such as `data.authz`.
@@ -117,9 +111,8 @@ impl Policy {
     /// # Errors
     /// When it is neither.
     pub fn set_input(&mut self, text: &str) -> Result<(), PolicyError> {
-        let input = Value::from_json_str(text).or_else(|_| Value::from_yaml_str(text));
-        let told = |error: anyhow::Error| PolicyError::Input(Unreadable::from_picture("", &error.to_string()).reason);
-        self.engine.set_input(input.map_err(told)?);
+        let input = exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
+        self.engine.set_input(input.map_err(PolicyError::Input)?);
         Ok(())
     }
 
@@ -133,7 +126,7 @@ impl Policy {
     ///
     /// # Errors
     /// When the question is no Rego, or evaluating it fails.
-    pub fn query(&mut self, question: &str) -> Result<QueryResults, PolicyError> {
+    pub fn query(&mut self, question: &str) -> Result<Answers, PolicyError> {
         let answers = self.engine.eval_query(question.to_owned(), false);
         let mut answers = answers.map_err(|error| {
             let Unreadable { place, reason } = Unreadable::from_picture("query", &error.to_string());
@@ -143,13 +136,82 @@ impl Policy {
             // OPA does not list declarations (`some x`) among the expressions.
             answer.expressions.retain(|one| !one.text.starts_with("some ") || one.text.contains(" in "));
         }
-        Ok(answers)
+        Ok(Answers(answers))
     }
 }
 
-fn text(name: &str, content: Vec<u8>) -> Result<String, PolicyError> {
-    let not_text = |_| PolicyError::Data { path: name.to_owned(), reason: "it is not UTF-8".to_owned() };
-    String::from_utf8(content).map_err(not_text)
+/// What a bundle holds for an evaluator.
+struct Loader {
+    /// Rego files with their names, by the names that OPA compares; of two that are equal it
+    /// takes the last.
+    modules: BTreeMap<String, (String, String)>,
+    data: Document,
+    data_files: Vec<String>,
+    /// Rules in another form than Rego.
+    compiled: Option<String>,
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self { modules: BTreeMap::new(), data: Document::empty(), data_files: Vec::new(), compiled: None }
+    }
+}
+
+impl Loader {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), PolicyError> {
+        let name = entry.name().to_owned();
+        let parts: Vec<_> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        let place = parts.join("/");
+        let refused = |reason: String| {
+            let (path, reason) = with_position(&place, &reason);
+            PolicyError::Data { path, reason }
+        };
+        if name.ends_with(".rego") {
+            let text = String::from_utf8(entry.content()?).map_err(|_| refused("it is not UTF-8".to_owned()))?;
+            self.modules.insert(place, (name, text));
+        } else if is_data(&name) {
+            let document = exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
+            // Opening the bundle has found no collision.
+            self.data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
+            self.data_files.push(place);
+        } else if matches!(base(&name), "policy.wasm" | "plan.json") {
+            self.compiled = Some(place);
+        }
+        Ok(())
+    }
+}
+
+impl From<Unreadable> for PolicyError {
+    fn from(Unreadable { place, reason }: Unreadable) -> Self {
+        Self::Rego { place, reason }
+    }
+}
+
+/// An evaluator that reads YAML as OPA does.
+pub(super) fn evaluator() -> Result<Engine, PolicyError> {
+    let mut engine = rego::engine(RegoVersion::V1);
+    let unmarshal = |arguments: Vec<Value>| {
+        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
+        // As in OPA, what can't be read is undefined.
+        Ok(read.and_then(|document| value_of(&document)).unwrap_or(Value::Undefined))
+    };
+    let is_valid = |arguments: Vec<Value>| {
+        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
+        Ok(Value::from(read.is_ok()))
+    };
+    let failed = |error: anyhow::Error| PolicyError::Query { place: "yaml".to_owned(), reason: error.to_string() };
+    engine.add_extension("yaml.unmarshal".to_owned(), 1, Box::new(unmarshal)).map_err(failed)?;
+    engine.add_extension("yaml.is_valid".to_owned(), 1, Box::new(is_valid)).map_err(failed)?;
+    Ok(engine)
+}
+
+fn text_of(arguments: &[Value]) -> Result<String, String> {
+    let text = arguments.first().and_then(|value| value.as_string().ok());
+    text.map(ToString::to_string).ok_or_else(|| "not a text".to_owned())
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().trim().to_owned()
 }
 
 impl fmt::Debug for Policy {
@@ -166,7 +228,7 @@ mod tests {
         oci::{Blob, Descriptor},
     };
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
 
     fn load(files: &[(&str, &str)]) -> Result<Policy, PolicyError> {
         let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -198,13 +260,30 @@ mod tests {
         .unwrap();
         policy.set_input(r#"{"user":"alice"}"#).unwrap();
         let allowed = policy.query("data.authz.allow").unwrap();
-        assert_eq!(allowed.result[0].expressions[0].value, Value::from(true));
+        assert_eq!(allowed.0.result[0].expressions[0].value, Value::from(true));
         policy.set_input("user: bob\n").unwrap();
         assert!(answer(&mut policy, "data.authz.allow").contains(r#""value":false"#));
         assert!(answer(&mut policy, "data.people.more.x + count(data.people.guests)").contains(r#""value":1"#));
         assert!(answer(&mut policy, "x := 1; y := x + 1").contains(r#""bindings":{"x":1,"y":2}"#));
         assert_eq!(answer(&mut policy, "data.authz.nothing"), "{}");
         assert_eq!(policy.packages(), ["data.authz"]);
+    }
+
+    /// OPA compiles none of these.
+    #[test]
+    fn a_rule_in_the_place_of_data_is_refused() {
+        let rule = |text| ("p.rego", text);
+        for (rego, data) in [
+            ("package a\n\ndefault allow := false\n", r#"{"allow":true}"#),
+            ("package a\n\nallow.x := 1\n", r#"{"allow":true}"#),
+            ("package a\n\nallow := 1\n", r#"{"allow":{}}"#),
+            ("package a\n\nf(x) := x\n", r#"{"f":1}"#),
+            ("package a\n\np contains 1\n", r#"{"p":[]}"#),
+        ] {
+            let error = load(&[rule(rego), ("a/data.json", data)]).unwrap_err();
+            assert!(matches!(error, PolicyError::RuleOverData { .. }), "{rego}: {error}");
+        }
+        load(&[rule("package a\n\nallow := 1\n"), ("a/data.json", r#"{"deny":{}}"#)]).unwrap();
     }
 
     #[test]
@@ -220,9 +299,11 @@ mod tests {
     fn every_failure_is_one_line_that_names_its_place() {
         let broken = load(&[("dir/a.rego", "package a\n\nallow if {\n")]).unwrap_err().to_string();
         assert!(broken.starts_with("dir/a.rego:") && !broken.contains('\n'), "{broken}");
-        let twice = [("data.json", r#"{"a":{"b":1}}"#), ("a/data.json", r#"{"b":2}"#)];
-        let conflict = load(&twice).unwrap_err().to_string();
-        assert!(conflict.starts_with("bundle file a/data.json: ") && !conflict.contains('\n'), "{conflict}");
+        let rule = ("a/p.rego", "package a\n\ndefault allow := false\n");
+        let conflict = load(&[rule, ("a/data.json", r#"{"allow":true}"#)]).unwrap_err().to_string();
+        assert!(conflict.starts_with("a/p.rego:3:1: ") && !conflict.contains('\n'), "{conflict}");
+        let inexact = load(&[("a/data.json", r#"{"n":0.12345678901234567890}"#)]).unwrap_err().to_string();
+        assert!(inexact.starts_with("bundle file a/data.json:1:6: "), "{inexact}");
         assert!(matches!(load(&[("policy.wasm", "x")]), Err(PolicyError::Compiled(_))));
         let mut policy = load(&[("a.rego", "package a\n\nb := to_number(\"x\")\n")]).unwrap();
         for question in ["data.a.", "nothing(1)", "1 +"] {

@@ -5,7 +5,14 @@ use std::{collections::BTreeMap, io};
 
 use serde_json::json;
 
-use super::{Limits, NotABundle, document::Document, open::repack, tarball::Tarball};
+use super::{
+    Limits, NotABundle,
+    archive::repack,
+    document::{Detail, Document},
+    pack::with_position,
+    paths::{data_path, mount},
+    tarball::Tarball,
+};
 use crate::oci::{Blob, Descriptor, Document as Kind, Manifest, media_type};
 
 /// How the layers of an artifact become a bundle.
@@ -119,34 +126,25 @@ impl Recipe {
 
     fn assemble(&self, root: &str, blobs: &[Blob]) -> Result<Blob, NoBundle> {
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut data: BTreeMap<String, Document> = BTreeMap::new();
+        let mut data: BTreeMap<String, Vec<DataFile>> = BTreeMap::new();
         for (layer, blob) in self.layers.iter().zip(blobs) {
             let title = layer.annotation(TITLE).unwrap_or_default();
-            let refused = |reason: String| NoBundle::File { title: title.to_owned(), reason };
-            let name = clean(title).ok_or_else(|| refused("no name for a file in a bundle".to_owned()))?;
-            let content = content(blob).map_err(|error| refused(error.to_string()))?;
+            let refused = |reason: &str| NoBundle::File { title: title.to_owned(), reason: reason.to_owned() };
+            let name = clean(title).ok_or_else(|| refused("no name for a file in a bundle"))?;
+            let content = content(blob).map_err(|error| refused(&error.to_string()))?;
             if layer.media_type == MANIFEST {
                 files.insert(".manifest".to_owned(), content);
             } else if layer.media_type == DATA {
                 let mounted = below(&name, root);
                 let folder = mounted.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
-                let parse = if name.ends_with(".json") { Document::of_json } else { Document::of_yaml };
-                let document = parse(&content).map_err(refused)?;
-                let collision = |at: Vec<String>| {
-                    refused(format!("another data file sets {}, too", super::check::data_path(&[], &at)))
-                };
-                match data.get_mut(&folder) {
-                    Some(merged) => merged.merge(document).map_err(collision)?,
-                    None => drop(data.insert(folder, document)),
-                }
+                data.entry(folder).or_default().push(DataFile { name, content });
             } else if !name.ends_with("_test.rego") {
                 files.insert(name, content);
             }
         }
-        for (folder, document) in data {
-            let name = if folder.is_empty() { "data.json".to_owned() } else { format!("{folder}/data.json") };
-            let content = document.to_bytes().map_err(|reason| NoBundle::File { title: name.clone(), reason })?;
-            files.insert(name, content);
+        for (folder, group) in data {
+            let (name, content) = one_file(group, &folder)?;
+            files.insert(if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }, content);
         }
         files.entry(".manifest".to_owned()).or_insert_with(|| {
             // conftest has no revisions; the digest says which artifact this was.
@@ -158,6 +156,41 @@ impl Recipe {
         }
         tarball.finish().map_err(NoBundle::Temporary)
     }
+}
+
+/// A data file of conftest's.
+struct DataFile {
+    name: String,
+    content: Vec<u8>,
+}
+
+/// The data files of one folder as the one that OPA mounts there, and its name. A single file
+/// stays as it is, byte for byte; several are merged as OPA would merge them.
+fn one_file(mut group: Vec<DataFile>, folder: &str) -> Result<(&'static str, Vec<u8>), NoBundle> {
+    if group.len() == 1
+        && let Some(only) = group.pop()
+    {
+        // What OPA can't read is told by the artifact's name for it, before any other.
+        document(&only)?;
+        let name = if only.name.ends_with(".json") { "data.json" } else { "data.yaml" };
+        return Ok((name, only.content));
+    }
+    let mut merged = Document::empty();
+    for file in &group {
+        merged.merge(document(file)?).map_err(|collision| {
+            let path = [mount(&format!("{folder}/data.json")), collision.path].concat();
+            let reason = format!("another data file sets {}, too", data_path(&path));
+            NoBundle::File { title: file.name.clone(), reason }
+        })?;
+    }
+    Ok(("data.json", merged.to_bytes()))
+}
+
+fn document(file: &DataFile) -> Result<Document, NoBundle> {
+    Document::of_file(&file.name, &file.content, Detail::Values).map_err(|error| {
+        let (title, reason) = with_position(&file.name, &error.to_string());
+        NoBundle::File { title, reason }
+    })
 }
 
 fn is_single_file(layer: &Descriptor) -> bool {
@@ -245,9 +278,9 @@ fn below<'a>(name: &'a str, root: &str) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::{Bundle, open::walk};
+    use crate::bundle::{Bundle, archive::walk};
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
     struct Artifact {
         layers: Vec<serde_json::Value>,
@@ -394,9 +427,9 @@ mod tests {
             (Artifact::new().with(REGO[0], "../../etc/passwd", b"package a"), "no name for a file"),
             (
                 Artifact::new().with(DATA, "p/a.json", b"{\"x\":1}").with(DATA, "p/b.json", b"{\"x\":2}"),
-                "another data file sets data.x",
+                "another data file sets data.p.x",
             ),
-            (Artifact::new().with(DATA, "p/a.json", b"{"), "EOF"),
+            (Artifact::new().with(DATA, "p/a.json", b"{"), "p/a.json:1:2\": unexpected end of input"),
         ] {
             let error = artifact.bundle(None).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains('\n'), "{error}");

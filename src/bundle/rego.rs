@@ -1,5 +1,9 @@
 //! Reading Rego, to name file, line and reason before OPA would.
 
+use regorus::unstable::{Expr, Rule, RuleHead};
+
+use super::package::{Declaration, declaration};
+
 /// Which Rego a file without imports is written in (`.manifest`, `rego_version`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegoVersion {
@@ -20,6 +24,17 @@ pub struct Module {
     pub entrypoints: Vec<String>,
     /// The package's segments.
     pub(super) path: Vec<String>,
+    /// Its rules; none where it was not parsed.
+    pub(super) rules: Vec<RulePath>,
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RulePath {
+    /// Below `data`, as far as it is known before the rule is evaluated.
+    pub(super) path: Vec<String>,
+    /// `FILE:LINE:COLUMN`.
+    pub(super) place: String,
 }
 
 /// Where and why a file can't be parsed.
@@ -48,10 +63,13 @@ impl RegoVersion {
 impl Module {
     /// What can be made out without parsing.
     pub(super) fn glance(file: &str, text: &str) -> Self {
-        let text = without_mark(text);
-        let path = package_of(text).unwrap_or_default();
+        let path = match declaration(text) {
+            Declaration::Package(path) => path,
+            Declaration::None(_) | Declaration::Unclear => Vec::new(),
+        };
         let package = (!path.is_empty()).then(|| path.join("."));
-        Self { file: file.to_owned(), package, entrypoints: entrypoints(&path, text), path }
+        let entrypoints = entrypoints(&path, without_mark(text));
+        Self { file: file.to_owned(), package, entrypoints, path, rules: Vec::new() }
     }
 
     /// Parses a file; `place` is what messages call it.
@@ -63,10 +81,12 @@ impl Module {
         add(&mut engine, place, text)?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
         let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
+        let rules = rule_paths(&mut engine, place, &path);
         Ok(Self {
             package: Some(path.join(".")),
             entrypoints: entrypoints(&path, text),
             path,
+            rules,
             ..Self::glance(file, text)
         })
     }
@@ -158,11 +178,52 @@ impl Unreadable {
     }
 }
 
-/// The segments of the first `package` line.
-fn package_of(text: &str) -> Option<Vec<String>> {
-    let line = text.lines().map(str::trim_start).find(|line| !line.is_empty() && !line.starts_with('#'))?;
-    let path = line.strip_prefix("package")?.strip_prefix([' ', '\t'])?;
-    Some(segments(path.split(['#', ';']).next().unwrap_or(path).trim()))
+/// The rules of the only file of an evaluator, below `package`.
+fn rule_paths(engine: &mut regorus::Engine, place: &str, package: &[String]) -> Vec<RulePath> {
+    let rules = engine.get_modules().iter().flat_map(|module| &module.policy);
+    rules
+        .map(|rule| {
+            let span = rule.span();
+            let head = match &**rule {
+                Rule::Default { refr, .. } => refr,
+                Rule::Spec { head, .. } => match head {
+                    RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
+                },
+            };
+            let path = package.iter().cloned().chain(ground_prefix(head)).collect();
+            RulePath { path, place: format!("{place}:{}:{}", span.line, span.col) }
+        })
+        .collect()
+}
+
+/// The segments of a reference up to the first that is no text.
+fn ground_prefix(reference: &Expr) -> Vec<String> {
+    // From the last to the first.
+    let mut segments = Vec::new();
+    let mut rest = reference;
+    loop {
+        match rest {
+            Expr::RefDot { refr, field, .. } => {
+                segments.push(field.1.as_string().ok().map(ToString::to_string));
+                rest = refr;
+            }
+            Expr::RefBrack { refr, index, .. } => {
+                segments.push(match &**index {
+                    Expr::String { value, .. } | Expr::RawString { value, .. } => {
+                        value.as_string().ok().map(ToString::to_string)
+                    }
+                    _ => None,
+                });
+                rest = refr;
+            }
+            Expr::Var { span, .. } => {
+                segments.push(Some(span.text().to_owned()));
+                break;
+            }
+            _ => break,
+        }
+    }
+    segments.into_iter().rev().map_while(|segment| segment).collect()
 }
 
 /// `a.b["c d"]` in pieces.
@@ -259,7 +320,7 @@ mod tests {
     #[test]
     fn a_glance_sees_the_package_of_what_can_not_be_parsed() {
         let text = "# a comment\n\npackage a.b[\"c.d\"] # another\n\nimport rego.v9\n???";
-        assert_eq!(Module::glance("a.rego", text).path.len(), 4, "a dot in quotes is not worth a parser");
+        assert_eq!(Module::glance("a.rego", text).path, ["a", "b", "c.d"]);
         assert_eq!(Module::glance("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
         assert_eq!(Module::glance("a.rego", "???").package, None);
     }
@@ -272,6 +333,15 @@ mod tests {
         }
         let error = parse("package a\n\nallow if {\n\tinput.x ==\n}\n", RegoVersion::V1).unwrap_err();
         assert_eq!(error.place, "dir/a.rego:5:1");
+    }
+
+    #[test]
+    fn rules_are_named_as_far_as_they_are_known() {
+        let text = "package a.b\n\ndefault allow := false\n\nx.y[\"z w\"] := 1\n\np contains 1\n\nq[k].r := k if some k in [1]\n\nf(x) := x\n";
+        let module = parse(text, RegoVersion::V1).unwrap();
+        let rules: Vec<_> = module.rules.iter().map(|rule| rule.path.join("/")).collect();
+        assert_eq!(rules, ["a/b/allow", "a/b/x/y/z w", "a/b/p", "a/b/q", "a/b/f"]);
+        assert_eq!(module.rules[1].place, "dir/a.rego:5:1");
     }
 
     #[test]

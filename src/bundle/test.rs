@@ -2,14 +2,15 @@
 
 use std::fs;
 
-use serde_json::value::RawValue;
-
 use super::{
     BundleManifest, Folder, NotABundle, PackError, PackOptions,
-    check::{is_data, mount, version_of},
+    check::version_of,
     document::Document,
-    rego::{self, Module, RegoVersion, Unreadable, engine},
-    shape::one_line,
+    pack::members_text,
+    paths::{data_path, is_data, mount},
+    policy::evaluator,
+    rego::{self, Module, RegoVersion, Unreadable},
+    value::{exact, value_of},
 };
 
 /// How the tests of a policy went.
@@ -28,21 +29,25 @@ impl Folder {
     /// # Errors
     /// What keeps the tests from being run; that one fails is no error.
     pub fn test(&self, options: &PackOptions) -> Result<TestRun, PackError> {
-        let manifest = self.manifest_for(options);
-        let manifest = BundleManifest::parse(serde_json::Value::Object(manifest).to_string().as_bytes())
+        let manifest = members_text(&self.manifest_for(options));
+        let manifest = BundleManifest::parse(manifest.as_bytes())
             .map_err(|reason| NotABundle::File { path: ".manifest".to_owned(), reason })?;
-        let mut engine = engine(RegoVersion::V1);
+        let refused = |reason: String| PackError::File { place: ".manifest".to_owned(), reason };
+        let mut engine = evaluator().map_err(|error| refused(error.to_string()))?;
+        let mut data = Document::empty();
         for name in self.files.keys() {
             let content = self.content(name)?;
             if name.ends_with(".rego") {
                 let text = String::from_utf8(content).map_err(|_| PackError::NotText(self.place(name)))?;
                 add(&mut engine, &self.place(name), &text, version_of(&manifest, name))?;
             } else if is_data(name) {
-                let refused = |reason: String| PackError::File { place: self.place(name), reason };
-                let data = data(name, &content).map_err(refused)?;
-                engine.add_data_json(&data).map_err(|error| refused(one_line(&error.to_string())))?;
+                let refused = |reason: String| PackError::in_file(&self.place(name), &reason);
+                let document = exact(name, &content).map_err(refused)?.mounted(&mount(name));
+                data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             }
         }
+        let data = value_of(&data).map_err(|reason| PackError::File { place: "data".to_owned(), reason })?;
+        engine.add_data(data).map_err(|error| refused(error.to_string()))?;
         let mut found = Vec::new();
         for (name, path) in &self.tests {
             let place = path.display().to_string();
@@ -69,16 +74,6 @@ fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersi
     engine.set_rego_v0(version == RegoVersion::V0);
     rego::add(engine, place, text)?;
     Ok(())
-}
-
-/// A data file as a document at the root of all data.
-fn data(name: &str, content: &[u8]) -> Result<String, String> {
-    let document = if name.ends_with(".json") { Document::of_json(content) } else { Document::of_yaml(content) }?;
-    let mounted = mount(name).iter().rev().try_fold(document.to_bytes()?, |inner, key| {
-        let inner: &RawValue = serde_json::from_slice(&inner).map_err(|error| error.to_string())?;
-        serde_json::to_vec(&std::collections::BTreeMap::from([(key, inner)])).map_err(|error| error.to_string())
-    })?;
-    String::from_utf8(mounted).map_err(|error| error.to_string())
 }
 
 /// Names at the start of lines that may be those of test rules.
@@ -127,7 +122,7 @@ mod tests {
     use super::*;
     use crate::bundle::Limits;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
     fn run(files: &[(&str, &str)]) -> TestRun {
         let folder = tempfile::tempdir().unwrap();

@@ -100,6 +100,11 @@ async fn signatures(found: &Found) -> anyhow::Result<Vec<Signature>> {
     Ok(signatures)
 }
 
+/// Metadata as a value, or as its text where a number in it is too large for one.
+fn metadata(text: &str) -> Value {
+    if text.is_empty() { json!({}) } else { serde_json::from_str(text).unwrap_or_else(|_| text.into()) }
+}
+
 impl Report {
     fn in_json(&self) -> Value {
         let manifest = &self.found.manifest;
@@ -119,7 +124,7 @@ impl Report {
             Ok((bundle, contents)) => {
                 let said = bundle.manifest();
                 report["manifest"] = json!({ "revision": said.revision.as_str(), "roots": said.roots,
-                    "rego_version": said.rego_version, "metadata": said.metadata });
+                    "rego_version": said.rego_version, "metadata": metadata(&contents.metadata) });
                 report["packages"] = contents.packages().into();
                 report["entrypoints"] = contents.entrypoints.clone().into();
                 let files = contents.files.iter().map(|(name, size)| json!({ "path": name, "size": size }));
@@ -146,8 +151,8 @@ impl Report {
                 let roots = if said.owns("") { "everything".to_owned() } else { said.roots.join(", ") };
                 facts.push(("revision", said.revision.to_string()));
                 facts.push(("roots", roots));
-                if !said.metadata.is_empty() {
-                    facts.push(("metadata", Value::Object(said.metadata.clone()).to_string()));
+                if !contents.metadata.is_empty() {
+                    facts.push(("metadata", contents.metadata.clone()));
                 }
                 facts.push(("packages", contents.packages().join(", ")));
                 facts.push(("entrypoints", contents.entrypoints.join(", ")));

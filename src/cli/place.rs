@@ -13,7 +13,8 @@ use crate::{
 
 /// What a bundle may hold on the command line, unless `--max-size` says otherwise: mistakes
 /// are to be noticed, not large policies refused.
-pub(super) const LIMITS: Limits = Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000 };
+pub(super) const LIMITS: Limits =
+    Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000, bundle_manifest: 64 << 20 };
 
 /// Which image store.
 #[derive(Debug, Clone, Args)]

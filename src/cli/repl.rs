@@ -10,7 +10,7 @@ use rustyline::{
 };
 
 use super::{eval::Which, say, tell};
-use crate::bundle::{Policy, PolicyError};
+use crate::bundle::{Exact, Policy, PolicyError};
 
 const HELP: &str = "Type a query, such as data.authz.allow, or input.user; x := 1 prints what x is bound to.
   :input JSON      set the input document (JSON or YAML, in one line)
@@ -125,17 +125,20 @@ fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
 /// Every answer on a line of its own: the value of a single expression, else what the
 /// variables are bound to.
 fn ask(policy: &mut Policy, question: &str) -> Result<String, PolicyError> {
-    let answers = policy.query(question)?.result;
+    let answers = policy.query(question)?.0.result;
     if answers.is_empty() {
         return Ok("undefined".to_owned());
     }
     let lines = answers.iter().map(|answer| match answer.expressions.as_slice() {
-        [only] if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => only.value.to_string(),
+        [only] if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => {
+            Exact(&only.value).to_string()
+        }
         _ if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => {
-            let values: Vec<_> = answer.expressions.iter().map(|expression| expression.value.to_string()).collect();
+            let values: Vec<_> =
+                answer.expressions.iter().map(|expression| Exact(&expression.value).to_string()).collect();
             values.join(" ")
         }
-        _ => answer.bindings.to_string(),
+        _ => Exact(&answer.bindings).to_string(),
     });
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }

@@ -82,6 +82,8 @@ pub struct Limits {
     pub unpacked: u64,
     /// Files in a bundle.
     pub files: u64,
+    /// OPA's `.manifest` in a bundle.
+    pub bundle_manifest: u64,
     /// A manifest or index.
     pub manifest: u64,
     /// All signature material of one artifact together.
@@ -195,7 +197,12 @@ impl Limits {
 
     /// Those that opening a bundle keeps.
     pub fn bundle_limits(&self) -> crate::bundle::Limits {
-        crate::bundle::Limits { bundle: self.bundle, unpacked: self.unpacked, files: self.files }
+        crate::bundle::Limits {
+            bundle: self.bundle,
+            unpacked: self.unpacked,
+            files: self.files,
+            bundle_manifest: self.bundle_manifest,
+        }
     }
 }
 
@@ -253,6 +260,7 @@ fn limits(raw: &raw::Limits) -> Result<Limits, problem::Problem> {
         bundle: bytes(raw.bundle, 64),
         unpacked: bytes(raw.unpacked, 512),
         files,
+        bundle_manifest: bytes(raw.bundle_manifest, 1),
         manifest: bytes(raw.manifest, 4),
         evidence: bytes(raw.evidence, 16),
     })

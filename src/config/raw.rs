@@ -93,6 +93,7 @@ pub(super) struct Limits {
     pub(super) bundle: Option<Size>,
     pub(super) unpacked: Option<Size>,
     pub(super) files: Option<u64>,
+    pub(super) bundle_manifest: Option<Size>,
     pub(super) manifest: Option<Size>,
     pub(super) evidence: Option<Size>,
 }

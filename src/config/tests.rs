@@ -108,7 +108,14 @@ fn what_is_not_written_has_the_promised_default() {
     assert_eq!(config.server.drain, Drain { notice: secs(5), over: secs(10) });
     assert_eq!(config.long_poll, LongPoll { max_wait: secs(300), first_wait: secs(5) });
     assert_eq!(config.cache, Cache { directory: None, disk: 10 << 30, memory: 512 << 20 });
-    let limits = Limits { bundle: 64 << 20, unpacked: 512 << 20, files: 20_000, manifest: 4 << 20, evidence: 16 << 20 };
+    let limits = Limits {
+        bundle: 64 << 20,
+        unpacked: 512 << 20,
+        files: 20_000,
+        bundle_manifest: 1 << 20,
+        manifest: 4 << 20,
+        evidence: 16 << 20,
+    };
     assert_eq!(config.limits, limits);
     assert_eq!(config.limits.read_limits().evidence, 16 << 20);
     assert_eq!(config.limits.bundle_limits().unpacked, 512 << 20);

@@ -12,7 +12,7 @@ const RECEIVED: &str = "io.bundlegate.received";
 /// What the artifact's author says of the bundle's revision.
 const REVISION: &str = "org.opencontainers.image.revision";
 /// Larger bundles are not opened for a list.
-const PEEK: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000 };
+const PEEK: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000, bundle_manifest: 1 << 20 };
 /// A manifest longer than this is not looked into.
 const MANIFEST_LIMIT: u64 = 16 << 20;
 

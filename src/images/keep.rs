@@ -278,7 +278,7 @@ mod tests {
     use super::*;
     use crate::bundle::{self, Labels, Limits};
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
     struct Store {
         folder: tempfile::TempDir,

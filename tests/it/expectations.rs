@@ -94,7 +94,7 @@ fn stating(manifest: &Value) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
     fs::write(folder.path().join("rules.rego"), "package authz.users\n\nallow := true\n").unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
     bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
 }
 

@@ -93,7 +93,7 @@ impl Gate {
 
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
         let metrics = Metrics::new().unwrap();
-        let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+        let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
         let pipeline = Pipeline {
             name: setup.name.into(),
             reference: registry.reference(setup.tag),
@@ -249,7 +249,7 @@ pub(crate) fn wishing(mut request: RequestBuilder, tags: &str, wait: u32) -> Req
 pub(crate) fn bundle(text: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.json"), format!("{{\"value\": \"{text}\"}}")).unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
     bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
 }
 

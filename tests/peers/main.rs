@@ -26,3 +26,4 @@ mod session;
 mod shells;
 mod sigstore;
 mod support;
+mod verdicts;

@@ -46,7 +46,7 @@ impl Compiler {
         let tarball = room.path().join("bundle.tar.gz");
         self.call(sources, how, &before, &tarball)?;
         unpack(fs::File::open(&tarball).context("opa build wrote no bundle")?, &after)?;
-        let compiled = Folder::read(&after)?.with_revision(sources.revision());
+        let compiled = Folder::read(&after)?.with_revision(sources.revision().as_deref());
         compiled.pack(how).map_err(with_way_out)
     }
 

@@ -19,7 +19,7 @@ static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), s
 pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10 };
+    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
     let bundle = bundle::pack(folder.path(), &limits).unwrap().bundle;
     let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, bundle.blob().in_memory().unwrap());
     let document = json!({

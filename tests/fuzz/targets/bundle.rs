@@ -8,7 +8,7 @@ use bundlegate::bundle::{Bundle, Contents, Limits};
 use bundlegate_fuzz::{blob, gzip, sum_headers};
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50 };
+const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50, bundle_manifest: 1 << 20 };
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, rest)) = bytes.split_first() else { return };

@@ -10,7 +10,7 @@ use bundlegate::{
 use bundlegate_fuzz::{BETWEEN, blob, gzip, sum_headers};
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50 };
+const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50, bundle_manifest: 1 << 20 };
 const TITLE: &str = "org.opencontainers.image.title";
 const UNPACK: &str = "io.deis.oras.content.unpack";
 

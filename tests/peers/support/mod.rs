@@ -14,7 +14,11 @@ mod registry;
 mod sigstore;
 mod terminal;
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -50,4 +54,16 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
 /// A client that no proxy of the machine gets between.
 pub(crate) fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+}
+
+/// A folder of samples from the field, which a clone of the repository alone does not have.
+pub(crate) fn fixture(name: &str) -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join(name);
+    if !folder.exists() {
+        // Past the test runner, which shows nothing of tests that pass.
+        let _ = writeln!(std::io::stderr(), "skipped: {name}, for {} is not there", folder.display());
+        return None;
+    }
+    Some(folder)
 }

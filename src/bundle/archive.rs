@@ -1,0 +1,215 @@
+//! The files of a gzip tarball as OPA reads them, within limits.
+
+use std::{
+    cell::Cell,
+    io::{self, BufRead as _, BufReader, Read},
+    rc::Rc,
+};
+
+use flate2::bufread::MultiGzDecoder;
+use tar::EntryType;
+
+use super::{
+    Limits, NoBundle, NotABundle,
+    document::{Detail, Document, DocumentError},
+    sparse::SparseRecords,
+    tarball::Tarball,
+};
+use crate::oci::Blob;
+
+/// Bytes of a YAML file that are converted; its parts take about thirty times as much memory.
+pub(super) const MAX_YAML_BYTES: u64 = 16 << 20;
+/// Bytes of a file's name (Linux's `PATH_MAX`).
+const MAX_NAME_BYTES: usize = 4096;
+const BLOCK_BYTES: u64 = 512;
+
+/// One file of a tarball.
+pub(super) struct Entry<'a> {
+    name: String,
+    size: u64,
+    content: &'a mut dyn Read,
+    limits: &'a Limits,
+}
+
+impl Entry<'_> {
+    /// The name as the tarball has it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// A data file as a document. JSON is read as it comes, so that a large file takes no
+    /// more memory than what is kept of it.
+    pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, NotABundle> {
+        let refused = |reason: String| NotABundle::File { path: self.name.clone(), reason };
+        let document = if self.name.ends_with(".json") {
+            let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
+            let start = content.fill_buf().map_err(|error| broken(&error, self.limits))?;
+            if start.starts_with(b"\xef\xbb\xbf") {
+                // OPA passes over it in folders, and not in tarballs.
+                return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
+            }
+            Document::of_json(content, detail)
+        } else {
+            if self.size > MAX_YAML_BYTES {
+                return Err(refused(format!("YAML of more than {MAX_YAML_BYTES} bytes; write it as data.json")));
+            }
+            let mut content = Vec::new();
+            self.content.read_to_end(&mut content).map_err(|error| broken(&error, self.limits))?;
+            Document::of_yaml(&content, detail)
+        };
+        document.map_err(|error| match error {
+            DocumentError::Io(error) => broken(&error, self.limits),
+            error => refused(error.to_string()),
+        })
+    }
+
+    /// Its first `length` bytes at most.
+    pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, NotABundle> {
+        let mut start = Vec::new();
+        let mut content = (&mut self.content).take(length);
+        content.read_to_end(&mut start).map_err(|error| broken(&error, self.limits))?;
+        Ok(start)
+    }
+
+    pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
+        let mut content = Vec::new();
+        self.content.read_to_end(&mut content).map_err(|error| broken(&error, self.limits))?;
+        Ok(content)
+    }
+}
+
+/// Shows every file of a gzip tarball to `visit`. As OPA, stops at the mark that ends the
+/// archive, whatever lies behind it.
+pub(super) fn walk<E: From<NotABundle>>(
+    blob: &Blob,
+    limits: &Limits,
+    mut visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |error: io::Error| broken(&error, limits);
+    let left = Rc::new(Cell::new(limits.unpacked));
+    let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: Rc::clone(&left) };
+    let mut archive = tar::Archive::new(inflated);
+    let mut files = 0;
+    for entry in archive.entries().map_err(failed)? {
+        let mut entry = entry.map_err(failed)?;
+        let sparse = sparse_records(&mut entry).map_err(failed)?;
+        let name = match sparse.name.clone().filter(|_| sparse.is_sparse()) {
+            Some(name) => name,
+            None => String::from_utf8_lossy(&entry.path_bytes()).into_owned(),
+        };
+        let kind = entry.header().entry_type();
+        check_place(kind, &name)?;
+        // OPA skips everything else in silence.
+        if !is_regular(kind, &name) {
+            continue;
+        }
+        files += 1;
+        if files > limits.files {
+            return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
+        }
+        // What is content to a reader of extensions would be further files to others.
+        if entry.header().size().map_err(failed)? != entry.size() {
+            return Err(NotABundle::File { path: name, reason: "its size is said twice and differently".into() }.into());
+        }
+        let size = entry.size();
+        if sparse.is_sparse() {
+            let expanded = sparse.expand(&mut entry).map_err(failed)?;
+            let size = expanded.size();
+            // Holes come from nowhere, so they are counted here.
+            let mut content = Capped { inner: expanded, left: Rc::clone(&left) };
+            visit(&mut Entry { name, size, content: &mut content, limits })?;
+        } else {
+            visit(&mut Entry { name, size, content: &mut entry, limits })?;
+        }
+    }
+    check_end(archive.into_inner()).map_err(failed)?;
+    Ok(())
+}
+
+/// Two blocks of zeros end an archive, or the end of the stream does. One block of zeros with
+/// anything else behind it is no end to Go's `archive/tar`.
+fn check_end(mut rest: impl Read) -> io::Result<()> {
+    let mut block = Vec::new();
+    rest.by_ref().take(BLOCK_BYTES).read_to_end(&mut block)?;
+    if block.is_empty() || (block.len() as u64 == BLOCK_BYTES && block.iter().all(|byte| *byte == 0)) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "content behind a block of zeros"))
+}
+
+/// Of the old type for files, those whose names end with a slash are folders.
+fn is_regular(kind: EntryType, name: &str) -> bool {
+    match kind.as_byte() {
+        b'0' => true,
+        0 => !name.ends_with('/'),
+        _ => false,
+    }
+}
+
+fn sparse_records(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<SparseRecords> {
+    let mut records = SparseRecords::default();
+    for record in entry.pax_extensions()?.into_iter().flatten() {
+        let record = record?;
+        if let (Ok(key), Ok(value)) = (record.key(), record.value()) {
+            records.add(key, value);
+        }
+    }
+    Ok(records)
+}
+
+/// A program that unpacks a tarball that is served here must find files and folders below the
+/// place that its user chose, and nothing else. OPA never unpacks, but others read the same
+/// bytes.
+fn check_place(kind: EntryType, name: &str) -> Result<(), NotABundle> {
+    let refused = |reason: &str| {
+        let path = name.chars().take(MAX_NAME_BYTES / 16).collect();
+        Err(NotABundle::File { path, reason: reason.to_owned() })
+    };
+    match kind {
+        EntryType::Link | EntryType::Symlink => refused("it is a link"),
+        EntryType::Char | EntryType::Block | EntryType::Fifo => refused("it is a device"),
+        _ if name.len() > MAX_NAME_BYTES => refused("its name is longer than 4096 bytes"),
+        // OPA's own bundles begin every name with a slash.
+        _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
+/// gives no name.
+pub(super) fn repack(blob: &Blob, limits: &Limits, rename: impl Fn(&str) -> Option<String>) -> Result<Blob, NoBundle> {
+    let mut tarball = Tarball::create();
+    walk(blob, limits, |entry| {
+        let Some(name) = rename(entry.name()) else { return Ok(()) };
+        let size = entry.size;
+        tarball.add(&name, size, &mut entry.content).map_err(NoBundle::Temporary)
+    })?;
+    tarball.finish().map_err(NoBundle::Temporary)
+}
+
+fn broken(error: &io::Error, limits: &Limits) -> NotABundle {
+    match error.kind() {
+        io::ErrorKind::QuotaExceeded => NotABundle::UnpacksTooLarge { limit: limits.unpacked },
+        _ => NotABundle::Archive { reason: error.to_string() },
+    }
+}
+
+/// Ends with `QuotaExceeded` where `Take` would end as if the stream were over.
+struct Capped<R> {
+    inner: R,
+    /// Bytes that may still come, by all readers of one archive together.
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::QuotaExceeded)?;
+        self.left.set(left);
+        Ok(count)
+    }
+}

@@ -1,0 +1,227 @@
+//! Whether OPA loads a bundle: everything that its bundle reader and its store refuse before
+//! Rego is compiled (`Reader.Read` and `Manifest.validateAndInjectDefaults` in
+//! `v1/bundle/bundle.go`, `writeData` in `v1/bundle/store.go`, of OPA 1.22).
+//!
+//! What is stricter here, on purpose: links, devices, names that lead out of the bundle or are
+//! longer than 4096 bytes, and sizes that are stated twice are refused, because other programs
+//! that unpack the same bytes may be led astray; so are delta bundles, which bypass OPA's
+//! signatures before 1.21.3, and manifests in protobuf, which OPA before 1.22 passes over, so
+//! that OPAs of different versions would see different roots. What is more lenient: Rego is
+//! not parsed beyond its package, so that neither its syntax nor a rule in the place of data is
+//! seen; `opa_check` leaves that to a real OPA. OPA's own signatures and WebAssembly are judged
+//! by the OPA that has the keys and the engine.
+
+use std::collections::HashSet;
+
+use super::{
+    BundleManifest, Limits, NotABundle,
+    archive::{Entry, walk},
+    document::{Collision, Detail, Document},
+    manifest::check_signatures,
+    package::{Declaration, declaration},
+    paths::{base, data_path, is_data, is_manifest, mount},
+};
+use crate::oci::Blob;
+
+/// Bytes of OPA's own signatures: a digest of each file, in base64.
+const MAX_SIGNATURES_BYTES: u64 = 16 << 20;
+/// Bytes of a Rego file in which its package is looked for, behind comments.
+const DECLARATION_BYTES: u64 = 1 << 20;
+
+/// Reads a tarball to its end, twice where it holds data: what may be where is known only
+/// once all names are.
+///
+/// # Errors
+/// What OPA, or a limit, would refuse.
+pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABundle> {
+    let mut listing = Listing {
+        limits,
+        manifest: None,
+        data: Vec::new(),
+        packages: Vec::new(),
+        wasm: HashSet::new(),
+        signatures: None,
+    };
+    walk(blob, limits, |entry| listing.add(entry))?;
+    let Listing { manifest, data, packages, wasm, .. } = listing;
+    let (path, manifest) = manifest.unwrap_or_default();
+    for (file, package) in packages {
+        if !manifest.owns_segments(&package) {
+            let (package, roots) = (package.join("."), manifest.roots);
+            return Err(NotABundle::PackageOutside { path: file, package, roots });
+        }
+    }
+    check_wasm(&manifest, &wasm).map_err(|reason| NotABundle::File { path, reason })?;
+    if !data.is_empty() {
+        DataCheck::new(&manifest, &data).run(blob, limits)?;
+    }
+    Ok(manifest)
+}
+
+/// What a tarball holds.
+struct Listing<'a> {
+    limits: &'a Limits,
+    /// With the name of its file.
+    manifest: Option<(String, BundleManifest)>,
+    data: Vec<String>,
+    /// Rego files with the segments of their packages.
+    packages: Vec<(String, Vec<String>)>,
+    wasm: HashSet<String>,
+    /// The file of OPA's own signatures.
+    signatures: Option<String>,
+}
+
+impl Listing<'_> {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+        let name = entry.name().to_owned();
+        let refused = |reason: String| NotABundle::File { path: name.clone(), reason };
+        match base(&name) {
+            // An empty list of patches is, to OPA, a snapshot that erases everything.
+            "patch.json" => return Err(NotABundle::Delta { path: name }),
+            _ if name.ends_with(".rego") => {
+                let start = entry.start(DECLARATION_BYTES)?;
+                match declaration(&String::from_utf8_lossy(&start)) {
+                    Declaration::Package(path) => self.packages.push((name, path)),
+                    Declaration::None(reason) if entry.size() <= DECLARATION_BYTES => {
+                        return Err(refused(reason.to_owned()));
+                    }
+                    Declaration::None(_) | Declaration::Unclear => {}
+                }
+            }
+            ".signatures.json" => {
+                if entry.size() > MAX_SIGNATURES_BYTES {
+                    return Err(refused(format!("signatures of more than {MAX_SIGNATURES_BYTES} bytes")));
+                }
+                if let Some(first) = &self.signatures {
+                    return Err(refused(format!("a second file of signatures; there is {first}")));
+                }
+                check_signatures(&entry.content()?).map_err(refused)?;
+                self.signatures = Some(name);
+            }
+            "policy.wasm" => drop(self.wasm.insert(name)),
+            _ if is_data(&name) => self.data.push(name),
+            _ if name.ends_with(".manifest.pb") => {
+                return Err(refused(
+                    "a manifest in protobuf, which OPA before 1.22 passes over; write .manifest".into(),
+                ));
+            }
+            _ if is_manifest(&name) => {
+                if let Some((first, _)) = &self.manifest {
+                    return Err(refused(format!("a second manifest; OPA takes only one, and there is {first}")));
+                }
+                if entry.size() > self.limits.bundle_manifest {
+                    return Err(NotABundle::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
+                }
+                let manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?;
+                self.manifest = Some((name, manifest));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// `wasm` are the modules in the bundle; OPA compares names to the letter.
+fn check_wasm(manifest: &BundleManifest, wasm: &HashSet<String>) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    for resolver in &manifest.wasm {
+        let (entrypoint, module) = (resolver.entrypoint.as_str(), resolver.module.as_str());
+        if !wasm.contains(module) {
+            return Err(format!("wasm names module {module:?}, which is not in the bundle"));
+        }
+        if !manifest.owns(entrypoint) {
+            let roots = &manifest.roots;
+            return Err(format!("wasm entrypoint {entrypoint:?} is outside the roots {roots:?}"));
+        }
+        if !seen.insert(entrypoint) {
+            return Err(format!("wasm entrypoint {entrypoint:?} is named twice"));
+        }
+    }
+    Ok(())
+}
+
+/// All data files together.
+struct DataCheck<'a> {
+    manifest: &'a BundleManifest,
+    /// Files that share a part of the tree with another one.
+    overlapping: HashSet<&'a str>,
+    merged: Document,
+    /// Those that were read, by their numbers.
+    files: Vec<String>,
+}
+
+impl<'a> DataCheck<'a> {
+    fn new(manifest: &'a BundleManifest, names: &'a [String]) -> Self {
+        Self { manifest, overlapping: overlapping(names), merged: Document::empty(), files: Vec::new() }
+    }
+
+    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), NotABundle> {
+        walk(blob, limits, |entry| if is_data(entry.name()) { self.add(entry) } else { Ok(()) })
+    }
+
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+        let name = entry.name().to_owned();
+        let mount = mount(&name);
+        let overlaps = self.overlapping.contains(name.as_str());
+        let owned = |path: &str| self.manifest.owns(path);
+        let outline = Detail::Outline { mount: &mount, prunes: &owned };
+        let document = entry.document(if overlaps { Detail::Objects } else { outline })?;
+        if mount.is_empty() && !document.is_object() {
+            return Err(NotABundle::File { path: name, reason: "the root of data is not an object".to_owned() });
+        }
+        let number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+        let document = document.numbered(number).mounted(&mount);
+        if let Some(at) = document.first_outside(self.manifest) {
+            return Err(NotABundle::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
+        }
+        if overlaps {
+            self.merged.merge(document).map_err(|Collision { path, first }| {
+                let first = usize::try_from(first).ok().and_then(|first| self.files.get(first));
+                let first = first.cloned().unwrap_or_default();
+                NotABundle::Collision { first, second: name.clone(), at: data_path(&path) }
+            })?;
+        }
+        self.files.push(name);
+        Ok(())
+    }
+}
+
+/// Data files whose place in the tree is that of another, or above it, or below it.
+fn overlapping(names: &[String]) -> HashSet<&str> {
+    let mut mounts: Vec<_> = names.iter().map(|name| (mount(name), name.as_str())).collect();
+    // What lies below a place follows it at once.
+    mounts.sort_unstable();
+    let mut overlapping = HashSet::new();
+    let mut above: Vec<&(Vec<String>, &str)> = Vec::new();
+    for one in &mounts {
+        while above.last().is_some_and(|(place, _)| !one.0.starts_with(place)) {
+            above.pop();
+        }
+        if let Some((_, name)) = above.last() {
+            overlapping.extend([*name, one.1]);
+        }
+        above.push(one);
+    }
+    overlapping
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_files_overlap_only_along_one_branch() {
+        let of = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut found: Vec<_> = overlapping(&names).into_iter().map(str::to_owned).collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(of(&["a/data.json", "ab/data.json", "a-b/data.json", "b/c/data.json"]), [""; 0]);
+        assert_eq!(of(&["a/data.json", "a/data.yaml", "b/data.json"]), ["a/data.json", "a/data.yaml"]);
+        let deep = ["a/b/c/data.json", "a/data.json", "a/x/data.json", "b/data.json"];
+        assert_eq!(of(&["b/data.json", "a/x/data.json", "a/data.json", "a/b/c/data.json"]), deep[..3]);
+        assert_eq!(of(&["data.json", "b/data.json", "a/b/data.json"]), ["a/b/data.json", "b/data.json", "data.json"]);
+        assert_eq!(of(&["a/data.json", "./a/data.json"]), ["./a/data.json", "a/data.json"]);
+    }
+}

@@ -1,0 +1,113 @@
+//! The package that a Rego file declares, made out without a Rego parser: enough to tell which
+//! files OPA refuses before it compiles anything.
+
+/// How a Rego file begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Declaration {
+    /// With a package, whose segments these are.
+    Package(Vec<String>),
+    /// With something else, which no OPA reads.
+    None(&'static str),
+    /// With a package whose name takes a parser.
+    Unclear,
+}
+
+/// Looks at the first statement of a file, as OPA's parser would (`parsePackage` in
+/// `v1/ast/parser.go`).
+pub(super) fn declaration(text: &str) -> Declaration {
+    let text = skip_space(text.strip_prefix('\u{feff}').unwrap_or(text));
+    if text.is_empty() {
+        return Declaration::None("the file is empty; OPA takes no module without a package");
+    }
+    let (word, rest) = split_identifier(text);
+    if word != "package" || rest.starts_with(['.', '[']) {
+        return Declaration::None("the first statement is no package declaration");
+    }
+    let name = rest.trim_start_matches([' ', '\t']);
+    if name.len() == rest.len() {
+        return Declaration::Unclear;
+    }
+    let (first, mut rest) = split_identifier(name);
+    if first.is_empty() {
+        return Declaration::Unclear;
+    }
+    let mut path = vec![first.to_owned()];
+    loop {
+        let segment = if let Some(behind) = rest.strip_prefix('.') {
+            let (segment, behind) = split_identifier(behind);
+            (!segment.is_empty()).then(|| (segment.to_owned(), behind))
+        } else if let Some(behind) = rest.strip_prefix('[') {
+            split_string(behind)
+        } else if rest.starts_with(';') {
+            return Declaration::None("a semicolon behind the package");
+        } else {
+            return Declaration::Package(path);
+        };
+        let Some((segment, behind)) = segment else { return Declaration::Unclear };
+        path.push(segment);
+        rest = behind;
+    }
+}
+
+fn skip_space(mut text: &str) -> &str {
+    loop {
+        text = text.trim_start_matches([' ', '\t', '\r', '\n']);
+        let Some(comment) = text.strip_prefix('#') else { return text };
+        text = comment.split_once('\n').map_or("", |(_, rest)| rest);
+    }
+}
+
+fn split_identifier(text: &str) -> (&str, &str) {
+    let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let end = text.find(|character| !is_part(character)).unwrap_or(text.len());
+    if text.starts_with(|character: char| character.is_ascii_digit()) { ("", text) } else { text.split_at(end) }
+}
+
+/// A string and the bracket behind it.
+fn split_string(text: &str) -> Option<(String, &str)> {
+    let (segment, rest) = if let Some(raw) = text.strip_prefix('`') {
+        let (segment, rest) = raw.split_once('`')?;
+        (segment.to_owned(), rest)
+    } else {
+        let mut strings = serde_json::Deserializer::from_str(text).into_iter::<String>();
+        let segment = strings.next()?.ok()?;
+        (segment, &text[strings.byte_offset()..])
+    };
+    Some((segment, rest.strip_prefix(']')?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_found_where_opa_finds_it() {
+        for (text, path) in [
+            ("package a", "a"),
+            ("\u{feff}# a comment\r\n\t\n  package\ta.b_1.c2 # another\nimport x", "a.b_1.c2"),
+            ("package a[\"b.c\"].d[`e`]\n", "a.b.c.d.e"),
+            ("package a[\"\\u0062\"]", "a.b"),
+        ] {
+            let Declaration::Package(found) = declaration(text) else { panic!("{text}: {:?}", declaration(text)) };
+            assert_eq!(found.join("."), path, "{text}");
+        }
+    }
+
+    #[test]
+    fn files_without_a_package_are_none_for_opa() {
+        for text in [
+            "",
+            "\n# only a comment",
+            "x := 1\npackage a",
+            "\0\u{5}\u{16}\u{7}",
+            "import data.x\n",
+            "package.x",
+            "package a;x := 1",
+        ] {
+            assert!(matches!(declaration(text), Declaration::None(_)), "{text:?}");
+        }
+        for text in ["package", "package\na", "package \u{e9}", "package a[x]", "package 1"] {
+            assert_eq!(declaration(text), Declaration::Unclear, "{text:?}");
+        }
+    }
+}

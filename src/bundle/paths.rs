@@ -1,0 +1,54 @@
+//! Names of files in a bundle, and where OPA mounts what is in them.
+
+/// The file's own name.
+pub(super) fn base(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// Whether OPA loads a file as data.
+pub(super) fn is_data(name: &str) -> bool {
+    matches!(base(name), "data.json" | "data.yaml" | "data.yml")
+}
+
+/// Whether OPA reads a file as the bundle's manifest: it goes by the end of the name.
+pub(super) fn is_manifest(name: &str) -> bool {
+    name.ends_with(".manifest")
+}
+
+/// Where OPA mounts a data file: below the keys that its folder is made of. Dots and slashes
+/// that the folder begins with are not part of it (`getNormalizedPath` in
+/// `v1/bundle/bundle.go`).
+pub(super) fn mount(name: &str) -> Vec<String> {
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let parts: Vec<_> = folder.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let folder = parts.join("/");
+    let folder = folder.trim_start_matches(['/', '.']);
+    if folder.is_empty() { Vec::new() } else { folder.split('/').map(str::to_owned).collect() }
+}
+
+/// `data.a.b`, as people write it.
+pub(super) fn data_path(path: &[String]) -> String {
+    let path = ["data"].into_iter().chain(path.iter().map(String::as_str));
+    path.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_mounted_where_opa_mounts_it() {
+        for (name, path) in [
+            ("data.json", ""),
+            ("/data.json", ""),
+            ("./data.json", ""),
+            ("a/b/data.json", "a.b"),
+            ("/a//b/./data.yaml", "a.b"),
+            (".hidden/data.json", "hidden"),
+            ("..data/x/data.json", "data.x"),
+            ("a/.b/data.json", "a..b"),
+        ] {
+            assert_eq!(mount(name).join("."), path, "{name}");
+        }
+    }
+}
