@@ -8,6 +8,8 @@ mod check;
 mod contents;
 mod document;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod manifest;
 mod open;
 mod pack;
@@ -17,6 +19,8 @@ mod rego;
 mod shape;
 mod tarball;
 mod test;
+#[cfg_attr(not(any(test, fuzzing)), expect(dead_code, unused_imports, reason = "nothing reads YAML through it yet"))]
+mod yaml;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
