@@ -9,6 +9,8 @@ mod check;
 mod contents;
 mod document;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod json;
 mod load;
 mod manifest;

@@ -287,6 +287,17 @@ mod tests {
     }
 
     #[test]
+    fn yaml_is_read_as_opa_reads_it_in_data_input_and_rules() {
+        let mut policy =
+            load(&[("data.yaml", "c: [NO, SE]\n"), ("p.rego", "package p\n\nx := yaml.unmarshal(\"- on\")\n")])
+                .unwrap();
+        assert!(answer(&mut policy, "data.c").contains(r#"["NO","SE"]"#));
+        assert!(answer(&mut policy, "data.p.x").contains(r#"["on"]"#));
+        policy.set_input("off").unwrap();
+        assert!(answer(&mut policy, "input").contains(r#""off""#));
+    }
+
+    #[test]
     fn old_rego_is_read_where_the_manifest_says_so() {
         let old = "package authz\n\nallow { input.x }\n";
         assert!(matches!(load(&[("a.rego", old)]), Err(PolicyError::Rego { .. })));

@@ -56,6 +56,9 @@ pub struct Exact<'a>(pub &'a Value);
 impl Serialize for Exact<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
+            Value::Number(number) if number.as_f64().is_some_and(|float| float == 0.0 && float.is_sign_negative()) => {
+                serializer.serialize_f64(-0.0)
+            }
             Value::Number(number) if number.is_integer() => {
                 RawValue::from_string(number.format_decimal()).map_err(S::Error::custom)?.serialize(serializer)
             }
@@ -117,6 +120,8 @@ fn of_part(part: Part<'_>, depth: usize) -> Result<Value, String> {
     Ok(match part {
         Part::Null => Value::Null,
         Part::Bool(value) => Value::from(value),
+        // Zero has a sign in IEEE 754, and in the text that OPA keeps.
+        Part::Number(text) if is_negative_zero(text) => Value::from(-0.0),
         Part::Number(text) => Value::from_numeric_string(text).map_err(|error| error.to_string())?,
         Part::String(text) => Value::from(text),
         Part::Array(items) => Value::from(items.map(|item| of_part(item, depth)).collect::<Result<Vec<_>, _>>()?),
@@ -140,6 +145,10 @@ fn inexact_number(content: &[u8]) -> Option<(u64, u64, String)> {
         let (line, column) = reader.position();
         return Some((line, column.saturating_sub(number.len() as u64), number));
     }
+}
+
+fn is_negative_zero(text: &str) -> bool {
+    text.starts_with('-') && Decimal::of(text).is_some_and(|decimal| decimal.digits.is_empty())
 }
 
 fn is_exact(text: &str) -> bool {
@@ -191,6 +200,7 @@ mod tests {
             carried(&format!("[{text}]")).unwrap();
         }
         assert_eq!(carried("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
+        assert_eq!(carried("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
         assert!(carried("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
     }
 

@@ -27,3 +27,4 @@ mod shells;
 mod sigstore;
 mod support;
 mod verdicts;
+mod yaml;

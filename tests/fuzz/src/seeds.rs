@@ -61,6 +61,15 @@ const RECIPES: &[&str] = &[
     "rpolicy/main.rego\npackage main\n\n---\ndpolicy/a/data.json\n{\"x\":{\"y\":1e3}}\n---\ndpolicy/a/more.yaml\nx:\n  z: [1]\n---\nm.manifest\n{\"revision\":\"r\"}",
     "rmain.rego\npackage main\n---\nrb_test.rego\npackage b",
 ];
+const JSON: &[&str] = &[
+    r#"{"a":[1,-0.5e+3,1e400,true,false,null,"x\u00e9\ud83d\ude00\ud800\n"],"b":{"c":[],"a":{}},"b":{"d":12345678901234567890}}"#,
+    " [ [ ] , { } ] null ",
+];
+const YAML: &[&str] = &[
+    "a: &x {b: [1, 0x_1F, 1e3, .5, 0o17, NO, ~, 2023-01-01], c: !!binary aGk=}\nd: {<<: *x, e: 'f''g', h: \"\\u00e9\\n\"}\n",
+    "%YAML 1.1\n%TAG !e! tag:yaml.org,2002:\n---\n? !e!str 1\n: - |2-\n     a\n\n    b\n  - >+\n    c\n    d\n\n# e\n---\n[a: b, ? c]\n...\n",
+    "<<: [{1: a}, {true: b, 1.5: c}]\n1: d\n'1': e # f\nlist:\n- - g\n  - h: i\n    j:\n    - k\n",
+];
 const LAYOUTS: &[&str] = &[
     r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz:v1","io.bundlegate.received":"2026-01-01T00:00:00Z"}},{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz@DIGEST"}}]}"#,
     r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"DIGEST","size":3,"annotations":{"dev.bundlegate.bundle":"a","dev.bundlegate.reference":"r.example/a:v1","dev.bundlegate.identity":"i","dev.bundlegate.layer":"DIGEST","dev.bundlegate.layer.size":"7","dev.bundlegate.evidence":"DIGEST","dev.bundlegate.checked":"2026-01-01T00:00:00Z"}}]}"#,
@@ -78,6 +87,8 @@ fn main() -> io::Result<()> {
         ("bundle_manifest", BUNDLE_MANIFESTS),
         ("rego", REGO),
         ("recipe", RECIPES),
+        ("yaml", YAML),
+        ("json", JSON),
         ("config", &[CONFIGURATION, include_str!("../../../config/bundlegate.yaml")]),
     ] {
         texts.iter().try_for_each(|text| seeds.add(target, text.as_bytes()))?;

@@ -12,7 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((kind, text)) = bytes.split_first() else { return };
     let manifest = format!(r#"{{"rego_version":{}}}"#, kind % 2);
     let tarball = gzip(&tar(&[(".manifest", manifest.as_bytes()), ("a.rego", text)]));
-    let bundle = Bundle::open(blob(tarball), &LIMITS).expect("Rego is not judged");
+    // Of Rego, opening looks at the package alone.
+    let Ok(bundle) = Bundle::open(blob(tarball), &LIMITS) else { return };
     let contents = Contents::of(&bundle).expect("opening it has read it all");
     assert_eq!(contents.modules.len(), 1);
 });

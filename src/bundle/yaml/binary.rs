@@ -1,0 +1,22 @@
+//! The values of `!!binary`.
+
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+
+/// As Go's `base64.StdEncoding`: padded, with line breaks anywhere, whatever the unused bits
+/// of the last character are.
+const GO: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
+);
+
+/// The bytes of a base64 text, or nothing where it is none.
+pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+    let text: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    GO.decode(text).ok()
+}

@@ -1,0 +1,79 @@
+//! Blanks, line breaks and comments between tokens.
+//!
+//! go-yaml keeps comments, and what it reads on their behalf it does not check as it would
+//! otherwise: tabs are allowed in front of a comment and on empty lines between comments.
+
+use super::{cursor::Cursor, scanner::Scanner};
+
+/// How far go-yaml looks for a comment, in bytes.
+const COMMENT_LOOKAHEAD: usize = 512;
+
+/// Passes everything up to the next token. A tab passes where no key may start.
+pub(super) fn skip_to_token(scanner: &mut Scanner<'_>) {
+    loop {
+        let is_tab_allowed = scanner.flow_level > 0 || !scanner.is_simple_key_allowed;
+        let cursor = &mut scanner.cursor;
+        while cursor.byte() == b' ' || (is_tab_allowed && cursor.byte() == b'\t') {
+            cursor.skip();
+        }
+        if cursor.byte() == b'#' {
+            skip_comments(cursor, scanner.flow_level > 0);
+        }
+        if !cursor.is_break(0) {
+            return;
+        }
+        cursor.skip_break();
+        if scanner.flow_level == 0 {
+            scanner.is_simple_key_allowed = true;
+        }
+    }
+}
+
+/// Passes a comment that follows a token on its line.
+pub(super) fn skip_line_comment(cursor: &mut Cursor<'_>) {
+    if cursor.is_after_break() {
+        return;
+    }
+    let blanks = (0..COMMENT_LOOKAHEAD).take_while(|ahead| cursor.is_blank(*ahead)).count();
+    if blanks < COMMENT_LOOKAHEAD && cursor.peek(blanks) == b'#' {
+        cursor.skip_to_break();
+    }
+}
+
+/// Passes the comment at the current position, and the comments on the lines that follow
+/// with nothing but blanks and line breaks in between.
+fn skip_comments(cursor: &mut Cursor<'_>, in_flow: bool) {
+    cursor.skip_to_break();
+    while let Some(bytes) = next_comment(cursor, in_flow) {
+        pass_bytes(cursor, bytes);
+        cursor.skip_to_break();
+    }
+}
+
+/// Distance to the next comment, from the line break at which the last one ended.
+fn next_comment(cursor: &Cursor<'_>, in_flow: bool) -> Option<usize> {
+    for ahead in 1..COMMENT_LOOKAHEAD {
+        match cursor.peek(ahead) {
+            b'#' => return Some(ahead),
+            b']' | b'}' if in_flow => return None,
+            _ if cursor.is_blank(ahead) || cursor.is_break(ahead) => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+fn pass_bytes(cursor: &mut Cursor<'_>, bytes: usize) {
+    let mut left = bytes;
+    while left > 0 {
+        left -= match [cursor.byte(), cursor.peek(1)] {
+            [b'\r', b'\n'] if left > 1 => 2,
+            _ => 1,
+        };
+        if cursor.is_break(0) {
+            cursor.skip_break();
+        } else {
+            cursor.skip();
+        }
+    }
+}
