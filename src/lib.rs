@@ -14,6 +14,7 @@
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
 //! | [`oci`] | the specification's nouns; the image layout on disk | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
+//! | [`opa_check`] | running the real `opa` on a bundle, within limits | `bundle`, `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
 //! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
 //! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
@@ -146,6 +147,7 @@ pub mod config;
 pub mod images;
 pub mod metrics;
 pub mod oci;
+pub mod opa_check;
 pub mod registry;
 pub mod server;
 pub mod sign;

@@ -1,0 +1,61 @@
+//! The folder in which `opa` works.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+
+use super::{program::Opa, sandbox::Unavailable};
+use crate::oci::Blob;
+
+/// A folder that only this user may enter, removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Scratch(TempDir);
+
+/// The name of the capabilities file in it.
+pub(super) const CAPABILITIES: &str = "capabilities.json";
+/// The name of the bundle in it.
+pub(super) const BUNDLE: &str = "bundle.tar.gz";
+
+impl Scratch {
+    /// An empty one.
+    pub(super) async fn empty() -> Result<Self, Unavailable> {
+        Self::filled(|_| Ok(())).await
+    }
+
+    /// One with a bundle, and the capabilities that `opa` is to obey.
+    pub(super) async fn with_bundle(opa: &Opa, bundle: &Blob) -> Result<Self, Unavailable> {
+        let (capabilities, bundle) = (opa.capabilities(), bundle.clone());
+        Self::filled(move |folder| {
+            fs::write(folder.join(CAPABILITIES), &capabilities)?;
+            let mut file = fs::File::create_new(folder.join(BUNDLE))?;
+            io::copy(&mut bundle.reader(), &mut file)?;
+            file.flush()
+        })
+        .await
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    async fn filled(fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<Self, Unavailable> {
+        let made = spawn_blocking(move || {
+            let private = fs::Permissions::from_mode(0o700);
+            let folder = tempfile::Builder::new().prefix("bundlegate-opa-").permissions(private).tempdir()?;
+            // The program's own folder, and the environment's might be relative.
+            let path: PathBuf = fs::canonicalize(folder.path())?;
+            fill(&path)?;
+            Ok(Self(folder))
+        });
+        match made.await {
+            Ok(made) => made.map_err(Unavailable::Scratch),
+            Err(error) => Err(Unavailable::Internal(error.to_string())),
+        }
+    }
+}
