@@ -47,7 +47,7 @@
 //!
 //! ```text
 //! resolve (HEAD) → the digest being served? done
-//!   → manifest → evidence → judge → blob → open → snapshot → publish
+//!   → manifest → evidence → judge → blob → open → snapshot → `opa`, where configured → publish
 //! ```
 //!
 //! Verification comes before the download: a refused artifact costs a manifest, not its
@@ -64,6 +64,13 @@
 //!
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
 //! again wakes nobody, and replicas agree.
+//!
+//! Where `opa_check` is configured, the real `opa` loads each new version once before it is
+//! published ([`opa_check`]). What it refuses is a defect of the bytes, as far as this program
+//! and these options go: another program is asked again. That it gives no answer says nothing
+//! about the bytes, so the version waits, and what is served stays. Results lie in the cache
+//! folder, by bundle, program and options, so that a restart repeats no check; what any `opa`
+//! accepted before is served again after a restart, whatever the `opa` of that day says.
 //!
 //! # Trust
 //!

@@ -45,7 +45,7 @@ use tokio::signal::{
     unix::{SignalKind, signal},
 };
 
-use crate::{config::Config, telemetry};
+use crate::{config::Config, opa_check, telemetry};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -269,6 +269,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     let done = runtime.block_on(work);
     // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();
+    opa_check::end_all();
     done
 }
 

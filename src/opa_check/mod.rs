@@ -9,6 +9,7 @@
 mod checker;
 mod program;
 mod report;
+mod running;
 mod sandbox;
 mod scratch;
 
@@ -18,4 +19,5 @@ mod tests;
 pub use checker::{Checker, Checkers, Options, Tested};
 pub use program::{Opa, StartError, find};
 pub use report::{Place, Problem, Problems, TestRun, Verdict};
+pub use running::end_all;
 pub use sandbox::Unavailable;

@@ -6,18 +6,16 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::{Child, Command},
     time::{Instant, sleep, timeout_at},
 };
 
-use super::report::one_line;
+use super::{report::one_line, running};
 
 /// Bytes that the program may write on each of its two output streams.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -65,6 +63,9 @@ pub enum Unavailable {
     /// It writes without end.
     #[error("opa wrote more than {MAX_OUTPUT} bytes")]
     TooMuchOutput,
+    /// It needs more memory than it gets.
+    #[error("opa needs more than {} MiB of memory", MAX_MEMORY >> 20)]
+    OutOfMemory,
     /// What it wrote is no answer.
     #[error("opa gave no readable answer ({status}): {said}")]
     Unreadable {
@@ -105,6 +106,14 @@ impl Ended {
     pub(super) fn unreadable(&self) -> Unavailable {
         let said = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
         let said = one_line(&String::from_utf8_lossy(said));
+        // Go's words where the system gives it no more memory; the second one was seen with Go 1.26
+        // at the limit of `RLIMIT_DATA`.
+        if ["fatal error: runtime: out of memory", "fatal error: runtime: cannot allocate memory"]
+            .iter()
+            .any(|words| said.starts_with(words))
+        {
+            return Unavailable::OutOfMemory;
+        }
         Unavailable::Unreadable { status: self.status.to_string(), said }
     }
 }
@@ -191,28 +200,27 @@ async fn capped(stream: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, Unava
     if bytes.len() as u64 > MAX_OUTPUT { Err(Unavailable::TooMuchOutput) } else { Ok(bytes) }
 }
 
-/// The processes that a program started, itself included, by the id of the first; 0 once they
-/// were killed, for the system may give the id to another. Killed when this is dropped.
-struct Group(AtomicI32);
+/// The processes that a program started, itself included, by the id of the first. Killed when
+/// this is dropped.
+struct Group(Option<i32>);
 
 impl Group {
     fn of(child: &Child) -> Self {
-        Self(AtomicI32::new(child.id().map_or(0, u32::cast_signed)))
+        let group = child.id().map(u32::cast_signed);
+        group.iter().copied().for_each(running::begin_group);
+        Self(group)
     }
 
     fn kill(&self) {
-        if let Some(leader) = Pid::from_raw(self.0.swap(0, Ordering::AcqRel)) {
-            // It fails where all have ended.
-            let _ = kill_process_group(leader, Signal::KILL);
-        }
+        self.0.iter().copied().for_each(running::end_group);
     }
 
     /// From outside, after the start: before `exec` it would take code in the forked child. The
     /// program runs some microseconds without limits.
     #[cfg(target_os = "linux")]
     fn limit(&self) {
-        use rustix::process::{Resource, Rlimit, prlimit};
-        let Some(program) = Pid::from_raw(self.0.load(Ordering::Acquire)) else { return };
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let Some(program) = self.0.and_then(Pid::from_raw) else { return };
         let limits = [
             // Not the address space, of which Go reserves much more than it uses.
             (Resource::Data, MAX_MEMORY),

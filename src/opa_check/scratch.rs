@@ -10,12 +10,15 @@ use std::{
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::{program::Opa, sandbox::Unavailable};
+use super::{program::Opa, running, sandbox::Unavailable};
 use crate::oci::Blob;
 
 /// A folder that only this user may enter, removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Scratch(TempDir);
+pub(super) struct Scratch {
+    path: PathBuf,
+    _folder: TempDir,
+}
 
 /// The name of the capabilities file in it.
 pub(super) const CAPABILITIES: &str = "capabilities.json";
@@ -41,21 +44,28 @@ impl Scratch {
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.0.path()
+        &self.path
     }
 
     async fn filled(fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<Self, Unavailable> {
         let made = spawn_blocking(move || {
             let private = fs::Permissions::from_mode(0o700);
             let folder = tempfile::Builder::new().prefix("bundlegate-opa-").permissions(private).tempdir()?;
-            // The program's own folder, and the environment's might be relative.
-            let path: PathBuf = fs::canonicalize(folder.path())?;
-            fill(&path)?;
-            Ok(Self(folder))
+            // It becomes the program's own folder, from which a relative path leads elsewhere.
+            let scratch = Self { path: fs::canonicalize(folder.path())?, _folder: folder };
+            running::begin_folder(&scratch.path);
+            fill(&scratch.path)?;
+            Ok(scratch)
         });
         match made.await {
             Ok(made) => made.map_err(Unavailable::Scratch),
             Err(error) => Err(Unavailable::Internal(error.to_string())),
         }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        running::end_folder(&self.path);
     }
 }

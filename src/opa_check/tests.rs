@@ -68,7 +68,7 @@ impl Fake {
 
     async fn check_with(&self, options: Options) -> Result<Verdict, Unavailable> {
         let checker = self.start(options).await.unwrap();
-        checker.check(&*checker.opa().await.unwrap(), &bundle()).await
+        checker.check(&checker.opa().await.unwrap(), &bundle()).await
     }
 
     async fn check(&self) -> Result<Verdict, Unavailable> {
@@ -147,7 +147,8 @@ async fn a_program_that_crashes_or_talks_nonsense_says_nothing_about_the_bundle(
         ("kill -9 $$", "opa was ended by signal 9"),
         ("kill -SEGV $$", "opa was ended by signal 11"),
         ("echo 'panic: index out of range' >&2; exit 2", "(exit status: 2): panic: index out of range"),
-        ("echo 'fatal error: runtime: out of memory' >&2; exit 2", "out of memory"),
+        ("echo 'fatal error: runtime: out of memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
+        ("echo 'fatal error: runtime: cannot allocate memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
         ("exit 0", "no readable answer (exit status: 0)"),
         ("exit 137", "exit status: 137"),
         ("echo '{\"result\":[{}'", "no readable answer"),
@@ -176,7 +177,7 @@ async fn a_program_that_hangs_is_given_up_after_the_timeout() {
     // The start is as patient as a busy machine needs.
     let mut checker = fake.start(fake.options()).await.unwrap();
     checker = checker.with_timeout(options.timeout);
-    let error = checker.check(&*checker.opa().await.unwrap(), &bundle()).await.unwrap_err();
+    let error = checker.check(&checker.opa().await.unwrap(), &bundle()).await.unwrap_err();
     assert!(matches!(error, Unavailable::TimedOut { limit } if limit == options.timeout), "{error}");
 }
 

@@ -209,6 +209,31 @@ async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
     assert_eq!(gate.state(), "withdrawn");
 }
 
+/// SIGTERM in the middle of a check, whose tasks nobody drops in a process that ends.
+#[tokio::test]
+async fn a_gateway_that_ends_leaves_neither_opa_nor_its_folder() {
+    let (author, opa) = (Author::new(), FakeOpa::refusing("bad"));
+    let note = opa.0.path().join("running");
+    opa.answer_by(&format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", note.display()));
+    configure(&author, &opa.program());
+    fs::create_dir(author.path("tmp")).unwrap();
+    let folders = || fs::read_dir(author.path("tmp")).unwrap().count();
+    let mut serve = author.command(&["serve", "--config", "gate.yaml"]);
+    let mut serve = serve.env("TMPDIR", author.path("tmp")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    eventually("a check", || note.exists()).await;
+    assert_eq!(folders(), 1);
+    let process = fs::read_to_string(note).unwrap();
+    let kill = std::process::Command::new("kill").arg(serve.id().to_string()).status();
+    assert!(kill.unwrap().success());
+    eventually("the end of the gateway", || serve.try_wait().unwrap().is_some()).await;
+    let command = PathBuf::from(format!("/proc/{}/cmdline", process.trim()));
+    eventually("the end of opa", || {
+        fs::read_to_string(&command).is_ok_and(|line| line.is_empty()) || !command.exists()
+    })
+    .await;
+    assert_eq!(folders(), 0);
+}
+
 const POLICY: &[(&str, &str)] = &[("policy/p.rego", "package p\n\nx := \"unsafe\"\n")];
 
 /// A search path with the fake in front.

@@ -5,7 +5,7 @@ mod example;
 mod hints;
 mod shelf;
 mod state;
-mod tests;
+mod test_run;
 mod workshop;
 
 use std::{

@@ -23,7 +23,7 @@ use super::{
         tell,
     },
     shelf::Shelf,
-    tests,
+    test_run,
 };
 use crate::{
     bundle::{Folder, Limits, PackError, PackOptions, Packed, Parse},
@@ -190,9 +190,9 @@ impl Bench {
         let is_new = self.shelf.publish(&packed, &self.options.key)?;
         let tests = match (&self.options.checker, opa) {
             (Some(checker), Some(opa)) => {
-                runtime.block_on(tests::with_opa(checker, &opa, &self.options.policy, &packed))
+                runtime.block_on(test_run::with_opa(checker, &opa, &self.options.policy, &packed))
             }
-            _ => tests::built_in(&folder, &options),
+            _ => test_run::built_in(&folder, &options),
         };
         Ok(Built { packed, package, is_new, tests })
     }
