@@ -83,6 +83,7 @@ impl Gate {
                 reference,
                 expect: Arc::default(),
                 store: Store::open(cache, metrics.clone()),
+                opa_check: None,
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT },
                 evidence_limit: LIMIT,
                 court: Court::default(),

@@ -14,6 +14,7 @@
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
 //! | [`oci`] | the specification's nouns; the image layout on disk | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
+//! | [`opa_check`] | running the real `opa` on a bundle, within limits | `bundle`, `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
 //! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
 //! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
@@ -46,7 +47,7 @@
 //!
 //! ```text
 //! resolve (HEAD) → the digest being served? done
-//!   → manifest → evidence → judge → blob → open → snapshot → publish
+//!   → manifest → evidence → judge → blob → open → snapshot → `opa`, where configured → publish
 //! ```
 //!
 //! Verification comes before the download: a refused artifact costs a manifest, not its
@@ -63,6 +64,13 @@
 //!
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
 //! again wakes nobody, and replicas agree.
+//!
+//! Where `opa_check` is configured, the real `opa` loads each new version once before it is
+//! published ([`opa_check`]). What it refuses is a defect of the bytes, as far as this program
+//! and these options go: another program is asked again. That it gives no answer says nothing
+//! about the bytes, so the version waits, and what is served stays. Results lie in the cache
+//! folder, by bundle, program and options, so that a restart repeats no check; what any `opa`
+//! accepted before is served again after a restart, whatever the `opa` of that day says.
 //!
 //! # Trust
 //!
@@ -146,6 +154,7 @@ pub mod config;
 pub mod images;
 pub mod metrics;
 pub mod oci;
+pub mod opa_check;
 pub mod registry;
 pub mod server;
 pub mod sign;

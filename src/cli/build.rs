@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     interruptible,
+    opa::{lacks_wasm, located},
     place::{LIMITS, StoreFlag, annotation, reference, source_date},
     progress::Working,
     say, table, tell,
@@ -20,6 +21,7 @@ use crate::{
     config::Size,
     images::Images,
     oci::Reference,
+    opa_check::{Checker, Verdict},
 };
 
 /// How to run `build`.
@@ -78,18 +80,49 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     Images::check_name(&options.tag)?;
     let working = Working::on("packing");
     // Until here nothing is written anywhere but to files without a name.
-    let (options, packed) = interruptible(spawn_blocking(move || {
-        let packed = pack(&options);
-        (options, packed)
-    }))
-    .await??;
-    let packed = packed?;
+    let (options, packed) = interruptible(checked(options)).await??;
     let (name, store) = (options.tag.clone(), options.store.clone());
     let artifact = Artifact::new(&packed, &labels)?;
     let kept = artifact.clone();
     spawn_blocking(move || anyhow::Ok(store.open()?.put(&kept, &name)?)).await??;
     drop(working);
     report(&options, &artifact, &packed)
+}
+
+/// What is packed, once the real opa has loaded it where there is one.
+async fn checked(options: Options) -> anyhow::Result<(Options, Packed)> {
+    let (options, packed) = spawn_blocking(move || {
+        let packed = pack(&options);
+        (options, packed)
+    })
+    .await?;
+    let packed = packed?;
+    if let Some(checker) = options.compiler.check().checker().await? {
+        load(&checker, &packed, &options.paths).await?;
+    }
+    Ok((options, packed))
+}
+
+/// An opa that gives no answer says nothing about the bundle.
+async fn load(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::Result<()> {
+    let verdict = match checker.opa().await {
+        Ok(opa) if lacks_wasm(&opa, &packed.bundle) => {
+            tell("--opa=auto: this opa has no WebAssembly; going on without it");
+            return Ok(());
+        }
+        Ok(opa) => checker.check(&opa, packed.bundle.blob()).await,
+        Err(error) => Err(error),
+    };
+    match verdict {
+        Ok(Verdict::Passed { .. }) => Ok(()),
+        Ok(Verdict::Refused(problems)) => {
+            bail!("build: opa can't load it: {}; mend it, or build with --opa=none", located(&problems, paths))
+        }
+        Err(error) => {
+            tell(&format!("--opa=auto: {error}; going on without it"));
+            Ok(())
+        }
+    }
 }
 
 fn pack(options: &Options) -> anyhow::Result<Packed> {

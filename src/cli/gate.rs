@@ -19,11 +19,12 @@ use crate::{
     catalog::Catalog,
     config::{BundleConfig, Config, Credential, Secret},
     metrics::Metrics,
+    opa_check::{Checker, Checkers},
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
     verify::LiveRoots,
-    watch::{self, Court, Handle, Pipeline, Rules, Watcher},
+    watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
@@ -53,11 +54,12 @@ impl Gate {
         let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
         tell_where_blobs_go(opened, &store);
+        let opa_checks = opa_checks(&config, &store).await?;
         let court = Court::default();
         let mut watchers = Vec::new();
         let mut handles = Vec::new();
-        for bundle in &config.bundles {
-            let pipeline = pipeline(bundle, &config, &registries, &store, &metrics, &court)?;
+        for (bundle, opa_check) in config.bundles.iter().zip(opa_checks) {
+            let pipeline = Pipeline { opa_check, ..pipeline(bundle, &config, &registries, &store, &metrics, &court)? };
             let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, &config));
             watchers.push(watcher);
             handles.push(handle);
@@ -143,6 +145,33 @@ fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
     }
 }
 
+/// A check for each bundle that has one, in the order of the configuration.
+async fn opa_checks(config: &Config, store: &Store) -> anyhow::Result<Vec<Option<OpaCheck>>> {
+    let checkers = checkers(config).await?.into_iter();
+    Ok(checkers.map(|checker| Some(OpaCheck::new(checker?, store.check_results().clone()))).collect())
+}
+
+/// Starts every `opa` that the configuration names.
+pub(super) async fn checkers(config: &Config) -> anyhow::Result<Vec<Option<Checker>>> {
+    let mut checkers = Checkers::default();
+    let mut started = Vec::new();
+    for bundle in &config.bundles {
+        started.push(match &bundle.opa_check {
+            Some(options) => {
+                let checker = checkers.start(options).await;
+                Some(checker.map_err(|error| {
+                    let name = &bundle.name;
+                    anyhow::anyhow!(
+                        "bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`"
+                    )
+                })?)
+            }
+            None => None,
+        });
+    }
+    Ok(started)
+}
+
 fn pipeline(
     bundle: &BundleConfig,
     config: &Config,
@@ -159,6 +188,7 @@ fn pipeline(
         expect: Arc::new(bundle.expect.clone()),
         store: store.clone(),
         limits: config.limits.bundle_limits(),
+        opa_check: None,
         evidence_limit: config.limits.evidence,
         court: court.clone(),
         metrics: metrics.clone(),

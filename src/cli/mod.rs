@@ -15,6 +15,7 @@ mod init;
 mod inspect;
 mod location;
 mod login;
+mod opa;
 mod open_files;
 mod password;
 mod place;
@@ -44,7 +45,7 @@ use tokio::signal::{
     unix::{SignalKind, signal},
 };
 
-use crate::{config::Config, telemetry};
+use crate::{config::Config, opa_check, telemetry};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -76,15 +77,18 @@ enum Verb {
     ///
     /// Builds the folder into a bundle, signs it with a key made for the purpose, and serves
     /// it verified with long polling: the code behind `serve`, on an OCI layout in a folder.
-    /// A broken edit keeps the last good build and prints why. Prints the commands to try it.
+    /// A broken edit keeps the last good build and prints why. After each build the tests of
+    /// the folder are run and reported; a build is served even if a test fails. Where there is
+    /// an opa in PATH, it loads each build first and runs the tests, or else a built-in
+    /// evaluator does. Prints the commands to try it.
     Dev(dev::Options),
     /// Start a policy project: Rego with a test, and CI that builds, signs and pushes.
     #[command(after_help = init::EXAMPLES)]
     Init(init::Options),
     /// Pack a policy folder into an image in the store on this machine.
     ///
-    /// Checks what OPA would refuse at load, and parses every Rego file. What only OPA's own
-    /// compiler finds, such as an unsafe variable, --opa shows.
+    /// Checks what OPA would refuse at load, and parses every Rego file. Where there is an opa
+    /// in PATH, it loads the bundle, too: only OPA's own compiler finds an unsafe variable, say.
     #[command(after_help = build::EXAMPLES)]
     Build(build::Options),
     /// Show what is in an image: manifest, annotations, packages, files, signatures.
@@ -184,7 +188,8 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum ConfigVerb {
-    /// Read a configuration and every file that it names, as `serve` would, and stop.
+    /// Read a configuration and every file that it names, as `serve` would, start the `opa` of
+    /// its `opa_check`, and stop.
     Check {
         /// The configuration.
         file: PathBuf,
@@ -218,7 +223,7 @@ pub fn main() -> ExitCode {
         Verb::Copy(options) => block_on(copy::run(options)),
         Verb::Login(options) => block_on(login::run(options)),
         Verb::Logout(options) => block_on(login::logout(options)),
-        Verb::Config { verb: ConfigVerb::Check { file } } => check(&file),
+        Verb::Config { verb: ConfigVerb::Check { file } } => block_on(check(&file)),
         Verb::GenerateKeyPair(options) => generate_key_pair::run(&options),
         Verb::Sign(options) => block_on(sign::run(options)),
         Verb::Verify(options) => block_on(verify::run(options)),
@@ -252,8 +257,9 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-fn check(file: &std::path::Path) -> anyhow::Result<()> {
+async fn check(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
+    gate::checkers(&config).await.with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
     say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
 }
@@ -263,6 +269,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     let done = runtime.block_on(work);
     // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();
+    opa_check::end_all();
     done
 }
 

@@ -2,9 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{expect, files::Base, keys, problem::Problem, raw, trust::Policies};
+use super::{
+    expect,
+    files::Base,
+    keys,
+    opa_check::{self, Written},
+    problem::Problem,
+    raw,
+    trust::Policies,
+};
 use crate::{
     oci::Reference,
+    opa_check::Options,
     verify::TrustPolicy,
     watch::{Expect, OnMissing, OnWithdraw},
 };
@@ -30,18 +39,21 @@ pub struct BundleConfig {
     pub expect: Expect,
     /// What is served instead while it is withdrawn.
     pub on_withdraw: Option<OnWithdraw>,
+    /// How the real `opa` checks it before it is published; `None` is not at all.
+    pub opa_check: Option<Options>,
 }
 
 /// Reads all of `bundles`.
 pub(super) fn read(
     raw: BTreeMap<String, raw::Bundle>,
     policies: &Policies,
+    opa_check: Option<&Written>,
     base: Base<'_>,
 ) -> Result<Vec<BundleConfig>, Problem> {
     unambiguous(raw.keys())?;
     let mut bundles = Vec::new();
     for (name, raw) in raw {
-        let bundle = check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, base));
+        let bundle = check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, opa_check, base));
         bundles.push(bundle.map_err(|problem| problem.at(&name))?);
     }
     for bundle in &bundles {
@@ -51,7 +63,13 @@ pub(super) fn read(
     Ok(bundles)
 }
 
-fn bundle(name: String, raw: raw::Bundle, policies: &Policies, base: Base<'_>) -> Result<BundleConfig, Problem> {
+fn bundle(
+    name: String,
+    raw: raw::Bundle,
+    policies: &Policies,
+    default: Option<&Written>,
+    base: Base<'_>,
+) -> Result<BundleConfig, Problem> {
     let reference: Reference =
         raw.reference.parse().map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
     let reference = reference.relative_to(base.folder());
@@ -75,6 +93,7 @@ fn bundle(name: String, raw: raw::Bundle, policies: &Policies, base: Base<'_>) -
         on_missing: on_missing(raw.on_missing.as_deref()).map_err(|problem| problem.at("on_missing"))?,
         max_stale: max_stale.map_err(|problem| problem.at("max_stale"))?,
         on_withdraw: raw.on_withdraw.map(|raw| OnWithdraw { fallback: raw.fallback }),
+        opa_check: opa_check::of_bundle(raw.opa_check, default, base).map_err(|problem| problem.at("opa_check"))?,
     })
 }
 

@@ -9,6 +9,7 @@ mod difference;
 mod expect;
 mod files;
 mod keys;
+mod opa_check;
 mod problem;
 mod raw;
 mod reader;
@@ -172,7 +173,9 @@ impl Config {
     fn check(raw: raw::Root, roots: CurrentRoot<'_>, files: &Files<'_>) -> Result<Self, problem::Problem> {
         let (registries, policies) = access(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
-        let bundles = bundles::read(raw.bundles, &policies, base).map_err(|problem| problem.at("bundles"))?;
+        let opa_check = opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
+        let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
+        let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
         Ok(Self {
             registries,
             limits: limits(&raw.limits).map_err(|problem| problem.at("limits"))?,

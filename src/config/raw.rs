@@ -11,7 +11,7 @@ use super::values::{Address, Size, Time};
 
 pub(super) use trust::{
     Attestation, Authority, Globs, KeyFile, Keyless, Policy, PolicyRules, Require, Root as TrustRoot, Scalar, Trust,
-    Tuf, X509,
+    Tuf, Word, Worded, X509,
 };
 
 #[derive(Debug, Deserialize)]
@@ -29,6 +29,7 @@ pub(super) struct Root {
     pub(super) cache: Cache,
     #[serde(default)]
     pub(super) limits: Limits,
+    pub(super) opa_check: Option<OpaCheck>,
     #[serde(default)]
     pub(super) registries: BTreeMap<String, Registry>,
     #[serde(default)]
@@ -135,6 +136,22 @@ pub(super) struct Bundle {
     #[serde(default)]
     pub(super) expect: Expect,
     pub(super) on_withdraw: Option<OnWithdraw>,
+    pub(super) opa_check: Option<OpaCheck>,
+}
+
+/// `none`, or how the real `opa` checks a bundle.
+pub(super) type OpaCheck = Word<OpaCheckKeys>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OpaCheckKeys {
+    pub(super) opa: Option<PathBuf>,
+    pub(super) tests: Option<bool>,
+    pub(super) timeout: Option<Time>,
+}
+
+impl Worded for OpaCheckKeys {
+    const EXPECTED: &'static str = "`none` or a mapping of keys such as `{ opa: opa }`";
 }
 
 #[derive(Debug, Default, Deserialize)]

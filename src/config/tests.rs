@@ -156,6 +156,34 @@ bundles:
 }
 
 #[test]
+fn a_bundles_opa_check_has_the_keys_of_the_top_level_where_it_has_none_of_its_own() {
+    let folder = Folder::new();
+    let checks = |top: &str| {
+        let config = folder.with(&format!(
+            "trust: {{ policies: {{ dev: unsigned }} }}\n{top}bundles:
+  1-default: {{ reference: 'r.io/a:1', trust: dev }}
+  2-none: {{ reference: 'r.io/a:1', trust: dev, opa_check: none }}
+  3-tests: {{ reference: 'r.io/a:1', trust: dev, opa_check: {{ tests: true }} }}
+  4-other: {{ reference: 'r.io/a:1', trust: dev, opa_check: {{ opa: bin/opa, tests: false, timeout: 1s }} }}"
+        ));
+        config.unwrap().bundles.into_iter().map(|bundle| bundle.opa_check).collect::<Vec<_>>()
+    };
+    let options = |program: &str, tests, timeout| {
+        Some(crate::opa_check::Options { program: program.into(), tests, timeout: secs(timeout) })
+    };
+    // A path starts from the configuration, and a name is one in PATH.
+    let own = folder.0.path().join("bin/opa").display().to_string();
+    for top in ["", "opa_check: none\n"] {
+        assert_eq!(checks(top), [None, None, options("opa", true, 30), options(&own, false, 1)]);
+    }
+    let top = "opa_check: { opa: opa-1, timeout: 10m }\n";
+    assert_eq!(checks(top), [options("opa-1", false, 600), None, options("opa-1", true, 600), options(&own, false, 1)]);
+    assert_eq!(checks("opa_check: { tests: true }\n")[0], options("opa", true, 30));
+    assert_eq!(checks("opa_check: {}\n")[0], options("opa", false, 30));
+    assert_eq!(checks("opa_check: { opa: /usr/bin/opa }\n")[0], options("/usr/bin/opa", false, 30));
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let folder = trust::folder();
     let config = folder.parse(EXAMPLE).unwrap();

@@ -3,6 +3,7 @@
 //! A blob that one repository delivered is handed out for that repository and credential
 //! only: otherwise one tenant's manifest could name another's private layer.
 
+mod check_results;
 mod disk;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -27,6 +28,8 @@ use self::{
     record::Record,
     spool::Spool,
 };
+pub use check_results::CheckResults;
+
 use crate::{
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest},
@@ -61,6 +64,7 @@ pub struct Store {
     writers: Arc<Semaphore>,
     spool: Spool,
     blobs: Cache<(Arc<str>, Digest), Blob>,
+    check_results: CheckResults,
     metrics: Metrics,
 }
 
@@ -159,12 +163,18 @@ impl Store {
             .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
             .build();
         let (readers, writers) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(1)));
-        Self { disk, readers, writers, spool, blobs, metrics }
+        let check_results = CheckResults::new(disk.as_ref().map(|disk| disk.root()));
+        Self { disk, readers, writers, spool, blobs, check_results, metrics }
     }
 
     /// Whether what is served now would survive a restart.
     pub fn is_persistent(&self) -> bool {
         self.disk.is_some()
+    }
+
+    /// The results of checks of bundles.
+    pub fn check_results(&self) -> &CheckResults {
+        &self.check_results
     }
 
     /// A blob of a repository. Any number of callers at a time share one transfer.

@@ -1,5 +1,5 @@
 //! One refresh, straight down: resolve → manifest → evidence → verify → fetch → open →
-//! snapshot. Each step consumes the type that the one before it made, so none can be left
+//! `opa`, where it is configured → snapshot. Each step consumes the type that the one before it made, so none can be left
 //! out; verification comes before the download.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{
-    Expect, Snapshot, Unpublishable,
+    Expect, OpaCheck, Snapshot, Unpublishable,
     court::{Case, Court, Proof, Refused},
     history::History,
     snapshot::tag_of,
@@ -45,6 +45,8 @@ pub struct Pipeline {
     pub store: Store,
     /// How large a bundle may be.
     pub limits: bundle::Limits,
+    /// The real `opa`, where it has a say.
+    pub opa_check: Option<OpaCheck>,
     /// Bytes of signature material (`limits.evidence`).
     pub evidence_limit: u64,
     /// Where it is judged.
@@ -101,7 +103,9 @@ impl Pipeline {
         if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
             return Ok(None);
         }
-        if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest)) {
+        if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest))
+            && self.defect_holds(known).await
+        {
             return Err(known.clone().into());
         }
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
@@ -122,6 +126,7 @@ impl Pipeline {
         })?;
         let snapshot = self.open(verified, proof, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
+        self.check_with_opa(&snapshot).await?;
         Ok(Some(snapshot))
     }
 
@@ -154,6 +159,8 @@ impl Pipeline {
             let etag = Some(snapshot.etag().to_owned());
             return Some(Err(Refused::from(Failure { etag, ..failure }).distrusted()));
         }
+        // The look at the registry that follows finds it again, and says what is wrong with it.
+        self.check_restored_with_opa(&snapshot).await.ok()?;
         Some(Ok(Remembered { snapshot, checked: stored.checked }))
     }
 
@@ -271,10 +278,10 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
     }
 }
 
-fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
+pub(super) fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
     Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), etag: None, reason, message }
 }
 
-fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
+pub(super) fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
     Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), etag: None, reason, message }
 }

@@ -59,6 +59,14 @@ impl Dev {
         entries.filter(|name| name.to_string_lossy().starts_with(".bundlegate-dev-")).count()
     }
 
+    fn count(&self, of: &str) -> usize {
+        self.complaints.lock().unwrap().iter().filter(|line| line.contains(of)).count()
+    }
+
+    async fn hears(&self, of: &str) {
+        crate::gate::eventually(of, || self.complained(of)).await;
+    }
+
     fn complained(&self, of: &str) -> bool {
         self.complaints.lock().unwrap().iter().any(|line| line.starts_with("bundlegate: ") && line.contains(of))
     }
@@ -130,6 +138,37 @@ async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
     fs::rename(dev.policy(), dev.folder.path().join("old")).unwrap();
     fs::rename(dev.folder.path().join("next"), dev.policy()).unwrap();
     assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
+}
+
+/// By the built-in evaluator: `--opa none`, wherever these tests run.
+#[tokio::test]
+async fn the_tests_of_the_folder_are_run_and_a_failing_one_is_reported_and_delays_nothing() {
+    let test = "package p_test\n\ntest_x if data.p.x == 1\n\ntest_true if true\n";
+    let mut dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n"), ("p_test.rego", test)], &["--opa", "none"]);
+    dev.hears("2 tests passed").await;
+    let tag = header(&get(&dev.url, None).await, "etag");
+    write(&dev.policy().join("p.rego"), "package p\n\nx := 2\n");
+    dev.hears("FAIL data.p_test.test_x").await;
+    dev.hears("1 of 2 tests failed; this build is served all the same").await;
+    assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
+    // A change of the test alone is no new build, but its result is told.
+    let built = dev.count("built and signed");
+    write(&dev.policy().join("p_test.rego"), "package p_test\n\ntest_x if data.p.x == 2\n");
+    dev.hears("1 test passed").await;
+    assert_eq!(dev.count("built and signed"), built);
+    assert!(dev.child.try_wait().unwrap().is_none());
+}
+
+/// A program in the place of opa that can't load a policy with the word `unsafe`.
+#[tokio::test]
+async fn what_opa_can_not_load_is_no_build() {
+    let fake = crate::opa_check::FakeOpa::refusing("unsafe");
+    let flag = format!("--opa={}", fake.program().display());
+    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[&flag]);
+    let tag = header(&get(&dev.url, None).await, "etag");
+    write(&dev.policy().join("p.rego"), "package p\n\nx := \"unsafe\"\n");
+    dev.hears("p.rego:3: rego_unsafe_var_error: m; the last good build is still served").await;
+    assert_eq!(header(&get(&dev.url, None).await, "etag"), tag);
 }
 
 #[tokio::test]

@@ -6,11 +6,14 @@ use bundlegate::{
     bundle,
     catalog::Catalog,
     metrics::Metrics,
+    opa_check::Checker,
     registry::{Options as RegistryOptions, Timeouts},
     server::{Clients, Drain, LongPoll, Options, Server},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, Expect, FailureStatus, Handle, OnMissing, Pipeline, Rules, State, Status, Watcher, appoint},
+    watch::{
+        Court, Expect, FailureStatus, Handle, OnMissing, OpaCheck, Pipeline, Rules, State, Status, Watcher, appoint,
+    },
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -45,6 +48,7 @@ pub(crate) struct Setup {
     pub(crate) cache: store::Options,
     /// The tag of an unsigned artifact that is served while the bundle is withdrawn.
     pub(crate) fallback: Option<&'static str>,
+    pub(crate) opa_check: Option<Checker>,
 }
 
 impl Default for Setup {
@@ -67,6 +71,7 @@ impl Default for Setup {
             max_connections: 100,
             cache: store::Options { directory: None, disk: 1 << 20, memory: 1 << 20 },
             fallback: None,
+            opa_check: None,
         }
     }
 }
@@ -94,6 +99,7 @@ impl Gate {
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
         let metrics = Metrics::new().unwrap();
         let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
+        let store = Store::open(setup.cache, metrics.clone());
         let pipeline = Pipeline {
             name: setup.name.into(),
             reference: registry.reference(setup.tag),
@@ -101,7 +107,8 @@ impl Gate {
             source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
             registries: Arc::new(registry.registries(registry.options())),
             expect: Arc::new(setup.expect),
-            store: Store::open(setup.cache, metrics.clone()),
+            opa_check: setup.opa_check.map(|checker| OpaCheck::new(checker, store.check_results().clone())),
+            store,
             limits,
             evidence_limit: 1 << 20,
             court: Court::default(),

@@ -20,6 +20,7 @@ mod forge;
 mod gate;
 mod intake;
 mod live;
+mod opa_check;
 mod protocols;
 mod reads;
 mod reload;

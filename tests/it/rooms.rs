@@ -14,14 +14,27 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "bundle", "catalog", "config", "images", "oci", "registry", "server", "sign", "store", "transfer",
-            "verify", "watch",
+            "bundle",
+            "catalog",
+            "config",
+            "images",
+            "oci",
+            "opa_check",
+            "registry",
+            "server",
+            "sign",
+            "store",
+            "transfer",
+            "verify",
+            "watch",
         ],
     ),
     // It builds the options that the rooms below define; none of them knows it.
-    ("config", &["bundle", "oci", "registry", "server", "store", "verify", "watch"]),
+    ("config", &["bundle", "oci", "opa_check", "registry", "server", "store", "verify", "watch"]),
     ("oci", &[]),
     ("bundle", &["oci"]),
+    // Another program's verdict about bytes: it knows nothing of where they come from.
+    ("opa_check", &["bundle", "oci"]),
     ("images", &["bundle", "oci"]),
     ("registry", &["oci"]),
     ("verify", &["oci", "registry"]),
@@ -29,7 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // What it lacks it fetches from the `Source` that it is handed: that is where a
     // thousand wishes become one transfer. It resolves nothing and knows no host.
     ("store", &["oci", "registry"]),
-    ("watch", &["bundle", "oci", "registry", "store", "verify"]),
+    ("watch", &["bundle", "oci", "opa_check", "registry", "store", "verify"]),
     ("catalog", &["watch"]),
     // `watch` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`, the noun for bytes that are what they claim to be. Never a room that could

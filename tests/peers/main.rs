@@ -16,6 +16,7 @@ mod keyless;
 mod keys;
 mod live;
 mod matrix;
+mod opa_check;
 mod outages;
 mod prometheus;
 mod pushes;

@@ -9,15 +9,17 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::with_way_out;
+use super::{super::opa::OpaChoice, with_way_out};
 use crate::bundle::{Folder, PackOptions, Packed, RegoVersion};
 
 /// What is left to a real opa.
 #[derive(Debug, Args)]
 pub(super) struct Compiler {
-    /// Let a real opa check and compile: the one on PATH, or --opa=PROGRAM.
+    /// Let a real opa compile: the one in PATH, or --opa=PROGRAM. Without this, --opa=auto: an opa
+    /// 1.0 or newer in PATH loads the bundle, and what it can't load is not built; --opa=none:
+    /// only the built-in checks.
     #[arg(long, value_name = "PROGRAM", num_args = 0..=1, require_equals = true, default_missing_value = "opa")]
-    opa: Option<PathBuf>,
+    opa: Option<OpaChoice>,
     /// opa's level of optimisation.
     #[arg(short = 'O', long, value_name = "LEVEL", requires = "opa", value_parser = clap::value_parser!(u8).range(0..=2))]
     optimize: Option<u8>,
@@ -30,8 +32,27 @@ pub(super) struct Compiler {
 }
 
 impl Compiler {
+    /// Whether opa is to compile, and not only to load what was packed.
     pub(super) fn is_wanted(&self) -> bool {
-        self.opa.is_some()
+        matches!(self.opa, Some(OpaChoice::Program(_))) || self.needs_opa()
+    }
+
+    /// The opa that loads what was packed. What opa has compiled need not be loaded by the same
+    /// program: it may be an older one, or one without WebAssembly.
+    pub(super) fn check(&self) -> OpaChoice {
+        if self.is_wanted() { OpaChoice::None } else { self.opa.clone().unwrap_or_default() }
+    }
+
+    fn needs_opa(&self) -> bool {
+        self.optimize.is_some() || !self.entrypoint.is_empty() || self.target.is_some()
+    }
+
+    fn program(&self) -> anyhow::Result<&Path> {
+        match &self.opa {
+            Some(OpaChoice::Program(program)) => Ok(program),
+            Some(OpaChoice::None) => bail!("--opa=none: -O, -e and --target need an opa; leave it out"),
+            Some(OpaChoice::Auto) | None => Ok(Path::new("opa")),
+        }
     }
 
     /// Compiles what the folders hold, and packs what comes out as everything else is
@@ -51,7 +72,7 @@ impl Compiler {
     }
 
     fn call(&self, sources: &Folder, how: &PackOptions, folder: &Path, output: &Path) -> anyhow::Result<()> {
-        let program = self.opa.as_deref().unwrap_or_else(|| Path::new("opa"));
+        let program = self.program()?;
         let is_v0 = how.rego_version == Some(RegoVersion::V0) || sources.is_v0();
         let mut command = Command::new(found_from_here(program)?);
         command.args(["build", "--bundle", ".", if is_v0 { "--v0-compatible" } else { "--v1-compatible" }]);

@@ -5,6 +5,7 @@ mod example;
 mod hints;
 mod shelf;
 mod state;
+mod test_run;
 mod workshop;
 
 use std::{
@@ -19,7 +20,7 @@ use clap::Args;
 use serde_json::json;
 
 use self::{state::State, workshop::Workshop};
-use super::{gate::Gate, say, tell};
+use super::{gate::Gate, opa::OpaChoice, say, tell};
 use crate::{config::Config, sign::KeyPair};
 
 /// The local disk answers in milliseconds.
@@ -45,6 +46,10 @@ pub(super) struct Options {
     /// Serve even Rego that the built-in parser, which lags behind the newest OPA, can't read.
     #[arg(long)]
     no_parse: bool,
+    /// The real opa (1.0 or newer) that loads each build before it is served, and runs the
+    /// tests: auto is the one in PATH, if there is one; none is the built-in evaluator.
+    #[arg(long, value_name = "PROGRAM", default_value = "auto")]
+    opa: OpaChoice,
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
@@ -60,6 +65,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         limits: config.limits.bundle_limits(),
         key,
         layout: state.join(LAYOUT),
+        checker: options.opa.checker().await?,
     })?;
     let (workshop, package) = workshop.first_build().await?;
     let server = super::gate::server_options(&config)?;

@@ -8,17 +8,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
 
-use super::{super::tell, shelf::Shelf};
+use super::{
+    super::{
+        opa::{lacks_wasm, located},
+        tell,
+    },
+    shelf::Shelf,
+    test_run,
+};
 use crate::{
     bundle::{Folder, Limits, PackError, PackOptions, Packed, Parse},
+    opa_check::{Checker, Opa, Verdict},
     sign::KeyPair,
 };
 
@@ -37,6 +46,8 @@ pub(super) struct Options {
     pub(super) key: KeyPair,
     /// Where signed artifacts go.
     pub(super) layout: PathBuf,
+    /// The real opa, where there is one.
+    pub(super) checker: Option<Checker>,
 }
 
 /// A folder under watch, and where its artifacts go.
@@ -49,6 +60,8 @@ pub(super) struct Workshop {
     watched: Option<(u64, u64)>,
     /// What was said last about a build that failed.
     complaint: Option<String>,
+    /// What was said last about the tests.
+    tests: Vec<String>,
 }
 
 /// The part that blocks, and so travels between threads.
@@ -63,6 +76,8 @@ struct Built {
     package: Option<String>,
     /// Whether it is another one than before.
     is_new: bool,
+    /// What to say about the tests.
+    tests: Vec<String>,
 }
 
 impl Workshop {
@@ -78,7 +93,14 @@ impl Workshop {
             }
         })?;
         let shelf = Shelf::open(&options.layout)?;
-        let mut workshop = Self { bench: Bench { options, shelf }, watcher, changed, watched: None, complaint: None };
+        let mut workshop = Self {
+            bench: Bench { options, shelf },
+            watcher,
+            changed,
+            watched: None,
+            complaint: None,
+            tests: Vec::new(),
+        };
         workshop.watch()?;
         Ok(workshop)
     }
@@ -89,6 +111,7 @@ impl Workshop {
         self.bench = bench;
         let built = built?;
         built.tell();
+        self.tell_tests(&built);
         Ok((self, built.package))
     }
 
@@ -103,6 +126,7 @@ impl Workshop {
                     if built.is_new || self.complaint.is_some() {
                         built.tell();
                     }
+                    self.tell_tests(&built);
                     self.complaint = None;
                 }
                 Err(error) => {
@@ -113,6 +137,14 @@ impl Workshop {
                     self.complaint = Some(complaint);
                 }
             }
+        }
+    }
+
+    /// After each new build, and when nothing but a test changed.
+    fn tell_tests(&mut self, built: &Built) {
+        if built.is_new || built.tests != self.tests {
+            built.tests.iter().for_each(|line| tell(line));
+            self.tests.clone_from(&built.tests);
         }
     }
 
@@ -138,23 +170,54 @@ impl Workshop {
 }
 
 impl Bench {
-    /// Builds off the async threads.
+    /// Builds off the async threads, where what blocks is done in between with opa's answers.
     async fn build_elsewhere(mut self) -> anyhow::Result<(Self, anyhow::Result<Built>)> {
+        let runtime = Handle::current();
         Ok(spawn_blocking(move || {
-            let built = self.build();
+            let built = self.build(&runtime);
             (self, built)
         })
         .await?)
     }
 
-    fn build(&mut self) -> anyhow::Result<Built> {
+    fn build(&mut self, runtime: &Handle) -> anyhow::Result<Built> {
         let folder = Folder::read(&self.options.policy)?;
         let parse = if self.options.parse { Parse::Strictly } else { Parse::No };
         let options = PackOptions { parse, ..PackOptions::new(self.options.limits) };
         let packed = folder.pack(&options).map_err(with_way_out)?;
+        let opa = runtime.block_on(self.load(&packed))?;
         let package = packed.modules.iter().find_map(|module| module.package.clone());
         let is_new = self.shelf.publish(&packed, &self.options.key)?;
-        Ok(Built { packed, package, is_new })
+        let tests = match (&self.options.checker, opa) {
+            (Some(checker), Some(opa)) => {
+                runtime.block_on(test_run::with_opa(checker, &opa, &self.options.policy, &packed))
+            }
+            _ => test_run::built_in(&folder, &options),
+        };
+        Ok(Built { packed, package, is_new, tests })
+    }
+
+    /// Lets opa load what was packed. Gives the opa, unless it gave no answer.
+    async fn load(&self, packed: &Packed) -> anyhow::Result<Option<Arc<Opa>>> {
+        let Some(checker) = &self.options.checker else { return Ok(None) };
+        let opa = match checker.opa().await {
+            Ok(opa) if lacks_wasm(&opa, &packed.bundle) => return Ok(None),
+            Ok(opa) => opa,
+            Err(error) => {
+                tell(&format!("--opa: {error}; going on without it"));
+                return Ok(None);
+            }
+        };
+        match checker.check(&opa, packed.bundle.blob()).await {
+            Ok(Verdict::Passed { .. }) => Ok(Some(opa)),
+            Ok(Verdict::Refused(problems)) => {
+                bail!("opa can't load it: {}", located(&problems, std::slice::from_ref(&self.options.policy)))
+            }
+            Err(error) => {
+                tell(&format!("--opa: {error}; going on without it"));
+                Ok(None)
+            }
+        }
     }
 }
 

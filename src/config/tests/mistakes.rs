@@ -225,3 +225,34 @@ fn the_version_comes_first() {
         assert!(!error.contains('\n'), "{error}");
     }
 }
+
+#[test]
+fn opa_check_mistakes_have_a_way_out() {
+    let dev = "trust: { policies: { dev: unsigned } }\n";
+    let of_bundle =
+        |check: &str| format!("{dev}bundles: {{ a: {{ reference: 'r.io/a:1', trust: dev, opa_check: {check} }} }}");
+    let too_short = "timeout: 500ms is below the minimum of 1s; write a longer time, such as 30s";
+    check(&[
+        ("opa_check: opa", "opa_check: \"opa\" is not `none`; write that, or keys such as { opa: opa }"),
+        (
+            "opa_check: false",
+            "opa_check: the boolean `false` stands where `none` or a mapping of keys such as `{ opa: opa }` is wanted; \
+             write that instead",
+        ),
+        ("opa_check:", "opa_check: has no value; write one, or remove the key to get its default"),
+        ("opa_check: { opa: '' }", "opa_check.opa: the path is empty; write one, or remove the key"),
+        ("opa_check: { test: true }", "opa_check.test: unknown key; did you mean `tests`?"),
+        (
+            "opa_check: { tests: 'yes' }",
+            "opa_check.tests: \"yes\" stands where true or false is wanted; write that instead",
+        ),
+        ("opa_check: { timeout: 500ms }", &format!("opa_check.{too_short}")),
+        (
+            "opa_check: { timeout: 11m }",
+            "opa_check.timeout: 11m is above the maximum of 10m (no new version is published while one is checked); \
+             write 10m or less",
+        ),
+        (&of_bundle("{ timeout: 500ms }"), &format!("bundles.a.opa_check.{too_short}")),
+        (&of_bundle("off"), "bundles.a.opa_check: \"off\" is not `none`; write that, or keys such as { opa: opa }"),
+    ]);
+}

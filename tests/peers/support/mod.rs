@@ -30,7 +30,7 @@ pub(crate) use cosign::{Cosign, Format, KeyPair};
 pub(crate) use gate::{Gate, GateConfig};
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use process::Process;
-pub(crate) use programs::{program, run};
+pub(crate) use programs::{program, run, search_path};
 pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};

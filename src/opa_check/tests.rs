@@ -1,0 +1,322 @@
+//! Programs that misbehave, in the place of `opa`.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use super::*;
+use crate::oci::{Blob, Descriptor};
+
+/// Far beyond what a script takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PASSES: &str = r#"echo '{"result":[{}]}'"#;
+const REFUSES: &str = r#"echo '{"errors":[{"message":"m","code":"rego_unsafe_var_error","location":{"file":"/p.rego","row":3}}]}'; exit 2"#;
+
+/// A folder with a script in the place of `opa`.
+struct Fake(TempDir);
+
+impl Fake {
+    /// One that answers as `opa` 1.22.2 does, but for checks, which `body` answers; in it, `$F`
+    /// is this folder.
+    fn answering(body: &str) -> Self {
+        let version = "echo 'Version: 1.22.2'; echo 'WebAssembly: unavailable'";
+        Self::script(&format!(
+            "case \"$1\" in\nversion) {version}; exit 0;;\ncapabilities) echo '{{\"builtins\":[]}}'; exit 0;;\nesac\n{body}\n"
+        ))
+    }
+
+    fn script(body: &str) -> Self {
+        let fake = Self(tempfile::tempdir().unwrap());
+        fake.replace(body);
+        fake
+    }
+
+    fn replace(&self, body: &str) {
+        let script = format!("#!/bin/sh\nF={}\n{body}\n", self.0.path().display());
+        let next = self.path("next");
+        fs::write(&next, script).unwrap();
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::rename(next, self.path("opa")).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.path(name)).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    async fn wait_for(&self, name: &str) -> String {
+        eventually(name, || self.read(name)).await
+    }
+
+    fn options(&self) -> Options {
+        Options { program: self.path("opa"), tests: false, timeout: PATIENCE }
+    }
+
+    async fn start(&self, options: Options) -> Result<Checker, StartError> {
+        Checkers::default().start(&options).await
+    }
+
+    async fn check_with(&self, options: Options) -> Result<Verdict, Unavailable> {
+        let checker = self.start(options).await.unwrap();
+        checker.check(&checker.opa().await.unwrap(), &bundle()).await
+    }
+
+    async fn check(&self) -> Result<Verdict, Unavailable> {
+        self.check_with(self.options()).await
+    }
+}
+
+fn bundle() -> Blob {
+    Blob::check(&Descriptor::of("", b"bundle"), b"bundle".as_slice().into()).unwrap()
+}
+
+async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(seen) = look() {
+                return seen;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// A zombie has ended; who adopted it may be slow to ask.
+fn is_running(process: &str) -> bool {
+    let state = fs::read_to_string(format!("/proc/{process}/stat"));
+    state.is_ok_and(|state| !state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
+fn refusal(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Refused(problems) => problems.to_string(),
+        Verdict::Passed { .. } => panic!("it passed"),
+    }
+}
+
+#[tokio::test]
+async fn what_opa_answers_in_json_is_the_verdict() {
+    assert_eq!(Fake::answering(PASSES).check().await.unwrap(), Verdict::Passed { tests: 0 });
+    let refused = Fake::answering(REFUSES).check().await.unwrap();
+    assert_eq!(refusal(refused), "p.rego:3: rego_unsafe_var_error: m");
+}
+
+#[tokio::test]
+async fn the_bundle_lies_in_a_folder_of_its_own_that_is_removed() {
+    let fake = Fake::answering(&format!(
+        "pwd > $F/folder; stat -c %a . > $F/mode; cp bundle.tar.gz capabilities.json $F; echo \"$@\" > $F/arguments\n{PASSES}"
+    ));
+    fake.check().await.unwrap();
+    assert_eq!((fake.read("bundle.tar.gz").as_deref(), fake.read("mode").as_deref()), (Some("bundle"), Some("700")));
+    let arguments = "eval --bundle bundle.tar.gz --capabilities capabilities.json --format json true";
+    assert_eq!(fake.read("arguments").unwrap(), arguments);
+    let capabilities: Value = serde_json::from_str(&fake.read("capabilities.json").unwrap()).unwrap();
+    assert_eq!(capabilities, serde_json::json!({ "builtins": [], "allow_net": [] }));
+    let folder = fake.read("folder").unwrap();
+    eventually("the folder is gone", || (!Path::new(&folder).exists()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn nothing_of_our_environment_and_no_input_reaches_it() {
+    // Cargo sets many variables for tests.
+    assert!(std::env::vars().any(|(name, _)| name.starts_with("CARGO")));
+    let fake = Fake::answering(&format!("env > $F/env; cat\n{PASSES}"));
+    fake.check().await.unwrap();
+    let seen = fake.read("env").unwrap();
+    let mut names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+    // The shell's own.
+    names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_"));
+    names.sort_unstable();
+    assert_eq!(names, ["GOMEMLIMIT", "GOTRACEBACK", "HOME", "PATH", "TMPDIR"]);
+}
+
+#[tokio::test]
+async fn a_program_that_crashes_or_talks_nonsense_says_nothing_about_the_bundle() {
+    for (body, expected) in [
+        ("kill -9 $$", "opa was ended by signal 9"),
+        ("kill -SEGV $$", "opa was ended by signal 11"),
+        ("echo 'panic: index out of range' >&2; exit 2", "(exit status: 2): panic: index out of range"),
+        ("echo 'fatal error: runtime: out of memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
+        ("echo 'fatal error: runtime: cannot allocate memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
+        ("exit 0", "no readable answer (exit status: 0)"),
+        ("exit 137", "exit status: 137"),
+        ("echo '{\"result\":[{}'", "no readable answer"),
+        ("echo '{\"errors\":[]}'; exit 2", "no readable answer"),
+        // An answer that contradicts the end.
+        ("echo '{\"result\":[{}]}'; exit 2", "no readable answer"),
+        ("echo '{\"errors\":[{\"message\":\"m\"}]}'", "no readable answer"),
+    ] {
+        let error = Fake::answering(body).check().await.unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains('\n'), "{body}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn output_without_end_is_cut_off() {
+    for body in ["exec cat /dev/zero", "exec cat /dev/zero >&2"] {
+        let error = Fake::answering(body).check().await.unwrap_err();
+        assert!(matches!(error, Unavailable::TooMuchOutput), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_hangs_is_given_up_after_the_timeout() {
+    let fake = Fake::answering("sleep 1000");
+    let options = Options { timeout: Duration::from_millis(500), ..fake.options() };
+    // The start is as patient as a busy machine needs.
+    let mut checker = fake.start(fake.options()).await.unwrap();
+    checker = checker.with_timeout(options.timeout);
+    let error = checker.check(&checker.opa().await.unwrap(), &bundle()).await.unwrap_err();
+    assert!(matches!(error, Unavailable::TimedOut { limit } if limit == options.timeout), "{error}");
+}
+
+#[tokio::test]
+async fn whatever_it_started_ends_with_a_check_that_is_given_up() {
+    let fake = Fake::answering("sleep 1000 & echo $! > $F/child; echo $$ > $F/parent; wait");
+    let checker = fake.start(fake.options()).await.unwrap();
+    let (opa, bundle) = (checker.opa().await.unwrap(), bundle());
+    let processes = tokio::select! {
+        verdict = checker.check(&opa, &bundle) => panic!("{verdict:?}"),
+        processes = async { [fake.wait_for("child").await, fake.wait_for("parent").await] } => processes,
+    };
+    for process in processes {
+        eventually("its end", || (!is_running(&process)).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_it_leaves_behind_neither_delays_the_answer_nor_lives_on() {
+    let fake = Fake::answering(&format!("sleep 1000 & echo $! > $F/child\n{PASSES}"));
+    assert_eq!(fake.check().await.unwrap(), Verdict::Passed { tests: 0 });
+    let child = fake.read("child").unwrap();
+    eventually("its end", || (!is_running(&child)).then_some(())).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_files_and_processor_time_are_limited() {
+    // The limits come from outside, some microseconds after the start.
+    let fake = Fake::answering(&format!(
+        "while [ \"$(ulimit -c)\" != 0 ]; do :; done; (ulimit -d; ulimit -f; ulimit -t) > $F/limits\n{PASSES}"
+    ));
+    fake.check().await.unwrap();
+    // In KiB, in blocks of 512 bytes (dash) or 1024 (bash), in seconds.
+    let limits = fake.read("limits").unwrap();
+    let limits: Vec<_> = limits.lines().collect();
+    assert!(matches!(limits.as_slice(), ["2097152", "2048" | "1024", "600"]), "{limits:?}");
+}
+
+#[tokio::test]
+async fn what_can_not_check_is_found_at_the_start() {
+    let start = async |fake: &Fake| fake.start(fake.options()).await.map(drop).unwrap_err().to_string();
+    let old = Fake::script("echo 'Version: 0.70.0'");
+    assert!(start(&old).await.ends_with("/opa is OPA 0.70.0, and 1.0 or newer is needed"));
+    for (body, expected) in [
+        ("exit 0", "does not work as opa: opa gave no readable answer (exit status: 0)"),
+        ("echo 'Version: 1.2.3'", "does not work as opa"),
+        ("echo 'Version: 1.2.3'; exit 3", "(exit status: 3)"),
+        ("kill -9 $$", "ended by signal 9"),
+    ] {
+        let error = start(&Fake::script(body)).await;
+        assert!(error.contains(expected), "{body}: {error}");
+    }
+    let missing = Fake::script("");
+    fs::remove_file(missing.path("opa")).unwrap();
+    let error = start(&missing).await;
+    assert_eq!(error, format!("no program {}", missing.path("opa").display()));
+    fs::create_dir(missing.path("opa")).unwrap();
+    assert!(start(&missing).await.contains("it is not a file"));
+    let unnamed = Options { program: "no-such-opa-anywhere".into(), ..Options::default() };
+    let error = Checkers::default().start(&unnamed).await.unwrap_err();
+    assert!(matches!(error, StartError::Missing { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_program_that_is_replaced_is_another_one() {
+    let fake = Fake::answering(PASSES);
+    let checker = fake.start(fake.options()).await.unwrap();
+    let first = checker.opa().await.unwrap();
+    assert!(first.is_current().await);
+    assert_eq!(checker.opa().await.unwrap().digest(), first.digest());
+    fake.replace("echo 'Version: 0.70.0'");
+    assert!(!first.is_current().await);
+    let error = checker.opa().await.unwrap_err();
+    assert!(matches!(error, Unavailable::TooOld { .. }), "{error}");
+    fake.replace("case \"$1\" in version) echo 'Version: 1.30.0';; capabilities) echo '{\"builtins\":[]}';; esac");
+    let second = checker.opa().await.unwrap();
+    assert_eq!(second.version(), "1.30.0");
+    assert_ne!(first.digest(), second.digest());
+}
+
+#[tokio::test]
+async fn an_answer_of_a_program_that_was_replaced_meanwhile_does_not_count() {
+    let fake = Fake::answering(&format!("cp $F/opa $F/copy; mv $F/copy $F/opa\n{PASSES}"));
+    let error = fake.check().await.unwrap_err();
+    assert!(matches!(error, Unavailable::Replaced { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn at_most_two_checks_run_at_a_time() {
+    let fake =
+        Fake::answering(&format!("mkdir $F/run.$$; ls -d $F/run.* | wc -l >> $F/counts; rmdir $F/run.$$\n{PASSES}"));
+    let checker = fake.start(fake.options()).await.unwrap();
+    let opa = checker.opa().await.unwrap();
+    let bundle = bundle();
+    futures_util::future::join_all((0..12).map(|_| checker.check(&opa, &bundle))).await.into_iter().for_each(|ended| {
+        ended.unwrap();
+    });
+    let counts = fake.read("counts").unwrap();
+    assert_eq!(counts.lines().count(), 12);
+    assert!(counts.lines().all(|count| matches!(count.trim(), "1" | "2")), "{counts}");
+}
+
+/// Answers `opa eval` by one script and `opa test` by another.
+fn testing(eval: &str, test: &str) -> Fake {
+    Fake::answering(&format!("if [ \"$1\" = test ]; then {test}; else {eval}; fi"))
+}
+
+#[tokio::test]
+async fn tests_are_run_where_they_are_wanted_and_have_to_pass() {
+    let check = async |test: &str, tests| {
+        let fake = testing(PASSES, test);
+        fake.check_with(Options { tests, ..fake.options() }).await
+    };
+    let passing = r#"echo '[{"package":"data.t","name":"test_a"},{"package":"data.t","name":"test_b"}]'"#;
+    let failing =
+        r#"echo '[{"package":"data.t","name":"test_a","fail":true,"location":{"file":"t.rego","row":7}}]'; exit 2"#;
+    assert_eq!(check(passing, true).await.unwrap(), Verdict::Passed { tests: 2 });
+    assert_eq!(check("echo '[]'", true).await.unwrap(), Verdict::Passed { tests: 0 });
+    assert_eq!(refusal(check(failing, true).await.unwrap()), "t.rego:7: test data.t.test_a failed");
+    assert_eq!(check(failing, false).await.unwrap(), Verdict::Passed { tests: 0 });
+    let not_compiled = "echo '1 error occurred: t.rego:2: rego_compile_error: x' >&2; exit 1";
+    assert_eq!(refusal(check(not_compiled, true).await.unwrap()), "t.rego:2: rego_compile_error: x");
+    for crash in ["echo 'panic: x' >&2; exit 2", "exit 1", "kill -9 $$", "echo '[{}'; exit 2"] {
+        assert!(check(crash, true).await.is_err(), "{crash}");
+    }
+}
+
+#[tokio::test]
+async fn types_that_only_an_annotation_contradicts_are_no_reason_to_refuse() {
+    let types =
+        r#"echo '{"errors":[{"message":"m","code":"rego_type_error","location":{"file":"p.rego","row":1}}]}'; exit 2"#;
+    let answering =
+        |run: &str, eval: &str| Fake::answering(&format!("if [ \"$1\" = run ]; then {run}; else {eval}; fi"));
+    let loads = answering("exit 0", types);
+    assert_eq!(loads.check().await.unwrap(), Verdict::Passed { tests: 0 });
+    let fails = answering("echo 'error: initialization error' >&2; exit 1", types);
+    assert_eq!(refusal(fails.check().await.unwrap()), "p.rego:1: rego_type_error: m");
+    // Other errors are not asked about twice.
+    assert_eq!(refusal(answering("exit 0", REFUSES).check().await.unwrap()), "p.rego:3: rego_unsafe_var_error: m");
+    assert!(answering("kill -9 $$", types).check().await.is_err());
+}
