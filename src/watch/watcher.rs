@@ -11,6 +11,7 @@ use tokio::{
 use super::{
     Snapshot,
     board::{Admitted, Board, Outdated},
+    court::Refused,
     doubt, freshness,
     handle::{Checks, Handle},
     history::History,
@@ -85,8 +86,8 @@ impl Watcher {
         };
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
+            schedule: Schedule::new(rules.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
-            schedule: Schedule::new(rules.poll),
             rules,
             board,
             policy: policy_seen,
@@ -114,8 +115,7 @@ impl Watcher {
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        self.history = Arc::new(self.pipeline.history().await);
-        match self.pipeline.recall(&policy, &self.history).await {
+        match self.restore(&policy).await {
             Some(Ok(remembered)) => self.prepare(remembered),
             Some(Err(refused)) => {
                 self.board.refuse(refused.status);
@@ -143,6 +143,13 @@ impl Watcher {
             let wait = self.schedule.after(&found.outcome);
             self.pause(began, wait).await;
         }
+    }
+
+    /// A few watchers at a time: at the start all of them are here.
+    async fn restore(&mut self, policy: &Arc<TrustPolicy>) -> Option<Result<Remembered, Refused>> {
+        let _turn = self.pipeline.court.restore_turn().await;
+        self.history = Arc::new(self.pipeline.history().await);
+        self.pipeline.recall(policy, &self.history).await
     }
 
     /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
