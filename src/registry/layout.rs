@@ -148,3 +148,74 @@ pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Res
         read => Ok(read?),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Command};
+
+    use super::*;
+    use crate::oci::media_type;
+
+    const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
+
+    /// A folder with one artifact, and its manifest.
+    fn layout() -> (tempfile::TempDir, Descriptor) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [],
+        });
+        let manifest = manifest.to_string();
+        layout.write_blob(manifest.as_bytes()).unwrap();
+        let entry = Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes());
+        layout.update_index(|index| index.set("v1", entry.clone())).unwrap();
+        (folder, entry)
+    }
+
+    async fn works(source: &LayoutSource, entry: &Descriptor) -> Result<(), RegistryError> {
+        let digest = source.resolve(Selector::Tag("v1".to_owned())).await?.unwrap();
+        assert_eq!(source.manifest(digest).await?.unwrap().digest(), &entry.digest);
+        let mut stream = source.blob(entry).await?.unwrap();
+        while stream.next().await?.is_some() {}
+        Ok(())
+    }
+
+    fn fifo(path: &Path) {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    }
+
+    /// A pipe in the place of `index.json` took its thread, and the bundle, until a restart.
+    #[tokio::test]
+    async fn what_takes_the_place_of_a_file_for_a_while_is_trouble_for_that_while() {
+        let (folder, entry) = layout();
+        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        works(&source, &entry).await.unwrap();
+        let blob = format!("blobs/sha256/{}", entry.digest.hex());
+        for file in ["index.json", "oci-layout", &blob] {
+            let (path, aside) = (folder.path().join(file), folder.path().join("aside"));
+            fs::rename(&path, &aside).unwrap();
+            for place in [fifo as fn(&Path), |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()] {
+                place(&path);
+                let refused = works(&source, &entry).await.unwrap_err();
+                assert!(matches!(refused, RegistryError::Layout(_)), "{refused}");
+                assert!(refused.to_string().contains("not a regular file"), "{refused}");
+                fs::remove_file(&path).unwrap();
+            }
+            fs::rename(&aside, &path).unwrap();
+            works(&source, &entry).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_given_up_and_keeps_a_few_threads() {
+        let (folder, entry) = layout();
+        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        let reads = Arc::clone(&source.shared.reads);
+        let hanging = reads.try_acquire_many(u32::try_from(reads.available_permits()).unwrap()).unwrap();
+        let gone = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();
+        assert!(gone.to_string().contains("did not answer within 15s"), "{gone}");
+        drop(hanging);
+        works(&source, &entry).await.unwrap();
+    }
+}
