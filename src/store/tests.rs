@@ -196,8 +196,8 @@ async fn histories_that_nobody_asks_for_make_room_after_everything_else() {
     assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_none());
 }
 
-fn disk(folder: &Path) -> disk::Disk {
-    disk::Disk::open(folder, 1 << 20, prometheus::IntGauge::new("g", "g").unwrap()).unwrap()
+fn disk(folder: &Path) -> Disk {
+    Disk::open(folder, 1 << 20, prometheus::IntGauge::new("g", "g").unwrap()).unwrap()
 }
 
 fn record(number: usize) -> Record {
@@ -216,7 +216,7 @@ fn record(number: usize) -> Record {
     }
 }
 
-fn put(disk: &disk::Disk, number: usize) -> u64 {
+fn put(disk: &Disk, number: usize) -> u64 {
     let (manifest, layer) = artifact(BUNDLE);
     let history = format!("history of {number}");
     disk.keep(record(number), &layer, manifest.raw(), b"[]", history.as_bytes()).unwrap()
@@ -259,7 +259,7 @@ fn a_crash_before_the_index_is_written_loses_only_what_nobody_was_told_of() {
     drop(first);
     let second = disk(folder.path());
     let spool = Spool { budget: Budget::new(1 << 20, prometheus::IntGauge::new("g", "g").unwrap()), folder: None };
-    let mut recalled = |number| second.recall(&record(number).key(), "me", 1 << 20, &spool).unwrap();
+    let recalled = |number| second.recall(&record(number).key(), "me", 1 << 20, &spool).unwrap();
     assert!(recalled(1).is_some() && recalled(2).is_none());
     assert_eq!(blobs(folder.path()), 4, "what nothing names is gone");
 }
@@ -270,9 +270,10 @@ async fn many_who_keep_something_at_once_are_all_told_the_truth() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     let names: Vec<_> = (0..100).map(|number| format!("bundle-{number}")).collect();
-    let kept = futures_util::future::join_all(names.iter().map(|name| async {
-        let kept = keep(&store, name, BUNDLE).await;
-        let index = fs::read_to_string(folder.path().join("index.json")).unwrap();
+    let (store, folder) = (&store, folder.path());
+    let kept = futures_util::future::join_all(names.iter().map(|name| async move {
+        let kept = keep(store, name, BUNDLE).await;
+        let index = fs::read_to_string(folder.join("index.json")).unwrap();
         kept && index.contains(&format!("\"{name}\""))
     }));
     assert!(kept.await.into_iter().all(|kept| kept));

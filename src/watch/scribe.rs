@@ -80,7 +80,9 @@ impl Scribe {
             }
             let (entry, number) = self.take();
             match entry {
-                Some(Entry::Keep { snapshot, checked, history }) => pipeline.keep(&snapshot, checked, history).await,
+                Some(Entry::Keep { snapshot, checked, history }) => {
+                    Box::pin(pipeline.keep(&snapshot, checked, history)).await;
+                }
                 Some(Entry::Confirm { snapshot, checked }) => {
                     let at = confirmed.map_or_else(|| Instant::now() + CONFIRM_DELAY, |(_, at)| at);
                     confirmed = pipeline.confirm(&snapshot, checked).map(|change| (change, at));
