@@ -118,7 +118,13 @@
 //! answer in time. Where `max_stale` is set it notes when the registry last confirmed a bundle,
 //! so that a restart does not begin that time anew. What is published is on disk first, where
 //! the disk is in order, so that it outlives a crash; a disk that hangs delays it by two
-//! seconds. A folder that can't be used costs persistence, not service.
+//! seconds. The index is held in memory, and one write of it serves all who wait, so that a
+//! change costs the same among five bundles and five thousand. A folder that can't be used
+//! costs persistence, not service.
+//!
+//! Before an artifact is verified or opened, that is noted in a file of the folder. What the
+//! process died of twice in the same step is set aside by its digest (a defect), until the
+//! limits or the version change: nothing that was accepted once makes every start fail.
 //!
 //! Beside it lies, a few KiB for each bundle, what was served before: the floor that
 //! [`watch::Expect`] has reached and the last digests. It outlives the bundle and its

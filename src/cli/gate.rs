@@ -32,6 +32,7 @@ pub(super) struct Gate {
     server: Server,
     watchers: JoinSet<()>,
     handles: Vec<Handle>,
+    store: Store,
     /// What the configuration says anew about trust, where it may.
     reload: Option<Reload>,
     /// Caught from the start on: whoever has been told that it runs may already want it to end.
@@ -81,7 +82,7 @@ impl Gate {
         let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
         let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics).await?;
         let watchers = watchers.into_iter().map(Watcher::run).collect();
-        Ok(Self { server, watchers, handles, reload, signals })
+        Ok(Self { server, watchers, handles, store, reload, signals })
     }
 
     /// Where bundles are served.
@@ -132,6 +133,8 @@ impl Gate {
                 anyhow::bail!("a watcher stopped: {ended:?}; please report this");
             }
         }
+        self.watchers.shutdown().await;
+        self.store.end_attempts().await;
         Ok(())
     }
 }

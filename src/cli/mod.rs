@@ -264,8 +264,17 @@ async fn check(file: &std::path::Path) -> anyhow::Result<()> {
     say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
 }
 
+/// Threads for files and computing, beside two for each core that verify and open bundles.
+/// Everything that uses them has a bound of its own; this one is for all of it together, and
+/// leaves some to the rest where a few disks hang.
+const BLOCKING_THREADS: usize = 96;
+
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS + 2 * cores)
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(work);
     // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();

@@ -11,19 +11,23 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Blob, BlobMismatch, BlobWriter, Descriptor, Digest, WriteError, media_type};
+use super::{Blob, BlobMismatch, BlobWriter, Descriptor, Digest, WriteError, media_type, open_lock_file, open_regular};
 
-/// The annotation that names an entry of `index.json`.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Locked while the index changes; a name that no reader of layouts looks at.
 const INDEX_LOCK: &str = ".index.lock";
 /// Files on their way to a name start with this.
 const TEMPORARY: &str = ".tmp-";
+/// From so many blobs on the whole file system is synced at once. Measured on ext4: 500 files
+/// of 2 kB take 1.4 s and 0.3 ms of CPU each one by one, 0.7 s and 0.1 ms together; but
+/// together means with everything that other programs have written.
+const SYNC_WHOLE_DISK: usize = 64;
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// What is read of a blob at a time.
 const PIECE: usize = 1 << 16;
 /// `index.json` longer than this is not read.
 const INDEX_LIMIT: u64 = 16 << 20;
+/// `oci-layout` longer than this is not read; it holds a version.
+const MARKER_LIMIT: u64 = 4 << 10;
 
 /// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
 /// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
@@ -96,8 +100,9 @@ impl Layout {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let layout = Self { root: root.into() };
         let path = layout.root.join("oci-layout");
-        let marker =
-            fs::read(&path).map_err(|source| LayoutError::Io { operation: "open", path: path.clone(), source })?;
+        let missing =
+            || LayoutError::Io { operation: "open", path: path.clone(), source: io::ErrorKind::NotFound.into() };
+        let marker = read_limited(&path, MARKER_LIMIT)?.ok_or_else(missing)?;
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Marker {
@@ -150,7 +155,7 @@ impl Layout {
     /// With `NotFound` inside where there is none.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
-        fs::File::open(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
+        open_regular(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
     }
 
     /// Reads a blob of at most `limit` bytes; `None` where there is none.
@@ -168,7 +173,7 @@ impl Layout {
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, LayoutError> {
         let digest = Digest::sha256(bytes);
         let path = self.blob_path(&digest);
-        if !self.has_intact(&digest) {
+        if !self.is_intact(&digest, bytes.len() as u64) {
             self.replace(&path, bytes)?;
         }
         Ok(digest)
@@ -180,16 +185,81 @@ impl Layout {
     /// When the disk refuses; nothing half-written stays under the digest's name.
     pub fn store_blob(&self, blob: &Blob) -> Result<(), LayoutError> {
         let path = self.blob_path(blob.digest());
-        if self.has_intact(blob.digest()) {
+        if self.is_intact(blob.digest(), blob.size()) {
             return Ok(());
         }
         self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
     }
 
-    /// Whether a blob is there as it should be: one that a disk has damaged is written anew
-    /// by whoever has it.
-    fn has_intact(&self, digest: &Digest) -> bool {
+    /// As [`Self::store_blob`], but the blob is not on the disk before [`Self::sync_blobs`]:
+    /// for writing many. `false` where it was there. After a power cut the file may be there
+    /// with other bytes, so nothing may name it before.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn store_blob_unsynced(&self, blob: &Blob) -> Result<bool, LayoutError> {
+        self.store_unsynced(blob.digest(), blob.size(), &mut blob.reader())
+    }
+
+    /// As [`Self::write_blob`] and [`Self::store_blob_unsynced`].
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_blob_unsynced(&self, bytes: &[u8]) -> Result<bool, LayoutError> {
+        self.store_unsynced(&Digest::sha256(bytes), bytes.len() as u64, &mut &bytes[..])
+    }
+
+    fn store_unsynced(&self, digest: &Digest, size: u64, from: &mut dyn io::Read) -> Result<bool, LayoutError> {
+        if self.is_intact(digest, size) {
+            return Ok(false);
+        }
+        let path = self.blob_path(digest);
+        let failed = |source| failed_to_write(&path, source);
+        let mut file = self.temporary(&path)?;
+        io::copy(from, file.as_file_mut()).map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        Ok(true)
+    }
+
+    /// Brings blobs of [`Self::store_blob_unsynced`] to the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync_blobs(&self, digests: &[Digest]) -> Result<(), LayoutError> {
+        if digests.is_empty() {
+            return Ok(());
+        }
+        let folder = self.root.join("blobs");
+        let failed = |path: &Path, source| LayoutError::Io { operation: "sync", path: path.to_owned(), source };
+        if digests.len() >= SYNC_WHOLE_DISK {
+            let handle = fs::File::open(&folder).map_err(|source| failed(&folder, source))?;
+            return rustix::fs::syncfs(handle).map_err(|error| failed(&folder, error.into()));
+        }
+        for digest in digests {
+            let path = self.blob_path(digest);
+            match open_regular(&path).and_then(|file| file.sync_all()) {
+                // Removed since, so nothing names it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced.map_err(|source| failed(&path, source))?,
+            }
+        }
+        for algorithm in ["sha256", "sha512"] {
+            let path = folder.join(algorithm);
+            match fs::File::open(&path).and_then(|folder| folder.sync_all()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced.map_err(|source| failed(&path, source))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a blob of `size` bytes is there as it should be: one that a disk has damaged is
+    /// written anew by whoever has it.
+    pub fn is_intact(&self, digest: &Digest, size: u64) -> bool {
         let Ok(mut file) = self.open_blob(digest) else { return false };
+        if file.metadata().map_or(0, |metadata| metadata.len()) != size {
+            return false;
+        }
         let (mut hasher, mut piece) = (digest.hasher(), vec![0; PIECE]);
         loop {
             match file.read(&mut piece) {
@@ -225,8 +295,8 @@ impl Layout {
         }
     }
 
-    /// Every blob that lies in the folder, with its size. Names that are no digests are
-    /// left out.
+    /// Every blob that lies in the folder, with its size. Folders, and names that are no
+    /// digests, are left out.
     ///
     /// # Errors
     /// When a folder can't be read.
@@ -242,8 +312,10 @@ impl Layout {
             for entry in entries {
                 let entry = entry.map_err(failed)?;
                 let name = format!("{algorithm}:{}", entry.file_name().to_string_lossy());
-                if let Ok(digest) = name.parse() {
-                    found.push((digest, entry.metadata().map_err(failed)?.len()));
+                let Ok(digest) = name.parse() else { continue };
+                let metadata = entry.metadata().map_err(failed)?;
+                if !metadata.is_dir() {
+                    found.push((digest, metadata.len()));
                 }
             }
         }
@@ -259,7 +331,8 @@ impl Layout {
         let failed = |source| LayoutError::Io { operation: "clean", path: self.root.clone(), source };
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let is_folder = entry.file_type().map_err(failed)?.is_dir();
+            if !is_folder && entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
@@ -271,9 +344,17 @@ impl Layout {
     /// # Errors
     /// When it is missing, too long or malformed.
     pub fn index(&self) -> Result<LayoutIndex, LayoutError> {
+        self.index_within(INDEX_LIMIT)
+    }
+
+    /// As [`Self::index`], of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// When it is missing, too long or malformed.
+    pub fn index_within(&self, limit: u64) -> Result<LayoutIndex, LayoutError> {
         let path = self.root.join("index.json");
         let malformed = |reason: String| LayoutError::Malformed { path: path.clone(), reason };
-        let bytes = read_limited(&path, INDEX_LIMIT)?.ok_or_else(|| malformed("index.json is missing".into()))?;
+        let bytes = read_limited(&path, limit)?.ok_or_else(|| malformed("index.json is missing".into()))?;
         serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
     }
 
@@ -286,6 +367,15 @@ impl Layout {
         let text = serde_json::to_vec(index)
             .map_err(|error| LayoutError::Malformed { path: path.clone(), reason: error.to_string() })?;
         self.replace(&path, &text)
+    }
+
+    /// Replaces `index.json` by these bytes in one step, while no other process changes it.
+    ///
+    /// # Errors
+    /// When the disk refuses; the old one is then still there.
+    pub fn write_index_text(&self, text: &[u8]) -> Result<(), LayoutError> {
+        let _lock = self.lock()?;
+        self.replace(&self.root.join("index.json"), text)
     }
 
     /// Changes `index.json` while no other process does: reads it, lets `change` at it, and
@@ -307,7 +397,7 @@ impl Layout {
     fn lock(&self) -> Result<fs::File, LayoutError> {
         let path = self.root.join(INDEX_LOCK);
         let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
-        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
+        let lock = open_lock_file(&path).map_err(failed)?;
         lock.lock().map_err(failed)?;
         Ok(lock)
     }
@@ -375,10 +465,13 @@ impl Incoming {
 }
 
 impl LayoutIndex {
+    /// The annotation that names an entry.
+    pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
     /// The entry that `tag` names, as a bare tag or as the end of a full reference.
     pub fn find(&self, tag: &str) -> Option<&Descriptor> {
         self.manifests.iter().find(|entry| {
-            entry.annotation(REF_NAME).is_some_and(|name| {
+            entry.annotation(Self::REF_NAME).is_some_and(|name| {
                 name == tag || name.strip_suffix(tag).is_some_and(|front| front.ends_with(':') && front.contains('/'))
             })
         })
@@ -394,23 +487,23 @@ impl LayoutIndex {
 
     /// The entry that is called `name`, to the letter.
     pub fn named(&self, name: &str) -> Option<&Descriptor> {
-        self.manifests.iter().find(|entry| entry.annotation(REF_NAME) == Some(name))
+        self.manifests.iter().find(|entry| entry.annotation(Self::REF_NAME) == Some(name))
     }
 
     /// Every entry that has a name, with it.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
-        self.manifests.iter().filter_map(|entry| Some((entry.annotation(REF_NAME)?, entry)))
+        self.manifests.iter().filter_map(|entry| Some((entry.annotation(Self::REF_NAME)?, entry)))
     }
 
     /// Makes `name` point at nothing.
     pub fn unset(&mut self, name: &str) {
-        self.manifests.retain(|entry| entry.annotation(REF_NAME) != Some(name));
+        self.manifests.retain(|entry| entry.annotation(Self::REF_NAME) != Some(name));
     }
 
     /// Makes `name` point at `entry`, and at nothing else.
     pub fn set(&mut self, name: &str, mut entry: Descriptor) {
         self.unset(name);
-        entry.annotations.get_or_insert_default().insert(REF_NAME.to_owned(), name.to_owned());
+        entry.annotations.get_or_insert_default().insert(Self::REF_NAME.to_owned(), name.to_owned());
         self.manifests.push(entry);
     }
 }
@@ -427,7 +520,7 @@ fn index_type() -> String {
 
 fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
     let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
-    let file = match fs::File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),

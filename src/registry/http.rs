@@ -1,6 +1,6 @@
 //! One registry host over HTTP: deadlines, retries, challenges, redirects, byte limits.
 
-use std::{error::Error as _, time::SystemTime};
+use std::{error::Error as _, sync::Arc, time::SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
@@ -8,7 +8,10 @@ use reqwest::{
     header::{self, HeaderValue},
     redirect,
 };
-use tokio::time::{Duration, Instant, sleep, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, Instant, sleep, timeout_at},
+};
 use url::Url;
 
 use super::{
@@ -24,6 +27,11 @@ use super::{
 use crate::metrics::Metrics;
 
 const MAX_REDIRECTS: usize = 5;
+/// Requests to one host at a time. Each takes a connection where the registry does not speak
+/// HTTP/2, so thousands of bundles that start together would open thousands.
+const MAX_REQUESTS: usize = 128;
+/// Artifacts that are fetched from one host at a time.
+const MAX_TRANSFERS: usize = 64;
 /// A longer `Retry-After` is the caller's to honour, by asking again later.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 /// What rustls says when an HTTP server answers its greeting.
@@ -48,6 +56,8 @@ pub(super) struct Wire {
     client: reqwest::Client,
     auth: Authenticator,
     metrics: Metrics,
+    requests: Semaphore,
+    transfers: Arc<Semaphore>,
 }
 
 /// One request, before retries.
@@ -128,11 +138,18 @@ impl Wire {
             scheme: options.scheme,
             timeouts: options.timeouts,
             metrics,
+            requests: Semaphore::new(MAX_REQUESTS),
+            transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
         })
     }
 
     pub(super) fn host(&self) -> &str {
         &self.host
+    }
+
+    /// Held by whoever fetches an artifact.
+    pub(super) fn transfers(&self) -> &Arc<Semaphore> {
+        &self.transfers
     }
 
     pub(super) fn client(&self) -> &reqwest::Client {
@@ -183,7 +200,10 @@ impl Wire {
 
     /// Sends a request once: for what must not be repeated blindly.
     pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let outcome = match self.authorized(call).await {
+        let turn = self.requests.acquire().await;
+        let authorized = self.authorized(call).await;
+        drop(turn);
+        let outcome = match authorized {
             Ok(response) => self.judge(call, response).await,
             Err(error) => Err(error),
         };

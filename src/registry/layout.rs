@@ -1,60 +1,72 @@
 //! An OCI image layout folder in the role of a registry.
 
-use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 
-use super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits};
+use super::{
+    blob_stream::BlobStream,
+    error::RegistryError,
+    layout_index::{Names, SharedLayout, tag_of},
+    options::ReadLimits,
+};
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
 
-/// A local disk that takes longer is as good as dead.
-const DEADLINE: Duration = Duration::from_secs(300);
+/// For the transfer of a blob: a local disk that takes longer is as good as dead.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
+/// For every other read, the wait for those in front included: an index has a few MiB.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The folder is opened at every use: it may be replaced, or appear later.
 #[derive(Debug, Clone)]
 pub(super) struct LayoutSource {
     root: PathBuf,
     limits: ReadLimits,
+    shared: Arc<SharedLayout>,
     /// Where one folder holds many repositories: in front of every tag.
     repository: Option<String>,
 }
 
 impl LayoutSource {
-    pub(super) fn new(root: PathBuf, limits: ReadLimits) -> Self {
-        Self { root, limits, repository: None }
+    /// `shared` is the same for everyone who reads from this folder.
+    pub(super) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
+        Self { root, limits, shared, repository: None }
     }
 
     pub(super) fn naming(self, repository: &Repository) -> Self {
         Self { repository: Some(repository.to_string()), ..self }
     }
 
+    /// Held by whoever fetches an artifact.
+    pub(super) fn transfers(&self) -> &Arc<Semaphore> {
+        &self.shared.transfers
+    }
+
     /// The digest that `selector` names now; `None` when nothing, or more than one thing, fits.
     pub(super) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
-        let repository = self.repository.clone();
-        self.blocking(move |layout, _| {
-            let index = layout.index()?;
-            let find = |tag: &str| match &repository {
-                Some(repository) => index.named(&format!("{repository}:{tag}")),
-                None => index.find(tag),
-            };
-            Ok(match selector {
-                Selector::Digest(digest) => Some(digest),
-                Selector::Tag(tag) => find(&tag).map(|entry| entry.digest.clone()),
-                Selector::Only => {
-                    // What was copied with its signatures is still the only thing there.
-                    let named = |entry: &Descriptor| index.names().any(|(name, at)| at == entry && is_signature(name));
-                    let mut entries = index.manifests.iter().filter(|entry| !named(entry)).map(|entry| &entry.digest);
-                    let first = entries.next();
-                    first.filter(|first| entries.all(|other| other == *first)).cloned()
-                }
-            })
+        Ok(match selector {
+            Selector::Digest(digest) => Some(digest),
+            Selector::Tag(tag) => {
+                let name = self.repository.as_ref().map(|repository| format!("{repository}:{tag}"));
+                self.names().await?.find(name.as_ref().unwrap_or(&tag)).cloned()
+            }
+            Selector::Only => self.names().await?.only().cloned(),
         })
-        .await
+    }
+
+    async fn names(&self) -> Result<Arc<Names>, RegistryError> {
+        let (root, shared) = (self.root.clone(), Arc::clone(&self.shared));
+        self.blocking(move || Ok(shared.names(&root)?)).await
     }
 
     pub(super) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
-        self.blocking(move |layout, limits| {
+        let limits = self.limits;
+        self.with_layout(move |layout| {
             let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else { return Ok(None) };
             let actual = digest.recompute(&raw);
             if actual != digest {
@@ -68,19 +80,19 @@ impl LayoutSource {
 
     pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
         let digest = descriptor.digest.clone();
-        let opened = self.blocking(move |layout, _| match layout.open_blob(&digest) {
+        let opened = self.with_layout(move |layout| match layout.open_blob(&digest) {
             Ok(file) => Ok(Some(file)),
             Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         });
         let file = opened.await?;
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + TRANSFER_TIMEOUT;
         Ok(file.map(|file| BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)))
     }
 
     /// Every tag, sorted; of full references, what is behind the repository.
     pub(super) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
-        self.blocking(|layout, _| {
+        self.with_layout(|layout| {
             let index = layout.index()?;
             let tags = index.names().map(|(name, _)| tag_of(name).to_owned());
             Ok(tags.collect::<BTreeSet<_>>().into_iter().collect())
@@ -88,26 +100,44 @@ impl LayoutSource {
         .await
     }
 
-    /// Runs `work` off the async threads on the layout as it is now.
+    /// Runs `work` on the layout as it is now.
+    async fn with_layout<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Layout) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let root = self.root.clone();
+        self.blocking(move || work(Layout::open(root)?)).await
+    }
+
+    /// Runs `work` off the async threads, a few at a time, and waits for it no longer than
+    /// [`READ_TIMEOUT`].
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(Layout, ReadLimits) -> Result<T, RegistryError> + Send + 'static,
+        work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
-        let Self { root, limits, .. } = self.clone();
-        spawn_blocking(move || work(Layout::open(root)?, limits)).await.unwrap_or_else(|error| {
-            Err(RegistryError::Protocol { operation: "read", host: "oci-layout".to_owned(), reason: error.to_string() })
-        })
+        let reads = Arc::clone(&self.shared.reads);
+        let reading = async move {
+            let turn = reads.acquire_owned().await;
+            spawn_blocking(move || {
+                // Goes with the work, which goes on when nobody waits for it any more.
+                let _turn = turn;
+                work()
+            })
+            .await
+        };
+        let host = || format!("oci-layout:{}", self.root.display());
+        match timeout(READ_TIMEOUT, reading).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(error)) => {
+                Err(RegistryError::Protocol { operation: "read", host: host(), reason: error.to_string() })
+            }
+            Err(_) => Err(RegistryError::Unreachable {
+                operation: "read",
+                host: host(),
+                reason: format!("the disk did not answer within {}", humantime::format_duration(READ_TIMEOUT)),
+            }),
+        }
     }
-}
-
-fn tag_of(name: &str) -> &str {
-    name.rsplit_once(':').map_or(name, |(_, tag)| tag)
-}
-
-/// `sha256-<hex>`, with or without an ending such as `.sig`.
-fn is_signature(name: &str) -> bool {
-    let stem = tag_of(name).split('.').next().unwrap_or_default();
-    stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }
 
 pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Bytes>, RegistryError> {
@@ -116,5 +146,76 @@ pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Res
             Err(RegistryError::TooLarge { what: "manifest".to_owned(), limit, key: "limits.manifest" })
         }
         read => Ok(read?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Command};
+
+    use super::*;
+    use crate::oci::media_type;
+
+    const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
+
+    /// A folder with one artifact, and its manifest.
+    fn layout() -> (tempfile::TempDir, Descriptor) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
+            "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [],
+        });
+        let manifest = manifest.to_string();
+        layout.write_blob(manifest.as_bytes()).unwrap();
+        let entry = Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes());
+        layout.update_index(|index| index.set("v1", entry.clone())).unwrap();
+        (folder, entry)
+    }
+
+    async fn works(source: &LayoutSource, entry: &Descriptor) -> Result<(), RegistryError> {
+        let digest = source.resolve(Selector::Tag("v1".to_owned())).await?.unwrap();
+        assert_eq!(source.manifest(digest).await?.unwrap().digest(), &entry.digest);
+        let mut stream = source.blob(entry).await?.unwrap();
+        while stream.next().await?.is_some() {}
+        Ok(())
+    }
+
+    fn fifo(path: &Path) {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    }
+
+    /// A pipe in the place of `index.json` took its thread, and the bundle, until a restart.
+    #[tokio::test]
+    async fn what_takes_the_place_of_a_file_for_a_while_is_trouble_for_that_while() {
+        let (folder, entry) = layout();
+        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        works(&source, &entry).await.unwrap();
+        let blob = format!("blobs/sha256/{}", entry.digest.hex());
+        for file in ["index.json", "oci-layout", &blob] {
+            let (path, aside) = (folder.path().join(file), folder.path().join("aside"));
+            fs::rename(&path, &aside).unwrap();
+            for place in [fifo as fn(&Path), |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()] {
+                place(&path);
+                let refused = works(&source, &entry).await.unwrap_err();
+                assert!(matches!(refused, RegistryError::Layout(_)), "{refused}");
+                assert!(refused.to_string().contains("not a regular file"), "{refused}");
+                fs::remove_file(&path).unwrap();
+            }
+            fs::rename(&aside, &path).unwrap();
+            works(&source, &entry).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_given_up_and_keeps_a_few_threads() {
+        let (folder, entry) = layout();
+        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        let reads = Arc::clone(&source.shared.reads);
+        let hanging = reads.try_acquire_many(u32::try_from(reads.available_permits()).unwrap()).unwrap();
+        let gone = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();
+        assert!(gone.to_string().contains("did not answer within 15s"), "{gone}");
+        drop(hanging);
+        works(&source, &entry).await.unwrap();
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blob_stream::BlobStream,
@@ -11,6 +14,7 @@ use super::{
     error::{Class, RegistryError},
     http::{BadOptions, Wire},
     layout::LayoutSource,
+    layout_index::SharedLayout,
     lists,
     options::{Options, ReadLimits},
     remote::Remote,
@@ -29,6 +33,7 @@ pub struct Registries {
     metrics: Metrics,
     reading: Mutex<HashMap<String, Arc<Wire>>>,
     writing: Mutex<HashMap<String, Arc<Wire>>>,
+    layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
 }
 
 /// One repository, as everything above the network sees it. Cheap to clone.
@@ -37,6 +42,13 @@ pub struct Source {
     repository: Repository,
     identity: String,
     backend: Backend,
+}
+
+/// Held while an artifact is fetched ([`Source::transfer_turn`]).
+#[derive(Debug)]
+pub struct TransferTurn {
+    /// `None` once the semaphore is closed, which nobody does.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// What refers to an artifact.
@@ -57,8 +69,15 @@ enum Backend {
 impl Registries {
     /// Registries that are not in `options` are spoken to over HTTPS, anonymously.
     pub fn new(options: BTreeMap<String, Options>, limits: ReadLimits, metrics: Metrics) -> Self {
-        let fallback = Options::default();
-        Self { options, fallback, limits, metrics, reading: Mutex::default(), writing: Mutex::default() }
+        Self {
+            options,
+            fallback: Options::default(),
+            limits,
+            metrics,
+            reading: Mutex::default(),
+            writing: Mutex::default(),
+            layouts: Mutex::default(),
+        }
     }
 
     /// How to speak to registries that have no options of their own, instead.
@@ -78,9 +97,7 @@ impl Registries {
                 let identity = format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
                 (Backend::Remote(Remote::reading(self.wire(host)?, path.clone(), self.limits)), identity)
             }
-            Repository::Layout { path } => {
-                (Backend::Layout(LayoutSource::new(path.clone(), self.limits)), repository.to_string())
-            }
+            Repository::Layout { path } => (Backend::Layout(self.layout(path)), repository.to_string()),
         };
         Ok(Source { repository: repository.clone(), identity, backend })
     }
@@ -119,7 +136,7 @@ impl Registries {
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         match repository {
             Repository::Registry { host, path } => lists::tags(&*self.listing_wire(host)?, path).await,
-            Repository::Layout { path } => LayoutSource::new(path.clone(), self.limits).tags().await,
+            Repository::Layout { path } => self.layout(path).tags().await,
         }
     }
 
@@ -141,6 +158,12 @@ impl Registries {
 
     fn options(&self, host: &str) -> &Options {
         self.options.get(host).unwrap_or(&self.fallback)
+    }
+
+    fn layout(&self, path: &Path) -> LayoutSource {
+        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = Arc::clone(layouts.entry(path.to_owned()).or_default());
+        LayoutSource::new(path.to_owned(), self.limits, shared)
     }
 
     fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {
@@ -202,6 +225,17 @@ impl Source {
     /// a cache, others may not.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// Waits for a turn to fetch an artifact, manifest to bundle. So many may be on their way
+    /// from one host or folder at a time, whatever the number of bundles: each takes memory
+    /// and connections.
+    pub async fn transfer_turn(&self) -> TransferTurn {
+        let turns = match &self.backend {
+            Backend::Remote(remote) => remote.wire.transfers(),
+            Backend::Layout(layout) => layout.transfers(),
+        };
+        TransferTurn { _permit: Arc::clone(turns).acquire_owned().await.ok() }
     }
 
     /// Turns a reference into a pin: one HEAD for a tag, nothing for a digest.

@@ -1,12 +1,14 @@
-//! The cache folder: an OCI image layout, locked, private, collected by mark and sweep.
-//! Everything here blocks.
+//! The cache folder: an OCI image layout, locked, private, without blobs that nothing names.
+//! Its index is held in memory and written for many changes at once ([`Disk::write`]), so that
+//! the cost of a change does not grow with what is kept. Everything here blocks.
 
 use std::{
-    collections::HashSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -15,10 +17,17 @@ use prometheus::IntGauge;
 
 use super::{
     Acceptance, Recalled,
+    attempts::Attempts,
+    folder,
+    index::{Index, Key, NoRoom},
     record::{Note, Record},
     spool::Spool,
 };
 use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
+
+/// A longer `index.json` is neither read nor written. It holds the entries of about 300 000
+/// bundles.
+pub(super) const INDEX_LIMIT: u64 = 256 << 20;
 
 /// One process's cache folder.
 #[derive(Debug)]
@@ -27,19 +36,18 @@ pub(super) struct Disk {
     /// Bytes that the folder may hold.
     limit: u64,
     gauge: IntGauge,
-    /// Serialises changes, and remembers which records are this process's.
-    books: Mutex<Books>,
-    /// Who was given which blob, by the index. Apart from the books, which are locked for as
-    /// long as a change takes: whether to ask the disk at all must not wait for the disk.
-    possessed: Mutex<HashSet<(String, Digest)>>,
+    /// Locked for moments only: whether to ask the disk at all must not wait for the disk.
+    index: Mutex<Index>,
+    /// One write of `index.json` after the other, so that none goes back in time.
+    writing: Mutex<()>,
+    /// Shared by those who write blobs, alone for those who remove them: what is being removed
+    /// must not be found intact by whoever is about to name it.
+    blobs: RwLock<()>,
+    attempts: Arc<Attempts>,
+    /// How many reads have come to an end.
+    reads: AtomicU64,
     /// Held open: the lock goes with the process, however it ends.
     _lock: fs::File,
-}
-
-#[derive(Debug, Default)]
-struct Books {
-    ours: HashSet<(String, String)>,
-    used: u64,
 }
 
 /// Why the folder can't be used, or not now.
@@ -53,6 +61,8 @@ pub(super) enum DiskError {
     NotACache { path: PathBuf },
     #[error("{size} bytes don't fit: cache.disk allows {limit} bytes; raise it")]
     Full { size: u64, limit: u64 },
+    #[error("{path} would have {size} bytes, more than the {limit} bytes that can be read again")]
+    IndexTooLong { path: PathBuf, size: u64, limit: u64 },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -62,45 +72,61 @@ pub(super) enum DiskError {
 impl Disk {
     /// Opens or makes the folder, takes the lock, and clears away what a crash left.
     pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::Io { path: path.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        // Before anything in it is changed: `cache.directory: /tmp` must not close /tmp.
-        if !path.join(".lock").exists() && !may_become_a_cache(path).map_err(failed)? {
-            return Err(DiskError::NotACache { path: path.to_owned() });
-        }
-        make_private(path)?;
-        let lock = fs::File::options().create(true).append(true).open(path.join(".lock")).map_err(failed)?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
-            fs::TryLockError::Error(source) => failed(source),
-        })?;
+        let lock = folder::claim(path)?;
         let layout = Layout::create(path)?;
-        let index = match layout.index() {
-            Ok(index) if is_ours(&index) => index,
+        let index = match layout.index_within(INDEX_LIMIT) {
+            Ok(index) if folder::is_ours(&index) => index,
             // Sweeping would delete them.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
-            Err(error) => {
+            Err(error) if folder::is_marked(path) => {
                 // Nothing in a cache is worth refusing to start for.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
                 layout.write_index(&LayoutIndex::default())?;
                 LayoutIndex::default()
             }
+            Err(error) => return Err(error.into()),
         };
+        if !folder::is_marked(path) {
+            folder::mark(path).map_err(|source| DiskError::Io { path: path.to_owned(), source })?;
+        }
         layout.remove_leftovers()?;
-        let possessed = Mutex::new(possessed(&index));
-        let disk = Self { layout, limit, gauge, books: Mutex::default(), possessed, _lock: lock };
-        disk.sweep(&mut disk.lock())?;
-        Ok(disk)
+        let blobs = layout.blobs()?;
+        let index = Index::new(&index, &blobs);
+        for (digest, _) in blobs.iter().filter(|(digest, _)| !index.names(digest)) {
+            layout.remove_blob(digest)?;
+        }
+        gauge.set(index.used().cast_signed());
+        let attempts = Arc::new(Attempts::open(path));
+        let (index, writing, blobs) = (Mutex::new(index), Mutex::default(), RwLock::default());
+        let reads = AtomicU64::new(0);
+        Ok(Self { layout, limit, gauge, index, writing, blobs, attempts, reads, _lock: lock })
     }
 
     pub(super) fn root(&self) -> &Path {
         self.layout.root()
     }
 
+    pub(super) fn attempts(&self) -> &Arc<Attempts> {
+        &self.attempts
+    }
+
+    /// How many reads have come to an end.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of the last change.
+    pub(super) fn generation(&self) -> u64 {
+        self.lock().generation()
+    }
+
     /// Whether a record proves that `identity` was given this blob. Does not block.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
-        let possessed = self.possessed.lock().unwrap_or_else(PoisonError::into_inner);
-        possessed.contains(&(identity.to_owned(), digest.clone()))
+        self.lock().possesses(identity, digest)
     }
 
     /// A blob, checked again; a damaged one is removed and counts as absent.
@@ -112,72 +138,86 @@ impl Disk {
         match spool.load(descriptor.clone(), file) {
             Ok(blob) => Ok(Some(blob)),
             Err(WriteError::Io(source)) => Err(DiskError::Io { path: self.root().to_owned(), source }),
-            Err(WriteError::Mismatch(mismatch)) => {
-                tracing::error!(digest = %descriptor.digest, %mismatch, "a cached blob is damaged and was removed");
-                self.layout.remove_blob(&descriptor.digest)?;
+            Err(WriteError::Mismatch(_)) => {
+                self.remove_damaged(&descriptor.digest, descriptor.size)?;
                 Ok(None)
             }
         }
     }
 
-    /// Writes a served bundle and everything that proves it, and a note of its history, the
-    /// index last: a crash in between leaves blobs that nothing names.
+    /// Takes in a served bundle and everything that proves it, and a note of its history. The
+    /// folder says so after the next [`Self::write`]; a crash before leaves blobs that nothing
+    /// names.
     pub(super) fn keep(
         &self,
-        record: &Record,
+        record: Record,
         layer: &Blob,
         manifest: &[u8],
         evidence: &[u8],
         history: &[u8],
-    ) -> Result<(), DiskError> {
-        let mut books = self.lock();
-        books.ours.insert(record.key());
+    ) -> Result<u64, DiskError> {
         let size = layer.size() + (manifest.len() + evidence.len()) as u64;
-        self.make_room(&mut books, size, record)?;
-        self.layout.store_blob(layer)?;
-        self.layout.write_blob(manifest)?;
-        self.layout.write_blob(evidence)?;
-        let mut index = self.layout.index()?;
-        forget(&mut index, &record.key());
-        enter(&mut index, record);
-        self.note(&mut index, &record.key(), history)?;
-        self.write_index(&index)?;
-        self.sweep(&mut books)
+        let room = self.lock().make_room(&record.key(), size, self.limit);
+        let is_full = room.map_err(|NoRoom { size }| DiskError::Full { size, limit: self.limit })?;
+        let kept = if is_full { self.write().map(drop) } else { Ok(()) }
+            .and_then(|()| self.put(record, layer, manifest, evidence, history));
+        self.lock().unreserve(size);
+        kept
+    }
+
+    fn put(
+        &self,
+        record: Record,
+        layer: &Blob,
+        manifest: &[u8],
+        evidence: &[u8],
+        history: &[u8],
+    ) -> Result<u64, DiskError> {
+        let _shared = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
+        let mut unsynced = Vec::new();
+        if self.layout.store_blob_unsynced(layer)? {
+            unsynced.push(layer.digest().clone());
+        }
+        for (digest, bytes) in [(&record.manifest, manifest), (&record.evidence, evidence)] {
+            if self.layout.write_blob_unsynced(bytes)? {
+                unsynced.push(digest.clone());
+            }
+        }
+        let note = self.write_note(&record.key(), history, &mut unsynced)?;
+        let sizes = [
+            (record.layer.clone(), layer.size()),
+            (record.manifest.clone(), manifest.len() as u64),
+            (record.evidence.clone(), evidence.len() as u64),
+        ];
+        let mut index = self.lock();
+        index.put(record, note, &sizes, unsynced);
+        self.gauge.set(index.used().cast_signed());
+        Ok(index.generation())
     }
 
     /// Changes when and by what a record was last found right, if it still is about this
-    /// manifest.
+    /// manifest. As with [`Self::keep`], the folder says so after the next [`Self::write`].
     pub(super) fn confirm(
         &self,
-        key: &(String, String),
+        key: &Key,
         manifest: &Digest,
         checked: Option<Timestamp>,
         accepted: Acceptance,
-    ) -> Result<(), DiskError> {
-        let _books = self.lock();
-        let mut index = self.layout.index()?;
-        let Some(record) = records(&index).find(|record| record.key() == *key && record.manifest == *manifest) else {
-            return Ok(());
-        };
-        forget(&mut index, key);
-        enter(&mut index, &Record { checked, accepted: Some(accepted), ..record });
-        self.write_index(&index)
+    ) -> u64 {
+        let mut index = self.lock();
+        index.confirm(key, manifest, checked, accepted);
+        index.generation()
     }
 
     /// What was last kept under a bundle's name and reference, all of it checked again.
     pub(super) fn recall(
         &self,
-        key: &(String, String),
+        key: &Key,
         identity: &str,
         small: u64,
         spool: &Spool,
     ) -> Result<Option<Recalled>, DiskError> {
-        let record = {
-            let mut books = self.lock();
-            books.ours.insert(key.clone());
-            let index = self.layout.index()?;
-            records(&index).find(|record| record.key() == *key && record.identity == identity)
-        };
+        let record = self.lock().record(key).filter(|record| record.identity == identity).cloned();
         let Some(record) = record else { return Ok(None) };
         let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
         let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
@@ -187,42 +227,76 @@ impl Disk {
     }
 
     /// Drops the record of a bundle, and what only it named; the note of its history stays.
-    pub(super) fn forget(&self, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
-        let mut books = self.lock();
-        let mut index = self.layout.index()?;
-        forget(&mut index, key);
-        self.note(&mut index, key, history)?;
-        self.write_index(&index)?;
-        self.sweep(&mut books)
+    pub(super) fn forget(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
+        self.lock().remove(key);
+        self.note_alone(key, history)
     }
 
-    /// Writes the note of a bundle's history alone, for want of room for the bundle.
-    pub(super) fn note_alone(&self, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
-        let mut books = self.lock();
-        let mut index = self.layout.index()?;
-        self.note(&mut index, key, history)?;
-        self.write_index(&index)?;
-        self.sweep(&mut books)
+    /// Takes in the note of a bundle's history alone, for want of room for the bundle. It is so
+    /// small that it counts, but is never what there is no room for.
+    pub(super) fn note_alone(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
+        let _shared = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
+        let mut unsynced = Vec::new();
+        let note = self.write_note(key, history, &mut unsynced)?;
+        let mut index = self.lock();
+        index.replace_note(key, note);
+        index.not_synced(unsynced);
+        Ok(index.generation())
     }
 
     /// What was noted last of a bundle's history, of at most `small` bytes.
-    pub(super) fn history(&self, key: &(String, String), small: u64) -> Result<Option<Bytes>, DiskError> {
-        let mut books = self.lock();
-        books.ours.insert(key.clone());
-        let index = self.layout.index()?;
-        let note = notes(&index).find(|note| note.key == *key);
-        note.map_or(Ok(None), |note| self.small(&note.history, small))
+    pub(super) fn history(&self, key: &Key, small: u64) -> Result<Option<Bytes>, DiskError> {
+        let history = self.lock().note(key).map(|note| note.history.clone());
+        history.map_or(Ok(None), |history| self.small(&history, small))
     }
 
-    /// Replaces a note. It is so small that it counts, but is never what there is no room for.
-    fn note(&self, index: &mut LayoutIndex, key: &(String, String), history: &[u8]) -> Result<(), DiskError> {
-        index.manifests.retain(|entry| Note::from_entry(entry).is_none_or(|note| note.key != *key));
-        if !history.is_empty() {
-            self.layout.write_blob(history)?;
-            let note = Note { key: key.clone(), history: Digest::sha256(history), size: history.len() as u64 };
-            index.manifests.push(note.to_entry());
+    /// Brings everything that was changed to the disk, the index after the blobs that it names,
+    /// and removes the files that nothing names any more. Gives the last change that is
+    /// there now.
+    pub(super) fn write(&self) -> Result<u64, DiskError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch = self.lock().batch();
+        let written = self.layout.sync_blobs(&batch.unsynced).map_err(DiskError::from);
+        if let Err(error) = written.and_then(|()| self.write_index(&batch.text())) {
+            self.lock().not_written(batch);
+            return Err(error);
         }
+        self.remove_garbage(&batch.garbage)?;
+        Ok(batch.generation)
+    }
+
+    fn write_index(&self, text: &[u8]) -> Result<(), DiskError> {
+        let size = text.len() as u64;
+        if size > INDEX_LIMIT {
+            let path = self.root().join("index.json");
+            return Err(DiskError::IndexTooLong { path, size, limit: INDEX_LIMIT });
+        }
+        Ok(self.layout.write_index_text(text)?)
+    }
+
+    fn remove_garbage(&self, garbage: &[Digest]) -> Result<(), DiskError> {
+        if garbage.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
+        for digest in garbage {
+            if self.lock().drop_garbage(digest) {
+                self.layout.remove_blob(digest)?;
+            }
+        }
+        self.gauge.set(self.lock().used().cast_signed());
         Ok(())
+    }
+
+    fn write_note(&self, key: &Key, history: &[u8], unsynced: &mut Vec<Digest>) -> Result<Option<Note>, DiskError> {
+        if history.is_empty() {
+            return Ok(None);
+        }
+        let digest = Digest::sha256(history);
+        if self.layout.write_blob_unsynced(history)? {
+            unsynced.push(digest.clone());
+        }
+        Ok(Some(Note { key: key.clone(), history: digest, size: history.len() as u64 }))
     }
 
     fn small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
@@ -230,113 +304,22 @@ impl Disk {
         if digest.recompute(&bytes) == *digest {
             return Ok(Some(bytes));
         }
-        tracing::error!(%digest, "a cached blob is damaged and was removed");
-        self.layout.remove_blob(digest)?;
+        self.remove_damaged(digest, bytes.len() as u64)?;
         Ok(None)
     }
 
-    /// Drops records that no bundle of this process has asked for, oldest first, while
-    /// `size` bytes don't fit.
-    fn make_room(&self, books: &mut Books, size: u64, record: &Record) -> Result<(), DiskError> {
-        while books.used.saturating_add(size) > self.limit {
-            let mut index = self.layout.index()?;
-            let abandoned = records(&index).find(|other| !books.ours.contains(&other.key()));
-            // The predecessor goes first when the two don't fit side by side.
-            let replaced = records(&index).find(|other| other.key() == record.key());
-            let note = notes(&index).find(|note| !books.ours.contains(&note.key));
-            match (abandoned.or(replaced), note) {
-                (Some(victim), _) => forget(&mut index, &victim.key()),
-                // Somebody may bring that bundle back, so these come last.
-                (None, Some(note)) => self.note(&mut index, &note.key, &[])?,
-                (None, None) => {
-                    return Err(DiskError::Full { size: books.used.saturating_add(size), limit: self.limit });
-                }
-            }
-            self.write_index(&index)?;
-            self.sweep(books)?;
+    fn remove_damaged(&self, digest: &Digest, size: u64) -> Result<(), DiskError> {
+        let _alone = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has the right bytes may have written them meanwhile.
+        if !self.layout.is_intact(digest, size) {
+            tracing::error!(%digest, "a cached blob is damaged and was removed");
+            self.layout.remove_blob(digest)?;
+            self.lock().lost_blob(digest);
         }
         Ok(())
     }
 
-    /// Removes every blob that no record names.
-    fn sweep(&self, books: &mut Books) -> Result<(), DiskError> {
-        let index = self.layout.index()?;
-        let kept = records(&index).flat_map(|record| [record.manifest, record.layer, record.evidence]);
-        let named: HashSet<Digest> = kept.chain(notes(&index).map(|note| note.history)).collect();
-        books.used = 0;
-        for (digest, size) in self.layout.blobs()? {
-            if named.contains(&digest) {
-                books.used += size;
-            } else {
-                self.layout.remove_blob(&digest)?;
-            }
-        }
-        self.gauge.set(books.used.cast_signed());
-        Ok(())
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn write_index(&self, index: &LayoutIndex) -> Result<(), DiskError> {
-        self.layout.write_index(index)?;
-        *self.possessed.lock().unwrap_or_else(PoisonError::into_inner) = possessed(index);
-        Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn is_ours(index: &LayoutIndex) -> bool {
-    index.manifests.iter().all(|entry| Record::from_entry(entry).is_some() || Note::from_entry(entry).is_some())
-}
-
-fn notes(index: &LayoutIndex) -> impl Iterator<Item = Note> {
-    index.manifests.iter().filter_map(Note::from_entry)
-}
-
-fn records(index: &LayoutIndex) -> impl Iterator<Item = Record> {
-    index.manifests.iter().filter_map(Record::from_entry)
-}
-
-fn possessed(index: &LayoutIndex) -> HashSet<(String, Digest)> {
-    records(index).map(|record| (record.identity, record.layer)).collect()
-}
-
-/// The newest record, in front of the notes.
-fn enter(index: &mut LayoutIndex, record: &Record) {
-    let end = index.manifests.iter().position(|entry| Note::from_entry(entry).is_some());
-    index.manifests.insert(end.unwrap_or(index.manifests.len()), record.to_entry());
-}
-
-fn forget(index: &mut LayoutIndex, key: &(String, String)) {
-    index.manifests.retain(|entry| Record::from_entry(entry).is_none_or(|record| record.key() != *key));
-}
-
-/// Whether a folder without a lock file is empty, or the copy of a cache.
-fn may_become_a_cache(path: &Path) -> io::Result<bool> {
-    if let Ok(layout) = Layout::open(path) {
-        return Ok(layout.index().is_ok_and(|index| is_ours(&index)));
-    }
-    for entry in fs::read_dir(path)? {
-        // The root of a fresh volume has this one.
-        if entry?.file_name() != "lost+found" {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Other users must neither read private policy nor plant their own.
-fn make_private(path: &Path) -> Result<(), DiskError> {
-    let failed = |source| DiskError::Io { path: path.to_owned(), source };
-    let folder = fs::metadata(path).map_err(failed)?;
-    // A file of our own tells who we are without asking the system for it.
-    let probe = tempfile::tempfile_in(path).and_then(|probe| probe.metadata()).map_err(failed)?;
-    if folder.uid() != probe.uid() {
-        return Err(DiskError::Foreign { path: path.to_owned() });
-    }
-    if folder.permissions().mode() & 0o077 != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    }
-    Ok(())
 }

@@ -3,10 +3,14 @@
 //! A blob that one repository delivered is handed out for that repository and credential
 //! only: otherwise one tenant's manifest could name another's private layer.
 
+mod attempts;
 mod check_results;
+mod commit;
 mod disk;
+mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod index;
 mod memory;
 mod record;
 mod spool;
@@ -17,12 +21,14 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use moka::future::Cache;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
     time::{Duration, timeout},
 };
 
+pub use self::attempts::{Attempt, SetAside};
 use self::{
+    commit::Commits,
     disk::{Disk, DiskError},
     memory::Budget,
     record::Record,
@@ -43,6 +49,8 @@ const IDLE_SHARE: u64 = 4;
 const READING: Duration = Duration::from_secs(5);
 /// Blobs being read at a time. A disk that hangs keeps so many threads and no more.
 const READERS: usize = 8;
+/// Bundles being written at a time.
+const WRITERS: usize = 4;
 
 /// Where blobs are kept, and how many.
 #[derive(Debug, Clone)]
@@ -60,8 +68,8 @@ pub struct Options {
 pub struct Store {
     disk: Option<Arc<Disk>>,
     readers: Arc<Semaphore>,
-    /// One: changes follow each other anyway, and those that wait should not do so in threads.
     writers: Arc<Semaphore>,
+    commits: Commits,
     spool: Spool,
     blobs: Cache<(Arc<str>, Digest), Blob>,
     check_results: CheckResults,
@@ -118,6 +126,11 @@ pub struct Recalled {
     pub accepted: Option<Acceptance>,
 }
 
+/// A change of the folder that is to be written ([`Store::flush`]).
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub struct Change(u64);
+
 /// Why a blob can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -162,9 +175,9 @@ impl Store {
             // on the disk, which nobody could see.
             .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
             .build();
-        let (readers, writers) = (Arc::new(Semaphore::new(READERS)), Arc::new(Semaphore::new(1)));
+        let [readers, writers] = [READERS, WRITERS].map(|count| Arc::new(Semaphore::new(count)));
         let check_results = CheckResults::new(disk.as_ref().map(|disk| disk.root()));
-        Self { disk, readers, writers, spool, blobs, check_results, metrics }
+        Self { disk, readers, writers, commits: Commits::default(), spool, blobs, check_results, metrics }
     }
 
     /// Whether what is served now would survive a restart.
@@ -215,12 +228,7 @@ impl Store {
             return None;
         }
         let (descriptor, spool) = (descriptor.clone(), self.spool.clone());
-        let reading = self.on_disk("read", &self.readers, move |disk| disk.load(&descriptor, &spool));
-        let Ok(found) = timeout(READING, reading).await else {
-            tracing::error!("the cache on disk does not answer; asking the registry instead");
-            return None;
-        };
-        found.flatten()
+        self.read(move |disk| disk.load(&descriptor, &spool)).await.flatten()
     }
 
     /// Notes on disk what is served, so that a restart can serve it again. `false` when it
@@ -240,12 +248,12 @@ impl Store {
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
         let (key, history) = (record.key(), served.history.clone());
-        let work = move |disk: &Disk| disk.keep(&record, &layer, &manifest, &served.evidence, &served.history);
-        let kept = self.on_disk("written", &self.writers, work).await.is_some();
+        let work = move |disk: &Disk| disk.keep(record, &layer, &manifest, &served.evidence, &served.history);
+        let kept = self.write(work).await;
         if !kept {
             // There may be no room for the bundle, but that something older comes back is to be
             // noticed after a restart all the same.
-            self.on_disk("written", &self.writers, move |disk| disk.note_alone(&key, &history)).await;
+            self.write(move |disk| disk.note_alone(&key, &history)).await;
         }
         kept
     }
@@ -260,8 +268,31 @@ impl Store {
         checked: Option<Timestamp>,
         accepted: Acceptance,
     ) {
-        let (key, manifest) = ((name.to_owned(), reference.to_owned()), manifest.clone());
-        self.on_disk("written", &self.writers, move |disk| disk.confirm(&key, &manifest, checked, accepted)).await;
+        if let Some(change) = self.confirm_later(name, reference, manifest, checked, accepted) {
+            self.flush(change).await;
+        }
+    }
+
+    /// As [`Self::confirm`], and does not wait: it is on the disk after the next change that
+    /// somebody waits for, or [`Self::flush`]. Gives what to flush, if there is a disk.
+    pub fn confirm_later(
+        &self,
+        name: &str,
+        reference: &str,
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+        accepted: Acceptance,
+    ) -> Option<Change> {
+        let disk = self.disk.as_ref()?;
+        let key = (name.to_owned(), reference.to_owned());
+        Some(Change(disk.confirm(&key, manifest, checked, accepted)))
+    }
+
+    /// Waits until a change is on the disk, or could not be written, which is logged.
+    pub async fn flush(&self, Change(change): Change) {
+        if let Some(disk) = &self.disk {
+            self.commits.commit(disk, change).await;
+        }
     }
 
     /// What [`Self::keep`] noted last for this bundle, reference and identity. `small`
@@ -269,31 +300,88 @@ impl Store {
     pub async fn recall(&self, name: &str, reference: &str, identity: &str, small: u64) -> Option<Recalled> {
         let (key, identity) = ((name.to_owned(), reference.to_owned()), identity.to_owned());
         let spool = self.spool.clone();
-        let found = self.on_disk("read", &self.readers, move |disk| disk.recall(&key, &identity, small, &spool)).await;
-        found.flatten()
+        self.read(move |disk| disk.recall(&key, &identity, small, &spool)).await.flatten()
     }
 
     /// Makes [`Self::recall`] find nothing for this bundle. Its history is noted still.
     pub async fn forget(&self, name: &str, reference: &str, history: Bytes) {
         let key = (name.to_owned(), reference.to_owned());
-        self.on_disk("written", &self.writers, move |disk| disk.forget(&key, &history)).await;
+        self.write(move |disk| disk.forget(&key, &history)).await;
     }
 
     /// The history that [`Self::keep`] or [`Self::forget`] noted last for this bundle and
     /// reference, whoever's the credential. `small` limits it, in bytes.
     pub async fn history(&self, name: &str, reference: &str, small: u64) -> Option<Bytes> {
         let key = (name.to_owned(), reference.to_owned());
-        self.on_disk("read", &self.readers, move |disk| disk.history(&key, small)).await.flatten()
+        self.read(move |disk| disk.history(&key, small)).await.flatten()
+    }
+
+    /// Whether the process died twice in a row in the same step of an artifact, under the same
+    /// limits and in the same version. `limits` is a word that stands for all limits.
+    pub fn set_aside(&self, digest: &Digest, limits: &str) -> Option<SetAside> {
+        self.disk.as_ref()?.attempts().set_aside(digest, limits)
+    }
+
+    /// Notes on disk that a step of an artifact is about to begin, in case the process does not
+    /// survive it. `step` and `limits` are words without spaces. What an earlier process may
+    /// have died of is tried alone: then this waits for those that run, ten seconds at most.
+    pub async fn attempt(&self, digest: &Digest, step: &str, limits: &str) -> Attempt {
+        match &self.disk {
+            Some(disk) => disk.attempts().begin(digest, step, limits).await,
+            None => Attempt::default(),
+        }
+    }
+
+    /// Notes on disk that the process ends in order, so that what it was at is no cause of
+    /// death. Waits a second at most.
+    pub async fn end_attempts(&self) {
+        if let Some(disk) = &self.disk {
+            disk.attempts().end_all().await;
+        }
+    }
+
+    /// Reads from the disk, and waits for a disk that hangs no longer than [`READING`].
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
+    ) -> Option<T> {
+        let disk = self.disk.as_ref()?;
+        // Only what hangs is given up, not what waits behind thousands of others.
+        let turn = loop {
+            let turn = Arc::clone(&self.readers).acquire_owned();
+            let before = disk.reads();
+            match timeout(READING, turn).await {
+                Ok(turn) => break turn.ok()?,
+                Err(_) if disk.reads() == before => return hangs(),
+                Err(_) => {}
+            }
+        };
+        let reading = self.on_disk("read", turn, |disk| {
+            let read = work(disk);
+            disk.count_read();
+            read
+        });
+        timeout(READING, reading).await.unwrap_or_else(|_| hangs())
+    }
+
+    /// Changes something, and waits until that is on the disk. `false` when it can't be
+    /// written.
+    async fn write(&self, work: impl FnOnce(&Disk) -> Result<u64, DiskError> + Send + 'static) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let Ok(turn) = Arc::clone(&self.writers).acquire_owned().await else { return false };
+        match self.on_disk("written", turn, work).await {
+            Some(change) => self.commits.commit(disk, change).await,
+            None => false,
+        }
     }
 
     async fn on_disk<T: Send + 'static>(
         &self,
         action: &'static str,
-        turns: &Arc<Semaphore>,
+        turn: OwnedSemaphorePermit,
         work: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
     ) -> Option<T> {
         let disk = Arc::clone(self.disk.as_ref()?);
-        let turn = Arc::clone(turns).acquire_owned().await.ok()?;
         let done = spawn_blocking(move || {
             // Goes with the work, which goes on when nobody waits for it any more.
             let _turn = turn;
@@ -312,6 +400,11 @@ impl Store {
             }
         }
     }
+}
+
+fn hangs<T>() -> Option<T> {
+    tracing::error!("the cache on disk does not answer; asking the registry instead");
+    None
 }
 
 #[cfg(test)]

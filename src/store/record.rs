@@ -70,6 +70,11 @@ impl Record {
         (self.bundle.clone(), self.reference.clone())
     }
 
+    /// The blobs that it needs.
+    pub(super) fn blobs(&self) -> [&Digest; 3] {
+        [&self.manifest, &self.layer, &self.evidence]
+    }
+
     pub(super) fn layer_descriptor(&self) -> Descriptor {
         Descriptor::new(media_type::LAYER_TAR_GZIP, self.layer.clone(), self.layer_size)
     }

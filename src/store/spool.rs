@@ -3,7 +3,7 @@
 use std::{fs, io, io::Read, path::PathBuf};
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::{
     StoreError,
@@ -11,12 +11,13 @@ use super::{
 };
 use crate::{
     oci::{Blob, BlobMismatch, BlobWriter, Descriptor, WriteError},
-    registry::BlobStream,
+    registry::{BlobStream, RegistryError},
 };
 
-/// Pieces on their way between network and disk.
-const QUEUE: usize = 8;
+/// Bytes that are written at a time.
 const PIECE: usize = 1 << 18;
+/// Bytes that are hashed on an async thread: 0.1 ms.
+const INLINE: usize = 1 << 15;
 
 /// Where blobs come to lie: in memory within the budget, else in files without a name.
 #[derive(Debug, Clone)]
@@ -31,49 +32,41 @@ struct Sink {
     reservation: Option<Reservation>,
 }
 
+enum Taken {
+    Whole(Blob),
+    Part(Sink),
+}
+
 impl Spool {
-    /// Takes all of `stream`.
+    /// Takes all of `stream`. No thread waits for the registry: what has come is written off
+    /// the async threads a batch at a time.
     pub(super) async fn fetch(&self, mut stream: BlobStream) -> Result<Blob, StoreError> {
-        let descriptor = stream.descriptor().clone();
-        let (pieces, mut queue) = mpsc::channel::<Bytes>(QUEUE);
-        let spool = self.clone();
-        let written = spawn_blocking(move || {
-            let mut sink = spool.sink(descriptor)?;
-            while let Some(piece) = queue.blocking_recv() {
-                sink.writer.write(&piece)?;
-            }
-            Ok::<_, WriteError>(sink.finish()?)
-        });
-        let mut broken = None;
+        let (spool, descriptor) = (self.clone(), stream.descriptor().clone());
+        let mut sink = match spool.in_memory(&descriptor) {
+            Some(sink) => sink,
+            None => blocking(move || spool.in_file(descriptor)).await?.map_err(StoreError::Disk)?,
+        };
         loop {
-            match stream.next().await {
-                // The writer has given up; it says why.
-                Ok(Some(piece)) => {
-                    if pieces.send(piece).await.is_err() {
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    broken = Some(error);
-                    break;
-                }
+            let (batch, is_last) = next_batch(&mut stream).await.map_err(StoreError::Registry)?;
+            let length = batch.iter().map(Bytes::len).sum::<usize>();
+            let work = move || sink.take(&batch, is_last);
+            // A hash of so few bytes takes no longer than the way to another thread.
+            let taken = if length <= INLINE { work() } else { blocking(work).await? };
+            match taken {
+                Ok(Taken::Whole(blob)) => return Ok(blob),
+                Ok(Taken::Part(part)) => sink = part,
+                Err(WriteError::Io(error)) => return Err(StoreError::Disk(error)),
+                Err(WriteError::Mismatch(mismatch)) => return Err(StoreError::Registry(stream.mismatch(&mismatch))),
             }
-        }
-        drop(pieces);
-        let written = written.await.map_err(|error| StoreError::Disk(io::Error::other(error)))?;
-        match (broken, written) {
-            (Some(error), _) => Err(StoreError::Registry(error)),
-            (None, Ok(blob)) => Ok(blob),
-            (None, Err(WriteError::Io(error))) => Err(StoreError::Disk(error)),
-            (None, Err(WriteError::Mismatch(mismatch))) => Err(StoreError::Registry(stream.mismatch(&mismatch))),
         }
     }
 
     /// Copies `file` to where it can't change any more, and checks the copy. Blocks.
     pub(super) fn load(&self, descriptor: Descriptor, mut file: fs::File) -> Result<Blob, WriteError> {
+        let length = usize::try_from(descriptor.size).unwrap_or(PIECE).clamp(1, PIECE);
         let mut sink = self.sink(descriptor)?;
-        let mut piece = vec![0; PIECE];
+        // No longer than what is expected: most bundles have a few KiB.
+        let mut piece = vec![0; length];
         loop {
             let read = file.read(&mut piece)?;
             if read == 0 {
@@ -84,9 +77,15 @@ impl Spool {
     }
 
     fn sink(&self, descriptor: Descriptor) -> io::Result<Sink> {
-        if let Some(reservation) = self.budget.reserve(descriptor.size) {
-            return Ok(Sink { writer: BlobWriter::in_memory(descriptor), reservation: Some(reservation) });
-        }
+        self.in_memory(&descriptor).map_or_else(|| self.in_file(descriptor), Ok)
+    }
+
+    fn in_memory(&self, descriptor: &Descriptor) -> Option<Sink> {
+        let reservation = self.budget.reserve(descriptor.size)?;
+        Some(Sink { writer: BlobWriter::in_memory(descriptor.clone()), reservation: Some(reservation) })
+    }
+
+    fn in_file(&self, descriptor: Descriptor) -> io::Result<Sink> {
         let file = match &self.folder {
             Some(folder) => tempfile::tempfile_in(folder)?,
             None => tempfile::tempfile()?,
@@ -95,7 +94,27 @@ impl Spool {
     }
 }
 
+/// The next pieces, and whether they are the last.
+async fn next_batch(stream: &mut BlobStream) -> Result<(Vec<Bytes>, bool), RegistryError> {
+    let (mut batch, mut length) = (Vec::new(), 0);
+    while length < PIECE {
+        let Some(piece) = stream.next().await? else { return Ok((batch, true)) };
+        length += piece.len();
+        batch.push(piece);
+    }
+    Ok((batch, false))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    spawn_blocking(work).await.map_err(|error| StoreError::Disk(io::Error::other(error)))
+}
+
 impl Sink {
+    fn take(mut self, batch: &[Bytes], is_last: bool) -> Result<Taken, WriteError> {
+        batch.iter().try_for_each(|piece| self.writer.write(piece))?;
+        Ok(if is_last { Taken::Whole(self.finish()?) } else { Taken::Part(self) })
+    }
+
     fn finish(self) -> Result<Blob, BlobMismatch> {
         let Self { writer, reservation } = self;
         writer.finish(|bytes| match reservation {

@@ -1,11 +1,18 @@
 //! Where verdicts are reached: off the async threads, a few at a time for all watchers, and
 //! always with a conclusion.
 
-use std::{num::NonZero, sync::Arc, thread};
+use std::{
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use jiff::Timestamp;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
     time::{Duration, timeout},
 };
@@ -16,20 +23,37 @@ use super::{
 };
 use crate::{
     oci::{Digest, Manifest, PinnedReference},
-    store::Acceptance,
+    store::{Acceptance, Attempt},
     verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
 };
 
 /// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
 /// because a judge hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For one bundle, once it is its turn. The limits of a bundle end it long before.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bundles that are restored from the disk at a time: each holds its evidence in memory while
+/// it waits to be verified and opened.
+const MAX_RESTORES: usize = 16;
 
 /// Shared by all watchers; cheap to clone. Signatures cost milliseconds of computing, so that
 /// five hundred at once would take every core from those who answer clients.
 #[derive(Debug, Clone)]
 pub struct Court {
     seats: Arc<Semaphore>,
+    /// Apart from `seats`: a large bundle takes seconds to open, and a verdict has a deadline.
+    opens: Arc<Semaphore>,
+    restores: Arc<Semaphore>,
     verdicts: Verdicts,
+}
+
+/// Why a bundle was not opened, whatever is in it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotOpened {
+    #[error("opening the bundle broke off: {0}; please report this")]
+    Panic(tokio::task::JoinError),
+    #[error("opening the bundle took longer than {}", humantime::format_duration(OPEN_TIMEOUT))]
+    Timeout,
 }
 
 /// What is to be judged.
@@ -66,20 +90,65 @@ impl Default for Court {
     /// One core is left to those who answer clients.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self { seats: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))), verdicts: Verdicts::default() }
+        let seats = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
+        let restores = Arc::new(Semaphore::new(MAX_RESTORES));
+        Self { seats: seats(), opens: seats(), restores, verdicts: Verdicts::default() }
     }
 }
 
 impl Court {
     /// Comes to a verdict, and within a minute: whatever goes wrong on the way is a refusal.
-    pub(super) async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
+    /// `attempt` is waited for when it is its turn.
+    pub(super) async fn judge(
+        &self,
+        case: Case,
+        attempt: impl Future<Output = Attempt>,
+    ) -> Result<(Verified<Manifest>, Proof), Refused> {
         let (digest, verdicts) = (case.pinned.digest().clone(), self.verdicts.clone());
-        self.conclude(digest, move || case.judge(&verdicts)).await
+        self.conclude(digest, attempt, move || case.judge(&verdicts)).await
+    }
+
+    /// Waits for the turn to restore a bundle.
+    pub(super) async fn restore_turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.restores).acquire_owned().await.ok()
+    }
+
+    /// Opens a bundle off the async threads, a few at a time. `attempt` is waited for when it
+    /// is its turn.
+    ///
+    /// # Errors
+    /// When `open` panics, or does not come to an end: it then keeps its thread, and another
+    /// one takes its place.
+    pub(super) async fn open<T: Send + 'static>(
+        &self,
+        attempt: impl Future<Output = Attempt>,
+        open: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NotOpened> {
+        let seat = Arc::clone(&self.opens).acquire_owned().await;
+        let attempt = attempt.await;
+        let is_settled = Arc::new(AtomicBool::new(false));
+        let settled = Arc::clone(&is_settled);
+        let opening = spawn_blocking(move || {
+            let opened = attempt.run(open);
+            if let (true, Ok(seat)) = (settled.swap(true, Ordering::AcqRel), seat) {
+                // Somebody else has it.
+                seat.forget();
+            }
+            opened
+        });
+        let Ok(opened) = timeout(OPEN_TIMEOUT, opening).await else {
+            if !is_settled.swap(true, Ordering::AcqRel) {
+                self.opens.add_permits(1);
+            }
+            return Err(NotOpened::Timeout);
+        };
+        opened.map_err(NotOpened::Panic)
     }
 
     async fn conclude<T: Send + 'static>(
         &self,
         digest: Digest,
+        attempt: impl Future<Output = Attempt>,
         judge: impl FnOnce() -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, Refused> {
         let broken = |reason, message: String| Refused {
@@ -96,12 +165,13 @@ impl Court {
         let seats = Arc::clone(&self.seats);
         let judging = async move {
             let seat = seats.acquire_owned().await;
+            let attempt = attempt.await;
             // They are anybody's bytes in the hands of parsers, where a panic must end no more
             // than this attempt.
             spawn_blocking(move || {
                 // Goes with the work, which goes on when nobody waits for it any more.
                 let _seat = seat;
-                judge()
+                attempt.run(judge)
             })
             .await
         };
@@ -201,6 +271,10 @@ mod tests {
         Digest::sha256(b"x")
     }
 
+    async fn no_attempt() -> Attempt {
+        Attempt::default()
+    }
+
     fn court(seats: usize) -> Court {
         Court { seats: Arc::new(Semaphore::new(seats)), ..Court::default() }
     }
@@ -208,9 +282,10 @@ mod tests {
     #[tokio::test]
     async fn a_judge_that_panics_has_refused_and_leaves_the_seat() {
         let court = court(1);
-        let broken = court.conclude(digest(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
+        let broken =
+            court.conclude(digest(), no_attempt(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
         assert_eq!((broken.failure.reason, broken.failure.class), ("internal", FailureClass::Transient));
-        court.conclude(digest(), || Ok(())).await.unwrap();
+        court.conclude(digest(), no_attempt(), || Ok(())).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -218,9 +293,26 @@ mod tests {
         let court = court(1);
         let _hanging = court.seats.try_acquire().unwrap();
         let began = tokio::time::Instant::now();
-        let late = court.conclude(digest(), || Ok(())).await.unwrap_err();
+        let late = court.conclude(digest(), no_attempt(), || Ok(())).await.unwrap_err();
         assert_eq!((late.failure.reason, late.failure.class), ("timeout", FailureClass::Transient));
         assert_eq!(began.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bundle_that_is_never_opened_takes_no_turn_from_the_others() {
+        let court = Court { opens: Arc::new(Semaphore::new(1)), ..Court::default() };
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let endless = court.open(no_attempt(), move || ended.recv());
+        // The paused clock stands still by itself while a thread works.
+        let (late, ()) = tokio::join!(endless, tokio::time::advance(OPEN_TIMEOUT));
+        assert_eq!(late.unwrap_err().to_string(), "opening the bundle took longer than 2m");
+        assert_eq!(court.open(no_attempt(), || 1).await.unwrap(), 1);
+        let panic = court.open(no_attempt(), || -> u8 { panic!("at the disco") }).await.unwrap_err();
+        assert!(panic.to_string().contains("broke off"), "{panic}");
+        drop(end);
+        // When it ends after all there is still one turn.
+        assert_eq!(court.open(no_attempt(), || 2).await.unwrap(), 2);
+        assert!(court.opens.available_permits() <= 1);
     }
 
     #[tokio::test]
@@ -236,7 +328,7 @@ mod tests {
                     now.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 };
-                court.conclude(digest(), judge).await.is_ok()
+                court.conclude(digest(), no_attempt(), judge).await.is_ok()
             });
         }
         assert!(all.join_all().await.into_iter().all(|concluded| concluded));

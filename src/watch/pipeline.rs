@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::task::spawn_blocking;
 
 use super::{
     Expect, OpaCheck, Snapshot, Unpublishable,
-    court::{Case, Court, Proof, Refused},
+    court::{Case, Court, NotOpened, Proof, Refused},
     history::History,
     snapshot::tag_of,
     state::{Failure, FailureClass, Outcome, Step},
@@ -21,7 +20,7 @@ use crate::{
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, Registries, RegistryError, Source},
-    store::{Served, Store},
+    store::{Attempt, Change, Served, SetAside, Store},
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
@@ -108,6 +107,8 @@ impl Pipeline {
         {
             return Err(known.clone().into());
         }
+        self.check_set_aside(digest)?;
+        let turn = self.source.transfer_turn().await;
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
@@ -126,6 +127,8 @@ impl Pipeline {
         })?;
         let snapshot = self.open(verified, proof, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
+        // opa may take long; others can fetch meanwhile.
+        drop(turn);
         self.check_with_opa(&snapshot).await?;
         Ok(Some(snapshot))
     }
@@ -139,6 +142,9 @@ impl Pipeline {
     ) -> Option<Result<Remembered, Refused>> {
         let reference = self.reference.to_string();
         let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
+        if let Err(set_aside) = self.check_set_aside(&stored.digest) {
+            return Some(Err(set_aside.into()));
+        }
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
         let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
@@ -198,9 +204,10 @@ impl Pipeline {
     }
 
     /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
-    pub(super) async fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) {
+    /// Gives what is to be flushed for it to survive a crash.
+    pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
         let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
-        self.store.confirm(&self.name, &reference, snapshot.manifest_digest(), checked, accepted).await;
+        self.store.confirm_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
     /// Drops what [`Self::recall`] would find.
@@ -222,7 +229,8 @@ impl Pipeline {
 
     async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
         let layer = bundle_layer(&case.manifest);
-        let mut verdict = self.court.judge(case).await;
+        let digest = case.pinned.digest().clone();
+        let mut verdict = self.court.judge(case, self.attempt_at(Step::Verify, &digest)).await;
         if let (Err(refused), Ok(layer)) = (&mut verdict, layer) {
             // Somebody may run it, all the same.
             refused.failure.etag = tag_of(&layer.digest);
@@ -238,16 +246,37 @@ impl Pipeline {
     async fn open(&self, verified: Verified<Manifest>, proof: Proof, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
         let limits = self.limits;
         let digest = verified.pinned().digest().clone();
-        let opened = spawn_blocking(move || {
+        let open = move || {
             let bundle =
                 Bundle::open(blob, &limits).map_err(|error| (Step::Open, "not_a_bundle", error.to_string()))?;
             Snapshot::new(verified, proof, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
-        });
-        match opened.await {
+        };
+        match self.court.open(self.attempt_at(Step::Open, &digest), open).await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
-            Err(error) => Err(transient(Step::Open, &digest, "internal", error.to_string())),
+            Err(error @ NotOpened::Timeout) => Err(defect(Step::Open, &digest, "timeout", error.to_string())),
+            Err(error @ NotOpened::Panic(_)) => Err(transient(Step::Open, &digest, "internal", error.to_string())),
         }
+    }
+
+    /// Notes that a step begins which the process may not survive.
+    async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
+        self.store.attempt(digest, &step.to_string(), &self.limits_word()).await
+    }
+
+    /// Refuses what the process has died of twice.
+    fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
+        let Some(set_aside) = self.store.set_aside(digest, &self.limits_word()) else { return Ok(()) };
+        let SetAside { step, deaths, .. } = &set_aside;
+        tracing::error!(bundle = &*self.name, %digest, step, deaths, "not opened again: {set_aside}");
+        let step = if *step == Step::Verify.to_string() { Step::Verify } else { Step::Open };
+        Err(defect(step, digest, "set_aside", set_aside.to_string()))
+    }
+
+    /// Another word when a limit changes under which a bundle is verified or opened.
+    fn limits_word(&self) -> String {
+        let limits = format!("{:?} {}", self.limits, self.evidence_limit);
+        Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
     }
 
     fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {

@@ -1,6 +1,8 @@
 //! When to look at the registry again.
 
-use tokio::time::Duration;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use tokio::time::{Duration, Instant};
 
 use super::state::{FailureClass, Outcome};
 use crate::oci::Digest;
@@ -10,18 +12,30 @@ const FIRST: Duration = Duration::from_secs(1);
 const DENIED_FACTOR: u32 = 4;
 /// A `Retry-After` in the wrong unit, or read by a wrong clock, must not stop updates for days.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+/// A poll comes up to this share of the interval before its time.
+const JITTER_SHARE: u32 = 20;
 
 /// Remembers how often in a row something went wrong.
+///
+/// Every bundle has its time within the interval, by its name: thousands that start together,
+/// or that a registry's outage has brought into step, spread over the interval again with their
+/// next successful poll.
 #[derive(Debug)]
 pub(super) struct Schedule {
     interval: Duration,
+    /// Polls are due this long after `epoch`, and an interval later, and so on.
+    phase: Duration,
+    epoch: Instant,
     transient: u32,
     unsigned: Option<(Option<Digest>, u32)>,
 }
 
 impl Schedule {
-    pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, transient: 0, unsigned: None }
+    pub(super) fn new(interval: Duration, name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let share = f64::from((hasher.finish() >> 32) as u32) / (f64::from(u32::MAX) + 1.0);
+        Self { interval, phase: interval.mul_f64(share), epoch: Instant::now(), transient: 0, unsigned: None }
     }
 
     /// What was refused before may be judged otherwise now.
@@ -42,8 +56,10 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
+            // All who asked were told the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
-                wait.max(FIRST).min(LONGEST_PATIENCE.max(self.interval))
+                let wait = wait.max(FIRST).min(LONGEST_PATIENCE.max(self.interval));
+                wait + wait.min(self.interval).mul_f64(fastrand::f64())
             }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
@@ -52,15 +68,28 @@ impl Schedule {
                     _ => 1,
                 };
                 self.unsigned = Some((digest.clone(), count));
-                self.doubling(count)
+                let wait = self.doubling(count);
+                if wait < self.interval { wait } else { self.until_due() }
             }
-            Some((FailureClass::Denied, _)) => self.interval.saturating_mul(DENIED_FACTOR),
+            Some((FailureClass::Denied, _)) => {
+                self.until_due().saturating_add(self.interval.saturating_mul(DENIED_FACTOR - 1))
+            }
             Some((
                 FailureClass::NotFound | FailureClass::Revoked | FailureClass::Defect | FailureClass::Distrusted,
                 _,
             ))
-            | None => self.interval,
+            | None => self.until_due(),
         }
+    }
+
+    /// Until this bundle's time comes, never longer than the interval and its jitter.
+    fn until_due(&self) -> Duration {
+        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_SHARE);
+        // A poll that came early must not be followed by one at the same time.
+        let from = (self.epoch.elapsed() + jitter).as_nanos();
+        let since = (from + interval - self.phase.as_nanos() % interval) % interval;
+        let wait = Duration::from_nanos(u64::try_from(interval - since).unwrap_or(u64::MAX)) + jitter;
+        wait - jitter.mul_f64(fastrand::f64())
     }
 
     /// 1, 2, 4 … seconds up to the interval.
@@ -71,6 +100,8 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::{
         super::state::{Failure, Step},
         *,
@@ -83,31 +114,104 @@ mod tests {
 
     #[test]
     fn an_unsigned_digest_is_looked_at_after_1_2_4_seconds_up_to_the_interval() {
-        let mut schedule = Schedule::new(Duration::from_secs(5));
+        let mut schedule = Schedule::new(Duration::from_secs(5), "a");
         let mut seconds =
             |digest: &[u8]| schedule.after(&failed(FailureClass::Evidence, Some(Digest::sha256(digest)))).as_secs();
-        assert_eq!([seconds(b"a"), seconds(b"a"), seconds(b"a"), seconds(b"a")], [1, 2, 4, 5]);
+        assert_eq!([seconds(b"a"), seconds(b"a"), seconds(b"a")], [1, 2, 4]);
+        assert!(seconds(b"a") <= 5, "then in step with its interval");
         assert_eq!(seconds(b"b"), 1, "another digest starts over");
     }
 
-    #[test]
-    fn trouble_backs_off_to_the_interval_and_success_resets_it() {
-        let mut schedule = Schedule::new(Duration::from_secs(30));
+    #[tokio::test(start_paused = true)]
+    async fn trouble_backs_off_to_the_interval_and_success_resets_it() {
+        let mut schedule = Schedule::new(Duration::from_secs(30), "a");
         let transient = failed(FailureClass::Transient, None);
         for ceiling in [1, 2, 4, 8, 16, 30, 30] {
             let wait = schedule.after(&transient);
             assert!(wait <= Duration::from_secs(ceiling) && wait >= Duration::from_millis(500 * ceiling), "{wait:?}");
         }
-        assert_eq!(schedule.after(&Outcome::Unchanged), Duration::from_secs(30));
+        schedule.after(&Outcome::Unchanged);
         assert!(schedule.after(&transient) <= Duration::from_secs(1));
     }
 
     #[test]
-    fn a_registry_that_names_a_time_is_obeyed_within_reason() {
-        let mut schedule = Schedule::new(Duration::from_secs(30));
+    fn a_registry_that_names_a_time_is_obeyed_within_reason_and_not_by_all_at_once() {
+        let interval = Duration::from_secs(30);
+        let mut schedule = Schedule::new(interval, "a");
+        let mut after = |wait| schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None));
         let wait = Duration::from_secs(77);
-        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None)), wait);
+        let waits: Vec<_> = (0..100).map(|_| after(wait)).collect();
+        assert!(waits.iter().all(|waited| (wait..wait + interval).contains(waited)), "{waits:?}");
+        assert!(waits.iter().max().unwrap().abs_diff(*waits.iter().min().unwrap()) > interval / 2, "{waits:?}");
         let years = Duration::from_secs(u32::MAX.into());
-        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(years)), None)), LONGEST_PATIENCE);
+        assert!((LONGEST_PATIENCE..LONGEST_PATIENCE + interval).contains(&after(years)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_of_one_bundle_are_an_interval_apart() {
+        let interval = Duration::from_secs(30);
+        for name in ["a", "b", "authz/main"] {
+            let mut schedule = Schedule::new(interval, name);
+            let first = schedule.after(&Outcome::Unchanged);
+            assert!(first <= interval + interval / JITTER_SHARE, "{first:?}");
+            advance(first).await;
+            for _ in 0..100 {
+                // What the check itself takes makes no difference.
+                advance(Duration::from_millis(300)).await;
+                let wait = schedule.after(&Outcome::Unchanged) + Duration::from_millis(300);
+                assert!(wait.abs_diff(interval) <= interval / JITTER_SHARE, "{wait:?}");
+                advance(wait - Duration::from_millis(300)).await;
+            }
+        }
+    }
+
+    /// Polls in each second of an interval, by when they are due.
+    fn histogram(due: impl IntoIterator<Item = Duration>) -> Vec<usize> {
+        let mut seconds = vec![0; 32];
+        due.into_iter().for_each(|due| seconds[due.as_secs() as usize] += 1);
+        seconds
+    }
+
+    fn bundles() -> Vec<Schedule> {
+        (0..5_000).map(|number| Schedule::new(Duration::from_secs(30), &format!("team/bundle-{number}"))).collect()
+    }
+
+    /// 167 a second are expected, with a deviation of 13.
+    fn assert_spread(due: impl IntoIterator<Item = Duration>) {
+        let seconds = histogram(due);
+        // The first second has no jitter before it, those after the interval have only that.
+        assert!(seconds[2..30].iter().all(|polls| (90..260).contains(polls)), "{seconds:?}");
+        assert!(seconds.iter().all(|polls| *polls < 260), "{seconds:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thousands_that_start_together_poll_evenly_from_the_first_interval_on() {
+        let mut bundles = bundles();
+        advance(Duration::from_secs(3)).await;
+        for outcome in [
+            Outcome::Unchanged,
+            failed(FailureClass::NotFound, None),
+            failed(FailureClass::Defect, None),
+            failed(FailureClass::Distrusted, None),
+        ] {
+            assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&outcome)));
+        }
+        let denied = failed(FailureClass::Denied, None);
+        assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&denied) - Duration::from_secs(90)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_that_ends_leaves_nobody_in_step() {
+        let mut bundles = bundles();
+        advance(Duration::from_secs(100)).await;
+        // All fail at the same moment, eight times, and succeed at the same moment.
+        let transient = failed(FailureClass::Transient, None);
+        for _ in 0..8 {
+            let longest = bundles.iter_mut().map(|bundle| bundle.after(&transient)).max().unwrap();
+            assert!(longest <= Duration::from_secs(30));
+        }
+        let back_off = histogram(bundles.iter_mut().map(|bundle| bundle.after(&transient)));
+        assert!(back_off[15..30].iter().all(|polls| (230..440).contains(polls)), "{back_off:?}");
+        assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&Outcome::Unchanged)));
     }
 }

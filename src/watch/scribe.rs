@@ -7,13 +7,17 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
-    time::{Duration, timeout},
+    time::{Duration, Instant, sleep_until, timeout},
 };
 
 use super::{Pipeline, Snapshot};
+use crate::store::Change;
 
 /// What a disk in order needs at most.
 const MOMENT: Duration = Duration::from_secs(2);
+/// A confirmation that a crash takes away costs a check of the registry. So it waits for those
+/// of other bundles, which are written together.
+const CONFIRM_DELAY: Duration = Duration::from_secs(1);
 
 /// Holds what is to be written next. One thing at a time is written, so that they follow each
 /// other as they were decided; of what a slow disk has not come to, the newest replaces the rest.
@@ -62,12 +66,27 @@ impl Scribe {
     /// Writes for ever. When it is dropped, what is being written is still completed, what
     /// waits is not.
     pub(super) async fn work(&self, pipeline: &Pipeline) {
+        // What has been confirmed and is not on the disk yet.
+        let mut confirmed = None;
         loop {
-            self.called.notified().await;
+            tokio::select! {
+                biased;
+                () = self.called.notified() => {}
+                change = later(&confirmed) => {
+                    confirmed = None;
+                    pipeline.store.flush(change).await;
+                    continue;
+                }
+            }
             let (entry, number) = self.take();
             match entry {
-                Some(Entry::Keep { snapshot, checked, history }) => pipeline.keep(&snapshot, checked, history).await,
-                Some(Entry::Confirm { snapshot, checked }) => pipeline.confirm(&snapshot, checked).await,
+                Some(Entry::Keep { snapshot, checked, history }) => {
+                    Box::pin(pipeline.keep(&snapshot, checked, history)).await;
+                }
+                Some(Entry::Confirm { snapshot, checked }) => {
+                    let at = confirmed.map_or_else(|| Instant::now() + CONFIRM_DELAY, |(_, at)| at);
+                    confirmed = pipeline.confirm(&snapshot, checked).map(|change| (change, at));
+                }
                 Some(Entry::Forget { history }) => pipeline.forget(history).await,
                 None => {}
             }
@@ -85,6 +104,17 @@ impl Scribe {
     }
 }
 
+/// The change, when it is time to bring it to the disk.
+async fn later(confirmed: &Option<(Change, Instant)>) -> Change {
+    match confirmed {
+        Some((change, at)) => {
+            sleep_until(*at).await;
+            *change
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// What to write when `newer` comes while `waiting` has not been written.
 fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
     match (waiting, newer) {
@@ -99,8 +129,6 @@ fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::{super::state::tests::snapshot, *};
 
     fn keep(version: u8) -> Entry {

@@ -11,6 +11,7 @@ use tokio::{
 use super::{
     Snapshot,
     board::{Admitted, Board, Outdated},
+    court::Refused,
     doubt, freshness,
     handle::{Checks, Handle},
     history::History,
@@ -85,8 +86,8 @@ impl Watcher {
         };
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
+            schedule: Schedule::new(rules.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
-            schedule: Schedule::new(rules.poll),
             rules,
             board,
             policy: policy_seen,
@@ -114,8 +115,7 @@ impl Watcher {
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        self.history = Arc::new(self.pipeline.history().await);
-        match self.pipeline.recall(&policy, &self.history).await {
+        match self.restore(&policy).await {
             Some(Ok(remembered)) => self.prepare(remembered),
             Some(Err(refused)) => {
                 self.board.refuse(refused.status);
@@ -137,12 +137,19 @@ impl Watcher {
             if self.conclude(began, &found).is_err() {
                 self.noted = noted;
                 self.take_back();
-                self.reconsider().await;
+                Box::pin(self.reconsider()).await;
                 continue;
             }
             let wait = self.schedule.after(&found.outcome);
             self.pause(began, wait).await;
         }
+    }
+
+    /// A few watchers at a time: at the start all of them are here.
+    async fn restore(&mut self, policy: &Arc<TrustPolicy>) -> Option<Result<Remembered, Refused>> {
+        let _turn = self.pipeline.court.restore_turn().await;
+        self.history = Arc::new(self.pipeline.history().await);
+        Box::pin(self.pipeline.recall(policy, &self.history)).await
     }
 
     /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
@@ -174,7 +181,7 @@ impl Watcher {
     async fn check(&mut self) -> Found {
         loop {
             let Some(found) = self.look().await else {
-                self.reconsider().await;
+                Box::pin(self.reconsider()).await;
                 continue;
             };
             // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
@@ -198,8 +205,9 @@ impl Watcher {
         let known = self.known();
         let due = self.due();
         let (hopeless, past) = (self.hopeless.clone(), Arc::clone(&self.history));
-        let refresh = pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref(), &past);
-        tokio::pin!(refresh);
+        // Boxed, here and elsewhere: most of the time a watcher waits, and what it does then
+        // need not have room for everything that it does otherwise.
+        let mut refresh = Box::pin(pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref(), &past));
         let first_wait = Instant::now() + self.rules.first_wait;
         loop {
             let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
@@ -223,7 +231,7 @@ impl Watcher {
             tokio::select! {
                 biased;
                 () = doubt::arises(&mut self.policy, again) => {
-                    self.reconsider().await;
+                    Box::pin(self.reconsider()).await;
                     if doubt::is_worth_a_look(&self.board) {
                         return;
                     }

@@ -15,7 +15,7 @@ use crate::{
     faulty::{Fault, FaultyRegistry},
     gate::{Gate, HOUR, Setup, bundle, error, eventually, tag},
     signing::{Signer, any_of},
-    trouble::{Hanging, blob_path, index, on_disk},
+    trouble::{HangingDisk, blob_path, index, on_disk},
 };
 
 /// One that answers no request any more, and refuses none either.
@@ -273,7 +273,7 @@ async fn what_was_verified_before_a_revocation_is_not_published_after_it() {
         let gate = Gate::with(&registry, setup).await;
         let etag = tag(&gate.get("", 60).await);
         eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
-        let hanging = Hanging::new(cache.path().join("index.json"));
+        let hanging = HangingDisk::new(&cache);
         let version = format!("two, attempt {attempt}");
         let (digest, _) = registry.put_artifact("next", &bundle(&version));
         revoked.sign_legacy(&registry, &digest);

@@ -57,8 +57,22 @@ pub(crate) fn blob_path(cache: &TempDir, bytes: &[u8]) -> PathBuf {
     cache.path().join("blobs/sha256").join(Digest::sha256(bytes).hex())
 }
 
-/// A file that nobody can read until this is dropped, as on a network volume whose server is
-/// gone. Then it says what it said before.
+/// A disk on which the index of a cache can't be written until this is dropped, as on a network
+/// volume whose server is gone.
+pub(crate) struct HangingDisk {
+    _lock: fs::File,
+}
+
+impl HangingDisk {
+    pub(crate) fn new(cache: &TempDir) -> Self {
+        let lock = fs::File::options().create(true).append(true).open(cache.path().join(".index.lock")).unwrap();
+        lock.lock().unwrap();
+        Self { _lock: lock }
+    }
+}
+
+/// A file that has become a pipe, which makes whoever opens it wait, until this is dropped.
+/// Then it says what it said before.
 pub(crate) struct Hanging {
     file: PathBuf,
     pipe: PathBuf,
@@ -72,11 +86,6 @@ impl Hanging {
         fs::rename(&hanging.pipe, &hanging.file).unwrap();
         fs::hard_link(&hanging.file, &hanging.pipe).unwrap();
         hanging
-    }
-
-    /// Whoever writes the file replaces it.
-    fn hangs(&self) -> bool {
-        fs::metadata(&self.file).unwrap().file_type().is_fifo()
     }
 }
 
@@ -255,7 +264,7 @@ async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_che
     let gate = Gate::with(&registry, setup).await;
     let mut etag = tag(&gate.get("", 60).await);
     eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
-    let hanging = Hanging::new(cache.path().join("index.json"));
+    let hanging = HangingDisk::new(&cache);
     for version in ["two", "three"] {
         registry.put_artifact("live", &bundle(version));
         let changed = gate.get(&etag, 60).await;
@@ -267,7 +276,8 @@ async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_che
     // The second version was on its way to the disk all the time, and nothing overtook it. It
     // arrives, and goes again.
     let on_disk = |version| blob_path(&cache, &bundle(version)).exists();
-    assert!(hanging.hangs() && on_disk("two") && !on_disk("three"));
+    assert!(on_disk("two") && !on_disk("three"));
+    assert_eq!(bundles_in(&cache)[0]["annotations"]["dev.bundlegate.layer"], Digest::sha256(&bundle("one")).as_str());
     drop(hanging);
     eventually("nothing is kept", || bundles_in(&cache).is_empty()).await;
     registry.put_artifact("live", &bundle("four"));
@@ -276,7 +286,7 @@ async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_che
 }
 
 #[tokio::test]
-async fn a_blob_that_a_hanging_disk_does_not_give_comes_from_the_registry() {
+async fn a_blob_whose_file_has_become_a_pipe_comes_from_the_registry() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     let (_, layer) = registry.put_artifact("live", &one);
@@ -294,6 +304,50 @@ async fn a_blob_that_a_hanging_disk_does_not_give_comes_from_the_registry() {
     let _hanging = Hanging::new(blob_path(&cache, &one));
     let blob = timeout(PATIENCE, store.blob(&registry.source(), &layer)).await.expect("it waits for ever").unwrap();
     assert_eq!((blob.in_memory().unwrap().as_ref(), fetched()), (one.as_slice(), 2));
+}
+
+/// What two processes leave that died while they did this.
+fn died_twice(cache: &TempDir, line: &str) {
+    let version = env!("CARGO_PKG_VERSION");
+    let log = format!("version {version}\ndied 1 {line}\nbegin 1 {line}\n");
+    fs::write(cache.path().join("attempts.log"), log).unwrap();
+}
+
+/// It was accepted once, so it lies in the cache, under the tag, or both, and would else end
+/// every process that is started.
+#[tokio::test]
+async fn what_ended_the_process_twice_is_set_aside_until_the_limits_change() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let cache = tempfile::tempdir().unwrap();
+    let setup = || Setup { cache: on_disk(&cache), ..Setup::default() };
+    let gate = Gate::with(&registry, setup()).await;
+    assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
+    eventually("it is kept", || !bundles_in(&cache).is_empty()).await;
+    gate.end(cache.path()).await;
+    let log = fs::read_to_string(cache.path().join("attempts.log")).unwrap();
+    for step in ["verify", "open"] {
+        let begun = log.lines().find(|line| line.starts_with("begin ") && line.contains(step)).unwrap();
+        let line = begun.splitn(3, ' ').nth(2).unwrap();
+        died_twice(&cache, line);
+        let fetched = registry.asked("blobs/").len();
+        let gate = Gate::with(&registry, setup()).await;
+        eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+        let failure = gate.last_failure().unwrap();
+        assert_eq!((failure.class, failure.step.as_str()), ("defect", step));
+        assert!(failure.message.contains("set aside"), "{}", failure.message);
+        assert_eq!(registry.asked("blobs/").len(), fetched, "nor is it fetched to be opened");
+        // What is pushed in its place is served.
+        registry.put_artifact("live", &bundle("two"));
+        assert_eq!(gate.get("", 60).await.bytes().await.unwrap(), bundle("two"));
+        gate.end(cache.path()).await;
+        registry.put_artifact("live", &bundle("one"));
+        let limits = line.split(' ').nth(1).unwrap();
+        died_twice(&cache, &line.replace(limits, "0123456789abcdef"));
+        let gate = Gate::with(&registry, setup()).await;
+        eventually("it is served", || gate.state() == "serving").await;
+        gate.end(cache.path()).await;
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,266 @@
+//! What the `index.json` of a layout folder names, parsed once for every version of the file.
+//!
+//! Thousands of bundles can have one folder as their source, and each asks it at each poll: a
+//! poll costs two looks at file attributes, not the reading of an index with all its entries.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::Semaphore;
+
+use crate::oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex};
+
+/// Reads of one folder at a time. A disk that hangs keeps so many threads, and transfers
+/// from it as many as [`TRANSFERS`].
+const READS: usize = 4;
+/// Artifacts of one folder that are fetched at a time.
+const TRANSFERS: usize = 8;
+/// Timestamps of files move in steps of up to 10 ms on Linux, 2 s on some file systems: of two
+/// changes within a step the attributes show the first only.
+const TIMESTAMP_STEP: Duration = Duration::from_secs(2);
+/// How long an index that changed within the last step is taken for the newest.
+const UNSETTLED: Duration = Duration::from_millis(100);
+
+/// One layout folder, shared by all that read from it.
+#[derive(Debug)]
+pub(super) struct SharedLayout {
+    pub(super) reads: Arc<Semaphore>,
+    pub(super) transfers: Arc<Semaphore>,
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    stamp: Stamp,
+    /// When the file was looked at, if it was so new then that it could change unseen.
+    unsettled: Option<SystemTime>,
+    names: Arc<Names>,
+}
+
+/// The attributes that change with the content of `index.json` and `oci-layout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp([FileStamp; 2]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// The digests of an index by name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    /// By the whole name, and by the tag at the end of a full reference.
+    by_name: HashMap<Box<str>, Digest>,
+    /// The only artifact, signatures aside.
+    only: Option<Digest>,
+}
+
+impl Default for SharedLayout {
+    fn default() -> Self {
+        let [reads, transfers] = [READS, TRANSFERS].map(|count| Arc::new(Semaphore::new(count)));
+        Self { reads, transfers, known: Mutex::default() }
+    }
+}
+
+impl SharedLayout {
+    /// The names in the folder as it is now. Blocks; while one caller parses, others wait for
+    /// the result.
+    ///
+    /// # Errors
+    /// When the folder is no layout, or can't be read.
+    pub(super) fn names(&self, root: &Path) -> Result<Arc<Names>, LayoutError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        // Before reading: if the file is replaced in between, the next look sees another stamp.
+        let stamp = Stamp::of(root).ok();
+        if let Some(known) = known.as_ref().filter(|known| Some(known.stamp) == stamp && known.is_current(now)) {
+            return Ok(Arc::clone(&known.names));
+        }
+        let names = Arc::new(Names::of(&Layout::open(root)?.index()?));
+        *known = stamp.map(|stamp| {
+            let unsettled = stamp.may_change_unseen(now).then_some(now);
+            Known { stamp, unsettled, names: Arc::clone(&names) }
+        });
+        Ok(names)
+    }
+}
+
+impl Known {
+    fn is_current(&self, now: SystemTime) -> bool {
+        self.unsettled.is_none_or(|seen| now.duration_since(seen).is_ok_and(|age| age < UNSETTLED))
+    }
+}
+
+impl Stamp {
+    fn of(root: &Path) -> io::Result<Self> {
+        let of = |name| fs::metadata(root.join(name)).map(|metadata| FileStamp::of(&metadata));
+        Ok(Self([of("index.json")?, of("oci-layout")?]))
+    }
+
+    /// Also with a clock that differs from the file server's, where only the future is certain
+    /// to be wrong.
+    fn may_change_unseen(&self, now: SystemTime) -> bool {
+        self.0.iter().any(|file| {
+            let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(file.changed.0.try_into().unwrap_or(0));
+            now.duration_since(changed).is_ok_and(|age| age <= TIMESTAMP_STEP) || changed > now
+        })
+    }
+}
+
+impl FileStamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+impl Names {
+    fn of(index: &LayoutIndex) -> Self {
+        let mut by_name: HashMap<Box<str>, Digest> = HashMap::new();
+        for (name, entry) in index.names() {
+            // Of several entries with one name the first is meant.
+            by_name.entry(name.into()).or_insert_with(|| entry.digest.clone());
+            if let Some((front, tag)) = name.rsplit_once(':')
+                && front.contains('/')
+            {
+                by_name.entry(tag.into()).or_insert_with(|| entry.digest.clone());
+            }
+        }
+        Self { by_name, only: only(index) }
+    }
+
+    /// What a bare tag or a full reference names.
+    pub(super) fn find(&self, name: &str) -> Option<&Digest> {
+        self.by_name.get(name)
+    }
+
+    /// The only artifact; what was copied with its signatures still is.
+    pub(super) fn only(&self) -> Option<&Digest> {
+        self.only.as_ref()
+    }
+}
+
+fn only(index: &LayoutIndex) -> Option<Digest> {
+    let artifacts = index.manifests.iter().filter(|entry| !names_a_signature(entry));
+    let mut digests = artifacts.map(|entry| &entry.digest);
+    let first = digests.next();
+    first.filter(|first| digests.all(|other| other == *first)).cloned()
+}
+
+fn names_a_signature(entry: &Descriptor) -> bool {
+    entry.annotation(LayoutIndex::REF_NAME).is_some_and(is_signature)
+}
+
+/// What is behind the repository in a name.
+pub(super) fn tag_of(name: &str) -> &str {
+    name.rsplit_once(':').map_or(name, |(_, tag)| tag)
+}
+
+/// `sha256-<hex>`, with or without an ending such as `.sig`.
+fn is_signature(name: &str) -> bool {
+    let stem = tag_of(name).split('.').next().unwrap_or_default();
+    stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::oci::media_type;
+
+    fn layout(names: &[(&str, &[u8])]) -> (tempfile::TempDir, Layout) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        name(&layout, names);
+        (folder, layout)
+    }
+
+    fn name(layout: &Layout, names: &[(&str, &[u8])]) {
+        let set = |index: &mut LayoutIndex| {
+            names.iter().for_each(|(name, bytes)| index.set(name, Descriptor::of(media_type::OCI_MANIFEST, bytes)));
+        };
+        layout.update_index(set).unwrap();
+    }
+
+    #[test]
+    fn a_name_means_what_the_index_says_it_means() {
+        let (_folder, layout) = layout(&[
+            ("v1", b"bare"),
+            ("ghcr.io/acme/authz:v1", b"full"),
+            ("ghcr.io/acme/authz:v2", b"two"),
+            ("localhost:5000", b"port"),
+        ]);
+        let index = layout.index().unwrap();
+        let names = Names::of(&index);
+        for name in ["v1", "v2", "ghcr.io/acme/authz:v1", "ghcr.io/acme/authz:v2", "authz:v1", "5000", "none", ""] {
+            assert_eq!(names.find(name), index.find(name).map(|entry| &entry.digest), "{name}");
+        }
+        let full = "ghcr.io/acme/authz:v1";
+        assert_eq!(names.find(full), index.named(full).map(|entry| &entry.digest));
+        assert_eq!(names.only(), None);
+    }
+
+    /// Each reads the index once more where it is read at each use.
+    #[test]
+    fn an_index_that_did_not_change_is_not_read_again() {
+        let (folder, layout) = layout(&[("v1", b"one")]);
+        let shared = SharedLayout::default();
+        let first = shared.names(folder.path()).unwrap();
+        assert!(Arc::ptr_eq(&first, &shared.names(folder.path()).unwrap()));
+        name(&layout, &[("v1", b"two")]);
+        let second = shared.names(folder.path()).unwrap();
+        assert_eq!(second.find("v1"), Some(&Digest::sha256(b"two")));
+    }
+
+    #[test]
+    fn an_index_that_was_written_a_moment_ago_is_not_trusted_for_long() {
+        let (folder, _layout) = layout(&[]);
+        let (stamp, now) = (Stamp::of(folder.path()).unwrap(), SystemTime::now());
+        assert!(stamp.may_change_unseen(now));
+        assert!(stamp.may_change_unseen(now - Duration::from_secs(3600)), "the file server's clock is ahead");
+        assert!(!stamp.may_change_unseen(now + Duration::from_secs(4)));
+        let known = Known { stamp, unsettled: Some(now), names: Arc::default() };
+        assert!(known.is_current(now) && !known.is_current(now + UNSETTLED));
+        assert!(!known.is_current(now - UNSETTLED), "the clock was set back");
+    }
+
+    #[test]
+    fn no_file_of_a_layout_can_make_a_reader_wait_or_fill_its_memory() {
+        for file in ["index.json", "oci-layout"] {
+            let (folder, _layout) = layout(&[("v1", b"one")]);
+            let (path, aside) = (folder.path().join(file), folder.path().join("aside"));
+            let shared = SharedLayout::default();
+            shared.names(folder.path()).unwrap();
+            fs::rename(&path, &aside).unwrap();
+            assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+            let refused = shared.names(folder.path()).unwrap_err().to_string();
+            assert!(refused.contains(file) && refused.contains("not a regular file"), "{refused}");
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+            let refused = shared.names(folder.path()).unwrap_err().to_string();
+            assert!(refused.contains("not a regular file"), "{refused}");
+            fs::remove_file(&path).unwrap();
+            let endless = fs::File::create(&path).unwrap();
+            endless.set_len(1 << 40).unwrap();
+            assert!(shared.names(folder.path()).unwrap_err().to_string().contains("too large"));
+            fs::rename(&aside, &path).unwrap();
+            assert!(shared.names(folder.path()).is_ok(), "{file} is in order again");
+        }
+    }
+}
