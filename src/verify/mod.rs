@@ -21,6 +21,7 @@ mod policy;
 mod private_ca;
 mod reason;
 mod report;
+mod restrict;
 mod roots;
 mod sigstore;
 mod statement;
@@ -42,6 +43,7 @@ pub use policy::{
 };
 pub use reason::Reason;
 pub use report::{Check, Finding, Report};
+pub use restrict::TrustBase;
 pub use roots::{
     BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
 };
