@@ -5,6 +5,7 @@
 //! is bounded in bytes and in time, and everything that has a digest is checked against it.
 
 mod access;
+mod address;
 mod auth;
 mod blob_stream;
 mod challenge;
@@ -16,6 +17,7 @@ pub mod fuzzing;
 mod http;
 mod layout;
 mod link;
+mod listing;
 mod lists;
 mod options;
 mod payload;
@@ -30,5 +32,6 @@ pub use destination::{Destination, Passage, Progress};
 pub use docker::{DockerConfig, DockerConfigError, Kept};
 pub use error::{Class, Identity, RegistryError};
 pub use http::BadOptions;
+pub use listing::{Listing, Member};
 pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
 pub use source::{Referrers, Registries, Source};

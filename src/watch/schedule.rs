@@ -8,8 +8,9 @@ use crate::oci::Digest;
 const FIRST: Duration = Duration::from_secs(1);
 /// Refused credentials seldom become right by themselves.
 const DENIED_FACTOR: u32 = 4;
-/// A `Retry-After` in the wrong unit, or read by a wrong clock, must not stop updates for days.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+/// The longest that a registry's `Retry-After` is waited for: it may be in the wrong unit, or read
+/// by a wrong clock, and must not stop updates for days.
+const MAX_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Remembers how often in a row something went wrong.
 #[derive(Debug)]
@@ -42,9 +43,7 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            Some((FailureClass::RateLimited(Some(wait)), _)) => {
-                wait.max(FIRST).min(LONGEST_PATIENCE.max(self.interval))
-            }
+            Some((FailureClass::RateLimited(Some(wait)), _)) => wait.clamp(FIRST, MAX_PATIENCE),
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
                 let count = match &self.unsigned {
@@ -61,6 +60,14 @@ impl Schedule {
             ))
             | None => self.interval,
         }
+    }
+
+    /// How long of `wait`, which the registry asked for, a bundle with `max_stale` can wait. While
+    /// something is served that has `left` of it, half of that, so that there are several checks
+    /// before it is over. With nothing to lose, no longer than `max_stale` or the interval.
+    pub(super) fn patience(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
+        let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
+        wait.min(most.max(FIRST))
     }
 
     /// 1, 2, 4 … seconds up to the interval.
@@ -108,6 +115,34 @@ mod tests {
         let wait = Duration::from_secs(77);
         assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None)), wait);
         let years = Duration::from_secs(u32::MAX.into());
-        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(years)), None)), LONGEST_PATIENCE);
+        assert_eq!(schedule.after(&failed(FailureClass::RateLimited(Some(years)), None)), MAX_PATIENCE);
+        let mut seldom = Schedule::new(Duration::from_secs(24 * 3600));
+        assert_eq!(seldom.after(&failed(FailureClass::RateLimited(Some(years)), None)), MAX_PATIENCE);
+    }
+
+    #[test]
+    fn what_a_registry_asks_for_leaves_several_checks_before_max_stale_is_over() {
+        let (schedule, seconds) = (Schedule::new(Duration::from_secs(3)), Duration::from_secs);
+        for (wait, left, expected) in [
+            (900, Some(10), 5),
+            (900, Some(5), 2),
+            (900, Some(1), 1),
+            (900, Some(0), 1),
+            (4, Some(10), 4),
+            (4, Some(3600), 4),
+            // Nothing is served, so nothing can be lost.
+            (900, None, 10),
+            (4, None, 4),
+        ] {
+            let patience = schedule.patience(seconds(wait), seconds(10), left.map(seconds));
+            assert_eq!(patience.as_secs(), expected, "{wait} s with {left:?} left");
+        }
+        let mut left = Duration::from_secs(10);
+        let mut checks = 0;
+        while left >= FIRST {
+            left = left.saturating_sub(schedule.patience(MAX_PATIENCE, seconds(10), Some(left)));
+            checks += 1;
+        }
+        assert!(checks >= 4, "{checks} checks in ten seconds");
     }
 }
