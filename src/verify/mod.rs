@@ -5,6 +5,7 @@
 //! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
 //! judged again from disk.
 
+mod budget;
 mod bundle_v03;
 mod ca;
 mod candidate;
