@@ -278,7 +278,7 @@ mod tests {
             (None, true),
             (Some(snapshot(2).etag().to_owned()), true),
             (Some(snapshot(1).etag().to_owned()), true),
-            (Some(of_another_replica.clone()), false),
+            (Some(of_another_replica), false),
         ] {
             let runs = |etag: &str| match &first {
                 None => Runs::Nothing,
