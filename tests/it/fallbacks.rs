@@ -20,6 +20,7 @@ use crate::{
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, statement},
     gate::{FALLBACK, Gate, Setup, bundle, error, eventually, header, tag, wishing},
+    trouble::blob_path,
 };
 
 /// A registry with a bundle, signed by a key, and one that denies everything.
@@ -318,7 +319,9 @@ async fn a_replica_with_a_history_serves_the_fallback_to_all_when_the_tag_leads_
     let gate = Gate::with(&world.registry, setup(world.trusted())).await;
     eventually("it is served", || gate.state() == "serving").await;
     gate.end(cache.path()).await;
+    std::fs::remove_file(blob_path(&cache, &bundle("allow"))).unwrap();
     let gate = Gate::with(&world.registry, setup(world.digest_revoked())).await;
+    eventually("it is refused", || gate.refreshes("revoked_digest") > 0).await;
     assert_is_denial(&world, &gate.get("\"another version\"", 60).await);
     gate.end(cache.path()).await;
 }
