@@ -28,6 +28,17 @@
 //!
 //! A test reads the sources and holds the last column.
 //!
+//! # What an answer can't do
+//!
+//! Anybody who may push can attach referrers, and write into the image of signatures. Evidence is
+//! therefore bounded in bytes (`limits.evidence`) and not in number: likely candidates first, then
+//! small ones, and a piece that is missing, malformed, too large or contradicts itself is noted
+//! beside the others ([`verify::collect()`]). Only what a matching digest proves is final for a
+//! version; every other answer is asked for again. A registry's wish for patience is cut to a
+//! quarter of an hour, and to what `max_stale` leaves. No answer leads to a link-local address or
+//! a cloud's metadata service, whatever name it gives it. Text from outside is cut
+//! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
+//!
 //! # Types that rule out mistakes
 //!
 //! - [`oci::Reference`] may mean another digest tomorrow; resolving it once gives an
@@ -103,6 +114,11 @@
 //! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
 //! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
 //!
+//! Bundles can't be renamed while the program runs: what the file has no more, or under another
+//! reference, is served until the next start. Revoked keys and digests and removed trust roots
+//! count for it all the same, whatever else the same edit renames
+//! ([`verify::TrustPolicy::restricted`]).
+//!
 //! A verdict that was reached before a change can't be published after it: publishing compares
 //! the revision of the policy while holding what a change of the policy waits for. Nor does the
 //! server hand out anything by a verdict that is over, however late its watcher comes to that.
@@ -149,9 +165,13 @@
 //! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
 //! OPA that restarts comes up without one. `/status` tells how many clients still run what was
 //! withdrawn; `on_withdraw` names a bundle that is served in its place, which is the only way
-//! to take a policy out of a running fleet. Those who run something get it only where
-//! something was lost ([`watch::Withdrawal::lost`]): a replica that starts with an empty cache
-//! between a push and its signature must not disarm clients that the others serve.
+//! to take a policy out of a running fleet. Clients that run nothing, or the fallback, get it
+//! whenever the bundle is withdrawn. Clients that run something else get it where this replica has
+//! served the bundle itself and then withdrawn it. A replica without such a history, with an empty
+//! cache say, gives it only to clients whose first tag is that of a version which is revoked
+//! ([`watch::Withdrawal::lost`]): the others may run a good version that other replicas serve, and
+//! neither a push before its signature nor a tag that somebody moves to an old revoked artifact
+//! takes that away.
 
 pub mod bundle;
 pub mod catalog;

@@ -1,7 +1,15 @@
-//! Logs: on stderr, text on a terminal, JSON lines otherwise.
+//! Logs: on stderr, text on a terminal, JSON lines otherwise. Also what every log line, metric
+//! and status value needs: the time, and foreign text cut to a bounded length.
 
-use std::{env, fmt, io, io::IsTerminal as _};
+use std::{
+    borrow::Cow,
+    env, fmt, io,
+    io::IsTerminal as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 use tracing_subscriber::{
     EnvFilter,
     fmt::{MakeWriter, format::Writer, time::FormatTime},
@@ -26,6 +34,47 @@ pub fn init() {
     }
 }
 
+/// The system's clock. Where it stands outside the years −9999 to 9999, which is all that can be
+/// written as RFC 3339, the nearest end of them. `Timestamp::now` of jiff panics there.
+pub fn now() -> Timestamp {
+    nearest(SystemTime::now())
+}
+
+/// Whether the system's clock stands where dates can be written and certificates can be
+/// verified: from 1970 to 9999. TLS and signature libraries panic outside of it.
+pub fn is_clock_usable() -> bool {
+    is_usable(SystemTime::now())
+}
+
+fn nearest(time: SystemTime) -> Timestamp {
+    let end = if time < UNIX_EPOCH { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::try_from(time).unwrap_or(end)
+}
+
+fn is_usable(time: SystemTime) -> bool {
+    Timestamp::try_from(time).is_ok_and(|time| time >= Timestamp::UNIX_EPOCH)
+}
+
+/// The most bytes of foreign text in a label, a header, or a value that names something.
+pub const NAME_BYTES: usize = 256;
+/// The most bytes of foreign text in a sentence: an error, a reason.
+pub const SENTENCE_BYTES: usize = 4096;
+
+/// `text`, if it has at most `limit` bytes. Otherwise its beginning, at the boundary of a
+/// character, and a marker with the length in bytes and the start of the SHA-256 of the whole:
+/// two long texts that begin alike stay two label values. The result has at most `limit` bytes
+/// where `limit` is at least 64.
+pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
+        return Cow::Borrowed(text);
+    }
+    let hash = Sha256::digest(text.as_bytes());
+    let hash: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let marker = format!("…[{} bytes, sha256:{hash}]", text.len());
+    let end = text.floor_char_boundary(limit.saturating_sub(marker.len()));
+    Cow::Owned(format!("{}{marker}", &text[..end]))
+}
+
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
@@ -39,7 +88,7 @@ struct Utc;
 
 impl FormatTime for Utc {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        write!(writer, "{:.3}", jiff::Timestamp::now())
+        write!(writer, "{:.3}", now())
     }
 }
 
@@ -113,6 +162,43 @@ mod tests {
         let time = line["timestamp"].as_str().unwrap();
         assert_eq!(time.len(), "2026-01-01T00:00:00.000Z".len(), "{time}");
         assert!(time.ends_with('Z'));
+    }
+
+    #[test]
+    fn no_clock_is_too_far_off_to_be_written_in_a_log_line() {
+        let seconds = |seconds| std::time::Duration::from_secs(seconds);
+        let (year_10200, year_1) = (seconds(259_700_000_000), seconds(62_100_000_000));
+        for (time, written, usable) in [
+            (UNIX_EPOCH, "1970-01-01T00:00:00.000Z", true),
+            (UNIX_EPOCH - seconds(1), "1969-12-31T23:59:59.000Z", false),
+            (UNIX_EPOCH - year_1, "0002-02-17T", false),
+            (UNIX_EPOCH + seconds(2_147_483_648), "2038-01-19T03:14:08.000Z", true),
+            (UNIX_EPOCH + seconds(253_370_764_800), "9999-01-01T00:00:00.000Z", true),
+            (UNIX_EPOCH + seconds(253_402_300_799), "9999-12-30T", false),
+            (UNIX_EPOCH + year_10200, "9999-12-30T", false),
+            (UNIX_EPOCH + seconds(u64::MAX >> 1), "9999-12-30T", false),
+            (UNIX_EPOCH - seconds(u64::MAX >> 1), "-009999-01-02T", false),
+        ] {
+            let shown = format!("{:.3}", nearest(time));
+            assert!(shown.starts_with(written), "{shown} is not {written}");
+            assert_eq!(is_usable(time), usable, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_at_a_character_and_stays_different_from_others_that_begin_alike() {
+        assert_eq!(cut("v1.4.0", NAME_BYTES), "v1.4.0");
+        let fits = "ä".repeat(NAME_BYTES / 2);
+        assert_eq!(cut(&fits, NAME_BYTES), fits);
+        for unit in ["x", "ä", "€", "𝄞", "xä"] {
+            let long = unit.repeat(100_000);
+            let shown = cut(&long, NAME_BYTES).into_owned();
+            assert!(shown.len() <= NAME_BYTES && shown.len() > NAME_BYTES - 8, "{shown}");
+            assert!(shown.starts_with(unit) && shown.contains(&format!("…[{} bytes, sha256:", long.len())), "{shown}");
+            let other = cut(&format!("{long}."), NAME_BYTES).into_owned();
+            let twin = cut(&format!("{}y", &long[..long.len() - unit.len()]), NAME_BYTES).into_owned();
+            assert!(shown != other && shown != twin);
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl RegistryFlags {
             options.credentials.clone_from(&login);
         }
         let others = Options { credentials: login, ..Options::default() };
-        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).otherwise(others))
+        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).otherwise(others).patient())
     }
 
     /// As docker logs in.

@@ -23,6 +23,7 @@ use crate::{
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
+    telemetry,
     verify::LiveRoots,
     watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
 };
@@ -43,6 +44,12 @@ impl Gate {
     /// Opens the cache, starts the watchers, binds the listeners. Follows the trust that `file`
     /// speaks of, if there is one: `config` was read from it.
     pub(super) async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
+        // hyper panics where it can't write the time into a `Date` header.
+        anyhow::ensure!(
+            telemetry::is_clock_usable(),
+            "the system's clock is before 1970 or after 9999 ({}); set it, and start again",
+            telemetry::now()
+        );
         let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let metrics = Metrics::new().context("metrics")?;
         let registries =

@@ -41,7 +41,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if options.json {
         return say(&format!("{:#}", images.iter().map(in_json).collect::<Value>()));
     }
-    let now = Timestamp::now();
+    let now = crate::telemetry::now();
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();
     say(&table::columns(["REPOSITORY", "TAG", "DIGEST", "REVISION", "CREATED", "SIZE", "SIGNED"], &rows))
 }

@@ -19,7 +19,7 @@ use tokio::{
 
 use self::files::{Contents, WatchedFiles};
 use crate::{
-    config::Config,
+    config::{BundleConfig, Config},
     metrics::Metrics,
     verify::{LiveRoots, TrustPolicy},
     watch::Handle,
@@ -50,6 +50,8 @@ struct Reader {
     running: Config,
     /// Of the bundles of `running`, in their order.
     handles: Vec<Handle>,
+    /// The last policy that a configuration has given to each of them.
+    policies: Vec<TrustPolicy>,
     roots: LiveRoots,
 }
 
@@ -87,7 +89,8 @@ impl Reload {
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        let reader = Reader { file, running, handles, roots };
+        let policies = running.bundles.iter().map(|bundle| bundle.trust.clone()).collect();
+        let reader = Reader { file, running, handles, policies, roots };
         Ok(Self { reader, metrics, hangup, files: WatchedFiles::new(), complaint: None, untaken: Vec::new() })
     }
 
@@ -192,25 +195,33 @@ impl Reader {
         self.roots.adopt(&config.roots).map_err(|error| error.to_string())?;
         let new: BTreeMap<_, _> = config.bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect();
         // Bundles with one policy share it.
-        let mut policies: BTreeMap<String, Arc<TrustPolicy>> = BTreeMap::new();
+        let mut shared: BTreeMap<(String, String), Arc<TrustPolicy>> = BTreeMap::new();
         let mut bundles = 0;
-        for (old, handle) in self.running.bundles.iter().zip(&self.handles) {
+        let running = self.running.bundles.iter().zip(&self.handles).zip(&mut self.policies);
+        for ((old, handle), last) in running {
             let policy = match new.get(old.name.as_str()).filter(|new| new.reference == old.reference) {
-                Some(new) => Ok(new.trust.clone()),
-                // What runs is not in the file any more, but whom its policy trusts may be.
-                None => config.trust.choose(Some(handle.policy().name()), old.reference.repository()),
+                Some(new) => {
+                    *last = new.trust.clone();
+                    new.trust.clone()
+                }
+                None => orphaned(old, last, config),
             };
-            let Ok(policy) = policy else {
-                let (bundle, policy) = (&old.name, handle.policy());
-                let policy = policy.name();
-                tracing::warn!(bundle, policy, "its trust policy is gone; the last one holds until the next start");
-                continue;
-            };
-            let policy = policies.entry(policy.name().to_owned()).or_insert_with(|| Arc::new(policy));
+            let key = (policy.name().to_owned(), policy.revision().to_string());
+            let policy = shared.entry(key).or_insert_with(|| Arc::new(policy));
             bundles += usize::from(handle.trust(Arc::clone(policy)));
         }
         Ok(Taken { bundles, untaken: self.running.differences(config) })
     }
+}
+
+/// The policy of a bundle that runs until the next start though the file has it no more, or under
+/// another reference: the file's policy of that name, or else the last one that it had. What the
+/// file revokes or removes counts in either case, whatever else it calls by another name. No
+/// policy of the same name turns a signed bundle into an unsigned one.
+fn orphaned(old: &BundleConfig, last: &TrustPolicy, config: &Config) -> TrustPolicy {
+    let named = config.trust.choose(Some(last.name()), old.reference.repository()).ok();
+    let named = named.filter(|named| named.requirements().is_some() || last.requirements().is_none());
+    named.as_ref().unwrap_or(last).restricted(config.trust.base())
 }
 
 impl Cause {

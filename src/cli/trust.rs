@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
-use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
@@ -183,7 +182,7 @@ async fn with_usable_roots(access: &Access, policy: TrustPolicy) -> anyhow::Resu
     let sources = access.trust.roots_of([&policy]);
     let mut fetched: BTreeMap<String, TrustRoot> = BTreeMap::new();
     for root in requirements.authorities.iter_mut().filter_map(|authority| authority.root.as_mut()) {
-        if root.trouble(Timestamp::now()).is_none() {
+        if root.trouble(crate::telemetry::now()).is_none() {
             continue;
         }
         let name = root.name().to_owned();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::{files::Base, keys, problem::Problem, raw};
 use crate::{
     oci::Repository,
-    verify::{RootSource, TrustPolicy, Unmeetable},
+    verify::{RootSource, TrustBase, TrustPolicy, Unmeetable},
 };
 
 use policy::Policy;
@@ -21,7 +21,8 @@ pub use roots::CurrentRoot;
 #[derive(Debug, Clone)]
 pub struct Policies {
     policies: BTreeMap<String, Policy>,
-    roots: BTreeMap<String, RootSource>,
+    sources: BTreeMap<String, RootSource>,
+    base: TrustBase,
 }
 
 impl Policies {
@@ -36,14 +37,22 @@ impl Policies {
             let policy = policy.map_err(|problem| problem.at(&name).at("policies"))?;
             policies.insert(name, policy);
         }
-        Ok(Self { policies, roots: roots.into_sources() })
+        let digests = policies.values().filter_map(|policy| policy.trust.requirements());
+        let revoked_digests = digests.flat_map(|requirements| requirements.revoked_digests.iter().cloned()).collect();
+        let (sources, roots) = roots.into_parts();
+        Ok(Self { policies, sources, base: TrustBase { authorities, roots, revoked_digests } })
+    }
+
+    /// Whom it speaks of, whether a policy or a bundle uses it or not.
+    pub fn base(&self) -> &TrustBase {
+        &self.base
     }
 
     /// Where the roots come from that `policies` rely on, by name.
     pub fn roots_of<'a>(&self, policies: impl IntoIterator<Item = &'a TrustPolicy>) -> BTreeMap<String, RootSource> {
         let requirements = policies.into_iter().filter_map(TrustPolicy::requirements);
         let roots = requirements.flat_map(|requirements| &requirements.authorities).filter_map(|a| a.root.as_ref());
-        roots.filter_map(|root| self.roots.get_key_value(root.name())).map(|(n, s)| (n.clone(), s.clone())).collect()
+        roots.filter_map(|root| self.sources.get_key_value(root.name())).map(|(n, s)| (n.clone(), s.clone())).collect()
     }
 
     /// The policy that a bundle asks for.

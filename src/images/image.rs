@@ -86,7 +86,7 @@ fn revision(layout: &Layout, manifest: &Manifest) -> Option<String> {
 
 /// The descriptor with the time of day as the time when the store got it.
 pub(super) fn received_now(mut manifest: Descriptor) -> Descriptor {
-    let now = format!("{:.3}", Timestamp::now());
+    let now = format!("{:.3}", crate::telemetry::now());
     manifest.annotations = Some([(RECEIVED.to_owned(), now)].into());
     manifest
 }

@@ -440,7 +440,7 @@ mod tests {
         let image = store.images.list().unwrap().remove(0);
         assert_eq!((image.repository.as_str(), image.tag.as_deref()), ("r.example/a", Some("v1")));
         assert!(image.size > 0 && !image.revision.is_empty() && !image.signed, "{image:?}");
-        let age = jiff::Timestamp::now().duration_since(image.created.unwrap());
+        let age = crate::telemetry::now().duration_since(image.created.unwrap());
         assert!(age.as_secs() < 600, "{image:?}");
     }
 

@@ -21,13 +21,15 @@ use url::Url;
 
 use super::{
     access::Access,
+    address::forbidden_host,
     challenge::Challenge,
     docker::{DockerConfig, DockerLogin},
     error::{Identity, RegistryError},
-    http::{Wire, innermost, is_link_local},
+    http::{Wire, innermost},
     options::{Credentials, Scheme},
     retry,
 };
+use crate::telemetry::{NAME_BYTES, cut};
 
 /// A token answer longer than this is not read.
 const TOKEN_LIMIT: u64 = 1 << 20;
@@ -208,8 +210,9 @@ impl Authenticator {
         service: Option<&str>,
         scopes: &[String],
     ) -> Result<(HeaderValue, Option<Instant>), RegistryError> {
-        let realm = self.realm_url(realm)?;
+        let realm = self.realm_url(wire, realm)?;
         let shown = format!("{}{}", realm.origin().ascii_serialization(), realm.path());
+        let shown = cut(&shown, NAME_BYTES);
         let mut failure = Failure { host: &self.host, realm: &shown, denied: false, limited: false, retry_after: None };
         let request = token_request(wire, login, realm, service, scopes);
         let response = timeout(wire.patience(), request.send())
@@ -231,7 +234,7 @@ impl Authenticator {
         Ok((value, Some(Instant::now() + life)))
     }
 
-    fn realm_url(&self, realm: &str) -> Result<Url, RegistryError> {
+    fn realm_url(&self, wire: &Wire, realm: &str) -> Result<Url, RegistryError> {
         let failure =
             Failure { host: &self.host, realm: "its realm", denied: false, limited: false, retry_after: None };
         let url = Url::parse(realm).map_err(|_| failure.because("the realm is not a URL".into()))?;
@@ -241,12 +244,16 @@ impl Authenticator {
             Scheme::Http => matches!(url.scheme(), "http" | "https"),
         };
         if !allowed || !url.username().is_empty() || url.password().is_some() {
-            return Err(failure.because(format!("the realm's scheme {:?} is not allowed here", url.scheme())));
+            return Err(
+                failure.because(format!("the realm's scheme {:?} is not allowed here", cut(url.scheme(), NAME_BYTES)))
+            );
         }
-        if is_link_local(&url) {
-            return Err(failure.because("the realm is a link-local address".to_owned()));
+        match forbidden_host(&url) {
+            Some(address) if !wire.is_ours(&url) => {
+                Err(failure.because(format!("the realm is at {address}, a link-local or cloud metadata address")))
+            }
+            _ => Ok(url),
         }
-        Ok(url)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Authorization>> {
@@ -271,7 +278,7 @@ fn token_request(
         }
         form.append_pair("scope", &scopes.join(" ")).append_pair("refresh_token", &token);
         let form = form.finish();
-        return wire.client().post(realm).header(reqwest::header::CONTENT_TYPE, FORM).body(form);
+        return wire.client(&realm).post(realm).header(reqwest::header::CONTENT_TYPE, FORM).body(form);
     }
     {
         let mut query = realm.query_pairs_mut();
@@ -282,7 +289,7 @@ fn token_request(
             query.append_pair("scope", scope);
         }
     }
-    let request = wire.client().get(realm);
+    let request = wire.client(&realm).get(realm);
     match login {
         Login::Basic(value) => request.header(reqwest::header::AUTHORIZATION, value),
         Login::Anonymous | Login::Identity(_) | Login::Token(_) => request,

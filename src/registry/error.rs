@@ -146,6 +146,9 @@ pub enum RegistryError {
         limit: u64,
         /// The configuration key that holds it.
         key: &'static str,
+        /// Whether the digest of all of its bytes is the one that was asked for. Otherwise they
+        /// may be anything: a proxy's error page, say.
+        proven: bool,
     },
     /// The bytes that arrived are not those that were asked for.
     #[error("{what} {expected} arrived as {actual}: the transfer or the registry's storage is corrupt")]
@@ -172,6 +175,17 @@ pub enum RegistryError {
     /// The manifest's bytes are what was asked for, but no manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// What the registry says of a manifest's type, which no digest covers, contradicts the
+    /// manifest.
+    #[error("{operation} at {host}: {reason}")]
+    ContentType {
+        /// What was attempted.
+        operation: &'static str,
+        /// With whom.
+        host: String,
+        /// Both types.
+        reason: String,
+    },
     /// A page of a list that is not what the specification says.
     #[error("{operation} at {host}: {reason}")]
     Protocol {
@@ -202,7 +216,7 @@ impl RegistryError {
             Self::Mismatch { .. } => "corrupt",
             Self::Truncated { .. } => "truncated",
             Self::Manifest(_) => "not_a_manifest",
-            Self::Protocol { .. } => "protocol",
+            Self::Protocol { .. } | Self::ContentType { .. } => "protocol",
             Self::Layout(_) => "layout",
         }
     }
@@ -215,14 +229,41 @@ impl RegistryError {
             Self::Status { status: 429, retry_after, .. } | Self::Token { limited: true, retry_after, .. } => {
                 Class::RateLimited { retry_after: *retry_after }
             }
-            Self::TooLarge { .. } | Self::Manifest(_) => Class::Defect,
-            Self::Unreachable { .. }
+            Self::TooLarge { proven: true, .. } | Self::Manifest(_) => Class::Defect,
+            Self::TooLarge { .. }
+            | Self::ContentType { .. }
+            | Self::Unreachable { .. }
             | Self::Status { .. }
             | Self::Token { .. }
             | Self::Mismatch { .. }
             | Self::Truncated { .. }
             | Self::Protocol { .. }
             | Self::Layout(_) => Class::Transient,
+        }
+    }
+
+    /// Whether the registry has answered, and what it has, or lacks, can't be used: it is missing,
+    /// malformed, too large, or contradicts itself. Of a piece of evidence that is a fact about
+    /// this piece alone. Otherwise the registry did not answer, refused, or is unwell.
+    pub fn is_unusable_content(&self) -> bool {
+        match self {
+            Self::Missing { .. }
+            | Self::NoSuchReference { .. }
+            | Self::NoSuchRepository { .. }
+            | Self::TooLarge { .. }
+            | Self::Mismatch { .. }
+            | Self::Truncated { .. }
+            | Self::Manifest(_)
+            | Self::ContentType { .. } => true,
+            // The registry does not give out this one: 410 Gone, 412 for an artifact that a
+            // scanner holds back, 451.
+            Self::Status { status, .. } => matches!(status, 404 | 410 | 412 | 451),
+            Self::Unreachable { .. }
+            | Self::Denied { .. }
+            | Self::NoLogin { .. }
+            | Self::Token { .. }
+            | Self::Protocol { .. }
+            | Self::Layout(_) => false,
         }
     }
 }

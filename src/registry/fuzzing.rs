@@ -44,7 +44,7 @@ pub fn names(body: &[u8]) -> [Option<Vec<String>>; 2] {
 
 /// A page of referrers.
 pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
-    remote::referrers_in(body)
+    remote::referrers_in(body).map(|listing| listing.entries)
 }
 
 /// A docker configuration, and what its helper would say: whom to ask for `host`, and what

@@ -5,6 +5,7 @@ use std::{error::Error as _, sync::Arc, time::SystemTime};
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Method, Response, StatusCode,
+    dns::Resolve,
     header::{self, HeaderValue},
     redirect,
 };
@@ -16,6 +17,7 @@ use url::Url;
 
 use super::{
     access::Access,
+    address::{GuardedResolver, SystemResolver, forbidden_host},
     auth::Authenticator,
     challenge::Challenge,
     error::{Class, RegistryError},
@@ -24,7 +26,10 @@ use super::{
     payload::Payload,
     retry,
 };
-use crate::metrics::Metrics;
+use crate::{
+    metrics::Metrics,
+    telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
+};
 
 const MAX_REDIRECTS: usize = 5;
 /// Requests to one host at a time. Each takes a connection where the registry does not speak
@@ -34,10 +39,15 @@ const MAX_REQUESTS: usize = 128;
 const MAX_TRANSFERS: usize = 64;
 /// A longer `Retry-After` is the caller's to honour, by asking again later.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
+/// The same for a caller that asks again by itself, and may have less time than that left
+/// (`max_stale`).
+pub(super) const MAX_WAIT_BETWEEN_CHECKS: Duration = Duration::from_secs(1);
 /// What rustls says when an HTTP server answers its greeting.
 const NO_TLS: &str = "InvalidContentType";
 /// How often an upload is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// The most of it that is told.
+const REFUSAL_BYTES: usize = 200;
 /// A longer explanation of an error is not read.
 const DETAIL_LIMIT: u64 = 16 << 10;
 /// Signature bundles and manifests of every kind, in the order of preference. Always all
@@ -53,7 +63,12 @@ pub(super) struct Wire {
     base: Url,
     scheme: Scheme,
     timeouts: Timeouts,
+    /// The longest `Retry-After` that is waited for here.
+    max_wait: Duration,
+    /// For the registry's own origin.
     client: reqwest::Client,
+    /// For where its answers lead.
+    guarded: reqwest::Client,
     auth: Authenticator,
     metrics: Metrics,
     requests: Semaphore,
@@ -98,45 +113,46 @@ pub struct BadOptions {
 }
 
 impl Wire {
-    /// For requests without bodies.
-    pub(super) fn reading(host: &str, options: &Options, metrics: Metrics) -> Result<Self, BadOptions> {
-        Self::new(host, options, metrics, Some(options.timeouts.read))
+    /// For requests without bodies; `max_wait` is the longest `Retry-After` that is waited for.
+    pub(super) fn reading(
+        host: &str,
+        options: &Options,
+        metrics: Metrics,
+        max_wait: Duration,
+    ) -> Result<Self, BadOptions> {
+        let wire = Self::new(host, options, metrics, Some(options.timeouts.read), Arc::new(SystemResolver))?;
+        Ok(Self { max_wait, ..wire })
     }
 
     /// For uploads. To reqwest a body on its way is silence, so the longest silence is
     /// watched here.
     pub(super) fn writing(host: &str, options: &Options, metrics: Metrics) -> Result<Self, BadOptions> {
-        Self::new(host, options, metrics, None)
+        Self::new(host, options, metrics, None, Arc::new(SystemResolver))
     }
 
-    fn new(host: &str, options: &Options, metrics: Metrics, silence: Option<Duration>) -> Result<Self, BadOptions> {
+    fn new(
+        host: &str,
+        options: &Options,
+        metrics: Metrics,
+        silence: Option<Duration>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<Self, BadOptions> {
         let bad = |reason: String| BadOptions { host: host.to_owned(), reason };
         let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
             .map_err(|error| bad(format!("not a host or host:port: {error}")))?;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .connect_timeout(options.timeouts.connect)
-            .https_only(options.scheme == Scheme::Https);
-        if let Some(silence) = silence {
-            builder = builder.read_timeout(silence);
-        }
-        if options.tls == TlsTrust::Unverified {
-            builder = builder.tls_danger_accept_invalid_certs(true).tls_danger_accept_invalid_hostnames(true);
-        }
-        if !options.extra_roots.is_empty() {
-            let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots)
-                .map_err(|error| bad(format!("ca_file: {}", innermost(&error))))?;
-            builder = builder.tls_certs_merge(roots);
-        }
+        let client = |resolver: Arc<dyn Resolve>| {
+            let client = client(options, silence).map_err(bad)?.dns_resolver(resolver);
+            client.build().map_err(|error| bad(innermost(&error)))
+        };
         Ok(Self {
-            client: builder.build().map_err(|error| bad(innermost(&error)))?,
+            client: client(Arc::clone(&resolver))?,
+            guarded: client(Arc::new(GuardedResolver::new(resolver)))?,
             auth: Authenticator::new(host.to_owned(), options.scheme, options.credentials.clone()),
             host: host.to_owned(),
             base,
             scheme: options.scheme,
             timeouts: options.timeouts,
+            max_wait: MAX_WAIT,
             metrics,
             requests: Semaphore::new(MAX_REQUESTS),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
@@ -152,8 +168,10 @@ impl Wire {
         &self.transfers
     }
 
-    pub(super) fn client(&self) -> &reqwest::Client {
-        &self.client
+    /// The client for a request to `url`. Every request is made through it: those to the
+    /// registry's own origin are the configuration's doing, all others an answer's.
+    pub(super) fn client(&self, url: &Url) -> &reqwest::Client {
+        if self.is_ours(url) { &self.client } else { &self.guarded }
     }
 
     /// When an operation that starts now must be over.
@@ -188,22 +206,31 @@ impl Wire {
                 Class::RateLimited { retry_after } => retry_after,
                 _ => None,
             };
-            if attempt == retry::ATTEMPTS || !may_pass(&error) || wait.is_some_and(|wait| wait > MAX_WAIT) {
+            if attempt == retry::ATTEMPTS || !may_pass(&error) || wait.is_some_and(|wait| wait > self.max_wait) {
                 return Err(error);
             }
             attempt += 1;
             let delay = retry::delay(attempt, wait);
-            tracing::debug!(host = self.host, attempt, ?delay, %error, "asking the registry again");
+            let error = error.to_string();
+            let error = &*cut(&error, SENTENCE_BYTES);
+            tracing::debug!(host = self.host, attempt, ?delay, error, "asking the registry again");
             sleep(delay).await;
         }
     }
 
     /// Sends a request once: for what must not be repeated blindly.
     pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let turn = self.requests.acquire().await;
-        let authorized = self.authorized(call).await;
-        drop(turn);
-        let outcome = match authorized {
+        let sent = if telemetry::is_clock_usable() {
+            let turn = self.requests.acquire().await;
+            let sent = self.authorized(call).await;
+            drop(turn);
+            sent
+        } else {
+            // Certificates can't be judged, and rustls panics before 1970.
+            let reason = "the system's clock is before 1970 or after 9999; set it".to_owned();
+            Err(self.unreachable(call.operation, reason))
+        };
+        let outcome = match sent {
             Ok(response) => self.judge(call, response).await,
             Err(error) => Err(error),
         };
@@ -282,7 +309,8 @@ impl Wire {
             Target::At(url) => url.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.client.request(call.method.clone(), url.clone()).header(header::ACCEPT, ACCEPT);
+            let mut request =
+                self.client(&url).request(call.method.clone(), url.clone()).header(header::ACCEPT, ACCEPT);
             // Some servers refuse a body whose length is not said, even where there is none.
             if call.payload.is_none() && !call.method.is_safe() {
                 request = request.header(header::CONTENT_LENGTH, 0);
@@ -365,12 +393,15 @@ impl Wire {
     pub(super) fn check_hop(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
         let kept = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
         if !kept {
-            return Err(self.protocol(operation, format!("it sends us on from https to {}", to.scheme())));
+            return Err(
+                self.protocol(operation, format!("it sends us on from https to {}", cut(to.scheme(), NAME_BYTES)))
+            );
         }
-        if is_link_local(to) && !self.is_ours(to) {
-            return Err(self.protocol(operation, "it sends us to a link-local address".to_owned()));
+        match forbidden_host(to) {
+            Some(address) if !self.is_ours(to) => Err(self
+                .protocol(operation, format!("its answer leads to {address}, a link-local or cloud metadata address"))),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Reads a body of at most `limit` bytes into memory.
@@ -420,6 +451,27 @@ impl Wire {
     }
 }
 
+fn client(options: &Options, silence: Option<Duration>) -> Result<reqwest::ClientBuilder, String> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .connect_timeout(options.timeouts.connect)
+        .https_only(options.scheme == Scheme::Https);
+    if let Some(silence) = silence {
+        builder = builder.read_timeout(silence);
+    }
+    if options.tls == TlsTrust::Unverified {
+        builder = builder.tls_danger_accept_invalid_certs(true).tls_danger_accept_invalid_hostnames(true);
+    }
+    if !options.extra_roots.is_empty() {
+        let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots)
+            .map_err(|error| format!("ca_file: {}", innermost(&error)))?;
+        builder = builder.tls_certs_merge(roots);
+    }
+    Ok(builder)
+}
+
 /// The body of an error.
 #[derive(serde::Deserialize)]
 struct Refusal {
@@ -447,8 +499,9 @@ pub(super) fn told(body: &[u8]) -> String {
     };
     let told = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
     let told = told.collect::<Vec<_>>().join(", ");
-    let shown: String = told.chars().filter(|shown| !shown.is_control()).take(200).collect();
-    if shown.is_empty() { shown } else { format!(" ({shown})") }
+    let shown: String = told.chars().filter(|shown| !shown.is_control()).collect();
+    let shown = cut(&shown, REFUSAL_BYTES);
+    if shown.is_empty() { String::new() } else { format!(" ({shown})") }
 }
 
 /// Whether the same request may succeed a moment later.
@@ -480,14 +533,93 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
     if text.is_empty() { "the request failed".to_owned() } else { text }
 }
 
-/// Whether a URL names an address of the local link (RFC 3927, RFC 4291), where no registry,
-/// token server or blob store is, but a cloud's metadata service. Names are not looked up.
-pub(super) fn is_link_local(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(address)) => address.is_link_local(),
-        Some(url::Host::Ipv6(address)) => {
-            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|inner| inner.is_link_local())
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::{super::address::tests::Fixed, *};
+
+    /// Names as an attacker's DNS gives them.
+    const NAMES: Fixed = Fixed(&[
+        ("metadata.example", &["169.254.169.254"]),
+        ("metadata6.example", &["fd00:ec2::254"]),
+        ("alibaba.example", &["100.100.100.200"]),
+        ("mapped.example", &["::ffff:169.254.169.254"]),
+        ("nat64.example", &["64:ff9b::a9fe:a9fe"]),
+    ]);
+
+    /// Answers each request with the next of these, and then with the last.
+    async fn registry(answers: Vec<String>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let mut answers = answers.into_iter();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = answers.next().unwrap_or_else(|| "HTTP/1.1 500 x\r\n".to_owned());
+                let whole = format!("{answer}content-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(whole.as_bytes()).await.unwrap();
+            }
+        });
+        host
+    }
+
+    fn wire(host: &str) -> Wire {
+        let read = Duration::from_secs(5);
+        let timeouts = Timeouts { connect: read, read, total: read };
+        let options = Options { scheme: Scheme::Http, timeouts, ..Options::default() };
+        Wire::new(host, &options, Metrics::new().unwrap(), None, Arc::new(NAMES)).unwrap()
+    }
+
+    async fn ask(wire: &Wire) -> Result<Response, RegistryError> {
+        let target = Target::Below("acme/authz/manifests/live");
+        let call =
+            Call { operation: "test", method: Method::GET, access: Access::Pull("acme/authz"), target, payload: None };
+        wire.attempt(&call).await
+    }
+
+    #[tokio::test]
+    async fn no_name_in_an_answer_leads_to_a_metadata_service() {
+        for (name, _) in NAMES.0 {
+            let url = format!("http://{name}/latest/meta-data/");
+            for answer in [
+                format!("HTTP/1.1 307 x\r\nlocation: {url}\r\n"),
+                format!("HTTP/1.1 401 x\r\nwww-authenticate: Bearer realm=\"{url}\",service=\"x\"\r\n"),
+            ] {
+                let host = registry(vec![answer]).await;
+                let error = ask(&wire(&host)).await.unwrap_err();
+                assert!(error.to_string().contains("cloud metadata address"), "{name}: {error}");
+                assert_eq!(error.class(), Class::Transient, "{name}: {error}");
+            }
         }
-        Some(url::Host::Domain(_)) | None => false,
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_elsewhere_is_followed() {
+        let blobs = registry(vec!["HTTP/1.1 200 x\r\n".to_owned()]).await;
+        let port = blobs.rsplit_once(':').unwrap().1.to_owned();
+        let host = registry(vec![format!("HTTP/1.1 307 x\r\nlocation: http://blobs.example:{port}/x\r\n")]).await;
+        let options = Options { scheme: Scheme::Http, ..Options::default() };
+        let names = Fixed(&[("blobs.example", &["169.254.169.254", "127.0.0.1"])]);
+        let wire = Wire::new(&host, &options, Metrics::new().unwrap(), None, Arc::new(names)).unwrap();
+        assert_eq!(ask(&wire).await.unwrap().status(), 200);
+    }
+
+    /// Where the registry itself is, is the configuration's to say, by address or by name.
+    #[test]
+    fn the_registry_itself_may_be_at_such_an_address_and_its_own_origin_is_no_detour() {
+        for host in ["169.254.169.254:5000", "[fe80::1]:5000", "metadata.example"] {
+            let wire = wire(host);
+            let own = Url::parse(&format!("http://{host}/token")).unwrap();
+            wire.check_hop("test", &own).unwrap();
+            assert!(std::ptr::eq(wire.client(&own), &wire.client), "{host}");
+            let other = Url::parse("http://169.254.169.254/latest").unwrap();
+            assert!(wire.check_hop("test", &other).is_err(), "{host}");
+            assert!(std::ptr::eq(wire.client(&other), &wire.guarded), "{host}");
+        }
     }
 }

@@ -143,7 +143,8 @@ impl LayoutSource {
 pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Bytes>, RegistryError> {
     match layout.read_blob(digest, limit) {
         Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
-            Err(RegistryError::TooLarge { what: "manifest".to_owned(), limit, key: "limits.manifest" })
+            let (what, key) = ("manifest".to_owned(), "limits.manifest");
+            Err(RegistryError::TooLarge { what, limit, key, proven: false })
         }
         read => Ok(read?),
     }

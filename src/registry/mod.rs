@@ -5,6 +5,7 @@
 //! is bounded in bytes and in time, and everything that has a digest is checked against it.
 
 mod access;
+mod address;
 mod auth;
 mod blob_stream;
 mod challenge;
@@ -17,6 +18,7 @@ mod http;
 mod layout;
 mod layout_index;
 mod link;
+mod listing;
 mod lists;
 mod options;
 mod payload;
@@ -31,5 +33,6 @@ pub use destination::{Destination, Passage, Progress};
 pub use docker::{DockerConfig, DockerConfigError, Kept};
 pub use error::{Class, Identity, RegistryError};
 pub use http::BadOptions;
+pub use listing::{Listing, Member};
 pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
 pub use source::{Referrers, Registries, Source, TransferTurn};

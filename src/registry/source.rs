@@ -1,9 +1,10 @@
 //! Every registry that the configuration allows, and one repository of one of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -11,17 +12,18 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     blob_stream::BlobStream,
     destination::Destination,
-    error::{Class, RegistryError},
-    http::{BadOptions, Wire},
+    error::RegistryError,
+    http::{BadOptions, MAX_WAIT, MAX_WAIT_BETWEEN_CHECKS, Wire},
     layout::LayoutSource,
     layout_index::SharedLayout,
+    listing::{Listing, Member},
     lists,
     options::{Options, ReadLimits},
     remote::Remote,
 };
 use crate::{
     metrics::Metrics,
-    oci::{Descriptor, Document, Manifest, PinnedReference, Reference, Repository, Selector},
+    oci::{Descriptor, Manifest, PinnedReference, Reference, Repository, Selector},
 };
 
 /// The registries by host, each with its one connection pool and its one credential.
@@ -31,6 +33,8 @@ pub struct Registries {
     fallback: Options,
     limits: ReadLimits,
     metrics: Metrics,
+    /// The longest `Retry-After` that is waited for within an operation.
+    max_wait: Duration,
     reading: Mutex<HashMap<String, Arc<Wire>>>,
     writing: Mutex<HashMap<String, Arc<Wire>>>,
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
@@ -74,10 +78,19 @@ impl Registries {
             fallback: Options::default(),
             limits,
             metrics,
+            max_wait: MAX_WAIT_BETWEEN_CHECKS,
             reading: Mutex::default(),
             writing: Mutex::default(),
             layouts: Mutex::default(),
         }
+    }
+
+    /// For somebody who does not ask again later: a registry that asks for up to ten seconds of
+    /// patience is given them within an operation. Otherwise that is up to the caller, but for a
+    /// second.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { max_wait: MAX_WAIT, ..self }
     }
 
     /// How to speak to registries that have no options of their own, instead.
@@ -167,7 +180,8 @@ impl Registries {
     }
 
     fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {
-        cached(&self.reading, host, || Wire::reading(host, self.options(host), self.metrics.clone()))
+        let read = || Wire::reading(host, self.options(host), self.metrics.clone(), self.max_wait);
+        cached(&self.reading, host, read)
     }
 
     fn listing_wire(&self, host: &str) -> Result<Arc<Wire>, RegistryError> {
@@ -194,14 +208,11 @@ fn cached(
 }
 
 impl Referrers {
-    fn usable<T>(&mut self, list: &str, asked: Result<T, RegistryError>) -> Result<Option<T>, RegistryError> {
-        match asked {
-            Err(error) if error.class() == Class::Defect => {
-                self.skipped.push(format!("{list}: {error}"));
-                Ok(None)
-            }
-            asked => asked.map(Some),
-        }
+    /// Adds what is not there yet.
+    fn add(&mut self, listing: Listing) {
+        self.skipped.extend(listing.skipped);
+        let mut known: HashSet<_> = self.entries.iter().map(|entry| entry.digest.clone()).collect();
+        self.entries.extend(listing.entries.into_iter().filter(|entry| known.insert(entry.digest.clone())));
     }
 }
 
@@ -285,6 +296,42 @@ impl Source {
         }
     }
 
+    /// The manifest that a descriptor names, in a list that nobody vouches for: at most as many
+    /// bytes are read as it says.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`]; `TooLarge` when it is longer than the descriptor says.
+    pub async fn described_manifest(&self, descriptor: &Descriptor) -> Result<Manifest, RegistryError> {
+        let found = match &self.backend {
+            Backend::Remote(remote) => remote.described_manifest(descriptor).await?,
+            Backend::Layout(layout) => layout.manifest(descriptor.digest.clone()).await?,
+        };
+        found.ok_or_else(|| self.missing("manifest", &descriptor.digest))
+    }
+
+    /// The descriptors in the document that a tag names now, empty without such a tag. A document
+    /// or entry that can't be used is told in words: whoever may push can write one.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn tagged_listing(&self, tag: &str, member: Member) -> Result<Listing, RegistryError> {
+        let read = match &self.backend {
+            Backend::Remote(remote) => remote.tagged(tag).await,
+            Backend::Layout(_) => {
+                self.tagged_manifest(tag).await.map(|found| found.map(|found| (found.raw().clone(), None)))
+            }
+        };
+        match read {
+            Ok(None) => Ok(Listing::default()),
+            Ok(Some((raw, content_type))) => Ok(match Listing::read(&raw, member, content_type.as_deref()) {
+                Ok(listing) => listing.named(tag),
+                Err(reason) => Listing { size: raw.len() as u64, ..Listing::unusable(tag, reason) },
+            }),
+            Err(error) if error.is_unusable_content() => Ok(Listing::unusable(tag, error)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Starts the transfer of a blob.
     ///
     /// # Errors
@@ -309,22 +356,14 @@ impl Source {
         let digest = subject.digest();
         let mut found = Referrers::default();
         if let Backend::Remote(remote) = &self.backend {
-            let listed = found.usable("referrers", remote.referrers(digest, limit).await)?;
-            found.entries = listed.flatten().unwrap_or_default();
-        }
-        let tag = format!("{}-{}", digest.algorithm(), digest.hex());
-        let fallback = found.usable(&tag, self.tagged_manifest(&tag).await)?.flatten();
-        if let Some(Document::Index { manifests }) = fallback.as_ref().map(Manifest::document) {
-            for entry in manifests {
-                // Each is compared with all before it.
-                if found.entries.len() >= limit {
-                    break;
-                }
-                if !found.entries.iter().any(|known| known.digest == entry.digest) {
-                    found.entries.push(entry.clone());
-                }
+            match remote.referrers(digest, limit).await {
+                Ok(listing) => found.add(listing.unwrap_or_default().named("referrers")),
+                Err(error) if error.is_unusable_content() => found.add(Listing::unusable("referrers", error)),
+                Err(error) => return Err(error),
             }
         }
+        let tag = format!("{}-{}", digest.algorithm(), digest.hex());
+        found.add(self.tagged_listing(&tag, Member::Manifests).await?);
         found.entries.truncate(limit);
         Ok(found)
     }

@@ -15,7 +15,10 @@ use super::{
     retry,
     shelf::{fallback_tag, not_an_index},
 };
-use crate::oci::{Descriptor, Digest, Manifest, media_type};
+use crate::{
+    oci::{Descriptor, Digest, Manifest, media_type},
+    telemetry::{SENTENCE_BYTES, cut},
+};
 
 /// A blob larger than this goes in chunks.
 const IN_CHUNKS: u64 = 16 << 20;
@@ -339,7 +342,8 @@ async fn setback(setbacks: &mut u32, error: RegistryError) -> Result<(), Registr
         return Err(error);
     }
     let delay = retry::delay(*setbacks + 1, wait);
-    tracing::debug!(setbacks, ?delay, %error, "an upload broke");
+    let error = error.to_string();
+    tracing::debug!(setbacks, ?delay, error = &*cut(&error, SENTENCE_BYTES), "an upload broke");
     sleep(delay).await;
     Ok(())
 }

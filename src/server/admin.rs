@@ -38,7 +38,7 @@ pub(super) struct Admin {
 
 impl Admin {
     pub(super) fn new(catalog: Catalog, metrics: Metrics, survey: Survey, ready_at: Instant, leaving: Leaving) -> Self {
-        let since = format!("{:.3}", jiff::Timestamp::now());
+        let since = format!("{:.3}", crate::telemetry::now());
         Self { catalog, metrics, survey, ready_at, was_ready: AtomicBool::new(false), leaving, since }
     }
 

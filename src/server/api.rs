@@ -6,7 +6,6 @@ use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{ALLOW, AUTHORIZATION, HeaderValue, USER_AGENT, WWW_AUTHENTICATE},
 };
-use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, sleep_until};
 
@@ -159,7 +158,7 @@ impl Api {
 
 impl Question<'_> {
     fn offered(&self, seen: &Seen) -> Offer {
-        seen.offer(Timestamp::now(), |fallback| {
+        seen.offer(crate::telemetry::now(), |fallback| {
             if self.tags.is_empty() {
                 Runs::Nothing
             } else if self.tags.runs(fallback) {

@@ -1,156 +1,311 @@
-//! Gathering evidence from a registry, within bounds.
+//! Gathering evidence from a registry. Whoever may push can attach thousands of referrers, so
+//! what is bounded is bytes (`limits.evidence`), not a number of candidates: those that look like
+//! a signature come first, then small ones, and the position in a list decides nothing. One piece
+//! that can't be used takes no other away.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use tokio::time::{Duration, Instant};
 
 use super::{
+    budget::{Budget, MAX_PIECE_BYTES, MIN_MANIFEST_BYTES, Notes},
     bundle_v03,
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
+    policy::SIGNATURE_PREDICATE,
 };
 use crate::{
-    oci::{Blob, Descriptor, Manifest, PinnedReference},
-    registry::{Class, RegistryError, Source},
+    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, media_type},
+    registry::{Class, Member, RegistryError, Source},
 };
 
-/// Referrers that are looked at; whoever can push can attach more.
-const MAX_REFERRERS: usize = 64;
-/// Simple signatures that are looked at.
-const MAX_LEGACY: usize = 32;
-/// One piece of signature material: bundles have a few KiB.
-const MAX_PIECE: u64 = 1 << 20;
+/// Requests at a time.
+const CONCURRENT_REQUESTS: usize = 8;
+/// Pieces that the registry fails to give out before it is taken to be unwell.
+const MAX_FAILURES: usize = 8;
+/// After a failure no further piece is begun once the whole has taken so long.
+const PATIENCE_WITH_FAILURES: Duration = Duration::from_secs(60);
+/// Of the budget, what manifests leave to the pieces that they name as long as there are any:
+/// an eighth.
+const RESERVED_SHARE: u64 = 8;
+/// Where cosign writes the type of what a bundle says, so that it need not be fetched to tell.
+const PREDICATE_ANNOTATION: &str = "dev.sigstore.bundle.predicateType";
+/// What cosign 2 calls its image of signatures as a referrer.
+const COSIGN_SIGNATURE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
 /// Collects what `source` holds to vouch for `subject`, at most `limit` bytes in all
 /// (`limits.evidence`). `source` is the artifact's own repository, or the one that the policy
-/// names for signatures: they are found by the digest alone. What can't be used is skipped and noted; it is neither an error nor
-/// a signature.
+/// names for signatures: they are found by the digest alone. What is malformed, missing, too
+/// large or contradicts itself is noted; it is neither an error nor a signature.
 ///
 /// # Errors
-/// When the registry does not answer or refuses: that is not the same as "unsigned".
+/// When the registry does not answer or refuses, and nothing was found beside that: this is not
+/// the same as "unsigned". Where something was found, [`Evidence::unavailable`] tells.
 pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> Result<Evidence, RegistryError> {
-    let mut collector = Collector { source, left: limit, evidence: Evidence::default() };
-    collector.referrers(subject).await?;
-    collector.legacy_tag(subject).await?;
-    Ok(collector.evidence)
+    let mut collector = Collector {
+        source,
+        budget: Budget::new(limit),
+        began: Instant::now(),
+        referrers: VecDeque::new(),
+        pieces: VecDeque::new(),
+        known: HashSet::new(),
+        evidence: Evidence::default(),
+        notes: Notes::default(),
+        failures: 0,
+        unavailable: None,
+    };
+    collector.list_referrers(subject).await?;
+    collector.list_legacy(subject).await?;
+    // What is left over by the first round is afforded by what its pieces have not needed.
+    for reserve in [limit / RESERVED_SHARE, 0] {
+        collector.fetch_referrers(reserve).await;
+        collector.fetch_pieces().await;
+    }
+    collector.finish()
 }
 
 struct Collector<'a> {
     source: &'a Source,
-    left: u64,
+    budget: Budget,
+    began: Instant,
+    /// Manifests that are listed, likely ones first.
+    referrers: VecDeque<Descriptor>,
+    /// Signature material that they name.
+    pieces: VecDeque<Piece>,
+    known: HashSet<(LegacySignature, Digest)>,
     evidence: Evidence,
+    notes: Notes,
+    failures: usize,
+    unavailable: Option<RegistryError>,
+}
+
+/// A blob to be fetched, and what it is a part of.
+struct Piece {
+    blob: Descriptor,
+    of: Candidate,
+}
+
+enum Candidate {
+    /// A Sigstore bundle, named by this manifest.
+    Bundle { referrer: Bytes },
+    /// The payload of this signature.
+    Legacy(LegacySignature),
 }
 
 impl Collector<'_> {
-    async fn referrers(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        let referrers = self.source.referrers(subject, MAX_REFERRERS).await?;
-        self.evidence.skipped.extend(referrers.skipped);
-        for entry in referrers.entries {
-            let pinned = self.source.repository().pin(entry.digest.clone());
-            if !self.afford(&entry) {
-                continue;
-            }
-            let Some(manifest) = self.usable(self.source.manifest(&pinned).await, &entry)? else { continue };
-            // What the list says about sizes is no better than what it says about types.
-            if manifest.raw().len() as u64 != entry.size {
-                self.evidence.skipped.push(format!("{}: not as long as the list of referrers says", entry.digest));
-                continue;
-            }
-            // What the list says about types is unreliable; the manifest itself decides.
-            match manifest.layers() {
-                [layer] if bundle_v03::is_bundle(&layer.media_type) => {
-                    if self.afford(layer)
-                        && let Some(bundle) = self.piece(layer).await?
-                    {
-                        self.evidence.bundles.push(SignatureBundle { referrer: manifest.raw().clone(), bundle });
-                    }
-                }
-                // cosign 2 with `--registry-referrers-mode=oci-1-1`: its `.sig` image as a referrer.
-                _ => self.simple_signatures(&manifest).await?,
-            }
+    async fn list_referrers(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
+        let listed = self.source.referrers(subject, usize::MAX).await?;
+        listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
+        let (usable, odd): (Vec<_>, Vec<_>) =
+            listed.entries.into_iter().partition(|entry| (MIN_MANIFEST_BYTES..=MAX_PIECE_BYTES).contains(&entry.size));
+        for entry in odd {
+            self.notes.add(format!("{}: no manifest of a signature has {} bytes", entry.digest, entry.size));
         }
+        let mut usable = usable;
+        usable.sort_by_key(|entry| (rank(entry), entry.size));
+        self.referrers = usable.into();
         Ok(())
     }
 
-    async fn legacy_tag(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
+    async fn list_legacy(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
         let tag = legacy::tag(subject.digest());
-        let manifest = match self.source.tagged_manifest(&tag).await {
-            Ok(Some(manifest)) => manifest,
-            Ok(None) => return Ok(()),
-            Err(error) if error.class() == Class::Defect => {
-                self.evidence.skipped.push(format!("{tag}: {error}"));
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        if !self.pay(&manifest.descriptor()) {
+        let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
+        listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
+        if listed.size > 0 && !self.budget.spend(listed.size, 0) {
+            self.notes.add(format!("{tag}: beyond limits.evidence"));
             return Ok(());
         }
-        self.simple_signatures(&manifest).await
-    }
-
-    async fn simple_signatures(&mut self, manifest: &Manifest) -> Result<(), RegistryError> {
-        for layer in manifest.layers() {
-            let Some(signature) = legacy::signature_of(layer) else { continue };
-            if self.evidence.legacy.len() >= MAX_LEGACY {
-                let sentence = format!("{}: more than {MAX_LEGACY} signatures", manifest.digest());
-                self.evidence.skipped.push(sentence);
-                return Ok(());
-            }
-            if self.afford(layer)
-                && let Some(payload) = self.piece(layer).await?
-            {
-                self.evidence.legacy.push(LegacySignature { payload, ..signature });
-            }
-        }
+        self.add_legacy(&listed.entries);
         Ok(())
     }
 
-    async fn piece(&mut self, descriptor: &Descriptor) -> Result<Option<bytes::Bytes>, RegistryError> {
-        let fetched = match self.source.blob(descriptor).await {
-            Ok(stream) => stream.collect().await,
-            Err(error) => Err(error),
+    async fn fetch_referrers(&mut self, reserve: u64) {
+        let chosen = self.budget.choose(&mut self.referrers, reserve, |entry| entry);
+        let source = self.source.clone();
+        let mut fetched = stream::iter(chosen)
+            .map(move |entry| {
+                let source = source.clone();
+                async move { (source.described_manifest(&entry).await, entry) }
+            })
+            .buffered(CONCURRENT_REQUESTS);
+        while let Some((manifest, entry)) = fetched.next().await {
+            if let Some(manifest) = self.usable(manifest, &entry.digest) {
+                self.add_referrer(&manifest, &entry);
+            }
+            if self.is_registry_unwell() {
+                return;
+            }
+        }
+    }
+
+    fn add_referrer(&mut self, manifest: &Manifest, entry: &Descriptor) {
+        // What the list says about sizes is no better than what it says about types.
+        if manifest.raw().len() as u64 != entry.size {
+            self.notes.add(format!("{}: not as long as the list of referrers says", entry.digest));
+            return;
+        }
+        // What the list says about types is unreliable; the manifest itself decides.
+        match manifest.layers() {
+            [layer] if bundle_v03::is_bundle(&layer.media_type) => {
+                self.add(Piece { blob: layer.clone(), of: Candidate::Bundle { referrer: manifest.raw().clone() } });
+            }
+            // cosign 2 with `--registry-referrers-mode=oci-1-1`: its `.sig` image as a referrer.
+            layers => self.add_legacy(layers),
+        }
+    }
+
+    fn add_legacy(&mut self, layers: &[Descriptor]) {
+        for layer in layers {
+            let Some(signature) = legacy::signature_of(layer) else { continue };
+            if self.known.insert((signature.clone(), layer.digest.clone())) {
+                self.add(Piece { blob: layer.clone(), of: Candidate::Legacy(signature) });
+            }
+        }
+    }
+
+    fn add(&mut self, piece: Piece) {
+        let Descriptor { digest, size, .. } = &piece.blob;
+        if *size > MAX_PIECE_BYTES {
+            self.notes.add(format!("{digest}: {size} bytes are too many for a signature"));
+        } else {
+            self.pieces.push_back(piece);
+        }
+    }
+
+    async fn fetch_pieces(&mut self) {
+        if self.is_registry_unwell() {
+            return;
+        }
+        self.pieces.make_contiguous().sort_by_key(|piece| piece.blob.size);
+        // Signatures of one artifact by several keys share their payload.
+        let mut by_blob: HashMap<(Digest, u64), Vec<Candidate>> = HashMap::new();
+        let mut blobs = VecDeque::new();
+        for Piece { blob, of } in std::mem::take(&mut self.pieces) {
+            let candidates = by_blob.entry((blob.digest.clone(), blob.size)).or_default();
+            if candidates.is_empty() {
+                blobs.push_back(blob);
+            }
+            candidates.push(of);
+        }
+        let chosen = self.budget.choose(&mut blobs, 0, |blob| blob);
+        let source = self.source.clone();
+        let mut fetched = stream::iter(chosen)
+            .map(move |blob| {
+                let source = source.clone();
+                async move { (fetch(&source, &blob).await, blob) }
+            })
+            .buffered(CONCURRENT_REQUESTS);
+        while let Some((bytes, blob)) = fetched.next().await {
+            let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
+            if let Some(blob) = self.usable(bytes, &blob.digest) {
+                let bytes = blob.in_memory().cloned().unwrap_or_default();
+                candidates.into_iter().for_each(|candidate| self.complete(candidate, bytes.clone()));
+            }
+            if self.is_registry_unwell() {
+                return;
+            }
+        }
+        // For the next round, if there is one.
+        for blob in blobs {
+            let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
+            self.pieces.extend(candidates.into_iter().map(|of| Piece { blob: blob.clone(), of }));
+        }
+    }
+
+    fn complete(&mut self, candidate: Candidate, bytes: Bytes) {
+        match candidate {
+            Candidate::Bundle { referrer } => {
+                self.evidence.bundles.push(SignatureBundle { referrer, bundle: bytes });
+            }
+            Candidate::Legacy(signature) => {
+                self.evidence.legacy.push(LegacySignature { payload: bytes, ..signature });
+            }
+        }
+    }
+
+    /// A piece that can't be used is noted; so is one that the registry did not give out, which
+    /// may have been the one that counts.
+    fn usable<T>(&mut self, fetched: Result<T, RegistryError>, digest: &Digest) -> Option<T> {
+        let error = match fetched {
+            Ok(value) => return Some(value),
+            Err(error) => error,
         };
-        let blob = self.usable(fetched, descriptor)?;
-        Ok(blob.as_ref().and_then(Blob::in_memory).cloned())
+        self.notes.add(match &error {
+            RegistryError::Missing { .. } | RegistryError::Mismatch { .. } => error.to_string(),
+            _ => format!("{digest}: {error}"),
+        });
+        if !error.is_unusable_content() {
+            self.failures += 1;
+            self.unavailable.get_or_insert(error);
+        }
+        None
     }
 
-    /// A piece that is missing, broken or nonsense is noted and skipped; a registry that
-    /// does not answer is an error.
-    fn usable<T>(
-        &mut self,
-        fetched: Result<T, RegistryError>,
-        descriptor: &Descriptor,
-    ) -> Result<Option<T>, RegistryError> {
-        match fetched {
-            Ok(value) => Ok(Some(value)),
-            Err(error @ (RegistryError::Missing { .. } | RegistryError::Mismatch { .. })) => {
-                self.evidence.skipped.push(error.to_string());
-                Ok(None)
+    fn is_registry_unwell(&self) -> bool {
+        let limited = |error: &RegistryError| matches!(error.class(), Class::RateLimited { .. });
+        self.failures >= MAX_FAILURES
+            || self.unavailable.as_ref().is_some_and(limited)
+            || (self.failures > 0 && self.began.elapsed() > PATIENCE_WITH_FAILURES)
+    }
+
+    fn finish(mut self) -> Result<Evidence, RegistryError> {
+        let left = self.referrers.iter().chain(self.pieces.iter().map(|piece| &piece.blob));
+        for digest in left.map(|left| left.digest.clone()).collect::<Vec<_>>() {
+            self.notes.add(format!("{digest}: beyond limits.evidence"));
+        }
+        match self.unavailable {
+            Some(error) if self.evidence.is_empty() => Err(error),
+            unavailable => {
+                let (skipped, unavailable) = (self.notes.into_sentences(), unavailable.map(Arc::new));
+                Ok(Evidence { skipped, unavailable, ..self.evidence })
             }
-            Err(error) if error.class() == Class::Defect => {
-                self.evidence.skipped.push(format!("{}: {error}", descriptor.digest));
-                Ok(None)
-            }
-            Err(error) => Err(error),
         }
     }
+}
 
-    fn afford(&mut self, descriptor: &Descriptor) -> bool {
-        let size = descriptor.size;
-        if size > MAX_PIECE {
-            self.evidence.skipped.push(format!("{}: {size} bytes are too many for a signature", descriptor.digest));
-            return false;
-        }
-        self.pay(descriptor)
+async fn fetch(source: &Source, blob: &Descriptor) -> Result<Blob, RegistryError> {
+    source.blob(blob).await?.collect().await
+}
+
+/// How likely a referrer is a signature, as the list has it: the least is the likeliest. The list
+/// is unreliable (go-containerregistry before 0.22.1 wrote the type of the config, or none, and
+/// dropped annotations), so nothing is ruled out by it.
+fn rank(entry: &Descriptor) -> u8 {
+    let Some(kind) = entry.artifact_type.as_deref() else { return 2 };
+    if bundle_v03::is_bundle(kind) {
+        let says_otherwise = entry.annotation(PREDICATE_ANNOTATION).is_some_and(|kind| kind != SIGNATURE_PREDICATE);
+        return u8::from(says_otherwise);
     }
+    if [media_type::EMPTY, media_type::IMAGE_CONFIG, COSIGN_SIGNATURE].contains(&kind) { 2 } else { 3 }
+}
 
-    fn pay(&mut self, descriptor: &Descriptor) -> bool {
-        match self.left.checked_sub(descriptor.size) {
-            Some(left) => {
-                self.left = left;
-                true
-            }
-            None => {
-                self.evidence.skipped.push(format!("{}: beyond limits.evidence", descriptor.digest));
-                false
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_list_calls_a_signature_comes_first_and_nothing_is_ruled_out() {
+        const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+        let entry = |kind: Option<&str>, predicate: Option<&str>| Descriptor {
+            artifact_type: kind.map(str::to_owned),
+            annotations: predicate.map(|kind| [(PREDICATE_ANNOTATION.to_owned(), kind.to_owned())].into()),
+            ..Descriptor::of(media_type::OCI_MANIFEST, b"x")
+        };
+        for (kind, predicate, expected) in [
+            (Some(BUNDLE), Some(SIGNATURE_PREDICATE), 0),
+            (Some(BUNDLE), None, 0),
+            (Some(BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
+            (None, None, 2),
+            (Some(media_type::EMPTY), None, 2),
+            (Some(COSIGN_SIGNATURE), None, 2),
+            (Some("application/spdx+json"), Some(SIGNATURE_PREDICATE), 3),
+        ] {
+            assert_eq!(rank(&entry(kind, predicate)), expected, "{kind:?} {predicate:?}");
         }
     }
 }

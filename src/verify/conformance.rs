@@ -7,7 +7,7 @@ use sigstore_verify::types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, Sha
 use super::{
     Identity, TrustRoot, certificate,
     reason::Fault,
-    sigstore::{Demands, verify_certificate, verify_key},
+    sigstore::{Demands, check_clock, verify_certificate, verify_key},
 };
 use crate::oci::{Digest, strict_json};
 
@@ -39,6 +39,7 @@ pub fn verify_bundle(
     signer: &ExpectedSigner,
     root: &TrustRoot,
 ) -> Result<(), String> {
+    check_clock().map_err(|fault| fault.to_string())?;
     strict_json(bundle).map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(bundle).map_err(|error| error.to_string())?;
     let bundle = Bundle::from_json(text).map_err(|error| error.to_string())?;

@@ -1,7 +1,11 @@
 //! Signature material as it came from a registry: nothing in here is trusted.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::registry::RegistryError;
 
 /// Everything that a registry offers to vouch for one digest, in a form that can be kept on
 /// disk and judged again. Verdicts are never kept.
@@ -12,10 +16,14 @@ pub struct Evidence {
     /// Candidates that could not be used, in words.
     #[serde(default)]
     pub(super) skipped: Vec<String>,
+    /// Why a piece that the registry lists could not be asked for: it may have held what a
+    /// refusal misses.
+    #[serde(skip)]
+    pub(super) unavailable: Option<Arc<RegistryError>>,
 }
 
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct LegacySignature {
     /// The `dev.cosignproject.cosign/signature` annotation.
     pub(super) signature: String,
@@ -58,6 +66,12 @@ impl Evidence {
     /// Whether there is no candidate at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Why a refusal on the strength of this evidence may be the registry's fault: it did not give
+    /// out a piece that it lists. What is accepted all the same needs no more.
+    pub fn unavailable(&self) -> Option<&RegistryError> {
+        self.unavailable.as_deref()
     }
 
     /// Reads what [`Self::to_bytes`] wrote.

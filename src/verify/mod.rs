@@ -5,6 +5,7 @@
 //! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
 //! judged again from disk.
 
+mod budget;
 mod bundle_v03;
 mod ca;
 mod candidate;
@@ -21,6 +22,7 @@ mod policy;
 mod private_ca;
 mod reason;
 mod report;
+mod restrict;
 mod roots;
 mod sigstore;
 mod statement;
@@ -42,6 +44,7 @@ pub use policy::{
 };
 pub use reason::Reason;
 pub use report::{Check, Finding, Report};
+pub use restrict::TrustBase;
 pub use roots::{
     BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
 };

@@ -22,6 +22,8 @@ pub const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
 pub struct TrustPolicy {
     name: String,
     rule: Rule,
+    /// What an unsigned policy does not accept; a signed one has them in its requirements.
+    revoked: BTreeSet<Digest>,
     revision: PolicyRevision,
 }
 
@@ -198,7 +200,7 @@ pub struct Unmeetable {
 impl TrustPolicy {
     /// A policy that accepts everything.
     pub fn unsigned(name: String) -> Self {
-        Self { name, rule: Rule::Unsigned, revision: PolicyRevision::of("unsigned") }
+        Self { name, rule: Rule::Unsigned, revoked: BTreeSet::new(), revision: PolicyRevision::of("unsigned") }
     }
 
     /// A policy of these requirements.
@@ -207,10 +209,32 @@ impl TrustPolicy {
     /// When nobody could ever meet them, or anybody could.
     pub fn signed(name: String, requirements: Requirements) -> Result<Self, Unmeetable> {
         requirements.check()?;
+        Ok(Self::of(name, requirements))
+    }
+
+    /// A policy of these requirements, which may turn out to accept nothing.
+    pub(super) fn of(name: String, requirements: Requirements) -> Self {
         // Every part has a `Debug` that shows all that it decides by: a new one changes the
         // revision by being there, and can't be forgotten.
         let revision = PolicyRevision::of(&format!("{requirements:?}"));
-        Ok(Self { name, rule: Rule::Signed(Box::new(requirements)), revision })
+        Self { name, rule: Rule::Signed(Box::new(requirements)), revoked: BTreeSet::new(), revision }
+    }
+
+    /// The same, but for these digests.
+    #[must_use]
+    pub(super) fn without(self, revoked: &BTreeSet<Digest>) -> Self {
+        if revoked.is_empty() {
+            return self;
+        }
+        let revision = PolicyRevision::of(&format!("{} without {revoked:?}", self.revision));
+        Self { revoked: revoked.clone(), revision, ..self }
+    }
+
+    /// Whether this is never served, whoever signed it.
+    pub fn revokes(&self, digest: &Digest) -> bool {
+        let requirements = self.requirements();
+        self.revoked.contains(digest)
+            || requirements.is_some_and(|requirements| requirements.revoked_digests.contains(digest))
     }
 
     /// The policy's name in the configuration.

@@ -4,6 +4,7 @@
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{policy::Format, reason::Fault, verdict::Signer};
+use crate::telemetry::{NAME_BYTES, cut};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,9 +82,13 @@ impl Finding {
     }
 }
 
+/// The most bytes of one detail.
+const DETAIL_BYTES: usize = 300;
+
 /// A hostile registry must be able neither to fill the log nor to steer a terminal.
 pub(super) fn clean(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(300).collect()
+    let shown: String = text.chars().filter(|character| !character.is_control()).collect();
+    cut(&shown, DETAIL_BYTES).into_owned()
 }
 
 /// As `verify --json` and `/status` have it.
@@ -92,7 +97,7 @@ impl Serialize for Finding {
         let mut fields = serializer.serialize_struct("Finding", 5)?;
         fields.serialize_field("format", self.format.label())?;
         fields.serialize_field("authority", &self.signer.as_ref().map(|signer| &signer.authority))?;
-        fields.serialize_field("identity", &self.signer.as_ref().map(|signer| &signer.identity))?;
+        fields.serialize_field("identity", &self.signer.as_ref().map(|signer| cut(&signer.identity, NAME_BYTES)))?;
         fields.serialize_field("verified", &self.is_verified())?;
         fields.serialize_field("checks", &self.checks)?;
         fields.end()

@@ -14,7 +14,7 @@ use super::{
     reason::Fault,
     statement::Statement,
 };
-use crate::oci::Digest;
+use crate::{oci::Digest, telemetry};
 
 /// What is asked of a certificate beside its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +50,7 @@ pub(super) fn certified(
     subject: &Digest,
     demands: Demands,
 ) -> Result<Certified, Fault> {
+    check_clock()?;
     let Material::Certificate { leaf, .. } = &candidate.material else { return Err(Fault::AnotherKey) };
     let info = parse_certificate_info(leaf).map_err(|error| Fault::Certificate(error.to_string()))?;
     candidate.check_entries(demands.log)?;
@@ -66,6 +67,7 @@ pub(super) fn keyed(
     key: &DerPublicKey,
     log: bool,
 ) -> Result<Times, Fault> {
+    check_clock()?;
     candidate.check_entries(log)?;
     let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| Fault::Unsupported(error.to_string()))?;
     first_good(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
@@ -108,6 +110,14 @@ pub(super) fn verify_key(
         policy = policy.skip_tlog_unsafe();
     }
     verifier.verify(artifact, bundle, &policy).map(|result| times(&result))
+}
+
+/// sigstore-verify reads the clock by itself, and panics where that can't be written as a date.
+pub(super) fn check_clock() -> Result<(), Fault> {
+    if telemetry::is_clock_usable() {
+        return Ok(());
+    }
+    Err(Fault::Timestamp("the system's clock is before 1970 or after 9999; set it".to_owned()))
 }
 
 fn first_good<T>(

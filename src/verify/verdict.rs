@@ -9,7 +9,10 @@ use super::{
     reason::Reason,
     report::{Report, clean},
 };
-use crate::oci::{Digest, Manifest, PinnedReference};
+use crate::{
+    oci::{Digest, Manifest, PinnedReference},
+    telemetry,
+};
 
 /// Something that a trust policy accepted. There is no other way to one than
 /// [`Verified::judge`], so code that asks for a `Verified` can't be given anything else:
@@ -82,7 +85,7 @@ pub struct Circumstances {
 impl Circumstances {
     /// Something new, now.
     pub fn now() -> Self {
-        Self { now: Timestamp::now(), expired_roots: false }
+        Self { now: telemetry::now(), expired_roots: false }
     }
 
     /// Something that the same roots have accepted before.
@@ -129,6 +132,10 @@ impl Verified<Manifest> {
             );
         }
         let accepted = match policy.rule() {
+            Rule::Unsigned if policy.revokes(digest) => {
+                let (reason, digest) = (Reason::RevokedDigest, digest.clone());
+                Err(Rejection { reason, digest, details: String::new(), revoked: true })
+            }
             Rule::Unsigned => Ok(Accepted::default()),
             Rule::Signed(requirements) => {
                 Hearing { requirements, pinned, circumstances }.hear(evidence, &mut report.findings)

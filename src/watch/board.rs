@@ -3,16 +3,20 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
+    Snapshot,
     expect::Older,
     handle::{FailureStatus, SignerStatus, Status},
     state::{Failure, State, Withdrawal},
     verdict::{VerdictStatus, milliseconds},
 };
-use crate::{metrics::Metrics, verify::TrustPolicy};
+use crate::{
+    metrics::Metrics,
+    telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
+    verify::TrustPolicy,
+};
 
 /// The only sender of a bundle's state, and there is no way to make it [`State::Serving`] but by
 /// an [`Admitted`].
@@ -44,7 +48,7 @@ impl<'a> Admitted<'a> {
         let policy = policy.borrow();
         match state.snapshot() {
             Some(snapshot) if snapshot.manifest().revision() != policy.revision() => Err(Outdated),
-            Some(snapshot) if !snapshot.is_valid_at(Timestamp::now()) => Err(Outdated),
+            Some(snapshot) if !snapshot.is_valid_at(telemetry::now()) => Err(Outdated),
             Some(_) | None => Ok(Self { state, policy }),
         }
     }
@@ -111,7 +115,7 @@ impl Board {
             self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
             // What was never served is not missed; why it is not has been told.
-            if let State::Withdrawn(Withdrawal { reason, lost }) = after
+            if let State::Withdrawn(Withdrawal { reason, lost, .. }) = after
                 && (lost.is_some() || before.snapshot().is_some())
             {
                 match &status.stands_in {
@@ -128,7 +132,7 @@ impl Board {
             return;
         };
         let manifest = snapshot.manifest_digest().to_string();
-        let revision = snapshot.bundle().revision().to_string();
+        let revision = revision_of(snapshot);
         if before.snapshot().is_some_and(|before| before.manifest_digest() == snapshot.manifest_digest()) {
             tracing::info!(bundle, manifest, policy = status.policy, "judged again: still trusted");
         } else {
@@ -144,7 +148,7 @@ impl Board {
             .iter()
             .map(|signer| SignerStatus {
                 authority: signer.authority.clone(),
-                identity: signer.identity.clone(),
+                identity: cut(&signer.identity, NAME_BYTES).into_owned(),
                 format: signer.format.label(),
                 signed_at: signer.signed_at.map(milliseconds),
             })
@@ -154,19 +158,20 @@ impl Board {
 
     /// Puts a failure where people look; logs it once, not at every repetition.
     pub(super) fn note(&self, failure: &Failure) {
+        let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
             at: now(),
             class: failure.class.label(),
             step: failure.step.to_string(),
             digest: failure.digest.as_ref().map(ToString::to_string),
-            message: failure.message.clone(),
+            message: message.clone().into_owned(),
         };
         let last = self.lock().last_failure.replace(status);
-        let known = last.is_some_and(|last| last.message == failure.message && last.class == failure.class.label());
+        let known = last.is_some_and(|last| last.message == message && last.class == failure.class.label());
         if !known {
             let (bundle, class, step) = (&*self.bundle, failure.class.label(), failure.step.to_string());
             let serving = self.state.borrow().label();
-            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{}", failure.message);
+            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{message}");
         }
     }
 
@@ -181,7 +186,7 @@ impl Board {
     pub(super) fn alarm(&self, older: Option<&Older>) {
         let bundle = &*self.bundle;
         self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
-        let older = older.map(ToString::to_string);
+        let older = older.map(|older| cut(&older.to_string(), SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
             tracing::warn!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
@@ -210,16 +215,15 @@ impl Board {
     /// Notes that the registry has answered.
     pub(super) fn checked(&self) {
         self.lock().last_check = Some(now());
-        let seconds = Timestamp::now().as_millisecond() as f64 / 1000.0;
+        let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
         self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
     }
 
     fn count_state(&mut self) {
         let name = &*self.bundle;
         let state = self.state.borrow();
-        let published = state
-            .snapshot()
-            .map(|snapshot| [snapshot.manifest_digest().to_string(), snapshot.bundle().revision().to_string()]);
+        let published =
+            state.snapshot().map(|snapshot| [snapshot.manifest_digest().to_string(), revision_of(snapshot)]);
         if let Some([manifest, revision]) = &self.published {
             // It may have been set never or twice; either way it has to go.
             let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
@@ -239,9 +243,14 @@ impl Board {
     }
 }
 
+/// The bundle's revision as a label, in the log and in the status.
+fn revision_of(snapshot: &Snapshot) -> String {
+    cut(snapshot.bundle().revision().as_str(), NAME_BYTES).into_owned()
+}
+
 /// RFC 3339, UTC, milliseconds.
 fn now() -> String {
-    milliseconds(Timestamp::now())
+    milliseconds(telemetry::now())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     oci::{Digest, Manifest, PinnedReference},
     store::{Acceptance, Attempt},
+    telemetry,
     verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
 };
 
@@ -187,6 +188,9 @@ impl Case {
     fn judge(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, Proof), Refused> {
         let Self { policy, pinned, manifest, evidence, accepted: before } = self;
         let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
+        if !telemetry::is_clock_usable() {
+            return Err(no_clock(pinned.digest()).into());
+        }
         let circumstances = Circumstances::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
         let same_roots = before.is_some_and(|before| accepted.roots.iter().all(|root| before.roots.contains(root)));
@@ -247,6 +251,13 @@ fn over(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
         reason: "validity",
         message,
     }
+}
+
+/// Certificates, and keys with a time, are judged by the clock, and no library reads one so far off.
+fn no_clock(digest: &Digest) -> Failure {
+    let message = "the system's clock is before 1970 or after 9999, so nothing can be verified; set it".to_owned();
+    let (class, step) = (FailureClass::Transient, Step::Verify);
+    Failure { class, step, digest: Some(digest.clone()), etag: None, reason: "clock", message }
 }
 
 /// The revisions of the trust roots that a policy relies on, in order.

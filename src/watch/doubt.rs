@@ -18,7 +18,7 @@ use super::{
     state::{Failure, FailureClass, Outcome, State, next},
     watcher::Watcher,
 };
-use crate::verify::TrustPolicy;
+use crate::{telemetry, verify::TrustPolicy};
 
 /// The clock that verdicts go by may be set, and stands still for nobody who sleeps: a machine
 /// that was suspended wakes up late. So it is looked at this often.
@@ -39,7 +39,7 @@ pub(super) async fn arises(policy: &mut watch::Receiver<Arc<TrustPolicy>>, due: 
 async fn run_out(due: Option<Timestamp>) {
     let Some(until) = due else { return std::future::pending().await };
     loop {
-        let now = Timestamp::now();
+        let now = telemetry::now();
         if court::is_over(due, now) {
             return;
         }
@@ -63,7 +63,7 @@ impl Watcher {
         self.hopeless = None;
         self.schedule.start_over();
         let Some(known) = self.known() else { return self.absolve(&policy).await };
-        if known.manifest().revision() == policy.revision() && !court::is_over(known.manifest().due(), Timestamp::now())
+        if known.manifest().revision() == policy.revision() && !court::is_over(known.manifest().due(), telemetry::now())
         {
             return;
         }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     bundle::BundleManifest,
     oci::{Digest, Manifest},
+    telemetry,
     verify::Verified,
 };
 
@@ -290,7 +291,7 @@ fn lies_within(root: &str, within: &str) -> bool {
 
 /// A hostile author must not be able to fill the log.
 fn cut(text: &str) -> String {
-    text.chars().take(100).collect()
+    telemetry::cut(text, 128).into_owned()
 }
 
 const VERSION: &str = "org.opencontainers.image.version";

@@ -23,12 +23,13 @@ pub struct OnWithdraw {
     /// configured, must not be the bundle itself, and must not name a fallback of its own, so
     /// that there are neither chains nor circles.
     ///
-    /// Those who run nothing get it whenever the bundle is withdrawn. Those who run something
-    /// get it only if something was lost ([`Withdrawal::lost`]): if a bundle was served here
-    /// and then withdrawn, or is refused because it is named as revoked. A replica with an
-    /// empty cache that finds an unsigned push, or a signature by a key that was taken out of
-    /// the configuration, can't know whether the others serve something older with every
-    /// right; it leaves their clients alone.
+    /// Clients that run nothing, or the fallback, get it whenever the bundle is withdrawn. Clients
+    /// that run something else get it where this replica has served the bundle itself, before or
+    /// after its last start, and then withdrawn it. A replica without such a history (an empty
+    /// cache) can't know whether other replicas serve a good version: there only clients get it
+    /// whose first tag is that of a version which is named as revoked, or signed by a revoked key.
+    /// Otherwise anybody who can move the tag to an old revoked artifact could have the fallback
+    /// served to every client of the good one.
     pub fallback: String,
 }
 
@@ -74,9 +75,9 @@ pub struct Seen {
 pub enum Runs {
     /// Nothing yet.
     Nothing,
-    /// Some version.
+    /// Another version than the one in question.
     Something,
-    /// The fallback.
+    /// The version in question: the fallback, or what was lost.
     Fallback,
 }
 
@@ -176,22 +177,31 @@ impl Seen {
         &self.own
     }
 
-    /// What a client is to have at this time. `runs` is asked with the fallback's entity tag,
-    /// where there is one to serve.
-    pub fn offer(&self, now: Timestamp, runs: impl FnOnce(&str) -> Runs) -> Offer {
+    /// What a client is to have at this time. `runs` is asked with an entity tag: the fallback's,
+    /// where there is one to serve, and then perhaps that of what was lost.
+    pub fn offer(&self, now: Timestamp, mut runs: impl FnMut(&str) -> Runs) -> Offer {
         let own = self.own.clone().at(now);
         let instead = self.instead.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
         // Not for the moment in which a verdict is reached again.
         if let (State::Withdrawn(withdrawal), Some(instead)) = (&self.own, instead) {
             let is_due = match runs(instead.etag()) {
                 Runs::Nothing | Runs::Fallback => true,
-                Runs::Something => withdrawal.lost.is_some(),
+                Runs::Something => loses_it(withdrawal, runs),
             };
             if is_due {
                 return Offer { state: State::Serving(Arc::clone(instead)), is_fallback: true };
             }
         }
         Offer { state: own, is_fallback: false }
+    }
+}
+
+/// Whether a client that runs something of its own gets the fallback for it.
+fn loses_it(withdrawal: &Withdrawal, mut runs: impl FnMut(&str) -> Runs) -> bool {
+    match &withdrawal.lost {
+        None => false,
+        Some(_) if withdrawal.was_served => true,
+        Some(lost) => lost.etag.as_deref().is_some_and(|etag| runs(etag) == Runs::Fallback),
     }
 }
 
@@ -203,6 +213,7 @@ mod tests {
         super::state::{Lost, tests::snapshot},
         *,
     };
+    use crate::telemetry;
 
     struct Pair {
         own: watch::Sender<State>,
@@ -227,7 +238,7 @@ mod tests {
 
     fn lost(version: u8) -> State {
         let lost = Some(Arc::new(Lost::of(&snapshot(version))));
-        State::Withdrawn(Withdrawal { reason: "revoked".into(), lost })
+        State::Withdrawn(Withdrawal { reason: "revoked".into(), lost, was_served: true })
     }
 
     fn never() -> State {
@@ -248,7 +259,7 @@ mod tests {
         ] {
             let seen = Pair::showing(own, fallback).view.seen();
             for (runs, is_fallback) in ALL.into_iter().zip(offered) {
-                let offer = seen.offer(Timestamp::now(), |_| runs);
+                let offer = seen.offer(telemetry::now(), |_| runs);
                 assert_eq!(offer.is_fallback, is_fallback, "{runs:?} {seen:?}");
                 let own = seen.own().label();
                 assert_eq!(offer.state.label(), if is_fallback { "serving" } else { own });
@@ -256,11 +267,36 @@ mod tests {
         }
     }
 
+    /// Somebody has moved the tag to an old artifact of a revoked key, and this replica is new.
+    #[test]
+    fn what_was_never_served_here_is_lost_for_those_alone_who_run_it() {
+        let lost = Some(Arc::new(Lost::of(&snapshot(1))));
+        let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), lost, was_served: false });
+        let seen = Pair::showing(revoked.clone(), serving(2)).view.seen();
+        let of_another_replica = "\"v2\"".to_owned();
+        for (first, fallback) in [
+            (None, true),
+            (Some(snapshot(2).etag().to_owned()), true),
+            (Some(snapshot(1).etag().to_owned()), true),
+            (Some(of_another_replica), false),
+        ] {
+            let runs = |etag: &str| match &first {
+                None => Runs::Nothing,
+                Some(first) if first == etag => Runs::Fallback,
+                Some(_) => Runs::Something,
+            };
+            assert_eq!(seen.offer(telemetry::now(), runs).is_fallback, fallback, "{first:?}");
+        }
+        // Once it was served here, it is lost for everybody.
+        let seen = Pair::showing(revoked.served_before(), serving(2)).view.seen();
+        assert!(seen.offer(telemetry::now(), |_| Runs::Something).is_fallback);
+    }
+
     #[test]
     fn a_client_is_asked_about_the_fallbacks_tag() {
         let seen = Pair::showing(lost(1), serving(2)).view.seen();
         let mut asked = String::new();
-        seen.offer(Timestamp::now(), |etag| {
+        seen.offer(telemetry::now(), |etag| {
             asked = etag.to_owned();
             Runs::Something
         });
@@ -278,11 +314,11 @@ mod tests {
         pair.view.seen();
         pair.fallback.send_replace(serving(2));
         assert!(pair.has_changed().await, "a new fallback");
-        let offer = pair.view.seen().offer(Timestamp::now(), |_| Runs::Something);
+        let offer = pair.view.seen().offer(telemetry::now(), |_| Runs::Something);
         assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
         pair.own.send_replace(serving(1));
         assert!(pair.has_changed().await, "trusted again");
-        assert!(!pair.view.seen().offer(Timestamp::now(), |_| Runs::Fallback).is_fallback);
+        assert!(!pair.view.seen().offer(telemetry::now(), |_| Runs::Fallback).is_fallback);
     }
 
     #[tokio::test(start_paused = true)]

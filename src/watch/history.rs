@@ -58,7 +58,12 @@ impl History {
     /// Why nothing is served, as far as it outlives a restart.
     pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
         let Loss { reason, lost } = self.withdrawn.as_ref()?;
-        Some(Withdrawal { reason: reason.as_str().into(), lost: Some(Arc::new(lost.clone())) })
+        Some(Withdrawal { reason: reason.as_str().into(), lost: Some(Arc::new(lost.clone())), was_served: true })
+    }
+
+    /// Whether the bundle was ever served here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.served.is_empty()
     }
 
     /// How `digest` compares with what was served: less than equal if it is older.
@@ -113,7 +118,7 @@ impl History {
     /// bundle that has never been there, is not missed after a restart either.
     #[must_use]
     pub(super) fn after_showing(&self, state: &State) -> Self {
-        let State::Withdrawn(Withdrawal { reason, lost: Some(lost) }) = state else { return self.clone() };
+        let State::Withdrawn(Withdrawal { reason, lost: Some(lost), .. }) = state else { return self.clone() };
         let withdrawn = Some(Loss { reason: reason.to_string(), lost: Lost::clone(lost) });
         Self { withdrawn, ..self.clone() }
     }
@@ -270,12 +275,13 @@ mod tests {
 
     #[test]
     fn a_loss_is_remembered_until_something_is_served_and_what_never_was_is_not() {
-        let withdrawal = Withdrawal { reason: "revoked".into(), lost: Some(Lost::of(&snapshot(1)).into()) };
+        let withdrawal =
+            Withdrawal { reason: "revoked".into(), lost: Some(Lost::of(&snapshot(1)).into()), was_served: true };
         let history = serving(&[1]).after_showing(&State::Withdrawn(withdrawal.clone()));
         let read = History::from_bytes("authz", &history.to_bytes());
         assert_eq!(read.withdrawal(), Some(withdrawal));
         assert_eq!(read.after_serving(&digest(1), None, OnOlder::Alarm).withdrawal(), None);
-        let never = Withdrawal { reason: "no signature".into(), lost: None };
+        let never = Withdrawal { reason: "no signature".into(), lost: None, was_served: false };
         assert_eq!(serving(&[1]).after_showing(&State::Withdrawn(never)), serving(&[1]));
     }
 

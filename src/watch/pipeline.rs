@@ -11,7 +11,7 @@ use super::{
     Expect, OpaCheck, Snapshot, Unpublishable,
     court::{Case, Court, NotOpened, Proof, Refused},
     history::History,
-    snapshot::tag_of,
+    snapshot::{is_intact, tag_of},
     state::{Failure, FailureClass, Outcome, Step},
     verdict::VerdictStatus,
 };
@@ -26,6 +26,9 @@ use crate::{
 
 /// Manifest and evidence read back from disk are not longer than this together.
 const SMALL: u64 = 64 << 20;
+
+/// The reason of a failure that the disk is to blame for.
+const DISK: &str = "disk";
 
 /// What a bundle is made from.
 #[derive(Debug, Clone)]
@@ -112,8 +115,10 @@ impl Pipeline {
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
-        let case = Case { policy: Arc::clone(policy), pinned: pinned.clone(), manifest, evidence, accepted: None };
-        let (verified, proof) = self.judge(case).await?;
+        let (policy, pinned) = (Arc::clone(policy), pinned.clone());
+        let case = Case { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
+        let judged = self.judge(case).await;
+        let (verified, proof) = judged.map_err(|refused| self.or_unavailable(refused, &evidence))?;
         self.expect_manifest(&verified, past)?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
@@ -227,6 +232,18 @@ impl Pipeline {
         }
     }
 
+    /// A refusal for want of evidence, of which the registry did not give out a piece, is the
+    /// registry's: the piece may have been the signature.
+    fn or_unavailable(&self, refused: Refused, evidence: &Evidence) -> Refused {
+        match (refused.failure.class, evidence.unavailable()) {
+            (FailureClass::Evidence, Some(error)) => {
+                let digest = refused.failure.digest.as_ref();
+                Refused { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
+            }
+            _ => refused,
+        }
+    }
+
     async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
         let layer = bundle_layer(&case.manifest);
         let digest = case.pinned.digest().clone();
@@ -247,12 +264,17 @@ impl Pipeline {
         let limits = self.limits;
         let digest = verified.pinned().digest().clone();
         let open = move || {
-            let bundle =
-                Bundle::open(blob, &limits).map_err(|error| (Step::Open, "not_a_bundle", error.to_string()))?;
+            let bytes = blob.clone();
+            let bundle = Bundle::open(blob, &limits).map_err(|error| {
+                // What the disk has lost is no property of the bundle.
+                let reason = if is_intact(&bytes) { "not_a_bundle" } else { DISK };
+                (Step::Open, reason, error.to_string())
+            })?;
             Snapshot::new(verified, proof, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };
         match self.court.open(self.attempt_at(Step::Open, &digest), open).await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
+            Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
             Err(error @ NotOpened::Timeout) => Err(defect(Step::Open, &digest, "timeout", error.to_string())),
             Err(error @ NotOpened::Panic(_)) => Err(transient(Step::Open, &digest, "internal", error.to_string())),

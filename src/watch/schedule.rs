@@ -10,8 +10,11 @@ use crate::oci::Digest;
 const FIRST: Duration = Duration::from_secs(1);
 /// Refused credentials seldom become right by themselves.
 const DENIED_FACTOR: u32 = 4;
-/// A `Retry-After` in the wrong unit, or read by a wrong clock, must not stop updates for days.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(3600);
+/// The longest that a registry's `Retry-After` is waited for: it may be in the wrong unit, or read
+/// by a wrong clock, and must not stop updates for days.
+const MAX_PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// The longest that bundles which a registry told the same time are kept apart.
+const MAX_SPREAD: Duration = Duration::from_secs(60);
 /// A poll comes up to this share of the interval before its time.
 const JITTER_SHARE: u32 = 20;
 
@@ -56,10 +59,11 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            // All who asked were told the same time.
+            // All bundles that asked were told the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
-                let wait = wait.max(FIRST).min(LONGEST_PATIENCE.max(self.interval));
-                wait + wait.min(self.interval).mul_f64(fastrand::f64())
+                let wait = wait.clamp(FIRST, MAX_PATIENCE);
+                let spread = wait.min(self.interval).min(MAX_SPREAD).mul_f64(fastrand::f64());
+                if wait + spread > MAX_PATIENCE { MAX_PATIENCE - spread } else { wait + spread }
             }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
@@ -90,6 +94,14 @@ impl Schedule {
         let since = (from + interval - self.phase.as_nanos() % interval) % interval;
         let wait = Duration::from_nanos(u64::try_from(interval - since).unwrap_or(u64::MAX)) + jitter;
         wait - jitter.mul_f64(fastrand::f64())
+    }
+
+    /// How long of `wait`, which the registry asked for, a bundle with `max_stale` can wait. While
+    /// something is served that has `left` of it, half of that, so that there are several checks
+    /// before it is over. With nothing to lose, no longer than `max_stale` or the interval.
+    pub(super) fn patience(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
+        let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
+        wait.min(most.max(FIRST))
     }
 
     /// 1, 2, 4 … seconds up to the interval.
@@ -144,7 +156,11 @@ mod tests {
         assert!(waits.iter().all(|waited| (wait..wait + interval).contains(waited)), "{waits:?}");
         assert!(waits.iter().max().unwrap().abs_diff(*waits.iter().min().unwrap()) > interval / 2, "{waits:?}");
         let years = Duration::from_secs(u32::MAX.into());
-        assert!((LONGEST_PATIENCE..LONGEST_PATIENCE + interval).contains(&after(years)));
+        let capped = MAX_PATIENCE - interval..=MAX_PATIENCE;
+        assert!((0..100).all(|_| capped.contains(&after(years))));
+        let mut seldom = Schedule::new(Duration::from_secs(24 * 3600), "a");
+        let waited = seldom.after(&failed(FailureClass::RateLimited(Some(years)), None));
+        assert!((MAX_PATIENCE - MAX_SPREAD..=MAX_PATIENCE).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -213,5 +229,31 @@ mod tests {
         let back_off = histogram(bundles.iter_mut().map(|bundle| bundle.after(&transient)));
         assert!(back_off[15..30].iter().all(|polls| (230..440).contains(polls)), "{back_off:?}");
         assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&Outcome::Unchanged)));
+    }
+
+    #[test]
+    fn what_a_registry_asks_for_leaves_several_checks_before_max_stale_is_over() {
+        let (schedule, seconds) = (Schedule::new(Duration::from_secs(3), "a"), Duration::from_secs);
+        for (wait, left, expected) in [
+            (900, Some(10), 5),
+            (900, Some(5), 2),
+            (900, Some(1), 1),
+            (900, Some(0), 1),
+            (4, Some(10), 4),
+            (4, Some(3600), 4),
+            // Nothing is served, so nothing can be lost.
+            (900, None, 10),
+            (4, None, 4),
+        ] {
+            let patience = schedule.patience(seconds(wait), seconds(10), left.map(seconds));
+            assert_eq!(patience.as_secs(), expected, "{wait} s with {left:?} left");
+        }
+        let mut left = Duration::from_secs(10);
+        let mut checks = 0;
+        while left >= FIRST {
+            left = left.saturating_sub(schedule.patience(MAX_PATIENCE, seconds(10), Some(left)));
+            checks += 1;
+        }
+        assert!(checks >= 4, "{checks} checks in ten seconds");
     }
 }

@@ -1,5 +1,7 @@
 //! What a client gets: one verified bundle with its headers made up beforehand.
 
+use std::io;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use etag::EntityTag;
 use hyper::header::HeaderValue;
@@ -10,12 +12,14 @@ use sha2::{Digest as _, Sha256};
 use super::{court, court::Proof};
 use crate::{
     bundle::Bundle,
-    oci::{Digest, Manifest},
+    oci::{Blob, Digest, Manifest},
+    telemetry::cut,
     verify::{Signer, Verified},
 };
 
-/// A header that is longer makes clients and proxies refuse the answer.
-const REVISION_LIMIT: usize = 1024;
+/// A header that is longer makes clients and proxies refuse the answer. Percent-encoding makes
+/// three bytes of one.
+const MAX_HEADER_BYTES: usize = 1024;
 /// Outside visible ASCII, and `%` itself.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
@@ -36,8 +40,8 @@ pub struct Headers {
     pub etag: HeaderValue,
     /// `Bundlegate-Manifest`.
     pub manifest: HeaderValue,
-    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; absent where that takes
-    /// more than 1024 bytes.
+    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; where that takes more than 1024
+    /// bytes its beginning, with the length and the start of the SHA-256 of the whole.
     pub revision: Option<HeaderValue>,
     /// `Bundlegate-Signer`; absent where the policy is `unsigned`.
     pub signer: Option<HeaderValue>,
@@ -88,12 +92,11 @@ impl Snapshot {
         let etag = tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
         let header = |text: &str| HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"));
         let signers: Vec<_> = manifest.signers().iter().map(|signer| signer.authority.as_str()).collect();
-        let signers = utf8_percent_encode(&signers.join(","), ESCAPED).to_string();
-        let revision = utf8_percent_encode(bundle.revision().as_str(), ESCAPED).to_string();
+        let (signers, revision) = (encoded(&signers.join(",")), encoded(bundle.revision().as_str()));
         let headers = Headers {
             etag: header(&etag)?,
             manifest: header(manifest.pinned().digest().as_str())?,
-            revision: if revision.len() > REVISION_LIMIT { None } else { Some(header(&revision)?) },
+            revision: Some(header(&revision)?),
             signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
         };
         Ok(Self { manifest, proof, bundle, etag, headers })
@@ -140,6 +143,14 @@ impl Snapshot {
     }
 }
 
+/// Text as a header, of at most [`MAX_HEADER_BYTES`].
+fn encoded(text: &str) -> String {
+    let encode = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
+    // What is longer than that unencoded is so encoded.
+    let whole = (text.len() <= MAX_HEADER_BYTES).then(|| encode(text)).filter(|whole| whole.len() <= MAX_HEADER_BYTES);
+    whole.unwrap_or_else(|| encode(&cut(text, MAX_HEADER_BYTES / 3)))
+}
+
 /// The tag of a bundle by its digest alone; only SHA-256 tells.
 pub(super) fn tag_of(layer: &Digest) -> Option<String> {
     let digits = layer.hex().as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
@@ -149,17 +160,29 @@ pub(super) fn tag_of(layer: &Digest) -> Option<String> {
 
 fn entity_tag(bundle: &Bundle) -> Option<String> {
     let mut hasher = Sha256::new();
-    let mut reader = bundle.blob().reader();
+    each_piece(bundle.blob(), |piece| hasher.update(piece)).ok()?;
+    Some(tag(&hasher.finalize()))
+}
+
+/// Whether the bytes of a blob can still be read and are still those of its digest. A blob in a
+/// temporary file may have been lost with the disk, and then whatever reads it finds a defect that
+/// is no property of the blob. Blocks, and hashes the whole.
+pub(super) fn is_intact(blob: &Blob) -> bool {
+    let mut hasher = blob.digest().hasher();
+    each_piece(blob, |piece| hasher.update(piece)).is_ok() && hasher.finish() == *blob.digest()
+}
+
+fn each_piece(blob: &Blob, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut reader = blob.reader();
     loop {
-        let piece = reader.fill_buf().ok()?;
+        let piece = reader.fill_buf()?;
         if piece.is_empty() {
-            break;
+            return Ok(());
         }
-        hasher.update(piece);
+        take(piece);
         let length = piece.len();
         reader.consume(length);
     }
-    Some(tag(&hasher.finalize()))
 }
 
 /// `"` base64url(sha256 of the served bytes) `"`: 43 characters, because the `etag` crate
@@ -171,6 +194,7 @@ fn tag(hash: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::state::tests::snapshot, *};
+    use crate::oci::{BlobWriter, Descriptor};
 
     #[test]
     fn the_tag_of_what_was_never_fetched_is_the_one_that_it_has_elsewhere() {
@@ -178,5 +202,29 @@ mod tests {
         assert_eq!(tag_of(snapshot.bundle().blob().digest()).as_deref(), Some(snapshot.etag()));
         let longer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
         assert_eq!(tag_of(&longer), None);
+    }
+
+    #[test]
+    fn a_blob_whose_file_has_lost_bytes_is_not_intact() {
+        let file = tempfile::tempfile().unwrap();
+        let disk = file.try_clone().unwrap();
+        let descriptor = Descriptor::of("a/b", b"hello world");
+        let mut writer = BlobWriter::in_file(descriptor, file);
+        writer.write(b"hello world").unwrap();
+        let blob = writer.finish(bytes::Bytes::from).unwrap();
+        assert!(is_intact(&blob));
+        disk.set_len(5).unwrap();
+        assert!(!is_intact(&blob));
+    }
+
+    #[test]
+    fn a_header_is_whole_or_cut_and_never_too_long() {
+        assert_eq!(encoded("v1.4.0 of today"), "v1.4.0%20of%20today");
+        assert_eq!(encoded(&"x".repeat(MAX_HEADER_BYTES)), "x".repeat(MAX_HEADER_BYTES));
+        for unit in ["x", " ", "ä", "𝄞", "\n"] {
+            let [one, other] = [1_000_000, 1_000_001].map(|length| encoded(&unit.repeat(length)));
+            assert!(one.len() <= MAX_HEADER_BYTES && HeaderValue::from_str(&one).is_ok(), "{one}");
+            assert!(one.contains("bytes,%20sha256:") && one != other, "{one} {other}");
+        }
     }
 }

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Snapshot;
-use crate::oci::Digest;
+use crate::{
+    oci::Digest,
+    telemetry::{SENTENCE_BYTES, cut},
+};
 
 /// What clients see.
 #[derive(Debug, Clone)]
@@ -27,6 +30,9 @@ pub struct Withdrawal {
     /// What clients should not run any more. `None` where nothing was served before: what they
     /// run may be all right, and another replica's to judge.
     pub lost: Option<Arc<Lost>>,
+    /// Whether this replica has served the bundle: then what its clients run came from here, or
+    /// is older. Otherwise only those that run `lost` itself are known to run it.
+    pub was_served: bool,
 }
 
 /// What was served, and is not to be.
@@ -123,6 +129,8 @@ pub enum OnMissing {
 ///
 /// What was served and then withdrawn is lost, until something is accepted. So is what is
 /// revoked without having been served here: somewhere it was, or nobody would have revoked it.
+/// But then other clients may run something else with every right, so it is lost for those alone
+/// that run it: anybody who can move the tag could else have the fallback served to all of them.
 pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
     let failure = match outcome {
         Outcome::Accepted(snapshot) => return State::Serving(Arc::clone(snapshot)),
@@ -130,10 +138,13 @@ pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
         Outcome::Failed(failure) => failure,
     };
     let withdrawn = || {
+        let was_served = state.was_served();
         let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
         let manifest = failure.digest.clone().filter(|_| revoked);
-        let lost = state.lost().or_else(|| Some(Arc::new(Lost { manifest: manifest?, etag: failure.etag.clone() })));
-        State::Withdrawn(Withdrawal { reason: failure.message.as_str().into(), lost })
+        let named = manifest.map(|manifest| Arc::new(Lost { manifest, etag: failure.etag.clone() }));
+        // Of what was never served here, the newest is what can be said.
+        let lost = if was_served { state.lost().or(named) } else { named.or_else(|| state.lost()) };
+        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), lost, was_served })
     };
     match (failure.class, state) {
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
@@ -191,6 +202,26 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether this replica has served the bundle, as far as the state tells.
+    fn was_served(&self) -> bool {
+        match self {
+            Self::Pending => false,
+            Self::Serving(_) => true,
+            Self::Withdrawn(withdrawal) => withdrawal.was_served,
+        }
+    }
+
+    /// The same state of a bundle that this replica has served before.
+    #[must_use]
+    pub(super) fn served_before(mut self) -> Self {
+        if let Self::Withdrawn(withdrawal) = &mut self {
+            withdrawal.was_served = true;
+        }
+        self
+    }
+}
+
 impl Lost {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
@@ -200,7 +231,7 @@ impl Lost {
 impl From<&str> for Withdrawal {
     /// Of something that was never there.
     fn from(reason: &str) -> Self {
-        Self { reason: reason.into(), lost: None }
+        Self { reason: reason.into(), lost: None, was_served: false }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
+use crate::telemetry::cut;
+
 /// As long as a tag may be; foreign text that is longer is no version.
 const LONGEST: usize = 128;
 
@@ -51,7 +53,7 @@ impl FromStr for Version {
 
     /// A `v` in front is passed over, as in tags; and a tag has `_` where a version has `+`.
     fn from_str(text: &str) -> Result<Self, NotAVersion> {
-        let refused = || NotAVersion(text.chars().take(LONGEST).collect());
+        let refused = || NotAVersion(cut(text, LONGEST).into_owned());
         if text.len() > LONGEST {
             return Err(refused());
         }

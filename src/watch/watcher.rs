@@ -20,7 +20,7 @@ use super::{
     scribe::{Entry, Scribe},
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
-use crate::{metrics::Metrics, verify::TrustPolicy};
+use crate::{metrics::Metrics, telemetry, verify::TrustPolicy};
 
 /// How a bundle is watched.
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +121,8 @@ impl Watcher {
                 self.board.refuse(refused.status);
                 self.board.note(&refused.failure);
                 let distrusted = Outcome::Failed(refused.failure);
-                if let State::Withdrawn(withdrawal) = next(&State::Pending, &distrusted, self.rules.on_missing) {
+                let after = next(&State::Pending, &distrusted, self.rules.on_missing).served_before();
+                if let State::Withdrawn(withdrawal) = after {
                     self.board.withdraw(withdrawal);
                 }
             }
@@ -141,6 +142,7 @@ impl Watcher {
                 continue;
             }
             let wait = self.schedule.after(&found.outcome);
+            let wait = self.within_max_stale(wait, &found.outcome);
             self.pause(began, wait).await;
         }
     }
@@ -156,7 +158,7 @@ impl Watcher {
     fn prepare(&mut self, Remembered { snapshot, checked }: Remembered) {
         self.remember(&snapshot);
         self.prepared = Some(State::Serving(Arc::clone(&snapshot)));
-        let now = Timestamp::now();
+        let now = telemetry::now();
         self.noted = freshness::believable(checked, now);
         let Some(max_stale) = self.rules.max_stale else {
             // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
@@ -221,6 +223,17 @@ impl Watcher {
         }
     }
 
+    /// What the registry asked for, as far as `max_stale` leaves time for it.
+    fn within_max_stale(&self, wait: Duration, outcome: &Outcome) -> Duration {
+        match (outcome, self.rules.max_stale) {
+            (Outcome::Failed(Failure { class: FailureClass::RateLimited(Some(_)), .. }), Some(max_stale)) => {
+                let left = self.fresh_until.map(|until| until.saturating_duration_since(Instant::now()));
+                self.schedule.patience(wait, max_stale, left)
+            }
+            _ => wait,
+        }
+    }
+
     /// Until the next check is due, or a client's disagreement calls for one.
     async fn pause(&mut self, began: Instant, wait: Duration) {
         let due = Instant::now() + wait;
@@ -255,7 +268,10 @@ impl Watcher {
     fn conclude(&mut self, began: Instant, Found { outcome, refused }: &Found) -> Result<(), Outdated> {
         // What lies prepared counts as served, but it is shown only if it stays.
         let before = self.prepared.clone().unwrap_or_else(|| self.board.state());
-        let after = next(&before, outcome, self.rules.on_missing);
+        let mut after = next(&before, outcome, self.rules.on_missing);
+        if !self.history.is_empty() {
+            after = after.served_before();
+        }
         let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
         let policy = self.policy.clone();
         let admitted = Admitted::new(&policy, after)?;
@@ -317,7 +333,7 @@ impl Watcher {
     /// What clients get should be there after a crash: one without a registry would else offer
     /// them the version before it. But a disk in trouble must not keep it from them.
     async fn keep(&mut self, snapshot: Arc<Snapshot>) {
-        self.noted = self.rules.max_stale.map(|_| Timestamp::now());
+        self.noted = self.rules.max_stale.map(|_| telemetry::now());
         self.write(snapshot).await;
     }
 
@@ -344,7 +360,7 @@ impl Watcher {
     /// Notes on disk that the registry has confirmed what is served, now and then.
     fn confirm(&mut self) {
         let (Some(max_stale), Some(snapshot)) = (self.rules.max_stale, self.known()) else { return };
-        let now = Timestamp::now();
+        let now = telemetry::now();
         if freshness::is_due(max_stale, self.noted, now) {
             // Whether or not it can be written: a disk in trouble is not tried at each poll.
             self.noted = Some(now);
@@ -370,7 +386,7 @@ impl Watcher {
             return;
         }
         let reason = format!("no successful check for {age} (max_stale)").into();
-        let withdrawal = Withdrawal { reason, lost: before.lost() };
+        let withdrawal = Withdrawal { reason, lost: before.lost(), was_served: true };
         if self.prepared.is_some() {
             self.prepared = Some(State::Withdrawn(withdrawal));
         } else {

@@ -161,3 +161,27 @@ async fn ready_is_who_has_concluded_one_attempt_whatever_came_of_it() {
         (&"not_found".into(), &"resolve".into())
     );
 }
+
+/// Whoever builds the bundle writes its revision.
+#[tokio::test]
+async fn a_revision_without_end_is_cut_wherever_it_is_told() {
+    let registry = FaultyRegistry::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let revision = "r\u{e4}".repeat(200_000);
+    let manifest = serde_json::json!({ "revision": revision, "roots": [""] });
+    std::fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
+    std::fs::write(folder.path().join("data.json"), "{}").unwrap();
+    let limits = bundlegate::bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100 };
+    let packed = bundlegate::bundle::pack(folder.path(), &limits).unwrap().bundle;
+    registry.put_artifact("live", packed.blob().in_memory().unwrap());
+    let gate = Gate::before(&registry, HOUR).await;
+    let served = gate.get("", 60).await;
+    let shown = header(&served, "bundlegate-revision");
+    assert!(shown.len() <= 1024 && shown.starts_with("r%C3%A4") && shown.contains("600000%20bytes"), "{shown}");
+    let status = gate.shown().await;
+    let shown = status["revision"].as_str().unwrap();
+    assert!(shown.len() <= 256 && shown.contains("\u{2026}[600000 bytes, sha256:"), "{shown}");
+    assert!(status.to_string().len() < 10_000);
+    let metrics = gate.operator("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains(shown) && metrics.lines().all(|line| line.len() < 1000));
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bundlegate::{
     oci::Digest,
     store,
-    verify::{Requirements, TrustPolicy},
+    verify::{Proof, Requirements, TrustPolicy},
 };
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use crate::{
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, statement},
     gate::{FALLBACK, Gate, Setup, bundle, error, eventually, header, tag, wishing},
+    trouble::blob_path,
 };
 
 /// A registry with a bundle, signed by a key, and one that denies everything.
@@ -64,6 +65,16 @@ impl World {
         policy_with([keyed(&self.key)], |wanted: &mut Requirements| {
             wanted.revoked_digests.insert(self.bundle.clone());
         })
+    }
+}
+
+impl World {
+    /// The key that signed is named as revoked.
+    fn key_revoked(&self) -> TrustPolicy {
+        let mut authority = keyed(&self.key);
+        let Proof::Keys(keys) = &mut authority.proof else { panic!("no keys") };
+        keys[0].revoked = true;
+        policy([authority])
     }
 }
 
@@ -270,6 +281,49 @@ async fn a_cold_replica_serves_the_fallback_for_what_is_named_as_revoked() {
     let status = gate.shown().await;
     assert_eq!(status["lost"], json!({"manifest": world.bundle, "etag": runs, "clients": 1}), "{status}");
     assert_eq!(status["last_failure"]["class"], "distrusted");
+}
+
+/// Whoever can move the tag points it at an old artifact of a revoked key; the others serve the
+/// good version, and this replica has an empty cache.
+#[tokio::test]
+async fn a_cold_replica_takes_the_good_version_from_nobody_when_the_tag_leads_to_a_revoked_one() {
+    let world = World::new().await;
+    let old = world.gate(None).await;
+    let revoked = tag_of(&old, old.name).await;
+    for policy in [world.digest_revoked(), world.key_revoked()] {
+        let gate = Gate::with(&world.registry, Setup { policy, ..world.setup(Some("deny")) }).await;
+        eventually("it is refused", || gate.state() == "withdrawn").await;
+        eventually("there is a fallback", || gate.fallback_is_serving()).await;
+        let good = "\"of the good version\"";
+        // Behind the first tag is what it ran before.
+        for runs in [good.to_owned(), format!("{good}, {revoked}")] {
+            assert_eq!(gate.get(&runs, 0).await.status(), 404, "{runs}");
+            assert_eq!(gate.get(&runs, 1).await.status(), 404, "{runs}");
+        }
+        let denial = gate.get("", 0).await;
+        assert_is_denial(&world, &denial);
+        assert_eq!(gate.get(&tag(&denial), 0).await.status(), 304);
+        assert_is_denial(&world, &gate.get(&revoked, 60).await);
+        assert_is_denial(&world, &gate.get(&format!("{revoked}, {good}"), 60).await);
+    }
+}
+
+/// It has served the bundle before its restart, and lost the bytes since.
+#[tokio::test]
+async fn a_replica_with_a_history_serves_the_fallback_to_all_when_the_tag_leads_to_a_revoked_version() {
+    let (world, cache) = (World::new().await, tempfile::tempdir().unwrap());
+    let setup = |policy| {
+        let cache = store::Options { directory: Some(cache.path().to_owned()), disk: 1 << 20, memory: 1 << 20 };
+        Setup { cache, policy, ..world.setup(Some("deny")) }
+    };
+    let gate = Gate::with(&world.registry, setup(world.trusted())).await;
+    eventually("it is served", || gate.state() == "serving").await;
+    gate.end(cache.path()).await;
+    std::fs::remove_file(blob_path(&cache, &bundle("allow"))).unwrap();
+    let gate = Gate::with(&world.registry, setup(world.digest_revoked())).await;
+    eventually("it is refused", || gate.refreshes("revoked_digest") > 0).await;
+    assert_is_denial(&world, &gate.get("\"another version\"", 60).await);
+    gate.end(cache.path()).await;
 }
 
 #[tokio::test]

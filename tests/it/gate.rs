@@ -207,6 +207,11 @@ impl Gate {
         self.handle.subscribe()
     }
 
+    /// Whether what stands in for the bundle has something to serve.
+    pub(crate) fn fallback_is_serving(&self) -> bool {
+        self.handle.fallback_status().is_some_and(|fallback| fallback.since.is_some())
+    }
+
     pub(crate) fn last_failure(&self) -> Option<FailureStatus> {
         self.handle.status().last_failure
     }

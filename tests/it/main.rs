@@ -13,6 +13,7 @@ mod crowds;
 mod dev;
 mod drain;
 mod evaluation;
+mod evidence;
 mod expectations;
 mod fallbacks;
 mod faulty;

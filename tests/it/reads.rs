@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bundlegate::{
-    oci::Digest,
+    oci::{Digest, Reference},
     registry::{Class, Credentials, Options, RegistryError},
 };
 use bytes::Bytes;
@@ -119,6 +119,48 @@ async fn an_endless_manifest_ends_at_the_limit() {
     registry.fail("manifests/sha256", 1, Fault::Endless);
     let error = source.manifest(&pinned).await.unwrap_err();
     assert!(error.to_string().contains("limits.manifest"), "{error}");
+}
+
+/// Only what the digest proves is a fact about the artifact.
+#[tokio::test]
+async fn an_answer_over_the_limit_is_final_only_if_its_digest_is_right() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", b"bundle");
+    let source = registry.source();
+    let pinned = source.resolve(&registry.reference("live")).await.unwrap();
+    let page = Bytes::from(vec![b' '; 5 << 20]);
+    for fault in [Fault::Replace(page.clone()), Fault::Endless, Fault::Replace(Bytes::from(vec![b' '; 40 << 20]))] {
+        registry.fail("manifests/sha256", 1, fault);
+        let error = source.manifest(&pinned).await.unwrap_err();
+        assert_eq!(error.class(), Class::Transient, "{error}");
+    }
+    // Under a tag no digest says what it should be.
+    registry.fail("manifests/live", 1, Fault::Without("docker-content-digest"));
+    registry.fail("manifests/live", 1, Fault::Replace(page.clone()));
+    let error = registry.source().resolve(&registry.reference("live")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "{error}");
+    registry.heal();
+    source.manifest(&pinned).await.unwrap();
+    // This one is really so large.
+    let digest = Digest::sha256(&page);
+    registry.put(&format!("manifests/{digest}"), "application/vnd.oci.image.manifest.v1+json", page);
+    let large = format!("{}/acme/authz@{digest}", registry.address).parse::<Reference>().unwrap().pinned().unwrap();
+    let error = source.manifest(&large).await.unwrap_err();
+    assert_eq!((error.class(), error.label()), (Class::Defect, "too_large"), "{error}");
+}
+
+/// Who may lose something meanwhile decides for how long to wait.
+#[tokio::test]
+async fn a_registry_that_asks_for_some_seconds_is_given_them_only_by_who_does_not_ask_again() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", b"bundle");
+    let limited = || registry.fail("manifests/live", 1, Fault::Status(429, vec![("retry-after", "2".into())]));
+    limited();
+    let error = registry.source().resolve(&registry.reference("live")).await.unwrap_err();
+    assert_eq!(error.class(), Class::RateLimited { retry_after: Some(Duration::from_secs(2)) });
+    let patient = registry.registries(registry.options()).patient();
+    limited();
+    patient.source(registry.reference("x").repository()).unwrap().resolve(&registry.reference("live")).await.unwrap();
 }
 
 fn with_password(registry: &FaultyRegistry) -> (Options, tempfile::NamedTempFile) {

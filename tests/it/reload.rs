@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bundlegate::oci::Digest;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -367,6 +368,111 @@ async fn sighup_reads_everything_and_what_is_not_trust_waits_for_the_next_start(
         (status["bundles"]["going"]["state"] == "withdrawn").then_some(())
     };
     serving.until("a bundle that goes is withdrawn", going).await;
+}
+
+/// Everything that a thorough person renames in the same edit.
+#[tokio::test]
+async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_renames() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let digest = registry.held("manifests/live").map(|(_, bytes)| Digest::sha256(&bytes)).unwrap();
+    let unused = Signer::new();
+    for what in ["a key", "a key under another name", "a digest", "a digest of what is unsigned"] {
+        let key = |folder: &TempDir| {
+            fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+            fs::write(folder.path().join("unused.pub"), unused.public_pem()).unwrap();
+        };
+        let mut config = config(&registry);
+        config["bundles"]["authz"]["poll"] = json!("1h");
+        if what == "a digest of what is unsigned" {
+            config["trust"]["policies"]["dev"] = json!("unsigned");
+            config["bundles"]["authz"]["trust"] = json!("dev");
+        }
+        config["bundles"]["second"] = config["bundles"]["authz"].clone();
+        let serving = Serving::start(key, &config).await;
+        let etag = tag(&serving.get("", 60).await);
+        dead(&registry);
+        let (authority, keys, digests) = match what {
+            "a key" => ("release", json!([{ "file": "key.pub", "revoked": true }]), json!([])),
+            "a key under another name" => ("signers", json!([{ "file": "key.pub", "revoked": true }]), json!([])),
+            _ => ("signers", json!(["unused.pub"]), json!([digest])),
+        };
+        let mut bundle = config["bundles"]["authz"].clone();
+        bundle["trust"] = json!("renamed");
+        config["trust"] = json!({
+            "authorities": { authority: { "keys": keys, "tlog": "none" } },
+            "policies": { "renamed": { "require": { "any_of": [authority] }, "revoked_digests": digests } },
+        });
+        config["bundles"] = json!({ "authz-v2": bundle, "second-v2": bundle });
+        serving.write("bundlegate.yaml", config.to_string());
+        let read = serving.said("configuration read again", |line| line["outcome"] == "applied").await;
+        assert_eq!(read["bundles"], 2, "{what}");
+        serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
+        let second = async || {
+            let status: Value = serde_json::from_str(&serving.admin("/status").await).unwrap();
+            (status["bundles"]["second"]["state"] == "withdrawn").then_some(())
+        };
+        serving.until("the second is withdrawn", second).await;
+        assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND, "{what}");
+        let waits = serving.said("these changes of the configuration take effect at the next start", |_| true).await;
+        for key in
+            ["bundles.authz (gone)", "bundles.second (gone)", "bundles.authz-v2 (new)", "bundles.second-v2 (new)"]
+        {
+            assert!(waits["keys"].as_str().unwrap().contains(key), "{what}: {waits}");
+        }
+        registry.heal();
+    }
+}
+
+#[tokio::test]
+async fn a_trust_root_that_one_edit_removes_counts_for_a_bundle_that_it_renames() {
+    let forge = Sigstore::new();
+    let registry = FaultyRegistry::start().await;
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    let signer = forge.signer();
+    let (by, envelope) = (By::Certificate(&signer), Envelope::sign(&signer.key, &statement(&digest)));
+    let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
+    let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
+    registry.list_referrers(&digest, &json!([entry]));
+    let mut config = config(&registry);
+    config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
+    config["trust"]["authorities"]["release"] =
+        json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
+    let files = |folder: &TempDir| {
+        fs::write(folder.path().join("root.json"), forge.trusted_root().to_string()).unwrap();
+        fs::write(folder.path().join("key.pub"), Signer::new().public_pem()).unwrap();
+    };
+    let serving = Serving::start(files, &config).await;
+    serving.get("", 60).await;
+    dead(&registry);
+    let mut bundle = config["bundles"]["authz"].clone();
+    bundle["trust"] = json!("renamed");
+    config["trust"] = json!({
+        "authorities": { "signers": { "keys": ["key.pub"], "tlog": "none" } },
+        "policies": { "renamed": { "require": { "any_of": ["signers"] } } },
+    });
+    config["bundles"] = json!({ "authz-v2": bundle });
+    serving.write("bundlegate.yaml", config.to_string());
+    serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
+}
+
+/// The other half: what nothing is said against goes on.
+#[tokio::test]
+async fn a_bundle_that_is_renamed_with_its_policy_is_served_until_the_next_start() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let mut config = config(&registry);
+    let serving = Serving::start(key, &config).await;
+    let etag = tag(&serving.get("", 60).await);
+    let mut bundle = config["bundles"]["authz"].clone();
+    bundle["trust"] = json!("renamed");
+    config["trust"]["policies"] = json!({ "renamed": { "require": { "any_of": ["release"] } } });
+    config["bundles"] = json!({ "authz-v2": bundle });
+    serving.write("bundlegate.yaml", config.to_string());
+    serving.said("these changes of the configuration take effect at the next start", |_| true).await;
+    assert_eq!(tag(&serving.get(&etag, 0).await), etag);
+    assert_eq!(serving.status().await["state"], "serving");
 }
 
 #[tokio::test(flavor = "multi_thread")]

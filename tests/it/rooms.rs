@@ -75,6 +75,22 @@ fn no_module_names_one_that_it_may_not() {
     assert!(checked > 30, "only {checked} uses were found: the test has lost its eyes");
 }
 
+/// `jiff::Timestamp::now` panics where the clock stands beyond the year 9999; `telemetry::now`
+/// does not.
+#[test]
+fn the_clock_is_asked_where_no_time_panics() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let asks = |file: &PathBuf| {
+        let code = fs::read_to_string(file).unwrap();
+        let code = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+        code.into_iter().any(|line| ["Timestamp::now(", "Zoned::now("].iter().any(|now| line.contains(now)))
+    };
+    let asking: Vec<_> = rust_files(&root).into_iter().filter(asks).collect();
+    // A test beside the code has the clock of the machine that it runs on.
+    let asking: Vec<_> = asking.iter().filter(|file| !file.ends_with("tests.rs")).collect();
+    assert!(asking.is_empty(), "{asking:?}: use telemetry::now");
+}
+
 #[test]
 fn paths_are_found_wherever_they_hide() {
     let code = "

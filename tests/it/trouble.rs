@@ -426,6 +426,38 @@ async fn while_the_registry_asks_for_patience_nobody_makes_it_look_again() {
 }
 
 #[tokio::test]
+async fn one_wish_for_an_hour_of_patience_withdraws_no_healthy_bundle() {
+    for wish in ["3600", "4294967296", "soon", "-1", "Fri, 01 Jan 2100 00:00:00 GMT"] {
+        let registry = FaultyRegistry::start().await;
+        registry.put_artifact("live", &bundle("one"));
+        let mut setup = Setup::default();
+        setup.rules.max_stale = Some(Duration::from_secs(4));
+        let gate = Gate::with(&registry, setup).await;
+        eventually("it is served", || gate.state() == "serving").await;
+        let mut states = gate.subscribe();
+        states.borrow_and_update();
+        registry.fail("HEAD", 1, Fault::Status(429, vec![("retry-after", wish.into())]));
+        eventually("a refused check", || gate.refreshes("rate_limited") > 0).await;
+        let confirmed = gate.refreshes("unchanged");
+        eventually("the next check", || gate.refreshes("unchanged") > confirmed).await;
+        assert!(!states.has_changed().unwrap() && gate.state() == "serving", "{wish}: withdrawn meanwhile");
+    }
+}
+
+/// A proxy's page, say, of five million bytes.
+#[tokio::test]
+async fn one_answer_that_is_too_long_does_not_keep_a_version_out() {
+    let registry = FaultyRegistry::start().await;
+    let one = bundle("one");
+    let (digest, _) = registry.put_artifact("live", &one);
+    registry.fail(&format!("GET /v2/acme/authz/manifests/{digest}"), 1, Fault::Replace(vec![b' '; 5 << 20].into()));
+    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let served = timeout(PATIENCE, gate.get("", 60)).await.unwrap();
+    assert_eq!(served.bytes().await.unwrap(), one);
+    assert_eq!(gate.refreshes("too_large"), 0, "{:?}", gate.last_failure());
+}
+
+#[tokio::test]
 async fn a_known_defect_is_not_fetched_again_because_of_trouble_of_another_kind() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", b"no tarball");

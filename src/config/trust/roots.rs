@@ -61,10 +61,11 @@ impl<'a> Roots<'a> {
         self.named(SIGSTORE)
     }
 
-    /// Where they come from.
-    pub(super) fn into_sources(self) -> BTreeMap<String, RootSource> {
-        let unwritten = self.sigstore.into_inner().map(|_| (SIGSTORE.to_owned(), RootSource::sigstore()));
-        self.written.into_iter().map(|(name, (source, _))| (name, source)).chain(unwritten).collect()
+    /// Where they come from, and how they are.
+    pub(super) fn into_parts(self) -> (BTreeMap<String, RootSource>, BTreeMap<String, TrustRoot>) {
+        let unwritten = self.sigstore.into_inner().map(|root| (SIGSTORE.to_owned(), (RootSource::sigstore(), root)));
+        let all = self.written.into_iter().chain(unwritten);
+        all.map(|(name, (source, root))| ((name.clone(), source), (name, root))).unzip()
     }
 
     fn unwritten(&self) -> Result<TrustRoot, Problem> {

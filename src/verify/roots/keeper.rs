@@ -15,7 +15,7 @@ use super::{
     shelf::Shelf,
     tuf::{self, Delivery},
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, telemetry};
 
 /// No more may stand in a file's name. A dot might be all of it.
 const UNSAFE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
@@ -127,7 +127,7 @@ impl RootKeeper {
     async fn attempt(&mut self) -> Result<Refreshed, RefreshFault> {
         let mirror = Mirror::new(self.options.url.clone());
         let mirror = mirror.map_err(|error| RefreshFault::Unreachable(error.to_string()))?;
-        let delivery = tuf::fetch(&self.options, mirror, &self.last, Timestamp::now()).await?;
+        let delivery = tuf::fetch(&self.options, mirror, &self.last, telemetry::now()).await?;
         let root = TrustRoot::read(self.root.name(), &delivery.text, Freshness::until(delivery.expires))?;
         let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
         if changed {
@@ -151,7 +151,7 @@ impl RootKeeper {
                 self.save().await;
             }
             self.tell(&refreshed);
-            let pause = pause(self.options.refresh, self.alarms.failures, self.left(Timestamp::now()));
+            let pause = pause(self.options.refresh, self.alarms.failures, self.left(telemetry::now()));
             tokio::time::sleep(pause).await;
         }
     }
@@ -193,17 +193,24 @@ impl RootKeeper {
                 (self.alarms.fault, self.alarms.failures) = (None, 0);
             }
             Err(fault) => {
+                let told = fault.to_string();
+                let told = &*telemetry::cut(&told, telemetry::SENTENCE_BYTES);
                 self.alarms.failures = self.alarms.failures.saturating_add(1);
                 if self.alarms.fault == Some(fault.label()) {
-                    tracing::debug!(root, %fault, "the trust root was not refreshed");
+                    tracing::debug!(root, fault = told, "the trust root was not refreshed");
                 } else {
-                    tracing::error!(root, reason = fault.label(), %fault, expires,
-                        "a trust root can't be refreshed; the last good one stays until it expires");
+                    tracing::error!(
+                        root,
+                        reason = fault.label(),
+                        fault = told,
+                        expires,
+                        "a trust root can't be refreshed; the last good one stays until it expires"
+                    );
                 }
                 self.alarms.fault = Some(fault.label());
             }
         }
-        let trouble = self.root.trouble(Timestamp::now());
+        let trouble = self.root.trouble(telemetry::now());
         match &trouble {
             Some(trouble) if !self.alarms.expired => {
                 tracing::error!(root, "{trouble}; nothing new is accepted by it until it is refreshed");

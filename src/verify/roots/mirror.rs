@@ -5,6 +5,8 @@ use reqwest::StatusCode;
 use sigstore_tuf::{Error, Repository, transport::FetchFuture};
 use url::Url;
 
+use crate::telemetry;
+
 /// Where the files are, and the connections there.
 #[derive(Debug, Clone)]
 pub(super) struct Mirror {
@@ -28,6 +30,10 @@ impl Mirror {
     /// At most `limit` bytes; `None` where there is no such file.
     async fn fetch(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
         let url = self.url(path)?;
+        // rustls panics before 1970.
+        if !telemetry::is_clock_usable() {
+            return Err(Error::transport("the system's clock is before 1970 or after 9999; set it".to_owned()));
+        }
         let broken = |error: reqwest::Error| Error::transport_with_source(format!("fetch {path}"), error.without_url());
         let mut response = self.client.get(url).send().await.map_err(broken)?;
         match response.status() {

@@ -57,4 +57,4 @@ mod registries;
 mod scene;
 mod serving;
 
-pub(crate) use scene::{keyed, keyless, policy, policy_with};
+pub(crate) use scene::{Scene, keyed, keyless, policy, policy_with};

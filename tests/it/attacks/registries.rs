@@ -35,9 +35,10 @@ async fn ten_thousand_signatures_cost_as_much_as_a_few() {
     let tag = format!("manifests/sha256-{}.sig", scene.digest.hex());
     scene.registry.put(&tag, media_type::OCI_MANIFEST, manifest.to_string());
     let judged = scene.judge(&key).await;
-    assert_eq!(judged.report.findings.len(), 32);
+    // They are one and the same signature.
+    assert_eq!(judged.report.findings.len(), 1);
     judged.refused(Reason::AnotherKey, "signature", "nobody");
-    assert_eq!(scene.registry.asked("blobs/").len(), 32);
+    assert_eq!(scene.registry.asked("blobs/").len(), 1);
 
     scene.registry.put_legacy(&scene.digest, &[good]);
     let entry = |number: usize| Descriptor::of(media_type::OCI_MANIFEST, number.to_string().as_bytes());

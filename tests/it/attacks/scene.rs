@@ -100,6 +100,11 @@ impl Scene {
         Judged { verdict, report }
     }
 
+    /// What the tag means.
+    pub(crate) async fn gather_pin(&self) -> PinnedReference {
+        self.registry.source().resolve(&self.registry.reference("live")).await.unwrap()
+    }
+
     pub(crate) async fn gather(&self) -> (PinnedReference, Manifest, Evidence) {
         let source = self.registry.source();
         let pinned = source.resolve(&self.registry.reference("live")).await.unwrap();

@@ -1,0 +1,227 @@
+//! Addresses that no answer of a registry may lead us to: those of the local link, where clouds
+//! keep their metadata services and the credentials in them.
+//!
+//! What a registry answers causes requests: redirects, token realms, upload locations, next
+//! pages. A request to the registry's own origin is the configuration's doing; every other one is
+//! checked twice: an address in the URL itself ([`forbidden_host`]), and what a name resolves to
+//! at the moment of connecting ([`GuardedResolver`]), so that a name which changes between two
+//! look-ups gains nothing.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+/// Metadata services of clouds outside of 169.254.0.0/16: Alibaba Cloud, Azure's WireServer,
+/// Oracle Cloud.
+const METADATA_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+/// Metadata services over IPv6: AWS (instances, and pods on EKS), Google Cloud.
+const METADATA_V6: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+
+/// Whether an answer must not lead to this address.
+pub(super) fn is_forbidden(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_forbidden_v4(address),
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local()
+                || METADATA_V6.contains(&address)
+                || embedded(address).into_iter().flatten().any(is_forbidden_v4)
+        }
+    }
+}
+
+fn is_forbidden_v4(address: Ipv4Addr) -> bool {
+    address.is_link_local() || METADATA_V4.contains(&address)
+}
+
+/// The IPv4 addresses that a gateway, or the system itself, may reach through an IPv6 address.
+fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+    let from = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match address.segments() {
+        // Mapped (`::ffff:a.b.c.d`), compatible (`::a.b.c.d`), translated (`::ffff:0:a.b.c.d`).
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => [Some(from(high, low)), None],
+        // NAT64 (RFC 6052).
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => [Some(from(high, low)), None],
+        // NAT64 of a site (RFC 8215): any prefix within it, so either place.
+        [0x64, 0xff9b, 1, high, middle, low, last_high, last_low] => {
+            // Bits 64 to 71 are not part of the address (RFC 6052 §2.2).
+            let ([_, b], [c, _]) = (middle.to_be_bytes(), low.to_be_bytes());
+            [Some(from(high, u16::from_be_bytes([b, c]))), Some(from(last_high, last_low))]
+        }
+        // 6to4 (RFC 3056).
+        [0x2002, high, low, ..] => [Some(from(high, low)), None],
+        // Teredo (RFC 4380): the server, and the client with its bits turned over.
+        [0x2001, 0, high, low, _, _, client_high, client_low] => {
+            [Some(from(high, low)), Some(from(!client_high, !client_low))]
+        }
+        // ISATAP (RFC 5214).
+        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => [Some(from(high, low)), None],
+        _ => [None, None],
+    }
+}
+
+/// The address in a URL, if an answer must not lead there. Names are looked at when they are
+/// resolved.
+pub(super) fn forbidden_host(url: &Url) -> Option<IpAddr> {
+    let address = match url.host()? {
+        Host::Ipv4(address) => IpAddr::V4(address),
+        Host::Ipv6(address) => IpAddr::V6(address),
+        Host::Domain(_) => return None,
+    };
+    is_forbidden(address).then_some(address)
+}
+
+/// Asks the system, as reqwest does by itself.
+#[derive(Debug)]
+pub(super) struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs)
+        })
+    }
+}
+
+/// A resolver whose answers hold no address that an answer must not lead to. A name that has no
+/// other address is an error.
+pub(super) struct GuardedResolver {
+    resolver: Arc<dyn Resolve>,
+}
+
+/// A name leads where no answer may lead.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} is at {address}, a link-local or cloud metadata address, and no answer of a registry may lead there")]
+struct Forbidden {
+    name: String,
+    address: IpAddr,
+}
+
+impl GuardedResolver {
+    pub(super) fn new(resolver: Arc<dyn Resolve>) -> Self {
+        Self { resolver }
+    }
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let text = name.as_str().to_owned();
+        let resolving = self.resolver.resolve(name);
+        Box::pin(async move {
+            let (forbidden, allowed): (Vec<SocketAddr>, Vec<_>) =
+                resolving.await?.partition(|address| is_forbidden(address.ip()));
+            match forbidden.first() {
+                Some(address) if allowed.is_empty() => Err(Forbidden { name: text, address: address.ip() }.into()),
+                _ => Ok(Box::new(allowed.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+impl fmt::Debug for GuardedResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedResolver").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Knows these names and no other.
+    #[derive(Debug, Clone)]
+    pub(in crate::registry) struct Fixed(pub(in crate::registry) &'static [(&'static str, &'static [&'static str])]);
+
+    impl Resolve for Fixed {
+        fn resolve(&self, name: Name) -> Resolving {
+            let known = self.0.iter().find(|(known, _)| *known == name.as_str());
+            let addresses = known.map(|(_, addresses)| addresses.iter().map(|text| text.parse().unwrap()));
+            let sockets: Option<Vec<_>> = addresses.map(|found| found.map(|ip| SocketAddr::new(ip, 0)).collect());
+            Box::pin(async move { Ok(Box::new(sockets.ok_or("no such name")?.into_iter()) as Addrs) })
+        }
+    }
+
+    #[test]
+    fn metadata_services_and_the_local_link_are_forbidden_in_every_form() {
+        for forbidden in [
+            "169.254.169.254",
+            "169.254.0.0",
+            "169.254.255.255",
+            "169.254.170.2",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "fe80::1",
+            "fe80::a9fe:a9fe",
+            "febf:ffff::1",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "::ffff:169.254.169.254",
+            "::ffff:100.100.100.200",
+            "::169.254.169.254",
+            "::ffff:0:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::169.254.169.254",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "2002:a9fe:a9fe::1",
+            "2001:0:a9fe:a9fe::1",
+            "2001:0:102:304:0:0:5601:5601",
+            "2001:db8::5efe:169.254.169.254",
+            "2001:db8::200:5efe:100.100.100.200",
+        ] {
+            assert!(is_forbidden(forbidden.parse().unwrap()), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn private_and_public_addresses_are_not() {
+        for allowed in [
+            "127.0.0.1",
+            "10.0.0.1",
+            "192.168.1.1",
+            "172.16.0.1",
+            "100.100.100.201",
+            "169.253.255.255",
+            "169.255.0.0",
+            "1.1.1.1",
+            "::1",
+            "fd00:ec2::253",
+            "fc00::1",
+            "2606:4700::1111",
+            "::ffff:10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:a00:1::1",
+            "fec0::1",
+        ] {
+            assert!(!is_forbidden(allowed.parse().unwrap()), "{allowed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_gives_only_the_addresses_that_may_be_reached() {
+        let resolver = GuardedResolver::new(Arc::new(Fixed(&[
+            ("metadata.example", &["169.254.169.254", "fe80::1"]),
+            ("mixed.example", &["169.254.169.254", "10.0.0.1"]),
+        ])));
+        let resolve = |name: &str| resolver.resolve(name.parse().unwrap());
+        let refused = resolve("metadata.example").await.err().unwrap().to_string();
+        assert!(refused.starts_with("metadata.example is at 169.254.169.254, a link-local"), "{refused}");
+        let mixed: Vec<_> = resolve("mixed.example").await.unwrap().map(|address| address.ip().to_string()).collect();
+        assert_eq!(mixed, ["10.0.0.1"]);
+        assert_eq!(resolve("none.example").await.err().unwrap().to_string(), "no such name");
+    }
+}

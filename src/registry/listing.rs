@@ -1,0 +1,154 @@
+//! Descriptors in a document that anybody with write access may have written: a list of
+//! referrers, or the image of signatures at a `.sig` tag. Nothing in it is trusted, and one
+//! malformed entry takes away no other.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::oci::Descriptor;
+
+/// The descriptors of a document.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those that can be read, in order.
+    pub entries: Vec<Descriptor>,
+    /// What can't be used of it, one sentence each.
+    pub skipped: Vec<String>,
+    /// The length of the document in bytes.
+    pub size: u64,
+}
+
+/// Which entries of a document are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Member {
+    /// The `layers` of an image manifest.
+    Layers,
+    /// The `manifests` of an image index.
+    Manifests,
+}
+
+/// Malformed entries that are told one by one; of more, their number.
+const TOLD: usize = 8;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    media_type: Option<String>,
+    #[serde(borrow, default)]
+    layers: Option<Vec<&'a RawValue>>,
+    #[serde(borrow, default)]
+    manifests: Option<Vec<&'a RawValue>>,
+}
+
+impl Listing {
+    /// Reads the descriptors of a document; `content_type` is what the registry says it is, which
+    /// is noted where it contradicts the document.
+    ///
+    /// # Errors
+    /// When it is no JSON object with such a member; in words.
+    pub(super) fn read(body: &[u8], member: Member, content_type: Option<&str>) -> Result<Self, String> {
+        let document: Document<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let entries = match member {
+            Member::Layers => document.layers,
+            Member::Manifests => document.manifests,
+        };
+        let mut listing = Self { size: body.len() as u64, ..Self::default() };
+        if let (Some(field), Some(header)) = (&document.media_type, content_type)
+            && !agree(field, header)
+        {
+            listing.skipped.push(format!("its mediaType is {field:?}, and the registry says {header:?}"));
+        }
+        let mut malformed = 0_usize;
+        for (index, entry) in entries.unwrap_or_default().into_iter().enumerate() {
+            match serde_json::from_str(entry.get()) {
+                Ok(descriptor) => listing.entries.push(descriptor),
+                Err(error) => {
+                    malformed += 1;
+                    if malformed <= TOLD {
+                        listing.skipped.push(format!("entry {index}: {error}"));
+                    }
+                }
+            }
+        }
+        if malformed > TOLD {
+            listing.skipped.push(format!("{} more entries are malformed", malformed - TOLD));
+        }
+        Ok(listing)
+    }
+
+    /// The same with the name of the document in front of each sentence.
+    pub(super) fn named(mut self, name: &str) -> Self {
+        self.skipped.iter_mut().for_each(|sentence| *sentence = format!("{name}: {sentence}"));
+        self
+    }
+
+    /// A document that can't be used at all.
+    pub(super) fn unusable(name: &str, reason: impl std::fmt::Display) -> Self {
+        Self { skipped: vec![format!("{name}: {reason}")], ..Self::default() }
+    }
+}
+
+/// Registries that lost the type say one of the generic ones.
+fn agree(field: &str, header: &str) -> bool {
+    let header = header.split(';').next().unwrap_or_default().trim();
+    field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::oci::media_type;
+
+    fn read(document: &serde_json::Value, content_type: Option<&str>) -> Listing {
+        Listing::read(document.to_string().as_bytes(), Member::Layers, content_type).unwrap()
+    }
+
+    #[test]
+    fn one_malformed_entry_takes_away_no_other() {
+        let good = Descriptor::of("a/b", b"x");
+        for bad in [
+            json!(null),
+            json!("text"),
+            json!({}),
+            json!({"mediaType": "a/b", "digest": "md5:00", "size": 1}),
+            json!({"mediaType": "a/b", "digest": good.digest, "size": -1}),
+            json!({"mediaType": "a/b", "digest": good.digest, "size": 1.5}),
+            json!({"mediaType": "a/b", "digest": good.digest, "size": "1"}),
+            json!({"mediaType": 7, "digest": good.digest, "size": 1}),
+            json!({"mediaType": "a/b", "digest": good.digest, "size": 1, "annotations": {"a": 1}}),
+            json!({"mediaType": "a/b", "digest": good.digest, "size": 1, "artifactType": []}),
+        ] {
+            let listing = read(&json!({"layers": [bad, good, bad]}), None);
+            assert_eq!((listing.entries.as_slice(), listing.skipped.len()), ([good.clone()].as_slice(), 2), "{bad}");
+        }
+        let many = read(&json!({"layers": vec![json!({}); 10_000]}), None);
+        assert_eq!((many.entries.len(), many.skipped.len()), (0, TOLD + 1));
+        assert_eq!(many.skipped.last().unwrap(), "9992 more entries are malformed");
+    }
+
+    #[test]
+    fn a_type_that_the_registry_contradicts_is_told_and_takes_nothing_away() {
+        let good = Descriptor::of("a/b", b"x");
+        let document = json!({"mediaType": media_type::OCI_MANIFEST, "layers": [good]});
+        for (header, told) in [
+            (Some(media_type::OCI_MANIFEST), 0),
+            (Some("application/json; charset=utf-8"), 0),
+            (None, 0),
+            (Some(media_type::OCI_INDEX), 1),
+            (Some("text/html"), 1),
+        ] {
+            let listing = read(&document, header);
+            assert_eq!((listing.entries.len(), listing.skipped.len()), (1, told), "{header:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_document_is_an_error() {
+        for body in ["", "<html>", "[]", "7", r#"{"layers": {}}"#, r#"{"layers": [], "layers": []}"#] {
+            assert!(Listing::read(body.as_bytes(), Member::Layers, None).is_err(), "{body}");
+        }
+        assert!(Listing::read(b"{}", Member::Manifests, None).unwrap().entries.is_empty());
+    }
+}
