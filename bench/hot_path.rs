@@ -21,7 +21,7 @@ use bundlegate::{
     metrics::Metrics,
     oci::{Descriptor, Layout, Reference, media_type},
     registry::{ReadLimits, Registries},
-    server::{Clients, Drain, LongPoll, Options, Server},
+    server::{Clients, Deadlines, Drain, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
     watch::{Court, OnMissing, Pipeline, Rules, Watcher},
@@ -192,7 +192,9 @@ fn options() -> Options {
         ready_after: Duration::from_secs(30),
         drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
         long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: Duration::from_secs(5) },
-        clients,
+        clients: clients.into(),
+        trusted_proxies: TrustedProxies::default(),
+        deadlines: Deadlines::default(),
     }
 }
 

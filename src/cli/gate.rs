@@ -17,7 +17,7 @@ use tokio::{
 use super::{open_files, reload::Reload};
 use crate::{
     catalog::Catalog,
-    config::{BundleConfig, Config, Credential, Secret},
+    config::{BundleConfig, ClientConfig, Config, Credential, Secret},
     metrics::Metrics,
     opa_check::{Checker, Checkers},
     registry::Registries,
@@ -34,15 +34,15 @@ pub(super) struct Gate {
     watchers: JoinSet<()>,
     handles: Vec<Handle>,
     store: Store,
-    /// What the configuration says anew about trust, where it may.
+    /// What the configuration says anew about trust and clients, where it may.
     reload: Option<Reload>,
     /// Caught from the start on: whoever has been told that it runs may already want it to end.
     signals: [Signal; 2],
 }
 
 impl Gate {
-    /// Opens the cache, starts the watchers, binds the listeners. Follows the trust that `file`
-    /// speaks of, if there is one: `config` was read from it.
+    /// Opens the cache, starts the watchers, binds the listeners. Follows the trust and the clients
+    /// that `file` speaks of, if there is one: `config` was read from it.
     pub(super) async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
         anyhow::ensure!(
@@ -80,7 +80,8 @@ impl Gate {
             Some(file) => {
                 let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
                 let roots = LiveRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
-                let reload = Reload::new(file.to_owned(), config, handles.clone(), roots, metrics.clone())?;
+                let clients = options.clients.clone();
+                let reload = Reload::new(file.to_owned(), config, handles.clone(), clients, roots, metrics.clone())?;
                 // Nothing is judged by roots that are older than those on disk.
                 Some(reload.begin().await?)
             }
@@ -217,16 +218,6 @@ fn rules(bundle: &BundleConfig, config: &Config) -> Rules {
 
 /// What the configuration says about the server.
 pub(super) fn server_options(config: &Config) -> anyhow::Result<server::Options> {
-    let mut clients = server::Clients::default();
-    for client in &config.clients {
-        match &client.credential {
-            Credential::Anonymous => clients.allow(&client.bundles, None)?,
-            Credential::Tokens(tokens) => {
-                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
-                clients.allow(&client.bundles, Some(&tokens))?;
-            }
-        }
-    }
     let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
@@ -236,6 +227,23 @@ pub(super) fn server_options(config: &Config) -> anyhow::Result<server::Options>
         ready_after: config.server.ready_after,
         drain: server::Drain { notice: drain.notice, over: drain.over },
         long_poll: server::LongPoll { max_wait: long_poll.max_wait, first_wait: long_poll.first_wait },
-        clients,
+        clients: clients(&config.clients)?.into(),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        deadlines: server::Deadlines::default(),
     })
+}
+
+/// Who may read what.
+pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
+    let mut clients = server::Clients::default();
+    for client in config {
+        match &client.credential {
+            Credential::Anonymous => clients.allow(&client.bundles, None)?,
+            Credential::Tokens { tokens, .. } => {
+                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
+                clients.allow(&client.bundles, Some(&tokens))?;
+            }
+        }
+    }
+    Ok(clients)
 }

@@ -1,5 +1,6 @@
-//! A configuration that changes while it is served: whom to trust is taken at once and as a
-//! whole, or refused as a whole; everything else waits for the next start.
+//! A configuration that changes while it is served: whom to trust and who may read is taken at
+//! once and as a whole, or refused as a whole; everything else waits for the next start. Only a
+//! token that is taken out of its file counts no more even if the rest is refused.
 
 mod files;
 
@@ -19,8 +20,9 @@ use tokio::{
 
 use self::files::{Contents, WatchedFiles};
 use crate::{
-    config::{BundleConfig, Config},
+    config::{BundleConfig, ClientConfig, Config},
     metrics::Metrics,
+    server::LiveClients,
     verify::{LiveRoots, TrustPolicy},
     watch::Handle,
 };
@@ -52,6 +54,8 @@ struct Reader {
     handles: Vec<Handle>,
     /// The last policy that a configuration has given to each of them.
     policies: Vec<TrustPolicy>,
+    /// What decides now who may read, and what it was made from.
+    clients: (LiveClients, Vec<ClientConfig>),
     roots: LiveRoots,
 }
 
@@ -62,7 +66,7 @@ enum Cause {
     Start,
     /// SIGHUP.
     Signal,
-    /// A file that decides whom to trust is another one.
+    /// A file that decides whom to trust or who may read is another one.
     Files,
     /// A trust root was refreshed.
     Roots,
@@ -74,23 +78,27 @@ enum Cause {
 struct Taken {
     /// The bundles that have another policy now.
     bundles: usize,
+    /// Whether others may read now.
+    clients: bool,
     /// The keys that wait for the next start.
     untaken: Vec<String>,
 }
 
 impl Reload {
-    /// Watches the file, and the files that its trust names, from now on. `handles` are those of
-    /// the bundles of `running`, in their order.
+    /// Watches the file, and the files that its trust and its clients name, from now on. `handles`
+    /// are those of the bundles of `running`, in their order.
     pub(super) fn new(
         file: PathBuf,
         running: Config,
         handles: Vec<Handle>,
+        clients: LiveClients,
         roots: LiveRoots,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
         let policies = running.bundles.iter().map(|bundle| bundle.trust.clone()).collect();
-        let reader = Reader { file, running, handles, policies, roots };
+        let clients = (clients, running.clients.clone());
+        let reader = Reader { file, running, handles, policies, clients, roots };
         Ok(Self { reader, metrics, hangup, files: WatchedFiles::new(), complaint: None, untaken: Vec::new() })
     }
 
@@ -138,13 +146,13 @@ impl Reload {
         Ok(self)
     }
 
-    fn applied(&mut self, cause: Cause, Taken { bundles, untaken }: Taken) {
+    fn applied(&mut self, cause: Cause, Taken { bundles, clients, untaken }: Taken) {
         self.complaint = None;
         self.metrics.config_last_reload_successful.set(1);
         if cause != Cause::Start {
-            let outcome = if bundles > 0 { "applied" } else { "unchanged" };
+            let outcome = if bundles > 0 || clients { "applied" } else { "unchanged" };
             self.metrics.config_reloads.with_label_values(&[outcome]).inc();
-            tracing::info!(cause = cause.label(), bundles, outcome, "configuration read again");
+            tracing::info!(cause = cause.label(), bundles, clients, outcome, "configuration read again");
         }
         if !untaken.is_empty() && untaken != self.untaken {
             let keys = untaken.join(", ");
@@ -188,11 +196,40 @@ impl Reader {
             Some(Err(error)) => Err(error.to_string()),
             None => Err("it was not read".to_owned()),
         };
+        if outcome.is_err() {
+            self.revoke();
+        }
         (outcome, contents)
+    }
+
+    /// Takes away the tokens that are not in their file any more.
+    fn revoke(&mut self) {
+        let (live, config) = &mut self.clients;
+        for client in config.iter_mut() {
+            if client.revoke() {
+                let client = &client.name;
+                tracing::warn!(client, "tokens that are not in its bearer_token_file any more are refused from now on");
+            }
+        }
+        if let Ok(clients) = super::gate::clients(config) {
+            live.replace(clients);
+        }
+    }
+
+    /// Takes over who may read, and tells whether these are others.
+    fn admit(&mut self, config: &[ClientConfig]) -> Result<bool, String> {
+        let (live, old) = &mut self.clients;
+        if old == config {
+            return Ok(false);
+        }
+        live.replace(super::gate::clients(config).map_err(|error| error.to_string())?);
+        *old = config.to_vec();
+        Ok(true)
     }
 
     fn apply(&mut self, config: &Config) -> Result<Taken, String> {
         self.roots.adopt(&config.roots).map_err(|error| error.to_string())?;
+        let clients = self.admit(&config.clients)?;
         let new: BTreeMap<_, _> = config.bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect();
         // Bundles with one policy share it.
         let mut shared: BTreeMap<(String, String), Arc<TrustPolicy>> = BTreeMap::new();
@@ -210,7 +247,7 @@ impl Reader {
             let policy = shared.entry(key).or_insert_with(|| Arc::new(policy));
             bundles += usize::from(handle.trust(Arc::clone(policy)));
         }
-        Ok(Taken { bundles, untaken: self.running.differences(config) })
+        Ok(Taken { bundles, clients, untaken: self.running.differences(config) })
     }
 }
 

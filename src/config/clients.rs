@@ -1,16 +1,20 @@
 //! `clients`: who may read what.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use super::{
-    files::Base,
+    files::{self, Base},
     problem::Problem,
     raw,
     values::{glob, name},
 };
 
 /// One entry of `clients`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
     /// For people and logs; unique.
     pub name: String,
@@ -21,22 +25,47 @@ pub struct ClientConfig {
 }
 
 /// How a client is recognised.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
     /// By showing nothing at all.
     Anonymous,
-    /// By any of these bearer tokens. Never empty.
-    Tokens(Vec<Secret>),
+    /// By any bearer token in a file.
+    Tokens {
+        /// Where they are.
+        file: PathBuf,
+        /// Empty only if all were taken away.
+        tokens: Vec<Secret>,
+    },
 }
 
 /// Text that is never printed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
     /// The bytes, for a comparison in constant time.
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
+    }
+}
+
+impl ClientConfig {
+    /// Takes away the tokens that are not in their file any more, whatever else is wrong with it,
+    /// and tells whether there were any: a token that was taken out because it leaked must not
+    /// live on because of a mistake elsewhere. A file that is gone holds none; one that can't be
+    /// read for another reason tells nothing. Blocks.
+    pub fn revoke(&mut self) -> bool {
+        let Credential::Tokens { file, tokens } = &mut self.credential else { return false };
+        let left = match files::capped(file) {
+            Ok(Some(bytes)) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Ok(None) | Err(_) => return false,
+        };
+        let before = tokens.len();
+        let is_left =
+            |token: &Secret| left.split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == token.expose());
+        tokens.retain(is_left);
+        tokens.len() < before
     }
 }
 
@@ -70,10 +99,12 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
     let credential = match (raw.anonymous, &raw.bearer_token_file) {
         (Some(true), None) => Credential::Anonymous,
         (None, Some(file)) => {
-            let tokens = base
-                .text(file)
-                .and_then(|text| tokens(&text).map_err(|reason| Problem::new(format!("{}: {reason}", file.display()))));
-            Credential::Tokens(tokens.map_err(|problem| problem.at("bearer_token_file"))?)
+            let of_file = |path: &Path| -> Result<Credential, Problem> {
+                let tokens = tokens(&base.text(path)?)
+                    .map_err(|reason| Problem::new(format!("{}: {reason}", path.display())))?;
+                Ok(Credential::Tokens { file: base.path(path)?, tokens })
+            };
+            of_file(file).map_err(|problem| problem.at("bearer_token_file"))?
         }
         (Some(_), Some(_)) => {
             return Err(Problem::new("a client has one credential; keep `anonymous` or `bearer_token_file`"));
@@ -119,7 +150,7 @@ fn tokens(text: &str) -> Result<Vec<Secret>, String> {
 fn distinct_tokens(clients: &[ClientConfig]) -> Result<(), Problem> {
     let mut owners: BTreeMap<&[u8], &str> = BTreeMap::new();
     for (index, client) in clients.iter().enumerate() {
-        let Credential::Tokens(tokens) = &client.credential else { continue };
+        let Credential::Tokens { tokens, .. } = &client.credential else { continue };
         for token in tokens {
             match owners.insert(token.expose(), &client.name) {
                 Some(other) if other != client.name => {

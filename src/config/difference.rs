@@ -2,8 +2,9 @@
 
 use super::tree::{Node, Value};
 
-/// The keys in which two texts differ, as people write them, but for those that decide whom to
-/// trust. A key that is written with its default differs from one that is not written.
+/// The keys in which two texts differ, as people write them, but for those that are taken at once:
+/// whom to trust, and who may read. A key that is written with its default differs from one that is
+/// not written.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been read before.
@@ -14,7 +15,7 @@ pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
 }
 
 fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a Node>, keys: &mut Vec<String>) {
-    if decides_trust(path) {
+    if is_live(path) {
         return;
     }
     match (old.map(|node| &node.value), new.map(|node| &node.value)) {
@@ -37,8 +38,8 @@ fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a N
     }
 }
 
-fn decides_trust(path: &[&str]) -> bool {
-    matches!(path, ["trust"] | ["bundles", _, "trust"])
+fn is_live(path: &[&str]) -> bool {
+    matches!(path, ["trust" | "clients"] | ["bundles", _, "trust"])
 }
 
 /// Wherever it stands, and however it is written.
@@ -77,7 +78,7 @@ bundles:
 ";
 
     #[test]
-    fn what_is_written_another_way_or_is_trust_is_no_difference() {
+    fn what_is_written_another_way_or_is_live_is_no_difference() {
         let same = "
 bundles:
   # The order is nobody's business.
@@ -86,7 +87,7 @@ bundles:
 trust:
   policies: { release: { require: { any_of: [key] } } }
 clients:
-  - { anonymous: true, name: anyone, bundles: [\"**\"] }
+  - { anonymous: true, name: anyone, bundles: [\"a\"] }
 server: { drain: { notice: 5s }, listen: ':8080' }
 version: 1
 ";
@@ -98,21 +99,15 @@ version: 1
         let new = "
 version: 1
 server: { listen: ':8081', drain: { notice: 5s } }
-clients: [{ name: anyone, anonymous: true, bundles: ['a'] }]
+clients: [{ name: anyone, anonymous: true, bundles: ['**'] }]
 trust: { policies: { dev: unsigned } }
 bundles:
   a: { reference: 'r.example/a:v2', trust: dev, poll: 30s }
   d: { reference: 'r.example/d:v1', trust: dev }
 limits: { bundle: 1MiB }
 ";
-        let expected = [
-            "server.listen",
-            "clients",
-            "bundles.a.reference",
-            "bundles.b/c (gone)",
-            "bundles.d (new)",
-            "limits (new)",
-        ];
+        let expected =
+            ["server.listen", "bundles.a.reference", "bundles.b/c (gone)", "bundles.d (new)", "limits (new)"];
         assert_eq!(keys(OLD, new), expected);
     }
 }

@@ -152,15 +152,15 @@ impl Config {
         Self::read(text, base_dir, &|name, source| source.initial(name))
     }
 
-    /// The files that decide whom to trust: the configuration, and the keys, certificates,
-    /// roots and rules that its `trust` names. A change of any of them changes what may be
-    /// served.
+    /// The files that decide whom to trust and who may read: the configuration, the keys,
+    /// certificates, roots and rules that its `trust` names, and the tokens of its `clients`. A
+    /// change of any of them changes what may be served, or to whom.
     pub fn trust_files(&self) -> &[PathBuf] {
         &self.trust_files
     }
 
     /// The keys in which `newer` differs from this, as people write them, but for those that
-    /// decide whom to trust.
+    /// decide whom to trust and who may read.
     pub fn differences(&self, newer: &Self) -> Vec<String> {
         difference::keys(&self.text, &newer.text)
     }
@@ -185,7 +185,7 @@ impl Config {
             bundles,
             long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, base).map_err(|problem| problem.at("clients"))?,
+            clients: clients::read(raw.clients, files.live()).map_err(|problem| problem.at("clients"))?,
             trust_files: files.all_live(),
             text: String::new(),
         })

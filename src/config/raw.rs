@@ -44,6 +44,7 @@ pub(super) struct Server {
     pub(super) listen: Option<Address>,
     pub(super) admin: Option<Address>,
     pub(super) tls: Option<Tls>,
+    pub(super) trusted_proxies: Option<Vec<String>>,
     pub(super) max_connections: Option<usize>,
     pub(super) ready_after: Option<Time>,
     #[serde(default)]

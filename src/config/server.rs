@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, pem::PemObject as _},
 };
 
 use super::{files::Base, problem::Problem, raw, values::Time};
+use crate::server::TrustedProxies;
 
 /// The two listeners.
 #[derive(Clone)]
@@ -23,6 +25,8 @@ pub struct Server {
     pub admin: SocketAddr,
     /// TLS for the data listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Whose `X-Forwarded-For` counts; none by default.
+    pub trusted_proxies: TrustedProxies,
     /// Connections to the data listener at one time.
     pub max_connections: usize,
     /// Ready at the latest after this, whatever the registries do.
@@ -56,6 +60,7 @@ impl fmt::Debug for Server {
             .field("listen", &self.listen)
             .field("admin", &self.admin)
             .field("tls", &self.tls.is_some())
+            .field("trusted_proxies", &self.trusted_proxies)
             .field("max_connections", &self.max_connections)
             .field("ready_after", &self.ready_after)
             .field("drain", &self.drain)
@@ -75,6 +80,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
         listen: raw.listen.map_or(LISTEN, |address| address.0),
         admin: raw.admin.map_or(ADMIN, |address| address.0),
         tls,
+        trusted_proxies: trusted_proxies(&raw.trusted_proxies).map_err(|problem| problem.at("trusted_proxies"))?,
         max_connections,
         ready_after: or(raw.ready_after, 30),
         drain: Drain { notice: or(raw.drain.notice, 5), over: or(raw.drain.over, 10) },
@@ -95,6 +101,30 @@ pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
         max_wait: max_wait.map_err(|problem| problem.at("max_wait"))?,
         first_wait: first_wait.map_err(|problem| problem.at("first_wait"))?,
     })
+}
+
+fn trusted_proxies(raw: &Option<Vec<String>>) -> Result<TrustedProxies, Problem> {
+    let networks = raw.iter().flatten().enumerate().map(|(index, text)| {
+        let network = network(text).map_err(Problem::new);
+        network.map_err(|problem| problem.at_index(index))
+    });
+    Ok(TrustedProxies::new(networks.collect::<Result<_, _>>()?))
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address"))?;
+    let canonical = network.trunc();
+    // Somebody meant either the one address or the network, and they differ much.
+    if network != canonical {
+        return Err(format!("{text} has address bits beyond its length; write {canonical} or {}", network.addr()));
+    }
+    Ok(network)
 }
 
 fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {

@@ -74,7 +74,7 @@ fn the_example_loads_from_beside_its_files() {
     assert!(hello.trust.requirements().is_none());
     assert_eq!(authz.on_withdraw.as_ref().unwrap().fallback, hello.name);
     assert_eq!(config.roots.keys().collect::<Vec<_>>(), ["sigstore"]);
-    let Credential::Tokens(tokens) = &config.clients[0].credential else { panic!("tokens") };
+    let Credential::Tokens { tokens, .. } = &config.clients[0].credential else { panic!("tokens") };
     assert_eq!(tokens.iter().map(Secret::expose).collect::<Vec<_>>(), [b"s3cret-one", b"s3cret-two"]);
 }
 

@@ -5,27 +5,31 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use bytes::Bytes;
 use hyper::{
     Method, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    header::{ALLOW, HeaderValue},
 };
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{
-    drain::Leaving,
-    respond::{self, Body},
-    survey::Survey,
-};
+use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, survey::Survey};
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
     watch::{Handle, Lost},
 };
 
-/// What the admin listener tells.
-#[derive(Debug)]
+/// What the admin listener tells. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Admin {
+    facts: Arc<Facts>,
+    status: Report,
+    metrics: Report,
+}
+
+#[derive(Debug)]
+struct Facts {
     catalog: Catalog,
     metrics: Metrics,
     survey: Survey,
@@ -39,10 +43,14 @@ pub(super) struct Admin {
 impl Admin {
     pub(super) fn new(catalog: Catalog, metrics: Metrics, survey: Survey, ready_at: Instant, leaving: Leaving) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
-        Self { catalog, metrics, survey, ready_at, was_ready: AtomicBool::new(false), leaving, since }
+        let facts = Facts { catalog, metrics, survey, ready_at, was_ready: AtomicBool::new(false), leaving, since };
+        Self { facts: Arc::new(facts), status: Report::default(), metrics: Report::default() }
     }
 
-    pub(super) fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
+    pub(super) async fn answer(&self, request: Request<()>, caller: Caller) -> Response<Content> {
+        if caller.is_too_many {
+            return respond::unavailable(None);
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = "use GET";
             let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
@@ -51,17 +59,27 @@ impl Admin {
         }
         match request.uri().path() {
             "/livez" => respond::json(StatusCode::OK, &json!({ "live": true })),
-            "/readyz" => self.readyz(),
-            "/metrics" => self.render(),
-            "/status" => respond::json(StatusCode::OK, &self.status()),
+            "/readyz" => self.facts.readyz(),
+            // With thousands of bundles these take their time, which no bundle request waits for.
+            "/metrics" => {
+                let facts = Arc::clone(&self.facts);
+                made(self.metrics.get(move || facts.render()).await, METRICS)
+            }
+            "/status" => {
+                let facts = Arc::clone(&self.facts);
+                let status = self.status.get(move || Some(facts.status().to_string().into()));
+                made(status.await, HeaderValue::from_static("application/json"))
+            }
             _ => {
                 let message = "there are /livez, /readyz, /metrics and /status";
                 respond::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
     }
+}
 
-    fn readyz(&self) -> Response<Body> {
+impl Facts {
+    fn readyz(&self) -> Response<Content> {
         let ready = self.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let draining = self.leaving.has_begun();
@@ -124,24 +142,28 @@ impl Admin {
         }
     }
 
-    fn render(&self) -> Response<Body> {
+    fn render(&self) -> Option<Bytes> {
         self.count();
         match self.metrics.render() {
-            Ok((kind, text)) => {
-                let mut response = Response::new(respond::whole(text.into()));
-                if let Ok(kind) = HeaderValue::from_str(&kind) {
-                    response.headers_mut().insert(CONTENT_TYPE, kind);
-                }
-                response
-            }
+            Ok((_, text)) => Some(text.into()),
             Err(error) => {
-                let message = error.to_string();
-                respond::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", &message, None)
+                tracing::error!(%error, "the metrics can't be written; please report this");
+                None
             }
         }
     }
 }
 
+fn made(document: Option<Bytes>, content_type: HeaderValue) -> Response<Content> {
+    let Some(document) = document else {
+        let message = "making the document failed, the log says why; please report this";
+        return respond::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None);
+    };
+    respond::text(StatusCode::OK, content_type, document)
+}
+
 fn lost_status(lost: &Lost, clients: Option<usize>) -> Value {
     json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
 }
+
+const METRICS: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);

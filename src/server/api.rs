@@ -1,6 +1,11 @@
 //! The bundle API: which answer, and when.
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
@@ -11,12 +16,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     LongPoll,
-    clients::{Access, Clients},
+    clients::{Access, Credential, LiveClients},
     conditional::Tags,
+    connection::Caller,
+    content::Content,
     drain::Leaving,
+    idle::Seat,
     prefer,
-    respond::{self, Body},
-    survey::Survey,
+    proxies::TrustedProxies,
+    respond,
+    survey::{Survey, Who},
 };
 use crate::{
     catalog::{self, Catalog},
@@ -33,76 +42,123 @@ const HESITATION: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) catalog: Catalog,
-    pub(super) clients: Clients,
+    pub(super) clients: LiveClients,
+    pub(super) proxies: TrustedProxies,
     pub(super) metrics: Metrics,
     pub(super) long_poll: LongPoll,
     pub(super) leaving: Leaving,
     pub(super) survey: Survey,
 }
 
-/// What a client wants to know.
-struct Question<'a> {
+/// What a client wants to know: all that is kept of its request while it is held.
+struct Question {
     tags: Tags,
     wait: Option<Duration>,
-    address: IpAddr,
-    headers: &'a HeaderMap,
+    who: Who,
+    predates_long_polling: bool,
+    is_head: bool,
+    seat: Arc<Seat>,
+}
+
+/// What a request is about.
+enum Route<'a> {
+    /// It can be answered as it is.
+    Answered(Response<Content>),
+    Bundle(&'a Handle, Question),
 }
 
 enum Answer {
     Bundle(Arc<Snapshot>),
     NotModified(Arc<Snapshot>),
-    Absent { reason: &'static str, message: String },
+    Absent {
+        reason: &'static str,
+        message: String,
+    },
+    /// It would have to be held, and too many are.
+    Unavailable,
 }
 
 impl Api {
     /// Answers a request of the data listener.
-    pub(super) async fn answer<B>(&self, request: Request<B>, address: IpAddr) -> Response<Body> {
-        let (response, bundle) = self.route(&request, address).await;
-        let bundle = bundle.as_deref().unwrap_or("other");
+    pub(super) async fn answer(&self, request: Request<()>, caller: Caller) -> Response<Content> {
+        let (response, bundle) = match self.route(request, caller) {
+            Route::Answered(response) => (response, "other"),
+            Route::Bundle(handle, question) => (self.serve(handle, question).await, handle.name()),
+        };
+        // Nothing is told of a bundle to whom it is hidden, and nothing counted for it.
+        let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
+        let bundle = if is_hidden { "other" } else { bundle };
         self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
         response
     }
 
-    async fn route<B>(&self, request: &Request<B>, address: IpAddr) -> (Response<Body>, Option<String>) {
+    /// The request itself ends here: its headers are not kept while it is held.
+    fn route(&self, request: Request<()>, caller: Caller) -> Route<'_> {
+        if caller.is_too_many {
+            return Route::Answered(respond::unavailable(None));
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = "bundles are read with GET or HEAD";
             let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return (response, None);
+            return Route::Answered(response);
         }
         let Some(resource) = resource(request.uri().path()) else {
             let message = "the path is not percent-encoded UTF-8";
-            return (respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None), None);
+            return Route::Answered(respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
         };
         let found = self.catalog.find(&resource);
         let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
-        let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-        match (self.clients.access(authorization, name), found) {
-            (Access::Unauthorized, _) => (unauthorized(), None),
-            (Access::Hidden, _) | (Access::Granted, None) => {
-                let message = "no such bundle, or not for this client";
-                (respond::error(StatusCode::NOT_FOUND, "not_found", message, None), None)
-            }
-            (Access::Granted, Some(handle)) => {
-                let headers = request.headers();
-                let question = Question { tags: Tags::of(headers), wait: prefer::wait(headers), address, headers };
-                (self.serve(handle, &question, request.method()).await, Some(handle.name().to_owned()))
+        let headers = request.headers();
+        let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
+        match (self.refusal(credential, name), found) {
+            (Some(refusal), _) => Route::Answered(refusal),
+            (None, None) => Route::Answered(not_found()),
+            (None, Some(handle)) => {
+                let question = Question {
+                    tags: Tags::of(headers),
+                    wait: prefer::wait(headers),
+                    who: Who {
+                        address: self.proxies.client(caller.address, headers),
+                        credential,
+                        agent: agent(headers),
+                    },
+                    predates_long_polling: predates_long_polling(headers),
+                    is_head: request.method() == Method::HEAD,
+                    seat: caller.seat,
+                };
+                Route::Bundle(handle, question)
             }
         }
     }
 
-    async fn serve(&self, handle: &Handle, question: &Question<'_>, method: &Method) -> Response<Body> {
-        match self.settle(handle, question).await {
+    /// What whoever may not have a bundle gets instead.
+    fn refusal(&self, credential: Credential, name: &str) -> Option<Response<Content>> {
+        match self.clients.now().access(credential, name) {
+            Access::Granted => None,
+            Access::Hidden => Some(not_found()),
+            Access::Unauthorized => Some(unauthorized()),
+        }
+    }
+
+    async fn serve(&self, handle: &Handle, question: Question) -> Response<Content> {
+        let answer = self.settle(handle, &question).await;
+        // A token may have been taken away while its request was held.
+        if let Some(refusal) = self.refusal(question.who.credential, handle.name()) {
+            return refusal;
+        }
+        match answer {
             Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
             Answer::Absent { reason, message } => {
                 respond::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
             }
+            Answer::Unavailable => respond::unavailable(Some(handle.name())),
             Answer::Bundle(snapshot) => {
-                let plain = question.wait.is_none() && predates_long_polling(question.headers);
+                let plain = question.wait.is_none() && question.predates_long_polling;
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
                 let response = respond::bundle(&snapshot, content_type);
                 // HEAD has the same answer at the same time, but for the body.
-                if method != Method::HEAD {
+                if !question.is_head {
                     let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
                     sent.inc_by(snapshot.bundle().blob().size());
                 }
@@ -112,7 +168,7 @@ impl Api {
     }
 
     /// Answers at once, or when something changes, or at the deadline. Cancel-safe.
-    async fn settle(&self, handle: &Handle, question: &Question<'_>) -> Answer {
+    async fn settle(&self, handle: &Handle, question: &Question) -> Answer {
         // During the drain nothing new is held; only a confirming check may take its time.
         let leaving = self.leaving.has_begun();
         let held = question.wait.filter(|_| !leaving).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
@@ -126,12 +182,12 @@ impl Api {
         let mut counted = None;
         // Whether the registry, or a change just seen, speaks for what we serve.
         let mut confirmed = false;
+        let mut place = None;
         loop {
             // Marked as seen before it is compared: a change after this line wakes us.
             let seen = view.seen();
             if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
-                let count =
-                    || self.survey.count(handle.name(), lost, &question.tags, question.address, question.headers);
+                let count = || self.survey.count(handle.name(), lost, &question.tags, &question.who);
                 counted.get_or_insert_with(count);
             }
             let Offer { state, is_fallback } = question.offered(&seen);
@@ -141,6 +197,13 @@ impl Api {
             let unsure = !confirmed && disagrees(&state, question);
             if leaving && !unsure {
                 return at_deadline(&seen, question, handle);
+            }
+            // Who can be answered at once needs no place among those who wait.
+            if place.is_none() {
+                place = question.seat.hold();
+            }
+            if place.is_none() {
+                return Answer::Unavailable;
             }
             tokio::select! {
                 changed = view.changed() => match changed {
@@ -156,7 +219,7 @@ impl Api {
     }
 }
 
-impl Question<'_> {
+impl Question {
     fn offered(&self, seen: &Seen) -> Offer {
         seen.offer(crate::telemetry::now(), |fallback| {
             if self.tags.is_empty() {
@@ -171,7 +234,7 @@ impl Question<'_> {
 }
 
 /// What can be said without waiting, if anything.
-fn at_once(state: &State, question: &Question<'_>, confirmed: bool) -> Option<Answer> {
+fn at_once(state: &State, question: &Question, confirmed: bool) -> Option<Answer> {
     let patient = question.wait.is_some();
     match state {
         State::Serving(snapshot) if question.tags.runs(snapshot.etag()) => {
@@ -189,11 +252,11 @@ fn at_once(state: &State, question: &Question<'_>, confirmed: bool) -> Option<An
 }
 
 /// Whether client and gateway differ, and either may be behind.
-fn disagrees(state: &State, question: &Question<'_>) -> bool {
+fn disagrees(state: &State, question: &Question) -> bool {
     state.snapshot().is_some_and(|snapshot| !question.tags.runs(snapshot.etag()))
 }
 
-fn at_deadline(seen: &Seen, question: &Question<'_>, handle: &Handle) -> Answer {
+fn at_deadline(seen: &Seen, question: &Question, handle: &Handle) -> Answer {
     match &question.offered(seen).state {
         State::Serving(snapshot) if question.tags.knows(snapshot.etag()) => Answer::NotModified(Arc::clone(snapshot)),
         State::Serving(snapshot) => Answer::Bundle(Arc::clone(snapshot)),
@@ -216,11 +279,22 @@ pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(path.strip_prefix('/').unwrap_or(path)).decode_utf8().ok()
 }
 
-fn unauthorized() -> Response<Body> {
+fn not_found() -> Response<Content> {
+    respond::error(StatusCode::NOT_FOUND, "not_found", "no such bundle, or not for this client", None)
+}
+
+fn unauthorized() -> Response<Content> {
     let message = "send a bearer token that the gateway knows";
     let mut response = respond::error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
+}
+
+/// A hash of what the client calls itself; that two are the same for one who wants it harms nobody.
+fn agent(headers: &HeaderMap) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    headers.get(USER_AGENT).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// OPA before 0.39 takes the bundle content type as a promise of long polling and, when it

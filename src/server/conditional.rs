@@ -2,6 +2,12 @@
 
 use hyper::header::{HeaderMap, IF_NONE_MATCH};
 
+/// The client's tags that are looked at. OPA sends those of the bundles that it has replaced,
+/// which are few.
+const MOST: usize = 32;
+/// A longer tag is none of ours.
+const LONGEST: usize = 128;
+
 /// The client's tags, without quotes and weakness, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tags(Vec<String>);
@@ -12,7 +18,9 @@ impl Tags {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
         let tags = lines.flat_map(|line| line.split(',')).map(opaque).filter(|tag| !tag.is_empty());
-        Self(tags.map(str::to_owned).collect())
+        // They are kept for as long as the request is held, so what is kept has a limit.
+        let kept = |tag: &str| if tag.len() > LONGEST { String::new() } else { tag.to_owned() };
+        Self(tags.take(MOST).map(kept).collect())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,6 +67,11 @@ mod tests {
             assert!(tags.runs("\"a\"") && !tags.runs("\"b\"") && tags.knows("\"b\""), "{lines:?}");
             assert!(!tags.knows("\"c\""));
         }
+        let long: &'static str = "\"b\",".repeat(10_000).leak();
+        assert!(tags(&["\"a\"", long]).0.len() == MOST);
+        let longest: &'static str = "b".repeat(LONGEST + 1).leak();
+        let unknown = tags(&[longest, "\"a\""]);
+        assert!(!unknown.is_empty() && !unknown.runs("\"a\"") && !unknown.runs(longest) && unknown.knows("\"a\""));
         assert!(tags(&["*"]).runs("\"x\""));
         assert!(tags(&[]).is_empty() && tags(&["", " , "]).is_empty());
     }

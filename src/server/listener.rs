@@ -2,27 +2,16 @@
 //! the way of another.
 
 use std::{
-    convert::Infallible,
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use hyper::{
-    Request, Response, Version,
-    body::Incoming,
-    header::{CONNECTION, HeaderValue},
-    service::service_fn,
-};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::{Request, Response};
 use prometheus::IntGauge;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -30,46 +19,69 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    Deadlines,
+    connection::{self, Caller, Line},
+    content::Content,
     drain::Leaving,
-    idle::{Idle, Seat},
-    patient::Patient,
-    respond::Body,
+    http2,
+    idle::{Idle, Limits},
 };
 use crate::metrics::InFlight;
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For the first request. Later ones may be long in coming.
-const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// hyper counts the idle time between two requests in; OPA polls every two minutes at most
-/// by default.
-const HEADERS: Duration = Duration::from_secs(180);
 /// After an accept failed, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client may take nothing of its answer.
-const STUCK: Duration = Duration::from_secs(60);
-/// How often an idle connection is closed while all places are taken.
-const DISMISSAL: Duration = Duration::from_millis(100);
-/// Request lines and headers together.
-const HEADER_BYTES: usize = 64 << 10;
-/// A balancer sends many long polls over one connection.
-const STREAMS: u32 = 4096;
+/// How long a connection that was dismissed has before more are, while all places are taken.
+const DISMISSAL: Duration = Duration::from_millis(20);
+/// So many at a time at most.
+const DISMISSALS: u32 = 64;
 /// For what is still being sent when everybody should be gone.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Connections that wait to be accepted; the system takes it for its own limit, where that is
+/// less.
+const BACKLOG: u32 = 1 << 16;
+/// Where the system's limit is less than this, a fleet that connects at once is kept waiting:
+/// whoever finds no room tries again after 1, 3, 7 … s.
+const BACKLOG_WANTED: usize = 4096;
+const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
 
 /// Takes an address, and logs the real one.
-pub(super) async fn bind(address: SocketAddr, listener: &'static str) -> io::Result<TcpListener> {
-    let bound = match TcpListener::bind(address).await {
+pub(super) fn bind(address: SocketAddr, listener: &'static str) -> io::Result<TcpListener> {
+    let bound = match listen(address) {
         // All addresses, on a machine without IPv6.
         Err(error)
             if address.is_ipv6() && address.ip().is_unspecified() && error.kind() != io::ErrorKind::AddrInUse =>
         {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+            listen((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         bound => bound,
     };
     let bound = bound.map_err(|error| io::Error::new(error.kind(), format!("server.{listener} {address}: {error}")))?;
     tracing::info!(listener, address = %bound.local_addr()?, "listening");
     Ok(bound)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    // A restart must not wait for the connections of the last run to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Tells when the system lets fewer connections wait to be accepted than may come at once.
+pub(super) fn tell_of_a_small_backlog(max_connections: usize) {
+    let limit = fs::read_to_string(SOMAXCONN).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(limit) = limit.filter(|limit| is_small(*limit, max_connections)) {
+        tracing::warn!(
+            limit,
+            "net.core.somaxconn lets so few clients wait to be accepted; raise it to {BACKLOG_WANTED} \
+             or more (sysctl), or a fleet that connects at once is kept waiting for seconds"
+        );
+    }
+}
+
+fn is_small(limit: usize, max_connections: usize) -> bool {
+    limit < max_connections.min(BACKLOG_WANTED)
 }
 
 /// The open connections of a listener.
@@ -79,6 +91,7 @@ pub(super) struct Connections {
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
     idle: Idle,
+    deadlines: Deadlines,
     /// Whether they are to end now.
     closing: watch::Sender<bool>,
     leaving: Leaving,
@@ -87,21 +100,22 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(most: usize, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
+    pub(super) fn new(most: usize, deadlines: Deadlines, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
         let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
         let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
-        Self { slots, gauge, open, idle: Idle::default(), closing, leaving, tasks: Mutex::default() }
+        let idle = Idle::new(Limits::new(most, http2::STREAMS as usize, deadlines));
+        Self { slots, gauge, open, idle, deadlines, closing, leaving, tasks: Mutex::default() }
     }
 
     /// Accepts for ever.
     pub(super) async fn accept<H, F>(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, handle: H)
     where
-        H: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + 'static,
-        F: Future<Output = Response<Body>> + Send + 'static,
+        H: Fn(Request<()>, Caller) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Content>> + Send + 'static,
     {
+        let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
         loop {
-            let slot = self.slot().await;
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -114,18 +128,27 @@ impl Connections {
                 }
             };
             failures = 0;
+            // Only now that somebody wants it.
+            let slot = self.slot().await;
             let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
-            let (tls, handle) = (tls.clone(), handle.clone());
-            let handle = move |request| handle(request, peer.ip());
-            let (leaving, closing) = (self.leaving.clone(), self.closing.subscribe());
-            let seat = self.idle.seat();
+            let (tls, handle, line) = (tls.clone(), handle.clone(), self.line(peer.ip()));
             self.own(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
-                if let Some(stream) = secured(stream, tls).await {
-                    talk(stream, handle, seat, leaving, closing).await;
-                }
+                connection::run(stream, tls, handle, line).await;
             });
+        }
+    }
+
+    fn line(&self, address: IpAddr) -> Line {
+        // An IPv4 client of a socket that listens on both.
+        let caller = Caller { address: address.to_canonical(), seat: self.idle.seat(), is_too_many: false };
+        Line {
+            caller,
+            deadlines: self.deadlines,
+            leaving: self.leaving.clone(),
+            closing: self.closing.subscribe(),
+            goodbye: Arc::new(Notify::new()),
         }
     }
 
@@ -136,14 +159,21 @@ impl Connections {
         tasks.spawn(connection);
     }
 
-    /// A place for one more connection. While there is none, those who want nothing make room.
+    /// A place for one more connection. While there is none, those who get nothing done make
+    /// room: one, and more of them if the first ones take their time to end.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Some(slot);
+        }
         let acquire = Arc::clone(&self.slots).acquire_owned();
         tokio::pin!(acquire);
+        let mut batch = 1;
         loop {
+            let dismissed = (0..batch).take_while(|_| self.idle.dismiss_one()).count();
             match timeout(DISMISSAL, acquire.as_mut()).await {
                 Ok(slot) => return slot.ok(),
-                Err(_) => self.idle.dismiss_one(),
+                Err(_) if dismissed > 0 => batch = DISMISSALS.min(batch * 2),
+                Err(_) => {}
             }
         }
     }
@@ -160,93 +190,6 @@ impl Connections {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
-async fn secured(stream: TcpStream, tls: Option<Arc<rustls::ServerConfig>>) -> Option<Box<dyn Stream>> {
-    let stream = Patient::new(stream, STUCK);
-    let Some(tls) = tls else { return Some(Box::new(stream)) };
-    match timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
-        Ok(Ok(stream)) => Some(Box::new(stream)),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake");
-            None
-        }
-        Err(_) => None,
-    }
-}
-
-/// Serves one connection until its client leaves or asks nothing, until its place is needed,
-/// until an answer given during the drain has said goodbye, or until all are to end.
-async fn talk<H, F>(
-    stream: Box<dyn Stream>,
-    handle: H,
-    seat: Arc<Seat>,
-    leaving: Leaving,
-    mut closing: watch::Receiver<bool>,
-) where
-    H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .keep_alive_interval(Duration::from_secs(30));
-    let goodbye = Arc::new(Notify::new());
-    let (said, asking) = (Arc::clone(&goodbye), Arc::clone(&seat));
-    let service = service_fn(move |request| {
-        let (version, leaving, goodbye) = (request.version(), leaving.clone(), Arc::clone(&goodbye));
-        let busy = asking.busy();
-        let answer = handle(request);
-        async move {
-            let _busy = busy;
-            let mut response = answer.await;
-            if leaving.has_begun() {
-                say_goodbye(version, &mut response, &goodbye);
-            }
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    tokio::pin!(connection);
-    let silence = sleep(FIRST_REQUEST);
-    tokio::pin!(silence);
-    let ended = loop {
-        tokio::select! {
-            ended = connection.as_mut() => break ended,
-            () = silence.as_mut(), if !silence.is_elapsed() => {
-                if !seat.has_asked() {
-                    return;
-                }
-            }
-            () = any_of(said.notified(), seat.dismissed(), closing.wait_for(|closing| *closing)) => {
-                // What is being answered, or waits, is not cut off by this.
-                connection.as_mut().graceful_shutdown();
-                break connection.await;
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
-    }
-}
-
-/// HTTP/1 says it in the answer; HTTP/2 in a frame for the whole connection (GOAWAY).
-fn say_goodbye(version: Version, response: &mut Response<Body>, goodbye: &Notify) {
-    if version <= Version::HTTP_11 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    } else {
-        goodbye.notify_one();
-    }
-}
-
-async fn any_of<A, B, C>(one: impl Future<Output = A>, two: impl Future<Output = B>, three: impl Future<Output = C>) {
-    tokio::select! { _ = one => {}, _ = two => {}, _ = three => {} }
-}
-
 /// Counts for as long as it lives.
 struct Open(watch::Sender<usize>);
 
@@ -260,5 +203,16 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backlog_is_small_where_the_system_allows_less_than_may_come() {
+        assert!(is_small(128, 20_000) && is_small(128, 200));
+        assert!(!is_small(4096, 20_000) && !is_small(128, 100));
     }
 }

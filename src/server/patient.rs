@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -12,19 +13,29 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::idle::Seat;
+
 /// Ends with `TimedOut` when the peer takes nothing for a while, so that a client which asks
-/// and does not read can't keep its place for ever.
+/// and does not read can't keep its place for ever. Tells the seat what goes to and fro.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     stream: S,
     patience: Duration,
+    seat: Arc<Seat>,
     /// Set while a write is stuck.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, stuck: None }
+    pub(super) fn new(stream: S, patience: Duration, seat: Arc<Seat>) -> Self {
+        Self { stream, patience, seat, stuck: None }
+    }
+
+    fn wrote(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.seat.wrote(bytes);
+        }
+        self.judge(context, written)
     }
 
     /// Passes on what became of a write, unless it has been stuck for too long.
@@ -46,14 +57,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.seat.heard();
+        }
+        read
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, written)
+        self.wrote(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -73,7 +89,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.judge(context, written)
+        self.wrote(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -86,13 +102,21 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
+    use crate::server::{
+        Deadlines,
+        idle::{Idle, Limits},
+    };
 
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn seat() -> Arc<Seat> {
+        Idle::new(Limits::new(1, 1, Deadlines::default())).seat()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_left_and_who_takes_a_little_is_not() {
         let (near, mut far) = duplex(16);
-        let mut near = Patient::new(near, PATIENCE);
+        let mut near = Patient::new(near, PATIENCE, seat());
         let reading = tokio::spawn(async move {
             let mut taken = [0; 8];
             for _ in 0..4 {
@@ -115,7 +139,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            assert!(Patient::new(stream, PATIENCE).is_write_vectored());
+            assert!(Patient::new(stream, PATIENCE, seat()).is_write_vectored());
         });
     }
 }

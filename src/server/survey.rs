@@ -4,8 +4,10 @@
 //! got. Counted are only requests that find a bundle withdrawn, by the tag that they say they
 //! run: whoever is served, or told that nothing has changed, costs nothing here.
 //!
-//! A client is an address, what a proxy forwards of the one behind it, its agent and its
-//! credential. Where several look the same, those that wait at the same time are told apart.
+//! A client is an address, its credential and its agent. Behind a proxy that
+//! `server.trusted_proxies` names it is the address which that proxy forwards. An agent anybody who
+//! may read could make up, to be counted as often as it likes, so only a few of them are told
+//! apart. Where several look the same, those that wait at the same time are told apart.
 //! It counts while it waits, and for [`RECENT`] after it asked; so one that does not poll as
 //! often as that is missed, as is one that has not asked since the withdrawal, and several that
 //! look the same and never wait at the same time count as one.
@@ -18,19 +20,18 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    HeaderMap,
-    header::{AUTHORIZATION, FORWARDED, HeaderName, USER_AGENT},
-};
 use tokio::time::Instant;
 
-use super::conditional::Tags;
+use super::{clients::Credential, conditional::Tags};
 use crate::watch::Lost;
 
 /// OPA polls every two minutes at most by default.
 const RECENT: Duration = Duration::from_secs(300);
 /// Clients of a bundle that are told apart; a few megabytes. More count as so many.
 const MOST: usize = 1 << 16;
+
+/// Agents that are told apart behind one address with one credential.
+const AGENTS: usize = 4;
 
 /// The withdrawn versions that somebody still runs. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -46,11 +47,25 @@ struct Inner {
 #[derive(Debug)]
 struct Holdouts {
     etag: String,
-    clients: HashMap<u64, Client>,
+    clients: HashMap<Key, Client>,
+    /// The agents by address and credential, in the order in which they came.
+    agents: HashMap<u64, Vec<u64>>,
     /// How many they are: each counts once, or as often as it waits.
     total: usize,
     /// The count at which the log was last told.
     told: usize,
+}
+
+/// A hash of address and credential, and which of its agents.
+type Key = (u64, usize);
+
+/// Who asks, as far as it can be told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Who {
+    pub(super) address: IpAddr,
+    pub(super) credential: Credential,
+    /// A hash of what it calls itself.
+    pub(super) agent: u64,
 }
 
 #[derive(Debug)]
@@ -65,25 +80,19 @@ pub(super) struct Waiting {
     survey: Survey,
     bundle: String,
     etag: String,
-    client: u64,
+    client: Key,
 }
 
 impl Survey {
     /// Counts somebody who has found a bundle withdrawn, if that is what it runs.
-    pub(super) fn count(
-        &self,
-        bundle: &str,
-        lost: &Lost,
-        tags: &Tags,
-        address: IpAddr,
-        headers: &HeaderMap,
-    ) -> Option<Waiting> {
+    pub(super) fn count(&self, bundle: &str, lost: &Lost, tags: &Tags, who: &Who) -> Option<Waiting> {
         let etag = lost.etag.as_deref()?;
-        let client = self.0.keys.hash_one((address, IDENTIFYING.map(|name| headers.get(name))));
+        let base = self.0.keys.hash_one((who.address, who.credential));
         let mut bundles = self.lock();
         if !tags.runs(etag) {
             // Somebody who looks like it has got away from it.
             let holdouts = bundles.get_mut(bundle)?;
+            let client = holdouts.key(base, who.agent);
             if holdouts.clients.get(&client).is_some_and(|client| client.waiting == 0) {
                 holdouts.clients.remove(&client);
                 holdouts.total -= 1;
@@ -94,10 +103,11 @@ impl Survey {
         if holdouts.etag != etag {
             *holdouts = Holdouts::of(etag);
         }
+        let client = holdouts.key(base, who.agent);
         if holdouts.clients.len() >= MOST && !holdouts.clients.contains_key(&client) {
             return None;
         }
-        holdouts.enter(client);
+        holdouts.enter(client, who.agent);
         holdouts.tell(bundle, lost);
         Some(Waiting { survey: self.clone(), bundle: bundle.to_owned(), etag: etag.to_owned(), client })
     }
@@ -124,10 +134,20 @@ impl Survey {
 
 impl Holdouts {
     fn of(etag: &str) -> Self {
-        Self { etag: etag.to_owned(), clients: HashMap::new(), total: 0, told: 0 }
+        Self { etag: etag.to_owned(), clients: HashMap::new(), agents: HashMap::new(), total: 0, told: 0 }
     }
 
-    fn enter(&mut self, client: u64) {
+    fn key(&self, base: u64, agent: u64) -> Key {
+        let agents = self.agents.get(&base).map_or(&[][..], Vec::as_slice);
+        let known = agents.iter().position(|known| *known == agent);
+        (base, known.unwrap_or(agents.len()).min(AGENTS - 1))
+    }
+
+    fn enter(&mut self, client: Key, agent: u64) {
+        let agents = self.agents.entry(client.0).or_default();
+        if client.1 == agents.len() {
+            agents.push(agent);
+        }
         let waiting = self.clients.get(&client).map(|known| known.waiting);
         // Who was here and does not wait, counts already.
         if waiting != Some(0) {
@@ -136,7 +156,7 @@ impl Holdouts {
         self.clients.insert(client, Client { waiting: waiting.unwrap_or_default() + 1, last: Instant::now() });
     }
 
-    fn leave(&mut self, client: u64) {
+    fn leave(&mut self, client: Key) {
         let Some(known) = self.clients.get_mut(&client).filter(|known| known.waiting > 0) else { return };
         *known = Client { waiting: known.waiting - 1, last: Instant::now() };
         if known.waiting > 0 {
@@ -148,6 +168,8 @@ impl Holdouts {
         let before = self.clients.len();
         self.clients.retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RECENT);
         self.total -= before - self.clients.len();
+        let clients = &self.clients;
+        self.agents.retain(|base, agents| (0..agents.len()).any(|agent| clients.contains_key(&(*base, agent))));
     }
 
     /// Tells the log at 1, 2, 4, 8 … clients.
@@ -170,11 +192,12 @@ impl Drop for Waiting {
     }
 }
 
-const IDENTIFYING: [HeaderName; 4] = [HeaderName::from_static("x-forwarded-for"), FORWARDED, USER_AGENT, AUTHORIZATION];
-
 #[cfg(test)]
 mod tests {
-    use hyper::header::{HeaderValue, IF_NONE_MATCH};
+    use hyper::{
+        HeaderMap,
+        header::{HeaderValue, IF_NONE_MATCH},
+    };
     use tokio::time::advance;
 
     use super::*;
@@ -185,11 +208,10 @@ mod tests {
     }
 
     fn ask(survey: &Survey, address: [u8; 4], agent: &'static str, runs: &'static str) -> Option<Waiting> {
-        let headers = HeaderMap::from_iter([
-            (USER_AGENT, HeaderValue::from_static(agent)),
-            (IF_NONE_MATCH, HeaderValue::from_static(runs)),
-        ]);
-        survey.count("authz", &lost("\"a\""), &Tags::of(&headers), address.into(), &headers)
+        let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(runs))]);
+        let agent = agent.bytes().map(u64::from).sum();
+        let who = Who { address: address.into(), credential: Credential::None, agent };
+        survey.count("authz", &lost("\"a\""), &Tags::of(&headers), &who)
     }
 
     fn holdouts(survey: &Survey) -> usize {
@@ -240,7 +262,8 @@ mod tests {
         let survey = Survey::default();
         let first = ask(&survey, [10, 0, 0, 1], "opa", "\"a\"");
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("\"b\""))]);
-        let second = survey.count("authz", &lost("\"b\""), &Tags::of(&headers), [10, 0, 0, 1].into(), &headers);
+        let who = Who { address: [10, 0, 0, 1].into(), credential: Credential::None, agent: 0 };
+        let second = survey.count("authz", &lost("\"b\""), &Tags::of(&headers), &who);
         assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(1));
         drop(first);
         assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(1), "what is over does not count down the next");
@@ -250,6 +273,21 @@ mod tests {
         drop(second);
         let unknown = Lost { etag: None, ..lost("\"b\"") };
         assert_eq!(survey.holdouts("authz", &unknown), None);
+    }
+
+    /// Anybody who may read could make them up.
+    #[tokio::test(start_paused = true)]
+    async fn of_the_agents_behind_one_address_a_few_are_told_apart() {
+        let survey = Survey::default();
+        for agent in ["a", "b", "c", "d", "e", "f", "g", "a"] {
+            drop(ask(&survey, [10, 0, 0, 1], agent, "\"a\""));
+        }
+        assert_eq!(holdouts(&survey), AGENTS);
+        assert!(ask(&survey, [10, 0, 0, 1], "a", "\"b\"").is_none());
+        assert_eq!(holdouts(&survey), AGENTS - 1);
+        advance(RECENT + Duration::from_secs(1)).await;
+        assert_eq!(holdouts(&survey), 0);
+        assert!(survey.lock()["authz"].agents.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

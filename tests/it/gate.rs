@@ -8,7 +8,7 @@ use bundlegate::{
     metrics::Metrics,
     opa_check::Checker,
     registry::{Options as RegistryOptions, Timeouts},
-    server::{Clients, Drain, LongPoll, Options, Server},
+    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
     watch::{
@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
     pub(crate) max_connections: usize,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) cache: store::Options,
     /// The tag of an unsigned artifact that is served while the bundle is withdrawn.
     pub(crate) fallback: Option<&'static str>,
@@ -69,6 +71,8 @@ impl Default for Setup {
             drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
             tls: None,
             max_connections: 100,
+            deadlines: Deadlines::default(),
+            trusted_proxies: TrustedProxies::default(),
             cache: store::Options { directory: None, disk: 1 << 20, memory: 1 << 20 },
             fallback: None,
             opa_check: None,
@@ -83,6 +87,8 @@ pub(crate) struct Gate {
     pub(crate) admin: SocketAddr,
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: Metrics,
+    /// Who may read what.
+    pub(crate) clients: LiveClients,
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
@@ -131,6 +137,7 @@ impl Gate {
             clients.allow(&["**".to_owned()], None).unwrap();
             clients
         });
+        let clients = LiveClients::from(clients);
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
@@ -139,7 +146,9 @@ impl Gate {
             ready_after: HOUR,
             drain: setup.drain,
             long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: setup.rules.first_wait },
-            clients,
+            clients: clients.clone(),
+            trusted_proxies: setup.trusted_proxies,
+            deadlines: setup.deadlines,
         };
         let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics.clone()).await.unwrap();
         let (data, admin) = (server.data_address().unwrap(), server.admin_address().unwrap());
@@ -150,7 +159,8 @@ impl Gate {
         let watchers = running.into_iter().map(Watcher::run).collect();
         let handle = handles.swap_remove(0);
         let http = reqwest::Client::new();
-        Self { name: setup.name, data, admin, http, metrics, handle, stop: Some(stop), server, watcher: watchers }
+        let (name, stop, watcher) = (setup.name, Some(stop), watchers);
+        Self { name, data, admin, http, metrics, clients, handle, stop, server, watcher }
     }
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {

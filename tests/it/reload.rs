@@ -475,6 +475,89 @@ async fn a_bundle_that_is_renamed_with_its_policy_is_served_until_the_next_start
     assert_eq!(serving.status().await["state"], "serving");
 }
 
+/// Only whoever has a token of `edge.tokens` may read.
+async fn locked(registry: &FaultyRegistry, signer: &Signer) -> Serving {
+    let files = |folder: &TempDir| {
+        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+        fs::write(folder.path().join("edge.tokens"), "first\nsecond\n").unwrap();
+    };
+    let mut config = config(registry);
+    config["clients"] = json!([{ "name": "edge", "bearer_token_file": "edge.tokens", "bundles": ["**"] }]);
+    let serving = Serving::start(files, &config).await;
+    assert_eq!(serving.asks("first", 60).await, StatusCode::OK);
+    assert_eq!(serving.asks("second", 0).await, StatusCode::OK);
+    assert_eq!(serving.asks("third", 0).await, StatusCode::UNAUTHORIZED);
+    serving
+}
+
+impl Serving {
+    async fn asks(&self, token: &str, wait: u32) -> StatusCode {
+        let request = self.http.get(format!("http://{}/bundles/authz", self.data)).bearer_auth(token);
+        wishing(request, "", wait).send().await.unwrap().status()
+    }
+
+    /// Waits until a token opens something, or nothing.
+    async fn asks_until(&self, token: &str, status: StatusCode) {
+        let began = Instant::now();
+        self.until("the token counts", async || (self.asks(token, 0).await == status).then_some(())).await;
+        println!("{token}: {status} {:?} after the change", began.elapsed());
+    }
+}
+
+/// It worked on once, and SIGHUP said "unchanged".
+#[tokio::test]
+async fn a_token_counts_for_as_long_as_it_is_in_its_file() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let serving = locked(&registry, &signer).await;
+    serving.write("edge.tokens", "second\nthird\n");
+    serving.asks_until("first", StatusCode::UNAUTHORIZED).await;
+    let read = serving.said("configuration read again", |line| line["clients"] == true).await;
+    assert_eq!((&read["outcome"], &read["bundles"]), (&json!("applied"), &json!(0)));
+    assert_eq!(serving.asks("second", 0).await, StatusCode::OK);
+    assert_eq!(serving.asks("third", 0).await, StatusCode::OK);
+    // So do the entries of `clients`, and the files that they name.
+    let mut config = config(&registry);
+    serving.write("other.tokens", "fourth\n");
+    config["clients"] = json!([{ "name": "edge", "bearer_token_file": "other.tokens", "bundles": ["**"] }]);
+    serving.write("bundlegate.yaml", config.to_string());
+    serving.asks_until("fourth", StatusCode::OK).await;
+    assert_eq!(serving.asks("third", 0).await, StatusCode::UNAUTHORIZED);
+    config["clients"][0]["bundles"] = json!(["other/*"]);
+    serving.write("bundlegate.yaml", config.to_string());
+    serving.asks_until("fourth", StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_counts_no_more_whatever_else_is_wrong() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    for how in ["another mistake", "malformed", "empty", "gone"] {
+        let serving = locked(&registry, &signer).await;
+        match how {
+            "another mistake" => {
+                let broken = fs::read_to_string(serving.path("bundlegate.yaml")).unwrap().replace("any_of", "any");
+                serving.write("bundlegate.yaml", broken);
+                serving.write("edge.tokens", "second\nthird\n");
+            }
+            "malformed" => serving.write("edge.tokens", "second\nfirst and third\n"),
+            "empty" => serving.write("edge.tokens", ""),
+            _ => fs::remove_file(serving.path("edge.tokens")).unwrap(),
+        }
+        serving.asks_until("first", StatusCode::UNAUTHORIZED).await;
+        serving.said("configuration refused: the old trust stays", |_| true).await;
+        let left = if matches!(how, "empty" | "gone") { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+        assert_eq!(serving.asks("second", 0).await, left, "{how}");
+        // What is new is not taken from a configuration that is refused.
+        assert_eq!(serving.asks("third", 0).await, StatusCode::UNAUTHORIZED, "{how}");
+        if how != "another mistake" {
+            serving.write("edge.tokens", "first\n");
+            serving.asks_until("first", StatusCode::OK).await;
+            assert_eq!(serving.asks("second", 0).await, StatusCode::UNAUTHORIZED, "{how}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_status_tells_of_a_verdict_is_what_verify_tells() {
     let signer = Signer::new();

@@ -19,11 +19,12 @@ use tokio::{
 use crate::oci::Digest;
 
 /// Not every file system tells of changes, and a link may change anywhere on the way.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(750);
 /// Editors write a file in several steps, and people several files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Somebody who writes all the time is not waited for.
-const STEPS: usize = 20;
+/// Somebody who writes all the time is not waited for: a token that is taken away counts no more
+/// after two seconds at most.
+const STEPS: usize = 10;
 /// No file of a configuration is longer.
 const LARGEST: u64 = 2 << 20;
 

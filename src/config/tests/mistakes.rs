@@ -116,6 +116,14 @@ fn server_mistakes_have_a_way_out() {
         assert!(Folder::new().with(typed).unwrap_err().to_string().ends_with(&expected), "{typed}");
     }
     check(&[
+        (
+            "server: { trusted_proxies: [10.0.0.0/8, proxy] }",
+            "server.trusted_proxies[1]: \"proxy\" is no network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address",
+        ),
+        (
+            "server: { trusted_proxies: [10.1.2.3/8] }",
+            "server.trusted_proxies[0]: 10.1.2.3/8 has address bits beyond its length; write 10.0.0.0/8 or 10.1.2.3",
+        ),
         ("server: { max_connections: 0 }", "server.max_connections: nobody could connect; write a number from 1 up"),
         (
             "server: { listen: '127.0.0.1:8090' }",
