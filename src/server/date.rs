@@ -9,7 +9,7 @@ static LAST: Mutex<Option<(i64, HeaderValue)>> = Mutex::new(None);
 
 /// The time of now.
 pub(super) fn now() -> HeaderValue {
-    at(Timestamp::now())
+    at(crate::telemetry::now())
 }
 
 fn at(time: Timestamp) -> HeaderValue {
