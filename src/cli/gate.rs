@@ -132,7 +132,7 @@ impl Gate {
             }
         }
         self.watchers.shutdown().await;
-        self.store.end_attempts().await;
+        self.store.close().await;
         Ok(())
     }
 }
