@@ -34,7 +34,7 @@ struct Sink {
 
 enum Taken {
     Whole(Blob),
-    Part(Sink),
+    Part(Box<Sink>),
 }
 
 impl Spool {
@@ -54,7 +54,7 @@ impl Spool {
             let taken = if length <= INLINE { work() } else { blocking(work).await? };
             match taken {
                 Ok(Taken::Whole(blob)) => return Ok(blob),
-                Ok(Taken::Part(part)) => sink = part,
+                Ok(Taken::Part(part)) => sink = *part,
                 Err(WriteError::Io(error)) => return Err(StoreError::Disk(error)),
                 Err(WriteError::Mismatch(mismatch)) => return Err(StoreError::Registry(stream.mismatch(&mismatch))),
             }
@@ -112,7 +112,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 impl Sink {
     fn take(mut self, batch: &[Bytes], is_last: bool) -> Result<Taken, WriteError> {
         batch.iter().try_for_each(|piece| self.writer.write(piece))?;
-        Ok(if is_last { Taken::Whole(self.finish()?) } else { Taken::Part(self) })
+        Ok(if is_last { Taken::Whole(self.finish()?) } else { Taken::Part(Box::new(self)) })
     }
 
     fn finish(self) -> Result<Blob, BlobMismatch> {
