@@ -142,7 +142,7 @@ impl Gate {
             }
         }
         self.watchers.shutdown().await;
-        self.store.end_attempts().await;
+        self.store.close().await;
         Ok(())
     }
 }

@@ -52,7 +52,7 @@ impl BlobStream {
     /// When the transfer breaks, takes too long, or brings more or less than the descriptor
     /// says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
-        let piece = timeout_at(self.deadline, self.origin.next())
+        let piece = timeout_at(self.deadline, self.origin.next(self.left))
             .await
             .unwrap_or_else(|_| Err("not done within timeouts.total".to_owned()))
             .map_err(|reason| RegistryError::Unreachable { operation: "blob", host: self.host.clone(), reason })?;
@@ -140,13 +140,15 @@ impl BlobStream {
 }
 
 impl Origin {
-    async fn next(&mut self) -> Result<Option<Bytes>, String> {
+    /// `left` bytes are expected, and one more would be too many.
+    async fn next(&mut self, left: u64) -> Result<Option<Bytes>, String> {
         match self {
             Self::Http(response) => response.chunk().await.map_err(|error| innermost(&error)),
             Self::File(file) => {
                 let mut file = file.try_clone().map_err(|error| error.to_string())?;
+                let length = usize::try_from(left.saturating_add(1)).unwrap_or(PIECE).min(PIECE);
                 let read = spawn_blocking(move || {
-                    let mut piece = vec![0; PIECE];
+                    let mut piece = vec![0; length];
                     file.read(&mut piece).map(|count| {
                         piece.truncate(count);
                         piece

@@ -40,6 +40,8 @@ pub(super) const STREAMS: u32 = 1000;
 const HEADER_LIST_BYTES: u32 = 16 << 10;
 /// What waits for the socket, of each response.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// How long one request too many is waited for.
+const TOO_MANY: Duration = Duration::from_millis(100);
 /// A connection whose client does not answer a ping in time is dead.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
@@ -120,8 +122,7 @@ where
         let stream = seat.stream();
         let caller = Caller { is_too_many: stream.is_none(), ..self.caller.clone() };
         let progress = self.progress;
-        // One too many is not waited for.
-        let room_within = if stream.is_some() { progress } else { Duration::ZERO };
+        let room_within = if stream.is_some() { progress } else { TOO_MANY };
         let (leaving, goodbye) = (self.leaving.clone(), Arc::clone(&self.goodbye));
         let method = request.method().clone();
         let answer = (self.handle)(request.map(drop), caller);
@@ -402,7 +403,7 @@ mod tests {
         let response = ask(&mut send, "/").await.await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let error = response.into_body().data().await.unwrap().unwrap_err();
-        assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), Duration::ZERO));
+        assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), TOO_MANY));
     }
 
     #[tokio::test(start_paused = true)]
@@ -424,10 +425,8 @@ mod tests {
     async fn a_client_that_answers_no_ping_is_gone() {
         let (mut stream, _seat, serving) = connected(Content::Memory(Bytes::from_static(b"x")));
         // It sends a preface and one request, and nothing any more.
-        let request = [
-            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..],
-            b"\0\0\x04\x01\x05\0\0\0\x01\x82\x86\x84\x81",
-        ];
+        let request =
+            [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84"];
         tokio::io::AsyncWriteExt::write_all(&mut stream, &request.concat()).await.unwrap();
         let began = Instant::now();
         serving.await.unwrap();

@@ -106,7 +106,7 @@ impl Default for Deadlines {
             progress: Duration::from_secs(30),
             close_grace: Duration::from_millis(250),
             newcomer: Duration::from_millis(250),
-            stalled: Duration::from_millis(500),
+            stalled: Duration::from_millis(250),
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Group commit: those who want a change on the disk share one write of the index.
 
-use std::sync::Arc;
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
+    runtime::Handle,
+    sync::watch,
     task::spawn_blocking,
     time::{Duration, Instant, sleep_until},
 };
@@ -18,66 +22,76 @@ const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// The writes of one folder. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Commits(Arc<Mutex<Progress>>);
+pub(super) struct Commits(Arc<Inner>);
 
 #[derive(Debug, Default)]
+struct Inner {
+    progress: watch::Sender<Progress>,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
 struct Progress {
     /// The last change that is on the disk.
     written: u64,
     /// The last change that could not be written; the next write tries again.
     failed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    is_running: bool,
+    /// When the next write may begin.
     next: Option<Instant>,
 }
 
 impl Commits {
-    /// Waits until the change with this number is on the disk. `false` when it could not be
-    /// written, which has been logged. Whoever comes first writes for all that came before the
-    /// write began. Cancel-safe: a write that has begun comes to its end.
-    pub(super) async fn commit(&self, disk: &Arc<Disk>, change: u64) -> bool {
-        let progress = Arc::clone(&self.0).lock_owned().await;
-        if let Some(known) = progress.outcome(change) {
-            return known;
+    /// Has everything written that was changed until now. Returns at once: a task writes, and
+    /// ends when nothing is left. It belongs to nobody, so that what a bundle has changed is
+    /// written also when its watcher ends; it keeps the folder locked until then.
+    pub(super) fn request(&self, disk: &Arc<Disk>, runtime: &Handle) {
+        let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if !mem::replace(&mut writer.is_running, true) {
+            runtime.spawn(write_all(Arc::clone(&self.0), Arc::clone(disk)));
         }
-        if let Some(next) = progress.next {
+    }
+
+    /// Waits until a change that was requested is on the disk. `false` when it could not be
+    /// written, which has been logged.
+    pub(super) async fn is_written(&self, change: u64) -> bool {
+        let mut progress = self.0.progress.subscribe();
+        let settled = progress.wait_for(|progress| progress.written >= change || progress.failed >= change).await;
+        settled.is_ok_and(|progress| progress.written >= change)
+    }
+}
+
+async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
+    loop {
+        let next = commits.writer.lock().unwrap_or_else(PoisonError::into_inner).next;
+        if let Some(next) = next {
             sleep_until(next).await;
         }
-        let disk = Arc::clone(disk);
-        let writing = spawn_blocking(move || write(progress, &disk));
-        match writing.await {
-            Ok(written) => written,
-            Err(error) => {
-                tracing::error!(%error, "a task of the cache broke off; please report this");
-                false
+        let (began, until) = (Instant::now(), disk.generation());
+        let writing = Arc::clone(&disk);
+        let error = match spawn_blocking(move || writing.write()).await {
+            Ok(Ok(written)) => {
+                commits.progress.send_modify(|progress| progress.written = progress.written.max(written));
+                None
             }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = error {
+            tracing::error!(error, "the cache on disk can't be written; serving goes on from memory");
+            commits.progress.send_modify(|progress| progress.failed = progress.failed.max(until));
+        }
+        let Progress { written, failed } = *commits.progress.borrow();
+        let ended = Instant::now();
+        let mut writer = commits.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.next = Some(ended + ((ended - began) * PAUSE_FACTOR).min(MAX_PAUSE));
+        if disk.generation() <= written.max(failed) {
+            writer.is_running = false;
+            return;
         }
     }
-}
-
-impl Progress {
-    fn outcome(&self, change: u64) -> Option<bool> {
-        if self.written >= change {
-            return Some(true);
-        }
-        (self.failed >= change).then_some(false)
-    }
-}
-
-/// Writes for all changes until now. Holds the lock, so that nobody writes beside it when it is
-/// not waited for any more.
-fn write(mut progress: OwnedMutexGuard<Progress>, disk: &Disk) -> bool {
-    let (began, until) = (Instant::now(), disk.generation());
-    let written = match disk.write() {
-        Ok(written) => {
-            progress.written = progress.written.max(written);
-            true
-        }
-        Err(error) => {
-            tracing::error!(%error, "the cache on disk can't be written; serving goes on from memory");
-            progress.failed = progress.failed.max(until);
-            false
-        }
-    };
-    let ended = Instant::now();
-    progress.next = Some(ended + ((ended - began) * PAUSE_FACTOR).min(MAX_PAUSE));
-    written
 }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use moka::future::Cache;
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
     time::{Duration, timeout},
@@ -47,6 +48,8 @@ const IDLE_SHARE: u64 = 4;
 
 /// Whoever waits for the disk longer than this asks the registry.
 const READING: Duration = Duration::from_secs(5);
+/// For what is still to be written when the process ends.
+const CLOSING: Duration = Duration::from_secs(2);
 /// Blobs being read at a time. A disk that hangs keeps so many threads and no more.
 const READERS: usize = 8;
 /// Bundles being written at a time.
@@ -291,7 +294,8 @@ impl Store {
     /// Waits until a change is on the disk, or could not be written, which is logged.
     pub async fn flush(&self, Change(change): Change) {
         if let Some(disk) = &self.disk {
-            self.commits.commit(disk, change).await;
+            self.commits.request(disk, &Handle::current());
+            self.commits.is_written(change).await;
         }
     }
 
@@ -332,10 +336,14 @@ impl Store {
         }
     }
 
-    /// Notes on disk that the process ends in order, so that what it was at is no cause of
-    /// death. Waits a second at most.
-    pub async fn end_attempts(&self) {
+    /// Brings what is still to be written to the disk, and notes there that the process ends in
+    /// order, so that what it was at is no cause of death. Waits a few seconds at most.
+    pub async fn close(&self) {
         if let Some(disk) = &self.disk {
+            self.commits.request(disk, &Handle::current());
+            if timeout(CLOSING, self.commits.is_written(disk.generation())).await.is_err() {
+                tracing::error!("the cache on disk does not answer; what changed last is not on it");
+            }
             disk.attempts().end_all().await;
         }
     }
@@ -369,8 +377,15 @@ impl Store {
     async fn write(&self, work: impl FnOnce(&Disk) -> Result<u64, DiskError> + Send + 'static) -> bool {
         let Some(disk) = &self.disk else { return false };
         let Ok(turn) = Arc::clone(&self.writers).acquire_owned().await else { return false };
-        match self.on_disk("written", turn, work).await {
-            Some(change) => self.commits.commit(disk, change).await,
+        let (commits, changed, runtime) = (self.commits.clone(), Arc::clone(disk), Handle::current());
+        let change = self.on_disk("written", turn, move |disk| {
+            let change = work(disk)?;
+            // Here, so that nothing is lost when nobody waits for it any more.
+            commits.request(&changed, &runtime);
+            Ok(change)
+        });
+        match change.await {
+            Some(change) => self.commits.is_written(change).await,
             None => false,
         }
     }

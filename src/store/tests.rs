@@ -264,6 +264,21 @@ fn a_crash_before_the_index_is_written_loses_only_what_nobody_was_told_of() {
     assert_eq!(blobs(folder.path()), 4, "what nothing names is gone");
 }
 
+/// What a watcher withdraws as it ends must not come back.
+#[tokio::test]
+async fn what_was_changed_is_written_though_nobody_waits_for_it_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 1 << 20, 1 << 20);
+    keep(&store, "a", BUNDLE).await;
+    let forget = store.forget("a", "r.example/a:live", Bytes::from_static(b"the end"));
+    // It has begun, and is given up.
+    assert!(timeout(Duration::from_millis(1), forget).await.is_err() || entries(folder.path()) == 1);
+    drop(store);
+    let lock = fs::File::open(folder.path().join(".lock")).unwrap();
+    spawn_blocking(move || lock.lock()).await.unwrap().unwrap();
+    assert_eq!(entries(folder.path()), 1, "only the history");
+}
+
 /// Whoever waits is told when the write is over that its change was part of.
 #[tokio::test]
 async fn many_who_keep_something_at_once_are_all_told_the_truth() {

@@ -29,6 +29,7 @@ mod reads;
 mod reload;
 mod rooms;
 mod roots;
+mod scale;
 mod serving;
 mod shells;
 mod signatures;
