@@ -11,7 +11,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Blob, BlobMismatch, BlobWriter, Descriptor, Digest, WriteError, media_type};
+use super::{
+    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, Sharing, WriteError, lock_soon, media_type, open_lock,
+    open_regular, read_regular,
+};
 
 /// The annotation that names an entry of `index.json`.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -24,6 +27,8 @@ const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const PIECE: usize = 1 << 16;
 /// `index.json` longer than this is not read.
 const INDEX_LIMIT: u64 = 16 << 20;
+/// `oci-layout` longer than this is not read; the specification's has 30 bytes.
+const MARKER_LIMIT: u64 = 4096;
 
 /// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
 /// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
@@ -96,8 +101,11 @@ impl Layout {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let layout = Self { root: root.into() };
         let path = layout.root.join("oci-layout");
-        let marker =
-            fs::read(&path).map_err(|source| LayoutError::Io { operation: "open", path: path.clone(), source })?;
+        let marker = read_regular(&path, MARKER_LIMIT).map_err(|source| LayoutError::Io {
+            operation: "open",
+            path: path.clone(),
+            source,
+        })?;
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Marker {
@@ -150,7 +158,7 @@ impl Layout {
     /// With `NotFound` inside where there is none.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
-        fs::File::open(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
+        open_regular(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
     }
 
     /// Reads a blob of at most `limit` bytes; `None` where there is none.
@@ -168,7 +176,7 @@ impl Layout {
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, LayoutError> {
         let digest = Digest::sha256(bytes);
         let path = self.blob_path(&digest);
-        if !self.has_intact(&digest) {
+        if !self.has_intact(&digest, bytes.len() as u64) {
             self.replace(&path, bytes)?;
         }
         Ok(digest)
@@ -180,7 +188,7 @@ impl Layout {
     /// When the disk refuses; nothing half-written stays under the digest's name.
     pub fn store_blob(&self, blob: &Blob) -> Result<(), LayoutError> {
         let path = self.blob_path(blob.digest());
-        if self.has_intact(blob.digest()) {
+        if self.has_intact(blob.digest(), blob.size()) {
             return Ok(());
         }
         self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
@@ -188,8 +196,11 @@ impl Layout {
 
     /// Whether a blob is there as it should be: one that a disk has damaged is written anew
     /// by whoever has it.
-    fn has_intact(&self, digest: &Digest) -> bool {
+    fn has_intact(&self, digest: &Digest, size: u64) -> bool {
         let Ok(mut file) = self.open_blob(digest) else { return false };
+        if file.metadata().map_or(true, |there| there.len() != size) {
+            return false;
+        }
         let (mut hasher, mut piece) = (digest.hasher(), vec![0; PIECE]);
         loop {
             match file.read(&mut piece) {
@@ -307,8 +318,8 @@ impl Layout {
     fn lock(&self) -> Result<fs::File, LayoutError> {
         let path = self.root.join(INDEX_LOCK);
         let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
-        let lock = fs::File::options().create(true).append(true).open(&path).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        let lock = open_lock(&path).map_err(failed)?;
+        lock_soon(&lock, Sharing::Exclusive).map_err(failed)?;
         Ok(lock)
     }
 
@@ -427,17 +438,11 @@ fn index_type() -> String {
 
 fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
     let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+    match read_regular(path, limit) {
+        Ok(bytes) => Ok(Some(bytes.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
     }
-    Ok(Some(bytes.into()))
 }
 
 #[cfg(test)]
