@@ -7,6 +7,7 @@
 mod access;
 mod auth;
 mod blob_stream;
+mod certificate;
 mod challenge;
 mod destination;
 mod docker;
