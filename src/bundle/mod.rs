@@ -6,6 +6,7 @@
 mod artifact;
 mod check;
 mod contents;
+mod diagnostic;
 mod document;
 mod folder;
 mod manifest;
@@ -15,17 +16,19 @@ mod policy;
 mod recipe;
 mod rego;
 mod shape;
+mod statements;
 mod tarball;
 mod test;
 
 pub use artifact::{Artifact, Labels};
 pub use check::Parse;
 pub use contents::Contents;
+pub use diagnostic::Diagnostic;
 pub use folder::{Folder, Ignore};
 pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
 pub use open::{Bundle, Limits, NotABundle};
 pub use pack::{PackError, PackOptions, Packed, pack};
 pub use policy::{Policy, PolicyError};
 pub use recipe::{NoBundle, Recipe};
-pub use rego::{Module, RegoVersion};
+pub use rego::{Module, RegoVersion, nests_too_deep};
 pub use test::TestRun;

@@ -8,8 +8,12 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion, check::check, folder::Origin,
-    rego::Unreadable, tarball::Tarball,
+    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion,
+    check::check,
+    diagnostic::Diagnostic,
+    folder::Origin,
+    rego::{BadRego, Unreadable},
+    tarball::Tarball,
 };
 use crate::oci::{Blob, Digest, Hasher};
 
@@ -112,6 +116,8 @@ pub enum PackError {
         place: String,
         /// What the parser said.
         reason: String,
+        /// Every error of the file, the first included.
+        errors: Vec<Diagnostic>,
     },
     /// A Rego file that is no text.
     #[error("{0} is not UTF-8; save it as UTF-8")]
@@ -157,7 +163,17 @@ impl PackError {
 
 impl From<Unreadable> for PackError {
     fn from(Unreadable { place, reason }: Unreadable) -> Self {
-        Self::Rego { place, reason }
+        let errors = vec![Diagnostic::new(&place, reason.clone(), "")];
+        Self::Rego { place, reason, errors }
+    }
+}
+
+impl From<BadRego> for PackError {
+    fn from(BadRego(errors): BadRego) -> Self {
+        let first = errors.first();
+        let place = first.map(Diagnostic::place).unwrap_or_default();
+        let reason = first.map(|first| first.reason.clone()).unwrap_or_default();
+        Self::Rego { place, reason, errors }
     }
 }
 
