@@ -1,6 +1,9 @@
 //! `clients`: who may read what.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use super::{
     files::Base,
@@ -54,8 +57,9 @@ pub(super) fn read(raw: Option<Vec<raw::Client>>, base: Base<'_>) -> Result<Vec<
         return Err(Problem::new(format!("nobody may read anything; say who may, such as {example}")));
     }
     let mut clients: Vec<ClientConfig> = Vec::new();
+    let mut names = HashSet::new();
     for (index, raw) in raw.into_iter().enumerate() {
-        let client = client(raw, base).and_then(|client| match clients.iter().any(|one| one.name == client.name) {
+        let client = client(raw, base).and_then(|client| match !names.insert(client.name.clone()) {
             true => Err(Problem::new(format!("{} is the name of two clients; rename one", client.name)).at("name")),
             false => Ok(client),
         });
