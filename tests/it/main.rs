@@ -16,6 +16,8 @@ mod evaluation;
 mod expectations;
 mod fallbacks;
 mod faulty;
+mod files;
+mod first_hour;
 mod forge;
 mod gate;
 mod intake;
