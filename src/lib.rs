@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
-//! | [`oci`] | the specification's nouns; the image layout on disk | – |
+//! | [`oci`] | the specification's nouns; the image layout on disk; reading files that somebody names | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
 //! | [`opa_check`] | running the real `opa` on a bundle, within limits | `bundle`, `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |

@@ -8,7 +8,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+mod lines;
+
 use jiff::Timestamp;
+use lines::{JsonLines, TextFields};
 use sha2::{Digest as _, Sha256};
 use tracing_subscriber::{
     EnvFilter,
@@ -19,8 +22,13 @@ use tracing_subscriber::{
 /// Sends tracing to stderr, filtered by `BUNDLEGATE_LOG` (such as `debug` or
 /// `info,bundlegate::registry=trace`). Does nothing where a subscriber is installed already.
 pub fn init() {
-    let wanted = env::var("BUNDLEGATE_LOG").ok();
-    let (filter, refused) = filter(wanted.as_deref());
+    init_with("info");
+}
+
+/// The same with another filter where `BUNDLEGATE_LOG` is not set.
+pub fn init_with(default: &str) {
+    let wanted = env::var("BUNDLEGATE_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
+    let (filter, refused) = filter(wanted.as_deref().or(Some(default)));
     let terminal = io::stderr().is_terminal();
     let style = match terminal {
         true if env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) => Style::Colours,
@@ -105,9 +113,9 @@ where
 {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_timer(Utc);
     match style {
-        Style::Colours => Box::new(builder.with_ansi(true).with_target(false).finish()),
-        Style::Plain => Box::new(builder.with_ansi(false).with_target(false).finish()),
-        Style::Json => Box::new(builder.json().flatten_event(true).with_span_list(false).finish()),
+        Style::Colours => Box::new(builder.with_ansi(true).with_target(false).fmt_fields(TextFields).finish()),
+        Style::Plain => Box::new(builder.with_ansi(false).with_target(false).fmt_fields(TextFields).finish()),
+        Style::Json => Box::new(builder.with_ansi(false).event_format(JsonLines).finish()),
     }
 }
 
@@ -121,9 +129,11 @@ fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
     }
 }
 
-/// Dependencies that say at `info` and `debug` what only their authors want to know.
-const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=warn,sigstore=warn,sigstore_verify=warn,\
-                     oci_client=warn,notify=warn,moka=warn,tower=warn";
+/// Dependencies that say at `info` and `debug` what only their authors want to know. A
+/// certificate that is not accepted is told by whoever wanted to connect, and by nobody else.
+const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=error,sigstore=warn,sigstore_verify=warn,\
+                     oci_client=warn,notify=warn,moka=warn,tower=warn,\
+                     rustls_platform_verifier=off";
 
 #[cfg(test)]
 mod tests {
@@ -206,6 +216,40 @@ mod tests {
         let log = || tracing::warn!("hello");
         assert!(logged(Style::Colours, None, log).contains('\x1b'));
         assert!(!logged(Style::Plain, None, log).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_value_is_escaped_once() {
+        let text = r#"line 3: "a\b" is no name"#;
+        let log = || tracing::warn!(error = text, shown = %text, "refused\u{1b}[2J");
+        let line: serde_json::Value = serde_json::from_str(&logged(Style::Json, None, log)).unwrap();
+        assert_eq!((&line["error"], &line["shown"]), (&text.into(), &text.into()));
+        assert_eq!(line["message"], "refused\u{1b}[2J");
+        let plain = logged(Style::Plain, None, log);
+        assert!(plain.ends_with(&format!("WARN refused\\u{{1b}}[2J error={text} shown={text}\n")), "{plain}");
+    }
+
+    /// As `tracing-log` hands on what a dependency says by the `log` crate.
+    #[test]
+    fn no_line_names_a_path_of_the_build_machine() {
+        let log = || {
+            tracing::warn!(
+                target: "log",
+                {
+                    log.target = "rustls::conn",
+                    log.module_path = "rustls::conn",
+                    log.file = "/home/builder/.cargo/rustls/src/conn.rs",
+                    log.line = 7
+                },
+                "sending an alert"
+            );
+        };
+        let json = logged(Style::Json, None, log);
+        let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&line["target"], &line["message"]), (&"rustls::conn".into(), &"sending an alert".into()));
+        for line in [json, logged(Style::Plain, None, log), logged(Style::Colours, None, log)] {
+            assert!(!line.contains(".cargo") && !line.contains("log."), "{line}");
+        }
     }
 
     #[test]

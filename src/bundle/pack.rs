@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 use super::{
     Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion,
     check::check,
+    diagnostic::Diagnostic,
     folder::{Members, Origin, raw},
     open::list,
-    rego::Unreadable,
+    rego::{BadRego, Unreadable},
     tarball::Tarball,
 };
 use crate::oci::{Blob, Digest, Hasher};
@@ -113,6 +114,8 @@ pub enum PackError {
         place: String,
         /// What the parser said.
         reason: String,
+        /// Every error of the file, the first included.
+        errors: Vec<Diagnostic>,
     },
     /// A Rego file that is no text.
     #[error("{0} is not UTF-8; save it as UTF-8")]
@@ -176,7 +179,17 @@ impl PackError {
 
 impl From<Unreadable> for PackError {
     fn from(Unreadable { place, reason }: Unreadable) -> Self {
-        Self::Rego { place, reason }
+        let errors = vec![Diagnostic::new(&place, reason.clone(), "")];
+        Self::Rego { place, reason, errors }
+    }
+}
+
+impl From<BadRego> for PackError {
+    fn from(BadRego(errors): BadRego) -> Self {
+        let first = errors.first();
+        let place = first.map(Diagnostic::place).unwrap_or_default();
+        let reason = first.map(|first| first.reason.clone()).unwrap_or_default();
+        Self::Rego { place, reason, errors }
     }
 }
 

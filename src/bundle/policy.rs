@@ -11,7 +11,7 @@ use super::{
     document::Document,
     pack::with_position,
     paths::{base, data_path, is_data, mount},
-    rego::{self, Unreadable},
+    rego::{self, BadRego, Unreadable},
     value::{Answers, exact, value_of},
 };
 
@@ -178,6 +178,16 @@ impl Loader {
             self.compiled = Some(place);
         }
         Ok(())
+    }
+}
+
+impl From<BadRego> for PolicyError {
+    fn from(BadRego(errors): BadRego) -> Self {
+        let first = errors.into_iter().next();
+        first.map_or_else(
+            || Self::Rego { place: String::new(), reason: String::new() },
+            |first| Self::Rego { place: first.place(), reason: first.reason },
+        )
     }
 }
 

@@ -2,7 +2,11 @@
 
 use regorus::unstable::{Expr, Rule, RuleHead};
 
-use super::package::{Declaration, declaration};
+use super::{
+    diagnostic::Diagnostic,
+    package::{Declaration, declaration},
+    statements::{Statement, statements},
+};
 
 /// Which Rego a file without imports is written in (`.manifest`, `rego_version`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,10 @@ pub(super) struct RulePath {
     /// `FILE:LINE:COLUMN`.
     pub(super) place: String,
 }
+
+/// Every error of a file that can't be parsed; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BadRego(pub(super) Vec<Diagnostic>);
 
 /// Where and why a file can't be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +83,10 @@ impl Module {
     /// Parses a file; `place` is what messages call it.
     ///
     /// The parser is regorus, which lags behind the newest OPA.
-    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, Unreadable> {
+    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, BadRego> {
         let text = without_mark(text);
         let mut engine = engine(version);
-        add(&mut engine, place, text)?;
+        add(&mut engine, place, text).map_err(|first| BadRego(errors(place, text, version, &first)))?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
         let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
         let rules = rule_paths(&mut engine, place, &path);
@@ -92,15 +100,52 @@ impl Module {
     }
 }
 
+/// The errors of a file. The parser stops at the first; so each statement is parsed once more
+/// by itself, below the package and the imports.
+fn errors(place: &str, text: &str, version: RegoVersion, first: &Unreadable) -> Vec<Diagnostic> {
+    let first = Diagnostic::new(&first.place, first.reason.clone(), text);
+    let statements = statements(text);
+    let is_head = |one: &&Statement<'_>| one.text.starts_with("package") || one.text.starts_with("import");
+    let head: String = statements.iter().take_while(is_head).map(|one| one.text).collect();
+    let head_lines = head.lines().count();
+    let mut found: Vec<Diagnostic> = Vec::new();
+    // What is parsed all in all is bounded, however many statements there are.
+    let mut left = PARSED_AGAIN;
+    for statement in statements.iter().skip_while(is_head) {
+        let alone = format!("{head}{}", statement.text);
+        left = left.saturating_sub(alone.len());
+        if left == 0 || found.len() == MOST_ERRORS {
+            break;
+        }
+        let Err(error) = add(&mut engine(version), place, &alone) else { continue };
+        let mut error = Diagnostic::new(&error.place, error.reason, &alone);
+        // In the package or the imports: the whole file's error tells it.
+        if error.line > head_lines {
+            error.line = error.line - head_lines + statement.line - 1;
+            found.push(error);
+        }
+    }
+    // Statements were taken apart where the parser would not, or the head is at fault.
+    if found.is_empty() || first.line < found[0].line {
+        found.insert(0, first);
+    }
+    found
+}
+
 /// Gives an evaluator one more file, and says which package it is.
 pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, Unreadable> {
     let text = without_mark(text);
-    if effort(text) > MUCH_EFFORT.saturating_add(EFFORT_A_BYTE.saturating_mul(text.len() as u64)) {
+    if nests_too_deep(text) {
         let reason = "brackets in it are nested too deep for the built-in parser".to_owned();
         return Err(Unreadable { place: place.to_owned(), reason });
     }
     let added = engine.add_policy(place.to_owned(), text.to_owned());
     added.map_err(|error| Unreadable::from_picture(place, &error.to_string()))
+}
+
+/// Whether the built-in parser would take hours for this text, a file or a query.
+pub fn nests_too_deep(text: &str) -> bool {
+    effort(text) > MUCH_EFFORT.saturating_add(EFFORT_A_BYTE.saturating_mul(text.len() as u64))
 }
 
 /// How many characters regorus looks at: what stands first in brackets it reads as the head of
@@ -146,6 +191,10 @@ fn skip_quoted(characters: &mut std::str::Chars<'_>) {
     }
 }
 
+/// Errors of one file that are told.
+const MOST_ERRORS: usize = 20;
+/// What is parsed to find further errors, in bytes.
+const PARSED_AGAIN: usize = 8 << 20;
 /// What any file may take: a moment.
 const MUCH_EFFORT: u64 = 1 << 18;
 const EFFORT_A_BYTE: u64 = 32;
@@ -171,7 +220,7 @@ impl Unreadable {
         let place = after("-->").unwrap_or(place).to_owned();
         let reason = match after("error:").unwrap_or(first) {
             // It has no word for the end of the text.
-            "expecting" => "it ends too early",
+            "expecting" => "unexpected end of input",
             reason => reason,
         };
         Self { place, reason: reason.to_owned() }
@@ -278,7 +327,7 @@ fn declared(package: &[String], line: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str, version: RegoVersion) -> Result<Module, Unreadable> {
+    fn parse(text: &str, version: RegoVersion) -> Result<Module, BadRego> {
         Module::parse("a.rego", "dir/a.rego", text, version)
     }
 
@@ -299,7 +348,7 @@ mod tests {
             assert!(parse(&nested(open, close, 5), RegoVersion::V1).is_ok(), "{open}");
             for depth in [30, 10_000] {
                 let error = parse(&nested(open, close, depth), RegoVersion::V1).unwrap_err();
-                assert!(!error.reason.is_empty(), "{open}: {error:?}");
+                assert!(!error.0[0].reason.is_empty(), "{open}: {error:?}");
             }
         }
         // Long is not deep.
@@ -329,10 +378,29 @@ mod tests {
     fn an_error_names_file_line_and_reason_in_one_line() {
         for text in ["package a\n\nallow if {\n\tinput.x ==\n}\n", "package a\nallow if", "", "x"] {
             let error = parse(text, RegoVersion::V1).unwrap_err();
-            assert!(error.place.starts_with("dir/a.rego") && !error.reason.contains('\n'), "{error:?}");
+            let first = &error.0[0];
+            assert!(first.place().starts_with("dir/a.rego") && !first.reason.contains('\n'), "{error:?}");
         }
         let error = parse("package a\n\nallow if {\n\tinput.x ==\n}\n", RegoVersion::V1).unwrap_err();
-        assert_eq!(error.place, "dir/a.rego:5:1");
+        assert_eq!(error.0[0].place(), "dir/a.rego:5:1");
+    }
+
+    #[test]
+    fn every_statement_that_is_wrong_is_told_with_its_line() {
+        let text = "package a\n\nimport data.b\n\nallow if {\n\tinput.x ==\n}\n\nfine if b.x\n\ndeny contains x if {\n\tx := [1, 2\n}\n\nlast := :=\n";
+        let errors = parse(text, RegoVersion::V1).unwrap_err().0;
+        let places: Vec<_> = errors.iter().map(Diagnostic::place).collect();
+        assert_eq!(places, ["dir/a.rego:7:1", "dir/a.rego:12:7", "dir/a.rego:15:9"], "{errors:?}");
+        assert_eq!(errors[2].source, "last := :=");
+        // A brace that is missing is one error, not one for each rule below it.
+        let open = "package a\n\nallow if {\n\tinput.x\n\nfine if input.y\n\nother if input.z\n";
+        assert_eq!(parse(open, RegoVersion::V1).unwrap_err().0.len(), 1);
+        // An error in the imports is told once, and not again for every rule below them.
+        let head = parse("package a\n\nimport :=\n\nx := 1\n\ny := 2\n", RegoVersion::V1).unwrap_err().0;
+        assert_eq!((head.len(), head[0].line), (1, 3), "{head:?}");
+        // A thousand wrong rules are told in part.
+        let many = format!("package a\n{}", "x := :=\n".repeat(1000));
+        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MOST_ERRORS);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Running a policy's own tests: the `test_` rules of `*_test.rego` files.
 
-use std::fs;
+use std::{path::Path, rc::Rc};
 
 use super::{
     BundleManifest, Folder, NotABundle, PackError, PackOptions,
@@ -10,8 +10,10 @@ use super::{
     paths::{data_path, is_data, mount},
     policy::evaluator,
     rego::{self, Module, RegoVersion, Unreadable},
+    statements::{Expression, expressions, statements},
     value::{exact, value_of},
 };
+use crate::oci::read_regular;
 
 /// How the tests of a policy went.
 #[derive(Debug, Clone, Default)]
@@ -51,24 +53,100 @@ impl Folder {
         let mut found = Vec::new();
         for (name, path) in &self.tests {
             let place = path.display().to_string();
-            let text = fs::read_to_string(path).map_err(|source| PackError::io(path, source))?;
+            let text = read_text(path)?;
             let version = version_of(&manifest, name);
-            add(&mut engine, &place, &text, version)?;
             let module = Module::parse(name, &place, &text, version)?;
+            add(&mut engine, &place, &text, version)?;
             let rules = test_rules(&text).into_iter();
             let declared = rules.filter(|rule| engine.has_declared_rule_rooted_at(&place, rule).unwrap_or(false));
-            found.extend(declared.map(|rule| (place.clone(), rule_path(&module, &rule))));
+            let declared: Vec<_> = declared.collect();
+            let file = Rc::new(TestFile { place, text, version, module });
+            found.extend(declared.into_iter().map(|rule| (Rc::clone(&file), rule)));
         }
         let mut run = TestRun::default();
-        for (place, rule) in found {
-            match outcome(&mut engine.clone(), &rule) {
+        for (file, rule) in found {
+            let path = rule_path(&file.module, &rule);
+            match outcome(&mut engine.clone(), &path) {
                 Ok(()) => run.passed += 1,
-                Err(reason) => run.failures.push(format!("{rule} ({place}): {reason}")),
+                Err(reason) => {
+                    let (line, reason) = file.explain(&engine, &rule, reason);
+                    run.failures.push(format!("{path} ({}:{line}): {reason}", file.place));
+                }
             }
         }
         Ok(run)
     }
 }
+
+/// A file of tests.
+struct TestFile {
+    place: String,
+    text: String,
+    version: RegoVersion,
+    module: Module,
+}
+
+impl TestFile {
+    /// The line and the expression at which a test fails, where they can be found; else the
+    /// line of the test and `reason`.
+    fn explain(&self, engine: &regorus::Engine, rule: &str, reason: String) -> (usize, String) {
+        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_of_a_name));
+        let statements = statements(&self.text);
+        let own: Vec<_> = statements.iter().filter(|one| is_rule(one.text)).collect();
+        let line = own.first().map_or(0, |one| one.line);
+        let [only] = own.as_slice() else { return (line, reason) };
+        if reason != UNDEFINED {
+            return (line, reason);
+        }
+        match self.first_undefined(engine, &expressions(only.text)) {
+            Some(expression) => {
+                let text = expression.text.split_whitespace().collect::<Vec<_>>().join(" ");
+                (line + expression.line, format!("{reason}: {text}"))
+            }
+            None => (line, reason),
+        }
+    }
+
+    /// The first expression of a body with which the body so far is undefined: for each of them
+    /// a rule is added to the file that has the body up to it.
+    fn first_undefined<'a>(&self, engine: &regorus::Engine, body: &[Expression<'a>]) -> Option<Expression<'a>> {
+        let head = if self.version == RegoVersion::V0 { "" } else { " if" };
+        let mut engine = engine.clone();
+        let mut text = String::new();
+        for count in 1..=body.len().min(MOST_EXPRESSIONS) {
+            let lines: Vec<_> = body[..count].iter().map(|expression| expression.text).collect();
+            text.push_str(&format!("\n{PROBE}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
+        }
+        let imports = statements(&self.text).into_iter().filter(|one| one.text.starts_with("import"));
+        let imports: String = imports.map(|one| one.text).collect();
+        let package = rule_path(&self.module, "");
+        let package = package.trim_start_matches("data.").trim_end_matches('.');
+        add(&mut engine, "", &format!("package {package}\n{imports}{text}"), self.version).ok()?;
+        (1..=body.len().min(MOST_EXPRESSIONS)).find_map(|count| {
+            let probe = rule_path(&self.module, &format!("{PROBE}{count}"));
+            (outcome(&mut engine.clone(), &probe).err().as_deref() == Some(UNDEFINED)).then(|| body[count - 1])
+        })
+    }
+}
+
+/// Test files are read as a whole.
+fn read_text(path: &Path) -> Result<String, PackError> {
+    let bytes = read_regular(path, TEST_FILE_LIMIT).map_err(|source| PackError::io(path, source))?;
+    String::from_utf8(bytes).map_err(|_| PackError::NotText(path.display().to_string()))
+}
+
+fn is_of_a_name(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+/// What a test is that has no value.
+const UNDEFINED: &str = "undefined or false";
+/// Names that no policy has.
+const PROBE: &str = "bundlegate_probe_";
+/// Expressions of one test that are looked at.
+const MOST_EXPRESSIONS: usize = 100;
+/// In bytes.
+const TEST_FILE_LIMIT: u64 = 64 << 20;
 
 fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
@@ -109,16 +187,18 @@ fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
         Some(regorus::Value::Bool(true)) => Ok(()),
         Some(regorus::Value::Object(cases)) => {
             let failed = cases.iter().find(|(_, passed)| **passed != regorus::Value::Bool(true));
-            failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} does not hold")))
+            failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} fails")))
         }
         Some(regorus::Value::Bool(false)) => Err("it is false".to_owned()),
-        Some(regorus::Value::Undefined) | None => Err("it does not hold".to_owned()),
+        Some(regorus::Value::Undefined) | None => Err(UNDEFINED.to_owned()),
         Some(other) => Err(format!("it is {other} instead of true")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::bundle::Limits;
 
@@ -164,11 +244,33 @@ mod tests {
             ),
         ]);
         assert_eq!(run.passed, 1);
-        for (failure, expected) in run.failures.iter().zip(["does not hold", "is false", "is 7", "case \"two\""]) {
+        for (failure, expected) in
+            run.failures.iter().zip(["undefined or false: 1 == 2", "is false", "is 7", "case \"two\""])
+        {
             assert!(failure.starts_with("data.p_test.test_") && failure.contains(expected), "{failure}");
-            assert!(failure.contains("p_test.rego") && !failure.contains('\n'), "{failure}");
+            assert!(failure.contains("p_test.rego:") && !failure.contains('\n'), "{failure}");
         }
         assert_eq!(run.failures.len(), 4);
+    }
+
+    #[test]
+    fn a_failing_test_names_the_line_and_the_expression() {
+        let run = run(&[
+            POLICY,
+            (
+                "p_test.rego",
+                "package a.b_test\n\nimport data.a.b\n\ntest_admin if {\n\tname := \"bob\"\n\tcount(name) == 3\n\
+                 \tb.allow\n\t\twith input as {\"user\": name}\n\tname == \"bob\"\n}\n\n\
+                 test_twice if false\n\ntest_twice if {\n\tfalse\n}\n\ntest_line if data.nothing.here == 1 # no\n",
+            ),
+        ]);
+        let told: Vec<_> = run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
+        let expected = [
+            "8): undefined or false: b.allow with input as {\"user\": name}",
+            "13): undefined or false",
+            "19): undefined or false: data.nothing.here == 1",
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -10,11 +10,12 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
+    diagnostics::SourceErrors,
     interruptible,
     opa::{lacks_wasm, located},
     place::{LIMITS, StoreFlag, annotation, reference, source_date},
     progress::Working,
-    say, table, tell,
+    say, say_json, table, tell,
 };
 use crate::{
     bundle::{Artifact, Folder, Ignore, Labels, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},
@@ -65,6 +66,9 @@ pub(super) struct Options {
     #[arg(long)]
     json: bool,
 }
+
+/// Braces that are nested without end would take the stack.
+const PATTERN_BYTES: usize = 1024;
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate build policy -t ghcr.io/acme/authz:v1             check and pack a folder
@@ -126,6 +130,12 @@ async fn load(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::
 }
 
 fn pack(options: &Options) -> anyhow::Result<Packed> {
+    if let Some(long) = options.ignore.iter().find(|pattern| pattern.len() > PATTERN_BYTES) {
+        bail!(
+            "--ignore: a pattern has {PATTERN_BYTES} bytes at most, and this one {}; write a shorter one",
+            long.len()
+        );
+    }
     let ignore = Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
     let sources = Folder::gather(&options.paths, &ignore)?;
     if let Some(file) = sources.unsigned() {
@@ -168,11 +178,11 @@ fn test(sources: &Folder, how: &PackOptions) -> anyhow::Result<()> {
 
 fn with_way_out(error: PackError) -> anyhow::Error {
     match error {
-        PackError::Rego { .. } => anyhow::anyhow!(
-            "{error}; if only the built-in parser can't read it, --opa asks the real opa, --no-parse skips this"
-        ),
         PackError::Refused(refused) => anyhow::Error::new(refused).context("build"),
-        error => error.into(),
+        error => SourceErrors::of(
+            error,
+            "if only the built-in parser can't read it, --opa asks the real opa, --no-parse skips this",
+        ),
     }
 }
 
@@ -184,14 +194,14 @@ fn report(options: &Options, artifact: &Artifact, packed: &Packed) -> anyhow::Re
         let reference = options.tag.to_string();
         let report = json!({ "reference": reference, "digest": digest, "layer": layer,
             "size": size, "revision": revision, "roots": roots });
-        return say(&format!("{report:#}"));
+        return say_json(&report);
     }
     let roots = if manifest.owns("") { "everything".to_owned() } else { roots.join(", ") };
     say(&table::facts(&[
         ("reference", options.tag.to_string()),
         ("digest", digest.to_string()),
         ("layer", layer.to_string()),
-        ("size", format!("{size} bytes, {} files", packed.files)),
+        ("size", format!("{}, {} files", table::size(size), packed.files)),
         ("revision", revision.to_owned()),
         ("roots", roots),
     ]))

@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::{flags::RegistryFlags, interruptible, place::reference, progress::Bars, say, tell};
+use super::{flags::RegistryFlags, interruptible, place::reference, progress::Bars, say, say_json, tell};
 use crate::{
     config::Size,
     oci::{Digest, Reference, Selector},
@@ -22,7 +22,7 @@ pub(super) struct Options {
     /// An artifact of a registry, or of a folder (oci-layout:PATH[:TAG]).
     #[arg(value_name = "SRC", value_parser = reference)]
     source: Reference,
-    /// Where it shall be; a folder without a tag takes that of SRC.
+    /// The destination; a folder without a tag takes that of SRC.
     #[arg(value_name = "DST", value_parser = reference)]
     destination: Reference,
     /// Leave its signatures and other referrers.
@@ -48,7 +48,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let digest = interruptible(copy(&options)).await??;
     if options.json {
         let reference = options.destination.to_string();
-        return say(&format!("{:#}", json!({ "reference": reference, "digest": digest })));
+        return say_json(&json!({ "reference": reference, "digest": digest }));
     }
     say(&options.destination.repository().pin(digest).to_string())
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{interruptible, say};
+use super::{interruptible, say, say_json};
 use crate::oci::{PinnedReference, Reference};
 
 /// Does `work` for one after the other until one fails, and tells what was done: a pinned
@@ -27,7 +27,7 @@ pub(super) async fn in_turn(
         }
     }
     if json {
-        say(&format!("{:#}", Value::from(done)))?;
+        say_json(&Value::from(done))?;
     }
     ended
 }

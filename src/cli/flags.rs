@@ -1,10 +1,11 @@
 //! Flags of every verb that speaks to a registry, and what becomes of them.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 
+use super::read;
 use crate::{
     config::Access,
     metrics::Metrics,
@@ -76,7 +77,7 @@ impl RegistryFlags {
             options.scheme = Scheme::Http;
         }
         if let Some(file) = &self.ca_file {
-            let roots = fs::read(file).with_context(|| format!("--ca-file {}", file.display()))?;
+            let roots = read::bytes("--ca-file", file, read::KEY_LIMIT)?;
             options.extra_roots.extend(roots);
         }
         if self.insecure_skip_tls_verify {

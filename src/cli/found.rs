@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, anyhow, bail};
 use tokio::task::spawn_blocking;
 
-use super::{flags::RegistryFlags, place::StoreFlag};
+use super::{flags::RegistryFlags, place::StoreFlag, table};
 use crate::{
     bundle::{Bundle, Limits, Recipe},
     images::{Images, ImagesError},
@@ -29,6 +29,8 @@ pub(super) struct Found {
     pub(super) source: Source,
     pub(super) pinned: PinnedReference,
     pub(super) manifest: Manifest,
+    /// Whether that is the image store.
+    pub(super) in_store: bool,
 }
 
 /// What the store, or the layout folder that the reference names, has under it.
@@ -42,7 +44,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
     let source = registries.source(&images.repository())?.naming(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
-    Ok(Some(Found { reference: reference.clone(), source, pinned, manifest }))
+    Ok(Some(Found { reference: reference.clone(), source, pinned, manifest, in_store: true }))
 }
 
 /// What the store has under a reference, or the sentence that it has not.
@@ -81,7 +83,7 @@ pub(super) async fn elsewhere(registries: &Registries, reference: &Reference) ->
     let source = registries.source(reference.repository())?;
     let pinned = source.resolve(reference).await?;
     let manifest = source.manifest(&pinned).await?;
-    Ok(Found { reference: reference.clone(), source, pinned, manifest })
+    Ok(Found { reference: reference.clone(), source, pinned, manifest, in_store: false })
 }
 
 impl Found {
@@ -94,7 +96,12 @@ impl Found {
     pub(super) async fn bytes(&self, recipe: &Recipe, limits: Limits) -> anyhow::Result<Blob> {
         let size = Descriptor::total(recipe.layers());
         if size > limits.bundle {
-            bail!("{}: {size} bytes are more than --max-size allows ({} bytes)", self.reference, limits.bundle);
+            bail!(
+                "{}: {} are more than --max-size allows ({})",
+                self.reference,
+                table::size(size),
+                table::size(limits.bundle)
+            );
         }
         let mut blobs = Vec::new();
         for layer in recipe.layers() {

@@ -98,6 +98,11 @@ impl Gate {
         Ok(self.server.data_address()?)
     }
 
+    /// Where operators look.
+    pub(super) fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.server.admin_address()?)
+    }
+
     /// Waits until every bundle is being served, `patience` at most.
     pub(super) async fn first_snapshots(&self, patience: Duration) -> anyhow::Result<()> {
         for handle in &self.handles {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::say;
+use super::{say, say_json};
 
 /// How to run `init`.
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if options.json {
         let names: Vec<_> = files.iter().map(|(path, _)| path.display().to_string()).collect();
-        return say(&format!("{:#}", json!({ "files": names })));
+        return say_json(&json!({ "files": names }));
     }
     files.iter().try_for_each(|(path, _)| say(&path.display().to_string()))
 }

@@ -2,18 +2,20 @@
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 
 use super::{
     flags::RegistryFlags,
     found::{self, Found},
     interruptible,
-    place::{LIMITS, StoreFlag, reference},
-    say, table,
+    local::{self, Subject},
+    place::{LIMITS, StoreFlag, Stored},
+    say, say_json, table,
 };
 use crate::{
-    bundle::{Bundle, Contents, Limits},
+    bundle::{Bundle, Contents, Limits, Parse},
     config::Size,
-    oci::{Descriptor, Reference},
+    oci::{Descriptor, media_type},
 };
 
 /// Signatures that are listed at most; whoever can push can attach more.
@@ -22,9 +24,10 @@ const MAX_SIGNATURES: usize = 256;
 /// How to run `inspect`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// An image of the store or of a registry, or oci-layout:FOLDER:TAG.
-    #[arg(value_name = "REF", value_parser = reference)]
-    reference: Reference,
+    /// An image of the store or of a registry, oci-layout:FOLDER:TAG, or a policy folder or bundle
+    /// file on this machine.
+    #[arg(value_name = "REF|PATH")]
+    subject: Subject,
     /// The largest bundle to look into.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
@@ -47,13 +50,16 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 Signatures are listed, not judged: `bundlegate verify` does that.";
 
-/// What there is to say about an artifact.
+/// What there is to say about an artifact, or about what would become one.
 struct Report {
-    found: Found,
+    /// As it was asked for.
+    name: String,
+    artifact: Option<Found>,
     layers: Vec<Descriptor>,
     /// The bundle and what it holds, or why there is none.
     bundle: Result<(Bundle, Contents), String>,
-    signatures: Vec<Signature>,
+    /// `None` where there is nothing that could be signed.
+    signatures: Option<Vec<Signature>>,
 }
 
 struct Signature {
@@ -64,13 +70,34 @@ struct Signature {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let report = interruptible(look(&options)).await??;
-    if options.json { say(&format!("{:#}", report.in_json())) } else { say(&report.in_words()) }
+    if options.json { say_json(&report.in_json()) } else { say(&report.in_words()) }
 }
 
 async fn look(options: &Options) -> anyhow::Result<Report> {
-    let found = found::anywhere(&options.store, &options.registry, options.remote, &options.reference).await?;
-    let signatures = signatures(&found).await?;
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let stored = match &options.subject {
+        Subject::Artifact(stored) => stored.clone(),
+        Subject::Path(path) => {
+            let path = path.clone();
+            // What the built-in parser can't read is still worth a look.
+            let bundle = spawn_blocking(move || local::bundle(&path, limits, Parse::No)).await??;
+            let blob = bundle.blob();
+            let layers = vec![Descriptor::new(media_type::LAYER_TAR_GZIP, blob.digest().clone(), blob.size())];
+            let contents = Contents::of(&bundle)?;
+            let name = options.subject.to_string();
+            return Ok(Report { name, artifact: None, layers, bundle: Ok((bundle, contents)), signatures: None });
+        }
+    };
+    let reference = match stored {
+        Stored::Reference(reference) => reference,
+        digest if options.remote => digest.reference()?.clone(),
+        digest => {
+            let store = options.store.clone();
+            spawn_blocking(move || digest.find(&store.open()?)).await??
+        }
+    };
+    let found = found::anywhere(&options.store, &options.registry, options.remote, &reference).await?;
+    let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.recipe(None) {
         Ok(recipe) => {
@@ -81,7 +108,8 @@ async fn look(options: &Options) -> anyhow::Result<Report> {
         }
         Err(error) => Err(format!("{error:#}")),
     };
-    Ok(Report { found, layers, bundle, signatures })
+    let name = found.reference.to_string();
+    Ok(Report { name, artifact: Some(found), layers, bundle, signatures: Some(signatures) })
 }
 
 async fn signatures(found: &Found) -> anyhow::Result<Vec<Signature>> {
@@ -107,14 +135,15 @@ fn metadata(text: &str) -> Value {
 
 impl Report {
     fn in_json(&self) -> Value {
-        let manifest = &self.found.manifest;
+        let artifact = self.artifact.as_ref();
         let signatures = self
             .signatures
             .iter()
+            .flatten()
             .map(|signature| json!({ "format": signature.format, "manifest": signature.manifest }));
         let mut report = json!({
-            "reference": self.found.reference.to_string(), "digest": self.found.pinned.digest(),
-            "annotations": manifest.annotations(),
+            "reference": self.name, "digest": artifact.map(|found| found.pinned.digest()),
+            "annotations": artifact.map(|found| found.manifest.annotations()),
             "layer": self.layers.first().map(|layer| &layer.digest),
             "size": Descriptor::total(&self.layers),
             "manifest": null, "packages": [], "entrypoints": [], "files": [],
@@ -136,15 +165,36 @@ impl Report {
     }
 
     fn in_words(&self) -> String {
-        let manifest = &self.found.manifest;
-        let size = Descriptor::total(&self.layers);
-        let mut facts =
-            vec![("reference", self.found.reference.to_string()), ("digest", self.found.pinned.digest().to_string())];
-        if let Some(kind) = manifest.artifact_type() {
-            facts.push(("artifact type", kind.to_owned()));
+        let manifest = self.artifact.as_ref().map(|found| &found.manifest);
+        let mut parts = vec![table::facts(&self.facts())];
+        let annotations = manifest.into_iter().flat_map(|manifest| manifest.annotations());
+        let annotations: Vec<_> = annotations.map(|(key, value)| [key.clone(), value.clone()]).collect();
+        if !annotations.is_empty() {
+            parts.push(table::columns(["ANNOTATION", ""], &annotations));
+        }
+        if let Ok((_, contents)) = &self.bundle {
+            let files: Vec<_> = contents.files.iter().map(|(name, size)| [name.clone(), table::size(*size)]).collect();
+            parts.push(table::columns(["FILE", "SIZE"], &files));
+        }
+        if let Some(signatures) = &self.signatures {
+            let rows: Vec<_> =
+                signatures.iter().map(|signature| [signature.format.to_owned(), signature.manifest.clone()]).collect();
+            parts.push(match rows.as_slice() {
+                [] => self.unsigned().to_owned(),
+                rows => table::columns(["SIGNATURE", "MANIFEST"], rows),
+            });
+        }
+        parts.join("\n\n")
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        let mut facts = vec![("reference", self.name.clone())];
+        if let Some(found) = &self.artifact {
+            facts.push(("digest", found.pinned.digest().to_string()));
+            facts.extend(found.manifest.artifact_type().map(|kind| ("artifact type", kind.to_owned())));
         }
         facts.extend(self.layers.iter().map(|layer| ("layer", format!("{} ({})", layer.digest, layer.media_type))));
-        facts.push(("size", format!("{size} bytes")));
+        facts.push(("size", table::size(Descriptor::total(&self.layers))));
         match &self.bundle {
             Ok((bundle, contents)) => {
                 let said = bundle.manifest();
@@ -159,23 +209,14 @@ impl Report {
             }
             Err(reason) => facts.push(("no bundle", reason.clone())),
         }
-        let mut parts = vec![table::facts(&facts)];
-        let annotations: Vec<_> =
-            manifest.annotations().iter().map(|(key, value)| [key.clone(), value.clone()]).collect();
-        if !annotations.is_empty() {
-            parts.push(table::columns(["ANNOTATION", ""], &annotations));
+        facts
+    }
+
+    /// The store says nothing of what lies in the registry, where `sign` writes.
+    fn unsigned(&self) -> &'static str {
+        match &self.artifact {
+            Some(found) if found.in_store => "signatures: not in the store; --remote looks into the registry",
+            _ => "no signatures",
         }
-        if let Ok((_, contents)) = &self.bundle {
-            let files: Vec<_> =
-                contents.files.iter().map(|(name, size)| [name.clone(), format!("{size} bytes")]).collect();
-            parts.push(table::columns(["FILE", "SIZE"], &files));
-        }
-        let signatures: Vec<_> =
-            self.signatures.iter().map(|signature| [signature.format.to_owned(), signature.manifest.clone()]).collect();
-        parts.push(match signatures.as_slice() {
-            [] => "no signatures".to_owned(),
-            signatures => table::columns(["SIGNATURE", "MANIFEST"], signatures),
-        });
-        parts.join("\n\n")
     }
 }

@@ -4,6 +4,7 @@ mod build;
 mod completion;
 mod copy;
 mod dev;
+mod diagnostics;
 mod each;
 mod eval;
 mod flags;
@@ -13,6 +14,7 @@ mod generate_key_pair;
 mod images;
 mod init;
 mod inspect;
+mod local;
 mod location;
 mod login;
 mod opa;
@@ -22,6 +24,7 @@ mod place;
 mod progress;
 mod pull;
 mod push;
+mod read;
 mod reload;
 mod remote;
 mod repl;
@@ -31,7 +34,9 @@ mod serve;
 mod sign;
 mod table;
 mod tag;
+mod tags;
 mod trust;
+mod usage;
 mod verify;
 mod verify_bundle;
 mod version;
@@ -59,7 +64,14 @@ const EXAMPLES: &str = "Examples:
   bundlegate dev                              build, sign and serve an example policy
   bundlegate dev policies/                    the same with a policy folder of your own
   bundlegate config check bundlegate.yaml     is this configuration right?
-  bundlegate serve --config bundlegate.yaml   serve what the configuration names";
+  bundlegate serve --config bundlegate.yaml   serve what the configuration names
+
+Environment:
+  BUNDLEGATE_REGISTRY   put in front of references without a host, such as ghcr.io/acme
+  BUNDLEGATE_STORE      the image store's folder
+  BUNDLEGATE_LOG        log filter of serve and dev, such as debug
+  COSIGN_PASSWORD       opens and seals private keys
+  DOCKER_CONFIG         the folder of docker's config.json, for credentials";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -101,11 +113,14 @@ enum Verb {
     #[command(after_help = tag::EXAMPLES)]
     Tag(tag::Options),
     /// Remove images from the store.
-    #[command(after_help = rm::EXAMPLES)]
+    #[command(after_help = rm::EXAMPLES, visible_alias = "rmi")]
     Rm(rm::Options),
     /// List the images of the store, newest first.
-    #[command(after_help = images::EXAMPLES)]
+    #[command(after_help = images::EXAMPLES, visible_aliases = ["ls", "list"])]
     Images(images::Options),
+    /// List the tags that a repository has in its registry.
+    #[command(after_help = tags::EXAMPLES)]
+    Tags(tags::Options),
     /// Send images of the store to their registries.
     ///
     /// With the signatures that lie in the store. What the registry has is not sent again, so
@@ -122,7 +137,7 @@ enum Verb {
     ///
     /// Byte for byte, so every digest stays, and whoever verifies the copy needs the first
     /// registry no more.
-    #[command(after_help = copy::EXAMPLES)]
+    #[command(after_help = copy::EXAMPLES, visible_alias = "cp")]
     Copy(copy::Options),
     /// Check a user name and password with a registry, and keep them as docker does.
     #[command(after_help = login::EXAMPLES)]
@@ -208,7 +223,8 @@ pub fn main() -> ExitCode {
             block_on(serve::run(&config))
         }
         Verb::Dev(options) => {
-            telemetry::init();
+            // What the author needs is told by `dev` itself.
+            telemetry::init_with(dev::LOG);
             block_on(dev::run(options))
         }
         Verb::Init(options) => init::run(&options),
@@ -218,6 +234,7 @@ pub fn main() -> ExitCode {
         Verb::Tag(options) => tag::run(&options),
         Verb::Rm(options) => rm::run(&options),
         Verb::Images(options) => block_on(images::run(options)),
+        Verb::Tags(options) => block_on(tags::run(options)),
         Verb::Push(options) => block_on(push::run(options)),
         Verb::Pull(options) => block_on(pull::run(options)),
         Verb::Copy(options) => block_on(copy::run(options)),
@@ -236,8 +253,9 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line: WHAT: WHY; WAY OUT.
+            // One line: WHAT: WHY; WAY OUT. Only errors in source files have more, below it.
             tell(&sentence(&error));
+            tell_more(&diagnostics::pictures(&error));
             ExitCode::FAILURE
         }
     }
@@ -248,17 +266,20 @@ fn misused(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        let text = error.render().to_string();
-        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-        let lines: Vec<_> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
-        let line = lines.join(" ").replace(" tip: ", "; ");
-        tell(&format!("{}; see --help", line.trim_start_matches("error: ")));
+        tell(&usage::sentence(error));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 async fn check(file: &std::path::Path) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
+    // Read once: a pipe can't be read again for the other mistakes.
+    let config = Config::load_or_mistakes(file).or_else(|mistakes| match mistakes.as_slice() {
+        [only] => Err(anyhow::Error::new(only.clone())),
+        all => {
+            all.iter().for_each(|mistake| tell(&mistake.to_string()));
+            bail!("{}: {} mistakes; correct them", file.display(), all.len())
+        }
+    })?;
     gate::checkers(&config).await.with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
     say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
@@ -303,9 +324,10 @@ fn say(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// A result for programs: one JSON document on stdout.
+/// A result for programs: one JSON document on stdout. What could steer a terminal is escaped
+/// in it as it is in text.
 fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    say(&serde_json::to_string_pretty(value)?)
+    say(&table::printable_json(&serde_json::to_string_pretty(value)?))
 }
 
 /// An error with its causes, of which one that the error itself tells is not told again.
@@ -323,7 +345,12 @@ fn sentence(error: &anyhow::Error) -> String {
 
 /// Anything else, on stderr, where nobody may be listening.
 fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr(), "bundlegate: {}", table::printable(text));
+    tell_more(&[format!("bundlegate: {}", table::printable(text))]);
+}
+
+/// Lines as they are, on stderr; bars and spinners make room for them.
+fn tell_more(lines: &[String]) {
+    progress::hidden(|| lines.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}"))));
 }
 
 #[cfg(test)]

@@ -1,20 +1,24 @@
 //! Where the image store is, and how references are written on the command line.
 
-use std::{env, path::PathBuf};
+use std::{env, fmt, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use tokio::task::spawn_blocking;
 
 use crate::{
     bundle::Limits,
     images::Images,
-    oci::{Reference, ReferenceError},
+    oci::{Reference, ReferenceError, Repository},
 };
 
 /// What a bundle may hold on the command line, unless `--max-size` says otherwise: mistakes
 /// are to be noticed, not large policies refused.
 pub(super) const LIMITS: Limits =
     Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000, bundle_manifest: 64 << 20 };
+
+/// Digits of a digest below which it is no use to look for it.
+const LEAST_PREFIX: usize = 4;
 
 /// Which image store.
 #[derive(Debug, Clone, Args)]
@@ -41,9 +45,124 @@ fn default_store() -> anyhow::Result<PathBuf> {
 
 /// Reads a reference; one without a host is taken from `BUNDLEGATE_REGISTRY` where that is
 /// set, such as `ghcr.io/acme`.
-pub(super) fn reference(text: &str) -> Result<Reference, ReferenceError> {
-    let registry = env::var("BUNDLEGATE_REGISTRY").unwrap_or_default();
-    in_registry(text, &registry)
+pub(super) fn reference(text: &str) -> Result<Reference, String> {
+    let registry = registry();
+    in_registry(text, &registry).map_err(|error| match error {
+        ReferenceError::NoHost(_) => format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it"),
+        error => error.to_string(),
+    })
+}
+
+/// What is put in front of a name without a host.
+pub(super) fn registry() -> String {
+    env::var("BUNDLEGATE_REGISTRY").unwrap_or_default()
+}
+
+/// `HOST/REPOSITORY`, or a repository of `BUNDLEGATE_REGISTRY`.
+pub(super) fn repository(text: &str) -> Result<Repository, String> {
+    let registry = registry();
+    let parsed = match text.parse() {
+        Err(ReferenceError::NoHost(_)) if !registry.is_empty() => {
+            format!("{}/{text}", registry.trim_end_matches('/')).parse()
+        }
+        parsed => parsed,
+    };
+    parsed.map_err(|error| match error {
+        ReferenceError::NoHost(_) => format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it"),
+        error => error.to_string(),
+    })
+}
+
+/// An image of the store as it is named on the command line.
+#[derive(Debug, Clone)]
+pub(super) enum Stored {
+    Reference(Reference),
+    /// The beginning of a digest, as `images` shows it.
+    Digest {
+        /// Only in this repository.
+        repository: Option<Repository>,
+        /// Hexadecimal digits.
+        prefix: String,
+    },
+}
+
+/// Reads a reference, or the beginning of a digest: `3f2a9c1b0d4e`, `sha256:3f2a9c`,
+/// `HOST/REPOSITORY@sha256:3f2a9c`.
+pub(super) fn stored(text: &str) -> Result<Stored, String> {
+    match reference(text) {
+        Ok(reference) => Ok(Stored::Reference(reference)),
+        Err(sentence) => digest_prefix(text).ok_or(sentence),
+    }
+}
+
+fn digest_prefix(text: &str) -> Option<Stored> {
+    let (named, digest) = match text.rsplit_once('@') {
+        Some((named, digest)) => (Some(repository(named).ok()?), digest.strip_prefix("sha256:")?),
+        None => (None, text.strip_prefix("sha256:").unwrap_or(text)),
+    };
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let fits = (LEAST_PREFIX..=64).contains(&digest.len()) && digest.bytes().all(is_hex);
+    fits.then(|| Stored::Digest { repository: named, prefix: digest.to_owned() })
+}
+
+impl Stored {
+    /// What it means in the store; of an image in several repositories, one. Blocks.
+    pub(super) fn find(&self, images: &Images) -> anyhow::Result<Reference> {
+        match self {
+            Self::Reference(reference) => Ok(reference.clone()),
+            Self::Digest { repository, prefix } => {
+                let mut found = images.with_prefix(repository.as_ref(), prefix)?;
+                Ok(found.swap_remove(0))
+            }
+        }
+    }
+
+    /// The same, where it has to be one repository.
+    pub(super) fn find_one(&self, images: &Images) -> anyhow::Result<Reference> {
+        let Self::Digest { repository, prefix } = self else { return self.find(images) };
+        let found = images.with_prefix(repository.as_ref(), prefix)?;
+        match found.as_slice() {
+            [only] => Ok(only.clone()),
+            several => {
+                let names: Vec<_> = several.iter().map(|one| one.repository().to_string()).collect();
+                bail!(
+                    "{prefix}: this image is in several repositories; write one of {}, with its tag",
+                    names.join(", ")
+                )
+            }
+        }
+    }
+
+    /// What it means where the store is looked into, or else the reference that it is.
+    pub(super) async fn in_place(&self, store: &StoreFlag, local: bool) -> anyhow::Result<Reference> {
+        match self {
+            Self::Digest { .. } if local => {
+                let (name, store) = (self.clone(), store.clone());
+                spawn_blocking(move || name.find(&store.open()?)).await?
+            }
+            _ => self.reference().cloned(),
+        }
+    }
+
+    /// The reference, where nothing but one will do.
+    pub(super) fn reference(&self) -> anyhow::Result<&Reference> {
+        match self {
+            Self::Reference(reference) => Ok(reference),
+            Self::Digest { prefix, .. } => {
+                bail!("{prefix}: a part of a digest is looked for in the image store alone; write HOST/REPOSITORY:TAG")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reference(reference) => reference.fmt(f),
+            Self::Digest { repository: Some(repository), prefix } => write!(f, "{repository}@sha256:{prefix}"),
+            Self::Digest { repository: None, prefix } => f.write_str(prefix),
+        }
+    }
 }
 
 fn in_registry(text: &str, registry: &str) -> Result<Reference, ReferenceError> {

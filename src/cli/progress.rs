@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     io::IsTerminal as _,
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +22,19 @@ const TURN: Duration = Duration::from_millis(200);
 /// A blob that is over in an instant needs no bar.
 const LEAST: u64 = 1 << 20;
 
+/// Where everything is drawn: a line that is written meanwhile has to know of it.
+static SCREEN: LazyLock<MultiProgress> = LazyLock::new(|| {
+    MultiProgress::with_draw_target(match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    })
+});
+
+/// Takes bars and spinners off the screen while `write` writes to it.
+pub(super) fn hidden(write: impl FnOnce()) {
+    SCREEN.suspend(write);
+}
+
 /// A bar for each large blob.
 #[derive(Debug)]
 pub(super) struct Bars {
@@ -32,11 +45,7 @@ pub(super) struct Bars {
 impl Bars {
     /// On stderr, if that is a terminal.
     pub(super) fn new() -> Self {
-        let target = match std::io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        Self { screen: MultiProgress::with_draw_target(target), bars: Mutex::default() }
+        Self { screen: SCREEN.clone(), bars: Mutex::default() }
     }
 
     fn bar(&self, blob: &Descriptor) -> ProgressBar {
@@ -57,6 +66,7 @@ impl Working {
     /// On stderr, if that is a terminal.
     pub(super) fn on(what: &str) -> Self {
         let bar = ProgressBar::new_spinner().with_style(style(WORKING)).with_message(what.to_owned());
+        let bar = SCREEN.add(bar);
         bar.enable_steady_tick(TURN);
         Self(bar)
     }
@@ -65,6 +75,7 @@ impl Working {
 impl Drop for Working {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+        SCREEN.remove(&self.0);
     }
 }
 

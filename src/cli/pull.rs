@@ -64,7 +64,7 @@ async fn pull(
     if let Repository::Layout { .. } = repository {
         bail!("pull {reference}: a folder has no name in the image store; `bundlegate copy` takes from folders");
     }
-    let policy = options.trust.policy(access, repository).await?;
+    let policy = options.trust.policy(access, reference).await?;
     let (registries, limits) = options.registry.registries(access, repository)?;
     let from = registries.source(repository)?;
     let pinned = from.resolve(reference).await?;
@@ -74,6 +74,7 @@ async fn pull(
     }
     let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
     manifest.with_context(|| format!("pull {reference}"))?;
+    tell(&format!("pulled {reference} into the image store"));
     Ok(pinned)
 }
 

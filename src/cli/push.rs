@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 use super::{
     each,
     flags::RegistryFlags,
-    place::{StoreFlag, reference},
+    place::{StoreFlag, Stored, stored},
     progress::Bars,
     tell,
 };
@@ -27,8 +27,8 @@ pub(super) const EXAMPLES: &str = "Examples:
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Images of the store; the registry is in their names.
-    #[arg(value_name = "REF", required = true, value_parser = reference)]
-    references: Vec<Reference>,
+    #[arg(value_name = "REF", required = true, value_parser = stored)]
+    references: Vec<Stored>,
     /// Leave the signatures that lie in the store.
     #[arg(long)]
     no_signatures: bool,
@@ -47,9 +47,15 @@ pub(super) struct Options {
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
     let store = options.store.clone();
-    let images = spawn_blocking(move || store.open()).await??;
+    let names = options.references.clone();
+    let (images, references) = spawn_blocking(move || -> anyhow::Result<_> {
+        let images = store.open()?;
+        let references = names.iter().map(|name| name.find_one(&images)).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok((images, references))
+    })
+    .await??;
     let work = async |reference: &Reference| push(&options, access.as_ref(), &images, reference).await;
-    each::in_turn(&options.references, options.json, work).await
+    each::in_turn(&references, options.json, work).await
 }
 
 async fn push(
@@ -87,6 +93,13 @@ async fn push(
     for skipped in copied.skipped {
         tell(&format!("push {reference}: left out a signature: {skipped}"));
     }
+    drop(bars);
+    let signatures = match copied.referrers {
+        0 => String::new(),
+        1 => " with 1 signature or referrer".to_owned(),
+        many => format!(" with {many} signatures and referrers"),
+    };
+    tell(&format!("pushed {reference}{signatures}"));
     Ok(repository.pin(found.digest))
 }
 

@@ -1,16 +1,22 @@
 //! `bundlegate repl`: questions to a policy, one a line.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, BufRead, IsTerminal as _, Read as _};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use rustyline::{
     CompletionType, Context, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
     hint::Hinter, history::MemHistory, validate::Validator,
 };
 
-use super::{eval::Which, say, tell};
-use crate::bundle::{Exact, Policy, PolicyError};
+use super::{
+    eval::{Which, check_query, set_input},
+    read, say, tell,
+};
+use crate::bundle::{Exact, Policy};
+
+/// A line holds a query or an input document, in bytes.
+const LINE_LIMIT: u64 = 16 << 20;
 
 const HELP: &str = "Type a query, such as data.authz.allow, or input.user; x := 1 prints what x is bound to.
   :input JSON      set the input document (JSON or YAML, in one line)
@@ -55,7 +61,7 @@ fn converse(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
     let mut editor: Editor<Words, MemHistory> =
         Editor::with_history(settings, MemHistory::new()).context("terminal")?;
     editor.set_helper(Some(Words::of(policy)));
-    tell(&format!("{}: {}; :help lists what can be typed", options.which.reference, policy.packages().join(", ")));
+    tell(&format!("{}: {}; :help lists what can be typed", options.which.subject, policy.packages().join(", ")));
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
@@ -77,8 +83,10 @@ fn converse(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
 /// Without a terminal, for scripts: answers every line, and fails if one of them did.
 fn follow(policy: &mut Policy) -> anyhow::Result<()> {
     let mut failed = 0;
-    for (at, line) in io::stdin().lock().lines().enumerate() {
-        match answer(policy, &line.context("standard input")?) {
+    let mut input = io::stdin().lock();
+    for at in 0.. {
+        let Some(line) = next_line(&mut input)? else { break };
+        match answer(policy, &line) {
             Ok(Reply::Text(text)) => say(&text)?,
             Ok(Reply::Nothing) => {}
             Ok(Reply::Quit) => break,
@@ -93,6 +101,17 @@ fn follow(policy: &mut Policy) -> anyhow::Result<()> {
         1 => bail!("one line has no answer; see above"),
         many => bail!("{many} lines have no answer; see above"),
     }
+}
+
+/// The next line of a script, if there is one; what never ends is no line.
+fn next_line(input: &mut impl BufRead) -> anyhow::Result<Option<String>> {
+    let mut line = Vec::new();
+    input.take(LINE_LIMIT + 1).read_until(b'\n', &mut line).context("standard input")?;
+    if line.len() as u64 > LINE_LIMIT {
+        bail!("standard input: a line is longer than {} MiB", LINE_LIMIT >> 20);
+    }
+    let text = String::from_utf8(line).map_err(|_| anyhow!("standard input: it is no text in UTF-8"))?;
+    Ok((!text.is_empty()).then_some(text))
 }
 
 fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
@@ -112,19 +131,25 @@ fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
         }
         ("input", text) => {
             let text = match text.strip_prefix('@') {
-                Some(file) => std::fs::read_to_string(file).with_context(|| file.to_owned())?,
+                Some(file) => read::text(":input", file.as_ref(), read::DOCUMENT_LIMIT)?,
                 None => text.to_owned(),
             };
-            policy.set_input(&text)?;
+            set_input(policy, text_place(rest), &text)?;
             Ok(Reply::Nothing)
         }
         _ => bail!(":{name}: no such command; :help lists them"),
     }
 }
 
+/// What errors of an input document call it.
+fn text_place(rest: &str) -> &str {
+    rest.trim().strip_prefix('@').unwrap_or("input")
+}
+
 /// Every answer on a line of its own: the value of a single expression, else what the
 /// variables are bound to.
-fn ask(policy: &mut Policy, question: &str) -> Result<String, PolicyError> {
+fn ask(policy: &mut Policy, question: &str) -> anyhow::Result<String> {
+    check_query(question)?;
     let answers = policy.query(question)?.0.result;
     if answers.is_empty() {
         return Ok("undefined".to_owned());

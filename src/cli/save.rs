@@ -13,23 +13,30 @@ use tokio::task::spawn_blocking;
 
 use super::{
     found, interruptible,
-    place::{LIMITS, StoreFlag, reference},
-    say, tell,
+    place::{LIMITS, StoreFlag, Stored, stored},
+    say, say_json, table, tell,
 };
 use crate::{
     bundle::{Bundle, Limits},
     config::Size,
-    oci::{Blob, Reference},
+    oci::Blob,
 };
 
 /// How to run `save`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// An image of the store, or oci-layout:FOLDER:TAG.
-    #[arg(value_name = "REF", value_parser = reference)]
-    reference: Reference,
+    #[arg(value_name = "REF", value_parser = stored)]
+    reference: Stored,
     /// Where to write the bundle; - is the standard output.
-    #[arg(short, long, value_name = "FILE", default_value = "bundle.tar.gz")]
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'o',
+        visible_alias = "output",
+        value_name = "FILE",
+        default_value = "bundle.tar.gz"
+    )]
     file: PathBuf,
     /// For what conftest pushed: the folder below which its data begins; default: the one
     /// that its policies have in common.
@@ -58,10 +65,16 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         bail!("--json: the standard output is the bundle's with -f -; name a file");
     }
     let store = options.store.clone();
-    let images = spawn_blocking(move || store.open()).await??;
+    let name = options.reference.clone();
+    let (images, reference) = spawn_blocking(move || -> anyhow::Result<_> {
+        let images = store.open()?;
+        let reference = name.find(&images)?;
+        Ok((images, reference))
+    })
+    .await??;
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
     let (found, bundle) = interruptible(async {
-        let found = found::in_store(&images, &options.reference).await?;
+        let found = found::in_store(&images, &reference).await?;
         let recipe = found.recipe(options.data_root.as_deref())?;
         if let Some(root) = recipe.guessed_root() {
             tell(&format!("data is taken to begin below {root:?}, for the artifact does not say; --data-root says it"));
@@ -97,9 +110,9 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         let reference = found.reference.to_string();
         let report = json!({ "reference": reference, "digest": found.pinned.digest(), "layer": layer,
             "size": size, "file": file.to_string() });
-        return say(&format!("{report:#}"));
+        return say_json(&report);
     }
-    say(&format!("{file}: {size} bytes, {layer}"))
+    say(&format!("{file}: {}, {layer}", table::size(size)))
 }
 
 /// Writes beside the file and puts it in its place at the end, so that there is the old one

@@ -6,6 +6,13 @@ use super::gate::Gate;
 use crate::config::Config;
 
 pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
+    // What is read again whenever it changes can't be a pipe, which is read once.
+    if std::fs::metadata(file).is_ok_and(|there| !there.is_file()) {
+        anyhow::bail!(
+            "{}: it is not a regular file, and serve reads it again on every change; name one",
+            file.display()
+        );
+    }
     let config = Config::load(file)?;
     let options = super::gate::server_options(&config)?;
     Gate::start(config, options, Some(file)).await?.run().await

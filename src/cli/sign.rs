@@ -1,8 +1,8 @@
 //! `bundlegate sign`.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 
@@ -11,8 +11,8 @@ use super::{
     interruptible,
     location::Location,
     password,
-    place::{StoreFlag, annotation, reference},
-    say, say_json,
+    place::{StoreFlag, Stored, annotation, stored},
+    read, say, say_json,
 };
 use crate::{
     oci::{PinnedReference, Reference},
@@ -23,9 +23,10 @@ use crate::{
 /// What to sign, and how.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
-    #[arg(value_name = "REF", value_parser = reference)]
-    reference: Reference,
+    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local, the
+    /// beginning of a digest, too.
+    #[arg(value_name = "REF", value_parser = stored)]
+    reference: Stored,
     /// The private key file, as `cosign generate-key-pair` or `cosign import-key-pair` makes
     /// it. COSIGN_PASSWORD opens it, or it is asked for.
     #[arg(long, value_name = "FILE")]
@@ -62,27 +63,28 @@ struct Signed {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let key = options.open_key()?;
-    let pinned = interruptible(sign(&options, &key)).await??;
+    let reference = options.reference.in_place(&options.store, options.local).await?;
+    let pinned = interruptible(sign(&options, &reference, &key)).await??;
     // The name that the author knows, also where the image store was written to.
-    let name = format!("{}@{}", options.reference.repository(), pinned.digest());
+    let name = format!("{}@{}", reference.repository(), pinned.digest());
     let format = if options.legacy { Format::Legacy } else { Format::Bundle }.label();
     if options.json {
-        let (reference, digest) = (options.reference.to_string(), pinned.digest().to_string());
+        let (reference, digest) = (reference.to_string(), pinned.digest().to_string());
         return say_json(&Signed { reference, digest, format, identity: key.identity() });
     }
     say(&format!("{name}\nsigned by {} ({format})", key.identity()))
 }
 
 /// Resolves once; everything else is about that digest.
-async fn sign(options: &Options, key: &KeyPair) -> anyhow::Result<PinnedReference> {
+async fn sign(options: &Options, reference: &Reference, key: &KeyPair) -> anyhow::Result<PinnedReference> {
     let access = options.registry.access()?;
-    let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let pinned = location.resolve(&options.reference).await?;
+    let location = Location::of(reference, options.local, &options.store, &options.registry, access.as_ref())?;
+    let pinned = location.resolve(reference).await?;
     let subject = location.source().manifest(&pinned).await?.descriptor();
     let claim = Claim { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
     let destination = location.destination()?;
     if options.legacy {
-        let repository = options.reference.repository().to_string();
+        let repository = reference.repository().to_string();
         let signature = LegacySignature::sign(key, &claim, &repository)?;
         signature.append(&pinned, location.source(), &destination).await?;
     } else {
@@ -94,7 +96,7 @@ async fn sign(options: &Options, key: &KeyPair) -> anyhow::Result<PinnedReferenc
 impl Options {
     fn open_key(&self) -> anyhow::Result<KeyPair> {
         let file = self.key.display();
-        let text = fs::read_to_string(&self.key).with_context(|| format!("--key {file}"))?;
+        let text = read::text("--key", &self.key, read::KEY_LIMIT)?;
         KeyPair::check(&text).map_err(|error| anyhow!("--key {file}: {error}"))?;
         let password = password::of(&self.key)?;
         KeyPair::open(&text, password.as_bytes()).map_err(|error| anyhow!("--key {file}: {error}"))

@@ -29,11 +29,41 @@ pub(super) fn facts(facts: &[(&str, String)]) -> String {
 /// Annotations are written by whoever can push: none moves the cursor, clears the screen, or
 /// begins a line that looks like ours.
 pub(super) fn printable(text: &str) -> String {
-    let shown = |character: char| match character.is_control() {
-        true => character.escape_default().to_string(),
-        false => character.to_string(),
-    };
-    text.chars().map(shown).collect()
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_hidden(character) { shown.extend(character.escape_default()) } else { shown.push(character) }
+    }
+    shown
+}
+
+/// Lines that others had a part in, each on its own line.
+pub(super) fn printable_lines(lines: &[String]) -> String {
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// The same for a JSON document: what it escapes can only stand in strings.
+pub(super) fn printable_json(document: &str) -> String {
+    let mut shown = String::with_capacity(document.len());
+    for character in document.chars() {
+        // The document's own line ends.
+        if character == '\n' || !is_hidden(character) {
+            shown.push(character);
+            continue;
+        }
+        let mut units = [0; 2];
+        character.encode_utf16(&mut units).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")));
+    }
+    shown
+}
+
+/// Controls (C0, C1, DEL) and what changes the order or the width of other characters without
+/// being seen: directional marks, line and paragraph separators, zero-width characters, tags
+/// (Unicode TR 36, TR 9).
+fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// `1.5 MiB`.
@@ -79,6 +109,17 @@ mod tests {
         let foreign = || "r1\nsigned  yes\u{1b}[2J\u{9b}".to_owned();
         assert_eq!(columns(["A"], &[[foreign()]]), "A\nr1\\nsigned  yes\\u{1b}[2J\\u{9b}");
         assert_eq!(facts(&[("a", foreign())]), "a  r1\\nsigned  yes\\u{1b}[2J\\u{9b}");
+    }
+
+    #[test]
+    fn json_and_text_escape_the_same_characters_and_json_stays_the_same_document() {
+        let hostile = "a\u{7f}b\u{9b}31mc\u{202e}d\u{2066}e\u{200f}f\u{2028}g\u{e0041}h\u{e9}\u{65e5}";
+        let escaped = printable(hostile);
+        assert!(escaped.ends_with("h\u{e9}\u{65e5}") && escaped.chars().all(|shown| !is_hidden(shown)), "{escaped}");
+        let value = serde_json::json!({ "key\u{85}": [hostile] });
+        let document = printable_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(document.chars().all(|shown| shown == '\n' || !is_hidden(shown)), "{document}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&document).unwrap(), value);
     }
 
     #[test]

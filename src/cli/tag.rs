@@ -4,17 +4,17 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    place::{StoreFlag, reference},
-    say,
+    place::{StoreFlag, Stored, reference, stored},
+    say, say_json, tell,
 };
 use crate::oci::Reference;
 
 /// How to run `tag`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// An image of the store, by tag or digest.
-    #[arg(value_name = "SRC", value_parser = reference)]
-    source: Reference,
+    /// An image of the store, by tag, digest or the beginning of one.
+    #[arg(value_name = "SRC", value_parser = stored)]
+    source: Stored,
     /// What to call it, too.
     #[arg(value_name = "DST", value_parser = reference)]
     name: Reference,
@@ -29,10 +29,13 @@ pub(super) const EXAMPLES: &str = "Example:
   bundlegate tag ghcr.io/acme/authz:v1 ghcr.io/acme/authz:live";
 
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
-    let tagged = options.store.open()?.tag(&options.source, &options.name)?;
+    let images = options.store.open()?;
+    let source = options.source.find(&images)?;
+    let tagged = images.tag(&source, &options.name)?;
+    tell(&format!("tagged {source} as {}", options.name));
     let (reference, digest) = (options.name.to_string(), tagged.digest);
     if options.json {
-        return say(&format!("{:#}", json!({ "reference": reference, "digest": digest })));
+        return say_json(&json!({ "reference": reference, "digest": digest }));
     }
     say(&format!("{reference}@{digest}"))
 }

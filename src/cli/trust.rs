@@ -1,15 +1,16 @@
 //! Whom a verb trusts: keys or identities from flags, or a policy of the configuration.
 
-use std::{collections::BTreeMap, ffi::OsStr, fs, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use serde_json::Value;
 
+use super::read;
 use crate::{
     config::Access,
     metrics::Metrics,
-    oci::Repository,
+    oci::Reference,
     verify::{
         Authority, AuthorityKey, Identity, Log, Pattern, Proof, PublicKey, Requirements, RootKeeper, Scheme,
         TrustPolicy, TrustRoot,
@@ -73,7 +74,8 @@ pub(super) struct TrustFlags {
     #[arg(short = 'a', long = "annotations", value_name = "KEY=VALUE", help_heading = "Trust", value_parser = pair,
         conflicts_with = "config")]
     annotations: Vec<(String, String)>,
-    /// Judge by this policy of the configuration; default: the one whose `match` fits.
+    /// Judge by this policy of the configuration; default: the one of the bundle that has REF, else
+    /// the one whose `match` fits.
     #[arg(long, value_name = "NAME", requires = "config", help_heading = "Trust",
         conflicts_with_all = ["keys", "identity", "identity_regexp"])]
     policy: Option<String>,
@@ -85,17 +87,18 @@ enum Tlog {
     /// No.
     None,
     /// What is there has to be right.
+    #[value(name = "if_present", alias = "if-present")]
     IfPresent,
     /// Yes.
     Require,
 }
 
 impl TrustFlags {
-    /// The policy for a repository; `None` where nothing says whom to trust.
+    /// The policy for an artifact; `None` where nothing says whom to trust.
     pub(super) async fn policy(
         &self,
         access: Option<&Access>,
-        repository: &Repository,
+        reference: &Reference,
     ) -> anyhow::Result<Option<TrustPolicy>> {
         if !self.keys.is_empty() {
             return self.requiring("--key", self.key_holders()?).map(Some);
@@ -106,8 +109,10 @@ impl TrustFlags {
         let Some(access) = access.filter(|access| self.policy.is_some() || !access.trust.is_empty()) else {
             return Ok(None);
         };
-        let chosen = access.trust.choose(self.policy.as_deref(), repository);
-        let chosen = chosen.map_err(|sentence| anyhow!("{repository}: {sentence}"))?;
+        let chosen = access.policy_for(self.policy.as_deref(), reference);
+        // In the configuration "here" is a bundle; on the command line it is a flag.
+        let here = |sentence: String| sentence.replacen(" here", " with --policy", 1);
+        let chosen = chosen.map_err(|sentence| anyhow!("{reference}: {}", here(sentence)))?;
         with_usable_roots(access, chosen).await.map(Some)
     }
 
@@ -125,7 +130,7 @@ impl TrustFlags {
         let root = if log == Log::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
         let mut authorities: Vec<Authority> = Vec::new();
         for file in &self.keys {
-            let text = fs::read_to_string(file).with_context(|| format!("--key {}", file.display()))?;
+            let text = read::text("--key", file, read::KEY_LIMIT)?;
             let read =
                 if schemes.is_empty() { PublicKey::from_pem(&text) } else { PublicKey::with_schemes(&text, &schemes) };
             let key = read.map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
@@ -161,7 +166,7 @@ impl TrustFlags {
     fn root(&self) -> anyhow::Result<TrustRoot> {
         let Some(file) = &self.trusted_root else { return Ok(TrustRoot::sigstore()?) };
         let what = || format!("--trusted-root {}", file.display());
-        let text = fs::read_to_string(file).with_context(what)?;
+        let text = read::text("--trusted-root", file, read::KEY_LIMIT)?;
         TrustRoot::from_json("--trusted-root", &text).with_context(what)
     }
 

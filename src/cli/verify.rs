@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::{
     flags::RegistryFlags,
     location::Location,
-    place::{StoreFlag, reference},
-    say, say_json, tell,
+    place::{StoreFlag, Stored, stored},
+    say, say_json, table, tell,
     trust::TrustFlags,
 };
 use crate::{
@@ -23,9 +23,13 @@ use crate::{
 )]
 #[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
-    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH.
-    #[arg(value_name = "REF", value_parser = reference)]
-    reference: Reference,
+    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local, the
+    /// beginning of a digest, too.
+    #[arg(value_name = "REF", value_parser = stored)]
+    reference: Stored,
+    /// Show every signature and every check.
+    #[arg(short, long, conflicts_with = "json")]
+    verbose: bool,
     /// Look into the image store instead of the registry.
     #[arg(long)]
     local: bool,
@@ -64,22 +68,29 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let access = options.registry.access()?;
-    let policy = options.trust.policy(access.as_ref(), options.reference.repository()).await?;
+    let reference = options.reference.in_place(&options.store, options.local).await?;
+    let policy = options.trust.policy(access.as_ref(), &reference).await?;
     let policy = policy
         .context("--config: it names no trust policy; name a key (--key) or a signer (--certificate-identity)")?;
-    let location = Location::of(&options.reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let judged = judge(&options.reference, &location, &policy).await?;
+    let location = Location::of(&reference, options.local, &options.store, &options.registry, access.as_ref())?;
+    let judged = judge(&reference, &location, &policy).await?;
     for skipped in &judged.report.skipped {
-        tell(&format!("{}: skipped {skipped}", options.reference));
+        tell(&format!("{reference}: skipped {skipped}"));
     }
     if options.json {
-        say_json(&options.document(&judged, &policy))?;
+        say_json(&document(&reference, &judged, &policy))?;
     } else {
-        say(&text(&judged, &policy))?;
+        say(&text(&reference, &judged, &policy, options.verbose))?;
     }
     match judged.verdict {
         Ok(_) => Ok(()),
-        Err(rejection) => bail!("{}: {rejection}; {}", options.reference, way_out(rejection.reason)),
+        Err(rejection) => {
+            let more = match options.verbose || options.json || judged.report.findings.is_empty() {
+                true => "",
+                false => " (-v shows every check)",
+            };
+            bail!("{reference}: {rejection}; {}{more}", way_out(rejection.reason))
+        }
     }
 }
 
@@ -92,39 +103,52 @@ async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy)
     Ok(Judged { pinned, verdict, report })
 }
 
-impl Options {
-    fn document<'a>(&'a self, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
-        Document {
-            reference: self.reference.to_string(),
-            digest: judged.pinned.digest().as_str(),
-            verified: judged.verdict.is_ok(),
-            policy: policy.name(),
-            signatures: &judged.report.findings,
-        }
+fn document<'a>(reference: &Reference, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
+    Document {
+        reference: reference.to_string(),
+        digest: judged.pinned.digest().as_str(),
+        verified: judged.verdict.is_ok(),
+        policy: policy.name(),
+        signatures: &judged.report.findings,
     }
 }
 
-fn text(judged: &Judged, policy: &TrustPolicy) -> String {
-    let mut lines = vec![judged.pinned.to_string()];
-    for finding in &judged.report.findings {
-        let signer = finding.signer.as_ref().map_or("by nobody the policy knows", |signer| &signer.authority);
-        lines.push(format!("  {} signature: {signer}", finding.format.label()));
-        for check in &finding.checks {
-            let outcome = if check.ok { "ok" } else { "failed" };
-            lines.push(format!("    {outcome:<8}{:<11}{}", check.name, check.detail));
-        }
+/// The verdict first, and what it is about; with `-v` every check.
+fn text(reference: &Reference, judged: &Judged, policy: &TrustPolicy, verbose: bool) -> String {
+    // By the name that the author knows, also where the image store was looked into.
+    let pinned = format!("{}@{}", reference.repository(), judged.pinned.digest());
+    let mut lines = vec![verdict(judged), pinned];
+    // Flags make a policy of their own, whose name says nothing.
+    if !policy.name().starts_with("--") {
+        lines.push(format!("policy {}", policy.name()));
     }
+    if verbose {
+        lines.extend(judged.report.findings.iter().flat_map(details));
+    }
+    table::printable_lines(&lines)
+}
+
+fn verdict(judged: &Judged) -> String {
     match &judged.verdict {
-        Ok(verified) if verified.signers().is_empty() => {
-            lines.push(format!("accepted without a signature, by policy {}", policy.name()));
-        }
+        Ok(verified) if verified.signers().is_empty() => "accepted without a signature".to_owned(),
         Ok(verified) => {
             let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
-            lines.push(format!("verified: signed by {}, accepted by policy {}", voters.join(", "), policy.name()));
+            format!("verified by {}", voters.join(", "))
         }
-        Err(_) => lines.push("not verified".to_owned()),
+        Err(_) => "not verified".to_owned(),
     }
-    lines.join("\n")
+}
+
+/// A signature, and a line for each of its checks.
+fn details(finding: &Finding) -> Vec<String> {
+    let signer = finding.signer.as_ref().map_or("an unknown signer", |signer| &signer.authority);
+    let width = finding.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+    let mut lines = vec![String::new(), format!("{} signature by {signer}", finding.format.label())];
+    lines.extend(finding.checks.iter().map(|check| {
+        let outcome = if check.ok { "ok" } else { "failed" };
+        format!("  {outcome:<6}  {:<width$}  {}", check.name, check.detail).trim_end().to_owned()
+    }));
+    lines
 }
 
 fn way_out(reason: Reason) -> &'static str {

@@ -1,13 +1,14 @@
 //! `bundlegate verify-bundle`, hidden: the client protocol of sigstore-conformance
 //! (`docs/cli_protocol.md` there).
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use clap::{ArgGroup, Args};
 
+use super::read;
 use crate::{
-    oci::Digest,
+    oci::{Digest, read_regular_or_pipe},
     verify::{
         Identity, Pattern, TrustRoot,
         conformance::{ExpectedSigner, Subject, verify_bundle},
@@ -42,18 +43,18 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
-    let bundle = read(&options.bundle)?;
+    let bundle = read::bytes("--bundle", &options.bundle, read::EVIDENCE_LIMIT)?;
     let signer = match (&options.identity, &options.issuer, &options.key) {
         (Some(identity), Some(issuer), _) => ExpectedSigner::Identity(Identity {
             issuer: Pattern::exact(issuer)?,
             subject: Pattern::exact(identity)?,
             claims: Default::default(),
         }),
-        (_, _, Some(file)) => ExpectedSigner::Key(String::from_utf8(read(file)?).context("--key")?),
+        (_, _, Some(file)) => ExpectedSigner::Key(read::text("--key", file, read::KEY_LIMIT)?),
         _ => return Err(anyhow!("name a signer: --certificate-identity or --key")),
     };
     let root = match &options.trusted_root {
-        Some(file) => TrustRoot::from_json("--trusted-root", &String::from_utf8(read(file)?)?)?,
+        Some(file) => TrustRoot::from_json("--trusted-root", &read::text("--trusted-root", file, read::KEY_LIMIT)?)?,
         None if options.staging => TrustRoot::sigstore_staging()?,
         None => TrustRoot::sigstore()?,
     };
@@ -63,7 +64,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
 
 impl Options {
     fn subject(&self) -> anyhow::Result<Subject> {
-        match fs::read(&self.subject) {
+        match read_regular_or_pipe(self.subject.as_ref(), read::DOCUMENT_LIMIT) {
             Ok(bytes) => Ok(Subject::Bytes(bytes)),
             Err(error) => match self.subject.parse::<Digest>() {
                 Ok(digest) if digest.algorithm() == "sha256" => Ok(Subject::Digest(digest)),
@@ -71,8 +72,4 @@ impl Options {
             },
         }
     }
-}
-
-fn read(file: &PathBuf) -> anyhow::Result<Vec<u8>> {
-    fs::read(file).with_context(|| file.display().to_string())
 }

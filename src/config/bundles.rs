@@ -1,6 +1,9 @@
 //! `bundles`: what is served under which name.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use super::{
     expect,
@@ -56,8 +59,9 @@ pub(super) fn read(
         let bundle = check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, opa_check, base));
         bundles.push(bundle.map_err(|problem| problem.at(&name))?);
     }
+    let by_name: HashMap<&str, &BundleConfig> = bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect();
     for bundle in &bundles {
-        check_fallback(bundle, &bundles)
+        check_fallback(bundle, &by_name)
             .map_err(|problem| problem.at("fallback").at("on_withdraw").at(&bundle.name))?;
     }
     Ok(bundles)
@@ -103,13 +107,15 @@ fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {
 }
 
 /// A fallback is there, and ends the search: neither chains nor circles.
-fn check_fallback(bundle: &BundleConfig, all: &[BundleConfig]) -> Result<(), Problem> {
+fn check_fallback(bundle: &BundleConfig, all: &HashMap<&str, &BundleConfig>) -> Result<(), Problem> {
     let Some(OnWithdraw { fallback }) = &bundle.on_withdraw else { return Ok(()) };
     if *fallback == bundle.name {
         return Err(Problem::new("it would stand in for itself; name another bundle"));
     }
-    let Some(found) = all.iter().find(|one| one.name == *fallback) else {
-        let suggestion = keys::suggestion(fallback, all.iter().map(|one| one.name.as_str()));
+    let Some(found) = all.get(fallback.as_str()) else {
+        let mut names: Vec<&str> = all.keys().copied().collect();
+        names.sort_unstable();
+        let suggestion = keys::suggestion(fallback, names.into_iter());
         return Err(Problem::new(format!("bundles has no {fallback:?}; {suggestion}")));
     };
     match &found.on_withdraw {

@@ -1,7 +1,7 @@
 //! `clients`: who may read what.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -12,6 +12,7 @@ use super::{
     raw,
     values::{glob, name},
 };
+use crate::oci::read_regular;
 
 /// One entry of `clients`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +57,10 @@ impl ClientConfig {
     /// read for another reason tells nothing. Blocks.
     pub fn revoke(&mut self) -> bool {
         let Credential::Tokens { file, tokens } = &mut self.credential else { return false };
-        let left = match files::capped(file) {
-            Ok(Some(bytes)) => bytes,
+        let left = match read_regular(file, files::LARGEST) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Ok(None) | Err(_) => return false,
+            Err(_) => return false,
         };
         let before = tokens.len();
         let is_left =
@@ -83,8 +84,9 @@ pub(super) fn read(raw: Option<Vec<raw::Client>>, base: Base<'_>) -> Result<Vec<
         return Err(Problem::new(format!("nobody may read anything; say who may, such as {example}")));
     }
     let mut clients: Vec<ClientConfig> = Vec::new();
+    let mut names = HashSet::new();
     for (index, raw) in raw.into_iter().enumerate() {
-        let client = client(raw, base).and_then(|client| match clients.iter().any(|one| one.name == client.name) {
+        let client = client(raw, base).and_then(|client| match !names.insert(client.name.clone()) {
             true => Err(Problem::new(format!("{} is the name of two clients; rename one", client.name)).at("name")),
             false => Ok(client),
         });

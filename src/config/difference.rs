@@ -1,6 +1,8 @@
 //! In which keys two configurations differ.
 
-use super::tree::{Node, Value};
+use std::collections::HashMap;
+
+use super::tree::{Key, Node, Value};
 
 /// The keys in which two texts differ, as people write them, but for those that are taken at once:
 /// whom to trust, and who may read. A key that is written with its default differs from one that is
@@ -20,13 +22,12 @@ fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a N
     }
     match (old.map(|node| &node.value), new.map(|node| &node.value)) {
         (Some(Value::Mapping(old)), Some(Value::Mapping(new))) => {
-            let of = |entries: &'a [(super::tree::Key, Node)], name: &str| {
-                entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
-            };
-            let added = new.iter().filter(|(key, _)| of(old, &key.name).is_none());
+            let (by_name, new_by_name) = (by_name(old), by_name(new));
+            let added = new.iter().filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
             for (key, _) in old.iter().chain(added) {
                 path.push(&key.name);
-                compare(path, of(old, &key.name), of(new, &key.name), keys);
+                let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
+                compare(path, of(&by_name), of(&new_by_name), keys);
                 path.pop();
             }
         }
@@ -36,6 +37,10 @@ fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a N
         (Some(_), None) => keys.push(format!("{} (gone)", path.join("."))),
         (None, None) => {}
     }
+}
+
+fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
+    entries.iter().map(|(key, node)| (key.name.as_str(), node)).collect()
 }
 
 fn is_live(path: &[&str]) -> bool {
@@ -54,10 +59,11 @@ fn same(old: &Value, new: &Value) -> bool {
             old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(&old.value, &new.value))
         }
         (Value::Mapping(old), Value::Mapping(new)) => {
+            let new = by_name(new);
             old.len() == new.len()
-                && old.iter().all(|(key, node)| {
-                    new.iter().any(|(other, value)| other.name == key.name && same(&node.value, &value.value))
-                })
+                && old
+                    .iter()
+                    .all(|(key, node)| new.get(key.name.as_str()).is_some_and(|other| same(&node.value, &other.value)))
         }
         _ => false,
     }

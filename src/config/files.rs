@@ -3,8 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::File,
-    io::Read as _,
+    io::ErrorKind,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -15,6 +14,7 @@ use rustls::{
 };
 
 use super::problem::Problem;
+use crate::oci::read_regular_or_pipe;
 
 /// What has been read so far. A file that is named twice is read once: between two looks it
 /// could change, and half of the configuration would mean the one content, half the other.
@@ -128,9 +128,11 @@ impl<'a> Base<'a> {
 
 /// The content of a file that is named somewhere.
 fn content(path: &Path) -> Result<Vec<u8>, Problem> {
-    match capped(path) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display()))),
+    match read_regular_or_pipe(path, LARGEST) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+            Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())))
+        }
         Err(error) => {
             let path = path.display();
             Err(Problem::new(format!("{path} can't be read: {error}; correct the path or its permissions")))
@@ -138,12 +140,5 @@ fn content(path: &Path) -> Result<Vec<u8>, Problem> {
     }
 }
 
-/// The whole of a file, unless it is too large: a device may never end.
-pub(super) fn capped(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    // Opening checks the permission, too.
-    File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= LARGEST).then_some(bytes))
-}
-
-const LARGEST: u64 = 1 << 20;
+/// Neither the configuration nor a file that it names is longer, in bytes.
+pub(super) const LARGEST: u64 = 1 << 20;

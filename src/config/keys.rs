@@ -17,8 +17,13 @@ pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
 
 /// The candidate that a person most likely meant.
 pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // A longer name is no slip of the pen, and comparing two long ones costs their product.
+    if name.len() > COMPARED_BYTES {
+        return None;
+    }
     let most = 1 + name.chars().count() / 4;
     candidates
+        .filter(|candidate| candidate.len() <= 2 * COMPARED_BYTES)
         .map(|candidate| (distance(name, candidate), candidate))
         // `password` for `password_file`.
         .filter(|(distance, candidate)| *distance <= most || (name.len() > 2 && candidate.starts_with(name)))
@@ -28,8 +33,14 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
 
 /// `release, dev`, or a word for nothing.
 pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names = names.collect::<Vec<_>>();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    let mut names = names;
+    let mut listed: Vec<String> = names.by_ref().take(LISTED).map(str::to_owned).collect();
+    match names.count() {
+        0 if listed.is_empty() => return "none".to_owned(),
+        0 => {}
+        more => listed.push(format!("and {more} more")),
+    }
+    listed.join(", ")
 }
 
 /// `; did you mean …?` or the names that exist.
@@ -82,6 +93,10 @@ fn distance(left: &str, right: &str) -> usize {
     rows[left.len()][right.len()]
 }
 
+/// Names are compared up to this length.
+const COMPARED_BYTES: usize = 64;
+/// So many names are listed in a sentence.
+const LISTED: usize = 12;
 /// Keys with a meaning that this version does not implement.
 const LATER: &[&str] = &[
     "server.tls.client_ca",

@@ -9,6 +9,7 @@ mod difference;
 mod expect;
 mod files;
 mod keys;
+mod mistakes;
 mod opa_check;
 mod problem;
 mod raw;
@@ -27,7 +28,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{registry, verify::RootSource};
+use crate::{
+    oci::{Reference, Repository, read_regular_or_pipe},
+    registry,
+    verify::{RootSource, TrustPolicy},
+};
 
 use files::{Base, Files};
 
@@ -72,6 +77,17 @@ pub struct Access {
     pub registries: BTreeMap<String, registry::Options>,
     /// The trust policies.
     pub trust: Policies,
+    /// What is served by this configuration, by name.
+    bundles: Vec<WatchedReference>,
+}
+
+/// A bundle as far as the command line needs it.
+#[derive(Debug)]
+struct WatchedReference {
+    name: String,
+    reference: Reference,
+    /// The policy that it names.
+    trust: Option<String>,
 }
 
 /// `limits`, in bytes except for the files.
@@ -118,10 +134,55 @@ impl Access {
     pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
         read(file, |text, folder| {
             parse(text, folder, |raw, files| {
+                let bundles = raw.bundles.into_iter().filter_map(|(name, raw)| {
+                    let reference = raw.reference.parse::<Reference>().ok()?.relative_to(folder);
+                    Some(WatchedReference { name, reference, trust: raw.trust })
+                });
+                let bundles = bundles.collect();
                 let (registries, trust) = access(raw.registries, raw.trust, roots, files)?;
-                Ok(Self { registries, trust })
+                Ok(Self { registries, trust, bundles })
             })
         })
+    }
+
+    /// The policy by which the gateway judges `reference`: that of the bundles that have it, or
+    /// else the one with the longest `match`; `name` chooses one by its name.
+    ///
+    /// # Errors
+    /// A sentence that lists what there is.
+    pub fn policy_for(&self, name: Option<&str>, reference: &Reference) -> Result<TrustPolicy, String> {
+        if name.is_some() {
+            return self.trust.choose(name, reference.repository());
+        }
+        let wanted = (place(reference), reference.selector());
+        let mut found: Vec<(&str, TrustPolicy)> = Vec::new();
+        for bundle in &self.bundles {
+            if (place(&bundle.reference), bundle.reference.selector()) == wanted {
+                let policy = self.trust.choose(bundle.trust.as_deref(), reference.repository())?;
+                if !found.iter().any(|(_, known)| known.name() == policy.name()) {
+                    found.push((&bundle.name, policy));
+                }
+            }
+        }
+        match found.as_slice() {
+            [] => self.trust.choose(None, reference.repository()),
+            [(_, policy)] => Ok(policy.clone()),
+            [(one, first), (other, second), ..] => Err(format!(
+                "the bundles {one} and {other} have it under two policies, {} and {}; name one here",
+                first.name(),
+                second.name()
+            )),
+        }
+    }
+}
+
+/// Where an artifact lives, the same for every way to write a folder.
+fn place(reference: &Reference) -> Repository {
+    match reference.repository() {
+        Repository::Layout { path } => Repository::Layout {
+            path: path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone()),
+        },
+        repository @ Repository::Registry { .. } => repository.clone(),
     }
 }
 
@@ -150,6 +211,27 @@ impl Config {
     /// See [`ConfigError`].
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
         Self::read(text, base_dir, &|name, source| source.initial(name))
+    }
+
+    /// Reads a configuration file, or gives every mistake in it in the order of its lines. What
+    /// follows from another mistake alone is not told, and of very many the first few dozen are.
+    ///
+    /// # Errors
+    /// The mistakes; never none.
+    pub fn load_or_mistakes(file: &Path) -> Result<Self, Vec<ConfigError>> {
+        let config = read(file, |text, folder| {
+            let first = match Self::parse(text, folder) {
+                Ok(config) => return Ok(Ok(config)),
+                Err(first) => first,
+            };
+            let mistakes = mistakes::all(text, folder);
+            Ok(Err(if mistakes.is_empty() { vec![first] } else { mistakes }))
+        });
+        match config {
+            Ok(Ok(config)) => Ok(config),
+            Ok(Err(mistakes)) => Err(mistakes.into_iter().map(|error| error.in_file(file)).collect()),
+            Err(error) => Err(vec![error]),
+        }
     }
 
     /// The files that decide whom to trust and who may read: the configuration, the keys,
@@ -211,9 +293,10 @@ impl Limits {
 
 fn read<T>(file: &Path, parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>) -> Result<T, ConfigError> {
     let refused = |sentence: String| ConfigError::unreadable(None, sentence).in_file(file);
-    let bytes = files::capped(file)
-        .map_err(|error| refused(format!("it can't be read: {error}; name the right file")))?
-        .ok_or_else(|| refused("it is larger than 1 MiB; name the right file".to_owned()))?;
+    let bytes = read_regular_or_pipe(file, files::LARGEST).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => refused(format!("{error}; name the right file")),
+        _ => refused(format!("it can't be read: {error}; name the right file")),
+    })?;
     let text =
         String::from_utf8(bytes).map_err(|_| refused("it is no text in UTF-8; name the right file".to_owned()))?;
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
@@ -227,8 +310,26 @@ fn parse<T>(
 ) -> Result<T, ConfigError> {
     let root = tree::Node::parse(text)?;
     let files = Files::new(folder);
-    let checked = check_version(&root).and_then(|()| reader::read(&root)).and_then(|raw| check(raw, &files));
-    checked.map_err(|problem| problem.into_error(&root))
+    parse_tree(&root, &files, check).map_err(|problem| problem.into_error(&root))
+}
+
+fn parse_tree<T>(
+    root: &tree::Node,
+    files: &Files<'_>,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, problem::Problem>,
+) -> Result<T, problem::Problem> {
+    root.unique_keys()?;
+    check_tree(root, files, check)
+}
+
+/// What is left to check once no key is written twice.
+fn check_tree<T>(
+    root: &tree::Node,
+    files: &Files<'_>,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, problem::Problem>,
+) -> Result<T, problem::Problem> {
+    check_version(root)?;
+    check(reader::read(root)?, files)
 }
 
 fn access(

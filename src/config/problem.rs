@@ -99,14 +99,19 @@ impl Problem {
         self
     }
 
+    /// The path from the root, once it is complete.
+    pub(super) fn path(&self) -> Vec<Segment> {
+        self.path.iter().rev().cloned().collect()
+    }
+
     /// Adds the line, once the path is complete.
-    pub(super) fn into_error(mut self, root: &Node) -> ConfigError {
-        self.path.reverse();
+    pub(super) fn into_error(self, root: &Node) -> ConfigError {
+        let path = root.in_file(&self.path());
         let sentence = match &self.what {
-            What::Sentence(sentence) => sentence.clone(),
-            What::UnknownKey(known) => keys::unknown(&self.path, known),
+            What::Sentence(sentence) => shortened(sentence, SENTENCE_CHARS),
+            What::UnknownKey(known) => keys::unknown(&path, known),
         };
-        ConfigError { file: None, line: Some(root.line_of(&self.path)), key: render(&self.path), sentence }
+        ConfigError { file: None, line: Some(root.line_of(&path)), key: render(&path), sentence }
     }
 }
 
@@ -161,6 +166,21 @@ impl serde::de::Error for Problem {
     }
 }
 
+/// The beginning and the end of a text that is too long for a line: the end has the way out.
+fn shortened(text: &str, chars: usize) -> String {
+    let length = text.chars().count();
+    if length <= chars {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(chars / 2).collect();
+    let end: String = text.chars().skip(length - chars / 2).collect();
+    format!("{start} … {end}")
+}
+
+/// What a person reads of a sentence that quotes something long.
+const SENTENCE_CHARS: usize = 1000;
+const KEY_CHARS: usize = 200;
+
 /// `clients[0].bundles`; a key with dots in it, such as a host, stays as it is written.
 fn render(path: &[Segment]) -> String {
     let mut text = String::new();
@@ -170,10 +190,10 @@ fn render(path: &[Segment]) -> String {
                 if !text.is_empty() {
                     text.push('.');
                 }
-                text.extend(key.chars().flat_map(|char| -> Box<dyn Iterator<Item = char>> {
-                    // Errors are one line.
-                    if char.is_control() { Box::new(char.escape_default()) } else { Box::new(std::iter::once(char)) }
-                }));
+                // Errors are one line.
+                for char in shortened(key, KEY_CHARS).chars() {
+                    if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
+                }
             }
             Segment::Index(index) => text.push_str(&format!("[{index}]")),
         }

@@ -30,7 +30,8 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
             },
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_borrowed_str(value),
-            Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
+            Value::List(items) => visitor.visit_seq(Items { items: items.iter(), index: 0 }),
+            Value::Removed => Err(Problem::new("it was taken out")),
             Value::Mapping(entries) => visitor.visit_map(Entries { entries: entries.iter(), current: None }),
         }
     }
@@ -63,14 +64,17 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
 }
 
 struct Items<'de> {
-    items: std::iter::Enumerate<std::slice::Iter<'de, Node>>,
+    items: std::slice::Iter<'de, Node>,
+    index: usize,
 }
 
 impl<'de> SeqAccess<'de> for Items<'de> {
     type Error = Problem;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
-        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        let Some(node) = self.items.find(|node| !matches!(node.value, Value::Removed)) else { return Ok(None) };
+        let index = self.index;
+        self.index += 1;
         seed.deserialize(node).map(Some).map_err(|problem| problem.at_index(index))
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     watch::OnMissing,
 };
 
+mod hostile;
 mod mistakes;
 mod mistakes_in_signers;
 mod mistakes_in_trust;

@@ -1,7 +1,7 @@
 //! The YAML text as a tree that remembers its lines, so that every later sentence about a
 //! key can say where it stands.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -29,6 +29,8 @@ pub(super) enum Value {
     List(Vec<Node>),
     /// In the order of the file.
     Mapping(Vec<(Key, Node)>),
+    /// An item of a list that was taken out, which stays so that the others keep their index.
+    Removed,
 }
 
 /// A key and its line.
@@ -57,8 +59,74 @@ impl Node {
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
             ConfigError::unreadable(line, format!("this is not YAML: {reason}"))
         })?;
-        node.unique_keys().map_err(|problem| problem.into_error(&node))?;
         Ok(node)
+    }
+
+    /// Takes out what `path` leads to, or the nearest thing above it that is there; the last of
+    /// several keys of one name. Gives the path of what was taken out; `None` where that would
+    /// be everything.
+    pub(super) fn remove(&mut self, path: &[Segment]) -> Option<Vec<Segment>> {
+        let (first, rest) = path.split_first()?;
+        match (&mut self.value, first) {
+            (Value::Mapping(entries), Segment::Key(name)) => {
+                let at = entries.iter().rposition(|(key, _)| key.name == *name)?;
+                let removed = entries[at].1.remove(rest);
+                if removed.is_none() {
+                    entries.remove(at);
+                }
+                Some(std::iter::once(first.clone()).chain(removed.unwrap_or_default()).collect())
+            }
+            (Value::List(items), Segment::Index(index)) => {
+                let item = items.get_mut(*index)?;
+                let removed = item.remove(rest);
+                if removed.is_none() {
+                    item.value = Value::Removed;
+                }
+                Some(std::iter::once(first.clone()).chain(removed.unwrap_or_default()).collect())
+            }
+            _ => None,
+        }
+    }
+
+    /// Puts another text in the place of a value.
+    pub(super) fn replace(&mut self, path: &[Segment], text: &str) -> bool {
+        let Some((first, rest)) = path.split_first() else {
+            self.value = Value::Text(text.to_owned());
+            return true;
+        };
+        match (&mut self.value, first) {
+            (Value::Mapping(entries), Segment::Key(name)) => entries
+                .iter_mut()
+                .rev()
+                .find(|(key, _)| key.name == *name)
+                .is_some_and(|(_, node)| node.replace(rest, text)),
+            (Value::List(items), Segment::Index(index)) => {
+                items.get_mut(*index).is_some_and(|item| item.replace(rest, text))
+            }
+            _ => false,
+        }
+    }
+
+    /// The same path with the indices that items have in the file: those who read the tree
+    /// count without what was taken out.
+    pub(super) fn in_file(&self, path: &[Segment]) -> Vec<Segment> {
+        let Some((first, rest)) = path.split_first() else { return Vec::new() };
+        let (first, below) = match (&self.value, first) {
+            (Value::List(items), Segment::Index(index)) => {
+                let mut left = items.iter().enumerate().filter(|(_, item)| !matches!(item.value, Value::Removed));
+                match left.nth(*index) {
+                    Some((index, item)) => (Segment::Index(index), Some(item)),
+                    None => (first.clone(), None),
+                }
+            }
+            (Value::Mapping(entries), Segment::Key(name)) => {
+                let entry = entries.iter().rev().find(|(key, _)| key.name == *name);
+                (first.clone(), entry.map(|(_, node)| node))
+            }
+            _ => (first.clone(), None),
+        };
+        let rest = below.map_or_else(|| rest.to_vec(), |node| node.in_file(rest));
+        std::iter::once(first).chain(rest).collect()
     }
 
     /// The line of the value at `path`, or of the nearest thing above it that exists.
@@ -89,20 +157,26 @@ impl Node {
         }
     }
 
-    fn unique_keys(&self) -> Result<(), Problem> {
+    /// Refuses a key that is written twice.
+    pub(super) fn unique_keys(&self) -> Result<(), Problem> {
         match &self.value {
-            Value::Mapping(entries) => entries.iter().enumerate().try_for_each(|(index, (key, node))| {
-                if let Some((first, _)) = entries.iter().take(index).find(|(earlier, _)| earlier.name == key.name) {
-                    let sentence = format!("is written twice, first on line {}; keep one", first.line);
-                    return Err(Problem::new(sentence).at(&key.name));
-                }
-                node.unique_keys().map_err(|problem| problem.at(&key.name))
-            }),
+            Value::Mapping(entries) => {
+                let mut first_lines: HashMap<&str, u64> = HashMap::with_capacity(entries.len());
+                entries.iter().try_for_each(|(key, node)| {
+                    if let Some(first) = first_lines.insert(&key.name, key.line) {
+                        let sentence = format!("is written twice, first on line {first}; keep one");
+                        return Err(Problem::new(sentence).at(&key.name));
+                    }
+                    node.unique_keys().map_err(|problem| problem.at(&key.name))
+                })
+            }
             Value::List(items) => items
                 .iter()
                 .enumerate()
                 .try_for_each(|(index, node)| node.unique_keys().map_err(|problem| problem.at_index(index))),
-            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) => Ok(()),
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::Removed => {
+                Ok(())
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{GlobBuilder, GlobSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::Visitor};
 
@@ -145,7 +145,7 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
 }
 
 /// A glob over names with `/` in them: `*` within a segment, `**` across.
-pub(super) fn glob(text: &str) -> Result<GlobMatcher, Problem> {
+pub(super) fn glob(text: &str) -> Result<GlobSet, Problem> {
     if text.is_empty() {
         return Err(Problem::new("an empty glob matches nothing; write one such as \"authz/**\""));
     }
@@ -153,11 +153,35 @@ pub(super) fn glob(text: &str) -> Result<GlobMatcher, Problem> {
         let sentence = format!("glob {text:?}: `**` stands for whole segments; write `*`, or put a / around it");
         return Err(Problem::new(sentence));
     }
+    if text.chars().count() > GLOB_CHARS {
+        return Err(Problem::new(format!("a glob has {GLOB_CHARS} characters at most; write a shorter one")));
+    }
+    if brace_depth(text) > GLOB_BRACES {
+        let sentence = format!("glob {text:?} nests more than {GLOB_BRACES} braces; write several globs");
+        return Err(Problem::new(sentence));
+    }
     let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
-    glob.map(|glob| glob.compile_matcher()).map_err(|error| {
+    // A set of one: `Glob::compile_matcher` panics where this gives an error.
+    glob.and_then(|glob| GlobSet::builder().add(glob).build()).map_err(|error| {
         let reason = error.kind();
         Problem::new(format!("glob {text:?} is malformed: {reason}; write one such as \"authz/**\""))
     })
+}
+
+/// How deep braces are nested. What is escaped or in a class counts as well: no glob that
+/// means anything is near the limit.
+fn brace_depth(text: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut deepest = 0;
+    for character in text.chars() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 /// Refuses a name that would be ambiguous in a header, a log line or a list.
@@ -219,6 +243,9 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
+/// Far more than any `HOST/REPOSITORY` or bundle name needs.
+const GLOB_CHARS: usize = 1024;
+const GLOB_BRACES: usize = 10;
 const TIME_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
 const MOMENT_EXAMPLE: &str = "2027-01-01T00:00:00Z";
 const SIZE_EXAMPLE: &str = "512KiB, 64MiB or 10GiB";

@@ -1,5 +1,7 @@
 //! One image of the store, and how names are written in the index.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 
 use crate::{
@@ -45,7 +47,7 @@ impl Image {
     }
 
     /// `None` for entries that are no images of their own, such as signatures.
-    pub(super) fn read(layout: &Layout, index: &LayoutIndex, name: &str, entry: &Descriptor) -> Option<Self> {
+    pub(super) fn read(layout: &Layout, signed: &HashSet<String>, name: &str, entry: &Descriptor) -> Option<Self> {
         let name: Reference = name.parse().ok()?;
         // Somebody else's layout may call its entries anything.
         name_of(&name)?;
@@ -64,7 +66,7 @@ impl Image {
             revision: revision.unwrap_or_default(),
             created: entry.annotation(RECEIVED).and_then(|text| text.parse().ok()),
             size: Descriptor::total(layers),
-            signed: !signature_names(index, name.repository(), &entry.digest).is_empty(),
+            signed: signed.contains(&signature_front(name.repository(), &entry.digest)),
         })
     }
 }
@@ -126,10 +128,25 @@ pub(super) fn names_of(index: &LayoutIndex, repository: &Repository, digest: &Di
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
+/// What the names of a digest's signatures begin with, up to a dot.
+fn signature_front(repository: &Repository, digest: &Digest) -> String {
+    format!("{repository}:{}-{}", digest.algorithm(), digest.hex())
+}
+
+/// The beginnings of all names of signatures: one look at the index for any number of images.
+pub(super) fn signed(index: &LayoutIndex) -> HashSet<String> {
+    let names = index.names().filter_map(|(name, _)| {
+        let (repository, tag) = name.rsplit_once(':')?;
+        let stem = tag.split('.').next().unwrap_or(tag);
+        is_signature_tag(tag).then(|| format!("{repository}:{stem}"))
+    });
+    names.collect()
+}
+
 /// The names under which signatures of a digest lie: the referrers' index, cosign's `.sig`
 /// and its siblings.
 pub(super) fn signature_names(index: &LayoutIndex, repository: &Repository, digest: &Digest) -> Vec<String> {
-    let front = format!("{repository}:{}-{}", digest.algorithm(), digest.hex());
+    let front = signature_front(repository, digest);
     let ours = |name: &str| name.strip_prefix(&front).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     index.names().filter(|(name, _)| ours(name)).map(|(name, _)| name.to_owned()).collect()
 }

@@ -1,7 +1,7 @@
 //! Putting in, naming and taking out.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use crate::{
     bundle::Artifact,
     oci::{
         Descriptor, Digest, Document, Layout, LayoutError, LayoutIndex, Manifest, NewManifest, Reference, Repository,
-        Selector,
+        Selector, Sharing, lock_soon, open_lock,
     },
 };
 
@@ -50,6 +50,19 @@ pub enum ImagesError {
     /// Nothing is called that.
     #[error("{0}: not in the image store; `bundlegate images` lists what is")]
     Unknown(Reference),
+    /// No digest begins so.
+    #[error("{0}: no digest in the image store begins so; `bundlegate images` lists what is there")]
+    UnknownDigest(String),
+    /// Several do.
+    #[error("{prefix}: several digests in the image store begin so, such as {one} and {other}; write more of it")]
+    Ambiguous {
+        /// What was written.
+        prefix: String,
+        /// A digest.
+        one: Digest,
+        /// Another.
+        other: Digest,
+    },
     /// A folder or a bare digest can't be the name of something in the store.
     #[error("{0}: no name for the image store; write HOST/REPOSITORY:TAG")]
     NotAName(Reference),
@@ -89,7 +102,7 @@ impl Images {
     /// When the disk refuses.
     pub fn filling(&self) -> Result<Filling, ImagesError> {
         let (path, lock) = self.sweep_lock()?;
-        lock.lock_shared().map_err(|source| LayoutError::Io { operation: "lock", path, source })?;
+        lock_soon(&lock, Sharing::Shared).map_err(|source| LayoutError::Io { operation: "lock", path, source })?;
         Ok(Filling { _lock: lock })
     }
 
@@ -152,26 +165,22 @@ impl Images {
     /// # Errors
     /// `Unknown` when it names nothing.
     pub fn remove(&self, name: &Reference) -> Result<Descriptor, ImagesError> {
-        let removed = self.layout.update_index(|index| {
-            let found = image::find(index, name)?.clone();
-            match name.selector() {
-                Selector::Tag(_) | Selector::Only => {
-                    image::name_of(name).iter().for_each(|name| index.unset(name));
-                }
-                Selector::Digest(digest) => {
-                    for name in image::names_of(index, name.repository(), digest) {
-                        index.unset(&name);
-                    }
-                }
-            }
-            if image::names_of(index, name.repository(), &found.digest).is_empty() {
-                for signatures in image::signature_names(index, name.repository(), &found.digest) {
-                    index.unset(&signatures);
-                }
-            }
-            Some(found)
-        })?;
+        let removed = self.layout.update_index(|index| unset(index, name))?;
         let removed = removed.ok_or_else(|| ImagesError::Unknown(name.clone()))?;
+        self.sweep()?;
+        Ok(removed)
+    }
+
+    /// The same for many names, of which each is removed or not for itself: the index is
+    /// written once, and the store looked through once.
+    ///
+    /// # Errors
+    /// When the disk refuses; `Unknown` of one name is in the list.
+    pub fn remove_all(&self, names: &[Reference]) -> Result<Vec<Result<Descriptor, ImagesError>>, ImagesError> {
+        let removed = self.layout.update_index(|index| {
+            let unset = |name: &Reference| unset(index, name).ok_or_else(|| ImagesError::Unknown(name.clone()));
+            names.iter().map(unset).collect::<Vec<_>>()
+        })?;
         self.sweep()?;
         Ok(removed)
     }
@@ -184,6 +193,34 @@ impl Images {
         Ok(image::find(&self.layout.index()?, name).cloned())
     }
 
+    /// The images whose digest begins with `prefix`, in hexadecimal digits, one for each
+    /// repository that has it.
+    ///
+    /// # Errors
+    /// When there is none, or more than one digest begins so.
+    pub fn with_prefix(&self, repository: Option<&Repository>, prefix: &str) -> Result<Vec<Reference>, ImagesError> {
+        let index = self.layout.index()?;
+        let mut found: BTreeMap<&Digest, BTreeSet<Repository>> = BTreeMap::new();
+        for (name, entry) in index.names().filter(|(_, entry)| entry.digest.hex().starts_with(prefix)) {
+            let Ok(name) = name.parse::<Reference>() else { continue };
+            let is_image = !name.tag().is_some_and(image::is_signature_tag) && image::name_of(&name).is_some();
+            if is_image && repository.is_none_or(|wanted| wanted == name.repository()) {
+                found.entry(&entry.digest).or_default().insert(name.repository().clone());
+            }
+        }
+        let mut digests = found.iter();
+        match (digests.next(), digests.next()) {
+            (Some((digest, repositories)), None) => {
+                let names = repositories.iter().filter_map(|one| format!("{one}@{digest}").parse().ok());
+                Ok(names.collect())
+            }
+            (None, _) => Err(ImagesError::UnknownDigest(prefix.to_owned())),
+            (Some((one, _)), Some((other, _))) => {
+                Err(ImagesError::Ambiguous { prefix: prefix.to_owned(), one: (*one).clone(), other: (*other).clone() })
+            }
+        }
+    }
+
     /// Everything that has a name, newest first.
     ///
     /// # Errors
@@ -191,8 +228,9 @@ impl Images {
     /// as it can be.
     pub fn list(&self) -> Result<Vec<Image>, ImagesError> {
         let index = self.layout.index()?;
+        let signed = image::signed(&index);
         let mut images: Vec<_> =
-            index.names().filter_map(|(name, entry)| Image::read(&self.layout, &index, name, entry)).collect();
+            index.names().filter_map(|(name, entry)| Image::read(&self.layout, &signed, name, entry)).collect();
         images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name().cmp(&b.name())));
         Ok(images)
     }
@@ -233,10 +271,32 @@ impl Images {
 
     fn sweep_lock(&self) -> Result<(PathBuf, fs::File), ImagesError> {
         let path = self.layout.root().join(SWEEP_LOCK);
-        let lock = fs::File::options().create(true).append(true).open(&path);
-        let lock = lock.map_err(|source| LayoutError::Io { operation: "lock", path: path.clone(), source })?;
+        let lock =
+            open_lock(&path).map_err(|source| LayoutError::Io { operation: "lock", path: path.clone(), source })?;
         Ok((path, lock))
     }
+}
+
+/// Takes a name out of the index, and with an image's last name in its repository those of its
+/// signatures.
+fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
+    let found = image::find(index, name)?.clone();
+    match name.selector() {
+        Selector::Tag(_) | Selector::Only => {
+            image::name_of(name).iter().for_each(|name| index.unset(name));
+        }
+        Selector::Digest(digest) => {
+            for name in image::names_of(index, name.repository(), digest) {
+                index.unset(&name);
+            }
+        }
+    }
+    if image::names_of(index, name.repository(), &found.digest).is_empty() {
+        for signatures in image::signature_names(index, name.repository(), &found.digest) {
+            index.unset(&signatures);
+        }
+    }
+    Some(found)
 }
 
 /// Marks a manifest and everything below it.
@@ -330,6 +390,32 @@ mod tests {
         assert_eq!(store.resolve(&format!("r.example/b@{digest}")), None);
         // A tag that ends the same is another one.
         assert_eq!(store.resolve("example.r.example/a:v1"), None);
+    }
+
+    #[test]
+    fn the_beginning_of_a_digest_is_one_image_or_none() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();
+        let with = |repository: Option<&Repository>, prefix: &str| {
+            let found = store.images.with_prefix(repository, prefix)?;
+            Ok::<_, ImagesError>(found.iter().map(Reference::to_string).collect::<Vec<_>>())
+        };
+        let both = [format!("r.example/a@{digest}"), format!("r.example/b@{digest}")];
+        assert_eq!(with(None, &digest.hex()[..6]).unwrap(), both);
+        let (a, c) = (reference("r.example/a:x"), reference("r.example/c:x"));
+        assert_eq!(with(Some(a.repository()), &digest.hex()[..6]).unwrap(), both[..1]);
+        assert!(matches!(with(Some(c.repository()), &digest.hex()[..6]), Err(ImagesError::UnknownDigest(_))));
+        // One that differs in its last digit, and signatures that are no image.
+        let last = if digest.hex().ends_with('0') { '1' } else { '0' };
+        let alike: Digest = format!("sha256:{}{last}", &digest.hex()[..63]).parse().unwrap();
+        let entry = |digest: &Digest| Descriptor::new("application/json", digest.clone(), 1);
+        let set = |name: &str| store.images.layout.update_index(|index| index.set(name, entry(&alike))).unwrap();
+        set(&format!("r.example/a:sha256-{}", digest.hex()));
+        assert_eq!(with(None, &digest.hex()[..6]).unwrap(), both);
+        set("r.example/a:v2");
+        assert!(matches!(with(None, &digest.hex()[..6]), Err(ImagesError::Ambiguous { .. })));
+        assert_eq!(with(None, digest.hex()).unwrap(), both);
     }
 
     #[test]

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Blob, BlobMismatch, BlobWriter, Descriptor, Digest, WriteError, media_type, open_lock_file, open_regular};
+use super::{
+    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, Sharing, WriteError, lock_soon, media_type, open_lock,
+    open_regular, read_regular,
+};
 
 /// Locked while the index changes; a name that no reader of layouts looks at.
 const INDEX_LOCK: &str = ".index.lock";
@@ -26,8 +29,8 @@ const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const PIECE: usize = 1 << 16;
 /// `index.json` longer than this is not read.
 const INDEX_LIMIT: u64 = 16 << 20;
-/// `oci-layout` longer than this is not read; it holds a version.
-const MARKER_LIMIT: u64 = 4 << 10;
+/// `oci-layout` longer than this is not read; the specification's has 30 bytes.
+const MARKER_LIMIT: u64 = 4096;
 
 /// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
 /// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
@@ -100,9 +103,11 @@ impl Layout {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let layout = Self { root: root.into() };
         let path = layout.root.join("oci-layout");
-        let missing =
-            || LayoutError::Io { operation: "open", path: path.clone(), source: io::ErrorKind::NotFound.into() };
-        let marker = read_limited(&path, MARKER_LIMIT)?.ok_or_else(missing)?;
+        let marker = read_regular(&path, MARKER_LIMIT).map_err(|source| LayoutError::Io {
+            operation: "open",
+            path: path.clone(),
+            source,
+        })?;
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Marker {
@@ -397,8 +402,8 @@ impl Layout {
     fn lock(&self) -> Result<fs::File, LayoutError> {
         let path = self.root.join(INDEX_LOCK);
         let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
-        let lock = open_lock_file(&path).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        let lock = open_lock(&path).map_err(failed)?;
+        lock_soon(&lock, Sharing::Exclusive).map_err(failed)?;
         Ok(lock)
     }
 
@@ -520,17 +525,11 @@ fn index_type() -> String {
 
 fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
     let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
-    let file = match open_regular(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
+    match read_regular(path, limit) {
+        Ok(bytes) => Ok(Some(bytes.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
     }
-    Ok(Some(bytes.into()))
 }
 
 #[cfg(test)]

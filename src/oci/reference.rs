@@ -166,17 +166,22 @@ impl FromStr for Reference {
         if let Some(rest) = text.strip_prefix("oci-layout:") {
             return Self::layout(text, rest);
         }
+        if let Some(reason) = foreign_scheme(text) {
+            return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
+        }
         let (host, rest) = text.split_once('/').unwrap_or(("", text));
         // The same test that docker applies before it falls back to docker.io; here
         // there is no fallback.
         if !(host.contains(['.', ':']) || host == "localhost") {
             return Err(ReferenceError::NoHost(text.to_owned()));
         }
-        let parsed = oci_client::Reference::try_from(text)
-            .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: error.to_string() })?;
+        let parsed = oci_client::Reference::try_from(text).map_err(|error| ReferenceError::Malformed {
+            text: text.to_owned(),
+            reason: what_is_wrong(rest).unwrap_or_else(|| error.to_string()),
+        })?;
         // oci-client takes letters and digits of every script.
         if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
-            let reason = format!("{tag:?} is no tag; use letters, digits and . _ - alone, 128 at most");
+            let reason = wrong_tag(tag).unwrap_or_default();
             return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
         }
         let selector = match (parsed.digest(), parsed.tag()) {
@@ -213,6 +218,9 @@ impl FromStr for Repository {
             Err(ReferenceError::NoHost(_)) => return Err(ReferenceError::NoHost(text.to_owned())),
             // Two digests, say.
             Err(_) if text.contains('@') => return Err(ReferenceError::Version(text.to_owned())),
+            Err(ReferenceError::Malformed { reason, .. }) if reason.contains("upper case") => {
+                return Err(malformed(&reason));
+            }
             Err(_) => return Err(malformed("write HOST/REPOSITORY, such as ghcr.io/acme/authz")),
         };
         if repository.to_string() != text {
@@ -220,6 +228,67 @@ impl FromStr for Repository {
         }
         Ok(repository)
     }
+}
+
+/// The way out for what has a scheme, as references have it in other tools.
+fn foreign_scheme(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let plain = match scheme {
+        "http" => " (plain HTTP is a setting of the registry: --plain-http, or `scheme: http`)",
+        _ => "",
+    };
+    Some(format!("it begins with {scheme}://; write {rest} alone{plain}"))
+}
+
+/// The first thing that the distribution specification's grammar does not have, in what
+/// follows the host.
+fn what_is_wrong(rest: &str) -> Option<String> {
+    if let Some(odd) = rest.chars().find(|odd| odd.is_whitespace() || odd.is_control()) {
+        return Some(format!("it has {odd:?} in it; write it without"));
+    }
+    let (named, digest) = rest.split_once('@').map_or((rest, None), |(named, digest)| (named, Some(digest)));
+    // A repository has no colon.
+    let (path, tag) = named.split_once(':').map_or((named, None), |(path, tag)| (path, Some(tag)));
+    wrong_path(path).or_else(|| wrong_tag(tag?)).or_else(|| {
+        let error = digest?.parse::<Digest>().err()?;
+        Some(format!("{error}; a digest is sha256: and 64 hexadecimal digits"))
+    })
+}
+
+fn wrong_path(path: &str) -> Option<String> {
+    if path.is_empty() {
+        return Some("nothing names a repository behind the host; write one, such as ghcr.io/acme/authz:v1".to_owned());
+    }
+    if path.chars().any(char::is_uppercase) {
+        let lower = path.to_lowercase();
+        return Some(format!("a repository has no upper case; write {lower:?}"));
+    }
+    if path.split('/').any(str::is_empty) {
+        return Some("a part of the repository is empty; write single slashes between names".to_owned());
+    }
+    let fits = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "/._-".contains(char);
+    if let Some(odd) = path.chars().find(|char| !fits(*char)) {
+        return Some(format!("a repository has no {odd:?}; use a-z, 0-9 and . _ - / alone"));
+    }
+    let edge = |part: &str| !part.starts_with(char::is_alphanumeric) || !part.ends_with(char::is_alphanumeric);
+    path.split('/')
+        .any(edge)
+        .then(|| "every part of a repository begins and ends with a letter or digit; write it so".to_owned())
+}
+
+fn wrong_tag(tag: &str) -> Option<String> {
+    if is_tag(tag) {
+        return None;
+    }
+    Some(match tag {
+        "" => "the tag behind the colon is empty; write one, such as v1".to_owned(),
+        // As helm does with the build part of semantic versions.
+        tag if tag.contains('+') => {
+            format!("a tag has no `+`; write `_` for it, as {:?}", tag.replace('+', "_"))
+        }
+        tag if tag.chars().count() > 128 => "a tag has 128 characters at most; write a shorter one".to_owned(),
+        tag => format!("{tag:?} is no tag; use letters, digits and . _ - alone, 128 at most"),
+    })
 }
 
 /// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
@@ -292,6 +361,32 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_error_says_what_is_wrong() {
+        for (text, expected) in [
+            ("ghcr.io/Acme/authz:v1", "a repository has no upper case; write \"acme/authz\""),
+            ("http://ghcr.io/a:v1", "it begins with http://; write ghcr.io/a:v1 alone (plain HTTP is a setting"),
+            ("https://ghcr.io/a:v1", "it begins with https://; write ghcr.io/a:v1 alone"),
+            ("oci://ghcr.io/a:v1", "it begins with oci://; write ghcr.io/a:v1 alone"),
+            ("docker://ghcr.io/a:v1", "it begins with docker://; write ghcr.io/a:v1 alone"),
+            ("ghcr.io/a:1.0.0+build.7", "a tag has no `+`; write `_` for it, as \"1.0.0_build.7\""),
+            ("ghcr.io/a:", "the tag behind the colon is empty"),
+            ("ghcr.io/a//b:v1", "a part of the repository is empty"),
+            ("ghcr.io/a/:v1", "a part of the repository is empty"),
+            ("ghcr.io/:v1", "nothing names a repository behind the host"),
+            ("ghcr.io/a b:v1", "it has ' ' in it"),
+            ("ghcr.io/a!:v1", "a repository has no '!'"),
+            ("ghcr.io/-a:v1", "begins and ends with a letter or digit"),
+            ("ghcr.io/a:-v1", "\"-v1\" is no tag"),
+            ("ghcr.io/a@sha256:12", "sha256: and 64 hexadecimal digits"),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains(expected) && !error.contains('\n'), "{text}: {error}");
+        }
+        let error = "ghcr.io/Acme".parse::<Repository>().unwrap_err().to_string();
+        assert!(error.contains("upper case"), "{error}");
     }
 
     #[test]

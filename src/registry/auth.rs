@@ -6,6 +6,8 @@
 
 use std::{
     collections::HashMap,
+    io,
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +18,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 use url::Url;
 
 use super::{
@@ -29,12 +34,17 @@ use super::{
     options::{Credentials, Scheme},
     retry,
 };
-use crate::telemetry::{NAME_BYTES, cut};
+use crate::{
+    oci::read_regular,
+    telemetry::{NAME_BYTES, cut},
+};
 
 /// A token answer longer than this is not read.
 const TOKEN_LIMIT: u64 = 1 << 20;
 /// "If `expires_in` is omitted, this defaults to 60 seconds" (distribution, `auth/token.md`).
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// A password or token is longer than this only by mistake.
+const PASSWORD_LIMIT: u64 = 1 << 20;
 /// Who asks, to an OAuth2 token server.
 const CLIENT: &str = "bundlegate";
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -163,7 +173,7 @@ impl Authenticator {
             None => Ok(Login::Anonymous),
             Some(Credentials::Typed { username, password }) => self.basic(username, password),
             Some(Credentials::PasswordFile { username, password_file }) => {
-                let password = tokio::fs::read_to_string(password_file)
+                let password = read_password(password_file)
                     .await
                     .map_err(|error| self.no_login(format!("{} can't be read: {error}", password_file.display())))?;
                 self.basic(username, password.trim())
@@ -341,6 +351,13 @@ impl std::fmt::Debug for Authorization {
 }
 
 /// A header value that `Debug` does not print.
+/// Read at every use, so it may be rotated.
+async fn read_password(file: &Path) -> io::Result<String> {
+    let file = file.to_owned();
+    let bytes = spawn_blocking(move || read_regular(&file, PASSWORD_LIMIT)).await??;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8"))
+}
+
 fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);

@@ -14,6 +14,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::{io::AsyncWriteExt as _, process::Command, task::spawn_blocking, time::timeout};
 
+use crate::oci::read_regular;
+
 /// A longer file is not read.
 const LIMIT: u64 = 4 << 20;
 /// Some helpers ask their user to unlock something.
@@ -161,15 +163,14 @@ impl DockerConfig {
     }
 
     fn read_now(&self) -> Result<Map<String, Value>, DockerConfigError> {
-        let size = match fs::metadata(&self.file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Map::new()),
-            found => found.map_err(|source| self.io("read", source))?.len(),
-        };
-        if size > LIMIT {
-            return Err(self.malformed("it is too long".to_owned()));
+        match read_regular(&self.file, LIMIT) {
+            Ok(text) => self.parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Err(self.malformed("it is too long".to_owned()))
+            }
+            Err(source) => Err(self.io("read", source)),
         }
-        let text = fs::read(&self.file).map_err(|source| self.io("read", source))?;
-        self.parse(&text)
     }
 
     fn parse(&self, text: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {

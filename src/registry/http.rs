@@ -19,6 +19,7 @@ use super::{
     access::Access,
     address::{GuardedResolver, SystemResolver, forbidden_host},
     auth::Authenticator,
+    certificate,
     challenge::Challenge,
     error::{Class, RegistryError},
     link,
@@ -524,6 +525,9 @@ pub(super) enum ReadFailure {
 /// The last cause of an error. The outer ones repeat the URL, whose query may be a
 /// signature that grants access.
 pub(super) fn innermost(error: &reqwest::Error) -> String {
+    if let Some(sentence) = certificate::explain(error) {
+        return sentence;
+    }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
     let mut text = if error.is_timeout() { "timed out".to_owned() } else { String::new() };
     while let Some(inner) = cause {

@@ -8,6 +8,7 @@ mod access;
 mod address;
 mod auth;
 mod blob_stream;
+mod certificate;
 mod challenge;
 mod destination;
 mod docker;

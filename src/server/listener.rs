@@ -55,7 +55,7 @@ pub(super) fn bind(address: SocketAddr, listener: &'static str) -> io::Result<Tc
         }
         bound => bound,
     };
-    let bound = bound.map_err(|error| io::Error::new(error.kind(), format!("server.{listener} {address}: {error}")))?;
+    let bound = bound.map_err(|error| io::Error::new(error.kind(), refused(&error, address, listener)))?;
     tracing::info!(listener, address = %bound.local_addr()?, "listening");
     Ok(bound)
 }
@@ -82,6 +82,18 @@ pub(super) fn tell_of_a_small_backlog(max_connections: usize) {
 
 fn is_small(limit: usize, max_connections: usize) -> bool {
     limit < max_connections.min(BACKLOG_WANTED)
+}
+
+/// Why an address can't be taken, with the key to change.
+fn refused(error: &io::Error, address: SocketAddr, listener: &str) -> String {
+    let key = if listener == "admin" { "server.admin" } else { "server.listen" };
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop what listens there, or write another address",
+        io::ErrorKind::AddrNotAvailable => "; write an address that this machine has",
+        io::ErrorKind::PermissionDenied => "; write a port from 1024 up, or give the process the right to take it",
+        _ => "",
+    };
+    format!("{key} {address}: {error}{way_out}")
 }
 
 /// The open connections of a listener.

@@ -12,7 +12,7 @@ use super::{
     disk::{DiskError, INDEX_LIMIT},
     record::{Note, Record},
 };
-use crate::oci::{Descriptor, Layout, LayoutIndex, open_lock_file, open_regular};
+use crate::oci::{Descriptor, Layout, LayoutIndex, open_lock, open_regular};
 
 /// `oci-layout` in a cache: what the specification wants, and whose folder it is. Written
 /// before anything else, so that a crash leaves nothing that the next start takes for foreign.
@@ -36,7 +36,7 @@ pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     if is_empty {
         mark_new(path).map_err(failed)?;
     }
-    let lock = open_lock_file(&path.join(".lock")).map_err(failed)?;
+    let lock = open_lock(&path.join(".lock")).map_err(failed)?;
     lock.try_lock().map_err(|error| match error {
         fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
         fs::TryLockError::Error(source) => failed(source),

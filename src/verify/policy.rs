@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,7 +34,8 @@ pub enum Rule {
     /// Nothing, because the configuration says `unsigned`.
     Unsigned,
     /// Signatures.
-    Signed(Box<Requirements>),
+    /// Shared: any number of bundles have one policy.
+    Signed(Arc<Requirements>),
 }
 
 /// What signatures have to be like, and how many authorities have to stand behind them.
@@ -217,7 +219,7 @@ impl TrustPolicy {
         // Every part has a `Debug` that shows all that it decides by: a new one changes the
         // revision by being there, and can't be forgotten.
         let revision = PolicyRevision::of(&format!("{requirements:?}"));
-        Self { name, rule: Rule::Signed(Box::new(requirements)), revoked: BTreeSet::new(), revision }
+        Self { name, rule: Rule::Signed(Arc::new(requirements)), revoked: BTreeSet::new(), revision }
     }
 
     /// The same, but for these digests.

@@ -171,7 +171,8 @@ async fn a_revision_without_end_is_cut_wherever_it_is_told() {
     let manifest = serde_json::json!({ "revision": revision, "roots": [""] });
     std::fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
     std::fs::write(folder.path().join("data.json"), "{}").unwrap();
-    let limits = bundlegate::bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
+    let limits =
+        bundlegate::bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
     let packed = bundlegate::bundle::pack(folder.path(), &limits).unwrap().bundle;
     registry.put_artifact("live", packed.blob().in_memory().unwrap());
     let gate = Gate::before(&registry, HOUR).await;

@@ -190,11 +190,48 @@ fn what_can_not_be_served_is_told_in_one_line() {
     for (arguments, expected) in [
         (&["nowhere"][..], "nowhere: no such policy folder"),
         (&["empty"], "holds no .rego"),
-        (&["broken"], "broken/p.rego:3:1: "),
         (&["good", "--state", "good/state"], "--state "),
         (&["good", "--name", "a//b"], "empty segment"),
     ] {
         let ran = author.run(&[&["dev", "--listen", "127.0.0.1:0"], arguments].concat());
         assert!(ran.error().contains(expected), "{ran:?}");
     }
+    let broken = author.run(&["dev", "--listen", "127.0.0.1:0", "broken"]);
+    assert!(broken.code == 1 && broken.stderr.contains("broken/p.rego:3:1: "), "{broken:?}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_told_with_the_flag_to_change() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let author = Author::with(&[("good/p.rego", "package p\n")]);
+    let ran = author.run(&["dev", "good", "--listen", &address]);
+    assert!(ran.stderr.contains(&format!("--listen {address}: ")) && !ran.stderr.contains("server."), "{ran:?}");
+    author.write(
+        "bundlegate.yaml",
+        &format!(
+            "version: 1\nserver: {{ listen: '{address}', admin: '127.0.0.1:0' }}\n\
+             clients: [{{ name: x, anonymous: true, bundles: ['**'] }}]\n"
+        ),
+    );
+    let ran = author.run(&["serve", "--config", "bundlegate.yaml"]);
+    assert!(ran.stderr.contains(&format!("server.listen {address}: ")), "{ran:?}");
+}
+
+/// Whatever the machine's limits are: they are nobody's trouble here.
+#[tokio::test]
+async fn nothing_but_what_the_author_needs_is_told() {
+    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n"), ("data.json", "{}")], &[]);
+    get(&dev.url, None).await;
+    let told = dev.complaints.lock().unwrap().clone();
+    assert!(told.iter().all(|line| line.starts_with("bundlegate: ")), "{told:?}");
+    // The last policy is gone, and the data is still there.
+    fs::remove_file(dev.policy().join("p.rego")).unwrap();
+    for _ in 0..600 {
+        if dev.complained("no .rego file is left") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?}", dev.complaints);
 }

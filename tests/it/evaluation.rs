@@ -58,18 +58,22 @@ fn what_can_not_be_answered_is_one_line_with_the_reason() {
     let author = author();
     author.write("broken.json", "{");
     for (arguments, expected) in [
-        (&["eval", REF, "data.authz."][..], "it ends too early"),
+        (&["eval", REF, "data.authz."][..], "unexpected end of input"),
         (&["eval", REF, "nothing(1)"], "could not find function nothing"),
-        (&["eval", REF, "1", "--input", "broken.json"], "broken.json"),
         (&["eval", REF, "1", "--input", "missing.json"], "missing.json"),
         (&["eval", "oci-layout:layout:v2", "1"], "no such tag"),
         (&["eval", "oci-layout:nowhere", "1"], "nowhere"),
+        (&["eval", REF, &"[".repeat(40)], "nested too deep"),
         // Nobody listens there; the store was looked into before.
         (&["eval", "127.0.0.1:1/authz:v1", "1", "--plain-http"], "not in the image store: "),
     ] {
         let ran = author.run(arguments);
         assert!(ran.error().contains(expected), "{arguments:?}: {ran:?}");
     }
+    let broken = author.run(&["eval", REF, "1", "--input", "broken.json"]);
+    assert_eq!(broken.code, 1);
+    let lines: Vec<_> = broken.stderr.lines().collect();
+    assert!(lines[0].contains("broken.json:1:1: ") && lines[1..] == ["  1 | {", "    | ^"], "{broken:?}");
     assert_eq!(author.run(&["eval", REF]).code, 2);
     assert_eq!(author.run(&["eval", "authz:v1", "1"]).code, 2);
 }

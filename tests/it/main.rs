@@ -18,6 +18,8 @@ mod evidence;
 mod expectations;
 mod fallbacks;
 mod faulty;
+mod files;
+mod first_hour;
 mod forge;
 mod frames;
 mod gate;

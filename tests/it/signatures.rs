@@ -77,7 +77,8 @@ fn a_signature_in_either_format_is_accepted_and_both_may_lie_side_by_side() {
     // A folder with its signatures is still one artifact.
     author.run(&["verify", "oci-layout:layout", "--key", "cosign.pub"]).ok();
     let text = author.run(&["verify", REF, "--key", "cosign.pub"]).ok();
-    assert!(text.ends_with("verified: signed by cosign.pub, accepted by policy --key\n"), "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines, ["verified by cosign.pub", &format!("oci-layout:layout@{digest}")]);
 }
 
 #[test]
@@ -122,8 +123,11 @@ fn a_refusal_says_which_check_failed_and_why() {
     assert_eq!((&signature["authority"], &signature["identity"]), (&Value::Null, &Value::Null));
     let last = signature["checks"].as_array().unwrap().last().unwrap();
     assert_eq!(last, &json!({"check": "signature", "ok": false, "detail": "by nobody whom the policy knows"}));
-    let text = author.run(&["verify", REF, "--key", "cosign.pub"]).stdout;
-    assert!(text.contains("failed  signature  by nobody whom the policy knows\n") && text.ends_with("not verified\n"));
+    let ran = author.run(&["verify", REF, "--key", "cosign.pub"]);
+    assert!(ran.stdout.starts_with("not verified\n") && ran.error().contains("-v shows every check"), "{ran:?}");
+    let text = author.run(&["verify", REF, "--key", "cosign.pub", "-v"]).stdout;
+    assert!(text.starts_with("not verified\n"), "{text}");
+    assert!(text.contains("failed  signature  by nobody whom the policy knows\n"), "{text}");
     // With the other key beside it, it is accepted.
     author.run(&["verify", REF, "--key", "cosign.pub", "--key", "other.pub"]).ok();
 }
@@ -150,6 +154,47 @@ fn a_configuration_says_whom_to_trust() {
     let chosen = author.run(&["verify", REF, "--config", "bundlegate.yaml"]);
     assert!(chosen.error().contains("ours"), "{chosen:?}");
     assert_eq!(author.run(&["verify", REF]).code, 2);
+}
+
+/// As the gateway would: by the bundle that has the reference, and only then by `match`.
+#[test]
+fn a_configuration_judges_a_reference_by_the_bundle_that_has_it() {
+    let (author, digest) = author();
+    author.run(&["sign", REF, "--key", "cosign.key"]).ok();
+    other_key(&author);
+    author.run(&["copy", REF, "oci-layout:second:v1"]).ok();
+    author.run(&["copy", REF, "oci-layout:second:v2"]).ok();
+    author.write(
+        "etc/bundlegate.yaml",
+        r#"{"version": 1, "clients": [{"name": "x", "anonymous": true, "bundles": ["**"]}], "trust": {
+            "authorities": {"us": {"keys": ["../cosign.pub"], "tlog": "none"}, "them": {"keys": ["../other.pub"], "tlog": "none"}},
+            "policies": {"ours": {"require": {"any_of": ["us"]}}, "theirs": {"match": "r.example/**", "require": {"any_of": ["them"]}}}},
+            "bundles": {
+                "a": {"reference": "oci-layout:../layout:v1", "trust": "ours"},
+                "b": {"reference": "oci-layout:../second:v1", "trust": "theirs"},
+                "c": {"reference": "oci-layout:../second:v1", "trust": "ours"}}}"#,
+    );
+    let verify = |reference: &str| author.run(&["verify", reference, "--config", "etc/bundlegate.yaml"]);
+    let text = verify(REF).ok();
+    assert_eq!(
+        text.lines().collect::<Vec<_>>(),
+        ["verified by us", &format!("oci-layout:layout@{digest}"), "policy ours"]
+    );
+    // However the folder is written.
+    verify(&format!("oci-layout:{}:v1", author.path("layout").display())).ok();
+    let two = verify("oci-layout:second:v1");
+    assert!(two.error().contains("the bundles b and c have it under two policies, theirs and ours"), "{two:?}");
+    let none = verify("oci-layout:second:v2");
+    assert!(none.error().contains("name one with --policy"), "{none:?}");
+}
+
+#[test]
+fn a_transparency_log_is_asked_for_as_the_file_spells_it() {
+    let (author, _) = author();
+    for word in ["if_present", "if-present"] {
+        let ran = author.run(&["verify", REF, "--key", "cosign.pub", "--tlog", word]);
+        assert!(ran.error().contains("no signature"), "{word}: {ran:?}");
+    }
 }
 
 #[test]

@@ -81,19 +81,19 @@ impl Session {
         for key in ["reference", "digest", "layer", "revision"] {
             assert_eq!(fact(&said, key), text(&built[key]), "{key}");
         }
-        assert_eq!(fact(&said, "size"), format!("{} bytes, 3 files", built["size"]));
+        assert_eq!(fact(&said, "size"), format!("{} B, 3 files", built["size"]));
         assert_eq!((fact(&said, "roots"), &built["roots"]), ("authz, roles".to_owned(), &json!(["authz", "roles"])));
         assert_eq!((text(&built["reference"]), text(&built["revision"]).len()), (name.as_str(), 12));
 
         let images = rows(&author.line("bundlegate images").await);
         let digest = &text(&built["digest"])["sha256:".len()..][..12];
-        assert_eq!(images[0], ["REPOSITORY", "TAG", "DIGEST", "REVISION", "CREATED", "SIZE", "SIGNED"]);
-        let [repository, tag, short, revision, created, size, signed] = &images[1][..] else { panic!("{images:?}") };
+        assert_eq!(images[0], ["REPOSITORY", "TAG", "DIGEST", "REVISION", "RECEIVED", "SIZE", "SIGNED"]);
+        let [repository, tag, short, revision, received, size, signed] = &images[1][..] else { panic!("{images:?}") };
         assert_eq!(
             [repository.as_str(), tag, short, revision, signed],
-            [&self.registry.reference("acme/authz"), "v1", digest, text(&built["revision"]), "no"]
+            [&self.registry.reference("acme/authz"), "v1", digest, text(&built["revision"]), "not in the store"]
         );
-        assert!(created.ends_with(" ago") && *size == format!("{} B", built["size"]), "{images:?}");
+        assert!(received.ends_with(" ago") && *size == format!("{} B", built["size"]), "{images:?}");
         let listed = &author.json("bundlegate images").await;
         assert_eq!(listed.as_array().unwrap().len(), 1, "built twice, it is one image: {listed}");
         assert_eq!([&listed[0]["digest"], &listed[0]["size"]], [&built["digest"], &built["size"]]);
@@ -127,7 +127,7 @@ impl Session {
         author.line(&format!("cosign sign {how} {cosign} {pinned}")).await;
         author.line(&format!("cosign verify --key cosign.pub --insecure-ignore-tlog {cosign} {name}")).await;
         let said = author.line(&verify).await;
-        assert!(said.starts_with(&pinned) && said.contains("\nverified: signed by cosign.pub"), "{said}");
+        assert!(said.starts_with(&format!("verified by cosign.pub\n{pinned}")), "{said}");
         let said = author.json(&verify).await;
         assert_eq!((&said["verified"], &said["digest"]), (&json!(true), &built["digest"]));
         assert_eq!(said["signatures"][0]["format"], "bundle", "{said}");
@@ -159,7 +159,7 @@ impl Session {
     async fn save(&self, other: &Author, built: &Value) {
         let name = self.name("live");
         let said = other.line(&format!("bundlegate save {name} -f bundle.tar.gz")).await;
-        assert_eq!(said, format!("bundle.tar.gz: {} bytes, {}", built["size"], text(&built["layer"])));
+        assert_eq!(said, format!("bundle.tar.gz: {} B, {}", built["size"], text(&built["layer"])));
         let sum = other.line("sha256sum bundle.tar.gz").await;
         assert_eq!(sum.split(' ').next(), text(&built["layer"]).strip_prefix("sha256:"), "byte for byte");
         other.line(&format!("bundlegate save {name} -f - | cmp - bundle.tar.gz")).await;

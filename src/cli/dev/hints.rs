@@ -1,7 +1,6 @@
 //! What to type next.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
 };
@@ -9,14 +8,23 @@ use std::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
+use super::super::read;
+
 /// What neither a URL, nor a shell, nor OPA's `--set` reads as anything but itself.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// A longer example input makes no command to copy.
 const INPUT_LIMIT: u64 = 4096;
 
-/// Comments and commands: OPA on the bundle, a query, and the bundle itself.
-pub(super) fn lines(listen: SocketAddr, name: &str, policy: &Path, package: Option<&str>) -> Vec<String> {
-    let url = format!("http://{}", reachable(listen));
+/// Where `dev` listens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) data: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
+/// Comments and commands: OPA on the bundle, a query, the state, and the bundle itself.
+pub(super) fn lines(addresses: Addresses, name: &str, policy: &Path, package: Option<&str>) -> Vec<String> {
+    let url = format!("http://{}", reachable(addresses.data));
     let resource = format!("/bundles/{}", utf8_percent_encode(name, ESCAPED));
     let set = [
         format!("services.bundlegate.url={url}"),
@@ -30,6 +38,8 @@ pub(super) fn lines(listen: SocketAddr, name: &str, policy: &Path, package: Opti
         format!("opa run --server --set {}", set.join(" --set ")),
         "# ask OPA:".to_owned(),
         format!("curl -s http://127.0.0.1:8181/v1/data/{query} -d {}", quoted(&question(policy).to_string())),
+        "# see what is served, and why something is not:".to_owned(),
+        format!("curl -s http://{}/status", reachable(addresses.admin)),
         "# without OPA, look at the bundle:".to_owned(),
         format!("curl -s -D - -o bundle.tar.gz {url}{resource}"),
     ]
@@ -38,8 +48,7 @@ pub(super) fn lines(listen: SocketAddr, name: &str, policy: &Path, package: Opti
 /// `input.json` beside the policy, as other tools for Rego have it.
 fn question(policy: &Path) -> Value {
     let file = policy.join("input.json");
-    let short = fs::metadata(&file).is_ok_and(|file| file.len() <= INPUT_LIMIT);
-    let input = short.then(|| fs::read(file).ok()).flatten();
+    let input = read::regular(&file, INPUT_LIMIT).ok();
     let input: Option<Value> = input.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     input.map_or_else(|| json!({}), |input| json!({ "input": input }))
 }
@@ -55,16 +64,20 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn commands_survive_the_shell_and_opas_set() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("input.json"), r#"{ "user": "o'hara" }"#).unwrap();
-        let lines = lines("0.0.0.0:8282".parse().unwrap(), "a,b=c/d e.tar.gz", folder.path(), Some("a.b"));
+        let addresses = Addresses { data: "0.0.0.0:8282".parse().unwrap(), admin: "127.0.0.1:9".parse().unwrap() };
+        let lines = lines(addresses, "a,b=c/d e.tar.gz", folder.path(), Some("a.b"));
         assert!(lines[1].contains("services.bundlegate.url=http://127.0.0.1:8282 "), "{}", lines[1]);
         assert!(lines[1].contains("resource=/bundles/a%2Cb%3Dc/d%20e.tar.gz "), "{}", lines[1]);
         assert!(lines[3].ends_with(r#"/v1/data/a/b -d '{"input":{"user":"o'\''hara"}}'"#), "{}", lines[3]);
+        assert!(lines[5].ends_with(" http://127.0.0.1:9/status"), "{}", lines[5]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
@@ -23,6 +23,8 @@ use self::{state::State, workshop::Workshop};
 use super::{gate::Gate, opa::OpaChoice, say, tell};
 use crate::{config::Config, sign::KeyPair};
 
+/// That connections are fewer than usual is nobody's trouble on a machine for editing.
+pub(super) const LOG: &str = "warn,bundlegate::cli::open_files=error";
 /// The local disk answers in milliseconds.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
 const LAYOUT: &str = "layout";
@@ -69,10 +71,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     })?;
     let (workshop, package) = workshop.first_build().await?;
     let server = super::gate::server_options(&config)?;
-    let gate = Gate::start(config, server, None).await?;
+    let gate = Gate::start(config, server, None).await.map_err(naming_the_flag)?;
     gate.first_snapshots(FIRST_SNAPSHOT).await?;
-    let address = gate.data_address()?;
-    for line in hints::lines(address, &options.name, &policy, package.as_deref()) {
+    let addresses = hints::Addresses { data: gate.data_address()?, admin: gate.admin_address()? };
+    for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
         say(&line)?;
     }
     let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (gone at the end)" } else { "" };
@@ -80,6 +82,16 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     tokio::select! {
         ended = gate.run() => ended,
         broken = workshop.follow() => broken,
+    }
+}
+
+/// The configuration is written here, and the author writes flags.
+fn naming_the_flag(error: anyhow::Error) -> anyhow::Error {
+    let sentence = format!("{error:#}");
+    if sentence.starts_with("server.listen ") {
+        anyhow!("{}", sentence.replace("server.listen", "--listen"))
+    } else {
+        error
     }
 }
 

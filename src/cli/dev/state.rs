@@ -35,7 +35,7 @@ impl State {
         if temporary.is_none() && policy.is_some_and(|policy| path.starts_with(policy)) {
             bail!("--state {}: it lies inside the policy folder; name a folder outside", path.display());
         }
-        let lock = fs::File::options().create(true).append(true).open(path.join(".lock"));
+        let lock = crate::oci::open_lock(&path.join(".lock"));
         let lock = lock.with_context(|| format!("--state {}", path.display()))?;
         if lock.try_lock().is_err() {
             bail!("--state {}: another process uses it; give each a folder of its own", path.display());

@@ -19,8 +19,9 @@ use tokio::{
 
 use super::{
     super::{
+        diagnostics::{self, SourceErrors},
         opa::{lacks_wasm, located},
-        tell,
+        table, tell, tell_more,
     },
     shelf::Shelf,
     test_run,
@@ -133,6 +134,7 @@ impl Workshop {
                     let complaint = format!("{error:#}; the last good build is still served");
                     if self.complaint.as_ref() != Some(&complaint) {
                         tell(&complaint);
+                        tell_more(&diagnostics::pictures(&error));
                     }
                     self.complaint = Some(complaint);
                 }
@@ -225,20 +227,18 @@ impl Built {
     fn tell(&self) {
         let (files, bundle) = (self.packed.files, &self.packed.bundle);
         tell(&format!(
-            "built and signed revision {}: {files} files, {} bytes",
+            "built and signed revision {}: {files} files, {}",
             bundle.revision(),
-            bundle.blob().size()
+            table::size(bundle.blob().size())
         ));
+        if self.packed.modules.is_empty() {
+            tell("no .rego file is left: OPA gets the data and no policy, and every decision is undefined");
+        }
     }
 }
 
 fn with_way_out(error: PackError) -> anyhow::Error {
-    match error {
-        PackError::Rego { .. } => {
-            anyhow::anyhow!("{error}; if only the built-in parser can't read it, --no-parse serves it all the same")
-        }
-        error => error.into(),
-    }
+    SourceErrors::of(error, "if only the built-in parser can't read it, --no-parse serves it all the same")
 }
 
 fn identity(folder: &Path) -> Option<(u64, u64)> {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,7 +15,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::oci::Digest;
+use crate::oci::{Digest, read_regular};
 
 /// Not every file system tells of changes, and a link may change anywhere on the way.
 const LOOK_AGAIN: Duration = Duration::from_millis(750);
@@ -121,12 +120,7 @@ impl Contents {
 
 /// Of files only: a pipe would be read by whoever comes first.
 fn content(path: &Path) -> Option<Digest> {
-    if !fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(path).ok()?.take(LARGEST).read_to_end(&mut bytes).ok()?;
-    Some(Digest::sha256(&bytes))
+    read_regular(path, LARGEST).ok().map(|bytes| Digest::sha256(&bytes))
 }
 
 /// Where a file is looked for, and where it is.

@@ -94,10 +94,10 @@ fn own_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, P
         return Err(Problem::new("without a key nobody speaks for it; name a PEM public key file"));
     }
     let mut keys: Vec<AuthorityKey> = Vec::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for (index, raw) in raw.iter().enumerate() {
         let key = key(raw, base).and_then(|key| {
-            let twin = keys.iter().position(|known| known.key.identity() == key.key.identity());
-            match twin {
+            match places.insert(key.key.identity().to_owned(), index) {
                 // Two sets of conditions, and the looser one would count.
                 Some(twin) => Err(Problem::new(format!("it is the same key as keys[{twin}]; keep one of them"))),
                 None => Ok(key),

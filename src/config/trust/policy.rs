@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use globset::GlobMatcher;
+use globset::GlobSet;
 
 use super::unmeetable;
 use crate::{
+    bundle::nests_too_deep,
     config::{
         files::Base,
         keys,
@@ -30,7 +31,7 @@ pub(super) struct Policy {
 #[derive(Debug, Clone)]
 struct Match {
     length: usize,
-    glob: GlobMatcher,
+    glob: GlobSet,
 }
 
 impl Policy {
@@ -131,13 +132,14 @@ fn authorities(names: &[String], all: &BTreeMap<String, Authority>) -> Result<Ve
         return Err(Problem::new(sentence));
     }
     let mut votes: Vec<Authority> = Vec::new();
+    let mut named = BTreeSet::new();
     for (index, name) in names.iter().enumerate() {
         let refused = |sentence: String| Err(Problem::new(sentence).at_index(index));
         let Some(authority) = all.get(name) else {
             let suggestion = keys::suggestion(name, all.keys().map(String::as_str));
             return refused(format!("trust.authorities has no {name:?}; {suggestion}"));
         };
-        if votes.iter().any(|vote| vote.name == *name) {
+        if !named.insert(name) {
             return refused(format!("{name} is named twice; name it once"));
         }
         votes.push(authority.clone());
@@ -159,6 +161,10 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
     let rule = raw.rego.as_ref().map(|path| {
         let rule = base.text(path).and_then(|text| {
             let name = path.display().to_string();
+            if nests_too_deep(&text) {
+                let sentence = format!("{name}: brackets in it are nested too deep; write intermediate rules");
+                return Err(Problem::new(sentence));
+            }
             StatementRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
         });
         rule.map_err(|problem| problem.at("rego"))

@@ -48,7 +48,7 @@ impl Shelf {
     /// What [`Self::write`] wrote. It proves nothing before it is verified. `None` where
     /// there is no file. Blocks.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
-        let file = match fs::File::open(path) {
+        let file = match crate::oci::open_regular(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };

@@ -1,0 +1,47 @@
+//! What is wrong in a source file, and where.
+
+use std::fmt;
+
+/// One error in a source file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// What messages call the file.
+    pub file: String,
+    /// From 1; 0 where the whole file is meant.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+    /// What is wrong, in one line.
+    pub reason: String,
+    /// The source line; empty where it is not known.
+    pub source: String,
+}
+
+impl Diagnostic {
+    /// `place` is `FILE:LINE:COLUMN` or `FILE`; `text` is the whole source.
+    pub(super) fn new(place: &str, reason: String, text: &str) -> Self {
+        let mut parts = place.rsplitn(3, ':');
+        let (column, line) = (parts.next(), parts.next());
+        let number = |part: Option<&str>| part.and_then(|part| part.parse::<usize>().ok());
+        let (file, line, column) = match (parts.next(), number(line), number(column)) {
+            (Some(file), Some(line), Some(column)) => (file, line, column),
+            _ => (place, 0, 0),
+        };
+        let source = line.checked_sub(1).and_then(|line| text.lines().nth(line)).unwrap_or_default();
+        Self { file: file.to_owned(), line, column, reason, source: source.to_owned() }
+    }
+
+    /// `FILE:LINE:COLUMN`, or `FILE` where the whole file is meant.
+    pub fn place(&self) -> String {
+        match self.line {
+            0 => self.file.clone(),
+            line => format!("{}:{line}:{}", self.file, self.column),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place(), self.reason)
+    }
+}

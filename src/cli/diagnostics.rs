@@ -1,0 +1,151 @@
+//! Errors in source files as people read them: the place, the line, and a mark below it.
+
+use std::{fmt, path::Path};
+
+use super::{read, table::printable};
+use crate::bundle::{Diagnostic, PackError};
+
+/// What is shown of a long line.
+const WIDTH: usize = 100;
+/// A longer file is not read to show a line of it.
+const SOURCE_LIMIT: u64 = 16 << 20;
+
+/// Errors in source files. Displayed, it is one line about the first of them.
+#[derive(Debug)]
+pub(super) struct SourceErrors {
+    errors: Vec<Diagnostic>,
+    way_out: Option<&'static str>,
+}
+
+impl fmt::Display for SourceErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(first) = self.errors.first() {
+            write!(f, "{first}")?;
+        }
+        self.way_out.map_or(Ok(()), |way_out| write!(f, "; {way_out}"))
+    }
+}
+
+impl std::error::Error for SourceErrors {}
+
+impl SourceErrors {
+    /// What a folder's files are refused for; `way_out` ends the sentence about Rego.
+    pub(super) fn of(error: PackError, way_out: &'static str) -> anyhow::Error {
+        match error {
+            PackError::Rego { errors, .. } => Self { errors, way_out: Some(way_out) }.into(),
+            PackError::File { place, reason } => match located(&place, &reason) {
+                Some(error) => Self { errors: vec![error], way_out: None }.into(),
+                None => PackError::File { place, reason }.into(),
+            },
+            error => error.into(),
+        }
+    }
+
+    /// An error of a JSON text that was not read from a file of a folder.
+    pub(super) fn json(place: &str, text: &str, error: &serde_json::Error) -> anyhow::Error {
+        let error = Diagnostic {
+            file: place.to_owned(),
+            line: error.line(),
+            column: error.column(),
+            reason: without_place(&error.to_string()).to_owned(),
+            source: line_of(text, error.line()),
+        };
+        Self { errors: vec![error], way_out: None }.into()
+    }
+}
+
+/// The lines below an error's own: the source line of the first, and every further one.
+pub(super) fn pictures(error: &anyhow::Error) -> Vec<String> {
+    let Some(SourceErrors { errors, .. }) = error.chain().find_map(|cause| cause.downcast_ref()) else {
+        return Vec::new();
+    };
+    let mut lines = Vec::new();
+    for (index, error) in errors.iter().enumerate() {
+        if index > 0 {
+            lines.push(printable(&error.to_string()));
+        }
+        lines.extend(picture(error));
+    }
+    lines
+}
+
+/// The source line and a caret below the column; nothing where the line is not known.
+fn picture(error: &Diagnostic) -> Vec<String> {
+    if error.line == 0 {
+        return Vec::new();
+    }
+    let source: Vec<char> = error.source.chars().map(|shown| if shown == '\t' { ' ' } else { shown }).collect();
+    let column = error.column.saturating_sub(1).min(source.len());
+    let from = column.saturating_sub(WIDTH / 2);
+    let shown: String = source.iter().skip(from).take(WIDTH).collect();
+    // What is escaped is wider than it was, and so is what stands before the mark.
+    let before = printable(&source[from..column].iter().collect::<String>()).chars().count();
+    let number = error.line.to_string();
+    vec![
+        format!("  {number} | {}", printable(shown.trim_end())),
+        format!("  {:width$} | {:before$}^", "", "", width = number.len()),
+    ]
+}
+
+/// An error whose reason ends with a place in the file, as those of JSON and YAML do.
+fn located(place: &str, reason: &str) -> Option<Diagnostic> {
+    let (line, column) = place_in(reason)?;
+    let text = read::regular(Path::new(place), SOURCE_LIMIT).unwrap_or_default();
+    Some(Diagnostic {
+        file: place.to_owned(),
+        line,
+        column: column.max(1),
+        reason: without_place(reason).to_owned(),
+        source: line_of(&String::from_utf8_lossy(&text), line),
+    })
+}
+
+fn line_of(text: &str, line: usize) -> String {
+    line.checked_sub(1).and_then(|line| text.lines().nth(line)).unwrap_or_default().to_owned()
+}
+
+/// `… at line 3 column 5`, with or without a comma.
+fn place_in(reason: &str) -> Option<(usize, usize)> {
+    let (_, place) = reason.rsplit_once(" line ")?;
+    let (line, column) = place.split_once(" column ")?;
+    let column: String = column.chars().take_while(char::is_ascii_digit).collect();
+    Some((line.trim_end_matches(',').parse().ok()?, column.parse().ok()?))
+}
+
+fn without_place(reason: &str) -> &str {
+    match place_in(reason) {
+        Some(_) => reason.rsplit_once(" at line ").map_or(reason, |(reason, _)| reason),
+        None => reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(source: &str, column: usize) -> Diagnostic {
+        Diagnostic { file: "p.rego".into(), line: 12, column, reason: "no".into(), source: source.into() }
+    }
+
+    #[test]
+    fn a_mark_stands_below_the_column() {
+        assert_eq!(picture(&error("\tx := 1 +", 9)), ["  12 |  x := 1 +", "     |         ^"]);
+        assert_eq!(picture(&error("", 1)), ["  12 | ", "     | ^"]);
+        let long = format!("{}!{}", "a".repeat(5000), "b".repeat(5000));
+        let [line, mark] = picture(&error(&long, 5001)).try_into().unwrap();
+        assert_eq!(line.find('!'), mark.find('^'));
+        assert!(line.chars().count() < 120);
+        assert!(!picture(&error("a\u{1b}[2J", 2)).concat().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_error_of_json_tells_its_place_in_front() {
+        let text = "{\n  \"a\": 1,\n}\n";
+        let reason = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
+        let error = SourceErrors::json("data.json", text, &reason);
+        assert_eq!(error.to_string(), "data.json:3:1: trailing comma");
+        assert_eq!(pictures(&error), ["  3 | }", "    | ^"]);
+        assert_eq!(place_in("did not find it at line 3, column 5, while"), Some((3, 5)));
+        assert_eq!(place_in("no place"), None);
+    }
+}

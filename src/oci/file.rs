@@ -1,0 +1,280 @@
+//! Reading files that people name: within a size limit, and never waiting for a file that is
+//! a pipe, a device or a socket.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    path::Path,
+    thread::park_timeout,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
+};
+use tokio::time::Instant;
+
+/// How long a pipe such as `<(command)` may take to deliver everything and end.
+const PIPE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long another process may hold a lock that is meant to be held for milliseconds.
+const LOCK_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a lock that another process holds is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+/// What is read of a pipe at a time.
+const CHUNK_BYTES: usize = 1 << 16;
+
+/// Opens a regular file for reading; a link to one is one. Does not block on a pipe that has
+/// no writer.
+///
+/// # Errors
+/// `InvalidInput` for anything but a regular file, else what the system says.
+pub fn open_regular(path: &Path) -> io::Result<fs::File> {
+    // Opening a device can have effects, so it is looked at first; a file that changes in
+    // between is caught by the second look.
+    check_regular(&fs::metadata(path)?)?;
+    let file = nonblocking().read(true).open(path)?;
+    check_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// The whole of a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// `InvalidInput` for anything but a regular file, `FileTooLarge` beyond the limit, else what
+/// the system says.
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    // `/proc` and the like have files of length 0 that don't end, so the length is no limit.
+    if file.metadata()?.len() > limit {
+        return Err(too_large(limit));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    within(bytes, limit)
+}
+
+/// The whole of a regular file, or of a pipe or terminal (`<(command)`, `/dev/stdin`) that delivers and
+/// ends within 10 seconds; at most `limit` bytes. Blocks.
+///
+/// # Errors
+/// As [`read_regular`], and `TimedOut` for a pipe that does not end.
+pub fn read_regular_or_pipe(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_with_deadline(path, limit, PIPE_DEADLINE)
+}
+
+fn read_with_deadline(path: &Path, limit: u64, deadline: Duration) -> io::Result<Vec<u8>> {
+    if !is_stream(&fs::metadata(path)?) {
+        return read_regular(path, limit);
+    }
+    let pipe = nonblocking().read(true).open(path)?;
+    if !is_stream(&pipe.metadata()?) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it changed while it was opened; try again"));
+    }
+    read_pipe(pipe, limit, Instant::now() + deadline)
+}
+
+/// A pipe, or a terminal or another device that is read as one.
+fn is_stream(there: &fs::Metadata) -> bool {
+    there.file_type().is_fifo() || there.file_type().is_char_device()
+}
+
+/// A pipe that nobody has opened for writing yet is waited for, too: `poll` tells its end
+/// only after a writer was there.
+fn read_pipe(mut pipe: fs::File, limit: u64, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&left));
+        match ready {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the pipe did not end in time")),
+            Err(rustix::io::Errno::INTR) => continue,
+            ready => drop(ready?),
+        }
+        match pipe.read(&mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(count) if (bytes.len() + count) as u64 > limit => return Err(too_large(limit)),
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Opens a lock file, making it where there is none. What stands there must be a regular
+/// file: opening a pipe for writing would wait for a reader. Follows no symbolic link, so that
+/// nothing outside of the folder is created.
+///
+/// # Errors
+/// `InvalidInput` for anything but a regular file, else what the system says.
+pub fn open_lock(path: &Path) -> io::Result<fs::File> {
+    match fs::metadata(path) {
+        Ok(there) => check_regular(&there)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut options = fs::File::options();
+    options.custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW).bits().cast_signed());
+    let file = options.create(true).append(true).open(path)?;
+    check_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// Takes a lock, alone or shared, from processes that hold it for a moment. Blocks for at most
+/// 10 seconds.
+///
+/// # Errors
+/// `TimedOut` when another process does not let it go, else what the system says.
+pub fn lock_soon(file: &fs::File, sharing: Sharing) -> io::Result<()> {
+    lock_within(file, sharing, LOCK_DEADLINE)
+}
+
+/// Whether a lock leaves room for others of its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// It does.
+    Shared,
+    /// It does not.
+    Exclusive,
+}
+
+fn lock_within(file: &fs::File, sharing: Sharing, deadline: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + deadline;
+    loop {
+        let tried = match sharing {
+            Sharing::Shared => file.try_lock_shared(),
+            Sharing::Exclusive => file.try_lock(),
+        };
+        match tried {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds it; end that process"));
+            }
+            Err(fs::TryLockError::WouldBlock) => park_timeout(LOCK_RETRY),
+        }
+    }
+}
+
+fn nonblocking() -> fs::OpenOptions {
+    let mut options = fs::File::options();
+    options.custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed());
+    options
+}
+
+fn check_regular(there: &fs::Metadata) -> io::Result<()> {
+    let kind = there.file_type();
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    let sentence = format!("it is {what}, not a regular file");
+    let kind = if kind.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
+    Err(io::Error::new(kind, sentence))
+}
+
+fn within(bytes: Vec<u8>, limit: u64) -> io::Result<Vec<u8>> {
+    if bytes.len() as u64 > limit { Err(too_large(limit)) } else { Ok(bytes) }
+}
+
+fn too_large(limit: u64) -> io::Error {
+    let limit = match limit {
+        limit if limit.is_multiple_of(1 << 20) => format!("{} MiB", limit >> 20),
+        limit => format!("{limit} bytes"),
+    };
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn pipe_in(folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        path
+    }
+
+    #[test]
+    fn only_a_regular_file_is_opened_and_nothing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = pipe_in(folder.path());
+        for (path, what) in
+            [(pipe.as_path(), "a pipe"), (Path::new("/dev/zero"), "a device"), (folder.path(), "a folder")]
+        {
+            for error in
+                [open_regular(path).unwrap_err(), read_regular(path, 9).unwrap_err(), open_lock(path).unwrap_err()]
+            {
+                assert_eq!(error.to_string(), format!("it is {what}, not a regular file"));
+            }
+        }
+        assert_eq!(read_regular(Path::new("/nowhere/x"), 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_lock_file_is_not_made_where_a_link_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink(at("nothing"), at("dangling")).unwrap();
+        assert!(open_lock(&at("dangling")).is_err());
+        assert!(!at("nothing").exists());
+        open_lock(&at("lock")).unwrap();
+        open_regular(&at("lock")).unwrap();
+    }
+
+    #[test]
+    fn what_is_longer_than_the_limit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(read_regular(&path, 5).unwrap(), b"12345");
+        assert_eq!(read_regular(&path, 4).unwrap_err().to_string(), "it is larger than 4 bytes");
+        assert_eq!(read_regular_or_pipe(&path, 5).unwrap(), b"12345");
+        // Sparse: nothing of it is read.
+        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(read_regular(&path, 1 << 20).unwrap_err().to_string(), "it is larger than 1 MiB");
+    }
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_or_to_the_deadline() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = pipe_in(folder.path());
+        let writer = |bytes: &'static [u8]| {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || fs::File::options().write(true).open(pipe).unwrap().write_all(bytes))
+        };
+        let writing = writer(b"a key");
+        assert_eq!(read_regular_or_pipe(&pipe, 9).unwrap(), b"a key");
+        writing.join().unwrap().unwrap();
+        let writing = writer(b"more than nine");
+        assert_eq!(read_regular_or_pipe(&pipe, 9).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        drop(writing.join());
+        let nobody_writes = read_with_deadline(&pipe, 9, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(nobody_writes.kind(), io::ErrorKind::TimedOut);
+        let endless = read_regular_or_pipe(Path::new("/dev/zero"), 1 << 20).unwrap_err();
+        assert_eq!(endless.to_string(), "it is larger than 1 MiB");
+        let held = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+        let never_ends = read_with_deadline(&pipe, 9, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(never_ends.kind(), io::ErrorKind::TimedOut);
+        drop(held);
+    }
+
+    #[test]
+    fn a_lock_that_is_not_let_go_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join(".lock"), folder.path().join(".lock"));
+        let (one, other) = (open_lock(&one).unwrap(), open_lock(&other).unwrap());
+        lock_within(&one, Sharing::Shared, Duration::ZERO).unwrap();
+        lock_within(&other, Sharing::Shared, Duration::ZERO).unwrap();
+        let refused = lock_within(&one, Sharing::Exclusive, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+    }
+}

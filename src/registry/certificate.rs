@@ -1,0 +1,169 @@
+//! What is wrong with a registry's certificate, in words that say what to do.
+
+use std::{error::Error, io};
+
+use rustls::CertificateError;
+
+/// How webpki calls a certificate authority in the place of a server; rustls has no variant
+/// for it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
+const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
+
+const NOT_FOR_SERVERS: &str = "its certificate is not for servers; give it one with extendedKeyUsage serverAuth";
+
+/// A sentence about the certificate, where that is why a connection failed.
+pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
+    match rustls_error(error)? {
+        rustls::Error::InvalidCertificate(reason) => Some(sentence(reason)),
+        rustls::Error::NoCertificatesPresented => Some("it shows no certificate; configure one there".to_owned()),
+        _ => None,
+    }
+}
+
+/// The error of rustls among the causes. An `io::Error` hides the one that it was made of: its
+/// `source` is that one's source.
+fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn sentence(reason: &CertificateError) -> String {
+    let names = |presented: &[String]| match presented {
+        [] => "no name".to_owned(),
+        names => names.iter().take(5).map(|name| clean(name)).collect::<Vec<_>>().join(", "),
+    };
+    match reason {
+        CertificateError::UnknownIssuer => "its certificate is by an authority that is not trusted here; give the \
+             authority's certificate, or a self-signed one itself (--ca-file FILE, or registries.HOST.ca_file)"
+            .to_owned(),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; renew it there, or set this machine's clock".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; set this machine's clock, or renew it there".to_owned()
+        }
+        CertificateError::NotValidForName => {
+            "its certificate is for another name; give it one with this host among its subjectAltNames".to_owned()
+        }
+        CertificateError::NotValidForNameContext { presented, .. } => format!(
+            "its certificate is for {}; give it one with this host among its subjectAltNames, or write that name",
+            names(presented)
+        ),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => NOT_FOR_SERVERS.to_owned(),
+        CertificateError::Revoked => "its certificate is revoked; renew it there".to_owned(),
+        other => odd(&format!("{other:?}")),
+    }
+}
+
+/// What rustls passes on from webpki as text.
+fn odd(reason: &str) -> String {
+    if reason.contains(CA_AS_SERVER) {
+        return "its certificate is marked as a certificate authority (CA:TRUE), and such a one is not accepted as a \
+                server's; make one with CA:FALSE (openssl req -x509 -addext basicConstraints=critical,CA:FALSE …) and \
+                name it with --ca-file or registries.HOST.ca_file, or sign a server certificate with this one"
+            .to_owned();
+    }
+    if reason.contains("EkuError") || reason.contains("EkuNotFound") {
+        return NOT_FOR_SERVERS.to_owned();
+    }
+    if reason.contains("UnsupportedCertVersion") {
+        return "its certificate is of X.509 version 1; make one of version 3, with a subjectAltName".to_owned();
+    }
+    format!("its certificate is not accepted: {}", clean(reason))
+}
+
+/// What a server says about itself, cut and without anything that moves a terminal's cursor.
+fn clean(text: &str) -> String {
+    text.chars().filter(|shown| !shown.is_control()).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{
+        metrics::Metrics,
+        registry::{Options, ReadLimits, Registries},
+    };
+
+    /// What a client that trusts `root` is told by a server with this certificate.
+    async fn told(certificate: &rcgen::Certificate, key: &KeyPair, root: Option<&str>) -> String {
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let server =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key.into())
+                .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let serving = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        let options = Options { extra_roots: root.unwrap_or_default().into(), ..Options::default() };
+        let limits = ReadLimits { manifest: 1, evidence: 1, bundle: 1 };
+        let registries = Registries::new([(host.clone(), options)].into(), limits, Metrics::new().unwrap());
+        let error = registries.repositories(&host).await.unwrap_err().to_string();
+        serving.abort();
+        error
+    }
+
+    fn parameters(names: &[&str]) -> CertificateParams {
+        CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_certificate_is_told_with_the_way_out() {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = parameters(&["127.0.0.1"]);
+        let good = parameters.self_signed(&key).unwrap();
+        assert!(told(&good, &key, None).await.contains("not trusted here"));
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = parameters.self_signed(&key).unwrap();
+        let error = told(&authority, &key, Some(&authority.pem())).await;
+        assert!(error.contains("CA:TRUE") && error.contains("CA:FALSE") && error.contains("--ca-file"), "{error}");
+        parameters.is_ca = IsCa::NoCa;
+        parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        parameters.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        let expired = parameters.self_signed(&key).unwrap();
+        assert!(told(&expired, &key, Some(&expired.pem())).await.contains("has expired"));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_something_else_is_told_as_such() {
+        let mut authority = parameters(&[]);
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let elsewhere = parameters(&["registry.example"]).signed_by(&key, &issuer).unwrap();
+        let error = told(&elsewhere, &key, Some(&issuer.pem())).await;
+        assert!(error.contains("registry.example") && error.contains("subjectAltNames"), "{error}");
+        let mut client = parameters(&["127.0.0.1"]);
+        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let client = client.signed_by(&key, &issuer).unwrap();
+        let error = told(&client, &key, Some(&issuer.pem())).await;
+        assert!(error.contains("serverAuth"), "{error}");
+    }
+
+    #[test]
+    fn a_server_chooses_no_control_characters() {
+        assert!(!odd("Other(\u{1b}[2J)").contains('\u{1b}'));
+        assert!(odd("UnsupportedCertVersion").contains("version 3"));
+    }
+}
