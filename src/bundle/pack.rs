@@ -529,7 +529,7 @@ mod tests {
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
             (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a text"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
-            (&[rego, ("data.yaml", "a: [\n")], "data.yaml: "),
+            (&[rego, ("data.yaml", "a: [\n")], "data.yaml:2:1: "),
             (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
             (&[rego, ("x/data.json", "{")], "x/data.json:1:2: unexpected end of input"),
             (

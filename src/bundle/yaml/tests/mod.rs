@@ -65,7 +65,7 @@ fn a_byte_order_mark_inside_a_text_is_refused() {
 
 #[test]
 fn two_keys_that_only_become_equal_in_json_are_refused() {
-    for text in ["c: {<<: {1: a}, '1': b}", "c: {<<: {'1': a}, 1: b}", "{1: a, &k '1': b, ? *k : c, 1.0: d}"] {
+    for text in ["c: {<<: {'1': a}, 1: b}", "{1: a, &k '1': b, ? *k : c, 1.0: d}"] {
         assert_eq!(read(text.as_bytes()), REFUSED, "{text:?}");
     }
 }
