@@ -1,6 +1,6 @@
 //! What clients see while the registry is in trouble, or has nothing fit to serve.
 
-use std::{fs, io::Write as _, os::unix::fs::FileTypeExt as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
 
 use bundlegate::{
     metrics::Metrics,
