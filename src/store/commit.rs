@@ -51,6 +51,9 @@ impl Commits {
     /// written also when its watcher ends; it keeps the folder locked until then.
     pub(super) fn request(&self, disk: &Arc<Disk>, runtime: &Handle) {
         let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.generation() <= self.0.progress.borrow().written {
+            return;
+        }
         if !mem::replace(&mut writer.is_running, true) {
             runtime.spawn(write_all(Arc::clone(&self.0), Arc::clone(disk)));
         }
