@@ -51,6 +51,9 @@ impl Commits {
     /// written also when its watcher ends; it keeps the folder locked until then.
     pub(super) fn request(&self, disk: &Arc<Disk>, runtime: &Handle) {
         let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.generation() <= self.0.progress.borrow().written {
+            return;
+        }
         if !mem::replace(&mut writer.is_running, true) {
             runtime.spawn(write_all(Arc::clone(&self.0), Arc::clone(disk)));
         }
@@ -65,6 +68,16 @@ impl Commits {
     }
 }
 
+impl Inner {
+    /// Another task may have written since, so nothing goes back.
+    fn tell(&self, Progress { written, failed }: Progress) {
+        self.progress.send_modify(|progress| {
+            progress.written = progress.written.max(written);
+            progress.failed = progress.failed.max(failed);
+        });
+    }
+}
+
 async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
     loop {
         let next = commits.writer.lock().unwrap_or_else(PoisonError::into_inner).next;
@@ -73,25 +86,32 @@ async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
         }
         let (began, until) = (Instant::now(), disk.generation());
         let writing = Arc::clone(&disk);
-        let error = match spawn_blocking(move || writing.write()).await {
-            Ok(Ok(written)) => {
-                commits.progress.send_modify(|progress| progress.written = progress.written.max(written));
-                None
-            }
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
+        let written = match spawn_blocking(move || writing.write()).await {
+            Ok(Ok(written)) => Ok(written),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
         };
-        if let Some(error) = error {
-            tracing::error!(error, "the cache on disk can't be written; serving goes on from memory");
-            commits.progress.send_modify(|progress| progress.failed = progress.failed.max(until));
+        let mut progress = *commits.progress.borrow();
+        match written {
+            Ok(written) => progress.written = progress.written.max(written),
+            Err(error) => {
+                tracing::error!(error, "the cache on disk can't be written; serving goes on from memory");
+                progress.failed = progress.failed.max(until);
+            }
         }
-        let Progress { written, failed } = *commits.progress.borrow();
         let ended = Instant::now();
-        let mut writer = commits.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.next = Some(ended + ((ended - began) * PAUSE_FACTOR).min(MAX_PAUSE));
-        if disk.generation() <= written.max(failed) {
-            writer.is_running = false;
-            return;
+        let is_done = {
+            let mut writer = commits.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.next = Some(ended + ((ended - began) * PAUSE_FACTOR).min(MAX_PAUSE));
+            let is_done = disk.generation() <= progress.written.max(progress.failed);
+            writer.is_running = !is_done;
+            is_done
+        };
+        if is_done {
+            // Before anybody is told: they may want to open the folder again.
+            drop(disk);
+            return commits.tell(progress);
         }
+        commits.tell(progress);
     }
 }
