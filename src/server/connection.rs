@@ -38,14 +38,14 @@ pub(super) struct Caller {
 
 /// What decides how long a connection lives.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Context {
     pub(super) caller: Caller,
     pub(super) deadlines: Deadlines,
     pub(super) leaving: Leaving,
     /// Whether all connections are to end now.
     pub(super) closing: watch::Receiver<bool>,
     /// A response was given that is the last one of this connection.
-    pub(super) goodbye: Arc<Notify>,
+    pub(super) last_response: Arc<Notify>,
 }
 
 /// Why a connection is to end.
@@ -55,27 +55,27 @@ enum End {
     Overdue,
     /// Another one needs its place.
     Dismissed,
-    /// The server is going away, or said goodbye.
+    /// The server is going away, or has sent its last response.
     Leaving,
 }
 
 /// Serves a connection until its client leaves or asks nothing, until its place is needed,
-/// until a response has said goodbye, or until all are to end.
-pub(super) async fn run<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handle: H, mut line: Line)
+/// until a response was the last one, or until all are to end.
+pub(super) async fn run<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handle: H, mut context: Context)
 where
     H: Fn(Request<()>, Caller) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Content>> + Send + 'static,
 {
-    let stream = Patient::new(stream, line.deadlines.progress, Arc::clone(&line.caller.seat));
-    let handshake = line.deadlines.handshake;
+    let stream = Patient::new(stream, context.deadlines.progress, Arc::clone(&context.caller.seat));
+    let handshake = context.deadlines.handshake;
     let opened = tokio::select! {
         opened = opened(stream, tls, handshake) => opened,
         // Nothing was asked yet, so nobody waits for anything.
-        _ = line.end() => None,
+        _ = context.end() => None,
     };
     match opened {
-        Some((true, stream)) => http2::serve(stream, handle, line).await,
-        Some((false, stream)) => http1::serve(stream, handle, line).await,
+        Some((true, stream)) => http2::serve(stream, handle, context).await,
+        Some((false, stream)) => http1::serve(stream, handle, context).await,
         None => {}
     }
 }
@@ -100,14 +100,10 @@ async fn opened(
     Prefixed::detect(stream).await.ok()
 }
 
-impl Line {
-    /// Runs a connection, and sees to it that it ends: by `say_goodbye`, which lets it finish
+impl Context {
+    /// Runs a connection, and sees to it that it ends: by `shut_down`, which lets it finish
     /// what it is doing, and by force where it does not end by itself.
-    pub(super) async fn until_ended<C: Future>(
-        mut self,
-        mut connection: Pin<&mut C>,
-        say_goodbye: impl Fn(Pin<&mut C>),
-    ) {
+    pub(super) async fn until_ended<C: Future>(mut self, mut connection: Pin<&mut C>, shut_down: impl Fn(Pin<&mut C>)) {
         let end = tokio::select! {
             _ = connection.as_mut() => return,
             end = self.end() => end,
@@ -119,7 +115,7 @@ impl Line {
             End::Dismissed => self.caller.seat.grace(),
             End::Overdue | End::Leaving => self.deadlines.close_grace,
         };
-        say_goodbye(connection.as_mut());
+        shut_down(connection.as_mut());
         let forced = pin!(self.forced(end, grace));
         tokio::select! {
             biased;
@@ -132,7 +128,7 @@ impl Line {
         tokio::select! {
             () = self.caller.seat.overdue() => End::Overdue,
             () = self.caller.seat.dismissed() => End::Dismissed,
-            () = self.goodbye.notified() => End::Leaving,
+            () = self.last_response.notified() => End::Leaving,
             _ = self.closing.wait_for(|closing| *closing) => End::Leaving,
         }
     }

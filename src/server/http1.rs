@@ -6,7 +6,7 @@ use hyper::{Request, Response, body::Incoming, header::CONNECTION, server::conn:
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
-    connection::{CLOSE, Caller, Line, Transport, complete},
+    connection::{CLOSE, Caller, Context, Transport, complete},
     content::{Content, Sending},
 };
 
@@ -14,13 +14,13 @@ use super::{
 const HEADER_BYTES: usize = 64 << 10;
 
 /// Serves a connection until it ends.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, line: Line)
+pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: Context)
 where
     S: Transport,
     H: Fn(Request<()>, Caller) -> F,
     F: Future<Output = Response<Content>> + Send + 'static,
 {
-    let (caller, leaving) = (line.caller.clone(), line.leaving.clone());
+    let (caller, leaving) = (context.caller.clone(), context.leaving.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = caller.seat.busy();
         let (method, seat, leaving) = (request.method().clone(), Arc::clone(&caller.seat), leaving.clone());
@@ -42,9 +42,9 @@ where
     let mut builder = http1::Builder::new();
     // hyper counts the idle time between two requests in; OPA polls every two minutes at most
     // by default. A request that comes too slowly is noticed by its seat.
-    builder.timer(TokioTimer::new()).header_read_timeout(line.deadlines.idle).max_buf_size(HEADER_BYTES);
+    builder.timer(TokioTimer::new()).header_read_timeout(context.deadlines.idle).max_buf_size(HEADER_BYTES);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    line.until_ended(connection, |connection| connection.graceful_shutdown()).await;
+    context.until_ended(connection, |connection| connection.graceful_shutdown()).await;
 }
 
 #[cfg(test)]
@@ -77,14 +77,14 @@ mod tests {
         let caller = Caller { address: IpAddr::V4(Ipv4Addr::LOCALHOST), seat: Arc::clone(&seat), is_too_many: false };
         let leaving = Leaving::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let line = Line { caller, deadlines, leaving, closing, goodbye: Arc::default() };
+        let context = Context { caller, deadlines, leaving, closing, last_response: Arc::default() };
         let near = Patient::new(near, deadlines.progress, Arc::clone(&seat));
         let handle = move |_: Request<()>, _: Caller| {
             let _ = &open;
             let response = Response::new(content.clone());
             async move { response }
         };
-        (far, seat, tokio::spawn(serve(near, handle, line)))
+        (far, seat, tokio::spawn(serve(near, handle, context)))
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";

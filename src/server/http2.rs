@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{Caller, Line, Transport, complete},
+    connection::{Caller, Context, Transport, complete},
     content::Content,
     drain::Leaving,
     idle::PROGRESS_BYTES,
@@ -47,19 +47,19 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
 
 /// Serves a connection until it ends.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, line: Line)
+pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: Context)
 where
     S: Transport,
     H: Fn(Request<()>, Caller) -> F + Send + Sync,
     F: Future<Output = Response<Content>> + Send + 'static,
 {
-    line.caller.seat.multiplex();
+    context.caller.seat.multiplex();
     let streams = Streams {
         handle,
-        caller: line.caller.clone(),
-        leaving: line.leaving.clone(),
-        goodbye: Arc::clone(&line.goodbye),
-        progress: line.deadlines.progress,
+        caller: context.caller.clone(),
+        leaving: context.leaving.clone(),
+        last_response: Arc::clone(&context.last_response),
+        progress: context.deadlines.progress,
     };
     let shutdown = Notify::new();
     let connection = pin!(async {
@@ -73,7 +73,7 @@ where
             Err(error) => tracing::debug!(%error, "HTTP/2 preface"),
         }
     });
-    line.until_ended(connection, |_| shutdown.notify_one()).await;
+    context.until_ended(connection, |_| shutdown.notify_one()).await;
 }
 
 /// What each stream of a connection needs.
@@ -82,7 +82,7 @@ struct Streams<H> {
     caller: Caller,
     leaving: Leaving,
     /// The connection is to end after what is being answered.
-    goodbye: Arc<Notify>,
+    last_response: Arc<Notify>,
     progress: Duration,
 }
 
@@ -123,7 +123,7 @@ where
         let caller = Caller { is_too_many: stream.is_none(), ..self.caller.clone() };
         let progress = self.progress;
         let room_within = if stream.is_some() { progress } else { TOO_MANY };
-        let (leaving, goodbye) = (self.leaving.clone(), Arc::clone(&self.goodbye));
+        let (leaving, last_response) = (self.leaving.clone(), Arc::clone(&self.last_response));
         let method = request.method().clone();
         let answer = (self.handle)(request.map(drop), caller);
         async move {
@@ -135,7 +135,7 @@ where
             };
             // HTTP/2 says it in a frame for the whole connection.
             if response.headers_mut().remove(CONNECTION).is_some() || leaving.has_begun() {
-                goodbye.notify_one();
+                last_response.notify_one();
             }
             complete(&method, &mut response);
             let (head, content) = response.into_parts();
@@ -279,7 +279,7 @@ mod tests {
         let caller = Caller { address: IpAddr::V4(Ipv4Addr::LOCALHOST), seat: Arc::clone(&seat), is_too_many: false };
         let leaving = Leaving::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let line = Line { caller, deadlines, leaving, closing, goodbye: Arc::default() };
+        let context = Context { caller, deadlines, leaving, closing, last_response: Arc::default() };
         let near = Patient::new(near, deadlines.progress, Arc::clone(&seat));
         let handle = move |request: Request<()>, caller: Caller| {
             let _ = &open;
@@ -294,7 +294,7 @@ mod tests {
                 response
             }
         };
-        (far, seat, tokio::spawn(serve(near, handle, line)))
+        (far, seat, tokio::spawn(serve(near, handle, context)))
     }
 
     async fn client(stream: DuplexStream, window: u32) -> client::SendRequest<Bytes> {

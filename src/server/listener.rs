@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines,
-    connection::{self, Caller, Line},
+    connection::{self, Caller, Context},
     content::Content,
     drain::Leaving,
     http2,
@@ -143,24 +143,24 @@ impl Connections {
             // Only now that somebody wants it.
             let slot = self.slot().await;
             let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
-            let (tls, handle, line) = (tls.clone(), handle.clone(), self.line(peer.ip()));
+            let (tls, handle, context) = (tls.clone(), handle.clone(), self.context(peer.ip()));
             self.own(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
-                connection::run(stream, tls, handle, line).await;
+                connection::run(stream, tls, handle, context).await;
             });
         }
     }
 
-    fn line(&self, address: IpAddr) -> Line {
+    fn context(&self, address: IpAddr) -> Context {
         // An IPv4 client of a socket that listens on both.
         let caller = Caller { address: address.to_canonical(), seat: self.idle.seat(), is_too_many: false };
-        Line {
+        Context {
             caller,
             deadlines: self.deadlines,
             leaving: self.leaving.clone(),
             closing: self.closing.subscribe(),
-            goodbye: Arc::new(Notify::new()),
+            last_response: Arc::new(Notify::new()),
         }
     }
 
@@ -221,6 +221,19 @@ impl Drop for Open {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// tokio's own listener lets 128 wait.
+    #[tokio::test]
+    async fn as_many_as_the_system_allows_wait_to_be_accepted() {
+        let allowed: usize = fs::read_to_string(SOMAXCONN).unwrap().trim().parse().unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap(), "data").unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..allowed.min(300) {
+            let connecting = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+            let connected = timeout(Duration::from_secs(60), connecting).await;
+            waiting.push(connected.unwrap_or_else(|_| panic!("{number} wait already")).unwrap());
+        }
+    }
 
     #[test]
     fn the_backlog_is_small_where_the_system_allows_less_than_may_come() {
