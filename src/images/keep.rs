@@ -83,7 +83,7 @@ impl Images {
         let failed = |source| ImagesError::Folder { path: path.to_owned(), source };
         // Policy may be private; whoever wants to share a store can open it up.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        let images = Self { layout: Layout::create(path)? };
+        let images = Self { layout: Layout::create(path)?.regular_only() };
         // A store that may only be read is one, too; whoever can't write is told so later.
         if let Ok(Some(_alone)) = images.alone() {
             let _ = images.clean();

@@ -37,6 +37,8 @@ const MARKER_LIMIT: u64 = 4096;
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
+    /// Whether an index or a blob that is a pipe is an error instead of a wait.
+    regular_only: bool,
 }
 
 /// `index.json`.
@@ -99,7 +101,7 @@ impl Layout {
     /// # Errors
     /// When the marker is missing or of another version.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
-        let layout = Self { root: root.into() };
+        let layout = Self { root: root.into(), regular_only: false };
         let path = layout.root.join("oci-layout");
         let marker = read_regular(&path, MARKER_LIMIT).map_err(|source| LayoutError::Io {
             operation: "open",
@@ -125,7 +127,7 @@ impl Layout {
     /// # Errors
     /// When the folder can't be created or written, or is a layout of another version.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
-        let layout = Self { root: root.into() };
+        let layout = Self { root: root.into(), regular_only: false };
         let blobs = layout.root.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io { operation: "create", path: blobs, source })?;
         let (index, marker) = (layout.root.join("index.json"), layout.root.join("oci-layout"));
@@ -140,6 +142,13 @@ impl Layout {
             }
         }
         Self::open(layout.root)
+    }
+
+    /// The same folder, of which only regular files are read: what is a pipe there is an error
+    /// at once. For whoever has nothing else to do while a read hangs.
+    #[must_use]
+    pub fn regular_only(self) -> Self {
+        Self { regular_only: true, ..self }
     }
 
     /// The folder.
@@ -158,7 +167,8 @@ impl Layout {
     /// With `NotFound` inside where there is none.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
-        open_regular(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
+        let opened = if self.regular_only { open_regular(&path) } else { fs::File::open(&path) };
+        opened.map_err(|source| LayoutError::Io { operation: "open", path, source })
     }
 
     /// Reads a blob of at most `limit` bytes; `None` where there is none.
@@ -166,7 +176,7 @@ impl Layout {
     /// # Errors
     /// When it is longer (`FileTooLarge`) or can't be read.
     pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, LayoutError> {
-        read_limited(&self.blob_path(digest), limit)
+        self.read_limited(&self.blob_path(digest), limit)
     }
 
     /// Stores bytes under their SHA-256 and gives the digest.
@@ -284,7 +294,7 @@ impl Layout {
     pub fn index(&self) -> Result<LayoutIndex, LayoutError> {
         let path = self.root.join("index.json");
         let malformed = |reason: String| LayoutError::Malformed { path: path.clone(), reason };
-        let bytes = read_limited(&path, INDEX_LIMIT)?.ok_or_else(|| malformed("index.json is missing".into()))?;
+        let bytes = self.read_limited(&path, INDEX_LIMIT)?.ok_or_else(|| malformed("index.json is missing".into()))?;
         serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
     }
 
@@ -313,6 +323,15 @@ impl Layout {
             self.write_index(&after)?;
         }
         Ok(answer)
+    }
+
+    fn read_limited(&self, path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
+        let read = if self.regular_only { read_regular(path, limit) } else { read_any(path, limit) };
+        match read {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LayoutError::Io { operation: "read", path: path.to_owned(), source }),
+        }
     }
 
     fn lock(&self) -> Result<fs::File, LayoutError> {
@@ -436,13 +455,14 @@ fn index_type() -> String {
     media_type::OCI_INDEX.to_owned()
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
-    let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
-    match read_regular(path, limit) {
-        Ok(bytes) => Ok(Some(bytes.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(error)),
+/// The whole of a file of at most `limit` bytes, whatever it is.
+fn read_any(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl LayoutSource {
         work: impl FnOnce(Layout, ReadLimits) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
         let Self { root, limits, .. } = self.clone();
-        spawn_blocking(move || work(Layout::open(root)?, limits)).await.unwrap_or_else(|error| {
+        spawn_blocking(move || work(Layout::open(root)?.regular_only(), limits)).await.unwrap_or_else(|error| {
             Err(RegistryError::Protocol { operation: "read", host: "oci-layout".to_owned(), reason: error.to_string() })
         })
     }

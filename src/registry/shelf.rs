@@ -41,12 +41,12 @@ impl Shelf {
 
     pub(super) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
         let (root, blob) = (self.root.clone(), blob.clone());
-        blocking(move || Ok(Layout::create(root)?.store_blob(&blob)?)).await
+        blocking(move || Ok(Layout::create(root)?.regular_only().store_blob(&blob)?)).await
     }
 
     pub(super) async fn receive(&self, mut stream: BlobStream, progress: &dyn Progress) -> Result<(), RegistryError> {
         let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
-        let incoming = blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
+        let incoming = blocking(move || Ok(Layout::create(root)?.regular_only().receive(&descriptor)?)).await?;
         let poured = stream.pour(incoming, Incoming::write, progress).await?;
         let finished = match poured {
             Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
@@ -67,7 +67,7 @@ impl Shelf {
         let (root, raw, entry) = (self.root.clone(), raw.clone(), Descriptor::of(media_type, raw));
         let name = tag.map(|tag| self.name(tag));
         blocking(move || {
-            let layout = Layout::create(root)?;
+            let layout = Layout::create(root)?.regular_only();
             layout.write_blob(&raw)?;
             if let Some(name) = name {
                 layout.update_index(|index| index.set(&name, entry))?;
@@ -80,7 +80,7 @@ impl Shelf {
     pub(super) async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
         let (root, manifest) = (self.root.clone(), manifest.clone());
         blocking(move || {
-            Ok(Layout::create(root)?.update_index(|index| {
+            Ok(Layout::create(root)?.regular_only().update_index(|index| {
                 if !index.manifests.iter().any(|entry| entry.digest == manifest.digest) {
                     index.manifests.push(manifest);
                 }
@@ -99,7 +99,7 @@ impl Shelf {
         let (root, limit, raw, entry) =
             (self.root.clone(), self.limits.manifest, referrer.raw().clone(), entry.clone());
         blocking(move || {
-            let layout = Layout::create(root)?;
+            let layout = Layout::create(root)?.regular_only();
             layout.write_blob(&raw)?;
             layout.update_index(|index| add_referrer(&layout, index, &name, &entry, limit))?
         })
