@@ -258,7 +258,7 @@ mod tests {
             fs::remove_file(&path).unwrap();
             let endless = fs::File::create(&path).unwrap();
             endless.set_len(1 << 40).unwrap();
-            assert!(shared.names(folder.path()).unwrap_err().to_string().contains("too large"));
+            assert!(shared.names(folder.path()).unwrap_err().to_string().contains("larger than"));
             fs::rename(&aside, &path).unwrap();
             assert!(shared.names(folder.path()).is_ok(), "{file} is in order again");
         }
