@@ -1,7 +1,7 @@
 //! What OPA would refuse when it compiles a folder's Rego, as far as the built-in parser can
 //! tell: Rego that can't be parsed, and rules in the place of data.
 
-use globset::Glob;
+use globset::{Glob, GlobSet};
 
 use super::{
     Bundle, BundleManifest, Folder, NotABundle, PackError,
@@ -72,8 +72,26 @@ pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Resu
 
 /// Which Rego a file of a bundle is written in, by the name that the bundle has for it.
 pub(super) fn version_of(manifest: &BundleManifest, name: &str) -> RegoVersion {
-    let matches = |glob: &str| Glob::new(glob).is_ok_and(|glob| glob.compile_matcher().is_match(name));
+    // A set can be too large to be built, where a single matcher panics.
+    let matches = |glob: &str| {
+        let set = Glob::new(glob).and_then(|glob| GlobSet::builder().add(glob).build());
+        set.is_ok_and(|set| set.is_match(name))
+    };
     let own = manifest.file_rego_versions.iter().find(|(glob, _)| matches(glob));
     let number = own.map(|(_, number)| *number).or(manifest.rego_version);
     RegoVersion::from_number(number.unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_that_nests_without_end_names_no_file() {
+        let glob = format!("{}a{}", "{a,".repeat(125), "}".repeat(125));
+        let text = serde_json::json!({ "rego_version": 0, "file_rego_versions": { glob: 1, "/b/*.rego": 1 } });
+        let manifest = BundleManifest::parse(text.to_string().as_bytes()).unwrap();
+        assert_eq!(version_of(&manifest, "a"), RegoVersion::V0);
+        assert_eq!(version_of(&manifest, "/b/c/d.rego"), RegoVersion::V1);
+    }
 }
