@@ -73,6 +73,10 @@
 //! `confirm_within` ([`watch::Handle::confirm`]). That is why replicas which poll at different
 //! moments need not know of each other.
 //!
+//! A bundle is opened as OPA 1.22 loads it ([`bundle::Bundle::open`]), by a reader of JSON and a
+//! parser of YAML that take and refuse what Go's do: otherwise the gateway would serve what no
+//! OPA can load, or withhold what every OPA can.
+//!
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
 //! again wakes nobody, and replicas agree.
 //!
@@ -150,6 +154,31 @@
 //! What a blob weighs in memory counts for as long as anything refers to it; beyond
 //! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
 //! repository and credential that delivered it.
+//!
+//! # Budgets
+//!
+//! Whatever comes from outside has a limit, and what exceeds it is refused by name. Nothing is
+//! held in memory beyond these sizes, apart from what `cache.memory` counts.
+//!
+//! | what is parsed | limit | set by |
+//! |---|---|---|
+//! | tarball of a bundle; what it unpacks to; files in it | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
+//! | `.manifest` in a bundle, of which metadata is not kept | 1 MiB | `limits.bundle_manifest` |
+//! | `.signatures.json` in a bundle; a file's name | 16 MiB; 4 096 bytes | – |
+//! | JSON data | read a token at a time, 10 000 levels deep | – |
+//! | keys that are compared, of data files that overlap or lie outside of the roots | 1 048 576 | – |
+//! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
+//! | manifest or index of a registry | 4 MiB | `limits.manifest` |
+//! | signature material of one artifact | 16 MiB | `limits.evidence` |
+//! | page of tags; pages | 16 MiB; 1 000 | – |
+//! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB where it is served from or kept | – |
+//! | history of a bundle in the cache | 64 KiB | – |
+//! | configuration, and each file that it names | 1 MiB | – |
+//! | token of a registry; what an error of its says | 1 MiB; 16 KiB | – |
+//! | TUF metadata of a root | 16 MiB | – |
+//! | what `opa` prints; its memory | 1 MiB; 2 GiB | – |
+//! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
+//! | text that becomes a label or status value; a header; a sentence | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
 //!

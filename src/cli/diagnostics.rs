@@ -87,15 +87,17 @@ fn picture(error: &Diagnostic) -> Vec<String> {
     ]
 }
 
-/// An error whose reason ends with a place in the file, as those of JSON and YAML do.
+/// An error with a place in a file (`FILE:LINE:COLUMN`), as those of JSON and YAML have.
 fn located(place: &str, reason: &str) -> Option<Diagnostic> {
-    let (line, column) = place_in(reason)?;
-    let text = read::regular(Path::new(place), SOURCE_LIMIT).unwrap_or_default();
+    let (rest, column) = place.rsplit_once(':')?;
+    let (file, line) = rest.rsplit_once(':')?;
+    let (line, column): (usize, usize) = (line.parse().ok()?, column.parse().ok()?);
+    let text = read::regular(Path::new(file), SOURCE_LIMIT).unwrap_or_default();
     Some(Diagnostic {
-        file: place.to_owned(),
+        file: file.to_owned(),
         line,
-        column: column.max(1),
-        reason: without_place(reason).to_owned(),
+        column,
+        reason: reason.to_owned(),
         source: line_of(&String::from_utf8_lossy(&text), line),
     })
 }

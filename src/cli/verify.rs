@@ -132,7 +132,15 @@ fn verdict(judged: &Judged) -> String {
     match &judged.verdict {
         Ok(verified) if verified.signers().is_empty() => "accepted without a signature".to_owned(),
         Ok(verified) => {
-            let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
+            let voters: Vec<_> = verified
+                .signers()
+                .iter()
+                .map(|signer| match signer.identity.starts_with("sha256:") {
+                    // A key, which the authority names.
+                    true => signer.authority.clone(),
+                    false => format!("{} ({})", signer.authority, signer.identity),
+                })
+                .collect();
             format!("verified by {}", voters.join(", "))
         }
         Err(_) => "not verified".to_owned(),

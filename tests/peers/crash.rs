@@ -24,7 +24,7 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
     let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("100ms"));
     let mut gate = Gate::start(config).await;
-    let (mut answers, mut opened, mut published, mut leftovers) = (0, 0, 0, 0);
+    let (mut answers, mut opened, mut published, mut leftovers, mut set_aside) = (0, 0, 0, 0, 0);
     let [mut wanted, mut other] = versions.each_ref();
     let began = Instant::now();
     for kill in 0..KILLS {
@@ -43,16 +43,25 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
             (published, wanted, other) = (published + 1, other, wanted);
         }
         leftovers += half_written(&gate);
-        let trouble = log.iter().find(|line| line["level"] == "ERROR");
-        assert!(trouble.is_none(), "kill {kill}: {log:#?}");
+        let mut trouble = log.iter().filter(|line| line["level"] == "ERROR");
+        if log.iter().any(is_set_aside) {
+            // Two kills in a row have met the same step, which here takes a large part of a life. It
+            // looks like a bundle that ends the process; the alarm names the file to remove.
+            set_aside += 1;
+            fs::remove_file(gate.folder().join("cache/attempts.log")).unwrap();
+        }
+        assert!(trouble.all(is_set_aside), "kill {kill}: {log:#?}");
     }
     let seconds = began.elapsed().as_secs_f64();
     let transfers: usize = versions.iter().map(|version| version.transfers(&registry)).sum();
     println!(
-        "crash | {KILLS} kills in {seconds:.0} s | cache opened {opened} times, {leftovers} files were half written"
+        "crash | {KILLS} kills in {seconds:.0} s | cache opened {opened} times, {leftovers} files were half written, \
+         {set_aside} times two kills in a row met one step"
     );
     println!("crash | {transfers} transfers begun | {published} versions published | {answers} answers, all right");
     assert!(transfers > 0 && answers > 0, "killed too early to show anything");
+    // The last kills may have done so as well.
+    let _ = fs::remove_file(gate.folder().join("cache/attempts.log"));
     gate.restart().await;
     for version in &versions {
         version.move_tag(&registry).await;
@@ -60,6 +69,11 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
         assert!(ask(&gate, &versions, Instant::now() + LIFE).await > 0);
     }
     assert!(gate.log().iter().any(|line| line["message"] == "cache opened"), "{:#?}", gate.log());
+}
+
+/// Whether a line of the log is the alarm about an artifact that the process died of twice.
+fn is_set_aside(line: &serde_json::Value) -> bool {
+    line["message"].as_str().is_some_and(|message| message.starts_with("not opened again: "))
 }
 
 /// Asks for the bundle until `until`. Whatever is served is one of `versions`, with its own
