@@ -83,7 +83,7 @@ async fn a_policy_is_questioned_at_a_prompt() {
     terminal.shows("true").await;
     terminal.shows("> ").await;
     terminal.type_in("1 +\n");
-    terminal.shows("it ends too early").await;
+    terminal.shows("unexpected end of input").await;
     terminal.shows("> ").await;
     // Up brings the line before back, Ctrl-C drops it.
     terminal.type_in("\u{1b}[A");
