@@ -12,8 +12,8 @@ const MAX_GROWTH: usize = 8;
 ///
 /// A stream may hold several documents: the first one counts, and all have to be YAML. A text
 /// without a document is null. A text that is valid JSON is YAML, too, but OPA reads it as
-/// JSON, with numbers as they are written: whoever reads a data file tries that first, after a
-/// UTF-8 byte order mark is removed.
+/// JSON, with numbers as they are written: a data file is first tried as JSON, after a UTF-8
+/// byte order mark is removed.
 ///
 /// # Errors
 /// With line and column, when OPA refuses the text, or when it can't be carried exactly:

@@ -23,7 +23,7 @@ use self::{state::State, workshop::Workshop};
 use super::{gate::Gate, opa::OpaChoice, say, tell};
 use crate::{config::Config, sign::KeyPair};
 
-/// That connections are fewer than usual is nobody's trouble on a machine for editing.
+/// The warning about few open files does not matter on a machine for editing.
 pub(super) const LOG: &str = "warn,bundlegate::cli::open_files=error";
 /// The local disk answers in milliseconds.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
