@@ -117,10 +117,11 @@ pub(super) fn walk<E: From<NotABundle>>(
         }
         let size = entry.size();
         if sparse.is_sparse() {
-            let expanded = sparse.expand(&mut entry).map_err(failed)?;
-            let size = expanded.size();
-            // Holes come from nowhere, so they are counted here.
-            let mut content = Capped { inner: expanded, left: Rc::clone(&left) };
+            let mut content = sparse.expand(&mut entry).map_err(failed)?;
+            let size = content.size();
+            // Holes come from nowhere, so they are counted here, whether or not they are read.
+            let rest = left.get().checked_sub(size).ok_or(NotABundle::UnpacksTooLarge { limit: limits.unpacked })?;
+            left.set(rest);
             visit(&mut Entry { name, size, content: &mut content, limits })?;
         } else {
             visit(&mut Entry { name, size, content: &mut entry, limits })?;

@@ -355,6 +355,30 @@ mod tests {
         }
     }
 
+    /// As GNU tar writes it (`tar --sparse --format=posix`), and OPA loads it.
+    #[test]
+    fn a_sparse_file_is_what_it_expands_to() {
+        let sparse = |size: &str, map: &[u8]| {
+            let mut builder = tar::Builder::new(Vec::new());
+            let records = [("major", "1"), ("minor", "0"), ("name", "data.json"), ("realsize", size)];
+            let records = records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()));
+            builder.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), *value))).unwrap();
+            let mut content = map.to_vec();
+            content.resize(512, 0);
+            content.extend(b"{\"a\":1}");
+            let mut header = tar::Header::new_ustar();
+            header.set_path("GNUSparseFile.0/data.json").unwrap();
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, content.as_slice()).unwrap();
+            open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
+        };
+        sparse("7", b"1\n0\n7\n").unwrap();
+        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), NotABundle::File { .. }), "zeros are no JSON");
+        let error = sparse("9999999", b"1\n0\n7\n").unwrap_err();
+        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
+    }
+
     #[test]
     fn a_manifest_has_a_limit_of_its_own() {
         let large = format!(r#"{{"metadata":{{"a":"{}"}}}}"#, "x".repeat(2 << 20));
