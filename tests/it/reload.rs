@@ -391,6 +391,11 @@ async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_renames() {
         config["bundles"]["second"] = config["bundles"]["authz"].clone();
         let serving = Serving::start(key, &config).await;
         let etag = tag(&serving.get("", 60).await);
+        let second_is = async |state: &str| {
+            let status: Value = serde_json::from_str(&serving.admin("/status").await).unwrap();
+            (status["bundles"]["second"]["state"] == state).then_some(())
+        };
+        serving.until("the second is served", async || second_is("serving").await).await;
         dead(&registry);
         let (authority, keys, digests) = match what {
             "a key" => ("release", json!([{ "file": "key.pub", "revoked": true }]), json!([])),
@@ -408,11 +413,7 @@ async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_renames() {
         let read = serving.said("configuration read again", |line| line["outcome"] == "applied").await;
         assert_eq!(read["bundles"], 2, "{what}");
         serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
-        let second = async || {
-            let status: Value = serde_json::from_str(&serving.admin("/status").await).unwrap();
-            (status["bundles"]["second"]["state"] == "withdrawn").then_some(())
-        };
-        serving.until("the second is withdrawn", second).await;
+        serving.until("the second is withdrawn", async || second_is("withdrawn").await).await;
         assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND, "{what}");
         let waits = serving.said("these changes of the configuration take effect at the next start", |_| true).await;
         for key in
