@@ -5,7 +5,7 @@ use regorus::unstable::{Expr, Rule, RuleHead};
 use super::{
     diagnostic::Diagnostic,
     package::{Declaration, declaration},
-    statements::{Statement, statements},
+    statements::{Statement, skip_quoted, statements},
 };
 
 /// Which Rego a file without imports is written in (`.manifest`, `rego_version`).
@@ -179,16 +179,6 @@ fn effort(text: &str) -> u64 {
         sum = sum.saturating_add(1_u64.checked_shl(doublings).unwrap_or(u64::MAX));
     }
     sum
-}
-
-fn skip_quoted(characters: &mut std::str::Chars<'_>) {
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' => drop(characters.next()),
-            '"' => return,
-            _ => {}
-        }
-    }
 }
 
 /// Errors of one file that are told.

@@ -54,7 +54,8 @@ fn opens_raw_string(line: &str, open: bool) -> bool {
     now != open
 }
 
-fn skip_quoted(characters: &mut std::str::Chars<'_>) {
+/// Takes the rest of a string whose first quote has been taken.
+pub(super) fn skip_quoted(characters: &mut std::str::Chars<'_>) {
     while let Some(character) = characters.next() {
         match character {
             '\\' => drop(characters.next()),

@@ -96,7 +96,7 @@ async fn tagged(registries: &Registries, repository: &Repository) -> anyhow::Res
 }
 
 /// What a tag names. One that can't be asked for, or that the registry has no sound manifest
-/// for, is listed without a digest: whoever can push must not be able to hide the others.
+/// for, is listed without a digest: a pusher must not be able to hide the others.
 async fn digest(source: &Source, repository: &Repository, tag: &str) -> anyhow::Result<Option<Digest>> {
     let Ok(reference) = format!("{repository}:{tag}").parse::<Reference>() else { return Ok(None) };
     match source.resolve(&reference).await {

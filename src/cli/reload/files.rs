@@ -21,7 +21,7 @@ use crate::oci::{Digest, read_regular};
 const LOOK_AGAIN: Duration = Duration::from_millis(750);
 /// Editors write a file in several steps, and people several files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Somebody who writes all the time is not waited for: a token that is taken away counts no more
+/// A program that writes all the time is not waited for: a token that is taken away counts no more
 /// after two seconds at most.
 const STEPS: usize = 10;
 /// No file of a configuration is longer.
