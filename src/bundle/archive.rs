@@ -7,12 +7,12 @@ use std::{
 };
 
 use flate2::bufread::MultiGzDecoder;
-use tar::EntryType;
 
 use super::{
     Limits, NoBundle, NotABundle,
     document::{Detail, Document, DocumentError},
-    sparse::SparseRecords,
+    paths::base,
+    tar_stream::TarReader,
     tarball::Tarball,
 };
 use crate::oci::Blob;
@@ -21,7 +21,6 @@ use crate::oci::Blob;
 pub(super) const MAX_YAML_BYTES: u64 = 16 << 20;
 /// Bytes of a file's name (Linux's `PATH_MAX`).
 const MAX_NAME_BYTES: usize = 4096;
-const BLOCK_BYTES: u64 = 512;
 
 /// One file of a tarball.
 pub(super) struct Entry<'a> {
@@ -45,7 +44,7 @@ impl Entry<'_> {
     /// more memory than what is kept of it.
     pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, NotABundle> {
         let refused = |reason: String| NotABundle::File { path: self.name.clone(), reason };
-        let document = if self.name.ends_with(".json") {
+        let document = if base(&self.name).ends_with(".json") {
             let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
             let start = content.fill_buf().map_err(|error| broken(&error, self.limits))?;
             if start.starts_with(b"\xef\xbb\xbf") {
@@ -92,87 +91,48 @@ pub(super) fn walk<E: From<NotABundle>>(
     let failed = |error: io::Error| broken(&error, limits);
     let left = Rc::new(Cell::new(limits.unpacked));
     let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: Rc::clone(&left) };
-    let mut archive = tar::Archive::new(inflated);
+    let mut archive = TarReader::new(inflated);
     let mut files = 0;
-    for entry in archive.entries().map_err(failed)? {
-        let mut entry = entry.map_err(failed)?;
-        let sparse = sparse_records(&mut entry).map_err(failed)?;
-        let name = match sparse.name.clone().filter(|_| sparse.is_sparse()) {
-            Some(name) => name,
-            None => String::from_utf8_lossy(&entry.path_bytes()).into_owned(),
-        };
-        let kind = entry.header().entry_type();
-        check_place(kind, &name)?;
+    while let Some(mut member) = archive.next().map_err(failed)? {
+        let name = String::from_utf8_lossy(&member.name).into_owned();
+        check_place(member.kind, &name)?;
+        // What is content to one reader would be further files to another.
+        if member.is_ambiguous {
+            return Err(NotABundle::File { path: name, reason: "its size is said twice and differently".into() }.into());
+        }
         // OPA skips everything else in silence.
-        if !is_regular(kind, &name) {
+        if !member.is_file() {
             continue;
         }
         files += 1;
         if files > limits.files {
             return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
         }
-        // What is content to a reader of extensions would be further files to others.
-        if entry.header().size().map_err(failed)? != entry.size() {
-            return Err(NotABundle::File { path: name, reason: "its size is said twice and differently".into() }.into());
-        }
-        let size = entry.size();
-        if sparse.is_sparse() {
-            let mut content = sparse.expand(&mut entry).map_err(failed)?;
-            let size = content.size();
-            // Holes come from nowhere, so they are counted here, whether or not they are read.
+        let size = member.size;
+        if member.is_sparse() {
+            // Holes come from nowhere, so they are counted here.
             let rest = left.get().checked_sub(size).ok_or(NotABundle::UnpacksTooLarge { limit: limits.unpacked })?;
             left.set(rest);
-            visit(&mut Entry { name, size, content: &mut content, limits })?;
-        } else {
-            visit(&mut Entry { name, size, content: &mut entry, limits })?;
         }
+        let mut content = archive.content(&mut member);
+        visit(&mut Entry { name, size, content: &mut content, limits })?;
+        // OPA reads every file to its end.
+        io::copy(&mut content, &mut io::sink()).map_err(failed)?;
     }
-    check_end(archive.into_inner()).map_err(failed)?;
     Ok(())
-}
-
-/// Two blocks of zeros end an archive, or the end of the stream does. One block of zeros with
-/// anything else behind it is no end to Go's `archive/tar`.
-fn check_end(mut rest: impl Read) -> io::Result<()> {
-    let mut block = Vec::new();
-    rest.by_ref().take(BLOCK_BYTES).read_to_end(&mut block)?;
-    if block.is_empty() || (block.len() as u64 == BLOCK_BYTES && block.iter().all(|byte| *byte == 0)) {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "content behind a block of zeros"))
-}
-
-/// Of the old type for files, those whose names end with a slash are folders.
-fn is_regular(kind: EntryType, name: &str) -> bool {
-    match kind.as_byte() {
-        b'0' => true,
-        0 => !name.ends_with('/'),
-        _ => false,
-    }
-}
-
-fn sparse_records(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<SparseRecords> {
-    let mut records = SparseRecords::default();
-    for record in entry.pax_extensions()?.into_iter().flatten() {
-        let record = record?;
-        if let (Ok(key), Ok(value)) = (record.key(), record.value()) {
-            records.add(key, value);
-        }
-    }
-    Ok(records)
 }
 
 /// A program that unpacks a tarball that is served here must find files and folders below the
 /// place that its user chose, and nothing else. OPA never unpacks, but others read the same
 /// bytes.
-fn check_place(kind: EntryType, name: &str) -> Result<(), NotABundle> {
+fn check_place(kind: u8, name: &str) -> Result<(), NotABundle> {
     let refused = |reason: &str| {
         let path = name.chars().take(MAX_NAME_BYTES / 16).collect();
         Err(NotABundle::File { path, reason: reason.to_owned() })
     };
     match kind {
-        EntryType::Link | EntryType::Symlink => refused("it is a link"),
-        EntryType::Char | EntryType::Block | EntryType::Fifo => refused("it is a device"),
+        b'1' | b'2' => refused("it is a link"),
+        b'3' | b'4' | b'6' => refused("it is a device"),
         _ if name.len() > MAX_NAME_BYTES => refused("its name is longer than 4096 bytes"),
         // OPA's own bundles begin every name with a slash.
         _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),

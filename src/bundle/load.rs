@@ -3,8 +3,8 @@
 //! `v1/bundle/bundle.go`, `writeData` in `v1/bundle/store.go`, of OPA 1.22).
 //!
 //! What is stricter here, on purpose: links, devices, names that lead out of the bundle or are
-//! longer than 4096 bytes, and sizes that are stated twice are refused, because other programs
-//! that unpack the same bytes may be led astray; so are delta bundles, which bypass OPA's
+//! longer than 4096 bytes, and sizes that are stated twice or by a folder are refused, because
+//! other programs that unpack the same bytes may find other files; so are delta bundles, which bypass OPA's
 //! signatures before 1.21.3, and manifests in protobuf, which OPA before 1.22 passes over, so
 //! that OPAs of different versions would see different roots. What is more lenient: Rego is
 //! not parsed beyond its package, so that neither its syntax nor a rule in the place of data is

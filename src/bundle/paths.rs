@@ -1,8 +1,8 @@
 //! Names of files in a bundle, and where OPA mounts what is in them.
 
-/// The file's own name.
+/// The file's own name. Slashes at the end don't count, as in Go's `filepath.Base`.
 pub(super) fn base(name: &str) -> &str {
-    name.rsplit('/').next().unwrap_or(name)
+    name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
 }
 
 /// Whether OPA loads a file as data.
@@ -47,8 +47,10 @@ mod tests {
             (".hidden/data.json", "hidden"),
             ("..data/x/data.json", "data.x"),
             ("a/.b/data.json", "a..b"),
+            ("a/data.json/", "a.data.json"),
         ] {
             assert_eq!(mount(name).join("."), path, "{name}");
+            assert!(is_data(name), "{name}");
         }
     }
 }

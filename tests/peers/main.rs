@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
 
 mod airgap;
+mod archives;
 mod builds;
 mod cosign;
 mod crash;

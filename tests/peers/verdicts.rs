@@ -30,13 +30,13 @@ const STRICTER: [&str; 6] = [
 /// and this build of OPA has no engine for WebAssembly.
 const LEFT_TO_OPA: [&str; 2] = ["rego_compile_error", "engine not found"];
 
-fn ours(tarball: &[u8]) -> Result<(), String> {
+pub(crate) fn ours(tarball: &[u8]) -> Result<(), String> {
     let blob = Blob::check(&Descriptor::of("", tarball), tarball.to_vec().into()).unwrap();
     Bundle::open(blob, &LIMITS).map(drop).map_err(|error| error.to_string())
 }
 
 /// What OPA 1.22.2 says of each file, in their order.
-async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
+pub(crate) async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
     let mut opa = Command::new(program("opa-verdicts"));
     let mut opa = opa.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let names: String = files.iter().map(|file| format!("{}\n", file.as_ref().display())).collect();
@@ -44,7 +44,7 @@ async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
     let writing = tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut input, names.as_bytes()).await });
     let output = opa.wait_with_output().await.unwrap();
     writing.await.unwrap().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
     let verdicts = said.lines().map(|line| match line.split_once(' ') {
         None => Ok(()),
         Some((_, reason)) => Err(reason.to_owned()),
@@ -55,7 +55,7 @@ async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
 }
 
 /// Whether the difference is one that is meant.
-fn is_meant(ours: &Result<(), String>, theirs: &Result<(), String>) -> bool {
+pub(crate) fn is_meant(ours: &Result<(), String>, theirs: &Result<(), String>) -> bool {
     match (ours, theirs) {
         (Err(reason), Ok(())) => STRICTER.iter().any(|meant| reason.contains(meant)),
         (Ok(()), Err(reason)) => LEFT_TO_OPA.iter().any(|meant| reason.contains(meant)),
@@ -314,7 +314,7 @@ fn generated(random: &mut Rng) -> (Vec<u8>, Vec<(String, String)>) {
     (tarball, files)
 }
 
-fn pick<'a, T>(random: &mut Rng, from: &'a [T]) -> &'a T {
+pub(crate) fn pick<'a, T>(random: &mut Rng, from: &'a [T]) -> &'a T {
     &from[random.usize(..from.len())]
 }
 
