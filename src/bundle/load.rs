@@ -4,12 +4,12 @@
 //!
 //! What is stricter here, on purpose: links, devices, names that lead out of the bundle or are
 //! longer than 4096 bytes, and sizes that are stated twice or by a folder are refused, because
-//! other programs that unpack the same bytes may find other files; so are delta bundles, which bypass OPA's
-//! signatures before 1.21.3, and manifests in protobuf, which OPA before 1.22 passes over, so
-//! that OPAs of different versions would see different roots. What is more lenient: Rego is
-//! not parsed beyond its package, so that neither its syntax nor a rule in the place of data is
-//! seen; `opa_check` leaves that to a real OPA. OPA's own signatures and WebAssembly are judged
-//! by the OPA that has the keys and the engine.
+//! other programs that unpack the same bytes may find other files; so are delta bundles, which
+//! bypass OPA's signatures before 1.21.3, and manifests in protobuf, which OPA before 1.22
+//! passes over, so that OPAs of different versions would see different roots. What is more
+//! lenient: Rego is not parsed beyond its package, so that neither its syntax nor a rule in the
+//! place of data is seen; `opa_check` leaves that to a real OPA. OPA's own signatures and
+//! WebAssembly are judged by the OPA that has the keys and the engine.
 
 use std::collections::HashSet;
 

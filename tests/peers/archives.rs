@@ -78,7 +78,7 @@ fn archive(random: &mut Rng) -> (Vec<u8>, Vec<String>) {
         for _ in 0..extensions {
             add(&mut archive, &mut listing, extension(random), random);
         }
-        let kind = *pick(random, b"000000000000\0\0575S1ZD");
+        let kind = *pick(random, b"000000000000\x00\x00575S1ZD");
         let name = pick(random, &["data.json", "a/data.json", "b/data.json", "README", "a/data.json/", "data.jso"]);
         let mut content = pick(random, CONTENTS).to_vec();
         // A map in front of the content fills a block.
@@ -183,61 +183,63 @@ fn extension(random: &mut Rng) -> Vec<u8> {
     member(magic(random), "././@LongLink", kind, &content)
 }
 
+const SPARSE: &[(&str, &str)] = &[
+    ("GNU.sparse.major", "1"),
+    ("GNU.sparse.minor", "0"),
+    ("GNU.sparse.major", "0"),
+    ("GNU.sparse.minor", "1"),
+    ("GNU.sparse.name", "data.json"),
+    ("GNU.sparse.name", "b/data.json"),
+    ("GNU.sparse.realsize", "7"),
+    ("GNU.sparse.size", "7"),
+    ("GNU.sparse.size", "8"),
+    ("GNU.sparse.size", "-1"),
+    ("GNU.sparse.size", ""),
+    ("GNU.sparse.map", "0,7"),
+    ("GNU.sparse.map", "0,2,2,5"),
+    ("GNU.sparse.map", ""),
+    ("GNU.sparse.map", "0,7,"),
+    ("GNU.sparse.numblocks", "1"),
+    ("GNU.sparse.numblocks", "2"),
+    ("GNU.sparse.numblocks", "0"),
+    ("GNU.sparse.offset", "0"),
+    ("GNU.sparse.numbytes", "7"),
+    ("GNU.sparse.offset", "7"),
+    ("GNU.sparse.numbytes", "0,7"),
+];
+const PLAIN: &[(&str, &str)] = &[
+    ("path", "a/data.json"),
+    ("path", "b/data.json"),
+    ("path", ""),
+    ("path", "data\0.json"),
+    ("path", "a/data.json/"),
+    ("size", "7"),
+    ("size", ""),
+    ("size", "+7"),
+    ("size", "-7"),
+    ("size", "x"),
+    ("size", "0"),
+    ("uid", "1"),
+    ("uid", "x"),
+    ("gid", "-1"),
+    ("gid", "99999999999999999999"),
+    ("mtime", "1.5"),
+    ("mtime", "1.5x"),
+    ("mtime", "-1."),
+    ("atime", ""),
+    ("ctime", "1e3"),
+    ("comment", "line\n17 path=x\n"),
+    ("comment", "\0"),
+    ("uname", "\0"),
+    ("linkpath", "x"),
+    ("a\0b", "c"),
+    ("SCHILY.xattr.user.x", "\0"),
+    ("", "x"),
+    ("path", "data.json"),
+];
+
+/// An extended header.
 fn records(random: &mut Rng) -> Vec<u8> {
-    const SPARSE: &[(&str, &str)] = &[
-        ("GNU.sparse.major", "1"),
-        ("GNU.sparse.minor", "0"),
-        ("GNU.sparse.major", "0"),
-        ("GNU.sparse.minor", "1"),
-        ("GNU.sparse.name", "data.json"),
-        ("GNU.sparse.name", "b/data.json"),
-        ("GNU.sparse.realsize", "7"),
-        ("GNU.sparse.size", "7"),
-        ("GNU.sparse.size", "8"),
-        ("GNU.sparse.size", "-1"),
-        ("GNU.sparse.size", ""),
-        ("GNU.sparse.map", "0,7"),
-        ("GNU.sparse.map", "0,2,2,5"),
-        ("GNU.sparse.map", ""),
-        ("GNU.sparse.map", "0,7,"),
-        ("GNU.sparse.numblocks", "1"),
-        ("GNU.sparse.numblocks", "2"),
-        ("GNU.sparse.numblocks", "0"),
-        ("GNU.sparse.offset", "0"),
-        ("GNU.sparse.numbytes", "7"),
-        ("GNU.sparse.offset", "7"),
-        ("GNU.sparse.numbytes", "0,7"),
-    ];
-    const PLAIN: &[(&str, &str)] = &[
-        ("path", "a/data.json"),
-        ("path", "b/data.json"),
-        ("path", ""),
-        ("path", "data\0.json"),
-        ("path", "a/data.json/"),
-        ("size", "7"),
-        ("size", ""),
-        ("size", "+7"),
-        ("size", "-7"),
-        ("size", "x"),
-        ("size", "0"),
-        ("uid", "1"),
-        ("uid", "x"),
-        ("gid", "-1"),
-        ("gid", "99999999999999999999"),
-        ("mtime", "1.5"),
-        ("mtime", "1.5x"),
-        ("mtime", "-1."),
-        ("atime", ""),
-        ("ctime", "1e3"),
-        ("comment", "line\n17 path=x\n"),
-        ("comment", "\0"),
-        ("uname", "\0"),
-        ("linkpath", "x"),
-        ("a\0b", "c"),
-        ("SCHILY.xattr.user.x", "\0"),
-        ("", "x"),
-        ("path", "data.json"),
-    ];
     let mut bytes = Vec::new();
     match random.u8(..4) {
         0 => {

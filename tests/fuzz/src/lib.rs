@@ -56,6 +56,26 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().expect("memory takes it")
 }
 
+/// A tar stream with one sparse file, as GNU tar writes it into a PAX archive.
+///
+/// # Panics
+/// When memory doesn't take it.
+pub fn sparse_tar(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let size = content.len().to_string();
+    let records = [("major", "1"), ("minor", "0"), ("name", name), ("realsize", size.as_str())];
+    let records = records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()));
+    let records = records.iter().map(|(key, value)| (key.as_str(), *value));
+    builder.append_pax_extensions(records).expect("memory takes it");
+    let mut pieces = format!("1\n0\n{size}\n").into_bytes();
+    pieces.resize(512, 0);
+    pieces.extend(content);
+    let mut header = tar::Header::new_ustar();
+    header.set_size(pieces.len() as u64);
+    builder.append_data(&mut header, "GNUSparseFile.0/x", pieces.as_slice()).expect("memory takes it");
+    builder.into_inner().expect("memory takes it")
+}
+
 /// A tar stream in which every header has the checksum that fits: a mutation of one would
 /// otherwise end at the reader's first look.
 pub fn sum_headers(stream: &[u8]) -> Vec<u8> {

@@ -14,7 +14,7 @@ use bundlegate::{
 // What the flags of fuzzing put into all code needs libFuzzer to link.
 use libfuzzer_sys as _;
 
-use bundlegate_fuzz::{BETWEEN, Believed, Case, PROOFS, Parts, forge, gzip, key, proof, tar};
+use bundlegate_fuzz::{BETWEEN, Believed, Case, PROOFS, Parts, forge, gzip, key, proof, sparse_tar, tar};
 use serde_json::json;
 
 const HEADERS: &[&str] = &[
@@ -187,6 +187,7 @@ fn bundles(seeds: &Seeds) -> io::Result<()> {
     seeds.add("bundle", &[b"\x00", gzip(&files).as_slice()].concat())?;
     let long = "d/".repeat(80) + "data.json";
     seeds.add("bundle", &[b"\x01", tar(&[(long.as_str(), b"{}".as_slice())]).as_slice()].concat())?;
+    seeds.add("bundle", &[b"\x01", sparse_tar("data.json", b"{}").as_slice()].concat())?;
     seeds.add("recipe", &[b"tfolder\n", tar(&[("folder/data.json", b"{}".as_slice())]).as_slice()].concat())
 }
 
