@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
 FROM rust:1.95-slim-bookworm AS build
-# jemalloc builds with make; gcc is there.
+# jemalloc (the feature) builds with make; gcc is there.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends make \
  && rm -rf /var/lib/apt/lists/*
@@ -11,7 +11,7 @@ COPY . .
 ARG TARGETARCH
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/build/target,id=bundlegate-target-${TARGETARCH},sharing=locked \
-    cargo build --release --locked --bin bundlegate \
+    cargo build --release --locked --features jemalloc --bin bundlegate \
  && install -D -m 0755 target/release/bundlegate /out/bundlegate \
  && install -d -m 0700 /out/cache
 
