@@ -19,6 +19,9 @@ use crate::oci::{Digest, read_regular};
 
 /// Not every file system tells of changes, and a link may change anywhere on the way.
 const LOOK_AGAIN: Duration = Duration::from_millis(750);
+/// Between two looks at least: a folder in which a log is written has thousands of events a
+/// second, each of which would read and hash all files.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// Editors write a file in several steps, and people several files.
 const SETTLE: Duration = Duration::from_millis(100);
 /// A program that writes all the time is not waited for: a token that is taken away counts no more
@@ -84,6 +87,7 @@ impl WatchedFiles {
             let _ = timeout(LOOK_AGAIN, self.happened.notified()).await;
             let mut now = self.look().await;
             if now == self.contents {
+                sleep(BETWEEN_LOOKS).await;
                 continue;
             }
             for _ in 0..STEPS {
