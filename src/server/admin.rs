@@ -13,7 +13,9 @@ use hyper::{
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, survey::Survey};
+use super::{
+    connection::Caller, drain::Leaving, holdout_tracker::Survey, renderer::Report, response, response_body::Content,
+};
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
@@ -49,16 +51,16 @@ impl Admin {
 
     pub(super) async fn answer(&self, request: Request<()>, caller: Caller) -> Response<Content> {
         if caller.is_too_many {
-            return respond::unavailable(None);
+            return response::unavailable(None);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = "use GET";
-            let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
+            let mut response = response::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
         match request.uri().path() {
-            "/livez" => respond::json(StatusCode::OK, &json!({ "live": true })),
+            "/livez" => response::json(StatusCode::OK, &json!({ "live": true })),
             "/readyz" => self.facts.readyz(),
             // With thousands of bundles these take their time, which no bundle request waits for.
             "/metrics" => {
@@ -72,7 +74,7 @@ impl Admin {
             }
             _ => {
                 let message = "there are /livez, /readyz, /metrics and /status";
-                respond::error(StatusCode::NOT_FOUND, "not_found", message, None)
+                response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
     }
@@ -84,7 +86,7 @@ impl Facts {
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let draining = self.leaving.has_begun();
         let lacking = if ready { Vec::new() } else { self.lacking() };
-        respond::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": lacking }))
+        response::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": lacking }))
     }
 
     fn is_ready(&self) -> bool {
@@ -157,9 +159,9 @@ impl Facts {
 fn made(document: Option<Bytes>, content_type: HeaderValue) -> Response<Content> {
     let Some(document) = document else {
         let message = "making the document failed, the log says why; please report this";
-        return respond::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None);
+        return response::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None);
     };
-    respond::text(StatusCode::OK, content_type, document)
+    response::text(StatusCode::OK, content_type, document)
 }
 
 fn lost_status(lost: &Lost, clients: Option<usize>) -> Value {

@@ -20,7 +20,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Deadlines, content::Content, date, drain::Leaving, http1, http2, idle::Seat, patient::Patient, prefixed::Prefixed,
+    Deadlines, date, drain::Leaving, http1, http2, idle_connections::Seat, prefixed_stream::Prefixed,
+    response_body::Content, write_timeout::Patient,
 };
 
 /// A transport, with TLS or without.

@@ -7,7 +7,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
     connection::{CLOSE, Caller, Context, Transport, complete},
-    content::{Content, Sending},
+    response_body::{Content, Sending},
 };
 
 /// Request lines and headers together.
@@ -66,8 +66,8 @@ mod tests {
     use crate::server::{
         Deadlines,
         drain::{Leaving, Phase},
-        idle::{Idle, Limits, Seat},
-        patient::Patient,
+        idle_connections::{Idle, Limits, Seat},
+        write_timeout::Patient,
     };
 
     fn connected(content: Content) -> (DuplexStream, Arc<Seat>, JoinHandle<()>) {

@@ -28,10 +28,10 @@ use tokio::{
 
 use super::{
     connection::{Caller, Context, Transport, complete},
-    content::Content,
     drain::Leaving,
-    idle::PROGRESS_BYTES,
-    responding::Responding,
+    idle_connections::PROGRESS_BYTES,
+    response_body::Content,
+    unsent_response::Responding,
 };
 
 /// Requests at a time on one connection; a balancer sends many long polls over one.
@@ -264,8 +264,8 @@ mod tests {
         server::{
             Deadlines,
             drain::Phase,
-            idle::{Idle, Limits, Seat},
-            patient::Patient,
+            idle_connections::{Idle, Limits, Seat},
+            write_timeout::Patient,
         },
     };
 

@@ -21,10 +21,10 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Deadlines,
     connection::{self, Caller, Context},
-    content::Content,
     drain::Leaving,
     http2,
-    idle::{Idle, Limits},
+    idle_connections::{Idle, Limits},
+    response_body::Content,
 };
 use crate::metrics::InFlight;
 

@@ -1,27 +1,27 @@
 //! The HTTP side: it sees snapshots, never a registry, a key or a cache.
 
 mod admin;
-mod api;
+mod bundle_api;
 mod clients;
-mod conditional;
 mod connection;
-mod content;
 mod date;
 mod drain;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod holdout_tracker;
 mod http1;
 mod http2;
-mod idle;
+mod idle_connections;
+mod if_none_match;
 mod listener;
-mod patient;
 mod prefer;
-mod prefixed;
-mod proxies;
-mod report;
-mod respond;
-mod responding;
-mod survey;
+mod prefixed_stream;
+mod renderer;
+mod response;
+mod response_body;
+mod trusted_proxies;
+mod unsent_response;
+mod write_timeout;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -33,14 +33,14 @@ use tokio::{
 
 use self::{
     admin::Admin,
-    api::Api,
+    bundle_api::Api,
     drain::{Leaving, Phase},
+    holdout_tracker::Survey,
     listener::{Connections, bind, tell_of_a_small_backlog},
-    survey::Survey,
 };
 pub use self::{
     clients::{Clients, LiveClients},
-    proxies::TrustedProxies,
+    trusted_proxies::TrustedProxies,
 };
 use crate::{catalog::Catalog, metrics::Metrics};
 

@@ -22,7 +22,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{clients::Credential, conditional::Tags};
+use super::{clients::Credential, if_none_match::Tags};
 use crate::watch::Lost;
 
 /// OPA polls every two minutes at most by default.

@@ -17,15 +17,14 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     LongPoll,
     clients::{Access, Credential, LiveClients},
-    conditional::Tags,
     connection::Caller,
-    content::Content,
     drain::Leaving,
-    idle::Seat,
-    prefer,
-    proxies::TrustedProxies,
-    respond,
-    survey::{Survey, Who},
+    holdout_tracker::{Survey, Who},
+    idle_connections::Seat,
+    if_none_match::Tags,
+    prefer, response,
+    response_body::Content,
+    trusted_proxies::TrustedProxies,
 };
 use crate::{
     catalog::{self, Catalog},
@@ -95,17 +94,17 @@ impl Api {
     /// The request itself ends here: its headers are not kept while it is held.
     fn route(&self, request: Request<()>, caller: Caller) -> Route<'_> {
         if caller.is_too_many {
-            return Route::Answered(respond::unavailable(None));
+            return Route::Answered(response::unavailable(None));
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = "bundles are read with GET or HEAD";
-            let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
+            let mut response = response::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return Route::Answered(response);
         }
         let Some(resource) = resource(request.uri().path()) else {
             let message = "the path is not percent-encoded UTF-8";
-            return Route::Answered(respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
+            return Route::Answered(response::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
         };
         let found = self.catalog.find(&resource);
         let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
@@ -148,15 +147,15 @@ impl Api {
             return refusal;
         }
         match answer {
-            Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
+            Answer::NotModified(snapshot) => response::not_modified(&snapshot),
             Answer::Absent { reason, message } => {
-                respond::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
+                response::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
             }
-            Answer::Unavailable => respond::unavailable(Some(handle.name())),
+            Answer::Unavailable => response::unavailable(Some(handle.name())),
             Answer::Bundle(snapshot) => {
                 let plain = question.wait.is_none() && question.predates_long_polling;
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
-                let response = respond::bundle(&snapshot, content_type);
+                let response = response::bundle(&snapshot, content_type);
                 // HEAD has the same answer at the same time, but for the body.
                 if !question.is_head {
                     let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
@@ -280,12 +279,12 @@ pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
 }
 
 fn not_found() -> Response<Content> {
-    respond::error(StatusCode::NOT_FOUND, "not_found", "no such bundle, or not for this client", None)
+    response::error(StatusCode::NOT_FOUND, "not_found", "no such bundle, or not for this client", None)
 }
 
 fn unauthorized() -> Response<Content> {
     let message = "send a bearer token that the gateway knows";
-    let mut response = respond::error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
+    let mut response = response::error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

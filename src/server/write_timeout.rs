@@ -13,7 +13,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::idle::Seat;
+use super::idle_connections::Seat;
 
 /// Ends with `TimedOut` when the peer takes nothing for a while, so that a client which asks
 /// and does not read can't keep its place for ever. Tells the seat what goes to and fro.
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::server::{
         Deadlines,
-        idle::{Idle, Limits},
+        idle_connections::{Idle, Limits},
     };
 
     const PATIENCE: Duration = Duration::from_secs(60);

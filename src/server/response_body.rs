@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::responding::Responding;
+use super::unsent_response::Responding;
 use crate::oci::Blob;
 
 /// What a response consists of beside its headers.
@@ -42,7 +42,7 @@ impl Content {
 }
 
 /// A body for HTTP/1. hyper asks for the next piece when the socket has taken the last one but
-/// for a few KiB, and the socket's own deadline ([`super::patient`]) sees to progress.
+/// for a few KiB, and the socket's own deadline ([`super::write_timeout`]) sees to progress.
 #[derive(Debug)]
 pub(super) struct Sending {
     content: Content,

@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::idle::{PROGRESS_BYTES, Seat};
+use super::idle_connections::{PROGRESS_BYTES, Seat};
 
 /// The most that is read from a file at once.
 const LARGE: usize = 64 << 10;

@@ -7,7 +7,7 @@ use hyper::{
 };
 use serde_json::json;
 
-use super::{connection::CLOSE, content::Content};
+use super::{connection::CLOSE, response_body::Content};
 use crate::watch::Snapshot;
 
 /// What OPA takes as a sign that it talks to a bundle service.

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Deadlines, responding::Responding};
+use super::{Deadlines, unsent_response::Responding};
 
 /// How many connections are looked at for one that may end, so that the cost is the same
 /// however many there are.
