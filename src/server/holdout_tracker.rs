@@ -1,16 +1,16 @@
-//! Who still runs a version that was withdrawn.
+//! Counts clients that still run a withdrawn version, by the first tag in `If-None-Match`.
 //!
-//! Withdrawing stops distribution, not enforcement, so somebody wants to know how far it has
-//! got. Counted are only requests that find a bundle withdrawn, by the tag that they say they
-//! run: whoever is served, or told that nothing has changed, costs nothing here.
+//! Withdrawing a bundle stops its distribution, not its enforcement; the count shows how far a
+//! withdrawal has got. Only requests for a withdrawn bundle are recorded, so a 200 or a 304 costs
+//! nothing here.
 //!
-//! A client is an address, its credential and its agent. Behind a proxy that
-//! `server.trusted_proxies` names it is the address which that proxy forwards. An agent anybody who
-//! may read could make up, to be counted as often as it likes, so only a few of them are told
-//! apart. Where several look the same, those that wait at the same time are told apart.
-//! It counts while it waits, and for [`RECENT`] after it asked; so one that does not poll as
-//! often as that is missed, as is one that has not asked since the withdrawal, and several that
-//! look the same and never wait at the same time count as one.
+//! A client is identified by address, credential and `User-Agent`. Behind a proxy of
+//! `server.trusted_proxies` the address is the one that the proxy forwards. A client can send any
+//! `User-Agent`, so at most [`MAX_USER_AGENTS`] of them are distinguished for each address and
+//! credential. Clients with the same identity count separately while their requests are held at
+//! the same time, and otherwise as one. A client counts while its request is held and for
+//! [`RETENTION`] afterwards, so clients that poll less often, or have not polled since the
+//! withdrawal, are not counted.
 
 use std::{
     collections::HashMap,
@@ -22,20 +22,19 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{clients::Credential, if_none_match::Tags};
+use super::{clients::Credential, if_none_match::IfNoneMatch};
 use crate::watch::Lost;
 
-/// OPA polls every two minutes at most by default.
-const RECENT: Duration = Duration::from_secs(300);
-/// Clients of a bundle that are told apart; a few megabytes. More count as so many.
-const MOST: usize = 1 << 16;
+/// How long a client counts after its last request. OPA polls every two minutes at most by default.
+const RETENTION: Duration = Duration::from_secs(300);
+/// Clients that are tracked for each bundle, in a few megabytes. Further ones are not counted.
+const MAX_TRACKED_CLIENTS: usize = 1 << 16;
+/// Values of `User-Agent` that are distinguished for each address and credential.
+const MAX_USER_AGENTS: usize = 4;
 
-/// Agents that are told apart behind one address with one credential.
-const AGENTS: usize = 4;
-
-/// The withdrawn versions that somebody still runs. Cheap to clone.
+/// The clients that still run a withdrawn version, by bundle. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Survey(Arc<Inner>);
+pub(super) struct HoldoutTracker(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -43,87 +42,93 @@ struct Inner {
     keys: RandomState,
 }
 
-/// Those who run one withdrawn version.
+/// The clients that run one withdrawn version.
 #[derive(Debug)]
 struct Holdouts {
     etag: String,
-    clients: HashMap<Key, Client>,
-    /// The agents by address and credential, in the order in which they came.
-    agents: HashMap<u64, Vec<u64>>,
-    /// How many they are: each counts once, or as often as it waits.
+    clients: HashMap<Key, Activity>,
+    /// Hashes of `User-Agent` by address and credential, in the order of their first request.
+    user_agents: HashMap<u64, Vec<u64>>,
+    /// The number of clients. A client counts once, or as often as it has held requests.
     total: usize,
-    /// The count at which the log was last told.
-    told: usize,
+    /// The count that was logged last.
+    logged: usize,
 }
 
-/// A hash of address and credential, and which of its agents.
+/// A hash of address and credential, and the index of the `User-Agent`.
 type Key = (u64, usize);
 
-/// Who asks, as far as it can be told.
+/// The identity of a client.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Who {
+pub(super) struct ClientId {
     pub(super) address: IpAddr,
     pub(super) credential: Credential,
-    /// A hash of what it calls itself.
-    pub(super) agent: u64,
+    /// A hash of `User-Agent`.
+    pub(super) user_agent: u64,
 }
 
 #[derive(Debug)]
-struct Client {
+struct Activity {
     waiting: u32,
     last: Instant,
 }
 
-/// A request that is counted; waiting for as long as this lives.
+/// A recorded request, which counts as held until this is dropped.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    survey: Survey,
+pub(super) struct WaitGuard {
+    tracker: HoldoutTracker,
     bundle: String,
     etag: String,
     client: Key,
 }
 
-impl Survey {
-    /// Counts somebody who has found a bundle withdrawn, if that is what it runs.
-    pub(super) fn count(&self, bundle: &str, lost: &Lost, tags: &Tags, who: &Who) -> Option<Waiting> {
+impl HoldoutTracker {
+    /// Records a request for a withdrawn bundle, if its client runs the withdrawn version.
+    pub(super) fn record(
+        &self,
+        bundle: &str,
+        lost: &Lost,
+        if_none_match: &IfNoneMatch,
+        client_id: &ClientId,
+    ) -> Option<WaitGuard> {
         let etag = lost.etag.as_deref()?;
-        let base = self.0.keys.hash_one((who.address, who.credential));
+        let base = self.0.keys.hash_one((client_id.address, client_id.credential));
         let mut bundles = self.lock();
-        if !tags.runs(etag) {
-            // Somebody who looks like it has got away from it.
+        if !if_none_match.is_current(etag) {
+            // The client, or one with the same identity, runs another version now.
             let holdouts = bundles.get_mut(bundle)?;
-            let client = holdouts.key(base, who.agent);
+            let client = holdouts.key(base, client_id.user_agent);
             if holdouts.clients.get(&client).is_some_and(|client| client.waiting == 0) {
                 holdouts.clients.remove(&client);
                 holdouts.total -= 1;
             }
             return None;
         }
-        let holdouts = bundles.entry(bundle.to_owned()).or_insert_with(|| Holdouts::of(etag));
+        let holdouts = bundles.entry(bundle.to_owned()).or_insert_with(|| Holdouts::new(etag));
         if holdouts.etag != etag {
-            *holdouts = Holdouts::of(etag);
+            *holdouts = Holdouts::new(etag);
         }
-        let client = holdouts.key(base, who.agent);
-        if holdouts.clients.len() >= MOST && !holdouts.clients.contains_key(&client) {
+        let client = holdouts.key(base, client_id.user_agent);
+        if holdouts.clients.len() >= MAX_TRACKED_CLIENTS && !holdouts.clients.contains_key(&client) {
             return None;
         }
-        holdouts.enter(client, who.agent);
-        holdouts.tell(bundle, lost);
-        Some(Waiting { survey: self.clone(), bundle: bundle.to_owned(), etag: etag.to_owned(), client })
+        holdouts.begin_wait(client, client_id.user_agent);
+        holdouts.log_growth(bundle, lost);
+        Some(WaitGuard { tracker: self.clone(), bundle: bundle.to_owned(), etag: etag.to_owned(), client })
     }
 
-    /// How many clients run it still, as far as they have asked; `None` where its tag is not
-    /// known.
-    pub(super) fn holdouts(&self, bundle: &str, lost: &Lost) -> Option<usize> {
+    /// The number of clients that still run the withdrawn version; `None` where its tag is
+    /// unknown.
+    pub(super) fn count(&self, bundle: &str, lost: &Lost) -> Option<usize> {
         let etag = lost.etag.as_deref()?;
         let mut bundles = self.lock();
         let Some(holdouts) = bundles.get_mut(bundle).filter(|holdouts| holdouts.etag == etag) else { return Some(0) };
-        holdouts.forget_the_silent();
+        holdouts.expire();
         Some(holdouts.total)
     }
 
-    /// Forgets what was known of a bundle that is not withdrawn any more.
-    pub(super) fn close(&self, bundle: &str) {
+    /// Removes the clients of a bundle that is no longer withdrawn.
+    pub(super) fn clear(&self, bundle: &str) {
         self.lock().remove(bundle);
     }
 
@@ -133,61 +138,62 @@ impl Survey {
 }
 
 impl Holdouts {
-    fn of(etag: &str) -> Self {
-        Self { etag: etag.to_owned(), clients: HashMap::new(), agents: HashMap::new(), total: 0, told: 0 }
+    fn new(etag: &str) -> Self {
+        Self { etag: etag.to_owned(), clients: HashMap::new(), user_agents: HashMap::new(), total: 0, logged: 0 }
     }
 
-    fn key(&self, base: u64, agent: u64) -> Key {
-        let agents = self.agents.get(&base).map_or(&[][..], Vec::as_slice);
-        let known = agents.iter().position(|known| *known == agent);
-        (base, known.unwrap_or(agents.len()).min(AGENTS - 1))
+    fn key(&self, base: u64, user_agent: u64) -> Key {
+        let user_agents = self.user_agents.get(&base).map_or(&[][..], Vec::as_slice);
+        let known = user_agents.iter().position(|known| *known == user_agent);
+        (base, known.unwrap_or(user_agents.len()).min(MAX_USER_AGENTS - 1))
     }
 
-    fn enter(&mut self, client: Key, agent: u64) {
-        let agents = self.agents.entry(client.0).or_default();
-        if client.1 == agents.len() {
-            agents.push(agent);
+    fn begin_wait(&mut self, client: Key, user_agent: u64) {
+        let user_agents = self.user_agents.entry(client.0).or_default();
+        if client.1 == user_agents.len() {
+            user_agents.push(user_agent);
         }
         let waiting = self.clients.get(&client).map(|known| known.waiting);
-        // Who was here and does not wait, counts already.
+        // A known client without a held request counts already.
         if waiting != Some(0) {
             self.total += 1;
         }
-        self.clients.insert(client, Client { waiting: waiting.unwrap_or_default() + 1, last: Instant::now() });
+        self.clients.insert(client, Activity { waiting: waiting.unwrap_or_default() + 1, last: Instant::now() });
     }
 
-    fn leave(&mut self, client: Key) {
+    fn end_wait(&mut self, client: Key) {
         let Some(known) = self.clients.get_mut(&client).filter(|known| known.waiting > 0) else { return };
-        *known = Client { waiting: known.waiting - 1, last: Instant::now() };
+        *known = Activity { waiting: known.waiting - 1, last: Instant::now() };
         if known.waiting > 0 {
             self.total -= 1;
         }
     }
 
-    fn forget_the_silent(&mut self) {
+    fn expire(&mut self) {
         let before = self.clients.len();
-        self.clients.retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RECENT);
+        self.clients.retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RETENTION);
         self.total -= before - self.clients.len();
         let clients = &self.clients;
-        self.agents.retain(|base, agents| (0..agents.len()).any(|agent| clients.contains_key(&(*base, agent))));
+        self.user_agents
+            .retain(|base, user_agents| (0..user_agents.len()).any(|index| clients.contains_key(&(*base, index))));
     }
 
-    /// Tells the log at 1, 2, 4, 8 … clients.
-    fn tell(&mut self, bundle: &str, lost: &Lost) {
+    /// Logs a warning at 1, 2, 4, 8 … clients.
+    fn log_growth(&mut self, bundle: &str, lost: &Lost) {
         let clients = self.total;
-        if clients.is_power_of_two() && clients > self.told {
-            self.told = clients;
+        if clients.is_power_of_two() && clients > self.logged {
+            self.logged = clients;
             let manifest = &lost.manifest;
             tracing::warn!(bundle, %manifest, clients, "clients still run the version that was withdrawn");
         }
     }
 }
 
-impl Drop for Waiting {
+impl Drop for WaitGuard {
     fn drop(&mut self) {
-        let mut bundles = self.survey.lock();
+        let mut bundles = self.tracker.lock();
         if let Some(holdouts) = bundles.get_mut(&self.bundle).filter(|holdouts| holdouts.etag == self.etag) {
-            holdouts.leave(self.client);
+            holdouts.end_wait(self.client);
         }
     }
 }
@@ -207,95 +213,104 @@ mod tests {
         Lost { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
     }
 
-    fn ask(survey: &Survey, address: [u8; 4], agent: &'static str, runs: &'static str) -> Option<Waiting> {
+    fn ask(
+        tracker: &HoldoutTracker,
+        address: [u8; 4],
+        user_agent: &'static str,
+        runs: &'static str,
+    ) -> Option<WaitGuard> {
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(runs))]);
-        let agent = agent.bytes().map(u64::from).sum();
-        let who = Who { address: address.into(), credential: Credential::None, agent };
-        survey.count("authz", &lost("\"a\""), &Tags::of(&headers), &who)
+        let user_agent = user_agent.bytes().map(u64::from).sum();
+        let client_id = ClientId { address: address.into(), credential: Credential::None, user_agent };
+        tracker.record("authz", &lost("\"a\""), &IfNoneMatch::parse(&headers), &client_id)
     }
 
-    fn holdouts(survey: &Survey) -> usize {
-        survey.holdouts("authz", &lost("\"a\"")).unwrap()
+    fn holdouts(tracker: &HoldoutTracker) -> usize {
+        tracker.count("authz", &lost("\"a\"")).unwrap()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn clients_count_once_however_often_they_ask_and_until_they_are_silent() {
-        let survey = Survey::default();
+    async fn a_client_counts_once_and_until_its_retention_ends() {
+        let tracker = HoldoutTracker::default();
         for _ in 0..3 {
-            drop(ask(&survey, [10, 0, 0, 1], "opa", "\"a\""));
-            drop(ask(&survey, [10, 0, 0, 2], "opa", "\"a\", \"b\""));
-            drop(ask(&survey, [10, 0, 0, 2], "another opa", "\"a\""));
+            drop(ask(&tracker, [10, 0, 0, 1], "opa", "\"a\""));
+            drop(ask(&tracker, [10, 0, 0, 2], "opa", "\"a\", \"b\""));
+            drop(ask(&tracker, [10, 0, 0, 2], "another opa", "\"a\""));
         }
-        assert_eq!(holdouts(&survey), 3);
-        advance(RECENT / 2).await;
-        drop(ask(&survey, [10, 0, 0, 1], "opa", "\"a\""));
-        advance(RECENT / 2 + Duration::from_secs(1)).await;
-        assert_eq!(holdouts(&survey), 1);
+        assert_eq!(holdouts(&tracker), 3);
+        advance(RETENTION / 2).await;
+        drop(ask(&tracker, [10, 0, 0, 1], "opa", "\"a\""));
+        advance(RETENTION / 2 + Duration::from_secs(1)).await;
+        assert_eq!(holdouts(&tracker), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_who_look_the_same_are_told_apart_while_they_wait() {
-        let survey = Survey::default();
-        let waiting: Vec<_> = (0..5).map(|_| ask(&survey, [10, 0, 0, 1], "opa", "\"a\"").unwrap()).collect();
-        advance(RECENT * 3).await;
-        assert_eq!(holdouts(&survey), 5, "waiting is asking");
+    async fn clients_with_one_identity_count_separately_while_they_wait() {
+        let tracker = HoldoutTracker::default();
+        let waiting: Vec<_> = (0..5).map(|_| ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"").unwrap()).collect();
+        advance(RETENTION * 3).await;
+        assert_eq!(holdouts(&tracker), 5, "a held request does not expire");
         drop(waiting);
-        assert_eq!(holdouts(&survey), 1);
-        advance(RECENT + Duration::from_secs(1)).await;
-        assert_eq!(holdouts(&survey), 0);
+        assert_eq!(holdouts(&tracker), 1);
+        advance(RETENTION + Duration::from_secs(1)).await;
+        assert_eq!(holdouts(&tracker), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_runs_something_else_or_nothing_does_not_count_and_counts_no_more() {
-        let survey = Survey::default();
+    async fn a_client_with_another_version_or_none_does_not_count() {
+        let tracker = HoldoutTracker::default();
         for other in ["", "\"b\"", "\"b\", \"a\""] {
-            assert!(ask(&survey, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
-            drop(ask(&survey, [10, 0, 0, 1], "opa", "\"a\""));
-            assert_eq!(holdouts(&survey), 1);
-            assert!(ask(&survey, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
-            assert_eq!(holdouts(&survey), 0);
+            assert!(ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
+            drop(ask(&tracker, [10, 0, 0, 1], "opa", "\"a\""));
+            assert_eq!(holdouts(&tracker), 1);
+            assert!(ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
+            assert_eq!(holdouts(&tracker), 0);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_bundle_and_each_withdrawal_is_counted_by_itself() {
-        let survey = Survey::default();
-        let first = ask(&survey, [10, 0, 0, 1], "opa", "\"a\"");
+    async fn each_bundle_and_each_withdrawal_has_its_own_count() {
+        let tracker = HoldoutTracker::default();
+        let first = ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"");
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("\"b\""))]);
-        let who = Who { address: [10, 0, 0, 1].into(), credential: Credential::None, agent: 0 };
-        let second = survey.count("authz", &lost("\"b\""), &Tags::of(&headers), &who);
-        assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(1));
+        let client_id = ClientId { address: [10, 0, 0, 1].into(), credential: Credential::None, user_agent: 0 };
+        let second = tracker.record("authz", &lost("\"b\""), &IfNoneMatch::parse(&headers), &client_id);
+        assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(1));
         drop(first);
-        assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(1), "what is over does not count down the next");
-        assert_eq!(survey.holdouts("other", &lost("\"b\"")), Some(0));
-        survey.close("authz");
-        assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(0));
+        assert_eq!(
+            tracker.count("authz", &lost("\"b\"")),
+            Some(1),
+            "a request of the first withdrawal changed the count of the second"
+        );
+        assert_eq!(tracker.count("other", &lost("\"b\"")), Some(0));
+        tracker.clear("authz");
+        assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(0));
         drop(second);
         let unknown = Lost { etag: None, ..lost("\"b\"") };
-        assert_eq!(survey.holdouts("authz", &unknown), None);
+        assert_eq!(tracker.count("authz", &unknown), None);
     }
 
-    /// Anybody who may read could make them up.
+    /// A client can send any `User-Agent`.
     #[tokio::test(start_paused = true)]
-    async fn of_the_agents_behind_one_address_a_few_are_told_apart() {
-        let survey = Survey::default();
-        for agent in ["a", "b", "c", "d", "e", "f", "g", "a"] {
-            drop(ask(&survey, [10, 0, 0, 1], agent, "\"a\""));
+    async fn user_agents_behind_one_address_are_limited() {
+        let tracker = HoldoutTracker::default();
+        for user_agent in ["a", "b", "c", "d", "e", "f", "g", "a"] {
+            drop(ask(&tracker, [10, 0, 0, 1], user_agent, "\"a\""));
         }
-        assert_eq!(holdouts(&survey), AGENTS);
-        assert!(ask(&survey, [10, 0, 0, 1], "a", "\"b\"").is_none());
-        assert_eq!(holdouts(&survey), AGENTS - 1);
-        advance(RECENT + Duration::from_secs(1)).await;
-        assert_eq!(holdouts(&survey), 0);
-        assert!(survey.lock()["authz"].agents.is_empty());
+        assert_eq!(holdouts(&tracker), MAX_USER_AGENTS);
+        assert!(ask(&tracker, [10, 0, 0, 1], "a", "\"b\"").is_none());
+        assert_eq!(holdouts(&tracker), MAX_USER_AGENTS - 1);
+        advance(RETENTION + Duration::from_secs(1)).await;
+        assert_eq!(holdouts(&tracker), 0);
+        assert!(tracker.lock()["authz"].user_agents.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_crowd_takes_more_than_its_memory() {
-        let survey = Survey::default();
-        for number in 0..u32::try_from(MOST).unwrap() + 10 {
-            drop(ask(&survey, number.to_be_bytes(), "opa", "\"a\""));
+    async fn tracked_clients_are_limited() {
+        let tracker = HoldoutTracker::default();
+        for number in 0..u32::try_from(MAX_TRACKED_CLIENTS).unwrap() + 10 {
+            drop(ask(&tracker, number.to_be_bytes(), "opa", "\"a\""));
         }
-        assert_eq!(holdouts(&survey), MOST);
+        assert_eq!(holdouts(&tracker), MAX_TRACKED_CLIENTS);
     }
 }

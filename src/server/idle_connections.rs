@@ -1,10 +1,11 @@
-//! Which connections get nothing done, for the moment when all places are taken.
+//! Idle keep-alive connections, oldest first; at `max_connections` the oldest is closed to admit a
+//! new one.
 //!
-//! OPA before 1.16 opens a connection for each poll and leaves the old one idle for 90 s, so
-//! a fleet of them holds several places each; closing the idle ones costs nobody anything.
-//! Whoever connects to hold places does one of a few things: it sends no request, or half of
-//! one, or it does not take its response. None of that is work, so such a connection gives way
-//! to the next one that wants a place. A request that is being answered, or held, never does.
+//! OPA before 1.16 opens a connection for each poll and leaves the previous one idle for 90 s, so
+//! that each OPA of a fleet has several connections; closing the idle ones loses no request. A
+//! client that occupies connections on purpose sends no request, or part of one, or does not read
+//! its response. Such a connection counts as idle too, so that it is evicted when another client
+//! connects. A connection with a request that is being answered or held is never evicted.
 
 use std::{
     collections::BTreeMap,
@@ -20,273 +21,283 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Deadlines, unsent_response::Responding};
+use super::{Deadlines, unsent_response::UnsentResponse};
 
-/// How many connections are looked at for one that may end, so that the cost is the same
-/// however many there are.
-const LOOKED_AT: usize = 64;
-/// What counts as progress of a response; less can be taken bit by bit for ever.
+/// Connections that are examined for one that may be evicted, so that the cost does not depend on
+/// the number of connections.
+const MAX_EVICTION_CANDIDATES: usize = 64;
+/// Bytes that count as progress of a response. Without a minimum a client could read one byte at a
+/// time for ever.
 pub(super) const PROGRESS_BYTES: usize = 16 << 10;
 
-/// The connections that are not being answered, the longest idle first. Cheap to clone.
+/// The idle connections of a listener, and the counters that its limits apply to. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Idle(Arc<Ranks>);
+pub(super) struct IdleConnections(Arc<Lru>);
 
 #[derive(Debug)]
-struct Ranks {
+struct Lru {
     limits: Limits,
-    next: AtomicU64,
-    seats: Mutex<BTreeMap<u64, Weak<Seat>>>,
-    /// Connections with at least one request that is held.
-    holding: AtomicUsize,
+    next_rank: AtomicU64,
+    /// The idle connections by rank, the oldest first.
+    slots: Mutex<BTreeMap<u64, Weak<Slot>>>,
+    /// Connections with at least one held request.
+    holding_connections: AtomicUsize,
     /// Requests in progress beyond the first of each connection.
-    more: AtomicUsize,
-    /// Requests that are held beyond the first of each connection.
-    more_held: AtomicUsize,
-    /// Bytes that were read from files and not sent yet.
-    unsent: AtomicUsize,
+    extra_requests: AtomicUsize,
+    /// Held requests beyond the first of each connection.
+    extra_held_requests: AtomicUsize,
+    /// Bytes that were read from files and not sent yet, of all connections.
+    unsent_bytes: AtomicUsize,
 }
 
-/// How much clients may have at one time.
+/// Limits of a listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Connections that may hold requests.
-    holding: usize,
+    /// Connections with held requests.
+    holding_connections: usize,
     /// Requests beyond the first of each connection.
-    more: usize,
-    /// Those of them that may be held.
-    more_held: usize,
+    extra_requests: usize,
+    /// Held requests beyond the first of each connection.
+    extra_held_requests: usize,
     deadlines: Deadlines,
 }
 
-/// One connection. It is taken out of the list when this is dropped.
+/// One connection of a listener. Dropping it removes it from [`IdleConnections`].
 #[derive(Debug)]
-pub(super) struct Seat {
-    idle: Idle,
-    dismissed: Notify,
-    /// Bytes that were read from files and not sent yet.
-    unsent: AtomicUsize,
-    state: Mutex<State>,
+pub(super) struct Slot {
+    connections: IdleConnections,
+    evicted: Notify,
+    /// Bytes that were read from files and not sent yet, of this connection.
+    unsent_bytes: AtomicUsize,
+    state: Mutex<SlotState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct SlotState {
     /// Requests without a response yet.
-    open: usize,
-    /// Those of them that are held.
-    held: usize,
+    active_requests: usize,
+    /// Held requests, which are active too.
+    held_requests: usize,
     /// HTTP/2 streams whose response is not sent yet.
     streams: usize,
-    ever: bool,
-    /// Where in the list, while no request is open.
+    /// Whether the connection has sent a complete request.
+    had_request: bool,
+    /// The key in [`Lru::slots`]; `None` while a request is active.
     rank: Option<u64>,
-    /// Since when no request is open.
-    quiet_since: Instant,
-    /// When a request that is not complete yet began to arrive.
-    head_since: Option<Instant>,
-    /// Responses that are not sent yet, with their last progress.
+    /// When the last request was answered, or the connection was opened.
+    idle_since: Instant,
+    /// When the first byte of an incomplete request arrived.
+    head_started: Option<Instant>,
+    /// Unsent responses by number, with the time of their last progress.
     responses: BTreeMap<u64, Instant>,
     next_response: u64,
     /// Bytes written since `progress_at`.
     written: usize,
     progress_at: Instant,
-    /// HTTP/2, where one response may be stuck while others are not.
+    /// Whether the connection is HTTP/2, where one response can stall while others progress.
     is_multiplexed: bool,
 }
 
-/// A request that has no response yet.
+/// Guard of a request without a response.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Seat>);
+pub(super) struct ActiveRequest(Arc<Slot>);
 
-/// A request that is held.
+/// Guard of a held request.
 #[derive(Debug)]
-pub(super) struct Held(Arc<Seat>);
+pub(super) struct HeldRequest(Arc<Slot>);
 
-/// An HTTP/2 stream, from its request to the end of its response.
+/// Guard of an HTTP/2 stream, from its request to the end of its response.
 #[derive(Debug)]
-pub(super) struct Stream(Arc<Seat>);
+pub(super) struct ActiveStream(Arc<Slot>);
 
 impl Limits {
-    /// For so many connections, each with at most `streams` requests at a time.
+    /// Limits for this many connections, each with at most `streams` concurrent requests.
     pub(super) fn new(connections: usize, streams: usize, deadlines: Deadlines) -> Self {
-        // A tenth stays for those who ask without waiting.
-        let most = |all: usize| (all - all.div_ceil(10)).max(1);
-        // A balancer has many clients behind few connections.
-        let more = connections.saturating_mul(4).max(streams.saturating_mul(4));
-        Self { holding: most(connections), more, more_held: most(more), deadlines }
+        // A tenth stays free for requests that are answered at once.
+        let nine_tenths = |all: usize| (all - all.div_ceil(10)).max(1);
+        // A load balancer sends the requests of many clients over few connections.
+        let extra_requests = connections.saturating_mul(4).max(streams.saturating_mul(4));
+        Self {
+            holding_connections: nine_tenths(connections),
+            extra_requests,
+            extra_held_requests: nine_tenths(extra_requests),
+            deadlines,
+        }
     }
 }
 
-impl Idle {
+impl IdleConnections {
     pub(super) fn new(limits: Limits) -> Self {
-        Self(Arc::new(Ranks {
+        Self(Arc::new(Lru {
             limits,
-            next: AtomicU64::new(0),
-            seats: Mutex::default(),
-            holding: AtomicUsize::new(0),
-            more: AtomicUsize::new(0),
-            more_held: AtomicUsize::new(0),
-            unsent: AtomicUsize::new(0),
+            next_rank: AtomicU64::new(0),
+            slots: Mutex::default(),
+            holding_connections: AtomicUsize::new(0),
+            extra_requests: AtomicUsize::new(0),
+            extra_held_requests: AtomicUsize::new(0),
+            unsent_bytes: AtomicUsize::new(0),
         }))
     }
 
-    /// A seat for a new connection, which has not asked anything yet.
-    pub(super) fn seat(&self) -> Arc<Seat> {
+    /// Adds a new connection, which counts as idle until its first request.
+    pub(super) fn register(&self) -> Arc<Slot> {
         let now = Instant::now();
-        let state = State {
-            open: 0,
-            held: 0,
+        let state = SlotState {
+            active_requests: 0,
+            held_requests: 0,
             streams: 0,
-            ever: false,
+            had_request: false,
             rank: None,
-            quiet_since: now,
-            head_since: None,
+            idle_since: now,
+            head_started: None,
             responses: BTreeMap::new(),
             next_response: 0,
             written: 0,
             progress_at: now,
             is_multiplexed: false,
         };
-        let (dismissed, unsent, state) = (Notify::new(), AtomicUsize::new(0), Mutex::new(state));
-        let seat = Arc::new(Seat { idle: self.clone(), dismissed, unsent, state });
-        let rank = self.rank(&seat);
-        seat.state().rank = Some(rank);
-        seat
+        let (evicted, unsent_bytes, state) = (Notify::new(), AtomicUsize::new(0), Mutex::new(state));
+        let slot = Arc::new(Slot { connections: self.clone(), evicted, unsent_bytes, state });
+        let rank = self.enqueue(&slot);
+        slot.state().rank = Some(rank);
+        slot
     }
 
-    /// Asks the longest idle connection to end, and tells whether there was one.
-    pub(super) fn dismiss_one(&self) -> bool {
+    /// Asks the oldest idle connection to close, and returns whether there was one.
+    pub(super) fn evict_oldest(&self) -> bool {
         let now = Instant::now();
         let first: Vec<_> =
-            self.seats().iter().take(LOOKED_AT).map(|(rank, seat)| (*rank, Weak::clone(seat))).collect();
-        for (rank, seat) in first {
-            let Some(seat) = seat.upgrade() else { continue };
-            let mut state = seat.state();
-            // It got busy in between.
+            self.slots().iter().take(MAX_EVICTION_CANDIDATES).map(|(rank, slot)| (*rank, Weak::clone(slot))).collect();
+        for (rank, slot) in first {
+            let Some(slot) = slot.upgrade() else { continue };
+            let mut state = slot.state();
+            // It has received a request since.
             if state.rank != Some(rank) {
                 continue;
             }
-            self.seats().remove(&rank);
-            if state.may_go(now, &self.0.limits.deadlines) {
+            self.slots().remove(&rank);
+            if state.is_evictable(now, &self.0.limits.deadlines) {
                 state.rank = None;
-                seat.dismissed.notify_one();
+                slot.evicted.notify_one();
                 return true;
             }
-            // Too early. Those behind it have their turn first.
-            state.rank = Some(self.rank(&seat));
+            // Its grace period has not passed yet: it moves to the end.
+            state.rank = Some(self.enqueue(&slot));
         }
         false
     }
 
-    fn rank(&self, seat: &Arc<Seat>) -> u64 {
-        let rank = self.0.next.fetch_add(1, Ordering::Relaxed);
-        self.seats().insert(rank, Arc::downgrade(seat));
+    fn enqueue(&self, slot: &Arc<Slot>) -> u64 {
+        let rank = self.0.next_rank.fetch_add(1, Ordering::Relaxed);
+        self.slots().insert(rank, Arc::downgrade(slot));
         rank
     }
 
-    // Taken after a seat's state, never before.
-    fn seats(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Seat>>> {
-        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    // Lock order: the state of a slot first, then this.
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Slot>>> {
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Whether it may end for the sake of another connection.
-    fn may_go(&self, now: Instant, deadlines: &Deadlines) -> bool {
-        if self.open > 0 {
+impl SlotState {
+    /// Whether the connection may be closed to admit another one.
+    fn is_evictable(&self, now: Instant, deadlines: &Deadlines) -> bool {
+        if self.active_requests > 0 {
             return false;
         }
         match self.responses.values().min() {
-            Some(stuck) => now.duration_since(self.progress_at.max(*stuck)) >= deadlines.stalled,
-            None => self.ever || now.duration_since(self.quiet_since) >= deadlines.newcomer,
+            Some(stalled_since) => {
+                now.duration_since(self.progress_at.max(*stalled_since)) >= deadlines.stalled_response_grace
+            }
+            None => self.had_request || now.duration_since(self.idle_since) >= deadlines.new_connection_grace,
         }
     }
 
-    /// When it has taken too long for what it is doing, if it is doing anything.
-    fn due(&self, deadlines: &Deadlines) -> Option<Instant> {
-        let first = (!self.ever).then(|| self.quiet_since + deadlines.first_request);
+    /// When the current step of the connection exceeds its deadline; `None` where it has none.
+    fn deadline(&self, deadlines: &Deadlines) -> Option<Instant> {
+        let first = (!self.had_request).then(|| self.idle_since + deadlines.first_request);
         if self.is_multiplexed {
-            // Each response has a deadline of its own.
+            // Over HTTP/2 each response has its own deadline.
             return first;
         }
-        let head = self.head_since.map(|since| since + deadlines.head);
+        let head = self.head_started.map(|since| since + deadlines.head);
         let response = self.responses.values().min().map(|since| *since + deadlines.progress);
         [first, head, response].into_iter().flatten().min()
     }
 }
 
-impl Seat {
-    /// Counts a request in until what is given back is dropped.
-    pub(super) fn busy(self: &Arc<Self>) -> Busy {
+impl Slot {
+    /// Counts a request as active until the guard is dropped.
+    pub(super) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
         let mut state = self.state();
-        state.open += 1;
-        state.ever = true;
-        state.head_since = None;
-        self.stand_up(&mut state);
+        state.active_requests += 1;
+        state.had_request = true;
+        state.head_started = None;
+        self.dequeue(&mut state);
         drop(state);
-        Busy(Arc::clone(self))
+        ActiveRequest(Arc::clone(self))
     }
 
-    /// Counts a stream in; `None` if there are too many in all. One for each connection there
-    /// always may be.
-    pub(super) fn stream(self: &Arc<Self>) -> Option<Stream> {
+    /// Counts a stream until the guard is dropped; `None` beyond the limit. The first stream of a
+    /// connection is never beyond it.
+    pub(super) fn begin_stream(self: &Arc<Self>) -> Option<ActiveStream> {
         let mut state = self.state();
-        if state.streams > 0 && !take(&self.ranks().more, self.ranks().limits.more) {
+        if state.streams > 0 && !try_increment(&self.lru().extra_requests, self.lru().limits.extra_requests) {
             return None;
         }
         state.streams += 1;
         drop(state);
-        Some(Stream(Arc::clone(self)))
+        Some(ActiveStream(Arc::clone(self)))
     }
 
-    /// Counts a request in as held; `None` if there are too many: connections that hold any, or
-    /// further ones on this connection.
-    pub(super) fn hold(self: &Arc<Self>) -> Option<Held> {
-        let (ranks, mut state) = (self.ranks(), self.state());
-        let (counter, most) = match state.held {
-            0 => (&ranks.holding, ranks.limits.holding),
-            _ => (&ranks.more_held, ranks.limits.more_held),
+    /// Counts a request as held until the guard is dropped; `None` beyond the limit of connections
+    /// with held requests, or of further held requests on one connection.
+    pub(super) fn begin_hold(self: &Arc<Self>) -> Option<HeldRequest> {
+        let (lru, mut state) = (self.lru(), self.state());
+        let (counter, limit) = match state.held_requests {
+            0 => (&lru.holding_connections, lru.limits.holding_connections),
+            _ => (&lru.extra_held_requests, lru.limits.extra_held_requests),
         };
-        if !take(counter, most) {
+        if !try_increment(counter, limit) {
             return None;
         }
-        state.held += 1;
+        state.held_requests += 1;
         drop(state);
-        Some(Held(Arc::clone(self)))
+        Some(HeldRequest(Arc::clone(self)))
     }
 
-    /// Counts a response in until it and its pieces are dropped.
-    pub(super) fn respond(self: &Arc<Self>) -> Responding {
+    /// Counts a response as unsent until it and its chunks are dropped.
+    pub(super) fn begin_response(self: &Arc<Self>) -> UnsentResponse {
         let mut state = self.state();
         let number = state.next_response;
         state.next_response += 1;
         state.responses.insert(number, Instant::now());
         drop(state);
-        Responding::new(Arc::clone(self), number)
+        UnsentResponse::new(Arc::clone(self), number)
     }
 
-    /// A response was taken a little further.
-    pub(super) fn progressed(&self, response: u64) {
+    /// Records that the client accepted part of a response.
+    pub(super) fn record_progress(&self, response: u64) {
         if let Some(progress) = self.state().responses.get_mut(&response) {
             *progress = Instant::now();
         }
     }
 
-    /// A response was sent, or given up.
-    pub(super) fn responded(&self, response: u64) {
+    /// Removes a response that was sent or reset.
+    pub(super) fn end_response(&self, response: u64) {
         self.state().responses.remove(&response);
     }
 
-    /// Bytes came in.
-    pub(super) fn heard(&self) {
+    /// Records that bytes arrived.
+    pub(super) fn record_read(&self) {
         let mut state = self.state();
-        if state.open == 0 && state.head_since.is_none() {
-            state.head_since = Some(Instant::now());
+        if state.active_requests == 0 && state.head_started.is_none() {
+            state.head_started = Some(Instant::now());
         }
     }
 
-    /// The peer took bytes.
-    pub(super) fn wrote(&self, bytes: usize) {
+    /// Records that the socket accepted bytes.
+    pub(super) fn record_write(&self, bytes: usize) {
         let mut state = self.state();
         state.written += bytes;
         if state.written >= PROGRESS_BYTES {
@@ -299,121 +310,121 @@ impl Seat {
         }
     }
 
-    /// From now on its responses have deadlines of their own.
-    pub(super) fn multiplex(&self) {
+    /// Marks the connection as HTTP/2, where each response has its own deadline.
+    pub(super) fn set_multiplexed(&self) {
         self.state().is_multiplexed = true;
     }
 
     /// Bytes that were read from files and not sent yet: of this connection, and of all.
-    pub(super) fn unsent(&self) -> [&AtomicUsize; 2] {
-        [&self.unsent, &self.ranks().unsent]
+    pub(super) fn unsent_bytes(&self) -> [&AtomicUsize; 2] {
+        [&self.unsent_bytes, &self.lru().unsent_bytes]
     }
 
-    /// Dismisses this one, if it may go.
+    /// Evicts the oldest connection, which is this one in tests with a single connection.
     #[cfg(test)]
-    pub(super) fn dismiss(&self) -> bool {
-        self.idle.dismiss_one()
+    pub(super) fn evict(&self) -> bool {
+        self.connections.evict_oldest()
     }
 
-    /// When its place is needed for somebody else.
-    pub(super) async fn dismissed(&self) {
-        self.dismissed.notified().await;
+    /// Completes when the connection is evicted.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
-    /// When it has taken too long to ask, or to take its response.
+    /// Completes when the connection exceeds the deadline of its current step.
     pub(super) async fn overdue(&self) {
-        let deadlines = &self.ranks().limits.deadlines;
-        let look = deadlines.first_request.min(deadlines.head).min(deadlines.progress);
+        let deadlines = &self.lru().limits.deadlines;
+        let interval = deadlines.first_request.min(deadlines.head).min(deadlines.progress);
         loop {
             let now = Instant::now();
-            // What begins after this look is due after the next one.
-            let next = now + look;
-            let due = self.state().due(deadlines).unwrap_or(next);
-            if due <= now {
+            // A step that begins after this check has its deadline after the next one.
+            let next = now + interval;
+            let deadline = self.state().deadline(deadlines).unwrap_or(next);
+            if deadline <= now {
                 return;
             }
-            sleep_until(due.min(next)).await;
+            sleep_until(deadline.min(next)).await;
         }
     }
 
-    /// How long it may go on after it was asked to end: as long as a client takes that is idle
-    /// and learns of it.
-    pub(super) fn grace(&self) -> Duration {
+    /// The grace period of an evicted connection: long enough for an idle client to notice, and
+    /// zero for a client that has not sent a request or does not read its response.
+    pub(super) fn close_grace(&self) -> Duration {
         let state = self.state();
-        let is_idle = state.ever && state.head_since.is_none() && state.responses.is_empty();
-        if is_idle { self.ranks().limits.deadlines.close_grace } else { Duration::ZERO }
+        let is_idle = state.had_request && state.head_started.is_none() && state.responses.is_empty();
+        if is_idle { self.lru().limits.deadlines.close_grace } else { Duration::ZERO }
     }
 
-    /// Whether it may end for the sake of another connection.
-    pub(super) fn may_go(&self) -> bool {
-        self.state().may_go(Instant::now(), &self.ranks().limits.deadlines)
+    /// Whether the connection may be closed to admit another one.
+    pub(super) fn is_evictable(&self) -> bool {
+        self.state().is_evictable(Instant::now(), &self.lru().limits.deadlines)
     }
 
-    /// Whether nothing is being answered or sent.
+    /// Whether no request is active and no response is unsent.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state();
-        state.open == 0 && state.responses.is_empty()
+        state.active_requests == 0 && state.responses.is_empty()
     }
 
-    fn ranks(&self) -> &Ranks {
-        &self.idle.0
+    fn lru(&self) -> &Lru {
+        &self.connections.0
     }
 
-    fn stand_up(&self, state: &mut State) {
+    fn dequeue(&self, state: &mut SlotState) {
         if let Some(rank) = state.rank.take() {
-            self.idle.seats().remove(&rank);
+            self.connections.slots().remove(&rank);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
         let rank = self.state().rank.take();
         if let Some(rank) = rank {
-            self.idle.seats().remove(&rank);
+            self.connections.slots().remove(&rank);
         }
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.open -= 1;
-        if state.open == 0 {
-            state.quiet_since = Instant::now();
-            state.rank = Some(self.0.idle.rank(&self.0));
+        state.active_requests -= 1;
+        if state.active_requests == 0 {
+            state.idle_since = Instant::now();
+            state.rank = Some(self.0.connections.enqueue(&self.0));
         }
     }
 }
 
-impl Drop for Stream {
+impl Drop for ActiveStream {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.streams -= 1;
         if state.streams > 0 {
-            self.0.ranks().more.fetch_sub(1, Ordering::Relaxed);
+            self.0.lru().extra_requests.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldRequest {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        state.held -= 1;
-        let ranks = self.0.ranks();
-        let counter = if state.held == 0 { &ranks.holding } else { &ranks.more_held };
+        state.held_requests -= 1;
+        let lru = self.0.lru();
+        let counter = if state.held_requests == 0 { &lru.holding_connections } else { &lru.extra_held_requests };
         counter.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Adds one unless that would be more than `most`.
-fn take(counter: &AtomicUsize, most: usize) -> bool {
-    let more = |count: usize| (count < most).then_some(count + 1);
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+/// Increments a counter unless it has reached `limit`.
+fn try_increment(counter: &AtomicUsize, limit: usize) -> bool {
+    let incremented = |count: usize| (count < limit).then_some(count + 1);
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, incremented).is_ok()
 }
 
 #[cfg(test)]
@@ -426,130 +437,130 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn idle(connections: usize) -> Idle {
-        Idle::new(Limits::new(connections, 10, Deadlines::default()))
+    fn idle(connections: usize) -> IdleConnections {
+        IdleConnections::new(Limits::new(connections, 10, Deadlines::default()))
     }
 
-    fn is_dismissed(seat: &Seat) -> bool {
-        seat.dismissed().now_or_never().is_some()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_longest_idle_goes_first_and_who_is_busy_never() {
-        let idle = idle(9);
-        let [one, two, three] = [idle.seat(), idle.seat(), idle.seat()];
-        drop(one.busy());
-        let _busy = two.busy();
-        advance(Deadlines::default().newcomer).await;
-        assert!(idle.dismiss_one());
-        assert_eq!([&one, &two, &three].map(|seat| is_dismissed(seat)), [false, false, true]);
-        assert!(idle.dismiss_one());
-        assert!(!idle.dismiss_one());
-        assert_eq!([&one, &two, &three].map(|seat| is_dismissed(seat)), [true, false, false]);
+    fn is_evicted(slot: &Slot) -> bool {
+        slot.evicted().now_or_never().is_some()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_just_connected_has_a_moment_to_ask() {
+    async fn the_oldest_idle_connection_is_evicted_first_and_an_active_one_never() {
         let idle = idle(9);
-        let seats: Vec<_> = (0..3).map(|_| idle.seat()).collect();
-        advance(Deadlines::default().newcomer - MS).await;
-        assert!(!idle.dismiss_one());
-        // Whoever asked before and wants nothing now goes before them, wherever it stands.
-        let old = idle.seat();
-        drop(old.busy());
-        assert!(idle.dismiss_one() && is_dismissed(&old));
+        let [one, two, three] = [idle.register(), idle.register(), idle.register()];
+        drop(one.begin_request());
+        let _active = two.begin_request();
+        advance(Deadlines::default().new_connection_grace).await;
+        assert!(idle.evict_oldest());
+        assert_eq!([&one, &two, &three].map(|slot| is_evicted(slot)), [false, false, true]);
+        assert!(idle.evict_oldest());
+        assert!(!idle.evict_oldest());
+        assert_eq!([&one, &two, &three].map(|slot| is_evicted(slot)), [true, false, false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_has_a_grace_period_for_its_first_request() {
+        let idle = idle(9);
+        let slots: Vec<_> = (0..3).map(|_| idle.register()).collect();
+        advance(Deadlines::default().new_connection_grace - MS).await;
+        assert!(!idle.evict_oldest());
+        // A connection that is idle after a request is evicted before them, whatever its rank.
+        let old = idle.register();
+        drop(old.begin_request());
+        assert!(idle.evict_oldest() && is_evicted(&old));
         advance(MS).await;
-        assert!(idle.dismiss_one());
-        assert_eq!(seats.iter().filter(|seat| is_dismissed(seat)).count(), 1);
+        assert!(idle.evict_oldest());
+        assert_eq!(slots.iter().filter(|slot| is_evicted(slot)).count(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_take_its_response_is_not_busy_for_long() {
+    async fn a_connection_whose_client_does_not_read_its_response_becomes_evictable() {
         let idle = idle(9);
-        let stalled = Deadlines::default().stalled;
+        let stalled_response_grace = Deadlines::default().stalled_response_grace;
         for multiplexed in [false, true] {
-            let seat = idle.seat();
+            let slot = idle.register();
             if multiplexed {
-                seat.multiplex();
+                slot.set_multiplexed();
             }
-            let busy = seat.busy();
-            let stuck = seat.respond();
-            drop(busy);
-            // A little at a time is nothing.
+            let active = slot.begin_request();
+            let stalled = slot.begin_response();
+            drop(active);
+            // Less than the minimum is no progress.
             for _ in 0..10 {
-                advance(stalled / 11).await;
-                seat.wrote(PROGRESS_BYTES / 20);
+                advance(stalled_response_grace / 11).await;
+                slot.record_write(PROGRESS_BYTES / 20);
             }
-            assert!(!idle.dismiss_one());
-            // Nor do further requests make up for it.
-            drop(seat.busy());
-            advance(stalled / 11 + MS).await;
-            assert!(idle.dismiss_one() && is_dismissed(&seat), "{multiplexed}");
-            drop(stuck);
+            assert!(!idle.evict_oldest());
+            // Further requests are no progress of the response.
+            drop(slot.begin_request());
+            advance(stalled_response_grace / 11 + MS).await;
+            assert!(idle.evict_oldest() && is_evicted(&slot), "{multiplexed}");
+            drop(stalled);
         }
-        // Who takes what it asked for may take its time.
-        let seat = idle.seat();
-        drop(seat.busy());
-        let _slow = seat.respond();
+        // A slow client that makes progress is not evicted.
+        let slot = idle.register();
+        drop(slot.begin_request());
+        let _slow = slot.begin_response();
         for _ in 0..100 {
-            advance(stalled - MS).await;
-            seat.wrote(PROGRESS_BYTES);
-            assert!(!idle.dismiss_one());
+            advance(stalled_response_grace - MS).await;
+            slot.record_write(PROGRESS_BYTES);
+            assert!(!idle.evict_oldest());
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_left_is_in_no_list_and_holds_no_count() {
+    async fn a_closed_connection_leaves_no_entry_and_no_count() {
         let idle = idle(2);
-        drop(idle.seat());
-        let seat = idle.seat();
-        drop([seat.busy(), seat.busy()]);
-        assert_eq!(idle.seats().len(), 1);
-        let piece = seat.respond().owned(Bytes::from_static(&[0; 100]));
-        assert_eq!(seat.unsent().map(|unsent| unsent.load(Ordering::Relaxed)), [100, 100]);
-        drop(piece);
-        drop([seat.hold(), seat.hold()]);
-        drop([seat.stream(), seat.stream()]);
-        let counts = |ranks: &Ranks| {
-            [&ranks.holding, &ranks.more, &ranks.more_held, &ranks.unsent].map(|count| count.load(Ordering::Relaxed))
+        drop(idle.register());
+        let slot = idle.register();
+        drop([slot.begin_request(), slot.begin_request()]);
+        assert_eq!(idle.slots().len(), 1);
+        let chunk = slot.begin_response().wrap_read(Bytes::from_static(&[0; 100]));
+        assert_eq!(slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed)), [100, 100]);
+        drop(chunk);
+        drop([slot.begin_hold(), slot.begin_hold()]);
+        drop([slot.begin_stream(), slot.begin_stream()]);
+        let counts = |lru: &Lru| {
+            [&lru.holding_connections, &lru.extra_requests, &lru.extra_held_requests, &lru.unsent_bytes]
+                .map(|count| count.load(Ordering::Relaxed))
         };
         assert_eq!(counts(&idle.0), [0; 4]);
-        assert!(seat.state().responses.is_empty());
-        drop(seat);
-        assert!(idle.seats().is_empty());
+        assert!(slot.state().responses.is_empty());
+        drop(slot);
+        assert!(idle.slots().is_empty());
     }
 
-    /// Never by address or credential: whole fleets share one.
+    /// The limit does not depend on address or credential, which a whole fleet may share.
     #[tokio::test(start_paused = true)]
-    async fn requests_are_held_on_nine_tenths_of_the_places_and_one_connection_takes_one() {
+    async fn held_requests_occupy_at_most_nine_tenths_of_the_connections() {
         let idle = idle(10);
-        let seats: Vec<_> = (0..10).map(|_| idle.seat()).collect();
-        let mut held: Vec<_> = seats.iter().filter_map(|seat| seat.hold()).collect();
+        let slots: Vec<_> = (0..10).map(|_| idle.register()).collect();
+        let mut held: Vec<_> = slots.iter().filter_map(|slot| slot.begin_hold()).collect();
         assert_eq!(held.len(), 9);
-        // More on a connection that has its place already, up to nine tenths of what there is for
-        // all further requests.
-        let more: Vec<_> = (0..100).map_while(|_| seats[0].hold()).collect();
-        assert_eq!(more.len(), 36);
-        assert!(seats[9].hold().is_none());
-        // A place is free when the last request on it is not held any more.
+        // Further requests on one of these connections, up to nine tenths of their own limit.
+        let extra: Vec<_> = (0..100).map_while(|_| slots[0].begin_hold()).collect();
+        assert_eq!(extra.len(), 36);
+        assert!(slots[9].begin_hold().is_none());
+        // A connection counts until its last held request is answered.
         held.remove(0);
-        assert!(seats[9].hold().is_none());
-        drop(more);
-        assert!(seats[9].hold().is_some());
-        // One place can be held, if there is no other.
-        assert!(self::idle(1).seat().hold().is_some());
+        assert!(slots[9].begin_hold().is_none());
+        drop(extra);
+        assert!(slots[9].begin_hold().is_some());
+        // A single connection may hold a request.
+        assert!(self::idle(1).register().begin_hold().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_connection_has_one_stream_and_all_share_the_further_ones() {
+    async fn the_limit_of_streams_spares_the_first_of_each_connection() {
         let idle = idle(10);
-        let [one, two] = [idle.seat(), idle.seat()];
-        let streams: Vec<_> = (0..100).map_while(|_| one.stream()).collect();
+        let [one, two] = [idle.register(), idle.register()];
+        let streams: Vec<_> = (0..100).map_while(|_| one.begin_stream()).collect();
         assert_eq!(streams.len(), 41);
-        let first = two.stream();
-        assert!(first.is_some() && two.stream().is_none());
+        let first = two.begin_stream();
+        assert!(first.is_some() && two.begin_stream().is_none());
         drop(streams);
-        assert!(two.stream().is_some());
+        assert!(two.begin_stream().is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -557,35 +568,35 @@ mod tests {
         let idle = idle(9);
         let deadlines = Deadlines::default();
         let began = Instant::now();
-        idle.seat().overdue().await;
+        idle.register().overdue().await;
         assert_eq!(began.elapsed(), deadlines.first_request);
 
-        // Half a request, after a while without any.
-        let seat = idle.seat();
-        drop(seat.busy());
+        // An incomplete request after an idle time.
+        let slot = idle.register();
+        drop(slot.begin_request());
         advance(deadlines.head * 5).await;
         let began = Instant::now();
-        seat.heard();
+        slot.record_read();
         advance(MS).await;
-        seat.heard();
-        seat.overdue().await;
+        slot.record_read();
+        slot.overdue().await;
         assert_eq!(began.elapsed(), deadlines.head);
 
-        // A response that stops on the way.
-        let seat = idle.seat();
-        drop(seat.busy());
-        let response = seat.respond();
+        // A response that stalls after some progress.
+        let slot = idle.register();
+        drop(slot.begin_request());
+        let response = slot.begin_response();
         advance(deadlines.progress / 2).await;
-        seat.wrote(PROGRESS_BYTES);
+        slot.record_write(PROGRESS_BYTES);
         let began = Instant::now();
-        seat.overdue().await;
+        slot.overdue().await;
         assert_eq!(began.elapsed(), deadlines.progress);
         drop(response);
 
-        // Who waits for an answer, or for something to ask, has all the time.
-        assert!(tokio::time::timeout(Duration::from_secs(3600), seat.overdue()).await.is_err());
-        let _busy = seat.busy();
-        seat.heard();
-        assert!(tokio::time::timeout(Duration::from_secs(3600), seat.overdue()).await.is_err());
+        // Neither an idle connection nor one that waits for a response has a deadline here.
+        assert!(tokio::time::timeout(Duration::from_secs(3600), slot.overdue()).await.is_err());
+        let _active = slot.begin_request();
+        slot.record_read();
+        assert!(tokio::time::timeout(Duration::from_secs(3600), slot.overdue()).await.is_err());
     }
 }

@@ -1,48 +1,49 @@
-//! `If-None-Match` as OPA sends it: a list since 1.22, its first tag being what it runs.
+//! `If-None-Match` as OPA sends it: since 1.22 a list whose first tag names the version that the
+//! client runs.
 
 use hyper::header::{HeaderMap, IF_NONE_MATCH};
 
-/// The client's tags that are looked at. OPA sends those of the bundles that it has replaced,
-/// which are few.
-const MOST: usize = 32;
-/// A longer tag is none of ours.
-const LONGEST: usize = 128;
+/// Tags that are read; further ones are ignored. OPA sends those of the versions that it has
+/// replaced, which are few.
+const MAX_TAGS: usize = 32;
+/// A longer tag can't be one of this server, whose tags have 43 bytes.
+const MAX_TAG_BYTES: usize = 128;
 
-/// The client's tags, without quotes and weakness, in order.
+/// The entity tags of a request in their order, without quotes and `W/`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Tags(Vec<String>);
+pub(super) struct IfNoneMatch(Vec<String>);
 
-impl Tags {
-    /// Lenient: weak tags compare weakly and unquoted ones are taken as they are. The list
-    /// is split here, because the `etag` crate reads `"a", "b"` as one tag.
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+impl IfNoneMatch {
+    /// Parses leniently: weak tags are compared weakly (RFC 9110 §13.1.2), and unquoted ones are
+    /// accepted. The list is split here, because the `etag` crate reads `"a", "b"` as one tag.
+    pub(super) fn parse(headers: &HeaderMap) -> Self {
         let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        let tags = lines.flat_map(|line| line.split(',')).map(opaque).filter(|tag| !tag.is_empty());
-        // They are kept for as long as the request is held, so what is kept has a limit.
-        let kept = |tag: &str| if tag.len() > LONGEST { String::new() } else { tag.to_owned() };
-        Self(tags.take(MOST).map(kept).collect())
+        let tags = lines.flat_map(|line| line.split(',')).map(opaque_tag).filter(|tag| !tag.is_empty());
+        // The tags are kept while the request is held, so their size is limited.
+        let kept = |tag: &str| if tag.len() > MAX_TAG_BYTES { String::new() } else { tag.to_owned() };
+        Self(tags.take(MAX_TAGS).map(kept).collect())
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether the client runs what `etag` names.
-    pub(super) fn runs(&self, etag: &str) -> bool {
-        self.0.first().is_some_and(|first| same(first, etag))
+    /// Whether the client runs the version with this tag: whether it is the first one.
+    pub(super) fn is_current(&self, etag: &str) -> bool {
+        self.0.first().is_some_and(|first| is_match(first, etag))
     }
 
-    /// Whether the client knows what `etag` names.
-    pub(super) fn knows(&self, etag: &str) -> bool {
-        self.0.iter().any(|tag| same(tag, etag))
+    /// Whether the client names this tag at all.
+    pub(super) fn contains(&self, etag: &str) -> bool {
+        self.0.iter().any(|tag| is_match(tag, etag))
     }
 }
 
-fn same(tag: &str, etag: &str) -> bool {
-    tag == "*" || tag == opaque(etag)
+fn is_match(tag: &str, etag: &str) -> bool {
+    tag == "*" || tag == opaque_tag(etag)
 }
 
-fn opaque(tag: &str) -> &str {
+fn opaque_tag(tag: &str) -> &str {
     let tag = tag.trim();
     let tag = tag.strip_prefix("W/").unwrap_or(tag);
     tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag)
@@ -52,27 +53,32 @@ fn opaque(tag: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn tags(lines: &[&'static str]) -> Tags {
+    fn tags(lines: &[&'static str]) -> IfNoneMatch {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(IF_NONE_MATCH, line.parse().unwrap());
         }
-        Tags::of(&headers)
+        IfNoneMatch::parse(&headers)
     }
 
     #[test]
-    fn the_first_tag_is_what_the_client_runs_and_all_are_what_it_knows() {
+    fn the_first_tag_is_current_and_all_tags_are_contained() {
         for lines in [&["\"a\", \"b\""][..], &["W/\"a\",b"], &["a", "b"], &[", \"a\" ,,\"b\""]] {
             let tags = tags(lines);
-            assert!(tags.runs("\"a\"") && !tags.runs("\"b\"") && tags.knows("\"b\""), "{lines:?}");
-            assert!(!tags.knows("\"c\""));
+            assert!(tags.is_current("\"a\"") && !tags.is_current("\"b\"") && tags.contains("\"b\""), "{lines:?}");
+            assert!(!tags.contains("\"c\""));
         }
         let long: &'static str = "\"b\",".repeat(10_000).leak();
-        assert!(tags(&["\"a\"", long]).0.len() == MOST);
-        let longest: &'static str = "b".repeat(LONGEST + 1).leak();
+        assert!(tags(&["\"a\"", long]).0.len() == MAX_TAGS);
+        let longest: &'static str = "b".repeat(MAX_TAG_BYTES + 1).leak();
         let unknown = tags(&[longest, "\"a\""]);
-        assert!(!unknown.is_empty() && !unknown.runs("\"a\"") && !unknown.runs(longest) && unknown.knows("\"a\""));
-        assert!(tags(&["*"]).runs("\"x\""));
+        assert!(
+            !unknown.is_empty()
+                && !unknown.is_current("\"a\"")
+                && !unknown.is_current(longest)
+                && unknown.contains("\"a\"")
+        );
+        assert!(tags(&["*"]).is_current("\"x\""));
         assert!(tags(&[]).is_empty() && tags(&["", " , "]).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Documents that are costly to make.
+//! Rendering of expensive documents.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -11,39 +11,39 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-/// A document that is made anew for whoever asks, but off the threads that serve bundles, by one
-/// thread at a time, and once for all who asked before that began. Cheap to clone.
+/// Renders a document off the threads that serve bundles, on one thread at a time, and once for
+/// all requests that arrived before rendering began. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Report(Arc<Inner>);
+pub(super) struct Renderer(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    begun: AtomicU64,
-    last: Arc<Mutex<Made>>,
+    started: AtomicU64,
+    last: Arc<Mutex<Rendered>>,
 }
 
 #[derive(Debug, Default)]
-struct Made {
+struct Rendered {
     number: u64,
     document: Option<Bytes>,
 }
 
-impl Report {
-    /// The document as it is after this call. `None` when making it failed. Cancel-safe: what was
-    /// begun is finished, and counts as the one at a time.
-    pub(super) async fn get(&self, make: impl FnOnce() -> Option<Bytes> + Send + 'static) -> Option<Bytes> {
-        let before = self.0.begun.load(Ordering::SeqCst);
+impl Renderer {
+    /// The document in a state not older than this call; `None` when rendering failed. Cancel-safe:
+    /// rendering that has begun is finished, and no other begins meanwhile.
+    pub(super) async fn render(&self, render: impl FnOnce() -> Option<Bytes> + Send + 'static) -> Option<Bytes> {
+        let before = self.0.started.load(Ordering::SeqCst);
         let mut last = Arc::clone(&self.0.last).lock_owned().await;
         if last.number > before {
             return last.document.clone();
         }
         let inner = Arc::clone(&self.0);
-        let making = spawn_blocking(move || {
-            last.number = inner.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            last.document = catch_unwind(AssertUnwindSafe(make)).ok().flatten();
+        let rendering = spawn_blocking(move || {
+            last.number = inner.started.fetch_add(1, Ordering::SeqCst) + 1;
+            last.document = catch_unwind(AssertUnwindSafe(render)).ok().flatten();
             last.document.clone()
         });
-        making.await.ok().flatten()
+        rendering.await.ok().flatten()
     }
 }
 
@@ -63,30 +63,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn however_many_ask_while_it_is_made_it_is_made_once_more() {
-        let report = Report::default();
+    async fn requests_during_a_rendering_share_the_next_one() {
+        let report = Renderer::default();
         let (go, until) = channel();
-        let mut first = Box::pin(report.get(blocked(until, "one")));
-        // Until it has begun.
-        while report.0.begun.load(Ordering::SeqCst) == 0 {
+        let mut first = Box::pin(report.render(blocked(until, "one")));
+        // Until rendering has begun.
+        while report.0.started.load(Ordering::SeqCst) == 0 {
             assert!(first.as_mut().now_or_never().is_none());
             tokio::task::yield_now().await;
         }
-        let late: Vec<_> = (0..100).map(|_| Box::pin(report.get(|| Some(Bytes::from_static(b"two"))))).collect();
+        let late: Vec<_> = (0..100).map(|_| Box::pin(report.render(|| Some(Bytes::from_static(b"two"))))).collect();
         let mut late = Box::pin(join_all(late));
         assert!(late.as_mut().now_or_never().is_none());
-        // Whoever goes away leaves it to be made, so that two are not made at one time.
+        // A request that is cancelled leaves its rendering running, so that no second one begins.
         drop(first);
         assert!(late.as_mut().now_or_never().is_none());
         go.send(()).unwrap();
         assert!(late.await.iter().all(|document| document.as_deref() == Some(b"two")));
-        assert_eq!(report.0.begun.load(Ordering::SeqCst), 2);
+        assert_eq!(report.0.started.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]
-    async fn a_document_that_can_t_be_made_is_none_and_made_the_next_time() {
-        let report = Report::default();
-        assert_eq!(report.get(|| None).await, None);
-        assert_eq!(report.get(|| Some(Bytes::from_static(b"x"))).await.as_deref(), Some(&b"x"[..]));
+    async fn a_failed_rendering_returns_none_and_the_next_request_renders_again() {
+        let report = Renderer::default();
+        assert_eq!(report.render(|| None).await, None);
+        assert_eq!(report.render(|| Some(Bytes::from_static(b"x"))).await.as_deref(), Some(&b"x"[..]));
     }
 }

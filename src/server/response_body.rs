@@ -10,17 +10,19 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::unsent_response::Responding;
+use super::unsent_response::UnsentResponse;
 use crate::oci::Blob;
 
-/// What a response consists of beside its headers.
+/// The body of a response.
 #[derive(Debug, Clone)]
-pub(super) enum Content {
+pub(super) enum ResponseBody {
+    /// Bytes in memory.
     Memory(Bytes),
+    /// A blob in a file, which is read while it is sent.
     File(Blob),
 }
 
-impl Content {
+impl ResponseBody {
     pub(super) fn empty() -> Self {
         Self::Memory(Bytes::new())
     }
@@ -32,7 +34,7 @@ impl Content {
         }
     }
 
-    /// In bytes.
+    /// The size in bytes.
     pub(super) fn size(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -41,39 +43,39 @@ impl Content {
     }
 }
 
-/// A body for HTTP/1. hyper asks for the next piece when the socket has taken the last one but
-/// for a few KiB, and the socket's own deadline ([`super::write_timeout`]) sees to progress.
+/// A body for HTTP/1. hyper polls for the next chunk when the socket has accepted all but a few
+/// KiB of the last one, and [`super::write_timeout`] enforces progress.
 #[derive(Debug)]
-pub(super) struct Sending {
-    content: Content,
+pub(super) struct Http1Body {
+    content: ResponseBody,
     offset: u64,
-    reading: Option<JoinHandle<io::Result<Bytes>>>,
-    /// None for a body without bytes.
-    responding: Option<Responding>,
+    pending_read: Option<JoinHandle<io::Result<Bytes>>>,
+    /// `None` for an empty body.
+    unsent: Option<UnsentResponse>,
 }
 
-impl Sending {
-    pub(super) fn new(content: Content, responding: Option<Responding>) -> Self {
-        Self { content, offset: 0, reading: None, responding }
+impl Http1Body {
+    pub(super) fn new(content: ResponseBody, unsent: Option<UnsentResponse>) -> Self {
+        Self { content, offset: 0, pending_read: None, unsent }
     }
 
-    fn next(&mut self, context: &mut Context<'_>, responding: &Responding) -> Poll<io::Result<Bytes>> {
+    fn poll_chunk(&mut self, context: &mut Context<'_>, unsent: &UnsentResponse) -> Poll<io::Result<Bytes>> {
         match &self.content {
-            Content::Memory(bytes) => Poll::Ready(Ok(responding.shared(bytes.clone()))),
-            Content::File(blob) => {
-                let reading = self.reading.get_or_insert_with(|| {
-                    let (blob, offset, length) = (blob.clone(), self.offset, responding.allowance());
+            ResponseBody::Memory(bytes) => Poll::Ready(Ok(unsent.wrap_shared(bytes.clone()))),
+            ResponseBody::File(blob) => {
+                let pending_read = self.pending_read.get_or_insert_with(|| {
+                    let (blob, offset, length) = (blob.clone(), self.offset, unsent.read_size());
                     spawn_blocking(move || blob.read_at(offset, length))
                 });
-                let read = ready!(Pin::new(reading).poll(context));
-                self.reading = None;
-                Poll::Ready(read.map_err(io::Error::other).flatten().map(|bytes| responding.owned(bytes)))
+                let read = ready!(Pin::new(pending_read).poll(context));
+                self.pending_read = None;
+                Poll::Ready(read.map_err(io::Error::other).flatten().map(|bytes| unsent.wrap_read(bytes)))
             }
         }
     }
 }
 
-impl Body for Sending {
+impl Body for Http1Body {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -84,11 +86,11 @@ impl Body for Sending {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
-        let Some(responding) = self.responding.clone() else { return Poll::Ready(None) };
-        let piece = ready!(self.next(context, &responding));
-        // After an error the connection breaks off, so the position does not matter.
-        self.offset = piece.as_ref().map_or(u64::MAX, |piece| self.offset + piece.len() as u64);
-        Poll::Ready(Some(piece.map(Frame::data)))
+        let Some(unsent) = self.unsent.clone() else { return Poll::Ready(None) };
+        let chunk = ready!(self.poll_chunk(context, &unsent));
+        // After an error hyper closes the connection, so the offset no longer matters.
+        self.offset = chunk.as_ref().map_or(u64::MAX, |chunk| self.offset + chunk.len() as u64);
+        Poll::Ready(Some(chunk.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

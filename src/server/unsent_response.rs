@@ -1,4 +1,4 @@
-//! A response on its way: how far its peer has taken it, and what it keeps in memory.
+//! A response that is being sent: its progress, and the memory of its unsent chunks.
 
 use std::sync::{
     Arc,
@@ -8,100 +8,104 @@ use std::sync::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::idle_connections::{PROGRESS_BYTES, Seat};
+use super::idle_connections::{PROGRESS_BYTES, Slot};
 
-/// The most that is read from a file at once.
-const LARGE: usize = 64 << 10;
-/// The least; also what one response may have in memory when all together have too much.
-const SMALL: usize = 4 << 10;
-/// From here on the responses of one connection are read in small pieces …
-const CONNECTION_BYTES: usize = 1 << 20;
-/// … and from here on those of all connections.
-const ALL_BYTES: usize = 256 << 20;
+/// Bytes that are read from a file at once.
+const MAX_READ_BYTES: usize = 64 << 10;
+/// Bytes that are read from a file at once above one of the two thresholds below.
+pub(super) const MIN_READ_BYTES: usize = 4 << 10;
+/// Unsent bytes of one connection from which on its responses are read in small chunks.
+const CONNECTION_UNSENT_BYTES: usize = 1 << 20;
+/// Unsent bytes of all connections from which on all responses are read in small chunks.
+const TOTAL_UNSENT_BYTES: usize = 256 << 20;
 
-/// A response that is being sent, for as long as this or one of its pieces lives.
+/// A response that is being sent. It ends when this value and all its chunks are dropped.
 #[derive(Debug, Clone)]
-pub(super) struct Responding(Arc<Response>);
+pub(super) struct UnsentResponse(Arc<Inner>);
 
 #[derive(Debug)]
-struct Response {
-    seat: Arc<Seat>,
+struct Inner {
+    slot: Arc<Slot>,
     number: u64,
-    /// Pieces that were handed on and are not sent yet.
-    pieces: AtomicUsize,
+    /// Chunks that the protocol has taken and not sent yet.
+    chunks: AtomicUsize,
     sent: Notify,
 }
 
-/// Some bytes of a response; dropped once the socket has taken them.
-struct Piece {
+/// Bytes of a response; dropped once the socket has accepted them.
+struct Chunk {
     bytes: Bytes,
-    /// What it takes of the memory for pieces.
-    weight: usize,
-    response: Arc<Response>,
+    /// Bytes that count as unsent memory.
+    counted_bytes: usize,
+    response: Arc<Inner>,
 }
 
-impl Responding {
-    /// The response that `seat` knows by this number.
-    pub(super) fn new(seat: Arc<Seat>, number: u64) -> Self {
-        Self(Arc::new(Response { seat, number, pieces: AtomicUsize::new(0), sent: Notify::new() }))
+impl UnsentResponse {
+    /// The response that has this number in `slot`.
+    pub(super) fn new(slot: Arc<Slot>, number: u64) -> Self {
+        Self(Arc::new(Inner { slot, number, chunks: AtomicUsize::new(0), sent: Notify::new() }))
     }
 
-    /// The peer has made room, or taken something.
-    pub(super) fn progressed(&self) {
-        self.0.seat.progressed(self.0.number);
+    /// Records that the peer opened its window or accepted bytes.
+    pub(super) fn record_progress(&self) {
+        self.0.slot.record_progress(self.0.number);
     }
 
-    /// Bytes that are in memory anyway.
-    pub(super) fn shared(&self, bytes: Bytes) -> Bytes {
-        self.piece(bytes, 0)
+    /// A chunk of bytes that are in memory in any case, and so not counted.
+    pub(super) fn wrap_shared(&self, bytes: Bytes) -> Bytes {
+        self.chunk(bytes, 0)
     }
 
-    /// Bytes that were read for this response.
-    pub(super) fn owned(&self, bytes: Bytes) -> Bytes {
-        let weight = bytes.len();
-        self.0.seat.unsent().iter().for_each(|unsent| _ = unsent.fetch_add(weight, Ordering::Relaxed));
-        self.piece(bytes, weight)
+    /// A chunk of bytes that were read for this response.
+    pub(super) fn wrap_read(&self, bytes: Bytes) -> Bytes {
+        let counted_bytes = bytes.len();
+        self.0.slot.unsent_bytes().iter().for_each(|unsent| _ = unsent.fetch_add(counted_bytes, Ordering::Relaxed));
+        self.chunk(bytes, counted_bytes)
     }
 
-    /// How much may be read from a file for it now; never nothing, so that nobody waits for
-    /// what others hold.
-    pub(super) fn allowance(&self) -> usize {
-        let [connection, all] = self.0.seat.unsent().map(|unsent| unsent.load(Ordering::Relaxed));
-        if connection < CONNECTION_BYTES && all < ALL_BYTES { LARGE } else { SMALL }
+    /// How many bytes to read from a file at once. It is never zero, so that no response waits for
+    /// the memory that other responses hold.
+    pub(super) fn read_size(&self) -> usize {
+        let [connection, all] = self.0.slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed));
+        if connection < CONNECTION_UNSENT_BYTES && all < TOTAL_UNSENT_BYTES { MAX_READ_BYTES } else { MIN_READ_BYTES }
     }
 
-    /// Until no piece is left. Cancel-safe.
-    pub(super) async fn sent(&self) {
-        while self.0.pieces.load(Ordering::Acquire) > 0 {
+    /// Completes when all chunks are sent. Cancel-safe.
+    pub(super) async fn wait_until_sent(&self) {
+        while self.0.chunks.load(Ordering::Acquire) > 0 {
             self.0.sent.notified().await;
         }
     }
 
-    fn piece(&self, bytes: Bytes, weight: usize) -> Bytes {
-        self.0.pieces.fetch_add(1, Ordering::Relaxed);
-        Bytes::from_owner(Piece { bytes, weight, response: Arc::clone(&self.0) })
+    fn chunk(&self, bytes: Bytes, counted_bytes: usize) -> Bytes {
+        self.0.chunks.fetch_add(1, Ordering::Relaxed);
+        Bytes::from_owner(Chunk { bytes, counted_bytes, response: Arc::clone(&self.0) })
     }
 }
 
-impl AsRef<[u8]> for Piece {
+impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Piece {
+impl Drop for Chunk {
     fn drop(&mut self) {
-        self.response.seat.unsent().iter().for_each(|unsent| _ = unsent.fetch_sub(self.weight, Ordering::Relaxed));
-        self.response.pieces.fetch_sub(1, Ordering::Release);
+        self.response
+            .slot
+            .unsent_bytes()
+            .iter()
+            .for_each(|unsent| _ = unsent.fetch_sub(self.counted_bytes, Ordering::Relaxed));
+        self.response.chunks.fetch_sub(1, Ordering::Release);
         if self.bytes.len() >= PROGRESS_BYTES {
-            self.response.seat.progressed(self.response.number);
+            self.response.slot.record_progress(self.response.number);
         }
         self.response.sent.notify_one();
     }
 }
 
-impl Drop for Response {
+impl Drop for Inner {
     fn drop(&mut self) {
-        self.seat.responded(self.number);
+        self.slot.end_response(self.number);
     }
 }
