@@ -1,10 +1,10 @@
-//! The hot path: what a request costs that can be answered at once.
+//! The hot path: the cost of a request that is answered at once.
 //!
-//! The real server, fed by a real watcher, is asked over one loopback connection. Requests
-//! go out in batches, so that a figure shows the server's work and not how long two threads
-//! take to wake each other. Compare figures of one machine with each other only; for the
+//! The client sends requests over one loopback connection to the real server, which a real watcher
+//! feeds. Requests go out in batches, so that a figure shows the server's work and not the time in
+//! which two threads wake each other. Compare figures of one machine with each other only; for the
 //! comparison with nginx see `bench/load`.
-#![expect(clippy::unwrap_used, reason = "a bench that can't be set up has nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failed setup must abort the bench")]
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};
 use tokio::runtime::Runtime;
 
-/// Requests that are under way at a time.
+/// Requests in flight at a time.
 const BATCH: usize = 16;
 const LIMIT: u64 = 1 << 20;
 
@@ -66,7 +66,7 @@ struct Gate {
 }
 
 impl Gate {
-    /// A bundle of about `size` bytes, from an OCI layout by way of a watcher.
+    /// Serves a bundle of about `size` bytes, which a watcher reads from an OCI layout.
     fn serving(size: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let reference = put_artifact(folder.path(), &bundle_of(size));
@@ -104,12 +104,12 @@ impl Gate {
     }
 }
 
-/// One kept connection, and what it asks again and again.
+/// A keep-alive connection, and the batch of requests that it sends repeatedly.
 struct Client {
     stream: TcpStream,
     requests: Vec<u8>,
-    /// All answers are of one length.
-    answer: Vec<u8>,
+    /// A response; all of them have the same length.
+    response: Vec<u8>,
     buffer: Vec<u8>,
 }
 
@@ -119,42 +119,42 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         let request = format!("GET /bundles/authz/main HTTP/1.1\r\nHost: gate\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).unwrap();
-        let answer = one_answer(&mut stream);
-        let buffer = vec![0; answer.len() * BATCH];
-        Self { stream, requests: request.repeat(BATCH).into_bytes(), answer, buffer }
+        let response = one_response(&mut stream);
+        let buffer = vec![0; response.len() * BATCH];
+        Self { stream, requests: request.repeat(BATCH).into_bytes(), response, buffer }
     }
 
-    /// That the bench measures what its name says.
+    /// Asserts that the responses have the status of the bench's name.
     fn expect(&self, start: &[u8]) {
-        assert!(self.answer.starts_with(start), "{}", String::from_utf8_lossy(&self.answer[..60]));
+        assert!(self.response.starts_with(start), "{}", String::from_utf8_lossy(&self.response[..60]));
     }
 
     fn batch(&mut self) {
         self.stream.write_all(&self.requests).unwrap();
         self.stream.read_exact(&mut self.buffer).unwrap();
-        let last = &self.buffer[self.buffer.len() - self.answer.len()..];
-        assert_eq!(last[..13], self.answer[..13]);
+        let last = &self.buffer[self.buffer.len() - self.response.len()..];
+        assert_eq!(last[..13], self.response[..13]);
     }
 }
 
-/// Reads one answer by its `Content-Length`; a 304 has none.
-fn one_answer(stream: &mut TcpStream) -> Vec<u8> {
-    let mut answer = Vec::new();
+/// Reads one response by its `Content-Length`, which a 304 lacks.
+fn one_response(stream: &mut TcpStream) -> Vec<u8> {
+    let mut response = Vec::new();
     let mut byte = [0];
-    while !answer.ends_with(b"\r\n\r\n") {
+    while !response.ends_with(b"\r\n\r\n") {
         stream.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
+        response.push(byte[0]);
     }
-    let head = String::from_utf8(answer.clone()).unwrap().to_ascii_lowercase();
+    let head = String::from_utf8(response.clone()).unwrap().to_ascii_lowercase();
     let length =
         head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
-    let start = answer.len();
-    answer.resize(start + length, 0);
-    stream.read_exact(&mut answer[start..]).unwrap();
-    answer
+    let start = response.len();
+    response.resize(start + length, 0);
+    stream.read_exact(&mut response[start..]).unwrap();
+    response
 }
 
-/// A bundle that compression does not make smaller.
+/// A bundle that can't be compressed.
 fn bundle_of(size: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(size).collect();

@@ -1,14 +1,14 @@
-//! What trust costs: one verdict by the format of its signature, and what those who ask for
-//! bundles notice while 500 of them are judged again.
+//! The cost of trust: one verification by the format of its signature, and the latency of 304s
+//! while 500 bundles are re-verified.
 //!
 //! Compare figures of one machine with each other only; for the comparison with cosign see
 //! `bench/verify`, which runs this too.
-#![expect(clippy::unwrap_used, reason = "a bench that can't be set up has nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a failed setup must abort the bench")]
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_types,
     clippy::disallowed_methods,
-    reason = "real time is what it measures and tells"
+    reason = "it measures wall-clock time, and prints it"
 )]
 
 use std::{
@@ -39,11 +39,11 @@ use tokio::runtime::Runtime;
 
 const LIMIT: u64 = 1 << 20;
 const BUNDLES: usize = 500;
-/// How long latencies are taken, each time.
+/// The duration of each latency measurement.
 const WINDOW: Duration = Duration::from_secs(5);
 const IDENTITY: &str = "https://github.com/sigstore-conformance/extremely-dangerous-public-oidc-beacon/.github/workflows/extremely-dangerous-oidc-beacon.yml@refs/heads/main";
 const ISSUER: &str = "https://token.actions.githubusercontent.com";
-/// Good bundles of sigstore-conformance, by what is in them.
+/// Valid bundles of sigstore-conformance, by their content.
 const KEYLESS: [(&str, &str); 4] = [
     ("keyless, message, Rekor v1", "happy-path-v0.3"),
     ("keyless, DSSE, Rekor v1", "happy-path-intoto-in-dsse-v3"),
@@ -57,11 +57,11 @@ fn main() {
     keyless(&mut criterion);
     criterion.final_summary();
     if std::env::args().all(|argument| argument != "--test") {
-        judged_again();
+        reverification_latency();
     }
 }
 
-/// Signatures by a key, as the gateway judges them: evidence in hand, verdict out.
+/// Signatures by a key, verified as the gateway does, with the evidence in memory.
 fn keyed(criterion: &mut Criterion) {
     let place = Place::new();
     let reference = place.put("v1", &tarball(0));
@@ -88,12 +88,12 @@ fn keyed(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Signatures by certificates, with logs and timestamps.
+/// Signatures by certificates, with transparency logs and timestamps.
 fn keyless(criterion: &mut Criterion) {
     let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(|| "../shared/fixtures".into(), PathBuf::from);
     let suite = folder.join("sigstore-conformance/bundle-verify");
     if !suite.exists() {
-        println!("skipped: keyless signatures, for {} is not there", suite.display());
+        println!("skipped: keyless signatures, because {} is missing", suite.display());
         return;
     }
     let mut group = criterion.benchmark_group("verdict");
@@ -115,8 +115,8 @@ fn keyless(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// 304s of one bundle, before and while all of the others are judged again and again.
-fn judged_again() {
+/// The latency of 304s for one bundle, before and while all others are re-verified repeatedly.
+fn reverification_latency() {
     let place = Place::new();
     let mut bundles = serde_json::Map::new();
     for number in 0..BUNDLES {
@@ -132,13 +132,15 @@ fn judged_again() {
     let calm = latencies(&gate, &etag, || {});
     let mut rounds = 0;
     let busy = latencies(&gate, &etag, || {
-        // Another revision each time, so that no verdict of before answers.
+        // Another policy revision each time, so that no cached verdict applies.
         rounds += 1;
         gate.configure(rounds);
         gate.reload();
     });
-    let judged = gate.verdicts();
-    println!("\n{BUNDLES} bundles judged again {rounds} times ({judged} verdicts), 304s over one connection meanwhile");
+    let verdicts = gate.verdicts();
+    println!(
+        "\n{BUNDLES} bundles re-verified {rounds} times ({verdicts} verdicts); latency of 304s over one connection"
+    );
     println!("         requests     p50     p99     max");
     for (name, times) in [("before", &calm), ("during", &busy)] {
         println!(
@@ -152,7 +154,7 @@ fn judged_again() {
     println!("p99 during / before: {:.2}", quantile(&busy, 0.99).as_secs_f64() / quantile(&calm, 0.99).as_secs_f64());
 }
 
-/// Asks as fast as answers come, and calls `disturb` once a second meanwhile.
+/// Sends a request as soon as the last one is answered, and calls `disturb` once a second.
 fn latencies(gate: &Gate, etag: &str, mut disturb: impl FnMut()) -> Vec<Duration> {
     let mut stream = TcpStream::connect(gate.data).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -187,7 +189,7 @@ fn micros(sorted: &[Duration], share: f64) -> String {
     format!("{} µs", quantile(sorted, share).as_micros())
 }
 
-/// A layout folder, a key that signs in it.
+/// An OCI layout in a temporary folder, and a key that signs its artifacts.
 struct Place {
     folder: tempfile::TempDir,
     key: KeyPair,
@@ -269,7 +271,7 @@ fn tarball(number: usize) -> Vec<u8> {
     tarball
 }
 
-/// The real program, serving.
+/// A `bundlegate serve` process.
 struct Gate {
     child: Child,
     folder: PathBuf,

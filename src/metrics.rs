@@ -1,12 +1,12 @@
-//! What Prometheus sees. The registry is injected, never the process-global one; label
-//! values are configured names or words of an enum, so cardinality is bounded.
+//! Prometheus metrics. The registry is injected, never the process-global one. Label values are
+//! configured names or variants of an enum, so cardinality is bounded.
 
 use prometheus::{
     Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     core::Collector,
 };
 
-/// Every metric of the process; cheap to clone.
+/// Every metric of the process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -42,22 +42,22 @@ pub struct Metrics {
     pub last_check: GaugeVec,
     /// `outcome`.
     pub config_reloads: IntCounterVec,
-    /// 1 unless the configuration is refused.
+    /// 1 unless the last configuration that was read is invalid.
     pub config_last_reload_successful: IntGauge,
     /// `tier`.
     pub cache_hits: IntCounterVec,
-    /// Blobs that had to be fetched.
+    /// Blobs that were fetched from a registry.
     pub cache_misses: IntCounter,
     /// `tier`.
     pub cache_bytes: IntGaugeVec,
 }
 
-/// Adds one to a gauge for as long as it lives, however its owner ends.
+/// Increments a gauge until it is dropped, also when its future is cancelled.
 #[derive(Debug)]
 pub struct InFlight(IntGauge);
 
 impl InFlight {
-    /// Counts in.
+    /// Increments the gauge.
     pub fn enter(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
@@ -71,11 +71,11 @@ impl Drop for InFlight {
 }
 
 impl Metrics {
-    /// All metrics, at zero, in a registry of their own.
+    /// All metrics in a registry of their own.
     ///
     /// # Errors
-    /// Never in practice: names are constants that the tests register.
-    #[expect(clippy::too_many_lines, reason = "a table of metrics, one after the other")]
+    /// When a metric name is invalid or registered twice, which the tests rule out.
+    #[expect(clippy::too_many_lines, reason = "a flat table of metrics")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
@@ -85,33 +85,33 @@ impl Metrics {
             |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         let build = gauges("bundlegate_build_info", "The running version; always 1.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let cache_hits = counters("bundlegate_cache_hits_total", "Blobs found in the cache.", &["tier"])?;
+        let cache_hits = counters("bundlegate_cache_hits_total", "Blobs that were found in the cache.", &["tier"])?;
         for tier in ["memory", "disk"] {
-            // Rates need a zero to start from.
+            // A rate needs a series that starts at zero.
             let _ = cache_hits.with_label_values(&[tier]);
         }
         Ok(Self {
             http_requests: counters(
                 "bundlegate_http_requests_total",
-                "Answers to bundle requests.",
+                "Responses to bundle requests, by status code.",
                 &["bundle", "code"],
             )?,
             sent_bytes: counters(
                 "bundlegate_sent_bytes_total",
-                "Bytes of bundle bodies handed to clients.",
+                "Bytes of bundle bodies in responses with status 200.",
                 &["bundle"],
             )?,
-            waiters: gauges("bundlegate_waiters", "Requests held open until something changes.", &["bundle"])?,
+            waiters: gauges("bundlegate_waiters", "Requests that are held until the bundle changes.", &["bundle"])?,
             connections: add(&registry, IntGauge::new("bundlegate_connections", "Open client connections.")?)?,
             registry_requests: counters(
                 "bundlegate_registry_requests_total",
-                "Requests to registries, every attempt counted.",
+                "Requests to registries, including retries.",
                 &["registry", "operation", "outcome"],
             )?,
-            refreshes: counters("bundlegate_refreshes_total", "Concluded refreshes.", &["bundle", "outcome"])?,
+            refreshes: counters("bundlegate_refreshes_total", "Completed refreshes.", &["bundle", "outcome"])?,
             verifications: counters(
                 "bundlegate_verifications_total",
-                "Signature verdicts.",
+                "Signature verifications.",
                 &["bundle", "outcome", "reason"],
             )?,
             trust_root_refreshes: counters(
@@ -121,28 +121,32 @@ impl Metrics {
             )?,
             trust_root_expires: gauges(
                 "bundlegate_trust_root_expires_timestamp_seconds",
-                "When a trust root stops vouching for what is new, unless it is refreshed.",
+                "When the metadata of a trust root expires; without a refresh no new signature is accepted after that.",
                 &["root"],
             )?,
-            bundle_state: gauges("bundlegate_bundle_state", "1 for the state a bundle is in.", &["bundle", "state"])?,
+            bundle_state: gauges(
+                "bundlegate_bundle_state",
+                "1 for the current state of a bundle, 0 for the others.",
+                &["bundle", "state"],
+            )?,
             bundle_info: gauges(
                 "bundlegate_bundle_info",
-                "What a bundle serves; always 1.",
+                "The version that a bundle serves; always 1.",
                 &["bundle", "manifest", "revision"],
             )?,
             bundle_older: gauges(
                 "bundlegate_bundle_older",
-                "1 while a bundle serves something older than it has served before.",
+                "1 while a bundle serves an older version than it has served before.",
                 &["bundle"],
             )?,
             bundle_fallback: gauges(
                 "bundlegate_bundle_fallback",
-                "1 while another bundle is served in place of a withdrawn one.",
+                "1 while a fallback bundle is served in place of a withdrawn one.",
                 &["bundle"],
             )?,
             lost_clients: gauges(
                 "bundlegate_lost_clients",
-                "Clients that still run what a bundle has withdrawn.",
+                "Clients that still run a withdrawn version of a bundle.",
                 &["bundle"],
             )?,
             last_check: add(
@@ -150,29 +154,29 @@ impl Metrics {
                 GaugeVec::new(
                     Opts::new(
                         "bundlegate_bundle_last_check_timestamp_seconds",
-                        "When the registry was last asked with success.",
+                        "Time of the last successful request to the registry.",
                     ),
                     &["bundle"],
                 )?,
             )?,
             config_reloads: counters(
                 "bundlegate_config_reloads_total",
-                "Readings of the configuration since the start: applied, unchanged, or refused.",
+                "Configuration reloads since the start: applied, unchanged or refused.",
                 &["outcome"],
             )?,
             config_last_reload_successful: add(
                 &registry,
                 IntGauge::new(
                     "bundlegate_config_last_reload_successful",
-                    "0 while the configuration on disk is refused and the old trust stays.",
+                    "0 while the configuration on disk is invalid and the previous trust stays in force.",
                 )?,
             )?,
             cache_hits,
             cache_misses: add(
                 &registry,
-                IntCounter::new("bundlegate_cache_misses_total", "Blobs that had to be fetched.")?,
+                IntCounter::new("bundlegate_cache_misses_total", "Blobs that were fetched from a registry.")?,
             )?,
-            cache_bytes: gauges("bundlegate_cache_bytes", "Bytes held.", &["tier"])?,
+            cache_bytes: gauges("bundlegate_cache_bytes", "Bytes in the cache.", &["tier"])?,
             registry,
         })
     }
@@ -180,7 +184,7 @@ impl Metrics {
     /// The exposition format that Prometheus scrapes, and its content type.
     ///
     /// # Errors
-    /// When a metric cannot be written, which the tests rule out.
+    /// When a metric can't be encoded, which the tests rule out.
     pub fn render(&self) -> Result<(String, Vec<u8>), prometheus::Error> {
         let encoder = TextEncoder::new();
         let mut text = Vec::new();
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_holder_counts_out() {
+    async fn in_flight_decrements_when_its_future_is_cancelled() {
         let gauge = IntGauge::new("g", "g").unwrap();
         let inside = gauge.clone();
         let held = tokio::spawn(async move {

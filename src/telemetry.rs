@@ -1,5 +1,6 @@
-//! Logs: on stderr, text on a terminal, JSON lines otherwise. Also what every log line, metric
-//! and status value needs: the time, and foreign text cut to a bounded length.
+//! Logs on stderr: text on a terminal, JSON lines otherwise. Also the helpers that log lines,
+//! metrics and status values share: the current time, and cutting external text to a bounded
+//! length.
 
 use std::{
     borrow::Cow,
@@ -19,13 +20,13 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// Sends tracing to stderr, filtered by `BUNDLEGATE_LOG` (such as `debug` or
-/// `info,bundlegate::registry=trace`). Does nothing where a subscriber is installed already.
+/// Writes log events to stderr, filtered by `BUNDLEGATE_LOG` (such as `debug` or
+/// `info,bundlegate::registry=trace`). Does nothing if a subscriber is installed already.
 pub fn init() {
     init_with("info");
 }
 
-/// The same with another filter where `BUNDLEGATE_LOG` is not set.
+/// As [`init`], with another filter where `BUNDLEGATE_LOG` is not set.
 pub fn init_with(default: &str) {
     let wanted = env::var("BUNDLEGATE_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
     let (filter, refused) = filter(wanted.as_deref().or(Some(default)));
@@ -42,14 +43,14 @@ pub fn init_with(default: &str) {
     }
 }
 
-/// The system's clock. Where it stands outside the years −9999 to 9999, which is all that can be
-/// written as RFC 3339, the nearest end of them. `Timestamp::now` of jiff panics there.
+/// The time of the system clock, clamped to the years −9999 to 9999, outside of which it can't be
+/// written as RFC 3339 and `Timestamp::now` of jiff panics.
 pub fn now() -> Timestamp {
     nearest(SystemTime::now())
 }
 
-/// Whether the system's clock stands where dates can be written and certificates can be
-/// verified: from 1970 to 9999. TLS and signature libraries panic outside of it.
+/// Whether the system clock is between 1970 and 9999. TLS and signature libraries panic outside of
+/// that range.
 pub fn is_clock_usable() -> bool {
     is_usable(SystemTime::now())
 }
@@ -63,15 +64,14 @@ fn is_usable(time: SystemTime) -> bool {
     Timestamp::try_from(time).is_ok_and(|time| time >= Timestamp::UNIX_EPOCH)
 }
 
-/// The most bytes of foreign text in a label, a header, or a value that names something.
+/// Maximum size of external text in a label, a header or a name.
 pub const NAME_BYTES: usize = 256;
-/// The most bytes of foreign text in a sentence: an error, a reason.
+/// Maximum size of external text in a sentence, such as an error or a reason.
 pub const SENTENCE_BYTES: usize = 4096;
 
-/// `text`, if it has at most `limit` bytes. Otherwise its beginning, at the boundary of a
-/// character, and a marker with the length in bytes and the start of the SHA-256 of the whole:
-/// two long texts that begin alike stay two label values. The result has at most `limit` bytes
-/// where `limit` is at least 64.
+/// Cuts `text` to at most `limit` bytes, for limits of 64 and above. A longer text is cut at a
+/// character boundary and ends with a marker that has its length in bytes and the start of its
+/// SHA-256, so that two long texts with the same beginning stay two label values.
 pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return Cow::Borrowed(text);
@@ -83,7 +83,7 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{marker}", &text[..end]))
 }
 
-/// How lines look.
+/// The style of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
     Colours,
@@ -91,7 +91,7 @@ enum Style {
     Json,
 }
 
-/// RFC 3339 in UTC with milliseconds, as everywhere else in the interface.
+/// Times in RFC 3339, UTC, with milliseconds, as in all other output.
 struct Utc;
 
 impl FormatTime for Utc {
@@ -119,18 +119,18 @@ where
     }
 }
 
-/// The filter, and what was wrong with the one that was wanted.
+/// The filter, and the error of a malformed one.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
     let text = wanted.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("info");
-    // What is written comes last and so wins over the quiet dependencies.
+    // The directives of the user come last, so that they override those for dependencies.
     match EnvFilter::try_new(format!("{QUIET},{text}")) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new(format!("{QUIET},info")), Some(error.to_string())),
     }
 }
 
-/// Dependencies that say at `info` and `debug` what only their authors want to know. A
-/// certificate that is not accepted is told by whoever wanted to connect, and by nobody else.
+/// Levels of dependencies whose `info` and `debug` events concern only their authors. A rejected
+/// certificate is reported by the code that connects, and not by rustls as well.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,reqwest=warn,rustls=error,sigstore=warn,sigstore_verify=warn,\
                      oci_client=warn,notify=warn,moka=warn,tower=warn,\
                      rustls_platform_verifier=off";
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn no_clock_is_too_far_off_to_be_written_in_a_log_line() {
+    fn any_clock_can_be_written_in_a_log_line() {
         let seconds = |seconds| std::time::Duration::from_secs(seconds);
         let (year_10200, year_1) = (seconds(259_700_000_000), seconds(62_100_000_000));
         for (time, written, usable) in [
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_at_a_character_and_stays_different_from_others_that_begin_alike() {
+    fn a_text_is_cut_at_a_character_and_stays_distinct_from_texts_with_the_same_beginning() {
         assert_eq!(cut("v1.4.0", NAME_BYTES), "v1.4.0");
         let fits = "ä".repeat(NAME_BYTES / 2);
         assert_eq!(cut(&fits, NAME_BYTES), fits);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn text_has_colours_only_where_they_are_wanted() {
+    fn text_has_colours_only_in_the_style_with_colours() {
         let log = || tracing::warn!("hello");
         assert!(logged(Style::Colours, None, log).contains('\x1b'));
         assert!(!logged(Style::Plain, None, log).contains('\x1b'));
@@ -229,9 +229,9 @@ mod tests {
         assert!(plain.ends_with(&format!("WARN refused\\u{{1b}}[2J error={text} shown={text}\n")), "{plain}");
     }
 
-    /// As `tracing-log` hands on what a dependency says by the `log` crate.
+    /// The event has the form of a record of the `log` crate that `tracing-log` converts.
     #[test]
-    fn no_line_names_a_path_of_the_build_machine() {
+    fn no_line_contains_a_path_of_the_build_machine() {
         let log = || {
             tracing::warn!(
                 target: "log",
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_are_quiet_until_asked() {
+    fn dependencies_log_info_only_if_the_filter_says_so() {
         let log = || tracing::info!(target: "hyper", "chatter");
         assert_eq!(logged(Style::Plain, None, log), "");
         assert!(logged(Style::Plain, Some("info,hyper=info"), log).contains("chatter"));

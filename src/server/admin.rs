@@ -1,4 +1,4 @@
-//! For operators: probes, metrics, status.
+//! The admin API: probes, metrics and status.
 
 use std::sync::{
     Arc,
@@ -6,99 +6,103 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use hyper::{
-    Method, Request, Response, StatusCode,
-    header::{ALLOW, HeaderValue},
-};
+use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, survey::Survey};
+use super::{
+    connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker, renderer::Renderer, response,
+    response_body::ResponseBody,
+};
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
     watch::{Handle, Lost},
 };
 
-/// What the admin listener tells. Cheap to clone.
+/// The handler of the admin API. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Admin {
-    facts: Arc<Facts>,
-    status: Report,
-    metrics: Report,
+pub(super) struct AdminApi {
+    state: Arc<AdminState>,
+    status: Renderer,
+    metrics: Renderer,
 }
 
 #[derive(Debug)]
-struct Facts {
+struct AdminState {
     catalog: Catalog,
     metrics: Metrics,
-    survey: Survey,
+    holdouts: HoldoutTracker,
     ready_at: Instant,
-    /// Once ready, ready until the drain, whatever happens to bundles.
+    /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
-    leaving: Leaving,
+    drain: DrainSignal,
     since: String,
 }
 
-impl Admin {
-    pub(super) fn new(catalog: Catalog, metrics: Metrics, survey: Survey, ready_at: Instant, leaving: Leaving) -> Self {
+impl AdminApi {
+    pub(super) fn new(
+        catalog: Catalog,
+        metrics: Metrics,
+        holdouts: HoldoutTracker,
+        ready_at: Instant,
+        drain: DrainSignal,
+    ) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
-        let facts = Facts { catalog, metrics, survey, ready_at, was_ready: AtomicBool::new(false), leaving, since };
-        Self { facts: Arc::new(facts), status: Report::default(), metrics: Report::default() }
+        let state =
+            AdminState { catalog, metrics, holdouts, ready_at, was_ready: AtomicBool::new(false), drain, since };
+        Self { state: Arc::new(state), status: Renderer::default(), metrics: Renderer::default() }
     }
 
-    pub(super) async fn answer(&self, request: Request<()>, caller: Caller) -> Response<Content> {
-        if caller.is_too_many {
-            return respond::unavailable(None);
+    pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
+        if peer.is_over_limit {
+            return response::unavailable(None);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let message = "use GET";
-            let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return response::method_not_allowed();
         }
         match request.uri().path() {
-            "/livez" => respond::json(StatusCode::OK, &json!({ "live": true })),
-            "/readyz" => self.facts.readyz(),
-            // With thousands of bundles these take their time, which no bundle request waits for.
+            "/livez" => response::json(StatusCode::OK, &json!({ "live": true })),
+            "/readyz" => self.state.readyz(),
+            // Rendering thousands of bundles takes long, and must not delay bundle requests.
             "/metrics" => {
-                let facts = Arc::clone(&self.facts);
-                made(self.metrics.get(move || facts.render()).await, METRICS)
+                let state = Arc::clone(&self.state);
+                document_response(self.metrics.render(move || state.render_metrics()).await, METRICS_CONTENT_TYPE)
             }
             "/status" => {
-                let facts = Arc::clone(&self.facts);
-                let status = self.status.get(move || Some(facts.status().to_string().into()));
-                made(status.await, HeaderValue::from_static("application/json"))
+                let state = Arc::clone(&self.state);
+                let status = self.status.render(move || Some(state.status().to_string().into()));
+                document_response(status.await, HeaderValue::from_static("application/json"))
             }
             _ => {
-                let message = "there are /livez, /readyz, /metrics and /status";
-                respond::error(StatusCode::NOT_FOUND, "not_found", message, None)
+                let message = "no such endpoint; use /livez, /readyz, /metrics or /status";
+                response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
     }
 }
 
-impl Facts {
-    fn readyz(&self) -> Response<Content> {
+impl AdminState {
+    fn readyz(&self) -> Response<ResponseBody> {
         let ready = self.is_ready();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let draining = self.leaving.has_begun();
-        let lacking = if ready { Vec::new() } else { self.lacking() };
-        respond::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": lacking }))
+        let draining = self.drain.is_draining();
+        let waiting_for = if ready { Vec::new() } else { self.waiting_for() };
+        response::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": waiting_for }))
     }
 
     fn is_ready(&self) -> bool {
-        if self.leaving.has_begun() {
+        if self.drain.is_draining() {
             return false;
         }
-        if self.was_ready.load(Ordering::Relaxed) || Instant::now() >= self.ready_at || self.lacking().is_empty() {
+        if self.was_ready.load(Ordering::Relaxed) || Instant::now() >= self.ready_at || self.waiting_for().is_empty() {
             self.was_ready.store(true, Ordering::Relaxed);
             return true;
         }
         false
     }
 
-    fn lacking(&self) -> Vec<&str> {
+    fn waiting_for(&self) -> Vec<&str> {
         self.catalog.iter().filter(|handle| !handle.has_concluded()).map(|handle| handle.name()).collect()
     }
 
@@ -108,9 +112,8 @@ impl Facts {
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
             if let Value::Object(status) = &mut status {
                 status.insert("waiters".to_owned(), waiters.into());
-                let lost = self.lost(handle);
-                status
-                    .insert("lost".to_owned(), lost.map_or(Value::Null, |(lost, clients)| lost_status(&lost, clients)));
+                let lost = self.withdrawn_version(handle).map(|(lost, clients)| withdrawn_status(&lost, clients));
+                status.insert("lost".to_owned(), lost.unwrap_or_default());
                 let fallback = serde_json::to_value(handle.fallback_status()).unwrap_or_default();
                 status.insert("fallback".to_owned(), fallback);
             }
@@ -121,49 +124,49 @@ impl Facts {
         json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles })
     }
 
-    /// What a bundle does not serve any more, and how many still run it.
-    fn lost(&self, handle: &Handle) -> Option<(Arc<Lost>, Option<usize>)> {
+    /// The version that a bundle has withdrawn, and the number of clients that still run it.
+    fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<Lost>, Option<usize>)> {
         let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.lost) else {
-            self.survey.close(handle.name());
+            self.holdouts.clear(handle.name());
             return None;
         };
-        let clients = self.survey.holdouts(handle.name(), &lost);
+        let clients = self.holdouts.count(handle.name(), &lost);
         Some((lost, clients))
     }
 
-    /// Brings up to date what nobody keeps up to date.
-    fn count(&self) {
+    /// Updates the gauges that depend on time or on other bundles, just before they are read.
+    fn update_gauges(&self) {
         for handle in self.catalog.iter() {
-            let clients = self.lost(handle).and_then(|(_, clients)| clients).unwrap_or_default();
+            let clients = self.withdrawn_version(handle).and_then(|(_, clients)| clients).unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
             self.metrics.lost_clients.with_label_values(&[handle.name()]).set(clients);
-            let stands_in = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
-            self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(stands_in.into());
+            let is_serving = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
+            self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(is_serving.into());
         }
     }
 
-    fn render(&self) -> Option<Bytes> {
-        self.count();
+    fn render_metrics(&self) -> Option<Bytes> {
+        self.update_gauges();
         match self.metrics.render() {
             Ok((_, text)) => Some(text.into()),
             Err(error) => {
-                tracing::error!(%error, "the metrics can't be written; please report this");
+                tracing::error!(%error, "encoding the metrics failed; please report this");
                 None
             }
         }
     }
 }
 
-fn made(document: Option<Bytes>, content_type: HeaderValue) -> Response<Content> {
+fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Response<ResponseBody> {
     let Some(document) = document else {
-        let message = "making the document failed, the log says why; please report this";
-        return respond::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None);
+        let message = "rendering the document failed; the log has the reason; please report this";
+        return response::error(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, None);
     };
-    respond::text(StatusCode::OK, content_type, document)
+    response::text(StatusCode::OK, content_type, document)
 }
 
-fn lost_status(lost: &Lost, clients: Option<usize>) -> Value {
+fn withdrawn_status(lost: &Lost, clients: Option<usize>) -> Value {
     json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
 }
 
-const METRICS: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);

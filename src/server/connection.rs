@@ -1,4 +1,4 @@
-//! One connection: what it speaks, and how it ends.
+//! One connection: TLS, protocol detection, and how it is closed.
 
 use std::{
     net::IpAddr,
@@ -20,72 +20,77 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Deadlines, content::Content, date, drain::Leaving, http1, http2, idle::Seat, patient::Patient, prefixed::Prefixed,
+    Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot, prefixed_stream::PrefixedStream,
+    response_body::ResponseBody, write_timeout::WriteTimeout,
 };
 
-/// A transport, with TLS or without.
+/// A byte stream, with TLS or without.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport for S {}
 
-/// Who asks, and over which connection.
+/// The client of a request, and its connection.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
+pub(super) struct Peer {
     pub(super) address: IpAddr,
-    pub(super) seat: Arc<Seat>,
-    /// There are so many requests already that this one can only be turned away.
-    pub(super) is_too_many: bool,
+    pub(super) slot: Arc<Slot>,
+    /// The request exceeds the limit of concurrent requests and is refused.
+    pub(super) is_over_limit: bool,
 }
 
-/// What decides how long a connection lives.
+/// Everything that decides when a connection is closed.
 #[derive(Debug)]
-pub(super) struct Context {
-    pub(super) caller: Caller,
+pub(super) struct ConnectionContext {
+    pub(super) peer: Peer,
     pub(super) deadlines: Deadlines,
-    pub(super) leaving: Leaving,
-    /// Whether all connections are to end now.
+    pub(super) drain: DrainSignal,
+    /// True once all connections have to close.
     pub(super) closing: watch::Receiver<bool>,
-    /// A response was given that is the last one of this connection.
-    pub(super) last_response: Arc<Notify>,
+    /// Notified when a response asks for the connection to be closed.
+    pub(super) close_requested: Arc<Notify>,
 }
 
-/// Why a connection is to end.
+/// Why a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Its client takes too long; there is nothing to wait for.
+enum CloseReason {
+    /// The client exceeded a deadline; the connection is closed without a grace period.
     Overdue,
-    /// Another one needs its place.
-    Dismissed,
-    /// The server is going away, or has sent its last response.
-    Leaving,
+    /// Another connection needs its slot.
+    Evicted,
+    /// The server is shutting down, or a response asked for it.
+    Shutdown,
 }
 
-/// Serves a connection until its client leaves or asks nothing, until its place is needed,
-/// until a response was the last one, or until all are to end.
-pub(super) async fn run<H, F>(stream: TcpStream, tls: Option<TlsAcceptor>, handle: H, mut context: Context)
-where
-    H: Fn(Request<()>, Caller) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Content>> + Send + 'static,
+/// Serves a connection until the client closes it, a deadline passes, it is evicted, a response
+/// asks for it to be closed, or the server shuts down.
+pub(super) async fn serve_connection<H, F>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    handle: H,
+    mut context: ConnectionContext,
+) where
+    H: Fn(Request<()>, Peer) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let stream = Patient::new(stream, context.deadlines.progress, Arc::clone(&context.caller.seat));
+    let stream = WriteTimeout::new(stream, context.deadlines.progress, Arc::clone(&context.peer.slot));
     let handshake = context.deadlines.handshake;
-    let opened = tokio::select! {
-        opened = opened(stream, tls, handshake) => opened,
-        // Nothing was asked yet, so nobody waits for anything.
-        _ = context.end() => None,
+    let negotiated = tokio::select! {
+        negotiated = negotiate(stream, tls, handshake) => negotiated,
+        // No request has been sent, so none is cut off.
+        _ = context.close_reason() => None,
     };
-    match opened {
+    match negotiated {
         Some((true, stream)) => http2::serve(stream, handle, context).await,
         Some((false, stream)) => http1::serve(stream, handle, context).await,
         None => {}
     }
 }
 
-/// The transport, and whether its client speaks HTTP/2.
-async fn opened(
-    stream: Patient<TcpStream>,
+/// Completes the TLS handshake and detects the protocol: whether it is HTTP/2, and the stream.
+async fn negotiate(
+    stream: WriteTimeout<TcpStream>,
     tls: Option<TlsAcceptor>,
     handshake: Duration,
-) -> Option<(bool, Prefixed<Box<dyn Transport>>)> {
+) -> Option<(bool, PrefixedStream<Box<dyn Transport>>)> {
     let stream: Box<dyn Transport> = match tls {
         None => Box::new(stream),
         Some(tls) => match timeout(handshake, tls.accept(stream)).await {
@@ -97,78 +102,82 @@ async fn opened(
             Err(_) => return None,
         },
     };
-    Prefixed::detect(stream).await.ok()
+    PrefixedStream::detect(stream).await.ok()
 }
 
-impl Context {
-    /// Runs a connection, and sees to it that it ends: by `shut_down`, which lets it finish
-    /// what it is doing, and by force where it does not end by itself.
-    pub(super) async fn until_ended<C: Future>(mut self, mut connection: Pin<&mut C>, shut_down: impl Fn(Pin<&mut C>)) {
-        let end = tokio::select! {
+impl ConnectionContext {
+    /// Runs a connection and closes it: gracefully by `shut_down`, which lets requests in progress
+    /// finish, and by force if it does not close within its grace period.
+    pub(super) async fn run_until_closed<C: Future>(
+        mut self,
+        mut connection: Pin<&mut C>,
+        shut_down: impl Fn(Pin<&mut C>),
+    ) {
+        let reason = tokio::select! {
             _ = connection.as_mut() => return,
-            end = self.end() => end,
+            reason = self.close_reason() => reason,
         };
-        if end == End::Overdue {
+        if reason == CloseReason::Overdue {
             return;
         }
-        let grace = match end {
-            End::Dismissed => self.caller.seat.grace(),
-            End::Overdue | End::Leaving => self.deadlines.close_grace,
+        let grace = match reason {
+            CloseReason::Evicted => self.peer.slot.close_grace(),
+            CloseReason::Overdue | CloseReason::Shutdown => self.deadlines.close_grace,
         };
         shut_down(connection.as_mut());
-        let forced = pin!(self.forced(end, grace));
+        let forced_close = pin!(self.force_close(reason, grace));
         tokio::select! {
             biased;
             _ = connection => {}
-            () = forced => {}
+            () = forced_close => {}
         }
     }
 
-    async fn end(&mut self) -> End {
+    async fn close_reason(&mut self) -> CloseReason {
         tokio::select! {
-            () = self.caller.seat.overdue() => End::Overdue,
-            () = self.caller.seat.dismissed() => End::Dismissed,
-            () = self.last_response.notified() => End::Leaving,
-            _ = self.closing.wait_for(|closing| *closing) => End::Leaving,
+            () = self.peer.slot.overdue() => CloseReason::Overdue,
+            () = self.peer.slot.evicted() => CloseReason::Evicted,
+            () = self.close_requested.notified() => CloseReason::Shutdown,
+            _ = self.closing.wait_for(|closing| *closing) => CloseReason::Shutdown,
         }
     }
 
-    /// When a connection that was asked to end is to be ended. What is being answered, waits or
-    /// is being sent is not cut off by this.
-    async fn forced(&self, end: End, grace: Duration) {
-        let seat = &self.caller.seat;
-        let nothing_left = async {
+    /// Completes when a connection that was shut down has to be closed by force. It does not cut
+    /// off requests that are being answered or held, nor responses that are being sent.
+    async fn force_close(&self, reason: CloseReason, grace: Duration) {
+        let slot = &self.peer.slot;
+        let finished = async {
             let mut pause = grace;
             loop {
                 sleep(pause).await;
                 pause = self.deadlines.close_grace;
-                let is_over = if end == End::Dismissed { seat.may_go() } else { seat.is_idle() };
-                if is_over {
+                let may_close = if reason == CloseReason::Evicted { slot.is_evictable() } else { slot.is_idle() };
+                if may_close {
                     return;
                 }
             }
         };
         tokio::select! {
-            () = seat.overdue() => {}
-            () = nothing_left => {}
+            () = slot.overdue() => {}
+            () = finished => {}
         }
     }
 }
 
-/// Completes the headers of a response, and drops a body that may not be sent: a response to
-/// HEAD says what the one to GET would.
-pub(super) fn complete(method: &Method, response: &mut Response<Content>) {
+/// Completes the headers of a response, and drops the body where none may be sent: a response to
+/// HEAD has the headers of the one to GET (RFC 9110 §9.3.2).
+pub(super) fn complete_headers(method: &Method, response: &mut Response<ResponseBody>) {
     if response.status() == StatusCode::NOT_MODIFIED {
-        *response.body_mut() = Content::empty();
+        *response.body_mut() = ResponseBody::empty();
     } else {
         let size = response.body().size();
         response.headers_mut().insert(CONTENT_LENGTH, size.into());
     }
     if method == Method::HEAD {
-        *response.body_mut() = Content::empty();
+        *response.body_mut() = ResponseBody::empty();
     }
     response.headers_mut().insert(DATE, date::now());
 }
 
-/// What a response says that is the last one of its connection.
-pub(super) const CLOSE: HeaderValue = HeaderValue::from_static("close");
+/// The `Connection` header of the last response on a connection.
+pub(super) const CONNECTION_CLOSE: HeaderValue = HeaderValue::from_static("close");

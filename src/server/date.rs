@@ -1,4 +1,4 @@
-//! The `Date` header (RFC 9110 §6.6.1), made once a second.
+//! The `Date` header (RFC 9110 §6.6.1), formatted once a second.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 static LAST: Mutex<Option<(i64, HeaderValue)>> = Mutex::new(None);
 
-/// The time of now.
+/// The current time.
 pub(super) fn now() -> HeaderValue {
     at(crate::telemetry::now())
 }
@@ -18,7 +18,7 @@ fn at(time: Timestamp) -> HeaderValue {
         Some((second, value)) if *second == time.as_second() => value.clone(),
         _ => {
             let text = time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-            // Nothing but ASCII can come of this format.
+            // The format produces only ASCII.
             let value = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""));
             last.insert((time.as_second(), value)).1.clone()
         }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_written_as_http_wants_it() {
+    fn the_date_is_an_imf_fixdate() {
         let time = "1994-11-06T08:49:37.9Z".parse().unwrap();
         assert_eq!(at(time), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(at(time), "Sun, 06 Nov 1994 08:49:37 GMT");

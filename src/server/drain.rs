@@ -1,41 +1,41 @@
-//! The way out: how far a shutdown has come, and when those who wait are let go.
+//! The drain: the phases of a shutdown, and when held requests are released.
 
 use std::time::Duration;
 
 use tokio::{sync::watch, time::sleep};
 
-/// How far the shutdown has come.
+/// A phase of the shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
-    /// Balancers are to notice: nothing new is held, and every answer asks its client to
-    /// connect elsewhere.
+    /// Load balancers notice that the replica is not ready: no new request is held, and every
+    /// response asks its client to connect elsewhere.
     Notice,
-    /// Those who wait are let go.
+    /// Held requests are released.
     Release,
 }
 
-/// The shutdown, seen by those who answer. Cheap to clone.
+/// The phase of the shutdown, as request handlers see it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Leaving {
+pub(super) struct DrainSignal {
     phase: watch::Receiver<Phase>,
     over: Duration,
 }
 
-impl Leaving {
-    /// `over`: the time across which those who wait are let go.
+impl DrainSignal {
+    /// `over`: the time across which held requests are released.
     pub(super) fn new(phase: watch::Receiver<Phase>, over: Duration) -> Self {
         Self { phase, over }
     }
 
     /// Whether the shutdown has begun.
-    pub(super) fn has_begun(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         *self.phase.borrow() != Phase::Open
     }
 
-    /// Ends at a moment of one's own while those who wait are let go, so that a fleet does
-    /// not come back in one instant.
-    pub(super) async fn let_go(mut self) {
+    /// Completes at a random time of the release phase, so that the clients of a fleet do not
+    /// reconnect all at once.
+    pub(super) async fn released(mut self) {
         if self.phase.wait_for(|phase| *phase == Phase::Release).await.is_ok() {
             sleep(self.over.mul_f64(fastrand::f64())).await;
         }

@@ -1,4 +1,4 @@
-//! HTTP/1.1, by hyper.
+//! HTTP/1.1 on hyper.
 
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
@@ -6,45 +6,45 @@ use hyper::{Request, Response, body::Incoming, header::CONNECTION, server::conn:
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
-    connection::{CLOSE, Caller, Context, Transport, complete},
-    content::{Content, Sending},
+    connection::{CONNECTION_CLOSE, ConnectionContext, Peer, Transport, complete_headers},
+    response_body::{Http1Body, ResponseBody},
 };
 
-/// Request lines and headers together.
-const HEADER_BYTES: usize = 64 << 10;
+/// The size of a request line and its headers.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// Serves a connection until it ends.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: Context)
+/// Serves a connection until it is closed.
+pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
 where
     S: Transport,
-    H: Fn(Request<()>, Caller) -> F,
-    F: Future<Output = Response<Content>> + Send + 'static,
+    H: Fn(Request<()>, Peer) -> F,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let (caller, leaving) = (context.caller.clone(), context.leaving.clone());
+    let (peer, drain) = (context.peer.clone(), context.drain.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = caller.seat.busy();
-        let (method, seat, leaving) = (request.method().clone(), Arc::clone(&caller.seat), leaving.clone());
-        let answer = handle(request.map(drop), caller.clone());
+        let active = peer.slot.begin_request();
+        let (method, slot, drain) = (request.method().clone(), Arc::clone(&peer.slot), drain.clone());
+        let handled = handle(request.map(drop), peer.clone());
         async move {
-            let mut response = answer.await;
-            if leaving.has_begun() {
-                response.headers_mut().insert(CONNECTION, CLOSE);
+            let mut response = handled.await;
+            if drain.is_draining() {
+                response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
             }
-            complete(&method, &mut response);
-            let response = response.map(|content| {
-                let responding = (content.size() > 0).then(|| seat.respond());
-                Sending::new(content, responding)
+            complete_headers(&method, &mut response);
+            let response = response.map(|body| {
+                let unsent = (body.size() > 0).then(|| slot.begin_response());
+                Http1Body::new(body, unsent)
             });
-            drop(busy);
+            drop(active);
             Ok::<_, Infallible>(response)
         }
     });
     let mut builder = http1::Builder::new();
-    // hyper counts the idle time between two requests in; OPA polls every two minutes at most
-    // by default. A request that comes too slowly is noticed by its seat.
-    builder.timer(TokioTimer::new()).header_read_timeout(context.deadlines.idle).max_buf_size(HEADER_BYTES);
+    // hyper includes the idle time between two requests in this timeout; OPA polls every two
+    // minutes at most by default. The slot detects a request that arrives too slowly.
+    builder.timer(TokioTimer::new()).header_read_timeout(context.deadlines.idle).max_buf_size(MAX_HEAD_BYTES);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    context.until_ended(connection, |connection| connection.graceful_shutdown()).await;
+    context.run_until_closed(connection, |connection| connection.graceful_shutdown()).await;
 }
 
 #[cfg(test)]
@@ -65,37 +65,37 @@ mod tests {
     use super::*;
     use crate::server::{
         Deadlines,
-        drain::{Leaving, Phase},
-        idle::{Idle, Limits, Seat},
-        patient::Patient,
+        drain::{DrainSignal, Phase},
+        idle_connections::{IdleConnections, Limits, Slot},
+        write_timeout::WriteTimeout,
     };
 
-    fn connected(content: Content) -> (DuplexStream, Arc<Seat>, JoinHandle<()>) {
+    fn connected(body: ResponseBody) -> (DuplexStream, Arc<Slot>, JoinHandle<()>) {
         let deadlines = Deadlines::default();
-        let seat = Idle::new(Limits::new(10, 10, deadlines)).seat();
-        let (far, near) = duplex(1 << 10);
-        let caller = Caller { address: IpAddr::V4(Ipv4Addr::LOCALHOST), seat: Arc::clone(&seat), is_too_many: false };
-        let leaving = Leaving::new(watch::channel(Phase::Open).1, Duration::ZERO);
+        let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
+        let (client, server) = duplex(1 << 10);
+        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), slot: Arc::clone(&slot), is_over_limit: false };
+        let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let context = Context { caller, deadlines, leaving, closing, last_response: Arc::default() };
-        let near = Patient::new(near, deadlines.progress, Arc::clone(&seat));
-        let handle = move |_: Request<()>, _: Caller| {
+        let context = ConnectionContext { peer, deadlines, drain, closing, close_requested: Arc::default() };
+        let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
+        let handle = move |_: Request<()>, _: Peer| {
             let _ = &open;
-            let response = Response::new(content.clone());
+            let response = Response::new(body.clone());
             async move { response }
         };
-        (far, seat, tokio::spawn(serve(near, handle, context)))
+        (client, slot, tokio::spawn(serve(server, handle, context)))
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-    /// 200 half requests held 200 places for 179 s once.
+    /// Once, 200 incomplete requests occupied 200 connections for 179 s.
     #[tokio::test(start_paused = true)]
-    async fn half_a_request_has_a_deadline_and_gives_way_at_once() {
+    async fn an_incomplete_request_has_a_deadline_and_is_evictable() {
         let deadlines = Deadlines::default();
         for (before, limit) in [(&b""[..], deadlines.first_request), (REQUEST, deadlines.head)] {
-            for dismissed in [false, true] {
-                let (mut stream, seat, serving) = connected(Content::Memory(Bytes::from_static(b"x")));
+            for evicted in [false, true] {
+                let (mut stream, slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
                 stream.write_all(before).await.unwrap();
                 if !before.is_empty() {
                     let mut read = [0; 512];
@@ -103,32 +103,33 @@ mod tests {
                 }
                 let began = Instant::now();
                 stream.write_all(b"GET /nope HTTP/1.1\r\nHost: ").await.unwrap();
-                if dismissed {
-                    advance(deadlines.newcomer).await;
-                    assert!(seat.dismiss());
+                if evicted {
+                    advance(deadlines.new_connection_grace).await;
+                    assert!(slot.evict());
                 }
                 serving.await.unwrap();
-                let limit = if dismissed { deadlines.newcomer } else { limit };
-                assert_eq!(began.elapsed(), limit, "{dismissed} after {before:?}");
+                let limit = if evicted { deadlines.new_connection_grace } else { limit };
+                assert_eq!(began.elapsed(), limit, "{evicted} after {before:?}");
             }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_and_does_not_read_has_a_deadline_and_gives_way_before_it() {
+    async fn a_response_that_is_not_read_has_a_deadline_and_is_evictable_before_it() {
         let deadlines = Deadlines::default();
-        for dismissed in [false, true] {
-            let (mut stream, seat, serving) = connected(Content::Memory(vec![0; 1 << 20].into()));
+        for evicted in [false, true] {
+            let (mut stream, slot, serving) = connected(ResponseBody::Memory(vec![0; 1 << 20].into()));
             stream.write_all(REQUEST).await.unwrap();
             let began = Instant::now();
-            if dismissed {
+            if evicted {
                 advance(Duration::from_millis(1)).await;
-                assert!(!seat.dismiss());
-                advance(deadlines.stalled).await;
-                assert!(seat.dismiss());
+                assert!(!slot.evict());
+                advance(deadlines.stalled_response_grace).await;
+                assert!(slot.evict());
             }
             serving.await.unwrap();
-            let limit = if dismissed { deadlines.stalled + Duration::from_millis(1) } else { deadlines.progress };
+            let limit =
+                if evicted { deadlines.stalled_response_grace + Duration::from_millis(1) } else { deadlines.progress };
             assert_eq!(began.elapsed(), limit);
         }
     }

@@ -1,9 +1,9 @@
-//! HTTP/2, on the frames of the `h2` crate.
+//! HTTP/2 on the `h2` crate.
 //!
-//! Not by hyper: there a response goes on by itself once its body was handed over, so that
-//! nobody can give up one that its peer does not take, and a body is read before its peer has
-//! room for it. Here each response waits for room, reads as much as fits, and is reset alone
-//! when it makes no progress: a balancer has many clients behind one connection.
+//! hyper takes over a body once the response is returned: the server can't reset a response that
+//! its client does not read, and the body is read before the client's window has room for it. Here
+//! each response waits for window capacity, reads as much as fits, and is reset alone when it makes
+//! no progress, because a load balancer sends the requests of many clients over one connection.
 
 use std::{
     future::poll_fn,
@@ -27,178 +27,180 @@ use tokio::{
 };
 
 use super::{
-    connection::{Caller, Context, Transport, complete},
-    content::Content,
-    drain::Leaving,
-    idle::PROGRESS_BYTES,
-    responding::Responding,
+    connection::{ConnectionContext, Peer, Transport, complete_headers},
+    drain::DrainSignal,
+    idle_connections::PROGRESS_BYTES,
+    response_body::ResponseBody,
+    unsent_response::{MIN_READ_BYTES, UnsentResponse},
 };
 
-/// Requests at a time on one connection; a balancer sends many long polls over one.
-pub(super) const STREAMS: u32 = 1000;
-/// Of one request, as RFC 9113 §6.5.2 counts.
-const HEADER_LIST_BYTES: u32 = 16 << 10;
-/// What waits for the socket, of each response.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// How long one request too many is waited for.
-const TOO_MANY: Duration = Duration::from_millis(100);
-/// A connection whose client does not answer a ping in time is dead.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PONG_WITHIN: Duration = Duration::from_secs(20);
+/// Concurrent requests on one connection. A load balancer sends many long polls over one.
+pub(super) const MAX_CONCURRENT_STREAMS: u32 = 1000;
+/// The headers of a request, counted as in RFC 9113 §6.5.2.
+const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+/// Bytes of each response that `h2` buffers for the socket.
+const MAX_SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Time for the client to accept the response to a request beyond the limit.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Interval of pings, which detect a connection whose client is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Time for the client to acknowledge a ping.
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves a connection until it ends.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: Context)
+/// Serves a connection until it is closed.
+pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
 where
     S: Transport,
-    H: Fn(Request<()>, Caller) -> F + Send + Sync,
-    F: Future<Output = Response<Content>> + Send + 'static,
+    H: Fn(Request<()>, Peer) -> F + Send + Sync,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    context.caller.seat.multiplex();
-    let streams = Streams {
+    context.peer.slot.set_multiplexed();
+    let streams = StreamHandler {
         handle,
-        caller: context.caller.clone(),
-        leaving: context.leaving.clone(),
-        last_response: Arc::clone(&context.last_response),
-        progress: context.deadlines.progress,
+        peer: context.peer.clone(),
+        drain: context.drain.clone(),
+        close_requested: Arc::clone(&context.close_requested),
+        progress_timeout: context.deadlines.progress,
     };
     let shutdown = Notify::new();
     let connection = pin!(async {
         let mut builder = Builder::new();
         builder
-            .max_concurrent_streams(STREAMS)
-            .max_header_list_size(HEADER_LIST_BYTES)
-            .max_send_buffer_size(SEND_BUFFER_BYTES);
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .max_send_buffer_size(MAX_SEND_BUFFER_BYTES);
         match builder.handshake(stream).await {
             Ok(connection) => streams.serve(connection, &shutdown).await,
-            Err(error) => tracing::debug!(%error, "HTTP/2 preface"),
+            Err(error) => tracing::debug!(%error, "HTTP/2 handshake failed"),
         }
     });
-    context.until_ended(connection, |_| shutdown.notify_one()).await;
+    context.run_until_closed(connection, |_| shutdown.notify_one()).await;
 }
 
-/// What each stream of a connection needs.
-struct Streams<H> {
+/// Handles the streams of one connection.
+struct StreamHandler<H> {
     handle: H,
-    caller: Caller,
-    leaving: Leaving,
-    /// The connection is to end after what is being answered.
-    last_response: Arc<Notify>,
-    progress: Duration,
+    peer: Peer,
+    drain: DrainSignal,
+    /// Notified when the connection has to close after the requests in progress.
+    close_requested: Arc<Notify>,
+    progress_timeout: Duration,
 }
 
-impl<H, F> Streams<H>
+impl<H, F> StreamHandler<H>
 where
-    H: Fn(Request<()>, Caller) -> F + Send + Sync,
-    F: Future<Output = Response<Content>> + Send + 'static,
+    H: Fn(Request<()>, Peer) -> F + Send + Sync,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     async fn serve<S: Transport>(&self, mut connection: Connection<S, Bytes>, shutdown: &Notify) {
-        let mut dead = pin!(dead(connection.ping_pong()));
-        // They end with the connection.
+        let mut ping_failure = pin!(ping_failure(connection.ping_pong()));
+        // Dropping the set cancels the streams with their connection.
         let mut streams = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = connection.accept() => match accepted {
-                    Some(Ok((request, respond))) => _ = streams.spawn(self.answer(request, respond)),
+                    Some(Ok((request, responder))) => _ = streams.spawn(self.handle_stream(request, responder)),
                     Some(Err(error)) => {
-                        tracing::debug!(%error, "an HTTP/2 connection broke off");
+                        tracing::debug!(%error, "HTTP/2 connection failed");
                         return;
                     }
                     None => return,
                 },
                 Some(_) = streams.join_next() => {}
                 () = shutdown.notified() => connection.graceful_shutdown(),
-                () = dead.as_mut() => return,
+                () = ping_failure.as_mut() => return,
             }
         }
     }
 
-    fn answer(
+    fn handle_stream(
         &self,
         request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
+        mut responder: SendResponse<Bytes>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let seat = Arc::clone(&self.caller.seat);
-        let busy = seat.busy();
-        let stream = seat.stream();
-        let caller = Caller { is_too_many: stream.is_none(), ..self.caller.clone() };
-        let progress = self.progress;
-        let room_within = if stream.is_some() { progress } else { TOO_MANY };
-        let (leaving, last_response) = (self.leaving.clone(), Arc::clone(&self.last_response));
+        let slot = Arc::clone(&self.peer.slot);
+        let active = slot.begin_request();
+        let stream = slot.begin_stream();
+        let peer = Peer { is_over_limit: stream.is_none(), ..self.peer.clone() };
+        let progress_timeout = self.progress_timeout;
+        let window_timeout = if stream.is_some() { progress_timeout } else { REFUSAL_TIMEOUT };
+        let (drain, close_requested) = (self.drain.clone(), Arc::clone(&self.close_requested));
         let method = request.method().clone();
-        let answer = (self.handle)(request.map(drop), caller);
+        let handled = (self.handle)(request.map(drop), peer);
         async move {
             let _stream = stream;
             let mut response = tokio::select! {
-                response = answer => response,
-                // The client has lost interest, or is gone.
-                _ = poll_fn(|context| respond.poll_reset(context)) => return,
+                response = handled => response,
+                // The client has reset the stream or closed the connection.
+                _ = poll_fn(|context| responder.poll_reset(context)) => return,
             };
-            // HTTP/2 says it in a frame for the whole connection.
-            if response.headers_mut().remove(CONNECTION).is_some() || leaving.has_begun() {
-                last_response.notify_one();
+            // HTTP/2 has no `Connection` header; GOAWAY closes the connection.
+            if response.headers_mut().remove(CONNECTION).is_some() || drain.is_draining() {
+                close_requested.notify_one();
             }
-            complete(&method, &mut response);
+            complete_headers(&method, &mut response);
             let (head, content) = response.into_parts();
-            let is_whole = content.size() == 0;
-            let responding = (!is_whole).then(|| seat.respond());
-            drop(busy);
-            let Ok(stream) = respond.send_response(Response::from_parts(head, ()), is_whole) else { return };
-            if let Some(responding) = responding {
-                Sender { stream, content, responding, room_within, progress }.send().await;
+            let is_empty = content.size() == 0;
+            let unsent = (!is_empty).then(|| slot.begin_response());
+            drop(active);
+            let Ok(stream) = responder.send_response(Response::from_parts(head, ()), is_empty) else { return };
+            if let Some(unsent) = unsent {
+                BodySender { stream, content, unsent, window_timeout, progress_timeout }.send().await;
             }
         }
     }
 }
 
 /// Sends the body of one response.
-struct Sender {
+struct BodySender {
     stream: SendStream<Bytes>,
-    content: Content,
-    responding: Responding,
-    /// How long the client may give no room.
-    room_within: Duration,
-    /// How long the socket may take nothing.
-    progress: Duration,
+    content: ResponseBody,
+    unsent: UnsentResponse,
+    /// Time for the client to open its window for [`PROGRESS_BYTES`].
+    window_timeout: Duration,
+    /// Time for the socket to accept the last chunks.
+    progress_timeout: Duration,
 }
 
-impl Sender {
-    /// Until the socket has taken all of it, or it is given up.
+impl BodySender {
+    /// Completes when the socket has accepted the whole body, or the response was reset.
     async fn send(mut self) {
         let mut offset = 0;
         let size = self.content.size();
-        let mut at_hand = Bytes::new();
-        let room_within = self.room_within;
+        let mut buffered = Bytes::new();
+        let window_timeout = self.window_timeout;
         while offset < size {
-            let began = offset;
+            let start = offset;
             let sending = async {
-                // Less could be taken bit by bit for ever.
-                while offset < size && offset - began < PROGRESS_BYTES as u64 {
-                    let room = self.room(size - offset).await.ok_or(Reason::CANCEL)?;
-                    if at_hand.is_empty() {
-                        at_hand = self.read(offset, room).await.map_err(|_| Reason::INTERNAL_ERROR)?;
+                // Without a minimum a client could read one byte at a time for ever.
+                while offset < size && offset - start < PROGRESS_BYTES as u64 {
+                    let capacity = self.capacity(size - offset).await.ok_or(Reason::CANCEL)?;
+                    if buffered.is_empty() {
+                        buffered = self.read(offset, capacity).await.map_err(|_| Reason::INTERNAL_ERROR)?;
                     }
-                    let piece = at_hand.split_to(room.min(at_hand.len()));
-                    offset += piece.len() as u64;
-                    self.stream.send_data(piece, offset >= size).map_err(|_| Reason::CANCEL)?;
+                    let chunk = buffered.split_to(capacity.min(buffered.len()));
+                    offset += chunk.len() as u64;
+                    self.stream.send_data(chunk, offset >= size).map_err(|_| Reason::CANCEL)?;
                 }
                 Ok(())
             };
-            if let Err(reason) = timeout(room_within, sending).await.unwrap_or(Err(Reason::CANCEL)) {
+            if let Err(reason) = timeout(window_timeout, sending).await.unwrap_or(Err(Reason::CANCEL)) {
                 self.stream.send_reset(reason);
                 return;
             }
-            self.responding.progressed();
+            self.unsent.record_progress();
         }
-        drop(at_hand);
-        // A client may take back the room that it gave.
-        if timeout(self.progress, self.responding.sent()).await.is_err() {
+        drop(buffered);
+        // A client can shrink its window again (RFC 9113 §6.9.2).
+        if timeout(self.progress_timeout, self.unsent.wait_until_sent()).await.is_err() {
             self.stream.send_reset(Reason::CANCEL);
         }
     }
 
-    /// How many bytes the client has room for now, at least one; `None` if it is gone.
-    async fn room(&mut self, left: u64) -> Option<usize> {
-        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(SEND_BUFFER_BYTES);
+    /// Waits for capacity in the window of the client. Returns the bytes, at least one; `None` if
+    /// the stream was closed.
+    async fn capacity(&mut self, remaining: u64) -> Option<usize> {
+        let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(MAX_SEND_BUFFER_BYTES);
         self.stream.reserve_capacity(wanted);
         let stream = &mut self.stream;
         poll_fn(|context| {
@@ -212,36 +214,34 @@ impl Sender {
         .await
     }
 
-    async fn read(&self, offset: u64, room: usize) -> io::Result<Bytes> {
+    async fn read(&self, offset: u64, capacity: usize) -> io::Result<Bytes> {
         match &self.content {
-            Content::Memory(bytes) => {
+            ResponseBody::Memory(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-                let end = bytes.len().min(start.saturating_add(room));
-                Ok(self.responding.shared(bytes.slice(start..end)))
+                let end = bytes.len().min(start.saturating_add(capacity));
+                Ok(self.unsent.wrap_shared(bytes.slice(start..end)))
             }
-            Content::File(blob) => {
-                // Not one byte after the other, even for a client that wants it so.
-                let length = room.max(SMALLEST_READ).min(self.responding.allowance());
+            ResponseBody::File(blob) => {
+                // A client with a window of one byte must not cause a read for each byte.
+                let length = capacity.max(MIN_READ_BYTES).min(self.unsent.read_size());
                 let blob = blob.clone();
                 let read = spawn_blocking(move || blob.read_at(offset, length)).await;
-                Ok(self.responding.owned(read.map_err(io::Error::other)??))
+                Ok(self.unsent.wrap_read(read.map_err(io::Error::other)??))
             }
         }
     }
 }
 
-/// Ends when the client does not answer pings any more.
-async fn dead(pings: Option<PingPong>) {
+/// Completes when the client no longer acknowledges pings.
+async fn ping_failure(pings: Option<PingPong>) {
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
-        sleep(PING_EVERY).await;
-        if !matches!(timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+        sleep(PING_INTERVAL).await;
+        if !matches!(timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
             return;
         }
     }
 }
-
-const SMALLEST_READ: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -264,27 +264,27 @@ mod tests {
         server::{
             Deadlines,
             drain::Phase,
-            idle::{Idle, Limits, Seat},
-            patient::Patient,
+            idle_connections::{IdleConnections, Limits, Slot},
+            write_timeout::WriteTimeout,
         },
     };
 
     const LARGE: usize = 1 << 20;
 
-    /// A connection on which everybody gets the same, but for whoever asks for `/held`.
-    fn connected(content: Content) -> (DuplexStream, Arc<Seat>, tokio::task::JoinHandle<()>) {
+    /// A connection that answers every request with `body`, and `/held` after 300 s.
+    fn connected(body: ResponseBody) -> (DuplexStream, Arc<Slot>, tokio::task::JoinHandle<()>) {
         let deadlines = Deadlines::default();
-        let seat = Idle::new(Limits::new(10, 10, deadlines)).seat();
-        let (far, near) = duplex(4 * LARGE);
-        let caller = Caller { address: IpAddr::V4(Ipv4Addr::LOCALHOST), seat: Arc::clone(&seat), is_too_many: false };
-        let leaving = Leaving::new(watch::channel(Phase::Open).1, Duration::ZERO);
+        let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
+        let (client_end, server_end) = duplex(4 * LARGE);
+        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), slot: Arc::clone(&slot), is_over_limit: false };
+        let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let context = Context { caller, deadlines, leaving, closing, last_response: Arc::default() };
-        let near = Patient::new(near, deadlines.progress, Arc::clone(&seat));
-        let handle = move |request: Request<()>, caller: Caller| {
+        let context = ConnectionContext { peer, deadlines, drain, closing, close_requested: Arc::default() };
+        let server_end = WriteTimeout::new(server_end, deadlines.progress, Arc::clone(&slot));
+        let handle = move |request: Request<()>, peer: Peer| {
             let _ = &open;
-            let mut response = Response::new(content.clone());
-            if caller.is_too_many {
+            let mut response = Response::new(body.clone());
+            if peer.is_over_limit {
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
             async move {
@@ -294,7 +294,7 @@ mod tests {
                 response
             }
         };
-        (far, seat, tokio::spawn(serve(near, handle, context)))
+        (client_end, slot, tokio::spawn(serve(server_end, handle, context)))
     }
 
     async fn client(stream: DuplexStream, window: u32) -> client::SendRequest<Bytes> {
@@ -317,14 +317,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_whose_client_gives_no_room_is_reset_and_the_others_go_on() {
+    async fn a_response_without_window_is_reset_and_the_others_go_on() {
         for window in [0, 1, 100] {
-            let (stream, _seat, _serving) = connected(Content::Memory(vec![7; LARGE].into()));
+            let (stream, _slot, _serving) = connected(ResponseBody::Memory(vec![7; LARGE].into()));
             let mut send = client(stream, window).await;
             let held = ask(&mut send, "/held").await;
-            let stuck = ask(&mut send, "/").await.await.unwrap();
+            let stalled = ask(&mut send, "/").await.await.unwrap();
             let began = Instant::now();
-            let mut body = stuck.into_body();
+            let mut body = stalled.into_body();
             let error = loop {
                 match body.data().await.unwrap() {
                     Ok(_) => {}
@@ -332,14 +332,14 @@ mod tests {
                 }
             };
             assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), Deadlines::default().progress));
-            // With room for it, that is.
+            // A response without a body needs no window.
             assert_eq!(held.await.unwrap().status(), StatusCode::OK);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_a_byte_now_and_then_is_not_one_that_takes_its_response() {
-        let (stream, _seat, _serving) = connected(Content::Memory(vec![7; LARGE].into()));
+    async fn a_response_that_is_read_byte_by_byte_is_reset() {
+        let (stream, _slot, _serving) = connected(ResponseBody::Memory(vec![7; LARGE].into()));
         let mut send = client(stream, 1).await;
         let mut body = ask(&mut send, "/").await.await.unwrap().into_body();
         let began = Instant::now();
@@ -357,10 +357,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_slow_but_steady_gets_all_of_it_from_memory_and_from_a_file() {
+    async fn a_slow_client_that_makes_progress_gets_the_whole_body() {
         let bytes: Vec<u8> = (0..LARGE).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        for content in [Content::Memory(bytes.clone().into()), Content::File(in_file(&bytes))] {
-            let (stream, seat, _serving) = connected(content);
+        for content in [ResponseBody::Memory(bytes.clone().into()), ResponseBody::File(in_file(&bytes))] {
+            let (stream, slot, _serving) = connected(content);
             let mut send = client(stream, 65_535).await;
             let mut body = ask(&mut send, "/").await.await.unwrap().into_body();
             let mut taken = Vec::new();
@@ -371,14 +371,14 @@ mod tests {
                 body.flow_control().release_capacity(data.len()).unwrap();
             }
             assert!(taken == bytes);
-            assert!(seat.is_idle());
+            assert!(slot.is_idle());
         }
     }
 
-    /// 1 000 streams with a window of 1 byte on one connection cost 520 MiB once.
+    /// Once, 1 000 streams with a window of 1 byte on one connection took 520 MiB.
     #[tokio::test]
-    async fn a_file_is_read_only_as_far_as_its_clients_have_room() {
-        let (stream, seat, _serving) = connected(Content::File(in_file(&vec![7; LARGE])));
+    async fn a_file_is_read_only_as_far_as_the_window_allows() {
+        let (stream, slot, _serving) = connected(ResponseBody::File(in_file(&vec![7; LARGE])));
         let mut send = client(stream, 1).await;
         let mut bodies = Vec::new();
         for _ in 0..40 {
@@ -386,35 +386,35 @@ mod tests {
             assert_eq!(body.data().await.unwrap().unwrap().len(), 1);
             bodies.push(body);
         }
-        let [connection, all] = seat.unsent().map(|unsent| unsent.load(Ordering::Relaxed));
-        assert!(connection <= 40 * SMALLEST_READ && all == connection, "{connection} {all}");
+        let [connection, all] = slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed));
+        assert!(connection <= 40 * MIN_READ_BYTES && all == connection, "{connection} {all}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_request_too_many_is_turned_away_and_waits_for_nobody() {
-        let (stream, _seat, _serving) = connected(Content::Memory(Bytes::from_static(b"x")));
+    async fn a_request_beyond_the_limit_is_refused_without_delay() {
+        let (stream, _slot, _serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
         let mut send = client(stream, 0).await;
         // The first of the connection, and four times ten more.
-        let mut stuck = Vec::new();
+        let mut stalled = Vec::new();
         for _ in 0..41 {
-            stuck.push(ask(&mut send, "/").await.await.unwrap().into_body());
+            stalled.push(ask(&mut send, "/").await.await.unwrap().into_body());
         }
         let began = Instant::now();
         let response = ask(&mut send, "/").await.await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let error = response.into_body().data().await.unwrap().unwrap_err();
-        assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), TOO_MANY));
+        assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), REFUSAL_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dismissed_connection_ends_whatever_its_client_does() {
+    async fn an_evicted_connection_closes_whatever_its_client_does() {
         for window in [0, 65_535] {
-            let (stream, seat, serving) = connected(Content::Memory(Bytes::from_static(b"x")));
+            let (stream, slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
             let mut send = client(stream, window).await;
             let body = ask(&mut send, "/").await.await.unwrap().into_body();
-            advance(Deadlines::default().stalled).await;
+            advance(Deadlines::default().stalled_response_grace).await;
             let began = Instant::now();
-            assert!(seat.dismiss());
+            assert!(slot.evict());
             serving.await.unwrap();
             assert!(began.elapsed() <= Deadlines::default().close_grace, "{window}: {:?}", began.elapsed());
             drop(body);
@@ -422,14 +422,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_answers_no_ping_is_gone() {
-        let (mut stream, _seat, serving) = connected(Content::Memory(Bytes::from_static(b"x")));
-        // It sends a preface and one request, and nothing any more.
+    async fn a_connection_without_pongs_is_closed() {
+        let (mut stream, _slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
+        // The client sends a preface and one request, and nothing else.
         let request =
             [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84"];
         tokio::io::AsyncWriteExt::write_all(&mut stream, &request.concat()).await.unwrap();
         let began = Instant::now();
         serving.await.unwrap();
-        assert_eq!(began.elapsed(), PING_EVERY + PONG_WITHIN);
+        assert_eq!(began.elapsed(), PING_INTERVAL + PONG_TIMEOUT);
     }
 }

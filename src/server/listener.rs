@@ -1,5 +1,5 @@
-//! Accepting connections: bounded in number, every step with a deadline, and no client in
-//! the way of another.
+//! Accepting connections, at most `max_connections` at a time. Each connection runs in its own task,
+//! so that no client delays others.
 
 use std::{
     fs, io,
@@ -20,34 +20,33 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines,
-    connection::{self, Caller, Context},
-    content::Content,
-    drain::Leaving,
+    connection::{self, ConnectionContext, Peer},
+    drain::DrainSignal,
     http2,
-    idle::{Idle, Limits},
+    idle_connections::{IdleConnections, Limits},
+    response_body::ResponseBody,
 };
 use crate::metrics::InFlight;
 
-/// After an accept failed, for want of file descriptors say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a connection that was dismissed has before more are, while all places are taken.
-const DISMISSAL: Duration = Duration::from_millis(20);
-/// So many at a time at most.
-const DISMISSALS: u32 = 64;
-/// For what is still being sent when everybody should be gone.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Connections that wait to be accepted; the system takes it for its own limit, where that is
-/// less.
+/// Pause after a failed accept, such as for lack of file descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Time for evicted connections to close before further ones are evicted.
+const EVICTION_INTERVAL: Duration = Duration::from_millis(20);
+/// Connections that are evicted at a time.
+const MAX_EVICTION_BATCH: u32 = 64;
+/// Time for unsent responses after the drain.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Connections that wait to be accepted. The system reduces it to `net.core.somaxconn`.
 const BACKLOG: u32 = 1 << 16;
-/// Where the system's limit is less than this, a fleet that connects at once is kept waiting:
-/// whoever finds no room tries again after 1, 3, 7 … s.
-const BACKLOG_WANTED: usize = 4096;
-const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
+/// Below this limit a fleet that connects at once is delayed: a client whose SYN is dropped retries
+/// after 1, 3, 7 … s.
+const RECOMMENDED_BACKLOG: usize = 4096;
+const SOMAXCONN_PATH: &str = "/proc/sys/net/core/somaxconn";
 
-/// Takes an address, and logs the real one.
+/// Binds an address, and logs the one that the system assigned.
 pub(super) fn bind(address: SocketAddr, listener: &'static str) -> io::Result<TcpListener> {
     let bound = match listen(address) {
-        // All addresses, on a machine without IPv6.
+        // `[::]` on a machine without IPv6.
         Err(error)
             if address.is_ipv6() && address.ip().is_unspecified() && error.kind() != io::ErrorKind::AddrInUse =>
         {
@@ -55,75 +54,84 @@ pub(super) fn bind(address: SocketAddr, listener: &'static str) -> io::Result<Tc
         }
         bound => bound,
     };
-    let bound = bound.map_err(|error| io::Error::new(error.kind(), refused(&error, address, listener)))?;
+    let bound = bound.map_err(|error| io::Error::new(error.kind(), bind_error(&error, address, listener)))?;
     tracing::info!(listener, address = %bound.local_addr()?, "listening");
     Ok(bound)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
-    // A restart must not wait for the connections of the last run to be forgotten.
+    // A restart must not wait for connections of the last process in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Tells when the system lets fewer connections wait to be accepted than may come at once.
-pub(super) fn tell_of_a_small_backlog(max_connections: usize) {
-    let limit = fs::read_to_string(SOMAXCONN).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(limit) = limit.filter(|limit| is_small(*limit, max_connections)) {
+/// Warns if the listen backlog of the system is smaller than the number of clients that may
+/// connect at once.
+pub(super) fn warn_if_backlog_is_small(max_connections: usize) {
+    let limit = fs::read_to_string(SOMAXCONN_PATH).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(limit) = limit.filter(|limit| is_backlog_small(*limit, max_connections)) {
         tracing::warn!(
             limit,
-            "net.core.somaxconn lets so few clients wait to be accepted; raise it to {BACKLOG_WANTED} \
-             or more (sysctl), or a fleet that connects at once is kept waiting for seconds"
+            "net.core.somaxconn limits the listen backlog; raise it to {RECOMMENDED_BACKLOG} or more (sysctl), \
+             or connections are delayed by seconds when a fleet connects at once"
         );
     }
 }
 
-fn is_small(limit: usize, max_connections: usize) -> bool {
-    limit < max_connections.min(BACKLOG_WANTED)
+fn is_backlog_small(limit: usize, max_connections: usize) -> bool {
+    limit < max_connections.min(RECOMMENDED_BACKLOG)
 }
 
-/// Why an address can't be taken, with the key to change.
-fn refused(error: &io::Error, address: SocketAddr, listener: &str) -> String {
+/// Why an address can't be bound, and the configuration key to change.
+fn bind_error(error: &io::Error, address: SocketAddr, listener: &str) -> String {
     let key = if listener == "admin" { "server.admin" } else { "server.listen" };
-    let way_out = match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop what listens there, or write another address",
-        io::ErrorKind::AddrNotAvailable => "; write an address that this machine has",
-        io::ErrorKind::PermissionDenied => "; write a port from 1024 up, or give the process the right to take it",
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop the process that listens there, or configure another address",
+        io::ErrorKind::AddrNotAvailable => "; configure an address of this machine",
+        io::ErrorKind::PermissionDenied => {
+            "; configure a port of 1024 or above, or grant the process CAP_NET_BIND_SERVICE"
+        }
         _ => "",
     };
-    format!("{key} {address}: {error}{way_out}")
+    format!("{key} {address}: {error}{hint}")
 }
 
 /// The open connections of a listener.
 pub(super) struct Connections {
-    slots: Arc<Semaphore>,
-    /// Operators are not counted among the clients.
+    permits: Arc<Semaphore>,
+    /// The metric of open connections; `None` for the admin API, which it does not count.
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
-    idle: Idle,
+    idle: IdleConnections,
     deadlines: Deadlines,
-    /// Whether they are to end now.
+    /// True once all connections have to close.
     closing: watch::Sender<bool>,
-    leaving: Leaving,
-    /// Those that still run end with this.
+    drain: DrainSignal,
+    /// The connections; dropping the set closes them.
     tasks: Mutex<JoinSet<()>>,
 }
 
 impl Connections {
-    pub(super) fn new(most: usize, deadlines: Deadlines, gauge: Option<IntGauge>, leaving: Leaving) -> Self {
-        let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+    pub(super) fn new(
+        max_connections: usize,
+        deadlines: Deadlines,
+        gauge: Option<IntGauge>,
+        drain: DrainSignal,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
-        let idle = Idle::new(Limits::new(most, http2::STREAMS as usize, deadlines));
-        Self { slots, gauge, open, idle, deadlines, closing, leaving, tasks: Mutex::default() }
+        let idle =
+            IdleConnections::new(Limits::new(max_connections, http2::MAX_CONCURRENT_STREAMS as usize, deadlines));
+        Self { permits, gauge, open, idle, deadlines, closing, drain, tasks: Mutex::default() }
     }
 
-    /// Accepts for ever.
+    /// Accepts connections until the future is dropped.
     pub(super) async fn accept<H, F>(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, handle: H)
     where
-        H: Fn(Request<()>, Caller) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<Content>> + Send + 'static,
+        H: Fn(Request<()>, Peer) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<ResponseBody>> + Send + 'static,
     {
         let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
@@ -133,86 +141,86 @@ impl Connections {
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     if failures.is_power_of_two() {
-                        tracing::warn!(%error, failures, "a connection can't be accepted");
+                        tracing::warn!(%error, failures, "accepting a connection failed");
                     }
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_BACKOFF).await;
                     continue;
                 }
             };
             failures = 0;
-            // Only now that somebody wants it.
-            let slot = self.slot().await;
-            let counted = (slot, self.gauge.as_ref().map(InFlight::enter), Open::enter(&self.open));
+            // Other connections are evicted only when one waits to be served.
+            let permit = self.permit().await;
+            let counted = (permit, self.gauge.as_ref().map(InFlight::enter), OpenConnection::enter(&self.open));
             let (tls, handle, context) = (tls.clone(), handle.clone(), self.context(peer.ip()));
-            self.own(async move {
+            self.spawn(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
-                connection::run(stream, tls, handle, context).await;
+                connection::serve_connection(stream, tls, handle, context).await;
             });
         }
     }
 
-    fn context(&self, address: IpAddr) -> Context {
-        // An IPv4 client of a socket that listens on both.
-        let caller = Caller { address: address.to_canonical(), seat: self.idle.seat(), is_too_many: false };
-        Context {
-            caller,
+    fn context(&self, address: IpAddr) -> ConnectionContext {
+        // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
+        let peer = Peer { address: address.to_canonical(), slot: self.idle.register(), is_over_limit: false };
+        ConnectionContext {
+            peer,
             deadlines: self.deadlines,
-            leaving: self.leaving.clone(),
+            drain: self.drain.clone(),
             closing: self.closing.subscribe(),
-            last_response: Arc::new(Notify::new()),
+            close_requested: Arc::new(Notify::new()),
         }
     }
 
-    fn own(&self, connection: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that have ended need no owner any more.
+        // Removes the tasks that have finished.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(connection);
     }
 
-    /// A place for one more connection. While there is none, those who get nothing done make
-    /// room: one, and more of them if the first ones take their time to end.
-    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Some(slot);
+    /// Waits for a permit for one more connection. Meanwhile it evicts idle connections: one at
+    /// first, and more if that is slow to close.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
         }
-        let acquire = Arc::clone(&self.slots).acquire_owned();
+        let acquire = Arc::clone(&self.permits).acquire_owned();
         tokio::pin!(acquire);
         let mut batch = 1;
         loop {
-            let dismissed = (0..batch).take_while(|_| self.idle.dismiss_one()).count();
-            match timeout(DISMISSAL, acquire.as_mut()).await {
-                Ok(slot) => return slot.ok(),
-                Err(_) if dismissed > 0 => batch = DISMISSALS.min(batch * 2),
+            let evicted = (0..batch).take_while(|_| self.idle.evict_oldest()).count();
+            match timeout(EVICTION_INTERVAL, acquire.as_mut()).await {
+                Ok(permit) => return permit.ok(),
+                Err(_) if evicted > 0 => batch = MAX_EVICTION_BATCH.min(batch * 2),
                 Err(_) => {}
             }
         }
     }
 
-    /// Until nobody is connected.
-    pub(super) async fn none_left(&self) {
+    /// Completes when no connection is open.
+    pub(super) async fn wait_until_empty(&self) {
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
-    /// Ends every connection after the answer that it is sending, or after a moment.
+    /// Closes every connection after its current response, or after [`CLOSE_GRACE`].
     pub(super) async fn close(self) {
         self.closing.send_replace(true);
-        let _ = timeout(LAST_WORDS, self.none_left()).await;
+        let _ = timeout(CLOSE_GRACE, self.wait_until_empty()).await;
     }
 }
 
-/// Counts for as long as it lives.
-struct Open(watch::Sender<usize>);
+/// Counts an open connection until it is dropped.
+struct OpenConnection(watch::Sender<usize>);
 
-impl Open {
+impl OpenConnection {
     fn enter(open: &watch::Sender<usize>) -> Self {
         open.send_modify(|open| *open += 1);
         Self(open.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }
@@ -222,22 +230,22 @@ impl Drop for Open {
 mod tests {
     use super::*;
 
-    /// tokio's own listener lets 128 wait.
+    /// A listener without an explicit backlog lets 128 connections wait.
     #[tokio::test]
-    async fn as_many_as_the_system_allows_wait_to_be_accepted() {
-        let allowed: usize = fs::read_to_string(SOMAXCONN).unwrap().trim().parse().unwrap();
+    async fn the_listen_backlog_is_the_systems_limit() {
+        let allowed: usize = fs::read_to_string(SOMAXCONN_PATH).unwrap().trim().parse().unwrap();
         let listener = bind("127.0.0.1:0".parse().unwrap(), "data").unwrap();
         let mut waiting = Vec::new();
         for number in 0..allowed.min(300) {
             let connecting = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
             let connected = timeout(Duration::from_secs(60), connecting).await;
-            waiting.push(connected.unwrap_or_else(|_| panic!("{number} wait already")).unwrap());
+            waiting.push(connected.unwrap_or_else(|_| panic!("the backlog is full at {number} connections")).unwrap());
         }
     }
 
     #[test]
-    fn the_backlog_is_small_where_the_system_allows_less_than_may_come() {
-        assert!(is_small(128, 20_000) && is_small(128, 200));
-        assert!(!is_small(4096, 20_000) && !is_small(128, 100));
+    fn a_backlog_below_max_connections_is_small() {
+        assert!(is_backlog_small(128, 20_000) && is_backlog_small(128, 200));
+        assert!(!is_backlog_small(4096, 20_000) && !is_backlog_small(128, 100));
     }
 }

@@ -1,13 +1,13 @@
-//! `Prefer` (RFC 7240) as OPA writes it.
+//! `Prefer: wait` (RFC 7240) as OPA sends it.
 
 use std::time::Duration;
 
 use hyper::header::HeaderMap;
 
-/// How long the client is willing to wait; `None` without a usable `wait`.
+/// How long the client is willing to wait; `None` without a valid `wait` above 0.
 ///
-/// OPA joins preferences with `;` where the RFC has `,`, so `wait` may look like a
-/// parameter of `modes`; either separator counts.
+/// OPA joins preferences with `;` where RFC 7240 §2 uses `,`, so that `wait` arrives as a
+/// parameter of `modes`. Both separators are accepted.
 pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
     let seconds = lines.flat_map(|line| line.split([',', ';'])).find_map(|preference| {
@@ -20,17 +20,17 @@ pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
-/// A number too long for us is a long wait, not none: OPA would come back at once, again
-/// and again.
+/// A number beyond `u32` counts as a long wait, not as none, because OPA would otherwise poll
+/// without pause.
 fn seconds(text: &str) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u32::MAX))
 }
 
-/// How long a request that may wait for `wished` is held: less than the client's own
-/// time-out, but never so little that one second becomes a hot loop.
-pub(super) fn hold_for(wished: Duration, max_wait: Duration) -> Duration {
-    let wait = wished.min(max_wait);
+/// How long a request with `Prefer: wait` is held: less than `requested`, which is the client's own
+/// timeout, but never so little that a wait of one second becomes a busy loop.
+pub(super) fn hold_for(requested: Duration, max_wait: Duration) -> Duration {
+    let wait = requested.min(max_wait);
     let margin = (wait / 10).max(Duration::from_secs(1)).min(wait / 2);
     wait - margin
 }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_separators_and_several_lines_are_understood() {
+    fn wait_is_read_with_both_separators_and_from_several_lines() {
         for (line, seconds) in [
             ("modes=snapshot,delta;wait=60", Some(60)),
             ("wait=60, modes=snapshot", Some(60)),
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_ends_before_the_client_gives_up() {
+    fn a_hold_ends_before_the_clients_timeout() {
         let held = |seconds| hold_for(Duration::from_secs(seconds), Duration::from_secs(300)).as_millis();
         assert_eq!([held(1), held(2), held(10), held(60), held(9000)], [500, 1000, 9000, 54_000, 270_000]);
     }

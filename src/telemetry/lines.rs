@@ -1,5 +1,5 @@
-//! How an event becomes a line: values are written once escaped, and nothing tells of the
-//! machine that built the program.
+//! Formatting of log lines: values are escaped once, and no line contains a path of the build
+//! machine.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ use tracing_subscriber::{
 
 use super::Utc;
 
-/// What records of the `log` crate carry beside their own fields: the source file among it, as
-/// a path of the build machine.
-const FOREIGN: &str = "log.";
-const FOREIGN_TARGET: &str = "log.target";
+/// Prefix of the fields that `tracing-log` adds to records of the `log` crate; one of them is the
+/// source file, a path of the build machine.
+const LOG_FIELD_PREFIX: &str = "log.";
+const LOG_TARGET_FIELD: &str = "log.target";
 
-/// One JSON object a line: `timestamp`, `level`, `message`, `target`, and the fields.
+/// Formats an event as one JSON object: `timestamp`, `level`, `message`, `target` and the fields.
 pub(super) struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -53,15 +53,15 @@ where
 #[derive(Default)]
 struct Fields {
     values: Map<String, Value>,
-    /// Of a record of the `log` crate.
+    /// The target of a record of the `log` crate.
     target: Option<String>,
 }
 
 impl Fields {
     fn set(&mut self, field: &Field, value: Value) {
         match field.name() {
-            FOREIGN_TARGET => self.target = value.as_str().map(str::to_owned),
-            name if name.starts_with(FOREIGN) => {}
+            LOG_TARGET_FIELD => self.target = value.as_str().map(str::to_owned),
+            name if name.starts_with(LOG_FIELD_PREFIX) => {}
             name => drop(self.values.insert(name.trim_start_matches("r#").to_owned(), value)),
         }
     }
@@ -93,7 +93,7 @@ impl Visit for Fields {
     }
 }
 
-/// `message key=value …` for people: texts as they are, but for what moves the cursor.
+/// Formats an event as `message key=value …`, with control characters escaped.
 pub(super) struct TextFields;
 
 impl<'writer> FormatFields<'writer> for TextFields {
@@ -112,7 +112,7 @@ struct Line<'writer> {
 
 impl Line<'_> {
     fn write(&mut self, field: &Field, value: &str) {
-        if field.name().starts_with(FOREIGN) || self.result.is_err() {
+        if field.name().starts_with(LOG_FIELD_PREFIX) || self.result.is_err() {
             return;
         }
         let space = if std::mem::take(&mut self.is_empty) { "" } else { " " };

@@ -1,4 +1,4 @@
-//! Every answer of the data listener, to the letter of what users were promised.
+//! Every response of the bundle API, to the letter of its documentation.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 const BUNDLES: &str = "application/vnd.openpolicyagent.bundles";
 
 #[tokio::test]
-async fn both_good_answers_have_their_headers_and_no_encoding() {
+async fn a_200_and_a_304_have_their_headers_and_no_content_encoding() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     let (digest, _) = registry.put_artifact("live", &one);
@@ -43,7 +43,7 @@ async fn head_is_get_without_a_body_and_costs_no_bytes() {
     registry.put_artifact("live", &one);
     let gate = Gate::before(&registry, Duration::from_millis(100)).await;
     let asking = |tags: &str, wait| wishing(gate.request(Method::HEAD, "/bundles/authz/main"), tags, wait);
-    // Also the cold request waits for what is to come.
+    // HEAD waits for the first version too.
     let head = asking("", 0).send().await.unwrap();
     assert_eq!((head.status(), header(&head, "content-length")), (StatusCode::OK, &*one.len().to_string()));
     let etag = tag(&head);
@@ -94,7 +94,7 @@ async fn every_error_is_json_with_a_reason() {
         let error = error(response).await;
         assert_eq!((error["reason"].as_str(), error["bundle"].as_str()), (Some(reason), None), "{case}");
     }
-    // What does not exist and what one may not see are told in the same words.
+    // A bundle that does not exist and one that the client may not read have the same response.
     let mut words = Vec::new();
     for (path, token) in [("/bundles/none", "one"), ("/bundles/authz/main", "two")] {
         let response = gate.request(Method::GET, path).bearer_auth(token).send().await.unwrap();
@@ -106,7 +106,7 @@ async fn every_error_is_json_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_name_with_slashes_and_an_ending_is_found_under_each_of_its_paths() {
+async fn a_name_with_slashes_and_an_extension_is_found_under_each_of_its_paths() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let name = "team/a b/authz.tar.gz";
@@ -125,9 +125,9 @@ async fn a_name_with_slashes_and_an_ending_is_found_under_each_of_its_paths() {
     }
 }
 
-/// OPA before 0.39 takes the bundle type as a promise of long polling.
+/// OPA before 0.39 takes the bundle content type as support for long polling.
 #[tokio::test]
-async fn an_old_opa_that_did_not_ask_to_wait_is_not_invited_to() {
+async fn opa_before_0_39_without_prefer_wait_gets_another_content_type() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::before(&registry, HOUR).await;
@@ -144,7 +144,7 @@ async fn an_old_opa_that_did_not_ask_to_wait_is_not_invited_to() {
 }
 
 #[tokio::test]
-async fn ready_is_who_has_concluded_one_attempt_whatever_came_of_it() {
+async fn readyz_is_ready_after_one_completed_refresh_whatever_its_outcome() {
     let registry = FaultyRegistry::start().await;
     let gate = Gate::before(&registry, HOUR).await;
     eventually("the missing tag is noticed", || gate.state() == "withdrawn").await;
@@ -162,9 +162,9 @@ async fn ready_is_who_has_concluded_one_attempt_whatever_came_of_it() {
     );
 }
 
-/// Whoever builds the bundle writes its revision.
+/// The revision is text of the bundle's author.
 #[tokio::test]
-async fn a_revision_without_end_is_cut_wherever_it_is_told() {
+async fn a_long_revision_is_cut_in_headers_status_and_metrics() {
     let registry = FaultyRegistry::start().await;
     let folder = tempfile::tempdir().unwrap();
     let revision = "r\u{e4}".repeat(200_000);

@@ -1,5 +1,5 @@
-//! Clients that want to hold every place, and one that only wants its bundle. None of the former
-//! shows a credential that the latter does not have, too.
+//! Clients that try to occupy all of `max_connections`, and one that fetches its bundle. None of
+//! the former sends a credential that the latter does not have.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,10 +22,10 @@ use crate::{
     gate::{Gate, HOUR, PATIENCE, Setup, bundle, error, eventually, header, tag, wishing},
 };
 
-const PLACES: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 
-/// Nothing ends in these tests because its time is over, but only because its place is needed.
-fn patient() -> Deadlines {
+/// In these tests no connection exceeds a deadline; connections are closed by eviction only.
+fn long_deadlines() -> Deadlines {
     Deadlines { handshake: HOUR, first_request: HOUR, head: HOUR, idle: HOUR, progress: HOUR, ..Deadlines::default() }
 }
 
@@ -36,35 +36,36 @@ async fn gate(registry: &FaultyRegistry, setup: Setup) -> Gate {
     gate
 }
 
-/// Over a connection of its own.
-async fn fresh(gate: &Gate) -> Response {
+/// Fetches the bundle over a new connection.
+async fn fetch_over_new_connection(gate: &Gate) -> Response {
     let get = reqwest::Client::new().get(format!("http://{}/bundles/{}", gate.data, gate.name)).send();
-    timeout(PATIENCE, get).await.expect("kept out").unwrap()
+    timeout(PATIENCE, get).await.expect("not admitted").unwrap()
 }
 
-/// Twice as many as there are places, each of which comes back as often as it is sent away.
-async fn an_honest_client_gets_in<F>(deadlines: Deadlines, attack: impl Fn(std::net::SocketAddr) -> F)
+/// Runs twice as many attackers as there may be connections, each of which reconnects whenever it
+/// is evicted, and asserts that another client is served.
+async fn assert_client_is_served_during<F>(deadlines: Deadlines, attack: impl Fn(std::net::SocketAddr) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let registry = FaultyRegistry::start().await;
     let mut clients = Clients::default();
     clients.allow(&["**".to_owned()], None).unwrap();
-    let setup = Setup { max_connections: PLACES, deadlines, clients: Some(clients), ..Setup::default() };
+    let setup = Setup { max_connections: MAX_CONNECTIONS, deadlines, clients: Some(clients), ..Setup::default() };
     let gate = gate(&registry, setup).await;
     let mut attackers = JoinSet::new();
-    for _ in 0..2 * PLACES {
+    for _ in 0..2 * MAX_CONNECTIONS {
         attackers.spawn(attack(gate.data));
     }
-    eventually("all places are taken", || gate.metrics.connections.get() >= PLACES as i64).await;
+    eventually("all connections are in use", || gate.metrics.connections.get() >= MAX_CONNECTIONS as i64).await;
     for _ in 0..3 {
-        assert_eq!(fresh(&gate).await.status(), StatusCode::OK);
-        assert!(gate.metrics.connections.get() <= PLACES as i64);
+        assert_eq!(fetch_over_new_connection(&gate).await.status(), StatusCode::OK);
+        assert!(gate.metrics.connections.get() <= MAX_CONNECTIONS as i64);
     }
 }
 
-/// Sends this much and then nothing, again and again.
-async fn sending(address: std::net::SocketAddr, bytes: &'static [u8]) {
+/// Connects, sends `bytes` and nothing else, again and again.
+async fn send_repeatedly(address: std::net::SocketAddr, bytes: &'static [u8]) {
     loop {
         let Ok(mut stream) = TcpStream::connect(address).await else {
             sleep(Duration::from_millis(10)).await;
@@ -78,30 +79,30 @@ async fn sending(address: std::net::SocketAddr, bytes: &'static [u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_no_request_or_half_of_one_or_wants_nothing_more_keeps_nobody_out() {
+async fn connections_without_a_complete_request_are_evicted() {
     for bytes in [
         &b""[..],
         b"G",
         b"GET /nope HTTP/1.1\r\nHost: x",
         b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\nGET /nope HT",
         b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n",
-        // Half a preface, and a whole one.
+        // An incomplete preface, and a complete one.
         b"PRI * HTTP/2.0\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        // SETTINGS, and half a HEADERS frame.
+        // SETTINGS, and an incomplete HEADERS frame.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x40\x01\x05\0\0\0\x01",
-        // A request body that does not come.
+        // A request body that never arrives.
         b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
     ] {
-        an_honest_client_gets_in(patient(), move |address| sending(address, bytes)).await;
+        assert_client_is_served_during(long_deadlines(), move |address| send_repeatedly(address, bytes)).await;
     }
 }
 
-/// Two such clients held all places for ever once.
+/// Once, two such clients occupied all connections for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_gives_no_room_for_its_responses_keeps_nobody_out() {
+async fn connections_whose_client_gives_no_window_are_evicted() {
     for window in [0, 1] {
-        an_honest_client_gets_in(patient(), move |address| async move {
+        assert_client_is_served_during(long_deadlines(), move |address| async move {
             loop {
                 let Ok(mut client) = Client::connect(address, window).await else {
                     sleep(Duration::from_millis(10)).await;
@@ -118,7 +119,7 @@ async fn who_gives_no_room_for_its_responses_keeps_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_begins_tls_and_does_not_go_on_keeps_nobody_out() {
+async fn connections_with_an_incomplete_tls_handshake_are_evicted() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let tls = rustls::ServerConfig::builder()
@@ -126,22 +127,27 @@ async fn who_begins_tls_and_does_not_go_on_keeps_nobody_out() {
         .with_single_cert(vec![made.cert.der().clone()], key.into())
         .unwrap();
     let registry = FaultyRegistry::start().await;
-    let setup = Setup { max_connections: PLACES, deadlines: patient(), tls: Some(Arc::new(tls)), ..Setup::default() };
+    let setup = Setup {
+        max_connections: MAX_CONNECTIONS,
+        deadlines: long_deadlines(),
+        tls: Some(Arc::new(tls)),
+        ..Setup::default()
+    };
     let gate = gate(&registry, setup).await;
     let mut attackers = JoinSet::new();
-    for _ in 0..2 * PLACES {
+    for _ in 0..2 * MAX_CONNECTIONS {
         // The start of a ClientHello.
-        attackers.spawn(sending(gate.data, b"\x16\x03\x01\x02\0\x01"));
+        attackers.spawn(send_repeatedly(gate.data, b"\x16\x03\x01\x02\0\x01"));
     }
-    eventually("all places are taken", || gate.metrics.connections.get() >= PLACES as i64).await;
+    eventually("all connections are in use", || gate.metrics.connections.get() >= MAX_CONNECTIONS as i64).await;
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
     let http = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
     let get = http.get(format!("https://localhost:{}/bundles/{}", gate.data.port(), gate.name)).send();
-    assert_eq!(timeout(PATIENCE, get).await.expect("kept out").unwrap().status(), StatusCode::OK);
+    assert_eq!(timeout(PATIENCE, get).await.expect("not admitted").unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_response_that_is_not_taken_is_given_up_alone() {
+async fn a_response_that_is_not_read_is_reset_alone() {
     let registry = FaultyRegistry::start().await;
     let deadlines = Deadlines { progress: Duration::from_millis(300), ..Deadlines::default() };
     let gate = gate(&registry, Setup { deadlines, ..Setup::default() }).await;
@@ -152,54 +158,57 @@ async fn a_response_that_is_not_taken_is_given_up_alone() {
         let waiting = [("if-none-match", &*etag), ("prefer", "wait=300")];
         let held = client.ask("HEAD", &path, &waiting).await.unwrap();
         eventually("it is held", || gate.waiters() == 1).await;
-        let stuck = [client.ask("GET", &path, &[]).await.unwrap(), client.ask("GET", "/nope", &[]).await.unwrap()];
-        for _ in stuck {
-            timeout(PATIENCE, client.until(|frame| frame.kind == RESET)).await.expect("kept for ever").unwrap();
+        let stalled = [client.ask("GET", &path, &[]).await.unwrap(), client.ask("GET", "/nope", &[]).await.unwrap()];
+        for _ in stalled {
+            timeout(PATIENCE, client.until(|frame| frame.kind == RESET)).await.expect("not reset").unwrap();
         }
-        assert!(stuck.iter().all(|stream| client.resets().contains(stream)));
+        assert!(stalled.iter().all(|stream| client.resets().contains(stream)));
         assert_eq!(gate.waiters(), 1);
         registry.put_artifact("live", &bundle(&format!("after {window}")));
         let answer = client.until(|frame| frame.kind == HEADERS && frame.stream == held);
         assert!(timeout(PATIENCE, answer).await.unwrap().unwrap().ends_stream());
         registry.put_artifact("live", &bundle("one"));
-        eventually("it is back", || gate.status().etag.as_deref() == Some(&*etag)).await;
+        eventually("the first version is served again", || gate.status().etag.as_deref() == Some(&*etag)).await;
     }
 }
 
-/// A client that could only be told to wait is told to come back, and one that asks for what there
-/// is gets it.
+/// A request that would have to be held gets 503, and one that can be answered at once is answered.
 #[tokio::test]
-async fn long_polls_take_nine_tenths_of_the_places_and_the_next_one_gets_503() {
+async fn held_requests_occupy_nine_tenths_of_max_connections_and_the_next_one_gets_503() {
     let registry = FaultyRegistry::start().await;
     let gate = gate(&registry, Setup { max_connections: 10, ..Setup::default() }).await;
     let etag = tag(&gate.get("", 0).await);
     let url = format!("http://{}/bundles/{}", gate.data, gate.name);
     let polling = |http: reqwest::Client| wishing(http.get(&url), &etag, 300).send();
     let mut waiting: Vec<_> = (0..9).map(|_| tokio::spawn(polling(reqwest::Client::new()))).collect();
-    eventually("nine wait", || gate.waiters() == 9).await;
+    eventually("nine requests are held", || gate.waiters() == 9).await;
     for _ in 0..2 {
         let refused = timeout(PATIENCE, polling(reqwest::Client::new())).await.unwrap().unwrap();
         assert_eq!((refused.status(), header(&refused, "connection")), (StatusCode::SERVICE_UNAVAILABLE, "close"));
         let error = error(refused).await;
         assert_eq!((&error["reason"], &error["bundle"]), (&"unavailable".into(), &gate.name.into()));
-        assert_eq!(fresh(&gate).await.status(), StatusCode::OK);
+        assert_eq!(fetch_over_new_connection(&gate).await.status(), StatusCode::OK);
     }
     let refused = gate.metrics.http_requests.with_label_values(&[gate.name, "503"]).get();
-    assert_eq!((refused, gate.waiters()), (2, 9), "refused requests count once, and nobody is sent away for them");
-    // A place that becomes free is given to the next one.
+    assert_eq!(
+        (refused, gate.waiters()),
+        (2, 9),
+        "refused requests count once, and no held request is answered for them"
+    );
+    // When a held request ends, the next one is held.
     waiting.pop().unwrap().abort();
-    eventually("one has left", || gate.waiters() == 8).await;
+    eventually("eight requests are held", || gate.waiters() == 8).await;
     waiting.push(tokio::spawn(polling(reqwest::Client::new())));
-    eventually("nine wait again", || gate.waiters() == 9).await;
+    eventually("nine requests are held again", || gate.waiters() == 9).await;
     registry.put_artifact("live", &bundle("two"));
     for woken in waiting {
         assert_eq!(timeout(PATIENCE, woken).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
     }
 }
 
-/// What a balancer does; it has many clients and one connection.
+/// As a load balancer does, which sends the requests of many clients over one connection.
 #[tokio::test]
-async fn many_long_polls_over_one_connection_take_one_place() {
+async fn many_held_requests_over_one_connection_count_as_one_connection() {
     let registry = FaultyRegistry::start().await;
     let gate = gate(&registry, Setup { max_connections: 3, ..Setup::default() }).await;
     let etag = tag(&gate.get("", 0).await);
@@ -214,9 +223,9 @@ async fn many_long_polls_over_one_connection_take_one_place() {
             .unwrap()
     };
     let waiting: Vec<_> = (0..200).map(|_| tokio::spawn(sender.clone().send_request(asking()))).collect();
-    eventually("all of them wait", || gate.waiters() == 200).await;
+    eventually("200 requests are held", || gate.waiters() == 200).await;
     let other = tokio::spawn(wishing(gate.http.get(format!("http://{}/authz/main", gate.data)), &etag, 300).send());
-    eventually("and another one", || gate.waiters() == 201).await;
+    eventually("another one is held", || gate.waiters() == 201).await;
     registry.put_artifact("live", &bundle("two"));
     for woken in waiting {
         assert_eq!(woken.await.unwrap().unwrap().status(), StatusCode::OK);
@@ -226,7 +235,7 @@ async fn many_long_polls_over_one_connection_take_one_place() {
     connection.await.unwrap().unwrap();
 }
 
-/// What there is to say is said by the headers alone.
+/// A response to HEAD consists of headers alone (RFC 9110 §9.3.2).
 #[tokio::test]
 async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protocols() {
     let registry = FaultyRegistry::start().await;
@@ -249,7 +258,7 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
         (gate.admin, "/status", &[], 200),
         (gate.admin, "/nope", &[], 404),
     ] {
-        let mut told = Vec::new();
+        let mut responses = Vec::new();
         for http in [reqwest::Client::builder().http1_only(), reqwest::Client::builder().http2_prior_knowledge()] {
             let http = http.build().unwrap();
             for method in [reqwest::Method::GET, reqwest::Method::HEAD] {
@@ -257,24 +266,24 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
                 let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
                 let response = request.send().await.unwrap();
                 assert_eq!(response.status(), status, "{method} {path}");
-                let mut said: Vec<_> = response
+                let mut seen: Vec<_> = response
                     .headers()
                     .iter()
-                    // Counters count the requests of this test, too.
+                    // The size of /metrics changes with the requests of this test.
                     .filter(|(name, _)| *name != "date" && !(path == "/metrics" && *name == "content-length"))
                     .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
                     .collect();
-                said.sort();
+                seen.sort();
                 let length = response.content_length();
                 let body = response.bytes().await.unwrap();
                 match method {
                     reqwest::Method::HEAD => assert!(body.is_empty(), "{path}"),
                     _ => assert_eq!(body.len() as u64, length.unwrap_or_default(), "{path}"),
                 }
-                told.push(said);
+                responses.push(seen);
             }
         }
-        assert!(told.iter().all(|said| *said == told[0]), "{path} {status}: {told:#?}");
+        assert!(responses.iter().all(|seen| *seen == responses[0]), "{path} {status}: {responses:#?}");
         let mut client = Client::connect(address, 65_535).await.unwrap();
         let stream = client.ask("HEAD", path, headers).await.unwrap();
         let last = timeout(PATIENCE, client.until(|frame| frame.stream == stream && frame.ends_stream()));
@@ -283,9 +292,9 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
     }
 }
 
-/// Behind a fleet's balancer there are many addresses; anybody can write one.
+/// `X-Forwarded-For` names the many clients behind a load balancer, and any client can send it.
 #[tokio::test]
-async fn an_address_that_a_client_writes_itself_counts_only_from_a_trusted_proxy() {
+async fn x_forwarded_for_counts_only_from_trusted_proxies() {
     for (trusted, counted) in [(&["127.0.0.0/8"][..], "5"), (&["192.0.2.0/24"], "1"), (&[], "1")] {
         let registry = FaultyRegistry::start().await;
         let signer = crate::signing::Signer::new();
@@ -299,7 +308,7 @@ async fn an_address_that_a_client_writes_itself_counts_only_from_a_trusted_proxy
         eventually("it is withdrawn", || gate.state() == "withdrawn").await;
         for number in 0..5 {
             let request = gate.asking(&etag, 0).header("x-forwarded-for", format!("198.51.100.{number}"));
-            // Nor does another header of the kind.
+            // `Forwarded` is ignored.
             let response = request.header("forwarded", format!("for=198.51.100.{number}")).send().await.unwrap();
             assert_eq!(response.status(), StatusCode::NOT_FOUND);
         }
@@ -307,9 +316,9 @@ async fn an_address_that_a_client_writes_itself_counts_only_from_a_trusted_proxy
     }
 }
 
-/// A token that is taken away while its request is held opens nothing any more.
+/// A request whose token is removed while it is held gets 401.
 #[tokio::test]
-async fn a_request_that_is_held_is_answered_by_what_its_token_opens_then() {
+async fn a_held_request_is_authorized_again_when_it_is_answered() {
     let registry = FaultyRegistry::start().await;
     let with = |token: &[u8]| {
         let mut clients = Clients::default();

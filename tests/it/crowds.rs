@@ -1,4 +1,4 @@
-//! Many clients, one registry.
+//! Many clients: one fetch for all of them, waiters, and idle connections.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,23 +19,23 @@ async fn a_thousand_cold_requests_cost_the_registry_as_much_as_one() {
     let (digest, _) = registry.put_artifact("live", &one);
     signer.sign_legacy(&registry, &digest);
     signer.sign_bundle(&registry, &digest);
-    // Slower than a thousand requests are, so that all of them find nothing yet.
+    // Slower than a thousand requests, so that the bundle is pending for all of them.
     registry.fail("manifests/live", 1, Fault::Slow(Duration::from_secs(1)));
     let mut setup = Setup { policy: signer.policy(), ..Setup::default() };
     setup.rules.first_wait = Duration::from_secs(60);
     let gate = Gate::with(&registry, setup).await;
     let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-    let mut crowd = JoinSet::new();
+    let mut requests = JoinSet::new();
     for number in 0..1000 {
         let url = format!("http://{}/bundles/{}", gate.data, gate.name);
         let request = wishing(http.get(url), "", if number % 2 == 0 { 0 } else { 60 });
-        crowd.spawn(async move {
+        requests.spawn(async move {
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), StatusCode::OK);
             response.bytes().await.unwrap()
         });
     }
-    while let Some(body) = crowd.join_next().await {
+    while let Some(body) = requests.join_next().await {
         assert_eq!(body.unwrap(), one);
     }
     let mut times = BTreeMap::new();
@@ -50,7 +50,7 @@ async fn a_thousand_cold_requests_cost_the_registry_as_much_as_one() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_waits_is_no_waiter_any_more() {
+async fn a_held_request_whose_client_disconnects_is_no_waiter() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::before(&registry, Duration::from_millis(100)).await;
@@ -58,26 +58,26 @@ async fn a_client_that_leaves_while_it_waits_is_no_waiter_any_more() {
     let waiting = [gate.asking(&etag, 60), gate.asking(&etag, 60)].map(|request| tokio::spawn(request.send()));
     eventually("two wait", || gate.waiters() == 2).await;
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
-    eventually("nobody waits", || gate.waiters() == 0).await;
+    eventually("no request is held", || gate.waiters() == 0).await;
 }
 
-/// Old OPAs leave an idle connection behind with every poll. Who waits for an answer keeps its
-/// place.
+/// OPA before 1.16 leaves an idle connection behind with every poll. A connection with a held
+/// request is never evicted.
 #[tokio::test]
-async fn idle_connections_make_room_when_all_places_are_taken() {
+async fn idle_connections_are_evicted_at_max_connections() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::with(&registry, Setup { max_connections: 3, ..Setup::default() }).await;
     let tag = tag(&gate.get("", 0).await);
     let waiting = tokio::spawn(gate.asking(&tag, 60).send());
     eventually("it waits", || gate.waiters() == 1).await;
-    let mut strangers = Vec::new();
+    let mut others = Vec::new();
     for _ in 0..6 {
-        // Each in a pool of its own, and so over a connection of its own that stays open.
-        let stranger = reqwest::Client::new();
-        let answer = stranger.get(format!("http://{}/bundles/{}", gate.data, gate.name)).send();
+        // Each client has its own pool, and so its own connection, which stays open.
+        let other = reqwest::Client::new();
+        let answer = other.get(format!("http://{}/bundles/{}", gate.data, gate.name)).send();
         assert_eq!(timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
-        strangers.push(stranger);
+        others.push(other);
     }
     assert!(!waiting.is_finished());
     registry.put_artifact("live", &bundle("two"));

@@ -1,4 +1,4 @@
-//! How a replica leaves without anybody seeing an error.
+//! `drain`: a replica that shuts down without an error for any client.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ async fn gate(registry: &FaultyRegistry, notice: Duration, over: Duration) -> Ga
 
 async fn not_ready(gate: &Gate) {
     let asking = async { while gate.operator("/readyz").await.status() != StatusCode::SERVICE_UNAVAILABLE {} };
-    timeout(PATIENCE, asking).await.expect("still ready");
+    timeout(PATIENCE, asking).await.expect("the replica stays ready");
 }
 
 #[tokio::test]
-async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewhere() {
+async fn during_the_notice_new_requests_are_answered_at_once_with_connection_close() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, HOUR, HOUR).await;
     let etag = tag(&gate.get("", 0).await);
@@ -43,7 +43,7 @@ async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewher
         let answer = timeout(PATIENCE, gate.get(tags, wait)).await.expect("held");
         assert_eq!((answer.status(), header(&answer, "connection")), (status, "close"), "{tags} {wait}");
     }
-    // Who came before still waits, and a change still reaches them.
+    // A request that was held before is still held, and a change still answers it.
     assert_eq!(gate.waiters(), 1);
     registry.put_artifact("live", &bundle("two"));
     assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
@@ -51,7 +51,7 @@ async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewher
 }
 
 #[tokio::test]
-async fn those_who_wait_are_let_go_with_304_and_the_tag_they_sent() {
+async fn held_requests_are_released_with_304_and_their_own_tag() {
     let registry = FaultyRegistry::start().await;
     let notice = Duration::from_secs(1);
     let mut gate = gate(&registry, notice, Duration::from_secs(1)).await;
@@ -62,17 +62,17 @@ async fn those_who_wait_are_let_go_with_304_and_the_tag_they_sent() {
     gate.begin_to_drain();
     for waiting in waiting {
         let released = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
-        assert!(began.elapsed() >= notice, "let go after {:?} already", began.elapsed());
+        assert!(began.elapsed() >= notice, "released after {:?} already", began.elapsed());
         assert_eq!((released.status(), header(&released, "connection")), (StatusCode::NOT_MODIFIED, "close"));
         assert_eq!(tag(&released), etag);
     }
     gate.until_drained().await;
-    // Not at once: another test may have been given the port, and gives it back.
-    eventually("nobody accepts", || std::net::TcpStream::connect(gate.data).is_err()).await;
+    // Not at once: another test may use the port for a while.
+    eventually("the port is closed", || std::net::TcpStream::connect(gate.data).is_err()).await;
 }
 
 #[tokio::test]
-async fn a_wait_for_a_silent_registry_ends_with_304_too() {
+async fn a_request_that_waits_for_a_silent_registry_is_released_with_304_too() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, Duration::ZERO, Duration::from_secs(1)).await;
     let etag = tag(&gate.get("", 0).await);
@@ -86,12 +86,12 @@ async fn a_wait_for_a_silent_registry_ends_with_304_too() {
 }
 
 #[tokio::test]
-async fn with_nobody_connected_there_is_nothing_to_wait_for() {
+async fn the_drain_ends_early_when_no_connection_is_left() {
     let registry = FaultyRegistry::start().await;
-    let mut lonely = gate(&registry, HOUR, HOUR).await;
-    lonely.begin_to_drain();
-    lonely.until_drained().await;
-    // And when the last one leaves.
+    let mut unconnected = gate(&registry, HOUR, HOUR).await;
+    unconnected.begin_to_drain();
+    unconnected.until_drained().await;
+    // It also ends when the last connection closes.
     let mut gate = gate(&registry, HOUR, HOUR).await;
     let etag = tag(&gate.get("", 0).await);
     let waiting = tokio::spawn(gate.asking(&etag, 300).send());
@@ -103,7 +103,7 @@ async fn with_nobody_connected_there_is_nothing_to_wait_for() {
     gate.until_drained().await;
 }
 
-/// One HTTP/2 connection, and what becomes of it.
+/// An HTTP/2 connection: its sender and its task.
 async fn connected(gate: &Gate) -> (http2::SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>) {
     let stream = TcpStream::connect(gate.data).await.unwrap();
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -119,7 +119,7 @@ fn asking(gate: &Gate, etag: &str, wait: u32) -> Request<Empty<Bytes>> {
 }
 
 #[tokio::test]
-async fn over_http_2_an_answer_closes_the_connection_to_new_requests_only() {
+async fn over_http_2_a_response_closes_the_connection_to_new_requests_only() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, HOUR, HOUR).await;
     let (mut sender, connection) = connected(&gate).await;
@@ -132,16 +132,16 @@ async fn over_http_2_an_answer_closes_the_connection_to_new_requests_only() {
     not_ready(&gate).await;
     let answer = sender.send_request(asking(&gate, &etag, 300)).await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
-    // GOAWAY has come when no further request can be sent on this connection.
-    let given_up = async { while sender.send_request(asking(&gate, &etag, 300)).await.is_ok() {} };
-    timeout(PATIENCE, given_up).await.expect("the connection goes on for ever");
-    // Another one is still accepted, and given up after its answer.
+    // GOAWAY has arrived when no further request can be sent on this connection.
+    let closed_for_requests = async { while sender.send_request(asking(&gate, &etag, 300)).await.is_ok() {} };
+    timeout(PATIENCE, closed_for_requests).await.expect("the connection accepts requests for ever");
+    // Another connection is still accepted, and closed after its response.
     let (mut other, ended) = connected(&gate).await;
     let answer = other.send_request(asking(&gate, &etag, 300)).await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
     drop(answer);
     timeout(PATIENCE, ended).await.unwrap().unwrap().unwrap();
-    // Who waits on the first is still there, and a change still reaches them.
+    // The request that is held on the first is still held, and a change still answers it.
     assert_eq!(gate.waiters(), 1);
     registry.put_artifact("live", &bundle("two"));
     assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
@@ -150,7 +150,7 @@ async fn over_http_2_an_answer_closes_the_connection_to_new_requests_only() {
 }
 
 #[tokio::test]
-async fn over_http_2_too_those_who_wait_are_let_go_with_304() {
+async fn over_http_2_held_requests_are_released_with_304() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, Duration::from_millis(500), Duration::from_millis(500)).await;
     let etag = tag(&gate.get("", 0).await);

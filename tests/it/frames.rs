@@ -1,4 +1,4 @@
-//! HTTP/2 frames by hand, for clients that no library would be.
+//! A client that writes HTTP/2 frames itself, for behaviour that no library has.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -31,7 +31,7 @@ impl Frame {
     }
 }
 
-/// A client that gives each response so many bytes of room, and answers pings.
+/// An HTTP/2 client that gives each response a window of this many bytes, and acknowledges pings.
 pub(crate) struct Client {
     stream: TcpStream,
     next: u32,
@@ -49,7 +49,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Sends a request without a body, and gives its stream.
+    /// Sends a request without a body, and returns its stream.
     pub(crate) async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<u32> {
         let mut block = Vec::new();
         let pseudo = [(":method", method), (":scheme", "http"), (":authority", "localhost"), (":path", path)];
@@ -68,7 +68,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Reads frames until one is as wanted; `None` when the connection ends before.
+    /// Reads frames until one matches; `None` if the connection is closed before.
     pub(crate) async fn until(&mut self, wanted: impl Fn(&Frame) -> bool) -> Option<Frame> {
         loop {
             let frame = self.read().await.ok()?;
@@ -79,12 +79,12 @@ impl Client {
         }
     }
 
-    /// Does what a client has to do to look alive, until the connection ends.
+    /// Acknowledges pings and settings until the connection is closed.
     pub(crate) async fn live(mut self) {
         self.until(|_| false).await;
     }
 
-    /// The streams that were reset.
+    /// The streams that the server has reset.
     pub(crate) fn resets(&self) -> BTreeSet<u32> {
         self.seen.iter().filter(|frame| frame.kind == RESET).map(|frame| frame.stream).collect()
     }

@@ -1,4 +1,4 @@
-//! The same answers over HTTP/2, in the clear and over TLS.
+//! The bundle API over HTTP/2, with and without TLS.
 
 use std::sync::Arc;
 

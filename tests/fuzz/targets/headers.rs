@@ -70,11 +70,11 @@ fn prefer(header: &str) {
 }
 
 fn if_none_match(header: &str) {
-    let (runs, knows) = server::tags(&[header], "\"x\"");
-    assert!(knows || !runs);
+    let (is_current, is_known) = server::if_none_match(&[header], "\"x\"");
+    assert!(is_known || !is_current);
     let after = format!("\"x\",{header}");
-    if server::tags(&[&after], "\"x\"").1 {
-        assert!(server::tags(&[&after], "\"x\"").0, "the first is what it runs");
+    if server::if_none_match(&[&after], "\"x\"").1 {
+        assert!(server::if_none_match(&[&after], "\"x\"").0, "the first tag names the version that the client runs");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A stream of which something has been read already.
+//! A stream that first returns bytes that were read from it before.
 
 use std::{
     io::{self, IoSlice},
@@ -9,21 +9,22 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// How every HTTP/2 connection begins (RFC 9113 §3.4).
+/// The client connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Gives what was read first, and then what follows.
+/// Returns `prefix`, then the rest of `stream`.
 #[derive(Debug)]
-pub(super) struct Prefixed<S> {
+pub(super) struct PrefixedStream<S> {
     prefix: Bytes,
     stream: S,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Prefixed<S> {
-    /// Reads as far as it takes to tell whether the peer speaks HTTP/2. Nothing is lost.
+impl<S: AsyncRead + AsyncWrite + Unpin> PrefixedStream<S> {
+    /// Reads as many bytes as it takes to detect HTTP/2 by its preface. The stream returns them
+    /// again.
     ///
     /// # Errors
-    /// When the connection breaks off.
+    /// When reading fails.
     pub(super) async fn detect(mut stream: S) -> io::Result<(bool, Self)> {
         let mut read = [0; PREFACE.len()];
         let mut length = 0;
@@ -38,7 +39,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Prefixed<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PrefixedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -54,7 +55,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PrefixedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -67,7 +68,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
-    // Without these two hyper would copy every body into one buffer.
+    // Without these two methods hyper copies every body into one buffer.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_protocol_is_told_by_the_first_bytes_and_all_of_them_are_read_again() {
+    async fn http_2_is_detected_by_its_preface_and_no_byte_is_lost() {
         for (sent, is_http2) in [
             (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"[..], true),
             (b"GET / HTTP/1.1\r\n\r\n", false),
@@ -108,7 +109,7 @@ mod tests {
                     sleep(Duration::from_millis(1)).await;
                 }
             });
-            let (found, mut stream) = Prefixed::detect(near).await.unwrap();
+            let (found, mut stream) = PrefixedStream::detect(near).await.unwrap();
             let mut read = Vec::new();
             stream.read_to_end(&mut read).await.unwrap();
             assert_eq!((found, read), (is_http2, sent.to_vec()));

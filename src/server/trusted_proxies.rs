@@ -1,30 +1,32 @@
-//! Whose word counts about the address of a client.
+//! The proxies whose `X-Forwarded-For` is believed.
 
 use std::net::IpAddr;
 
 use hyper::HeaderMap;
 use ipnet::IpNet;
 
-/// What forwards requests, and says truly for whom. None by default.
+/// The networks of proxies that report the addresses of their clients. None by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// A chain of proxies is not longer; what stands further left was written by the client.
-const MOST: usize = 16;
+/// Addresses that are read from the right. No chain of proxies is longer, and a client can write
+/// anything further left.
+const MAX_FORWARDED_ADDRESSES: usize = 16;
 
 impl TrustedProxies {
-    /// Those in these networks.
+    /// The proxies in these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks)
     }
 
-    /// Who asked, if `peer` is who connected: the last address in `X-Forwarded-For` that is not
-    /// a trusted proxy's, since each proxy appends whom it saw.
-    pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    /// The client's address, where `peer` is the address of the connection: the last one in
+    /// `X-Forwarded-For` that does not belong to a trusted proxy, since each proxy appends the
+    /// address of its own peer.
+    pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer;
         let lines = headers.get_all("x-forwarded-for").iter().rev().filter_map(|line| line.to_str().ok());
-        for forwarded in lines.flat_map(|line| line.rsplit(',')).take(MOST) {
-            if !self.trusts(client) {
+        for forwarded in lines.flat_map(|line| line.rsplit(',')).take(MAX_FORWARDED_ADDRESSES) {
+            if !self.contains(client) {
                 break;
             }
             let Some(address) = address(forwarded.trim()) else { break };
@@ -33,12 +35,12 @@ impl TrustedProxies {
         client
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 }
 
-/// With a port or without; some proxies write one.
+/// Parses an address. Some proxies append a port.
 fn address(text: &str) -> Option<IpAddr> {
     let with_port = || text.parse().ok().map(|address: std::net::SocketAddr| address.ip());
     let bare = text.trim_start_matches('[').trim_end_matches(']');
@@ -50,13 +52,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_trusted_proxy_says_who_asked_and_only_whom_it_saw_itself() {
+    fn an_address_counts_only_if_a_trusted_proxy_appended_it() {
         let proxies = TrustedProxies::new(["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec());
         for (peer, lines, client) in [
             ("192.0.2.1", &["198.51.100.7"][..], "192.0.2.1"),
             ("10.1.2.3", &["198.51.100.7"], "198.51.100.7"),
             ("10.1.2.3", &[], "10.1.2.3"),
-            // What the client wrote itself stands on the left.
+            // The client itself wrote the address on the left.
             ("10.1.2.3", &["203.0.113.9, 198.51.100.7"], "198.51.100.7"),
             ("10.1.2.3", &["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
             // Through two proxies.
@@ -71,9 +73,9 @@ mod tests {
             for line in lines {
                 headers.append("x-forwarded-for", line.parse().unwrap());
             }
-            let found = proxies.client(peer.parse().unwrap(), &headers);
+            let found = proxies.client_address(peer.parse().unwrap(), &headers);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {lines:?}");
-            assert_eq!(TrustedProxies::default().client(peer.parse().unwrap(), &headers).to_string(), peer);
+            assert_eq!(TrustedProxies::default().client_address(peer.parse().unwrap(), &headers).to_string(), peer);
         }
     }
 }

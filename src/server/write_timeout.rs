@@ -1,4 +1,4 @@
-//! A connection whose peer has to take what it asked for.
+//! A stream whose writes fail with `TimedOut` when they make no progress.
 
 use std::{
     io::{self, IoSlice},
@@ -13,45 +13,46 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::idle::Seat;
+use super::idle_connections::Slot;
 
-/// Ends with `TimedOut` when the peer takes nothing for a while, so that a client which asks
-/// and does not read can't keep its place for ever. Tells the seat what goes to and fro.
+/// A stream whose writes fail with `TimedOut` after `timeout` without progress, so that a client
+/// that sends requests and never reads the responses can't keep its connection slot. It reports
+/// reads and writes to the [`Slot`].
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
-    seat: Arc<Seat>,
-    /// Set while a write is stuck.
-    stuck: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    slot: Arc<Slot>,
+    /// Runs while a write is pending.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    pub(super) fn new(stream: S, patience: Duration, seat: Arc<Seat>) -> Self {
-        Self { stream, patience, seat, stuck: None }
+impl<S> WriteTimeout<S> {
+    pub(super) fn new(stream: S, timeout: Duration, slot: Arc<Slot>) -> Self {
+        Self { stream, timeout, slot, timer: None }
     }
 
-    fn wrote(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn record_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
-            self.seat.wrote(bytes);
+            self.slot.record_write(bytes);
         }
-        self.judge(context, written)
+        self.check_progress(context, written)
     }
 
-    /// Passes on what became of a write, unless it has been stuck for too long.
-    fn judge<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Returns the result of a write, or `TimedOut` if it has been pending for `timeout`.
+    fn check_progress<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stuck = None;
+            self.timer = None;
             return written;
         }
-        let patience = self.patience;
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(patience)));
-        ready!(stuck.as_mut().poll(context));
+        let timeout = self.timeout;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -60,36 +61,36 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.seat.heard();
+            self.slot.record_read();
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(context, written)
+        self.record_write(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.judge(context, flushed)
+        self.check_progress(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.judge(context, ended)
+        self.check_progress(context, ended)
     }
 
-    // Without these two hyper would copy every body into one buffer.
+    // Without these two methods hyper copies every body into one buffer.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.wrote(context, written)
+        self.record_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -104,30 +105,30 @@ mod tests {
     use super::*;
     use crate::server::{
         Deadlines,
-        idle::{Idle, Limits},
+        idle_connections::{IdleConnections, Limits},
     };
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
-    fn seat() -> Arc<Seat> {
-        Idle::new(Limits::new(1, 1, Deadlines::default())).seat()
+    fn slot() -> Arc<Slot> {
+        IdleConnections::new(Limits::new(1, 1, Deadlines::default())).register()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_nothing_is_left_and_who_takes_a_little_is_not() {
-        let (near, mut far) = duplex(16);
-        let mut near = Patient::new(near, PATIENCE, seat());
+    async fn a_write_without_progress_times_out_and_a_slow_one_does_not() {
+        let (server, mut client) = duplex(16);
+        let mut server = WriteTimeout::new(server, TIMEOUT, slot());
         let reading = tokio::spawn(async move {
             let mut taken = [0; 8];
             for _ in 0..4 {
-                sleep(PATIENCE / 2).await;
-                far.read_exact(&mut taken).await.unwrap();
+                sleep(TIMEOUT / 2).await;
+                client.read_exact(&mut taken).await.unwrap();
             }
             // Still connected, but no longer reading.
-            sleep(PATIENCE * 2).await;
+            sleep(TIMEOUT * 2).await;
         });
-        near.write_all(&[0; 40]).await.unwrap();
-        let error = near.write_all(&[0; 40]).await.unwrap_err();
+        server.write_all(&[0; 40]).await.unwrap();
+        let error = server.write_all(&[0; 40]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         reading.abort();
     }
@@ -139,7 +140,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            assert!(Patient::new(stream, PATIENCE, seat()).is_write_vectored());
+            assert!(WriteTimeout::new(stream, TIMEOUT, slot()).is_write_vectored());
         });
     }
 }

@@ -1,0 +1,162 @@
+//! The bundle API: routing, authorization and responses. When a request is answered is decided in
+//! [`super::long_poll`].
+
+use std::{
+    borrow::Cow,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{AUTHORIZATION, HeaderValue, USER_AGENT},
+};
+use percent_encoding::percent_decode_str;
+
+use super::{
+    LongPoll,
+    clients::{AccessDecision, Credential, LiveClients},
+    connection::Peer,
+    drain::DrainSignal,
+    holdout_tracker::{ClientId, HoldoutTracker},
+    if_none_match::IfNoneMatch,
+    long_poll::{BundleReply, BundleRequest},
+    prefer, response,
+    response_body::ResponseBody,
+    trusted_proxies::TrustedProxies,
+};
+use crate::{
+    catalog::{self, Catalog},
+    metrics::Metrics,
+    watch::Handle,
+};
+
+/// The handler of the bundle API.
+#[derive(Debug)]
+pub(super) struct BundleApi {
+    pub(super) catalog: Catalog,
+    pub(super) clients: LiveClients,
+    pub(super) trusted_proxies: TrustedProxies,
+    pub(super) metrics: Metrics,
+    pub(super) long_poll: LongPoll,
+    pub(super) drain: DrainSignal,
+    pub(super) holdouts: HoldoutTracker,
+}
+
+/// The target of a request.
+enum Route<'a> {
+    /// The response is complete without looking at a bundle.
+    Done(Response<ResponseBody>),
+    Bundle(&'a Handle, BundleRequest),
+}
+
+impl BundleApi {
+    /// Answers a request, and counts the response.
+    pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
+        let (response, bundle) = match self.route(request, peer) {
+            Route::Done(response) => (response, "other"),
+            Route::Bundle(handle, request) => (self.serve(handle, request).await, handle.name()),
+        };
+        // A client without a token must not learn which bundles exist, not even from the metrics.
+        let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
+        let bundle = if is_hidden { "other" } else { bundle };
+        self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
+        response
+    }
+
+    /// Consumes the request, so that its headers are not kept while it is held.
+    fn route(&self, request: Request<()>, peer: Peer) -> Route<'_> {
+        if peer.is_over_limit {
+            return Route::Done(response::unavailable(None));
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Route::Done(response::method_not_allowed());
+        }
+        let Some(resource) = resource(request.uri().path()) else {
+            let message = "the path is not percent-encoded UTF-8";
+            return Route::Done(response::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
+        };
+        let found = self.catalog.find(&resource);
+        let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
+        let headers = request.headers();
+        let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
+        match (self.denial(credential, name), found) {
+            (Some(denial), _) => Route::Done(denial),
+            (None, None) => Route::Done(response::not_found()),
+            (None, Some(handle)) => {
+                let request = BundleRequest {
+                    if_none_match: IfNoneMatch::parse(headers),
+                    wait: prefer::wait(headers),
+                    client: ClientId {
+                        address: self.trusted_proxies.client_address(peer.address, headers),
+                        credential,
+                        user_agent: user_agent_hash(headers),
+                    },
+                    predates_long_polling: predates_long_polling(headers),
+                    is_head: request.method() == Method::HEAD,
+                    slot: peer.slot,
+                };
+                Route::Bundle(handle, request)
+            }
+        }
+    }
+
+    /// The response to a client that may not read the bundle `name`; `None` if it may.
+    fn denial(&self, credential: Credential, name: &str) -> Option<Response<ResponseBody>> {
+        match self.clients.current().authorize(credential, name) {
+            AccessDecision::Granted => None,
+            AccessDecision::Hidden => Some(response::not_found()),
+            AccessDecision::Unauthorized => Some(response::unauthorized()),
+        }
+    }
+
+    async fn serve(&self, handle: &Handle, request: BundleRequest) -> Response<ResponseBody> {
+        let reply = self.respond(handle, &request).await;
+        // The client's token may have been removed while its request was held.
+        if let Some(denial) = self.denial(request.client.credential, handle.name()) {
+            return denial;
+        }
+        match reply {
+            BundleReply::NotModified(snapshot) => response::not_modified(&snapshot),
+            BundleReply::Absent { reason, message } => response::absent(reason, &message, handle.name()),
+            BundleReply::Unavailable => response::unavailable(Some(handle.name())),
+            BundleReply::Bundle(snapshot) => {
+                let plain = request.wait.is_none() && request.predates_long_polling;
+                let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
+                let response = response::bundle(&snapshot, content_type);
+                // HEAD gets the same response at the same time, without the body.
+                if !request.is_head {
+                    let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
+                    sent.inc_by(snapshot.bundle().blob().size());
+                }
+                response
+            }
+        }
+    }
+}
+
+/// The path without its first slash, percent-decoded once; `None` when it can't be decoded.
+pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
+    let hex = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    // The decoder would leave a malformed escape as it is.
+    if !path.split('%').skip(1).all(hex) {
+        return None;
+    }
+    percent_decode_str(path.strip_prefix('/').unwrap_or(path)).decode_utf8().ok()
+}
+
+/// A hash of `User-Agent`. It needs no secret key: a collision only makes two clients count as one.
+fn user_agent_hash(headers: &HeaderMap) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    headers.get(USER_AGENT).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// OPA before 0.39 takes the bundle content type as support for long polling and, when it did not
+/// ask for that, polls without pause.
+fn predates_long_polling(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+    let minor = agent
+        .and_then(|agent| agent.strip_prefix("Open Policy Agent/0."))
+        .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor < 39)
+}

@@ -1,0 +1,148 @@
+//! When a bundle request is answered: at once, when the bundle changes, or at its deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot, if_none_match::IfNoneMatch, prefer,
+};
+use crate::{
+    metrics::InFlight,
+    watch::{Handle, Offer, Runs, Seen, Snapshot, State, Withdrawal},
+};
+
+/// Delay before a client that runs another version gets the fallback. Withdrawing is a decision of
+/// this replica, which no registry can confirm. Where another replica has decided otherwise, a
+/// client that reaches both must not alternate thousands of times a second.
+const FALLBACK_DELAY: Duration = Duration::from_millis(500);
+
+/// A request for a bundle: everything that is kept of it while it is held.
+pub(super) struct BundleRequest {
+    pub(super) if_none_match: IfNoneMatch,
+    /// The client's `Prefer: wait`.
+    pub(super) wait: Option<Duration>,
+    pub(super) client: ClientId,
+    pub(super) predates_long_polling: bool,
+    pub(super) is_head: bool,
+    pub(super) slot: Arc<Slot>,
+}
+
+/// The reply to a bundle request.
+pub(super) enum BundleReply {
+    Bundle(Arc<Snapshot>),
+    NotModified(Arc<Snapshot>),
+    Absent {
+        reason: &'static str,
+        message: String,
+    },
+    /// The request would have to be held, and the maximum number of held requests is reached.
+    Unavailable,
+}
+
+impl BundleApi {
+    /// Replies at once, when the bundle changes, or at the deadline. Cancel-safe.
+    pub(super) async fn respond(&self, handle: &Handle, request: &BundleRequest) -> BundleReply {
+        // During the drain a request is held only for a check that confirms the version.
+        let draining = self.drain.is_draining();
+        let held = request.wait.filter(|_| !draining).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
+        let began = Instant::now();
+        let deadline = began + held.unwrap_or(self.long_poll.first_wait);
+        let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
+        let _waiting = held.map(|_| InFlight::enter(&waiters));
+        let released = self.drain.clone().released();
+        tokio::pin!(released);
+        let mut view = handle.view();
+        let mut tracked = None;
+        // Whether the registry, or a change seen by this request, confirms the served version.
+        let mut confirmed = false;
+        let mut hold = None;
+        loop {
+            // The state is marked as seen before it is compared: a later change wakes this task.
+            let seen = view.seen();
+            if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
+                let track = || self.holdouts.record(handle.name(), lost, &request.if_none_match, &request.client);
+                tracked.get_or_insert_with(track);
+            }
+            let Offer { state, is_fallback } = request.offer(&seen);
+            if let Some(reply) = immediate_reply(&state, request, confirmed) {
+                return reply;
+            }
+            let needs_confirmation = !confirmed && differs(&state, request);
+            if draining && !needs_confirmation {
+                return deadline_reply(&seen, request, handle);
+            }
+            // A request that is answered at once does not count against the limit of held requests.
+            if hold.is_none() {
+                hold = request.slot.begin_hold();
+            }
+            if hold.is_none() {
+                return BundleReply::Unavailable;
+            }
+            tokio::select! {
+                changed = view.changed() => match changed {
+                    Ok(()) => confirmed = true,
+                    Err(_) => return deadline_reply(&seen, request, handle),
+                },
+                () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
+                () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
+                () = sleep_until(deadline) => return deadline_reply(&seen, request, handle),
+                () = &mut released => return deadline_reply(&seen, request, handle),
+            }
+        }
+    }
+}
+
+impl BundleRequest {
+    fn offer(&self, seen: &Seen) -> Offer {
+        seen.offer(crate::telemetry::now(), |fallback| {
+            if self.if_none_match.is_empty() {
+                Runs::Nothing
+            } else if self.if_none_match.is_current(fallback) {
+                Runs::Fallback
+            } else {
+                Runs::Something
+            }
+        })
+    }
+}
+
+/// The reply that needs no waiting, if there is one.
+fn immediate_reply(state: &State, request: &BundleRequest, confirmed: bool) -> Option<BundleReply> {
+    let may_wait = request.wait.is_some();
+    match state {
+        State::Serving(snapshot) if request.if_none_match.is_current(snapshot.etag()) => {
+            (!may_wait).then(|| BundleReply::NotModified(Arc::clone(snapshot)))
+        }
+        State::Serving(snapshot) => {
+            let is_decided = request.if_none_match.is_empty() || confirmed;
+            is_decided.then(|| BundleReply::Bundle(Arc::clone(snapshot)))
+        }
+        State::Withdrawn(withdrawal) => {
+            (!may_wait).then(|| BundleReply::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() })
+        }
+        State::Pending => None,
+    }
+}
+
+/// Whether the client runs another version than the served one; either may be outdated.
+fn differs(state: &State, request: &BundleRequest) -> bool {
+    state.snapshot().is_some_and(|snapshot| !request.if_none_match.is_current(snapshot.etag()))
+}
+
+fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> BundleReply {
+    match &request.offer(seen).state {
+        State::Serving(snapshot) if request.if_none_match.contains(snapshot.etag()) => {
+            BundleReply::NotModified(Arc::clone(snapshot))
+        }
+        State::Serving(snapshot) => BundleReply::Bundle(Arc::clone(snapshot)),
+        State::Withdrawn(withdrawal) => {
+            BundleReply::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() }
+        }
+        State::Pending => {
+            let failure = handle.status().last_failure.map(|failure| failure.message);
+            let message = failure.unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned());
+            BundleReply::Absent { reason: "pending", message }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Options of the server.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{LiveClients, TrustedProxies};
+
+/// Options of a [`Server`](super::Server).
+#[derive(Debug)]
+pub struct Options {
+    /// The address of the bundle API; port 0 takes any free port.
+    pub listen: SocketAddr,
+    /// The address of the admin API, which is always plain HTTP.
+    pub admin: SocketAddr,
+    /// TLS for the bundle API.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Connections of clients at a time; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// `/readyz` reports ready after this time at the latest.
+    pub ready_after: Duration,
+    /// The two phases of the shutdown.
+    pub drain: Drain,
+    /// How long requests are held.
+    pub long_poll: LongPoll,
+    /// The bundles that each client may read, replaceable while the server runs.
+    pub clients: LiveClients,
+    /// The proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
+    /// Time limits for each step of a connection.
+    pub deadlines: Deadlines,
+}
+
+/// Time limits for each step of a connection. A client that exceeds one loses the connection, or
+/// over HTTP/2 the one response that it does not read.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// For the TLS handshake.
+    pub handshake: Duration,
+    /// From the connection's start to the end of the first request's headers.
+    pub first_request: Duration,
+    /// From the first byte of a later request to the end of its headers.
+    pub head: Duration,
+    /// Between two requests over HTTP/1.
+    pub idle: Duration,
+    /// For each 16 KiB of a response, or the rest of it.
+    pub progress: Duration,
+    /// From asking an idle connection to close until it is closed.
+    pub close_grace: Duration,
+    /// Age at which a connection that has sent no request may be evicted.
+    pub new_connection_grace: Duration,
+    /// Time without progress after which a connection whose client does not read its response may
+    /// be evicted.
+    pub stalled_response_grace: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            first_request: Duration::from_secs(30),
+            head: Duration::from_secs(30),
+            // OPA polls every two minutes at most by default.
+            idle: Duration::from_secs(180),
+            progress: Duration::from_secs(30),
+            close_grace: Duration::from_millis(250),
+            new_connection_grace: Duration::from_millis(250),
+            stalled_response_grace: Duration::from_millis(250),
+        }
+    }
+}
+
+/// The two phases of a shutdown. Each ends early when no connection is left.
+#[derive(Debug, Clone, Copy)]
+pub struct Drain {
+    /// How long the server reports not ready and still accepts connections.
+    pub notice: Duration,
+    /// The time over which held requests are answered.
+    pub over: Duration,
+}
+
+/// How long requests are held.
+#[derive(Debug, Clone, Copy)]
+pub struct LongPoll {
+    /// The longest hold, whatever the client asks for.
+    pub max_wait: Duration,
+    /// The hold of a request without `Prefer: wait` while its bundle is pending.
+    pub first_wait: Duration,
+}
