@@ -5,7 +5,7 @@
 //! that a registry would have them under.
 
 mod image;
-mod keep;
+mod store;
 
 pub use image::Image;
-pub use keep::{Filling, Images, ImagesError};
+pub use store::{Filling, Images, ImagesError};

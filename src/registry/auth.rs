@@ -25,14 +25,14 @@ use tokio::{
 use url::Url;
 
 use super::{
-    access::Access,
     address::forbidden_host,
     challenge::Challenge,
+    client::{Wire, innermost},
     docker::{DockerConfig, DockerLogin},
     error::{Identity, RegistryError},
-    http::{Wire, innermost},
     options::{Credentials, Scheme},
     retry,
+    scope::Access,
 };
 use crate::{
     oci::read_regular,

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{destination::Progress, error::RegistryError, http::innermost, payload::Load};
+use super::{client::innermost, destination::Progress, error::RegistryError, payload::Load};
 use crate::oci::{Blob, BlobMismatch, Descriptor};
 
 const PIECE: usize = 256 * 1024;

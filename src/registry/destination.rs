@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::{
-    blob_stream::BlobStream, error::RegistryError, options::ReadLimits, payload::Load, remote::Remote, shelf::Shelf,
+    blob_stream::BlobStream, error::RegistryError, options::ReadLimits, payload::Load, remote::Remote,
+    writer::LayoutWriter,
 };
 use crate::oci::{Blob, Descriptor, Manifest, PinnedReference, Repository};
 
@@ -22,7 +23,7 @@ pub struct Destination {
 #[derive(Debug, Clone)]
 enum Backend {
     Remote(Remote),
-    Shelf(Shelf),
+    LayoutWriter(LayoutWriter),
 }
 
 /// Hears how far a blob is.
@@ -56,7 +57,7 @@ impl Destination {
     }
 
     pub(super) fn layout(repository: Repository, root: PathBuf, limits: ReadLimits) -> Self {
-        Self { repository, backend: Backend::Shelf(Shelf::new(root, limits)) }
+        Self { repository, backend: Backend::LayoutWriter(LayoutWriter::new(root, limits)) }
     }
 
     /// In a layout, tags are written as the ends of full references to `repository`, so that
@@ -64,7 +65,7 @@ impl Destination {
     #[must_use]
     pub fn naming(self, repository: &Repository) -> Self {
         match self.backend {
-            Backend::Shelf(shelf) => Self { backend: Backend::Shelf(shelf.naming(repository)), ..self },
+            Backend::LayoutWriter(writer) => Self { backend: Backend::LayoutWriter(writer.naming(repository)), ..self },
             Backend::Remote(_) => self,
         }
     }
@@ -81,7 +82,7 @@ impl Destination {
     pub async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.has_blob(descriptor).await,
-            Backend::Shelf(shelf) => shelf.has_blob(descriptor).await,
+            Backend::LayoutWriter(writer) => writer.has_blob(descriptor).await,
         }
     }
 
@@ -129,7 +130,7 @@ impl Destination {
     ) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.upload(descriptor, &Load::Blob(blob.clone()), progress).await?,
-            Backend::Shelf(shelf) => shelf.store(blob).await?,
+            Backend::LayoutWriter(writer) => writer.store(blob).await?,
         }
         progress.finished(descriptor, Passage::Sent);
         Ok(())
@@ -148,7 +149,7 @@ impl Destination {
                 Ok(load) => remote.upload(&descriptor, &load, progress).await?,
                 Err(stream) => return Ok(Some(stream)),
             },
-            Backend::Shelf(shelf) => shelf.receive(stream, progress).await?,
+            Backend::LayoutWriter(writer) => writer.receive(stream, progress).await?,
         }
         progress.finished(&descriptor, Passage::Sent);
         Ok(None)
@@ -161,7 +162,7 @@ impl Destination {
     pub async fn put_manifest(&self, raw: &Bytes, media_type: &str, tag: Option<&str>) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.put_manifest(raw, media_type, tag).await.map(drop),
-            Backend::Shelf(shelf) => shelf.put_manifest(raw, media_type, tag).await,
+            Backend::LayoutWriter(writer) => writer.put_manifest(raw, media_type, tag).await,
         }
     }
 
@@ -173,7 +174,7 @@ impl Destination {
     pub async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(_) => Ok(()),
-            Backend::Shelf(shelf) => shelf.list(manifest).await,
+            Backend::LayoutWriter(writer) => writer.list(manifest).await,
         }
     }
 
@@ -188,7 +189,7 @@ impl Destination {
         let entry = manifest.as_referrer();
         match &self.backend {
             Backend::Remote(remote) => remote.attach(&manifest, &entry, subject.digest()).await,
-            Backend::Shelf(shelf) => shelf.attach(&manifest, &entry, subject.digest()).await,
+            Backend::LayoutWriter(writer) => writer.attach(&manifest, &entry, subject.digest()).await,
         }
     }
 }

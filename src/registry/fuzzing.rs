@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
-use super::{DockerConfig, auth, challenge::Challenge, docker::DockerLogin, http, link, lists, remote, retry};
+use super::{DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link, remote, retry};
 use crate::oci::Descriptor;
 
 /// `WWW-Authenticate`: realm, service and scope of the token that is asked for.
@@ -34,12 +34,12 @@ pub fn token(body: &[u8]) -> Option<(HeaderValue, Duration)> {
 
 /// The body of an error.
 pub fn refusal(body: &[u8]) -> String {
-    http::told(body)
+    client::told(body)
 }
 
 /// A page of tags or of repositories.
 pub fn names(body: &[u8]) -> [Option<Vec<String>>; 2] {
-    [lists::tags_in(body), lists::repositories_in(body)]
+    [discovery::tags_in(body), discovery::repositories_in(body)]
 }
 
 /// A page of referrers.

@@ -4,36 +4,34 @@
 //! from, [`Destination`] one to write to, and what everybody else uses. Everything they give
 //! is bounded in bytes and in time, and everything that has a digest is checked against it.
 
-mod access;
 mod address;
 mod auth;
 mod blob_stream;
 mod certificate;
 mod challenge;
+mod client;
 mod destination;
+mod discovery;
 mod docker;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod http;
 mod layout;
-mod layout_index;
 mod link;
 mod listing;
-mod lists;
 mod options;
 mod payload;
 mod remote;
 mod retry;
-mod shelf;
+mod scope;
 mod source;
 mod upload;
 
 pub use blob_stream::BlobStream;
+pub use client::BadOptions;
 pub use destination::{Destination, Passage, Progress};
 pub use docker::{DockerConfig, DockerConfigError, Kept};
 pub use error::{Class, Identity, RegistryError};
-pub use http::BadOptions;
 pub use listing::{Listing, Member};
 pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
 pub use source::{Referrers, Registries, Source, TransferTurn};

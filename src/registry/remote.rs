@@ -6,12 +6,12 @@ use bytes::{Bytes, BytesMut};
 use reqwest::{Method, Response, StatusCode, header};
 
 use super::{
-    access::Access,
     blob_stream::BlobStream,
+    client::{Call, ReadFailure, Target, Wire, innermost},
     error::RegistryError,
-    http::{Call, ReadFailure, Target, Wire, innermost},
     listing::{Listing, Member},
     options::ReadLimits,
+    scope::Access,
 };
 use crate::oci::{Descriptor, Digest, Manifest, ManifestError};
 

@@ -11,13 +11,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blob_stream::BlobStream,
+    client::{BadOptions, MAX_WAIT, MAX_WAIT_BETWEEN_CHECKS, Wire},
     destination::Destination,
+    discovery,
     error::RegistryError,
-    http::{BadOptions, MAX_WAIT, MAX_WAIT_BETWEEN_CHECKS, Wire},
-    layout::LayoutSource,
-    layout_index::SharedLayout,
+    layout::{LayoutReader, SharedLayout},
     listing::{Listing, Member},
-    lists,
     options::{Options, ReadLimits},
     remote::Remote,
 };
@@ -67,7 +66,7 @@ pub struct Referrers {
 #[derive(Debug, Clone)]
 enum Backend {
     Remote(Remote),
-    Layout(LayoutSource),
+    Layout(LayoutReader),
 }
 
 impl Registries {
@@ -148,7 +147,7 @@ impl Registries {
     /// When the registry does not answer, refuses, or has no such repository.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         match repository {
-            Repository::Registry { host, path } => lists::tags(&*self.listing_wire(host)?, path).await,
+            Repository::Registry { host, path } => discovery::tags(&*self.listing_wire(host)?, path).await,
             Repository::Layout { path } => self.layout(path).tags().await,
         }
     }
@@ -158,7 +157,7 @@ impl Registries {
     /// # Errors
     /// When the registry does not answer, or refuses.
     pub async fn repositories(&self, host: &str) -> Result<Option<Vec<String>>, RegistryError> {
-        lists::repositories(&*self.listing_wire(host)?).await
+        discovery::repositories(&*self.listing_wire(host)?).await
     }
 
     /// Whether a registry takes the credentials that the options name.
@@ -166,17 +165,17 @@ impl Registries {
     /// # Errors
     /// When it does not, or does not answer.
     pub async fn check_credentials(&self, host: &str) -> Result<(), RegistryError> {
-        lists::greet(&*self.listing_wire(host)?).await
+        discovery::greet(&*self.listing_wire(host)?).await
     }
 
     fn options(&self, host: &str) -> &Options {
         self.options.get(host).unwrap_or(&self.fallback)
     }
 
-    fn layout(&self, path: &Path) -> LayoutSource {
+    fn layout(&self, path: &Path) -> LayoutReader {
         let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = Arc::clone(layouts.entry(path.to_owned()).or_default());
-        LayoutSource::new(path.to_owned(), self.limits, shared)
+        LayoutReader::new(path.to_owned(), self.limits, shared)
     }
 
     fn wire(&self, host: &str) -> Result<Arc<Wire>, BadOptions> {

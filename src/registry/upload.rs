@@ -6,14 +6,14 @@ use tokio::time::sleep;
 use url::Url;
 
 use super::{
-    access::Access,
+    client::{Sending, Target, may_pass},
     destination::{Progress, with_referrer},
     error::{Class, RegistryError},
-    http::{Sending, Target, may_pass},
+    layout::{fallback_tag, not_an_index},
     payload::{Load, OCTETS, Payload},
     remote::{DIGEST_HEADER, Remote},
     retry,
-    shelf::{fallback_tag, not_an_index},
+    scope::Access,
 };
 use crate::{
     oci::{Descriptor, Digest, Manifest, media_type},
@@ -248,7 +248,7 @@ impl Remote {
         check_digest("blob", found("upload", &sent, self.wire.host())?, &descriptor.digest)
     }
 
-    async fn commit_nothing(&self, mut call: super::http::Call<'_>) -> Result<Response, RegistryError> {
+    async fn commit_nothing(&self, mut call: super::client::Call<'_>) -> Result<Response, RegistryError> {
         let payload = Payload::whole(&Load::Memory(Bytes::new()), OCTETS);
         call.payload = Some(Sending { payload: &payload, progress: &|_| {} });
         self.wire.attempt(&call).await
@@ -338,7 +338,7 @@ async fn setback(setbacks: &mut u32, error: RegistryError) -> Result<(), Registr
     };
     // 404 and 416: the registry has lost the session, or its place in it.
     let passes = may_pass(&error) || matches!(error, RegistryError::Status { status: 404 | 416, .. });
-    if !passes || *setbacks >= SETBACKS || wait.is_some_and(|wait| wait > super::http::MAX_WAIT) {
+    if !passes || *setbacks >= SETBACKS || wait.is_some_and(|wait| wait > super::client::MAX_WAIT) {
         return Err(error);
     }
     let delay = retry::delay(*setbacks + 1, wait);

@@ -6,9 +6,9 @@ use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::{
-    access::Access,
+    client::{Call, ReadFailure, Target, Wire},
     error::RegistryError,
-    http::{Call, ReadFailure, Target, Wire},
+    scope::Access,
 };
 
 /// Names asked for at a time; registries give fewer where they like.

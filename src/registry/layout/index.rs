@@ -29,9 +29,9 @@ const UNSETTLED: Duration = Duration::from_millis(100);
 
 /// One layout folder, shared by all that read from it.
 #[derive(Debug)]
-pub(super) struct SharedLayout {
-    pub(super) reads: Arc<Semaphore>,
-    pub(super) transfers: Arc<Semaphore>,
+pub(in crate::registry) struct SharedLayout {
+    pub(in crate::registry) reads: Arc<Semaphore>,
+    pub(in crate::registry) transfers: Arc<Semaphore>,
     known: Mutex<Option<Known>>,
 }
 
@@ -58,7 +58,7 @@ struct FileStamp {
 
 /// The digests of an index by name.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Names {
+pub(in crate::registry) struct Names {
     /// By the whole name, and by the tag at the end of a full reference.
     by_name: HashMap<Box<str>, Digest>,
     /// The only artifact, signatures aside.
@@ -78,7 +78,7 @@ impl SharedLayout {
     ///
     /// # Errors
     /// When the folder is no layout, or can't be read.
-    pub(super) fn names(&self, root: &Path) -> Result<Arc<Names>, LayoutError> {
+    pub(in crate::registry) fn names(&self, root: &Path) -> Result<Arc<Names>, LayoutError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemTime::now();
         // Before reading: if the file is replaced in between, the next look sees another stamp.
@@ -145,12 +145,12 @@ impl Names {
     }
 
     /// What a bare tag or a full reference names.
-    pub(super) fn find(&self, name: &str) -> Option<&Digest> {
+    pub(in crate::registry) fn find(&self, name: &str) -> Option<&Digest> {
         self.by_name.get(name)
     }
 
     /// The only artifact; what was copied with its signatures still is.
-    pub(super) fn only(&self) -> Option<&Digest> {
+    pub(in crate::registry) fn only(&self) -> Option<&Digest> {
         self.only.as_ref()
     }
 }
@@ -167,7 +167,7 @@ fn names_a_signature(entry: &Descriptor) -> bool {
 }
 
 /// What is behind the repository in a name.
-pub(super) fn tag_of(name: &str) -> &str {
+pub(in crate::registry) fn tag_of(name: &str) -> &str {
     name.rsplit_once(':').map_or(name, |(_, tag)| tag)
 }
 

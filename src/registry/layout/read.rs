@@ -10,10 +10,8 @@ use tokio::{
 };
 
 use super::{
-    blob_stream::BlobStream,
-    error::RegistryError,
-    layout_index::{Names, SharedLayout, tag_of},
-    options::ReadLimits,
+    super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits},
+    index::{Names, SharedLayout, tag_of},
 };
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
 
@@ -24,7 +22,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The folder is opened at every use: it may be replaced, or appear later.
 #[derive(Debug, Clone)]
-pub(super) struct LayoutSource {
+pub(in crate::registry) struct LayoutReader {
     root: PathBuf,
     limits: ReadLimits,
     shared: Arc<SharedLayout>,
@@ -32,23 +30,23 @@ pub(super) struct LayoutSource {
     repository: Option<String>,
 }
 
-impl LayoutSource {
+impl LayoutReader {
     /// `shared` is the same for everyone who reads from this folder.
-    pub(super) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
+    pub(in crate::registry) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
         Self { root, limits, shared, repository: None }
     }
 
-    pub(super) fn naming(self, repository: &Repository) -> Self {
+    pub(in crate::registry) fn naming(self, repository: &Repository) -> Self {
         Self { repository: Some(repository.to_string()), ..self }
     }
 
     /// Held by whoever fetches an artifact.
-    pub(super) fn transfers(&self) -> &Arc<Semaphore> {
+    pub(in crate::registry) fn transfers(&self) -> &Arc<Semaphore> {
         &self.shared.transfers
     }
 
     /// The digest that `selector` names now; `None` when nothing, or more than one thing, fits.
-    pub(super) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
+    pub(in crate::registry) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
         Ok(match selector {
             Selector::Digest(digest) => Some(digest),
             Selector::Tag(tag) => {
@@ -64,7 +62,7 @@ impl LayoutSource {
         self.blocking(move || Ok(shared.names(&root)?)).await
     }
 
-    pub(super) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
+    pub(in crate::registry) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
         let limits = self.limits;
         self.with_layout(move |layout| {
             let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else { return Ok(None) };
@@ -78,7 +76,7 @@ impl LayoutSource {
         .await
     }
 
-    pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
+    pub(in crate::registry) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
         let digest = descriptor.digest.clone();
         let opened = self.with_layout(move |layout| match layout.open_blob(&digest) {
             Ok(file) => Ok(Some(file)),
@@ -91,7 +89,7 @@ impl LayoutSource {
     }
 
     /// Every tag, sorted; of full references, what is behind the repository.
-    pub(super) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+    pub(in crate::registry) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
         self.with_layout(|layout| {
             let index = layout.index()?;
             let tags = index.names().map(|(name, _)| tag_of(name).to_owned());
@@ -140,7 +138,11 @@ impl LayoutSource {
     }
 }
 
-pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Bytes>, RegistryError> {
+pub(in crate::registry) fn read_manifest(
+    layout: &Layout,
+    digest: &Digest,
+    limit: u64,
+) -> Result<Option<Bytes>, RegistryError> {
     match layout.read_blob(digest, limit) {
         Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
             let (what, key) = ("manifest".to_owned(), "limits.manifest");
@@ -174,7 +176,7 @@ mod tests {
         (folder, entry)
     }
 
-    async fn works(source: &LayoutSource, entry: &Descriptor) -> Result<(), RegistryError> {
+    async fn works(source: &LayoutReader, entry: &Descriptor) -> Result<(), RegistryError> {
         let digest = source.resolve(Selector::Tag("v1".to_owned())).await?.unwrap();
         assert_eq!(source.manifest(digest).await?.unwrap().digest(), &entry.digest);
         let mut stream = source.blob(entry).await?.unwrap();
@@ -190,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn what_takes_the_place_of_a_file_for_a_while_is_trouble_for_that_while() {
         let (folder, entry) = layout();
-        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        let source = LayoutReader::new(folder.path().to_owned(), LIMITS, Arc::default());
         works(&source, &entry).await.unwrap();
         let blob = format!("blobs/sha256/{}", entry.digest.hex());
         for file in ["index.json", "oci-layout", &blob] {
@@ -211,7 +213,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_given_up_and_keeps_a_few_threads() {
         let (folder, entry) = layout();
-        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        let source = LayoutReader::new(folder.path().to_owned(), LIMITS, Arc::default());
         let reads = Arc::clone(&source.shared.reads);
         let hanging = reads.try_acquire_many(u32::try_from(reads.available_permits()).unwrap()).unwrap();
         let gone = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();

@@ -16,7 +16,6 @@ use tokio::{
 use url::Url;
 
 use super::{
-    access::Access,
     address::{GuardedResolver, SystemResolver, forbidden_host},
     auth::Authenticator,
     certificate,
@@ -26,6 +25,7 @@ use super::{
     options::{Options, Scheme, Timeouts, TlsTrust},
     payload::Payload,
     retry,
+    scope::Access,
 };
 use crate::{
     metrics::Metrics,
