@@ -41,7 +41,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
     }
     let (store, name) = (images.clone(), reference.clone());
     let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else { return Ok(None) };
-    let source = registries.source(&images.repository())?.naming(reference.repository());
+    let source = registries.source(&images.repository())?.with_tag_prefix(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
     Ok(Some(Found { reference: reference.clone(), source, pinned, manifest, in_store: true }))

@@ -42,7 +42,7 @@ impl Location {
         // who can't take the lock can't write.
         let filling = images.as_ref().and_then(|images| images.filling().ok());
         let source = match &images {
-            Some(images) => registries.source(&images.repository())?.naming(&named),
+            Some(images) => registries.source(&images.repository())?.with_tag_prefix(&named),
             None => registries.source(&named)?,
         };
         Ok(Self { registries, limits, source, named, images, _filling: filling })
@@ -90,7 +90,7 @@ impl Location {
     /// The same place, to write to.
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
-        Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
+        Ok(if self.images.is_some() { destination.with_tag_prefix(&self.named) } else { destination })
     }
 
     /// What the reference means here, now.

@@ -1,4 +1,4 @@
-//! An OCI image layout folder in the role of a registry.
+//! An OCI image layout folder as a registry: reading, writing, and the cached index.
 
 mod index;
 mod read;
@@ -6,4 +6,4 @@ mod write;
 
 pub(super) use index::SharedLayout;
 pub(super) use read::LayoutReader;
-pub(super) use write::{LayoutWriter, fallback_tag, not_an_index};
+pub(super) use write::LayoutWriter;

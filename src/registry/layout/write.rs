@@ -1,4 +1,4 @@
-//! Writing to an OCI image layout folder as to a registry.
+//! Writes to an OCI image layout folder as to a registry.
 
 use std::path::PathBuf;
 
@@ -8,9 +8,10 @@ use tokio::task::spawn_blocking;
 use super::{
     super::{
         blob_stream::BlobStream,
-        destination::{Progress, with_referrer},
         error::RegistryError,
         options::ReadLimits,
+        progress::Progress,
+        referrers::{not_an_index, referrers_tag, with_referrer},
     },
     read::read_manifest,
 };
@@ -18,12 +19,12 @@ use crate::oci::{
     Blob, Descriptor, Digest, Incoming, IncomingError, Layout, LayoutIndex, Manifest, Repository, media_type,
 };
 
-/// A folder, which is made at the first write, and the way its entries are named.
+/// A layout folder to write to, created by the first write.
 #[derive(Debug, Clone)]
 pub(in crate::registry) struct LayoutWriter {
     root: PathBuf,
     limits: ReadLimits,
-    /// In front of every tag.
+    /// The prefix of every tag.
     repository: Option<String>,
 }
 
@@ -32,7 +33,7 @@ impl LayoutWriter {
         Self { root, limits, repository: None }
     }
 
-    pub(in crate::registry) fn naming(self, repository: &Repository) -> Self {
+    pub(in crate::registry) fn with_tag_prefix(self, repository: &Repository) -> Self {
         Self { repository: Some(repository.to_string()), ..self }
     }
 
@@ -53,8 +54,8 @@ impl LayoutWriter {
     ) -> Result<(), RegistryError> {
         let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
         let incoming = blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
-        let poured = stream.pour(incoming, Incoming::write, progress).await?;
-        let finished = match poured {
+        let copied = stream.copy_to(incoming, Incoming::write, progress).await?;
+        let finished = match copied {
             Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
             Err(error) => Err(error),
         };
@@ -101,7 +102,7 @@ impl LayoutWriter {
         entry: &Descriptor,
         subject: &Digest,
     ) -> Result<(), RegistryError> {
-        let name = self.name(&fallback_tag(subject));
+        let name = self.name(&referrers_tag(subject));
         let (root, limit, raw, entry) =
             (self.root.clone(), self.limits.manifest, referrer.raw().clone(), entry.clone());
         blocking(move || {
@@ -133,17 +134,6 @@ fn add_referrer(
         index.set(name, Descriptor::of(media_type::OCI_INDEX, &changed));
     }
     Ok(())
-}
-
-/// The tag under which referrers are listed where nothing else lists them.
-pub(in crate::registry) fn fallback_tag(subject: &Digest) -> String {
-    let hex = subject.hex();
-    format!("{}-{}", subject.algorithm(), &hex[..hex.len().min(64)])
-}
-
-pub(in crate::registry) fn not_an_index(tag: &str, host: &str, error: &serde_json::Error) -> RegistryError {
-    let reason = format!("{tag} is no index of referrers: {error}");
-    RegistryError::Protocol { operation: "attach", host: host.to_owned(), reason }
 }
 
 async fn blocking<T: Send + 'static>(
