@@ -50,7 +50,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
 /// What the store has under a reference, or the sentence that it has not.
 pub(super) async fn in_store(images: &Images, reference: &Reference) -> anyhow::Result<Found> {
     let found = on_this_machine(images, reference).await?;
-    found.ok_or_else(|| ImagesError::Unknown(reference.clone()).into())
+    found.ok_or_else(|| ImagesError::NotFound(reference.clone()).into())
 }
 
 /// What the store has under a reference, or else its registry; `only_there` asks the

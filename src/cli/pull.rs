@@ -102,7 +102,7 @@ async fn fetch(
     reference: &Reference,
 ) -> anyhow::Result<()> {
     let store = images.clone();
-    let filling = spawn_blocking(move || store.filling()).await??;
+    let lease = spawn_blocking(move || store.write_lease()).await??;
     let to = registries.destination(&images.repository())?.with_tag_prefix(reference.repository());
     let bars = Bars::new();
     let transfer = Transfer {
@@ -118,6 +118,6 @@ async fn fetch(
         tell(&format!("pull {reference}: left out a signature: {skipped}"));
     }
     let (store, name) = (images.clone(), reference.clone());
-    spawn_blocking(move || store.name(&filling, manifest.descriptor(), &name)).await??;
+    spawn_blocking(move || store.set_name(&lease, manifest.descriptor(), &name)).await??;
     Ok(())
 }
