@@ -10,7 +10,9 @@ use crate::{
 };
 
 /// The annotation of an index entry with the time at which the store got the image.
-const RECEIVED: &str = "io.bundlegate.received";
+const RECEIVED: &str = "dev.bundlegate.received";
+/// The former key of [`RECEIVED`], which is still read.
+const RECEIVED_FORMERLY: &str = "io.bundlegate.received";
 /// The annotation of a manifest with the bundle's revision.
 const REVISION: &str = "org.opencontainers.image.revision";
 /// Larger bundles are not opened for a list.
@@ -64,7 +66,10 @@ impl Image {
             tag,
             digest: entry.digest.clone(),
             revision: revision.unwrap_or_default(),
-            created: entry.annotation(RECEIVED).and_then(|text| text.parse().ok()),
+            created: entry
+                .annotation(RECEIVED)
+                .or_else(|| entry.annotation(RECEIVED_FORMERLY))
+                .and_then(|text| text.parse().ok()),
             size: Descriptor::total(layers),
             signed: signed.contains(&signature_prefix(name.repository(), &entry.digest)),
         })

@@ -376,6 +376,10 @@ mod tests {
             self.images.layout.blobs().unwrap().len()
         }
 
+        fn resolve_entry(&self, name: &str) -> Descriptor {
+            self.images.resolve(&reference(name)).unwrap().unwrap()
+        }
+
         fn resolve(&self, name: &str) -> Option<Digest> {
             self.images.resolve(&reference(name)).unwrap().map(|found| found.digest)
         }
@@ -533,6 +537,20 @@ mod tests {
         assert!(image.size > 0 && !image.revision.is_empty() && !image.signed, "{image:?}");
         let age = crate::telemetry::now().duration_since(image.created.unwrap());
         assert!(age.as_secs() < 600, "{image:?}");
+    }
+
+    #[test]
+    fn the_time_of_arrival_is_read_under_its_former_key_and_written_under_the_new_one() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        let entry = store.resolve_entry("r.example/a:v1");
+        assert!(entry.annotation("dev.bundlegate.received").is_some(), "{entry:?}");
+        assert_eq!(entry.annotation("io.bundlegate.received"), None);
+        let time = "2025-01-02T03:04:05.678Z";
+        let mut former = Descriptor::new("", digest, 1);
+        former.annotations = Some([("io.bundlegate.received".to_owned(), time.to_owned())].into());
+        store.images.layout.update_index(|index| index.set("r.example/a:v1", former)).unwrap();
+        assert_eq!(store.images.list().unwrap()[0].created, Some(time.parse().unwrap()));
     }
 
     #[test]
