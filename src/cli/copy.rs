@@ -74,8 +74,8 @@ async fn copy(options: &Options) -> anyhow::Result<Digest> {
     let transfer = Transfer {
         from: &from,
         to: &to,
-        signatures: if options.no_signatures { Signatures::Left } else { Signatures::Along },
-        neighbours: &[],
+        signatures: if options.no_signatures { Signatures::Exclude } else { Signatures::Include },
+        mount_from: &[],
         max_size: options.max_size.bytes(),
         progress: &bars,
     };

@@ -64,7 +64,7 @@ impl RegistryFlags {
             options.credentials.clone_from(&login);
         }
         let others = Options { credentials: login, ..Options::default() };
-        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).otherwise(others).patient())
+        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).with_default(others).one_shot())
     }
 
     /// As docker logs in.

@@ -41,7 +41,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
     }
     let (store, name) = (images.clone(), reference.clone());
     let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else { return Ok(None) };
-    let source = registries.source(&images.repository())?.naming(reference.repository());
+    let source = registries.source(&images.repository())?.with_tag_prefix(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
     Ok(Some(Found { reference: reference.clone(), source, pinned, manifest, in_store: true }))
@@ -50,7 +50,7 @@ pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> a
 /// What the store has under a reference, or the sentence that it has not.
 pub(super) async fn in_store(images: &Images, reference: &Reference) -> anyhow::Result<Found> {
     let found = on_this_machine(images, reference).await?;
-    found.ok_or_else(|| ImagesError::Unknown(reference.clone()).into())
+    found.ok_or_else(|| ImagesError::NotFound(reference.clone()).into())
 }
 
 /// What the store has under a reference, or else its registry; `only_there` asks the

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use super::{flags::RegistryFlags, place::StoreFlag};
 use crate::{
     config::Access,
-    images::{Filling, Images},
+    images::{Images, WriteLease},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
     verify::TrustPolicy,
@@ -23,7 +23,7 @@ pub(super) struct Location {
     /// Where the source is the image store.
     images: Option<Images>,
     /// What is read, or was just put beside it, is not swept away meanwhile.
-    _filling: Option<Filling>,
+    _write_lease: Option<WriteLease>,
 }
 
 impl Location {
@@ -40,12 +40,12 @@ impl Location {
         let images = local.then(|| store.open()).transpose()?;
         // A store that may only be read is not swept by those who may not write either, and
         // who can't take the lock can't write.
-        let filling = images.as_ref().and_then(|images| images.filling().ok());
+        let lease = images.as_ref().and_then(|images| images.write_lease().ok());
         let source = match &images {
-            Some(images) => registries.source(&images.repository())?.naming(&named),
+            Some(images) => registries.source(&images.repository())?.with_tag_prefix(&named),
             None => registries.source(&named)?,
         };
-        Ok(Self { registries, limits, source, named, images, _filling: filling })
+        Ok(Self { registries, limits, source, named, images, _write_lease: lease })
     }
 
     /// The store if it has what the reference means, else its registry. A folder is what it
@@ -90,7 +90,7 @@ impl Location {
     /// The same place, to write to.
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
-        Ok(if self.images.is_some() { destination.naming(&self.named) } else { destination })
+        Ok(if self.images.is_some() { destination.with_tag_prefix(&self.named) } else { destination })
     }
 
     /// What the reference means here, now.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     oci::Repository,
-    registry::{Credentials, DockerConfig, Kept},
+    registry::{Credentials, DockerConfig, StoredIn},
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -67,8 +67,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let registries = registry.registries_as(access.as_ref(), &[(&host, &registry)], Some(login))?;
     interruptible(registries.check_credentials(&host)).await??;
     match config.store(&host, &username, &password).await? {
-        Kept::ByHelper(helper) => tell(&format!("logged in to {host}; docker-credential-{helper} keeps the password")),
-        Kept::InFile(file) => {
+        StoredIn::Helper(helper) => {
+            tell(&format!("logged in to {host}; docker-credential-{helper} keeps the password"))
+        }
+        StoredIn::File(file) => {
             tell(&format!("logged in to {host}; the password is in {}, readable by you alone", file.display()));
         }
     }

@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     oci::{Descriptor, Digest},
-    registry::{Passage, Progress},
+    registry::{BlobTransfer, Progress},
 };
 
 const LINE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
@@ -84,22 +84,22 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 impl Progress for Bars {
-    fn at(&self, blob: &Descriptor, done: u64) {
+    fn update(&self, blob: &Descriptor, done: u64) {
         if blob.size >= LEAST {
             self.bar(blob).set_position(done);
         }
     }
 
-    fn finished(&self, blob: &Descriptor, how: Passage) {
+    fn finished(&self, blob: &Descriptor, how: BlobTransfer) {
         if blob.size < LEAST {
             return;
         }
         let bar = self.bar(blob);
         bar.set_style(style(DONE));
         bar.finish_with_message(match how {
-            Passage::Sent => "done",
-            Passage::Present => "already there",
-            Passage::Mounted => "taken over from another repository",
+            BlobTransfer::Sent => "done",
+            BlobTransfer::Present => "already there",
+            BlobTransfer::Mounted => "taken over from another repository",
         });
     }
 }

@@ -102,22 +102,22 @@ async fn fetch(
     reference: &Reference,
 ) -> anyhow::Result<()> {
     let store = images.clone();
-    let filling = spawn_blocking(move || store.filling()).await??;
-    let to = registries.destination(&images.repository())?.naming(reference.repository());
+    let lease = spawn_blocking(move || store.write_lease()).await??;
+    let to = registries.destination(&images.repository())?.with_tag_prefix(reference.repository());
     let bars = Bars::new();
     let transfer = Transfer {
         from,
         to: &to,
-        signatures: Signatures::Along,
-        neighbours: &[],
+        signatures: Signatures::Include,
+        mount_from: &[],
         max_size: options.max_size.bytes(),
         progress: &bars,
     };
-    let (manifest, copied) = transfer.bring(pinned).await?;
+    let (manifest, copied) = transfer.copy_tree(pinned).await?;
     for skipped in copied.skipped {
         tell(&format!("pull {reference}: left out a signature: {skipped}"));
     }
     let (store, name) = (images.clone(), reference.clone());
-    spawn_blocking(move || store.name(&filling, manifest.descriptor(), &name)).await??;
+    spawn_blocking(move || store.set_name(&lease, manifest.descriptor(), &name)).await??;
     Ok(())
 }

@@ -66,7 +66,7 @@ async fn push(
 ) -> anyhow::Result<PinnedReference> {
     let repository = reference.repository();
     let (registries, _) = options.registry.registries(access, repository)?;
-    let from = registries.source(&images.repository())?.naming(repository);
+    let from = registries.source(&images.repository())?.with_tag_prefix(repository);
     let to = registries.destination(repository)?;
     let (store, name) = (images.clone(), reference.clone());
     let (found, neighbours) = spawn_blocking(move || -> anyhow::Result<_> {
@@ -78,12 +78,12 @@ async fn push(
     })
     .await??;
     let bars = Bars::new();
-    let signatures = if options.no_signatures { Signatures::Left } else { Signatures::Along };
+    let signatures = if options.no_signatures { Signatures::Exclude } else { Signatures::Include };
     let transfer = Transfer {
         from: &from,
         to: &to,
         signatures,
-        neighbours: &neighbours,
+        mount_from: &neighbours,
         max_size: options.max_size.bytes(),
         progress: &bars,
     };

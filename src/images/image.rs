@@ -1,4 +1,4 @@
-//! One image of the store, and how names are written in the index.
+//! One image of the store, and the names of images and signatures in the index.
 
 use std::collections::HashSet;
 
@@ -9,31 +9,33 @@ use crate::{
     oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector},
 };
 
-/// When the store got an image: its own note, beside the reference's name.
-const RECEIVED: &str = "io.bundlegate.received";
-/// What the artifact's author says of the bundle's revision.
+/// The annotation of an index entry with the time at which the store got the image.
+const RECEIVED: &str = "dev.bundlegate.received";
+/// The former key of [`RECEIVED`], which is still read.
+const RECEIVED_FORMERLY: &str = "io.bundlegate.received";
+/// The annotation of a manifest with the bundle's revision.
 const REVISION: &str = "org.opencontainers.image.revision";
 /// Larger bundles are not opened for a list.
-const PEEK: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000, bundle_manifest: 1 << 20 };
-/// A manifest longer than this is not looked into.
-const MANIFEST_LIMIT: u64 = 16 << 20;
+const LIST_LIMITS: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000, bundle_manifest: 1 << 20 };
+/// A longer manifest is not read.
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
-/// What there is to say about an image at a glance.
+/// An image of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// `HOST/PATH`.
     pub repository: String,
-    /// The tag; absent where an image is known by its digest alone.
+    /// The tag; `None` for an image that has a digest only.
     pub tag: Option<String>,
-    /// Of the manifest.
+    /// The digest of the manifest.
     pub digest: Digest,
-    /// The bundle's revision; may be empty, or unknown without opening a large bundle.
+    /// The bundle's revision; empty if it has none, or if the bundle is too large to be opened.
     pub revision: String,
-    /// When the store got it.
+    /// When the store got the image.
     pub created: Option<Timestamp>,
-    /// Bytes of the layers, which is the bundle.
+    /// The size of the layers in bytes, which is that of the bundle.
     pub size: u64,
-    /// Whether a signature lies beside it. Whose, and what it is worth, is not said.
+    /// Whether the store has signatures of the image; they are not verified.
     pub signed: bool,
 }
 
@@ -46,17 +48,17 @@ impl Image {
         }
     }
 
-    /// `None` for entries that are no images of their own, such as signatures.
+    /// The image of an index entry; `None` for an entry that is not an image, such as signatures.
     pub(super) fn read(layout: &Layout, signed: &HashSet<String>, name: &str, entry: &Descriptor) -> Option<Self> {
         let name: Reference = name.parse().ok()?;
-        // Somebody else's layout may call its entries anything.
+        // A layout of another program may have entries with any name.
         name_of(&name)?;
         let tag = name.tag().map(str::to_owned);
         if tag.as_deref().is_some_and(is_signature_tag) {
             return None;
         }
-        let raw = layout.read_blob(&entry.digest, MANIFEST_LIMIT).ok().flatten();
-        let manifest = raw.and_then(|raw| Manifest::parse(raw, None, MANIFEST_LIMIT).ok());
+        let raw = layout.read_blob(&entry.digest, MAX_MANIFEST_BYTES).ok().flatten();
+        let manifest = raw.and_then(|raw| Manifest::parse(raw, None, MAX_MANIFEST_BYTES).ok());
         let revision = manifest.as_ref().and_then(|manifest| revision(layout, manifest));
         let layers = manifest.as_ref().map(Manifest::layers).unwrap_or_default();
         Some(Self {
@@ -64,36 +66,39 @@ impl Image {
             tag,
             digest: entry.digest.clone(),
             revision: revision.unwrap_or_default(),
-            created: entry.annotation(RECEIVED).and_then(|text| text.parse().ok()),
+            created: entry
+                .annotation(RECEIVED)
+                .or_else(|| entry.annotation(RECEIVED_FORMERLY))
+                .and_then(|text| text.parse().ok()),
             size: Descriptor::total(layers),
-            signed: signed.contains(&signature_front(name.repository(), &entry.digest)),
+            signed: signed.contains(&signature_prefix(name.repository(), &entry.digest)),
         })
     }
 }
 
-/// As the manifest says, or else the bundle itself.
+/// The revision from the manifest's annotation, else from the bundle.
 fn revision(layout: &Layout, manifest: &Manifest) -> Option<String> {
-    if let Some(said) = manifest.annotations().get(REVISION) {
-        return Some(said.clone());
+    if let Some(annotated) = manifest.annotations().get(REVISION) {
+        return Some(annotated.clone());
     }
     let recipe = Recipe::of(manifest, None).ok()?;
     let [layer] = recipe.layers() else { return None };
-    if !recipe.copies() || layer.size > PEEK.bundle {
+    if !recipe.copies() || layer.size > LIST_LIMITS.bundle {
         return None;
     }
-    let bytes = layout.read_blob(&layer.digest, PEEK.bundle).ok()??;
-    let bundle = Bundle::open(Blob::check(layer, bytes).ok()?, &PEEK).ok()?;
+    let bytes = layout.read_blob(&layer.digest, LIST_LIMITS.bundle).ok()??;
+    let bundle = Bundle::open(Blob::check(layer, bytes).ok()?, &LIST_LIMITS).ok()?;
     Some(bundle.revision().to_string())
 }
 
-/// The descriptor with the time of day as the time when the store got it.
-pub(super) fn received_now(mut manifest: Descriptor) -> Descriptor {
+/// The descriptor with the current time as [`RECEIVED`].
+pub(super) fn with_received_now(mut manifest: Descriptor) -> Descriptor {
     let now = format!("{:.3}", crate::telemetry::now());
     manifest.annotations = Some([(RECEIVED.to_owned(), now)].into());
     manifest
 }
 
-/// What the index calls an image; a layout folder has no name in the store.
+/// The name of an image in the index; `None` for a layout folder.
 pub(super) fn name_of(reference: &Reference) -> Option<String> {
     match (reference.repository(), reference.selector()) {
         (Repository::Registry { .. }, Selector::Digest(digest)) => Some(format!("{}@{digest}", reference.repository())),
@@ -101,7 +106,7 @@ pub(super) fn name_of(reference: &Reference) -> Option<String> {
     }
 }
 
-/// What the index calls an image that has a tag.
+/// The name of an image with a tag in the index.
 pub(super) fn tag_name_of(reference: &Reference) -> Option<String> {
     match (reference.repository(), reference.selector()) {
         (repository @ Repository::Registry { .. }, Selector::Tag(tag)) => Some(format!("{repository}:{tag}")),
@@ -109,7 +114,7 @@ pub(super) fn tag_name_of(reference: &Reference) -> Option<String> {
     }
 }
 
-/// The entry that a reference means.
+/// The entry with this reference.
 pub(super) fn find<'a>(index: &'a LayoutIndex, reference: &Reference) -> Option<&'a Descriptor> {
     match reference.selector() {
         Selector::Digest(digest) => {
@@ -128,13 +133,14 @@ pub(super) fn names_of(index: &LayoutIndex, repository: &Repository, digest: &Di
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// What the names of a digest's signatures begin with, up to a dot.
-fn signature_front(repository: &Repository, digest: &Digest) -> String {
+/// The name of a digest's signatures, without a suffix such as `.sig`.
+fn signature_prefix(repository: &Repository, digest: &Digest) -> String {
     format!("{repository}:{}-{}", digest.algorithm(), digest.hex())
 }
 
-/// The beginnings of all names of signatures: one look at the index for any number of images.
-pub(super) fn signed(index: &LayoutIndex) -> HashSet<String> {
+/// The names of all signatures in the index without their suffixes: one pass for any number of
+/// images.
+pub(super) fn signature_prefixes(index: &LayoutIndex) -> HashSet<String> {
     let names = index.names().filter_map(|(name, _)| {
         let (repository, tag) = name.rsplit_once(':')?;
         let stem = tag.split('.').next().unwrap_or(tag);
@@ -143,15 +149,14 @@ pub(super) fn signed(index: &LayoutIndex) -> HashSet<String> {
     names.collect()
 }
 
-/// The names under which signatures of a digest lie: the referrers' index, cosign's `.sig`
-/// and its siblings.
+/// The names of a digest's signatures: the index of referrers, cosign's `.sig` and the like.
 pub(super) fn signature_names(index: &LayoutIndex, repository: &Repository, digest: &Digest) -> Vec<String> {
-    let front = signature_front(repository, digest);
-    let ours = |name: &str| name.strip_prefix(&front).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let prefix = signature_prefix(repository, digest);
+    let ours = |name: &str| name.strip_prefix(&prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     index.names().filter(|(name, _)| ours(name)).map(|(name, _)| name.to_owned()).collect()
 }
 
-/// `sha256-<64 hex>` with or without an ending.
+/// Whether a tag is `sha256-<64 hex>`, with or without a suffix.
 pub(super) fn is_signature_tag(tag: &str) -> bool {
     let Some((algorithm, rest)) = tag.split_once('-') else { return false };
     let hex = rest.split('.').next().unwrap_or(rest);

@@ -1,11 +1,10 @@
-//! The author's image store: what `build` makes and `pull` brings, by name, on this machine.
+//! The author's image store on this machine: the artifacts of `build` and `pull` by name.
 //!
-//! An OCI image layout, so that skopeo, oras and crane read it: every entry of its index is
-//! named by the full reference, signatures lie beside what they vouch for under the tags
-//! that a registry would have them under.
+//! It is an OCI image layout that skopeo, oras and crane can read. Every entry of its index is
+//! named by the full reference; signatures have the tags that they have in a registry.
 
 mod image;
-mod keep;
+mod store;
 
 pub use image::Image;
-pub use keep::{Filling, Images, ImagesError};
+pub use store::{Images, ImagesError, WriteLease};

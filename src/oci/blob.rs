@@ -1,5 +1,4 @@
-//! Bytes that are exactly what a descriptor says, in memory or in a file that nobody else
-//! can reach.
+//! Bytes that match a descriptor, in memory or in an unlinked file.
 
 use std::{
     fs,
@@ -22,14 +21,14 @@ pub struct Blob {
 #[derive(Debug, Clone)]
 enum Content {
     Memory(Bytes),
-    /// Unlinked, so that its bytes can't change behind the check.
+    /// Unlinked, so that its bytes can't change after they were verified.
     File {
         file: Arc<fs::File>,
         size: u64,
     },
 }
 
-/// The bytes are not what the descriptor says.
+/// The bytes don't match the descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}, got {actual}")]
 pub struct BlobMismatch {
@@ -39,7 +38,7 @@ pub struct BlobMismatch {
     pub actual: String,
 }
 
-/// Takes bytes as they come, and gives a [`Blob`] if they turn out right.
+/// Receives bytes, and returns a [`Blob`] if they match a descriptor.
 #[derive(Debug)]
 pub struct BlobWriter {
     descriptor: Descriptor,
@@ -48,9 +47,8 @@ pub struct BlobWriter {
     sink: Sink,
 }
 
-/// Takes bytes as they are made, and gives a [`Blob`] under the digest that they turn out
-/// to have. What is large goes to a file without a name, so that size costs no memory and
-/// an end before the end leaves nothing.
+/// Receives bytes, and returns a [`Blob`] with their digest. Large content goes to an unlinked
+/// file, so that it takes no memory and a crash leaves nothing behind.
 #[derive(Debug)]
 pub struct NewBlob {
     sink: Sink,
@@ -65,7 +63,7 @@ enum Sink {
 }
 
 impl Blob {
-    /// Checks `bytes` against `descriptor`.
+    /// Verifies `bytes` against `descriptor`.
     ///
     /// # Errors
     /// When digest or size differ.
@@ -75,7 +73,7 @@ impl Blob {
         Ok(Self { digest: descriptor.digest.clone(), content: Content::Memory(bytes) })
     }
 
-    /// The digest that the descriptor named.
+    /// The digest of the bytes.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -96,7 +94,7 @@ impl Blob {
         }
     }
 
-    /// Reads the whole from the start; any number of readers at a time.
+    /// Reads all bytes from the start; any number of readers at a time.
     pub fn reader(&self) -> Box<dyn BufRead + Send + '_> {
         match &self.content {
             Content::Memory(bytes) => Box::new(&bytes[..]),
@@ -141,8 +139,8 @@ impl BlobWriter {
         Self { hasher: descriptor.digest.hasher(), descriptor, written: 0, sink }
     }
 
-    /// Takes the next bytes. More than the descriptor's size is refused right away, so the
-    /// length of a hostile body does not matter.
+    /// Appends bytes. A byte beyond the descriptor's size is refused at once, so that the length of
+    /// a hostile body does not matter.
     ///
     /// # Errors
     /// When the disk fails (`Io`) or the size is exceeded.
@@ -162,15 +160,15 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// The blob, if all of it came and is right. `own` turns a buffer into shared bytes,
-    /// which is the place to tie an accounting guard to them.
+    /// The blob, if the bytes are complete and match. `into_bytes` turns the buffer into shared
+    /// bytes, and may tie an accounting guard to them.
     ///
     /// # Errors
     /// When digest or size differ.
-    pub fn finish(self, own: impl FnOnce(Vec<u8>) -> Bytes) -> Result<Blob, BlobMismatch> {
+    pub fn finish(self, into_bytes: impl FnOnce(Vec<u8>) -> Bytes) -> Result<Blob, BlobMismatch> {
         compare(&self.descriptor, self.hasher.finish(), self.written)?;
         let content = match self.sink {
-            Sink::Memory(bytes) => Content::Memory(own(bytes)),
+            Sink::Memory(bytes) => Content::Memory(into_bytes(bytes)),
             Sink::File(file) => Content::File { file: Arc::new(file), size: self.written },
         };
         Ok(Blob { digest: self.descriptor.digest, content })
@@ -178,15 +176,15 @@ impl BlobWriter {
 }
 
 impl NewBlob {
-    /// Beyond this, bytes go to the system's folder for temporary files.
-    const IN_MEMORY: usize = 4 << 20;
+    /// Beyond this the bytes go to the system's folder for temporary files.
+    const MAX_IN_MEMORY_BYTES: usize = 4 << 20;
 
-    /// An empty one.
+    /// An empty blob.
     pub fn create() -> Self {
         Self { sink: Sink::Memory(Vec::new()), hasher: Hasher::sha256(), written: 0 }
     }
 
-    /// The blob: what was written until now.
+    /// The blob of all bytes written so far.
     pub fn finish(self) -> Blob {
         let content = match self.sink {
             Sink::Memory(bytes) => Content::Memory(bytes.into()),
@@ -199,7 +197,7 @@ impl NewBlob {
 impl Write for NewBlob {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         if let Sink::Memory(bytes) = &self.sink
-            && bytes.len() + piece.len() > Self::IN_MEMORY
+            && bytes.len() + piece.len() > Self::MAX_IN_MEMORY_BYTES
         {
             let mut file = tempfile::tempfile()?;
             file.write_all(bytes)?;
@@ -219,13 +217,13 @@ impl Write for NewBlob {
     }
 }
 
-/// Why a piece was not taken.
+/// Why bytes were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The disk.
+    /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Too many bytes.
+    /// There are too many bytes.
     #[error(transparent)]
     Mismatch(#[from] BlobMismatch),
 }
@@ -263,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_right_bytes_in_the_right_number_become_a_blob() {
+    fn only_bytes_with_matching_digest_and_size_become_a_blob() {
         let right = descriptor(b"hello");
         assert!(Blob::check(&right, Bytes::from_static(b"hello")).is_ok());
         assert!(Blob::check(&right, Bytes::from_static(b"hellp")).is_err());
@@ -279,15 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_has_the_digest_of_its_bytes_wherever_they_are() {
-        for length in [11, NewBlob::IN_MEMORY, NewBlob::IN_MEMORY + 1] {
+    fn a_new_blob_has_the_digest_of_its_bytes_in_memory_and_on_disk() {
+        for length in [11, NewBlob::MAX_IN_MEMORY_BYTES, NewBlob::MAX_IN_MEMORY_BYTES + 1] {
             let bytes = vec![7; length];
             let mut new = NewBlob::create();
             bytes.chunks(100_000).for_each(|piece| new.write_all(piece).unwrap());
             let blob = new.finish();
             assert_eq!((blob.digest(), blob.size()), (&Digest::sha256(&bytes), length as u64));
             assert_eq!(blob.read_at(0, length).unwrap(), bytes);
-            assert_eq!(blob.in_memory().is_some(), length <= NewBlob::IN_MEMORY);
+            assert_eq!(blob.in_memory().is_some(), length <= NewBlob::MAX_IN_MEMORY_BYTES);
         }
     }
 

@@ -5,11 +5,10 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256, Sha512};
 
-/// An algorithm and the bytes it produced, kept as the canonical text
-/// `sha256:<64 lower-case hex>` or `sha512:<128 lower-case hex>`.
+/// A digest in its canonical text, `sha256:<64 lower-case hex>` or `sha512:<128 lower-case hex>`.
 ///
-/// The only ways to one are parsing and hashing bytes that we hold; a header that a
-/// registry sends is never turned into trust.
+/// It is parsed, or computed from bytes in memory. A digest from a registry's header is never
+/// trusted for the bytes beside it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
@@ -28,7 +27,7 @@ impl Digest {
         Self::canonical(Algorithm::Sha256, &Sha256::digest(bytes))
     }
 
-    /// The digest of `bytes` under the algorithm of `self`: what to compare with `self`.
+    /// The digest of `bytes` with the algorithm of `self`, for a comparison with `self`.
     #[must_use]
     pub fn recompute(&self, bytes: &[u8]) -> Self {
         let mut hasher = self.hasher();
@@ -36,7 +35,7 @@ impl Digest {
         hasher.finish()
     }
 
-    /// A running hash under the algorithm of `self`.
+    /// A hasher with the algorithm of `self`.
     pub fn hasher(&self) -> Hasher {
         match self.algorithm {
             Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
@@ -87,7 +86,7 @@ impl Hasher {
         Self::Sha256(Sha256::new())
     }
 
-    /// Adds `bytes` to what is hashed.
+    /// Hashes `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
@@ -95,7 +94,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of everything added.
+    /// The digest of all hashed bytes.
     pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hash) => Digest::canonical(Algorithm::Sha256, &hash.finalize()),

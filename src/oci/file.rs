@@ -1,5 +1,5 @@
-//! Reading files that people name: within a size limit, and never waiting for a file that is
-//! a pipe, a device or a socket.
+//! Reads files whose paths come from users: within a size limit, and without blocking on a pipe, a
+//! device or a socket.
 
 use std::{
     fs,
@@ -16,37 +16,37 @@ use rustix::{
 };
 use tokio::time::Instant;
 
-/// How long a pipe such as `<(command)` may take to deliver everything and end.
-const PIPE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long another process may hold a lock that is meant to be held for milliseconds.
-const LOCK_DEADLINE: Duration = Duration::from_secs(10);
-/// How often a lock that another process holds is tried again.
-const LOCK_RETRY: Duration = Duration::from_millis(10);
-/// What is read of a pipe at a time.
+/// How long a pipe such as `<(command)` may take until its end.
+const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait for a lock that processes hold for milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval between attempts to take a lock.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// How much of a pipe is read at a time.
 const CHUNK_BYTES: usize = 1 << 16;
 
-/// Opens a regular file for reading; a link to one is one. Does not block on a pipe that has
-/// no writer.
+/// Opens a regular file for reading, also through a symbolic link. Does not block on a pipe without
+/// a writer.
 ///
 /// # Errors
-/// `InvalidInput` for anything but a regular file, else what the system says.
+/// `InvalidInput` for anything but a regular file, else the error of the system.
 pub fn open_regular(path: &Path) -> io::Result<fs::File> {
-    // Opening a device can have effects, so it is looked at first; a file that changes in
-    // between is caught by the second look.
+    // Opening a device can have effects, so the file is checked before; the second check catches a
+    // file that was replaced in between.
     check_regular(&fs::metadata(path)?)?;
     let file = nonblocking().read(true).open(path)?;
     check_regular(&file.metadata()?)?;
     Ok(file)
 }
 
-/// The whole of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// `InvalidInput` for anything but a regular file, `FileTooLarge` beyond the limit, else what
-/// the system says.
+/// `InvalidInput` for anything but a regular file, `FileTooLarge` beyond the limit, else the error
+/// of the system.
 pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
-    // `/proc` and the like have files of length 0 that don't end, so the length is no limit.
+    // `/proc` has endless files of length 0, so the read is limited as well.
     if file.metadata()?.len() > limit {
         return Err(too_large(limit));
     }
@@ -55,33 +55,32 @@ pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     within(bytes, limit)
 }
 
-/// The whole of a regular file, or of a pipe or terminal (`<(command)`, `/dev/stdin`) that delivers and
-/// ends within 10 seconds; at most `limit` bytes. Blocks.
+/// Reads a regular file, or a pipe or terminal (`<(command)`, `/dev/stdin`) that ends within 10
+/// seconds; at most `limit` bytes. Blocks.
 ///
 /// # Errors
 /// As [`read_regular`], and `TimedOut` for a pipe that does not end.
 pub fn read_regular_or_pipe(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    read_with_deadline(path, limit, PIPE_DEADLINE)
+    read_within(path, limit, PIPE_TIMEOUT)
 }
 
-fn read_with_deadline(path: &Path, limit: u64, deadline: Duration) -> io::Result<Vec<u8>> {
+fn read_within(path: &Path, limit: u64, timeout: Duration) -> io::Result<Vec<u8>> {
     if !is_stream(&fs::metadata(path)?) {
         return read_regular(path, limit);
     }
     let pipe = nonblocking().read(true).open(path)?;
     if !is_stream(&pipe.metadata()?) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it changed while it was opened; try again"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file changed while it was opened; try again"));
     }
-    read_pipe(pipe, limit, Instant::now() + deadline)
+    read_pipe(pipe, limit, Instant::now() + timeout)
 }
 
-/// A pipe, or a terminal or another device that is read as one.
+/// Whether a file is a pipe, or a terminal or another device that is read as one.
 fn is_stream(there: &fs::Metadata) -> bool {
     there.file_type().is_fifo() || there.file_type().is_char_device()
 }
 
-/// A pipe that nobody has opened for writing yet is waited for, too: `poll` tells its end
-/// only after a writer was there.
+/// Also waits for the first writer of a pipe: `poll` reports the end only after a writer opened it.
 fn read_pipe(mut pipe: fs::File, limit: u64, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -104,12 +103,12 @@ fn read_pipe(mut pipe: fs::File, limit: u64, deadline: Instant) -> io::Result<Ve
     }
 }
 
-/// Opens a lock file, making it where there is none. What stands there must be a regular
-/// file: opening a pipe for writing would wait for a reader. Follows no symbolic link, so that
-/// nothing outside of the folder is created.
+/// Opens a lock file, and creates it where it is missing. An existing one must be a regular file:
+/// opening a pipe for writing would wait for a reader. Follows no symbolic link, so that nothing
+/// outside of the folder is created.
 ///
 /// # Errors
-/// `InvalidInput` for anything but a regular file, else what the system says.
+/// `InvalidInput` for anything but a regular file, else the error of the system.
 pub fn open_lock(path: &Path) -> io::Result<fs::File> {
     match fs::metadata(path) {
         Ok(there) => check_regular(&there)?,
@@ -123,30 +122,29 @@ pub fn open_lock(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// Takes a lock, alone or shared, from processes that hold it for a moment. Blocks for at most
-/// 10 seconds.
+/// Takes a lock that other processes hold for milliseconds. Blocks for at most 10 seconds.
 ///
 /// # Errors
-/// `TimedOut` when another process does not let it go, else what the system says.
-pub fn lock_soon(file: &fs::File, sharing: Sharing) -> io::Result<()> {
-    lock_within(file, sharing, LOCK_DEADLINE)
+/// `TimedOut` when another process does not release it, else the error of the system.
+pub fn lock_with_timeout(file: &fs::File, mode: LockMode) -> io::Result<()> {
+    lock_within(file, mode, LOCK_TIMEOUT)
 }
 
-/// Whether a lock leaves room for others of its kind.
+/// Whether a lock may be held by several processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sharing {
-    /// It does.
+pub enum LockMode {
+    /// By any number that hold it shared.
     Shared,
-    /// It does not.
+    /// By one.
     Exclusive,
 }
 
-fn lock_within(file: &fs::File, sharing: Sharing, deadline: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + deadline;
+fn lock_within(file: &fs::File, mode: LockMode, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
     loop {
-        let tried = match sharing {
-            Sharing::Shared => file.try_lock_shared(),
-            Sharing::Exclusive => file.try_lock(),
+        let tried = match mode {
+            LockMode::Shared => file.try_lock_shared(),
+            LockMode::Exclusive => file.try_lock(),
         };
         match tried {
             Ok(()) => return Ok(()),
@@ -154,7 +152,7 @@ fn lock_within(file: &fs::File, sharing: Sharing, deadline: Duration) -> io::Res
             Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds it; end that process"));
             }
-            Err(fs::TryLockError::WouldBlock) => park_timeout(LOCK_RETRY),
+            Err(fs::TryLockError::WouldBlock) => park_timeout(LOCK_RETRY_INTERVAL),
         }
     }
 }
@@ -167,14 +165,14 @@ fn nonblocking() -> fs::OpenOptions {
 
 fn check_regular(there: &fs::Metadata) -> io::Result<()> {
     let kind = there.file_type();
-    let what = match kind {
+    let name = match kind {
         kind if kind.is_file() => return Ok(()),
         kind if kind.is_dir() => "a folder",
         kind if kind.is_fifo() => "a pipe",
         kind if kind.is_socket() => "a socket",
         _ => "a device",
     };
-    let sentence = format!("it is {what}, not a regular file");
+    let sentence = format!("it is {name}, not a regular file");
     let kind = if kind.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
     Err(io::Error::new(kind, sentence))
 }
@@ -204,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_regular_file_is_opened_and_nothing_is_waited_for() {
+    fn only_a_regular_file_is_opened_and_no_open_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = pipe_in(folder.path());
         for (path, what) in
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_is_not_made_where_a_link_leads() {
+    fn open_lock_follows_no_symbolic_link() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::os::unix::fs::symlink(at("nothing"), at("dangling")).unwrap();
@@ -231,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_the_limit_is_refused() {
+    fn a_file_longer_than_the_limit_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         fs::write(&path, "12345").unwrap();
@@ -244,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_read_to_its_end_or_to_the_deadline() {
+    fn a_pipe_is_read_to_its_end_or_to_the_timeout() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = pipe_in(folder.path());
         let writer = |bytes: &'static [u8]| {
@@ -257,24 +255,24 @@ mod tests {
         let writing = writer(b"more than nine");
         assert_eq!(read_regular_or_pipe(&pipe, 9).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         drop(writing.join());
-        let nobody_writes = read_with_deadline(&pipe, 9, Duration::from_millis(20)).unwrap_err();
-        assert_eq!(nobody_writes.kind(), io::ErrorKind::TimedOut);
+        let no_writer = read_within(&pipe, 9, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(no_writer.kind(), io::ErrorKind::TimedOut);
         let endless = read_regular_or_pipe(Path::new("/dev/zero"), 1 << 20).unwrap_err();
         assert_eq!(endless.to_string(), "it is larger than 1 MiB");
         let held = fs::File::options().read(true).write(true).open(&pipe).unwrap();
-        let never_ends = read_with_deadline(&pipe, 9, Duration::from_millis(20)).unwrap_err();
+        let never_ends = read_within(&pipe, 9, Duration::from_millis(20)).unwrap_err();
         assert_eq!(never_ends.kind(), io::ErrorKind::TimedOut);
         drop(held);
     }
 
     #[test]
-    fn a_lock_that_is_not_let_go_is_an_error() {
+    fn a_lock_that_is_not_released_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (folder.path().join(".lock"), folder.path().join(".lock"));
         let (one, other) = (open_lock(&one).unwrap(), open_lock(&other).unwrap());
-        lock_within(&one, Sharing::Shared, Duration::ZERO).unwrap();
-        lock_within(&other, Sharing::Shared, Duration::ZERO).unwrap();
-        let refused = lock_within(&one, Sharing::Exclusive, Duration::from_millis(20)).unwrap_err();
+        lock_within(&one, LockMode::Shared, Duration::ZERO).unwrap();
+        lock_within(&other, LockMode::Shared, Duration::ZERO).unwrap();
+        let refused = lock_within(&one, LockMode::Exclusive, Duration::from_millis(20)).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -1,4 +1,4 @@
-//! The OCI image layout: a registry as a folder (image-spec, `image-layout.md`).
+//! The OCI image layout on disk (image-spec, `image-layout.md`).
 
 use std::{
     fs, io,
@@ -12,25 +12,25 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::{
-    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, Sharing, WriteError, lock_soon, media_type, open_lock,
+    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, LockMode, WriteError, lock_with_timeout, media_type, open_lock,
     open_regular, read_regular,
 };
 
-/// Locked while the index changes; a name that no reader of layouts looks at.
+/// Locked while the index changes. Readers of layouts ignore this name.
 const INDEX_LOCK: &str = ".index.lock";
-/// Files on their way to a name start with this.
-const TEMPORARY: &str = ".tmp-";
-/// From so many blobs on the whole file system is synced at once. Measured on ext4: 500 files
-/// of 2 kB take 1.4 s and 0.3 ms of CPU each one by one, 0.7 s and 0.1 ms together; but
-/// together means with everything that other programs have written.
-const SYNC_WHOLE_DISK: usize = 64;
+/// The prefix of temporary files.
+const TEMPORARY_PREFIX: &str = ".tmp-";
+/// From so many blobs on, `syncfs` replaces one `fsync` per file. Measured on ext4: 500 files of
+/// 2 kB take 1.4 s and 0.3 ms of CPU each one by one, 0.7 s and 0.1 ms together; but `syncfs` also
+/// writes the data of other programs.
+const SYNCFS_MIN_BLOBS: usize = 64;
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// What is read of a blob at a time.
-const PIECE: usize = 1 << 16;
-/// `index.json` longer than this is not read.
-const INDEX_LIMIT: u64 = 16 << 20;
-/// `oci-layout` longer than this is not read; the specification's has 30 bytes.
-const MARKER_LIMIT: u64 = 4096;
+/// How much of a blob is read at a time.
+const READ_BYTES: usize = 1 << 16;
+/// A longer `index.json` is not read.
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+/// A longer `oci-layout` is not read; that of the specification has 30 bytes.
+const MAX_MARKER_BYTES: u64 = 4096;
 
 /// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
 /// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
@@ -55,28 +55,28 @@ pub struct LayoutIndex {
 /// Why a layout folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// The operating system said no.
+    /// The operating system reports an error.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// `index.json` or `oci-layout` is not what the specification says.
+    /// `index.json` or `oci-layout` does not follow the specification.
     #[error("{path} is not an OCI image layout: {reason}")]
     Malformed {
-        /// The offending file.
+        /// The malformed file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
 }
 
-/// A blob on its way into the folder: without a name until it is whole and right, and gone
-/// if it is dropped before.
+/// A blob that is being written to the folder. It gets its name when it is complete and matches
+/// its descriptor; dropped before that, it is removed.
 #[derive(Debug)]
 pub struct Incoming {
     writer: BlobWriter,
@@ -84,13 +84,13 @@ pub struct Incoming {
     path: PathBuf,
 }
 
-/// Why a blob did not get its name.
+/// Why a blob was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingError {
-    /// The disk.
+    /// The disk failed.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Other bytes than the descriptor says.
+    /// The bytes don't match the descriptor.
     #[error(transparent)]
     Mismatch(#[from] BlobMismatch),
 }
@@ -103,7 +103,7 @@ impl Layout {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let layout = Self { root: root.into() };
         let path = layout.root.join("oci-layout");
-        let marker = read_regular(&path, MARKER_LIMIT).map_err(|source| LayoutError::Io {
+        let marker = read_regular(&path, MAX_MARKER_BYTES).map_err(|source| LayoutError::Io {
             operation: "open",
             path: path.clone(),
             source,
@@ -122,7 +122,7 @@ impl Layout {
         }
     }
 
-    /// Opens a folder, making it an empty layout first where it is not one.
+    /// Opens a folder, and creates an empty layout where there is none.
     ///
     /// # Errors
     /// When the folder can't be created or written, or is a layout of another version.
@@ -132,7 +132,7 @@ impl Layout {
         fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io { operation: "create", path: blobs, source })?;
         let (index, marker) = (layout.root.join("index.json"), layout.root.join("oci-layout"));
         if !index.exists() || !marker.exists() {
-            // Whoever else makes it may already have put something in.
+            // Another process may be creating it, and may have written an entry.
             let _lock = layout.lock()?;
             if !index.exists() {
                 layout.write_index(&LayoutIndex::default())?;
@@ -149,21 +149,21 @@ impl Layout {
         &self.root
     }
 
-    /// Where a blob lies, present or not.
+    /// The path of a blob, present or not.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
     }
 
-    /// Opens a blob for reading; its bytes are as unchecked as any registry's.
+    /// Opens a blob for reading; its bytes are not verified.
     ///
     /// # Errors
-    /// With `NotFound` inside where there is none.
+    /// With `NotFound` inside where the blob is missing.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
         open_regular(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
     }
 
-    /// Reads a blob of at most `limit` bytes; `None` where there is none.
+    /// Reads a blob of at most `limit` bytes; `None` where it is missing.
     ///
     /// # Errors
     /// When it is longer (`FileTooLarge`) or can't be read.
@@ -171,10 +171,10 @@ impl Layout {
         read_limited(&self.blob_path(digest), limit)
     }
 
-    /// Stores bytes under their SHA-256 and gives the digest.
+    /// Stores bytes under their SHA-256, and returns the digest.
     ///
     /// # Errors
-    /// When the disk refuses; nothing half-written stays under the digest's name.
+    /// When the disk fails; no partial file stays under the digest's name.
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, LayoutError> {
         let digest = Digest::sha256(bytes);
         let path = self.blob_path(&digest);
@@ -184,10 +184,10 @@ impl Layout {
         Ok(digest)
     }
 
-    /// Stores a checked blob under its digest.
+    /// Stores a blob under its digest.
     ///
     /// # Errors
-    /// When the disk refuses; nothing half-written stays under the digest's name.
+    /// When the disk fails; no partial file stays under the digest's name.
     pub fn store_blob(&self, blob: &Blob) -> Result<(), LayoutError> {
         let path = self.blob_path(blob.digest());
         if self.is_intact(blob.digest(), blob.size()) {
@@ -196,12 +196,12 @@ impl Layout {
         self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
     }
 
-    /// As [`Self::store_blob`], but the blob is not on the disk before [`Self::sync_blobs`]:
-    /// for writing many. `false` where it was there. After a power cut the file may be there
-    /// with other bytes, so nothing may name it before.
+    /// As [`Self::store_blob`], without a sync: many blobs are synced together by
+    /// [`Self::sync_blobs`]. Returns `false` where the blob was there. After a power cut the file may
+    /// have other bytes, so no index may name it before the sync.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn store_blob_unsynced(&self, blob: &Blob) -> Result<bool, LayoutError> {
         self.store_unsynced(blob.digest(), blob.size(), &mut blob.reader())
     }
@@ -209,7 +209,7 @@ impl Layout {
     /// As [`Self::write_blob`] and [`Self::store_blob_unsynced`].
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn write_blob_unsynced(&self, bytes: &[u8]) -> Result<bool, LayoutError> {
         self.store_unsynced(&Digest::sha256(bytes), bytes.len() as u64, &mut &bytes[..])
     }
@@ -226,24 +226,24 @@ impl Layout {
         Ok(true)
     }
 
-    /// Brings blobs of [`Self::store_blob_unsynced`] to the disk.
+    /// Syncs blobs of [`Self::store_blob_unsynced`].
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn sync_blobs(&self, digests: &[Digest]) -> Result<(), LayoutError> {
         if digests.is_empty() {
             return Ok(());
         }
         let folder = self.root.join("blobs");
         let failed = |path: &Path, source| LayoutError::Io { operation: "sync", path: path.to_owned(), source };
-        if digests.len() >= SYNC_WHOLE_DISK {
+        if digests.len() >= SYNCFS_MIN_BLOBS {
             let handle = fs::File::open(&folder).map_err(|source| failed(&folder, source))?;
             return rustix::fs::syncfs(handle).map_err(|error| failed(&folder, error.into()));
         }
         for digest in digests {
             let path = self.blob_path(digest);
             match open_regular(&path).and_then(|file| file.sync_all()) {
-                // Removed since, so nothing names it.
+                // Removed in the meantime, so no index names it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 synced => synced.map_err(|source| failed(&path, source))?,
             }
@@ -258,14 +258,14 @@ impl Layout {
         Ok(())
     }
 
-    /// Whether a blob of `size` bytes is there as it should be: one that a disk has damaged is
-    /// written anew by whoever has it.
+    /// Whether a blob is there with its size and digest; a damaged one is written again by the next
+    /// caller that stores it.
     pub fn is_intact(&self, digest: &Digest, size: u64) -> bool {
         let Ok(mut file) = self.open_blob(digest) else { return false };
         if file.metadata().map_or(0, |metadata| metadata.len()) != size {
             return false;
         }
-        let (mut hasher, mut piece) = (digest.hasher(), vec![0; PIECE]);
+        let (mut hasher, mut piece) = (digest.hasher(), vec![0; READ_BYTES]);
         loop {
             match file.read(&mut piece) {
                 Ok(0) => return hasher.finish() == *digest,
@@ -275,10 +275,10 @@ impl Layout {
         }
     }
 
-    /// Makes room for a blob that comes in pieces.
+    /// Starts writing a blob in pieces.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn receive(&self, descriptor: &Descriptor) -> Result<Incoming, LayoutError> {
         let path = self.blob_path(&descriptor.digest);
         let file = self.temporary(&path)?;
@@ -286,10 +286,10 @@ impl Layout {
         Ok(Incoming { writer: BlobWriter::in_file(descriptor.clone(), writer), file, path })
     }
 
-    /// Removes a blob; one that is not there is fine.
+    /// Removes a blob, if it is there.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), LayoutError> {
         let path = self.blob_path(digest);
         match fs::remove_file(&path) {
@@ -300,8 +300,7 @@ impl Layout {
         }
     }
 
-    /// Every blob that lies in the folder, with its size. Folders, and names that are no
-    /// digests, are left out.
+    /// Every blob in the folder with its size. Skips folders, and names that are not digests.
     ///
     /// # Errors
     /// When a folder can't be read.
@@ -327,8 +326,8 @@ impl Layout {
         Ok(found)
     }
 
-    /// Removes temporary files that a crash left behind. Only for whoever alone may write
-    /// to the folder.
+    /// Removes temporary files that a crash left behind. The caller must be the only writer to the
+    /// folder.
     ///
     /// # Errors
     /// When the folder can't be read.
@@ -337,7 +336,7 @@ impl Layout {
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
-            if !is_folder && entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            if !is_folder && entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
@@ -349,7 +348,7 @@ impl Layout {
     /// # Errors
     /// When it is missing, too long or malformed.
     pub fn index(&self) -> Result<LayoutIndex, LayoutError> {
-        self.index_within(INDEX_LIMIT)
+        self.index_within(MAX_INDEX_BYTES)
     }
 
     /// As [`Self::index`], of at most `limit` bytes.
@@ -363,10 +362,10 @@ impl Layout {
         serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
     }
 
-    /// Replaces `index.json` in one step.
+    /// Replaces `index.json` atomically.
     ///
     /// # Errors
-    /// When the disk refuses; the old one is then still there.
+    /// When the disk fails; the old one is then still there.
     pub fn write_index(&self, index: &LayoutIndex) -> Result<(), LayoutError> {
         let path = self.root.join("index.json");
         let text = serde_json::to_vec(index)
@@ -374,36 +373,36 @@ impl Layout {
         self.replace(&path, &text)
     }
 
-    /// Replaces `index.json` by these bytes in one step, while no other process changes it.
+    /// Replaces `index.json` by these bytes atomically, under the lock of the index.
     ///
     /// # Errors
-    /// When the disk refuses; the old one is then still there.
+    /// When the disk fails; the old one is then still there.
     pub fn write_index_text(&self, text: &[u8]) -> Result<(), LayoutError> {
         let _lock = self.lock()?;
         self.replace(&self.root.join("index.json"), text)
     }
 
-    /// Changes `index.json` while no other process does: reads it, lets `change` at it, and
-    /// replaces it. Waits for whoever else is at it, which takes milliseconds.
+    /// Reads `index.json`, applies `change`, and replaces it, under the lock of the index, which
+    /// other processes hold for milliseconds.
     ///
     /// # Errors
-    /// When the disk refuses; the old one is then still there.
+    /// When the disk fails; the old one is then still there.
     pub fn update_index<T>(&self, change: impl FnOnce(&mut LayoutIndex) -> T) -> Result<T, LayoutError> {
         let _lock = self.lock()?;
         let before = self.index()?;
         let mut after = before.clone();
-        let answer = change(&mut after);
+        let result = change(&mut after);
         if after != before {
             self.write_index(&after)?;
         }
-        Ok(answer)
+        Ok(result)
     }
 
     fn lock(&self) -> Result<fs::File, LayoutError> {
         let path = self.root.join(INDEX_LOCK);
         let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
         let lock = open_lock(&path).map_err(failed)?;
-        lock_soon(&lock, Sharing::Exclusive).map_err(failed)?;
+        lock_with_timeout(&lock, LockMode::Exclusive).map_err(failed)?;
         Ok(lock)
     }
 
@@ -421,15 +420,15 @@ impl Layout {
         persist(file, path)
     }
 
-    /// A file that becomes `path`, on the same disk and where sweeping finds what is left of
-    /// it.
+    /// A temporary file that is renamed to `path`: on the same disk, and where
+    /// [`Self::remove_leftovers`] finds it after a crash.
     fn temporary(&self, path: &Path) -> Result<NamedTempFile, LayoutError> {
         let folder = path.parent().unwrap_or(&self.root);
-        // What the user's mask leaves of it: a layout is carried to others, and the folder
-        // says who may look into it.
+        // Less the umask: a layout is passed on to other users, and the mode of the folder
+        // restricts who may read it.
         let mode = fs::Permissions::from_mode(0o666);
         fs::create_dir_all(folder)
-            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY).permissions(mode).tempfile_in(&self.root))
+            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY_PREFIX).permissions(mode).tempfile_in(&self.root))
             .map_err(|source| failed_to_write(path, source))
     }
 }
@@ -438,7 +437,7 @@ fn persist(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
     let failed = |source| failed_to_write(path, source);
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
-    // Without this the rename itself can be lost with the power.
+    // Without this sync a power cut can undo the rename.
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
@@ -448,10 +447,10 @@ fn failed_to_write(path: &Path, source: io::Error) -> LayoutError {
 }
 
 impl Incoming {
-    /// Takes the next bytes. More than the descriptor's size is refused right away.
+    /// Appends bytes. A byte beyond the descriptor's size is refused at once.
     ///
     /// # Errors
-    /// When the disk refuses, or the size is exceeded.
+    /// When the disk fails, or the size is exceeded.
     pub fn write(&mut self, piece: &[u8]) -> Result<(), IncomingError> {
         self.writer.write(piece).map_err(|error| match error {
             WriteError::Io(source) => failed_to_write(&self.path, source).into(),
@@ -459,10 +458,10 @@ impl Incoming {
         })
     }
 
-    /// Gives the blob its name, if all of it came and is right.
+    /// Stores the blob under its digest, if it is complete and matches the descriptor.
     ///
     /// # Errors
-    /// When the bytes are others, or the disk refuses; there is no such blob then.
+    /// When the bytes don't match, or the disk fails; the blob is then not stored.
     pub fn finish(self) -> Result<(), IncomingError> {
         self.writer.finish(Bytes::from)?;
         Ok(persist(self.file, &self.path)?)
@@ -482,7 +481,7 @@ impl LayoutIndex {
         })
     }
 
-    /// Its bytes: those of `index.json`, and of any other image index.
+    /// The bytes of `index.json`, or of another image index.
     ///
     /// # Errors
     /// Never in practice: every part is a string or a number.
@@ -490,22 +489,22 @@ impl LayoutIndex {
         serde_json::to_vec(self).map(Bytes::from)
     }
 
-    /// The entry that is called `name`, to the letter.
+    /// The entry with exactly this name.
     pub fn named(&self, name: &str) -> Option<&Descriptor> {
         self.manifests.iter().find(|entry| entry.annotation(Self::REF_NAME) == Some(name))
     }
 
-    /// Every entry that has a name, with it.
+    /// Every entry with a name, and its name.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
         self.manifests.iter().filter_map(|entry| Some((entry.annotation(Self::REF_NAME)?, entry)))
     }
 
-    /// Makes `name` point at nothing.
+    /// Removes the entry with this name.
     pub fn unset(&mut self, name: &str) {
         self.manifests.retain(|entry| entry.annotation(Self::REF_NAME) != Some(name));
     }
 
-    /// Makes `name` point at `entry`, and at nothing else.
+    /// Sets the entry with this name.
     pub fn set(&mut self, name: &str, mut entry: Descriptor) {
         self.unset(name);
         entry.annotations.get_or_insert_default().insert(Self::REF_NAME.to_owned(), name.to_owned());
@@ -554,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_blob_is_written_anew_by_whoever_has_it() {
+    fn a_damaged_blob_is_replaced_when_it_is_stored_again() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
         let digest = layout.write_blob(b"hello").unwrap();
@@ -570,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_in_pieces_has_its_name_only_when_it_is_whole_and_right() {
+    fn a_blob_in_pieces_is_stored_only_when_it_is_complete_and_matches() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
         let descriptor = Descriptor::of("text/plain", b"hello");
@@ -586,7 +585,7 @@ mod tests {
         incoming.finish().unwrap();
         assert_eq!(layout.read_blob(&descriptor.digest, 9).unwrap().unwrap(), "hello");
         let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(TEMPORARY)));
+        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(TEMPORARY_PREFIX)));
     }
 
     #[test]
@@ -600,16 +599,16 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_the_index_follow_each_other_and_lose_nothing() {
+    fn concurrent_updates_of_the_index_are_all_kept() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
         std::thread::scope(|scope| {
             for writer in 0..8 {
                 let layout = &layout;
                 scope.spawn(move || {
-                    for turn in 0..8 {
+                    for round in 0..8 {
                         let entry = Descriptor::of(media_type::OCI_MANIFEST, b"x");
-                        layout.update_index(|index| index.set(&format!("{writer}-{turn}"), entry)).unwrap();
+                        layout.update_index(|index| index.set(&format!("{writer}-{round}"), entry)).unwrap();
                     }
                 });
             }
@@ -618,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_make_a_layout_at_once_make_one() {
+    fn concurrent_creations_of_a_layout_result_in_one() {
         for _ in 0..8 {
             let folder = tempfile::tempdir().unwrap();
             std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, StrictJsonError, strict_json};
 
-/// Media types that this product reads or writes.
+/// The media types that this program reads or writes.
 pub mod media_type {
     /// OCI image manifest.
     pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -25,10 +25,10 @@ pub mod media_type {
     pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 }
 
-/// What points at a blob or manifest: its type, digest and size.
+/// A reference to a blob or manifest by media type, digest and size.
 ///
-/// `urls` and `data` are deliberately not read: the first makes a client fetch from
-/// wherever a manifest's author likes, the second bypasses the registry.
+/// `urls` and `data` are deliberately not read: the first makes a client fetch from any host that
+/// a manifest's author chooses, the second bypasses the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -41,7 +41,7 @@ pub struct Descriptor {
     /// Media type of an artifact's content, where the descriptor points at a manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// Free text.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// The platform of an index's entry.
@@ -49,8 +49,8 @@ pub struct Descriptor {
     pub platform: Option<serde_json::Value>,
 }
 
-/// An image manifest about to be written. The order of its members is fixed, so the same
-/// parts have the same digest everywhere.
+/// A new image manifest. The order of its members is fixed, so that the same parts have the same
+/// digest everywhere.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NewManifest {
@@ -67,7 +67,7 @@ pub struct NewManifest {
 }
 
 impl NewManifest {
-    /// A manifest with what every one has; `config` describes [`NewManifest::CONFIG`].
+    /// A manifest with these layers and the config [`NewManifest::CONFIG`].
     pub fn new(config_type: &str, layers: Vec<Descriptor>) -> Self {
         Self {
             schema_version: 2,
@@ -80,10 +80,10 @@ impl NewManifest {
         }
     }
 
-    /// The config blob of artifacts that have nothing to configure.
+    /// The empty config blob.
     pub const CONFIG: &[u8] = b"{}";
 
-    /// Gives it a config other than the empty one, of the same type.
+    /// Replaces the config, and keeps its media type.
     #[must_use]
     pub fn configured(self, config: &[u8]) -> Self {
         Self { config: Descriptor::of(&self.config.media_type, config), ..self }
@@ -92,7 +92,7 @@ impl NewManifest {
     /// Makes it a referrer of `subject`.
     #[must_use]
     pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
-        // A descriptor in a manifest is about bytes, not about where they were found.
+        // Without annotations: they belong to the list in which the descriptor was found.
         let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
         Self { artifact_type: Some(artifact_type.to_owned()), subject: Some(subject), ..self }
     }
@@ -119,14 +119,13 @@ impl Descriptor {
         Self::new(media_type, Digest::sha256(bytes), bytes.len() as u64)
     }
 
-    /// A descriptor with the three fields that every one has.
+    /// A descriptor with the three required fields.
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
         let media_type = media_type.to_owned();
         Self { media_type, digest, size, artifact_type: None, annotations: None, platform: None }
     }
 
-    /// The bytes of all together. A manifest may say any number, so their sum may be more than
-    /// can be counted; it is then the largest that can.
+    /// The sum of the sizes, saturating: a manifest may state any number.
     pub fn total(all: &[Self]) -> u64 {
         all.iter().fold(0, |sum, one| one.size.saturating_add(sum))
     }
@@ -137,7 +136,7 @@ impl Descriptor {
     }
 }
 
-/// A manifest or index that we hold, byte for byte.
+/// A manifest or index with its original bytes.
 ///
 /// The digest is computed from the bytes, never taken from a header.
 #[derive(Debug, Clone)]
@@ -150,7 +149,7 @@ pub struct Manifest {
     annotations: BTreeMap<String, String>,
 }
 
-/// The two kinds of document that a manifest's digest can name.
+/// The two kinds of manifest.
 #[derive(Debug, Clone)]
 pub enum Document {
     /// An image manifest (or Docker schema 2).
@@ -169,13 +168,13 @@ pub enum Document {
     },
 }
 
-/// Why bytes are not a manifest that we accept.
+/// Why bytes are not an accepted manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Longer than the configured limit.
     #[error("manifest of {size} bytes exceeds the limit of {limit} bytes (limits.manifest)")]
     TooLarge {
-        /// Length of the bytes, or what the descriptor says of it.
+        /// The length of the bytes, or the size in the descriptor.
         size: u64,
         /// The limit.
         limit: u64,
@@ -183,13 +182,13 @@ pub enum ManifestError {
     /// Duplicate keys, trailing data, nested too deep, or not JSON.
     #[error("manifest: {0}")]
     NotStrict(#[from] StrictJsonError),
-    /// Not the shape of a manifest.
+    /// The document has not the members of a manifest.
     #[error("manifest: {0}")]
     Shape(String),
     /// Both `layers` and `manifests`, so two readers see two things (CVE-2021-41190).
     #[error("manifest has both layers and manifests")]
     Ambiguous,
-    /// The body says another media type than the registry did.
+    /// `mediaType` contradicts `Content-Type`.
     #[error("manifest says its media type is {field}, the registry says {header}")]
     MediaType {
         /// The `mediaType` field.
@@ -213,12 +212,13 @@ struct Raw {
 }
 
 impl Manifest {
-    /// Reads `raw` as a manifest of at most `limit` bytes. `content_type` is what the
-    /// registry said of it; where both it and the `mediaType` field are present they
-    /// must agree (distribution-spec, "Pulling manifests").
+    /// Parses `raw` as a manifest of at most `limit` bytes. Where the registry sent a
+    /// `content_type` and the `mediaType` field is present, they must agree (distribution-spec,
+    /// "Pulling manifests").
     ///
     /// # Errors
-    /// See [`ManifestError`]; every one is a property of the bytes, so final for them.
+    /// See [`ManifestError`]; every error but `MediaType` is a property of the bytes, so final for
+    /// them.
     pub fn parse(raw: Bytes, content_type: Option<&str>, limit: u64) -> Result<Self, ManifestError> {
         let size = raw.len() as u64;
         if size > limit {
@@ -254,7 +254,7 @@ impl Manifest {
         })
     }
 
-    /// The bytes as the registry has them.
+    /// The original bytes.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
@@ -264,22 +264,22 @@ impl Manifest {
         &self.digest
     }
 
-    /// What it says it is, or where it says nothing what its members make of it.
+    /// The `mediaType` field, or where it is missing the OCI type of this kind of manifest.
     pub fn media_type(&self) -> &str {
-        let made = match &self.document {
+        let default = match &self.document {
             Document::Image { .. } => media_type::OCI_MANIFEST,
             Document::Index { .. } => media_type::OCI_INDEX,
         };
-        self.media_type.as_deref().unwrap_or(made)
+        self.media_type.as_deref().unwrap_or(default)
     }
 
-    /// What points at it.
+    /// The descriptor of this manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor::new(self.media_type(), self.digest.clone(), self.raw.len() as u64)
     }
 
-    /// What points at it in an index of referrers: with its kind and its annotations
-    /// (distribution-spec, "Listing Referrers").
+    /// The descriptor of this manifest in an index of referrers, with its artifact type and its
+    /// annotations (distribution-spec, "Listing Referrers").
     pub fn as_referrer(&self) -> Descriptor {
         let config_type = match &self.document {
             Document::Image { config, .. } => Some(config.media_type.clone()),
@@ -292,7 +292,7 @@ impl Manifest {
         }
     }
 
-    /// What it is and what it lists.
+    /// The kind of manifest, with its descriptors.
     pub fn document(&self) -> &Document {
         &self.document
     }
@@ -313,7 +313,7 @@ impl Manifest {
         }
     }
 
-    /// `artifactType`, where written.
+    /// `artifactType`, where present.
     pub fn artifact_type(&self) -> Option<&str> {
         self.artifact_type.as_deref()
     }
@@ -326,7 +326,7 @@ impl Manifest {
 
 fn check_media_type(field: Option<&str>, content_type: Option<&str>) -> Result<(), ManifestError> {
     let (Some(field), Some(header)) = (field, content_type) else { return Ok(()) };
-    // Registries that lost the type say one of these; that contradicts nothing.
+    // Registries that lost the type send a generic one, which contradicts nothing.
     let header = header.split(';').next().unwrap_or_default().trim();
     if field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header) {
         return Ok(());
@@ -334,7 +334,7 @@ fn check_media_type(field: Option<&str>, content_type: Option<&str>) -> Result<(
     Err(ManifestError::MediaType { field: field.to_owned(), header: header.to_owned() })
 }
 
-/// The `mediaType` field must name the kind of document that the members make.
+/// Checks that the `mediaType` field names the kind of manifest that the members form.
 fn check_kind(field: Option<&str>, document: &Document) -> Result<(), ManifestError> {
     let fits = match (field, document) {
         (None, _) => true,
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_told_from_an_image() {
+    fn an_index_is_distinguished_from_an_image() {
         let manifest = parse(r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
         assert!(matches!(manifest.document(), Document::Index { manifests } if manifests.is_empty()));
     }
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_a_manifest_makes_up_slip_under_no_limit() {
+    fn the_sum_of_sizes_does_not_overflow() {
         let of = |size| Descriptor { size, ..Descriptor::of("", b"") };
         assert_eq!(Descriptor::total(&[of(3), of(4)]), 7);
         assert_eq!(Descriptor::total(&[of(u64::MAX), of(2)]), u64::MAX);

@@ -1,6 +1,5 @@
-//! The nouns of the OCI specifications: digests, references, descriptors,
-//! manifests, and the image layout on disk. Nothing here talks to a network. Beside them, how files
-//! are read that somebody names.
+//! The types of the OCI specifications: digests, references, descriptors, manifests, and the image
+//! layout on disk. No network access. Also reads files whose paths come from users.
 
 mod blob;
 mod digest;
@@ -12,7 +11,7 @@ mod strict_json;
 
 pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
-pub use file::{Sharing, lock_soon, open_lock, open_regular, read_regular, read_regular_or_pipe};
+pub use file::{LockMode, lock_with_timeout, open_lock, open_regular, read_regular, read_regular_or_pipe};
 pub use layout::{Incoming, IncomingError, Layout, LayoutError, LayoutIndex};
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};

@@ -1,4 +1,4 @@
-//! Names of artifacts. `interface.md`-stable grammar:
+//! References to artifacts. The grammar is part of the stable interface:
 //! `HOST/REPOSITORY:TAG`, `…@sha256:…`, `…:TAG@sha256:…`, `oci-layout:PATH[:TAG|@sha256:…]`.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 
 use super::Digest;
 
-/// Where an artifact lives, without saying which version.
+/// The repository of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Repository {
     /// A repository of a registry: `host[:port]` and the path below it.
@@ -26,18 +26,18 @@ pub enum Repository {
     },
 }
 
-/// Which version of a repository is meant.
+/// The version within a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
-    /// Whatever the tag points to now.
+    /// The manifest that the tag names now.
     Tag(String),
-    /// These bytes, always.
+    /// The manifest with this digest.
     Digest(Digest),
     /// The only manifest of a layout.
     Only,
 }
 
-/// An artifact as a person writes it: it may mean another digest tomorrow.
+/// A reference as a user writes it. A tag may name another digest tomorrow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     repository: Repository,
@@ -45,8 +45,8 @@ pub struct Reference {
     text: String,
 }
 
-/// A repository and a digest: what resolving a [`Reference`] once gives, and the only
-/// thing that can be verified or fetched.
+/// A repository and a digest: the result of resolving a [`Reference`] once. Only a pinned reference
+/// can be verified or fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PinnedReference {
     repository: Repository,
@@ -62,10 +62,10 @@ pub enum ReferenceError {
     /// Neither tag nor digest.
     #[error("reference {0:?} names neither tag nor digest; add one, such as {0}:v1")]
     NoVersion(String),
-    /// A tag or a digest where all versions are meant.
+    /// A tag or digest in the name of a repository.
     #[error("repository {0:?} has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz")]
     Version(String),
-    /// Not the grammar of the distribution specification.
+    /// The text does not follow the grammar of the distribution specification.
     #[error("reference {text:?} is malformed: {reason}")]
     Malformed {
         /// The text as given.
@@ -76,17 +76,17 @@ pub enum ReferenceError {
 }
 
 impl Reference {
-    /// Where it lives.
+    /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
 
-    /// Which version it means.
+    /// The version.
     pub fn selector(&self) -> &Selector {
         &self.selector
     }
 
-    /// The tag alone, for a message to people.
+    /// The tag, if the reference has no digest.
     pub fn tag(&self) -> Option<&str> {
         match &self.selector {
             Selector::Tag(tag) => Some(tag),
@@ -94,7 +94,7 @@ impl Reference {
         }
     }
 
-    /// The pin that this reference already carries, if it names a digest.
+    /// The pinned reference, if this reference has a digest.
     pub fn pinned(&self) -> Option<PinnedReference> {
         match &self.selector {
             Selector::Digest(digest) => Some(self.repository.pin(digest.clone())),
@@ -102,7 +102,7 @@ impl Reference {
         }
     }
 
-    /// The same reference with a relative layout folder taken from `base`.
+    /// The same reference with a relative layout folder resolved against `base`.
     #[must_use]
     pub fn relative_to(self, base: &Path) -> Self {
         match self.repository {
@@ -125,7 +125,7 @@ impl Reference {
             },
         };
         if path.is_empty() {
-            return Err(malformed("the folder behind oci-layout: is empty"));
+            return Err(malformed("the folder after oci-layout: is empty"));
         }
         Ok(Self { repository: Repository::Layout { path: path.into() }, selector, text: text.to_owned() })
     }
@@ -133,7 +133,7 @@ impl Reference {
 
 impl Repository {
     /// This repository at `digest`. The digest must come from a resolution or from
-    /// content-addressed data; the crate keeps this to itself for that reason.
+    /// content-addressed data, so this is private to the crate.
     pub(crate) fn pin(&self, digest: Digest) -> PinnedReference {
         PinnedReference { repository: self.clone(), digest }
     }
@@ -148,7 +148,7 @@ impl Repository {
 }
 
 impl PinnedReference {
-    /// Where the artifact lives.
+    /// The repository of the artifact.
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
@@ -166,22 +166,21 @@ impl FromStr for Reference {
         if let Some(rest) = text.strip_prefix("oci-layout:") {
             return Self::layout(text, rest);
         }
-        if let Some(reason) = foreign_scheme(text) {
+        if let Some(reason) = scheme_error(text) {
             return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
         }
         let (host, rest) = text.split_once('/').unwrap_or(("", text));
-        // The same test that docker applies before it falls back to docker.io; here
-        // there is no fallback.
+        // Docker's test for a host. Where it fails, docker assumes docker.io; here it is an error.
         if !(host.contains(['.', ':']) || host == "localhost") {
             return Err(ReferenceError::NoHost(text.to_owned()));
         }
         let parsed = oci_client::Reference::try_from(text).map_err(|error| ReferenceError::Malformed {
             text: text.to_owned(),
-            reason: what_is_wrong(rest).unwrap_or_else(|| error.to_string()),
+            reason: grammar_error(rest).unwrap_or_else(|| error.to_string()),
         })?;
-        // oci-client takes letters and digits of every script.
+        // oci-client accepts letters and digits of every script.
         if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
-            let reason = wrong_tag(tag).unwrap_or_default();
+            let reason = tag_error(tag).unwrap_or_default();
             return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
         }
         let selector = match (parsed.digest(), parsed.tag()) {
@@ -190,7 +189,7 @@ impl FromStr for Reference {
                     .parse()
                     .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: format!("{error}") })?,
             ),
-            // oci-client fills in `latest`; only what was written counts.
+            // oci-client adds `latest`; only a written tag counts.
             (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => Selector::Tag(tag.to_owned()),
             (None, _) => return Err(ReferenceError::NoVersion(text.to_owned())),
         };
@@ -230,8 +229,8 @@ impl FromStr for Repository {
     }
 }
 
-/// The way out for what has a scheme, as references have it in other tools.
-fn foreign_scheme(text: &str) -> Option<String> {
+/// The error for a reference with a scheme, as other tools write it.
+fn scheme_error(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once("://")?;
     let plain = match scheme {
         "http" => " (plain HTTP is a setting of the registry: --plain-http, or `scheme: http`)",
@@ -240,24 +239,23 @@ fn foreign_scheme(text: &str) -> Option<String> {
     Some(format!("it begins with {scheme}://; write {rest} alone{plain}"))
 }
 
-/// The first thing that the distribution specification's grammar does not have, in what
-/// follows the host.
-fn what_is_wrong(rest: &str) -> Option<String> {
+/// The first violation of the distribution specification's grammar after the host.
+fn grammar_error(rest: &str) -> Option<String> {
     if let Some(odd) = rest.chars().find(|odd| odd.is_whitespace() || odd.is_control()) {
-        return Some(format!("it has {odd:?} in it; write it without"));
+        return Some(format!("it contains {odd:?}; remove it"));
     }
     let (named, digest) = rest.split_once('@').map_or((rest, None), |(named, digest)| (named, Some(digest)));
     // A repository has no colon.
     let (path, tag) = named.split_once(':').map_or((named, None), |(path, tag)| (path, Some(tag)));
-    wrong_path(path).or_else(|| wrong_tag(tag?)).or_else(|| {
+    path_error(path).or_else(|| tag_error(tag?)).or_else(|| {
         let error = digest?.parse::<Digest>().err()?;
         Some(format!("{error}; a digest is sha256: and 64 hexadecimal digits"))
     })
 }
 
-fn wrong_path(path: &str) -> Option<String> {
+fn path_error(path: &str) -> Option<String> {
     if path.is_empty() {
-        return Some("nothing names a repository behind the host; write one, such as ghcr.io/acme/authz:v1".to_owned());
+        return Some("the repository after the host is missing; write one, such as ghcr.io/acme/authz:v1".to_owned());
     }
     if path.chars().any(char::is_uppercase) {
         let lower = path.to_lowercase();
@@ -268,26 +266,24 @@ fn wrong_path(path: &str) -> Option<String> {
     }
     let fits = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "/._-".contains(char);
     if let Some(odd) = path.chars().find(|char| !fits(*char)) {
-        return Some(format!("a repository has no {odd:?}; use a-z, 0-9 and . _ - / alone"));
+        return Some(format!("a repository has no {odd:?}; use a-z, 0-9 and . _ - / only"));
     }
     let edge = |part: &str| !part.starts_with(char::is_alphanumeric) || !part.ends_with(char::is_alphanumeric);
-    path.split('/')
-        .any(edge)
-        .then(|| "every part of a repository begins and ends with a letter or digit; write it so".to_owned())
+    path.split('/').any(edge).then(|| "every part of a repository begins and ends with a letter or digit".to_owned())
 }
 
-fn wrong_tag(tag: &str) -> Option<String> {
+fn tag_error(tag: &str) -> Option<String> {
     if is_tag(tag) {
         return None;
     }
     Some(match tag {
-        "" => "the tag behind the colon is empty; write one, such as v1".to_owned(),
-        // As helm does with the build part of semantic versions.
+        "" => "the tag after the colon is empty; write one, such as v1".to_owned(),
+        // helm replaces the `+` of semantic versions the same way.
         tag if tag.contains('+') => {
             format!("a tag has no `+`; write `_` for it, as {:?}", tag.replace('+', "_"))
         }
-        tag if tag.chars().count() > 128 => "a tag has 128 characters at most; write a shorter one".to_owned(),
-        tag => format!("{tag:?} is no tag; use letters, digits and . _ - alone, 128 at most"),
+        tag if tag.chars().count() > 128 => "a tag has at most 128 characters; write a shorter one".to_owned(),
+        tag => format!("{tag:?} is not a tag; use letters, digits and . _ - only, at most 128"),
     })
 }
 
@@ -344,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_guessed() {
+    fn no_host_or_version_is_assumed() {
         assert!(matches!("authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
         assert!(matches!("acme/authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
         assert!(matches!("ghcr.io/acme/authz".parse::<Reference>(), Err(ReferenceError::NoVersion(_))));
@@ -372,14 +368,14 @@ mod tests {
             ("oci://ghcr.io/a:v1", "it begins with oci://; write ghcr.io/a:v1 alone"),
             ("docker://ghcr.io/a:v1", "it begins with docker://; write ghcr.io/a:v1 alone"),
             ("ghcr.io/a:1.0.0+build.7", "a tag has no `+`; write `_` for it, as \"1.0.0_build.7\""),
-            ("ghcr.io/a:", "the tag behind the colon is empty"),
+            ("ghcr.io/a:", "the tag after the colon is empty"),
             ("ghcr.io/a//b:v1", "a part of the repository is empty"),
             ("ghcr.io/a/:v1", "a part of the repository is empty"),
-            ("ghcr.io/:v1", "nothing names a repository behind the host"),
-            ("ghcr.io/a b:v1", "it has ' ' in it"),
+            ("ghcr.io/:v1", "the repository after the host is missing"),
+            ("ghcr.io/a b:v1", "it contains ' '; remove it"),
             ("ghcr.io/a!:v1", "a repository has no '!'"),
             ("ghcr.io/-a:v1", "begins and ends with a letter or digit"),
-            ("ghcr.io/a:-v1", "\"-v1\" is no tag"),
+            ("ghcr.io/a:-v1", "\"-v1\" is not a tag"),
             ("ghcr.io/a@sha256:12", "sha256: and 64 hexadecimal digits"),
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
@@ -425,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_what_the_specification_calls_one() {
+    fn a_tag_follows_the_grammar_of_the_specification() {
         let longest = "x".repeat(128);
         parse(&format!("ghcr.io/a:{longest}"));
         for tag in ["v\u{661}", "\u{443}", "v1\u{301}", &format!("{longest}x"), ".a", "-a"] {

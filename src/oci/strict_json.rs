@@ -1,23 +1,22 @@
-//! One reading of a JSON document for everybody.
+//! Checks that every parser reads the same from a JSON document.
 //!
-//! Signed and signature-bearing documents are read by several parsers (ours, cosign's,
-//! OPA's) that disagree on duplicate keys: first wins, last wins, error. Refusing such
-//! documents up front removes the disagreement.
+//! Several parsers (ours, cosign's, OPA's) read the same signed documents and disagree on duplicate
+//! keys: the first counts, the last counts, or an error. Such documents are refused beforehand.
 
 use std::{collections::HashSet, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// Depth of nesting beyond which a document is refused.
+/// A document that is nested deeper is refused.
 const MAX_DEPTH: usize = 32;
 
-/// Why a document is not read at all.
+/// Why a document is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not strict JSON: {0}")]
 pub struct StrictJsonError(String);
 
-/// Checks that `bytes` is exactly one JSON value without duplicate keys, nested at most
-/// 32 levels deep, with nothing behind it.
+/// Checks that `bytes` is exactly one JSON value without duplicate keys and trailing data, nested
+/// at most 32 levels deep.
 ///
 /// # Errors
 /// The first violation, with its position.

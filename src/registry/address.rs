@@ -1,11 +1,11 @@
-//! Addresses that no answer of a registry may lead us to: those of the local link, where clouds
-//! keep their metadata services and the credentials in them.
+//! Addresses that an answer of a registry must not lead to: link-local ones, where clouds have
+//! their metadata services with credentials.
 //!
-//! What a registry answers causes requests: redirects, token realms, upload locations, next
-//! pages. A request to the registry's own origin is the configuration's doing; every other one is
-//! checked twice: an address in the URL itself ([`forbidden_host`]), and what a name resolves to
-//! at the moment of connecting ([`GuardedResolver`]), so that a name which changes between two
-//! look-ups gains nothing.
+//! The answers of a registry cause requests: redirects, token realms, upload locations, next
+//! pages. The registry's own origin is set by the configuration. Every other URL is checked
+//! twice: an address in the URL itself ([`forbidden_host`]), and the addresses of a name at the
+//! moment of connecting ([`GuardedResolver`]), so that a name that changes between two look-ups
+//! gains nothing.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
 ];
 
-/// Whether an answer must not lead to this address.
+/// Whether answers must not lead to this address.
 pub(super) fn is_forbidden(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_forbidden_v4(address),
@@ -43,7 +43,7 @@ fn is_forbidden_v4(address: Ipv4Addr) -> bool {
     address.is_link_local() || METADATA_V4.contains(&address)
 }
 
-/// The IPv4 addresses that a gateway, or the system itself, may reach through an IPv6 address.
+/// The IPv4 addresses that a gateway or the system itself may reach through an IPv6 address.
 fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     let from = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
@@ -54,7 +54,7 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
         [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => [Some(from(high, low)), None],
         // NAT64 (RFC 6052).
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => [Some(from(high, low)), None],
-        // NAT64 of a site (RFC 8215): any prefix within it, so either place.
+        // NAT64 of a site (RFC 8215): any prefix length, so either position.
         [0x64, 0xff9b, 1, high, middle, low, last_high, last_low] => {
             // Bits 64 to 71 are not part of the address (RFC 6052 §2.2).
             let ([_, b], [c, _]) = (middle.to_be_bytes(), low.to_be_bytes());
@@ -62,7 +62,7 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
         }
         // 6to4 (RFC 3056).
         [0x2002, high, low, ..] => [Some(from(high, low)), None],
-        // Teredo (RFC 4380): the server, and the client with its bits turned over.
+        // Teredo (RFC 4380): the server, and the client with its bits inverted.
         [0x2001, 0, high, low, _, _, client_high, client_low] => {
             [Some(from(high, low)), Some(from(!client_high, !client_low))]
         }
@@ -72,8 +72,7 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     }
 }
 
-/// The address in a URL, if an answer must not lead there. Names are looked at when they are
-/// resolved.
+/// The address in a URL, if it is forbidden. Names are checked when they are resolved.
 pub(super) fn forbidden_host(url: &Url) -> Option<IpAddr> {
     let address = match url.host()? {
         Host::Ipv4(address) => IpAddr::V4(address),
@@ -83,7 +82,7 @@ pub(super) fn forbidden_host(url: &Url) -> Option<IpAddr> {
     is_forbidden(address).then_some(address)
 }
 
-/// Asks the system, as reqwest does by itself.
+/// The system's resolver, as reqwest uses it by default.
 #[derive(Debug)]
 pub(super) struct SystemResolver;
 
@@ -96,13 +95,13 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// A resolver whose answers hold no address that an answer must not lead to. A name that has no
-/// other address is an error.
+/// Removes forbidden addresses from the answers of another resolver. A name with no other address
+/// is an error.
 pub(super) struct GuardedResolver {
     resolver: Arc<dyn Resolve>,
 }
 
-/// A name leads where no answer may lead.
+/// A name has forbidden addresses only.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} is at {address}, a link-local or cloud metadata address, and no answer of a registry may lead there")]
 struct Forbidden {
@@ -141,7 +140,7 @@ impl fmt::Debug for GuardedResolver {
 pub(super) mod tests {
     use super::*;
 
-    /// Knows these names and no other.
+    /// Resolves these names and no other.
     #[derive(Debug, Clone)]
     pub(in crate::registry) struct Fixed(pub(in crate::registry) &'static [(&'static str, &'static [&'static str])]);
 
@@ -188,7 +187,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn private_and_public_addresses_are_not() {
+    fn private_and_public_addresses_are_allowed() {
         for allowed in [
             "127.0.0.1",
             "10.0.0.1",
@@ -212,7 +211,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_gives_only_the_addresses_that_may_be_reached() {
+    async fn a_name_resolves_to_its_allowed_addresses_only() {
         let resolver = GuardedResolver::new(Arc::new(Fixed(&[
             ("metadata.example", &["169.254.169.254", "fe80::1"]),
             ("mixed.example", &["169.254.169.254", "10.0.0.1"]),

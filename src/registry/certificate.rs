@@ -1,26 +1,28 @@
-//! What is wrong with a registry's certificate, in words that say what to do.
+//! Explains why a registry's certificate is refused, and how to correct it.
 
 use std::{error::Error, io};
 
 use rustls::CertificateError;
 
-/// How webpki calls a certificate authority in the place of a server; rustls has no variant
-/// for it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
+/// webpki's name for a CA certificate that a server presents as its own; rustls has no variant for
+/// it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
 const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-const NOT_FOR_SERVERS: &str = "its certificate is not for servers; give it one with extendedKeyUsage serverAuth";
+const NOT_FOR_SERVERS: &str = "its certificate is not for servers; issue one with extendedKeyUsage serverAuth";
 
-/// A sentence about the certificate, where that is why a connection failed.
+/// The explanation, where the certificate is why a connection failed.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     match rustls_error(error)? {
-        rustls::Error::InvalidCertificate(reason) => Some(sentence(reason)),
-        rustls::Error::NoCertificatesPresented => Some("it shows no certificate; configure one there".to_owned()),
+        rustls::Error::InvalidCertificate(reason) => Some(explain_reason(reason)),
+        rustls::Error::NoCertificatesPresented => {
+            Some("the server presents no certificate; configure one there".to_owned())
+        }
         _ => None,
     }
 }
 
-/// The error of rustls among the causes. An `io::Error` hides the one that it was made of: its
-/// `source` is that one's source.
+/// The error of rustls among the causes. An `io::Error` skips the error that it wraps: its `source`
+/// is the source of that error.
 fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -35,53 +37,53 @@ fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Erro
     None
 }
 
-fn sentence(reason: &CertificateError) -> String {
+fn explain_reason(reason: &CertificateError) -> String {
     let names = |presented: &[String]| match presented {
         [] => "no name".to_owned(),
-        names => names.iter().take(5).map(|name| clean(name)).collect::<Vec<_>>().join(", "),
+        names => names.iter().take(5).map(|name| printable(name)).collect::<Vec<_>>().join(", "),
     };
     match reason {
-        CertificateError::UnknownIssuer => "its certificate is by an authority that is not trusted here; give the \
-             authority's certificate, or a self-signed one itself (--ca-file FILE, or registries.HOST.ca_file)"
+        CertificateError::UnknownIssuer => "its certificate is issued by an authority that is not trusted here; set \
+             --ca-file FILE or registries.HOST.ca_file to the authority's certificate, or to a self-signed one"
             .to_owned(),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "its certificate has expired; renew it there, or set this machine's clock".to_owned()
+            "its certificate has expired; renew it there, or correct this machine's clock".to_owned()
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "its certificate is not valid yet; set this machine's clock, or renew it there".to_owned()
+            "its certificate is not valid yet; correct this machine's clock, or renew it there".to_owned()
         }
         CertificateError::NotValidForName => {
-            "its certificate is for another name; give it one with this host among its subjectAltNames".to_owned()
+            "its certificate is for another name; issue one with this host among its subjectAltNames".to_owned()
         }
         CertificateError::NotValidForNameContext { presented, .. } => format!(
-            "its certificate is for {}; give it one with this host among its subjectAltNames, or write that name",
+            "its certificate is for {}; issue one with this host among its subjectAltNames, or use that name",
             names(presented)
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => NOT_FOR_SERVERS.to_owned(),
         CertificateError::Revoked => "its certificate is revoked; renew it there".to_owned(),
-        other => odd(&format!("{other:?}")),
+        other => explain_other(&format!("{other:?}")),
     }
 }
 
-/// What rustls passes on from webpki as text.
-fn odd(reason: &str) -> String {
+/// The explanation of an error that rustls passes on from webpki as text.
+fn explain_other(reason: &str) -> String {
     if reason.contains(CA_AS_SERVER) {
-        return "its certificate is marked as a certificate authority (CA:TRUE), and such a one is not accepted as a \
-                server's; make one with CA:FALSE (openssl req -x509 -addext basicConstraints=critical,CA:FALSE …) and \
-                name it with --ca-file or registries.HOST.ca_file, or sign a server certificate with this one"
+        return "its certificate is a CA certificate (CA:TRUE), which is not accepted from a server; create one with \
+                CA:FALSE (openssl req -x509 -addext basicConstraints=critical,CA:FALSE …) and set --ca-file or \
+                registries.HOST.ca_file to it, or issue a server certificate with this CA"
             .to_owned();
     }
     if reason.contains("EkuError") || reason.contains("EkuNotFound") {
         return NOT_FOR_SERVERS.to_owned();
     }
     if reason.contains("UnsupportedCertVersion") {
-        return "its certificate is of X.509 version 1; make one of version 3, with a subjectAltName".to_owned();
+        return "its certificate is X.509 version 1; issue one of version 3, with a subjectAltName".to_owned();
     }
-    format!("its certificate is not accepted: {}", clean(reason))
+    format!("its certificate is not accepted: {}", printable(reason))
 }
 
-/// What a server says about itself, cut and without anything that moves a terminal's cursor.
-fn clean(text: &str) -> String {
+/// Text from a server, cut and without control characters.
+fn printable(text: &str) -> String {
     text.chars().filter(|shown| !shown.is_control()).take(200).collect()
 }
 
@@ -98,8 +100,8 @@ mod tests {
         registry::{Options, ReadLimits, Registries},
     };
 
-    /// What a client that trusts `root` is told by a server with this certificate.
-    async fn told(certificate: &rcgen::Certificate, key: &KeyPair, root: Option<&str>) -> String {
+    /// The error of a client that trusts `root` at a server with this certificate.
+    async fn connection_error(certificate: &rcgen::Certificate, key: &KeyPair, root: Option<&str>) -> String {
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
         let server =
             rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -129,41 +131,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_with_a_certificate_is_told_with_the_way_out() {
+    async fn a_certificate_error_says_how_to_correct_it() {
         let key = KeyPair::generate().unwrap();
         let mut parameters = parameters(&["127.0.0.1"]);
         let good = parameters.self_signed(&key).unwrap();
-        assert!(told(&good, &key, None).await.contains("not trusted here"));
+        assert!(connection_error(&good, &key, None).await.contains("not trusted here"));
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = parameters.self_signed(&key).unwrap();
-        let error = told(&authority, &key, Some(&authority.pem())).await;
+        let error = connection_error(&authority, &key, Some(&authority.pem())).await;
         assert!(error.contains("CA:TRUE") && error.contains("CA:FALSE") && error.contains("--ca-file"), "{error}");
         parameters.is_ca = IsCa::NoCa;
         parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
         parameters.not_before = rcgen::date_time_ymd(2019, 1, 1);
         let expired = parameters.self_signed(&key).unwrap();
-        assert!(told(&expired, &key, Some(&expired.pem())).await.contains("has expired"));
+        assert!(connection_error(&expired, &key, Some(&expired.pem())).await.contains("has expired"));
     }
 
     #[tokio::test]
-    async fn a_certificate_for_something_else_is_told_as_such() {
+    async fn a_certificate_for_another_name_or_purpose_is_reported_as_such() {
         let mut authority = parameters(&[]);
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
         let elsewhere = parameters(&["registry.example"]).signed_by(&key, &issuer).unwrap();
-        let error = told(&elsewhere, &key, Some(&issuer.pem())).await;
+        let error = connection_error(&elsewhere, &key, Some(&issuer.pem())).await;
         assert!(error.contains("registry.example") && error.contains("subjectAltNames"), "{error}");
         let mut client = parameters(&["127.0.0.1"]);
         client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let client = client.signed_by(&key, &issuer).unwrap();
-        let error = told(&client, &key, Some(&issuer.pem())).await;
+        let error = connection_error(&client, &key, Some(&issuer.pem())).await;
         assert!(error.contains("serverAuth"), "{error}");
     }
 
     #[test]
-    fn a_server_chooses_no_control_characters() {
-        assert!(!odd("Other(\u{1b}[2J)").contains('\u{1b}'));
-        assert!(odd("UnsupportedCertVersion").contains("version 3"));
+    fn no_control_character_of_a_certificate_error_is_printed() {
+        assert!(!explain_other("Other(\u{1b}[2J)").contains('\u{1b}'));
+        assert!(explain_other("UnsupportedCertVersion").contains("version 3"));
     }
 }

@@ -1,6 +1,6 @@
-//! `WWW-Authenticate` (RFC 9110 §11.6.1), as registries write it.
+//! The `WWW-Authenticate` header (RFC 9110 §11.6.1), as registries write it.
 
-/// What a registry asks for before it answers.
+/// The authentication that a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// A token from `realm` (distribution, `auth/token.md`).
@@ -10,7 +10,7 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
-    /// The challenge we can answer best: Bearer before Basic. `None` when neither is offered.
+    /// The preferred challenge: Bearer before Basic. `None` when neither is offered.
     pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Self> {
         let offered: Vec<_> = headers.flat_map(parse).collect();
         let bearer = offered.iter().find(|challenge| matches!(challenge, Self::Bearer { .. }));
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_no_challenge_and_ends() {
+    fn garbage_is_no_challenge() {
         for header in
             ["", ",,,", "=", "Bearer", "Bearer service=x", "Digest a=b", "\"", "Bearer realm", "Bearer =", "a=\"b"]
         {

@@ -1,18 +1,24 @@
-//! One repository that is written to.
+//! A repository to write to.
 
 use std::path::PathBuf;
 
 use bytes::Bytes;
 
 use super::{
-    blob_stream::BlobStream, error::RegistryError, options::ReadLimits, payload::Load, remote::Remote, shelf::Shelf,
+    blob_stream::BlobStream,
+    error::RegistryError,
+    layout::LayoutWriter,
+    options::ReadLimits,
+    payload::UploadBody,
+    progress::{BlobTransfer, Progress},
+    remote::Remote,
 };
 use crate::oci::{Blob, Descriptor, Manifest, PinnedReference, Repository};
 
 /// A repository of a registry, or an OCI layout folder, to write to. Cheap to clone.
 ///
-/// A manifest is put after everything that it names: registries refuse it before, and a
-/// reader of a folder would find it broken.
+/// A manifest is put after everything that it names: a registry refuses it before, and a reader
+/// of a layout would find it incomplete.
 #[derive(Debug, Clone)]
 pub struct Destination {
     repository: Repository,
@@ -22,32 +28,7 @@ pub struct Destination {
 #[derive(Debug, Clone)]
 enum Backend {
     Remote(Remote),
-    Shelf(Shelf),
-}
-
-/// Hears how far a blob is.
-pub trait Progress: Send + Sync {
-    /// `done` bytes are over; fewer than before after a broken transfer.
-    fn at(&self, blob: &Descriptor, done: u64);
-    /// The blob is there.
-    fn finished(&self, blob: &Descriptor, how: Passage);
-}
-
-/// How a blob came to be at its destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Passage {
-    /// Its bytes went over.
-    Sent,
-    /// It was there.
-    Present,
-    /// The registry had it in another repository.
-    Mounted,
-}
-
-/// Nobody listens.
-impl Progress for () {
-    fn at(&self, _: &Descriptor, _: u64) {}
-    fn finished(&self, _: &Descriptor, _: Passage) {}
+    Layout(LayoutWriter),
 }
 
 impl Destination {
@@ -56,15 +37,15 @@ impl Destination {
     }
 
     pub(super) fn layout(repository: Repository, root: PathBuf, limits: ReadLimits) -> Self {
-        Self { repository, backend: Backend::Shelf(Shelf::new(root, limits)) }
+        Self { repository, backend: Backend::Layout(LayoutWriter::new(root, limits)) }
     }
 
-    /// In a layout, tags are written as the ends of full references to `repository`, so that
-    /// one folder holds many; in a registry nothing changes.
+    /// In a layout, writes tags as full references `repository:tag`, so that one folder holds many
+    /// repositories. Has no effect on a registry.
     #[must_use]
-    pub fn naming(self, repository: &Repository) -> Self {
+    pub fn with_tag_prefix(self, repository: &Repository) -> Self {
         match self.backend {
-            Backend::Shelf(shelf) => Self { backend: Backend::Shelf(shelf.naming(repository)), ..self },
+            Backend::Layout(writer) => Self { backend: Backend::Layout(writer.with_tag_prefix(repository)), ..self },
             Backend::Remote(_) => self,
         }
     }
@@ -74,22 +55,22 @@ impl Destination {
         &self.repository
     }
 
-    /// Whether a blob is there.
+    /// Whether the repository has a blob.
     ///
     /// # Errors
     /// When the registry does not answer, or refuses.
     pub async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.has_blob(descriptor).await,
-            Backend::Shelf(shelf) => shelf.has_blob(descriptor).await,
+            Backend::Layout(writer) => writer.has_blob(descriptor).await,
         }
     }
 
-    /// Asks the registry to take a blob over from another of its repositories. `false` when
-    /// it does not, for whatever reason: then the bytes have to be sent.
+    /// Asks the registry to mount a blob from another of its repositories. Returns `false` when it
+    /// does not: then the bytes have to be sent.
     ///
     /// # Errors
-    /// When the registry does not answer, or refuses to be written to.
+    /// When the registry does not answer, or refuses a write.
     pub async fn mount(&self, descriptor: &Descriptor, from: &Repository) -> Result<bool, RegistryError> {
         match (&self.backend, from) {
             (Backend::Remote(remote), Repository::Registry { host, path }) if *host == self.repository.host() => {
@@ -99,11 +80,11 @@ impl Destination {
         }
     }
 
-    /// Puts a blob there, unless it is there. Large ones go in chunks where the registry
-    /// takes them, and a broken transfer goes on where the registry says that it ended.
+    /// Puts a blob, unless the repository has it. A large blob is sent in chunks where the registry
+    /// supports them, and a broken transfer resumes at the offset that the registry reports.
     ///
     /// # Errors
-    /// When the registry does not answer, refuses, or says that it got something else.
+    /// When the registry does not answer, refuses, or reports another digest.
     pub async fn put_blob(
         &self,
         descriptor: &Descriptor,
@@ -111,13 +92,13 @@ impl Destination {
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
         if self.has_blob(descriptor).await? {
-            progress.finished(descriptor, Passage::Present);
+            progress.finished(descriptor, BlobTransfer::Present);
             return Ok(());
         }
         self.send_blob(descriptor, blob, progress).await
     }
 
-    /// As [`Self::put_blob`], for a blob of which the caller knows that it is not there.
+    /// As [`Self::put_blob`], for a blob that the repository is known to lack.
     ///
     /// # Errors
     /// As [`Self::put_blob`].
@@ -128,87 +109,70 @@ impl Destination {
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
         match &self.backend {
-            Backend::Remote(remote) => remote.upload(descriptor, &Load::Blob(blob.clone()), progress).await?,
-            Backend::Shelf(shelf) => shelf.store(blob).await?,
+            Backend::Remote(remote) => remote.upload(descriptor, &UploadBody::Blob(blob.clone()), progress).await?,
+            Backend::Layout(writer) => writer.store(blob).await?,
         }
-        progress.finished(descriptor, Passage::Sent);
+        progress.finished(descriptor, BlobTransfer::Sent);
         Ok(())
     }
 
-    /// Puts a blob there straight from where it comes, without keeping it in between: from a
-    /// folder, since a registry checks what it gets, and into one, where it has no name
-    /// before it was checked. From server to server the stream comes back untouched.
+    /// Puts a blob directly from its stream, without a copy in between: from a file to a registry,
+    /// which verifies what it receives, and into a layout, where a blob gets its name after it was
+    /// verified. Returns the untouched stream for a transfer between two registries.
     ///
     /// # Errors
-    /// When either side fails, or the bytes are not the blob's.
-    pub async fn take(&self, stream: BlobStream, progress: &dyn Progress) -> Result<Option<BlobStream>, RegistryError> {
+    /// When either side fails, or the bytes don't match the descriptor.
+    pub async fn put_stream(
+        &self,
+        stream: BlobStream,
+        progress: &dyn Progress,
+    ) -> Result<Option<BlobStream>, RegistryError> {
         let descriptor = stream.descriptor().clone();
         match &self.backend {
             Backend::Remote(remote) => match stream.into_file().await? {
-                Ok(load) => remote.upload(&descriptor, &load, progress).await?,
+                Ok(body) => remote.upload(&descriptor, &body, progress).await?,
                 Err(stream) => return Ok(Some(stream)),
             },
-            Backend::Shelf(shelf) => shelf.receive(stream, progress).await?,
+            Backend::Layout(writer) => writer.receive(stream, progress).await?,
         }
-        progress.finished(&descriptor, Passage::Sent);
+        progress.finished(&descriptor, BlobTransfer::Sent);
         Ok(None)
     }
 
-    /// Puts a manifest there, under its digest alone or under a tag as well.
+    /// Puts a manifest, under its digest alone or under a tag as well.
     ///
     /// # Errors
-    /// When the registry does not answer, refuses, or says that it got something else.
+    /// When the registry does not answer, refuses, or reports another digest.
     pub async fn put_manifest(&self, raw: &Bytes, media_type: &str, tag: Option<&str>) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.put_manifest(raw, media_type, tag).await.map(drop),
-            Backend::Shelf(shelf) => shelf.put_manifest(raw, media_type, tag).await,
+            Backend::Layout(writer) => writer.put_manifest(raw, media_type, tag).await,
         }
     }
 
-    /// Lists a manifest that has no tag among those of a layout, where nothing else would
-    /// lead to it; a registry finds it by its digest.
+    /// Lists a manifest without a tag in the index of a layout, which is the only way to find it
+    /// there. Has no effect on a registry.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(_) => Ok(()),
-            Backend::Shelf(shelf) => shelf.list(manifest).await,
+            Backend::Layout(writer) => writer.list(manifest).await,
         }
     }
 
-    /// Puts a manifest there that refers to `subject`, and sees to it that it is found:
-    /// where the registry does not keep an index of referrers, in the index under
-    /// `sha256-<hex of subject>` (distribution-spec, "Unavailable Referrers API").
+    /// Puts a manifest that refers to `subject`. Where the registry has no referrers API, adds it to
+    /// the index under `sha256-<hex of subject>` (distribution-spec, "Unavailable Referrers API").
     ///
     /// # Errors
-    /// When the registry does not answer or refuses, or when that tag names something else.
+    /// When the registry does not answer or refuses, or when that tag does not name an index.
     pub async fn attach(&self, referrer: &Bytes, subject: &PinnedReference) -> Result<(), RegistryError> {
         let manifest = Manifest::parse(referrer.clone(), None, referrer.len() as u64)?;
         let entry = manifest.as_referrer();
         match &self.backend {
             Backend::Remote(remote) => remote.attach(&manifest, &entry, subject.digest()).await,
-            Backend::Shelf(shelf) => shelf.attach(&manifest, &entry, subject.digest()).await,
+            Backend::Layout(writer) => writer.attach(&manifest, &entry, subject.digest()).await,
         }
     }
-}
-
-/// The index of referrers with one more entry; `None` where it is listed already. Whatever
-/// else the index says is kept as it is.
-pub(super) fn with_referrer(index: Option<&Manifest>, entry: &Descriptor) -> Result<Option<Bytes>, serde_json::Error> {
-    let mut index: serde_json::Value = match index {
-        Some(index) => serde_json::from_slice(index.raw())?,
-        None => serde_json::from_slice(&crate::oci::LayoutIndex::default().to_bytes()?)?,
-    };
-    let Some(entries) = index.get_mut("manifests").and_then(serde_json::Value::as_array_mut) else {
-        return Err(serde::de::Error::custom("it has no list of manifests"));
-    };
-    if entries
-        .iter()
-        .any(|known| known.get("digest").and_then(serde_json::Value::as_str) == Some(entry.digest.as_str()))
-    {
-        return Ok(None);
-    }
-    entries.push(serde_json::to_value(entry)?);
-    serde_json::to_vec(&index).map(|bytes| Some(bytes.into()))
 }

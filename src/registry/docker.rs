@@ -1,5 +1,5 @@
-//! Docker's `config.json` and its credential helpers (docker/cli, `cli/config`): read as
-//! docker reads it, and written so that docker reads it.
+//! Docker's `config.json` and its credential helpers (docker/cli, `cli/config`), read and written
+//! as docker does.
 
 use std::{
     fs,
@@ -17,21 +17,21 @@ use tokio::{io::AsyncWriteExt as _, process::Command, task::spawn_blocking, time
 use crate::oci::read_regular;
 
 /// A longer file is not read.
-const LIMIT: u64 = 4 << 20;
-/// Some helpers ask their user to unlock something.
-const HELPER_PATIENCE: Duration = Duration::from_secs(60);
-/// What docker calls its hub, whatever its hosts are called.
-const HUB: &str = "https://index.docker.io/v1/";
-/// The user name with which a helper says that the secret is an identity token.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// How long a helper may take: some ask their user to unlock a key ring.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The key of Docker Hub, whatever its host is called.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The user name by which a helper marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// One `config.json`, which need not be there.
+/// One `config.json`, which may be missing.
 #[derive(Debug, Clone)]
 pub struct DockerConfig {
     file: PathBuf,
 }
 
-/// What is stored for a registry.
+/// The stored credentials of a registry.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum DockerLogin {
     Password { username: String, password: String },
@@ -39,20 +39,20 @@ pub(super) enum DockerLogin {
     RegistryToken(String),
 }
 
-/// Why credentials can't be read or kept. Holds no secret.
+/// Why credentials can't be read or stored. Contains no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerConfigError {
-    /// The operating system said no.
+    /// The operating system reports an error.
     #[error("{operation} {}: {source}", file.display())]
     Io {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         file: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// Not what docker writes.
+    /// The file is not a docker configuration.
     #[error("{} is not docker's configuration: {reason}; correct or remove it", file.display())]
     Malformed {
         /// The file.
@@ -60,14 +60,14 @@ pub enum DockerConfigError {
         /// What is wrong.
         reason: String,
     },
-    /// The helper can't be asked.
+    /// The helper can't be run, or failed.
     #[error("docker-credential-{helper} {verb}: {reason}; correct credsStore or credHelpers in {}", file.display())]
     Helper {
-        /// The part of its name that is its own.
+        /// Its name without `docker-credential-`.
         helper: String,
         /// `get`, `store` or `erase`.
         verb: &'static str,
-        /// What happened.
+        /// How it failed.
         reason: String,
         /// The file that names it.
         file: PathBuf,
@@ -94,7 +94,7 @@ struct HelperAnswer {
 }
 
 impl DockerConfig {
-    /// Nothing is read yet.
+    /// The configuration in `file`, which is read at every use.
     pub fn new(file: impl Into<PathBuf>) -> Self {
         Self { file: file.into() }
     }
@@ -104,56 +104,57 @@ impl DockerConfig {
         &self.file
     }
 
-    /// What is stored for `host`: by its helper, by the helper for everybody, in the file.
+    /// The credentials for `host`: from its own helper or the common one, else from the file.
     pub(super) async fn find(&self, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
         let config = self.read().await?;
         if let Some(helper) = self.helper(&config, host)?
-            && let Some(login) = self.ask(&helper, host).await?
+            && let Some(login) = self.ask_helper(&helper, host).await?
         {
             return Ok(Some(login));
         }
-        self.written(&config, host)
+        self.login_in_file(&config, host)
     }
 
-    /// Keeps a user name and password: with the helper where one is configured, else in the
-    /// file, which only its owner may read.
+    /// Stores a user name and password with the helper where one is configured, else in the file,
+    /// which only its owner may read.
     ///
     /// # Errors
-    /// When the helper or the disk refuses; the file is then as it was.
-    pub async fn store(&self, host: &str, username: &str, password: &str) -> Result<Kept, DockerConfigError> {
+    /// When the helper or the disk fails; the file is then unchanged.
+    pub async fn store(&self, host: &str, username: &str, password: &str) -> Result<StoredIn, DockerConfigError> {
         let config = self.read().await?;
-        let (host_key, helper) = (key(host), self.helper(&config, host)?);
+        let (host_key, helper) = (config_key(host), self.helper(&config, host)?);
         if let Some(helper) = helper {
-            let told = json!({ "ServerURL": host_key, "Username": username, "Secret": password }).to_string();
-            self.run(&helper, "store", &told).await?;
-            // As docker does: an entry without a secret says who has been asked.
-            self.change(move |auths| auths.insert(host_key, json!({})).is_none()).await?;
-            return Ok(Kept::ByHelper(helper));
+            let input = json!({ "ServerURL": host_key, "Username": username, "Secret": password }).to_string();
+            self.run_helper(&helper, "store", &input).await?;
+            // As docker does: an entry without a secret marks the registry as logged in.
+            self.update_auths(move |auths| auths.insert(host_key, json!({})).is_none()).await?;
+            return Ok(StoredIn::Helper(helper));
         }
         let auth = STANDARD.encode(format!("{username}:{password}"));
-        self.change(move |auths| {
+        self.update_auths(move |auths| {
             auths.insert(host_key, json!({ "auth": auth }));
             true
         })
         .await?;
-        Ok(Kept::InFile(self.file.clone()))
+        Ok(StoredIn::File(self.file.clone()))
     }
 
-    /// Forgets what is stored. `false` when there was nothing.
+    /// Removes the stored credentials. Returns `false` where there are none.
     ///
     /// # Errors
-    /// When the helper or the disk refuses.
+    /// When the helper or the disk fails.
     pub async fn erase(&self, host: &str) -> Result<bool, DockerConfigError> {
         let config = self.read().await?;
         let mut erased = false;
         if let Some(helper) = self.helper(&config, host)?
-            && self.ask(&helper, host).await?.is_some()
+            && self.ask_helper(&helper, host).await?.is_some()
         {
-            self.run(&helper, "erase", &key(host)).await?;
+            self.run_helper(&helper, "erase", &config_key(host)).await?;
             erased = true;
         }
-        let names = spellings(host);
-        let dropped = self.change(move |auths| names.iter().filter(|name| auths.remove(*name).is_some()).count() > 0);
+        let names = config_keys(host);
+        let dropped =
+            self.update_auths(move |auths| names.iter().filter(|name| auths.remove(*name).is_some()).count() > 0);
         Ok(dropped.await? || erased)
     }
 
@@ -163,7 +164,7 @@ impl DockerConfig {
     }
 
     fn read_now(&self) -> Result<Map<String, Value>, DockerConfigError> {
-        match read_regular(&self.file, LIMIT) {
+        match read_regular(&self.file, MAX_CONFIG_BYTES) {
             Ok(text) => self.parse(&text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
@@ -177,40 +178,40 @@ impl DockerConfig {
         if text.trim_ascii().is_empty() {
             return Ok(Map::new());
         }
-        // serde's words quote what it stumbles over, which may be a secret.
+        // serde's message quotes the offending text, which may be a secret.
         serde_json::from_slice(text).map_err(|error| {
-            self.malformed(format!("no JSON object (line {}, column {})", error.line(), error.column()))
+            self.malformed(format!("it is not a JSON object (line {}, column {})", error.line(), error.column()))
         })
     }
 
-    /// What the text of a file names: a helper to ask, or else what stands in it.
+    /// The helper that the text of a file names for `host`, and the login in the text itself.
     #[cfg(fuzzing)]
-    pub(super) fn understand(
+    pub(super) fn parse_login(
         &self,
         text: &[u8],
         host: &str,
     ) -> Result<(Option<String>, Option<DockerLogin>), DockerConfigError> {
         let config = self.parse(text)?;
-        Ok((self.helper(&config, host)?, self.written(&config, host)?))
+        Ok((self.helper(&config, host)?, self.login_in_file(&config, host)?))
     }
 
     fn helper(&self, config: &Map<String, Value>, host: &str) -> Result<Option<String>, DockerConfigError> {
         let own = config
             .get("credHelpers")
-            .and_then(|helpers| spellings(host).iter().find_map(|name| helpers.get(name)).and_then(Value::as_str));
+            .and_then(|helpers| config_keys(host).iter().find_map(|name| helpers.get(name)).and_then(Value::as_str));
         let helper = own.or_else(|| config.get("credsStore").and_then(Value::as_str)).unwrap_or_default();
         if helper.contains(['/', '\\', '\0']) {
-            return Err(self.malformed(format!("{helper:?} is no name of a helper")));
+            return Err(self.malformed(format!("{helper:?} is not the name of a helper")));
         }
         Ok((!helper.is_empty()).then(|| helper.to_owned()))
     }
 
-    fn written(&self, config: &Map<String, Value>, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
+    fn login_in_file(&self, config: &Map<String, Value>, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
         let auths = config.get("auths").and_then(Value::as_object);
-        let Some(entry) = auths.and_then(|auths| spellings(host).iter().find_map(|name| auths.get(name))) else {
+        let Some(entry) = auths.and_then(|auths| config_keys(host).iter().find_map(|name| auths.get(name))) else {
             return Ok(None);
         };
-        let malformed = || self.malformed(format!("the entry of {host} can't be understood"));
+        let malformed = || self.malformed(format!("the entry of {host} can't be parsed"));
         let entry = Entry::deserialize(entry).map_err(|_| malformed())?;
         if !entry.registry_token.is_empty() {
             return Ok(Some(DockerLogin::RegistryToken(entry.registry_token)));
@@ -229,21 +230,21 @@ impl DockerConfig {
         Ok(Some(DockerLogin::Password { username: username.to_owned(), password }))
     }
 
-    async fn ask(&self, helper: &str, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
-        let answer = match self.run(helper, "get", &key(host)).await {
+    async fn ask_helper(&self, helper: &str, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
+        let answer = match self.run_helper(helper, "get", &config_key(host)).await {
             Ok(answer) => answer,
-            // The helpers' way to say that there is nothing.
+            // By this text helpers report that they have no credentials.
             Err(DockerConfigError::Helper { reason, .. }) if reason.contains("credentials not found") => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        Self::answered(&answer)
-            .map_err(|_| self.helper_failed(helper, "get", "its answer is no JSON of credentials".to_owned()))
+        Self::parse_helper_answer(&answer)
+            .map_err(|_| self.helper_failed(helper, "get", "its answer is not JSON with credentials".to_owned()))
     }
 
-    /// What a helper gave.
-    pub(super) fn answered(answer: &[u8]) -> Result<Option<DockerLogin>, serde_json::Error> {
+    /// The login in the answer of a helper.
+    pub(super) fn parse_helper_answer(answer: &[u8]) -> Result<Option<DockerLogin>, serde_json::Error> {
         let answer: HelperAnswer = serde_json::from_slice(answer)?;
         if answer.secret.is_empty() && answer.username.is_empty() {
             return Ok(None);
@@ -254,8 +255,9 @@ impl DockerConfig {
         }))
     }
 
-    /// Secrets go through the pipe, not through the arguments, which everybody may read.
-    async fn run(&self, helper: &str, verb: &'static str, input: &str) -> Result<Vec<u8>, DockerConfigError> {
+    /// Runs a helper. Secrets go through the pipe, not through the arguments, which every user of
+    /// the machine can read.
+    async fn run_helper(&self, helper: &str, verb: &'static str, input: &str) -> Result<Vec<u8>, DockerConfigError> {
         let failed = |reason: String| self.helper_failed(helper, verb, reason);
         let mut child = Command::new(format!("docker-credential-{helper}"))
             .arg(verb)
@@ -266,27 +268,27 @@ impl DockerConfig {
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
         let mut stdin = child.stdin.take();
-        let talk = async {
+        let exchange = async {
             if let Some(mut stdin) = stdin.take() {
-                // A helper that doesn't listen says why on stdout.
+                // A helper that does not read its input explains why on stdout.
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
             child.wait_with_output().await
         };
-        let output = timeout(HELPER_PATIENCE, talk).await.map_err(|_| failed("no answer".to_owned()))?;
+        let output = timeout(HELPER_TIMEOUT, exchange).await.map_err(|_| failed("no answer".to_owned()))?;
         let output = output.map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
-        // Errors of helpers come on stdout.
-        let said = String::from_utf8_lossy(&output.stdout);
-        let said: String = said.trim().chars().filter(|shown| !shown.is_control()).take(200).collect();
-        Err(failed(if said.is_empty() { output.status.to_string() } else { said }))
+        // Helpers print their errors on stdout.
+        let message = String::from_utf8_lossy(&output.stdout);
+        let message: String = message.trim().chars().filter(|shown| !shown.is_control()).take(200).collect();
+        Err(failed(if message.is_empty() { output.status.to_string() } else { message }))
     }
 
-    /// Lets `change` at `auths`, and writes the file if it says so: whole or not at all, and
-    /// for the owner's eyes only. Everything else in the file stays.
-    async fn change(
+    /// Applies `change` to `auths`, and replaces the file if it returns `true`: atomically, with
+    /// mode 0600. Everything else in the file is kept.
+    async fn update_auths(
         &self,
         change: impl FnOnce(&mut Map<String, Value>) -> bool + Send + 'static,
     ) -> Result<bool, DockerConfigError> {
@@ -294,7 +296,7 @@ impl DockerConfig {
         blocking(move || {
             let mut config = this.read_now()?;
             let auths = config.entry("auths").or_insert_with(|| json!({}));
-            let auths = auths.as_object_mut().ok_or_else(|| this.malformed("auths is no object".to_owned()))?;
+            let auths = auths.as_object_mut().ok_or_else(|| this.malformed("auths is not an object".to_owned()))?;
             if !change(auths) {
                 return Ok(false);
             }
@@ -306,11 +308,11 @@ impl DockerConfig {
 
     fn replace(&self, config: &Value) -> Result<(), DockerConfigError> {
         let failed = |source| self.io("write", source);
-        // A link stays one: people keep their configuration elsewhere.
+        // A symbolic link is kept: the file may be managed elsewhere.
         let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         fs::create_dir_all(folder).map_err(failed)?;
-        // tempfile's files are made with mode 0600.
+        // tempfile creates files with mode 0600.
         let mut temporary = tempfile::Builder::new().prefix(".config.json-").tempfile_in(folder).map_err(failed)?;
         // Docker indents by tabs.
         let mut text = Vec::new();
@@ -335,13 +337,13 @@ impl DockerConfig {
     }
 }
 
-/// Where credentials went.
+/// Where credentials are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
-    /// `docker-credential-<this>` has them.
-    ByHelper(String),
-    /// In the configuration file, where whoever can read it can read them.
-    InFile(PathBuf),
+pub enum StoredIn {
+    /// With `docker-credential-<name>`.
+    Helper(String),
+    /// In the configuration file, in plain text.
+    File(PathBuf),
 }
 
 impl std::fmt::Debug for DockerLogin {
@@ -359,17 +361,17 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// What docker files a registry under.
-fn key(host: &str) -> String {
+/// Docker's key of a registry.
+fn config_key(host: &str) -> String {
     match host {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => HUB.to_owned(),
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB_KEY.to_owned(),
         _ => host.to_owned(),
     }
 }
 
-/// The names under which a registry may be filed, by docker and by older tools.
-fn spellings(host: &str) -> Vec<String> {
-    let mut names = vec![key(host), host.to_owned()];
+/// The keys that docker and older tools use for a registry.
+fn config_keys(host: &str) -> Vec<String> {
+    let mut names = vec![config_key(host), host.to_owned()];
     for scheme in ["https", "http"] {
         for path in ["", "/", "/v1/", "/v2/"] {
             names.push(format!("{scheme}://{host}{path}"));
@@ -383,11 +385,11 @@ fn spellings(host: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    struct Place {
+    struct ConfigFolder {
         folder: tempfile::TempDir,
     }
 
-    impl Place {
+    impl ConfigFolder {
         fn holding(config: &Value) -> Self {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -404,8 +406,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn entries_are_found_however_they_are_spelled() {
-        let place = Place::holding(&json!({ "auths": {
+    async fn entries_are_found_under_every_key() {
+        let folder = ConfigFolder::holding(&json!({ "auths": {
             "ghcr.io": { "auth": STANDARD.encode("me:pass:word") },
             "https://index.docker.io/v1/": { "username": "hub", "password": "pw" },
             "https://quay.io/v2/": { "auth": STANDARD.encode("q:r") },
@@ -413,7 +415,7 @@ mod tests {
             "reg.example:5000": { "registrytoken": "tok" },
             "empty.example": {},
         }}));
-        let config = place.config();
+        let config = folder.config();
         assert_eq!(config.find("ghcr.io").await.unwrap(), password("me", "pass:word"));
         assert_eq!(config.find("docker.io").await.unwrap(), password("hub", "pw"));
         assert_eq!(config.find("quay.io").await.unwrap(), password("q", "r"));
@@ -424,24 +426,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn storing_keeps_the_rest_of_the_file_and_only_its_owner_reads_it() {
+    async fn store_keeps_the_rest_of_the_file_and_sets_mode_0600() {
         use std::os::unix::fs::PermissionsExt as _;
-        let place = Place::holding(&json!({ "psFormat": "x", "auths": { "a.example": { "auth": "YTpi" } } }));
-        let config = place.config();
+        let folder = ConfigFolder::holding(&json!({ "psFormat": "x", "auths": { "a.example": { "auth": "YTpi" } } }));
+        let config = folder.config();
         config.store("b.example", "me", "secret").await.unwrap();
         assert_eq!(config.find("b.example").await.unwrap(), password("me", "secret"));
         assert_eq!(config.find("a.example").await.unwrap(), password("a", "b"));
         let text = fs::read_to_string(config.file()).unwrap();
         assert!(text.contains("psFormat") && text.starts_with("{\n\t"), "{text}");
         assert_eq!(fs::metadata(config.file()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(fs::read_dir(folder.folder.path()).unwrap().count(), 1, "no temporary file stays");
         assert!(config.erase("b.example").await.unwrap());
         assert!(!config.erase("b.example").await.unwrap());
         assert_eq!(config.find("b.example").await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn a_file_that_is_not_there_is_empty_and_a_broken_one_is_told_without_its_secrets() {
+    async fn a_missing_file_is_empty_and_the_error_of_a_malformed_one_has_no_secrets() {
         let folder = tempfile::tempdir().unwrap();
         let config = DockerConfig::new(folder.path().join("new/config.json"));
         assert_eq!(config.find("a.example").await.unwrap(), None);
@@ -456,8 +458,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_is_no_path() {
-        let place = Place::holding(&json!({ "credsStore": "../../evil" }));
-        assert!(matches!(place.config().find("a.example").await, Err(DockerConfigError::Malformed { .. })));
+    async fn a_helper_name_with_a_path_is_refused() {
+        let folder = ConfigFolder::holding(&json!({ "credsStore": "../../evil" }));
+        assert!(matches!(folder.config().find("a.example").await, Err(DockerConfigError::Malformed { .. })));
     }
 }

@@ -1,51 +1,52 @@
-//! What can go wrong between us and a registry, and what to do about it.
+//! Errors of registry operations, and what each means for the caller.
 
 use std::time::Duration;
 
+use super::options::InvalidOptions;
 use crate::oci::{Digest, LayoutError, ManifestError, Reference};
 
-/// What a failure means for the one who asked.
+/// What a failure means for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// May go away by itself: network, 5xx, token server, a broken transfer.
     Transient,
-    /// The registry asks to come back later.
+    /// The registry asks to retry later.
     RateLimited {
-        /// How much later, where it said so.
+        /// The delay, where the registry gave one.
         retry_after: Option<Duration>,
     },
     /// The registry answers, and has no such thing.
     NotFound,
-    /// The registry answers, and refuses our credentials.
+    /// The registry answers, and refuses the credentials.
     Denied,
-    /// A property of the bytes under a matching digest: asking again cannot help.
+    /// A property of the bytes under a matching digest: a retry cannot help.
     Defect,
 }
 
-/// Who we are to a registry.
+/// Where the credentials of a request come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Identity {
-    /// Nobody, and the configuration means it.
+pub enum CredentialSource {
+    /// None are configured.
     Anonymous,
-    /// Nobody, because docker's configuration has nothing for this registry.
+    /// Docker's configuration has none for this registry.
     NotLoggedIn,
-    /// The user that the configuration names.
+    /// The configuration.
     Configured,
-    /// The user that docker's configuration names.
+    /// Docker's configuration.
     LoggedIn,
-    /// The user who has just been typed in.
+    /// A prompt or standard input.
     Typed,
 }
 
-impl Identity {
-    /// What is refused, and the way out.
+impl CredentialSource {
+    /// What the registry refused, and how to correct it.
     fn refused(self, host: &str) -> String {
         match self {
             Self::Anonymous => format!("anonymous access; check registries.{host}.credentials"),
-            Self::Configured => format!("our credentials; check registries.{host}.credentials"),
+            Self::Configured => format!("the configured credentials; check registries.{host}.credentials"),
             Self::NotLoggedIn => format!("anonymous access; log in with `bundlegate login {host}`"),
             Self::LoggedIn => {
-                format!("the stored credentials; log in as one who may with `bundlegate login {host}`")
+                format!("the stored credentials; log in as a user with access: `bundlegate login {host}`")
             }
             Self::Typed => "this user name and password; check both".to_owned(),
         }
@@ -55,89 +56,89 @@ impl Identity {
 /// A failed registry operation.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The reference points at nothing.
+    /// The reference names no artifact.
     #[error("{reference}: no such tag or manifest")]
     NoSuchReference {
-        /// What was asked for.
+        /// The reference.
         reference: Reference,
     },
-    /// A manifest or blob that should be there is not.
+    /// A manifest or blob is missing.
     #[error("{what} {digest} is not in {repository}")]
     Missing {
         /// `manifest` or `blob`.
         what: &'static str,
         /// Its digest.
         digest: Digest,
-        /// Where it was looked for.
+        /// The repository without it.
         repository: String,
     },
-    /// The registry has no repository of this name, or shows none to us.
+    /// The registry has no repository of this name, or hides it.
     #[error("{repository}: no such repository")]
     NoSuchRepository {
-        /// What was asked for.
+        /// The repository.
         repository: String,
     },
-    /// No answer: connection, TLS or a deadline.
+    /// No answer, because of the connection, TLS or a deadline.
     #[error("{operation} at {host}: {reason}")]
     Unreachable {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// With whom.
+        /// The registry.
         host: String,
-        /// The innermost cause, without URLs, which may hold signatures.
+        /// The innermost cause, without URLs, which may contain signatures.
         reason: String,
     },
-    /// An answer that means neither success nor a fact about the artifact.
+    /// A status that means neither success nor a fact about the artifact.
     #[error("{operation} at {host}: HTTP {status}{detail}")]
     Status {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// With whom.
+        /// The registry.
         host: String,
         /// The status code.
         status: u16,
         /// `Retry-After`, where sent.
         retry_after: Option<Duration>,
-        /// What the registry says of it: empty, or in parentheses.
+        /// The registry's explanation in parentheses, or empty.
         detail: String,
     },
     /// 401 or 403 after the credentials were used.
-    #[error("{operation} at {host}: HTTP {status}, the registry refuses {}", identity.refused(host))]
+    #[error("{operation} at {host}: HTTP {status}, the registry refuses {}", credentials.refused(host))]
     Denied {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// With whom.
+        /// The registry.
         host: String,
         /// The status code.
         status: u16,
-        /// Who we were.
-        identity: Identity,
+        /// Which credentials it refused.
+        credentials: CredentialSource,
     },
-    /// The credentials are not where they should be.
+    /// The configured credentials can't be read or used.
     #[error("credentials for {host}: {reason}")]
-    NoLogin {
+    CredentialsUnavailable {
         /// The registry.
         host: String,
         /// What is wrong, without the secret.
         reason: String,
     },
-    /// The token server named by the registry did not give a token.
+    /// The token server that the registry names did not issue a token.
     #[error("token for {host} from {realm}: {reason}")]
     Token {
         /// The registry.
         host: String,
         /// The token server's address, without query.
         realm: String,
-        /// What it did.
+        /// How it failed.
         reason: String,
-        /// Whether it refused the credentials, as opposed to being unwell.
+        /// Whether it refused the credentials; otherwise it failed.
         denied: bool,
-        /// `Retry-After`, where it said 429.
+        /// `Retry-After`, where it answered 429.
         retry_after: Option<Duration>,
-        /// Whether it said 429.
+        /// Whether it answered 429.
         limited: bool,
     },
-    /// A body longer than allowed.
+    /// A body is longer than its limit.
     #[error("{what} is larger than the limit of {limit} bytes ({key})")]
     TooLarge {
         /// What was read.
@@ -146,52 +147,51 @@ pub enum RegistryError {
         limit: u64,
         /// The configuration key that holds it.
         key: &'static str,
-        /// Whether the digest of all of its bytes is the one that was asked for. Otherwise they
-        /// may be anything: a proxy's error page, say.
+        /// Whether the digest of all of its bytes is the requested one. Otherwise they may be
+        /// anything, such as a proxy's error page.
         proven: bool,
     },
-    /// The bytes that arrived are not those that were asked for.
+    /// The received bytes have another digest or size than requested.
     #[error("{what} {expected} arrived as {actual}: the transfer or the registry's storage is corrupt")]
     Mismatch {
         /// `manifest` or `blob`.
         what: &'static str,
-        /// What was asked for.
+        /// The requested digest.
         expected: String,
-        /// What came.
+        /// The digest of the bytes.
         actual: String,
     },
-    /// The answer is whole, and yet shorter than the blob.
+    /// The answer is complete, but shorter than the blob.
     #[error(
         "blob {digest} ends after {actual} of {expected} bytes: the transfer or the registry's storage is cut short"
     )]
     Truncated {
-        /// What was asked for.
+        /// The blob.
         digest: Digest,
         /// Its size.
         expected: u64,
-        /// What came.
+        /// The number of received bytes.
         actual: u64,
     },
-    /// The manifest's bytes are what was asked for, but no manifest.
+    /// Bytes with the requested digest are not a valid manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// What the registry says of a manifest's type, which no digest covers, contradicts the
-    /// manifest.
+    /// `Content-Type`, which no digest covers, contradicts the manifest.
     #[error("{operation} at {host}: {reason}")]
     ContentType {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// With whom.
+        /// The registry.
         host: String,
-        /// Both types.
+        /// Names both types.
         reason: String,
     },
-    /// A page of a list that is not what the specification says.
+    /// An answer does not follow the specification.
     #[error("{operation} at {host}: {reason}")]
     Protocol {
-        /// What was attempted.
+        /// The operation.
         operation: &'static str,
-        /// With whom.
+        /// The registry.
         host: String,
         /// What is wrong with the answer.
         reason: String,
@@ -202,7 +202,7 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// The kind of failure in a word: a metric label.
+    /// The kind of failure as a metric label.
     pub fn label(&self) -> &'static str {
         match self {
             Self::NoSuchReference { .. } => "no_such_tag",
@@ -210,7 +210,7 @@ impl RegistryError {
             Self::Unreachable { .. } => "unreachable",
             Self::Status { status: 429, .. } | Self::Token { limited: true, .. } => "rate_limited",
             Self::Status { .. } => "registry_error",
-            Self::Denied { .. } | Self::NoLogin { .. } | Self::Token { denied: true, .. } => "denied",
+            Self::Denied { .. } | Self::CredentialsUnavailable { .. } | Self::Token { denied: true, .. } => "denied",
             Self::Token { .. } => "token",
             Self::TooLarge { .. } => "too_large",
             Self::Mismatch { .. } => "corrupt",
@@ -221,11 +221,13 @@ impl RegistryError {
         }
     }
 
-    /// What the failure means.
+    /// What the failure means for the caller.
     pub fn class(&self) -> Class {
         match self {
             Self::NoSuchReference { .. } | Self::Missing { .. } | Self::NoSuchRepository { .. } => Class::NotFound,
-            Self::Denied { .. } | Self::NoLogin { .. } | Self::Token { denied: true, .. } => Class::Denied,
+            Self::Denied { .. } | Self::CredentialsUnavailable { .. } | Self::Token { denied: true, .. } => {
+                Class::Denied
+            }
             Self::Status { status: 429, retry_after, .. } | Self::Token { limited: true, retry_after, .. } => {
                 Class::RateLimited { retry_after: *retry_after }
             }
@@ -242,9 +244,9 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry has answered, and what it has, or lacks, can't be used: it is missing,
-    /// malformed, too large, or contradicts itself. Of a piece of evidence that is a fact about
-    /// this piece alone. Otherwise the registry did not answer, refused, or is unwell.
+    /// Whether the registry answered and the content is missing, malformed, too large or
+    /// contradicts itself. For a piece of evidence that is a fact about this piece alone. Otherwise
+    /// the registry did not answer, refused, or failed.
     pub fn is_unusable_content(&self) -> bool {
         match self {
             Self::Missing { .. }
@@ -255,15 +257,21 @@ impl RegistryError {
             | Self::Truncated { .. }
             | Self::Manifest(_)
             | Self::ContentType { .. } => true,
-            // The registry does not give out this one: 410 Gone, 412 for an artifact that a
-            // scanner holds back, 451.
+            // The registry does not serve this content: 410 Gone, 412 for an artifact that a
+            // scanner blocks, 451.
             Self::Status { status, .. } => matches!(status, 404 | 410 | 412 | 451),
             Self::Unreachable { .. }
             | Self::Denied { .. }
-            | Self::NoLogin { .. }
+            | Self::CredentialsUnavailable { .. }
             | Self::Token { .. }
             | Self::Protocol { .. }
             | Self::Layout(_) => false,
         }
+    }
+}
+
+impl From<InvalidOptions> for RegistryError {
+    fn from(InvalidOptions { host, reason }: InvalidOptions) -> Self {
+        Self::Protocol { operation: "connect", host, reason }
     }
 }

@@ -1,14 +1,14 @@
-//! What a registry, a token server or a docker configuration makes us read, for the fuzz
-//! targets: one door for each parser. Not there in any other build.
+//! Entry points for the fuzz targets: one for each parser of input from a registry, a token server
+//! or a docker configuration. Compiled for fuzzing only.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
-use super::{DockerConfig, auth, challenge::Challenge, docker::DockerLogin, http, link, lists, remote, retry};
+use super::{DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link, remote, retry};
 use crate::oci::Descriptor;
 
-/// `WWW-Authenticate`: realm, service and scope of the token that is asked for.
+/// `WWW-Authenticate`: realm, service and scope of the token to request.
 pub fn challenge(headers: &[&str]) -> Option<(String, Option<String>, Option<String>)> {
     match Challenge::choose(headers.iter().copied())? {
         Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
@@ -21,7 +21,7 @@ pub fn next_link(header: &str) -> Option<&str> {
     link::next(header)
 }
 
-/// `Retry-After`; a text that is no header is none.
+/// `Retry-After`; `None` for a text that is not a valid header.
 pub fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
     let value = HeaderValue::from_str(header).ok()?;
     retry::retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]), now)
@@ -33,13 +33,13 @@ pub fn token(body: &[u8]) -> Option<(HeaderValue, Duration)> {
 }
 
 /// The body of an error.
-pub fn refusal(body: &[u8]) -> String {
-    http::told(body)
+pub fn error_detail(body: &[u8]) -> String {
+    client::error_detail(body)
 }
 
 /// A page of tags or of repositories.
 pub fn names(body: &[u8]) -> [Option<Vec<String>>; 2] {
-    [lists::tags_in(body), lists::repositories_in(body)]
+    [discovery::tags_in(body), discovery::repositories_in(body)]
 }
 
 /// A page of referrers.
@@ -47,19 +47,18 @@ pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
     remote::referrers_in(body).map(|listing| listing.entries)
 }
 
-/// A docker configuration, and what its helper would say: whom to ask for `host`, and what
-/// stands in the file.
+/// A docker configuration: the helper for `host`, and the login in the file.
 pub fn docker_config(text: &[u8], host: &str) -> Option<(Option<String>, Option<Login>)> {
-    let (helper, written) = DockerConfig::new("config.json").understand(text, host).ok()?;
+    let (helper, written) = DockerConfig::new("config.json").parse_login(text, host).ok()?;
     Some((helper, written.map(Login::from)))
 }
 
 /// The answer of a credential helper.
 pub fn helper_answer(answer: &[u8]) -> Option<Login> {
-    DockerConfig::answered(answer).ok().flatten().map(Login::from)
+    DockerConfig::parse_helper_answer(answer).ok().flatten().map(Login::from)
 }
 
-/// What to log in with.
+/// Stored credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Login {
     /// User name and password.

@@ -1,6 +1,6 @@
-//! `Link` (RFC 8288), as registries write it.
+//! The `Link` header (RFC 8288), as registries write it.
 
-/// Where the next page is, in one header; it may hold several links.
+/// The target with `rel=next` in one header, which may hold several links.
 pub(super) fn next(header: &str) -> Option<&str> {
     let mut rest = header;
     while let Some((target, after)) = rest.split_once('<').and_then(|(_, link)| link.split_once('>')) {
@@ -17,14 +17,14 @@ pub(super) fn next(header: &str) -> Option<&str> {
     None
 }
 
-/// Whether a parameter is a relation, or several, and one of them the next page.
+/// Whether a parameter is `rel` with `next` among its relations.
 fn is_next(parameter: &str) -> bool {
     let Some((name, relations)) = parameter.split_once('=') else { return false };
     let mut relations = relations.trim().trim_matches('"').split_ascii_whitespace();
     name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
-/// What is before and behind a separator that is not in quotes.
+/// Splits at the first separator that is not in quotes.
 fn split(text: &str, separator: char) -> (&str, &str) {
     let mut quoted = false;
     let at = text.find(|character| {
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn without_one_there_is_no_next_page() {
+    fn a_header_without_rel_next_has_no_next_page() {
         for header in [
             "",
             "<",

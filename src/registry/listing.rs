@@ -1,6 +1,6 @@
-//! Descriptors in a document that anybody with write access may have written: a list of
-//! referrers, or the image of signatures at a `.sig` tag. Nothing in it is trusted, and one
-//! malformed entry takes away no other.
+//! Descriptors in a document that any client with write access can write: a list of referrers,
+//! or the image of signatures at a `.sig` tag. Nothing in it is trusted, and a malformed entry
+//! does not affect the others.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -10,15 +10,15 @@ use crate::oci::Descriptor;
 /// The descriptors of a document.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Those that can be read, in order.
+    /// The well-formed descriptors, in order.
     pub entries: Vec<Descriptor>,
-    /// What can't be used of it, one sentence each.
+    /// One sentence for each part that can't be used.
     pub skipped: Vec<String>,
     /// The length of the document in bytes.
     pub size: u64,
 }
 
-/// Which entries of a document are meant.
+/// The list in a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Member {
     /// The `layers` of an image manifest.
@@ -27,8 +27,8 @@ pub enum Member {
     Manifests,
 }
 
-/// Malformed entries that are told one by one; of more, their number.
-const TOLD: usize = 8;
+/// Malformed entries that are reported one by one; further ones are counted.
+const MAX_REPORTED: usize = 8;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -41,11 +41,11 @@ struct Document<'a> {
 }
 
 impl Listing {
-    /// Reads the descriptors of a document; `content_type` is what the registry says it is, which
-    /// is noted where it contradicts the document.
+    /// Reads the descriptors of a document. A `content_type` that contradicts the document's
+    /// `mediaType` is reported in `skipped`.
     ///
     /// # Errors
-    /// When it is no JSON object with such a member; in words.
+    /// When `body` is not a JSON object, or `member` is not a list.
     pub(super) fn read(body: &[u8], member: Member, content_type: Option<&str>) -> Result<Self, String> {
         let document: Document<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         let entries = match member {
@@ -54,9 +54,9 @@ impl Listing {
         };
         let mut listing = Self { size: body.len() as u64, ..Self::default() };
         if let (Some(field), Some(header)) = (&document.media_type, content_type)
-            && !agree(field, header)
+            && !media_types_agree(field, header)
         {
-            listing.skipped.push(format!("its mediaType is {field:?}, and the registry says {header:?}"));
+            listing.skipped.push(format!("mediaType is {field:?}, but Content-Type is {header:?}"));
         }
         let mut malformed = 0_usize;
         for (index, entry) in entries.unwrap_or_default().into_iter().enumerate() {
@@ -64,32 +64,32 @@ impl Listing {
                 Ok(descriptor) => listing.entries.push(descriptor),
                 Err(error) => {
                     malformed += 1;
-                    if malformed <= TOLD {
+                    if malformed <= MAX_REPORTED {
                         listing.skipped.push(format!("entry {index}: {error}"));
                     }
                 }
             }
         }
-        if malformed > TOLD {
-            listing.skipped.push(format!("{} more entries are malformed", malformed - TOLD));
+        if malformed > MAX_REPORTED {
+            listing.skipped.push(format!("{} more entries are malformed", malformed - MAX_REPORTED));
         }
         Ok(listing)
     }
 
-    /// The same with the name of the document in front of each sentence.
-    pub(super) fn named(mut self, name: &str) -> Self {
+    /// Prefixes each sentence with the name of the document.
+    pub(super) fn with_name(mut self, name: &str) -> Self {
         self.skipped.iter_mut().for_each(|sentence| *sentence = format!("{name}: {sentence}"));
         self
     }
 
-    /// A document that can't be used at all.
+    /// The listing of a document that can't be used at all.
     pub(super) fn unusable(name: &str, reason: impl std::fmt::Display) -> Self {
         Self { skipped: vec![format!("{name}: {reason}")], ..Self::default() }
     }
 }
 
-/// Registries that lost the type say one of the generic ones.
-fn agree(field: &str, header: &str) -> bool {
+/// A generic `Content-Type` agrees with any `mediaType`: registries that lost the type send one.
+fn media_types_agree(field: &str, header: &str) -> bool {
     let header = header.split(';').next().unwrap_or_default().trim();
     field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header)
 }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn one_malformed_entry_takes_away_no_other() {
+    fn a_malformed_entry_does_not_affect_the_others() {
         let good = Descriptor::of("a/b", b"x");
         for bad in [
             json!(null),
@@ -124,15 +124,15 @@ mod tests {
             assert_eq!((listing.entries.as_slice(), listing.skipped.len()), ([good.clone()].as_slice(), 2), "{bad}");
         }
         let many = read(&json!({"layers": vec![json!({}); 10_000]}), None);
-        assert_eq!((many.entries.len(), many.skipped.len()), (0, TOLD + 1));
+        assert_eq!((many.entries.len(), many.skipped.len()), (0, MAX_REPORTED + 1));
         assert_eq!(many.skipped.last().unwrap(), "9992 more entries are malformed");
     }
 
     #[test]
-    fn a_type_that_the_registry_contradicts_is_told_and_takes_nothing_away() {
+    fn a_contradicting_content_type_is_reported_and_the_entries_stay() {
         let good = Descriptor::of("a/b", b"x");
         let document = json!({"mediaType": media_type::OCI_MANIFEST, "layers": [good]});
-        for (header, told) in [
+        for (header, reported) in [
             (Some(media_type::OCI_MANIFEST), 0),
             (Some("application/json; charset=utf-8"), 0),
             (None, 0),
@@ -140,12 +140,12 @@ mod tests {
             (Some("text/html"), 1),
         ] {
             let listing = read(&document, header);
-            assert_eq!((listing.entries.len(), listing.skipped.len()), (1, told), "{header:?}");
+            assert_eq!((listing.entries.len(), listing.skipped.len()), (1, reported), "{header:?}");
         }
     }
 
     #[test]
-    fn what_is_no_document_is_an_error() {
+    fn a_body_without_such_a_list_is_an_error() {
         for body in ["", "<html>", "[]", "7", r#"{"layers": {}}"#, r#"{"layers": [], "layers": []}"#] {
             assert!(Listing::read(body.as_bytes(), Member::Layers, None).is_err(), "{body}");
         }

@@ -1,39 +1,47 @@
-//! The only code that talks to a registry, be it a server or a folder.
+//! The only code that talks to a registry, which may be a server or an OCI layout folder.
 //!
-//! [`Registries`] holds the connections; [`Source`] is one repository of one of them to read
-//! from, [`Destination`] one to write to, and what everybody else uses. Everything they give
-//! is bounded in bytes and in time, and everything that has a digest is checked against it.
+//! [`Registries`] holds the connections. A [`Source`] is one repository to read from, a
+//! [`Destination`] one to write to; the other modules use these two. Every read is bounded in
+//! bytes and in time, and all content with a digest is verified against it.
+//!
+//! Layers, from the bottom: `transport` sends HTTP requests, `auth` answers challenges,
+//! `client` adds retries and redirects, `remote` and `upload` speak the distribution
+//! specification.
 
-mod access;
 mod address;
 mod auth;
 mod blob_stream;
 mod certificate;
 mod challenge;
+mod client;
 mod destination;
+mod discovery;
 mod docker;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod http;
 mod layout;
-mod layout_index;
 mod link;
 mod listing;
-mod lists;
 mod options;
 mod payload;
+mod progress;
+mod referrers;
+mod registries;
 mod remote;
 mod retry;
-mod shelf;
+mod scope;
 mod source;
+mod transport;
 mod upload;
 
 pub use blob_stream::BlobStream;
-pub use destination::{Destination, Passage, Progress};
-pub use docker::{DockerConfig, DockerConfigError, Kept};
-pub use error::{Class, Identity, RegistryError};
-pub use http::BadOptions;
+pub use destination::Destination;
+pub use docker::{DockerConfig, DockerConfigError, StoredIn};
+pub use error::{Class, CredentialSource, RegistryError};
 pub use listing::{Listing, Member};
-pub use options::{Credentials, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
-pub use source::{Referrers, Registries, Source, TransferTurn};
+pub use options::{Credentials, InvalidOptions, Options, ReadLimits, Scheme, Timeouts, TlsTrust};
+pub use progress::{BlobTransfer, Progress};
+pub use referrers::Referrers;
+pub use registries::Registries;
+pub use source::{Source, TransferPermit};

@@ -1,19 +1,19 @@
-//! How to talk to one registry.
+//! The options of one registry host.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-/// Everything that configuration says about one registry host.
+/// The options of one registry host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// HTTPS unless plain HTTP was written out; never guessed.
+    /// HTTPS unless plain HTTP is configured; never guessed.
     pub scheme: Scheme,
     /// PEM certificates added to the system's roots.
     pub extra_roots: Vec<u8>,
-    /// Whether the certificate is looked at.
+    /// Whether the registry's certificate is verified.
     pub tls: TlsTrust,
-    /// Who we are; `None` is anonymous.
+    /// `None` for anonymous access.
     pub credentials: Option<Credentials>,
-    /// How long to wait.
+    /// The deadlines of its requests.
     pub timeouts: Timeouts,
 }
 
@@ -26,17 +26,17 @@ pub enum Scheme {
     Https,
 }
 
-/// Whether a registry must show a certificate that somebody trusted vouches for.
+/// Whether the certificate of a registry is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TlsTrust {
-    /// It must.
+    /// Against the system's roots and `extra_roots`.
     #[default]
     Verified,
-    /// Anybody on the way may answer in its place.
+    /// Not at all: any host on the network path can answer in the registry's place.
     Unverified,
 }
 
-/// Where user name and password are. Files and helpers are asked at every use, so a rotated
+/// Where user name and password come from. Files and helpers are read at every use, so a rotated
 /// password needs no restart.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -47,13 +47,13 @@ pub enum Credentials {
         /// The file with the password; white space around it is dropped.
         password_file: PathBuf,
     },
-    /// Docker's configuration and the credential helpers that it names; what is not in it
-    /// is accessed anonymously.
+    /// Docker's configuration and the credential helpers that it names. A registry that it does
+    /// not list is accessed anonymously.
     DockerConfig {
-        /// Its `config.json`; none there is as good as an empty one.
+        /// Its `config.json`; a missing file counts as an empty one.
         file: PathBuf,
     },
-    /// What has just been typed.
+    /// User name and password from a prompt or standard input.
     Typed {
         /// The user's name.
         username: String,
@@ -65,15 +65,15 @@ pub enum Credentials {
 /// The three deadlines of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Until the connection stands, TLS included.
+    /// For establishing the connection, TLS included.
     pub connect: Duration,
-    /// The longest silence while an answer is due or running.
+    /// The longest pause before and within an answer.
     pub read: Duration,
-    /// The whole request with its retries.
+    /// For the whole request with its retries.
     pub total: Duration,
 }
 
-/// How many bytes of what are read.
+/// The most bytes that are read of each kind of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
     /// A manifest or index (`limits.manifest`).
@@ -82,6 +82,16 @@ pub struct ReadLimits {
     pub evidence: u64,
     /// A bundle layer (`limits.bundle`).
     pub bundle: u64,
+}
+
+/// Options that no HTTP client can be built from.
+#[derive(Debug, thiserror::Error)]
+#[error("registries.{host}: {reason}")]
+pub struct InvalidOptions {
+    /// The registry.
+    pub host: String,
+    /// What is wrong.
+    pub reason: String,
 }
 
 impl Default for Options {
@@ -103,7 +113,7 @@ impl Default for Timeouts {
 }
 
 impl Scheme {
-    /// As it stands in a URL.
+    /// The scheme in a URL.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",

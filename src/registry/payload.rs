@@ -1,4 +1,4 @@
-//! The body of a request, or of several that each carry a part: read as it is sent.
+//! The body of an upload, in one request or in parts, read while it is sent.
 
 use std::{
     fs, io,
@@ -15,25 +15,26 @@ use tokio::task::spawn_blocking;
 
 use crate::oci::Blob;
 
-/// What is in memory of a blob on disk while it is sent.
-const PIECE: u64 = 256 * 1024;
+/// How much of a blob on disk is in memory while it is sent.
+const READ_BYTES: u64 = 256 * 1024;
 
-/// Bytes, wherever they are.
+/// The bytes of an upload, in memory or on disk.
 #[derive(Debug, Clone)]
-pub(super) enum Load {
+pub(super) enum UploadBody {
     Memory(Bytes),
     Blob(Blob),
-    /// What nobody has checked yet, for a registry that will.
+    /// Bytes that are not verified yet; the registry verifies them.
     File {
         file: Arc<fs::File>,
         size: u64,
     },
 }
 
-/// Bytes to send; any number of times, since a redirect or a challenge repeats them.
+/// The body of one request: an [`UploadBody`] or a part of it. It can be sent any number of
+/// times, as after a redirect or a challenge.
 #[derive(Debug, Clone)]
 pub(super) struct Payload {
-    load: Load,
+    source: UploadBody,
     start: u64,
     length: u64,
     media_type: String,
@@ -42,22 +43,22 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    /// All of it.
-    pub(super) fn whole(load: &Load, media_type: &str) -> Self {
+    /// All of `body`.
+    pub(super) fn whole(body: &UploadBody, media_type: &str) -> Self {
         Self {
             start: 0,
-            length: load.size(),
-            load: load.clone(),
+            length: body.size(),
+            source: body.clone(),
             media_type: media_type.to_owned(),
             range: None,
             sent: Arc::default(),
         }
     }
 
-    /// A chunk, with the `Content-Range` that says which.
-    pub(super) fn chunk(load: &Load, start: u64, length: u64) -> Self {
+    /// A chunk with its `Content-Range`.
+    pub(super) fn chunk(body: &UploadBody, start: u64, length: u64) -> Self {
         let range = Some(format!("{start}-{}", (start + length).saturating_sub(1)));
-        Self { start, length, range, ..Self::whole(load, OCTETS) }
+        Self { start, length, range, ..Self::whole(body, OCTET_STREAM) }
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -68,30 +69,31 @@ impl Payload {
         &self.media_type
     }
 
-    /// `a-b`, without the unit: distribution-spec, "Pushing a blob in chunks".
+    /// `Content-Range` as `start-end`, without a unit (distribution-spec, "Pushing a blob in
+    /// chunks").
     pub(super) fn range(&self) -> Option<&str> {
         self.range.as_deref()
     }
 
-    /// How many bytes the network has taken so far.
+    /// The number of bytes that were passed to the network.
     pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
     pub(super) fn body(&self) -> reqwest::Body {
         self.sent.store(0, Ordering::Relaxed);
-        if let (Some(bytes), None) = (self.load.in_memory(), &self.range) {
+        if let (Some(bytes), None) = (self.source.in_memory(), &self.range) {
             self.sent.store(self.length, Ordering::Relaxed);
             return bytes.clone().into();
         }
         reqwest::Body::wrap_stream(stream::unfold((self.clone(), 0), |(payload, at)| async move {
-            let length = PIECE.min(payload.length - at);
+            let length = READ_BYTES.min(payload.length - at);
             if length == 0 {
                 return None;
             }
             let piece = payload.read(payload.start + at, length).await;
-            // Asked for more, so what came before is on its way. After the last piece nobody
-            // asks: its length was announced.
+            // The next piece is requested once the one before was sent. After the last piece
+            // there is no request, because `Content-Length` announced its end.
             let sent = if at + length == payload.length { payload.length } else { at };
             payload.sent.store(sent, Ordering::Relaxed);
             Some((piece, (payload, at + length)))
@@ -100,15 +102,15 @@ impl Payload {
 
     async fn read(&self, offset: u64, length: u64) -> io::Result<Bytes> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if self.load.in_memory().is_some() {
-            return self.load.read_at(offset, length);
+        if self.source.in_memory().is_some() {
+            return self.source.read_at(offset, length);
         }
-        let load = self.load.clone();
-        spawn_blocking(move || load.read_at(offset, length)).await?
+        let source = self.source.clone();
+        spawn_blocking(move || source.read_at(offset, length)).await?
     }
 }
 
-impl Load {
+impl UploadBody {
     pub(super) fn size(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -141,5 +143,5 @@ impl Load {
     }
 }
 
-/// What every blob is on its way.
-pub(super) const OCTETS: &str = "application/octet-stream";
+/// The media type of every blob while it is sent.
+pub(super) const OCTET_STREAM: &str = "application/octet-stream";

@@ -1,26 +1,35 @@
-//! When to ask again, and how much later.
+//! Which requests are repeated, and after which delay.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::header;
 
+use super::error::{Class, RegistryError};
+
 /// Attempts at one request, the first included.
 pub(super) const ATTEMPTS: u32 = 4;
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const MAX_DELAY: Duration = Duration::from_secs(5);
-/// A longer `Retry-After` counts as this: it may be in the wrong unit, or read by a wrong clock,
-/// and must not stop updates for days.
+/// A longer `Retry-After` counts as this: it may be in the wrong unit, or compared with a wrong
+/// clock, and must not stop updates for days.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
-/// What a `Retry-After` that can't be read counts as: the registry does ask for patience.
+/// A `Retry-After` that can't be parsed counts as this: the registry does ask for a delay.
 const UNREADABLE_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// Whether a status says "not now" rather than "no".
-pub(super) fn is_passing(status: u16) -> bool {
+/// Whether the same request may succeed a moment later.
+pub(super) fn is_retryable(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status, .. } => is_retryable_status(*status),
+        _ => matches!(error.class(), Class::Transient | Class::RateLimited { .. }),
+    }
+}
+
+fn is_retryable_status(status: u16) -> bool {
     matches!(status, 408 | 429 | 500..=599)
 }
 
-/// How long to wait before attempt `next` (2 for the first repetition): what the server
-/// asked for, else exponential with full jitter, so that replicas don't move in step.
+/// The delay before attempt `next` (2 for the first retry): the server's `Retry-After`, else
+/// exponential with jitter, so that replicas don't retry in step.
 pub(super) fn delay(next: u32, retry_after: Option<Duration>) -> Duration {
     retry_after.unwrap_or_else(|| {
         let ceiling = FIRST_DELAY.saturating_mul(1 << next.saturating_sub(2).min(16)).min(MAX_DELAY);
@@ -38,7 +47,7 @@ pub(super) fn retry_after(headers: &header::HeaderMap, now: SystemTime) -> Optio
 
 fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number can have are a long time, too.
+        // A number that overflows is a long time, too.
         return Some(text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
     }
     let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
@@ -65,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_that_can_not_be_read_counts_as_a_minute() {
+    fn a_retry_after_that_can_not_be_parsed_counts_as_a_minute() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         for text in ["soon", "", " ", "-1", "+1", "1.5", "1e3", "0x10", "10s", "1, 2", "Sun, 99 Nov 1994 08:49:47 GMT"]
         {
@@ -97,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_grow_to_a_ceiling_and_obey_the_server() {
+    fn delays_grow_to_a_ceiling_and_follow_retry_after() {
         assert!(delay(2, None) <= FIRST_DELAY);
         assert!(delay(60, None) <= MAX_DELAY);
         assert_eq!(delay(2, Some(Duration::from_secs(40))), Duration::from_secs(40));

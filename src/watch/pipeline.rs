@@ -111,7 +111,7 @@ impl Pipeline {
             return Err(known.clone().into());
         }
         self.check_set_aside(digest)?;
-        let turn = self.source.transfer_turn().await;
+        let turn = self.source.transfer_permit().await;
         let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
@@ -224,8 +224,7 @@ impl Pipeline {
         match policy.rule() {
             Rule::Unsigned => Ok(Evidence::default()),
             Rule::Signed(requirements) => {
-                let elsewhere =
-                    requirements.signatures.as_ref().map(|repository| self.registries.reachable(repository));
+                let elsewhere = requirements.signatures.as_ref().map(|repository| self.registries.source(repository));
                 let source = elsewhere.transpose()?;
                 verify::collect(source.as_ref().unwrap_or(&self.source), pinned, self.evidence_limit).await
             }

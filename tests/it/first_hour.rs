@@ -64,7 +64,7 @@ fn images_are_filtered_and_named_by_the_beginning_of_their_digest() {
     ] {
         author.line(line).ok();
     }
-    author.line("inspect 0000000").refused("no digest in the image store begins so");
+    author.line("inspect 0000000").refused("no digest in the image store begins with it");
     let several = author.line(&format!("rm {digest}"));
     assert!(several.stderr.contains("several repositories") && several.code == 1, "{several:?}");
     author.line(&format!("rm r.example/acme/authz@sha256:{digest}")).ok();

@@ -158,9 +158,9 @@ async fn a_registry_that_asks_for_some_seconds_is_given_them_only_by_who_does_no
     limited();
     let error = registry.source().resolve(&registry.reference("live")).await.unwrap_err();
     assert_eq!(error.class(), Class::RateLimited { retry_after: Some(Duration::from_secs(2)) });
-    let patient = registry.registries(registry.options()).patient();
+    let one_shot = registry.registries(registry.options()).one_shot();
     limited();
-    patient.source(registry.reference("x").repository()).unwrap().resolve(&registry.reference("live")).await.unwrap();
+    one_shot.source(registry.reference("x").repository()).unwrap().resolve(&registry.reference("live")).await.unwrap();
 }
 
 fn with_password(registry: &FaultyRegistry) -> (Options, tempfile::NamedTempFile) {

@@ -64,11 +64,11 @@ async fn so_many_artifacts_of_one_host_are_fetched_at_a_time_and_more_of_another
     let (registry, other) = (FaultyRegistry::start().await, FaultyRegistry::start().await);
     let source = registry.source();
     let mut turns = Vec::new();
-    while let Ok(turn) = timeout(Duration::from_millis(100), source.transfer_turn()).await {
+    while let Ok(turn) = timeout(Duration::from_millis(100), source.transfer_permit()).await {
         turns.push(turn);
     }
     assert_eq!(turns.len(), 64);
-    timeout(PATIENCE, other.source().transfer_turn()).await.unwrap();
+    timeout(PATIENCE, other.source().transfer_permit()).await.unwrap();
     turns.pop();
-    timeout(PATIENCE, source.transfer_turn()).await.expect("a turn that is over is another's");
+    timeout(PATIENCE, source.transfer_permit()).await.expect("a turn that is over is another's");
 }

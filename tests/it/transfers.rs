@@ -144,9 +144,9 @@ impl Way {
     }
 
     async fn copy(&self, what: &PinnedReference, max_size: u64) -> Result<Copied, TransferError> {
-        let signatures = Signatures::Along;
+        let signatures = Signatures::Include;
         let transfer =
-            Transfer { from: &self.from, to: &self.to, signatures, neighbours: &[], max_size, progress: &() };
+            Transfer { from: &self.from, to: &self.to, signatures, mount_from: &[], max_size, progress: &() };
         transfer.run(what, &["v1".to_owned()]).await
     }
 }
@@ -198,5 +198,5 @@ async fn limits_are_kept_before_a_byte_is_fetched() {
         deepest = vec![put_index(&registry, "deep", &deepest)];
     }
     let pinned = way.from.resolve(&registry.reference("deep")).await.unwrap();
-    assert!(matches!(way.copy(&pinned, MIB).await.unwrap_err(), TransferError::Endless(_)));
+    assert!(matches!(way.copy(&pinned, MIB).await.unwrap_err(), TransferError::TooDeep(_)));
 }

@@ -13,8 +13,8 @@ fuzz_target!(|body: &[u8]| {
     if let Some((value, life)) = registry::token(body) {
         assert!(value.is_sensitive() && value.as_bytes().starts_with(b"Bearer ") && life < DAY);
     }
-    let told = registry::refusal(body);
-    assert!(!told.contains(char::is_control) && told.chars().count() <= 203, "{told}");
+    let detail = registry::error_detail(body);
+    assert!(!detail.contains(char::is_control) && detail.chars().count() <= 203, "{detail}");
     let _ = registry::names(body);
     for entry in registry::referrers(body).unwrap_or_default() {
         assert_eq!(entry.digest.as_str().parse::<Digest>().as_ref(), Ok(&entry.digest));

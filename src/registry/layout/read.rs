@@ -1,4 +1,4 @@
-//! An OCI image layout folder in the role of a registry.
+//! Reads an OCI image layout folder as a registry is read.
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,45 +10,43 @@ use tokio::{
 };
 
 use super::{
-    blob_stream::BlobStream,
-    error::RegistryError,
-    layout_index::{Names, SharedLayout, tag_of},
-    options::ReadLimits,
+    super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits},
+    index::{Names, SharedLayout, tag_of},
 };
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
 
-/// For the transfer of a blob: a local disk that takes longer is as good as dead.
+/// For the transfer of a blob.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(300);
-/// For every other read, the wait for those in front included: an index has a few MiB.
+/// For every other read, including the wait for a permit: an index has a few MiB.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The folder is opened at every use: it may be replaced, or appear later.
+/// A layout folder to read from. It is opened at every use: it may be replaced, or appear later.
 #[derive(Debug, Clone)]
-pub(super) struct LayoutSource {
+pub(in crate::registry) struct LayoutReader {
     root: PathBuf,
     limits: ReadLimits,
     shared: Arc<SharedLayout>,
-    /// Where one folder holds many repositories: in front of every tag.
+    /// The prefix of every tag, where one folder holds many repositories.
     repository: Option<String>,
 }
 
-impl LayoutSource {
-    /// `shared` is the same for everyone who reads from this folder.
-    pub(super) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
+impl LayoutReader {
+    /// `shared` is the same for all readers of this folder.
+    pub(in crate::registry) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
         Self { root, limits, shared, repository: None }
     }
 
-    pub(super) fn naming(self, repository: &Repository) -> Self {
+    pub(in crate::registry) fn with_tag_prefix(self, repository: &Repository) -> Self {
         Self { repository: Some(repository.to_string()), ..self }
     }
 
-    /// Held by whoever fetches an artifact.
-    pub(super) fn transfers(&self) -> &Arc<Semaphore> {
+    /// The permits for fetching artifacts from this folder.
+    pub(in crate::registry) fn transfers(&self) -> &Arc<Semaphore> {
         &self.shared.transfers
     }
 
-    /// The digest that `selector` names now; `None` when nothing, or more than one thing, fits.
-    pub(super) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
+    /// The digest that `selector` names now; `None` when no entry matches, or several do.
+    pub(in crate::registry) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
         Ok(match selector {
             Selector::Digest(digest) => Some(digest),
             Selector::Tag(tag) => {
@@ -64,7 +62,7 @@ impl LayoutSource {
         self.blocking(move || Ok(shared.names(&root)?)).await
     }
 
-    pub(super) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
+    pub(in crate::registry) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
         let limits = self.limits;
         self.with_layout(move |layout| {
             let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else { return Ok(None) };
@@ -78,7 +76,7 @@ impl LayoutSource {
         .await
     }
 
-    pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
+    pub(in crate::registry) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
         let digest = descriptor.digest.clone();
         let opened = self.with_layout(move |layout| match layout.open_blob(&digest) {
             Ok(file) => Ok(Some(file)),
@@ -90,8 +88,8 @@ impl LayoutSource {
         Ok(file.map(|file| BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)))
     }
 
-    /// Every tag, sorted; of full references, what is behind the repository.
-    pub(super) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+    /// Every tag, sorted; of a full reference the part after the repository.
+    pub(in crate::registry) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
         self.with_layout(|layout| {
             let index = layout.index()?;
             let tags = index.names().map(|(name, _)| tag_of(name).to_owned());
@@ -109,18 +107,17 @@ impl LayoutSource {
         self.blocking(move || work(Layout::open(root)?)).await
     }
 
-    /// Runs `work` off the async threads, a few at a time, and waits for it no longer than
-    /// [`READ_TIMEOUT`].
+    /// Runs `work` off the async threads, a few at a time, within [`READ_TIMEOUT`].
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
         let reads = Arc::clone(&self.shared.reads);
         let reading = async move {
-            let turn = reads.acquire_owned().await;
+            let permit = reads.acquire_owned().await;
             spawn_blocking(move || {
-                // Goes with the work, which goes on when nobody waits for it any more.
-                let _turn = turn;
+                // Released at the end of the work, which continues after the timeout.
+                let _permit = permit;
                 work()
             })
             .await
@@ -140,7 +137,11 @@ impl LayoutSource {
     }
 }
 
-pub(super) fn read_manifest(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Bytes>, RegistryError> {
+pub(in crate::registry) fn read_manifest(
+    layout: &Layout,
+    digest: &Digest,
+    limit: u64,
+) -> Result<Option<Bytes>, RegistryError> {
     match layout.read_blob(digest, limit) {
         Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
             let (what, key) = ("manifest".to_owned(), "limits.manifest");
@@ -174,7 +175,7 @@ mod tests {
         (folder, entry)
     }
 
-    async fn works(source: &LayoutSource, entry: &Descriptor) -> Result<(), RegistryError> {
+    async fn read_all(source: &LayoutReader, entry: &Descriptor) -> Result<(), RegistryError> {
         let digest = source.resolve(Selector::Tag("v1".to_owned())).await?.unwrap();
         assert_eq!(source.manifest(digest).await?.unwrap().digest(), &entry.digest);
         let mut stream = source.blob(entry).await?.unwrap();
@@ -186,37 +187,37 @@ mod tests {
         assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     }
 
-    /// A pipe in the place of `index.json` took its thread, and the bundle, until a restart.
+    /// A pipe in the place of `index.json` once blocked its thread, and the bundle, until a restart.
     #[tokio::test]
-    async fn what_takes_the_place_of_a_file_for_a_while_is_trouble_for_that_while() {
+    async fn an_irregular_file_in_a_layout_fails_reads_until_it_is_replaced() {
         let (folder, entry) = layout();
-        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
-        works(&source, &entry).await.unwrap();
+        let source = LayoutReader::new(folder.path().to_owned(), LIMITS, Arc::default());
+        read_all(&source, &entry).await.unwrap();
         let blob = format!("blobs/sha256/{}", entry.digest.hex());
         for file in ["index.json", "oci-layout", &blob] {
             let (path, aside) = (folder.path().join(file), folder.path().join("aside"));
             fs::rename(&path, &aside).unwrap();
             for place in [fifo as fn(&Path), |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()] {
                 place(&path);
-                let refused = works(&source, &entry).await.unwrap_err();
+                let refused = read_all(&source, &entry).await.unwrap_err();
                 assert!(matches!(refused, RegistryError::Layout(_)), "{refused}");
                 assert!(refused.to_string().contains("not a regular file"), "{refused}");
                 fs::remove_file(&path).unwrap();
             }
             fs::rename(&aside, &path).unwrap();
-            works(&source, &entry).await.unwrap();
+            read_all(&source, &entry).await.unwrap();
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_that_hangs_is_given_up_and_keeps_a_few_threads() {
+    async fn a_read_from_a_hanging_disk_times_out_and_blocks_a_few_threads_only() {
         let (folder, entry) = layout();
-        let source = LayoutSource::new(folder.path().to_owned(), LIMITS, Arc::default());
+        let source = LayoutReader::new(folder.path().to_owned(), LIMITS, Arc::default());
         let reads = Arc::clone(&source.shared.reads);
         let hanging = reads.try_acquire_many(u32::try_from(reads.available_permits()).unwrap()).unwrap();
-        let gone = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();
-        assert!(gone.to_string().contains("did not answer within 15s"), "{gone}");
+        let timed_out = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();
+        assert!(timed_out.to_string().contains("did not answer within 15s"), "{timed_out}");
         drop(hanging);
-        works(&source, &entry).await.unwrap();
+        read_all(&source, &entry).await.unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! What the `index.json` of a layout folder names, parsed once for every version of the file.
+//! The names in the `index.json` of a layout folder, parsed once for every version of the file.
 //!
-//! Thousands of bundles can have one folder as their source, and each asks it at each poll: a
-//! poll costs two looks at file attributes, not the reading of an index with all its entries.
+//! Thousands of bundles can have one folder as their source, and each reads it at each poll. A
+//! poll costs two `stat` calls, and not the parsing of an index with all its entries.
 
 use std::{
     collections::HashMap,
@@ -16,30 +16,30 @@ use tokio::sync::Semaphore;
 
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex};
 
-/// Reads of one folder at a time. A disk that hangs keeps so many threads, and transfers
-/// from it as many as [`TRANSFERS`].
-const READS: usize = 4;
+/// Concurrent reads of one folder: a hanging disk blocks so many threads, and as many as
+/// [`MAX_TRANSFERS`] with transfers.
+const MAX_READS: usize = 4;
 /// Artifacts of one folder that are fetched at a time.
-const TRANSFERS: usize = 8;
-/// Timestamps of files move in steps of up to 10 ms on Linux, 2 s on some file systems: of two
+const MAX_TRANSFERS: usize = 8;
+/// The resolution of file timestamps: up to 10 ms on Linux, 2 s on some file systems. Of two
 /// changes within a step the attributes show the first only.
 const TIMESTAMP_STEP: Duration = Duration::from_secs(2);
-/// How long an index that changed within the last step is taken for the newest.
-const UNSETTLED: Duration = Duration::from_millis(100);
+/// How long an index that changed within the last step is cached.
+const RECENT_INDEX_LIFETIME: Duration = Duration::from_millis(100);
 
-/// One layout folder, shared by all that read from it.
+/// The state of one layout folder, shared by all its readers.
 #[derive(Debug)]
-pub(super) struct SharedLayout {
-    pub(super) reads: Arc<Semaphore>,
-    pub(super) transfers: Arc<Semaphore>,
-    known: Mutex<Option<Known>>,
+pub(in crate::registry) struct SharedLayout {
+    pub(in crate::registry) reads: Arc<Semaphore>,
+    pub(in crate::registry) transfers: Arc<Semaphore>,
+    cached: Mutex<Option<CachedNames>>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedNames {
     stamp: Stamp,
-    /// When the file was looked at, if it was so new then that it could change unseen.
-    unsettled: Option<SystemTime>,
+    /// The time of the read, if the file was then so new that it could change undetected.
+    recent_at: Option<SystemTime>,
     names: Arc<Names>,
 }
 
@@ -58,46 +58,46 @@ struct FileStamp {
 
 /// The digests of an index by name.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Names {
+pub(in crate::registry) struct Names {
     /// By the whole name, and by the tag at the end of a full reference.
     by_name: HashMap<Box<str>, Digest>,
-    /// The only artifact, signatures aside.
+    /// The only artifact that is not a signature.
     only: Option<Digest>,
 }
 
 impl Default for SharedLayout {
     fn default() -> Self {
-        let [reads, transfers] = [READS, TRANSFERS].map(|count| Arc::new(Semaphore::new(count)));
-        Self { reads, transfers, known: Mutex::default() }
+        let [reads, transfers] = [MAX_READS, MAX_TRANSFERS].map(|count| Arc::new(Semaphore::new(count)));
+        Self { reads, transfers, cached: Mutex::default() }
     }
 }
 
 impl SharedLayout {
-    /// The names in the folder as it is now. Blocks; while one caller parses, others wait for
-    /// the result.
+    /// The names in the folder now. Blocks; while one caller parses, others wait for the result.
     ///
     /// # Errors
-    /// When the folder is no layout, or can't be read.
-    pub(super) fn names(&self, root: &Path) -> Result<Arc<Names>, LayoutError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    /// When the folder is not a layout, or can't be read.
+    pub(in crate::registry) fn names(&self, root: &Path) -> Result<Arc<Names>, LayoutError> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let now = SystemTime::now();
-        // Before reading: if the file is replaced in between, the next look sees another stamp.
+        // Taken before the read: if the file is replaced in between, the next call sees another
+        // stamp.
         let stamp = Stamp::of(root).ok();
-        if let Some(known) = known.as_ref().filter(|known| Some(known.stamp) == stamp && known.is_current(now)) {
-            return Ok(Arc::clone(&known.names));
+        if let Some(cached) = cached.as_ref().filter(|cached| Some(cached.stamp) == stamp && cached.is_current(now)) {
+            return Ok(Arc::clone(&cached.names));
         }
         let names = Arc::new(Names::of(&Layout::open(root)?.index()?));
-        *known = stamp.map(|stamp| {
-            let unsettled = stamp.may_change_unseen(now).then_some(now);
-            Known { stamp, unsettled, names: Arc::clone(&names) }
+        *cached = stamp.map(|stamp| {
+            let recent_at = stamp.may_change_undetected(now).then_some(now);
+            CachedNames { stamp, recent_at, names: Arc::clone(&names) }
         });
         Ok(names)
     }
 }
 
-impl Known {
+impl CachedNames {
     fn is_current(&self, now: SystemTime) -> bool {
-        self.unsettled.is_none_or(|seen| now.duration_since(seen).is_ok_and(|age| age < UNSETTLED))
+        self.recent_at.is_none_or(|read| now.duration_since(read).is_ok_and(|age| age < RECENT_INDEX_LIFETIME))
     }
 }
 
@@ -107,9 +107,9 @@ impl Stamp {
         Ok(Self([of("index.json")?, of("oci-layout")?]))
     }
 
-    /// Also with a clock that differs from the file server's, where only the future is certain
-    /// to be wrong.
-    fn may_change_unseen(&self, now: SystemTime) -> bool {
+    /// Whether the file is so new that another change may leave the stamp as it is. A timestamp in
+    /// the future counts as new: the clock of a file server may differ from ours.
+    fn may_change_undetected(&self, now: SystemTime) -> bool {
         self.0.iter().any(|file| {
             let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(file.changed.0.try_into().unwrap_or(0));
             now.duration_since(changed).is_ok_and(|age| age <= TIMESTAMP_STEP) || changed > now
@@ -133,7 +133,7 @@ impl Names {
     fn of(index: &LayoutIndex) -> Self {
         let mut by_name: HashMap<Box<str>, Digest> = HashMap::new();
         for (name, entry) in index.names() {
-            // Of several entries with one name the first is meant.
+            // Of several entries with one name the first counts.
             by_name.entry(name.into()).or_insert_with(|| entry.digest.clone());
             if let Some((front, tag)) = name.rsplit_once(':')
                 && front.contains('/')
@@ -144,13 +144,13 @@ impl Names {
         Self { by_name, only: only(index) }
     }
 
-    /// What a bare tag or a full reference names.
-    pub(super) fn find(&self, name: &str) -> Option<&Digest> {
+    /// The digest that a bare tag or a full reference names.
+    pub(in crate::registry) fn find(&self, name: &str) -> Option<&Digest> {
         self.by_name.get(name)
     }
 
-    /// The only artifact; what was copied with its signatures still is.
-    pub(super) fn only(&self) -> Option<&Digest> {
+    /// The only artifact; signatures that were copied with it don't count.
+    pub(in crate::registry) fn only(&self) -> Option<&Digest> {
         self.only.as_ref()
     }
 }
@@ -166,12 +166,12 @@ fn names_a_signature(entry: &Descriptor) -> bool {
     entry.annotation(LayoutIndex::REF_NAME).is_some_and(is_signature)
 }
 
-/// What is behind the repository in a name.
-pub(super) fn tag_of(name: &str) -> &str {
+/// The part of a name after the repository.
+pub(in crate::registry) fn tag_of(name: &str) -> &str {
     name.rsplit_once(':').map_or(name, |(_, tag)| tag)
 }
 
-/// `sha256-<hex>`, with or without an ending such as `.sig`.
+/// `sha256-<hex>`, with or without a suffix such as `.sig`.
 fn is_signature(name: &str) -> bool {
     let stem = tag_of(name).split('.').next().unwrap_or_default();
     stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_what_the_index_says_it_means() {
+    fn names_are_found_as_in_the_index() {
         let (_folder, layout) = layout(&[
             ("v1", b"bare"),
             ("ghcr.io/acme/authz:v1", b"full"),
@@ -216,9 +216,8 @@ mod tests {
         assert_eq!(names.only(), None);
     }
 
-    /// Each reads the index once more where it is read at each use.
     #[test]
-    fn an_index_that_did_not_change_is_not_read_again() {
+    fn an_unchanged_index_is_read_once() {
         let (folder, layout) = layout(&[("v1", b"one")]);
         let shared = SharedLayout::default();
         let first = shared.names(folder.path()).unwrap();
@@ -229,19 +228,19 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_was_written_a_moment_ago_is_not_trusted_for_long() {
+    fn a_recent_index_is_cached_briefly() {
         let (folder, _layout) = layout(&[]);
         let (stamp, now) = (Stamp::of(folder.path()).unwrap(), SystemTime::now());
-        assert!(stamp.may_change_unseen(now));
-        assert!(stamp.may_change_unseen(now - Duration::from_secs(3600)), "the file server's clock is ahead");
-        assert!(!stamp.may_change_unseen(now + Duration::from_secs(4)));
-        let known = Known { stamp, unsettled: Some(now), names: Arc::default() };
-        assert!(known.is_current(now) && !known.is_current(now + UNSETTLED));
-        assert!(!known.is_current(now - UNSETTLED), "the clock was set back");
+        assert!(stamp.may_change_undetected(now));
+        assert!(stamp.may_change_undetected(now - Duration::from_secs(3600)), "the file server's clock is ahead");
+        assert!(!stamp.may_change_undetected(now + Duration::from_secs(4)));
+        let cached = CachedNames { stamp, recent_at: Some(now), names: Arc::default() };
+        assert!(cached.is_current(now) && !cached.is_current(now + RECENT_INDEX_LIFETIME));
+        assert!(!cached.is_current(now - RECENT_INDEX_LIFETIME), "the clock was set back");
     }
 
     #[test]
-    fn no_file_of_a_layout_can_make_a_reader_wait_or_fill_its_memory() {
+    fn no_file_of_a_layout_blocks_a_reader_or_fills_its_memory() {
         for file in ["index.json", "oci-layout"] {
             let (folder, _layout) = layout(&[("v1", b"one")]);
             let (path, aside) = (folder.path().join(file), folder.path().join("aside"));

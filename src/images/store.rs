@@ -1,4 +1,4 @@
-//! Putting in, naming and taking out.
+//! The image store: put, tag, remove and list.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -11,14 +11,14 @@ use super::image::{self, Image};
 use crate::{
     bundle::Artifact,
     oci::{
-        Descriptor, Digest, Document, Layout, LayoutError, LayoutIndex, Manifest, NewManifest, Reference, Repository,
-        Selector, Sharing, lock_soon, open_lock,
+        Descriptor, Digest, Document, Layout, LayoutError, LayoutIndex, LockMode, Manifest, NewManifest, Reference,
+        Repository, Selector, lock_with_timeout, open_lock,
     },
 };
 
-/// A manifest in the store is not longer than this; registries take 4 MiB.
-const MANIFEST_LIMIT: u64 = 16 << 20;
-/// Held shared by whoever adds blobs, alone by whoever removes them.
+/// A longer manifest is not read; registries accept up to 4 MiB.
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+/// Held shared by processes that add blobs, exclusively by one that removes them.
 const SWEEP_LOCK: &str = ".sweep.lock";
 
 /// The image store of one user. Any number of processes may use it at a time.
@@ -29,125 +29,128 @@ pub struct Images {
     layout: Layout,
 }
 
-/// For as long as it lives, no blob is taken out of the store: hold it from the first blob
-/// that is put in, or found there, until the manifest that needs them has its name.
+/// While it is held, no process removes blobs from the store. Hold it from the first blob that is
+/// put or found until the manifest that needs the blobs has its name.
 #[derive(Debug)]
-pub struct Filling {
+pub struct WriteLease {
     _lock: fs::File,
 }
 
-/// Why the store can't do something.
+/// A failed operation of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
-    /// The folder can't be made or opened.
-    #[error("image store {path}: {source}; name another with --store or BUNDLEGATE_STORE")]
+    /// The folder can't be created or opened.
+    #[error("image store {path}: {source}; set another with --store or BUNDLEGATE_STORE")]
     Folder {
         /// The folder.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// Nothing is called that.
-    #[error("{0}: not in the image store; `bundlegate images` lists what is")]
-    Unknown(Reference),
-    /// No digest begins so.
-    #[error("{0}: no digest in the image store begins so; `bundlegate images` lists what is there")]
-    UnknownDigest(String),
-    /// Several do.
-    #[error("{prefix}: several digests in the image store begin so, such as {one} and {other}; write more of it")]
+    /// No image has this name.
+    #[error("{0}: not in the image store; `bundlegate images` lists its images")]
+    NotFound(Reference),
+    /// No digest has this prefix.
+    #[error("{0}: no digest in the image store begins with it; `bundlegate images` lists its images")]
+    NoSuchDigest(String),
+    /// Several digests have this prefix.
+    #[error("{prefix}: several digests in the image store begin with it, such as {one} and {other}; write more digits")]
     Ambiguous {
-        /// What was written.
+        /// The prefix.
         prefix: String,
         /// A digest.
         one: Digest,
-        /// Another.
+        /// Another digest.
         other: Digest,
     },
-    /// A folder or a bare digest can't be the name of something in the store.
-    #[error("{0}: no name for the image store; write HOST/REPOSITORY:TAG")]
-    NotAName(Reference),
-    /// An image under such a tag would pass for the signatures of another.
-    #[error("{0}: tags like this are those of signatures; name another")]
-    OfSignatures(Reference),
-    /// The layout on disk.
+    /// A folder or a bare digest can't name an image.
+    #[error("{0}: not a name for the image store; write HOST/REPOSITORY:TAG")]
+    InvalidName(Reference),
+    /// An image with this tag would count as the signatures of another image.
+    #[error("{0}: this tag is reserved for signatures; use another")]
+    SignatureTag(Reference),
+    /// The layout on disk failed.
     #[error("image store: {0}")]
     Layout(#[from] LayoutError),
 }
 
 impl Images {
-    /// Opens the store, making it first where there is none.
+    /// Opens the store, and creates it where it is missing.
     ///
     /// # Errors
-    /// When the folder can't be made, or is something else.
+    /// When the folder can't be created, or is not a layout.
     pub fn open(path: &Path) -> Result<Self, ImagesError> {
         let failed = |source| ImagesError::Folder { path: path.to_owned(), source };
-        // Policy may be private; whoever wants to share a store can open it up.
+        // Policy may be private. A user can widen the mode to share the store.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let images = Self { layout: Layout::create(path)? };
-        // A store that may only be read is one, too; whoever can't write is told so later.
-        if let Ok(Some(_alone)) = images.alone() {
-            let _ = images.clean();
+        // A read-only store can be opened; a later write reports the error.
+        if let Ok(Some(_lock)) = images.try_exclusive_lock() {
+            let _ = images.remove_leftovers();
         }
         Ok(images)
     }
 
-    /// The layout that the store is, as a place to read from and write to.
+    /// The store as a layout repository, for reading and writing.
     pub fn repository(&self) -> Repository {
         Repository::Layout { path: self.layout.root().to_owned() }
     }
 
-    /// Says that blobs are about to come in.
+    /// Keeps other processes from removing blobs while the lease is held.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn filling(&self) -> Result<Filling, ImagesError> {
+    /// When the lock file can't be opened or locked.
+    pub fn write_lease(&self) -> Result<WriteLease, ImagesError> {
         let (path, lock) = self.sweep_lock()?;
-        lock_soon(&lock, Sharing::Shared).map_err(|source| LayoutError::Io { operation: "lock", path, source })?;
-        Ok(Filling { _lock: lock })
+        lock_with_timeout(&lock, LockMode::Shared).map_err(|source| LayoutError::Io {
+            operation: "lock",
+            path,
+            source,
+        })?;
+        Ok(WriteLease { _lock: lock })
     }
 
-    /// Whether a new image may be called that.
+    /// Checks that a new image may have this name.
     ///
     /// # Errors
-    /// `NotAName` for a folder or a bare digest, `OfSignatures` for a tag that is theirs.
+    /// `InvalidName` for a folder or a bare digest, `SignatureTag` for a tag of signatures.
     pub fn check_name(name: &Reference) -> Result<(), ImagesError> {
         Self::new_name(name).map(drop)
     }
 
     fn new_name(name: &Reference) -> Result<String, ImagesError> {
         if name.tag().is_some_and(image::is_signature_tag) {
-            return Err(ImagesError::OfSignatures(name.clone()));
+            return Err(ImagesError::SignatureTag(name.clone()));
         }
-        image::tag_name_of(name).ok_or_else(|| ImagesError::NotAName(name.clone()))
+        image::tag_name_of(name).ok_or_else(|| ImagesError::InvalidName(name.clone()))
     }
 
-    /// Puts an artifact in under a name.
+    /// Stores an artifact under a name.
     ///
     /// # Errors
-    /// When the disk refuses; the name then means what it meant before.
+    /// When the disk fails; the name is then unchanged.
     pub fn put(&self, artifact: &Artifact, name: &Reference) -> Result<(), ImagesError> {
         Self::check_name(name)?;
-        let filling = self.filling()?;
+        let lease = self.write_lease()?;
         self.layout.store_blob(&artifact.layer)?;
         self.layout.write_blob(NewManifest::CONFIG)?;
         self.layout.write_blob(&artifact.manifest)?;
-        self.name(&filling, artifact.descriptor.clone(), name)
+        self.set_name(&lease, artifact.descriptor.clone(), name)
     }
 
-    /// Gives a name to a manifest that is in the store with all that it needs, and notes
-    /// when.
+    /// Names a manifest that is in the store with all its blobs, and records the time.
     ///
     /// # Errors
-    /// When the disk refuses; the name then means what it meant before.
-    pub fn name(&self, _filling: &Filling, manifest: Descriptor, name: &Reference) -> Result<(), ImagesError> {
-        let name = image::name_of(name).ok_or_else(|| ImagesError::NotAName(name.clone()))?;
-        Ok(self.layout.update_index(|index| index.set(&name, image::received_now(manifest)))?)
+    /// When the disk fails; the name is then unchanged.
+    pub fn set_name(&self, _lease: &WriteLease, manifest: Descriptor, name: &Reference) -> Result<(), ImagesError> {
+        let name = image::name_of(name).ok_or_else(|| ImagesError::InvalidName(name.clone()))?;
+        Ok(self.layout.update_index(|index| index.set(&name, image::with_received_now(manifest)))?)
     }
 
-    /// Gives what `from` names a second name, with its signatures.
+    /// Tags the image `from`, and its signatures, as `to`.
     ///
     /// # Errors
-    /// `Unknown` when `from` names nothing.
+    /// `NotFound` when there is no image `from`.
     pub fn tag(&self, from: &Reference, to: &Reference) -> Result<Descriptor, ImagesError> {
         let name = Self::new_name(to)?;
         let tagged = self.layout.update_index(|index| {
@@ -156,48 +159,47 @@ impl Images {
             copy_signatures(index, from.repository(), to.repository(), &found.digest);
             Some(found)
         })?;
-        tagged.ok_or_else(|| ImagesError::Unknown(from.clone()))
+        tagged.ok_or_else(|| ImagesError::NotFound(from.clone()))
     }
 
-    /// Takes a name away, and with the last one everything that only it needed. Gives what
-    /// it named.
+    /// Removes a name, and with an image's last name all blobs that no other image needs. Returns
+    /// the manifest's descriptor.
     ///
     /// # Errors
-    /// `Unknown` when it names nothing.
+    /// `NotFound` when there is no such image.
     pub fn remove(&self, name: &Reference) -> Result<Descriptor, ImagesError> {
         let removed = self.layout.update_index(|index| unset(index, name))?;
-        let removed = removed.ok_or_else(|| ImagesError::Unknown(name.clone()))?;
+        let removed = removed.ok_or_else(|| ImagesError::NotFound(name.clone()))?;
         self.sweep()?;
         Ok(removed)
     }
 
-    /// The same for many names, of which each is removed or not for itself: the index is
-    /// written once, and the store looked through once.
+    /// Removes many names, with a result for each: writes the index once and sweeps the store once.
     ///
     /// # Errors
-    /// When the disk refuses; `Unknown` of one name is in the list.
+    /// When the disk fails; `NotFound` for one name is in the list.
     pub fn remove_all(&self, names: &[Reference]) -> Result<Vec<Result<Descriptor, ImagesError>>, ImagesError> {
         let removed = self.layout.update_index(|index| {
-            let unset = |name: &Reference| unset(index, name).ok_or_else(|| ImagesError::Unknown(name.clone()));
+            let unset = |name: &Reference| unset(index, name).ok_or_else(|| ImagesError::NotFound(name.clone()));
             names.iter().map(unset).collect::<Vec<_>>()
         })?;
         self.sweep()?;
         Ok(removed)
     }
 
-    /// What `name` means now.
+    /// The descriptor of the image with this name.
     ///
     /// # Errors
-    /// When the store can't be read; that there is no such image is no error.
+    /// When the store can't be read; a missing image is no error.
     pub fn resolve(&self, name: &Reference) -> Result<Option<Descriptor>, ImagesError> {
         Ok(image::find(&self.layout.index()?, name).cloned())
     }
 
-    /// The images whose digest begins with `prefix`, in hexadecimal digits, one for each
+    /// The image whose digest begins with `prefix` in hexadecimal digits, as one reference for each
     /// repository that has it.
     ///
     /// # Errors
-    /// When there is none, or more than one digest begins so.
+    /// When no digest begins with it, or several do.
     pub fn with_prefix(&self, repository: Option<&Repository>, prefix: &str) -> Result<Vec<Reference>, ImagesError> {
         let index = self.layout.index()?;
         let mut found: BTreeMap<&Digest, BTreeSet<Repository>> = BTreeMap::new();
@@ -214,36 +216,36 @@ impl Images {
                 let names = repositories.iter().filter_map(|one| format!("{one}@{digest}").parse().ok());
                 Ok(names.collect())
             }
-            (None, _) => Err(ImagesError::UnknownDigest(prefix.to_owned())),
+            (None, _) => Err(ImagesError::NoSuchDigest(prefix.to_owned())),
             (Some((one, _)), Some((other, _))) => {
                 Err(ImagesError::Ambiguous { prefix: prefix.to_owned(), one: (*one).clone(), other: (*other).clone() })
             }
         }
     }
 
-    /// Everything that has a name, newest first.
+    /// Every image with a name, newest first. An image with missing parts is listed as far as it can
+    /// be read.
     ///
     /// # Errors
-    /// When the store can't be read; an image of which parts are missing is listed as far
-    /// as it can be.
+    /// When the store can't be read.
     pub fn list(&self) -> Result<Vec<Image>, ImagesError> {
         let index = self.layout.index()?;
-        let signed = image::signed(&index);
+        let signed = image::signature_prefixes(&index);
         let mut images: Vec<_> =
             index.names().filter_map(|(name, entry)| Image::read(&self.layout, &signed, name, entry)).collect();
         images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name().cmp(&b.name())));
         Ok(images)
     }
 
-    /// Removes every blob that no entry needs, unless somebody is filling the store: then
-    /// the next removal does it.
+    /// Removes every blob that no entry needs, unless a process holds a [`WriteLease`]: then the
+    /// next removal does it.
     fn sweep(&self) -> Result<(), ImagesError> {
-        let Some(_alone) = self.alone()? else { return Ok(()) };
-        self.clean()?;
+        let Some(_lock) = self.try_exclusive_lock()? else { return Ok(()) };
+        self.remove_leftovers()?;
         let mut needed = HashSet::new();
         let index = self.layout.index()?;
         for entry in &index.manifests {
-            reach(&self.layout, &entry.digest, &mut needed)?;
+            mark_reachable(&self.layout, &entry.digest, &mut needed)?;
         }
         for (digest, _) in self.layout.blobs()? {
             if !needed.contains(&digest) {
@@ -253,14 +255,14 @@ impl Images {
         Ok(())
     }
 
-    /// Removes what a crash left of files on their way.
-    fn clean(&self) -> Result<(), ImagesError> {
-        // The index is on its way, too, while somebody changes it.
+    /// Removes temporary files that a crash left behind.
+    fn remove_leftovers(&self) -> Result<(), ImagesError> {
+        // Under the lock of the index, whose writers have a temporary file, too.
         Ok(self.layout.update_index(|_| self.layout.remove_leftovers())??)
     }
 
-    /// The lock of whoever removes, where nobody adds just now.
-    fn alone(&self) -> Result<Option<fs::File>, ImagesError> {
+    /// The exclusive lock, unless a process holds a [`WriteLease`].
+    fn try_exclusive_lock(&self) -> Result<Option<fs::File>, ImagesError> {
         let (path, lock) = self.sweep_lock()?;
         match lock.try_lock() {
             Ok(()) => Ok(Some(lock)),
@@ -277,7 +279,7 @@ impl Images {
     }
 }
 
-/// Takes a name out of the index, and with an image's last name in its repository those of its
+/// Removes a name from the index, and with an image's last name in its repository the names of its
 /// signatures.
 fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
     let found = image::find(index, name)?.clone();
@@ -299,26 +301,29 @@ fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
     Some(found)
 }
 
-/// Marks a manifest and everything below it.
-fn reach(layout: &Layout, digest: &Digest, needed: &mut HashSet<Digest>) -> Result<(), LayoutError> {
+/// Adds a manifest and everything that it references to `needed`.
+fn mark_reachable(layout: &Layout, digest: &Digest, needed: &mut HashSet<Digest>) -> Result<(), LayoutError> {
     if !needed.insert(digest.clone()) {
         return Ok(());
     }
-    // Too long, or not JSON, is not a manifest: old stores of the policy CLI name a layer.
-    let raw = match layout.read_blob(digest, MANIFEST_LIMIT) {
+    // Content that is too long or not JSON is not a manifest: old stores of the policy CLI name a
+    // layer.
+    let raw = match layout.read_blob(digest, MAX_MANIFEST_BYTES) {
         Ok(Some(raw)) => raw,
         Ok(None) => return Ok(()),
         Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => return Ok(()),
         Err(error) => return Err(error),
     };
-    let Ok(manifest) = Manifest::parse(raw, None, MANIFEST_LIMIT) else { return Ok(()) };
+    let Ok(manifest) = Manifest::parse(raw, None, MAX_MANIFEST_BYTES) else { return Ok(()) };
     match manifest.document() {
         Document::Image { config, layers, .. } => {
             needed.insert(config.digest.clone());
             needed.extend(layers.iter().map(|layer| layer.digest.clone()));
             Ok(())
         }
-        Document::Index { manifests } => manifests.iter().try_for_each(|entry| reach(layout, &entry.digest, needed)),
+        Document::Index { manifests } => {
+            manifests.iter().try_for_each(|entry| mark_reachable(layout, &entry.digest, needed))
+        }
     }
 }
 
@@ -371,6 +376,10 @@ mod tests {
             self.images.layout.blobs().unwrap().len()
         }
 
+        fn resolve_entry(&self, name: &str) -> Descriptor {
+            self.images.resolve(&reference(name)).unwrap().unwrap()
+        }
+
         fn resolve(&self, name: &str) -> Option<Digest> {
             self.images.resolve(&reference(name)).unwrap().map(|found| found.digest)
         }
@@ -381,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_found_by_tag_and_by_digest_in_its_repository_only() {
+    fn an_image_is_found_by_tag_and_by_digest_in_its_repository_only() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         assert_eq!(store.resolve("r.example/a:v1"), Some(digest.clone()));
@@ -393,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_of_a_digest_is_one_image_or_none() {
+    fn a_digest_prefix_finds_one_image_or_none() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();
@@ -405,8 +414,8 @@ mod tests {
         assert_eq!(with(None, &digest.hex()[..6]).unwrap(), both);
         let (a, c) = (reference("r.example/a:x"), reference("r.example/c:x"));
         assert_eq!(with(Some(a.repository()), &digest.hex()[..6]).unwrap(), both[..1]);
-        assert!(matches!(with(Some(c.repository()), &digest.hex()[..6]), Err(ImagesError::UnknownDigest(_))));
-        // One that differs in its last digit, and signatures that are no image.
+        assert!(matches!(with(Some(c.repository()), &digest.hex()[..6]), Err(ImagesError::NoSuchDigest(_))));
+        // A digest that differs in its last digit, and signatures, which are not images.
         let last = if digest.hex().ends_with('0') { '1' } else { '0' };
         let alike: Digest = format!("sha256:{}{last}", &digest.hex()[..63]).parse().unwrap();
         let entry = |digest: &Digest| Descriptor::new("application/json", digest.clone(), 1);
@@ -419,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_nobody_could_ask_for_by_name_are_not_listed() {
+    fn entries_without_a_valid_name_are_not_listed() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         let entry = || Descriptor::new("", digest.clone(), 1);
@@ -430,32 +439,32 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_may_only_be_read_opens() {
+    fn a_read_only_store_opens() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
         let root = store.images.layout.root().to_owned();
-        // What a superuser is refused as well: the lock can't be opened.
+        // This stops a superuser as well: the lock can't be opened.
         fs::remove_file(root.join(SWEEP_LOCK)).unwrap();
         fs::create_dir(root.join(SWEEP_LOCK)).unwrap();
         assert_eq!(Images::open(&root).unwrap().list().unwrap().len(), 1);
-        assert!(store.images.filling().is_err());
+        assert!(store.images.write_lease().is_err());
     }
 
     #[test]
-    fn no_image_passes_for_a_signature() {
+    fn an_image_can_not_have_the_tag_of_signatures() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         for ending in ["", ".sig"] {
             let name = reference(&format!("r.example/a:sha256-{}{ending}", digest.hex()));
-            let told = store.images.tag(&reference("r.example/a:v1"), &name).unwrap_err();
-            assert!(matches!(told, ImagesError::OfSignatures(_)), "{told}");
+            let error = store.images.tag(&reference("r.example/a:v1"), &name).unwrap_err();
+            assert!(matches!(error, ImagesError::SignatureTag(_)), "{error}");
             assert!(Images::check_name(&name).is_err());
         }
         assert!(!store.images.list().unwrap()[0].signed);
     }
 
     #[test]
-    fn a_name_moves_and_the_blobs_of_the_last_one_go() {
+    fn the_blobs_of_an_image_are_removed_with_its_last_name() {
         let store = Store::new();
         let one = store.put("package a\n", "r.example/a:v1");
         store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v2")).unwrap();
@@ -467,46 +476,46 @@ mod tests {
         store.images.remove(&reference("r.example/a:v1")).unwrap();
         assert_eq!((store.blobs(), store.names().len()), (0, 0));
         let unknown = store.images.remove(&reference("r.example/a:v1")).unwrap_err();
-        assert!(matches!(unknown, ImagesError::Unknown(_)));
+        assert!(matches!(unknown, ImagesError::NotFound(_)));
     }
 
     #[test]
-    fn nothing_is_swept_while_somebody_fills_the_store() {
+    fn no_blob_is_removed_while_a_write_lease_is_held() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
-        let filling = store.images.filling().unwrap();
+        let lease = store.images.write_lease().unwrap();
         store.images.remove(&reference("r.example/a:v1")).unwrap();
         assert_eq!(store.blobs(), 3);
-        drop(filling);
+        drop(lease);
         store.put("package b\n", "r.example/a:v2");
         store.images.remove(&reference("r.example/a:v2")).unwrap();
         assert_eq!(store.blobs(), 0);
     }
 
     #[test]
-    fn what_a_crash_left_goes_when_the_store_is_opened_alone() {
+    fn leftovers_of_a_crash_are_removed_at_open_unless_a_write_lease_is_held() {
         let store = Store::new();
         let leftover = store.folder.path().join("store/.tmp-x");
         fs::write(&leftover, "half").unwrap();
-        let filling = store.images.filling().unwrap();
+        let lease = store.images.write_lease().unwrap();
         Images::open(&store.folder.path().join("store")).unwrap();
-        assert!(leftover.exists(), "it may be somebody's who is at it");
-        drop(filling);
+        assert!(leftover.exists(), "it may belong to a running writer");
+        drop(lease);
         Images::open(&store.folder.path().join("store")).unwrap();
         assert!(!leftover.exists());
     }
 
     #[test]
-    fn signatures_are_no_images_follow_the_tag_and_go_with_the_image() {
+    fn signatures_are_not_listed_and_are_tagged_and_removed_with_their_image() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
-        // As sign and pull put them in.
+        // As `sign` and `pull` store them.
         let signatures = store.put("package signatures\n", "r.example/x:v1");
         let entry = store.images.resolve(&reference("r.example/x:v1")).unwrap().unwrap();
-        let filling = store.images.filling().unwrap();
+        let lease = store.images.write_lease().unwrap();
         let name = reference(&format!("r.example/a:sha256-{}", digest.hex()));
-        store.images.name(&filling, entry, &name).unwrap();
-        drop(filling);
+        store.images.set_name(&lease, entry, &name).unwrap();
+        drop(lease);
         store.images.remove(&reference("r.example/x:v1")).unwrap();
         assert_eq!(store.names(), ["r.example/a:v1"]);
         assert!(store.images.list().unwrap()[0].signed);
@@ -520,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_tells_size_revision_and_when_it_came() {
+    fn an_image_has_its_size_its_revision_and_the_time_of_its_arrival() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
         let image = store.images.list().unwrap().remove(0);
@@ -531,12 +540,26 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_no_names() {
+    fn the_time_of_arrival_is_read_under_its_former_key_and_written_under_the_new_one() {
+        let store = Store::new();
+        let digest = store.put("package a\n", "r.example/a:v1");
+        let entry = store.resolve_entry("r.example/a:v1");
+        assert!(entry.annotation("dev.bundlegate.received").is_some(), "{entry:?}");
+        assert_eq!(entry.annotation("io.bundlegate.received"), None);
+        let time = "2025-01-02T03:04:05.678Z";
+        let mut former = Descriptor::new("", digest, 1);
+        former.annotations = Some([("io.bundlegate.received".to_owned(), time.to_owned())].into());
+        store.images.layout.update_index(|index| index.set("r.example/a:v1", former)).unwrap();
+        assert_eq!(store.images.list().unwrap()[0].created, Some(time.parse().unwrap()));
+    }
+
+    #[test]
+    fn a_folder_is_not_a_name() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
         for to in ["oci-layout:x:v1", &format!("r.example/a@{}", Digest::sha256(b""))] {
             let error = store.images.tag(&reference("r.example/a:v1"), &reference(to)).unwrap_err();
-            assert!(matches!(error, ImagesError::NotAName(_)), "{error}");
+            assert!(matches!(error, ImagesError::InvalidName(_)), "{error}");
         }
     }
 }

@@ -1,27 +1,27 @@
-//! What a request wants to do, which its token must allow.
+//! The scope of a token (distribution, `auth/scope.md`).
 
-/// In the words of distribution's `auth/scope.md`.
+/// The access that a request needs, and its token must grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access<'a> {
+pub(super) enum TokenScope<'a> {
     /// Read a repository.
     Pull(&'a str),
     /// Write to a repository, which includes reading it.
     Push(&'a str),
-    /// Write to a repository what another one has.
+    /// Mount a blob of another repository.
     Mount { into: &'a str, from: &'a str },
     /// List repositories.
     Catalog,
-    /// See whether the credentials are any good.
-    Nothing,
+    /// No resource: checks the credentials alone.
+    Unscoped,
 }
 
-impl Access<'_> {
-    /// The scopes to ask for, given those in a challenge. The name of the repository is the
-    /// challenge's, because a mirror's names may differ from ours; the actions are those that the
-    /// operation needs, whatever the challenge names: a token that allows more could be used by
-    /// whoever gets hold of it. Other resources are not asked for. Without a usable scope in the
-    /// challenge, our own.
-    pub(super) fn scopes(self, challenged: Option<&str>) -> Vec<String> {
+impl TokenScope<'_> {
+    /// The scopes to request, given those in a challenge. The repository's name is taken from the
+    /// challenge, because a mirror's names may differ from ours. The actions are those that the
+    /// operation needs, whatever the challenge says, so that a stolen token grants no more. Other
+    /// resources in the challenge are not requested. Without a usable scope in the challenge, the
+    /// scopes are made of our own names.
+    pub(super) fn requested(self, challenged: Option<&str>) -> Vec<String> {
         let mut repositories = challenged.unwrap_or_default().split_ascii_whitespace().filter_map(repository);
         match self {
             Self::Pull(ours) => vec![scope(repositories.next().unwrap_or(ours), PULL)],
@@ -30,29 +30,29 @@ impl Access<'_> {
                 let into = repositories.find(|name| *name != from).unwrap_or(into);
                 vec![scope(into, PUSH), scope(from, PULL)]
             }
-            Self::Catalog | Self::Nothing => self.own(),
+            Self::Catalog | Self::Unscoped => self.scopes(),
         }
     }
 
-    /// Tokens are kept by this.
+    /// The key under which tokens are cached.
     pub(super) fn key(self) -> String {
-        self.own().join(" ")
+        self.scopes().join(" ")
     }
 
-    fn own(self) -> Vec<String> {
+    fn scopes(self) -> Vec<String> {
         match self {
             Self::Pull(repository) => vec![scope(repository, PULL)],
             Self::Push(repository) => vec![scope(repository, PUSH)],
             Self::Mount { into, from } => vec![scope(into, PUSH), scope(from, PULL)],
             Self::Catalog => vec!["registry:catalog:*".to_owned()],
-            Self::Nothing => Vec::new(),
+            Self::Unscoped => Vec::new(),
         }
     }
 }
 
 const PULL: &str = "pull";
 const PUSH: &str = "pull,push";
-/// Longer names of repositories are not repeated to a token server (distribution-spec: 255
+/// Longer names from a challenge are not sent to a token server (distribution-spec: 255
 /// characters with the host).
 const MAX_NAME_BYTES: usize = 255;
 
@@ -72,16 +72,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_asks_for_what_the_registry_named_and_writing_for_more() {
+    fn reading_requests_the_repository_of_the_challenge_and_writing_push_as_well() {
         let named = Some("repository:library/authz:pull");
-        assert_eq!(Access::Pull("authz").scopes(named), ["repository:library/authz:pull"]);
-        assert_eq!(Access::Pull("authz").scopes(None), ["repository:authz:pull"]);
+        assert_eq!(TokenScope::Pull("authz").requested(named), ["repository:library/authz:pull"]);
+        assert_eq!(TokenScope::Pull("authz").requested(None), ["repository:authz:pull"]);
         let named = Some("repository:authz:pull registry:quota:get");
-        assert_eq!(Access::Push("authz").scopes(named), ["repository:authz:pull,push"]);
+        assert_eq!(TokenScope::Push("authz").requested(named), ["repository:authz:pull,push"]);
     }
 
     #[test]
-    fn a_challenge_chooses_the_name_and_never_the_actions() {
+    fn a_challenge_sets_the_repository_name_and_never_the_actions() {
         for (challenged, pull, push) in [
             ("repository:mirror/authz:*", "mirror/authz", "mirror/authz"),
             ("repository:authz:pull,push,delete", "authz", "authz"),
@@ -90,7 +90,7 @@ mod tests {
             ("repository:r.example:5000/authz:pull", "r.example:5000/authz", "r.example:5000/authz"),
             ("repository:a:pull repository:secret:pull,push", "a", "a"),
             ("registry:catalog:* repository:authz:push", "authz", "authz"),
-            // Nothing usable: our own.
+            // Without a usable scope: our own name.
             ("aws", "ours", "ours"),
             ("repository::pull", "ours", "ours"),
             ("repository:*:pull", "ours", "ours"),
@@ -99,21 +99,25 @@ mod tests {
             ("", "ours", "ours"),
         ] {
             let challenged = Some(challenged);
-            assert_eq!(Access::Pull("ours").scopes(challenged), [format!("repository:{pull}:pull")], "{challenged:?}");
+            assert_eq!(
+                TokenScope::Pull("ours").requested(challenged),
+                [format!("repository:{pull}:pull")],
+                "{challenged:?}"
+            );
             let pushing = [format!("repository:{push}:pull,push")];
-            assert_eq!(Access::Push("ours").scopes(challenged), pushing, "{challenged:?}");
+            assert_eq!(TokenScope::Push("ours").requested(challenged), pushing, "{challenged:?}");
         }
-        let greedy = Some("registry:catalog:* repository:authz:pull,push,delete");
-        assert_eq!(Access::Catalog.scopes(greedy), ["registry:catalog:*"]);
-        assert_eq!(Access::Nothing.scopes(greedy), [""; 0]);
-        let mount = Access::Mount { into: "a", from: "b" };
+        let excessive = Some("registry:catalog:* repository:authz:pull,push,delete");
+        assert_eq!(TokenScope::Catalog.requested(excessive), ["registry:catalog:*"]);
+        assert_eq!(TokenScope::Unscoped.requested(excessive), [""; 0]);
+        let mount = TokenScope::Mount { into: "a", from: "b" };
         let both = ["repository:mirror/a:pull,push", "repository:b:pull"];
-        assert_eq!(mount.scopes(Some("repository:b:* repository:mirror/a:*")), both);
+        assert_eq!(mount.requested(Some("repository:b:* repository:mirror/a:*")), both);
     }
 
     #[test]
-    fn mounting_asks_to_read_the_other_repository_as_well() {
-        let mount = Access::Mount { into: "a", from: "b" };
-        assert_eq!(mount.scopes(Some("repository:a:pull,push")), ["repository:a:pull,push", "repository:b:pull"]);
+    fn mounting_requests_pull_on_the_other_repository_as_well() {
+        let mount = TokenScope::Mount { into: "a", from: "b" };
+        assert_eq!(mount.requested(Some("repository:a:pull,push")), ["repository:a:pull,push", "repository:b:pull"]);
     }
 }

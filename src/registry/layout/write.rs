@@ -1,4 +1,4 @@
-//! Writing to an OCI image layout folder as to a registry.
+//! Writes to an OCI image layout folder as to a registry.
 
 use std::path::PathBuf;
 
@@ -6,49 +6,56 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use super::{
-    blob_stream::BlobStream,
-    destination::{Progress, with_referrer},
-    error::RegistryError,
-    layout::read_manifest,
-    options::ReadLimits,
+    super::{
+        blob_stream::BlobStream,
+        error::RegistryError,
+        options::ReadLimits,
+        progress::Progress,
+        referrers::{not_an_index, referrers_tag, with_referrer},
+    },
+    read::read_manifest,
 };
 use crate::oci::{
     Blob, Descriptor, Digest, Incoming, IncomingError, Layout, LayoutIndex, Manifest, Repository, media_type,
 };
 
-/// A folder, which is made at the first write, and the way its entries are named.
+/// A layout folder to write to, created by the first write.
 #[derive(Debug, Clone)]
-pub(super) struct Shelf {
+pub(in crate::registry) struct LayoutWriter {
     root: PathBuf,
     limits: ReadLimits,
-    /// In front of every tag.
+    /// The prefix of every tag.
     repository: Option<String>,
 }
 
-impl Shelf {
-    pub(super) fn new(root: PathBuf, limits: ReadLimits) -> Self {
+impl LayoutWriter {
+    pub(in crate::registry) fn new(root: PathBuf, limits: ReadLimits) -> Self {
         Self { root, limits, repository: None }
     }
 
-    pub(super) fn naming(self, repository: &Repository) -> Self {
+    pub(in crate::registry) fn with_tag_prefix(self, repository: &Repository) -> Self {
         Self { repository: Some(repository.to_string()), ..self }
     }
 
-    pub(super) async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
+    pub(in crate::registry) async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
         let (root, digest) = (self.root.clone(), descriptor.digest.clone());
         blocking(move || Ok(Layout::open(root).is_ok_and(|layout| layout.blob_path(&digest).exists()))).await
     }
 
-    pub(super) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
+    pub(in crate::registry) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
         let (root, blob) = (self.root.clone(), blob.clone());
         blocking(move || Ok(Layout::create(root)?.store_blob(&blob)?)).await
     }
 
-    pub(super) async fn receive(&self, mut stream: BlobStream, progress: &dyn Progress) -> Result<(), RegistryError> {
+    pub(in crate::registry) async fn receive(
+        &self,
+        mut stream: BlobStream,
+        progress: &dyn Progress,
+    ) -> Result<(), RegistryError> {
         let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
         let incoming = blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
-        let poured = stream.pour(incoming, Incoming::write, progress).await?;
-        let finished = match poured {
+        let copied = stream.copy_to(incoming, Incoming::write, progress).await?;
+        let finished = match copied {
             Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
             Err(error) => Err(error),
         };
@@ -58,7 +65,7 @@ impl Shelf {
         })
     }
 
-    pub(super) async fn put_manifest(
+    pub(in crate::registry) async fn put_manifest(
         &self,
         raw: &Bytes,
         media_type: &str,
@@ -77,7 +84,7 @@ impl Shelf {
         .await
     }
 
-    pub(super) async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
+    pub(in crate::registry) async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
         let (root, manifest) = (self.root.clone(), manifest.clone());
         blocking(move || {
             Ok(Layout::create(root)?.update_index(|index| {
@@ -89,13 +96,13 @@ impl Shelf {
         .await
     }
 
-    pub(super) async fn attach(
+    pub(in crate::registry) async fn attach(
         &self,
         referrer: &Manifest,
         entry: &Descriptor,
         subject: &Digest,
     ) -> Result<(), RegistryError> {
-        let name = self.name(&fallback_tag(subject));
+        let name = self.name(&referrers_tag(subject));
         let (root, limit, raw, entry) =
             (self.root.clone(), self.limits.manifest, referrer.raw().clone(), entry.clone());
         blocking(move || {
@@ -127,17 +134,6 @@ fn add_referrer(
         index.set(name, Descriptor::of(media_type::OCI_INDEX, &changed));
     }
     Ok(())
-}
-
-/// The tag under which referrers are listed where nothing else lists them.
-pub(super) fn fallback_tag(subject: &Digest) -> String {
-    let hex = subject.hex();
-    format!("{}-{}", subject.algorithm(), &hex[..hex.len().min(64)])
-}
-
-pub(super) fn not_an_index(tag: &str, host: &str, error: &serde_json::Error) -> RegistryError {
-    let reason = format!("{tag} is no index of referrers: {error}");
-    RegistryError::Protocol { operation: "attach", host: host.to_owned(), reason }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,0 +1,416 @@
+//! One registry host under one credential: authentication, retries, redirects and the limits of
+//! requests at a time, on top of [`Transport`].
+
+use std::{sync::Arc, time::SystemTime};
+
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{self, HeaderValue},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, Instant, sleep, timeout},
+};
+use url::Url;
+
+use super::{
+    auth::Authenticator,
+    challenge::Challenge,
+    error::{Class, RegistryError},
+    options::{InvalidOptions, Options},
+    payload::Payload,
+    retry::{self, is_retryable},
+    scope::TokenScope,
+    transport::{Transport, innermost},
+};
+use crate::{
+    metrics::Metrics,
+    telemetry::{self, SENTENCE_BYTES, cut},
+};
+
+const MAX_REDIRECTS: usize = 5;
+/// Requests to one host at a time. Each takes a connection where the registry does not speak
+/// HTTP/2, so thousands of bundles that start together would open thousands.
+const MAX_REQUESTS: usize = 128;
+/// Artifacts that are fetched from one host at a time.
+const MAX_TRANSFERS: usize = 64;
+/// The longest `Retry-After` that is waited for within an operation; a longer one is left to the
+/// caller.
+pub(super) const MAX_RETRY_WAIT: Duration = Duration::from_secs(10);
+/// As [`MAX_RETRY_WAIT`], for a caller that polls and may have less time left (`max_stale`).
+pub(super) const MAX_RETRY_WAIT_POLLING: Duration = Duration::from_secs(1);
+/// How often the progress of an upload is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Longer error details are cut.
+const MAX_DETAIL_BYTES: usize = 200;
+/// A longer body of an error is not read.
+const MAX_ERROR_BODY_BYTES: u64 = 16 << 10;
+/// Signature bundles and manifests of every kind, in the order of preference. Every request lists
+/// them all: docker-registry answers 404 for a type that is not listed.
+const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+                      application/vnd.docker.distribution.manifest.v2+json, \
+                      application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// Authentication, retries, redirects and limits for one registry host and credential.
+#[derive(Debug)]
+pub(super) struct RegistryClient {
+    pub(super) transport: Transport,
+    /// The longest `Retry-After` that is waited for within an operation.
+    max_retry_wait: Duration,
+    auth: Authenticator,
+    metrics: Metrics,
+    requests: Semaphore,
+    transfers: Arc<Semaphore>,
+}
+
+/// One request, before retries.
+#[derive(Debug, Clone)]
+pub(super) struct Call<'a> {
+    /// For errors and metrics.
+    pub(super) operation: &'static str,
+    pub(super) method: Method,
+    /// Tokens are cached per scope.
+    pub(super) scope: TokenScope<'a>,
+    pub(super) target: Target<'a>,
+    pub(super) body: Option<RequestBody<'a>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Target<'a> {
+    /// A path below `/v2/`.
+    Path(&'a str),
+    /// A URL from an answer: a next page, or an upload session.
+    Url(Url),
+}
+
+/// A body, and a callback for the number of bytes sent so far.
+#[derive(Clone, Copy)]
+pub(super) struct RequestBody<'a> {
+    pub(super) payload: &'a Payload,
+    pub(super) progress: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl RegistryClient {
+    /// For requests without bodies; `max_retry_wait` is the longest `Retry-After` that is waited
+    /// for.
+    pub(super) fn reading(
+        host: &str,
+        options: &Options,
+        metrics: Metrics,
+        max_retry_wait: Duration,
+    ) -> Result<Self, InvalidOptions> {
+        Ok(Self { max_retry_wait, ..Self::new(Transport::reading(host, options)?, options, metrics) })
+    }
+
+    /// For uploads.
+    pub(super) fn writing(host: &str, options: &Options, metrics: Metrics) -> Result<Self, InvalidOptions> {
+        Ok(Self::new(Transport::writing(host, options)?, options, metrics))
+    }
+
+    fn new(transport: Transport, options: &Options, metrics: Metrics) -> Self {
+        Self {
+            auth: Authenticator::new(transport.host().to_owned(), options.scheme, options.credentials.clone()),
+            transport,
+            max_retry_wait: MAX_RETRY_WAIT,
+            metrics,
+            requests: Semaphore::new(MAX_REQUESTS),
+            transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+        }
+    }
+
+    /// The permits for fetching artifacts from this host.
+    pub(super) fn transfers(&self) -> &Arc<Semaphore> {
+        &self.transfers
+    }
+
+    /// Sends a request, and again after a retryable failure. Returns a success or a 404; every
+    /// other status is an error. The body is still to be read.
+    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.attempt(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let wait = match error.class() {
+                Class::RateLimited { retry_after } => retry_after,
+                _ => None,
+            };
+            if attempt == retry::ATTEMPTS
+                || !is_retryable(&error)
+                || wait.is_some_and(|wait| wait > self.max_retry_wait)
+            {
+                return Err(error);
+            }
+            attempt += 1;
+            let delay = retry::delay(attempt, wait);
+            let error = error.to_string();
+            let error = &*cut(&error, SENTENCE_BYTES);
+            tracing::debug!(host = self.transport.host(), attempt, ?delay, error, "retrying a request to the registry");
+            sleep(delay).await;
+        }
+    }
+
+    /// Sends a request once, for requests that must not be repeated blindly.
+    pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let sent = if telemetry::is_clock_usable() {
+            let permit = self.requests.acquire().await;
+            let sent = self.authorized(call).await;
+            drop(permit);
+            sent
+        } else {
+            // No certificate can be verified, and rustls panics before 1970.
+            let reason = "the system's clock is before 1970 or after 9999; set it".to_owned();
+            Err(self.transport.unreachable(call.operation, reason))
+        };
+        let outcome = match sent {
+            Ok(response) => self.classify_status(call, response).await,
+            Err(error) => Err(error),
+        };
+        let label = match &outcome {
+            Ok(response) if response.status() == StatusCode::NOT_FOUND => "not_found",
+            Ok(_) => "ok",
+            Err(error) => match error.class() {
+                Class::Transient => "transient",
+                Class::RateLimited { .. } => "rate_limited",
+                Class::NotFound => "not_found",
+                Class::Denied => "denied",
+                Class::Defect => "defect",
+            },
+        };
+        self.metrics.registry_requests.with_label_values(&[self.transport.host(), call.operation, label]).inc();
+        outcome
+    }
+
+    async fn classify_status(&self, call: &Call<'_>, response: Response) -> Result<Response, RegistryError> {
+        let status = response.status().as_u16();
+        match status {
+            200..=299 | 404 => Ok(response),
+            401 | 403 => Err(RegistryError::Denied {
+                operation: call.operation,
+                host: self.transport.host().to_owned(),
+                status,
+                credentials: self.auth.credential_source(),
+            }),
+            _ => Err(RegistryError::Status {
+                operation: call.operation,
+                host: self.transport.host().to_owned(),
+                status,
+                retry_after: retry::retry_after(response.headers(), SystemTime::now()),
+                detail: self.detail(response).await,
+            }),
+        }
+    }
+
+    /// The detail in the body of an error, empty where it can't be read.
+    async fn detail(&self, response: Response) -> String {
+        let read = self.transport.read_limited(response, MAX_ERROR_BODY_BYTES);
+        let read = timeout(self.transport.timeouts().read, read).await;
+        let Ok(Ok(body)) = read else { return String::new() };
+        error_detail(&body)
+    }
+
+    /// Sends with the cached authorization, and once more after answering a challenge.
+    async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let cached = match call.body {
+            // Renewed beforehand: a body is too much to send only to learn that the token has
+            // expired.
+            Some(_) => self.auth.renewed(&self.transport, call.scope).await?,
+            None => self.auth.cached(call.scope),
+        };
+        let response = self.redirected(call, cached.clone()).await?;
+        // ECR answers 403, not 401, to an expired token.
+        let refused = response.status() == StatusCode::UNAUTHORIZED
+            || (response.status() == StatusCode::FORBIDDEN && cached.is_some());
+        if !refused || !self.transport.is_own_origin(response.url()) {
+            return Ok(response);
+        }
+        let offered = response.headers().get_all(header::WWW_AUTHENTICATE);
+        let Some(challenge) = Challenge::choose(offered.iter().filter_map(|value| value.to_str().ok())) else {
+            return Ok(response);
+        };
+        let answer = self.auth.answer(&self.transport, call.scope, &challenge, cached.as_ref()).await?;
+        self.redirected(call, Some(answer)).await
+    }
+
+    /// Sends, and follows redirects. Credentials go to the registry's own origin only, and a
+    /// redirect never leads from TLS to plain HTTP.
+    async fn redirected(&self, call: &Call<'_>, authorization: Option<HeaderValue>) -> Result<Response, RegistryError> {
+        let transport = &self.transport;
+        let mut url = match &call.target {
+            Target::Path(path) => transport.url(call.operation, path)?,
+            Target::Url(url) => url.clone(),
+        };
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request =
+                transport.http_for(&url).request(call.method.clone(), url.clone()).header(header::ACCEPT, ACCEPT);
+            // Some servers refuse a request whose body has no announced length, even if it has
+            // no body.
+            if call.body.is_none() && !call.method.is_safe() {
+                request = request.header(header::CONTENT_LENGTH, 0);
+            }
+            if let Some(value) = authorization.as_ref().filter(|_| transport.is_own_origin(&url)) {
+                request = request.header(header::AUTHORIZATION, value.clone());
+            }
+            let response = match call.body {
+                None => transport.send(call.operation, request).await?,
+                Some(body) => self.send_with_progress(call.operation, request, body).await?,
+            };
+            let status = response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            if matches!(status, 301..=303) && !call.method.is_safe() {
+                let reason = format!("HTTP {status}, which would turn the request into a GET");
+                return Err(transport.protocol(call.operation, reason));
+            }
+            url = transport.next_hop(call.operation, &url, &response)?;
+        }
+        Err(transport.protocol(call.operation, format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// Sends a body of any length. It fails when no byte was sent for `timeouts.read`; after the
+    /// last byte the registry has `timeouts.total` to store the body and answer.
+    async fn send_with_progress(
+        &self,
+        operation: &'static str,
+        request: reqwest::RequestBuilder,
+        RequestBody { payload, progress }: RequestBody<'_>,
+    ) -> Result<Response, RegistryError> {
+        let timeouts = self.transport.timeouts();
+        let mut request = request
+            .header(header::CONTENT_TYPE, payload.media_type())
+            .header(header::CONTENT_LENGTH, payload.length())
+            .body(payload.body());
+        if let Some(range) = payload.range() {
+            request = request.header(header::CONTENT_RANGE, range);
+        }
+        let mut answer = std::pin::pin!(request.send());
+        let (mut last_sent, mut since) = (0, Instant::now());
+        loop {
+            if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {
+                progress(payload.sent());
+                return answer.map_err(|error| self.transport.unreachable(operation, innermost(&error)));
+            }
+            let sent = payload.sent();
+            if sent != last_sent {
+                (last_sent, since) = (sent, Instant::now());
+                progress(sent);
+            }
+            let limit = if sent < payload.length() { timeouts.read } else { timeouts.total };
+            if since.elapsed() > limit {
+                let limit = humantime::format_duration(limit);
+                return Err(self.transport.unreachable(operation, format!("no progress for {limit}")));
+            }
+        }
+    }
+}
+
+/// The body of an error.
+#[derive(serde::Deserialize)]
+struct ErrorBody {
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(serde::Deserialize)]
+struct ErrorEntry {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+impl std::fmt::Debug for RequestBody<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestBody").field("payload", self.payload).finish_non_exhaustive()
+    }
+}
+
+/// Code and message from the body of an error (distribution-spec, "Error codes"), in parentheses
+/// and without control characters; empty where the body has neither.
+pub(super) fn error_detail(body: &[u8]) -> String {
+    let Some(first) = serde_json::from_slice::<ErrorBody>(body).ok().and_then(|body| body.errors.into_iter().next())
+    else {
+        return String::new();
+    };
+    let parts = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
+    let text = parts.collect::<Vec<_>>().join(", ");
+    let shown: String = text.chars().filter(|shown| !shown.is_control()).collect();
+    let shown = cut(&shown, MAX_DETAIL_BYTES);
+    if shown.is_empty() { String::new() } else { format!(" ({shown})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::{super::address::tests::Fixed, *};
+    use crate::registry::{Scheme, Timeouts};
+
+    /// Addresses as an attacker's DNS server gives them.
+    const NAMES: Fixed = Fixed(&[
+        ("metadata.example", &["169.254.169.254"]),
+        ("metadata6.example", &["fd00:ec2::254"]),
+        ("alibaba.example", &["100.100.100.200"]),
+        ("mapped.example", &["::ffff:169.254.169.254"]),
+        ("nat64.example", &["64:ff9b::a9fe:a9fe"]),
+    ]);
+
+    /// Answers each request with the next of `answers`, and with HTTP 500 after the last.
+    async fn registry(answers: Vec<String>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let mut answers = answers.into_iter();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = answers.next().unwrap_or_else(|| "HTTP/1.1 500 x\r\n".to_owned());
+                let whole = format!("{answer}content-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(whole.as_bytes()).await.unwrap();
+            }
+        });
+        host
+    }
+
+    fn client(host: &str, timeouts: Timeouts, names: Fixed) -> RegistryClient {
+        let options = Options { scheme: Scheme::Http, timeouts, ..Options::default() };
+        let transport = Transport::new(host, &options, None, Arc::new(names)).unwrap();
+        RegistryClient::new(transport, &options, Metrics::new().unwrap())
+    }
+
+    async fn ask(client: &RegistryClient) -> Result<Response, RegistryError> {
+        let target = Target::Path("acme/authz/manifests/live");
+        let scope = TokenScope::Pull("acme/authz");
+        client.attempt(&Call { operation: "test", method: Method::GET, scope, target, body: None }).await
+    }
+
+    #[tokio::test]
+    async fn no_name_in_an_answer_leads_to_a_metadata_service() {
+        let read = Duration::from_secs(5);
+        for (name, _) in NAMES.0 {
+            let url = format!("http://{name}/latest/meta-data/");
+            for answer in [
+                format!("HTTP/1.1 307 x\r\nlocation: {url}\r\n"),
+                format!("HTTP/1.1 401 x\r\nwww-authenticate: Bearer realm=\"{url}\",service=\"x\"\r\n"),
+            ] {
+                let host = registry(vec![answer]).await;
+                let client = client(&host, Timeouts { connect: read, read, total: read }, NAMES);
+                let error = ask(&client).await.unwrap_err();
+                assert!(error.to_string().contains("cloud metadata address"), "{name}: {error}");
+                assert_eq!(error.class(), Class::Transient, "{name}: {error}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_to_a_name_with_an_allowed_address_is_followed() {
+        let blobs = registry(vec!["HTTP/1.1 200 x\r\n".to_owned()]).await;
+        let port = blobs.rsplit_once(':').unwrap().1.to_owned();
+        let host = registry(vec![format!("HTTP/1.1 307 x\r\nlocation: http://blobs.example:{port}/x\r\n")]).await;
+        let names = Fixed(&[("blobs.example", &["169.254.169.254", "127.0.0.1"])]);
+        let client = client(&host, Timeouts::default(), names);
+        assert_eq!(ask(&client).await.unwrap().status(), 200);
+    }
+}
