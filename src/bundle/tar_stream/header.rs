@@ -3,12 +3,7 @@
 
 use std::io;
 
-use super::malformed;
-
-/// Bytes of a block: of a header, and what content is filled up to.
-pub(super) const BLOCK_BYTES: usize = 512;
-
-pub(super) type Block = [u8; BLOCK_BYTES];
+use super::block::{Block, malformed};
 
 /// Which fields follow those that every archive has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, io};
 
-use super::malformed;
+use super::block::malformed;
 
 /// Records by key. A later one replaces an earlier one of its key, and an empty value says
 /// nothing.

@@ -5,9 +5,8 @@
 use std::io::{self, Read};
 
 use super::{
-    MAX_EXTENSION_BYTES, Source,
-    header::{BLOCK_BYTES, Block, numeric},
-    malformed,
+    block::{BLOCK_BYTES, Block, BlockSource, MAX_EXTENSION_BYTES, malformed},
+    header::numeric,
     pax::{Records, decimal},
 };
 
@@ -96,7 +95,7 @@ fn pairs(numbers: &[i64]) -> Vec<(i64, i64)> {
 }
 
 /// The map in a header of GNU's old format, and in the blocks that follow it; the size, too.
-pub(super) fn map_of_header(source: &mut impl Source, header: &Block) -> io::Result<(i64, Vec<(i64, i64)>)> {
+pub(super) fn map_of_header(source: &mut impl BlockSource, header: &Block) -> io::Result<(i64, Vec<(i64, i64)>)> {
     let size = numeric(&header[483..495], "size of a sparse file")?;
     let mut pieces = Vec::new();
     add_pieces(&header[386..482], &mut pieces)?;
