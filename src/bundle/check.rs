@@ -4,7 +4,7 @@
 use globset::{Glob, GlobSet};
 
 use super::{
-    Bundle, BundleManifest, Folder, NotABundle, PackError,
+    Bundle, BundleError, BundleManifest, Folder, PackError,
     document::{Detail, Document},
     paths::{data_path, is_data, mount},
     rego::{Module, RegoVersion, RulePath},
@@ -31,7 +31,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
             let text = std::str::from_utf8(&content).map_err(|_| PackError::NotText(place.clone()))?;
             modules.push(match parse {
                 Parse::Strictly => Module::parse(&name, &place, text, version_of(bundle.manifest(), &name))?,
-                Parse::No => Module::glance(&name, text),
+                Parse::No => Module::scan_package(&name, text),
             });
         }
         Ok(())
@@ -45,7 +45,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
 
 /// The first rule that stands where the bundle has data: OPA compiles no such rule
 /// (`CheckPathConflicts` in `v1/ast/conflicts.go`).
-pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Result<Option<RulePath>, NotABundle> {
+pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Result<Option<RulePath>, BundleError> {
     if rules.is_empty() {
         return Ok(None);
     }
@@ -65,7 +65,7 @@ pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Resu
             // Opening the bundle has found no collision.
             let _ = data.merge(document);
         }
-        Ok::<(), NotABundle>(())
+        Ok::<(), BundleError>(())
     })?;
     Ok(rules.iter().find(|rule| data.conflicts_with_rule(&rule.path)).cloned())
 }

@@ -1,6 +1,6 @@
 //! What a bundle holds, for people to look at.
 
-use super::{Bundle, BundleManifest, Module, NotABundle, check::version_of, document::Document, paths::is_manifest};
+use super::{Bundle, BundleError, BundleManifest, Module, check::version_of, document::Document, paths::is_manifest};
 
 /// The files of a bundle and what they say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,9 +21,9 @@ impl Contents {
     ///
     /// # Errors
     /// Never in practice: opening it has read it all.
-    pub fn of(bundle: &Bundle) -> Result<Self, NotABundle> {
+    pub fn of(bundle: &Bundle) -> Result<Self, BundleError> {
         let mut contents = Self::default();
-        bundle.walk(|entry| -> Result<(), NotABundle> {
+        bundle.walk(|entry| -> Result<(), BundleError> {
             let name = entry.name().to_owned();
             contents.files.push((name.clone(), entry.size()));
             if is_manifest(&name) {
@@ -38,7 +38,7 @@ impl Contents {
                 let text = String::from_utf8_lossy(&content);
                 let version = version_of(bundle.manifest(), &name);
                 let module = Module::parse(&name, &name, &text, version);
-                contents.modules.push(module.unwrap_or_else(|_| Module::glance(&name, &text)));
+                contents.modules.push(module.unwrap_or_else(|_| Module::scan_package(&name, &text)));
             }
             Ok(())
         })?;

@@ -45,3 +45,14 @@ impl fmt::Display for Diagnostic {
         write!(f, "{}: {}", self.place(), self.reason)
     }
 }
+
+/// A file's name with the `LINE:COLUMN: ` that a reason begins with, and the rest of it.
+pub(super) fn with_position(place: &str, reason: &str) -> (String, String) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match reason.split_once(": ") {
+        Some((position, rest)) if position.split(':').all(is_number) => {
+            (format!("{place}:{position}"), rest.to_owned())
+        }
+        _ => (place.to_owned(), reason.to_owned()),
+    }
+}

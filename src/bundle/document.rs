@@ -380,11 +380,11 @@ struct Builder<'a> {
     document: Document,
     detail: Detail<'a>,
     /// The arrays and objects that are open.
-    open: Vec<Open>,
+    open: Vec<OpenContainer>,
     keys: usize,
 }
 
-struct Open {
+struct OpenContainer {
     node: NodeId,
     /// The key whose value comes next.
     key: Option<Box<str>>,
@@ -446,7 +446,7 @@ impl<'a> Builder<'a> {
 
     fn container(&mut self, node: Node, path: String) {
         let node = self.add(node);
-        self.open.push(Open { node, key: None, path });
+        self.open.push(OpenContainer { node, key: None, path });
     }
 
     /// Adds a node where it belongs. Of two members with one name the last counts.

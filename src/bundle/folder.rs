@@ -26,7 +26,7 @@ pub struct Folder {
     pub(super) tests: BTreeMap<String, PathBuf>,
     /// What the `.manifest` files say together.
     pub(super) manifest: Members,
-    unsigned: Option<PathBuf>,
+    ignored_signatures: Option<PathBuf>,
 }
 
 /// Where a file's content is.
@@ -69,7 +69,7 @@ impl Ignore {
         Ok(Self { names: names.build().map_err(failed)?, paths: paths.build().map_err(failed)? })
     }
 
-    fn covers(&self, name: &str, path: &Path) -> bool {
+    fn matches(&self, name: &str, path: &Path) -> bool {
         self.names.is_match(name) || self.paths.is_match(path)
     }
 }
@@ -91,17 +91,17 @@ impl Folder {
     /// The first file that is in the way, by name.
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
         let mut folder =
-            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), unsigned: None };
+            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), ignored_signatures: None };
         for path in paths {
             let real = fs::canonicalize(path).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => PackError::Missing(path.clone()),
                 _ => PackError::io(path, source),
             })?;
-            let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
+            let mut walk = FolderWalk { folder: &mut folder, root: path, real: &real, ignore };
             if real.is_dir() {
-                search.descend(path)?;
+                walk.descend(path)?;
             } else {
-                search.single(path)?;
+                walk.single(path)?;
             }
         }
         if folder.files.is_empty() {
@@ -112,8 +112,8 @@ impl Folder {
     }
 
     /// The file of an OPA signature that would not survive packing and is left out.
-    pub fn unsigned(&self) -> Option<&Path> {
-        self.unsigned.as_deref()
+    pub fn ignored_signatures(&self) -> Option<&Path> {
+        self.ignored_signatures.as_deref()
     }
 
     /// The revision that `.manifest` states.
@@ -163,7 +163,7 @@ impl Folder {
             return self.add_manifest(&name, &path);
         }
         if base == ".signatures.json" {
-            self.unsigned = Some(path);
+            self.ignored_signatures = Some(path);
             return Ok(());
         }
         if is_test(base) {
@@ -253,7 +253,7 @@ fn read_data(path: &Path) -> Result<Document, PackError> {
     Document::of_file(&name, content, Detail::Values).map_err(|error| PackError::at(path, &error.to_string()))
 }
 
-struct Search<'a> {
+struct FolderWalk<'a> {
     folder: &'a mut Folder,
     root: &'a Path,
     /// `root` without symbolic links.
@@ -261,7 +261,7 @@ struct Search<'a> {
     ignore: &'a Ignore,
 }
 
-impl Search<'_> {
+impl FolderWalk<'_> {
     fn single(&mut self, path: &Path) -> Result<(), PackError> {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.to_owned()))?;
         if !is_loaded(name) {
@@ -276,13 +276,13 @@ impl Search<'_> {
         let entries: Result<Vec<_>, io::Error> = fs::read_dir(folder).map_err(failed)?.collect();
         let mut paths: Vec<_> = entries.map_err(failed)?.into_iter().map(|entry| entry.path()).collect();
         paths.sort();
-        paths.into_iter().try_for_each(|path| self.look_at(path))
+        paths.into_iter().try_for_each(|path| self.visit(path))
     }
 
-    fn look_at(&mut self, path: PathBuf) -> Result<(), PackError> {
+    fn visit(&mut self, path: PathBuf) -> Result<(), PackError> {
         let relative = path.strip_prefix(self.root).unwrap_or(&path);
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.clone()))?;
-        if self.ignore.covers(name, relative) {
+        if self.ignore.matches(name, relative) {
             return Ok(());
         }
         let relative = relative.to_str().ok_or_else(|| PackError::Name(path.clone()))?.to_owned();
@@ -292,7 +292,7 @@ impl Search<'_> {
             return if name.starts_with('.') { Ok(()) } else { self.descend(&path) };
         }
         if kind.is_symlink() && (is_loaded(name) || !name.starts_with('.')) {
-            self.follow(&path, is_loaded(name))?;
+            self.check_link(&path, is_loaded(name))?;
         }
         if !is_loaded(name) {
             return Ok(());
@@ -305,7 +305,7 @@ impl Search<'_> {
 
     /// A link may name another file of the folder; anything else would put into the bundle
     /// what nobody sees in the folder, or leave out what somebody sees.
-    fn follow(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
+    fn check_link(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
         let target = match fs::canonicalize(path) {
             Ok(target) => target,
             // Nothing that OPA would load either.

@@ -14,7 +14,7 @@
 use std::collections::HashSet;
 
 use super::{
-    BundleManifest, Limits, NotABundle,
+    BundleError, BundleManifest, Limits,
     archive::{Entry, walk},
     document::{Collision, Detail, Document},
     manifest::check_signatures,
@@ -33,7 +33,7 @@ const DECLARATION_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// What OPA, or a limit, would refuse.
-pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABundle> {
+pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, BundleError> {
     let mut listing = Listing {
         limits,
         manifest: None,
@@ -48,10 +48,10 @@ pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotAB
     for (file, package) in packages {
         if !manifest.owns_segments(&package) {
             let (package, roots) = (package.join("."), manifest.roots);
-            return Err(NotABundle::PackageOutside { path: file, package, roots });
+            return Err(BundleError::PackageOutside { path: file, package, roots });
         }
     }
-    check_wasm(&manifest, &wasm).map_err(|reason| NotABundle::File { path, reason })?;
+    check_wasm(&manifest, &wasm).map_err(|reason| BundleError::File { path, reason })?;
     if !data.is_empty() {
         DataCheck::new(&manifest, &data).run(blob, limits)?;
     }
@@ -72,20 +72,20 @@ struct Listing<'a> {
 }
 
 impl Listing<'_> {
-    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
-        let refused = |reason: String| NotABundle::File { path: name.clone(), reason };
+        let refused = |reason: String| BundleError::File { path: name.clone(), reason };
         match base(&name) {
             // An empty list of patches is, to OPA, a snapshot that erases everything.
-            "patch.json" => return Err(NotABundle::Delta { path: name }),
+            "patch.json" => return Err(BundleError::Delta { path: name }),
             _ if name.ends_with(".rego") => {
                 let start = entry.start(DECLARATION_BYTES)?;
                 match declaration(&String::from_utf8_lossy(&start)) {
                     Declaration::Package(path) => self.packages.push((name, path)),
-                    Declaration::None(reason) if entry.size() <= DECLARATION_BYTES => {
+                    Declaration::Invalid(reason) if entry.size() <= DECLARATION_BYTES => {
                         return Err(refused(reason.to_owned()));
                     }
-                    Declaration::None(_) | Declaration::Unclear => {}
+                    Declaration::Invalid(_) | Declaration::NeedsParser => {}
                 }
             }
             ".signatures.json" => {
@@ -110,7 +110,7 @@ impl Listing<'_> {
                     return Err(refused(format!("a second manifest; OPA takes only one, and there is {first}")));
                 }
                 if entry.size() > self.limits.bundle_manifest {
-                    return Err(NotABundle::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
+                    return Err(BundleError::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
                 }
                 let manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?;
                 self.manifest = Some((name, manifest));
@@ -155,11 +155,11 @@ impl<'a> DataCheck<'a> {
         Self { manifest, overlapping: overlapping(names), merged: Document::empty(), files: Vec::new() }
     }
 
-    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), NotABundle> {
+    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), BundleError> {
         walk(blob, limits, |entry| if is_data(entry.name()) { self.add(entry) } else { Ok(()) })
     }
 
-    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
         let mount = mount(&name);
         let overlaps = self.overlapping.contains(name.as_str());
@@ -167,18 +167,18 @@ impl<'a> DataCheck<'a> {
         let outline = Detail::Outline { mount: &mount, prunes: &owned };
         let document = entry.document(if overlaps { Detail::Objects } else { outline })?;
         if mount.is_empty() && !document.is_object() {
-            return Err(NotABundle::File { path: name, reason: "the root of data is not an object".to_owned() });
+            return Err(BundleError::File { path: name, reason: "the root of data is not an object".to_owned() });
         }
         let number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
         let document = document.numbered(number).mounted(&mount);
         if let Some(at) = document.first_outside(self.manifest) {
-            return Err(NotABundle::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
+            return Err(BundleError::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
         }
         if overlaps {
             self.merged.merge(document).map_err(|Collision { path, first }| {
                 let first = usize::try_from(first).ok().and_then(|first| self.files.get(first));
                 let first = first.cloned().unwrap_or_default();
-                NotABundle::Collision { first, second: name.clone(), at: data_path(&path) }
+                BundleError::Collision { first, second: name.clone(), at: data_path(&path) }
             })?;
         }
         self.files.push(name);

@@ -64,7 +64,7 @@ impl Default for BundleManifest {
 }
 
 /// The newest version of Rego that OPA 1.22 knows (`RegoVersionFromIntStrict`).
-const NEWEST_REGO: i64 = 2;
+const MAX_REGO_VERSION: i64 = 2;
 /// What the members of the file are called.
 const MEMBERS: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
 
@@ -75,10 +75,10 @@ impl BundleManifest {
     /// # Errors
     /// A sentence naming what OPA would refuse.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let raw = Raw::read(bytes)?;
+        let raw = RawManifest::read(bytes)?;
         for (version, file) in raw.versions() {
-            if !(0..=NEWEST_REGO).contains(&version) {
-                return Err(format!("rego_version {version}{file} does not exist; the newest is {NEWEST_REGO}"));
+            if !(0..=MAX_REGO_VERSION).contains(&version) {
+                return Err(format!("rego_version {version}{file} does not exist; the newest is {MAX_REGO_VERSION}"));
             }
         }
         let mut roots: Vec<String> = match raw.roots {
@@ -104,9 +104,9 @@ impl BundleManifest {
         })
     }
 
-    /// The name of a member as it is known; see [`folded`].
+    /// The name of a member as it is known; see [`fold_case`].
     pub(super) fn member(name: String) -> String {
-        let folded = folded(&name);
+        let folded = fold_case(&name);
         if MEMBERS.contains(&folded.as_str()) { folded } else { name }
     }
 
@@ -138,7 +138,7 @@ impl BundleManifest {
 
 /// The members as the file has them.
 #[derive(Debug, Default)]
-struct Raw {
+struct RawManifest {
     revision: String,
     roots: Option<Vec<String>>,
     rego_version: Option<i64>,
@@ -146,7 +146,7 @@ struct Raw {
     wasm: Vec<WasmEntrypoint>,
 }
 
-impl Raw {
+impl RawManifest {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut raw = Self::default();
         let mut reader = JsonReader::new(bytes);
@@ -154,7 +154,7 @@ impl Raw {
             return Ok(raw);
         }
         while let Some(key) = next_key(&mut reader)? {
-            raw.member(&folded(&key), &mut reader)?;
+            raw.member(&fold_case(&key), &mut reader)?;
         }
         Ok(raw)
     }
@@ -188,10 +188,10 @@ impl Raw {
             },
             "metadata" => {
                 if !is_null(reader, name, Token::StartObject)? {
-                    reader.skip_container().map_err(text)?;
+                    reader.skip_container().map_err(to_text)?;
                 }
             }
-            _ => reader.skip_value().map_err(text)?,
+            _ => reader.skip_value().map_err(to_text)?,
         }
         Ok(())
     }
@@ -210,15 +210,15 @@ impl WasmEntrypoint {
             return Ok(());
         }
         while let Some(key) = next_key(reader)? {
-            match folded(&key).as_str() {
+            match fold_case(&key).as_str() {
                 "entrypoint" => string(reader, "wasm.entrypoint", &mut entry.entrypoint)?,
                 "module" => string(reader, "wasm.module", &mut entry.module)?,
                 "annotations" => {
                     if !is_null(reader, "wasm.annotations", Token::StartArray)? {
-                        reader.skip_container().map_err(text)?;
+                        reader.skip_container().map_err(to_text)?;
                     }
                 }
-                _ => reader.skip_value().map_err(text)?,
+                _ => reader.skip_value().map_err(to_text)?,
             }
         }
         Ok(())
@@ -237,7 +237,7 @@ pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     while let Some(key) = next_key(&mut reader)? {
-        let key = folded(&key);
+        let key = fold_case(&key);
         match key.as_str() {
             "signatures" => {
                 if !is_null(&mut reader, &key, Token::StartArray)? {
@@ -245,19 +245,19 @@ pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
                 }
             }
             "plugin" => string(&mut reader, &key, &mut String::new())?,
-            _ => reader.skip_value().map_err(text)?,
+            _ => reader.skip_value().map_err(to_text)?,
         }
     }
     Ok(())
 }
 
-fn text(error: JsonError) -> String {
+fn to_text(error: JsonError) -> String {
     error.to_string()
 }
 
 /// A name as `encoding/json` compares it with those of a struct: without regard to case, for
 /// which two letters beyond ASCII count as well.
-fn folded(name: &str) -> String {
+fn fold_case(name: &str) -> String {
     name.chars()
         .map(|character| match character {
             '\u{17f}' => 's',
@@ -269,7 +269,7 @@ fn folded(name: &str) -> String {
 
 /// Whether a value is null rather than what `wanted` begins.
 fn is_null(reader: &mut JsonReader<&[u8]>, what: &str, wanted: Token<'static>) -> Result<bool, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => Ok(true),
         Some(token) if token == wanted => Ok(false),
         found => Err(mismatch(what, if wanted == Token::StartArray { "a list" } else { "an object" }, found)),
@@ -278,7 +278,7 @@ fn is_null(reader: &mut JsonReader<&[u8]>, what: &str, wanted: Token<'static>) -
 
 /// Null leaves what is there.
 fn string(reader: &mut JsonReader<&[u8]>, what: &str, value: &mut String) -> Result<(), String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => {}
         Some(Token::String(text)) => text.clone_into(value),
         found => return Err(mismatch(what, "a text", found)),
@@ -287,7 +287,7 @@ fn string(reader: &mut JsonReader<&[u8]>, what: &str, value: &mut String) -> Res
 }
 
 fn integer(reader: &mut JsonReader<&[u8]>, what: &str) -> Result<Option<i64>, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => Ok(None),
         Some(Token::Number(digits)) => match digits.parse() {
             Ok(number) => Ok(Some(number)),
@@ -304,7 +304,7 @@ fn array<T: Default>(
     read: impl Fn(&mut JsonReader<&[u8]>, &mut T) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut count = 0;
-    while !reader.ends_array().map_err(text)? {
+    while !reader.ends_array().map_err(to_text)? {
         if count == items.len() {
             items.push(T::default());
         }
@@ -317,7 +317,7 @@ fn array<T: Default>(
 
 /// The next key of an object; `None` at its end.
 fn next_key(reader: &mut JsonReader<&[u8]>) -> Result<Option<String>, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Key(key)) => Ok(Some(key.to_owned())),
         _ => Ok(None),
     }

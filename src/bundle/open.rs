@@ -3,24 +3,11 @@
 use std::io;
 
 use super::{
-    BundleManifest, Revision,
+    BundleError, BundleManifest, Limits, Revision,
     archive::{Entry, walk},
     load::load,
 };
 use crate::oci::Blob;
-
-/// How much a bundle may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of the tarball as it is served.
-    pub bundle: u64,
-    /// Bytes of the tar stream inside, the holes of sparse files included.
-    pub unpacked: u64,
-    /// Regular files in it.
-    pub files: u64,
-    /// Bytes of its `.manifest`.
-    pub bundle_manifest: u64,
-}
 
 /// Served bytes that open as an OPA bundle.
 #[derive(Debug, Clone)]
@@ -31,96 +18,6 @@ pub struct Bundle {
     limits: Limits,
 }
 
-/// Why bytes are not a bundle. Every variant is a property of the bytes and the limits,
-/// so trying again cannot help.
-#[derive(Debug, thiserror::Error)]
-pub enum NotABundle {
-    /// The tarball is too long.
-    #[error("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)")]
-    TooLarge {
-        /// Its length.
-        size: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// It unpacks to too much.
-    #[error("bundle unpacks to more than {limit} bytes (limits.unpacked)")]
-    UnpacksTooLarge {
-        /// The limit.
-        limit: u64,
-    },
-    /// It holds too many files.
-    #[error("bundle holds more than {limit} files (limits.files)")]
-    TooManyFiles {
-        /// The limit.
-        limit: u64,
-    },
-    /// Its manifest is too long.
-    #[error("bundle file {path} exceeds the limit of {limit} bytes (limits.bundle_manifest)")]
-    ManifestTooLarge {
-        /// The file's name in the tarball.
-        path: String,
-        /// The limit.
-        limit: u64,
-    },
-    /// No gzip stream.
-    #[error("not a gzip tarball: it starts with {start:02x?} instead of 1f 8b")]
-    NotGzip {
-        /// The first bytes.
-        start: Vec<u8>,
-    },
-    /// Broken gzip or tar.
-    #[error("not a gzip tarball: {reason}")]
-    Archive {
-        /// What the reader said.
-        reason: String,
-    },
-    /// A file that OPA would refuse.
-    #[error("bundle file {path}: {reason}")]
-    File {
-        /// The file's name in the tarball.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Rego outside of what the bundle owns.
-    #[error("bundle file {path}: package {package} is outside the roots {}", list(.roots))]
-    PackageOutside {
-        /// The file's name in the tarball.
-        path: String,
-        /// Its package.
-        package: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Data outside of what the bundle owns.
-    #[error("bundle file {path}: data at {at:?} is outside the roots {}", list(.roots))]
-    DataOutside {
-        /// The file's name in the tarball.
-        path: String,
-        /// The path below `data`, such as `a/b`.
-        at: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Two data files give values to one path.
-    #[error("bundle files {first} and {second} both set {at}")]
-    Collision {
-        /// A file's name in the tarball.
-        first: String,
-        /// Another's.
-        second: String,
-        /// Such as `data.users`.
-        at: String,
-    },
-    /// A delta bundle, which bypasses OPA's own signature checks before 1.21.3.
-    #[error("bundle file {path} makes this a delta bundle; only snapshots are served")]
-    Delta {
-        /// The patch file.
-        path: String,
-    },
-}
-
 impl Bundle {
     /// Reads `blob` to the end of the archive in it, as OPA's reader would. One file is in
     /// memory at a time, and of data files only what has to be compared. Blocks for as long as
@@ -128,15 +25,15 @@ impl Bundle {
     ///
     /// # Errors
     /// What OPA, or a limit, would refuse.
-    pub fn open(blob: Blob, limits: &Limits) -> Result<Self, NotABundle> {
+    pub fn open(blob: Blob, limits: &Limits) -> Result<Self, BundleError> {
         let size = blob.size();
         if size > limits.bundle {
-            return Err(NotABundle::TooLarge { size, limit: limits.bundle });
+            return Err(BundleError::TooLarge { size, limit: limits.bundle });
         }
-        let unreadable = |error: io::Error| NotABundle::Archive { reason: error.to_string() };
+        let unreadable = |error: io::Error| BundleError::Archive { reason: error.to_string() };
         let start = blob.read_at(0, 4).map_err(unreadable)?;
         if !start.starts_with(&[0x1f, 0x8b]) {
-            return Err(NotABundle::NotGzip { start: start.to_vec() });
+            return Err(BundleError::NotGzip { start: start.to_vec() });
         }
         let manifest = load(&blob, limits)?;
         Ok(Self { blob, manifest, limits: *limits })
@@ -146,7 +43,7 @@ impl Bundle {
     ///
     /// # Errors
     /// What `visit` says; after opening, the archive itself is known to be sound.
-    pub(super) fn walk<E: From<NotABundle>>(
+    pub(super) fn walk<E: From<BundleError>>(
         &self,
         visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -166,15 +63,6 @@ impl Bundle {
     /// What its `.manifest` says.
     pub fn manifest(&self) -> &BundleManifest {
         &self.manifest
-    }
-}
-
-/// The first few of a list, for a message.
-pub(super) fn list(items: &[String]) -> String {
-    const SHOWN: usize = 5;
-    match items.len().checked_sub(SHOWN + 1) {
-        None => format!("{items:?}"),
-        Some(more) => format!("{:?} and {} more", &items[..SHOWN], more + 1),
     }
 }
 
@@ -215,7 +103,7 @@ mod tests {
         gzip(&builder.into_inner().unwrap()).into()
     }
 
-    fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, NotABundle> {
+    fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, BundleError> {
         Bundle::open(Blob::check(&Descriptor::of("", &bytes), bytes).unwrap(), limits)
     }
 
@@ -232,10 +120,10 @@ mod tests {
         for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
         {
             let error = open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{path} {content}: {error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{path} {content}: {error}");
         }
         let delta = tarball(&[("patch.json", br#"{"data":[]}"#)]);
-        assert!(matches!(open(delta, &LIMITS).unwrap_err(), NotABundle::Delta { .. }));
+        assert!(matches!(open(delta, &LIMITS).unwrap_err(), BundleError::Delta { .. }));
     }
 
     #[test]
@@ -283,7 +171,7 @@ mod tests {
             with(end).unwrap();
         }
         for end in [&[0; 100][..], &[0; 612], &[[0; 512], [b'x'; 512]].concat()] {
-            assert!(matches!(with(end).unwrap_err(), NotABundle::Archive { .. }), "{}", end.len());
+            assert!(matches!(with(end).unwrap_err(), BundleError::Archive { .. }), "{}", end.len());
         }
     }
 
@@ -374,9 +262,9 @@ mod tests {
             open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
         };
         sparse("7", b"1\n0\n7\n").unwrap();
-        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), NotABundle::File { .. }), "zeros are no JSON");
+        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), BundleError::File { .. }), "zeros are no JSON");
         let error = sparse("9999999", b"1\n0\n7\n").unwrap_err();
-        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
+        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]
@@ -429,7 +317,7 @@ mod tests {
             ("a/x.rego", Kind::Fifo, "a device"),
         ] {
             let error = with(path, kind).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{path}: {error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{path}: {error}");
             assert!(error.to_string().contains(words), "{path}: {error}");
         }
     }
@@ -465,21 +353,21 @@ mod tests {
             ("a/data.json", format!("\u{feff}{}", document(""))),
         ] {
             let error = open(tarball(&[(path, content.as_bytes())]), &limits).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{error}");
         }
         let tight = Limits { unpacked: 9 << 20, ..limits };
         let error = open(tarball(&[("data.json", document("").as_bytes())]), &tight).unwrap_err();
-        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
+        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]
     fn limits_hold_for_the_tarball_its_content_and_its_files() {
         let bomb = tarball(&[("x", &vec![0; 2 << 20])]);
-        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), NotABundle::UnpacksTooLarge { .. }));
+        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), BundleError::UnpacksTooLarge { .. }));
         let many: Vec<_> = (0..11).map(|n| (format!("f{n}"), b"".as_slice())).collect();
         let many: Vec<_> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
-        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), NotABundle::TooManyFiles { .. }));
+        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), BundleError::TooManyFiles { .. }));
         let small = Limits { bundle: 10, ..LIMITS };
-        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), NotABundle::TooLarge { .. }));
+        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), BundleError::TooLarge { .. }));
     }
 }

@@ -1,20 +1,14 @@
 //! Packing a folder into a bundle, the same bytes for the same content everywhere.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use serde_json::value::RawValue;
 
 use super::{
-    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion,
+    Bundle, BundleError, BundleManifest, Folder, Limits, Module, PackError, Parse, RegoVersion,
     check::check,
-    diagnostic::Diagnostic,
     folder::{Members, Origin, raw},
-    open::list,
-    rego::{BadRego, Unreadable},
-    tarball::Tarball,
+    tarball::TarballWriter,
 };
 use crate::oci::{Blob, Digest, Hasher};
 
@@ -45,154 +39,6 @@ pub struct Packed {
     pub modules: Vec<Module>,
 }
 
-/// Why a folder can't be packed.
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    /// The operating system said no.
-    #[error("read {path}: {source}")]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// There was no room to write the bundle down.
-    #[error("write the bundle to a temporary file: {0}; make room, or name another folder with TMPDIR")]
-    Temporary(io::Error),
-    /// A path that was named and is not there.
-    #[error("{0}: no such file or folder")]
-    Missing(PathBuf),
-    /// A link to something that is not in the folder.
-    #[error("{link} is a symbolic link that leads out of {folder}; put the file itself there", folder = .folder.display(), link = .link.display())]
-    LeadsOut {
-        /// The link.
-        link: PathBuf,
-        /// The folder that it lies in.
-        folder: PathBuf,
-    },
-    /// A link to a folder, which OPA would not follow.
-    #[error("{0} is a symbolic link to a folder; put the folder itself there, or --ignore it")]
-    LinkedFolder(PathBuf),
-    /// A pipe, a socket, a device.
-    #[error("{0} is no regular file; remove it, or --ignore it")]
-    NotAFile(PathBuf),
-    /// A file that was named and that OPA would not load.
-    #[error(
-        "{0}: OPA loads .rego, data.json, data.yaml, policy.wasm and plan.json only; name such a file, or a folder"
-    )]
-    NotLoaded(PathBuf),
-    /// A name that is not UTF-8.
-    #[error("{0} has a name that is not UTF-8; rename it")]
-    Name(PathBuf),
-    /// Nothing in it that OPA would load.
-    #[error("{0} holds no .rego, data.json or data.yaml file")]
-    Empty(String),
-    /// Two files that can't both be in the bundle.
-    #[error("{first} and {second} would both be {name} in the bundle; rename one")]
-    SameName {
-        /// A file.
-        first: PathBuf,
-        /// Another.
-        second: PathBuf,
-        /// The name in the bundle.
-        name: String,
-    },
-    /// Two data files give values to one path.
-    #[error("{first} and {second} both set {at}; keep one of the two")]
-    Conflict {
-        /// A file.
-        first: String,
-        /// Another.
-        second: String,
-        /// Such as `data.users`.
-        at: String,
-    },
-    /// A Rego file that can't be parsed.
-    #[error("{place}: {reason}")]
-    Rego {
-        /// `FILE:LINE:COLUMN`.
-        place: String,
-        /// What the parser said.
-        reason: String,
-        /// Every error of the file, the first included.
-        errors: Vec<Diagnostic>,
-    },
-    /// A Rego file that is no text.
-    #[error("{0} is not UTF-8; save it as UTF-8")]
-    NotText(String),
-    /// Rego outside of what the bundle owns.
-    #[error("{place}: package {package} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
-    PackageOutside {
-        /// The file.
-        place: String,
-        /// Its package.
-        package: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Data outside of what the bundle owns.
-    #[error("{place}: data at {at:?} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
-    DataOutside {
-        /// The file.
-        place: String,
-        /// Where it is mounted.
-        at: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// A rule in the place of data, which OPA does not compile.
-    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
-    RuleOverData {
-        /// `FILE:LINE:COLUMN`.
-        place: String,
-        /// Such as `data.authz.allow`.
-        at: String,
-    },
-    /// A file that OPA would refuse.
-    #[error("{place}: {reason}")]
-    File {
-        /// The file.
-        place: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// OPA would refuse the result.
-    #[error(transparent)]
-    Refused(#[from] NotABundle),
-}
-
-impl PackError {
-    pub(super) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
-    }
-
-    /// A reason that may begin with `LINE:COLUMN: `, which belongs to the file.
-    pub(super) fn at(path: &Path, reason: &str) -> Self {
-        Self::in_file(&path.display().to_string(), reason)
-    }
-
-    pub(super) fn in_file(place: &str, reason: &str) -> Self {
-        let (place, reason) = with_position(place, reason);
-        Self::File { place, reason }
-    }
-}
-
-impl From<Unreadable> for PackError {
-    fn from(Unreadable { place, reason }: Unreadable) -> Self {
-        let errors = vec![Diagnostic::new(&place, reason.clone(), "")];
-        Self::Rego { place, reason, errors }
-    }
-}
-
-impl From<BadRego> for PackError {
-    fn from(BadRego(errors): BadRego) -> Self {
-        let first = errors.first();
-        let place = first.map(Diagnostic::place).unwrap_or_default();
-        let reason = first.map(|first| first.reason.clone()).unwrap_or_default();
-        Self::Rego { place, reason, errors }
-    }
-}
-
 impl PackOptions {
     /// With everything as `.manifest` has it.
     pub fn new(limits: Limits) -> Self {
@@ -215,7 +61,7 @@ impl Folder {
 
     fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
         let mut manifest = self.manifest_for(options);
-        let mut tarball = Tarball::create();
+        let mut tarball = TarballWriter::create();
         let mut list = String::new();
         for (name, origin) in &self.files {
             let digest = add(&mut tarball, name, origin)?;
@@ -262,16 +108,16 @@ impl Folder {
     }
 
     /// With the file's own name instead of the one in the bundle.
-    fn placed(&self, error: NotABundle) -> PackError {
+    fn placed(&self, error: BundleError) -> PackError {
         match error {
-            NotABundle::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
-            NotABundle::PackageOutside { path, package, roots } => {
+            BundleError::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
+            BundleError::PackageOutside { path, package, roots } => {
                 PackError::PackageOutside { place: self.place(&path), package, roots }
             }
-            NotABundle::DataOutside { path, at, roots } => {
+            BundleError::DataOutside { path, at, roots } => {
                 PackError::DataOutside { place: self.place(&path), at, roots }
             }
-            NotABundle::Collision { first, second, at } => {
+            BundleError::Collision { first, second, at } => {
                 PackError::Conflict { first: self.place(&first), second: self.place(&second), at }
             }
             error => error.into(),
@@ -311,17 +157,6 @@ pub(super) fn members_text(members: &Members) -> String {
     serde_json::to_string(members).unwrap_or_default()
 }
 
-/// A file's name with the `LINE:COLUMN: ` that a reason begins with, and the rest of it.
-pub(super) fn with_position(place: &str, reason: &str) -> (String, String) {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    match reason.split_once(": ") {
-        Some((position, rest)) if position.split(':').all(is_number) => {
-            (format!("{place}:{position}"), rest.to_owned())
-        }
-        _ => (place.to_owned(), reason.to_owned()),
-    }
-}
-
 /// Reads and packs a folder; see [`Folder`].
 ///
 /// # Errors
@@ -331,7 +166,7 @@ pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
 }
 
 /// Adds one file, and gives the digest of its content.
-fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, PackError> {
+fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Digest, PackError> {
     match origin {
         Origin::Merged { document, .. } => {
             let content = document.to_bytes();
@@ -496,7 +331,7 @@ mod tests {
         let packed = Folder::gather(&paths, &Ignore::default()).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
         assert_eq!(packed.bundle.manifest().roots, ["a", "b", "x"]);
         let mut data = Vec::new();
-        let found = packed.bundle.walk(|entry| -> Result<(), NotABundle> {
+        let found = packed.bundle.walk(|entry| -> Result<(), BundleError> {
             if entry.name() == "data.json" {
                 data = entry.content()?;
             }
@@ -538,7 +373,7 @@ mod tests {
             ),
             (
                 &[("a/p.rego", "package a\n\ndefault allow := false\n"), ("a/data.json", r#"{"allow":true}"#)],
-                "a/p.rego:3:1: the rule stands where data gives data.a.allow a value",
+                "a/p.rego:3:1: the rule conflicts with data that sets data.a.allow",
             ),
             (&[rego, ("a/data.json", "{\n\"b\": nul}")], "a/data.json:2:9: unexpected '}'"),
             (

@@ -7,9 +7,9 @@ pub(super) enum Declaration {
     /// With a package, whose segments these are.
     Package(Vec<String>),
     /// With something else, which no OPA reads.
-    None(&'static str),
+    Invalid(&'static str),
     /// With a package whose name takes a parser.
-    Unclear,
+    NeedsParser,
 }
 
 /// Looks at the first statement of a file, as OPA's parser would (`parsePackage` in
@@ -17,19 +17,19 @@ pub(super) enum Declaration {
 pub(super) fn declaration(text: &str) -> Declaration {
     let text = skip_space(text.strip_prefix('\u{feff}').unwrap_or(text));
     if text.is_empty() {
-        return Declaration::None("the file is empty; OPA takes no module without a package");
+        return Declaration::Invalid("the file is empty; OPA takes no module without a package");
     }
     let (word, rest) = split_identifier(text);
     if word != "package" || rest.starts_with(['.', '[']) {
-        return Declaration::None("the first statement is no package declaration");
+        return Declaration::Invalid("the first statement is no package declaration");
     }
     let name = rest.trim_start_matches([' ', '\t']);
     if name.len() == rest.len() {
-        return Declaration::Unclear;
+        return Declaration::NeedsParser;
     }
     let (first, mut rest) = split_identifier(name);
     if first.is_empty() {
-        return Declaration::Unclear;
+        return Declaration::NeedsParser;
     }
     let mut path = vec![first.to_owned()];
     loop {
@@ -39,11 +39,11 @@ pub(super) fn declaration(text: &str) -> Declaration {
         } else if let Some(behind) = rest.strip_prefix('[') {
             split_string(behind)
         } else if rest.starts_with(';') {
-            return Declaration::None("a semicolon behind the package");
+            return Declaration::Invalid("a semicolon behind the package");
         } else {
             return Declaration::Package(path);
         };
-        let Some((segment, behind)) = segment else { return Declaration::Unclear };
+        let Some((segment, behind)) = segment else { return Declaration::NeedsParser };
         path.push(segment);
         rest = behind;
     }
@@ -104,10 +104,10 @@ mod tests {
             "package.x",
             "package a;x := 1",
         ] {
-            assert!(matches!(declaration(text), Declaration::None(_)), "{text:?}");
+            assert!(matches!(declaration(text), Declaration::Invalid(_)), "{text:?}");
         }
         for text in ["package", "package\na", "package \u{e9}", "package a[x]", "package 1"] {
-            assert_eq!(declaration(text), Declaration::Unclear, "{text:?}");
+            assert_eq!(declaration(text), Declaration::NeedsParser, "{text:?}");
         }
     }
 }

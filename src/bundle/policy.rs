@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, fmt};
 use regorus::{Engine, Value};
 
 use super::{
-    Bundle, Module, NotABundle, RegoVersion,
+    Bundle, BundleError, Module, RegoVersion,
     archive::Entry,
     check::version_of,
+    diagnostic::with_position,
     document::Document,
-    pack::with_position,
     paths::{base, data_path, is_data, mount},
-    rego::{self, BadRego, Unreadable},
-    value::{Answers, exact, value_of},
+    rego::{self, RegoError, RegoErrors},
+    value::{Answers, read_exact, value_of},
 };
 
 /// A bundle's rules and data, ready for questions.
@@ -21,12 +21,12 @@ pub struct Policy {
     packages: Vec<String>,
 }
 
-/// Why a bundle can't be evaluated, or a question can't be answered.
+/// Why a bundle can't be evaluated, or a query can't be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// Not in practice: opening the bundle has read it all.
     #[error(transparent)]
-    Bundle(#[from] NotABundle),
+    Bundle(#[from] BundleError),
     /// Rego that the evaluator does not know; OPA may.
     #[error("{place}: {reason}; where a newer OPA reads it, save the bundle and ask that (opa eval -b)")]
     Rego {
@@ -36,7 +36,7 @@ pub enum PolicyError {
         reason: String,
     },
     /// A rule in the place of data, which OPA does not compile.
-    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
+    #[error("{place}: the rule conflicts with data that sets {at}; rename one of the two")]
     RuleOverData {
         /// `FILE:LINE:COLUMN`.
         place: String,
@@ -54,10 +54,10 @@ pub enum PolicyError {
     /// Rules that were compiled to something else than Rego.
     #[error("the bundle holds {0} and no Rego; only OPA can evaluate it (opa eval -b)")]
     Compiled(String),
-    /// The question, or a rule that it leads to.
+    /// The query, or a rule that it leads to.
     #[error("{place}: {reason}")]
     Query {
-        /// Where, in the question or in a file.
+        /// Where, in the query or in a file.
         place: String,
         /// What the evaluator said.
         reason: String,
@@ -111,25 +111,25 @@ impl Policy {
     /// # Errors
     /// When it is neither.
     pub fn set_input(&mut self, text: &str) -> Result<(), PolicyError> {
-        let input = exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
+        let input = read_exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
         self.engine.set_input(input.map_err(PolicyError::Input)?);
         Ok(())
     }
 
     /// Leaves `input` undefined again.
-    pub fn forget_input(&mut self) {
+    pub fn clear_input(&mut self) {
         self.engine.set_input(Value::Undefined);
     }
 
-    /// Answers a question; the result has the JSON of `opa eval`. Undefined is an empty
+    /// Answers a query; the result has the JSON of `opa eval`. Undefined is an empty
     /// result, not an error.
     ///
     /// # Errors
-    /// When the question is no Rego, or evaluating it fails.
-    pub fn query(&mut self, question: &str) -> Result<Answers, PolicyError> {
-        let answers = self.engine.eval_query(question.to_owned(), false);
+    /// When the query is no Rego, or evaluating it fails.
+    pub fn query(&mut self, query: &str) -> Result<Answers, PolicyError> {
+        let answers = self.engine.eval_query(query.to_owned(), false);
         let mut answers = answers.map_err(|error| {
-            let Unreadable { place, reason } = Unreadable::from_picture("query", &error.to_string());
+            let RegoError { place, reason } = RegoError::from_report("query", &error.to_string());
             PolicyError::Query { place: place.replace("<query.rego>", "query"), reason }
         })?;
         for answer in &mut answers.result {
@@ -170,7 +170,7 @@ impl Loader {
             let text = String::from_utf8(entry.content()?).map_err(|_| refused("it is not UTF-8".to_owned()))?;
             self.modules.insert(place, (name, text));
         } else if is_data(&name) {
-            let document = exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
+            let document = read_exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
             // Opening the bundle has found no collision.
             self.data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             self.data_files.push(place);
@@ -181,8 +181,8 @@ impl Loader {
     }
 }
 
-impl From<BadRego> for PolicyError {
-    fn from(BadRego(errors): BadRego) -> Self {
+impl From<RegoErrors> for PolicyError {
+    fn from(RegoErrors(errors): RegoErrors) -> Self {
         let first = errors.into_iter().next();
         first.map_or_else(
             || Self::Rego { place: String::new(), reason: String::new() },
@@ -191,8 +191,8 @@ impl From<BadRego> for PolicyError {
     }
 }
 
-impl From<Unreadable> for PolicyError {
-    fn from(Unreadable { place, reason }: Unreadable) -> Self {
+impl From<RegoError> for PolicyError {
+    fn from(RegoError { place, reason }: RegoError) -> Self {
         Self::Rego { place, reason }
     }
 }
@@ -201,12 +201,12 @@ impl From<Unreadable> for PolicyError {
 pub(super) fn evaluator() -> Result<Engine, PolicyError> {
     let mut engine = rego::engine(RegoVersion::V1);
     let unmarshal = |arguments: Vec<Value>| {
-        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
+        let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
         // As in OPA, what can't be read is undefined.
         Ok(read.and_then(|document| value_of(&document)).unwrap_or(Value::Undefined))
     };
     let is_valid = |arguments: Vec<Value>| {
-        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
+        let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
         Ok(Value::from(read.is_ok()))
     };
     let failed = |error: anyhow::Error| PolicyError::Query { place: "yaml".to_owned(), reason: error.to_string() };
@@ -255,8 +255,8 @@ mod tests {
         Policy::load(&Bundle::open(blob, &LIMITS).unwrap())
     }
 
-    fn answer(policy: &mut Policy, question: &str) -> String {
-        serde_json::to_value(policy.query(question).unwrap()).unwrap().to_string()
+    fn answer(policy: &mut Policy, query: &str) -> String {
+        serde_json::to_value(policy.query(query).unwrap()).unwrap().to_string()
     }
 
     #[test]
@@ -327,9 +327,9 @@ mod tests {
         assert!(inexact.starts_with("bundle file a/data.json:1:6: "), "{inexact}");
         assert!(matches!(load(&[("policy.wasm", "x")]), Err(PolicyError::Compiled(_))));
         let mut policy = load(&[("a.rego", "package a\n\nb := to_number(\"x\")\n")]).unwrap();
-        for question in ["data.a.", "nothing(1)", "1 +"] {
-            let error = policy.query(question).unwrap_err().to_string();
-            assert!(!error.contains('\n') && !error.is_empty(), "{question}: {error}");
+        for query in ["data.a.", "nothing(1)", "1 +"] {
+            let error = policy.query(query).unwrap_err().to_string();
+            assert!(!error.contains('\n') && !error.is_empty(), "{query}: {error}");
         }
         assert!(policy.set_input("{").is_err());
     }

@@ -43,11 +43,11 @@ pub(super) struct RulePath {
 
 /// Every error of a file that can't be parsed; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BadRego(pub(super) Vec<Diagnostic>);
+pub(super) struct RegoErrors(pub(super) Vec<Diagnostic>);
 
 /// Where and why a file can't be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(super) struct RegoError {
     /// `FILE:LINE:COLUMN`.
     pub(super) place: String,
     pub(super) reason: String,
@@ -70,23 +70,23 @@ impl RegoVersion {
 
 impl Module {
     /// What can be made out without parsing.
-    pub(super) fn glance(file: &str, text: &str) -> Self {
+    pub(super) fn scan_package(file: &str, text: &str) -> Self {
         let path = match declaration(text) {
             Declaration::Package(path) => path,
-            Declaration::None(_) | Declaration::Unclear => Vec::new(),
+            Declaration::Invalid(_) | Declaration::NeedsParser => Vec::new(),
         };
         let package = (!path.is_empty()).then(|| path.join("."));
-        let entrypoints = entrypoints(&path, without_mark(text));
+        let entrypoints = entrypoints(&path, without_bom(text));
         Self { file: file.to_owned(), package, entrypoints, path, rules: Vec::new() }
     }
 
     /// Parses a file; `place` is what messages call it.
     ///
     /// The parser is regorus, which lags behind the newest OPA.
-    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, BadRego> {
-        let text = without_mark(text);
+    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, RegoErrors> {
+        let text = without_bom(text);
         let mut engine = engine(version);
-        add(&mut engine, place, text).map_err(|first| BadRego(errors(place, text, version, &first)))?;
+        add(&mut engine, place, text).map_err(|first| RegoErrors(errors(place, text, version, &first)))?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
         let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
         let rules = rule_paths(&mut engine, place, &path);
@@ -95,14 +95,14 @@ impl Module {
             entrypoints: entrypoints(&path, text),
             path,
             rules,
-            ..Self::glance(file, text)
+            ..Self::scan_package(file, text)
         })
     }
 }
 
 /// The errors of a file. The parser stops at the first; so each statement is parsed once more
 /// by itself, below the package and the imports.
-fn errors(place: &str, text: &str, version: RegoVersion, first: &Unreadable) -> Vec<Diagnostic> {
+fn errors(place: &str, text: &str, version: RegoVersion, first: &RegoError) -> Vec<Diagnostic> {
     let first = Diagnostic::new(&first.place, first.reason.clone(), text);
     let statements = statements(text);
     let is_head = |one: &&Statement<'_>| one.text.starts_with("package") || one.text.starts_with("import");
@@ -110,11 +110,11 @@ fn errors(place: &str, text: &str, version: RegoVersion, first: &Unreadable) -> 
     let head_lines = head.lines().count();
     let mut found: Vec<Diagnostic> = Vec::new();
     // What is parsed all in all is bounded, however many statements there are.
-    let mut left = PARSED_AGAIN;
+    let mut left = MAX_REPARSED_BYTES;
     for statement in statements.iter().skip_while(is_head) {
         let alone = format!("{head}{}", statement.text);
         left = left.saturating_sub(alone.len());
-        if left == 0 || found.len() == MOST_ERRORS {
+        if left == 0 || found.len() == MAX_ERRORS {
             break;
         }
         let Err(error) = add(&mut engine(version), place, &alone) else { continue };
@@ -133,25 +133,25 @@ fn errors(place: &str, text: &str, version: RegoVersion, first: &Unreadable) -> 
 }
 
 /// Gives an evaluator one more file, and says which package it is.
-pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, Unreadable> {
-    let text = without_mark(text);
+pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, RegoError> {
+    let text = without_bom(text);
     if nests_too_deep(text) {
         let reason = "brackets in it are nested too deep for the built-in parser".to_owned();
-        return Err(Unreadable { place: place.to_owned(), reason });
+        return Err(RegoError { place: place.to_owned(), reason });
     }
     let added = engine.add_policy(place.to_owned(), text.to_owned());
-    added.map_err(|error| Unreadable::from_picture(place, &error.to_string()))
+    added.map_err(|error| RegoError::from_report(place, &error.to_string()))
 }
 
 /// Whether the built-in parser would take hours for this text, a file or a query.
 pub fn nests_too_deep(text: &str) -> bool {
-    effort(text) > MUCH_EFFORT.saturating_add(EFFORT_A_BYTE.saturating_mul(text.len() as u64))
+    parse_effort(text) > BASE_EFFORT.saturating_add(EFFORT_PER_BYTE.saturating_mul(text.len() as u64))
 }
 
 /// How many characters regorus looks at: what stands first in brackets it reads as the head of
 /// a comprehension, and then once more as what it is. With every level that doubles, so that
 /// thirty brackets would keep it busy for hours.
-fn effort(text: &str) -> u64 {
+fn parse_effort(text: &str) -> u64 {
     let mut sum = 0_u64;
     // For each open bracket, whether we are still at what stands first in it.
     let mut brackets: Vec<bool> = Vec::new();
@@ -182,15 +182,15 @@ fn effort(text: &str) -> u64 {
 }
 
 /// Errors of one file that are told.
-const MOST_ERRORS: usize = 20;
+const MAX_ERRORS: usize = 20;
 /// What is parsed to find further errors, in bytes.
-const PARSED_AGAIN: usize = 8 << 20;
+const MAX_REPARSED_BYTES: usize = 8 << 20;
 /// What any file may take: a moment.
-const MUCH_EFFORT: u64 = 1 << 18;
-const EFFORT_A_BYTE: u64 = 32;
+const BASE_EFFORT: u64 = 1 << 18;
+const EFFORT_PER_BYTE: u64 = 32;
 
 /// OPA passes over a byte order mark; regorus takes it for a character of the policy.
-pub(super) fn without_mark(text: &str) -> &str {
+pub(super) fn without_bom(text: &str) -> &str {
     text.trim_start_matches('\u{feff}')
 }
 
@@ -202,11 +202,11 @@ pub(super) fn engine(version: RegoVersion) -> regorus::Engine {
     engine
 }
 
-impl Unreadable {
-    /// regorus draws a picture: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
-    pub(super) fn from_picture(place: &str, picture: &str) -> Self {
-        let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
-        let first = picture.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+impl RegoError {
+    /// regorus draws a report: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
+    pub(super) fn from_report(place: &str, report: &str) -> Self {
+        let after = |mark: &str| report.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
+        let first = report.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
         let place = after("-->").unwrap_or(place).to_owned();
         let reason = match after("error:").unwrap_or(first) {
             // It has no word for the end of the text.
@@ -265,10 +265,10 @@ fn ground_prefix(reference: &Expr) -> Vec<String> {
     segments.into_iter().rev().map_while(|segment| segment).collect()
 }
 
-/// `a.b["c d"]` in pieces.
+/// `a.b["c d"]` in segments.
 fn segments(path: &str) -> Vec<String> {
-    let pieces = path.split(['.', '[', ']']).map(|piece| piece.trim_matches(['"', '`']));
-    pieces.filter(|piece| !piece.is_empty()).map(str::to_owned).collect()
+    let segments = path.split(['.', '[', ']']).map(|segment| segment.trim_matches(['"', '`']));
+    segments.filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
 }
 
 /// What stands below a `# METADATA` comment with `entrypoint: true`, as a path of `data`.
@@ -317,14 +317,14 @@ fn declared(package: &[String], line: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str, version: RegoVersion) -> Result<Module, BadRego> {
+    fn parse(text: &str, version: RegoVersion) -> Result<Module, RegoErrors> {
         Module::parse("a.rego", "dir/a.rego", text, version)
     }
 
     #[test]
     fn a_byte_order_mark_is_passed_over() {
         assert_eq!(parse("\u{feff}package a\nx := 1\n", RegoVersion::V1).unwrap().path, ["a"]);
-        assert_eq!(Module::glance("a.rego", "\u{feff}package a\n???").path, ["a"]);
+        assert_eq!(Module::scan_package("a.rego", "\u{feff}package a\n???").path, ["a"]);
     }
 
     #[test]
@@ -359,9 +359,9 @@ mod tests {
     #[test]
     fn a_glance_sees_the_package_of_what_can_not_be_parsed() {
         let text = "# a comment\n\npackage a.b[\"c.d\"] # another\n\nimport rego.v9\n???";
-        assert_eq!(Module::glance("a.rego", text).path, ["a", "b", "c.d"]);
-        assert_eq!(Module::glance("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
-        assert_eq!(Module::glance("a.rego", "???").package, None);
+        assert_eq!(Module::scan_package("a.rego", text).path, ["a", "b", "c.d"]);
+        assert_eq!(Module::scan_package("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
+        assert_eq!(Module::scan_package("a.rego", "???").package, None);
     }
 
     #[test]
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!((head.len(), head[0].line), (1, 3), "{head:?}");
         // A thousand wrong rules are told in part.
         let many = format!("package a\n{}", "x := :=\n".repeat(1000));
-        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MOST_ERRORS);
+        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MAX_ERRORS);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) fn statements(text: &str) -> Vec<Statement<'_>> {
         if !in_raw_string && begins_statement(line) {
             starts.push((index + 1, offset));
         }
-        in_raw_string ^= opens_raw_string(line, in_raw_string);
+        in_raw_string ^= toggles_raw_string(line, in_raw_string);
         offset += line.len();
     }
     let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([text.len()]);
@@ -40,7 +40,7 @@ fn begins_statement(line: &str) -> bool {
 }
 
 /// Whether a line leaves a raw string in another state than it found it in.
-fn opens_raw_string(line: &str, open: bool) -> bool {
+fn toggles_raw_string(line: &str, open: bool) -> bool {
     let mut now = open;
     let mut characters = line.chars();
     while let Some(character) = characters.next() {
@@ -77,7 +77,7 @@ pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
         }
         let from = from + (text.len() - text.trim_start().len());
         match found.last_mut() {
-            Some(last) if goes_on(&rule[last.0..last.1], &rule[from..to]) => last.1 = to,
+            Some(last) if is_continuation(&rule[last.0..last.1], &rule[from..to]) => last.1 = to,
             _ => found.push((from, to)),
         }
     };
@@ -105,7 +105,7 @@ pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
 }
 
 /// Whether a line continues the one before it.
-fn goes_on(before: &str, line: &str) -> bool {
+fn is_continuation(before: &str, line: &str) -> bool {
     let is_operator = |character: char| "=<>+-*/%|&,:!".contains(character);
     before.ends_with(is_operator) || line.starts_with("with ") || line.starts_with(is_operator)
 }
@@ -122,14 +122,14 @@ fn body(rule: &str) -> Option<(usize, usize)> {
     if !rule[start..].starts_with('{') {
         return Some((start, rule.len()));
     }
-    let close = start + closing(&rule[start..])?;
+    let close = start + closing_bracket(&rule[start..])?;
     // What follows is an `else`, a second body, or the rest of an expression.
     let alone = rule[close + 1..].lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
     alone.then_some((start + 1, close))
 }
 
 /// Where the bracket at the start of `text` is closed.
-fn closing(text: &str) -> Option<usize> {
+fn closing_bracket(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let mut end = None;
     scan(text, |at, character| {
@@ -147,18 +147,18 @@ fn closing(text: &str) -> Option<usize> {
 
 /// Shows every character of a text that is neither in a string nor in a comment; of a string
 /// its closing quote, of a comment its line end.
-fn scan(text: &str, mut see: impl FnMut(usize, char)) {
+fn scan(text: &str, mut visit: impl FnMut(usize, char)) {
     let mut characters = text.char_indices();
     while let Some((at, character)) = characters.next() {
         match character {
             '#' => {
                 if let Some((at, end)) = characters.find(|(_, character)| *character == '\n') {
-                    see(at, end);
+                    visit(at, end);
                 }
             }
             '`' => {
                 if let Some((at, end)) = characters.find(|(_, character)| *character == '`') {
-                    see(at, end);
+                    visit(at, end);
                 }
             }
             '"' => {
@@ -166,14 +166,14 @@ fn scan(text: &str, mut see: impl FnMut(usize, char)) {
                     match character {
                         '\\' => drop(characters.next()),
                         '"' => {
-                            see(at, '"');
+                            visit(at, '"');
                             break;
                         }
                         _ => {}
                     }
                 }
             }
-            character => see(at, character),
+            character => visit(at, character),
         }
     }
 }

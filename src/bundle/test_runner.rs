@@ -3,21 +3,21 @@
 use std::{path::Path, rc::Rc};
 
 use super::{
-    BundleManifest, Folder, NotABundle, PackError, PackOptions,
+    BundleError, BundleManifest, Folder, PackError, PackOptions,
     check::version_of,
     document::Document,
     pack::members_text,
     paths::{data_path, is_data, mount},
     policy::evaluator,
-    rego::{self, Module, RegoVersion, Unreadable},
+    rego::{self, Module, RegoError, RegoVersion},
     statements::{Expression, expressions, statements},
-    value::{exact, value_of},
+    value::{read_exact, value_of},
 };
 use crate::oci::read_regular;
 
 /// How the tests of a policy went.
 #[derive(Debug, Clone, Default)]
-pub struct TestRun {
+pub struct TestSummary {
     /// How many passed.
     pub passed: usize,
     /// Those that did not, by name and reason.
@@ -30,10 +30,10 @@ impl Folder {
     ///
     /// # Errors
     /// What keeps the tests from being run; that one fails is no error.
-    pub fn test(&self, options: &PackOptions) -> Result<TestRun, PackError> {
+    pub fn test(&self, options: &PackOptions) -> Result<TestSummary, PackError> {
         let manifest = members_text(&self.manifest_for(options));
         let manifest = BundleManifest::parse(manifest.as_bytes())
-            .map_err(|reason| NotABundle::File { path: ".manifest".to_owned(), reason })?;
+            .map_err(|reason| BundleError::File { path: ".manifest".to_owned(), reason })?;
         let refused = |reason: String| PackError::File { place: ".manifest".to_owned(), reason };
         let mut engine = evaluator().map_err(|error| refused(error.to_string()))?;
         let mut data = Document::empty();
@@ -44,7 +44,7 @@ impl Folder {
                 add(&mut engine, &self.place(name), &text, version_of(&manifest, name))?;
             } else if is_data(name) {
                 let refused = |reason: String| PackError::in_file(&self.place(name), &reason);
-                let document = exact(name, &content).map_err(refused)?.mounted(&mount(name));
+                let document = read_exact(name, &content).map_err(refused)?.mounted(&mount(name));
                 data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             }
         }
@@ -63,7 +63,7 @@ impl Folder {
             let file = Rc::new(TestFile { place, text, version, module });
             found.extend(declared.into_iter().map(|rule| (Rc::clone(&file), rule)));
         }
-        let mut run = TestRun::default();
+        let mut run = TestSummary::default();
         for (file, rule) in found {
             let path = rule_path(&file.module, &rule);
             match outcome(&mut engine.clone(), &path) {
@@ -90,7 +90,7 @@ impl TestFile {
     /// The line and the expression at which a test fails, where they can be found; else the
     /// line of the test and `reason`.
     fn explain(&self, engine: &regorus::Engine, rule: &str, reason: String) -> (usize, String) {
-        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_of_a_name));
+        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_identifier_char));
         let statements = statements(&self.text);
         let own: Vec<_> = statements.iter().filter(|one| is_rule(one.text)).collect();
         let line = own.first().map_or(0, |one| one.line);
@@ -113,17 +113,17 @@ impl TestFile {
         let head = if self.version == RegoVersion::V0 { "" } else { " if" };
         let mut engine = engine.clone();
         let mut text = String::new();
-        for count in 1..=body.len().min(MOST_EXPRESSIONS) {
+        for count in 1..=body.len().min(MAX_EXPRESSIONS) {
             let lines: Vec<_> = body[..count].iter().map(|expression| expression.text).collect();
-            text.push_str(&format!("\n{PROBE}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
+            text.push_str(&format!("\n{PROBE_PREFIX}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
         }
         let imports = statements(&self.text).into_iter().filter(|one| one.text.starts_with("import"));
         let imports: String = imports.map(|one| one.text).collect();
         let package = rule_path(&self.module, "");
         let package = package.trim_start_matches("data.").trim_end_matches('.');
         add(&mut engine, "", &format!("package {package}\n{imports}{text}"), self.version).ok()?;
-        (1..=body.len().min(MOST_EXPRESSIONS)).find_map(|count| {
-            let probe = rule_path(&self.module, &format!("{PROBE}{count}"));
+        (1..=body.len().min(MAX_EXPRESSIONS)).find_map(|count| {
+            let probe = rule_path(&self.module, &format!("{PROBE_PREFIX}{count}"));
             (outcome(&mut engine.clone(), &probe).err().as_deref() == Some(UNDEFINED)).then(|| body[count - 1])
         })
     }
@@ -131,22 +131,22 @@ impl TestFile {
 
 /// Test files are read as a whole.
 fn read_text(path: &Path) -> Result<String, PackError> {
-    let bytes = read_regular(path, TEST_FILE_LIMIT).map_err(|source| PackError::io(path, source))?;
+    let bytes = read_regular(path, MAX_TEST_FILE_BYTES).map_err(|source| PackError::io(path, source))?;
     String::from_utf8(bytes).map_err(|_| PackError::NotText(path.display().to_string()))
 }
 
-fn is_of_a_name(character: char) -> bool {
+fn is_identifier_char(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
 /// What a test is that has no value.
 const UNDEFINED: &str = "undefined or false";
 /// Names that no policy has.
-const PROBE: &str = "bundlegate_probe_";
+const PROBE_PREFIX: &str = "bundlegate_probe_";
 /// Expressions of one test that are looked at.
-const MOST_EXPRESSIONS: usize = 100;
+const MAX_EXPRESSIONS: usize = 100;
 /// In bytes.
-const TEST_FILE_LIMIT: u64 = 64 << 20;
+const MAX_TEST_FILE_BYTES: u64 = 64 << 20;
 
 fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
@@ -179,7 +179,7 @@ fn rule_path(module: &Module, rule: &str) -> String {
 /// A test passes when it is true, and so does one with cases when all of them are.
 fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
     let results = engine.eval_query(rule.to_owned(), false).map_err(|error| {
-        let error = Unreadable::from_picture("", &error.to_string());
+        let error = RegoError::from_report("", &error.to_string());
         format!("{} {}", error.place, error.reason).trim().to_owned()
     })?;
     let value = results.result.first().and_then(|result| result.expressions.first()).map(|found| &found.value);
@@ -204,7 +204,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
-    fn run(files: &[(&str, &str)]) -> TestRun {
+    fn run(files: &[(&str, &str)]) -> TestSummary {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = folder.path().join(name);

@@ -21,7 +21,7 @@ const MAX_DIGITS: i64 = 10_000;
 ///
 /// # Errors
 /// Where it can't, or what OPA refuses; begins with `LINE:COLUMN` where that is known.
-pub(super) fn exact(name: &str, content: &[u8]) -> Result<Document, String> {
+pub(super) fn read_exact(name: &str, content: &[u8]) -> Result<Document, String> {
     let document =
         Document::of_file(name, content, Detail::Values).map_err(|error: DocumentError| error.to_string())?;
     let is_text = name.ends_with(".json") || is_json(content);
@@ -190,33 +190,33 @@ impl Decimal {
 mod tests {
     use super::*;
 
-    fn carried(json: &str) -> Result<String, String> {
-        Ok(Exact(&value_of(&exact("data.json", json.as_bytes())?)?).to_string())
+    fn round_trip(json: &str) -> Result<String, String> {
+        Ok(Exact(&value_of(&read_exact("data.json", json.as_bytes())?)?).to_string())
     }
 
     #[test]
     fn numbers_that_can_be_carried_are() {
         for text in ["0", "-1", "12345678901234567890123456789", "1.5", "0.1", "1.10", "123456.789", "5e-324", "0.0"] {
-            carried(&format!("[{text}]")).unwrap();
+            round_trip(&format!("[{text}]")).unwrap();
         }
-        assert_eq!(carried("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
-        assert_eq!(carried("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
-        assert!(carried("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
+        assert_eq!(round_trip("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
+        assert_eq!(round_trip("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
+        assert!(round_trip("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
     }
 
     #[test]
     fn numbers_that_would_change_are_refused_with_their_place() {
-        let error = carried("{\n \"a\": 0.12345678901234567890}").unwrap_err();
+        let error = round_trip("{\n \"a\": 0.12345678901234567890}").unwrap_err();
         assert!(error.starts_with("2:7: "), "{error}");
         for text in ["1e-400", "1e999999999", "3.14159265358979323846", "1e-9999999999999999999", "1.0e99999"] {
-            assert!(carried(&format!("[{text}]")).is_err(), "{text}");
+            assert!(round_trip(&format!("[{text}]")).is_err(), "{text}");
         }
     }
 
     #[test]
     fn what_is_nested_too_deep_is_refused() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        carried(&nested(MAX_DEPTH)).unwrap();
-        assert!(carried(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
+        round_trip(&nested(MAX_DEPTH)).unwrap();
+        assert!(round_trip(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
     }
 }

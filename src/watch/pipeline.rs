@@ -16,7 +16,7 @@ use super::{
     verdict::VerdictStatus,
 };
 use crate::{
-    bundle::{self, Bundle, Recipe},
+    bundle::{self, Bundle, LayerPlan},
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, Registries, RegistryError, Source},
@@ -319,8 +319,8 @@ impl Pipeline {
 /// The layer that is served, byte for byte. What would have to be repacked first, the author's
 /// commands know how to.
 fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
-    let recipe = Recipe::of(manifest, None).map_err(|error| error.to_string())?;
-    match recipe.layers() {
+    let plan = LayerPlan::of(manifest, None).map_err(|error| error.to_string())?;
+    match plan.layers() {
         [only] => Ok(only.clone()),
         many => Err(format!(
             "no OPA bundle: {} layers of single files; make one of them with `bundlegate pull` and `save`",

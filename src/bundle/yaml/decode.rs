@@ -46,7 +46,7 @@ pub(super) enum Content<'a> {
     /// Sorted by name.
     Object(Vec<Member<'a>>),
     /// A mapping that JSON can't express. It is an error only if it is part of the result.
-    NoObject(String),
+    NotAnObject(String),
 }
 
 /// The values of a document, the last of which is the document itself. Their texts, each as
@@ -322,7 +322,7 @@ impl<'a> Decoder<'a> {
         let target = self.targets.pop()?;
         let content = match object::members(target.members) {
             Ok(members) => Content::Object(members),
-            Err(reason) => Content::NoObject(reason),
+            Err(reason) => Content::NotAnObject(reason),
         };
         Some(self.add(node, content))
     }

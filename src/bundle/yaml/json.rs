@@ -68,7 +68,7 @@ impl<'a> Writer<'a> {
                 self.push(b"{");
                 self.open.push(Rest::Members(members));
             }
-            Content::NoObject(reason) => return Err(self.tree.error(value.node, reason.clone())),
+            Content::NotAnObject(reason) => return Err(self.tree.error(value.node, reason.clone())),
         }
         if self.out.len() > self.max_bytes {
             return Err(self.tree.error(value.node, TOO_LARGE));

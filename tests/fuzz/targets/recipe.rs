@@ -4,7 +4,7 @@
 #![no_main]
 
 use bundlegate::{
-    bundle::{Bundle, Limits, Recipe},
+    bundle::{Bundle, Limits, LayerPlan},
     oci::{Blob, Descriptor, Manifest, NewManifest, media_type},
 };
 use bundlegate_fuzz::{BETWEEN, blob, gzip, sum_headers};
@@ -20,10 +20,10 @@ fuzz_target!(|bytes: &[u8]| {
     let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone()).to_bytes().expect("it has bytes");
     let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
     for root in [None, Some("policy")] {
-        let Ok(recipe) = Recipe::of(&manifest, root) else { continue };
-        let taken: Vec<_> = recipe.layers().iter().filter_map(|layer| chosen(layer, &descriptors, &blobs)).collect();
-        let Ok(made) = recipe.follow(&taken, &LIMITS) else { continue };
-        let again = recipe.follow(&taken, &LIMITS).expect("it worked once");
+        let Ok(plan) = LayerPlan::of(&manifest, root) else { continue };
+        let taken: Vec<_> = plan.layers().iter().filter_map(|layer| chosen(layer, &descriptors, &blobs)).collect();
+        let Ok(made) = plan.assemble(&taken, &LIMITS) else { continue };
+        let again = plan.assemble(&taken, &LIMITS).expect("it worked once");
         assert_eq!(made.digest(), again.digest());
         let _ = Bundle::open(made, &LIMITS);
     }
