@@ -5,8 +5,18 @@ use std::{
     process::Command,
 };
 
-use super::*;
-use crate::oci::{BlobWriter, media_type};
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::{
+    task::spawn_blocking,
+    time::{Duration, timeout},
+};
+
+use super::{blob_store::IDLE_SHARE, disk::Disk, memory::Budget, record::Record, spool::Spool, *};
+use crate::{
+    metrics::Metrics,
+    oci::{Blob, BlobWriter, Descriptor, Digest, Manifest, media_type},
+};
 
 const BUNDLE: &[u8] = b"a bundle";
 const EARLIER: Timestamp = Timestamp::constant(1_700_000_000, 0);
