@@ -162,9 +162,9 @@ impl Checker {
         let Ok(scratch) = Scratch::with_bundle(opa, bundle).await else { return HashMap::new() };
         let names: Vec<_> = tests.iter().take(MAX_EXPLAINED).map(|name| regex::escape(name)).collect();
         let run = Run { opa, folder: scratch.path(), deadline };
-        let answer = run.opa_test(&["--explain", "fails", "--run", &format!("^({})$", names.join("|"))]).await;
+        let output = run.opa_test(&["--explain", "fails", "--run", &format!("^({})$", names.join("|"))]).await;
         drop_in_background(scratch);
-        answer.map_or_else(|_| HashMap::new(), |answer| report::failing_places(&answer.stdout))
+        output.map_or_else(|_| HashMap::new(), |output| report::failing_places(&output.stdout))
     }
 
     async fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Unavailable> {
@@ -196,13 +196,13 @@ impl Run<'_> {
     /// The problems that keep OPA from loading the bundle. `opa eval` activates it as a running OPA
     /// does (`bundle.Activate`) and prints errors as JSON; the query does not use the bundle.
     async fn load(&self) -> Result<Option<Problems>, Unavailable> {
-        let answer =
+        let output =
             self.opa(&["eval", "--bundle", BUNDLE, "--capabilities", CAPABILITIES, "--format", "json", "true"]).await?;
-        match report::evaluation(answer.status.success(), &answer.stdout) {
+        match report::evaluation(output.status.success(), &output.stdout) {
             Some(Loaded::Yes) => Ok(None),
             Some(Loaded::No { only_types: true, .. }) if self.loads_without_schemas().await? => Ok(None),
             Some(Loaded::No { problems, .. }) => Ok(Some(problems)),
-            None => Err(answer.unreadable()),
+            None => Err(output.unreadable()),
         }
     }
 
@@ -217,13 +217,13 @@ impl Run<'_> {
 
     /// Runs the tests of a bundle that loads.
     async fn test(&self) -> Result<TestOutcome, Unavailable> {
-        let answer = self.opa_test(&[]).await?;
-        let tested = match answer.status.code() {
-            Some(0 | 2) => report::tests(&answer.stdout).map(TestOutcome::Ran),
-            Some(1) if answer.stdout.is_empty() => report::compile_errors(&answer.stderr).map(TestOutcome::NotLoaded),
+        let output = self.opa_test(&[]).await?;
+        let tested = match output.status.code() {
+            Some(0 | 2) => report::tests(&output.stdout).map(TestOutcome::Ran),
+            Some(1) if output.stdout.is_empty() => report::compile_errors(&output.stderr).map(TestOutcome::NotLoaded),
             _ => None,
         };
-        tested.ok_or_else(|| answer.unreadable())
+        tested.ok_or_else(|| output.unreadable())
     }
 
     async fn opa_test(&self, further: &[&str]) -> Result<Output, Unavailable> {

@@ -78,8 +78,8 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text: Vec<_> = self.first.iter().map(ToString::to_string).collect();
-        let mut text = cut(&text.join("; "), MAX_TEXT_BYTES);
+        let problems: Vec<_> = self.first.iter().map(ToString::to_string).collect();
+        let mut text = cut(&problems.join("; "), MAX_TEXT_BYTES);
         if self.more > 0 {
             text += &format!("; and {} more", self.more);
         }
@@ -203,11 +203,11 @@ pub(super) enum Loaded {
 /// Parses the output of `opa eval --format json`; `None` if it is malformed or contradicts the exit
 /// status.
 pub(super) fn evaluation(success: bool, output: &[u8]) -> Option<Loaded> {
-    let answer: Evaluation = serde_json::from_slice(output).ok()?;
-    match Problems::of(answer.errors.iter().map(OpaError::problem)) {
-        None if success && answer.result.is_some() => Some(Loaded::Yes),
+    let evaluation: Evaluation = serde_json::from_slice(output).ok()?;
+    match Problems::of(evaluation.errors.iter().map(OpaError::problem)) {
+        None if success && evaluation.result.is_some() => Some(Loaded::Yes),
         Some(problems) if !success => {
-            let only_types = answer.errors.iter().all(|error| error.code == "rego_type_error");
+            let only_types = evaluation.errors.iter().all(|error| error.code == "rego_type_error");
             Some(Loaded::No { problems, only_types })
         }
         _ => None,
