@@ -1,4 +1,4 @@
-//! Manifests, indexes, and the strict reading of JSON before them.
+//! Manifests and indexes, and the strict JSON parser that comes first.
 
 #![no_main]
 
