@@ -1,4 +1,4 @@
-//! The files of a gzip tarball as OPA reads them, within limits.
+//! Reads the files of a gzip tarball as OPA does, within limits.
 
 use std::{
     cell::Cell,
@@ -17,9 +17,9 @@ use super::{
 };
 use crate::oci::Blob;
 
-/// Bytes of a YAML file that are converted; its parts take about thirty times as much memory.
+/// The maximum size of a YAML file; parsing takes about thirty times as much memory.
 pub(super) const MAX_YAML_BYTES: u64 = 16 << 20;
-/// Bytes of a file's name (Linux's `PATH_MAX`).
+/// The maximum length of a file's name (Linux's `PATH_MAX`).
 const MAX_NAME_BYTES: usize = 4096;
 
 /// One file of a tarball.
@@ -31,7 +31,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The name as the tarball has it.
+    /// The name in the tarball.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -40,15 +40,15 @@ impl Entry<'_> {
         self.size
     }
 
-    /// A data file as a document. JSON is read as it comes, so that a large file takes no
-    /// more memory than what is kept of it.
+    /// Parses a data file. JSON is parsed as a stream, so a large file takes no more memory than the
+    /// detail that is kept.
     pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, BundleError> {
         let refused = |reason: String| BundleError::File { path: self.name.clone(), reason };
         let document = if base(&self.name).ends_with(".json") {
             let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
             let start = content.fill_buf().map_err(|error| archive_error(&error, self.limits))?;
             if start.starts_with(b"\xef\xbb\xbf") {
-                // OPA passes over it in folders, and not in tarballs.
+                // OPA skips it in folders, and refuses it in tarballs.
                 return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
             }
             Document::of_json(content, detail)
@@ -66,7 +66,7 @@ impl Entry<'_> {
         })
     }
 
-    /// Its first `length` bytes at most.
+    /// Reads at most the first `length` bytes.
     pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, BundleError> {
         let mut start = Vec::new();
         let mut content = (&mut self.content).take(length);
@@ -74,6 +74,7 @@ impl Entry<'_> {
         Ok(start)
     }
 
+    /// Reads the whole content.
     pub(super) fn content(&mut self) -> Result<Vec<u8>, BundleError> {
         let mut content = Vec::new();
         self.content.read_to_end(&mut content).map_err(|error| archive_error(&error, self.limits))?;
@@ -81,8 +82,8 @@ impl Entry<'_> {
     }
 }
 
-/// Shows every file of a gzip tarball to `visit`. As OPA, stops at the mark that ends the
-/// archive, whatever lies behind it.
+/// Calls `visit` for every file of a gzip tarball. Stops at the end marker of the archive, as OPA
+/// does, and ignores what follows it.
 pub(super) fn walk<E: From<BundleError>>(
     blob: &Blob,
     limits: &Limits,
@@ -96,13 +97,11 @@ pub(super) fn walk<E: From<BundleError>>(
     while let Some(mut member) = archive.next().map_err(failed)? {
         let name = String::from_utf8_lossy(&member.name).into_owned();
         check_member(member.kind, &name)?;
-        // What is content to one reader would be further files to another.
+        // One reader would see content where another sees further files.
         if member.is_ambiguous {
-            return Err(
-                BundleError::File { path: name, reason: "its size is said twice and differently".into() }.into()
-            );
+            return Err(BundleError::File { path: name, reason: "tar readers disagree about its size".into() }.into());
         }
-        // OPA skips everything else in silence.
+        // OPA ignores other members.
         if !member.is_file() {
             continue;
         }
@@ -112,21 +111,20 @@ pub(super) fn walk<E: From<BundleError>>(
         }
         let size = member.size;
         if member.is_sparse() {
-            // Holes come from nowhere, so they are counted here.
+            // Holes are not part of the stream, so they are counted here.
             let rest = left.get().checked_sub(size).ok_or(BundleError::UnpacksTooLarge { limit: limits.unpacked })?;
             left.set(rest);
         }
         let mut content = archive.content(&mut member);
         visit(&mut Entry { name, size, content: &mut content, limits })?;
-        // OPA reads every file to its end.
+        // OPA reads every file to its end, and fails if it is truncated.
         io::copy(&mut content, &mut io::sink()).map_err(failed)?;
     }
     Ok(())
 }
 
-/// A program that unpacks a tarball that is served here must find files and folders below the
-/// place that its user chose, and nothing else. OPA never unpacks, but others read the same
-/// bytes.
+/// Refuses members that would let a program that unpacks the tarball write outside its target
+/// folder. OPA never unpacks, but other programs read the same bytes.
 fn check_member(kind: u8, name: &str) -> Result<(), BundleError> {
     let refused = |reason: &str| {
         let path = name.chars().take(MAX_NAME_BYTES / 16).collect();
@@ -136,14 +134,14 @@ fn check_member(kind: u8, name: &str) -> Result<(), BundleError> {
         b'1' | b'2' => refused("it is a link"),
         b'3' | b'4' | b'6' => refused("it is a device"),
         _ if name.len() > MAX_NAME_BYTES => refused("its name is longer than 4096 bytes"),
-        // OPA's own bundles begin every name with a slash.
+        // A leading slash is allowed: `opa build` writes one in front of every name.
         _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),
         _ => Ok(()),
     }
 }
 
-/// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
-/// gives no name.
+/// Rewrites a tarball with other names, in the same order. A file for which `rename` returns `None`
+/// is dropped.
 pub(super) fn repack(
     blob: &Blob,
     limits: &Limits,
@@ -165,10 +163,10 @@ fn archive_error(error: &io::Error, limits: &Limits) -> BundleError {
     }
 }
 
-/// Ends with `QuotaExceeded` where `Take` would end as if the stream were over.
+/// Fails with `QuotaExceeded` at the limit, where `Take` would report the end of the stream.
 struct LimitedReader<R> {
     inner: R,
-    /// Bytes that may still come, by all readers of one archive together.
+    /// The bytes that all readers of one archive together may still read.
     left: Rc<Cell<u64>>,
 }
 

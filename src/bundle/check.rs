@@ -1,5 +1,5 @@
-//! What OPA would refuse when it compiles a folder's Rego, as far as the built-in parser can
-//! tell: Rego that can't be parsed, and rules in the place of data.
+//! Finds errors that OPA reports when it compiles the Rego of a folder, as far as the built-in
+//! parser can: Rego that can't be parsed, and rules that conflict with data.
 
 use globset::{Glob, GlobSet};
 
@@ -10,17 +10,17 @@ use super::{
     rego::{Module, RegoVersion, RulePath},
 };
 
-/// Whether Rego must be readable by the built-in parser.
+/// How Rego files are parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parse {
-    /// Yes, and a file that is not is refused.
+    /// By the built-in parser; a file that it can't parse is refused.
     Strictly,
-    /// No: packages are looked for, and nothing else.
+    /// Only the package is read.
     No,
 }
 
-/// Reads the Rego of a bundle that was just packed from `folder`, and gives its modules in the
-/// order of the files' names.
+/// Parses the Rego of a bundle that was just packed from `folder`. Returns its modules in the order
+/// of the files' names.
 pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Vec<Module>, PackError> {
     let mut modules = Vec::new();
     bundle.walk(|entry| -> Result<(), PackError> {
@@ -43,7 +43,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
     }
 }
 
-/// The first rule that stands where the bundle has data: OPA compiles no such rule
+/// The first rule that conflicts with data of the bundle, which OPA does not compile
 /// (`CheckPathConflicts` in `v1/ast/conflicts.go`).
 pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Result<Option<RulePath>, BundleError> {
     if rules.is_empty() {
@@ -51,7 +51,7 @@ pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Resu
     }
     let mut paths: Vec<_> = rules.iter().map(|rule| rule.path.join("/")).collect();
     paths.sort_unstable();
-    // Objects that no rule leads into.
+    // Objects that contain no rule are pruned.
     let prunes = |at: &str| {
         let below = if at.is_empty() { String::new() } else { format!("{at}/") };
         let next = paths.partition_point(|path| path.as_str() < below.as_str());
@@ -62,7 +62,7 @@ pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Resu
         if is_data(entry.name()) {
             let mount = mount(entry.name());
             let document = entry.document(Detail::Outline { mount: &mount, prunes: &prunes })?.mounted(&mount);
-            // Opening the bundle has found no collision.
+            // Can't fail: opening the bundle found no collision.
             let _ = data.merge(document);
         }
         Ok::<(), BundleError>(())
@@ -70,9 +70,9 @@ pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Resu
     Ok(rules.iter().find(|rule| data.conflicts_with_rule(&rule.path)).cloned())
 }
 
-/// Which Rego a file of a bundle is written in, by the name that the bundle has for it.
+/// The version of Rego for a file, by its name in the bundle.
 pub(super) fn version_of(manifest: &BundleManifest, name: &str) -> RegoVersion {
-    // A set can be too large to be built, where a single matcher panics.
+    // Building a set fails if the glob is too large, where a single matcher panics.
     let matches = |glob: &str| {
         let set = Glob::new(glob).and_then(|glob| GlobSet::builder().add(glob).build());
         set.is_ok_and(|set| set.is_match(name))
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_glob_that_nests_without_end_names_no_file() {
+    fn a_glob_that_is_nested_too_deeply_matches_no_file() {
         let glob = format!("{}a{}", "{a,".repeat(125), "}".repeat(125));
         let text = serde_json::json!({ "rego_version": 0, "file_rego_versions": { glob: 1, "/b/*.rego": 1 } });
         let manifest = BundleManifest::parse(text.to_string().as_bytes()).unwrap();

@@ -1,26 +1,26 @@
-//! What a bundle holds, for people to look at.
+//! A summary of a bundle, for display.
 
 use super::{Bundle, BundleError, BundleManifest, Module, check::version_of, document::Document, paths::is_manifest};
 
-/// The files of a bundle and what they say.
+/// The files of a bundle and a summary of their content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Names and sizes, in the order of the tarball.
     pub files: Vec<(String, u64)>,
     /// The Rego files.
     pub modules: Vec<Module>,
-    /// What its author noted in `.manifest`, as JSON; empty where there is nothing.
+    /// The metadata of `.manifest`, as JSON; empty if there is none.
     pub metadata: String,
-    /// What OPA is told to ask for: annotated rules, and those compiled to WebAssembly.
+    /// The entrypoints: annotated rules, and rules compiled to WebAssembly.
     pub entrypoints: Vec<String>,
 }
 
 impl Contents {
-    /// Looks through a bundle. Rego that the built-in parser can't read is only glanced at.
-    /// Blocks.
+    /// Summarises a bundle. Of Rego that the built-in parser can't parse, only the package and the
+    /// annotations are read. Blocks.
     ///
     /// # Errors
-    /// Never in practice: opening it has read it all.
+    /// Never in practice: opening the bundle read every file.
     pub fn of(bundle: &Bundle) -> Result<Self, BundleError> {
         let mut contents = Self::default();
         bundle.walk(|entry| -> Result<(), BundleError> {
@@ -50,7 +50,7 @@ impl Contents {
         Ok(contents)
     }
 
-    /// The packages, each once, by name.
+    /// The distinct packages, sorted by name.
     pub fn packages(&self) -> Vec<String> {
         let mut packages: Vec<_> = self.modules.iter().filter_map(|module| module.package.clone()).collect();
         packages.sort();

@@ -1,5 +1,5 @@
-//! From the layers of an artifact to a bundle: most have it ready as one layer, some have
-//! it packed as a folder or in single files. Sniffs; what types say of bytes is a hint.
+//! Assembles a bundle from the layers of an artifact. Most artifacts have the bundle as one layer;
+//! some have a packed folder, or single files. Media types are hints only: the bytes decide.
 
 use std::{collections::BTreeMap, io};
 
@@ -20,25 +20,25 @@ use crate::oci::{Blob, Descriptor, Document as ManifestKind, Manifest, media_typ
 pub struct LayerPlan {
     strategy: Strategy,
     layers: Vec<Descriptor>,
-    /// `sha256:…` of the manifest.
+    /// The digest of the manifest.
     digest: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Strategy {
-    /// One layer, byte for byte.
+    /// One layer is the bundle, byte for byte.
     Copy,
-    /// A folder that oras packed, everything below its name.
+    /// One layer is a folder that oras packed; its files lose the name of the folder.
     StripFolder { folder: String },
-    /// conftest's files, one a layer; `root` is the folder whose name is not part of where
-    /// data is mounted, which the artifact does not record.
+    /// Each layer is a file of conftest. `root` is the folder below which data is mounted, which the
+    /// artifact does not record.
     Assemble { root: String, guessed: bool },
 }
 
 const TITLE_ANNOTATION: &str = "org.opencontainers.image.title";
-/// oras's mark on a layer that was a folder.
+/// Set by oras on a layer that is a packed folder.
 const UNPACK_ANNOTATION: &str = "io.deis.oras.content.unpack";
-/// conftest's media types, and those that registries know from its early days.
+/// The media types of conftest, the second from its early versions.
 const REGO_TYPES: [&str; 2] = [
     "application/vnd.cncf.openpolicyagent.policy.layer.v1+rego",
     "application/vnd.cncf.openpolicyagent.rego.layer.v1+rego",
@@ -47,11 +47,11 @@ const DATA_TYPE: &str = "application/vnd.cncf.openpolicyagent.data.layer.v1+json
 const MANIFEST_TYPE: &str = "application/vnd.cncf.openpolicyagent.manifest.layer.v1+json";
 
 impl LayerPlan {
-    /// Chooses by the manifest alone. `data_root` is the folder below which conftest's data
-    /// begins; without it, the one that its policies have in common.
+    /// Chooses by the manifest alone. `data_root` is the folder below which conftest's data is
+    /// mounted; the default is the first folder that all its policies share.
     ///
     /// # Errors
-    /// When there is none, or more than one way to choose.
+    /// When no layer can be the bundle, or more than one can.
     pub fn of(manifest: &Manifest, data_root: Option<&str>) -> Result<Self, LayerError> {
         let ManifestKind::Image { layers, .. } = manifest.document() else {
             return Err(LayerError::Layers("an image index, not an artifact; name the artifact itself".to_owned()));
@@ -70,17 +70,17 @@ impl LayerPlan {
         Ok(Self { strategy, layers: vec![layer], digest })
     }
 
-    /// The layers that it takes.
+    /// The layers to fetch.
     pub fn layers(&self) -> &[Descriptor] {
         &self.layers
     }
 
-    /// Whether a layer is the bundle as it is.
+    /// Whether one layer is the bundle, byte for byte.
     pub fn is_copy(&self) -> bool {
         self.strategy == Strategy::Copy
     }
 
-    /// What was taken for the folder below which data begins, without any record of it.
+    /// The folder below which data is mounted, if it was guessed.
     pub fn guessed_root(&self) -> Option<&str> {
         match &self.strategy {
             Strategy::Assemble { root, guessed: true } => Some(root),
@@ -88,11 +88,11 @@ impl LayerPlan {
         }
     }
 
-    /// The bundle; `blobs` are the layers, in their order. The same layers give the same
+    /// Assembles the bundle from [`Self::layers`], in their order. The same layers give the same
     /// bytes. Blocks.
     ///
     /// # Errors
-    /// When what they hold makes no tarball.
+    /// When the layers make no tarball.
     pub fn assemble(&self, blobs: &[Blob], limits: &Limits) -> Result<Blob, LayerError> {
         match (&self.strategy, blobs) {
             (Strategy::Assemble { root, .. }, blobs) => self.assemble_files(root, blobs),
@@ -108,7 +108,7 @@ impl LayerPlan {
         for (layer, blob) in self.layers.iter().zip(blobs) {
             let title = layer.annotation(TITLE_ANNOTATION).unwrap_or_default();
             let refused = |reason: &str| LayerError::File { title: title.to_owned(), reason: reason.to_owned() };
-            let name = relative_path(title).ok_or_else(|| refused("no name for a file in a bundle"))?;
+            let name = relative_path(title).ok_or_else(|| refused("the title is not a valid file name in a bundle"))?;
             let content = content(blob).map_err(|error| refused(&error.to_string()))?;
             if layer.media_type == MANIFEST_TYPE {
                 files.insert(".manifest".to_owned(), content);
@@ -125,7 +125,7 @@ impl LayerPlan {
             files.insert(if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }, content);
         }
         files.entry(".manifest".to_owned()).or_insert_with(|| {
-            // conftest has no revisions; the digest says which artifact this was.
+            // conftest has no revisions; the digest identifies the artifact.
             json!({ "revision": self.digest, "roots": [""] }).to_string().into_bytes()
         });
         let mut tarball = TarballWriter::create();
@@ -136,19 +136,19 @@ impl LayerPlan {
     }
 }
 
-/// A data file of conftest's.
+/// A data file of conftest.
 struct DataFile {
     name: String,
     content: Vec<u8>,
 }
 
-/// The data files of one folder as the one that OPA mounts there, and its name. A single file
-/// stays as it is, byte for byte; several are merged as OPA would merge them.
+/// Turns the data files of one folder into the one that OPA mounts there, and returns its name and
+/// content. A single file stays as it is, byte for byte; several are merged as OPA merges them.
 fn merge_data_files(mut group: Vec<DataFile>, folder: &str) -> Result<(&'static str, Vec<u8>), LayerError> {
     if group.len() == 1
         && let Some(only) = group.pop()
     {
-        // What OPA can't read is told by the artifact's name for it, before any other.
+        // Parsed here so that an error names the file as the artifact does.
         document(&only)?;
         let name = if only.name.ends_with(".json") { "data.json" } else { "data.yaml" };
         return Ok((name, only.content));
@@ -157,7 +157,7 @@ fn merge_data_files(mut group: Vec<DataFile>, folder: &str) -> Result<(&'static 
     for file in &group {
         merged.merge(document(file)?).map_err(|collision| {
             let path = [mount(&format!("{folder}/data.json")), collision.path].concat();
-            let reason = format!("another data file sets {}, too", data_path(&path));
+            let reason = format!("another data file also sets {}", data_path(&path));
             LayerError::File { title: file.name.clone(), reason }
         })?;
     }
@@ -176,8 +176,8 @@ fn is_single_file(layer: &Descriptor) -> bool {
     REGO_TYPES.contains(&kind) || kind == DATA_TYPE || kind == MANIFEST_TYPE
 }
 
-/// The layer that is a tarball: by OPA's own type, or by a telling one, or because there is
-/// no other.
+/// Chooses the layer that is a tarball: by OPA's own media type, by another tarball type, or because
+/// it is the only layer.
 fn tarball_layer(layers: &[Descriptor]) -> Result<&Descriptor, LayerError> {
     let is_opa_layer = |layer: &&Descriptor| layer.media_type == media_type::LAYER_TAR_GZIP;
     let is_tarball_type = |layer: &&Descriptor| {
@@ -201,7 +201,7 @@ fn tarball_layer(layers: &[Descriptor]) -> Result<&Descriptor, LayerError> {
     }
 }
 
-/// Gzip stays as it is; a bare tar stream, which OPA does not read, is compressed.
+/// Returns a gzip stream as it is, and compresses a bare tar stream, which OPA does not read.
 fn gzipped(layer: &Blob) -> Result<Blob, LayerError> {
     let start = layer.read_at(0, 512).map_err(LayerError::Temporary)?;
     if start.starts_with(&[0x1f, 0x8b]) {
@@ -219,7 +219,7 @@ fn gzipped(layer: &Blob) -> Result<Blob, LayerError> {
 fn strip(layer: &Blob, folder: &str, limits: &Limits) -> Result<Blob, LayerError> {
     let prefix = format!("{folder}/");
     repack(layer, limits, |name| {
-        // Tests are no policy, and may lie outside of what `.manifest` owns.
+        // Tests are not policy, and may lie outside the roots of `.manifest`.
         let name = relative_path(name).filter(|name| !name.ends_with("_test.rego"))?;
         Some(name.strip_prefix(&prefix).map_or_else(|| name.clone(), str::to_owned))
     })
@@ -229,7 +229,7 @@ fn content(blob: &Blob) -> io::Result<Vec<u8>> {
     blob.read_at(0, usize::try_from(blob.size()).unwrap_or(usize::MAX)).map(|bytes| bytes.to_vec())
 }
 
-/// A relative path without detours; `None` for one that leads out.
+/// Normalises a relative path; `None` for an invalid one, or one that leads out of the folder.
 fn relative_path(title: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in title.split('/') {
@@ -242,7 +242,7 @@ fn relative_path(title: &str) -> Option<String> {
     (!parts.is_empty() && !title.contains(['\0', '\\'])).then(|| parts.join("/"))
 }
 
-/// The first folder that all policies share.
+/// The first folder of the path that all policies share.
 fn common_folder(layers: &[Descriptor]) -> String {
     let rego = layers.iter().filter(|layer| REGO_TYPES.contains(&layer.media_type.as_str()));
     let mut firsts = rego.filter_map(|layer| {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tarball_is_copied_whatever_its_type_says() {
+    fn a_tarball_is_copied_whatever_its_media_type() {
         let bytes = tarball(&[("p.rego", "package a\n")]);
         for kind in [
             media_type::LAYER_TAR_GZIP,
@@ -330,7 +330,7 @@ mod tests {
     }
 
     impl Artifact {
-        /// As who fetches only what is asked for.
+        /// The bundle, assembled from [`LayerPlan::layers`] only.
         fn bundle_of_needed_layers(&self) -> Blob {
             let plan = LayerPlan::of(&self.manifest(), None).unwrap();
             let wanted = |blob: &&Blob| plan.layers().iter().any(|layer| layer.digest == *blob.digest());
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn conftests_files_become_a_bundle_in_whatever_order_they_lie() {
+    fn conftests_files_become_a_bundle_in_any_order() {
         let artifact = conftest();
         let plan = LayerPlan::of(&artifact.manifest(), None).unwrap();
         assert_eq!((plan.is_copy(), plan.guessed_root()), (false, Some("policy")));
@@ -384,14 +384,14 @@ mod tests {
         let mut shuffled = conftest();
         shuffled.layers.reverse();
         shuffled.blobs.reverse();
-        // Another manifest, so another revision; everything else is the same.
+        // The manifest differs, and with it the revision; everything else is the same.
         assert_eq!(files(&shuffled.bundle(None).unwrap())[1..], found[1..]);
         let rooted = files(&artifact.bundle(Some("policy/exclusions/")).unwrap());
         assert!(rooted.iter().any(|(name, _)| name == "data.json"), "{rooted:?}");
     }
 
     #[test]
-    fn what_can_not_be_a_bundle_is_refused_in_a_line() {
+    fn an_artifact_without_a_bundle_is_refused_in_one_line() {
         let bytes = tarball(&[]);
         for (artifact, expected) in [
             (Artifact::new(), "none of 0 layers"),
@@ -406,10 +406,10 @@ mod tests {
                 ),
                 "2 layers are gzip tarballs",
             ),
-            (Artifact::new().with(REGO_TYPES[0], "../../etc/passwd", b"package a"), "no name for a file"),
+            (Artifact::new().with(REGO_TYPES[0], "../../etc/passwd", b"package a"), "not a valid file name"),
             (
                 Artifact::new().with(DATA_TYPE, "p/a.json", b"{\"x\":1}").with(DATA_TYPE, "p/b.json", b"{\"x\":2}"),
-                "another data file sets data.p.x",
+                "another data file also sets data.p.x",
             ),
             (Artifact::new().with(DATA_TYPE, "p/a.json", b"{"), "p/a.json:1:2\": unexpected end of input"),
         ] {

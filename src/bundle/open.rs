@@ -1,4 +1,4 @@
-//! Opening: do these bytes load as an OPA bundle, within limits?
+//! A bundle: bytes that load as an OPA bundle, within limits.
 
 use std::io;
 
@@ -9,22 +9,22 @@ use super::{
 };
 use crate::oci::Blob;
 
-/// Served bytes that open as an OPA bundle.
+/// Bytes that OPA loads as a bundle.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     blob: Blob,
     manifest: BundleManifest,
-    /// Those that it was opened within.
+    /// The limits within which it was opened.
     limits: Limits,
 }
 
 impl Bundle {
-    /// Reads `blob` to the end of the archive in it, as OPA's reader would. One file is in
-    /// memory at a time, and of data files only what has to be compared. Blocks for as long as
-    /// inflating takes, twice where the bundle holds data.
+    /// Reads `blob` to the end of its archive, as OPA's reader does. One file is in memory at a time,
+    /// and of data files only the part that has to be compared. Blocks while inflating, twice if the
+    /// bundle has data.
     ///
     /// # Errors
-    /// What OPA, or a limit, would refuse.
+    /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn open(blob: Blob, limits: &Limits) -> Result<Self, BundleError> {
         let size = blob.size();
         if size > limits.bundle {
@@ -39,10 +39,10 @@ impl Bundle {
         Ok(Self { blob, manifest, limits: *limits })
     }
 
-    /// Shows every file to `visit`, in the order of the tarball. Inflates the whole again.
+    /// Calls `visit` for every file, in the order of the tarball. Inflates the tarball again.
     ///
     /// # Errors
-    /// What `visit` says; after opening, the archive itself is known to be sound.
+    /// The errors of `visit`; opening has proved that the archive itself is sound.
     pub(super) fn walk<E: From<BundleError>>(
         &self,
         visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
@@ -60,7 +60,7 @@ impl Bundle {
         &self.manifest.revision
     }
 
-    /// What its `.manifest` says.
+    /// Its `.manifest`.
     pub fn manifest(&self) -> &BundleManifest {
         &self.manifest
     }
@@ -90,7 +90,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o600);
-            // As OPA writes it; the library has no such names.
+            // As OPA writes it; the library refuses such names.
             if let Some(path) = path.strip_prefix('/') {
                 header.as_old_mut().name[0] = b'/';
                 header.as_old_mut().name[1..=path.len()].copy_from_slice(path.as_bytes());
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_refuses_is_refused_with_the_files_name() {
+    fn errors_name_the_file_that_opa_refuses() {
         for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
         {
             let error = open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn things_that_are_no_tarball_are_refused() {
+    fn bytes_that_are_no_tarball_are_refused() {
         let good = tarball(&[("data.json", b"{}"), ("a/data.json", &[b' '; 9000])]);
         let truncated = good.slice(..good.len() / 2);
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated] {
@@ -135,9 +135,9 @@ mod tests {
         }
     }
 
-    /// OPA's reader stops at the two blocks of zeros; 1.22.2 loads each of these.
+    /// OPA's reader stops at the two blocks of zeros; OPA 1.22.2 loads each of these.
     #[test]
-    fn what_lies_behind_the_end_of_the_archive_is_not_looked_at() {
+    fn bytes_after_the_end_of_the_archive_are_ignored() {
         let good = tarball(&[("data.json", b"{}")]);
         let behind = |bytes: &[u8]| Bytes::from([&good[..], bytes].concat());
         let mut checksum = good.to_vec();
@@ -156,9 +156,9 @@ mod tests {
         }
     }
 
-    /// OPA 1.22.2 refuses each of these: one block of zeros is no end.
+    /// OPA 1.22.2 refuses each of these: one block of zeros does not end an archive.
     #[test]
-    fn an_archive_that_ends_in_between_is_refused() {
+    fn a_truncated_archive_is_refused() {
         let mut header = tar::Header::new_ustar();
         header.set_path("data.json").unwrap();
         header.set_size(2);
@@ -185,9 +185,9 @@ mod tests {
         open(tarball(&[("a/p.rego", rego), ("a/p.rego", rego)]), &LIMITS).unwrap();
     }
 
-    /// What can be told without a Rego compiler: each verdict is OPA 1.22.2's.
+    /// Errors that need no Rego compiler; OPA 1.22.2 refuses each of these.
     #[test]
-    fn what_opa_refuses_to_load_is_refused() {
+    fn bundles_that_opa_refuses_are_refused() {
         let manifest = |text: &'static str| (".manifest", text.as_bytes());
         let rego = |package: &'static str| ("a/p.rego", package.as_bytes());
         let cases: &[&[(&str, &[u8])]] = &[
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_loads_is_loaded() {
+    fn bundles_that_opa_loads_are_opened() {
         let manifest = |text: &'static str| (".manifest", text.as_bytes());
         let deep = format!("{}1{}", "{\"a\":".repeat(300), "}".repeat(300));
         let cases: &[&[(&str, &[u8])]] = &[
@@ -243,9 +243,9 @@ mod tests {
         }
     }
 
-    /// As GNU tar writes it (`tar --sparse --format=posix`), and OPA loads it.
+    /// GNU tar writes these (`tar --sparse --format=posix`), and OPA loads them.
     #[test]
-    fn a_sparse_file_is_what_it_expands_to() {
+    fn a_sparse_file_is_read_with_its_holes() {
         let sparse = |size: &str, map: &[u8]| {
             let mut builder = tar::Builder::new(Vec::new());
             let records = [("major", "1"), ("minor", "0"), ("name", "data.json"), ("realsize", size)];
@@ -262,7 +262,7 @@ mod tests {
             open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
         };
         sparse("7", b"1\n0\n7\n").unwrap();
-        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), BundleError::File { .. }), "zeros are no JSON");
+        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), BundleError::File { .. }), "zeros are not JSON");
         let error = sparse("9999999", b"1\n0\n7\n").unwrap_err();
         assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
     }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lies_outside_or_is_a_link() {
+    fn links_devices_and_names_that_lead_out_are_refused() {
         let with = |path: &str, kind: EntryType| {
             let mut builder = tar::Builder::new(Vec::new());
             for (name, kind) in [("/data.json", EntryType::Regular), (path, kind)] {
@@ -322,8 +322,8 @@ mod tests {
         }
     }
 
-    /// RUSTSEC-2026-0067: one reader goes by the header, another by the extension before it, and
-    /// what one takes for content is a file to the other.
+    /// RUSTSEC-2026-0067: one reader uses the size of the header, another that of the extended header,
+    /// so one sees content where the other sees a file.
     #[test]
     fn a_size_that_an_extension_contradicts_hides_no_file() {
         let mut builder = tar::Builder::new(Vec::new());
@@ -339,11 +339,11 @@ mod tests {
         hidden.set_cksum();
         builder.append(&hidden, &b"{}"[..]).unwrap();
         let error = open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS).unwrap_err();
-        assert!(error.to_string().contains("said twice"), "{error}");
+        assert!(error.to_string().contains("disagree about its size"), "{error}");
     }
 
     #[test]
-    fn large_documents_are_judged_like_small_ones() {
+    fn large_documents_are_checked_like_small_ones() {
         let limits = Limits { bundle: 1 << 30, unpacked: 1 << 30, files: 10, bundle_manifest: 1 << 20 };
         let document = |end: &str| format!("{{\"a\":\"{}\"}}{end}", "x".repeat(9 << 20));
         open(tarball(&[("data.json", document("").as_bytes())]), &limits).unwrap();

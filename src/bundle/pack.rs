@@ -1,4 +1,4 @@
-//! Packing a folder into a bundle, the same bytes for the same content everywhere.
+//! Packs a folder into a bundle, reproducibly: the same content gives the same bytes.
 
 use std::{fs, io, path::Path};
 
@@ -12,49 +12,48 @@ use super::{
 };
 use crate::oci::{Blob, Digest, Hasher};
 
-/// How to make a bundle of a folder.
+/// How a folder is packed.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
-    /// How much the bundle may hold.
+    /// The limits of the bundle.
     pub limits: Limits,
-    /// Whether the built-in parser must know all Rego.
+    /// How its Rego is parsed.
     pub parse: Parse,
-    /// Instead of what `.manifest` says; without either, the revision is derived from the
+    /// Overrides the revision in `.manifest`. Without either, the revision is derived from the
     /// content, so that it is never empty.
     pub revision: Option<String>,
-    /// Instead of what `.manifest` says; without either, the bundle owns everything.
+    /// Override the roots in `.manifest`. Without either, the bundle owns everything.
     pub roots: Vec<String>,
-    /// Instead of what `.manifest` says; without either, version 1.
+    /// Overrides the version in `.manifest`. Without either, it is 1.
     pub rego_version: Option<RegoVersion>,
 }
 
-/// A folder as bundle bytes that were opened again before anyone sees them.
+/// A packed folder. The bundle was opened again, so it is known to load.
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// The bundle.
     pub bundle: Bundle,
-    /// How many files it holds.
+    /// The number of its files.
     pub files: usize,
-    /// Its Rego files, in the order of their names.
+    /// Its Rego files, sorted by name.
     pub modules: Vec<Module>,
 }
 
 impl PackOptions {
-    /// With everything as `.manifest` has it.
+    /// Options without overrides.
     pub fn new(limits: Limits) -> Self {
         Self { limits, parse: Parse::Strictly, revision: None, roots: Vec::new(), rego_version: None }
     }
 }
 
 impl Folder {
-    /// Packs the files, and loads the result as OPA would. Blocks. Memory is taken for one
-    /// file at a time.
+    /// Packs the files, and opens the result as OPA would. Blocks. One file is in memory at a time.
     ///
     /// # Errors
-    /// What OPA, or a limit, would refuse.
+    /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn pack(&self, options: &PackOptions) -> Result<Packed, PackError> {
         let (blob, files) = self.write(options)?;
-        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.placed(error))?;
+        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.with_paths(error))?;
         let modules = check(&bundle, self, options.parse)?;
         Ok(Packed { bundle, files, modules })
     }
@@ -74,7 +73,7 @@ impl Folder {
             manifest.extend(revision.map(|revision| ("revision".to_owned(), revision)));
         }
         let manifest = members_text(&manifest);
-        // Here rather than when it is opened: the message knows nothing of bundles then.
+        // Parsed here, because opening the bundle would report a file in a bundle instead.
         let refused = |reason| PackError::File { place: ".manifest".to_owned(), reason };
         BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
@@ -82,8 +81,8 @@ impl Folder {
         Ok((blob, self.files.len() + 1))
     }
 
-    /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
-    /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
+    /// The `.manifest` to write, except for a derived revision. All defaults are explicit, as
+    /// `opa build` writes them, because versions of OPA differ in their defaults.
     pub(super) fn manifest_for(&self, options: &PackOptions) -> Members {
         let mut manifest = self.manifest.clone();
         let mut set = |key: &str, value: Option<Box<RawValue>>| {
@@ -99,7 +98,7 @@ impl Folder {
         };
         default("roots", raw(&[""]));
         default("rego_version", raw(&RegoVersion::V1.number()));
-        for (key, change) in [("file_rego_versions", both_spellings as Change), ("wasm", bare_modules)] {
+        for (key, change) in [("file_rego_versions", with_and_without_slash as Change), ("wasm", without_slash)] {
             if let Some(changed) = manifest.get(key).and_then(|value| change(value)) {
                 manifest.insert(key.to_owned(), changed);
             }
@@ -107,8 +106,8 @@ impl Folder {
         manifest
     }
 
-    /// With the file's own name instead of the one in the bundle.
-    fn placed(&self, error: BundleError) -> PackError {
+    /// Replaces names in the bundle by the paths of the files.
+    fn with_paths(&self, error: BundleError) -> PackError {
         match error {
             BundleError::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
             BundleError::PackageOutside { path, package, roots } => {
@@ -127,9 +126,10 @@ impl Folder {
 
 type Change = fn(&RawValue) -> Option<Box<RawValue>>;
 
-/// OPA compares the globs of `file_rego_versions` with names as the loader has them: with a
-/// slash in front in a folder, without one in a tarball that is written here.
-fn both_spellings(versions: &RawValue) -> Option<Box<RawValue>> {
+/// Adds each glob of `file_rego_versions` with and without a leading slash. OPA compares them with
+/// names as its loader has them: with a leading slash in a folder, without one in a tarball that is
+/// written here.
+fn with_and_without_slash(versions: &RawValue) -> Option<Box<RawValue>> {
     let mut versions: Members = serde_json::from_str(versions.get()).ok()?;
     for (glob, version) in versions.clone() {
         let bare = glob.trim_start_matches('/');
@@ -139,9 +139,9 @@ fn both_spellings(versions: &RawValue) -> Option<Box<RawValue>> {
     raw(&versions)
 }
 
-/// OPA compares names of WebAssembly modules to the letter, and `opa build` writes them with a
-/// slash in front that names in a tarball which is written here do not have.
-fn bare_modules(resolvers: &RawValue) -> Option<Box<RawValue>> {
+/// Removes the leading slash of WebAssembly modules. OPA compares their names exactly, and
+/// `opa build` writes a leading slash, which names in a tarball that is written here do not have.
+fn without_slash(resolvers: &RawValue) -> Option<Box<RawValue>> {
     let mut resolvers: Vec<Members> = serde_json::from_str(resolvers.get()).ok()?;
     for resolver in &mut resolvers {
         let module = resolver.get("module").and_then(|module| serde_json::from_str::<String>(module.get()).ok());
@@ -153,19 +153,19 @@ fn bare_modules(resolvers: &RawValue) -> Option<Box<RawValue>> {
 
 /// The members of a manifest as one JSON object.
 pub(super) fn members_text(members: &Members) -> String {
-    // Texts alone, so that nothing can fail.
+    // Can't fail: the keys are strings and the values are JSON.
     serde_json::to_string(members).unwrap_or_default()
 }
 
 /// Reads and packs a folder; see [`Folder`].
 ///
 /// # Errors
-/// The first file that is in the way, by name; see [`PackError`].
+/// The first file that can't be packed, by name; see [`PackError`].
 pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
     Folder::read(folder)?.pack(&PackOptions::new(*limits))
 }
 
-/// Adds one file, and gives the digest of its content.
+/// Adds a file and returns the digest of its content.
 fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Digest, PackError> {
     match origin {
         Origin::Merged { document, .. } => {
@@ -177,12 +177,12 @@ fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Diges
             let failed = |source| PackError::io(path, source);
             let file = fs::File::open(path).map_err(failed)?;
             let size = file.metadata().map_err(failed)?.len();
-            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), broken: None };
+            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), error: None };
             let added = tarball.add(name, size, &mut content);
-            match (added, content.broken.take()) {
+            match (added, content.error.take()) {
                 (Ok(()), _) => Ok(content.hasher.finish()),
                 (Err(_), Some(source)) => Err(failed(source)),
-                // What is left is the file's size, or the disk that is written to.
+                // Either the file changed its size, or the output failed.
                 (Err(error), None) if error.kind() == io::ErrorKind::Other => Err(failed(error)),
                 (Err(error), None) => Err(PackError::Temporary(error)),
             }
@@ -190,11 +190,11 @@ fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Diges
     }
 }
 
-/// Hashes what is read, and remembers why reading failed.
+/// Hashes the bytes that are read, and keeps the error of a failed read.
 struct Hashed<R> {
     inner: R,
     hasher: Hasher,
-    broken: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 impl<R: io::Read> io::Read for Hashed<R> {
@@ -207,7 +207,7 @@ impl<R: io::Read> io::Read for Hashed<R> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let kind = error.kind();
-                self.broken = Some(error);
+                self.error = Some(error);
                 Err(kind.into())
             }
         }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_content_gives_the_same_bytes_wherever_it_lies() {
+    fn the_same_content_gives_the_same_bytes_in_any_folder() {
         let files = [("a/p.rego", "package a\n"), ("data.json", "{}"), ("b/data.yaml", "x: 1\n")];
         let mut reversed = files;
         reversed.reverse();
@@ -264,12 +264,12 @@ mod tests {
     }
 
     #[test]
-    fn a_module_of_webassembly_is_named_as_it_lies_in_the_tarball() {
+    fn a_webassembly_module_is_named_as_in_the_tarball() {
         let compiled = folder(&[
             ("policy.wasm", "x"),
             (".manifest", r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#),
         ]);
-        // With a slash that no name in the tarball has, OPA says that the file does not exist.
+        // With a leading slash, which no name in the tarball has, OPA does not find the file.
         assert_eq!(pack(compiled.path(), &LIMITS).unwrap().bundle.manifest().wasm[0].module, "policy.wasm");
     }
 
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_stands_above_the_manifest() {
+    fn options_override_the_manifest() {
         let stated = folder(&[("p.rego", "package a\n"), (".manifest", r#"{"revision":"v1","roots":["b"]}"#)]);
         let options = PackOptions {
             revision: Some("v2".into()),
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ignored_is_not_even_looked_at() {
+    fn ignored_files_are_not_parsed() {
         let sources =
             folder(&[("p.rego", "package a\n"), ("old/x.rego", "???"), ("lib/y.rego", "???"), ("z.rego", "?")]);
         let patterns = ["old", "lib/*.rego", "z.*"].map(str::to_owned);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_would_refuse_at_load_is_refused_by_name() {
+    fn errors_name_the_file_that_opa_would_refuse() {
         let rego = ("p.rego", "package a\n");
         for (files, expected) in [
             (&[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..], r#".manifest: roots "a" and "a/b" overlap"#),
@@ -362,7 +362,7 @@ mod tests {
                 r#"x/data.yaml: data at "x" is outside"#,
             ),
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
-            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a text"),
+            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a string"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
             (&[rego, ("data.yaml", "a: [\n")], "data.yaml:2:1: "),
             (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
@@ -389,13 +389,13 @@ mod tests {
             ),
             (&[("p.rego", "package a\n\nallow { input.x }\n")], "p.rego:3:"),
         ] {
-            let said = refusal(files);
-            assert!(said.contains(expected), "{said}\nlacks {expected}");
+            let error = refusal(files);
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
         }
     }
 
     #[test]
-    fn what_opa_would_take_is_taken() {
+    fn folders_that_opa_would_load_are_packed() {
         for files in [
             &[("a/data.json", r#"{"b":1}"#), ("data.json", r#"{"a":{"c":2}}"#), ("a/d/data.yaml", "e: 1\n")][..],
             &[("p.rego", "package a\n\nallow { input.x }\n"), (".manifest", r#"{"rego_version":0}"#)],
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn rego_that_only_opa_can_read_passes_when_it_is_not_parsed() {
+    fn rego_that_only_opa_can_parse_passes_without_parsing() {
         let sources = folder(&[("p.rego", "package a\n\nimport rego.v9\n???\n"), (".manifest", r#"{"roots":["a"]}"#)]);
         let options = PackOptions { parse: Parse::No, ..PackOptions::new(LIMITS) };
         let packed = Folder::read(sources.path()).unwrap().pack(&options).unwrap();
@@ -421,13 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn bad_folders_are_refused_by_name() {
+    fn empty_and_missing_folders_are_refused() {
         assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
         assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Missing(_))));
     }
 
     #[test]
-    fn links_are_followed_to_files_of_the_folder_and_nowhere_else() {
+    fn links_are_followed_to_files_of_the_folder_only() {
         use std::os::unix::fs::symlink;
         let linked = folder(&[("p.rego", "package a\n"), ("real/other.txt", r#"{"x":1}"#)]);
         symlink("real/other.txt", linked.path().join("data.json")).unwrap();

@@ -1,27 +1,27 @@
-//! The package that a Rego file declares, made out without a Rego parser: enough to tell which
-//! files OPA refuses before it compiles anything.
+//! Reads the package of a Rego file without a Rego parser, which is enough to find the files that
+//! OPA refuses before it compiles anything.
 
-/// How a Rego file begins.
+/// The first statement of a Rego file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Declaration {
-    /// With a package, whose segments these are.
+    /// A package, with its segments.
     Package(Vec<String>),
-    /// With something else, which no OPA reads.
+    /// Another statement, which every OPA refuses, and why.
     Invalid(&'static str),
-    /// With a package whose name takes a parser.
+    /// A package whose name only a parser can read.
     NeedsParser,
 }
 
-/// Looks at the first statement of a file, as OPA's parser would (`parsePackage` in
+/// Reads the first statement of a file as OPA's parser does (`parsePackage` in
 /// `v1/ast/parser.go`).
 pub(super) fn declaration(text: &str) -> Declaration {
     let text = skip_space(text.strip_prefix('\u{feff}').unwrap_or(text));
     if text.is_empty() {
-        return Declaration::Invalid("the file is empty; OPA takes no module without a package");
+        return Declaration::Invalid("the file is empty; OPA refuses a module without a package");
     }
     let (word, rest) = split_identifier(text);
     if word != "package" || rest.starts_with(['.', '[']) {
-        return Declaration::Invalid("the first statement is no package declaration");
+        return Declaration::Invalid("the first statement is not a package declaration");
     }
     let name = rest.trim_start_matches([' ', '\t']);
     if name.len() == rest.len() {
@@ -39,7 +39,7 @@ pub(super) fn declaration(text: &str) -> Declaration {
         } else if let Some(behind) = rest.strip_prefix('[') {
             split_string(behind)
         } else if rest.starts_with(';') {
-            return Declaration::Invalid("a semicolon behind the package");
+            return Declaration::Invalid("a semicolon after the package");
         } else {
             return Declaration::Package(path);
         };
@@ -63,7 +63,7 @@ fn split_identifier(text: &str) -> (&str, &str) {
     if text.starts_with(|character: char| character.is_ascii_digit()) { ("", text) } else { text.split_at(end) }
 }
 
-/// A string and the bracket behind it.
+/// Splits off a string and the bracket after it.
 fn split_string(text: &str) -> Option<(String, &str)> {
     let (segment, rest) = if let Some(raw) = text.strip_prefix('`') {
         let (segment, rest) = raw.split_once('`')?;
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn files_without_a_package_are_none_for_opa() {
+    fn files_without_a_package_are_invalid() {
         for text in [
             "",
             "\n# only a comment",

@@ -1,4 +1,4 @@
-//! Evaluating a bundle, for a quick look: regorus in the place of OPA.
+//! Evaluates a bundle with regorus, for `eval` and `repl`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,61 +15,61 @@ use super::{
     value::{Answers, read_exact, value_of},
 };
 
-/// A bundle's rules and data, ready for questions.
+/// The rules and data of a bundle, ready for queries.
 pub struct Policy {
     engine: Engine,
     packages: Vec<String>,
 }
 
-/// Why a bundle can't be evaluated, or a query can't be answered.
+/// Why a bundle or a query can't be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// Not in practice: opening the bundle has read it all.
+    /// Never in practice: opening the bundle read every file.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// Rego that the evaluator does not know; OPA may.
-    #[error("{place}: {reason}; where a newer OPA reads it, save the bundle and ask that (opa eval -b)")]
+    /// The evaluator can't parse a Rego file; OPA may.
+    #[error("{place}: {reason}; if a newer OPA accepts it, save the bundle and use that (opa eval -b)")]
     Rego {
         /// `FILE:LINE:COLUMN`.
         place: String,
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
-    /// A rule in the place of data, which OPA does not compile.
+    /// A rule conflicts with data, so OPA does not compile it.
     #[error("{place}: the rule conflicts with data that sets {at}; rename one of the two")]
     RuleOverData {
         /// `FILE:LINE:COLUMN`.
         place: String,
-        /// Such as `data.authz.allow`.
+        /// The path, such as `data.authz.allow`.
         at: String,
     },
-    /// A data file that does not fit.
+    /// A data file can't be loaded.
     #[error("bundle file {path}: {reason}")]
     Data {
         /// The file's name in the bundle.
         path: String,
-        /// What is wrong with it.
+        /// Why not.
         reason: String,
     },
-    /// Rules that were compiled to something else than Rego.
+    /// The rules are compiled, and there is no Rego.
     #[error("the bundle holds {0} and no Rego; only OPA can evaluate it (opa eval -b)")]
     Compiled(String),
-    /// The query, or a rule that it leads to.
+    /// The query, or a rule that it evaluates, fails.
     #[error("{place}: {reason}")]
     Query {
-        /// Where, in the query or in a file.
+        /// The place in the query or in a file.
         place: String,
-        /// What the evaluator said.
+        /// The evaluator's message.
         reason: String,
     },
-    /// The input document.
+    /// The input document can't be parsed.
     #[error("input: {0}")]
     Input(String),
 }
 
 impl Policy {
-    /// Loads rules and data as OPA does: `data.json` and `data.yaml` are mounted where their
-    /// folders say. Blocks.
+    /// Loads rules and data as OPA does: `data.json` and `data.yaml` are mounted by their folders.
+    /// Blocks.
     ///
     /// # Errors
     /// See [`PolicyError`].
@@ -94,7 +94,7 @@ impl Policy {
         let refused = |reason: String| PolicyError::Data { path: loader.data_files.join(", "), reason };
         let data = data.map_err(refused)?;
         policy.engine.add_data(data).map_err(|error| refused(one_line(&error.to_string())))?;
-        // Questions are asked in the Rego of today.
+        // Queries are in Rego v1, whatever the version of the bundle.
         policy.engine.set_rego_v0(false);
         policy.packages.sort();
         policy.packages.dedup();
@@ -116,16 +116,16 @@ impl Policy {
         Ok(())
     }
 
-    /// Leaves `input` undefined again.
+    /// Makes `input` undefined.
     pub fn clear_input(&mut self) {
         self.engine.set_input(Value::Undefined);
     }
 
-    /// Answers a query; the result has the JSON of `opa eval`. Undefined is an empty
-    /// result, not an error.
+    /// Evaluates a query; the result is serialised as by `opa eval`. An undefined result is empty,
+    /// not an error.
     ///
     /// # Errors
-    /// When the query is no Rego, or evaluating it fails.
+    /// When the query is malformed, or its evaluation fails.
     pub fn query(&mut self, query: &str) -> Result<Answers, PolicyError> {
         let answers = self.engine.eval_query(query.to_owned(), false);
         let mut answers = answers.map_err(|error| {
@@ -140,14 +140,13 @@ impl Policy {
     }
 }
 
-/// What a bundle holds for an evaluator.
+/// The files of a bundle that are evaluated.
 struct Loader {
-    /// Rego files with their names, by the names that OPA compares; of two that are equal it
-    /// takes the last.
+    /// The Rego files with their names, by normalised name; of duplicates OPA takes the last.
     modules: BTreeMap<String, (String, String)>,
     data: Document,
     data_files: Vec<String>,
-    /// Rules in another form than Rego.
+    /// The name of a compiled policy.
     compiled: Option<String>,
 }
 
@@ -171,7 +170,7 @@ impl Loader {
             self.modules.insert(place, (name, text));
         } else if is_data(&name) {
             let document = read_exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
-            // Opening the bundle has found no collision.
+            // Never fails: opening the bundle found no collision.
             self.data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             self.data_files.push(place);
         } else if matches!(base(&name), "policy.wasm" | "plan.json") {
@@ -197,12 +196,12 @@ impl From<RegoError> for PolicyError {
     }
 }
 
-/// An evaluator that reads YAML as OPA does.
+/// An evaluator whose YAML functions parse as OPA does.
 pub(super) fn evaluator() -> Result<Engine, PolicyError> {
     let mut engine = rego::engine(RegoVersion::V1);
     let unmarshal = |arguments: Vec<Value>| {
         let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
-        // As in OPA, what can't be read is undefined.
+        // As in OPA, the result is undefined if the text can't be parsed.
         Ok(read.and_then(|document| value_of(&document)).unwrap_or(Value::Undefined))
     };
     let is_valid = |arguments: Vec<Value>| {
@@ -217,7 +216,7 @@ pub(super) fn evaluator() -> Result<Engine, PolicyError> {
 
 fn text_of(arguments: &[Value]) -> Result<String, String> {
     let text = arguments.first().and_then(|value| value.as_string().ok());
-    text.map(ToString::to_string).ok_or_else(|| "not a text".to_owned())
+    text.map(ToString::to_string).ok_or_else(|| "not a string".to_owned())
 }
 
 fn one_line(message: &str) -> String {
@@ -247,7 +246,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            // As `opa build` writes them.
+            // As `opa build` writes names.
             builder.append_data(&mut header, format!("./{path}"), content.as_bytes()).unwrap();
         }
         let bytes = bytes::Bytes::from(builder.into_inner().unwrap().finish().unwrap());
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_decide_over_data_mounted_by_folder_and_the_input() {
+    fn rules_see_mounted_data_and_the_input() {
         let mut policy = load(&[
             ("authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user in data.people.admins\n"),
             ("people/data.json", r#"{"admins":["alice"]}"#),
@@ -279,9 +278,9 @@ mod tests {
         assert_eq!(policy.packages(), ["data.authz"]);
     }
 
-    /// OPA compiles none of these.
+    /// OPA refuses to compile each of these.
     #[test]
-    fn a_rule_in_the_place_of_data_is_refused() {
+    fn a_rule_that_conflicts_with_data_is_refused() {
         let rule = |text| ("p.rego", text);
         for (rego, data) in [
             ("package a\n\ndefault allow := false\n", r#"{"allow":true}"#),
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_is_read_as_opa_reads_it_in_data_input_and_rules() {
+    fn yaml_in_data_input_and_rules_is_parsed_as_by_opa() {
         let mut policy =
             load(&[("data.yaml", "c: [NO, SE]\n"), ("p.rego", "package p\n\nx := yaml.unmarshal(\"- on\")\n")])
                 .unwrap();
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn old_rego_is_read_where_the_manifest_says_so() {
+    fn rego_v0_is_parsed_if_the_manifest_states_it() {
         let old = "package authz\n\nallow { input.x }\n";
         assert!(matches!(load(&[("a.rego", old)]), Err(PolicyError::Rego { .. })));
         let mut policy = load(&[(".manifest", r#"{"rego_version":0}"#), ("a.rego", old)]).unwrap();
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_is_one_line_that_names_its_place() {
+    fn every_error_is_one_line_with_its_place() {
         let broken = load(&[("dir/a.rego", "package a\n\nallow if {\n")]).unwrap_err().to_string();
         assert!(broken.starts_with("dir/a.rego:") && !broken.contains('\n'), "{broken}");
         let rule = ("a/p.rego", "package a\n\ndefault allow := false\n");

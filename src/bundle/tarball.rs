@@ -1,4 +1,4 @@
-//! Writing tarballs, the same bytes for the same content everywhere.
+//! Writes tarballs reproducibly: the same content gives the same bytes.
 
 use std::io::{self, Read};
 
@@ -6,7 +6,7 @@ use flate2::{Compression, GzBuilder, write::GzEncoder};
 
 use crate::oci::{Blob, NewBlob};
 
-/// A gzip tarball under way.
+/// Writes a gzip tarball.
 pub(super) struct TarballWriter {
     builder: tar::Builder<GzEncoder<NewBlob>>,
 }
@@ -16,7 +16,7 @@ impl TarballWriter {
         Self { builder: tar::Builder::new(gzip_encoder()) }
     }
 
-    /// Adds a file that has exactly `size` bytes.
+    /// Adds a file. Fails unless `content` has exactly `size` bytes.
     pub(super) fn add(&mut self, name: &str, size: u64, content: impl Read) -> io::Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_size(size);
@@ -32,20 +32,20 @@ impl TarballWriter {
     }
 }
 
-/// A bare tar stream with compression around it.
+/// Compresses a bare tar stream.
 pub(super) fn compress(bare: &Blob) -> io::Result<Blob> {
     let mut encoder = gzip_encoder();
     io::copy(&mut bare.reader(), &mut encoder)?;
     Ok(encoder.finish()?.finish())
 }
 
-/// No time, no name, a fixed level: nothing but the content decides the bytes.
+/// A gzip encoder without time and name and with a fixed level, so that its output depends on the
+/// content only.
 fn gzip_encoder() -> GzEncoder<NewBlob> {
     GzBuilder::new().mtime(0).operating_system(255).write(NewBlob::create(), Compression::new(6))
 }
 
-/// Fails where a file is longer or shorter than it was a moment ago: the archive would be
-/// out of step from there on.
+/// Fails if a file is longer or shorter than its header states, which would corrupt the archive.
 struct ExactReader<R> {
     inner: R,
     left: u64,
@@ -72,7 +72,7 @@ impl<R: Read> Read for ExactReader<R> {
 }
 
 fn size_changed() -> io::Error {
-    io::Error::other("it changed while it was read; try again")
+    io::Error::other("its size changed while it was read; try again")
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_another_size_than_announced_is_refused() {
+    fn a_file_of_another_size_than_stated_is_refused() {
         for size in [0, 4, 6, 10_000] {
             let mut tarball = TarballWriter::create();
             assert!(tarball.add("x", size, &b"hello"[..]).is_err(), "{size}");

@@ -1,4 +1,4 @@
-//! Running a policy's own tests: the `test_` rules of `*_test.rego` files.
+//! Runs the tests of a policy: the `test_` rules of `*_test.rego` files.
 
 use std::{path::Path, rc::Rc};
 
@@ -15,21 +15,21 @@ use super::{
 };
 use crate::oci::read_regular;
 
-/// How the tests of a policy went.
+/// The results of the tests of a policy.
 #[derive(Debug, Clone, Default)]
 pub struct TestSummary {
-    /// How many passed.
+    /// The number of tests that passed.
     pub passed: usize,
-    /// Those that did not, by name and reason.
+    /// The failed tests: name, file, line and reason.
     pub failures: Vec<String>,
 }
 
 impl Folder {
-    /// Runs every test with the built-in evaluator, which knows most of OPA's functions but
-    /// not its cryptography. Blocks.
+    /// Runs all tests with the built-in evaluator, which has most of OPA's functions but not its
+    /// cryptography. Blocks.
     ///
     /// # Errors
-    /// What keeps the tests from being run; that one fails is no error.
+    /// When the tests can't be run. A failed test is not an error.
     pub fn test(&self, options: &PackOptions) -> Result<TestSummary, PackError> {
         let manifest = members_text(&self.manifest_for(options));
         let manifest = BundleManifest::parse(manifest.as_bytes())
@@ -78,7 +78,7 @@ impl Folder {
     }
 }
 
-/// A file of tests.
+/// A file with tests.
 struct TestFile {
     place: String,
     text: String,
@@ -87,7 +87,7 @@ struct TestFile {
 }
 
 impl TestFile {
-    /// The line and the expression at which a test fails, where they can be found; else the
+    /// The line and the expression at which a test fails, if they can be determined; otherwise the
     /// line of the test and `reason`.
     fn explain(&self, engine: &regorus::Engine, rule: &str, reason: String) -> (usize, String) {
         let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_identifier_char));
@@ -107,8 +107,8 @@ impl TestFile {
         }
     }
 
-    /// The first expression of a body with which the body so far is undefined: for each of them
-    /// a rule is added to the file that has the body up to it.
+    /// The first expression of a body at which the body becomes undefined. For each expression, a rule
+    /// with the body up to it is added to the package and evaluated.
     fn first_undefined<'a>(&self, engine: &regorus::Engine, body: &[Expression<'a>]) -> Option<Expression<'a>> {
         let head = if self.version == RegoVersion::V0 { "" } else { " if" };
         let mut engine = engine.clone();
@@ -129,7 +129,7 @@ impl TestFile {
     }
 }
 
-/// Test files are read as a whole.
+/// Reads a test file.
 fn read_text(path: &Path) -> Result<String, PackError> {
     let bytes = read_regular(path, MAX_TEST_FILE_BYTES).map_err(|source| PackError::io(path, source))?;
     String::from_utf8(bytes).map_err(|_| PackError::NotText(path.display().to_string()))
@@ -139,13 +139,13 @@ fn is_identifier_char(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// What a test is that has no value.
+/// The reason for a test without a value.
 const UNDEFINED: &str = "undefined or false";
-/// Names that no policy has.
+/// The prefix of the names of probe rules, which no policy uses.
 const PROBE_PREFIX: &str = "bundlegate_probe_";
-/// Expressions of one test that are looked at.
+/// The maximum number of expressions of a test that are probed.
 const MAX_EXPRESSIONS: usize = 100;
-/// In bytes.
+/// The maximum size of a test file.
 const MAX_TEST_FILE_BYTES: u64 = 64 << 20;
 
 fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
@@ -154,7 +154,7 @@ fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersi
     Ok(())
 }
 
-/// Names at the start of lines that may be those of test rules.
+/// The names at the start of lines that may be names of test rules.
 fn test_rules(text: &str) -> Vec<String> {
     let mut rules: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("test_")) {
@@ -167,7 +167,7 @@ fn test_rules(text: &str) -> Vec<String> {
     rules
 }
 
-/// `data.a["b-c"].test_x`.
+/// The path of a rule, such as `data.a["b-c"].test_x`.
 fn rule_path(module: &Module, rule: &str) -> String {
     let plain = |segment: &str| segment.chars().all(|character| character.is_alphanumeric() || character == '_');
     let package = module.path.iter().map(|segment| {
@@ -176,7 +176,7 @@ fn rule_path(module: &Module, rule: &str) -> String {
     format!("data{}.{rule}", package.collect::<String>())
 }
 
-/// A test passes when it is true, and so does one with cases when all of them are.
+/// Evaluates a test. It passes if it is true, or if all of its cases are.
 fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
     let results = engine.eval_query(rule.to_owned(), false).map_err(|error| {
         let error = RegoError::from_report("", &error.to_string());
@@ -189,9 +189,9 @@ fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
             let failed = cases.iter().find(|(_, passed)| **passed != regorus::Value::Bool(true));
             failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} fails")))
         }
-        Some(regorus::Value::Bool(false)) => Err("it is false".to_owned()),
+        Some(regorus::Value::Bool(false)) => Err("its value is false".to_owned()),
         Some(regorus::Value::Undefined) | None => Err(UNDEFINED.to_owned()),
-        Some(other) => Err(format!("it is {other} instead of true")),
+        Some(other) => Err(format!("its value is {other} instead of true")),
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_named_with_the_reason() {
+    fn failed_tests_have_a_name_and_a_reason() {
         let run = run(&[
             POLICY,
             (
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_test_names_the_line_and_the_expression() {
+    fn a_failed_test_names_the_line_and_the_expression() {
         let run = run(&[
             POLICY,
             (
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn common_functions_of_opas_are_there() {
+    fn common_functions_of_opa_exist() {
         let run = run(&[
             POLICY,
             (

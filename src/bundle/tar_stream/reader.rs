@@ -13,22 +13,22 @@ use super::{
 #[derive(Debug)]
 pub(in crate::bundle) struct TarReader<R> {
     inner: R,
-    /// Bytes of the current member's content that were not read yet.
+    /// The unread bytes of the current member's content.
     left: u64,
-    /// Bytes that fill its content up to a block.
+    /// The padding after its content, in bytes.
     padding: usize,
 }
 
-/// One member: a file, a folder, a link, …
+/// A member: a file, a folder, a link, …
 #[derive(Debug)]
 pub(in crate::bundle) struct Member {
     pub(in crate::bundle) name: Vec<u8>,
     /// Its type flag.
     pub(in crate::bundle) kind: u8,
-    /// Bytes of its content, with the holes of a sparse file.
+    /// The size of its content, with the holes of a sparse file.
     pub(in crate::bundle) size: u64,
     map: Option<Map>,
-    /// Whether readers of tar differ in where it ends.
+    /// Whether tar readers disagree about its size.
     pub(in crate::bundle) is_ambiguous: bool,
 }
 
@@ -58,11 +58,11 @@ impl<R: Read> TarReader<R> {
         Self { inner, left: 0, padding: 0 }
     }
 
-    /// The next member, or `None` at the end: two blocks of zeros, whatever is behind them, or
-    /// the end of the stream between two members.
+    /// Reads the next member; `None` at the end of the archive, which is two blocks of zeros, whatever
+    /// follows them, or the end of the stream between two members.
     ///
     /// # Errors
-    /// When what describes the member is malformed or longer than 1 MiB, or reading fails.
+    /// When a header is malformed or longer than 1 MiB, or reading fails.
     pub(in crate::bundle) fn next(&mut self) -> io::Result<Option<Member>> {
         let mut records = Records::default();
         let mut long_name = Vec::new();
@@ -75,7 +75,7 @@ impl<R: Read> TarReader<R> {
             self.start(header.kind, header.size)?;
             match header.kind {
                 b'x' => records = Records::parse(&self.extension()?)?,
-                // Records for all that follows, which Go leaves to its callers; OPA ignores them.
+                // Global records, which Go leaves to its callers; OPA ignores them.
                 b'g' => {
                     Records::parse(&self.extension()?)?;
                     return Ok(Some(Member { name: header.name, kind: b'g', size: 0, map: None, is_ambiguous: false }));
@@ -87,7 +87,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// The content of the member that came last.
+    /// The content of the last member.
     pub(in crate::bundle) fn content(&mut self, member: &mut Member) -> impl Read {
         let plain = Plain { reader: self };
         match member.map.take() {
@@ -114,13 +114,13 @@ impl<R: Read> TarReader<R> {
         self.start(kind, size)?;
         let is_ambiguous = size != header.size || (self.left == 0 && size != 0);
         let mut member = Member { name, kind, size: 0, map: None, is_ambiguous };
-        let pieces = if kind == b'S' {
+        let fragments = if kind == b'S' {
             if format != Format::Gnu {
                 return Err(malformed("a sparse file in a header that is not GNU's"));
             }
-            let (stated, pieces) = sparse::map_of_header(self, block)?;
+            let (stated, fragments) = sparse::map_of_header(self, block)?;
             size = stated;
-            Some(pieces)
+            Some(fragments)
         } else if let Some(version) = PaxVersion::of(records) {
             if let Some(name) = records.get("GNU.sparse.name") {
                 name.clone_into(&mut member.name);
@@ -134,17 +134,17 @@ impl<R: Read> TarReader<R> {
         } else {
             None
         };
-        if let Some(pieces) = pieces {
+        if let Some(fragments) = fragments {
             if is_without_content(kind) || size < 0 {
                 return Err(malformed("a sparse file without a size"));
             }
-            member.map = Some(sparse::checked(&pieces, size)?);
+            member.map = Some(sparse::checked(&fragments, size)?);
         }
         member.size = if is_without_content(kind) { 0 } else { size.cast_unsigned() };
         Ok(member)
     }
 
-    /// Takes up the content of a member.
+    /// Begins the content of a member.
     fn start(&mut self, kind: u8, size: i64) -> io::Result<()> {
         let size = if is_without_content(kind) { 0 } else { size };
         self.left = u64::try_from(size).map_err(|_| malformed("a negative size"))?;
@@ -152,7 +152,7 @@ impl<R: Read> TarReader<R> {
         Ok(())
     }
 
-    /// What is left of the current member; whether the stream goes on behind it.
+    /// Skips the rest of the current member. Returns whether the stream continues after it.
     fn skip_rest(&mut self) -> io::Result<bool> {
         io::copy(&mut Plain { reader: self }, &mut io::sink())?;
         let mut padding = [0; BLOCK_BYTES];
@@ -175,7 +175,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// The whole content of a member that describes the next one.
+    /// Reads the content of an extended header or a long name.
     fn extension(&mut self) -> io::Result<Vec<u8>> {
         if self.left > MAX_EXTENSION_BYTES as u64 {
             return Err(malformed("an extended header longer than 1 MiB"));
@@ -201,7 +201,7 @@ impl<R: Read> Read for Content<'_, R> {
     }
 }
 
-/// The bytes of a member as they are in the archive.
+/// The content of a member as it is in the archive.
 struct Plain<'a, R> {
     reader: &'a mut TarReader<R>,
 }
@@ -219,12 +219,12 @@ impl<R: Read> Read for Plain<'_, R> {
     }
 }
 
-/// Links, devices and folders, whatever their size says.
+/// Whether a member has no content whatever its size: a link, a device or a folder.
 fn is_without_content(kind: u8) -> bool {
     (b'1'..=b'6').contains(&kind)
 }
 
-/// Reads until the buffer is full or the stream ends, and says how much it was.
+/// Reads until the buffer is full or the stream ends. Returns the number of bytes.
 fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
