@@ -139,16 +139,16 @@ mod tests {
     #[test]
     fn bytes_after_the_end_of_the_archive_are_ignored() {
         let good = tarball(&[("data.json", b"{}")]);
-        let behind = |bytes: &[u8]| Bytes::from([&good[..], bytes].concat());
+        let followed_by = |bytes: &[u8]| Bytes::from([&good[..], bytes].concat());
         let mut checksum = good.to_vec();
         let end = checksum.len() - 6;
         checksum[end] ^= 1;
         let second = tarball(&[("data.json", b"[")]);
         for bytes in [
-            behind(b"\n"),
-            behind(&[0; 700]),
-            behind(b"anything at all"),
-            behind(&second),
+            followed_by(b"\n"),
+            followed_by(&[0; 700]),
+            followed_by(b"anything at all"),
+            followed_by(&second),
             checksum.into(),
             good.slice(..good.len() - 4),
         ] {

@@ -33,19 +33,19 @@ pub(super) fn declaration(text: &str) -> Declaration {
     }
     let mut path = vec![first.to_owned()];
     loop {
-        let segment = if let Some(behind) = rest.strip_prefix('.') {
-            let (segment, behind) = split_identifier(behind);
-            (!segment.is_empty()).then(|| (segment.to_owned(), behind))
-        } else if let Some(behind) = rest.strip_prefix('[') {
-            split_string(behind)
+        let segment = if let Some(after) = rest.strip_prefix('.') {
+            let (segment, after) = split_identifier(after);
+            (!segment.is_empty()).then(|| (segment.to_owned(), after))
+        } else if let Some(after) = rest.strip_prefix('[') {
+            split_string(after)
         } else if rest.starts_with(';') {
             return Declaration::Invalid("a semicolon after the package");
         } else {
             return Declaration::Package(path);
         };
-        let Some((segment, behind)) = segment else { return Declaration::NeedsParser };
+        let Some((segment, after)) = segment else { return Declaration::NeedsParser };
         path.push(segment);
-        rest = behind;
+        rest = after;
     }
 }
 

@@ -264,13 +264,14 @@ mod tests {
                  test_twice if false\n\ntest_twice if {\n\tfalse\n}\n\ntest_line if data.nothing.here == 1 # no\n",
             ),
         ]);
-        let told: Vec<_> = run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
+        let failures: Vec<_> =
+            run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
         let expected = [
             "8): undefined or false: b.allow with input as {\"user\": name}",
             "13): undefined or false",
             "19): undefined or false: data.nothing.here == 1",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(failures, expected);
     }
 
     #[test]

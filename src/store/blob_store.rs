@@ -168,7 +168,7 @@ impl Store {
         let work = move |disk: &Disk| disk.put(record, &layer, &manifest, &served.evidence, &served.history);
         let written = self.write(work).await;
         if !written {
-            // There may be no room for the bundle, but the history has to survive: it is what
+            // There may be no room for the bundle, but its history has to survive, because it
             // detects a rollback after a restart.
             self.write(move |disk| disk.put_history(&key, &history)).await;
         }

@@ -184,13 +184,13 @@ impl IndexState {
     /// the record of `key` itself; histories that no bundle has asked for. Histories come last
     /// because their bundles may be configured again.
     pub(super) fn make_room(&mut self, key: &Key, size: u64, limit: u64) -> Result<bool, NoRoom> {
-        let beside = self.reserved.saturating_add(size);
-        let mut first = self.used.saturating_add(beside) > limit;
+        let reserved = self.reserved.saturating_add(size);
+        let mut must_write = self.used.saturating_add(reserved) > limit;
         loop {
-            let wanted = (self.used - self.unused).saturating_add(beside);
+            let wanted = (self.used - self.unused).saturating_add(reserved);
             if wanted <= limit {
-                self.reserved = beside;
-                return Ok(first);
+                self.reserved = reserved;
+                return Ok(must_write);
             }
             if let Some(oldest) = self.records.first_unclaimed() {
                 self.remove(&oldest);
@@ -201,7 +201,7 @@ impl IndexState {
             } else {
                 return Err(NoRoom { size: wanted });
             }
-            first = true;
+            must_write = true;
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the cache keeps of a bundle that is served.
+//! The bundles in the cache.
 
 use bytes::Bytes;
 use jiff::Timestamp;

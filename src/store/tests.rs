@@ -113,9 +113,9 @@ async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
 
     let foreign = tempfile::tempdir().unwrap();
     let layout = crate::oci::Layout::create(foreign.path()).unwrap();
-    let digest = layout.write_blob(b"somebody's").unwrap();
+    let digest = layout.write_blob(b"foreign").unwrap();
     let mut index = layout.index().unwrap();
-    index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"somebody's"));
+    index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"foreign"));
     layout.write_index(&index).unwrap();
     assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
     assert!(layout.blob_path(&digest).exists(), "foreign blobs are not removed");

@@ -161,8 +161,8 @@ impl<R: Read> TarReader<R> {
         Ok(read_up_to(&mut self.inner, padding)? == padding.len())
     }
 
-    /// A header, or `None` at the end. One block of zeros with anything but zeros behind it is
-    /// no end.
+    /// The next header; `None` at the end of the archive. A block of zeros that is followed by another
+    /// block than zeros does not end it.
     fn header_block(&mut self) -> io::Result<Option<Block>> {
         let is_zero = |block: &Block| block.iter().all(|byte| *byte == 0);
         let Some(block) = self.block()? else { return Ok(None) };
@@ -170,7 +170,7 @@ impl<R: Read> TarReader<R> {
             return Ok(Some(block));
         }
         match self.block()? {
-            Some(second) if !is_zero(&second) => Err(malformed("content behind a block of zeros")),
+            Some(second) if !is_zero(&second) => Err(malformed("content after a block of zeros")),
             _ => Ok(None),
         }
     }
