@@ -37,7 +37,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
         Ok(())
     })?;
     let rules: Vec<_> = modules.iter().flat_map(|module| &module.rules).cloned().collect();
-    match rule_in_place_of_data(bundle, &rules)? {
+    match conflicting_rule(bundle, &rules)? {
         Some(RulePath { path, place }) => Err(PackError::RuleOverData { place, at: data_path(&path) }),
         None => Ok(modules),
     }
@@ -45,7 +45,7 @@ pub(super) fn check(bundle: &Bundle, folder: &Folder, parse: Parse) -> Result<Ve
 
 /// The first rule that conflicts with data of the bundle, which OPA does not compile
 /// (`CheckPathConflicts` in `v1/ast/conflicts.go`).
-pub(super) fn rule_in_place_of_data(bundle: &Bundle, rules: &[RulePath]) -> Result<Option<RulePath>, BundleError> {
+pub(super) fn conflicting_rule(bundle: &Bundle, rules: &[RulePath]) -> Result<Option<RulePath>, BundleError> {
     if rules.is_empty() {
         return Ok(None);
     }
