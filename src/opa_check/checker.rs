@@ -125,7 +125,7 @@ impl Checker {
     pub async fn check(&self, opa: &Opa, bundle: &Blob) -> Result<Verdict, Unavailable> {
         let _permit = self.permit().await?;
         let deadline = Deadline::after(self.timeout);
-        let scratch = Scratch::with_bundle(opa, bundle).await?;
+        let scratch = Scratch::with_bundle(opa.capabilities(), bundle).await?;
         let run = Run { opa, folder: scratch.path(), deadline };
         let verdict = match run.load().await? {
             Some(problems) => Verdict::Refused(problems),
@@ -144,7 +144,7 @@ impl Checker {
     pub async fn test(&self, opa: &Opa, bundle: &Blob) -> Result<TestOutcome, Unavailable> {
         let _permit = self.permit().await?;
         let deadline = Deadline::after(self.timeout);
-        let scratch = Scratch::with_bundle(opa, bundle).await?;
+        let scratch = Scratch::with_bundle(opa.capabilities(), bundle).await?;
         let run = Run { opa, folder: scratch.path(), deadline };
         let tested = match run.load().await? {
             Some(problems) => TestOutcome::NotLoaded(problems),
@@ -159,7 +159,7 @@ impl Checker {
     pub async fn failing_places(&self, opa: &Opa, bundle: &Blob, tests: &[&str]) -> HashMap<String, Place> {
         let Ok(_permit) = self.permit().await else { return HashMap::new() };
         let deadline = Deadline::after(self.timeout);
-        let Ok(scratch) = Scratch::with_bundle(opa, bundle).await else { return HashMap::new() };
+        let Ok(scratch) = Scratch::with_bundle(opa.capabilities(), bundle).await else { return HashMap::new() };
         let names: Vec<_> = tests.iter().take(MAX_EXPLAINED).map(|name| regex::escape(name)).collect();
         let run = Run { opa, folder: scratch.path(), deadline };
         let output = run.opa_test(&["--explain", "fails", "--run", &format!("^({})$", names.join("|"))]).await;

@@ -12,6 +12,7 @@ mod report;
 mod running;
 mod sandbox;
 mod scratch;
+mod text;
 
 #[cfg(test)]
 mod tests;

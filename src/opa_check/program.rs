@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{
-    report::one_line,
     sandbox::{self, Deadline, Unavailable},
     scratch::Scratch,
+    text::one_line,
 };
 use crate::oci::{Digest, Hasher};
 

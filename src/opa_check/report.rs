@@ -7,8 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-/// The maximum size of one message, in bytes.
-const MAX_MESSAGE_BYTES: usize = 400;
+use super::text::{cut, one_line};
+
 /// The maximum number of problems that are kept; the rest is counted.
 const MAX_PROBLEMS: usize = 10;
 /// The maximum size of all problems as one text.
@@ -357,24 +357,6 @@ fn file_name(file: &str) -> String {
     let file = file.trim_start_matches("./").trim_start_matches('/');
     let file = file.strip_prefix(super::scratch::BUNDLE).unwrap_or(file).trim_start_matches('/');
     one_line(file)
-}
-
-/// Foreign text on one line, truncated.
-pub(super) fn one_line(text: &str) -> String {
-    let words: Vec<_> = text.split(|character: char| character.is_whitespace() || character.is_control()).collect();
-    let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    cut(&words.join(" "), MAX_MESSAGE_BYTES)
-}
-
-fn cut(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.to_owned();
-    }
-    let mut end = max;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
 }
 
 #[cfg(test)]

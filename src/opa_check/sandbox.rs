@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{report::one_line, running};
+use super::{running, text::one_line};
 
 /// The maximum size of each of the two output streams.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;

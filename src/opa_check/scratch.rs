@@ -5,12 +5,13 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::{program::Opa, running, sandbox::Unavailable};
+use super::{running, sandbox::Unavailable};
 use crate::oci::Blob;
 
 /// A folder with mode 0700, removed when dropped.
@@ -32,8 +33,8 @@ impl Scratch {
     }
 
     /// Creates a folder with a bundle and the capabilities for `opa`.
-    pub(super) async fn with_bundle(opa: &Opa, bundle: &Blob) -> Result<Self, Unavailable> {
-        let (capabilities, bundle) = (opa.capabilities(), bundle.clone());
+    pub(super) async fn with_bundle(capabilities: Arc<[u8]>, bundle: &Blob) -> Result<Self, Unavailable> {
+        let bundle = bundle.clone();
         Self::create(move |folder| {
             fs::write(folder.join(CAPABILITIES), &capabilities)?;
             let mut file = fs::File::create_new(folder.join(BUNDLE))?;

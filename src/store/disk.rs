@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -19,15 +19,13 @@ use prometheus::IntGauge;
 use super::{
     Acceptance, LoadedBundle,
     attempts::Attempts,
+    error::DiskError,
     folder,
-    index::{IndexState, Key, NoRoom},
+    index::{INDEX_LIMIT, IndexState, Key, NoRoom},
     record::{HistoryEntry, Record},
     spool::Spool,
 };
 use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
-
-/// The maximum size of `index.json`, enough for about 300 000 bundles.
-pub(super) const INDEX_LIMIT: u64 = 256 << 20;
 
 /// The locked cache folder of this process.
 #[derive(Debug)]
@@ -48,25 +46,6 @@ pub(super) struct Disk {
     reads: AtomicU64,
     /// Held open; the lock is released when the process ends, however it ends.
     _lock: fs::File,
-}
-
-/// Why the folder can't be used, or an operation on it failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum DiskError {
-    #[error("{path} is in use by another process; give each process a cache.directory of its own")]
-    Locked { path: PathBuf },
-    #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
-    Foreign { path: PathBuf },
-    #[error("{path} holds files that are not part of a cache; name a folder for the cache alone")]
-    NotACache { path: PathBuf },
-    #[error("the cache would hold {size} bytes, and cache.disk allows {limit} bytes; raise it")]
-    Full { size: u64, limit: u64 },
-    #[error("{path} would have {size} bytes, and at most {limit} bytes can be read again")]
-    IndexTooLong { path: PathBuf, size: u64, limit: u64 },
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
 }
 
 impl Disk {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    disk::{DiskError, INDEX_LIMIT},
+    error::DiskError,
+    index::INDEX_LIMIT,
     record::{HistoryEntry, Record},
 };
 use crate::oci::{Descriptor, Layout, LayoutIndex, open_lock, open_regular};

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::oci::{Descriptor, Digest, LayoutIndex};
 
+/// The maximum size of `index.json`, enough for about 300 000 bundles.
+pub(super) const INDEX_LIMIT: u64 = 256 << 20;
+
 /// Bundle name and reference.
 pub(super) type Key = (String, String);
 

@@ -9,10 +9,11 @@ use std::collections::{HashMap, HashSet};
 use super::{
     YamlError, binary,
     key::Key,
-    object::{self, Member},
-    resolve::{self, Scalar},
+    object::{self, Member, ValueId},
+    resolve,
+    scalar::{Scalar, Tag},
     timestamp::Timestamp,
-    tree::{Kind, NodeId, Tag, Tree},
+    tree::{Kind, NodeId, Tree},
 };
 
 /// Up to this number of decoded nodes, 99 of 100 may come from aliases.
@@ -21,8 +22,6 @@ const ALIAS_RANGE_LOW: f64 = 400_000.0;
 const ALIAS_RANGE_HIGH: f64 = 4_000_000.0;
 
 pub(super) const TOO_LARGE: &str = "aliases (`*name`) make the text too large";
-
-pub(super) type ValueId = usize;
 
 #[derive(Debug)]
 pub(super) struct Value<'a> {

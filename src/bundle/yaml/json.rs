@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use super::{
     YamlError,
-    decode::{Content, TOO_LARGE, Value, ValueId},
+    decode::{Content, TOO_LARGE, Value},
     number,
-    object::{Member, lossy},
+    object::{Member, ValueId, lossy},
     tree::Tree,
 };
 

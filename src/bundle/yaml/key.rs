@@ -5,7 +5,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use super::{number, resolve::Scalar};
+use super::{number, scalar::Scalar};
 
 /// A decoded key. Keys of different types differ, as in a Go map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

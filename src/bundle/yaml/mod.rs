@@ -30,6 +30,7 @@ mod object;
 mod parser;
 mod plain_scalar;
 mod resolve;
+mod scalar;
 mod scanner;
 mod tag;
 mod timestamp;

@@ -7,7 +7,8 @@ use super::{
     YamlError, binary,
     key::Key,
     resolve,
-    tree::{Kind, NodeId, Tag, Tree},
+    scalar::Tag,
+    tree::{Kind, NodeId, Tree},
 };
 
 /// Turns plain timestamps into strings, joins the merge keys of a mapping, and keeps the last of

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::resolve::Scalar;
+use super::scalar::Scalar;
 
 /// Parses an integer or a float that starts with a digit or a sign. Underscores are ignored anywhere;
 /// a text that overflows is not a number.

@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
-use super::{decode::ValueId, key::Key};
+use super::key::Key;
+
+/// An index into the decoded values.
+pub(super) type ValueId = usize;
 
 #[derive(Debug)]
 pub(super) struct Member<'a> {

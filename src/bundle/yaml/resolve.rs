@@ -1,20 +1,11 @@
 //! Resolves the text of a scalar to a value, by the rules of go-yaml 3 (`resolve.go`): booleans of
 //! YAML 1.2, integers and floats of both versions, and timestamps.
 
-use super::{number, timestamp::Timestamp, tree::Tag};
-
-#[derive(Debug, PartialEq)]
-pub(super) enum Scalar {
-    Null,
-    Bool(bool),
-    Int(i64),
-    /// Beyond the range of `i64`.
-    Uint(u64),
-    Float(f64),
-    /// The text itself.
-    Text,
-    Time(Timestamp),
-}
+use super::{
+    number,
+    scalar::{Scalar, Tag},
+    timestamp::Timestamp,
+};
 
 /// The tag of a plain scalar without a tag.
 pub(super) fn plain_tag(text: &str) -> Tag {
