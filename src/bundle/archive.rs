@@ -1,4 +1,4 @@
-//! The files of a gzip tarball as OPA reads them, within limits.
+//! Reads the files of a gzip tarball as OPA does, within limits.
 
 use std::{
     cell::Cell,
@@ -9,17 +9,17 @@ use std::{
 use flate2::bufread::MultiGzDecoder;
 
 use super::{
-    Limits, NoBundle, NotABundle,
+    BundleError, LayerError, Limits,
     document::{Detail, Document, DocumentError},
     paths::base,
     tar_stream::TarReader,
-    tarball::Tarball,
+    tarball::TarballWriter,
 };
 use crate::oci::Blob;
 
-/// Bytes of a YAML file that are converted; its parts take about thirty times as much memory.
+/// The maximum size of a YAML file; parsing takes about thirty times as much memory.
 pub(super) const MAX_YAML_BYTES: u64 = 16 << 20;
-/// Bytes of a file's name (Linux's `PATH_MAX`).
+/// The maximum length of a file's name (Linux's `PATH_MAX`).
 const MAX_NAME_BYTES: usize = 4096;
 
 /// One file of a tarball.
@@ -31,7 +31,7 @@ pub(super) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// The name as the tarball has it.
+    /// The name in the tarball.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -40,15 +40,15 @@ impl Entry<'_> {
         self.size
     }
 
-    /// A data file as a document. JSON is read as it comes, so that a large file takes no
-    /// more memory than what is kept of it.
-    pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, NotABundle> {
-        let refused = |reason: String| NotABundle::File { path: self.name.clone(), reason };
+    /// Parses a data file. JSON is parsed as a stream, so a large file takes no more memory than the
+    /// detail that is kept.
+    pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, BundleError> {
+        let refused = |reason: String| BundleError::File { path: self.name.clone(), reason };
         let document = if base(&self.name).ends_with(".json") {
             let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
-            let start = content.fill_buf().map_err(|error| broken(&error, self.limits))?;
+            let start = content.fill_buf().map_err(|error| archive_error(&error, self.limits))?;
             if start.starts_with(b"\xef\xbb\xbf") {
-                // OPA passes over it in folders, and not in tarballs.
+                // OPA skips it in folders, and refuses it in tarballs.
                 return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
             }
             Document::of_json(content, detail)
@@ -57,116 +57,120 @@ impl Entry<'_> {
                 return Err(refused(format!("YAML of more than {MAX_YAML_BYTES} bytes; write it as data.json")));
             }
             let mut content = Vec::new();
-            self.content.read_to_end(&mut content).map_err(|error| broken(&error, self.limits))?;
+            self.content.read_to_end(&mut content).map_err(|error| archive_error(&error, self.limits))?;
             Document::of_yaml(&content, detail)
         };
         document.map_err(|error| match error {
-            DocumentError::Io(error) => broken(&error, self.limits),
+            DocumentError::Io(error) => archive_error(&error, self.limits),
             error => refused(error.to_string()),
         })
     }
 
-    /// Its first `length` bytes at most.
-    pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, NotABundle> {
+    /// Reads at most the first `length` bytes.
+    pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, BundleError> {
         let mut start = Vec::new();
         let mut content = (&mut self.content).take(length);
-        content.read_to_end(&mut start).map_err(|error| broken(&error, self.limits))?;
+        content.read_to_end(&mut start).map_err(|error| archive_error(&error, self.limits))?;
         Ok(start)
     }
 
-    pub(super) fn content(&mut self) -> Result<Vec<u8>, NotABundle> {
+    /// Reads the whole content.
+    pub(super) fn content(&mut self) -> Result<Vec<u8>, BundleError> {
         let mut content = Vec::new();
-        self.content.read_to_end(&mut content).map_err(|error| broken(&error, self.limits))?;
+        self.content.read_to_end(&mut content).map_err(|error| archive_error(&error, self.limits))?;
         Ok(content)
     }
 }
 
-/// Shows every file of a gzip tarball to `visit`. As OPA, stops at the mark that ends the
-/// archive, whatever lies behind it.
-pub(super) fn walk<E: From<NotABundle>>(
+/// Calls `visit` for every file of a gzip tarball. Stops at the end marker of the archive, as OPA
+/// does, and ignores what follows it.
+pub(super) fn walk<E: From<BundleError>>(
     blob: &Blob,
     limits: &Limits,
     mut visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let failed = |error: io::Error| broken(&error, limits);
+    let failed = |error: io::Error| archive_error(&error, limits);
     let left = Rc::new(Cell::new(limits.unpacked));
-    let inflated = Capped { inner: MultiGzDecoder::new(blob.reader()), left: Rc::clone(&left) };
+    let inflated = LimitedReader { inner: MultiGzDecoder::new(blob.reader()), left: Rc::clone(&left) };
     let mut archive = TarReader::new(inflated);
     let mut files = 0;
     while let Some(mut member) = archive.next().map_err(failed)? {
         let name = String::from_utf8_lossy(&member.name).into_owned();
-        check_place(member.kind, &name)?;
-        // What is content to one reader would be further files to another.
+        check_member(member.kind, &name)?;
+        // One reader would see content where another sees further files.
         if member.is_ambiguous {
-            return Err(NotABundle::File { path: name, reason: "its size is said twice and differently".into() }.into());
+            return Err(BundleError::File { path: name, reason: "tar readers disagree about its size".into() }.into());
         }
-        // OPA skips everything else in silence.
+        // OPA ignores other members.
         if !member.is_file() {
             continue;
         }
         files += 1;
         if files > limits.files {
-            return Err(NotABundle::TooManyFiles { limit: limits.files }.into());
+            return Err(BundleError::TooManyFiles { limit: limits.files }.into());
         }
         let size = member.size;
         if member.is_sparse() {
-            // Holes come from nowhere, so they are counted here.
-            let rest = left.get().checked_sub(size).ok_or(NotABundle::UnpacksTooLarge { limit: limits.unpacked })?;
+            // Holes are not part of the stream, so they are counted here.
+            let rest = left.get().checked_sub(size).ok_or(BundleError::UnpacksTooLarge { limit: limits.unpacked })?;
             left.set(rest);
         }
         let mut content = archive.content(&mut member);
         visit(&mut Entry { name, size, content: &mut content, limits })?;
-        // OPA reads every file to its end.
+        // OPA reads every file to its end, and fails if it is truncated.
         io::copy(&mut content, &mut io::sink()).map_err(failed)?;
     }
     Ok(())
 }
 
-/// A program that unpacks a tarball that is served here must find files and folders below the
-/// place that its user chose, and nothing else. OPA never unpacks, but others read the same
-/// bytes.
-fn check_place(kind: u8, name: &str) -> Result<(), NotABundle> {
+/// Refuses members that would let a program that unpacks the tarball write outside its target
+/// folder. OPA never unpacks, but other programs read the same bytes.
+fn check_member(kind: u8, name: &str) -> Result<(), BundleError> {
     let refused = |reason: &str| {
         let path = name.chars().take(MAX_NAME_BYTES / 16).collect();
-        Err(NotABundle::File { path, reason: reason.to_owned() })
+        Err(BundleError::File { path, reason: reason.to_owned() })
     };
     match kind {
         b'1' | b'2' => refused("it is a link"),
         b'3' | b'4' | b'6' => refused("it is a device"),
         _ if name.len() > MAX_NAME_BYTES => refused("its name is longer than 4096 bytes"),
-        // OPA's own bundles begin every name with a slash.
+        // A leading slash is allowed: `opa build` writes one in front of every name.
         _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),
         _ => Ok(()),
     }
 }
 
-/// Writes a tarball anew under other names, in the order that it has; `rename` drops what it
-/// gives no name.
-pub(super) fn repack(blob: &Blob, limits: &Limits, rename: impl Fn(&str) -> Option<String>) -> Result<Blob, NoBundle> {
-    let mut tarball = Tarball::create();
+/// Rewrites a tarball with other names, in the same order. A file for which `rename` returns `None`
+/// is dropped.
+pub(super) fn repack(
+    blob: &Blob,
+    limits: &Limits,
+    rename: impl Fn(&str) -> Option<String>,
+) -> Result<Blob, LayerError> {
+    let mut tarball = TarballWriter::create();
     walk(blob, limits, |entry| {
         let Some(name) = rename(entry.name()) else { return Ok(()) };
         let size = entry.size;
-        tarball.add(&name, size, &mut entry.content).map_err(NoBundle::Temporary)
+        tarball.add(&name, size, &mut entry.content).map_err(LayerError::Temporary)
     })?;
-    tarball.finish().map_err(NoBundle::Temporary)
+    tarball.finish().map_err(LayerError::Temporary)
 }
 
-fn broken(error: &io::Error, limits: &Limits) -> NotABundle {
+fn archive_error(error: &io::Error, limits: &Limits) -> BundleError {
     match error.kind() {
-        io::ErrorKind::QuotaExceeded => NotABundle::UnpacksTooLarge { limit: limits.unpacked },
-        _ => NotABundle::Archive { reason: error.to_string() },
+        io::ErrorKind::QuotaExceeded => BundleError::UnpacksTooLarge { limit: limits.unpacked },
+        _ => BundleError::Archive { reason: error.to_string() },
     }
 }
 
-/// Ends with `QuotaExceeded` where `Take` would end as if the stream were over.
-struct Capped<R> {
+/// Fails with `QuotaExceeded` at the limit, where `Take` would report the end of the stream.
+struct LimitedReader<R> {
     inner: R,
-    /// Bytes that may still come, by all readers of one archive together.
+    /// The bytes that all readers of one archive together may still read.
     left: Rc<Cell<u64>>,
 }
 
-impl<R: Read> Read for Capped<R> {
+impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::QuotaExceeded)?;

@@ -1,5 +1,5 @@
-//! A bundle as an OCI artifact, in the shape that OPA's own downloader, oras and the policy
-//! CLI read: one gzip layer under an image config of `{}`.
+//! A bundle as an OCI artifact: one gzip layer under an image config of `{}`, which OPA's own
+//! downloader, oras and the policy CLI can read.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Packed;
 use crate::oci::{Blob, Descriptor, NewManifest, media_type};
 
-/// A bundle with the manifest that names it.
+/// A bundle and the manifest that refers to it.
 #[derive(Debug, Clone)]
 pub struct Artifact {
     /// The manifest's bytes.
@@ -19,33 +19,33 @@ pub struct Artifact {
     pub layer: Blob,
 }
 
-/// What its author says about an artifact.
+/// The annotations of an artifact that its author chooses.
 #[derive(Debug, Clone)]
-pub struct Labels {
-    /// When it was made, in RFC 3339. Reproducible builds have no clock: it is the epoch
-    /// unless somebody says otherwise.
+pub struct Annotations {
+    /// The time of creation, in RFC 3339. The default is the epoch, because a reproducible build
+    /// has no clock.
     pub created: String,
-    /// More annotations, on the manifest and on the layer.
-    pub annotations: BTreeMap<String, String>,
+    /// Further annotations, set on the manifest and on the layer.
+    pub further: BTreeMap<String, String>,
 }
 
-impl Default for Labels {
+impl Default for Annotations {
     fn default() -> Self {
-        Self { created: "1970-01-01T00:00:00Z".to_owned(), annotations: BTreeMap::new() }
+        Self { created: "1970-01-01T00:00:00Z".to_owned(), further: BTreeMap::new() }
     }
 }
 
 impl Artifact {
-    /// The artifact of a packed bundle. Nothing but the bundle and the labels decides its
-    /// bytes, so the same bundle has the same digest on every machine and day.
+    /// Makes the artifact of a packed bundle. Its bytes depend on the bundle and the annotations
+    /// only, so the same bundle has the same digest on every machine and day.
     ///
     /// # Errors
     /// Never in practice: every part is a string or a number.
-    pub fn new(packed: &Packed, labels: &Labels) -> Result<Self, serde_json::Error> {
+    pub fn new(packed: &Packed, chosen: &Annotations) -> Result<Self, serde_json::Error> {
         let layer = packed.bundle.blob().clone();
         let version = if packed.bundle.manifest().rego_version == Some(0) { "rego.v0" } else { "rego.v1" };
         let mut annotations: BTreeMap<String, String> = [
-            ("org.opencontainers.image.created", labels.created.as_str()),
+            ("org.opencontainers.image.created", chosen.created.as_str()),
             ("org.opencontainers.image.revision", packed.bundle.revision().as_str()),
             ("org.opencontainers.image.title", "bundle.tar.gz"),
             ("org.openpolicyregistry.type", "policy"),
@@ -53,7 +53,7 @@ impl Artifact {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
-        annotations.extend(labels.annotations.clone());
+        annotations.extend(chosen.further.clone());
         let mut described = Descriptor::new(media_type::LAYER_TAR_GZIP, layer.digest().clone(), layer.size());
         described.annotations = Some(annotations.clone());
         let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![described]).annotated(annotations).to_bytes()?;

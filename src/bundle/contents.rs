@@ -1,29 +1,29 @@
-//! What a bundle holds, for people to look at.
+//! A summary of a bundle, for display.
 
-use super::{Bundle, BundleManifest, Module, NotABundle, check::version_of, document::Document, paths::is_manifest};
+use super::{Bundle, BundleError, BundleManifest, Module, check::version_of, document::Document, paths::is_manifest};
 
-/// The files of a bundle and what they say.
+/// The files of a bundle and a summary of their content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// Names and sizes, in the order of the tarball.
     pub files: Vec<(String, u64)>,
     /// The Rego files.
     pub modules: Vec<Module>,
-    /// What its author noted in `.manifest`, as JSON; empty where there is nothing.
+    /// The metadata of `.manifest`, as JSON; empty if there is none.
     pub metadata: String,
-    /// What OPA is told to ask for: annotated rules, and those compiled to WebAssembly.
+    /// The entrypoints: annotated rules, and rules compiled to WebAssembly.
     pub entrypoints: Vec<String>,
 }
 
 impl Contents {
-    /// Looks through a bundle. Rego that the built-in parser can't read is only glanced at.
-    /// Blocks.
+    /// Summarises a bundle. Of Rego that the built-in parser can't parse, only the package and the
+    /// annotations are read. Blocks.
     ///
     /// # Errors
-    /// Never in practice: opening it has read it all.
-    pub fn of(bundle: &Bundle) -> Result<Self, NotABundle> {
+    /// Never in practice: opening the bundle read every file.
+    pub fn of(bundle: &Bundle) -> Result<Self, BundleError> {
         let mut contents = Self::default();
-        bundle.walk(|entry| -> Result<(), NotABundle> {
+        bundle.walk(|entry| -> Result<(), BundleError> {
             let name = entry.name().to_owned();
             contents.files.push((name.clone(), entry.size()));
             if is_manifest(&name) {
@@ -38,7 +38,7 @@ impl Contents {
                 let text = String::from_utf8_lossy(&content);
                 let version = version_of(bundle.manifest(), &name);
                 let module = Module::parse(&name, &name, &text, version);
-                contents.modules.push(module.unwrap_or_else(|_| Module::glance(&name, &text)));
+                contents.modules.push(module.unwrap_or_else(|_| Module::scan_package(&name, &text)));
             }
             Ok(())
         })?;
@@ -50,7 +50,7 @@ impl Contents {
         Ok(contents)
     }
 
-    /// The packages, each once, by name.
+    /// The distinct packages, sorted by name.
     pub fn packages(&self) -> Vec<String> {
         let mut packages: Vec<_> = self.modules.iter().filter_map(|module| module.package.clone()).collect();
         packages.sort();

@@ -1,19 +1,19 @@
-//! What is wrong in a source file, and where.
+//! Errors in source files, with their position.
 
 use std::fmt;
 
 /// One error in a source file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What messages call the file.
+    /// The file's name in messages.
     pub file: String,
-    /// From 1; 0 where the whole file is meant.
+    /// Counted from 1; 0 stands for the whole file.
     pub line: usize,
-    /// In characters, from 1.
+    /// In characters, counted from 1.
     pub column: usize,
-    /// What is wrong, in one line.
+    /// The error, in one line.
     pub reason: String,
-    /// The source line; empty where it is not known.
+    /// The source line; empty if it is not known.
     pub source: String,
 }
 
@@ -31,7 +31,7 @@ impl Diagnostic {
         Self { file: file.to_owned(), line, column, reason, source: source.to_owned() }
     }
 
-    /// `FILE:LINE:COLUMN`, or `FILE` where the whole file is meant.
+    /// `FILE:LINE:COLUMN`, or `FILE` for the whole file.
     pub fn place(&self) -> String {
         match self.line {
             0 => self.file.clone(),
@@ -43,5 +43,16 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place(), self.reason)
+    }
+}
+
+/// Moves a `LINE:COLUMN: ` at the start of `reason` to the end of `place`.
+pub(super) fn with_position(place: &str, reason: &str) -> (String, String) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match reason.split_once(": ") {
+        Some((position, rest)) if position.split(':').all(is_number) => {
+            (format!("{place}:{position}"), rest.to_owned())
+        }
+        _ => (place.to_owned(), reason.to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! Data documents as OPA reads and merges them. Numbers keep their text.
+//! Data documents, parsed and merged as OPA does. Numbers keep their text.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -11,24 +11,24 @@ use super::{
     yaml,
 };
 
-/// Keys that are kept of documents which have to be compared: those that share a part of the
-/// tree, and those that reach outside of the roots. A key costs about 100 bytes.
+/// The maximum number of keys that are kept of documents which have to be compared: those that
+/// overlap, and those that reach outside the roots. A key takes about 100 bytes.
 pub(super) const MAX_OUTLINE_KEYS: usize = 1 << 20;
 
-/// A document. All of its parts lie in one list, so that neither reading, merging nor dropping
-/// a deep one takes a deep stack.
+/// A document. All its nodes are in one list, so that parsing, merging and dropping a deeply nested
+/// document does not recurse.
 #[derive(Debug, Clone)]
 pub(super) struct Document {
     nodes: Vec<Node>,
-    /// For each node, the number of the file that it comes from.
+    /// The number of the file that each node comes from.
     origins: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
 enum Node {
-    /// A value that is no object, where only objects matter.
+    /// A value that is not an object, where only objects are kept.
     Outlined,
-    /// An object whose members do not matter.
+    /// An object whose members are not kept.
     Pruned,
     Null,
     Bool(bool),
@@ -38,30 +38,29 @@ enum Node {
     Object(BTreeMap<Box<str>, NodeId>),
 }
 
-/// Its place in [`Document::nodes`]; the root is the first.
+/// An index into [`Document::nodes`]; the root is the first.
 type NodeId = usize;
 const ROOT: NodeId = 0;
 
-/// How much of a document is kept.
+/// The part of a document that is kept.
 #[derive(Clone, Copy)]
 pub(super) enum Detail<'a> {
     /// Everything.
     Values,
-    /// Which parts are objects.
+    /// The objects and their keys.
     Objects,
-    /// Which parts are objects, but nothing of those that do not matter.
+    /// The objects and their keys, without the content of pruned objects.
     Outline {
-        /// Where the document is mounted.
+        /// The path at which the document is mounted.
         mount: &'a [String],
-        /// Whether an object does not matter, by its path from the root of all data, such as
-        /// `a/b`.
+        /// Whether an object is pruned, by its path from the root of all data, such as `a/b`.
         prunes: &'a dyn Fn(&str) -> bool,
     },
 }
 
-/// A part of a document.
+/// A value in a document.
 pub(super) enum Part<'a> {
-    /// Null, and what was not kept.
+    /// Null, or a value that was not kept.
     Null,
     Bool(bool),
     Number(&'a str),
@@ -76,7 +75,7 @@ pub(super) struct Items<'a> {
     nodes: std::slice::Iter<'a, NodeId>,
 }
 
-/// The members of an object, in the order of their names.
+/// The members of an object, sorted by name.
 pub(super) struct Members<'a> {
     document: &'a Document,
     nodes: std::collections::btree_map::Iter<'a, Box<str>, NodeId>,
@@ -98,25 +97,25 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// Two documents that give different values to one path.
+/// Two documents set the same path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Collision {
-    /// The keys that lead there.
+    /// The path.
     pub(super) path: Vec<String>,
-    /// The number of the file that was there first.
+    /// The number of the first of the two files.
     pub(super) first: u32,
 }
 
-/// Why a document can't be read.
+/// Why a document can't be parsed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DocumentError {
-    /// It is not what OPA reads; the sentence begins with `LINE:COLUMN` where that is known.
+    /// OPA would refuse it; the sentence begins with `LINE:COLUMN` if that is known.
     #[error("{0}")]
     Syntax(String),
-    /// It can't be had.
+    /// It can't be read.
     #[error(transparent)]
     Io(io::Error),
-    /// Its keys are too many to compare.
+    /// It has too many keys to compare.
     #[error("more than {MAX_OUTLINE_KEYS} keys to compare with other data files or roots; put all data into one file")]
     TooManyKeys,
 }
@@ -131,15 +130,15 @@ impl From<JsonError> for DocumentError {
 }
 
 impl Document {
-    /// An object without members.
+    /// An empty object.
     pub(super) fn empty() -> Self {
         Self { nodes: vec![Node::Object(BTreeMap::new())], origins: vec![0] }
     }
 
-    /// A `data.json` as OPA reads it.
+    /// Parses a `data.json` as OPA does.
     ///
     /// # Errors
-    /// What OPA refuses.
+    /// When OPA would refuse it.
     pub(super) fn of_json(content: impl BufRead, detail: Detail<'_>) -> Result<Self, DocumentError> {
         let mut reader = JsonReader::new(content);
         let document = Builder::read(&mut reader, detail)?;
@@ -147,18 +146,18 @@ impl Document {
         Ok(document)
     }
 
-    /// The first JSON value of a file, whatever follows it.
+    /// Parses the first JSON value of a file, and ignores what follows it.
     ///
     /// # Errors
-    /// When it is no JSON.
+    /// When it is not JSON.
     pub(super) fn of_first_value(content: &[u8]) -> Result<Self, DocumentError> {
         Builder::read(&mut JsonReader::new(content), Detail::Values)
     }
 
-    /// A `data.yaml` as OPA 1.22 reads it: as JSON if it is that, and else as YAML.
+    /// Parses a `data.yaml` as OPA 1.22 does: as JSON if it is valid JSON, and otherwise as YAML.
     ///
     /// # Errors
-    /// What OPA refuses.
+    /// When OPA would refuse it.
     pub(super) fn of_yaml(content: &[u8], detail: Detail<'_>) -> Result<Self, DocumentError> {
         let content = without_bom(content);
         if is_json(content) {
@@ -168,20 +167,20 @@ impl Document {
         Self::of_json(json.as_slice(), detail)
     }
 
-    /// A file of data by its name: `data.yaml` and the like are YAML.
+    /// Parses a data file as JSON or YAML, by its name.
     ///
     /// # Errors
-    /// What OPA refuses.
+    /// When OPA would refuse it.
     pub(super) fn of_file(name: &str, content: &[u8], detail: Detail<'_>) -> Result<Self, DocumentError> {
         if name.ends_with(".json") { Self::of_json(content, detail) } else { Self::of_yaml(content, detail) }
     }
 
-    /// Whether it can be the root of all data.
+    /// Whether it is an object, as the root of all data has to be.
     pub(super) fn is_object(&self) -> bool {
         matches!(self.nodes[ROOT], Node::Object(_) | Node::Pruned)
     }
 
-    /// Puts it where `path` leads from the root of all data.
+    /// Mounts the document at `path` from the root of all data.
     pub(super) fn mounted(self, path: &[String]) -> Self {
         let Some(depth) = path.len().checked_sub(1) else { return self };
         let mut above = Self { nodes: Vec::new(), origins: Vec::new() };
@@ -193,17 +192,17 @@ impl Document {
         above
     }
 
-    /// The same with the number of the file that it comes from.
+    /// Sets the number of the file that it comes from.
     pub(super) fn numbered(mut self, number: u32) -> Self {
         self.origins.fill(number);
         self
     }
 
-    /// Joins two documents as OPA does (`internal/merge`): objects are merged, everything else
-    /// collides, but for what does not matter.
+    /// Merges two documents as OPA does (`internal/merge`): objects are merged, and everything else
+    /// but pruned objects collides.
     ///
     /// # Errors
-    /// The first collision; this document is then of no use any more.
+    /// The first collision; this document must not be used afterwards.
     pub(super) fn merge(&mut self, other: Self) -> Result<(), Collision> {
         let root = self.append(other);
         let mut pairs = vec![(ROOT, root, Vec::new())];
@@ -232,8 +231,8 @@ impl Document {
         Ok(())
     }
 
-    /// The first part, by its path, that lies outside of what a bundle owns, as OPA's manifest
-    /// looks for it (`validateAndInjectDefaults` and `dfs` in `v1/bundle/bundle.go`).
+    /// The path of the first value outside the roots of a bundle, as OPA searches it
+    /// (`validateAndInjectDefaults` and `dfs` in `v1/bundle/bundle.go`).
     pub(super) fn first_outside(&self, owner: &BundleManifest) -> Option<String> {
         let mut nodes = vec![(ROOT, String::new())];
         while let Some((node, path)) = nodes.pop() {
@@ -252,8 +251,8 @@ impl Document {
         None
     }
 
-    /// What OPA finds at a path: a rule can't stand where data is, or below data that is no
-    /// object (`storage.NonEmpty`).
+    /// Whether a rule at this path conflicts with data: with data at the path, or with a value above
+    /// it that is not an object (`storage.NonEmpty`).
     pub(super) fn conflicts_with_rule(&self, path: &[String]) -> bool {
         let mut node = ROOT;
         for key in path {
@@ -269,10 +268,10 @@ impl Document {
         true
     }
 
-    /// The document as JSON, members in the order of their names.
+    /// Writes the document as JSON, members sorted by name.
     ///
     /// # Errors
-    /// Those of the output.
+    /// When the output fails.
     pub(super) fn write(&self, output: &mut impl Write) -> io::Result<()> {
         self.write_node(ROOT, output)
     }
@@ -324,12 +323,12 @@ impl Document {
         Ok(())
     }
 
-    /// The members of an object, each as JSON; `None` for anything else.
+    /// The members of an object, each as JSON; `None` for any other value.
     pub(super) fn members(&self) -> Option<BTreeMap<String, String>> {
         let Node::Object(members) = &self.nodes[ROOT] else { return None };
         let text = |node| {
             let mut bytes = Vec::new();
-            // Memory takes everything, and what is written is text.
+            // Can't fail: writes to memory succeed, and JSON is UTF-8.
             let _ = self.write_node(node, &mut bytes);
             String::from_utf8(bytes).unwrap_or_default()
         };
@@ -339,12 +338,12 @@ impl Document {
     /// As [`Self::write`], into memory.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // Memory takes everything.
+        // Can't fail: writes to memory succeed.
         let _ = self.write(&mut bytes);
         bytes
     }
 
-    /// All of it.
+    /// The root value.
     pub(super) fn root(&self) -> Part<'_> {
         self.part(ROOT)
     }
@@ -375,20 +374,20 @@ impl Document {
     }
 }
 
-/// A document being read.
+/// A document that is being parsed.
 struct Builder<'a> {
     document: Document,
     detail: Detail<'a>,
     /// The arrays and objects that are open.
-    open: Vec<Open>,
+    open: Vec<OpenContainer>,
     keys: usize,
 }
 
-struct Open {
+struct OpenContainer {
     node: NodeId,
-    /// The key whose value comes next.
+    /// The key of the next value.
     key: Option<Box<str>>,
-    /// Its path from the root of all data, as OPA writes it, where roots matter.
+    /// Its path from the root of all data, as OPA writes it; empty unless an outline is kept.
     path: String,
 }
 
@@ -446,10 +445,10 @@ impl<'a> Builder<'a> {
 
     fn container(&mut self, node: Node, path: String) {
         let node = self.add(node);
-        self.open.push(Open { node, key: None, path });
+        self.open.push(OpenContainer { node, key: None, path });
     }
 
-    /// Adds a node where it belongs. Of two members with one name the last counts.
+    /// Adds a node to the open container. Of duplicate members the last counts.
     fn add(&mut self, node: Node) -> NodeId {
         let id = self.document.nodes.len();
         self.document.nodes.push(node);
@@ -477,7 +476,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Whether it is JSON from the first to the last byte (`json.Valid`).
+/// Whether the whole content is one JSON value (`json.Valid`).
 pub(super) fn is_json(content: &[u8]) -> bool {
     let content = without_bom(content);
     let mut reader = JsonReader::new(content);
@@ -517,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn values_survive_to_the_letter() {
+    fn values_keep_their_text() {
         let mut one = document(r#"{"a":{"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
         one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap();
         assert_eq!(text(&one), r#"{"a":{"b":1e3,"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
@@ -525,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_was_there_first_is_named() {
+    fn a_collision_names_the_first_file() {
         let mut data = document(r#"{"x":1}"#).numbered(7).mounted(&path("a"));
         data.merge(document(r#"{"b":{"y":1}}"#).numbered(8).mounted(&path("a"))).unwrap();
         let collision = data.merge(document("{}").numbered(9).mounted(&path("a/b/y"))).unwrap_err();
@@ -536,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_document_takes_no_deep_stack() {
+    fn a_deeply_nested_document_needs_no_deep_stack() {
         let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
         let mut deep = document(&nested(crate::bundle::json::MAX_DEPTH));
         deep.merge(document(r#"{"b":1}"#)).unwrap();
@@ -548,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_members_with_one_name_the_last_counts() {
+    fn the_last_of_duplicate_members_counts() {
         assert_eq!(text(&document(r#"{"a":{"x":1},"a":{"y":2}}"#)), r#"{"a":{"y":2}}"#);
     }
 
@@ -570,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn data_outside_of_the_roots_is_named() {
+    fn data_outside_the_roots_is_found() {
         let roots = r#"["a/b"]"#;
         for inside in [r#"{"a":{"b":{"c":1}}}"#, "{}", r#"{"a":{}}"#, r#"{"a":{"c":{"d":{}}}}"#, r#"{"a/b":1}"#] {
             assert_eq!(outside(inside, roots), None, "{inside}");
@@ -587,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_matter_is_not_kept() {
+    fn pruned_objects_are_not_kept() {
         let json = r#"{"a":{"b":{"c":1}},"d":{"e":[{}]}}"#;
         let detail = Detail::Outline { mount: &[], prunes: &|path| path == "a" };
         let outline = Document::of_json(json.as_bytes(), detail).unwrap();

@@ -1,4 +1,4 @@
-//! Finding in folders what OPA would load.
+//! Finds the files in folders that OPA would load.
 
 use std::{
     collections::BTreeMap,
@@ -15,32 +15,31 @@ use super::{
     paths::{base, data_path, is_data, mount},
 };
 
-/// The members of a `.manifest`, as JSON: what is not changed keeps its text.
+/// The members of a `.manifest`, as JSON. Unchanged members keep their text.
 pub(super) type Members = BTreeMap<String, Box<RawValue>>;
 
-/// The files of one or more folders that OPA loads, by the names that they will have in the
-/// bundle.
+/// The files of one or more folders that OPA loads, by their names in the bundle.
 #[derive(Debug, Clone)]
 pub struct Folder {
     pub(super) files: BTreeMap<String, Origin>,
     pub(super) tests: BTreeMap<String, PathBuf>,
-    /// What the `.manifest` files say together.
+    /// The merged `.manifest` files.
     pub(super) manifest: Members,
-    unsigned: Option<PathBuf>,
+    ignored_signatures: Option<PathBuf>,
 }
 
-/// Where a file's content is.
+/// The source of a file's content.
 #[derive(Debug, Clone)]
 pub(super) enum Origin {
     Disk(PathBuf),
-    /// Several data files in one.
+    /// Several merged data files.
     Merged {
         from: Vec<PathBuf>,
         document: Document,
     },
 }
 
-/// What to pass over: names, and paths below the folder.
+/// Patterns of files to ignore: names, and paths below the folder.
 #[derive(Debug, Clone, Default)]
 pub struct Ignore {
     names: GlobSet,
@@ -48,11 +47,11 @@ pub struct Ignore {
 }
 
 impl Ignore {
-    /// Patterns as in `opa build --ignore`: `*_test.rego` is about names of files and
-    /// folders, `lib/*.rego` about paths.
+    /// Parses patterns as in `opa build --ignore`: `*_test.rego` matches names of files and folders,
+    /// `lib/*.rego` matches paths.
     ///
     /// # Errors
-    /// A sentence about the first pattern that is none.
+    /// A sentence about the first malformed pattern.
     pub fn new(patterns: &[String]) -> Result<Self, String> {
         let mut names = GlobSetBuilder::new();
         let mut paths = GlobSetBuilder::new();
@@ -69,39 +68,39 @@ impl Ignore {
         Ok(Self { names: names.build().map_err(failed)?, paths: paths.build().map_err(failed)? })
     }
 
-    fn covers(&self, name: &str, path: &Path) -> bool {
+    fn matches(&self, name: &str, path: &Path) -> bool {
         self.names.is_match(name) || self.paths.is_match(path)
     }
 }
 
 impl Folder {
-    /// Looks through one folder; see [`Self::gather`].
+    /// Reads one folder; see [`Self::gather`].
     ///
     /// # Errors
-    /// The first file that is in the way, by name.
+    /// The first file that can't be packed, by name.
     pub fn read(path: &Path) -> Result<Self, PackError> {
         Self::gather(&[path.to_owned()], &Ignore::default())
     }
 
-    /// Looks through folders, or takes single files, for what OPA loads, except what is
-    /// ignored and what lies in hidden folders. Tests are kept apart. Data files that two
-    /// folders have in one place become one. Blocks.
+    /// Finds the files that OPA loads in folders, or takes single files, except ignored files and
+    /// hidden folders. Tests are kept apart. Data files of two folders with the same name are merged.
+    /// Blocks.
     ///
     /// # Errors
-    /// The first file that is in the way, by name.
+    /// The first file that can't be packed, by name.
     pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
         let mut folder =
-            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), unsigned: None };
+            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), ignored_signatures: None };
         for path in paths {
             let real = fs::canonicalize(path).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => PackError::Missing(path.clone()),
                 _ => PackError::io(path, source),
             })?;
-            let mut search = Search { folder: &mut folder, root: path, real: &real, ignore };
+            let mut walk = FolderWalk { folder: &mut folder, root: path, real: &real, ignore };
             if real.is_dir() {
-                search.descend(path)?;
+                walk.descend(path)?;
             } else {
-                search.single(path)?;
+                walk.single(path)?;
             }
         }
         if folder.files.is_empty() {
@@ -111,9 +110,9 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The file of an OPA signature that would not survive packing and is left out.
-    pub fn unsigned(&self) -> Option<&Path> {
-        self.unsigned.as_deref()
+    /// The `.signatures.json` that is left out, because packing would invalidate it.
+    pub fn ignored_signatures(&self) -> Option<&Path> {
+        self.ignored_signatures.as_deref()
     }
 
     /// The revision that `.manifest` states.
@@ -121,7 +120,7 @@ impl Folder {
         serde_json::from_str(self.manifest.get("revision")?.get()).ok()
     }
 
-    /// The same with another revision in `.manifest`, or none.
+    /// Sets or removes the revision in `.manifest`.
     #[must_use]
     pub fn with_revision(mut self, revision: Option<&str>) -> Self {
         match revision.and_then(|revision| raw(&revision)) {
@@ -131,12 +130,12 @@ impl Folder {
         self
     }
 
-    /// Whether `.manifest` says that the Rego is of OPA's time before 1.0.
+    /// Whether `.manifest` states version 0 of Rego, the default before OPA 1.0.
     pub fn is_v0(&self) -> bool {
         self.manifest.get("rego_version").is_some_and(|version| version.get() == "0")
     }
 
-    /// All bytes of a file of the bundle.
+    /// The content of a file of the bundle.
     pub(super) fn content(&self, name: &str) -> Result<Vec<u8>, PackError> {
         match self.files.get(name) {
             Some(Origin::Disk(path)) => fs::read(path).map_err(|source| PackError::io(path, source)),
@@ -145,7 +144,7 @@ impl Folder {
         }
     }
 
-    /// What messages call a file of the bundle.
+    /// The name of a file of the bundle in messages.
     pub(super) fn place(&self, name: &str) -> String {
         match self.files.get(name) {
             Some(Origin::Disk(path)) => path.display().to_string(),
@@ -163,7 +162,7 @@ impl Folder {
             return self.add_manifest(&name, &path);
         }
         if base == ".signatures.json" {
-            self.unsigned = Some(path);
+            self.ignored_signatures = Some(path);
             return Ok(());
         }
         if is_test(base) {
@@ -188,14 +187,14 @@ impl Folder {
         BundleManifest::parse(&content).map_err(refused)?;
         let document = Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
         for (key, text) in document.members().unwrap_or_default() {
-            // As OPA reads it; written twice in two spellings, one of them would win by chance.
+            // As OPA folds it. With two spellings of one key in the output, OPA would take either.
             let key = BundleManifest::member(key);
             let theirs = RawValue::from_string(text).map_err(|error| refused(error.to_string()))?;
             let merged = match self.manifest.get(&key) {
                 None => theirs,
                 Some(ours) => match (items(ours), items(&theirs)) {
                     (Some(ours), Some(theirs)) => {
-                        raw(&[ours, theirs].concat()).ok_or_else(|| refused(format!("{key} is no JSON")))?
+                        raw(&[ours, theirs].concat()).ok_or_else(|| refused(format!("{key} is not JSON")))?
                     }
                     _ if ours.get() == theirs.get() => theirs,
                     _ => return Err(refused(format!("{key} is {theirs}, and {ours} in another folder's .manifest"))),
@@ -218,7 +217,7 @@ pub(super) fn raw(value: &impl serde::Serialize) -> Option<Box<RawValue>> {
 }
 
 impl Origin {
-    /// This and another file of the same name: data is merged, anything else collides.
+    /// Joins two files of the same name: data is merged, anything else is an error.
     fn merged(self, name: &str, path: PathBuf) -> Result<Self, PackError> {
         let same_name = |first: PathBuf, second: &Path| PackError::SameName {
             first,
@@ -240,12 +239,12 @@ impl Origin {
             PackError::Conflict { first: first.display().to_string(), second: path.display().to_string(), at }
         })?;
         from.push(path);
-        // JSON is YAML, and OPA keeps the numbers of YAML that is JSON.
+        // JSON is also YAML, and OPA keeps the number texts of YAML that is JSON.
         Ok(Self::Merged { from, document })
     }
 }
 
-/// A data file that is merged with another one; in a folder, OPA passes over a byte order mark.
+/// Reads a data file that is merged with another. In a folder, OPA skips a byte order mark.
 fn read_data(path: &Path) -> Result<Document, PackError> {
     let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
@@ -253,7 +252,7 @@ fn read_data(path: &Path) -> Result<Document, PackError> {
     Document::of_file(&name, content, Detail::Values).map_err(|error| PackError::at(path, &error.to_string()))
 }
 
-struct Search<'a> {
+struct FolderWalk<'a> {
     folder: &'a mut Folder,
     root: &'a Path,
     /// `root` without symbolic links.
@@ -261,7 +260,7 @@ struct Search<'a> {
     ignore: &'a Ignore,
 }
 
-impl Search<'_> {
+impl FolderWalk<'_> {
     fn single(&mut self, path: &Path) -> Result<(), PackError> {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.to_owned()))?;
         if !is_loaded(name) {
@@ -272,27 +271,27 @@ impl Search<'_> {
 
     fn descend(&mut self, folder: &Path) -> Result<(), PackError> {
         let failed = |source| PackError::io(folder, source);
-        // In the order of names, so that of several complaints always the same comes first.
+        // Sorted by name, so that of several errors the same one is always reported.
         let entries: Result<Vec<_>, io::Error> = fs::read_dir(folder).map_err(failed)?.collect();
         let mut paths: Vec<_> = entries.map_err(failed)?.into_iter().map(|entry| entry.path()).collect();
         paths.sort();
-        paths.into_iter().try_for_each(|path| self.look_at(path))
+        paths.into_iter().try_for_each(|path| self.visit(path))
     }
 
-    fn look_at(&mut self, path: PathBuf) -> Result<(), PackError> {
+    fn visit(&mut self, path: PathBuf) -> Result<(), PackError> {
         let relative = path.strip_prefix(self.root).unwrap_or(&path);
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.clone()))?;
-        if self.ignore.covers(name, relative) {
+        if self.ignore.matches(name, relative) {
             return Ok(());
         }
         let relative = relative.to_str().ok_or_else(|| PackError::Name(path.clone()))?.to_owned();
         let kind = fs::symlink_metadata(&path).map_err(|source| PackError::io(&path, source))?.file_type();
         if kind.is_dir() {
-            // `.git`, `.vscode`: never policy, often large.
+            // Hidden folders, such as `.git` and `.vscode`, hold no policy and are often large.
             return if name.starts_with('.') { Ok(()) } else { self.descend(&path) };
         }
         if kind.is_symlink() && (is_loaded(name) || !name.starts_with('.')) {
-            self.follow(&path, is_loaded(name))?;
+            self.check_link(&path, is_loaded(name))?;
         }
         if !is_loaded(name) {
             return Ok(());
@@ -303,12 +302,12 @@ impl Search<'_> {
         self.folder.add(relative, path)
     }
 
-    /// A link may name another file of the folder; anything else would put into the bundle
-    /// what nobody sees in the folder, or leave out what somebody sees.
-    fn follow(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
+    /// Checks that a link leads to a file of the folder. Any other link would add a file that the folder
+    /// does not show, or leave out one that it shows.
+    fn check_link(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
         let target = match fs::canonicalize(path) {
             Ok(target) => target,
-            // Nothing that OPA would load either.
+            // OPA would not load it either.
             Err(_) if !loaded => return Ok(()),
             Err(source) => return Err(PackError::io(path, source)),
         };
@@ -330,8 +329,8 @@ fn is_loaded(name: &str) -> bool {
         )
 }
 
-/// Tests stay out of bundles: they are not policy, and OPA would compile them at every
-/// activation.
+/// Whether a file holds tests. Tests stay out of bundles: they are not policy, and OPA would compile
+/// them at every activation.
 fn is_test(name: &str) -> bool {
     name.ends_with("_test.rego")
 }

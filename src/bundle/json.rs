@@ -1,13 +1,13 @@
-//! Reading JSON as OPA does: with Go's `encoding/json`, which is more lenient than RFC 8259
-//! in text and as strict in syntax.
+//! Parses JSON as OPA does, that is as Go's `encoding/json`, which is more lenient than RFC 8259 in
+//! strings and as strict in syntax.
 //!
-//! A byte that is not UTF-8 and a surrogate without its other half are read as U+FFFD each,
-//! numbers have any size and keep their text, nesting ends at 10 000 levels. Values are read
-//! one token at a time, so a document costs no more memory than its longest token.
+//! Each byte that is not UTF-8 and each unpaired surrogate is read as U+FFFD, numbers have any size
+//! and keep their text, and nesting ends at 10 000 levels. Values are read one token at a time, so a
+//! document takes no more memory than its longest token.
 
 use std::io::{self, BufRead};
 
-/// Levels of nesting that `encoding/json` reads (`maxNestingDepth` in its `scanner.go`).
+/// The maximum depth of nesting in `encoding/json` (`maxNestingDepth` in its `scanner.go`).
 pub(super) const MAX_DEPTH: usize = 10_000;
 
 /// One token of a document.
@@ -15,7 +15,7 @@ pub(super) const MAX_DEPTH: usize = 10_000;
 pub(super) enum Token<'a> {
     Null,
     Bool(bool),
-    /// The number as it is written.
+    /// The text of a number.
     Number(&'a str),
     String(&'a str),
     /// The name of an object's member; its value follows.
@@ -26,20 +26,20 @@ pub(super) enum Token<'a> {
     EndObject,
 }
 
-/// Why a document can't be read.
+/// Why a document can't be parsed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JsonError {
-    /// The bytes can't be had.
+    /// The input can't be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// They are not JSON.
+    /// The input is not JSON.
     #[error("{line}:{column}: {reason}")]
     Syntax {
-        /// From 1.
+        /// Counted from 1.
         line: u64,
-        /// In bytes, from 1.
+        /// In bytes, counted from 1.
         column: u64,
-        /// What is wrong there.
+        /// The error.
         reason: String,
     },
 }
@@ -50,12 +50,12 @@ pub(super) struct JsonReader<R> {
     input: R,
     line: u64,
     column: u64,
-    /// The arrays and objects that are open.
+    /// The open arrays and objects.
     open: Vec<Container>,
     state: State,
-    /// Text of the current token.
+    /// The text of the current token.
     text: String,
-    /// Whether the text of strings is wanted.
+    /// Whether the text of tokens is kept.
     keeps_text: bool,
 }
 
@@ -83,7 +83,7 @@ impl<R: BufRead> JsonReader<R> {
     /// The next token; `None` after the last one of the value.
     ///
     /// # Errors
-    /// What `encoding/json` refuses, with its position.
+    /// When `encoding/json` would refuse the input, with the position.
     pub(super) fn next(&mut self) -> Result<Option<Token<'_>>, JsonError> {
         if self.state == State::Done {
             return Ok(None);
@@ -107,7 +107,7 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    /// Reads the value behind a key to its end without keeping anything of it.
+    /// Skips the value of a key.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -116,7 +116,7 @@ impl<R: BufRead> JsonReader<R> {
         self.skip_to(depth)
     }
 
-    /// Reads on to the end of the array or object that was opened last.
+    /// Skips the rest of the innermost open array or object.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -137,7 +137,7 @@ impl<R: BufRead> JsonReader<R> {
         Ok(())
     }
 
-    /// Whether the array that was opened last ends here; then its end is taken.
+    /// Consumes the end of the innermost open array if it comes next, and returns whether it did.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -152,11 +152,11 @@ impl<R: BufRead> JsonReader<R> {
         Ok(ends)
     }
 
-    /// Makes sure that nothing but space follows, where OPA makes sure of it. OPA looks at one
-    /// token more, and takes a `null` for the end (`unmarshalJSON` in `v1/util/json.go`).
+    /// Checks that nothing but whitespace follows, as OPA does. OPA reads one more token, and takes
+    /// `null` for the end (`unmarshalJSON` in `v1/util/json.go`).
     ///
     /// # Errors
-    /// When something follows.
+    /// When anything else follows.
     pub(super) fn end(&mut self) -> Result<(), JsonError> {
         self.skip_space()?;
         match self.peek()? {
@@ -166,12 +166,12 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    /// Line and column, from 1, of what is read next.
+    /// The line and column of the next byte, counted from 1.
     pub(super) fn position(&self) -> (u64, u64) {
         (self.line, self.column)
     }
 
-    /// Whether nothing but space follows; what can't be read counts as something.
+    /// Whether nothing but whitespace follows; `false` if the input can't be read.
     pub(super) fn is_at_end(&mut self) -> bool {
         self.skip_space().is_ok() && matches!(self.peek(), Ok(None))
     }
@@ -268,7 +268,7 @@ impl<R: BufRead> JsonReader<R> {
         Ok(())
     }
 
-    /// Adds the next byte, an ASCII character, to the text if it is a wanted one.
+    /// Consumes the next byte, an ASCII character, if it is wanted, and adds it to the text.
     fn take_if(&mut self, wanted: impl Fn(u8) -> bool) -> Result<bool, JsonError> {
         let Some(byte) = self.peek()?.filter(|byte| wanted(*byte)) else { return Ok(false) };
         self.bump();
@@ -295,7 +295,7 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    /// Takes ASCII characters up to the next that means something else, a buffer at a time.
+    /// Consumes ordinary ASCII characters, a buffer at a time.
     fn plain_text(&mut self) -> Result<(), JsonError> {
         loop {
             let buffer = self.input.fill_buf()?;
@@ -312,7 +312,7 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    /// Takes a character of several bytes, or U+FFFD for one byte of what is none.
+    /// Consumes a multi-byte character, or one byte of an invalid one as U+FFFD.
     fn character(&mut self, first: u8) -> Result<(), JsonError> {
         let length = match first {
             0xc2..=0xdf => 2,
@@ -324,7 +324,7 @@ impl<R: BufRead> JsonReader<R> {
         self.bump();
         let mut taken = 1;
         while taken < length {
-            // What can't continue it is looked at anew.
+            // A byte that can't continue the character is parsed again.
             match self.peek()?.filter(|byte| continues(first, taken, *byte)) {
                 Some(byte) => {
                     bytes[taken] = byte;
@@ -336,7 +336,7 @@ impl<R: BufRead> JsonReader<R> {
         }
         match std::str::from_utf8(&bytes[..taken]) {
             Ok(text) => text.chars().for_each(|character| self.push_char(character)),
-            // `utf8.DecodeRune` gives up on one byte at a time.
+            // `utf8.DecodeRune` skips one byte at a time.
             Err(_) => (0..taken).for_each(|_| self.push_char(char::REPLACEMENT_CHARACTER)),
         }
         Ok(())
@@ -353,7 +353,7 @@ impl<R: BufRead> JsonReader<R> {
         if self.peek()? == Some(b'u') { self.unicode_escape() } else { self.simple_escape() }
     }
 
-    /// The letter of an escape other than `\u`.
+    /// Consumes the letter of an escape other than `\u`.
     fn simple_escape(&mut self) -> Result<(), JsonError> {
         let character = match self.peek()? {
             Some(byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
@@ -369,7 +369,7 @@ impl<R: BufRead> JsonReader<R> {
         Ok(())
     }
 
-    /// `\uXXXX`, and the escapes behind it for as long as one may be its second half.
+    /// Consumes `\uXXXX`, and the escapes after it as long as one may complete a surrogate pair.
     fn unicode_escape(&mut self) -> Result<(), JsonError> {
         let mut unit = self.code_unit()?;
         loop {
@@ -377,7 +377,7 @@ impl<R: BufRead> JsonReader<R> {
                 self.push_char(character);
                 return Ok(());
             }
-            // A surrogate: the next escape may complete it.
+            // A surrogate, which the next escape may complete.
             if self.peek()? != Some(b'\\') {
                 self.push_char(char::REPLACEMENT_CHARACTER);
                 return Ok(());
@@ -398,7 +398,7 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    /// The four digits behind `u`.
+    /// Consumes the four digits after `u`.
     fn code_unit(&mut self) -> Result<u32, JsonError> {
         self.bump();
         let mut unit = 0;
@@ -448,7 +448,7 @@ impl<R: BufRead> JsonReader<R> {
     }
 }
 
-/// Whether a byte may stand at `position` of the character that `first` begins (RFC 3629 §4).
+/// Whether a byte is allowed at `position` of the character that begins with `first` (RFC 3629 §4).
 fn continues(first: u8, position: usize, byte: u8) -> bool {
     let second = match first {
         0xe0 => 0xa0..=0xbf,

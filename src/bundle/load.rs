@@ -1,20 +1,23 @@
-//! Whether OPA loads a bundle: everything that its bundle reader and its store refuse before
+//! Checks whether OPA loads a bundle: everything that its bundle reader and its store refuse before
 //! Rego is compiled (`Reader.Read` and `Manifest.validateAndInjectDefaults` in
 //! `v1/bundle/bundle.go`, `writeData` in `v1/bundle/store.go`, of OPA 1.22).
 //!
-//! What is stricter here, on purpose: links, devices, names that lead out of the bundle or are
-//! longer than 4096 bytes, and sizes that are stated twice or by a folder are refused, because
-//! other programs that unpack the same bytes may find other files; so are delta bundles, which
-//! bypass OPA's signatures before 1.21.3, and manifests in protobuf, which OPA before 1.22
-//! passes over, so that OPAs of different versions would see different roots. What is more
-//! lenient: Rego is not parsed beyond its package, so that neither its syntax nor a rule in the
-//! place of data is seen; `opa_check` leaves that to a real OPA. OPA's own signatures and
-//! WebAssembly are judged by the OPA that has the keys and the engine.
+//! These checks are stricter than OPA's on purpose:
+//! - Links, devices, names that lead out of the bundle or are longer than 4096 bytes, and sizes that
+//!   are stated twice or by a folder are refused, because other programs that unpack the same bytes
+//!   may find other files.
+//! - Delta bundles are refused, because they bypass OPA's signatures before 1.21.3.
+//! - Manifests in protobuf are refused, because OPA before 1.22 ignores them, so OPAs of different
+//!   versions would see different roots.
+//!
+//! These checks are more lenient than OPA's: of Rego only the package is read, so syntax errors and
+//! rules that conflict with data are not found here; `opa_check` leaves them to a real OPA. OPA's own
+//! signatures and WebAssembly are left to the OPA that has the keys and the engine.
 
 use std::collections::HashSet;
 
 use super::{
-    BundleManifest, Limits, NotABundle,
+    BundleError, BundleManifest, Limits,
     archive::{Entry, walk},
     document::{Collision, Detail, Document},
     manifest::check_signatures,
@@ -23,17 +26,17 @@ use super::{
 };
 use crate::oci::Blob;
 
-/// Bytes of OPA's own signatures: a digest of each file, in base64.
+/// The maximum size of `.signatures.json`, which has a digest of each file, in base64.
 const MAX_SIGNATURES_BYTES: u64 = 16 << 20;
-/// Bytes of a Rego file in which its package is looked for, behind comments.
+/// How many bytes of a Rego file are searched for its package, after comments.
 const DECLARATION_BYTES: u64 = 1 << 20;
 
-/// Reads a tarball to its end, twice where it holds data: what may be where is known only
-/// once all names are.
+/// Reads a tarball to its end, and a second time if it has data: data can be checked only once the
+/// manifest and all names are known.
 ///
 /// # Errors
-/// What OPA, or a limit, would refuse.
-pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotABundle> {
+/// When OPA would refuse the bundle, or a limit is exceeded.
+pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, BundleError> {
     let mut listing = Listing {
         limits,
         manifest: None,
@@ -48,44 +51,44 @@ pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, NotAB
     for (file, package) in packages {
         if !manifest.owns_segments(&package) {
             let (package, roots) = (package.join("."), manifest.roots);
-            return Err(NotABundle::PackageOutside { path: file, package, roots });
+            return Err(BundleError::PackageOutside { path: file, package, roots });
         }
     }
-    check_wasm(&manifest, &wasm).map_err(|reason| NotABundle::File { path, reason })?;
+    check_wasm(&manifest, &wasm).map_err(|reason| BundleError::File { path, reason })?;
     if !data.is_empty() {
         DataCheck::new(&manifest, &data).run(blob, limits)?;
     }
     Ok(manifest)
 }
 
-/// What a tarball holds.
+/// The files of a tarball.
 struct Listing<'a> {
     limits: &'a Limits,
-    /// With the name of its file.
+    /// The manifest, with the name of its file.
     manifest: Option<(String, BundleManifest)>,
     data: Vec<String>,
-    /// Rego files with the segments of their packages.
+    /// The Rego files, with the segments of their packages.
     packages: Vec<(String, Vec<String>)>,
     wasm: HashSet<String>,
-    /// The file of OPA's own signatures.
+    /// The name of the signature file.
     signatures: Option<String>,
 }
 
 impl Listing<'_> {
-    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
-        let refused = |reason: String| NotABundle::File { path: name.clone(), reason };
+        let refused = |reason: String| BundleError::File { path: name.clone(), reason };
         match base(&name) {
-            // An empty list of patches is, to OPA, a snapshot that erases everything.
-            "patch.json" => return Err(NotABundle::Delta { path: name }),
+            // OPA takes an empty list of patches for a snapshot that erases everything.
+            "patch.json" => return Err(BundleError::Delta { path: name }),
             _ if name.ends_with(".rego") => {
                 let start = entry.start(DECLARATION_BYTES)?;
                 match declaration(&String::from_utf8_lossy(&start)) {
                     Declaration::Package(path) => self.packages.push((name, path)),
-                    Declaration::None(reason) if entry.size() <= DECLARATION_BYTES => {
+                    Declaration::Invalid(reason) if entry.size() <= DECLARATION_BYTES => {
                         return Err(refused(reason.to_owned()));
                     }
-                    Declaration::None(_) | Declaration::Unclear => {}
+                    Declaration::Invalid(_) | Declaration::NeedsParser => {}
                 }
             }
             ".signatures.json" => {
@@ -93,7 +96,7 @@ impl Listing<'_> {
                     return Err(refused(format!("signatures of more than {MAX_SIGNATURES_BYTES} bytes")));
                 }
                 if let Some(first) = &self.signatures {
-                    return Err(refused(format!("a second file of signatures; there is {first}")));
+                    return Err(refused(format!("a second signature file; the first is {first}")));
                 }
                 check_signatures(&entry.content()?).map_err(refused)?;
                 self.signatures = Some(name);
@@ -101,16 +104,14 @@ impl Listing<'_> {
             "policy.wasm" => drop(self.wasm.insert(name)),
             _ if is_data(&name) => self.data.push(name),
             _ if name.ends_with(".manifest.pb") => {
-                return Err(refused(
-                    "a manifest in protobuf, which OPA before 1.22 passes over; write .manifest".into(),
-                ));
+                return Err(refused("a manifest in protobuf, which OPA before 1.22 ignores; write .manifest".into()));
             }
             _ if is_manifest(&name) => {
                 if let Some((first, _)) = &self.manifest {
-                    return Err(refused(format!("a second manifest; OPA takes only one, and there is {first}")));
+                    return Err(refused(format!("a second manifest; OPA allows one, and the first is {first}")));
                 }
                 if entry.size() > self.limits.bundle_manifest {
-                    return Err(NotABundle::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
+                    return Err(BundleError::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
                 }
                 let manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?;
                 self.manifest = Some((name, manifest));
@@ -121,7 +122,8 @@ impl Listing<'_> {
     }
 }
 
-/// `wasm` are the modules in the bundle; OPA compares names to the letter.
+/// Checks the resolvers of the manifest; `wasm` are the modules in the bundle. OPA compares names
+/// exactly.
 fn check_wasm(manifest: &BundleManifest, wasm: &HashSet<String>) -> Result<(), String> {
     let mut seen = HashSet::new();
     for resolver in &manifest.wasm {
@@ -140,13 +142,13 @@ fn check_wasm(manifest: &BundleManifest, wasm: &HashSet<String>) -> Result<(), S
     Ok(())
 }
 
-/// All data files together.
+/// The check of all data files.
 struct DataCheck<'a> {
     manifest: &'a BundleManifest,
-    /// Files that share a part of the tree with another one.
+    /// The files whose mount point is that of another file, or above or below it.
     overlapping: HashSet<&'a str>,
     merged: Document,
-    /// Those that were read, by their numbers.
+    /// The files that were read; a file's number is its index here.
     files: Vec<String>,
 }
 
@@ -155,11 +157,11 @@ impl<'a> DataCheck<'a> {
         Self { manifest, overlapping: overlapping(names), merged: Document::empty(), files: Vec::new() }
     }
 
-    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), NotABundle> {
+    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), BundleError> {
         walk(blob, limits, |entry| if is_data(entry.name()) { self.add(entry) } else { Ok(()) })
     }
 
-    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), NotABundle> {
+    fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
         let mount = mount(&name);
         let overlaps = self.overlapping.contains(name.as_str());
@@ -167,18 +169,18 @@ impl<'a> DataCheck<'a> {
         let outline = Detail::Outline { mount: &mount, prunes: &owned };
         let document = entry.document(if overlaps { Detail::Objects } else { outline })?;
         if mount.is_empty() && !document.is_object() {
-            return Err(NotABundle::File { path: name, reason: "the root of data is not an object".to_owned() });
+            return Err(BundleError::File { path: name, reason: "the root of data is not an object".to_owned() });
         }
         let number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
         let document = document.numbered(number).mounted(&mount);
         if let Some(at) = document.first_outside(self.manifest) {
-            return Err(NotABundle::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
+            return Err(BundleError::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
         }
         if overlaps {
             self.merged.merge(document).map_err(|Collision { path, first }| {
                 let first = usize::try_from(first).ok().and_then(|first| self.files.get(first));
                 let first = first.cloned().unwrap_or_default();
-                NotABundle::Collision { first, second: name.clone(), at: data_path(&path) }
+                BundleError::Collision { first, second: name.clone(), at: data_path(&path) }
             })?;
         }
         self.files.push(name);
@@ -186,10 +188,10 @@ impl<'a> DataCheck<'a> {
     }
 }
 
-/// Data files whose place in the tree is that of another, or above it, or below it.
+/// The data files whose mount point is that of another file, or above or below it.
 fn overlapping(names: &[String]) -> HashSet<&str> {
     let mut mounts: Vec<_> = names.iter().map(|name| (mount(name), name.as_str())).collect();
-    // What lies below a place follows it at once.
+    // Sorted, so that a mount point is followed by those below it.
     mounts.sort_unstable();
     let mut overlapping = HashSet::new();
     let mut above: Vec<&(Vec<String>, &str)> = Vec::new();
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_files_overlap_only_along_one_branch() {
+    fn data_files_overlap_along_one_branch_only() {
         let of = |names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             let mut found: Vec<_> = overlapping(&names).into_iter().map(str::to_owned).collect();

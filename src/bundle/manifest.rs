@@ -1,30 +1,31 @@
-//! `.manifest`, the file with which a bundle says what it owns.
+//! `.manifest`, which states the revision and the roots of a bundle, and the form of
+//! `.signatures.json`.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::json::{JsonError, JsonReader, Token};
 
-/// What `.manifest` says, with OPA's defaults where it says nothing. Its metadata is not kept.
+/// A `.manifest`, with OPA's defaults for absent members. Its metadata is not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundleManifest {
-    /// Free text by which people and status reports recognise a version; often empty.
+    /// Free text that identifies a version in status reports; often empty.
     pub revision: Revision,
-    /// The parts of `data` that the bundle owns. `[""]` means everything.
+    /// The paths of `data` that the bundle owns. `[""]` stands for all of it.
     pub roots: Vec<String>,
-    /// The version of Rego that its files are written in, where stated.
+    /// The version of Rego in its files, if stated.
     pub rego_version: Option<i64>,
-    /// The versions of files that differ, by glob (`/legacy/*.rego`).
+    /// The versions of files with another version, by glob (`/legacy/*.rego`).
     pub file_rego_versions: BTreeMap<String, i64>,
     /// The rules that were compiled to WebAssembly.
     pub wasm: Vec<WasmEntrypoint>,
 }
 
-/// One rule that a WebAssembly module answers for.
+/// A rule that is compiled to a WebAssembly module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WasmEntrypoint {
     /// The rule, such as `authz/allow`.
     pub entrypoint: String,
-    /// The file in the bundle.
+    /// The module's file in the bundle.
     pub module: String,
 }
 
@@ -63,22 +64,22 @@ impl Default for BundleManifest {
     }
 }
 
-/// The newest version of Rego that OPA 1.22 knows (`RegoVersionFromIntStrict`).
-const NEWEST_REGO: i64 = 2;
-/// What the members of the file are called.
+/// The newest version of Rego in OPA 1.22 (`RegoVersionFromIntStrict`).
+const MAX_REGO_VERSION: i64 = 2;
+/// The names of the members.
 const MEMBERS: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
 
 impl BundleManifest {
-    /// Reads the file as OPA does (`Manifest` in `v1/bundle/bundle.go`): unknown members are
-    /// ignored, and so is what follows the first JSON value.
+    /// Parses the file as OPA does (`Manifest` in `v1/bundle/bundle.go`): unknown members and
+    /// everything after the first JSON value are ignored.
     ///
     /// # Errors
-    /// A sentence naming what OPA would refuse.
+    /// A sentence that names what OPA would refuse.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let raw = Raw::read(bytes)?;
+        let raw = RawManifest::read(bytes)?;
         for (version, file) in raw.versions() {
-            if !(0..=NEWEST_REGO).contains(&version) {
-                return Err(format!("rego_version {version}{file} does not exist; the newest is {NEWEST_REGO}"));
+            if !(0..=MAX_REGO_VERSION).contains(&version) {
+                return Err(format!("rego_version {version}{file} does not exist; the newest is {MAX_REGO_VERSION}"));
             }
         }
         let mut roots: Vec<String> = match raw.roots {
@@ -86,14 +87,14 @@ impl BundleManifest {
             Some(roots) => roots.iter().map(|root| root.trim_matches('/').to_owned()).collect(),
         };
         if roots.is_empty() {
-            return Err("roots is empty, so that nothing may be in the bundle; leave it out to own everything".into());
+            return Err("roots is empty, so the bundle may hold nothing; omit it to own everything".into());
         }
         roots.sort();
         if let Some((a, b)) = overlap(&roots) {
             return Err(format!("roots {a:?} and {b:?} overlap"));
         }
         if let Some(root) = roots.iter().find(|root| !is_unescapable(root)) {
-            return Err(format!("root {root:?} has a % without two hexadecimal digits behind it"));
+            return Err(format!("root {root:?} has a % that is not followed by two hexadecimal digits"));
         }
         Ok(Self {
             revision: Revision(raw.revision),
@@ -104,19 +105,18 @@ impl BundleManifest {
         })
     }
 
-    /// The name of a member as it is known; see [`folded`].
+    /// The canonical name of a member; see [`fold_case`].
     pub(super) fn member(name: String) -> String {
-        let folded = folded(&name);
+        let folded = fold_case(&name);
         if MEMBERS.contains(&folded.as_str()) { folded } else { name }
     }
 
-    /// Whether a path below `data`, such as `a/b`, lies in what the bundle owns.
+    /// Whether a path below `data`, such as `a/b`, lies inside the roots.
     pub fn owns(&self, path: &str) -> bool {
         self.roots.iter().any(|root| contains(root, path))
     }
 
-    /// Whether a package of Rego lies in what the bundle owns, by the segments of its path: one
-    /// with a slash in it is one segment.
+    /// Whether a package lies inside the roots, by its segments. A segment may contain a slash.
     pub(super) fn owns_segments(&self, path: &[String]) -> bool {
         self.roots.iter().any(|root| {
             let mut path = path.iter();
@@ -124,9 +124,9 @@ impl BundleManifest {
         })
     }
 
-    /// Whether OPA looks into an object at a path that lies outside of what the bundle owns.
-    /// It does so below any part of the path that begins a root, and takes an empty object
-    /// there for nothing.
+    /// Whether OPA descends into an object at a path outside the roots, where it ignores an empty
+    /// object. It does so if any segment of the path is
+    /// empty or the first segment of a root.
     pub(super) fn may_own_below(&self, path: &str) -> bool {
         let first = |root: &str| root.split('/').next().unwrap_or_default().to_owned();
         path.split('/').any(|segment| {
@@ -136,9 +136,9 @@ impl BundleManifest {
     }
 }
 
-/// The members as the file has them.
+/// The members as they are in the file.
 #[derive(Debug, Default)]
-struct Raw {
+struct RawManifest {
     revision: String,
     roots: Option<Vec<String>>,
     rego_version: Option<i64>,
@@ -146,7 +146,7 @@ struct Raw {
     wasm: Vec<WasmEntrypoint>,
 }
 
-impl Raw {
+impl RawManifest {
     fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut raw = Self::default();
         let mut reader = JsonReader::new(bytes);
@@ -154,13 +154,13 @@ impl Raw {
             return Ok(raw);
         }
         while let Some(key) = next_key(&mut reader)? {
-            raw.member(&folded(&key), &mut reader)?;
+            raw.member(&fold_case(&key), &mut reader)?;
         }
         Ok(raw)
     }
 
-    /// Reads one member. Of several with one name each changes what the ones before it left,
-    /// as `encoding/json` decodes them into one value.
+    /// Parses one member. Duplicate members are decoded into one value, one after the other, as by
+    /// `encoding/json`.
     fn member(&mut self, name: &str, reader: &mut JsonReader<&[u8]>) -> Result<(), String> {
         match name {
             "revision" => string(reader, name, &mut self.revision)?,
@@ -188,15 +188,15 @@ impl Raw {
             },
             "metadata" => {
                 if !is_null(reader, name, Token::StartObject)? {
-                    reader.skip_container().map_err(text)?;
+                    reader.skip_container().map_err(to_text)?;
                 }
             }
-            _ => reader.skip_value().map_err(text)?,
+            _ => reader.skip_value().map_err(to_text)?,
         }
         Ok(())
     }
 
-    /// Every version that is stated, with the file that it is stated for.
+    /// All stated versions, each with the file that it applies to, for a message.
     fn versions(&self) -> impl Iterator<Item = (i64, String)> {
         let files = self.file_rego_versions.iter();
         let files = files.map(|(glob, version)| (*version, format!(" for {glob:?}")));
@@ -210,34 +210,33 @@ impl WasmEntrypoint {
             return Ok(());
         }
         while let Some(key) = next_key(reader)? {
-            match folded(&key).as_str() {
+            match fold_case(&key).as_str() {
                 "entrypoint" => string(reader, "wasm.entrypoint", &mut entry.entrypoint)?,
                 "module" => string(reader, "wasm.module", &mut entry.module)?,
                 "annotations" => {
                     if !is_null(reader, "wasm.annotations", Token::StartArray)? {
-                        reader.skip_container().map_err(text)?;
+                        reader.skip_container().map_err(to_text)?;
                     }
                 }
-                _ => reader.skip_value().map_err(text)?,
+                _ => reader.skip_value().map_err(to_text)?,
             }
         }
         Ok(())
     }
 }
 
-/// Checks that a `.signatures.json` has the form that OPA decodes before it looks at anything
-/// else (`SignaturesConfig`). Whether the signatures are right is for OPA to say, which has the
-/// keys.
+/// Checks that a `.signatures.json` has the form that OPA decodes first (`SignaturesConfig`). The
+/// signatures are verified by OPA, which has the keys.
 ///
 /// # Errors
-/// A sentence naming what OPA would refuse.
+/// A sentence that names what OPA would refuse.
 pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
     let mut reader = JsonReader::new(bytes);
     if is_null(&mut reader, "the file", Token::StartObject)? {
         return Ok(());
     }
     while let Some(key) = next_key(&mut reader)? {
-        let key = folded(&key);
+        let key = fold_case(&key);
         match key.as_str() {
             "signatures" => {
                 if !is_null(&mut reader, &key, Token::StartArray)? {
@@ -245,19 +244,19 @@ pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
                 }
             }
             "plugin" => string(&mut reader, &key, &mut String::new())?,
-            _ => reader.skip_value().map_err(text)?,
+            _ => reader.skip_value().map_err(to_text)?,
         }
     }
     Ok(())
 }
 
-fn text(error: JsonError) -> String {
+fn to_text(error: JsonError) -> String {
     error.to_string()
 }
 
-/// A name as `encoding/json` compares it with those of a struct: without regard to case, for
-/// which two letters beyond ASCII count as well.
-fn folded(name: &str) -> String {
+/// A name as `encoding/json` compares it with the fields of a struct: case-insensitively, including
+/// two letters beyond ASCII.
+fn fold_case(name: &str) -> String {
     name.chars()
         .map(|character| match character {
             '\u{17f}' => 's',
@@ -267,44 +266,44 @@ fn folded(name: &str) -> String {
         .collect()
 }
 
-/// Whether a value is null rather than what `wanted` begins.
+/// Reads the next token. Returns whether it is null; anything but null or `wanted` is an error.
 fn is_null(reader: &mut JsonReader<&[u8]>, what: &str, wanted: Token<'static>) -> Result<bool, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => Ok(true),
         Some(token) if token == wanted => Ok(false),
         found => Err(mismatch(what, if wanted == Token::StartArray { "a list" } else { "an object" }, found)),
     }
 }
 
-/// Null leaves what is there.
+/// Reads a string into `value`; null leaves it unchanged.
 fn string(reader: &mut JsonReader<&[u8]>, what: &str, value: &mut String) -> Result<(), String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => {}
         Some(Token::String(text)) => text.clone_into(value),
-        found => return Err(mismatch(what, "a text", found)),
+        found => return Err(mismatch(what, "a string", found)),
     }
     Ok(())
 }
 
 fn integer(reader: &mut JsonReader<&[u8]>, what: &str) -> Result<Option<i64>, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Null) => Ok(None),
         Some(Token::Number(digits)) => match digits.parse() {
             Ok(number) => Ok(Some(number)),
-            Err(_) => Err(format!("{what} is {digits} instead of a whole number")),
+            Err(_) => Err(format!("{what} is {digits} instead of an integer")),
         },
-        found => Err(mismatch(what, "a whole number", found)),
+        found => Err(mismatch(what, "an integer", found)),
     }
 }
 
-/// The rest of a list, whose items change those that are there already.
+/// Reads the rest of a list into `items`, decoding into the items that exist.
 fn array<T: Default>(
     reader: &mut JsonReader<&[u8]>,
     items: &mut Vec<T>,
     read: impl Fn(&mut JsonReader<&[u8]>, &mut T) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut count = 0;
-    while !reader.ends_array().map_err(text)? {
+    while !reader.ends_array().map_err(to_text)? {
         if count == items.len() {
             items.push(T::default());
         }
@@ -317,7 +316,7 @@ fn array<T: Default>(
 
 /// The next key of an object; `None` at its end.
 fn next_key(reader: &mut JsonReader<&[u8]>) -> Result<Option<String>, String> {
-    match reader.next().map_err(text)? {
+    match reader.next().map_err(to_text)? {
         Some(Token::Key(key)) => Ok(Some(key.to_owned())),
         _ => Ok(None),
     }
@@ -325,17 +324,17 @@ fn next_key(reader: &mut JsonReader<&[u8]>) -> Result<Option<String>, String> {
 
 fn mismatch(what: &str, wanted: &str, found: Option<Token<'_>>) -> String {
     let found = match found {
-        Some(Token::Null) | None => "nothing",
-        Some(Token::Bool(_)) => "true or false",
+        Some(Token::Null) | None => "null",
+        Some(Token::Bool(_)) => "a boolean",
         Some(Token::Number(_)) => "a number",
-        Some(Token::String(_) | Token::Key(_)) => "a text",
+        Some(Token::String(_) | Token::Key(_)) => "a string",
         Some(Token::StartArray | Token::EndArray) => "a list",
         Some(Token::StartObject | Token::EndObject) => "an object",
     };
     format!("{what} is {found} instead of {wanted}")
 }
 
-/// Whether OPA can make a storage path of a root (`url.PathUnescape`).
+/// Whether OPA can turn a root into a storage path (`url.PathUnescape`).
 fn is_unescapable(root: &str) -> bool {
     root.split('%').skip(1).all(|rest| {
         let digits = rest.as_bytes().get(..2);
@@ -343,8 +342,8 @@ fn is_unescapable(root: &str) -> bool {
     })
 }
 
-/// Two roots of which one contains the other. In the order of their segments such two are
-/// neighbours; comparing each with each would take hours for a list of megabytes.
+/// Two roots of which one contains the other. In the order of their segments such roots are
+/// neighbours; comparing all pairs would take hours for a list of megabytes.
 fn overlap(roots: &[String]) -> Option<(&str, &str)> {
     let mut roots: Vec<&str> = roots.iter().map(String::as_str).collect();
     roots.sort_by(|a, b| a.split('/').cmp(b.split('/')));
@@ -363,29 +362,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn absent_members_have_opas_defaults() {
+    fn absent_members_have_the_defaults_of_opa() {
         assert_eq!(BundleManifest::parse(b"{}").unwrap(), BundleManifest::default());
         assert!(BundleManifest::default().owns("anything/at/all"));
     }
 
     #[test]
-    fn members_are_known_in_any_case_as_opa_knows_them() {
+    fn names_of_members_are_case_insensitive_as_in_opa() {
         let manifest = BundleManifest::parse(br#"{"Revision":"r1","ROOTS":["a"],"Rego_Version":0}"#).unwrap();
         assert_eq!((manifest.revision.as_str(), manifest.rego_version), ("r1", Some(0)));
         assert_eq!(manifest.roots, ["a"]);
     }
 
     #[test]
-    fn roots_are_trimmed_and_own_whole_segments() {
+    fn roots_are_trimmed_and_match_whole_segments() {
         let manifest = BundleManifest::parse(br#"{"revision":"r1","roots":["/a/b/","c"],"x":1} trailing"#).unwrap();
         assert_eq!(manifest.roots, ["a/b", "c"]);
         assert_eq!(manifest.revision.as_str(), "r1");
         assert!(manifest.owns("a/b/c") && manifest.owns("c") && !manifest.owns("a") && !manifest.owns("cc"));
     }
 
-    /// Values that real OPA 1.22.2 gives the same answer for.
+    /// Checked against OPA 1.22.2, which accepts each of these.
     #[test]
-    fn what_opa_reads_is_read() {
+    fn manifests_that_opa_accepts_are_accepted() {
         let deep = format!(r#"{{"metadata":{{"a":{}1{}}}}}"#, "[".repeat(200), "]".repeat(200));
         for text in [
             "null",
@@ -406,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_refuses_is_refused() {
+    fn manifests_that_opa_refuses_are_refused() {
         for text in [
             "",
             "[]",
@@ -433,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn signatures_have_a_form() {
+    fn the_form_of_signatures_is_checked() {
         for good in ["null", "{}", r#"{"signatures":["x"],"plugin":"p","other":[1]} x"#, r#"{"signatures":null}"#] {
             check_signatures(good.as_bytes()).unwrap();
         }
@@ -443,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn members_with_one_name_change_one_value() {
+    fn duplicate_members_are_decoded_into_one_value() {
         let manifest = BundleManifest::parse(
             br#"{"roots":["a","b"],"ROOTS":[null,"c"],"file_rego_versions":{"x":0},"File_Rego_Versions":{"y":1}}"#,
         )
@@ -461,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_roots_that_fills_megabytes_is_read_in_moments() {
+    fn a_list_of_200_000_roots_is_parsed_quickly() {
         let roots: Vec<String> = (0..200_000).map(|number| format!("a/{number}")).collect();
         let manifest = |roots: &[String]| serde_json::json!({ "roots": roots }).to_string();
         assert_eq!(BundleManifest::parse(manifest(&roots).as_bytes()).unwrap().roots.len(), roots.len());

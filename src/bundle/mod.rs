@@ -1,7 +1,7 @@
-//! OPA bundles as bytes: opening them within limits, and writing them reproducibly.
+//! OPA bundles as bytes: opens them within limits, and writes them reproducibly.
 //!
-//! Pure: nothing here talks to a network, and only [`Folder`] reads a disk. The format is
-//! that of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
+//! Nothing here talks to a network, and only [`Folder`] reads a disk. The format is that of OPA's
+//! bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
 mod archive;
 mod artifact;
@@ -9,10 +9,13 @@ mod check;
 mod contents;
 mod diagnostic;
 mod document;
+mod error;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod json;
+mod layer_plan;
+mod limits;
 mod load;
 mod manifest;
 mod open;
@@ -20,25 +23,26 @@ mod pack;
 mod package;
 mod paths;
 mod policy;
-mod recipe;
 mod rego;
 mod statements;
 mod tar_stream;
 mod tarball;
-mod test;
+mod test_runner;
 mod value;
 mod yaml;
 
-pub use artifact::{Artifact, Labels};
+pub use artifact::{Annotations, Artifact};
 pub use check::Parse;
 pub use contents::Contents;
 pub use diagnostic::Diagnostic;
+pub use error::{BundleError, LayerError, PackError};
 pub use folder::{Folder, Ignore};
+pub use layer_plan::LayerPlan;
+pub use limits::Limits;
 pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
-pub use open::{Bundle, Limits, NotABundle};
-pub use pack::{PackError, PackOptions, Packed, pack};
+pub use open::Bundle;
+pub use pack::{PackOptions, Packed, pack};
 pub use policy::{Policy, PolicyError};
-pub use recipe::{NoBundle, Recipe};
 pub use rego::{Module, RegoVersion, nests_too_deep};
-pub use test::TestRun;
+pub use test_runner::TestSummary;
 pub use value::{Answers, Exact};

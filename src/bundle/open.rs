@@ -1,152 +1,49 @@
-//! Opening: do these bytes load as an OPA bundle, within limits?
+//! A bundle: bytes that load as an OPA bundle, within limits.
 
 use std::io;
 
 use super::{
-    BundleManifest, Revision,
+    BundleError, BundleManifest, Limits, Revision,
     archive::{Entry, walk},
     load::load,
 };
 use crate::oci::Blob;
 
-/// How much a bundle may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of the tarball as it is served.
-    pub bundle: u64,
-    /// Bytes of the tar stream inside, the holes of sparse files included.
-    pub unpacked: u64,
-    /// Regular files in it.
-    pub files: u64,
-    /// Bytes of its `.manifest`.
-    pub bundle_manifest: u64,
-}
-
-/// Served bytes that open as an OPA bundle.
+/// Bytes that OPA loads as a bundle.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     blob: Blob,
     manifest: BundleManifest,
-    /// Those that it was opened within.
+    /// The limits within which it was opened.
     limits: Limits,
 }
 
-/// Why bytes are not a bundle. Every variant is a property of the bytes and the limits,
-/// so trying again cannot help.
-#[derive(Debug, thiserror::Error)]
-pub enum NotABundle {
-    /// The tarball is too long.
-    #[error("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)")]
-    TooLarge {
-        /// Its length.
-        size: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// It unpacks to too much.
-    #[error("bundle unpacks to more than {limit} bytes (limits.unpacked)")]
-    UnpacksTooLarge {
-        /// The limit.
-        limit: u64,
-    },
-    /// It holds too many files.
-    #[error("bundle holds more than {limit} files (limits.files)")]
-    TooManyFiles {
-        /// The limit.
-        limit: u64,
-    },
-    /// Its manifest is too long.
-    #[error("bundle file {path} exceeds the limit of {limit} bytes (limits.bundle_manifest)")]
-    ManifestTooLarge {
-        /// The file's name in the tarball.
-        path: String,
-        /// The limit.
-        limit: u64,
-    },
-    /// No gzip stream.
-    #[error("not a gzip tarball: it starts with {start:02x?} instead of 1f 8b")]
-    NotGzip {
-        /// The first bytes.
-        start: Vec<u8>,
-    },
-    /// Broken gzip or tar.
-    #[error("not a gzip tarball: {reason}")]
-    Archive {
-        /// What the reader said.
-        reason: String,
-    },
-    /// A file that OPA would refuse.
-    #[error("bundle file {path}: {reason}")]
-    File {
-        /// The file's name in the tarball.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Rego outside of what the bundle owns.
-    #[error("bundle file {path}: package {package} is outside the roots {}", list(.roots))]
-    PackageOutside {
-        /// The file's name in the tarball.
-        path: String,
-        /// Its package.
-        package: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Data outside of what the bundle owns.
-    #[error("bundle file {path}: data at {at:?} is outside the roots {}", list(.roots))]
-    DataOutside {
-        /// The file's name in the tarball.
-        path: String,
-        /// The path below `data`, such as `a/b`.
-        at: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Two data files give values to one path.
-    #[error("bundle files {first} and {second} both set {at}")]
-    Collision {
-        /// A file's name in the tarball.
-        first: String,
-        /// Another's.
-        second: String,
-        /// Such as `data.users`.
-        at: String,
-    },
-    /// A delta bundle, which bypasses OPA's own signature checks before 1.21.3.
-    #[error("bundle file {path} makes this a delta bundle; only snapshots are served")]
-    Delta {
-        /// The patch file.
-        path: String,
-    },
-}
-
 impl Bundle {
-    /// Reads `blob` to the end of the archive in it, as OPA's reader would. One file is in
-    /// memory at a time, and of data files only what has to be compared. Blocks for as long as
-    /// inflating takes, twice where the bundle holds data.
+    /// Reads `blob` to the end of its archive, as OPA's reader does. One file is in memory at a time,
+    /// and of data files only the part that has to be compared. Blocks while inflating, twice if the
+    /// bundle has data.
     ///
     /// # Errors
-    /// What OPA, or a limit, would refuse.
-    pub fn open(blob: Blob, limits: &Limits) -> Result<Self, NotABundle> {
+    /// When OPA would refuse the bundle, or a limit is exceeded.
+    pub fn open(blob: Blob, limits: &Limits) -> Result<Self, BundleError> {
         let size = blob.size();
         if size > limits.bundle {
-            return Err(NotABundle::TooLarge { size, limit: limits.bundle });
+            return Err(BundleError::TooLarge { size, limit: limits.bundle });
         }
-        let unreadable = |error: io::Error| NotABundle::Archive { reason: error.to_string() };
+        let unreadable = |error: io::Error| BundleError::Archive { reason: error.to_string() };
         let start = blob.read_at(0, 4).map_err(unreadable)?;
         if !start.starts_with(&[0x1f, 0x8b]) {
-            return Err(NotABundle::NotGzip { start: start.to_vec() });
+            return Err(BundleError::NotGzip { start: start.to_vec() });
         }
         let manifest = load(&blob, limits)?;
         Ok(Self { blob, manifest, limits: *limits })
     }
 
-    /// Shows every file to `visit`, in the order of the tarball. Inflates the whole again.
+    /// Calls `visit` for every file, in the order of the tarball. Inflates the tarball again.
     ///
     /// # Errors
-    /// What `visit` says; after opening, the archive itself is known to be sound.
-    pub(super) fn walk<E: From<NotABundle>>(
+    /// The errors of `visit`; opening has proved that the archive itself is sound.
+    pub(super) fn walk<E: From<BundleError>>(
         &self,
         visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -163,18 +60,9 @@ impl Bundle {
         &self.manifest.revision
     }
 
-    /// What its `.manifest` says.
+    /// Its `.manifest`.
     pub fn manifest(&self) -> &BundleManifest {
         &self.manifest
-    }
-}
-
-/// The first few of a list, for a message.
-pub(super) fn list(items: &[String]) -> String {
-    const SHOWN: usize = 5;
-    match items.len().checked_sub(SHOWN + 1) {
-        None => format!("{items:?}"),
-        Some(more) => format!("{:?} and {} more", &items[..SHOWN], more + 1),
     }
 }
 
@@ -202,7 +90,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o600);
-            // As OPA writes it; the library has no such names.
+            // As OPA writes it; the library refuses such names.
             if let Some(path) = path.strip_prefix('/') {
                 header.as_old_mut().name[0] = b'/';
                 header.as_old_mut().name[1..=path.len()].copy_from_slice(path.as_bytes());
@@ -215,7 +103,7 @@ mod tests {
         gzip(&builder.into_inner().unwrap()).into()
     }
 
-    fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, NotABundle> {
+    fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, BundleError> {
         Bundle::open(Blob::check(&Descriptor::of("", &bytes), bytes).unwrap(), limits)
     }
 
@@ -228,18 +116,18 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_refuses_is_refused_with_the_files_name() {
+    fn errors_name_the_file_that_opa_refuses() {
         for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
         {
             let error = open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{path} {content}: {error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{path} {content}: {error}");
         }
         let delta = tarball(&[("patch.json", br#"{"data":[]}"#)]);
-        assert!(matches!(open(delta, &LIMITS).unwrap_err(), NotABundle::Delta { .. }));
+        assert!(matches!(open(delta, &LIMITS).unwrap_err(), BundleError::Delta { .. }));
     }
 
     #[test]
-    fn things_that_are_no_tarball_are_refused() {
+    fn bytes_that_are_no_tarball_are_refused() {
         let good = tarball(&[("data.json", b"{}"), ("a/data.json", &[b' '; 9000])]);
         let truncated = good.slice(..good.len() / 2);
         for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated] {
@@ -247,20 +135,20 @@ mod tests {
         }
     }
 
-    /// OPA's reader stops at the two blocks of zeros; 1.22.2 loads each of these.
+    /// OPA's reader stops at the two blocks of zeros; OPA 1.22.2 loads each of these.
     #[test]
-    fn what_lies_behind_the_end_of_the_archive_is_not_looked_at() {
+    fn bytes_after_the_end_of_the_archive_are_ignored() {
         let good = tarball(&[("data.json", b"{}")]);
-        let behind = |bytes: &[u8]| Bytes::from([&good[..], bytes].concat());
+        let followed_by = |bytes: &[u8]| Bytes::from([&good[..], bytes].concat());
         let mut checksum = good.to_vec();
         let end = checksum.len() - 6;
         checksum[end] ^= 1;
         let second = tarball(&[("data.json", b"[")]);
         for bytes in [
-            behind(b"\n"),
-            behind(&[0; 700]),
-            behind(b"anything at all"),
-            behind(&second),
+            followed_by(b"\n"),
+            followed_by(&[0; 700]),
+            followed_by(b"anything at all"),
+            followed_by(&second),
             checksum.into(),
             good.slice(..good.len() - 4),
         ] {
@@ -268,9 +156,9 @@ mod tests {
         }
     }
 
-    /// OPA 1.22.2 refuses each of these: one block of zeros is no end.
+    /// OPA 1.22.2 refuses each of these: one block of zeros does not end an archive.
     #[test]
-    fn an_archive_that_ends_in_between_is_refused() {
+    fn a_truncated_archive_is_refused() {
         let mut header = tar::Header::new_ustar();
         header.set_path("data.json").unwrap();
         header.set_size(2);
@@ -283,7 +171,7 @@ mod tests {
             with(end).unwrap();
         }
         for end in [&[0; 100][..], &[0; 612], &[[0; 512], [b'x'; 512]].concat()] {
-            assert!(matches!(with(end).unwrap_err(), NotABundle::Archive { .. }), "{}", end.len());
+            assert!(matches!(with(end).unwrap_err(), BundleError::Archive { .. }), "{}", end.len());
         }
     }
 
@@ -297,9 +185,9 @@ mod tests {
         open(tarball(&[("a/p.rego", rego), ("a/p.rego", rego)]), &LIMITS).unwrap();
     }
 
-    /// What can be told without a Rego compiler: each verdict is OPA 1.22.2's.
+    /// Errors that need no Rego compiler; OPA 1.22.2 refuses each of these.
     #[test]
-    fn what_opa_refuses_to_load_is_refused() {
+    fn bundles_that_opa_refuses_are_refused() {
         let manifest = |text: &'static str| (".manifest", text.as_bytes());
         let rego = |package: &'static str| ("a/p.rego", package.as_bytes());
         let cases: &[&[(&str, &[u8])]] = &[
@@ -333,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_loads_is_loaded() {
+    fn bundles_that_opa_loads_are_opened() {
         let manifest = |text: &'static str| (".manifest", text.as_bytes());
         let deep = format!("{}1{}", "{\"a\":".repeat(300), "}".repeat(300));
         let cases: &[&[(&str, &[u8])]] = &[
@@ -355,9 +243,9 @@ mod tests {
         }
     }
 
-    /// As GNU tar writes it (`tar --sparse --format=posix`), and OPA loads it.
+    /// GNU tar writes these (`tar --sparse --format=posix`), and OPA loads them.
     #[test]
-    fn a_sparse_file_is_what_it_expands_to() {
+    fn a_sparse_file_is_read_with_its_holes() {
         let sparse = |size: &str, map: &[u8]| {
             let mut builder = tar::Builder::new(Vec::new());
             let records = [("major", "1"), ("minor", "0"), ("name", "data.json"), ("realsize", size)];
@@ -374,9 +262,9 @@ mod tests {
             open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
         };
         sparse("7", b"1\n0\n7\n").unwrap();
-        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), NotABundle::File { .. }), "zeros are no JSON");
+        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), BundleError::File { .. }), "zeros are not JSON");
         let error = sparse("9999999", b"1\n0\n7\n").unwrap_err();
-        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
+        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]
@@ -389,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lies_outside_or_is_a_link() {
+    fn links_devices_and_names_that_lead_out_are_refused() {
         let with = |path: &str, kind: EntryType| {
             let mut builder = tar::Builder::new(Vec::new());
             for (name, kind) in [("/data.json", EntryType::Regular), (path, kind)] {
@@ -429,13 +317,13 @@ mod tests {
             ("a/x.rego", Kind::Fifo, "a device"),
         ] {
             let error = with(path, kind).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{path}: {error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{path}: {error}");
             assert!(error.to_string().contains(words), "{path}: {error}");
         }
     }
 
-    /// RUSTSEC-2026-0067: one reader goes by the header, another by the extension before it, and
-    /// what one takes for content is a file to the other.
+    /// RUSTSEC-2026-0067: one reader uses the size of the header, another that of the extended header,
+    /// so one sees content where the other sees a file.
     #[test]
     fn a_size_that_an_extension_contradicts_hides_no_file() {
         let mut builder = tar::Builder::new(Vec::new());
@@ -451,11 +339,11 @@ mod tests {
         hidden.set_cksum();
         builder.append(&hidden, &b"{}"[..]).unwrap();
         let error = open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS).unwrap_err();
-        assert!(error.to_string().contains("said twice"), "{error}");
+        assert!(error.to_string().contains("disagree about its size"), "{error}");
     }
 
     #[test]
-    fn large_documents_are_judged_like_small_ones() {
+    fn large_documents_are_checked_like_small_ones() {
         let limits = Limits { bundle: 1 << 30, unpacked: 1 << 30, files: 10, bundle_manifest: 1 << 20 };
         let document = |end: &str| format!("{{\"a\":\"{}\"}}{end}", "x".repeat(9 << 20));
         open(tarball(&[("data.json", document("").as_bytes())]), &limits).unwrap();
@@ -465,21 +353,21 @@ mod tests {
             ("a/data.json", format!("\u{feff}{}", document(""))),
         ] {
             let error = open(tarball(&[(path, content.as_bytes())]), &limits).unwrap_err();
-            assert!(matches!(&error, NotABundle::File { .. }), "{error}");
+            assert!(matches!(&error, BundleError::File { .. }), "{error}");
         }
         let tight = Limits { unpacked: 9 << 20, ..limits };
         let error = open(tarball(&[("data.json", document("").as_bytes())]), &tight).unwrap_err();
-        assert!(matches!(error, NotABundle::UnpacksTooLarge { .. }), "{error}");
+        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
     }
 
     #[test]
     fn limits_hold_for_the_tarball_its_content_and_its_files() {
         let bomb = tarball(&[("x", &vec![0; 2 << 20])]);
-        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), NotABundle::UnpacksTooLarge { .. }));
+        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), BundleError::UnpacksTooLarge { .. }));
         let many: Vec<_> = (0..11).map(|n| (format!("f{n}"), b"".as_slice())).collect();
         let many: Vec<_> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
-        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), NotABundle::TooManyFiles { .. }));
+        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), BundleError::TooManyFiles { .. }));
         let small = Limits { bundle: 10, ..LIMITS };
-        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), NotABundle::TooLarge { .. }));
+        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), BundleError::TooLarge { .. }));
     }
 }

@@ -1,221 +1,66 @@
-//! Packing a folder into a bundle, the same bytes for the same content everywhere.
+//! Packs a folder into a bundle, reproducibly: the same content gives the same bytes.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use serde_json::value::RawValue;
 
 use super::{
-    Bundle, BundleManifest, Folder, Limits, Module, NotABundle, Parse, RegoVersion,
+    Bundle, BundleError, BundleManifest, Folder, Limits, Module, PackError, Parse, RegoVersion,
     check::check,
-    diagnostic::Diagnostic,
     folder::{Members, Origin, raw},
-    open::list,
-    rego::{BadRego, Unreadable},
-    tarball::Tarball,
+    tarball::TarballWriter,
 };
 use crate::oci::{Blob, Digest, Hasher};
 
-/// How to make a bundle of a folder.
+/// How a folder is packed.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
-    /// How much the bundle may hold.
+    /// The limits of the bundle.
     pub limits: Limits,
-    /// Whether the built-in parser must know all Rego.
+    /// How its Rego is parsed.
     pub parse: Parse,
-    /// Instead of what `.manifest` says; without either, the revision is derived from the
+    /// Overrides the revision in `.manifest`. Without either, the revision is derived from the
     /// content, so that it is never empty.
     pub revision: Option<String>,
-    /// Instead of what `.manifest` says; without either, the bundle owns everything.
+    /// Override the roots in `.manifest`. Without either, the bundle owns everything.
     pub roots: Vec<String>,
-    /// Instead of what `.manifest` says; without either, version 1.
+    /// Overrides the version in `.manifest`. Without either, it is 1.
     pub rego_version: Option<RegoVersion>,
 }
 
-/// A folder as bundle bytes that were opened again before anyone sees them.
+/// A packed folder. The bundle was opened again, so it is known to load.
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// The bundle.
     pub bundle: Bundle,
-    /// How many files it holds.
+    /// The number of its files.
     pub files: usize,
-    /// Its Rego files, in the order of their names.
+    /// Its Rego files, sorted by name.
     pub modules: Vec<Module>,
 }
 
-/// Why a folder can't be packed.
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    /// The operating system said no.
-    #[error("read {path}: {source}")]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// There was no room to write the bundle down.
-    #[error("write the bundle to a temporary file: {0}; make room, or name another folder with TMPDIR")]
-    Temporary(io::Error),
-    /// A path that was named and is not there.
-    #[error("{0}: no such file or folder")]
-    Missing(PathBuf),
-    /// A link to something that is not in the folder.
-    #[error("{link} is a symbolic link that leads out of {folder}; put the file itself there", folder = .folder.display(), link = .link.display())]
-    LeadsOut {
-        /// The link.
-        link: PathBuf,
-        /// The folder that it lies in.
-        folder: PathBuf,
-    },
-    /// A link to a folder, which OPA would not follow.
-    #[error("{0} is a symbolic link to a folder; put the folder itself there, or --ignore it")]
-    LinkedFolder(PathBuf),
-    /// A pipe, a socket, a device.
-    #[error("{0} is no regular file; remove it, or --ignore it")]
-    NotAFile(PathBuf),
-    /// A file that was named and that OPA would not load.
-    #[error(
-        "{0}: OPA loads .rego, data.json, data.yaml, policy.wasm and plan.json only; name such a file, or a folder"
-    )]
-    NotLoaded(PathBuf),
-    /// A name that is not UTF-8.
-    #[error("{0} has a name that is not UTF-8; rename it")]
-    Name(PathBuf),
-    /// Nothing in it that OPA would load.
-    #[error("{0} holds no .rego, data.json or data.yaml file")]
-    Empty(String),
-    /// Two files that can't both be in the bundle.
-    #[error("{first} and {second} would both be {name} in the bundle; rename one")]
-    SameName {
-        /// A file.
-        first: PathBuf,
-        /// Another.
-        second: PathBuf,
-        /// The name in the bundle.
-        name: String,
-    },
-    /// Two data files give values to one path.
-    #[error("{first} and {second} both set {at}; keep one of the two")]
-    Conflict {
-        /// A file.
-        first: String,
-        /// Another.
-        second: String,
-        /// Such as `data.users`.
-        at: String,
-    },
-    /// A Rego file that can't be parsed.
-    #[error("{place}: {reason}")]
-    Rego {
-        /// `FILE:LINE:COLUMN`.
-        place: String,
-        /// What the parser said.
-        reason: String,
-        /// Every error of the file, the first included.
-        errors: Vec<Diagnostic>,
-    },
-    /// A Rego file that is no text.
-    #[error("{0} is not UTF-8; save it as UTF-8")]
-    NotText(String),
-    /// Rego outside of what the bundle owns.
-    #[error("{place}: package {package} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
-    PackageOutside {
-        /// The file.
-        place: String,
-        /// Its package.
-        package: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// Data outside of what the bundle owns.
-    #[error("{place}: data at {at:?} is outside the roots {}; add a root for it to .manifest, or move it", list(.roots))]
-    DataOutside {
-        /// The file.
-        place: String,
-        /// Where it is mounted.
-        at: String,
-        /// What the bundle owns.
-        roots: Vec<String>,
-    },
-    /// A rule in the place of data, which OPA does not compile.
-    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
-    RuleOverData {
-        /// `FILE:LINE:COLUMN`.
-        place: String,
-        /// Such as `data.authz.allow`.
-        at: String,
-    },
-    /// A file that OPA would refuse.
-    #[error("{place}: {reason}")]
-    File {
-        /// The file.
-        place: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// OPA would refuse the result.
-    #[error(transparent)]
-    Refused(#[from] NotABundle),
-}
-
-impl PackError {
-    pub(super) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
-    }
-
-    /// A reason that may begin with `LINE:COLUMN: `, which belongs to the file.
-    pub(super) fn at(path: &Path, reason: &str) -> Self {
-        Self::in_file(&path.display().to_string(), reason)
-    }
-
-    pub(super) fn in_file(place: &str, reason: &str) -> Self {
-        let (place, reason) = with_position(place, reason);
-        Self::File { place, reason }
-    }
-}
-
-impl From<Unreadable> for PackError {
-    fn from(Unreadable { place, reason }: Unreadable) -> Self {
-        let errors = vec![Diagnostic::new(&place, reason.clone(), "")];
-        Self::Rego { place, reason, errors }
-    }
-}
-
-impl From<BadRego> for PackError {
-    fn from(BadRego(errors): BadRego) -> Self {
-        let first = errors.first();
-        let place = first.map(Diagnostic::place).unwrap_or_default();
-        let reason = first.map(|first| first.reason.clone()).unwrap_or_default();
-        Self::Rego { place, reason, errors }
-    }
-}
-
 impl PackOptions {
-    /// With everything as `.manifest` has it.
+    /// Options without overrides.
     pub fn new(limits: Limits) -> Self {
         Self { limits, parse: Parse::Strictly, revision: None, roots: Vec::new(), rego_version: None }
     }
 }
 
 impl Folder {
-    /// Packs the files, and loads the result as OPA would. Blocks. Memory is taken for one
-    /// file at a time.
+    /// Packs the files, and opens the result as OPA would. Blocks. One file is in memory at a time.
     ///
     /// # Errors
-    /// What OPA, or a limit, would refuse.
+    /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn pack(&self, options: &PackOptions) -> Result<Packed, PackError> {
         let (blob, files) = self.write(options)?;
-        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.placed(error))?;
+        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.with_paths(error))?;
         let modules = check(&bundle, self, options.parse)?;
         Ok(Packed { bundle, files, modules })
     }
 
     fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
         let mut manifest = self.manifest_for(options);
-        let mut tarball = Tarball::create();
+        let mut tarball = TarballWriter::create();
         let mut list = String::new();
         for (name, origin) in &self.files {
             let digest = add(&mut tarball, name, origin)?;
@@ -228,7 +73,7 @@ impl Folder {
             manifest.extend(revision.map(|revision| ("revision".to_owned(), revision)));
         }
         let manifest = members_text(&manifest);
-        // Here rather than when it is opened: the message knows nothing of bundles then.
+        // Parsed here, because opening the bundle would report a file in a bundle instead.
         let refused = |reason| PackError::File { place: ".manifest".to_owned(), reason };
         BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
@@ -236,8 +81,8 @@ impl Folder {
         Ok((blob, self.files.len() + 1))
     }
 
-    /// What `.manifest` will say, but for a revision that is derived. Everything is spelled
-    /// out, as `opa build` does: what is left open, OPAs of different ages read differently.
+    /// The `.manifest` to write, except for a derived revision. All defaults are explicit, as
+    /// `opa build` writes them, because versions of OPA differ in their defaults.
     pub(super) fn manifest_for(&self, options: &PackOptions) -> Members {
         let mut manifest = self.manifest.clone();
         let mut set = |key: &str, value: Option<Box<RawValue>>| {
@@ -253,7 +98,7 @@ impl Folder {
         };
         default("roots", raw(&[""]));
         default("rego_version", raw(&RegoVersion::V1.number()));
-        for (key, change) in [("file_rego_versions", both_spellings as Change), ("wasm", bare_modules)] {
+        for (key, change) in [("file_rego_versions", with_and_without_slash as Change), ("wasm", without_slash)] {
             if let Some(changed) = manifest.get(key).and_then(|value| change(value)) {
                 manifest.insert(key.to_owned(), changed);
             }
@@ -261,17 +106,17 @@ impl Folder {
         manifest
     }
 
-    /// With the file's own name instead of the one in the bundle.
-    fn placed(&self, error: NotABundle) -> PackError {
+    /// Replaces names in the bundle by the paths of the files.
+    fn with_paths(&self, error: BundleError) -> PackError {
         match error {
-            NotABundle::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
-            NotABundle::PackageOutside { path, package, roots } => {
+            BundleError::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
+            BundleError::PackageOutside { path, package, roots } => {
                 PackError::PackageOutside { place: self.place(&path), package, roots }
             }
-            NotABundle::DataOutside { path, at, roots } => {
+            BundleError::DataOutside { path, at, roots } => {
                 PackError::DataOutside { place: self.place(&path), at, roots }
             }
-            NotABundle::Collision { first, second, at } => {
+            BundleError::Collision { first, second, at } => {
                 PackError::Conflict { first: self.place(&first), second: self.place(&second), at }
             }
             error => error.into(),
@@ -281,9 +126,10 @@ impl Folder {
 
 type Change = fn(&RawValue) -> Option<Box<RawValue>>;
 
-/// OPA compares the globs of `file_rego_versions` with names as the loader has them: with a
-/// slash in front in a folder, without one in a tarball that is written here.
-fn both_spellings(versions: &RawValue) -> Option<Box<RawValue>> {
+/// Adds each glob of `file_rego_versions` with and without a leading slash. OPA compares them with
+/// names as its loader has them: with a leading slash in a folder, without one in a tarball that is
+/// written here.
+fn with_and_without_slash(versions: &RawValue) -> Option<Box<RawValue>> {
     let mut versions: Members = serde_json::from_str(versions.get()).ok()?;
     for (glob, version) in versions.clone() {
         let bare = glob.trim_start_matches('/');
@@ -293,9 +139,9 @@ fn both_spellings(versions: &RawValue) -> Option<Box<RawValue>> {
     raw(&versions)
 }
 
-/// OPA compares names of WebAssembly modules to the letter, and `opa build` writes them with a
-/// slash in front that names in a tarball which is written here do not have.
-fn bare_modules(resolvers: &RawValue) -> Option<Box<RawValue>> {
+/// Removes the leading slash of WebAssembly modules. OPA compares their names exactly, and
+/// `opa build` writes a leading slash, which names in a tarball that is written here do not have.
+fn without_slash(resolvers: &RawValue) -> Option<Box<RawValue>> {
     let mut resolvers: Vec<Members> = serde_json::from_str(resolvers.get()).ok()?;
     for resolver in &mut resolvers {
         let module = resolver.get("module").and_then(|module| serde_json::from_str::<String>(module.get()).ok());
@@ -307,31 +153,20 @@ fn bare_modules(resolvers: &RawValue) -> Option<Box<RawValue>> {
 
 /// The members of a manifest as one JSON object.
 pub(super) fn members_text(members: &Members) -> String {
-    // Texts alone, so that nothing can fail.
+    // Can't fail: the keys are strings and the values are JSON.
     serde_json::to_string(members).unwrap_or_default()
-}
-
-/// A file's name with the `LINE:COLUMN: ` that a reason begins with, and the rest of it.
-pub(super) fn with_position(place: &str, reason: &str) -> (String, String) {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    match reason.split_once(": ") {
-        Some((position, rest)) if position.split(':').all(is_number) => {
-            (format!("{place}:{position}"), rest.to_owned())
-        }
-        _ => (place.to_owned(), reason.to_owned()),
-    }
 }
 
 /// Reads and packs a folder; see [`Folder`].
 ///
 /// # Errors
-/// The first file that is in the way, by name; see [`PackError`].
+/// The first file that can't be packed, by name; see [`PackError`].
 pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
     Folder::read(folder)?.pack(&PackOptions::new(*limits))
 }
 
-/// Adds one file, and gives the digest of its content.
-fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, PackError> {
+/// Adds a file and returns the digest of its content.
+fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Digest, PackError> {
     match origin {
         Origin::Merged { document, .. } => {
             let content = document.to_bytes();
@@ -342,12 +177,12 @@ fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, Pac
             let failed = |source| PackError::io(path, source);
             let file = fs::File::open(path).map_err(failed)?;
             let size = file.metadata().map_err(failed)?.len();
-            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), broken: None };
+            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), error: None };
             let added = tarball.add(name, size, &mut content);
-            match (added, content.broken.take()) {
+            match (added, content.error.take()) {
                 (Ok(()), _) => Ok(content.hasher.finish()),
                 (Err(_), Some(source)) => Err(failed(source)),
-                // What is left is the file's size, or the disk that is written to.
+                // Either the file changed its size, or the output failed.
                 (Err(error), None) if error.kind() == io::ErrorKind::Other => Err(failed(error)),
                 (Err(error), None) => Err(PackError::Temporary(error)),
             }
@@ -355,11 +190,11 @@ fn add(tarball: &mut Tarball, name: &str, origin: &Origin) -> Result<Digest, Pac
     }
 }
 
-/// Hashes what is read, and remembers why reading failed.
+/// Hashes the bytes that are read, and keeps the error of a failed read.
 struct Hashed<R> {
     inner: R,
     hasher: Hasher,
-    broken: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 impl<R: io::Read> io::Read for Hashed<R> {
@@ -372,7 +207,7 @@ impl<R: io::Read> io::Read for Hashed<R> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let kind = error.kind();
-                self.broken = Some(error);
+                self.error = Some(error);
                 Err(kind.into())
             }
         }
@@ -408,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_content_gives_the_same_bytes_wherever_it_lies() {
+    fn the_same_content_gives_the_same_bytes_in_any_folder() {
         let files = [("a/p.rego", "package a\n"), ("data.json", "{}"), ("b/data.yaml", "x: 1\n")];
         let mut reversed = files;
         reversed.reverse();
@@ -429,12 +264,12 @@ mod tests {
     }
 
     #[test]
-    fn a_module_of_webassembly_is_named_as_it_lies_in_the_tarball() {
+    fn a_webassembly_module_is_named_as_in_the_tarball() {
         let compiled = folder(&[
             ("policy.wasm", "x"),
             (".manifest", r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#),
         ]);
-        // With a slash that no name in the tarball has, OPA says that the file does not exist.
+        // With a leading slash, which no name in the tarball has, OPA does not find the file.
         assert_eq!(pack(compiled.path(), &LIMITS).unwrap().bundle.manifest().wasm[0].module, "policy.wasm");
     }
 
@@ -449,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_stands_above_the_manifest() {
+    fn options_override_the_manifest() {
         let stated = folder(&[("p.rego", "package a\n"), (".manifest", r#"{"revision":"v1","roots":["b"]}"#)]);
         let options = PackOptions {
             revision: Some("v2".into()),
@@ -471,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ignored_is_not_even_looked_at() {
+    fn ignored_files_are_not_parsed() {
         let sources =
             folder(&[("p.rego", "package a\n"), ("old/x.rego", "???"), ("lib/y.rego", "???"), ("z.rego", "?")]);
         let patterns = ["old", "lib/*.rego", "z.*"].map(str::to_owned);
@@ -496,7 +331,7 @@ mod tests {
         let packed = Folder::gather(&paths, &Ignore::default()).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
         assert_eq!(packed.bundle.manifest().roots, ["a", "b", "x"]);
         let mut data = Vec::new();
-        let found = packed.bundle.walk(|entry| -> Result<(), NotABundle> {
+        let found = packed.bundle.walk(|entry| -> Result<(), BundleError> {
             if entry.name() == "data.json" {
                 data = entry.content()?;
             }
@@ -513,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opa_would_refuse_at_load_is_refused_by_name() {
+    fn errors_name_the_file_that_opa_would_refuse() {
         let rego = ("p.rego", "package a\n");
         for (files, expected) in [
             (&[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..], r#".manifest: roots "a" and "a/b" overlap"#),
@@ -527,7 +362,7 @@ mod tests {
                 r#"x/data.yaml: data at "x" is outside"#,
             ),
             (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
-            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a text"),
+            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a string"),
             (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
             (&[rego, ("data.yaml", "a: [\n")], "data.yaml:2:1: "),
             (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
@@ -538,7 +373,7 @@ mod tests {
             ),
             (
                 &[("a/p.rego", "package a\n\ndefault allow := false\n"), ("a/data.json", r#"{"allow":true}"#)],
-                "a/p.rego:3:1: the rule stands where data gives data.a.allow a value",
+                "a/p.rego:3:1: the rule conflicts with data that sets data.a.allow",
             ),
             (&[rego, ("a/data.json", "{\n\"b\": nul}")], "a/data.json:2:9: unexpected '}'"),
             (
@@ -554,13 +389,13 @@ mod tests {
             ),
             (&[("p.rego", "package a\n\nallow { input.x }\n")], "p.rego:3:"),
         ] {
-            let said = refusal(files);
-            assert!(said.contains(expected), "{said}\nlacks {expected}");
+            let error = refusal(files);
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
         }
     }
 
     #[test]
-    fn what_opa_would_take_is_taken() {
+    fn folders_that_opa_would_load_are_packed() {
         for files in [
             &[("a/data.json", r#"{"b":1}"#), ("data.json", r#"{"a":{"c":2}}"#), ("a/d/data.yaml", "e: 1\n")][..],
             &[("p.rego", "package a\n\nallow { input.x }\n"), (".manifest", r#"{"rego_version":0}"#)],
@@ -576,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn rego_that_only_opa_can_read_passes_when_it_is_not_parsed() {
+    fn rego_that_only_opa_can_parse_passes_without_parsing() {
         let sources = folder(&[("p.rego", "package a\n\nimport rego.v9\n???\n"), (".manifest", r#"{"roots":["a"]}"#)]);
         let options = PackOptions { parse: Parse::No, ..PackOptions::new(LIMITS) };
         let packed = Folder::read(sources.path()).unwrap().pack(&options).unwrap();
@@ -586,13 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn bad_folders_are_refused_by_name() {
+    fn empty_and_missing_folders_are_refused() {
         assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
         assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Missing(_))));
     }
 
     #[test]
-    fn links_are_followed_to_files_of_the_folder_and_nowhere_else() {
+    fn links_are_followed_to_files_of_the_folder_only() {
         use std::os::unix::fs::symlink;
         let linked = folder(&[("p.rego", "package a\n"), ("real/other.txt", r#"{"x":1}"#)]);
         symlink("real/other.txt", linked.path().join("data.json")).unwrap();

@@ -1,51 +1,51 @@
-//! The package that a Rego file declares, made out without a Rego parser: enough to tell which
-//! files OPA refuses before it compiles anything.
+//! Reads the package of a Rego file without a Rego parser, which is enough to find the files that
+//! OPA refuses before it compiles anything.
 
-/// How a Rego file begins.
+/// The first statement of a Rego file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Declaration {
-    /// With a package, whose segments these are.
+    /// A package, with its segments.
     Package(Vec<String>),
-    /// With something else, which no OPA reads.
-    None(&'static str),
-    /// With a package whose name takes a parser.
-    Unclear,
+    /// Another statement, which every OPA refuses, and why.
+    Invalid(&'static str),
+    /// A package whose name only a parser can read.
+    NeedsParser,
 }
 
-/// Looks at the first statement of a file, as OPA's parser would (`parsePackage` in
+/// Reads the first statement of a file as OPA's parser does (`parsePackage` in
 /// `v1/ast/parser.go`).
 pub(super) fn declaration(text: &str) -> Declaration {
     let text = skip_space(text.strip_prefix('\u{feff}').unwrap_or(text));
     if text.is_empty() {
-        return Declaration::None("the file is empty; OPA takes no module without a package");
+        return Declaration::Invalid("the file is empty; OPA refuses a module without a package");
     }
     let (word, rest) = split_identifier(text);
     if word != "package" || rest.starts_with(['.', '[']) {
-        return Declaration::None("the first statement is no package declaration");
+        return Declaration::Invalid("the first statement is not a package declaration");
     }
     let name = rest.trim_start_matches([' ', '\t']);
     if name.len() == rest.len() {
-        return Declaration::Unclear;
+        return Declaration::NeedsParser;
     }
     let (first, mut rest) = split_identifier(name);
     if first.is_empty() {
-        return Declaration::Unclear;
+        return Declaration::NeedsParser;
     }
     let mut path = vec![first.to_owned()];
     loop {
-        let segment = if let Some(behind) = rest.strip_prefix('.') {
-            let (segment, behind) = split_identifier(behind);
-            (!segment.is_empty()).then(|| (segment.to_owned(), behind))
-        } else if let Some(behind) = rest.strip_prefix('[') {
-            split_string(behind)
+        let segment = if let Some(after) = rest.strip_prefix('.') {
+            let (segment, after) = split_identifier(after);
+            (!segment.is_empty()).then(|| (segment.to_owned(), after))
+        } else if let Some(after) = rest.strip_prefix('[') {
+            split_string(after)
         } else if rest.starts_with(';') {
-            return Declaration::None("a semicolon behind the package");
+            return Declaration::Invalid("a semicolon after the package");
         } else {
             return Declaration::Package(path);
         };
-        let Some((segment, behind)) = segment else { return Declaration::Unclear };
+        let Some((segment, after)) = segment else { return Declaration::NeedsParser };
         path.push(segment);
-        rest = behind;
+        rest = after;
     }
 }
 
@@ -63,7 +63,7 @@ fn split_identifier(text: &str) -> (&str, &str) {
     if text.starts_with(|character: char| character.is_ascii_digit()) { ("", text) } else { text.split_at(end) }
 }
 
-/// A string and the bracket behind it.
+/// Splits off a string and the bracket after it.
 fn split_string(text: &str) -> Option<(String, &str)> {
     let (segment, rest) = if let Some(raw) = text.strip_prefix('`') {
         let (segment, rest) = raw.split_once('`')?;
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn files_without_a_package_are_none_for_opa() {
+    fn files_without_a_package_are_invalid() {
         for text in [
             "",
             "\n# only a comment",
@@ -104,10 +104,10 @@ mod tests {
             "package.x",
             "package a;x := 1",
         ] {
-            assert!(matches!(declaration(text), Declaration::None(_)), "{text:?}");
+            assert!(matches!(declaration(text), Declaration::Invalid(_)), "{text:?}");
         }
         for text in ["package", "package\na", "package \u{e9}", "package a[x]", "package 1"] {
-            assert_eq!(declaration(text), Declaration::Unclear, "{text:?}");
+            assert_eq!(declaration(text), Declaration::NeedsParser, "{text:?}");
         }
     }
 }

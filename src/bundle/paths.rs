@@ -1,6 +1,6 @@
-//! Names of files in a bundle, and where OPA mounts what is in them.
+//! The names of files in a bundle, and the paths at which OPA mounts their data.
 
-/// The file's own name. Slashes at the end don't count, as in Go's `filepath.Base`.
+/// The last segment of a name. Trailing slashes are ignored, as in Go's `filepath.Base`.
 pub(super) fn base(name: &str) -> &str {
     name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
 }
@@ -10,14 +10,13 @@ pub(super) fn is_data(name: &str) -> bool {
     matches!(base(name), "data.json" | "data.yaml" | "data.yml")
 }
 
-/// Whether OPA reads a file as the bundle's manifest: it goes by the end of the name.
+/// Whether OPA reads a file as the bundle's manifest, which depends on the end of its name.
 pub(super) fn is_manifest(name: &str) -> bool {
     name.ends_with(".manifest")
 }
 
-/// Where OPA mounts a data file: below the keys that its folder is made of. Dots and slashes
-/// that the folder begins with are not part of it (`getNormalizedPath` in
-/// `v1/bundle/bundle.go`).
+/// The path at which OPA mounts a data file: the segments of its folder, without leading dots and
+/// slashes (`getNormalizedPath` in `v1/bundle/bundle.go`).
 pub(super) fn mount(name: &str) -> Vec<String> {
     let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
     let parts: Vec<_> = folder.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
@@ -26,7 +25,7 @@ pub(super) fn mount(name: &str) -> Vec<String> {
     if folder.is_empty() { Vec::new() } else { folder.split('/').map(str::to_owned).collect() }
 }
 
-/// `data.a.b`, as people write it.
+/// A path in the notation `data.a.b`.
 pub(super) fn data_path(path: &[String]) -> String {
     let path = ["data"].into_iter().chain(path.iter().map(String::as_str));
     path.collect::<Vec<_>>().join(".")

@@ -1,75 +1,75 @@
-//! Evaluating a bundle, for a quick look: regorus in the place of OPA.
+//! Evaluates a bundle with regorus, for `eval` and `repl`.
 
 use std::{collections::BTreeMap, fmt};
 
 use regorus::{Engine, Value};
 
 use super::{
-    Bundle, Module, NotABundle, RegoVersion,
+    Bundle, BundleError, Module, RegoVersion,
     archive::Entry,
     check::version_of,
+    diagnostic::with_position,
     document::Document,
-    pack::with_position,
     paths::{base, data_path, is_data, mount},
-    rego::{self, BadRego, Unreadable},
-    value::{Answers, exact, value_of},
+    rego::{self, RegoError, RegoErrors},
+    value::{Answers, read_exact, value_of},
 };
 
-/// A bundle's rules and data, ready for questions.
+/// The rules and data of a bundle, ready for queries.
 pub struct Policy {
     engine: Engine,
     packages: Vec<String>,
 }
 
-/// Why a bundle can't be evaluated, or a question can't be answered.
+/// Why a bundle or a query can't be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// Not in practice: opening the bundle has read it all.
+    /// Never in practice: opening the bundle read every file.
     #[error(transparent)]
-    Bundle(#[from] NotABundle),
-    /// Rego that the evaluator does not know; OPA may.
-    #[error("{place}: {reason}; where a newer OPA reads it, save the bundle and ask that (opa eval -b)")]
+    Bundle(#[from] BundleError),
+    /// The evaluator can't parse a Rego file; OPA may.
+    #[error("{place}: {reason}; if a newer OPA accepts it, save the bundle and use that (opa eval -b)")]
     Rego {
         /// `FILE:LINE:COLUMN`.
         place: String,
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
-    /// A rule in the place of data, which OPA does not compile.
-    #[error("{place}: the rule stands where data gives {at} a value; rename one of the two")]
+    /// A rule conflicts with data, so OPA does not compile it.
+    #[error("{place}: the rule conflicts with data that sets {at}; rename one of the two")]
     RuleOverData {
         /// `FILE:LINE:COLUMN`.
         place: String,
-        /// Such as `data.authz.allow`.
+        /// The path, such as `data.authz.allow`.
         at: String,
     },
-    /// A data file that does not fit.
+    /// A data file can't be loaded.
     #[error("bundle file {path}: {reason}")]
     Data {
         /// The file's name in the bundle.
         path: String,
-        /// What is wrong with it.
+        /// Why not.
         reason: String,
     },
-    /// Rules that were compiled to something else than Rego.
+    /// The rules are compiled, and there is no Rego.
     #[error("the bundle holds {0} and no Rego; only OPA can evaluate it (opa eval -b)")]
     Compiled(String),
-    /// The question, or a rule that it leads to.
+    /// The query, or a rule that it evaluates, fails.
     #[error("{place}: {reason}")]
     Query {
-        /// Where, in the question or in a file.
+        /// The place in the query or in a file.
         place: String,
-        /// What the evaluator said.
+        /// The evaluator's message.
         reason: String,
     },
-    /// The input document.
+    /// The input document can't be parsed.
     #[error("input: {0}")]
     Input(String),
 }
 
 impl Policy {
-    /// Loads rules and data as OPA does: `data.json` and `data.yaml` are mounted where their
-    /// folders say. Blocks.
+    /// Loads rules and data as OPA does: `data.json` and `data.yaml` are mounted by their folders.
+    /// Blocks.
     ///
     /// # Errors
     /// See [`PolicyError`].
@@ -94,7 +94,7 @@ impl Policy {
         let refused = |reason: String| PolicyError::Data { path: loader.data_files.join(", "), reason };
         let data = data.map_err(refused)?;
         policy.engine.add_data(data).map_err(|error| refused(one_line(&error.to_string())))?;
-        // Questions are asked in the Rego of today.
+        // Queries are in Rego v1, whatever the version of the bundle.
         policy.engine.set_rego_v0(false);
         policy.packages.sort();
         policy.packages.dedup();
@@ -111,25 +111,25 @@ impl Policy {
     /// # Errors
     /// When it is neither.
     pub fn set_input(&mut self, text: &str) -> Result<(), PolicyError> {
-        let input = exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
+        let input = read_exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
         self.engine.set_input(input.map_err(PolicyError::Input)?);
         Ok(())
     }
 
-    /// Leaves `input` undefined again.
-    pub fn forget_input(&mut self) {
+    /// Makes `input` undefined.
+    pub fn clear_input(&mut self) {
         self.engine.set_input(Value::Undefined);
     }
 
-    /// Answers a question; the result has the JSON of `opa eval`. Undefined is an empty
-    /// result, not an error.
+    /// Evaluates a query; the result is serialised as by `opa eval`. An undefined result is empty,
+    /// not an error.
     ///
     /// # Errors
-    /// When the question is no Rego, or evaluating it fails.
-    pub fn query(&mut self, question: &str) -> Result<Answers, PolicyError> {
-        let answers = self.engine.eval_query(question.to_owned(), false);
+    /// When the query is malformed, or its evaluation fails.
+    pub fn query(&mut self, query: &str) -> Result<Answers, PolicyError> {
+        let answers = self.engine.eval_query(query.to_owned(), false);
         let mut answers = answers.map_err(|error| {
-            let Unreadable { place, reason } = Unreadable::from_picture("query", &error.to_string());
+            let RegoError { place, reason } = RegoError::from_report("query", &error.to_string());
             PolicyError::Query { place: place.replace("<query.rego>", "query"), reason }
         })?;
         for answer in &mut answers.result {
@@ -140,14 +140,13 @@ impl Policy {
     }
 }
 
-/// What a bundle holds for an evaluator.
+/// The files of a bundle that are evaluated.
 struct Loader {
-    /// Rego files with their names, by the names that OPA compares; of two that are equal it
-    /// takes the last.
+    /// The Rego files with their names, by normalised name; of duplicates OPA takes the last.
     modules: BTreeMap<String, (String, String)>,
     data: Document,
     data_files: Vec<String>,
-    /// Rules in another form than Rego.
+    /// The name of a compiled policy.
     compiled: Option<String>,
 }
 
@@ -170,8 +169,8 @@ impl Loader {
             let text = String::from_utf8(entry.content()?).map_err(|_| refused("it is not UTF-8".to_owned()))?;
             self.modules.insert(place, (name, text));
         } else if is_data(&name) {
-            let document = exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
-            // Opening the bundle has found no collision.
+            let document = read_exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
+            // Never fails: opening the bundle found no collision.
             self.data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             self.data_files.push(place);
         } else if matches!(base(&name), "policy.wasm" | "plan.json") {
@@ -181,8 +180,8 @@ impl Loader {
     }
 }
 
-impl From<BadRego> for PolicyError {
-    fn from(BadRego(errors): BadRego) -> Self {
+impl From<RegoErrors> for PolicyError {
+    fn from(RegoErrors(errors): RegoErrors) -> Self {
         let first = errors.into_iter().next();
         first.map_or_else(
             || Self::Rego { place: String::new(), reason: String::new() },
@@ -191,22 +190,22 @@ impl From<BadRego> for PolicyError {
     }
 }
 
-impl From<Unreadable> for PolicyError {
-    fn from(Unreadable { place, reason }: Unreadable) -> Self {
+impl From<RegoError> for PolicyError {
+    fn from(RegoError { place, reason }: RegoError) -> Self {
         Self::Rego { place, reason }
     }
 }
 
-/// An evaluator that reads YAML as OPA does.
+/// An evaluator whose YAML functions parse as OPA does.
 pub(super) fn evaluator() -> Result<Engine, PolicyError> {
     let mut engine = rego::engine(RegoVersion::V1);
     let unmarshal = |arguments: Vec<Value>| {
-        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
-        // As in OPA, what can't be read is undefined.
+        let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
+        // As in OPA, the result is undefined if the text can't be parsed.
         Ok(read.and_then(|document| value_of(&document)).unwrap_or(Value::Undefined))
     };
     let is_valid = |arguments: Vec<Value>| {
-        let read = text_of(&arguments).and_then(|text| exact("data.yaml", text.as_bytes()));
+        let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
         Ok(Value::from(read.is_ok()))
     };
     let failed = |error: anyhow::Error| PolicyError::Query { place: "yaml".to_owned(), reason: error.to_string() };
@@ -217,7 +216,7 @@ pub(super) fn evaluator() -> Result<Engine, PolicyError> {
 
 fn text_of(arguments: &[Value]) -> Result<String, String> {
     let text = arguments.first().and_then(|value| value.as_string().ok());
-    text.map(ToString::to_string).ok_or_else(|| "not a text".to_owned())
+    text.map(ToString::to_string).ok_or_else(|| "not a string".to_owned())
 }
 
 fn one_line(message: &str) -> String {
@@ -247,7 +246,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            // As `opa build` writes them.
+            // As `opa build` writes names.
             builder.append_data(&mut header, format!("./{path}"), content.as_bytes()).unwrap();
         }
         let bytes = bytes::Bytes::from(builder.into_inner().unwrap().finish().unwrap());
@@ -255,12 +254,12 @@ mod tests {
         Policy::load(&Bundle::open(blob, &LIMITS).unwrap())
     }
 
-    fn answer(policy: &mut Policy, question: &str) -> String {
-        serde_json::to_value(policy.query(question).unwrap()).unwrap().to_string()
+    fn answer(policy: &mut Policy, query: &str) -> String {
+        serde_json::to_value(policy.query(query).unwrap()).unwrap().to_string()
     }
 
     #[test]
-    fn rules_decide_over_data_mounted_by_folder_and_the_input() {
+    fn rules_see_mounted_data_and_the_input() {
         let mut policy = load(&[
             ("authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user in data.people.admins\n"),
             ("people/data.json", r#"{"admins":["alice"]}"#),
@@ -279,9 +278,9 @@ mod tests {
         assert_eq!(policy.packages(), ["data.authz"]);
     }
 
-    /// OPA compiles none of these.
+    /// OPA refuses to compile each of these.
     #[test]
-    fn a_rule_in_the_place_of_data_is_refused() {
+    fn a_rule_that_conflicts_with_data_is_refused() {
         let rule = |text| ("p.rego", text);
         for (rego, data) in [
             ("package a\n\ndefault allow := false\n", r#"{"allow":true}"#),
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_is_read_as_opa_reads_it_in_data_input_and_rules() {
+    fn yaml_in_data_input_and_rules_is_parsed_as_by_opa() {
         let mut policy =
             load(&[("data.yaml", "c: [NO, SE]\n"), ("p.rego", "package p\n\nx := yaml.unmarshal(\"- on\")\n")])
                 .unwrap();
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn old_rego_is_read_where_the_manifest_says_so() {
+    fn rego_v0_is_parsed_if_the_manifest_states_it() {
         let old = "package authz\n\nallow { input.x }\n";
         assert!(matches!(load(&[("a.rego", old)]), Err(PolicyError::Rego { .. })));
         let mut policy = load(&[(".manifest", r#"{"rego_version":0}"#), ("a.rego", old)]).unwrap();
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_is_one_line_that_names_its_place() {
+    fn every_error_is_one_line_with_its_place() {
         let broken = load(&[("dir/a.rego", "package a\n\nallow if {\n")]).unwrap_err().to_string();
         assert!(broken.starts_with("dir/a.rego:") && !broken.contains('\n'), "{broken}");
         let rule = ("a/p.rego", "package a\n\ndefault allow := false\n");
@@ -327,9 +326,9 @@ mod tests {
         assert!(inexact.starts_with("bundle file a/data.json:1:6: "), "{inexact}");
         assert!(matches!(load(&[("policy.wasm", "x")]), Err(PolicyError::Compiled(_))));
         let mut policy = load(&[("a.rego", "package a\n\nb := to_number(\"x\")\n")]).unwrap();
-        for question in ["data.a.", "nothing(1)", "1 +"] {
-            let error = policy.query(question).unwrap_err().to_string();
-            assert!(!error.contains('\n') && !error.is_empty(), "{question}: {error}");
+        for query in ["data.a.", "nothing(1)", "1 +"] {
+            let error = policy.query(query).unwrap_err().to_string();
+            assert!(!error.contains('\n') && !error.is_empty(), "{query}: {error}");
         }
         assert!(policy.set_input("{").is_err());
     }

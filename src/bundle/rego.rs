@@ -1,4 +1,4 @@
-//! Reading Rego, to name file, line and reason before OPA would.
+//! Parses Rego, to report errors with file and line before OPA does.
 
 use regorus::unstable::{Expr, Rule, RuleHead};
 
@@ -8,53 +8,53 @@ use super::{
     statements::{Statement, skip_quoted, statements},
 };
 
-/// Which Rego a file without imports is written in (`.manifest`, `rego_version`).
+/// The version of Rego of a file without imports (`rego_version` in `.manifest`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegoVersion {
-    /// What OPA read by default before 1.0.
+    /// OPA's default before 1.0.
     V0,
-    /// What it reads by default since.
+    /// OPA's default since 1.0.
     V1,
 }
 
-/// What a Rego file says of itself.
+/// A summary of a Rego file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
     /// The file's name in the bundle.
     pub file: String,
-    /// Its package, such as `authz.api`; absent where it could not be made out.
+    /// Its package, such as `authz.api`; `None` if it could not be determined.
     pub package: Option<String>,
-    /// Rules and packages that it declares as entrypoints, such as `authz/api/allow`.
+    /// The rules and packages that are annotated as entrypoints, such as `authz/api/allow`.
     pub entrypoints: Vec<String>,
     /// The package's segments.
     pub(super) path: Vec<String>,
-    /// Its rules; none where it was not parsed.
+    /// Its rules; empty if it was not parsed.
     pub(super) rules: Vec<RulePath>,
 }
 
-/// Where a rule stands.
+/// The path and the place of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RulePath {
-    /// Below `data`, as far as it is known before the rule is evaluated.
+    /// The path below `data`, up to the first segment that depends on evaluation.
     pub(super) path: Vec<String>,
     /// `FILE:LINE:COLUMN`.
     pub(super) place: String,
 }
 
-/// Every error of a file that can't be parsed; never empty.
+/// The errors of a file that can't be parsed; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BadRego(pub(super) Vec<Diagnostic>);
+pub(super) struct RegoErrors(pub(super) Vec<Diagnostic>);
 
-/// Where and why a file can't be parsed.
+/// One error of a file that can't be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(super) struct RegoError {
     /// `FILE:LINE:COLUMN`.
     pub(super) place: String,
     pub(super) reason: String,
 }
 
 impl RegoVersion {
-    /// By its number in `.manifest`; the parser reads 2 as 1.
+    /// The version with this number in `.manifest`; the parser treats 2 as 1.
     pub(super) fn from_number(number: i64) -> Self {
         if number == 0 { Self::V0 } else { Self::V1 }
     }
@@ -69,24 +69,24 @@ impl RegoVersion {
 }
 
 impl Module {
-    /// What can be made out without parsing.
-    pub(super) fn glance(file: &str, text: &str) -> Self {
+    /// Reads the package and the entrypoints without a parser.
+    pub(super) fn scan_package(file: &str, text: &str) -> Self {
         let path = match declaration(text) {
             Declaration::Package(path) => path,
-            Declaration::None(_) | Declaration::Unclear => Vec::new(),
+            Declaration::Invalid(_) | Declaration::NeedsParser => Vec::new(),
         };
         let package = (!path.is_empty()).then(|| path.join("."));
-        let entrypoints = entrypoints(&path, without_mark(text));
+        let entrypoints = entrypoints(&path, without_bom(text));
         Self { file: file.to_owned(), package, entrypoints, path, rules: Vec::new() }
     }
 
-    /// Parses a file; `place` is what messages call it.
+    /// Parses a file; `place` is its name in messages.
     ///
     /// The parser is regorus, which lags behind the newest OPA.
-    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, BadRego> {
-        let text = without_mark(text);
+    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, RegoErrors> {
+        let text = without_bom(text);
         let mut engine = engine(version);
-        add(&mut engine, place, text).map_err(|first| BadRego(errors(place, text, version, &first)))?;
+        add(&mut engine, place, text).map_err(|first| RegoErrors(errors(place, text, version, &first)))?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
         let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
         let rules = rule_paths(&mut engine, place, &path);
@@ -95,65 +95,65 @@ impl Module {
             entrypoints: entrypoints(&path, text),
             path,
             rules,
-            ..Self::glance(file, text)
+            ..Self::scan_package(file, text)
         })
     }
 }
 
-/// The errors of a file. The parser stops at the first; so each statement is parsed once more
-/// by itself, below the package and the imports.
-fn errors(place: &str, text: &str, version: RegoVersion, first: &Unreadable) -> Vec<Diagnostic> {
+/// The errors of a file. The parser stops at the first error, so each statement is parsed again by
+/// itself, after the package and the imports.
+fn errors(place: &str, text: &str, version: RegoVersion, first: &RegoError) -> Vec<Diagnostic> {
     let first = Diagnostic::new(&first.place, first.reason.clone(), text);
     let statements = statements(text);
     let is_head = |one: &&Statement<'_>| one.text.starts_with("package") || one.text.starts_with("import");
     let head: String = statements.iter().take_while(is_head).map(|one| one.text).collect();
     let head_lines = head.lines().count();
     let mut found: Vec<Diagnostic> = Vec::new();
-    // What is parsed all in all is bounded, however many statements there are.
-    let mut left = PARSED_AGAIN;
+    // Bounds the total size that is parsed again, for any number of statements.
+    let mut left = MAX_REPARSED_BYTES;
     for statement in statements.iter().skip_while(is_head) {
         let alone = format!("{head}{}", statement.text);
         left = left.saturating_sub(alone.len());
-        if left == 0 || found.len() == MOST_ERRORS {
+        if left == 0 || found.len() == MAX_ERRORS {
             break;
         }
         let Err(error) = add(&mut engine(version), place, &alone) else { continue };
         let mut error = Diagnostic::new(&error.place, error.reason, &alone);
-        // In the package or the imports: the whole file's error tells it.
+        // An error in the package or the imports is the first error of the file.
         if error.line > head_lines {
             error.line = error.line - head_lines + statement.line - 1;
             found.push(error);
         }
     }
-    // Statements were taken apart where the parser would not, or the head is at fault.
+    // The parser splits statements differently, or the error is in the package or the imports.
     if found.is_empty() || first.line < found[0].line {
         found.insert(0, first);
     }
     found
 }
 
-/// Gives an evaluator one more file, and says which package it is.
-pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, Unreadable> {
-    let text = without_mark(text);
+/// Adds a file to an evaluator, and returns its package.
+pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, RegoError> {
+    let text = without_bom(text);
     if nests_too_deep(text) {
-        let reason = "brackets in it are nested too deep for the built-in parser".to_owned();
-        return Err(Unreadable { place: place.to_owned(), reason });
+        let reason = "its brackets are nested too deeply for the built-in parser".to_owned();
+        return Err(RegoError { place: place.to_owned(), reason });
     }
     let added = engine.add_policy(place.to_owned(), text.to_owned());
-    added.map_err(|error| Unreadable::from_picture(place, &error.to_string()))
+    added.map_err(|error| RegoError::from_report(place, &error.to_string()))
 }
 
 /// Whether the built-in parser would take hours for this text, a file or a query.
 pub fn nests_too_deep(text: &str) -> bool {
-    effort(text) > MUCH_EFFORT.saturating_add(EFFORT_A_BYTE.saturating_mul(text.len() as u64))
+    parse_effort(text) > BASE_EFFORT.saturating_add(EFFORT_PER_BYTE.saturating_mul(text.len() as u64))
 }
 
-/// How many characters regorus looks at: what stands first in brackets it reads as the head of
-/// a comprehension, and then once more as what it is. With every level that doubles, so that
-/// thirty brackets would keep it busy for hours.
-fn effort(text: &str) -> u64 {
+/// An estimate of the characters that regorus parses. It parses the first element in brackets as the
+/// head of a comprehension, and then again as what it is, which doubles the work at every level:
+/// thirty nested brackets would take hours.
+fn parse_effort(text: &str) -> u64 {
     let mut sum = 0_u64;
-    // For each open bracket, whether we are still at what stands first in it.
+    // For each open bracket, whether the position is still in its first element.
     let mut brackets: Vec<bool> = Vec::new();
     let mut doublings = 0_u32;
     let mut characters = text.chars();
@@ -166,7 +166,7 @@ fn effort(text: &str) -> u64 {
                 brackets.push(true);
                 doublings += 1;
             }
-            // Read once; but a comma in them ends nothing around them.
+            // Parsed once, but a comma inside does not end an element of the outer bracket.
             '(' => brackets.push(false),
             ')' | ']' | '}' => doublings -= u32::from(brackets.pop() == Some(true)),
             ',' | ';' | '|' => {
@@ -181,20 +181,20 @@ fn effort(text: &str) -> u64 {
     sum
 }
 
-/// Errors of one file that are told.
-const MOST_ERRORS: usize = 20;
-/// What is parsed to find further errors, in bytes.
-const PARSED_AGAIN: usize = 8 << 20;
-/// What any file may take: a moment.
-const MUCH_EFFORT: u64 = 1 << 18;
-const EFFORT_A_BYTE: u64 = 32;
+/// The maximum number of reported errors of one file.
+const MAX_ERRORS: usize = 20;
+/// The maximum total size that is parsed again to find further errors.
+const MAX_REPARSED_BYTES: usize = 8 << 20;
+/// The effort that is allowed for every file, which takes milliseconds.
+const BASE_EFFORT: u64 = 1 << 18;
+const EFFORT_PER_BYTE: u64 = 32;
 
-/// OPA passes over a byte order mark; regorus takes it for a character of the policy.
-pub(super) fn without_mark(text: &str) -> &str {
+/// Removes a byte order mark. OPA skips it; regorus takes it for a character of the policy.
+pub(super) fn without_bom(text: &str) -> &str {
     text.trim_start_matches('\u{feff}')
 }
 
-/// An evaluator without limits of its own: the bundle's hold.
+/// An evaluator without limits of its own, because the limits of the bundle apply.
 pub(super) fn engine(version: RegoVersion) -> regorus::Engine {
     let mut engine = regorus::Engine::new();
     engine.set_rego_v0(version == RegoVersion::V0);
@@ -202,14 +202,14 @@ pub(super) fn engine(version: RegoVersion) -> regorus::Engine {
     engine
 }
 
-impl Unreadable {
-    /// regorus draws a picture: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
-    pub(super) fn from_picture(place: &str, picture: &str) -> Self {
-        let after = |mark: &str| picture.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
-        let first = picture.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+impl RegoError {
+    /// Parses an error report of regorus: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
+    pub(super) fn from_report(place: &str, report: &str) -> Self {
+        let after = |mark: &str| report.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
+        let first = report.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
         let place = after("-->").unwrap_or(place).to_owned();
         let reason = match after("error:").unwrap_or(first) {
-            // It has no word for the end of the text.
+            // regorus does not name the end of input.
             "expecting" => "unexpected end of input",
             reason => reason,
         };
@@ -217,7 +217,7 @@ impl Unreadable {
     }
 }
 
-/// The rules of the only file of an evaluator, below `package`.
+/// The rules of the only file of an evaluator, with their paths below `package`.
 fn rule_paths(engine: &mut regorus::Engine, place: &str, package: &[String]) -> Vec<RulePath> {
     let rules = engine.get_modules().iter().flat_map(|module| &module.policy);
     rules
@@ -235,9 +235,9 @@ fn rule_paths(engine: &mut regorus::Engine, place: &str, package: &[String]) -> 
         .collect()
 }
 
-/// The segments of a reference up to the first that is no text.
+/// The segments of a reference up to the first that is not a string.
 fn ground_prefix(reference: &Expr) -> Vec<String> {
-    // From the last to the first.
+    // In reverse order.
     let mut segments = Vec::new();
     let mut rest = reference;
     loop {
@@ -265,13 +265,13 @@ fn ground_prefix(reference: &Expr) -> Vec<String> {
     segments.into_iter().rev().map_while(|segment| segment).collect()
 }
 
-/// `a.b["c d"]` in pieces.
+/// The segments of a reference such as `a.b["c d"]`.
 fn segments(path: &str) -> Vec<String> {
-    let pieces = path.split(['.', '[', ']']).map(|piece| piece.trim_matches(['"', '`']));
-    pieces.filter(|piece| !piece.is_empty()).map(str::to_owned).collect()
+    let segments = path.split(['.', '[', ']']).map(|segment| segment.trim_matches(['"', '`']));
+    segments.filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
 }
 
-/// What stands below a `# METADATA` comment with `entrypoint: true`, as a path of `data`.
+/// The rules and packages below a `# METADATA` comment with `entrypoint: true`, as paths of `data`.
 fn entrypoints(package: &[String], text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut annotated = false;
@@ -297,12 +297,12 @@ fn entrypoints(package: &[String], text: &str) -> Vec<String> {
 }
 
 fn is_entrypoint(comment: &str) -> bool {
-    // Deeper indentation belongs to `custom:` and the like.
+    // A deeper indentation belongs to `custom:` or another key.
     let comment = comment.strip_prefix(' ').unwrap_or(comment);
     comment.strip_prefix("entrypoint:").is_some_and(|value| value.trim() == "true")
 }
 
-/// The path that a statement gives a value to: a package, or a rule.
+/// The path that a statement declares: of a package, or of a rule.
 fn declared(package: &[String], line: &str) -> Vec<String> {
     if line.starts_with("package") {
         return package.to_vec();
@@ -317,18 +317,18 @@ fn declared(package: &[String], line: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str, version: RegoVersion) -> Result<Module, BadRego> {
+    fn parse(text: &str, version: RegoVersion) -> Result<Module, RegoErrors> {
         Module::parse("a.rego", "dir/a.rego", text, version)
     }
 
     #[test]
-    fn a_byte_order_mark_is_passed_over() {
+    fn a_byte_order_mark_is_skipped() {
         assert_eq!(parse("\u{feff}package a\nx := 1\n", RegoVersion::V1).unwrap().path, ["a"]);
-        assert_eq!(Module::glance("a.rego", "\u{feff}package a\n???").path, ["a"]);
+        assert_eq!(Module::scan_package("a.rego", "\u{feff}package a\n???").path, ["a"]);
     }
 
     #[test]
-    fn brackets_within_brackets_are_no_reason_to_parse_for_hours() {
+    fn deeply_nested_brackets_are_refused_instead_of_parsed_for_hours() {
         let nested = |open: &str, close: &str, depth: usize| {
             format!("package a\nx := {}1{}\n", open.repeat(depth), close.repeat(depth))
         };
@@ -341,7 +341,7 @@ mod tests {
                 assert!(!error.0[0].reason.is_empty(), "{open}: {error:?}");
             }
         }
-        // Long is not deep.
+        // A long file is not deeply nested.
         let rows = "{\"a\": [{\"b\": {\"c\": [1, 2]}}]},\n".repeat(300);
         parse(&format!("package a\nx := [\n{rows}]\n"), RegoVersion::V1).unwrap();
     }
@@ -357,11 +357,11 @@ mod tests {
     }
 
     #[test]
-    fn a_glance_sees_the_package_of_what_can_not_be_parsed() {
+    fn the_package_of_a_file_that_cannot_be_parsed_is_found() {
         let text = "# a comment\n\npackage a.b[\"c.d\"] # another\n\nimport rego.v9\n???";
-        assert_eq!(Module::glance("a.rego", text).path, ["a", "b", "c.d"]);
-        assert_eq!(Module::glance("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
-        assert_eq!(Module::glance("a.rego", "???").package, None);
+        assert_eq!(Module::scan_package("a.rego", text).path, ["a", "b", "c.d"]);
+        assert_eq!(Module::scan_package("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
+        assert_eq!(Module::scan_package("a.rego", "???").package, None);
     }
 
     #[test]
@@ -376,25 +376,25 @@ mod tests {
     }
 
     #[test]
-    fn every_statement_that_is_wrong_is_told_with_its_line() {
+    fn every_malformed_statement_is_reported_with_its_line() {
         let text = "package a\n\nimport data.b\n\nallow if {\n\tinput.x ==\n}\n\nfine if b.x\n\ndeny contains x if {\n\tx := [1, 2\n}\n\nlast := :=\n";
         let errors = parse(text, RegoVersion::V1).unwrap_err().0;
         let places: Vec<_> = errors.iter().map(Diagnostic::place).collect();
         assert_eq!(places, ["dir/a.rego:7:1", "dir/a.rego:12:7", "dir/a.rego:15:9"], "{errors:?}");
         assert_eq!(errors[2].source, "last := :=");
-        // A brace that is missing is one error, not one for each rule below it.
+        // A missing brace is one error, not one for each rule below it.
         let open = "package a\n\nallow if {\n\tinput.x\n\nfine if input.y\n\nother if input.z\n";
         assert_eq!(parse(open, RegoVersion::V1).unwrap_err().0.len(), 1);
-        // An error in the imports is told once, and not again for every rule below them.
+        // An error in the imports is reported once, not for every rule below them.
         let head = parse("package a\n\nimport :=\n\nx := 1\n\ny := 2\n", RegoVersion::V1).unwrap_err().0;
         assert_eq!((head.len(), head[0].line), (1, 3), "{head:?}");
-        // A thousand wrong rules are told in part.
+        // The number of reported errors is limited.
         let many = format!("package a\n{}", "x := :=\n".repeat(1000));
-        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MOST_ERRORS);
+        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MAX_ERRORS);
     }
 
     #[test]
-    fn rules_are_named_as_far_as_they_are_known() {
+    fn rules_have_paths_up_to_the_first_variable() {
         let text = "package a.b\n\ndefault allow := false\n\nx.y[\"z w\"] := 1\n\np contains 1\n\nq[k].r := k if some k in [1]\n\nf(x) := x\n";
         let module = parse(text, RegoVersion::V1).unwrap();
         let rules: Vec<_> = module.rules.iter().map(|rule| rule.path.join("/")).collect();

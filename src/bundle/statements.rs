@@ -1,10 +1,9 @@
-//! A Rego file in pieces, without a parser: where its statements begin, and the expressions of
-//! a rule's body.
+//! Splits a Rego file into statements, and the body of a rule into expressions, without a parser.
 
 /// The lines of a file that belong to one statement, such as a rule with its `else`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Statement<'a> {
-    /// Its first line, from 1.
+    /// Its first line, counted from 1.
     pub(super) line: usize,
     pub(super) text: &'a str,
 }
@@ -12,13 +11,13 @@ pub(super) struct Statement<'a> {
 /// One expression of a rule's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Expression<'a> {
-    /// Its first line within the text that was split, from 0.
+    /// Its first line within the rule, counted from 0.
     pub(super) line: usize,
     pub(super) text: &'a str,
 }
 
-/// The statements of a file. One begins at every line that is not indented, unless that line
-/// closes or continues another, or lies within a string of several lines.
+/// The statements of a file. A statement begins at every line that is not indented, unless the line
+/// closes or continues another statement, or is inside a raw string.
 pub(super) fn statements(text: &str) -> Vec<Statement<'_>> {
     let mut starts: Vec<(usize, usize)> = Vec::new();
     let mut offset = 0;
@@ -27,7 +26,7 @@ pub(super) fn statements(text: &str) -> Vec<Statement<'_>> {
         if !in_raw_string && begins_statement(line) {
             starts.push((index + 1, offset));
         }
-        in_raw_string ^= opens_raw_string(line, in_raw_string);
+        in_raw_string ^= toggles_raw_string(line, in_raw_string);
         offset += line.len();
     }
     let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([text.len()]);
@@ -39,8 +38,8 @@ fn begins_statement(line: &str) -> bool {
     line.starts_with(|character: char| !character.is_whitespace() && !"})]#".contains(character)) && word != "else"
 }
 
-/// Whether a line leaves a raw string in another state than it found it in.
-fn opens_raw_string(line: &str, open: bool) -> bool {
+/// Whether a raw string begins or ends in a line; `open` tells whether one is open before it.
+fn toggles_raw_string(line: &str, open: bool) -> bool {
     let mut now = open;
     let mut characters = line.chars();
     while let Some(character) = characters.next() {
@@ -54,7 +53,7 @@ fn opens_raw_string(line: &str, open: bool) -> bool {
     now != open
 }
 
-/// Takes the rest of a string whose first quote has been taken.
+/// Consumes the rest of a string after its opening quote.
 pub(super) fn skip_quoted(characters: &mut std::str::Chars<'_>) {
     while let Some(character) = characters.next() {
         match character {
@@ -65,8 +64,8 @@ pub(super) fn skip_quoted(characters: &mut std::str::Chars<'_>) {
     }
 }
 
-/// The expressions of a rule's body: `{ … }` at its end, or what follows `if`. Empty where the
-/// rule has no body, or more than one.
+/// The expressions of a rule's body, which is `{ … }` at its end, or the text after `if`. Empty if
+/// the rule has no body, or more than one.
 pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
     let Some((start, end)) = body(rule) else { return Vec::new() };
     let mut found: Vec<(usize, usize)> = Vec::new();
@@ -77,7 +76,7 @@ pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
         }
         let from = from + (text.len() - text.trim_start().len());
         match found.last_mut() {
-            Some(last) if goes_on(&rule[last.0..last.1], &rule[from..to]) => last.1 = to,
+            Some(last) if is_continuation(&rule[last.0..last.1], &rule[from..to]) => last.1 = to,
             _ => found.push((from, to)),
         }
     };
@@ -105,31 +104,31 @@ pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
 }
 
 /// Whether a line continues the one before it.
-fn goes_on(before: &str, line: &str) -> bool {
+fn is_continuation(before: &str, line: &str) -> bool {
     let is_operator = |character: char| "=<>+-*/%|&,:!".contains(character);
     before.ends_with(is_operator) || line.starts_with("with ") || line.starts_with(is_operator)
 }
 
-/// From where to where the body of a rule goes.
+/// The range of a rule's body.
 fn body(rule: &str) -> Option<(usize, usize)> {
     let first = rule.lines().next().unwrap_or_default();
     let start = match first.find(" if ") {
         Some(at) => at + " if ".len(),
-        // Rego of before 1.0 has no `if`.
+        // Rego v0 has no `if`.
         None => first.find('{').filter(|_| !first.contains(":="))?,
     };
     let start = start + (rule[start..].len() - rule[start..].trim_start().len());
     if !rule[start..].starts_with('{') {
         return Some((start, rule.len()));
     }
-    let close = start + closing(&rule[start..])?;
-    // What follows is an `else`, a second body, or the rest of an expression.
+    let close = start + closing_bracket(&rule[start..])?;
+    // Otherwise an `else`, a second body or the rest of an expression follows.
     let alone = rule[close + 1..].lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
     alone.then_some((start + 1, close))
 }
 
-/// Where the bracket at the start of `text` is closed.
-fn closing(text: &str) -> Option<usize> {
+/// The position of the bracket that closes the one at the start of `text`.
+fn closing_bracket(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let mut end = None;
     scan(text, |at, character| {
@@ -145,20 +144,20 @@ fn closing(text: &str) -> Option<usize> {
     end
 }
 
-/// Shows every character of a text that is neither in a string nor in a comment; of a string
-/// its closing quote, of a comment its line end.
-fn scan(text: &str, mut see: impl FnMut(usize, char)) {
+/// Calls `visit` for every character outside of strings and comments, for the closing quote of a
+/// string, and for the end of a comment's line.
+fn scan(text: &str, mut visit: impl FnMut(usize, char)) {
     let mut characters = text.char_indices();
     while let Some((at, character)) = characters.next() {
         match character {
             '#' => {
                 if let Some((at, end)) = characters.find(|(_, character)| *character == '\n') {
-                    see(at, end);
+                    visit(at, end);
                 }
             }
             '`' => {
                 if let Some((at, end)) = characters.find(|(_, character)| *character == '`') {
-                    see(at, end);
+                    visit(at, end);
                 }
             }
             '"' => {
@@ -166,14 +165,14 @@ fn scan(text: &str, mut see: impl FnMut(usize, char)) {
                     match character {
                         '\\' => drop(characters.next()),
                         '"' => {
-                            see(at, '"');
+                            visit(at, '"');
                             break;
                         }
                         _ => {}
                     }
                 }
             }
-            character => see(at, character),
+            character => visit(at, character),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Documents as values of the built-in evaluator, which carries integers of any size and else
-//! the numbers of IEEE 754. A value that it would change is refused.
+//! Converts documents to values of the built-in evaluator. It represents integers of any size, and
+//! other numbers in IEEE 754; a number that it would change is refused.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +12,16 @@ use super::{
     json::{JsonReader, Token},
 };
 
-/// Levels of nesting that the evaluator gets: it works recursively.
+/// The maximum depth of a value: the evaluator is recursive.
 const MAX_DEPTH: usize = 512;
-/// Digits of an integer that is written with an exponent.
+/// The maximum number of digits of an integer that is written with an exponent.
 const MAX_DIGITS: i64 = 10_000;
 
-/// A data file, or an input, as a document that the evaluator carries exactly.
+/// Parses a data file or an input that the evaluator can represent exactly.
 ///
 /// # Errors
-/// Where it can't, or what OPA refuses; begins with `LINE:COLUMN` where that is known.
-pub(super) fn exact(name: &str, content: &[u8]) -> Result<Document, String> {
+/// When it can't, or OPA would refuse the file; begins with `LINE:COLUMN` if that is known.
+pub(super) fn read_exact(name: &str, content: &[u8]) -> Result<Document, String> {
     let document =
         Document::of_file(name, content, Detail::Values).map_err(|error: DocumentError| error.to_string())?;
     let is_text = name.ends_with(".json") || is_json(content);
@@ -29,27 +29,27 @@ pub(super) fn exact(name: &str, content: &[u8]) -> Result<Document, String> {
         Some((line, column, number)) => {
             let number: String = number.chars().take(80).collect();
             Err(format!(
-                "{line}:{column}: the built-in evaluator can't carry the number {number} exactly; ask a real opa (opa eval -b)"
+                "{line}:{column}: the built-in evaluator can't represent the number {number} exactly; use a real opa (opa eval -b)"
             ))
         }
         None => Ok(document),
     }
 }
 
-/// The same as a value.
+/// Converts a document to a value.
 ///
 /// # Errors
-/// When it is nested too deep.
+/// When it is nested too deeply.
 pub(super) fn value_of(document: &Document) -> Result<Value, String> {
     of_part(document.root(), MAX_DEPTH)
 }
 
-/// What a query found, with the JSON of `opa eval`.
+/// The results of a query, serialised as by `opa eval`.
 #[derive(Debug)]
 pub struct Answers(pub QueryResults);
 
-/// A value whose integers keep all of their digits as JSON; the evaluator's own way to write
-/// them rounds those of more than 64 bits.
+/// A value that is serialised with all digits of its integers. The evaluator's own serialisation
+/// rounds integers of more than 64 bits.
 #[derive(Debug)]
 pub struct Exact<'a>(pub &'a Value);
 
@@ -114,13 +114,13 @@ impl Serialize for Answers {
 fn of_part(part: Part<'_>, depth: usize) -> Result<Value, String> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(format!(
-            "nested more than {MAX_DEPTH} levels deep, too deep for the built-in evaluator; ask a real opa (opa eval -b)"
+            "nested more than {MAX_DEPTH} levels deep, too deep for the built-in evaluator; use a real opa (opa eval -b)"
         ));
     };
     Ok(match part {
         Part::Null => Value::Null,
         Part::Bool(value) => Value::from(value),
-        // Zero has a sign in IEEE 754, and in the text that OPA keeps.
+        // Negative zero exists in IEEE 754 and in the text that OPA keeps.
         Part::Number(text) if is_negative_zero(text) => Value::from(-0.0),
         Part::Number(text) => Value::from_numeric_string(text).map_err(|error| error.to_string())?,
         Part::String(text) => Value::from(text),
@@ -132,8 +132,8 @@ fn of_part(part: Part<'_>, depth: usize) -> Result<Value, String> {
     })
 }
 
-/// The first number of a JSON document that the evaluator would change, with its position.
-/// Those of YAML are floating point numbers and integers already.
+/// The first number of a JSON document that the evaluator would change, with its position. The
+/// numbers of YAML are floats and integers already.
 fn inexact_number(content: &[u8]) -> Option<(u64, u64, String)> {
     let mut reader = JsonReader::new(content);
     loop {
@@ -157,11 +157,11 @@ fn is_exact(text: &str) -> bool {
         return decimal.digits.len() as i64 + decimal.exponent <= MAX_DIGITS || !text.contains(['e', 'E', '.']);
     }
     let Ok(float) = text.parse::<f64>() else { return false };
-    // The shortest text of a number, in which a decimal of up to 15 digits comes back.
+    // The shortest text of the float, which reproduces a decimal of up to 15 digits.
     Decimal::of(&format!("{float:e}")).is_some_and(|other| other == decimal)
 }
 
-/// A decimal number: digits without zeros at either end, times a power of ten.
+/// A decimal number: digits without leading and trailing zeros, times a power of ten.
 #[derive(Debug, PartialEq, Eq)]
 struct Decimal {
     digits: String,
@@ -190,33 +190,33 @@ impl Decimal {
 mod tests {
     use super::*;
 
-    fn carried(json: &str) -> Result<String, String> {
-        Ok(Exact(&value_of(&exact("data.json", json.as_bytes())?)?).to_string())
+    fn round_trip(json: &str) -> Result<String, String> {
+        Ok(Exact(&value_of(&read_exact("data.json", json.as_bytes())?)?).to_string())
     }
 
     #[test]
-    fn numbers_that_can_be_carried_are() {
+    fn numbers_that_can_be_represented_are_kept() {
         for text in ["0", "-1", "12345678901234567890123456789", "1.5", "0.1", "1.10", "123456.789", "5e-324", "0.0"] {
-            carried(&format!("[{text}]")).unwrap();
+            round_trip(&format!("[{text}]")).unwrap();
         }
-        assert_eq!(carried("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
-        assert_eq!(carried("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
-        assert!(carried("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
+        assert_eq!(round_trip("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
+        assert_eq!(round_trip("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
+        assert!(round_trip("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
     }
 
     #[test]
-    fn numbers_that_would_change_are_refused_with_their_place() {
-        let error = carried("{\n \"a\": 0.12345678901234567890}").unwrap_err();
+    fn numbers_that_would_change_are_refused_with_their_position() {
+        let error = round_trip("{\n \"a\": 0.12345678901234567890}").unwrap_err();
         assert!(error.starts_with("2:7: "), "{error}");
         for text in ["1e-400", "1e999999999", "3.14159265358979323846", "1e-9999999999999999999", "1.0e99999"] {
-            assert!(carried(&format!("[{text}]")).is_err(), "{text}");
+            assert!(round_trip(&format!("[{text}]")).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn what_is_nested_too_deep_is_refused() {
+    fn values_that_are_nested_too_deeply_are_refused() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        carried(&nested(MAX_DEPTH)).unwrap();
-        assert!(carried(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
+        round_trip(&nested(MAX_DEPTH)).unwrap();
+        assert!(round_trip(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     say, say_json, table, tell,
 };
 use crate::{
-    bundle::{Artifact, Folder, Ignore, Labels, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},
+    bundle::{Annotations, Artifact, Folder, Ignore, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},
     config::Size,
     images::Images,
     oci::Reference,
@@ -80,13 +80,13 @@ image's date where it is wanted.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let created = source_date()?.to_string();
-    let labels = Labels { created, annotations: options.annotations.iter().cloned().collect() };
+    let annotations = Annotations { created, further: options.annotations.iter().cloned().collect() };
     Images::check_name(&options.tag)?;
     let working = Working::on("packing");
     // Until here nothing is written anywhere but to files without a name.
     let (options, packed) = interruptible(checked(options)).await??;
     let (name, store) = (options.tag.clone(), options.store.clone());
-    let artifact = Artifact::new(&packed, &labels)?;
+    let artifact = Artifact::new(&packed, &annotations)?;
     let kept = artifact.clone();
     spawn_blocking(move || anyhow::Ok(store.open()?.put(&kept, &name)?)).await??;
     drop(working);
@@ -138,7 +138,7 @@ fn pack(options: &Options) -> anyhow::Result<Packed> {
     }
     let ignore = Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
     let sources = Folder::gather(&options.paths, &ignore)?;
-    if let Some(file) = sources.unsigned() {
+    if let Some(file) = sources.ignored_signatures() {
         tell(&format!("{} is left out: packing anew breaks OPA's own signature", file.display()));
     }
     let how = PackOptions {

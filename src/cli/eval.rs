@@ -99,7 +99,7 @@ impl Which {
             manifest,
             in_store: false,
         };
-        let bundle = found.bundle(&found.recipe(None)?, limits).await?;
+        let bundle = found.bundle(&found.layer_plan(None)?, limits).await?;
         self.policy(bundle).await
     }
 

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::{flags::RegistryFlags, place::StoreFlag, table};
 use crate::{
-    bundle::{Bundle, Limits, Recipe},
+    bundle::{Bundle, LayerPlan, Limits},
     images::{Images, ImagesError},
     metrics::Metrics,
     oci::{Blob, BlobWriter, Descriptor, Manifest, PinnedReference, Reference, WriteError},
@@ -88,13 +88,13 @@ pub(super) async fn elsewhere(registries: &Registries, reference: &Reference) ->
 
 impl Found {
     /// How its layers become a bundle.
-    pub(super) fn recipe(&self, data_root: Option<&str>) -> anyhow::Result<Recipe> {
-        Recipe::of(&self.manifest, data_root).with_context(|| self.reference.to_string())
+    pub(super) fn layer_plan(&self, data_root: Option<&str>) -> anyhow::Result<LayerPlan> {
+        LayerPlan::of(&self.manifest, data_root).with_context(|| self.reference.to_string())
     }
 
-    /// The bundle's bytes, by the recipe.
-    pub(super) async fn bytes(&self, recipe: &Recipe, limits: Limits) -> anyhow::Result<Blob> {
-        let size = Descriptor::total(recipe.layers());
+    /// The bundle's bytes, by the plan.
+    pub(super) async fn bytes(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Blob> {
+        let size = Descriptor::total(plan.layers());
         if size > limits.bundle {
             bail!(
                 "{}: {} are more than --max-size allows ({})",
@@ -104,17 +104,17 @@ impl Found {
             );
         }
         let mut blobs = Vec::new();
-        for layer in recipe.layers() {
+        for layer in plan.layers() {
             blobs.push(self.fetch(layer).await?);
         }
-        let recipe = recipe.clone();
-        let made = spawn_blocking(move || recipe.follow(&blobs, &limits)).await?;
+        let plan = plan.clone();
+        let made = spawn_blocking(move || plan.assemble(&blobs, &limits)).await?;
         made.with_context(|| self.reference.to_string())
     }
 
     /// The bundle, opened as OPA would.
-    pub(super) async fn bundle(&self, recipe: &Recipe, limits: Limits) -> anyhow::Result<Bundle> {
-        let blob = self.bytes(recipe, limits).await?;
+    pub(super) async fn bundle(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Bundle> {
+        let blob = self.bytes(plan, limits).await?;
         let opened = spawn_blocking(move || Bundle::open(blob, &limits)).await?;
         opened.with_context(|| self.reference.to_string())
     }

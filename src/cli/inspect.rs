@@ -99,10 +99,10 @@ async fn look(options: &Options) -> anyhow::Result<Report> {
     let found = found::anywhere(&options.store, &options.registry, options.remote, &reference).await?;
     let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
-    let bundle = match found.recipe(None) {
-        Ok(recipe) => {
-            layers = recipe.layers().to_vec();
-            let bundle = found.bundle(&recipe, limits).await;
+    let bundle = match found.layer_plan(None) {
+        Ok(plan) => {
+            layers = plan.layers().to_vec();
+            let bundle = found.bundle(&plan, limits).await;
             let contents = bundle.and_then(|bundle| Ok((Contents::of(&bundle)?, bundle)));
             contents.map(|(contents, bundle)| (bundle, contents)).map_err(|error| format!("{error:#}"))
         }

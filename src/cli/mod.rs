@@ -299,7 +299,7 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
     let done = runtime.block_on(work);
     // Dropping it would wait for a disk that hangs, or a bundle that is being inflated.
     runtime.shutdown_background();
-    opa_check::end_all();
+    opa_check::kill_all();
     done
 }
 

@@ -126,7 +126,7 @@ fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
         ("quit" | "q" | "exit", _) => Ok(Reply::Quit),
         ("packages", _) => Ok(Reply::Text(policy.packages().join("\n"))),
         ("input", "") => {
-            policy.forget_input();
+            policy.clear_input();
             Ok(Reply::Nothing)
         }
         ("input", text) => {

@@ -75,11 +75,11 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
     let (found, bundle) = interruptible(async {
         let found = found::in_store(&images, &reference).await?;
-        let recipe = found.recipe(options.data_root.as_deref())?;
-        if let Some(root) = recipe.guessed_root() {
+        let plan = found.layer_plan(options.data_root.as_deref())?;
+        if let Some(root) = plan.guessed_root() {
             tell(&format!("data is taken to begin below {root:?}, for the artifact does not say; --data-root says it"));
         }
-        let blob = found.bytes(&recipe, limits).await?;
+        let blob = found.bytes(&plan, limits).await?;
         anyhow::Ok((found, blob))
     })
     .await??;

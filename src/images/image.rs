@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 
 use crate::{
-    bundle::{Bundle, Limits, Recipe},
+    bundle::{Bundle, LayerPlan, Limits},
     oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector},
 };
 
@@ -81,9 +81,9 @@ fn revision(layout: &Layout, manifest: &Manifest) -> Option<String> {
     if let Some(annotated) = manifest.annotations().get(REVISION) {
         return Some(annotated.clone());
     }
-    let recipe = Recipe::of(manifest, None).ok()?;
-    let [layer] = recipe.layers() else { return None };
-    if !recipe.copies() || layer.size > LIST_LIMITS.bundle {
+    let plan = LayerPlan::of(manifest, None).ok()?;
+    let [layer] = plan.layers() else { return None };
+    if !plan.is_copy() || layer.size > LIST_LIMITS.bundle {
         return None;
     }
     let bytes = layout.read_blob(&layer.digest, LIST_LIMITS.bundle).ok()??;

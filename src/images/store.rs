@@ -341,7 +341,7 @@ fn copy_signatures(index: &mut LayoutIndex, from: &Repository, to: &Repository, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::{self, Labels, Limits};
+    use crate::bundle::{self, Annotations, Limits};
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
@@ -361,7 +361,7 @@ mod tests {
             let policies = self.folder.path().join("policy");
             fs::create_dir_all(&policies).unwrap();
             fs::write(policies.join("p.rego"), policy).unwrap();
-            let artifact = Artifact::new(&bundle::pack(&policies, &LIMITS).unwrap(), &Labels::default()).unwrap();
+            let artifact = Artifact::new(&bundle::pack(&policies, &LIMITS).unwrap(), &Annotations::default()).unwrap();
             self.images.put(&artifact, &reference(name)).unwrap();
             artifact.descriptor.digest
         }

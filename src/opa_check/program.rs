@@ -1,4 +1,4 @@
-//! The `opa` program: where it is, which version, and what it can do.
+//! The `opa` program: its path, version and capabilities.
 
 use std::{
     env, fs,
@@ -13,36 +13,36 @@ use serde_json::{Map, Value};
 use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{
-    report::one_line,
     sandbox::{self, Deadline, Unavailable},
     scratch::Scratch,
+    text::one_line,
 };
 use crate::oci::{Digest, Hasher};
 
-/// Rego v1 is the language from this major version on.
-const OLDEST: u64 = 1;
+/// The oldest supported major version, the first one with Rego v1.
+const MIN_MAJOR_VERSION: u64 = 1;
 
-/// One `opa`, byte for byte, and what it says of itself.
+/// One `opa` executable, identified by its digest, with its version and capabilities.
 #[derive(Debug)]
 pub struct Opa {
     path: PathBuf,
-    stamp: Stamp,
+    stamp: FileStamp,
     digest: Digest,
     version: String,
     has_wasm: bool,
     capabilities: Arc<[u8]>,
 }
 
-/// Why checks can't be done from the start on.
+/// Why a program can't be used for checks.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no such program.
+    /// The program does not exist.
     #[error("no program {program}")]
     Missing {
         /// As it was named.
         program: PathBuf,
     },
-    /// It is too old.
+    /// The program is too old.
     #[error("{program} is OPA {version}, and 1.0 or newer is needed")]
     TooOld {
         /// As it was named.
@@ -50,19 +50,19 @@ pub enum StartError {
         /// Its version.
         version: String,
     },
-    /// It does not answer as `opa` does.
+    /// The program does not respond as `opa` does.
     #[error("{program} does not work as opa: {reason}")]
     Broken {
         /// As it was named.
         program: PathBuf,
-        /// What it does instead.
+        /// Its response.
         reason: Unavailable,
     },
 }
 
-/// By what it is seen that the file is another one, without reading it.
+/// The metadata that identifies a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -93,24 +93,24 @@ impl Opa {
         self.has_wasm
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the file on disk is still this one, by a look at its metadata.
+    /// Whether the file on disk is still this one, by its metadata.
     pub async fn is_current(&self) -> bool {
         let path = self.path.clone();
-        let stamp = spawn_blocking(move || Stamp::of(&path)).await;
+        let stamp = spawn_blocking(move || FileStamp::of(&path)).await;
         stamp.is_ok_and(|stamp| stamp.is_ok_and(|stamp| stamp == self.stamp))
     }
 
-    /// Fails where the program was replaced: nobody can tell which of the two answered.
-    pub(super) async fn still_current(&self) -> Result<(), Unavailable> {
+    /// Fails if the program was replaced, because either of the two may have given the verdict.
+    pub(super) async fn ensure_current(&self) -> Result<(), Unavailable> {
         if self.is_current().await { Ok(()) } else { Err(Unavailable::Replaced { program: self.path.clone() }) }
     }
 
-    /// Those of the program, without the network.
+    /// The capabilities of the program, with network access removed.
     pub(super) fn capabilities(&self) -> Arc<[u8]> {
         Arc::clone(&self.capabilities)
     }
@@ -119,22 +119,22 @@ impl Opa {
         let deadline = Deadline::after(timeout);
         let (stamp, digest) = fingerprint(path).await?;
         let scratch = Scratch::empty().await?;
-        let said = sandbox::run(path, &["version"], scratch.path(), deadline).await?;
-        let has_wasm = states_wasm(&said.stdout);
-        let version = said.status.success().then(|| stated_version(&said.stdout)).flatten();
-        let version = version.ok_or_else(|| said.unreadable())?;
-        if major(&version).is_none_or(|major| major < OLDEST) {
+        let output = sandbox::run(path, &["version"], scratch.path(), deadline).await?;
+        let has_wasm = reports_wasm(&output.stdout);
+        let version = output.status.success().then(|| reported_version(&output.stdout)).flatten();
+        let version = version.ok_or_else(|| output.unreadable())?;
+        if major(&version).is_none_or(|major| major < MIN_MAJOR_VERSION) {
             return Err(Unavailable::TooOld { program: path.to_owned(), version });
         }
-        let said = sandbox::run(path, &["capabilities", "--current"], scratch.path(), deadline).await?;
-        let capabilities = said.status.success().then(|| without_network(&said.stdout)).flatten();
-        let capabilities = capabilities.ok_or_else(|| said.unreadable())?;
+        let output = sandbox::run(path, &["capabilities", "--current"], scratch.path(), deadline).await?;
+        let capabilities = output.status.success().then(|| without_network(&output.stdout)).flatten();
+        let capabilities = capabilities.ok_or_else(|| output.unreadable())?;
         Ok(Self { path: path.to_owned(), stamp, digest, version, has_wasm, capabilities })
     }
 }
 
 impl Program {
-    /// Looks at a program for the first time.
+    /// Identifies a program for the first time.
     pub(super) async fn start(path: PathBuf, timeout: Duration) -> Result<Self, StartError> {
         let found = Opa::identify(&path, timeout).await;
         let opa = found.map_err(|reason| match reason {
@@ -147,7 +147,7 @@ impl Program {
         Ok(Self { path, current: Mutex::new(Some(Arc::new(opa))) })
     }
 
-    /// The program as it is on disk now; looked at again where it was replaced.
+    /// The program that is on disk now, identified again if it was replaced.
     pub(super) async fn current(&self, timeout: Duration) -> Result<Arc<Opa>, Unavailable> {
         let mut current = self.current.lock().await;
         if let Some(opa) = &*current
@@ -163,7 +163,7 @@ impl Program {
     }
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(path: &Path) -> io::Result<Self> {
         let file = fs::metadata(path)?;
         if !file.is_file() {
@@ -180,8 +180,8 @@ impl Stamp {
     }
 }
 
-/// Where a program is. A name without `/` is looked for in the folders of `PATH` that are
-/// absolute; `None` when no executable file there has it.
+/// Finds a program. A name without `/` is searched in the absolute folders of `PATH`; `None` if
+/// none of them has an executable file of that name.
 pub fn find(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         let path = std::path::absolute(program).ok()?;
@@ -196,11 +196,11 @@ fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
-/// Reads the file once: OPA's has some 60 MB, which takes about 50 ms.
-async fn fingerprint(path: &Path) -> Result<(Stamp, Digest), Unavailable> {
+/// Hashes the file: OPA's executable has some 60 MB, which takes about 50 ms.
+async fn fingerprint(path: &Path) -> Result<(FileStamp, Digest), Unavailable> {
     let file = path.to_owned();
     let read = spawn_blocking(move || {
-        let stamp = Stamp::of(&file)?;
+        let stamp = FileStamp::of(&file)?;
         let mut opened = fs::File::open(&file)?;
         let (mut hasher, mut piece) = (Hasher::sha256(), vec![0; 1 << 20]);
         loop {
@@ -217,25 +217,26 @@ async fn fingerprint(path: &Path) -> Result<(Stamp, Digest), Unavailable> {
 }
 
 /// The line `Version: 1.22.2` of `opa version`.
-fn stated_version(said: &[u8]) -> Option<String> {
-    let said = String::from_utf8_lossy(said);
-    let version = said.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+fn reported_version(output: &[u8]) -> Option<String> {
+    let output = String::from_utf8_lossy(output);
+    let version = output.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
     major(version).map(|_| one_line(version))
 }
 
 /// The line `WebAssembly: available` of `opa version`.
-fn states_wasm(said: &[u8]) -> bool {
-    let said = String::from_utf8_lossy(said);
-    said.lines().any(|line| line.strip_prefix("WebAssembly:").is_some_and(|state| state.trim() == "available"))
+fn reports_wasm(output: &[u8]) -> bool {
+    let output = String::from_utf8_lossy(output);
+    output.lines().any(|line| line.strip_prefix("WebAssembly:").is_some_and(|state| state.trim() == "available"))
 }
 
 fn major(version: &str) -> Option<u64> {
     version.split('.').next()?.parse().ok()
 }
 
-/// `null` and a missing `allow_net` both allow every host; only an empty list allows none.
-fn without_network(said: &[u8]) -> Option<Arc<[u8]>> {
-    let mut capabilities: Map<String, Value> = serde_json::from_slice(said).ok()?;
+/// Capabilities with an empty `allow_net`, which allows no host; `null` or a missing `allow_net`
+/// would allow every host.
+fn without_network(output: &[u8]) -> Option<Arc<[u8]>> {
+    let mut capabilities: Map<String, Value> = serde_json::from_slice(output).ok()?;
     capabilities.get("builtins")?.as_array()?;
     capabilities.insert("allow_net".to_owned(), Value::Array(Vec::new()));
     serde_json::to_vec(&capabilities).ok().map(Arc::from)
@@ -247,27 +248,27 @@ mod tests {
 
     #[test]
     fn capabilities_keep_everything_but_the_network() {
-        for said in [
+        for output in [
             r#"{"builtins":[{"name":"abs"}],"features":["x"]}"#,
             r#"{"builtins":[{"name":"abs"}],"features":["x"],"allow_net":["example.com"]}"#,
             r#"{"builtins":[{"name":"abs"}],"features":["x"],"allow_net":null}"#,
         ] {
-            let capabilities: Value = serde_json::from_slice(&without_network(said.as_bytes()).unwrap()).unwrap();
+            let capabilities: Value = serde_json::from_slice(&without_network(output.as_bytes()).unwrap()).unwrap();
             let expected = serde_json::json!({ "builtins": [{ "name": "abs" }], "features": ["x"], "allow_net": [] });
             assert_eq!(capabilities, expected);
         }
-        for said in ["", "[]", "{}", r#"{"builtins":3}"#] {
-            assert!(without_network(said.as_bytes()).is_none(), "{said}");
+        for output in ["", "[]", "{}", r#"{"builtins":3}"#] {
+            assert!(without_network(output.as_bytes()).is_none(), "{output}");
         }
     }
 
     #[test]
     fn versions_are_read_from_what_opa_prints() {
-        let stated = |said: &str| stated_version(said.as_bytes());
-        assert_eq!(stated("Version: 1.22.2\nBuild Commit: \n").as_deref(), Some("1.22.2"));
-        assert_eq!(stated("Version: 0.70.0\n").as_deref(), Some("0.70.0"));
-        assert_eq!(stated("Version: 1.0.0-rc1\n").as_deref(), Some("1.0.0-rc1"));
-        assert_eq!(stated("opa 1.2.3\n"), None);
-        assert_eq!(stated("Version: none\n"), None);
+        let reported = |output: &str| reported_version(output.as_bytes());
+        assert_eq!(reported("Version: 1.22.2\nBuild Commit: \n").as_deref(), Some("1.22.2"));
+        assert_eq!(reported("Version: 0.70.0\n").as_deref(), Some("0.70.0"));
+        assert_eq!(reported("Version: 1.0.0-rc1\n").as_deref(), Some("1.0.0-rc1"));
+        assert_eq!(reported("opa 1.2.3\n"), None);
+        assert_eq!(reported("Version: none\n"), None);
     }
 }

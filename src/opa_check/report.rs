@@ -1,4 +1,4 @@
-//! What `opa eval` and `opa test` say, in JSON.
+//! Parses the output of `opa eval` and `opa test`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,68 +7,68 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-/// Characters of one problem.
-const MAX_MESSAGE: usize = 400;
-/// Problems that are kept; the rest is counted.
+use super::text::{cut, one_line};
+
+/// The maximum number of problems that are kept; the rest is counted.
 const MAX_PROBLEMS: usize = 10;
-/// Bytes of all problems as one text.
-const MAX_TEXT: usize = 1000;
-/// How deep the cases of a test are looked into.
+/// The maximum size of all problems as one text.
+const MAX_TEXT_BYTES: usize = 1000;
+/// The maximum depth of nested test cases.
 const MAX_DEPTH: usize = 8;
 
-/// What `opa` makes of a bundle.
+/// The verdict of `opa` about a bundle. Stored in the cache as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It loads, and so many tests passed, where tests were to be run.
+    /// The bundle loads, and its tests passed if they were run.
     Passed {
-        /// How many.
+        /// The number of tests that passed.
         tests: usize,
     },
-    /// It does not load, or a test failed.
+    /// The bundle does not load, or a test failed.
     Refused(Problems),
 }
 
 /// Why a bundle is refused: at least one problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problems {
-    /// The first ones.
+    /// The first problems.
     pub first: Vec<Problem>,
-    /// How many more there are.
+    /// The number of further problems.
     pub more: usize,
 }
 
-/// One error of OPA's, or one test that failed.
+/// One error of OPA, or one failed test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Where, if OPA says so.
+    /// The place, if OPA names one.
     pub place: Option<Place>,
-    /// What, on one line of limited length.
+    /// The message, on one line of limited length.
     pub message: String,
 }
 
 /// A place in a file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The file's name in the bundle, without a slash in front.
+    /// The file's name in the bundle, without a leading slash.
     pub file: String,
-    /// The line, from 1.
+    /// The line, counted from 1.
     pub row: u64,
 }
 
-/// How the tests of a policy went.
+/// The results of the tests of a policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TestRun {
-    /// How many passed; of a test with cases, each case counts.
+    /// The number of tests that passed; each case of a test with cases counts.
     pub passed: usize,
-    /// How many are marked as not to be run (`todo_test_…`).
+    /// The number of tests marked as `todo_test_…`, which OPA skips.
     pub skipped: usize,
-    /// Those that failed, by full name.
+    /// The failed tests, by full name.
     pub failures: Vec<(String, Problem)>,
 }
 
 impl Problems {
-    /// `None` where there is none.
+    /// `None` if there is no problem.
     pub(super) fn of(problems: impl IntoIterator<Item = Problem>) -> Option<Self> {
         let mut problems = problems.into_iter();
         let first: Vec<_> = problems.by_ref().take(MAX_PROBLEMS).collect();
@@ -78,8 +78,8 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let told: Vec<_> = self.first.iter().map(ToString::to_string).collect();
-        let mut text = cut(&told.join("; "), MAX_TEXT);
+        let problems: Vec<_> = self.first.iter().map(ToString::to_string).collect();
+        let mut text = cut(&problems.join("; "), MAX_TEXT_BYTES);
         if self.more > 0 {
             text += &format!("; and {} more", self.more);
         }
@@ -97,9 +97,9 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    /// From a text that may begin with its place.
+    /// Parses a text that may begin with its place.
     fn of_text(text: &str) -> Self {
-        let text = plain(text);
+        let text = strip_loading_prefix(text);
         let (place, message) = match text.split_once(": ").map(|(place, rest)| (Place::of_text(place), rest)) {
             Some((Some(place), rest)) => (Some(place), rest),
             _ => (None, text),
@@ -116,7 +116,7 @@ impl Place {
     }
 }
 
-/// What `opa eval` answers.
+/// The output of `opa eval`.
 #[derive(Deserialize)]
 struct Evaluation {
     result: Option<IgnoredAny>,
@@ -141,7 +141,7 @@ struct Location {
     row: u64,
 }
 
-/// One entry of what `opa test` answers.
+/// One entry of the output of `opa test`.
 #[derive(Deserialize)]
 struct TestResult {
     #[serde(default)]
@@ -166,7 +166,7 @@ struct SubResult {
     sub_results: BTreeMap<String, SubResult>,
 }
 
-/// One entry of what `opa test` answers with a trace.
+/// One entry of the output of `opa test` with a trace.
 #[derive(Deserialize)]
 struct Traced {
     #[serde(default)]
@@ -181,7 +181,7 @@ struct Traced {
 #[serde(rename_all = "PascalCase")]
 struct Event {
     op: String,
-    /// 0 is the runner's own query.
+    /// 0 is the query of the test runner itself.
     #[serde(default, rename = "QueryID")]
     query: u64,
     location: Option<Location>,
@@ -189,35 +189,36 @@ struct Event {
     node: serde_json::Value,
 }
 
-/// What an evaluation says about what was loaded for it.
+/// Whether an evaluation could load its bundle.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Loaded {
     Yes,
     No {
         problems: Problems,
-        /// All of them are about types.
+        /// Whether all of them are type errors.
         only_types: bool,
     },
 }
 
-/// Reads the answer of `opa eval --format json`; `None` where it is none.
-pub(super) fn evaluation(success: bool, said: &[u8]) -> Option<Loaded> {
-    let answer: Evaluation = serde_json::from_slice(said).ok()?;
-    match Problems::of(answer.errors.iter().map(OpaError::problem)) {
-        None if success && answer.result.is_some() => Some(Loaded::Yes),
+/// Parses the output of `opa eval --format json`; `None` if it is malformed or contradicts the exit
+/// status.
+pub(super) fn evaluation(success: bool, output: &[u8]) -> Option<Loaded> {
+    let evaluation: Evaluation = serde_json::from_slice(output).ok()?;
+    match Problems::of(evaluation.errors.iter().map(OpaError::problem)) {
+        None if success && evaluation.result.is_some() => Some(Loaded::Yes),
         Some(problems) if !success => {
-            let only_types = answer.errors.iter().all(|error| error.code == "rego_type_error");
+            let only_types = evaluation.errors.iter().all(|error| error.code == "rego_type_error");
             Some(Loaded::No { problems, only_types })
         }
         _ => None,
     }
 }
 
-/// Reads the answer of `opa test --format json`; `None` where it is none, or where OPA broke a
-/// test off.
-pub(super) fn tests(said: &[u8]) -> Option<TestRun> {
-    // An empty list of Go may be written as `null`.
-    let results: Option<Vec<TestResult>> = serde_json::from_slice(said).ok()?;
+/// Parses the output of `opa test --format json`; `None` if it is malformed, or if OPA cancelled a
+/// test.
+pub(super) fn tests(output: &[u8]) -> Option<TestRun> {
+    // Go may write an empty list as `null`.
+    let results: Option<Vec<TestResult>> = serde_json::from_slice(output).ok()?;
     let mut run = TestRun::default();
     for result in results.unwrap_or_default() {
         if result.is_cancelled() {
@@ -228,24 +229,24 @@ pub(super) fn tests(said: &[u8]) -> Option<TestRun> {
     Some(run)
 }
 
-/// Reads from `opa test --format json --explain fails` where tests fail, by their full names: the
-/// last expression that had no answer. An `every` fails where the expression in it does.
-pub(super) fn failing_places(said: &[u8]) -> HashMap<String, Place> {
-    let traced: Vec<Traced> = serde_json::from_slice(said).unwrap_or_default();
+/// Parses from `opa test --format json --explain fails` the place at which each test fails, by full
+/// name: its last failed expression. An `every` fails at the expression inside it.
+pub(super) fn failing_places(output: &[u8]) -> HashMap<String, Place> {
+    let traced: Vec<Traced> = serde_json::from_slice(output).unwrap_or_default();
     let place = |traced: &Traced| traced.trace.iter().rev().find_map(Event::failing_place);
     traced.iter().filter_map(|traced| Some((traced.full_name(), place(traced)?))).collect()
 }
 
-/// Reads the text of `opa test` about modules that do not compile: `2 errors occurred:` and
-/// the errors, or one behind the colon.
-pub(super) fn compile_errors(said: &[u8]) -> Option<Problems> {
-    let said = String::from_utf8_lossy(said);
-    let (head, rest) = said.trim().split_once(" occurred:")?;
+/// Parses the text of `opa test` about modules that do not compile: `2 errors occurred:` and the
+/// errors on lines of their own, or `1 error occurred:` and the error on the same line.
+pub(super) fn compile_errors(output: &[u8]) -> Option<Problems> {
+    let output = String::from_utf8_lossy(output);
+    let (head, rest) = output.trim().split_once(" occurred:")?;
     let (count, word) = head.split_once(' ')?;
     if count.parse::<u64>().is_err() || !matches!(word, "error" | "errors") {
         return None;
     }
-    // Indented lines explain the one before.
+    // Indented lines are details of the line before.
     let lines = rest.trim().lines().filter(|line| !line.starts_with(char::is_whitespace));
     Problems::of(lines.map(Problem::of_text))
 }
@@ -275,7 +276,7 @@ impl Traced {
 
 impl Event {
     fn failing_place(&self) -> Option<Place> {
-        // The terms of an `every` are an object, those of other expressions a list.
+        // The terms of an `every` are an object; the terms of other expressions are a list.
         let is_every = self.node.get("terms").is_some_and(serde_json::Value::is_object);
         let place = self.location.as_ref().and_then(Location::place);
         place.filter(|_| self.op == "Fail" && self.query != 0 && !is_every)
@@ -319,7 +320,7 @@ impl TestResult {
 #[derive(Default)]
 struct Cases {
     passed: usize,
-    /// By name.
+    /// Their names.
     failed: Vec<String>,
 }
 
@@ -339,9 +340,9 @@ impl SubResult {
     }
 }
 
-/// What OPA puts before a loading error says nothing: our own name of the bundle's file, and
-/// that there is one error.
-fn plain(text: &str) -> &str {
+/// A loading error without OPA's prefixes, which name the temporary file of the bundle and count
+/// one error.
+fn strip_loading_prefix(text: &str) -> &str {
     let text = text.strip_prefix("loading error: ").unwrap_or(text);
     let text = text.strip_prefix("bundle activation failed: ").unwrap_or(text);
     let text = match text.strip_prefix("bundle ").and_then(|rest| rest.split_once(": ")) {
@@ -351,66 +352,48 @@ fn plain(text: &str) -> &str {
     text.strip_prefix("1 error occurred: ").unwrap_or(text)
 }
 
-/// A name as it stands in the tarball: `/a.rego`, `./a.rego` or `bundle.tar.gz/a.rego`.
+/// The name of a file in the bundle. OPA writes `/a.rego`, `./a.rego` or `bundle.tar.gz/a.rego`.
 fn file_name(file: &str) -> String {
     let file = file.trim_start_matches("./").trim_start_matches('/');
     let file = file.strip_prefix(super::scratch::BUNDLE).unwrap_or(file).trim_start_matches('/');
     one_line(file)
 }
 
-/// Foreign text on one line, cut.
-pub(super) fn one_line(text: &str) -> String {
-    let words: Vec<_> = text.split(|character: char| character.is_whitespace() || character.is_control()).collect();
-    let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    cut(&words.join(" "), MAX_MESSAGE)
-}
-
-fn cut(text: &str, most: usize) -> String {
-    if text.len() <= most {
-        return text.to_owned();
-    }
-    let mut end = most;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(said: &str) -> String {
-        match evaluation(false, said.as_bytes()) {
+    fn refused(output: &str) -> String {
+        match evaluation(false, output.as_bytes()) {
             Some(Loaded::No { problems, .. }) => problems.to_string(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn errors_are_told_with_file_line_and_code() {
-        let said = r#"{"errors":[
+    fn errors_have_file_line_and_code() {
+        let output = r#"{"errors":[
             {"message":"var y is unsafe","code":"rego_unsafe_var_error","location":{"file":"/a/p.rego","row":6,"col":3}},
             {"message":"match error\n\tleft","code":"rego_type_error","location":{"file":"./q.rego","row":1,"col":1}}]}"#;
         let expected =
             "a/p.rego:6: rego_unsafe_var_error: var y is unsafe; q.rego:1: rego_type_error: match error left";
-        assert_eq!(refused(said), expected);
+        assert_eq!(refused(output), expected);
     }
 
     #[test]
     fn the_place_in_a_loading_error_is_found() {
-        let said = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: 1 error occurred: ./p.rego:4: rego_parse_error: unexpected eof token\n\tx if {\n\t     ^"}]}"#;
-        assert_eq!(refused(said), "p.rego:4: rego_parse_error: unexpected eof token x if { ^");
-        let said = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: bundle read failed"}]}"#;
-        assert_eq!(refused(said), "bundle read failed");
+        let output = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: 1 error occurred: ./p.rego:4: rego_parse_error: unexpected eof token\n\tx if {\n\t     ^"}]}"#;
+        assert_eq!(refused(output), "p.rego:4: rego_parse_error: unexpected eof token x if { ^");
+        let output = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: bundle read failed"}]}"#;
+        assert_eq!(refused(output), "bundle read failed");
     }
 
     #[test]
-    fn only_a_whole_answer_is_one() {
+    fn only_complete_and_consistent_output_is_accepted() {
         let result = br#"{"result":[{"expressions":[]}]}"#;
         let errors = br#"{"errors":[{"message":"x"}]}"#;
         assert_eq!(evaluation(true, result), Some(Loaded::Yes));
-        for (success, said) in [
+        for (success, output) in [
             (true, &b""[..]),
             (true, b"{}"),
             (true, errors),
@@ -421,7 +404,7 @@ mod tests {
             (false, b"panic: runtime error"),
             (false, b"fatal error: out of memory"),
         ] {
-            assert_eq!(evaluation(success, said), None, "{success} {}", String::from_utf8_lossy(said));
+            assert_eq!(evaluation(success, output), None, "{success} {}", String::from_utf8_lossy(output));
         }
     }
 
@@ -429,15 +412,15 @@ mod tests {
     fn a_hostile_text_is_one_short_line() {
         let message = format!("a\\n\\u001b[31m\\u0000{}", "é".repeat(5000));
         let error = format!(r#"{{"message":"{message}","code":"c","location":{{"file":"x\n","row":1}}}}"#);
-        let said = format!(r#"{{"errors":[{}]}}"#, vec![error; 50].join(","));
-        let told = refused(&said);
-        assert!(told.len() < 1024 && !told.contains(char::is_control), "{told}");
-        assert!(told.ends_with("; and 40 more"), "{told}");
+        let output = format!(r#"{{"errors":[{}]}}"#, vec![error; 50].join(","));
+        let text = refused(&output);
+        assert!(text.len() < 1024 && !text.contains(char::is_control), "{text}");
+        assert!(text.ends_with("; and 40 more"), "{text}");
     }
 
     #[test]
     fn tests_are_counted_and_failures_have_a_name_and_a_place() {
-        let said = br#"[
+        let output = br#"[
             {"location":{"file":"./p_test.rego","row":12,"col":1},"package":"data.t","name":"todo_test_later","skip":true},
             {"location":{"file":"./p_test.rego","row":23,"col":1},"package":"data.t","name":"test_cases","fail":true,
              "sub_results":{"one":{"name":"one"},"two":{"name":"two","sub_results":{"a":{"fail":true},"b":{}}}}},
@@ -445,48 +428,48 @@ mod tests {
             {"location":{"file":"./p_test.rego","row":7,"col":1},"package":"data.t","name":"test_bad","fail":true,"output":"aGkK"},
             {"location":{"file":"./p_test.rego","row":9,"col":1},"package":"data.t","name":"test_error",
              "error":{"code":"eval_conflict_error","message":"conflict","location":{"file":"./p.rego","row":2}}}]"#;
-        let run = tests(said).unwrap();
+        let run = tests(output).unwrap();
         assert_eq!((run.passed, run.skipped), (3, 1));
-        let told: Vec<_> = run.failures.iter().map(|(_, problem)| problem.to_string()).collect();
+        let text: Vec<_> = run.failures.iter().map(|(_, problem)| problem.to_string()).collect();
         let expected = [
             "p_test.rego:23: test data.t.test_cases failed: case two/a",
             "p_test.rego:7: test data.t.test_bad failed",
             "p.rego:2: test data.t.test_error failed: conflict",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(text, expected);
         assert_eq!(tests(b"null").unwrap(), TestRun::default());
         assert_eq!(tests(b"[]").unwrap(), TestRun::default());
         assert_eq!(tests(b"{}"), None);
     }
 
     #[test]
-    fn a_test_that_was_broken_off_says_nothing() {
-        let said = br#"[{"package":"data.t","name":"test_slow","error":{"code":"eval_cancel_error","message":"x"}}]"#;
-        assert_eq!(tests(said), None);
+    fn a_cancelled_test_gives_no_result() {
+        let output = br#"[{"package":"data.t","name":"test_slow","error":{"code":"eval_cancel_error","message":"x"}}]"#;
+        assert_eq!(tests(output), None);
     }
 
     #[test]
     fn the_expression_that_fails_is_found_in_the_trace() {
-        let said = br#"[{"package":"data.t","name":"test_every","trace":[
+        let output = br#"[{"package":"data.t","name":"test_every","trace":[
             {"Op":"Enter","QueryID":1,"Location":{"file":"./t.rego","row":3},"Node":{"terms":[]}},
             {"Op":"Fail","QueryID":4,"Location":{"file":"./t.rego","row":5},"Node":{"terms":[]}},
             {"Op":"Fail","QueryID":2,"Location":{"file":"./t.rego","row":4},"Node":{"terms":{"domain":[]}}},
             {"Op":"Fail","QueryID":0,"Location":{"file":"","row":1},"Node":[]}]},
             {"package":"data.t","name":"test_without"}]"#;
-        let places = failing_places(said);
+        let places = failing_places(output);
         assert_eq!(places.len(), 1);
         assert_eq!(places["data.t.test_every"], Place { file: "t.rego".into(), row: 5 });
         assert!(failing_places(b"panic: x").is_empty());
     }
 
     #[test]
-    fn errors_as_text_are_read_line_by_line() {
+    fn errors_as_text_are_parsed_line_by_line() {
         let one = compile_errors(b"1 error occurred: ./p.rego:3: rego_compile_error: x\n").unwrap();
         assert_eq!(one.to_string(), "p.rego:3: rego_compile_error: x");
         let two = compile_errors(b"2 errors occurred:\n./p.rego:3: a: x\n\tleft: y\n./p.rego:4: b: z\n").unwrap();
         assert_eq!(two.to_string(), "p.rego:3: a: x; p.rego:4: b: z");
-        for said in ["", "panic: 1 error occurred: x", "Error: unknown flag", "many errors occurred: x"] {
-            assert_eq!(compile_errors(said.as_bytes()), None, "{said}");
+        for output in ["", "panic: 1 error occurred: x", "Error: unknown flag", "many errors occurred: x"] {
+            assert_eq!(compile_errors(output.as_bytes()), None, "{output}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What checks have started and made, for a process that ends in the middle of one: its tasks
-//! are dropped by nobody then.
+//! The processes and folders of running checks, so that a process which exits during a check can
+//! end and remove them: an exit does not drop its tasks.
 
 use std::{
     collections::BTreeSet,
@@ -12,52 +12,51 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 #[derive(Debug)]
 struct Running {
-    /// Process groups, by the id of their first process.
+    /// The process groups, by the id of their first process.
     groups: BTreeSet<i32>,
     folders: BTreeSet<PathBuf>,
 }
 
 static RUNNING: Mutex<Running> = Mutex::new(Running { groups: BTreeSet::new(), folders: BTreeSet::new() });
 
-/// Kills every `opa` that is running, and removes the folders of checks that did not end. For the
-/// end of the process; no check may be started any more.
-pub fn end_all() {
+/// Kills every running `opa` and removes the folders of unfinished checks. For the exit of this
+/// process: no check may start afterwards.
+pub fn kill_all() {
     let mut running = lock();
     for group in std::mem::take(&mut running.groups) {
         kill(group);
     }
     for folder in std::mem::take(&mut running.folders) {
-        // What can't be removed now is the system's to clean up.
+        // A leftover in the temporary folder is cleaned up by the system.
         let _ = fs::remove_dir_all(folder);
     }
 }
 
-/// Remembers a process group until [`end_group`].
-pub(super) fn begin_group(group: i32) {
+/// Registers a process group until [`kill_group`].
+pub(super) fn register_group(group: i32) {
     lock().groups.insert(group);
 }
 
-/// Kills a process group, unless it was killed before: the system may have given its id to
-/// another.
-pub(super) fn end_group(group: i32) {
+/// Kills a process group, unless it was killed before: the system may have reused its id.
+pub(super) fn kill_group(group: i32) {
     if lock().groups.remove(&group) {
         kill(group);
     }
 }
 
-/// Remembers a folder until [`end_folder`].
-pub(super) fn begin_folder(folder: &Path) {
+/// Registers a folder until [`unregister_folder`].
+pub(super) fn register_folder(folder: &Path) {
     lock().folders.insert(folder.to_owned());
 }
 
-/// Forgets a folder, which is about to be removed.
-pub(super) fn end_folder(folder: &Path) {
+/// Unregisters a folder that is about to be removed.
+pub(super) fn unregister_folder(folder: &Path) {
     lock().folders.remove(folder);
 }
 
 fn kill(group: i32) {
     if let Some(group) = Pid::from_raw(group) {
-        // It fails where all of its processes have ended.
+        // Fails if all its processes have ended.
         let _ = kill_process_group(group, Signal::KILL);
     }
 }

@@ -1,40 +1,41 @@
-//! The folder in which `opa` works.
+//! The working folder of `opa`.
 
 use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::{program::Opa, running, sandbox::Unavailable};
+use super::{running, sandbox::Unavailable};
 use crate::oci::Blob;
 
-/// A folder that only this user may enter, removed when this is dropped.
+/// A folder with mode 0700, removed when dropped.
 #[derive(Debug)]
 pub(super) struct Scratch {
     path: PathBuf,
     _folder: TempDir,
 }
 
-/// The name of the capabilities file in it.
+/// The capabilities file in the folder.
 pub(super) const CAPABILITIES: &str = "capabilities.json";
-/// The name of the bundle in it.
+/// The bundle in the folder.
 pub(super) const BUNDLE: &str = "bundle.tar.gz";
 
 impl Scratch {
-    /// An empty one.
+    /// Creates an empty folder.
     pub(super) async fn empty() -> Result<Self, Unavailable> {
-        Self::filled(|_| Ok(())).await
+        Self::create(|_| Ok(())).await
     }
 
-    /// One with a bundle, and the capabilities that `opa` is to obey.
-    pub(super) async fn with_bundle(opa: &Opa, bundle: &Blob) -> Result<Self, Unavailable> {
-        let (capabilities, bundle) = (opa.capabilities(), bundle.clone());
-        Self::filled(move |folder| {
+    /// Creates a folder with a bundle and the capabilities for `opa`.
+    pub(super) async fn with_bundle(capabilities: Arc<[u8]>, bundle: &Blob) -> Result<Self, Unavailable> {
+        let bundle = bundle.clone();
+        Self::create(move |folder| {
             fs::write(folder.join(CAPABILITIES), &capabilities)?;
             let mut file = fs::File::create_new(folder.join(BUNDLE))?;
             io::copy(&mut bundle.reader(), &mut file)?;
@@ -47,13 +48,13 @@ impl Scratch {
         &self.path
     }
 
-    async fn filled(fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<Self, Unavailable> {
+    async fn create(fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<Self, Unavailable> {
         let made = spawn_blocking(move || {
             let private = fs::Permissions::from_mode(0o700);
             let folder = tempfile::Builder::new().prefix("bundlegate-opa-").permissions(private).tempdir()?;
-            // It becomes the program's own folder, from which a relative path leads elsewhere.
+            // The program runs in this folder, where a relative TMPDIR would lead elsewhere.
             let scratch = Self { path: fs::canonicalize(folder.path())?, _folder: folder };
-            running::begin_folder(&scratch.path);
+            running::register_folder(&scratch.path);
             fill(&scratch.path)?;
             Ok(scratch)
         });
@@ -66,6 +67,6 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        running::end_folder(&self.path);
+        running::unregister_folder(&self.path);
     }
 }

@@ -1,4 +1,4 @@
-//! Programs that misbehave, in the place of `opa`.
+//! Checks with a script in the place of `opa`, which may misbehave.
 
 use std::{
     fs,
@@ -14,17 +14,17 @@ use tokio::time::sleep;
 use super::*;
 use crate::oci::{Blob, Descriptor};
 
-/// Far beyond what a script takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far longer than a script takes on a busy machine.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const PASSES: &str = r#"echo '{"result":[{}]}'"#;
 const REFUSES: &str = r#"echo '{"errors":[{"message":"m","code":"rego_unsafe_var_error","location":{"file":"/p.rego","row":3}}]}'; exit 2"#;
 
 /// A folder with a script in the place of `opa`.
-struct Fake(TempDir);
+struct FakeOpa(TempDir);
 
-impl Fake {
-    /// One that answers as `opa` 1.22.2 does, but for checks, which `body` answers; in it, `$F`
-    /// is this folder.
+impl FakeOpa {
+    /// A script that responds as `opa` 1.22.2 does, except to checks, to which `body` responds. In
+    /// `body`, `$F` is this folder.
     fn answering(body: &str) -> Self {
         let version = "echo 'Version: 1.22.2'; echo 'WebAssembly: unavailable'";
         Self::script(&format!(
@@ -59,7 +59,7 @@ impl Fake {
     }
 
     fn options(&self) -> Options {
-        Options { program: self.path("opa"), tests: false, timeout: PATIENCE }
+        Options { program: self.path("opa"), tests: false, timeout: TEST_TIMEOUT }
     }
 
     async fn start(&self, options: Options) -> Result<Checker, StartError> {
@@ -89,10 +89,10 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(TEST_TIMEOUT, looking).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
-/// A zombie has ended; who adopted it may be slow to ask.
+/// A zombie has ended; its new parent may be slow to reap it.
 fn is_running(process: &str) -> bool {
     let state = fs::read_to_string(format!("/proc/{process}/stat"));
     state.is_ok_and(|state| !state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
@@ -106,15 +106,15 @@ fn refusal(verdict: Verdict) -> String {
 }
 
 #[tokio::test]
-async fn what_opa_answers_in_json_is_the_verdict() {
-    assert_eq!(Fake::answering(PASSES).check().await.unwrap(), Verdict::Passed { tests: 0 });
-    let refused = Fake::answering(REFUSES).check().await.unwrap();
+async fn the_json_output_of_opa_is_the_verdict() {
+    assert_eq!(FakeOpa::answering(PASSES).check().await.unwrap(), Verdict::Passed { tests: 0 });
+    let refused = FakeOpa::answering(REFUSES).check().await.unwrap();
     assert_eq!(refusal(refused), "p.rego:3: rego_unsafe_var_error: m");
 }
 
 #[tokio::test]
-async fn the_bundle_lies_in_a_folder_of_its_own_that_is_removed() {
-    let fake = Fake::answering(&format!(
+async fn the_bundle_is_in_a_folder_of_its_own_that_is_removed() {
+    let fake = FakeOpa::answering(&format!(
         "pwd > $F/folder; stat -c %a . > $F/mode; cp bundle.tar.gz capabilities.json $F; echo \"$@\" > $F/arguments\n{PASSES}"
     ));
     fake.check().await.unwrap();
@@ -128,21 +128,21 @@ async fn the_bundle_lies_in_a_folder_of_its_own_that_is_removed() {
 }
 
 #[tokio::test]
-async fn nothing_of_our_environment_and_no_input_reaches_it() {
+async fn neither_environment_nor_input_reaches_the_program() {
     // Cargo sets many variables for tests.
     assert!(std::env::vars().any(|(name, _)| name.starts_with("CARGO")));
-    let fake = Fake::answering(&format!("env > $F/env; cat\n{PASSES}"));
+    let fake = FakeOpa::answering(&format!("env > $F/env; cat\n{PASSES}"));
     fake.check().await.unwrap();
     let seen = fake.read("env").unwrap();
     let mut names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
-    // The shell's own.
+    // The shell's own variables.
     names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_"));
     names.sort_unstable();
     assert_eq!(names, ["GOMEMLIMIT", "GOTRACEBACK", "HOME", "PATH", "TMPDIR"]);
 }
 
 #[tokio::test]
-async fn a_program_that_crashes_or_talks_nonsense_says_nothing_about_the_bundle() {
+async fn a_crash_or_malformed_output_is_not_a_verdict() {
     for (body, expected) in [
         ("kill -9 $$", "opa was ended by signal 9"),
         ("kill -SEGV $$", "opa was ended by signal 11"),
@@ -153,28 +153,28 @@ async fn a_program_that_crashes_or_talks_nonsense_says_nothing_about_the_bundle(
         ("exit 137", "exit status: 137"),
         ("echo '{\"result\":[{}'", "no readable answer"),
         ("echo '{\"errors\":[]}'; exit 2", "no readable answer"),
-        // An answer that contradicts the end.
+        // The output contradicts the exit status.
         ("echo '{\"result\":[{}]}'; exit 2", "no readable answer"),
         ("echo '{\"errors\":[{\"message\":\"m\"}]}'", "no readable answer"),
     ] {
-        let error = Fake::answering(body).check().await.unwrap_err().to_string();
+        let error = FakeOpa::answering(body).check().await.unwrap_err().to_string();
         assert!(error.contains(expected) && !error.contains('\n'), "{body}: {error}");
     }
 }
 
 #[tokio::test]
-async fn output_without_end_is_cut_off() {
+async fn endless_output_is_limited() {
     for body in ["exec cat /dev/zero", "exec cat /dev/zero >&2"] {
-        let error = Fake::answering(body).check().await.unwrap_err();
+        let error = FakeOpa::answering(body).check().await.unwrap_err();
         assert!(matches!(error, Unavailable::TooMuchOutput), "{error}");
     }
 }
 
 #[tokio::test]
-async fn a_program_that_hangs_is_given_up_after_the_timeout() {
-    let fake = Fake::answering("sleep 1000");
+async fn a_program_that_hangs_is_killed_after_the_timeout() {
+    let fake = FakeOpa::answering("sleep 1000");
     let options = Options { timeout: Duration::from_millis(500), ..fake.options() };
-    // The start is as patient as a busy machine needs.
+    // The start has the timeout that a busy machine needs.
     let mut checker = fake.start(fake.options()).await.unwrap();
     checker = checker.with_timeout(options.timeout);
     let error = checker.check(&checker.opa().await.unwrap(), &bundle()).await.unwrap_err();
@@ -182,8 +182,8 @@ async fn a_program_that_hangs_is_given_up_after_the_timeout() {
 }
 
 #[tokio::test]
-async fn whatever_it_started_ends_with_a_check_that_is_given_up() {
-    let fake = Fake::answering("sleep 1000 & echo $! > $F/child; echo $$ > $F/parent; wait");
+async fn all_processes_end_when_a_check_is_cancelled() {
+    let fake = FakeOpa::answering("sleep 1000 & echo $! > $F/child; echo $$ > $F/parent; wait");
     let checker = fake.start(fake.options()).await.unwrap();
     let (opa, bundle) = (checker.opa().await.unwrap(), bundle());
     let processes = tokio::select! {
@@ -196,8 +196,8 @@ async fn whatever_it_started_ends_with_a_check_that_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_process_that_it_leaves_behind_neither_delays_the_answer_nor_lives_on() {
-    let fake = Fake::answering(&format!("sleep 1000 & echo $! > $F/child\n{PASSES}"));
+async fn a_process_left_behind_neither_delays_the_verdict_nor_survives() {
+    let fake = FakeOpa::answering(&format!("sleep 1000 & echo $! > $F/child\n{PASSES}"));
     assert_eq!(fake.check().await.unwrap(), Verdict::Passed { tests: 0 });
     let child = fake.read("child").unwrap();
     eventually("its end", || (!is_running(&child)).then_some(())).await;
@@ -205,22 +205,22 @@ async fn a_process_that_it_leaves_behind_neither_delays_the_answer_nor_lives_on(
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn memory_files_and_processor_time_are_limited() {
-    // The limits come from outside, some microseconds after the start.
-    let fake = Fake::answering(&format!(
+async fn memory_file_size_and_cpu_time_are_limited() {
+    // The limits are set from outside, some microseconds after the start.
+    let fake = FakeOpa::answering(&format!(
         "while [ \"$(ulimit -c)\" != 0 ]; do :; done; (ulimit -d; ulimit -f; ulimit -t) > $F/limits\n{PASSES}"
     ));
     fake.check().await.unwrap();
-    // In KiB, in blocks of 512 bytes (dash) or 1024 (bash), in seconds.
+    // The units are KiB, blocks of 512 bytes (dash) or 1024 (bash), and seconds.
     let limits = fake.read("limits").unwrap();
     let limits: Vec<_> = limits.lines().collect();
     assert!(matches!(limits.as_slice(), ["2097152", "2048" | "1024", "600"]), "{limits:?}");
 }
 
 #[tokio::test]
-async fn what_can_not_check_is_found_at_the_start() {
-    let start = async |fake: &Fake| fake.start(fake.options()).await.map(drop).unwrap_err().to_string();
-    let old = Fake::script("echo 'Version: 0.70.0'");
+async fn a_program_that_cannot_check_is_refused_at_the_start() {
+    let start = async |fake: &FakeOpa| fake.start(fake.options()).await.map(drop).unwrap_err().to_string();
+    let old = FakeOpa::script("echo 'Version: 0.70.0'");
     assert!(start(&old).await.ends_with("/opa is OPA 0.70.0, and 1.0 or newer is needed"));
     for (body, expected) in [
         ("exit 0", "does not work as opa: opa gave no readable answer (exit status: 0)"),
@@ -228,10 +228,10 @@ async fn what_can_not_check_is_found_at_the_start() {
         ("echo 'Version: 1.2.3'; exit 3", "(exit status: 3)"),
         ("kill -9 $$", "ended by signal 9"),
     ] {
-        let error = start(&Fake::script(body)).await;
+        let error = start(&FakeOpa::script(body)).await;
         assert!(error.contains(expected), "{body}: {error}");
     }
-    let missing = Fake::script("");
+    let missing = FakeOpa::script("");
     fs::remove_file(missing.path("opa")).unwrap();
     let error = start(&missing).await;
     assert_eq!(error, format!("no program {}", missing.path("opa").display()));
@@ -243,8 +243,8 @@ async fn what_can_not_check_is_found_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_replaced_is_another_one() {
-    let fake = Fake::answering(PASSES);
+async fn a_replaced_program_is_identified_again() {
+    let fake = FakeOpa::answering(PASSES);
     let checker = fake.start(fake.options()).await.unwrap();
     let first = checker.opa().await.unwrap();
     assert!(first.is_current().await);
@@ -260,16 +260,16 @@ async fn a_program_that_is_replaced_is_another_one() {
 }
 
 #[tokio::test]
-async fn an_answer_of_a_program_that_was_replaced_meanwhile_does_not_count() {
-    let fake = Fake::answering(&format!("cp $F/opa $F/copy; mv $F/copy $F/opa\n{PASSES}"));
+async fn a_verdict_of_a_program_replaced_meanwhile_does_not_count() {
+    let fake = FakeOpa::answering(&format!("cp $F/opa $F/copy; mv $F/copy $F/opa\n{PASSES}"));
     let error = fake.check().await.unwrap_err();
     assert!(matches!(error, Unavailable::Replaced { .. }), "{error}");
 }
 
 #[tokio::test]
-async fn at_most_two_checks_run_at_a_time() {
+async fn at_most_two_checks_run_concurrently() {
     let fake =
-        Fake::answering(&format!("mkdir $F/run.$$; ls -d $F/run.* | wc -l >> $F/counts; rmdir $F/run.$$\n{PASSES}"));
+        FakeOpa::answering(&format!("mkdir $F/run.$$; ls -d $F/run.* | wc -l >> $F/counts; rmdir $F/run.$$\n{PASSES}"));
     let checker = fake.start(fake.options()).await.unwrap();
     let opa = checker.opa().await.unwrap();
     let bundle = bundle();
@@ -281,13 +281,13 @@ async fn at_most_two_checks_run_at_a_time() {
     assert!(counts.lines().all(|count| matches!(count.trim(), "1" | "2")), "{counts}");
 }
 
-/// Answers `opa eval` by one script and `opa test` by another.
-fn testing(eval: &str, test: &str) -> Fake {
-    Fake::answering(&format!("if [ \"$1\" = test ]; then {test}; else {eval}; fi"))
+/// Responds to `opa eval` with one script and to `opa test` with another.
+fn testing(eval: &str, test: &str) -> FakeOpa {
+    FakeOpa::answering(&format!("if [ \"$1\" = test ]; then {test}; else {eval}; fi"))
 }
 
 #[tokio::test]
-async fn tests_are_run_where_they_are_wanted_and_have_to_pass() {
+async fn tests_run_if_configured_and_must_pass() {
     let check = async |test: &str, tests| {
         let fake = testing(PASSES, test);
         fake.check_with(Options { tests, ..fake.options() }).await
@@ -307,16 +307,16 @@ async fn tests_are_run_where_they_are_wanted_and_have_to_pass() {
 }
 
 #[tokio::test]
-async fn types_that_only_an_annotation_contradicts_are_no_reason_to_refuse() {
+async fn type_errors_by_annotation_schemas_do_not_refuse_a_bundle() {
     let types =
         r#"echo '{"errors":[{"message":"m","code":"rego_type_error","location":{"file":"p.rego","row":1}}]}'; exit 2"#;
     let answering =
-        |run: &str, eval: &str| Fake::answering(&format!("if [ \"$1\" = run ]; then {run}; else {eval}; fi"));
+        |run: &str, eval: &str| FakeOpa::answering(&format!("if [ \"$1\" = run ]; then {run}; else {eval}; fi"));
     let loads = answering("exit 0", types);
     assert_eq!(loads.check().await.unwrap(), Verdict::Passed { tests: 0 });
     let fails = answering("echo 'error: initialization error' >&2; exit 1", types);
     assert_eq!(refusal(fails.check().await.unwrap()), "p.rego:1: rego_type_error: m");
-    // Other errors are not asked about twice.
+    // Other errors are not checked again.
     assert_eq!(refusal(answering("exit 0", REFUSES).check().await.unwrap()), "p.rego:3: rego_unsafe_var_error: m");
     assert!(answering("kill -9 $$", types).check().await.is_err());
 }

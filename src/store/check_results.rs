@@ -1,6 +1,6 @@
-//! What checks of bundles by another program gave, so that a restart does not repeat them.
-//! Small files in the folder `opa-check` of the cache, beside the image layout, which leaves
-//! them alone. A result that is lost costs one more check.
+//! The results of checks by `opa`, stored so that a restart does not repeat them. They are small
+//! files in the folder `opa-check` of the cache, beside the image layout. A lost result costs one
+//! more check.
 
 use std::{
     fs, io,
@@ -17,25 +17,24 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 
 use crate::oci::Digest;
 
-/// Bundles whose results are kept. Beyond them, those go that were written first.
+/// The maximum number of files. Beyond it, the oldest are removed.
 const MAX_FILES: usize = 10_000;
-/// Bytes of one file that are read.
-const MAX_FILE: u64 = 256 << 10;
-/// Programs whose results about one bundle are kept.
+/// The maximum size of a file in bytes.
+const MAX_FILE_BYTES: u64 = 256 << 10;
+/// The maximum number of programs whose results for one bundle are kept.
 const MAX_PROGRAMS: usize = 4;
-/// Results in memory; a result has some hundred bytes, at most some 10 KiB.
+/// The maximum number of results in memory; one has some hundred bytes, at most some 10 KiB.
 const MAX_IN_MEMORY: u64 = 2_000;
-/// How long a result is kept on disk.
+/// How long a file is kept.
 const MAX_AGE: Duration = Duration::from_secs(180 * 24 * 3600);
-/// The folder is looked through for what is too much or too old at the first write and then
-/// once for so many.
+/// Surplus and old files are removed at the first write and then once in so many writes.
 const WRITES_PER_SWEEP: usize = 100;
-const FORMAT: u32 = 1;
+const FORMAT_VERSION: u32 = 1;
 
 /// The results of checks, in memory and, where there is a cache folder, on disk. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CheckResults {
-    /// One change at a time; counts them.
+    /// `None` without a cache folder.
     folder: Option<Arc<Folder>>,
     memory: moka::sync::Cache<String, Arc<[Entry]>>,
 }
@@ -43,46 +42,47 @@ pub struct CheckResults {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
+    /// The number of writes so far; locked during a write.
     writes: Mutex<usize>,
 }
 
-/// What one program made of a bundle.
+/// The result of one program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    /// The digest of the program.
+    /// The digest of the executable.
     program: String,
     result: Value,
 }
 
-/// A file.
+/// The content of a file.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct ResultFile {
     format: u32,
     bundle: String,
     options: String,
-    /// The newest last.
+    /// Oldest first.
     results: Vec<Entry>,
 }
 
 impl CheckResults {
-    /// Those of a cache folder, or in memory alone.
+    /// The results in a cache folder, or in memory only.
     pub(super) fn new(cache: Option<&Path>) -> Self {
         let folder = cache.map(|cache| Folder { path: cache.join("opa-check"), writes: Mutex::default() });
         Self { folder: folder.map(Arc::new), memory: moka::sync::Cache::new(MAX_IN_MEMORY) }
     }
 
-    /// What `program` made of a bundle under `options`.
+    /// The result of `program` for a bundle under `options`.
     pub async fn get(&self, bundle: &Digest, options: &str, program: &Digest) -> Option<Value> {
         let entries = self.entries(bundle, options).await;
         entries.iter().find(|entry| entry.program == program.as_str()).map(|entry| entry.result.clone())
     }
 
-    /// What every program made of a bundle under `options`, the newest last.
+    /// The results of all programs for a bundle under `options`, oldest first.
     pub async fn all(&self, bundle: &Digest, options: &str) -> Vec<Value> {
         self.entries(bundle, options).await.iter().map(|entry| entry.result.clone()).collect()
     }
 
-    /// Keeps what `program` made of a bundle under `options`. A disk that refuses is logged.
+    /// Stores the result of `program` for a bundle under `options`. A failed write is logged.
     pub async fn put(&self, bundle: &Digest, options: &str, program: &Digest, result: Value) {
         let mut entries = self.entries(bundle, options).await.to_vec();
         entries.retain(|entry| entry.program != program.as_str());
@@ -90,8 +90,12 @@ impl CheckResults {
         entries.drain(..entries.len().saturating_sub(MAX_PROGRAMS));
         self.memory.insert(key(bundle, options), entries.clone().into());
         let Some(folder) = self.folder.clone() else { return };
-        let stored =
-            Stored { format: FORMAT, bundle: bundle.to_string(), options: options.to_owned(), results: entries };
+        let stored = ResultFile {
+            format: FORMAT_VERSION,
+            bundle: bundle.to_string(),
+            options: options.to_owned(),
+            results: entries,
+        };
         let mut writes = folder.writes.lock().await;
         let sweep = writes.is_multiple_of(WRITES_PER_SWEEP);
         *writes += 1;
@@ -105,7 +109,7 @@ impl CheckResults {
             Ok(Err(error)) => {
                 tracing::warn!(%error, folder = %folder.path.display(), "the result of a check can't be written");
             }
-            Err(error) => tracing::error!(%error, "a task of the cache broke off; please report this"),
+            Err(error) => tracing::error!(%error, "a cache task failed; please report this"),
         }
     }
 
@@ -132,15 +136,17 @@ fn file_name(bundle: &Digest, options: &str) -> String {
     format!("{}.json", Digest::sha256(key(bundle, options).as_bytes()).hex())
 }
 
-/// What a file holds; a damaged one counts as absent, and the next result replaces it.
+/// Reads a file. A damaged one counts as absent, and the next result replaces it.
 fn read(path: &Path, bundle: &str, options: &str) -> Vec<Entry> {
     let Ok(file) = fs::File::open(path) else { return Vec::new() };
     let mut text = Vec::new();
-    if file.take(MAX_FILE).read_to_end(&mut text).is_err() {
+    if file.take(MAX_FILE_BYTES).read_to_end(&mut text).is_err() {
         return Vec::new();
     }
-    match serde_json::from_slice::<Stored>(&text) {
-        Ok(stored) if stored.format == FORMAT && stored.bundle == bundle && stored.options == options => stored.results,
+    match serde_json::from_slice::<ResultFile>(&text) {
+        Ok(stored) if stored.format == FORMAT_VERSION && stored.bundle == bundle && stored.options == options => {
+            stored.results
+        }
         Ok(_) | Err(_) => {
             tracing::warn!(path = %path.display(), "the stored result of a check can't be read: checking again");
             Vec::new()
@@ -148,8 +154,8 @@ fn read(path: &Path, bundle: &str, options: &str) -> Vec<Entry> {
     }
 }
 
-/// Replaces a file in one step.
-fn write(folder: &Path, name: &str, stored: &Stored) -> io::Result<()> {
+/// Replaces a file atomically.
+fn write(folder: &Path, name: &str, stored: &ResultFile) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(&serde_json::to_vec(stored)?)?;
@@ -158,9 +164,9 @@ fn write(folder: &Path, name: &str, stored: &Stored) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
-/// Removes what was written before `oldest`, what is more than `most` files, and what a crash
-/// left of a file.
-fn remove_old(folder: &Path, most: usize, oldest: SystemTime) -> io::Result<()> {
+/// Removes files written before `oldest`, the oldest beyond `max_files`, and temporary files that a
+/// crash left behind.
+fn remove_old(folder: &Path, max_files: usize, oldest: SystemTime) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -172,7 +178,7 @@ fn remove_old(folder: &Path, most: usize, oldest: SystemTime) -> io::Result<()> 
         }
     }
     files.sort();
-    for (_, path) in files.iter().take(files.len().saturating_sub(most)) {
+    for (_, path) in files.iter().take(files.len().saturating_sub(max_files)) {
         fs::remove_file(path)?;
     }
     Ok(())
@@ -217,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_many_programs_the_newest_results_are_kept() {
+    async fn the_newest_results_of_many_programs_are_kept() {
         let results = CheckResults::new(None);
         for program in 0..10 {
             results.put(&digest("bundle"), "load", &digest(&program.to_string()), json!(program)).await;
@@ -246,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_too_old_or_half_written_is_removed() {
+    fn surplus_old_and_temporary_files_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let day = Duration::from_secs(24 * 3600);
         let now = SystemTime::now();
@@ -261,9 +267,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_can_not_be_written_costs_only_the_next_process_a_check() {
+    async fn a_folder_that_cannot_be_written_costs_the_next_process_one_check() {
         let cache = tempfile::tempdir().unwrap();
-        fs::write(cache.path().join("opa-check"), "a file in the way").unwrap();
+        fs::write(cache.path().join("opa-check"), "a file instead of a folder").unwrap();
         let results = CheckResults::new(Some(cache.path()));
         results.put(&digest("bundle"), "load", &digest("opa"), json!(1)).await;
         assert_eq!(results.get(&digest("bundle"), "load", &digest("opa")).await, Some(json!(1)));

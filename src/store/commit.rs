@@ -1,4 +1,4 @@
-//! Group commit: those who want a change on the disk share one write of the index.
+//! Group commit: one write of the index serves all changes that wait for it.
 
 use std::{
     mem,
@@ -14,13 +14,13 @@ use tokio::{
 
 use super::disk::Disk;
 
-/// Between two writes there is this many times what the last one took, so that the index costs
-/// a share of the time and not of the number of changes.
+/// The pause between two writes is this many times the duration of the last one, so that the
+/// cost of the index is bounded in time, whatever the number of changes.
 const PAUSE_FACTOR: u32 = 4;
-/// A change waits for others no longer than this.
+/// The maximum pause between two writes.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// The writes of one folder. Cheap to clone.
+/// The writes of one cache folder. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Commits(Arc<Inner>);
 
@@ -32,23 +32,23 @@ struct Inner {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// The last change that is on the disk.
+    /// The last change that is written.
     written: u64,
-    /// The last change that could not be written; the next write tries again.
+    /// The last change that could not be written; the next write retries it.
     failed: u64,
 }
 
 #[derive(Debug, Default)]
 struct Writer {
     is_running: bool,
-    /// When the next write may begin.
+    /// The earliest time of the next write.
     next: Option<Instant>,
 }
 
 impl Commits {
-    /// Has everything written that was changed until now. Returns at once: a task writes, and
-    /// ends when nothing is left. It belongs to nobody, so that what a bundle has changed is
-    /// written also when its watcher ends; it keeps the folder locked until then.
+    /// Requests a write of all changes so far, and returns at once. A task of its own writes, and
+    /// ends when nothing is left, so changes of a bundle are written even if its watcher ends. The
+    /// task keeps the folder locked until then.
     pub(super) fn request(&self, disk: &Arc<Disk>, runtime: &Handle) {
         let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if disk.generation() <= self.0.progress.borrow().written {
@@ -59,8 +59,8 @@ impl Commits {
         }
     }
 
-    /// Waits until a change that was requested is on the disk. `false` when it could not be
-    /// written, which has been logged.
+    /// Waits until a requested change is written. Returns `false` when it could not be written,
+    /// which has been logged.
     pub(super) async fn is_written(&self, change: u64) -> bool {
         let mut progress = self.0.progress.subscribe();
         let settled = progress.wait_for(|progress| progress.written >= change || progress.failed >= change).await;
@@ -69,8 +69,8 @@ impl Commits {
 }
 
 impl Inner {
-    /// Another task may have written since, so nothing goes back.
-    fn tell(&self, Progress { written, failed }: Progress) {
+    /// Another task may have written meanwhile, so progress only advances.
+    fn report(&self, Progress { written, failed }: Progress) {
         self.progress.send_modify(|progress| {
             progress.written = progress.written.max(written);
             progress.failed = progress.failed.max(failed);
@@ -86,16 +86,16 @@ async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
         }
         let (began, until) = (Instant::now(), disk.generation());
         let writing = Arc::clone(&disk);
-        let written = match spawn_blocking(move || writing.write()).await {
+        let result = match spawn_blocking(move || writing.write()).await {
             Ok(Ok(written)) => Ok(written),
             Ok(Err(error)) => Err(error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         let mut progress = *commits.progress.borrow();
-        match written {
+        match result {
             Ok(written) => progress.written = progress.written.max(written),
             Err(error) => {
-                tracing::error!(error, "the cache on disk can't be written; serving goes on from memory");
+                tracing::error!(error, "the cache on disk can't be written; serving continues from memory");
                 progress.failed = progress.failed.max(until);
             }
         }
@@ -108,10 +108,10 @@ async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
             is_done
         };
         if is_done {
-            // Before anybody is told: they may want to open the folder again.
+            // Before the waiters are notified, because one of them may reopen the folder.
             drop(disk);
-            return commits.tell(progress);
+            return commits.report(progress);
         }
-        commits.tell(progress);
+        commits.report(progress);
     }
 }

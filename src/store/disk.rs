@@ -1,10 +1,11 @@
-//! The cache folder: an OCI image layout, locked, private, without blobs that nothing names.
-//! Its index is held in memory and written for many changes at once ([`Disk::write`]), so that
-//! the cost of a change does not grow with what is kept. Everything here blocks.
+//! The cache folder on disk; [`super`] describes its format.
+//!
+//! The index is held in memory and written for many changes at once ([`Disk::write`]), so the cost
+//! of a change does not grow with the number of bundles. Everything here blocks.
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -16,70 +17,48 @@ use jiff::Timestamp;
 use prometheus::IntGauge;
 
 use super::{
-    Acceptance, Recalled,
+    Acceptance, LoadedBundle,
     attempts::Attempts,
+    error::DiskError,
     folder,
-    index::{Index, Key, NoRoom},
-    record::{Note, Record},
+    index::{INDEX_LIMIT, IndexState, Key, NoRoom},
+    record::{HistoryEntry, Record},
     spool::Spool,
 };
 use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, WriteError};
 
-/// A longer `index.json` is neither read nor written. It holds the entries of about 300 000
-/// bundles.
-pub(super) const INDEX_LIMIT: u64 = 256 << 20;
-
-/// One process's cache folder.
+/// The locked cache folder of this process.
 #[derive(Debug)]
 pub(super) struct Disk {
     layout: Layout,
     /// Bytes that the folder may hold.
     limit: u64,
     gauge: IntGauge,
-    /// Locked for moments only: whether to ask the disk at all must not wait for the disk.
-    index: Mutex<Index>,
-    /// One write of `index.json` after the other, so that none goes back in time.
+    /// Never locked during I/O: deciding whether to read the disk must not wait for the disk.
+    index: Mutex<IndexState>,
+    /// Serialises the writes of `index.json`, so that none replaces a newer one.
     writing: Mutex<()>,
-    /// Shared by those who write blobs, alone for those who remove them: what is being removed
-    /// must not be found intact by whoever is about to name it.
+    /// Read-locked while blobs are written, write-locked while they are removed: a blob that is
+    /// being removed must not be found intact by a write that is about to reference it.
     blobs: RwLock<()>,
     attempts: Arc<Attempts>,
-    /// How many reads have come to an end.
+    /// The number of completed reads.
     reads: AtomicU64,
-    /// Held open: the lock goes with the process, however it ends.
+    /// Held open; the lock is released when the process ends, however it ends.
     _lock: fs::File,
 }
 
-/// Why the folder can't be used, or not now.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum DiskError {
-    #[error("{path} is in use by another process; give each process a cache.directory of its own")]
-    Locked { path: PathBuf },
-    #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
-    Foreign { path: PathBuf },
-    #[error("{path} holds what this cache did not put there; name a folder for the cache alone")]
-    NotACache { path: PathBuf },
-    #[error("{size} bytes don't fit: cache.disk allows {limit} bytes; raise it")]
-    Full { size: u64, limit: u64 },
-    #[error("{path} would have {size} bytes, more than the {limit} bytes that can be read again")]
-    IndexTooLong { path: PathBuf, size: u64, limit: u64 },
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-}
-
 impl Disk {
-    /// Opens or makes the folder, takes the lock, and clears away what a crash left.
+    /// Opens or creates the folder, takes the lock, and removes the leftovers of a crash.
     pub(super) fn open(path: &Path, limit: u64, gauge: IntGauge) -> Result<Self, DiskError> {
         let lock = folder::claim(path)?;
         let layout = Layout::create(path)?;
         let index = match layout.index_within(INDEX_LIMIT) {
-            Ok(index) if folder::is_ours(&index) => index,
-            // Sweeping would delete them.
+            Ok(index) if folder::is_cache_index(&index) => index,
+            // Sweeping would delete foreign blobs.
             Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
             Err(error) if folder::is_marked(path) => {
-                // Nothing in a cache is worth refusing to start for.
+                // Nothing in a cache justifies a refusal to start.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
                 layout.write_index(&LayoutIndex::default())?;
                 LayoutIndex::default()
@@ -91,8 +70,8 @@ impl Disk {
         }
         layout.remove_leftovers()?;
         let blobs = layout.blobs()?;
-        let index = Index::new(&index, &blobs);
-        for (digest, _) in blobs.iter().filter(|(digest, _)| !index.names(digest)) {
+        let index = IndexState::new(&index, &blobs);
+        for (digest, _) in blobs.iter().filter(|(digest, _)| !index.references(digest)) {
             layout.remove_blob(digest)?;
         }
         gauge.set(index.used().cast_signed());
@@ -110,7 +89,7 @@ impl Disk {
         &self.attempts
     }
 
-    /// How many reads have come to an end.
+    /// The number of completed reads.
     pub(super) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
@@ -124,12 +103,12 @@ impl Disk {
         self.lock().generation()
     }
 
-    /// Whether a record proves that `identity` was given this blob. Does not block.
+    /// Whether a record proves that `identity` received this blob. Does not block.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
         self.lock().possesses(identity, digest)
     }
 
-    /// A blob, checked again; a damaged one is removed and counts as absent.
+    /// Loads and hashes a blob. A damaged blob is removed and counts as absent.
     pub(super) fn load(&self, descriptor: &Descriptor, spool: &Spool) -> Result<Option<Blob>, DiskError> {
         let file = match self.layout.open_blob(&descriptor.digest) {
             Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -145,10 +124,10 @@ impl Disk {
         }
     }
 
-    /// Takes in a served bundle and everything that proves it, and a note of its history. The
-    /// folder says so after the next [`Self::write`]; a crash before leaves blobs that nothing
-    /// names.
-    pub(super) fn keep(
+    /// Writes the blobs of a served bundle and its history, and adds them to the index, which the
+    /// next [`Self::write`] writes. A crash before leaves blobs that no entry names. Returns the
+    /// number of the change.
+    pub(super) fn put(
         &self,
         record: Record,
         layer: &Blob,
@@ -159,13 +138,13 @@ impl Disk {
         let size = layer.size() + (manifest.len() + evidence.len()) as u64;
         let room = self.lock().make_room(&record.key(), size, self.limit);
         let is_full = room.map_err(|NoRoom { size }| DiskError::Full { size, limit: self.limit })?;
-        let kept = if is_full { self.write().map(drop) } else { Ok(()) }
-            .and_then(|()| self.put(record, layer, manifest, evidence, history));
+        let written = if is_full { self.write().map(drop) } else { Ok(()) }
+            .and_then(|()| self.write_bundle(record, layer, manifest, evidence, history));
         self.lock().unreserve(size);
-        kept
+        written
     }
 
-    fn put(
+    fn write_bundle(
         &self,
         record: Record,
         layer: &Blob,
@@ -183,82 +162,75 @@ impl Disk {
                 unsynced.push(digest.clone());
             }
         }
-        let note = self.write_note(&record.key(), history, &mut unsynced)?;
+        let history = self.write_history(&record.key(), history, &mut unsynced)?;
         let sizes = [
             (record.layer.clone(), layer.size()),
             (record.manifest.clone(), manifest.len() as u64),
             (record.evidence.clone(), evidence.len() as u64),
         ];
         let mut index = self.lock();
-        index.put(record, note, &sizes, unsynced);
+        index.put(record, history, &sizes, unsynced);
         self.gauge.set(index.used().cast_signed());
         Ok(index.generation())
     }
 
-    /// Changes when and by what a record was last found right, if it still is about this
-    /// manifest. As with [`Self::keep`], the folder says so after the next [`Self::write`].
-    pub(super) fn confirm(
-        &self,
-        key: &Key,
-        manifest: &Digest,
-        checked: Option<Timestamp>,
-        accepted: Acceptance,
-    ) -> u64 {
+    /// Updates the time of the last confirmation and the acceptance of a record, if its manifest
+    /// is still this one. As with [`Self::put`], the next [`Self::write`] writes it.
+    pub(super) fn touch(&self, key: &Key, manifest: &Digest, checked: Option<Timestamp>, accepted: Acceptance) -> u64 {
         let mut index = self.lock();
-        index.confirm(key, manifest, checked, accepted);
+        index.touch(key, manifest, checked, accepted);
         index.generation()
     }
 
-    /// What was last kept under a bundle's name and reference, all of it checked again.
-    pub(super) fn recall(
+    /// Loads the bundle last stored under a name and reference, and hashes every blob of it.
+    pub(super) fn get(
         &self,
         key: &Key,
         identity: &str,
-        small: u64,
+        max_bytes: u64,
         spool: &Spool,
-    ) -> Result<Option<Recalled>, DiskError> {
+    ) -> Result<Option<LoadedBundle>, DiskError> {
         let record = self.lock().record(key).filter(|record| record.identity == identity).cloned();
         let Some(record) = record else { return Ok(None) };
-        let Some(manifest) = self.small(&record.manifest, small)? else { return Ok(None) };
-        let Some(evidence) = self.small(&record.evidence, small)? else { return Ok(None) };
+        let Some(manifest) = self.read_small(&record.manifest, max_bytes)? else { return Ok(None) };
+        let Some(evidence) = self.read_small(&record.evidence, max_bytes)? else { return Ok(None) };
         let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
         let Record { manifest: digest, checked, accepted, .. } = record;
-        Ok(Some(Recalled { digest, manifest, layer, evidence, checked, accepted }))
+        Ok(Some(LoadedBundle { digest, manifest, layer, evidence, checked, accepted }))
     }
 
-    /// Drops the record of a bundle, and what only it named; the note of its history stays.
-    pub(super) fn forget(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
+    /// Removes the record of a bundle and the blobs that only it names. Its history stays.
+    pub(super) fn remove(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
         self.lock().remove(key);
-        self.note_alone(key, history)
+        self.put_history(key, history)
     }
 
-    /// Takes in the note of a bundle's history alone, for want of room for the bundle. It is so
-    /// small that it counts, but is never what there is no room for.
-    pub(super) fn note_alone(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
+    /// Writes the history of a bundle without the bundle. A history is small: it counts against the
+    /// limit, but is never refused because of it.
+    pub(super) fn put_history(&self, key: &Key, history: &[u8]) -> Result<u64, DiskError> {
         let _shared = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
         let mut unsynced = Vec::new();
-        let note = self.write_note(key, history, &mut unsynced)?;
+        let history = self.write_history(key, history, &mut unsynced)?;
         let mut index = self.lock();
-        index.replace_note(key, note);
-        index.not_synced(unsynced);
+        index.replace_history(key, history);
+        index.add_unsynced(unsynced);
         Ok(index.generation())
     }
 
-    /// What was noted last of a bundle's history, of at most `small` bytes.
-    pub(super) fn history(&self, key: &Key, small: u64) -> Result<Option<Bytes>, DiskError> {
-        let history = self.lock().note(key).map(|note| note.history.clone());
-        history.map_or(Ok(None), |history| self.small(&history, small))
+    /// The history last stored for a bundle, of at most `max_bytes` bytes.
+    pub(super) fn history(&self, key: &Key, max_bytes: u64) -> Result<Option<Bytes>, DiskError> {
+        let history = self.lock().history(key).map(|entry| entry.history.clone());
+        history.map_or(Ok(None), |history| self.read_small(&history, max_bytes))
     }
 
-    /// Brings everything that was changed to the disk, the index after the blobs that it names,
-    /// and removes the files that nothing names any more. Gives the last change that is
-    /// there now.
+    /// Writes all changes: syncs the blobs, replaces the index, then removes the blobs that no entry
+    /// names any more. Returns the number of the last change that is written.
     pub(super) fn write(&self) -> Result<u64, DiskError> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = self.lock().batch();
         let written = self.layout.sync_blobs(&batch.unsynced).map_err(DiskError::from);
         if let Err(error) = written.and_then(|()| self.write_index(&batch.text())) {
-            self.lock().not_written(batch);
+            self.lock().restore(batch);
             return Err(error);
         }
         self.remove_garbage(&batch.garbage)?;
@@ -278,7 +250,7 @@ impl Disk {
         if garbage.is_empty() {
             return Ok(());
         }
-        let _alone = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
         for digest in garbage {
             if self.lock().drop_garbage(digest) {
                 self.layout.remove_blob(digest)?;
@@ -288,7 +260,12 @@ impl Disk {
         Ok(())
     }
 
-    fn write_note(&self, key: &Key, history: &[u8], unsynced: &mut Vec<Digest>) -> Result<Option<Note>, DiskError> {
+    fn write_history(
+        &self,
+        key: &Key,
+        history: &[u8],
+        unsynced: &mut Vec<Digest>,
+    ) -> Result<Option<HistoryEntry>, DiskError> {
         if history.is_empty() {
             return Ok(None);
         }
@@ -296,10 +273,10 @@ impl Disk {
         if self.layout.write_blob_unsynced(history)? {
             unsynced.push(digest.clone());
         }
-        Ok(Some(Note { key: key.clone(), history: digest, size: history.len() as u64 }))
+        Ok(Some(HistoryEntry { key: key.clone(), history: digest, size: history.len() as u64 }))
     }
 
-    fn small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
+    fn read_small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
         let Some(bytes) = self.layout.read_blob(digest, limit)? else { return Ok(None) };
         if digest.recompute(&bytes) == *digest {
             return Ok(Some(bytes));
@@ -309,17 +286,17 @@ impl Disk {
     }
 
     fn remove_damaged(&self, digest: &Digest, size: u64) -> Result<(), DiskError> {
-        let _alone = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has the right bytes may have written them meanwhile.
+        let _exclusive = self.blobs.write().unwrap_or_else(PoisonError::into_inner);
+        // A concurrent write may have replaced the damaged file meanwhile.
         if !self.layout.is_intact(digest, size) {
             tracing::error!(%digest, "a cached blob is damaged and was removed");
             self.layout.remove_blob(digest)?;
-            self.lock().lost_blob(digest);
+            self.lock().blob_lost(digest);
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Index> {
+    fn lock(&self) -> MutexGuard<'_, IndexState> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! Which folders may become the cache, and which are one. Nothing in a folder is changed before
-//! that is settled: `cache.directory: /tmp` must neither close /tmp nor delete what is in it.
+//! Decides whether a folder is a cache or may become one. Until then nothing in it is changed:
+//! `cache.directory: /tmp` must neither restrict /tmp nor delete its files.
 
 use std::{
     fs, io,
@@ -9,22 +9,24 @@ use std::{
 };
 
 use super::{
-    disk::{DiskError, INDEX_LIMIT},
-    record::{Note, Record},
+    error::DiskError,
+    index::INDEX_LIMIT,
+    record::{HistoryEntry, Record},
 };
 use crate::oci::{Descriptor, Layout, LayoutIndex, open_lock, open_regular};
 
-/// `oci-layout` in a cache: what the specification wants, and whose folder it is. Written
-/// before anything else, so that a crash leaves nothing that the next start takes for foreign.
+/// `oci-layout` in a cache: the content that the specification requires, and a key that marks the
+/// folder as a cache. Written before anything else, so that the next start recognises the folder
+/// after a crash.
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0","dev.bundlegate.cache":1}"#;
 const MARKER_NAME: &str = "oci-layout";
-/// What the cache of an earlier version without a bundle consists of, and the root of a volume.
+/// The names in an empty cache of an earlier version.
 const EMPTY_CACHE: [&str; 7] = [".index.lock", ".lock", "blobs", "index.json", MARKER_NAME, "tuf", LOST_FOUND];
-/// The root of a fresh volume has this one.
+/// The only name in the root of a fresh volume.
 const LOST_FOUND: &str = "lost+found";
 
-/// Makes the folder a private, locked cache, or finds that it is one. The lock is held as long
-/// as the file is open.
+/// Opens the folder as a private, locked cache, and makes it one if it is empty. The lock is held
+/// as long as the file is open.
 pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     let failed = |source| DiskError::Io { path: path.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
@@ -44,7 +46,7 @@ pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     Ok(lock)
 }
 
-/// Whether the folder proves to be a cache whatever its index says.
+/// Whether the folder is marked as a cache, whatever its index says.
 pub(super) fn is_marked(path: &Path) -> bool {
     let mut text = Vec::with_capacity(MARKER.len() + 1);
     let file = open_regular(&path.join(MARKER_NAME));
@@ -52,7 +54,7 @@ pub(super) fn is_marked(path: &Path) -> bool {
     read.is_ok() && text == MARKER
 }
 
-/// Marks the cache of an earlier version.
+/// Marks a cache of an earlier version.
 pub(super) fn mark(path: &Path) -> io::Result<()> {
     let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(path)?;
     file.write_all(MARKER)?;
@@ -62,12 +64,12 @@ pub(super) fn mark(path: &Path) -> io::Result<()> {
 }
 
 /// Whether every entry is one that a cache writes. An index without entries proves nothing.
-pub(super) fn is_ours(index: &LayoutIndex) -> bool {
-    index.manifests.iter().all(is_entry_of_ours)
+pub(super) fn is_cache_index(index: &LayoutIndex) -> bool {
+    index.manifests.iter().all(is_cache_entry)
 }
 
-fn is_entry_of_ours(entry: &Descriptor) -> bool {
-    Record::from_entry(entry).is_some() || Note::from_entry(entry).is_some()
+fn is_cache_entry(entry: &Descriptor) -> bool {
+    Record::from_entry(entry).is_some() || HistoryEntry::from_entry(entry).is_some()
 }
 
 fn is_empty(path: &Path) -> io::Result<bool> {
@@ -79,20 +81,20 @@ fn is_empty(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether a folder that holds something is a cache, of this version or an earlier one. A lock
-/// file proves nothing: other programs have some, too.
+/// Whether a folder that is not empty is a cache, of this version or an earlier one. A lock file
+/// proves nothing: other programs have lock files, too.
 fn is_cache(path: &Path) -> Result<bool, DiskError> {
     let marked = is_marked(path);
     let Ok(layout) = Layout::open(path) else { return Ok(false) };
     match layout.index_within(INDEX_LIMIT) {
         Ok(index) if index.manifests.is_empty() && !marked => Ok(is_empty_cache(path, &layout)?),
-        Ok(index) => Ok(is_ours(&index)),
+        Ok(index) => Ok(is_cache_index(&index)),
         Err(_) => Ok(marked),
     }
 }
 
-/// Whether this is what an earlier version left of a cache in which nothing was kept: if it is
-/// somebody else's, they lose nothing.
+/// Whether this is an empty cache of an earlier version. If it belongs to another program, that
+/// program loses nothing.
 fn is_empty_cache(path: &Path, layout: &Layout) -> Result<bool, DiskError> {
     let failed = |source| DiskError::Io { path: path.to_owned(), source };
     if !path.join(".lock").is_file() || !layout.blobs()?.is_empty() {
@@ -110,7 +112,7 @@ fn is_empty_cache(path: &Path, layout: &Layout) -> Result<bool, DiskError> {
 fn mark_new(path: &Path) -> io::Result<()> {
     let marker = fs::File::options().write(true).create_new(true).open(path.join(MARKER_NAME));
     match marker {
-        // Another process was faster; the lock decides whose it is.
+        // Another process was faster; the lock decides which one owns the folder.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         marker => {
             let mut marker = marker?;
@@ -120,11 +122,11 @@ fn mark_new(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Other users must neither read private policy nor plant their own.
+/// Other users must neither read private policy nor write their own.
 fn make_private(path: &Path) -> Result<(), DiskError> {
     let failed = |source| DiskError::Io { path: path.to_owned(), source };
     let folder = fs::metadata(path).map_err(failed)?;
-    // A file of our own tells who we are without asking the system for it.
+    // The owner of a new file is the effective user.
     let probe = tempfile::tempfile_in(path).and_then(|probe| probe.metadata()).map_err(failed)?;
     if folder.uid() != probe.uid() {
         return Err(DiskError::Foreign { path: path.to_owned() });

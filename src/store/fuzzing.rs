@@ -1,9 +1,9 @@
-//! What the cache folder makes us read, for the fuzz targets. Not there in any other build.
+//! Parsers of the cache folder for the fuzz targets. Compiled for fuzzing only.
 
 use super::record::Record;
 use crate::oci::Descriptor;
 
-/// What an entry of the index says, written anew; `None` where it is none of ours.
+/// Parses an entry of the index as a [`Record`] and writes it again; `None` if it is none.
 pub fn record(entry: &Descriptor) -> Option<Descriptor> {
     Record::from_entry(entry).map(|record| record.to_entry())
 }

@@ -1,5 +1,5 @@
-//! The index of the cache folder in memory: what is kept, which blobs that needs, and what
-//! `index.json` says of it. Does no I/O, so its lock is never held for longer than a moment.
+//! The index of the cache folder in memory: its entries, the blobs that they need, and the text of
+//! `index.json`. It does no I/O, so its lock is held briefly.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,53 +10,56 @@ use jiff::Timestamp;
 
 use super::{
     Acceptance,
-    record::{Note, Record},
+    record::{HistoryEntry, Record},
 };
 use crate::oci::{Descriptor, Digest, LayoutIndex};
+
+/// The maximum size of `index.json`, enough for about 300 000 bundles.
+pub(super) const INDEX_LIMIT: u64 = 256 << 20;
 
 /// Bundle name and reference.
 pub(super) type Key = (String, String);
 
-/// What the folder holds, or will hold once it is written.
+/// The content of the folder once the pending changes are written.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(super) struct IndexState {
     records: Entries<Record>,
-    notes: Entries<Note>,
-    blobs: HashMap<Digest, Stored>,
-    /// Who was given which blob, by how many records.
+    histories: Entries<HistoryEntry>,
+    blobs: HashMap<Digest, BlobUse>,
+    /// The number of records that prove that an identity received a blob.
     possessed: HashMap<(String, Digest), usize>,
     used: u64,
-    /// The part of `used` that nothing names any more.
+    /// The part of `used` that no entry names any more.
     unused: u64,
-    /// Bytes that are being written.
+    /// Bytes of the bundles that are being written.
     reserved: u64,
-    /// Counts changes.
+    /// The number of changes so far.
     generation: u64,
-    /// Written, and not certain to survive a power cut.
+    /// Blobs that are written and not yet synced.
     unsynced: Vec<Digest>,
-    /// Named by nothing any more, but perhaps by the `index.json` on disk.
+    /// Blobs that no entry names any more, though the `index.json` on disk may.
     garbage: Vec<Digest>,
 }
 
-/// A blob that records and notes name.
+/// The size of a blob and the number of entries that name it.
 #[derive(Debug, Default)]
-struct Stored {
+struct BlobUse {
     references: usize,
-    /// 0 where the file is missing.
+    /// 0 if the file is missing.
     size: u64,
 }
 
-/// Entries by key, in the order in which they were written.
+/// Entries by key, in the order in which they were added.
 #[derive(Debug)]
 struct Entries<T> {
     by_key: HashMap<Key, u64>,
     in_order: BTreeMap<u64, (T, Arc<str>)>,
     next: u64,
-    /// Those that no bundle of this process has asked for.
+    /// The entries that no bundle of this process has asked for.
     unclaimed: BTreeSet<u64>,
 }
 
-/// What a write of the folder has to do, in this order.
+/// One write of the folder: what to sync, to write and to remove, in this order.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) generation: u64,
@@ -65,22 +68,22 @@ pub(super) struct Batch {
     pub(super) garbage: Vec<Digest>,
 }
 
-/// What there is no room for.
+/// `cache.disk` is too small for a bundle.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoRoom {
     /// Bytes that the folder would hold.
     pub(super) size: u64,
 }
 
-impl Index {
-    /// What an `index.json` says, with the sizes of the blobs that are there.
+impl IndexState {
+    /// The state of an `index.json`, with the sizes of the blobs that exist.
     pub(super) fn new(index: &LayoutIndex, blobs: &[(Digest, u64)]) -> Self {
         let mut new = Self::default();
         for entry in &index.manifests {
-            // Of several entries for one bundle the first is meant.
-            if let Some(note) = Note::from_entry(entry) {
-                if !new.notes.contains(&note.key) {
-                    new.set_note(note);
+            // Of several entries with one key, the first counts.
+            if let Some(entry) = HistoryEntry::from_entry(entry) {
+                if !new.histories.contains(&entry.key) {
+                    new.set_history(entry);
                 }
             } else if let Some(record) = Record::from_entry(entry)
                 && !new.records.contains(&record.key())
@@ -88,22 +91,22 @@ impl Index {
                 new.set_record(record);
             }
         }
-        new.records.claim_nothing();
-        new.notes.claim_nothing();
+        new.records.unclaim_all();
+        new.histories.unclaim_all();
         new.generation = 0;
         for (digest, size) in blobs {
             if new.blobs.contains_key(digest) {
-                new.has_blob(digest, *size);
+                new.add_blob(digest, *size);
             }
         }
         new
     }
 
-    pub(super) fn names(&self, digest: &Digest) -> bool {
+    pub(super) fn references(&self, digest: &Digest) -> bool {
         self.blobs.contains_key(digest)
     }
 
-    /// Bytes of the blobs that are named, and of those that were until the last write.
+    /// Bytes of the blobs that entries name, or named until the last write.
     pub(super) fn used(&self) -> u64 {
         self.used
     }
@@ -112,44 +115,50 @@ impl Index {
         self.generation
     }
 
-    /// Whether a record proves that `identity` was given this blob.
+    /// Whether a record proves that `identity` received this blob.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
         self.possessed.contains_key(&(identity.to_owned(), digest.clone()))
     }
 
-    /// The record of a bundle, which is not removed to make room from now on.
+    /// The record of a bundle; from now on it is not evicted for others.
     pub(super) fn record(&mut self, key: &Key) -> Option<&Record> {
         self.records.claim(key)
     }
 
-    /// The note about a bundle, which is not removed to make room from now on.
-    pub(super) fn note(&mut self, key: &Key) -> Option<&Note> {
-        self.notes.claim(key)
+    /// The history entry of a bundle; from now on it is not evicted for others.
+    pub(super) fn history(&mut self, key: &Key) -> Option<&HistoryEntry> {
+        self.histories.claim(key)
     }
 
-    /// Enters a record whose blobs have been written. `unsynced` are those that were not there.
-    pub(super) fn put(&mut self, record: Record, note: Option<Note>, sizes: &[(Digest, u64)], unsynced: Vec<Digest>) {
+    /// Adds a record whose blobs have been written. `unsynced` are the blobs that are new.
+    pub(super) fn put(
+        &mut self,
+        record: Record,
+        entry: Option<HistoryEntry>,
+        sizes: &[(Digest, u64)],
+        unsynced: Vec<Digest>,
+    ) {
         let key = record.key();
         self.set_record(record);
-        self.replace_note(&key, note);
-        sizes.iter().for_each(|(digest, size)| self.has_blob(digest, *size));
+        self.replace_history(&key, entry);
+        sizes.iter().for_each(|(digest, size)| self.add_blob(digest, *size));
         self.unsynced.extend(unsynced);
     }
 
-    /// Replaces the note about a bundle, or removes it.
-    pub(super) fn replace_note(&mut self, key: &Key, note: Option<Note>) {
-        match note {
-            Some(note) => {
-                let (digest, size) = (note.history.clone(), note.size);
-                self.set_note(note);
-                self.has_blob(&digest, size);
+    /// Replaces or removes the history entry of a bundle.
+    pub(super) fn replace_history(&mut self, key: &Key, entry: Option<HistoryEntry>) {
+        match entry {
+            Some(entry) => {
+                let (digest, size) = (entry.history.clone(), entry.size);
+                self.set_history(entry);
+                self.add_blob(&digest, size);
             }
-            None => self.remove_note(key),
+            None => self.remove_history(key),
         }
     }
 
-    /// Says that blobs were written of which nothing is known to be on the disk yet.
-    pub(super) fn not_synced(&mut self, digests: Vec<Digest>) {
+    /// Adds blobs that are written and not yet synced.
+    pub(super) fn add_unsynced(&mut self, digests: Vec<Digest>) {
         self.unsynced.extend(digests);
     }
 
@@ -161,8 +170,9 @@ impl Index {
         }
     }
 
-    /// Changes when and by what a record was last found right, if it is about `manifest`.
-    pub(super) fn confirm(&mut self, key: &Key, manifest: &Digest, checked: Option<Timestamp>, accepted: Acceptance) {
+    /// Updates the time of the last confirmation and the acceptance of a record, if its manifest
+    /// is `manifest`.
+    pub(super) fn touch(&mut self, key: &Key, manifest: &Digest, checked: Option<Timestamp>, accepted: Acceptance) {
         let Some(record) = self.records.get(key).filter(|record| record.manifest == *manifest) else { return };
         let confirmed = Record { checked, accepted: Some(accepted), ..record.clone() };
         if confirmed != *record {
@@ -170,55 +180,57 @@ impl Index {
         }
     }
 
-    /// Reserves `size` bytes for the record of `key`; what has to be removed for them is. Gives
-    /// whether the folder has to be written first, so that files go.
+    /// Reserves `size` bytes for the record of `key`, and evicts entries to make room for them.
+    /// Returns whether the folder has to be written first, so that files are removed.
     ///
-    /// Records that no bundle of this process has asked for go first, oldest first, then the
-    /// predecessor, then notes: somebody may bring their bundles back.
+    /// The eviction order is: records that no bundle of this process has asked for, oldest first;
+    /// the record of `key` itself; histories that no bundle has asked for. Histories come last
+    /// because their bundles may be configured again.
     pub(super) fn make_room(&mut self, key: &Key, size: u64, limit: u64) -> Result<bool, NoRoom> {
-        let beside = self.reserved.saturating_add(size);
-        let mut first = self.used.saturating_add(beside) > limit;
+        let reserved = self.reserved.saturating_add(size);
+        let mut must_write = self.used.saturating_add(reserved) > limit;
         loop {
-            let wanted = (self.used - self.unused).saturating_add(beside);
+            let wanted = (self.used - self.unused).saturating_add(reserved);
             if wanted <= limit {
-                self.reserved = beside;
-                return Ok(first);
+                self.reserved = reserved;
+                return Ok(must_write);
             }
-            if let Some(victim) = self.records.first_unclaimed() {
-                self.remove(&victim);
+            if let Some(oldest) = self.records.first_unclaimed() {
+                self.remove(&oldest);
             } else if self.records.contains(key) {
                 self.remove(key);
-            } else if let Some(victim) = self.notes.first_unclaimed() {
-                self.remove_note(&victim);
+            } else if let Some(oldest) = self.histories.first_unclaimed() {
+                self.remove_history(&oldest);
             } else {
                 return Err(NoRoom { size: wanted });
             }
-            first = true;
+            must_write = true;
         }
     }
 
-    /// Gives back what [`Self::make_room`] has reserved.
+    /// Releases a reservation of [`Self::make_room`].
     pub(super) fn unreserve(&mut self, size: u64) {
         self.reserved = self.reserved.saturating_sub(size);
     }
 
-    /// What is to be written for the disk to be as this is.
+    /// The write that brings the disk to this state.
     pub(super) fn batch(&mut self) -> Batch {
         Batch {
             generation: self.generation,
             unsynced: std::mem::take(&mut self.unsynced),
-            entries: self.records.texts().chain(self.notes.texts()).collect(),
+            entries: self.records.texts().chain(self.histories.texts()).collect(),
             garbage: std::mem::take(&mut self.garbage),
         }
     }
 
-    /// Takes back a batch that could not be written.
-    pub(super) fn not_written(&mut self, batch: Batch) {
+    /// Restores a batch that could not be written.
+    pub(super) fn restore(&mut self, batch: Batch) {
         self.unsynced.extend(batch.unsynced);
         self.garbage.extend(batch.garbage);
     }
 
-    /// Forgets a blob of a batch that has been written, unless something names it again.
+    /// Drops a blob of a written batch, unless an entry names it again. Returns whether its file
+    /// can be removed.
     pub(super) fn drop_garbage(&mut self, digest: &Digest) -> bool {
         let is_garbage = self.blobs.get(digest).is_some_and(|stored| stored.references == 0);
         if is_garbage && let Some(stored) = self.blobs.remove(digest) {
@@ -228,8 +240,8 @@ impl Index {
         is_garbage
     }
 
-    /// Says that the file of a blob is gone.
-    pub(super) fn lost_blob(&mut self, digest: &Digest) {
+    /// Records that the file of a blob is gone.
+    pub(super) fn blob_lost(&mut self, digest: &Digest) {
         if let Some(stored) = self.blobs.get_mut(digest) {
             let size = std::mem::take(&mut stored.size);
             self.used -= size;
@@ -239,7 +251,7 @@ impl Index {
         }
     }
 
-    fn has_blob(&mut self, digest: &Digest, size: u64) {
+    fn add_blob(&mut self, digest: &Digest, size: u64) {
         let stored = self.blobs.entry(digest.clone()).or_default();
         if stored.size == 0 {
             stored.size = size;
@@ -259,19 +271,19 @@ impl Index {
         }
     }
 
-    fn set_note(&mut self, note: Note) {
+    fn set_history(&mut self, entry: HistoryEntry) {
         self.generation += 1;
-        self.reference(&note.history);
-        let text = text_of(&note.to_entry());
-        if let Some(before) = self.notes.set(note.key.clone(), note, text) {
+        self.reference(&entry.history);
+        let text = text_of(&entry.to_entry());
+        if let Some(before) = self.histories.set(entry.key.clone(), entry, text) {
             self.dereference(&before.history);
         }
     }
 
-    fn remove_note(&mut self, key: &Key) {
+    fn remove_history(&mut self, key: &Key) {
         self.generation += 1;
-        if let Some(note) = self.notes.remove(key) {
-            self.dereference(&note.history);
+        if let Some(entry) = self.histories.remove(key) {
+            self.dereference(&entry.history);
         }
     }
 
@@ -306,27 +318,27 @@ impl Index {
 }
 
 impl Batch {
-    /// `index.json`.
+    /// The text of `index.json`.
     pub(super) fn text(&self) -> Vec<u8> {
         let length = self.entries.iter().map(|entry| entry.len() + 1).sum::<usize>();
-        let mut text = Vec::with_capacity(length + HEAD.len() + TAIL.len());
-        text.extend_from_slice(HEAD);
+        let mut text = Vec::with_capacity(length + INDEX_HEAD.len() + INDEX_TAIL.len());
+        text.extend_from_slice(INDEX_HEAD);
         for (at, entry) in self.entries.iter().enumerate() {
             if at > 0 {
                 text.push(b',');
             }
             text.extend_from_slice(entry.as_bytes());
         }
-        text.extend_from_slice(TAIL);
+        text.extend_from_slice(INDEX_TAIL);
         text
     }
 }
 
-const HEAD: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":["#;
-const TAIL: &[u8] = b"]}";
+const INDEX_HEAD: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":["#;
+const INDEX_TAIL: &[u8] = b"]}";
 
 fn text_of(entry: &Descriptor) -> Arc<str> {
-    // Strings, numbers and maps of them: there is nothing that JSON does not know.
+    // Never fails: a descriptor consists of strings, numbers and maps of them.
     serde_json::to_string(entry).unwrap_or_default().into()
 }
 
@@ -352,7 +364,7 @@ impl<T> Entries<T> {
         self.get(key)
     }
 
-    fn claim_nothing(&mut self) {
+    fn unclaim_all(&mut self) {
         self.unclaimed = self.in_order.keys().copied().collect();
     }
 
@@ -381,8 +393,8 @@ impl Entries<Record> {
     }
 }
 
-impl Entries<Note> {
+impl Entries<HistoryEntry> {
     fn first_unclaimed(&self) -> Option<Key> {
-        self.in_order.get(self.unclaimed.first()?).map(|(note, _)| note.key.clone())
+        self.in_order.get(self.unclaimed.first()?).map(|(entry, _)| entry.key.clone())
     }
 }

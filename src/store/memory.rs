@@ -1,4 +1,4 @@
-//! The memory budget: bytes are counted for as long as anything refers to them.
+//! The memory budget: bytes count for as long as anything refers to them.
 
 use std::sync::{
     Arc,
@@ -8,7 +8,7 @@ use std::sync::{
 use bytes::Bytes;
 use prometheus::IntGauge;
 
-/// How much memory blobs may take, cached and published together.
+/// The memory that blobs may take, cached and published together.
 #[derive(Debug, Clone)]
 pub(super) struct Budget(Arc<Account>);
 
@@ -19,7 +19,7 @@ struct Account {
     gauge: IntGauge,
 }
 
-/// A part of the budget, given back when it is dropped.
+/// A part of the budget, released when dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
     account: Arc<Account>,
@@ -31,7 +31,7 @@ impl Budget {
         Self(Arc::new(Account { limit, used: AtomicU64::new(0), gauge }))
     }
 
-    /// `None` when what is left is not enough.
+    /// `None` if the rest of the budget is too small.
     pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
         let account = &self.0;
         let fits = |used: u64| used.checked_add(size).filter(|after| *after <= account.limit);
@@ -42,7 +42,7 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Ties the reservation to the bytes that it is for.
+    /// Ties the reservation to the bytes for which it was made.
     pub(super) fn hold(self, bytes: Vec<u8>) -> Bytes {
         struct Held {
             bytes: Box<[u8]>,
@@ -53,7 +53,7 @@ impl Reservation {
                 &self.bytes
             }
         }
-        // Boxed: a vector that grew piece by piece has up to twice what it needs.
+        // Boxed, because a vector that grew step by step may have twice the capacity that it needs.
         Bytes::from_owner(Held { bytes: bytes.into_boxed_slice(), _reservation: self })
     }
 }

@@ -1,4 +1,4 @@
-//! What the index on disk says about a served bundle, as annotations of its manifest.
+//! The entries of the index on disk; [`super`] describes them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::Acceptance;
 use crate::oci::{Descriptor, Digest, media_type};
 
-/// Of a [`Note`].
+/// The media type of a [`HistoryEntry`].
 const HISTORY: &str = "application/vnd.bundlegate.history.v1+json";
 
 const BUNDLE: &str = "dev.bundlegate.bundle";
@@ -20,34 +20,34 @@ const CHECKED: &str = "dev.bundlegate.checked";
 const POLICY: &str = "dev.bundlegate.policy";
 const ROOTS: &str = "dev.bundlegate.roots";
 
-/// One entry of the index.
+/// The entry of a served bundle: a manifest with annotations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) bundle: String,
     pub(super) reference: String,
-    /// Repository and credential that delivered it.
+    /// The repository and credential that delivered it.
     pub(super) identity: String,
     pub(super) manifest: Digest,
     pub(super) manifest_size: u64,
     pub(super) layer: Digest,
     pub(super) layer_size: u64,
     pub(super) evidence: Digest,
-    /// When the registry last confirmed it, where anybody wants to know.
+    /// When the registry last confirmed it, if that is recorded.
     pub(super) checked: Option<Timestamp>,
-    /// By what it was accepted; absent in the records of older versions.
+    /// The policy and trust roots that accepted it; absent in the records of older versions.
     pub(super) accepted: Option<Acceptance>,
 }
 
-/// What a bundle has served so far, for as long as there is a folder; it outlives the record.
+/// The entry of a bundle's history, which outlives its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Note {
-    /// As [`Record::key`].
+pub(super) struct HistoryEntry {
+    /// [`Record::key`].
     pub(super) key: (String, String),
     pub(super) history: Digest,
     pub(super) size: u64,
 }
 
-impl Note {
+impl HistoryEntry {
     pub(super) fn to_entry(&self) -> Descriptor {
         let (bundle, reference) = self.key.clone();
         let mut entry = Descriptor::new(HISTORY, self.history.clone(), self.size);
@@ -65,12 +65,12 @@ impl Note {
 }
 
 impl Record {
-    /// A bundle under one reference: a changed reference does not find the old record.
+    /// Bundle and reference: a changed reference does not find the old record.
     pub(super) fn key(&self) -> (String, String) {
         (self.bundle.clone(), self.reference.clone())
     }
 
-    /// The blobs that it needs.
+    /// The blobs that the entry names.
     pub(super) fn blobs(&self) -> [&Digest; 3] {
         [&self.manifest, &self.layer, &self.evidence]
     }
@@ -100,7 +100,7 @@ impl Record {
         entry
     }
 
-    /// `None` for entries that are not ours, or that somebody edited.
+    /// `None` for an entry that a cache does not write.
     pub(super) fn from_entry(entry: &Descriptor) -> Option<Self> {
         let checked = match entry.annotation(CHECKED) {
             Some(text) => Some(text.parse().ok()?),

@@ -1,4 +1,4 @@
-//! From a stream of bytes to a checked blob, hashing and writing off the async threads.
+//! Turns a stream of bytes into a checked blob, hashing and writing off the async threads.
 
 use std::{fs, io, io::Read, path::PathBuf};
 
@@ -14,16 +14,16 @@ use crate::{
     registry::{BlobStream, RegistryError},
 };
 
-/// Bytes that are written at a time.
-const PIECE: usize = 1 << 18;
-/// Bytes that are hashed on an async thread: 0.1 ms.
-const INLINE: usize = 1 << 15;
+/// Bytes that are written at once.
+const BATCH_BYTES: usize = 1 << 18;
+/// Up to this many bytes are hashed on the async thread, which takes 0.1 ms.
+const INLINE_BYTES: usize = 1 << 15;
 
-/// Where blobs come to lie: in memory within the budget, else in files without a name.
+/// Stores blobs in memory within the budget, and in unlinked files beyond it.
 #[derive(Debug, Clone)]
 pub(super) struct Spool {
     pub(super) budget: Budget,
-    /// For the files; the system's temporary folder where there is no cache folder.
+    /// The folder of the files; `None` stands for the system's temporary folder.
     pub(super) folder: Option<PathBuf>,
 }
 
@@ -32,14 +32,14 @@ struct Sink {
     reservation: Option<Reservation>,
 }
 
-enum Taken {
-    Whole(Blob),
-    Part(Box<Sink>),
+enum Progress {
+    Complete(Blob),
+    Partial(Box<Sink>),
 }
 
 impl Spool {
-    /// Takes all of `stream`. No thread waits for the registry: what has come is written off
-    /// the async threads a batch at a time.
+    /// Reads `stream` to its end. No thread waits for the registry: received bytes are written in
+    /// batches off the async threads.
     pub(super) async fn fetch(&self, mut stream: BlobStream) -> Result<Blob, StoreError> {
         let (spool, descriptor) = (self.clone(), stream.descriptor().clone());
         let mut sink = match spool.in_memory(&descriptor) {
@@ -50,22 +50,23 @@ impl Spool {
             let (batch, is_last) = next_batch(&mut stream).await.map_err(StoreError::Registry)?;
             let length = batch.iter().map(Bytes::len).sum::<usize>();
             let work = move || sink.take(&batch, is_last);
-            // A hash of so few bytes takes no longer than the way to another thread.
-            let taken = if length <= INLINE { work() } else { blocking(work).await? };
-            match taken {
-                Ok(Taken::Whole(blob)) => return Ok(blob),
-                Ok(Taken::Part(part)) => sink = *part,
+            // Hashing so few bytes takes no longer than handing them to another thread.
+            let progress = if length <= INLINE_BYTES { work() } else { blocking(work).await? };
+            match progress {
+                Ok(Progress::Complete(blob)) => return Ok(blob),
+                Ok(Progress::Partial(part)) => sink = *part,
                 Err(WriteError::Io(error)) => return Err(StoreError::Disk(error)),
                 Err(WriteError::Mismatch(mismatch)) => return Err(StoreError::Registry(stream.mismatch(&mismatch))),
             }
         }
     }
 
-    /// Copies `file` to where it can't change any more, and checks the copy. Blocks.
+    /// Copies `file` to memory or to an unlinked file, which can't change, and checks the copy.
+    /// Blocks.
     pub(super) fn load(&self, descriptor: Descriptor, mut file: fs::File) -> Result<Blob, WriteError> {
-        let length = usize::try_from(descriptor.size).unwrap_or(PIECE).clamp(1, PIECE);
+        let length = usize::try_from(descriptor.size).unwrap_or(BATCH_BYTES).clamp(1, BATCH_BYTES);
         let mut sink = self.sink(descriptor)?;
-        // No longer than what is expected: most bundles have a few KiB.
+        // Not larger than the blob: most bundles have a few KiB.
         let mut piece = vec![0; length];
         loop {
             let read = file.read(&mut piece)?;
@@ -94,10 +95,10 @@ impl Spool {
     }
 }
 
-/// The next pieces, and whether they are the last.
+/// The next pieces of the stream, and whether they are the last.
 async fn next_batch(stream: &mut BlobStream) -> Result<(Vec<Bytes>, bool), RegistryError> {
     let (mut batch, mut length) = (Vec::new(), 0);
-    while length < PIECE {
+    while length < BATCH_BYTES {
         let Some(piece) = stream.next().await? else { return Ok((batch, true)) };
         length += piece.len();
         batch.push(piece);
@@ -110,9 +111,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 impl Sink {
-    fn take(mut self, batch: &[Bytes], is_last: bool) -> Result<Taken, WriteError> {
+    fn take(mut self, batch: &[Bytes], is_last: bool) -> Result<Progress, WriteError> {
         batch.iter().try_for_each(|piece| self.writer.write(piece))?;
-        Ok(if is_last { Taken::Whole(self.finish()?) } else { Taken::Part(Box::new(self)) })
+        Ok(if is_last { Progress::Complete(self.finish()?) } else { Progress::Partial(Box::new(self)) })
     }
 
     fn finish(self) -> Result<Blob, BlobMismatch> {

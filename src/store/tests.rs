@@ -5,8 +5,18 @@ use std::{
     process::Command,
 };
 
-use super::*;
-use crate::oci::{BlobWriter, media_type};
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::{
+    task::spawn_blocking,
+    time::{Duration, timeout},
+};
+
+use super::{blob_store::IDLE_MEMORY_DIVISOR, disk::Disk, memory::Budget, record::Record, spool::Spool, *};
+use crate::{
+    metrics::Metrics,
+    oci::{Blob, BlobWriter, Descriptor, Digest, Manifest, media_type},
+};
 
 const BUNDLE: &[u8] = b"a bundle";
 const EARLIER: Timestamp = Timestamp::constant(1_700_000_000, 0);
@@ -15,12 +25,12 @@ fn open(directory: &Path, disk: u64, memory: u64) -> Store {
     Store::open(Options { directory: Some(directory.to_owned()), disk, memory }, Metrics::new().unwrap())
 }
 
-async fn keep(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
+async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer) = artifact(bundle);
     let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
     let (reference, identity, checked) = ("r.example/a:live", "me", Some(EARLIER));
     let (accepted, history) = (accepted("first"), Bytes::from(format!("history of {name}")));
-    store.keep(Served { name, reference, identity, manifest, layer, evidence, checked, accepted, history }).await
+    store.put(StoredBundle { name, reference, identity, manifest, layer, evidence, checked, accepted, history }).await
 }
 
 fn accepted(policy: &str) -> Acceptance {
@@ -37,60 +47,60 @@ fn artifact(bundle: &'static [u8]) -> (Manifest, Blob) {
     (Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap(), layer)
 }
 
-async fn recall(store: &Store, name: &str, identity: &str) -> Option<Recalled> {
-    store.recall(name, "r.example/a:live", identity, 1 << 20).await
+async fn get(store: &Store, name: &str, identity: &str) -> Option<LoadedBundle> {
+    store.get(name, "r.example/a:live", identity, 1 << 20).await
 }
 
 #[tokio::test]
-async fn what_was_kept_is_recalled_by_the_next_process_and_only_for_the_same_credential() {
+async fn a_stored_bundle_is_loaded_by_the_next_process_for_the_same_identity_only() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(keep(&open(folder.path(), 1 << 20, 1 << 20), "a", BUNDLE).await);
-    // No memory at all: the bytes come from a file without a name.
+    assert!(put(&open(folder.path(), 1 << 20, 1 << 20), "a", BUNDLE).await);
+    // Without memory the bytes come from an unlinked file.
     let store = open(folder.path(), 1 << 20, 0);
-    let recalled = recall(&store, "a", "me").await.unwrap();
-    assert_eq!(recalled.layer.read_at(0, 100).unwrap(), BUNDLE);
-    assert!(recall(&store, "a", "somebody else").await.is_none());
-    assert!(recall(&store, "b", "me").await.is_none());
-    store.forget("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
-    assert!(recall(&store, "a", "me").await.is_none());
+    let loaded = get(&store, "a", "me").await.unwrap();
+    assert_eq!(loaded.layer.read_at(0, 100).unwrap(), BUNDLE);
+    assert!(get(&store, "a", "another identity").await.is_none());
+    assert!(get(&store, "b", "me").await.is_none());
+    store.remove("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
+    assert!(get(&store, "a", "me").await.is_none());
 }
 
 #[tokio::test]
-async fn when_and_by_what_a_bundle_was_last_found_right_outlives_the_process() {
+async fn the_last_confirmation_and_the_acceptance_outlive_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    keep(&store, "a", BUNDLE).await;
-    keep(&store, "b", BUNDLE).await;
+    put(&store, "a", BUNDLE).await;
+    put(&store, "b", BUNDLE).await;
     let digest = artifact(BUNDLE).0.digest().clone();
-    let checked = async |store: &Store, name| recall(store, name, "me").await.unwrap().checked;
+    let checked = async |store: &Store, name| get(store, name, "me").await.unwrap().checked;
     assert_eq!(checked(&store, "a").await, Some(EARLIER));
 
     let later = Timestamp::new(1_700_000_001, 234_000_000).unwrap();
-    store.confirm("a", "r.example/a:live", &digest, Some(later), accepted("second")).await;
-    // What was confirmed is not what is noted.
-    store.confirm("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later), accepted("second")).await;
-    store.confirm("c", "r.example/a:live", &digest, Some(later), accepted("second")).await;
+    store.touch("a", "r.example/a:live", &digest, Some(later), accepted("second")).await;
+    // Another manifest than the stored one was confirmed.
+    store.touch("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later), accepted("second")).await;
+    store.touch("c", "r.example/a:live", &digest, Some(later), accepted("second")).await;
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(checked(&store, "a").await, Some(later));
     assert_eq!(checked(&store, "b").await, Some(EARLIER));
     for (name, policy) in [("a", "second"), ("b", "first")] {
-        assert_eq!(recall(&store, name, "me").await.unwrap().accepted, Some(accepted(policy)), "{name}");
+        assert_eq!(get(&store, name, "me").await.unwrap().accepted, Some(accepted(policy)), "{name}");
     }
-    assert!(recall(&store, "c", "me").await.is_none());
+    assert!(get(&store, "c", "me").await.is_none());
 
-    store.confirm("a", "r.example/a:live", &digest, None, Acceptance::default()).await;
-    assert_eq!(checked(&store, "a").await, None, "as in a record of a version that noted no time");
+    store.touch("a", "r.example/a:live", &digest, None, Acceptance::default()).await;
+    assert_eq!(checked(&store, "a").await, None, "as in a record of a version that stored no time");
 }
 
 #[tokio::test]
-async fn a_flipped_byte_on_disk_is_noticed_and_the_blob_removed() {
+async fn a_flipped_byte_on_disk_is_detected_and_the_blob_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    keep(&store, "a", BUNDLE).await;
+    put(&store, "a", BUNDLE).await;
     let path = folder.path().join("blobs/sha256").join(Digest::sha256(BUNDLE).hex());
     fs::write(&path, b"a bundlE").unwrap();
-    assert!(recall(&store, "a", "me").await.is_none());
+    assert!(get(&store, "a", "me").await.is_none());
     assert!(!path.exists());
 }
 
@@ -103,18 +113,18 @@ async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
 
     let foreign = tempfile::tempdir().unwrap();
     let layout = crate::oci::Layout::create(foreign.path()).unwrap();
-    let digest = layout.write_blob(b"somebody's").unwrap();
+    let digest = layout.write_blob(b"foreign").unwrap();
     let mut index = layout.index().unwrap();
-    index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"somebody's"));
+    index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"foreign"));
     layout.write_index(&index).unwrap();
     assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
-    assert!(layout.blob_path(&digest).exists(), "nothing of theirs is swept away");
-    assert!(!foreign.path().join(".lock").exists(), "nor is anything added");
+    assert!(layout.blob_path(&digest).exists(), "foreign blobs are not removed");
+    assert!(!foreign.path().join(".lock").exists(), "nothing is added");
 }
 
-/// The folder of somebody else, by a slip in the configuration.
+/// `cache.directory` names a foreign folder by mistake.
 #[tokio::test]
-async fn a_folder_with_other_things_in_it_is_left_as_it_is() {
+async fn a_folder_with_foreign_files_is_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(folder.path().join(".tmp-theirs"), b"x").unwrap();
@@ -128,10 +138,10 @@ async fn a_folder_with_other_things_in_it_is_left_as_it_is() {
     assert!(open(volume.path(), 1 << 20, 1 << 20).is_persistent());
 }
 
-/// Bundles beyond `cache.memory` lie in files without a name: those of yesterday must not
-/// stay open until the disk is full.
+/// Bundles beyond `cache.memory` are in unlinked files: former versions must not keep theirs open
+/// until the disk is full.
 #[tokio::test]
-async fn blobs_in_files_are_let_go_when_nobody_serves_them() {
+async fn blobs_in_files_are_evicted_when_they_are_not_served() {
     let store = Store::open(Options { directory: None, disk: 0, memory: 8 }, Metrics::new().unwrap());
     for version in 0..3 {
         let bytes = Bytes::from(vec![version; 100]);
@@ -142,18 +152,18 @@ async fn blobs_in_files_are_let_go_when_nobody_serves_them() {
     }
     store.blobs.run_pending_tasks().await;
     let sizes: Vec<_> = store.blobs.iter().map(|(_, blob)| blob.size()).collect();
-    assert!(sizes.iter().sum::<u64>() <= 8 / IDLE_SHARE, "{sizes:?}");
+    assert!(sizes.iter().sum::<u64>() <= 8 / IDLE_MEMORY_DIVISOR, "{sizes:?}");
 }
 
 #[tokio::test]
-async fn more_than_the_disk_may_hold_is_not_written_and_leftovers_are_removed() {
+async fn a_bundle_beyond_cache_disk_is_not_written_and_leftovers_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), 4, 1 << 20));
     fs::write(folder.path().join(".tmp-half"), b"x").unwrap();
     let store = open(folder.path(), 4, 1 << 20);
     assert!(!folder.path().join(".tmp-half").exists());
-    assert!(!keep(&store, "a", BUNDLE).await);
-    assert!(recall(&store, "a", "me").await.is_none());
+    assert!(!put(&store, "a", BUNDLE).await);
+    assert!(get(&store, "a", "me").await.is_none());
 }
 
 #[tokio::test]
@@ -162,37 +172,37 @@ async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
     let history = async |store: &Store, name| store.history(name, "r.example/a:live", 1 << 20).await;
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(history(&store, "a").await, None);
-    keep(&store, "a", BUNDLE).await;
+    put(&store, "a", BUNDLE).await;
     drop(store);
     let store = open(folder.path(), 4, 1 << 20);
     assert_eq!(history(&store, "a").await.unwrap(), "history of a");
     assert_eq!(store.history("a", "r.example/a:other", 1 << 20).await, None, "another reference, another history");
-    store.forget("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
-    assert!(!keep(&store, "b", BUNDLE).await, "there is no room");
+    store.remove("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
+    assert!(!put(&store, "b", BUNDLE).await, "there is no room");
     drop(store);
     let store = open(folder.path(), 4, 1 << 20);
     assert_eq!(history(&store, "a").await.unwrap(), "the end");
     assert_eq!(history(&store, "b").await.unwrap(), "history of b");
-    assert!(recall(&store, "a", "me").await.is_none() && recall(&store, "b", "me").await.is_none());
+    assert!(get(&store, "a", "me").await.is_none() && get(&store, "b", "me").await.is_none());
 }
 
 #[tokio::test]
-async fn histories_that_nobody_asks_for_make_room_after_everything_else() {
+async fn unclaimed_histories_are_evicted_last() {
     let folder = tempfile::tempdir().unwrap();
-    keep(&open(folder.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
+    put(&open(folder.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
     let blobs = || fs::read_dir(folder.path().join("blobs/sha256")).unwrap().count();
     assert_eq!(blobs(), 4, "bundle, manifest, evidence, history");
     // Room for one bundle with its history, and for the other history.
     let (manifest, layer) = artifact(BUNDLE);
     let size = layer.size() + manifest.raw().len() as u64 + 2 + "history of old".len() as u64;
     let store = open(folder.path(), size, 1 << 20);
-    assert!(keep(&store, "new", BUNDLE).await);
+    assert!(put(&store, "new", BUNDLE).await);
     assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_some());
-    // Not a byte more than a bundle.
+    // Room for one bundle and nothing else.
     let tight = tempfile::tempdir().unwrap();
-    keep(&open(tight.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
+    put(&open(tight.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
     let store = open(tight.path(), size - "history of old".len() as u64, 1 << 20);
-    assert!(keep(&store, "new", BUNDLE).await);
+    assert!(put(&store, "new", BUNDLE).await);
     assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_none());
 }
 
@@ -216,10 +226,10 @@ fn record(number: usize) -> Record {
     }
 }
 
-fn put(disk: &Disk, number: usize) -> u64 {
+fn put_on(disk: &Disk, number: usize) -> u64 {
     let (manifest, layer) = artifact(BUNDLE);
     let history = format!("history of {number}");
-    disk.keep(record(number), &layer, manifest.raw(), b"[]", history.as_bytes()).unwrap()
+    disk.put(record(number), &layer, manifest.raw(), b"[]", history.as_bytes()).unwrap()
 }
 
 fn entries(folder: &Path) -> usize {
@@ -230,64 +240,64 @@ fn blobs(folder: &Path) -> usize {
     fs::read_dir(folder.join("blobs/sha256")).unwrap().count()
 }
 
-/// With a write of the whole index for each change, n changes cost n times n.
+/// With one write of the index for each change, n changes cost n².
 #[test]
-fn any_number_of_changes_are_one_write_of_the_index() {
+fn one_write_of_the_index_covers_any_number_of_changes() {
     let folder = tempfile::tempdir().unwrap();
     let disk = disk(folder.path());
     for number in 0..100 {
-        put(&disk, number);
+        put_on(&disk, number);
     }
-    assert_eq!(entries(folder.path()), 0, "each was written for itself");
+    assert_eq!(entries(folder.path()), 0, "the index was written for each change");
     assert_eq!(disk.write().unwrap(), disk.generation());
     assert_eq!(entries(folder.path()), 200, "bundles and histories");
-    assert_eq!(blobs(folder.path()), 103, "what they have in common lies there once");
+    assert_eq!(blobs(folder.path()), 103, "shared blobs are stored once");
     for number in 0..50 {
-        disk.forget(&record(number).key(), b"").unwrap();
+        disk.remove(&record(number).key(), b"").unwrap();
     }
     disk.write().unwrap();
     assert_eq!((entries(folder.path()), blobs(folder.path())), (100, 53));
 }
 
 #[test]
-fn a_crash_before_the_index_is_written_loses_only_what_nobody_was_told_of() {
+fn a_crash_before_the_index_is_written_loses_unacknowledged_changes_only() {
     let folder = tempfile::tempdir().unwrap();
     let first = disk(folder.path());
-    put(&first, 1);
+    put_on(&first, 1);
     first.write().unwrap();
-    put(&first, 2);
+    put_on(&first, 2);
     drop(first);
     let second = disk(folder.path());
     let spool = Spool { budget: Budget::new(1 << 20, prometheus::IntGauge::new("g", "g").unwrap()), folder: None };
-    let recalled = |number| second.recall(&record(number).key(), "me", 1 << 20, &spool).unwrap();
-    assert!(recalled(1).is_some() && recalled(2).is_none());
-    assert_eq!(blobs(folder.path()), 4, "what nothing names is gone");
+    let loaded = |number| second.get(&record(number).key(), "me", 1 << 20, &spool).unwrap();
+    assert!(loaded(1).is_some() && loaded(2).is_none());
+    assert_eq!(blobs(folder.path()), 4, "blobs that no entry names are removed");
 }
 
-/// What a watcher withdraws as it ends must not come back.
+/// A bundle that a watcher withdraws as it ends must not come back.
 #[tokio::test]
-async fn what_was_changed_is_written_though_nobody_waits_for_it_any_more() {
+async fn a_change_is_written_though_its_caller_was_cancelled() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    keep(&store, "a", BUNDLE).await;
-    let forget = store.forget("a", "r.example/a:live", Bytes::from_static(b"the end"));
-    // It has begun, and is given up.
-    assert!(timeout(Duration::from_millis(1), forget).await.is_err() || entries(folder.path()) == 1);
+    put(&store, "a", BUNDLE).await;
+    let remove = store.remove("a", "r.example/a:live", Bytes::from_static(b"the end"));
+    // The call is cancelled after it has begun.
+    assert!(timeout(Duration::from_millis(1), remove).await.is_err() || entries(folder.path()) == 1);
     drop(store);
     let lock = fs::File::open(folder.path().join(".lock")).unwrap();
     spawn_blocking(move || lock.lock()).await.unwrap().unwrap();
     assert_eq!(entries(folder.path()), 1, "only the history");
 }
 
-/// Whoever waits is told when the write is over that its change was part of.
+/// Each call returns when the write is over that includes its change.
 #[tokio::test]
-async fn many_who_keep_something_at_once_are_all_told_the_truth() {
+async fn concurrent_puts_return_once_their_entries_are_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     let names: Vec<_> = (0..100).map(|number| format!("bundle-{number}")).collect();
     let (store, folder) = (&store, folder.path());
     let kept = futures_util::future::join_all(names.iter().map(|name| async move {
-        let kept = keep(store, name, BUNDLE).await;
+        let kept = put(store, name, BUNDLE).await;
         let index = fs::read_to_string(folder.join("index.json")).unwrap();
         kept && index.contains(&format!("\"{name}\""))
     }));
@@ -295,21 +305,21 @@ async fn many_who_keep_something_at_once_are_all_told_the_truth() {
 }
 
 #[tokio::test]
-async fn an_index_that_cannot_be_written_is_told_to_all_and_written_when_it_can_be() {
+async fn a_failed_write_of_the_index_is_reported_and_retried() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     let index = folder.path().join("index.json");
     fs::remove_file(&index).unwrap();
     fs::create_dir(&index).unwrap();
-    assert!(!keep(&store, "a", BUNDLE).await);
+    assert!(!put(&store, "a", BUNDLE).await);
     fs::remove_dir(&index).unwrap();
-    assert!(keep(&store, "b", BUNDLE).await);
+    assert!(put(&store, "b", BUNDLE).await);
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    assert!(recall(&store, "a", "me").await.is_some() && recall(&store, "b", "me").await.is_some());
+    assert!(get(&store, "a", "me").await.is_some() && get(&store, "b", "me").await.is_some());
 }
 
-/// Everything that a folder says of itself, to compare it with later.
+/// The mode of a folder and the metadata of everything in it.
 fn state(folder: &Path) -> (u32, Vec<String>) {
     let listed = Command::new("ls").args(["-lAR", "--time-style=full-iso"]).arg(folder).output().unwrap();
     let mode = fs::metadata(folder).unwrap().permissions().mode() & 0o7777;
@@ -317,7 +327,7 @@ fn state(folder: &Path) -> (u32, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_lock_file_makes_no_folder_a_cache() {
+async fn a_lock_file_alone_does_not_make_a_folder_a_cache() {
     type Fill = fn(&Path);
     let foreign: [(&str, Fill); 7] = [
         ("a lock file alone", |_| {}),
@@ -355,9 +365,9 @@ async fn a_lock_file_makes_no_folder_a_cache() {
     }
 }
 
-/// As version 0.1.0 of before the index was held in memory has written it.
+/// As a build of 0.1.0 wrote it before the index was held in memory.
 #[tokio::test]
-async fn a_cache_of_an_earlier_version_is_one() {
+async fn a_cache_of_an_earlier_version_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     let (manifest, layer) = artifact(BUNDLE);
     let layout = crate::oci::Layout::create(folder.path()).unwrap();
@@ -379,14 +389,14 @@ async fn a_cache_of_an_earlier_version_is_one() {
     fs::write(folder.path().join("index.json"), index).unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert!(store.is_persistent());
-    assert_eq!(recall(&store, "a", "me").await.unwrap().digest, *digest);
+    assert_eq!(get(&store, "a", "me").await.unwrap().digest, *digest);
     assert_eq!(store.history("a", "r.example/a:live", 1 << 20).await.unwrap(), "history of a");
-    assert!(keep(&store, "b", b"another").await);
+    assert!(put(&store, "b", b"another").await);
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    assert!(recall(&store, "a", "me").await.is_some() && recall(&store, "b", "me").await.is_some());
+    assert!(get(&store, "a", "me").await.is_some() && get(&store, "b", "me").await.is_some());
 
-    // One in which nothing was kept.
+    // An empty one.
     let empty = tempfile::tempdir().unwrap();
     crate::oci::Layout::create(empty.path()).unwrap();
     fs::write(empty.path().join(".lock"), "").unwrap();
@@ -395,7 +405,7 @@ async fn a_cache_of_an_earlier_version_is_one() {
 }
 
 #[tokio::test]
-async fn a_cache_survives_the_end_of_the_process_at_any_point_of_its_making() {
+async fn a_cache_survives_a_crash_at_any_point_of_its_creation() {
     for files in [&["oci-layout"][..], &["oci-layout", ".lock"], &["oci-layout", ".lock", "blobs/sha256"]] {
         let (folder, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         drop(open(whole.path(), 1 << 20, 1 << 20));
@@ -410,11 +420,11 @@ async fn a_cache_survives_the_end_of_the_process_at_any_point_of_its_making() {
 }
 
 #[tokio::test]
-async fn nothing_in_a_cache_makes_its_opening_wait_or_fail() {
+async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
     let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
-    assert!(keep(&store, "a", BUNDLE).await && keep(&store, "b", b"another").await);
+    assert!(put(&store, "a", BUNDLE).await && put(&store, "b", b"another").await);
     drop(store);
     let blobs = folder.path().join("blobs/sha256");
     let layer = blobs.join(Digest::sha256(BUNDLE).hex());
@@ -427,17 +437,17 @@ async fn nothing_in_a_cache_makes_its_opening_wait_or_fail() {
     fifo(&folder.path().join("attempts.log"));
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert!(store.is_persistent());
-    assert!(recall(&store, "a", "me").await.is_none());
-    assert!(recall(&store, "b", "me").await.is_some());
-    assert!(keep(&store, "a", BUNDLE).await);
-    assert!(recall(&store, "a", "me").await.is_some(), "the pipe has been replaced");
+    assert!(get(&store, "a", "me").await.is_none());
+    assert!(get(&store, "b", "me").await.is_some());
+    assert!(put(&store, "a", BUNDLE).await);
+    assert!(get(&store, "a", "me").await.is_some(), "the pipe has been replaced");
     drop(store);
-    // An index that is damaged costs what it named, not the cache.
+    // A damaged index costs its entries, not the cache.
     for damage in ["{", ""] {
         fs::write(folder.path().join("index.json"), damage).unwrap();
         assert!(open(folder.path(), 1 << 20, 1 << 20).is_persistent());
     }
-    // Those who stand for the folder itself.
+    // Without these two files the folder is not a cache.
     for name in ["oci-layout", ".lock"] {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path(), 1 << 20, 1 << 20));

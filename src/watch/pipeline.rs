@@ -16,11 +16,11 @@ use super::{
     verdict::VerdictStatus,
 };
 use crate::{
-    bundle::{self, Bundle, Recipe},
+    bundle::{self, Bundle, LayerPlan},
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     registry::{Class, Registries, RegistryError, Source},
-    store::{Attempt, Change, Served, SetAside, Store},
+    store::{Attempt, Change, SetAside, Store, StoredBundle},
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
@@ -146,7 +146,7 @@ impl Pipeline {
         past: &History,
     ) -> Option<Result<Remembered, Refused>> {
         let reference = self.reference.to_string();
-        let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
+        let stored = self.store.get(&self.name, &reference, self.source.identity(), SMALL).await?;
         if let Err(set_aside) = self.check_set_aside(&stored.digest) {
             return Some(Err(set_aside.into()));
         }
@@ -204,20 +204,20 @@ impl Pipeline {
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
-        let served = Served { name, reference, identity, manifest, layer, evidence, checked, accepted, history };
-        self.store.keep(served).await;
+        let stored = StoredBundle { name, reference, identity, manifest, layer, evidence, checked, accepted, history };
+        self.store.put(stored).await;
     }
 
     /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
     /// Gives what is to be flushed for it to survive a crash.
     pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
         let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
-        self.store.confirm_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
+        self.store.touch_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
     /// Drops what [`Self::recall`] would find.
     pub(super) async fn forget(&self, history: Bytes) {
-        self.store.forget(&self.name, &self.reference.to_string(), history).await;
+        self.store.remove(&self.name, &self.reference.to_string(), history).await;
     }
 
     async fn evidence(&self, policy: &TrustPolicy, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
@@ -318,8 +318,8 @@ impl Pipeline {
 /// The layer that is served, byte for byte. What would have to be repacked first, the author's
 /// commands know how to.
 fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
-    let recipe = Recipe::of(manifest, None).map_err(|error| error.to_string())?;
-    match recipe.layers() {
+    let plan = LayerPlan::of(manifest, None).map_err(|error| error.to_string())?;
+    match plan.layers() {
         [only] => Ok(only.clone()),
         many => Err(format!(
             "no OPA bundle: {} layers of single files; make one of them with `bundlegate pull` and `save`",

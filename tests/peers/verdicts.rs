@@ -21,7 +21,7 @@ const STRICTER: [&str; 6] = [
     "it is a link",
     "it is a device",
     "its name leads out of the bundle",
-    "its size is said twice",
+    "disagree about its size",
     "makes this a delta bundle",
     "a manifest in protobuf",
 ];

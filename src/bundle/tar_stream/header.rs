@@ -1,16 +1,11 @@
-//! One header block of a tar archive, field by field as Go's `archive/tar` reads it
+//! Parses a header block of a tar archive, field by field as Go's `archive/tar` does
 //! (`readHeader` in `reader.go`, `getFormat` in `format.go`, `parseNumeric` in `strconv.go`).
 
 use std::io;
 
-use super::malformed;
+use super::block::{Block, malformed};
 
-/// Bytes of a block: of a header, and what content is filled up to.
-pub(super) const BLOCK_BYTES: usize = 512;
-
-pub(super) type Block = [u8; BLOCK_BYTES];
-
-/// Which fields follow those that every archive has.
+/// The variant of the header, which determines the fields after the common ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     V7,
@@ -19,19 +14,21 @@ pub(super) enum Format {
     Gnu,
 }
 
-/// What a header says, before the records and names in front of it count.
+/// The fields of a header, before extended headers and long names are applied.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) format: Format,
     pub(super) name: Vec<u8>,
     pub(super) kind: u8,
-    /// May be negative, which only members without content are forgiven.
+    /// May be negative, which is an error except for members without content.
     pub(super) size: i64,
 }
 
 impl Header {
+    /// Parses a header.
+    ///
     /// # Errors
-    /// When the checksum, or a field that Go reads, is none.
+    /// When the checksum, or a field that Go parses, is malformed.
     pub(super) fn parse(block: &Block) -> io::Result<Self> {
         let format = format(block)?;
         let mut name = text(&block[..100]).to_vec();
@@ -60,8 +57,8 @@ impl Header {
     }
 }
 
-/// Go before 1.8 wrote a prefix where GNU has times; Go still reads it as one where the times
-/// can't be read.
+/// The prefix in a GNU header. Go before 1.8 wrote one where GNU has times; Go still reads it as a
+/// prefix if the times are malformed.
 fn prefix_of_gnu(block: &Block) -> &[u8] {
     let times = [&block[345..357], &block[357..369]];
     let broken = times.iter().any(|time| time[0] != 0 && numeric(time, "time").is_err());
@@ -73,7 +70,7 @@ fn format(block: &Block) -> io::Result<Format> {
     let stated = octal(&block[148..156]).ok_or_else(|| malformed("a checksum that is not octal"))?;
     let counted = || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
     let unsigned: i64 = counted().map(i64::from).sum();
-    // Sun's tar added signed bytes.
+    // Sun's tar summed signed bytes.
     let signed: i64 = counted().map(|byte| i64::from(byte.cast_signed())).sum();
     if stated != unsigned && stated != signed {
         return Err(malformed("a header whose checksum does not match"));
@@ -86,18 +83,18 @@ fn format(block: &Block) -> io::Result<Format> {
     })
 }
 
-/// Up to the first NUL.
+/// The text of a field, up to the first NUL.
 pub(super) fn text(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// A number in octal, or in base 256 where the first bit is set.
+/// Parses a number in octal, or in base 256 if the first bit is set.
 pub(super) fn numeric(field: &[u8], what: &str) -> io::Result<i64> {
     let number = if field.first().is_some_and(|first| first & 0x80 != 0) { base_256(field) } else { octal(field) };
     number.ok_or_else(|| malformed(format_args!("a header whose {what} is not a number")))
 }
 
-/// Two's complement, but that the first bit says only that this is no octal.
+/// Two's complement, except that the first bit only marks base 256.
 fn base_256(field: &[u8]) -> Option<i64> {
     let inverted = if field[0] & 0x40 != 0 { 0xff } else { 0 };
     let mut number = 0_u64;
@@ -112,7 +109,7 @@ fn base_256(field: &[u8]) -> Option<i64> {
     Some(if inverted == 0 { number } else { !number })
 }
 
-/// Padded on both sides by spaces and NULs; nothing but padding is zero.
+/// An octal number, padded on both sides with spaces and NULs. Padding alone is zero.
 fn octal(field: &[u8]) -> Option<i64> {
     let is_padding = |byte: &u8| matches!(byte, b' ' | 0);
     let Some(start) = field.iter().position(|byte| !is_padding(byte)) else { return Some(0) };

@@ -1,43 +1,45 @@
-//! The records of an extended header (POSIX `pax`), as Go's `archive/tar` takes them
+//! Parses the records of an extended header (POSIX `pax`), as Go's `archive/tar` does
 //! (`parsePAX` and `mergePAX` in `reader.go`, `parsePAXRecord` in `strconv.go`).
 
 use std::{collections::HashMap, io};
 
-use super::malformed;
+use super::block::malformed;
 
-/// Records by key. A later one replaces an earlier one of its key, and an empty value says
-/// nothing.
+/// Records by key. A later record replaces an earlier one with its key, and an empty value counts as
+/// absent.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     by_key: HashMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Records {
+    /// Parses an extended header.
+    ///
     /// # Errors
-    /// When the header is not a list of records, or pieces of a sparse file come out of order.
+    /// When it is not a list of records, or the fragments of a sparse file are out of order.
     pub(super) fn parse(mut bytes: &[u8]) -> io::Result<Self> {
         let mut records = Self::default();
-        // Version 0.0 of GNU's sparse files has two records for each piece.
-        let mut pieces: Vec<&[u8]> = Vec::new();
+        // Version 0.0 of GNU's sparse files has two records for each fragment.
+        let mut fragments: Vec<&[u8]> = Vec::new();
         while !bytes.is_empty() {
             let (key, value);
             (key, value, bytes) = record(bytes).ok_or_else(|| malformed("an extended header with a broken record"))?;
-            let piece: Option<&[u8]> = match key {
+            let fragment: Option<&[u8]> = match key {
                 b"GNU.sparse.offset" => Some(b"offset"),
                 b"GNU.sparse.numbytes" => Some(b"numbytes"),
                 _ => None,
             };
-            let Some(piece) = piece else {
+            let Some(fragment) = fragment else {
                 records.by_key.insert(key.to_vec(), value.to_vec());
                 continue;
             };
-            if (piece == b"offset") != pieces.len().is_multiple_of(2) || value.contains(&b',') {
-                return Err(malformed("a sparse file whose pieces are out of order"));
+            if (fragment == b"offset") != fragments.len().is_multiple_of(2) || value.contains(&b',') {
+                return Err(malformed("a sparse file whose fragments are out of order"));
             }
-            pieces.push(value);
+            fragments.push(value);
         }
-        if !pieces.is_empty() {
-            records.by_key.insert(b"GNU.sparse.map".to_vec(), pieces.join(&b','));
+        if !fragments.is_empty() {
+            records.by_key.insert(b"GNU.sparse.map".to_vec(), fragments.join(&b','));
         }
         Ok(records)
     }
@@ -50,27 +52,31 @@ impl Records {
     /// The value of a key as a decimal number.
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not a number.
     pub(super) fn number(&self, key: &str) -> io::Result<Option<i64>> {
-        let parse = |value| decimal(value).ok_or_else(|| malformed(format_args!("a record {key} that is no number")));
+        let parse =
+            |value| decimal(value).ok_or_else(|| malformed(format_args!("a record {key} that is not a number")));
         self.get(key).map(parse).transpose()
     }
 
+    /// Checks the records that are not used here.
+    ///
     /// # Errors
-    /// When a record that is not used here is one that Go refuses.
+    /// When Go would refuse one of them.
     pub(super) fn check_unused(&self) -> io::Result<()> {
         self.number("uid")?;
         self.number("gid")?;
         for key in ["atime", "mtime", "ctime"] {
             if !self.get(key).is_none_or(is_time) {
-                return Err(malformed(format_args!("a record {key} that is no time")));
+                return Err(malformed(format_args!("a record {key} that is not a time")));
             }
         }
         Ok(())
     }
 }
 
-/// `LENGTH KEY=VALUE\n`, where LENGTH counts all of it; and what follows.
+/// Splits off one record, `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record. Returns its
+/// key, its value and the rest.
 fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = bytes.iter().position(|byte| *byte == b' ')?;
     let length = usize::try_from(decimal(&bytes[..space])?).ok()?;
@@ -85,12 +91,12 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     (!key.is_empty() && !without_nul.contains(&0)).then_some((key, value, rest))
 }
 
-/// As Go's `strconv.ParseInt`: a sign may stand in front.
+/// Parses a decimal number with an optional sign, as Go's `strconv.ParseInt` does.
 pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Seconds, and digits behind a point.
+/// Whether a text is a number of seconds with optional digits after a point.
 fn is_time(text: &[u8]) -> bool {
     let mut parts = text.splitn(2, |byte| *byte == b'.');
     let seconds = parts.next().unwrap_or_default();
@@ -102,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_taken_by_their_length() {
+    fn records_are_split_by_their_length() {
         let records = Records::parse(b"10 path=a\n13 comment=\n\n10 path=b\n8 mtime=\n").unwrap_err();
         assert!(records.to_string().contains("broken record"), "{records}");
         let records = Records::parse(b"10 path=a\n14 comment=\n\n\n10 path=b\n8 uid=+1\n9 mtime=\n").unwrap_err();

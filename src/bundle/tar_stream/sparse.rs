@@ -1,30 +1,29 @@
-//! Sparse files as GNU tar writes them: maps of the pieces that are there, in four formats, and
-//! the content with its holes filled. As Go's `archive/tar` does it (`readGNUSparse…`,
-//! `validateSparseEntries` and `sparseFileReader` in `reader.go`).
+//! Reads sparse files of GNU tar, as Go's `archive/tar` does (`readGNUSparse…`,
+//! `validateSparseEntries` and `sparseFileReader` in `reader.go`): the map of the stored fragments,
+//! in four formats, and the content with its holes filled.
 
 use std::io::{self, Read};
 
 use super::{
-    MAX_EXTENSION_BYTES, Source,
-    header::{BLOCK_BYTES, Block, numeric},
-    malformed,
+    block::{BLOCK_BYTES, Block, BlockSource, MAX_EXTENSION_BYTES, malformed},
+    header::numeric,
     pax::{Records, decimal},
 };
 
-/// Offset and length of each piece of a file, in order and without overlap.
+/// The offset and length of each fragment of a file, in order and without overlap.
 pub(super) type Map = Vec<(u64, u64)>;
 
-/// What the records of a member say about it.
+/// Where the extended header says that the map is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PaxVersion {
     /// The map is in the records.
     Records,
-    /// The map is in front of the content.
+    /// The map is at the start of the content.
     Content,
 }
 
 impl PaxVersion {
-    /// `None` for a file that is not sparse, or sparse in a version that Go does not know.
+    /// `None` for a file that is not sparse, or in a version that Go does not know.
     pub(super) fn of(records: &Records) -> Option<Self> {
         match (records.get("GNU.sparse.major"), records.get("GNU.sparse.minor")) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(Self::Records),
@@ -35,34 +34,36 @@ impl PaxVersion {
     }
 }
 
+/// Checks a map.
+///
 /// # Errors
-/// When the pieces overlap, lead out of a file of this size or are not in order.
-pub(super) fn checked(pieces: &[(i64, i64)], size: i64) -> io::Result<Map> {
+/// When fragments overlap, are out of order or exceed a file of this size.
+pub(super) fn checked(fragments: &[(i64, i64)], size: i64) -> io::Result<Map> {
     let mut end = 0;
-    let piece = |(offset, length): &(i64, i64)| {
+    let fragment = |(offset, length): &(i64, i64)| {
         let next = offset.checked_add(*length).filter(|next| *offset >= end && *length >= 0 && *next <= size);
-        end = next.ok_or_else(|| malformed("a sparse file whose pieces overlap or lead out"))?;
+        end = next.ok_or_else(|| malformed("a sparse file whose fragments overlap or exceed its size"))?;
         Ok((offset.cast_unsigned(), length.cast_unsigned()))
     };
-    pieces.iter().map(piece).collect()
+    fragments.iter().map(fragment).collect()
 }
 
-/// The map in the records (versions 0.0 and 0.1).
+/// Parses the map in the records (versions 0.0 and 0.1).
 pub(super) fn map_of_records(records: &Records) -> io::Result<Vec<(i64, i64)>> {
     let broken = || malformed("a sparse file with a broken map");
     let count = records.number("GNU.sparse.numblocks")?.and_then(|count| usize::try_from(count).ok());
     let map = records.get("GNU.sparse.map").unwrap_or_default();
     let numbers = map.split(|byte| *byte == b',').filter(|_| !map.is_empty()).map(decimal);
     let numbers: Vec<_> = numbers.collect::<Option<_>>().ok_or_else(broken)?;
-    let pieces = pairs(&numbers);
-    if count != Some(pieces.len()) || !numbers.len().is_multiple_of(2) {
+    let fragments = pairs(&numbers);
+    if count != Some(fragments.len()) || !numbers.len().is_multiple_of(2) {
         return Err(broken());
     }
-    Ok(pieces)
+    Ok(fragments)
 }
 
-/// The map in front of the content (version 1.0): decimal numbers, a line each, of which the
-/// first counts the pieces, in whole blocks.
+/// Parses the map at the start of the content (version 1.0), in whole blocks: decimal numbers, one
+/// per line, the first of which is the number of fragments.
 pub(super) fn map_of_content(content: &mut impl Read) -> io::Result<Vec<(i64, i64)>> {
     let broken = || malformed("a sparse file with a broken map");
     let mut text = Vec::new();
@@ -76,7 +77,7 @@ pub(super) fn map_of_content(content: &mut impl Read) -> io::Result<Vec<(i64, i6
     Ok(pairs(&numbers))
 }
 
-/// Reads blocks until so many lines are there.
+/// Reads blocks until `text` has `wanted` lines.
 fn read_lines(content: &mut impl Read, text: &mut Vec<u8>, wanted: usize) -> io::Result<()> {
     let mut lines = text.iter().filter(|byte| **byte == b'\n').count();
     while lines < wanted {
@@ -95,11 +96,12 @@ fn pairs(numbers: &[i64]) -> Vec<(i64, i64)> {
     numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
-/// The map in a header of GNU's old format, and in the blocks that follow it; the size, too.
-pub(super) fn map_of_header(source: &mut impl Source, header: &Block) -> io::Result<(i64, Vec<(i64, i64)>)> {
+/// Parses the map in a header of GNU's old format and in the blocks after it. Returns the size of the
+/// file as well.
+pub(super) fn map_of_header(source: &mut impl BlockSource, header: &Block) -> io::Result<(i64, Vec<(i64, i64)>)> {
     let size = numeric(&header[483..495], "size of a sparse file")?;
-    let mut pieces = Vec::new();
-    add_pieces(&header[386..482], &mut pieces)?;
+    let mut fragments = Vec::new();
+    add_fragments(&header[386..482], &mut fragments)?;
     let mut more = header[482] > 0;
     let mut total = 97;
     while more {
@@ -108,33 +110,33 @@ pub(super) fn map_of_header(source: &mut impl Source, header: &Block) -> io::Res
             return Err(malformed("a sparse file whose map is longer than 1 MiB"));
         }
         let block = source.block()?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        add_pieces(&block[..504], &mut pieces)?;
+        add_fragments(&block[..504], &mut fragments)?;
         more = block[504] > 0;
     }
-    Ok((size, pieces))
+    Ok((size, fragments))
 }
 
-fn add_pieces(fields: &[u8], pieces: &mut Vec<(i64, i64)>) -> io::Result<()> {
+fn add_fragments(fields: &[u8], fragments: &mut Vec<(i64, i64)>) -> io::Result<()> {
     for field in fields.chunks_exact(24).take_while(|field| field[0] != 0) {
         let number = |field| numeric(field, "map of a sparse file");
-        pieces.push((number(&field[..12])?, number(&field[12..])?));
+        fragments.push((number(&field[..12])?, number(&field[12..])?));
     }
     Ok(())
 }
 
 /// A sparse file with its holes filled.
 pub(super) struct Expanded<R> {
-    pieces: R,
-    /// The pieces that are not read yet, the next one last.
+    fragments: R,
+    /// The fragments that are not read yet, the next one last.
     map: Map,
     position: u64,
     size: u64,
 }
 
 impl<R> Expanded<R> {
-    pub(super) fn new(pieces: R, mut map: Map, size: u64) -> Self {
+    pub(super) fn new(fragments: R, mut map: Map, size: u64) -> Self {
         map.reverse();
-        Self { pieces, map, position: 0, size }
+        Self { fragments, map, position: 0, size }
     }
 }
 
@@ -152,8 +154,8 @@ impl<R: Read> Read for Expanded<R> {
             buffer.fill(0);
             wanted
         } else if left > 0 {
-            self.pieces.read(buffer)?
-        } else if self.pieces.read(&mut [0])? > 0 {
+            self.fragments.read(buffer)?
+        } else if self.fragments.read(&mut [0])? > 0 {
             return Err(malformed("a sparse file with more content than its map says"));
         } else {
             return Ok(0);
@@ -170,9 +172,9 @@ impl<R: Read> Read for Expanded<R> {
 mod tests {
     use super::*;
 
-    fn expanded(map: &[(i64, i64)], size: i64, pieces: &[u8]) -> io::Result<Vec<u8>> {
+    fn expanded(map: &[(i64, i64)], size: i64, fragments: &[u8]) -> io::Result<Vec<u8>> {
         let mut whole = Vec::new();
-        Expanded::new(pieces, checked(map, size)?, size.cast_unsigned()).read_to_end(&mut whole)?;
+        Expanded::new(fragments, checked(map, size)?, size.cast_unsigned()).read_to_end(&mut whole)?;
         Ok(whole)
     }
 
@@ -196,12 +198,12 @@ mod tests {
         let numblocks = |count: u8| [b"26 GNU.sparse.numblocks=", &[b'0' + count][..], b"\n"].concat();
         assert_eq!(records(&[&numblocks(1)[..], b"22 GNU.sparse.map=1,2\n"].concat()).unwrap(), [(1, 2)]);
         assert_eq!(records(&numblocks(0)).unwrap(), []);
-        assert!(records(b"22 GNU.sparse.map=1,2\n").is_err(), "the pieces are not counted");
+        assert!(records(b"22 GNU.sparse.map=1,2\n").is_err(), "the number of fragments is missing");
         assert!(records(&[&numblocks(2)[..], b"22 GNU.sparse.map=1,2\n"].concat()).is_err());
     }
 
     #[test]
-    fn a_map_in_front_of_the_content_is_whole_blocks() {
+    fn a_map_at_the_start_of_the_content_is_whole_blocks() {
         let blocks = |text: &[u8], length| {
             let mut content = text.to_vec();
             content.resize(length, 0);

@@ -1,4 +1,4 @@
-//! The values of `!!binary`.
+//! Decodes the values of `!!binary`.
 
 use base64::{
     Engine as _,
@@ -6,8 +6,8 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-/// As Go's `base64.StdEncoding`: padded, with line breaks anywhere, whatever the unused bits
-/// of the last character are.
+/// Go's `base64.StdEncoding`: padded, with line breaks anywhere and any unused bits in the last
+/// character.
 const GO: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -15,7 +15,7 @@ const GO: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
 );
 
-/// The bytes of a base64 text, or nothing where it is none.
+/// The bytes of a base64 text; `None` if it is malformed.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     let text: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
     GO.decode(text).ok()

@@ -1,4 +1,4 @@
-//! Literal (`|`) and folded (`>`) scalars.
+//! Scans literal (`|`) and folded (`>`) scalars.
 
 use super::{
     YamlError,
@@ -40,8 +40,8 @@ enum Chomping {
     Keep,
 }
 
-/// What follows the indicator on its line: the handling of the last line breaks, and the
-/// indentation relative to the parent, in either order.
+/// The header after the indicator: the handling of the last line breaks, and the indentation
+/// relative to the parent, in either order.
 #[derive(Debug)]
 struct Header {
     chomping: Chomping,
@@ -60,7 +60,7 @@ impl Header {
             cursor.skip_to_break();
         }
         if !cursor.is_break_or_end(0) {
-            return Err(cursor.mark().error("a block scalar starts on the line after its indicator"));
+            return Err(cursor.mark().error("the text of a block scalar must start on the next line"));
         }
         cursor.skip_break();
         Ok(Self { chomping: chomping.unwrap_or(Chomping::Clip), indent })
@@ -79,7 +79,7 @@ fn scan_chomping(cursor: &mut Cursor<'_>) -> Option<Chomping> {
 
 fn scan_indent(cursor: &mut Cursor<'_>) -> Result<Option<i64>, YamlError> {
     match cursor.byte() {
-        b'0' => Err(cursor.mark().error("the indentation of a block scalar is at least 1")),
+        b'0' => Err(cursor.mark().error("the indentation of a block scalar must be at least 1")),
         digit @ b'1'..=b'9' => {
             cursor.skip();
             Ok(Some(i64::from(digit - b'0')))
@@ -94,7 +94,7 @@ struct Body {
     indent: Option<i64>,
     parent: i64,
     value: String,
-    /// The line break after the last line, and those of the empty lines behind it: not part
+    /// The line break after the last line, and those of the empty lines after it, which are not part
     /// of the value yet.
     line_break: String,
     empty_lines: String,
@@ -114,7 +114,7 @@ impl Body {
         self.empty_lines.clear();
     }
 
-    /// Scans indentation and empty lines, and returns the column at which the text stands.
+    /// Scans indentation and empty lines, and returns the column of the text.
     fn scan_empty_lines(&mut self, cursor: &mut Cursor<'_>) -> Result<i64, YamlError> {
         let mut deepest = 0;
         loop {
@@ -123,7 +123,7 @@ impl Body {
             }
             deepest = deepest.max(cursor.mark().column);
             if self.is_indentation(cursor) && cursor.byte() == b'\t' {
-                return Err(cursor.mark().error("a tab can't indent; use spaces"));
+                return Err(cursor.mark().error("a tab can't be used for indentation; use spaces"));
             }
             if !cursor.is_break(0) {
                 break;

@@ -1,14 +1,14 @@
-//! Blanks, line breaks and comments between tokens.
+//! Skips blanks, line breaks and comments between tokens.
 //!
-//! go-yaml keeps comments, and what it reads on their behalf it does not check as it would
-//! otherwise: tabs are allowed in front of a comment and on empty lines between comments.
+//! go-yaml keeps comments, and does not check the text that it scans for them as it checks other
+//! text: tabs are allowed before a comment and on empty lines between comments.
 
 use super::{cursor::Cursor, scanner::Scanner};
 
-/// How far go-yaml looks for a comment, in bytes.
+/// How far go-yaml looks ahead for a comment, in bytes.
 const COMMENT_LOOKAHEAD: usize = 512;
 
-/// Passes everything up to the next token. A tab passes where no key may start.
+/// Skips everything up to the next token. A tab is skipped where no key may start.
 pub(super) fn skip_to_token(scanner: &mut Scanner<'_>) {
     loop {
         let is_tab_allowed = scanner.flow_level > 0 || !scanner.is_simple_key_allowed;
@@ -29,7 +29,7 @@ pub(super) fn skip_to_token(scanner: &mut Scanner<'_>) {
     }
 }
 
-/// Passes a comment that follows a token on its line.
+/// Skips a comment that follows a token on its line.
 pub(super) fn skip_line_comment(cursor: &mut Cursor<'_>) {
     if cursor.is_after_break() {
         return;
@@ -40,17 +40,17 @@ pub(super) fn skip_line_comment(cursor: &mut Cursor<'_>) {
     }
 }
 
-/// Passes the comment at the current position, and the comments on the lines that follow
-/// with nothing but blanks and line breaks in between.
+/// Skips the comment at the current position, and the comments on the following lines that are
+/// separated by blanks and line breaks only.
 fn skip_comments(cursor: &mut Cursor<'_>, in_flow: bool) {
     cursor.skip_to_break();
     while let Some(bytes) = next_comment(cursor, in_flow) {
-        pass_bytes(cursor, bytes);
+        skip_bytes(cursor, bytes);
         cursor.skip_to_break();
     }
 }
 
-/// Distance to the next comment, from the line break at which the last one ended.
+/// The distance to the next comment from the line break at the end of the last one.
 fn next_comment(cursor: &Cursor<'_>, in_flow: bool) -> Option<usize> {
     for ahead in 1..COMMENT_LOOKAHEAD {
         match cursor.peek(ahead) {
@@ -63,7 +63,7 @@ fn next_comment(cursor: &Cursor<'_>, in_flow: bool) -> Option<usize> {
     None
 }
 
-fn pass_bytes(cursor: &mut Cursor<'_>, bytes: usize) {
+fn skip_bytes(cursor: &mut Cursor<'_>, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
         left -= match [cursor.byte(), cursor.peek(1)] {

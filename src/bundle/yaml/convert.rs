@@ -1,22 +1,22 @@
-//! The steps from a YAML text to JSON.
+//! Converts a YAML text to JSON.
 
 use super::{YamlError, decode, input, json, normalize, tree::Tree};
 
-/// What aliases may add to a text, besides [`MAX_GROWTH`] times its own size.
+/// The size that aliases may add to a text, besides [`MAX_GROWTH`] times its own size.
 const MAX_EXTRA_BYTES: usize = 16 << 20;
 /// Escapes make a text up to six times as large.
 const MAX_GROWTH: usize = 8;
 
-/// The JSON that OPA 1.22.2 makes of a YAML text (`YAMLToJSON` in its `internal/yaml`, on
+/// Converts a YAML text to the JSON that OPA 1.22.2 makes of it (`YAMLToJSON` in its `internal/yaml`, on
 /// go.yaml.in/yaml/v3 3.0.5). The members of objects are sorted by name.
 ///
 /// A stream may hold several documents: the first one counts, and all have to be YAML. A text
-/// without a document is null. A text that is valid JSON is YAML, too, but OPA reads it as
-/// JSON, with numbers as they are written: a data file is first tried as JSON, after a UTF-8
-/// byte order mark is removed.
+/// without a document is null. A text that is valid JSON is YAML as well, but OPA reads it as JSON,
+/// where numbers keep their text: a data file is first parsed as JSON, after a UTF-8 byte order mark
+/// is removed.
 ///
 /// # Errors
-/// With line and column, when OPA refuses the text, or when it can't be carried exactly:
+/// With line and column, when OPA refuses the text, or when it can't be represented exactly:
 /// a byte order mark inside the text, two keys of one mapping that get the same name in JSON
 /// through aliases or merge keys (OPA takes a random one), more than 4 194 304 values, or
 /// JSON of more than 16 MiB plus eight times the size of the text.

@@ -1,8 +1,8 @@
-//! The place up to which a text has been scanned.
+//! The position in a text up to which it has been scanned.
 
 use super::YamlError;
 
-/// A position: the index and the column in characters, both from 0, and the line from 0.
+/// A position: index and column in characters, and line, all counted from 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
     pub(super) index: u64,
@@ -56,7 +56,7 @@ impl<'a> Cursor<'a> {
         matches!(self.peek(ahead), b' ' | b'\t')
     }
 
-    /// CR, LF, NEL, LS or PS: the line breaks of YAML 1.1.
+    /// Whether the byte begins a line break of YAML 1.1: CR, LF, NEL, LS or PS.
     pub(super) fn is_break(&self, ahead: usize) -> bool {
         self.break_width(ahead) > 0
     }
@@ -69,24 +69,24 @@ impl<'a> Cursor<'a> {
         self.is_blank(ahead) || self.is_break_or_end(ahead)
     }
 
-    /// A letter or digit of ASCII, `_` or `-`: what anchors and tag handles are made of.
+    /// Whether the byte may be part of an anchor or a tag handle: an ASCII letter or digit, `_` or `-`.
     pub(super) fn is_word(&self) -> bool {
         self.byte().is_ascii_alphanumeric() || matches!(self.byte(), b'_' | b'-')
     }
 
-    /// `---` or `...` at the start of a line, as a word of its own.
+    /// Whether `---` or `...` follows at the start of a line, as a separate word.
     pub(super) fn is_document_indicator(&self) -> bool {
         self.mark.column == 0
             && matches!([self.peek(0), self.peek(1), self.peek(2)], [b'-', b'-', b'-'] | [b'.', b'.', b'.'])
             && self.is_blank_or_end(3)
     }
 
-    /// Passes one character that is not a line break.
+    /// Skips one character that is not a line break.
     pub(super) fn skip(&mut self) {
         self.take();
     }
 
-    /// Passes one character that is not a line break, and appends it to `out`.
+    /// Reads one character that is not a line break, and appends it to `out`.
     pub(super) fn read(&mut self, out: &mut String) {
         let taken = self.take();
         out.push_str(taken);
@@ -110,14 +110,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Passes everything before the next line break or the end.
+    /// Skips everything up to the next line break or the end.
     pub(super) fn skip_to_break(&mut self) {
         while !self.is_break_or_end(0) {
             self.skip();
         }
     }
 
-    /// Passes a line break, where there is one.
+    /// Skips a line break, if there is one.
     pub(super) fn skip_break(&mut self) {
         let width = self.break_width(0);
         if width == 0 {
@@ -131,8 +131,8 @@ impl<'a> Cursor<'a> {
         self.after_break = true;
     }
 
-    /// Passes a line break, where there is one, and appends what it stands for: LS and PS
-    /// stay what they are, every other becomes LF.
+    /// Reads a line break, if there is one, and appends it to `out`: LS and PS as they are, any other
+    /// as LF.
     pub(super) fn read_break(&mut self, out: &mut String) {
         match self.break_width(0) {
             0 => return,

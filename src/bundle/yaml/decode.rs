@@ -1,32 +1,31 @@
-//! From nodes to values, by the rules of go-yaml 3 (`decode.go`) for a target without a type.
+//! Decodes nodes to values, by the rules of go-yaml 3 (`decode.go`) for a target without a type.
 //!
-//! A loop over frames instead of a recursion: neither depth nor aliases cost stack. go-yaml
-//! counts the nodes that it decodes, and how many of them through aliases, and refuses a text
-//! when the share of the latter is too high; so the order of the steps is that of go-yaml.
+//! The decoder is a loop over frames instead of a recursion: neither depth nor aliases cost stack.
+//! go-yaml counts the nodes that it decodes, and those that it decodes through aliases, and refuses
+//! a text if the share of the latter is too high; so the order of the steps is that of go-yaml.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{
     YamlError, binary,
     key::Key,
-    object::{self, Member},
-    resolve::{self, Scalar},
+    object::{self, Member, ValueId},
+    resolve,
+    scalar::{Scalar, Tag},
     timestamp::Timestamp,
-    tree::{Kind, NodeId, Tag, Tree},
+    tree::{Kind, NodeId, Tree},
 };
 
 /// Up to this number of decoded nodes, 99 of 100 may come from aliases.
 const ALIAS_RANGE_LOW: f64 = 400_000.0;
-/// From this number on, 10 of 100. In between the share falls evenly.
+/// From this number on, 10 of 100. In between the share falls linearly.
 const ALIAS_RANGE_HIGH: f64 = 4_000_000.0;
 
-pub(super) const TOO_LARGE: &str = "the text becomes too large through its aliases (`*name`)";
-
-pub(super) type ValueId = usize;
+pub(super) const TOO_LARGE: &str = "aliases (`*name`) make the text too large";
 
 #[derive(Debug)]
 pub(super) struct Value<'a> {
-    /// The node that it was made of, for messages.
+    /// The node of the value, for messages.
     pub(super) node: NodeId,
     pub(super) content: Content<'a>,
 }
@@ -39,14 +38,14 @@ pub(super) enum Content<'a> {
     Uint(u64),
     Float(f64),
     Text(&'a str),
-    /// Of `!!binary`, not always UTF-8.
+    /// A `!!binary` value, which need not be UTF-8.
     Bytes(Vec<u8>),
     Time(Timestamp),
     Sequence(Vec<ValueId>),
     /// Sorted by name.
     Object(Vec<Member<'a>>),
-    /// A mapping that JSON can't express. It is an error only if it is part of the result.
-    NoObject(String),
+    /// A mapping that JSON can't represent. It is an error only if it is part of the result.
+    NotAnObject(String),
 }
 
 /// The values of a document, the last of which is the document itself. Their texts, each as
@@ -88,15 +87,15 @@ struct MappingFrame {
     next: usize,
     origin: Origin,
     merge: Option<NodeId>,
-    /// What `merge` stands for, last one first.
+    /// The mappings that `merge` names, last one first.
     sources: Vec<NodeId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// The mapping has a target of its own.
+    /// The mapping is a value with a target of its own.
     Value,
-    /// It is merged into the mapping below it, through an alias or as it stands.
+    /// The mapping is merged into the one below it on the stack, through an alias or directly.
     Merge { alias: Option<NodeId> },
 }
 
@@ -106,9 +105,9 @@ struct Target<'a> {
     members: HashMap<Key<'a>, ValueId>,
     /// The key whose value is being decoded.
     pending: Option<Key<'a>>,
-    /// All keys are texts, and those that are merged in become texts.
+    /// Whether all keys are strings, so that merged keys become strings as well.
     has_text_keys: bool,
-    /// Keys that no merged mapping may set any more, once merging has begun.
+    /// The keys that merged mappings may not set, once merging has begun.
     set: HashSet<Key<'a>>,
 }
 
@@ -172,7 +171,7 @@ impl<'a> Decoder<'a> {
         self.bytes_left = bytes_left.ok_or_else(|| self.tree.error(node, TOO_LARGE))?;
         let (all, aliased) = (f64::from(self.decoded), f64::from(self.decoded_by_alias));
         if aliased > 100.0 && all > 1000.0 && aliased / all > allowed_share(all) {
-            return Err(self.tree.error(node, "too much of the text comes from aliases (`*name`)"));
+            return Err(self.tree.error(node, "aliases (`*name`) make up too much of the text"));
         }
         Ok(())
     }
@@ -274,14 +273,13 @@ impl<'a> Decoder<'a> {
     fn set_pending(&mut self, made: Option<ValueId>) {
         let Some(target) = self.targets.last_mut() else { return };
         if let (Some(key), Some(value)) = (target.pending.take(), made) {
-            // A Go map takes over a key that equals the one that it has, such as -0.0.
+            // A Go map replaces a key by an equal one, such as 0.0 by -0.0.
             target.members.remove(&key);
             target.members.insert(key, value);
         }
     }
 
-    /// Decodes a key and makes it the pending one. Returns false where its value is not
-    /// wanted.
+    /// Decodes a key and makes it the pending one. Returns false if its value is to be skipped.
     fn take_key(&mut self, node: NodeId, is_merged: bool) -> Result<bool, YamlError> {
         let has_text_keys = self.targets.last().is_some_and(|target| target.has_text_keys);
         let Some(key) = self.key(node, has_text_keys)? else { return Ok(false) };
@@ -293,8 +291,7 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
-    /// Decodes a key. As a text, a scalar of another type is what was written, and null is
-    /// nothing.
+    /// Decodes a key. With `as_text`, a scalar of any type is its text, and null is no key.
     fn key(&mut self, node: NodeId, as_text: bool) -> Result<Option<Key<'a>>, YamlError> {
         self.count(node)?;
         let target = self.tree.target(node);
@@ -305,7 +302,9 @@ impl<'a> Decoder<'a> {
         }
         let (kind, tag) = (self.tree.node(target).kind, self.tree.node(target).tag);
         if kind != Kind::Scalar {
-            return Err(self.tree.error(node, "a mapping key is a sequence or a mapping, which JSON has not"));
+            return Err(self
+                .tree
+                .error(node, "a mapping key can't be a sequence or a mapping, because JSON has string keys only"));
         }
         let text = self.tree.text(target);
         if tag == Tag::Binary {
@@ -322,19 +321,19 @@ impl<'a> Decoder<'a> {
         let target = self.targets.pop()?;
         let content = match object::members(target.members) {
             Ok(members) => Content::Object(members),
-            Err(reason) => Content::NoObject(reason),
+            Err(reason) => Content::NotAnObject(reason),
         };
         Some(self.add(node, content))
     }
 
-    /// Refuses a mapping with two keys that are written alike. Those with the same name in
-    /// JSON are gone already, but for aliases, timestamps and null.
+    /// Refuses a mapping with two keys of the same text. Keys with the same name in JSON were removed
+    /// before, except aliases, timestamps and null.
     fn check_unique_keys(&self, mapping: NodeId) -> Result<(), YamlError> {
         let mut known = HashSet::new();
         for key in self.tree.node(mapping).children.iter().step_by(2) {
             let kind = std::mem::discriminant(&self.tree.node(*key).kind);
             if !known.insert((kind, self.tree.text(*key))) {
-                return Err(self.tree.error(*key, "this key stands twice in its mapping"));
+                return Err(self.tree.error(*key, "duplicate key in a mapping"));
             }
         }
         Ok(())
@@ -353,7 +352,7 @@ impl Decoder<'_> {
         node.kind == Kind::Scalar && node.tag == Tag::Merge && self.tree.text(key) == "<<"
     }
 
-    /// The keys of the mapping itself come before all that is merged into it.
+    /// Notes the keys of the mapping itself, which take precedence over merged keys.
     fn note_set_keys(&mut self, mapping: NodeId) -> Result<(), YamlError> {
         for key in self.tree.node(mapping).children.iter().step_by(2) {
             if let (Some(key), Some(target)) = (self.key(*key, false)?, self.targets.last_mut()) {

@@ -1,13 +1,13 @@
-//! Why a YAML text was refused.
+//! The error for a YAML text.
 
 use std::fmt;
 
-/// A YAML text that OPA refuses, or whose value can't be carried exactly.
+/// A YAML text that OPA refuses, or whose value can't be represented exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::bundle) struct YamlError {
-    /// From 1; every line break of YAML 1.1 counts.
+    /// Counted from 1; every line break of YAML 1.1 counts.
     line: Option<u64>,
-    /// In characters, from 1.
+    /// In characters, counted from 1.
     column: Option<u64>,
     reason: String,
 }
@@ -18,7 +18,7 @@ impl YamlError {
         Self { line: Some(line), column: Some(column), reason: reason.into() }
     }
 
-    /// The problem without its position.
+    /// The error without its position.
     #[cfg(test)]
     pub(super) fn reason(&self) -> &str {
         &self.reason

@@ -1,4 +1,4 @@
-//! Scalars in quotes.
+//! Scans scalars in quotes.
 
 use super::{
     YamlError,
@@ -14,7 +14,7 @@ pub(super) fn scan(cursor: &mut Cursor<'_>, quote: u8) -> Result<TokenKind, Yaml
     let mut value = String::new();
     loop {
         if cursor.is_document_indicator() || cursor.is_end() {
-            return Err(start.error("a quoted text without its closing quote"));
+            return Err(start.error("unterminated quoted string"));
         }
         let mut blanks = Blanks::after(scan_word(cursor, quote, start, &mut value)?);
         if cursor.byte() == quote {
@@ -68,7 +68,7 @@ fn scan_escape(cursor: &mut Cursor<'_>, start: Mark) -> Result<char, YamlError> 
         b'x' => return scan_code(cursor, 2),
         b'u' => return scan_code(cursor, 4),
         b'U' => return scan_code(cursor, 8),
-        0 => return Err(start.error("a quoted text without its closing quote")),
+        0 => return Err(start.error("unterminated quoted string")),
         _ => return Err(cursor.mark().error("unknown escape; in double quotes write a backslash as `\\\\`")),
     };
     cursor.skip();
@@ -76,7 +76,7 @@ fn scan_escape(cursor: &mut Cursor<'_>, start: Mark) -> Result<char, YamlError> 
     Ok(escaped)
 }
 
-/// Scans a character that is given by its code, `digits` of base 16.
+/// Scans an escape with a character code of `digits` hexadecimal digits.
 fn scan_code(cursor: &mut Cursor<'_>, digits: usize) -> Result<char, YamlError> {
     let mark = cursor.mark();
     cursor.skip();
@@ -88,5 +88,5 @@ fn scan_code(cursor: &mut Cursor<'_>, digits: usize) -> Result<char, YamlError> 
         code = (code << 4) | digit;
         cursor.skip();
     }
-    char::from_u32(code).ok_or_else(|| mark.error("the escape is no Unicode character"))
+    char::from_u32(code).ok_or_else(|| mark.error("the escape is not a Unicode character"))
 }

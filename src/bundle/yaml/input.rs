@@ -1,4 +1,4 @@
-//! From bytes to text: the encodings and characters that go-yaml reads (`readerc.go`).
+//! Decodes bytes to text: the encodings and characters that go-yaml accepts (`readerc.go`).
 
 use std::borrow::Cow;
 
@@ -9,9 +9,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Decodes UTF-8, or UTF-16 that begins with a byte order mark, and refuses the characters
 /// that YAML 1.1 does not allow.
 ///
-/// A second byte order mark is refused: go-yaml looks for it at the start of its read buffer
-/// instead of at the current character, and then drops the first character of every line in
-/// that buffer.
+/// A second byte order mark is refused: go-yaml looks for it at the start of its read buffer instead
+/// of at the current character, and then drops the first character of every line in that buffer.
 pub(super) fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, YamlError> {
     let text = match bytes {
         [0xff, 0xfe, rest @ ..] => Cow::Owned(utf16(rest, u16::from_le_bytes)?),

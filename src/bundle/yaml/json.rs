@@ -1,22 +1,22 @@
-//! From values to JSON text.
+//! Writes values as JSON.
 
 use std::borrow::Cow;
 
 use super::{
     YamlError,
-    decode::{Content, TOO_LARGE, Value, ValueId},
+    decode::{Content, TOO_LARGE, Value},
     number,
-    object::{Member, lossy},
+    object::{Member, ValueId, lossy},
     tree::Tree,
 };
 
-/// Nesting beyond which Go's decoder refuses a JSON text.
+/// The maximum depth of JSON in Go's decoder.
 const MAX_DEPTH: usize = 10_000;
 
 /// Writes the last of the values, in no more than `max_bytes`.
 ///
 /// # Errors
-/// For a value that JSON has not, and where it gets too large or too deep.
+/// When JSON can't represent a value, or the text becomes too large or too deeply nested.
 pub(super) fn write(tree: &Tree, values: &[Value<'_>], max_bytes: usize) -> Result<Vec<u8>, YamlError> {
     let mut writer = Writer { tree, values, out: Vec::new(), max_bytes, open: Vec::new() };
     writer.value(values.len().saturating_sub(1))?;
@@ -31,7 +31,7 @@ struct Writer<'a> {
     values: &'a [Value<'a>],
     out: Vec<u8>,
     max_bytes: usize,
-    /// What is left to write of the collections that have started.
+    /// The rest of the collections that have started.
     open: Vec<Rest<'a>>,
 }
 
@@ -44,18 +44,18 @@ impl<'a> Writer<'a> {
     /// Writes a scalar, or the start of a collection.
     fn value(&mut self, id: ValueId) -> Result<(), YamlError> {
         let Some(value) = self.values.get(id) else { return Ok(()) };
-        let no_json = |what: &str| self.tree.error(value.node, format!("JSON has no {what}"));
+        let not_json = |what: &str| self.tree.error(value.node, format!("JSON can't represent {what}"));
         match &value.content {
             Content::Null => self.push(b"null"),
             Content::Bool(bool) => self.push(bool.to_string().as_bytes()),
             Content::Int(int) => self.push(int.to_string().as_bytes()),
             Content::Uint(int) => self.push(int.to_string().as_bytes()),
             Content::Float(float) => {
-                let float = number::to_json(*float).ok_or_else(|| no_json("infinity and no NaN; quote it"))?;
+                let float = number::to_json(*float).ok_or_else(|| not_json("infinity or NaN; quote it"))?;
                 self.push(float.as_bytes());
             }
             Content::Time(time) => {
-                let time = time.to_json().ok_or_else(|| no_json("such time zone"))?;
+                let time = time.to_json().ok_or_else(|| not_json("this time zone"))?;
                 self.text(&time);
             }
             Content::Text(text) => self.text(text),
@@ -68,7 +68,7 @@ impl<'a> Writer<'a> {
                 self.push(b"{");
                 self.open.push(Rest::Members(members));
             }
-            Content::NoObject(reason) => return Err(self.tree.error(value.node, reason.clone())),
+            Content::NotAnObject(reason) => return Err(self.tree.error(value.node, reason.clone())),
         }
         if self.out.len() > self.max_bytes {
             return Err(self.tree.error(value.node, TOO_LARGE));

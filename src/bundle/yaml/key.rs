@@ -1,11 +1,11 @@
-//! Mapping keys.
+//! The keys of mappings.
 
 use std::{
     borrow::Cow,
     hash::{Hash, Hasher},
 };
 
-use super::{number, resolve::Scalar};
+use super::{number, scalar::Scalar};
 
 /// A decoded key. Keys of different types differ, as in a Go map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,9 +15,9 @@ pub(super) enum Key<'a> {
     Int(i64),
     Uint(u64),
     Float(FloatKey),
-    /// Not always UTF-8: it may come from `!!binary`.
+    /// Need not be UTF-8: it may come from `!!binary`.
     Text(Cow<'a, [u8]>),
-    /// A text that was declared a timestamp.
+    /// A text with the tag of a timestamp.
     Time(Cow<'a, [u8]>),
 }
 
@@ -34,7 +34,7 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// The name of the member of a JSON object, or nothing where OPA refuses the key.
+    /// The key's name in a JSON object; `None` if OPA refuses the key.
     pub(super) fn to_name(&self) -> Option<Cow<'a, [u8]>> {
         let name = match self {
             Self::Null | Self::Time(_) => return None,
@@ -58,7 +58,7 @@ impl PartialEq for FloatKey {
     }
 }
 
-/// Not for NaN, which a hash map merely can't find.
+/// Not reflexive for NaN, which only means that a hash map does not find it.
 impl Eq for FloatKey {}
 
 impl Hash for FloatKey {

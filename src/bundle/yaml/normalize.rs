@@ -1,5 +1,5 @@
-//! What OPA changes in a document before it is decoded (`normalize` in its
-//! `internal/yaml/yaml.go`), so that texts for go-yaml 2 keep their meaning.
+//! Changes a document before it is decoded as OPA does (`normalize` in its `internal/yaml/yaml.go`),
+//! so that texts for go-yaml 2 keep their meaning.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -7,19 +7,20 @@ use super::{
     YamlError, binary,
     key::Key,
     resolve,
-    tree::{Kind, NodeId, Tag, Tree},
+    scalar::Tag,
+    tree::{Kind, NodeId, Tree},
 };
 
-/// Makes plain timestamps texts, several merge keys of a mapping one, and of keys that have
-/// the same name in JSON the last one count.
+/// Turns plain timestamps into strings, joins the merge keys of a mapping, and keeps the last of
+/// several keys with the same name in JSON.
 ///
-/// The order matters: a timestamp is not yet a text where it is compared as a key, unless an
-/// alias led to it before.
+/// The order matters: a timestamp is not yet a string when it is compared as a key, unless an alias
+/// led to it before.
 pub(super) fn normalize(tree: &mut Tree) -> Result<(), YamlError> {
     let mut is_visited = vec![false; tree.len()];
     let mut open: Vec<NodeId> = tree.root.into_iter().collect();
     while let Some(id) = open.pop() {
-        // A sequence that was added here has no number in `is_visited`, and one parent.
+        // A sequence that was added here is beyond `is_visited`, and has one parent.
         if is_visited.get_mut(id as usize).is_some_and(|is_visited| std::mem::replace(is_visited, true)) {
             continue;
         }
@@ -42,7 +43,7 @@ pub(super) fn normalize(tree: &mut Tree) -> Result<(), YamlError> {
     Ok(())
 }
 
-/// Gives the first merge key of a mapping the values of all, where there are two or more.
+/// Gives the first merge key of a mapping the values of all its merge keys, if they are two or more.
 fn collapse_merge_keys(tree: &mut Tree, mapping: NodeId) -> Result<(), YamlError> {
     let is_merge = |tree: &Tree, key: NodeId| {
         let key = tree.node(key);
@@ -102,7 +103,7 @@ fn without_duplicates(tree: &Tree, children: &[NodeId]) -> Vec<NodeId> {
     kept
 }
 
-/// The name that a key has in JSON, where it is a scalar that has one.
+/// The name of a key in JSON, if it is a scalar that has one.
 fn name(tree: &Tree, key: NodeId) -> Option<Cow<'_, [u8]>> {
     let node = tree.node(key);
     let text = tree.text(key);

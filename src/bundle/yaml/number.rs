@@ -1,11 +1,11 @@
-//! Numbers: how go-yaml reads them, and how Go writes them.
+//! Parses numbers as go-yaml does, and writes them as Go does.
 
 use std::borrow::Cow;
 
-use super::resolve::Scalar;
+use super::scalar::Scalar;
 
-/// Reads an integer or a float that starts with a digit or a sign. Underscores are ignored
-/// wherever they stand; what overflows is no number.
+/// Parses an integer or a float that starts with a digit or a sign. Underscores are ignored anywhere;
+/// a text that overflows is not a number.
 pub(super) fn parse(text: &str) -> Option<Scalar> {
     let plain: Cow<'_, str> = if text.contains('_') { text.replace('_', "").into() } else { text.into() };
     integer_with_prefix(&plain)
@@ -14,7 +14,7 @@ pub(super) fn parse(text: &str) -> Option<Scalar> {
         .or_else(|| signed_after_prefix(&plain, "0o", 8))
 }
 
-/// Reads a float that starts with a dot. Underscores may separate digits.
+/// Parses a float that starts with a dot. Underscores may separate digits.
 pub(super) fn parse_fraction(text: &str) -> Option<f64> {
     let bytes = text.as_bytes();
     let is_digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_digit);
@@ -26,12 +26,12 @@ pub(super) fn parse_fraction(text: &str) -> Option<f64> {
     is_float(plain.as_bytes()).then(|| finite(&plain)).flatten()
 }
 
-/// The float that is nearest to an integer.
+/// The float nearest to an integer.
 pub(super) fn to_float(int: i64) -> f64 {
     int as f64
 }
 
-/// A float as Go's encoding/json writes it, or nothing where it refuses to.
+/// A float as Go's encoding/json writes it; `None` for infinity and NaN.
 pub(super) fn to_json(float: f64) -> Option<String> {
     let size = float.abs();
     if !float.is_finite() {
@@ -41,12 +41,12 @@ pub(super) fn to_json(float: f64) -> Option<String> {
         return Some(float.to_string());
     }
     let (digits, exponent) = split_exponent(&format!("{float:e}"));
-    // One digit is enough only behind a minus sign.
+    // Go writes `e-7`, and `e+21` with a sign.
     let sign = if exponent < 0 { "" } else { "+" };
     Some(format!("{digits}e{sign}{exponent}"))
 }
 
-/// A float as go-yaml writes it where it is a mapping key: with the precision of 32 bits.
+/// A float as go-yaml writes a mapping key: with the precision of 32 bits.
 pub(super) fn to_key(float: f64) -> String {
     let short = float as f32;
     if short.is_nan() {
@@ -136,7 +136,7 @@ fn is_digits(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
 
-/// A float that overflows is no number in Go. One that underflows is zero.
+/// A float that overflows is not a number in Go; one that underflows is zero.
 fn finite(text: &str) -> Option<f64> {
     text.parse().ok().filter(|float: &f64| float.is_finite())
 }

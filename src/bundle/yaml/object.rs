@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
-use super::{decode::ValueId, key::Key};
+use super::key::Key;
+
+/// An index into the decoded values.
+pub(super) type ValueId = usize;
 
 #[derive(Debug)]
 pub(super) struct Member<'a> {
@@ -13,17 +16,19 @@ pub(super) struct Member<'a> {
     pub(super) value: ValueId,
 }
 
-/// The members of an object by the keys of a mapping, sorted by name, or a sentence why there
-/// is no such object.
+/// The members of an object from the keys of a mapping, sorted by name, or a sentence why JSON can't
+/// represent the mapping.
 pub(super) fn members<'a>(members: HashMap<Key<'a>, ValueId>) -> Result<Vec<Member<'a>>, String> {
     let mut by_name: Vec<(Cow<'a, [u8]>, ValueId)> = Vec::with_capacity(members.len());
     for (key, value) in members {
-        let name = key.to_name().ok_or("a mapping key is null or a timestamp, which JSON has not; quote it")?;
+        let name = key
+            .to_name()
+            .ok_or("a mapping key can't be null or a timestamp, because JSON has string keys only; quote it")?;
         by_name.push((name, value));
     }
     by_name.sort_unstable();
     if let Some([(name, _), _]) = by_name.array_windows().find(|[(one, _), (other, _)]| one == other) {
-        // OPA takes one or the other, by the random order of a Go map.
+        // OPA takes either one, by the random order of a Go map.
         let name = lossy(Cow::Borrowed(name));
         return Err(format!("two keys of different types are both {name:?} in JSON"));
     }
@@ -31,7 +36,7 @@ pub(super) fn members<'a>(members: HashMap<Key<'a>, ValueId>) -> Result<Vec<Memb
     if by_name.iter().all(|(name, _)| is_text(name)) {
         return Ok(by_name.into_iter().map(|(name, value)| Member { name: lossy(name), value }).collect());
     }
-    // What is not UTF-8 may become equal, and then the last one counts.
+    // Names that are not UTF-8 may become equal, and then the last one counts.
     let unique: BTreeMap<_, _> = by_name.into_iter().map(|(name, value)| (lossy(name), value)).collect();
     Ok(unique.into_iter().map(|(name, value)| Member { name, value }).collect())
 }

@@ -1,6 +1,6 @@
-//! From tokens to events, by the grammar of go-yaml 3 (`parserc.go`).
+//! Parses tokens to events, by the grammar of go-yaml 3 (`parserc.go`).
 //!
-//! A state machine instead of a recursive descent: the depth of a text costs no stack.
+//! The parser is a state machine instead of a recursive descent: nesting costs no stack.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ pub(super) enum EventKind {
     },
     SequenceStart(Properties),
     MappingStart(Properties),
-    /// Of a sequence or a mapping.
+    /// The end of a sequence or a mapping.
     CollectionEnd,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Event {
     pub(super) mark: Mark,
 }
 
-/// What may stand in front of a node.
+/// The properties before a node.
 #[derive(Debug, Default)]
 pub(super) struct Properties {
     pub(super) anchor: Option<String>,
@@ -69,11 +69,11 @@ enum State {
     End,
 }
 
-/// Where a node stands, which decides what it may be.
+/// The context of a node, which determines its possible kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Block,
-    /// As a key or value of a block mapping, where `-` needs no indentation.
+    /// A key or value of a block mapping, where `-` needs no indentation.
     BlockMapping,
     Flow,
 }
@@ -82,7 +82,7 @@ enum Place {
 pub(super) struct Parser<'a> {
     scanner: Scanner<'a>,
     state: State,
-    /// What follows once the current node is complete.
+    /// The states after the current node and its parents.
     states: Vec<State>,
     /// Handles and prefixes of the current document.
     tag_directives: HashMap<String, Vec<u8>>,
@@ -98,7 +98,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The next event. After the end of the stream it is the end again.
+    /// The next event. After the end of the stream it is `StreamEnd` again.
     pub(super) fn next(&mut self) -> Result<Event, YamlError> {
         match self.state {
             State::StreamStart => {
@@ -192,9 +192,8 @@ impl Parser<'_> {
         self.state = State::BlockNode;
         if is_explicit {
             if !matches!(self.peek()?, TokenKind::DocumentStart) {
-                return Err(
-                    self.error_here("this belongs to no document: check its indentation, or start one with `---`")
-                );
+                return Err(self
+                    .error_here("text outside of a document: check its indentation, or start a document with `---`"));
             }
             self.scanner.next()?;
             self.state = State::DocumentContent;
@@ -308,7 +307,7 @@ impl Parser<'_> {
                 self.end_node();
                 EventKind::Scalar { properties, value: String::new(), style: Style::Plain }
             }
-            _ => return Err(self.error_here("a value is missing here, or can't start so")),
+            _ => return Err(self.error_here("expected a value")),
         };
         Ok(Event { kind, mark: start })
     }
@@ -413,7 +412,7 @@ impl Parser<'_> {
     fn next_flow_pair_key(&mut self) -> Result<Event, YamlError> {
         match self.peek()? {
             TokenKind::Value | TokenKind::FlowEntry | TokenKind::FlowSequenceEnd => {
-                // As in go-yaml, the token is gone, and what follows it is an error.
+                // As in go-yaml, the token is consumed, so its successor is an error.
                 self.scanner.next()?;
                 self.empty_scalar_here(State::FlowPairValue)
             }

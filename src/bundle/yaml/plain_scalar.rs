@@ -1,4 +1,4 @@
-//! Scalars without quotes.
+//! Scans scalars without quotes.
 
 use super::{
     YamlError,
@@ -7,8 +7,8 @@ use super::{
     token::{Style, TokenKind},
 };
 
-/// Scans a plain scalar, which may go on over lines that are indented deeper than the
-/// current block collection.
+/// Scans a plain scalar, which may continue on lines that are indented deeper than the current block
+/// collection.
 pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<TokenKind, YamlError> {
     let indent = scanner.indent + 1;
     let in_flow = scanner.flow_level > 0;
@@ -42,8 +42,8 @@ fn ends_plain(cursor: &Cursor<'_>, in_flow: bool) -> bool {
     }
 }
 
-/// Blanks and line breaks within a scalar. They become part of it when more follows: blanks
-/// as they are, one line break as a space, several as all but the first.
+/// Blanks and line breaks within a scalar. They become part of it if more text follows: blanks as they
+/// are, one line break as a space, several without the first.
 #[derive(Debug, Default)]
 pub(super) struct Blanks {
     spaces: String,
@@ -53,19 +53,18 @@ pub(super) struct Blanks {
 }
 
 impl Blanks {
-    /// None yet, after a line break that counts as nothing where `has_break` is true.
+    /// No blanks; with `has_break`, after a line break that was escaped.
     pub(super) fn after(has_break: bool) -> Self {
         Self { has_break, ..Self::default() }
     }
 
-    /// Scans blanks and line breaks. Within the indentation, where one is given, a tab is
-    /// an error.
+    /// Scans blanks and line breaks. A tab within the indentation, if one is given, is an error.
     pub(super) fn scan(&mut self, cursor: &mut Cursor<'_>, indent: Option<i64>) -> Result<(), YamlError> {
         loop {
             if cursor.is_blank(0) {
                 let is_indentation = self.has_break && indent.is_some_and(|indent| cursor.mark().column < indent);
                 if is_indentation && cursor.byte() == b'\t' {
-                    return Err(cursor.mark().error("a tab can't indent; use spaces"));
+                    return Err(cursor.mark().error("a tab can't be used for indentation; use spaces"));
                 }
                 if self.has_break {
                     cursor.skip();
@@ -84,7 +83,7 @@ impl Blanks {
         }
     }
 
-    /// Appends to `value` what the blanks stand for, and forgets them.
+    /// Appends the blanks to `value` as they are folded, and clears them.
     pub(super) fn join_to(&mut self, value: &mut String) {
         if !self.has_break {
             value.push_str(&self.spaces);

@@ -1,20 +1,11 @@
-//! What the text of a scalar means, by the rules of go-yaml 3 (`resolve.go`): booleans of
+//! Resolves the text of a scalar to a value, by the rules of go-yaml 3 (`resolve.go`): booleans of
 //! YAML 1.2, integers and floats of both versions, and timestamps.
 
-use super::{number, timestamp::Timestamp, tree::Tag};
-
-#[derive(Debug, PartialEq)]
-pub(super) enum Scalar {
-    Null,
-    Bool(bool),
-    Int(i64),
-    /// Beyond the range of `i64`.
-    Uint(u64),
-    Float(f64),
-    /// The text itself.
-    Text,
-    Time(Timestamp),
-}
+use super::{
+    number,
+    scalar::{Scalar, Tag},
+    timestamp::Timestamp,
+};
 
 /// The tag of a plain scalar without a tag.
 pub(super) fn plain_tag(text: &str) -> Tag {
@@ -32,11 +23,11 @@ pub(super) fn resolve(tag: Tag, text: &str) -> Result<Scalar, String> {
     match (guess(text, tag == Tag::Timestamp), tag) {
         (Scalar::Int(int), Tag::Float) => Ok(Scalar::Float(number::to_float(int))),
         (scalar, _) if tag_of(&scalar) == tag => Ok(scalar),
-        _ => Err(format!("the text is not of the type that its tag declares: {}", name_of(tag))),
+        _ => Err(format!("the text does not match its tag {}", name_of(tag))),
     }
 }
 
-/// Timestamps are looked for only where one is allowed.
+/// Resolves a text without regard to its tag. Timestamps are recognised only if they are allowed.
 fn guess(text: &str, allows_time: bool) -> Scalar {
     let scalar = match text.as_bytes().first() {
         None => Some(Scalar::Null),

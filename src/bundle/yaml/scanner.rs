@@ -1,5 +1,5 @@
-//! From text to tokens, by the rules of go-yaml 3 (`scannerc.go`): those of YAML 1.1 with its
-//! deviations, which decide what OPA accepts.
+//! Scans text to tokens, by the rules of go-yaml 3 (`scannerc.go`): those of YAML 1.1 with its
+//! deviations, which determine the texts that OPA accepts.
 //!
 //! A *simple key* is a node that may turn out to be a mapping key once a `:` follows it on
 //! the same line, within 1 024 characters. The tokens KEY and, where the key starts a mapping,
@@ -18,20 +18,20 @@ use super::{
 /// refuses a text.
 const MAX_DEPTH: usize = 10_000;
 const MAX_SIMPLE_KEY_CHARS: u64 = 1024;
-/// go-yaml has this many tokens at hand beyond the next, for its comments. Where a simple key
-/// is found invalid depends on it.
+/// go-yaml scans this many tokens beyond the next, for its comments. The position at which a simple
+/// key is found invalid depends on it.
 const LOOKAHEAD: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Scanner<'a> {
     pub(super) cursor: Cursor<'a>,
     tokens: VecDeque<Token>,
-    /// Tokens that the parser has taken: the number of the first one in `tokens`.
+    /// The number of tokens that the parser has taken, which is the number of the first in `tokens`.
     taken: usize,
     is_next_ready: bool,
     is_started: bool,
     is_ended: bool,
-    /// Column of the current block collection, or -1 outside of all.
+    /// The column of the current block collection; -1 outside of all.
     pub(super) indent: i64,
     indents: Vec<i64>,
     pub(super) flow_level: usize,
@@ -44,7 +44,7 @@ pub(super) struct Scanner<'a> {
 #[derive(Clone, Copy, Debug)]
 struct SimpleKey {
     is_possible: bool,
-    /// The position can only be that of a key: anything else is an error.
+    /// Whether only a key is allowed at this position.
     is_required: bool,
     token: usize,
     mark: Mark,
@@ -68,7 +68,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The next token, which stays the next.
+    /// The next token, without taking it.
     pub(super) fn peek(&mut self) -> Result<&Token, YamlError> {
         if !self.is_next_ready {
             self.fetch_more()?;
@@ -88,7 +88,7 @@ impl<'a> Scanner<'a> {
     fn fetch_more(&mut self) -> Result<(), YamlError> {
         while !self.is_ended {
             if self.tokens.len() > LOOKAHEAD {
-                // The next token can only be given out once it is known whether it is a key.
+                // The next token can be returned only once it is known whether it is a key.
                 let Some(level) = self.simple_key_by_token.get(&self.taken).copied() else { return Ok(()) };
                 if !self.is_simple_key(level)? {
                     return Ok(());
@@ -143,7 +143,7 @@ impl<'a> Scanner<'a> {
             quote @ (b'\'' | b'"') => self.fetch_flow_scalar(quote),
             b'-' => self.fetch_plain_scalar(),
             b'?' | b':' if !in_flow => self.fetch_plain_scalar(),
-            b'\t' => Err(self.error("a tab can't indent; use spaces")),
+            b'\t' => Err(self.error("a tab can't be used for indentation; use spaces")),
             b'?' | b':' | b'#' | b'|' | b'>' | b'%' | b'@' | b'`' => {
                 let found = char::from(self.cursor.byte());
                 Err(self.error(format!("a value can't start with `{found}`; quote it")))
@@ -161,7 +161,7 @@ impl<'a> Scanner<'a> {
         self.tokens.push_back(Token { kind, mark });
     }
 
-    /// Pushes the token of an indicator of `chars` characters, and passes them.
+    /// Pushes the token of an indicator of `chars` characters, and skips them.
     fn push_indicator(&mut self, kind: TokenKind, chars: usize) {
         self.push(kind, self.cursor.mark());
         for _ in 0..chars {
@@ -434,5 +434,5 @@ fn no_colon(mark: Mark) -> YamlError {
 }
 
 fn end_error(cursor: &Cursor<'_>) -> YamlError {
-    cursor.mark().error("unexpected end of the text")
+    cursor.mark().error("unexpected end of input")
 }

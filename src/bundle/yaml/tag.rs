@@ -1,4 +1,4 @@
-//! Directives, tags, anchors and aliases.
+//! Scans directives, tags, anchors and aliases.
 
 use super::{YamlError, cursor::Cursor, token::TokenKind};
 
@@ -8,7 +8,7 @@ pub(super) fn scan_directive(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlE
     cursor.skip();
     let name = scan_word(cursor);
     if !cursor.is_blank_or_end(0) {
-        return Err(start.error("the name of a directive is followed by a space"));
+        return Err(start.error("the name of a directive must be followed by a space"));
     }
     let kind = match name.as_str() {
         "YAML" => scan_version(cursor)?,
@@ -20,7 +20,7 @@ pub(super) fn scan_directive(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlE
         cursor.skip_to_break();
     }
     if !cursor.is_break_or_end(0) {
-        return Err(cursor.mark().error("a directive ends with its line"));
+        return Err(cursor.mark().error("unexpected text after a directive"));
     }
     cursor.skip_break();
     Ok(kind)
@@ -30,7 +30,7 @@ fn scan_version(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> {
     cursor.skip_blanks();
     let major = scan_number(cursor)?;
     if cursor.byte() != b'.' {
-        return Err(cursor.mark().error("a YAML version is two numbers with a `.` in between"));
+        return Err(cursor.mark().error("a YAML version consists of two numbers with a `.` in between"));
     }
     cursor.skip();
     Ok(TokenKind::VersionDirective { major, minor: scan_number(cursor)? })
@@ -44,8 +44,10 @@ fn scan_number(cursor: &mut Cursor<'_>) -> Result<u8, YamlError> {
         cursor.skip();
     }
     match digits {
-        0 => Err(cursor.mark().error("a YAML version is two numbers with a `.` in between")),
-        _ if cursor.byte().is_ascii_digit() => Err(cursor.mark().error("a number of a YAML version has two digits")),
+        0 => Err(cursor.mark().error("a YAML version consists of two numbers with a `.` in between")),
+        _ if cursor.byte().is_ascii_digit() => {
+            Err(cursor.mark().error("a number of a YAML version has at most two digits"))
+        }
         _ => Ok(number),
     }
 }
@@ -57,7 +59,7 @@ fn scan_tag_directive(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> {
         return Err(cursor.mark().error("a tag handle starts and ends with `!`"));
     }
     if !cursor.is_blank(0) {
-        return Err(cursor.mark().error("a tag handle is followed by a space"));
+        return Err(cursor.mark().error("a tag handle must be followed by a space"));
     }
     cursor.skip_blanks();
     let mut prefix = Vec::new();
@@ -80,7 +82,7 @@ pub(super) fn scan_anchor(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlErro
     let ends =
         cursor.is_blank_or_end(0) || matches!(cursor.byte(), b'?' | b':' | b',' | b']' | b'}' | b'%' | b'@' | b'`');
     if name.is_empty() || !ends {
-        return Err(start.error("the name of an anchor is made of letters, digits, `_` and `-`"));
+        return Err(start.error("the name of an anchor consists of letters, digits, `_` and `-`"));
     }
     Ok(if is_alias { TokenKind::Alias(name) } else { TokenKind::Anchor(name) })
 }
@@ -105,7 +107,7 @@ pub(super) fn scan_tag(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> 
                 return Err(cursor.mark().error("a tag without a name after its handle"));
             }
         } else {
-            // A local tag, of which the scanned text is the beginning.
+            // The scanned text is the beginning of a local tag.
             suffix.extend_from_slice(&handle.as_bytes()[1..]);
             scan_uri(cursor, &mut suffix)?;
             handle = "!".to_owned();
@@ -116,7 +118,7 @@ pub(super) fn scan_tag(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> 
         }
     }
     if !cursor.is_blank_or_end(0) {
-        return Err(cursor.mark().error("a tag is followed by a space"));
+        return Err(cursor.mark().error("a tag must be followed by a space"));
     }
     Ok(TokenKind::Tag { handle, suffix })
 }
@@ -143,7 +145,7 @@ fn scan_word(cursor: &mut Cursor<'_>) -> String {
     word
 }
 
-/// Scans the characters of a URI, which may be none.
+/// Scans the characters of a URI, which may be empty.
 fn scan_uri(cursor: &mut Cursor<'_>, uri: &mut Vec<u8>) -> Result<(), YamlError> {
     loop {
         match cursor.byte() {

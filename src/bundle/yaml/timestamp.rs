@@ -1,6 +1,6 @@
-//! Timestamps: the texts that Go's `time.Parse` reads by one of the four layouts of go-yaml.
+//! Parses timestamps: texts that Go's `time.Parse` accepts in one of the four layouts of go-yaml.
 
-/// A point in time as it was written.
+/// A point in time, with its offset from UTC.
 #[derive(Debug, PartialEq)]
 pub(super) struct Timestamp {
     year: u32,
@@ -15,7 +15,7 @@ pub(super) struct Timestamp {
 }
 
 impl Timestamp {
-    /// Reads `YYYY-M-D`, alone, with a time after `T` or `t` and a zone, or with a time
+    /// Parses `YYYY-M-D`, alone, with a time after `T` or `t` and a zone, or with a time
     /// after spaces and no zone. A fraction of a second is cut at nine digits.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut rest = Rest(text.as_bytes());
@@ -48,8 +48,8 @@ impl Timestamp {
         rest.0.is_empty().then_some(time)
     }
 
-    /// As Go's encoding/json writes it (RFC 3339), or nothing where it refuses to: for a
-    /// zone of 24 hours.
+    /// The text that Go's encoding/json writes (RFC 3339); `None` for an offset of 24 hours, which it
+    /// refuses.
     pub(super) fn to_json(&self) -> Option<String> {
         let Self { year, month, day, hour, minute, second, .. } = self;
         let fraction = match self.nanosecond {

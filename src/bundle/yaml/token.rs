@@ -1,4 +1,4 @@
-//! What the scanner makes of a text.
+//! The tokens of the scanner.
 
 use super::cursor::Mark;
 
@@ -50,6 +50,6 @@ pub(super) enum TokenKind {
 #[derive(Debug)]
 pub(super) struct Token {
     pub(super) kind: TokenKind,
-    /// Where it starts.
+    /// The start of the token.
     pub(super) mark: Mark,
 }

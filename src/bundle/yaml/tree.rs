@@ -1,4 +1,4 @@
-//! From events to the nodes of the first document.
+//! Composes the events of the first document to nodes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,12 +8,13 @@ use std::{
 use super::{
     YamlError,
     cursor::Mark,
-    parser::{EventKind, Parser, Properties, YAML_TAG_PREFIX},
+    parser::{EventKind, Parser, Properties},
     resolve,
+    scalar::Tag,
     token::Style,
 };
 
-/// Nodes of a text beyond which it is refused. That many take about 256 MiB.
+/// The maximum number of nodes of a text, which take about 256 MiB.
 const MAX_NODES: usize = 4 << 20;
 
 pub(super) type NodeId = u32;
@@ -26,49 +27,12 @@ pub(super) enum Kind {
     Alias(NodeId),
 }
 
-/// The tags with a meaning; all others have none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tag {
-    Null,
-    Bool,
-    Int,
-    Float,
-    Str,
-    Timestamp,
-    Binary,
-    Merge,
-    Sequence,
-    Mapping,
-    Other,
-}
-
-impl Tag {
-    /// The tag of a long or short form, and nothing for the non-specific tag `!`.
-    fn parse(tag: &[u8]) -> Option<Self> {
-        let short = tag.strip_prefix(YAML_TAG_PREFIX).or_else(|| tag.strip_prefix(b"!!"));
-        match short {
-            None if tag == b"!" => None,
-            Some(b"null") => Some(Self::Null),
-            Some(b"bool") => Some(Self::Bool),
-            Some(b"int") => Some(Self::Int),
-            Some(b"float") => Some(Self::Float),
-            Some(b"str") => Some(Self::Str),
-            Some(b"timestamp") => Some(Self::Timestamp),
-            Some(b"binary") => Some(Self::Binary),
-            Some(b"merge") => Some(Self::Merge),
-            Some(b"seq") => Some(Self::Sequence),
-            Some(b"map") => Some(Self::Mapping),
-            _ => Some(Self::Other),
-        }
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) kind: Kind,
     /// As written, or as resolved from the text of a plain scalar.
     pub(super) tag: Tag,
-    /// A scalar without quotes and without a tag.
+    /// Whether it is a scalar without quotes and without a tag.
     pub(super) is_plain: bool,
     line: u32,
     column: u32,
@@ -89,7 +53,7 @@ impl Tree {
     /// Parses a text to its end and keeps the first document.
     ///
     /// # Errors
-    /// When any document of the text is not YAML as go-yaml understands it, or has too many nodes.
+    /// When go-yaml would refuse any document of the text, or the first has too many nodes.
     pub(super) fn parse(text: &str) -> Result<Self, YamlError> {
         let mut parser = Parser::new(text);
         let mut composer = Composer::default();
@@ -132,7 +96,7 @@ impl Tree {
         &self.text[index(range.start)..index(range.end)]
     }
 
-    /// The node, or the one that it names.
+    /// The node, or the node that it is an alias of.
     pub(super) fn target(&self, id: NodeId) -> NodeId {
         match self.node(id).kind {
             Kind::Alias(target) => target,
@@ -145,7 +109,7 @@ impl Tree {
         YamlError::at(node.line.into(), node.column.into(), reason)
     }
 
-    /// Adds a sequence that stands where another node does.
+    /// Adds a sequence with the position of another node.
     pub(super) fn add_sequence(&mut self, at: NodeId, children: Vec<NodeId>) -> Result<NodeId, YamlError> {
         let Node { line, column, .. } = *self.node(at);
         let node =
@@ -169,8 +133,8 @@ struct Composer {
     tree: Tree,
     /// Collections that have started and not ended.
     open: Vec<NodeId>,
-    /// Of all documents so far: go-yaml forgets none. After the first document the nodes do
-    /// not matter, only the names.
+    /// The anchors of all documents so far, which go-yaml keeps. After the first document only their
+    /// names matter.
     anchors: HashMap<String, NodeId>,
     later_anchors: HashSet<String>,
     is_first_complete: bool,
@@ -180,7 +144,7 @@ impl Composer {
     fn alias(&mut self, name: String, mark: Mark) -> Result<(), YamlError> {
         let target = self.anchors.get(&name).copied();
         if target.is_none() && !self.later_anchors.contains(&name) {
-            return Err(mark.error(format!("no anchor &{name} stands before this alias")));
+            return Err(mark.error(format!("unknown alias *{name}: no anchor &{name} precedes it")));
         }
         match target {
             Some(target) if !self.is_first_complete => {
@@ -197,7 +161,7 @@ impl Composer {
             None if style == Style::Plain => resolve::plain_tag(value),
             None => Tag::Str,
         };
-        // The tag `!` is not kept, so it does not count as one.
+        // The tag `!` is not kept, so the scalar counts as untagged.
         let is_plain = is_plain || (style == Style::Plain && properties.tag.as_deref() == Some(b"!"));
         if self.is_first_complete {
             self.later_anchors.extend(properties.anchor);
@@ -248,7 +212,7 @@ fn index(offset: u32) -> usize {
     offset as usize
 }
 
-/// The callers stay below the limit.
+/// Callers stay below `u32::MAX`.
 fn offset(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }

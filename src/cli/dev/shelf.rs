@@ -4,7 +4,7 @@
 use std::{collections::HashSet, path::Path};
 
 use crate::{
-    bundle::{Artifact, Labels, Packed},
+    bundle::{Annotations, Artifact, Packed},
     oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex, NewManifest, media_type},
     sign::{Attachment, Claim, KeyPair, SignError},
 };
@@ -50,7 +50,7 @@ impl Shelf {
 
     /// Signs a bundle and makes it the newest. `false` when it is already. Blocks.
     pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, ShelfError> {
-        let artifact = Artifact::new(packed, &Labels::default())?;
+        let artifact = Artifact::new(packed, &Annotations::default())?;
         if self.newest.as_ref().is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest) {
             return Ok(false);
         }

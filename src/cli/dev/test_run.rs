@@ -14,7 +14,7 @@ use super::super::opa::{located, located_one, on_disk};
 use crate::{
     bundle::{Folder, PackOptions, Packed},
     oci::{Blob, Descriptor},
-    opa_check::{Checker, Opa, Place, Tested},
+    opa_check::{Checker, Opa, Place, TestOutcome},
 };
 
 /// Characters of an expression that is shown.
@@ -36,7 +36,7 @@ pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed
     };
     let sources = [policy.to_owned()];
     match checker.test(opa, &tarball).await {
-        Ok(Tested::Ran(run)) => {
+        Ok(TestOutcome::Ran(run)) => {
             let names: Vec<_> = run.failures.iter().map(|(name, _)| name.as_str()).collect();
             let places = match names.as_slice() {
                 [] => HashMap::new(),
@@ -48,7 +48,7 @@ pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed
             });
             failures.chain(summary(run.passed, run.skipped, run.failures.len())).collect()
         }
-        Ok(Tested::NotLoaded(problems)) => vec![format!("the tests don't load: {}", located(&problems, &sources))],
+        Ok(TestOutcome::NotLoaded(problems)) => vec![format!("the tests don't load: {}", located(&problems, &sources))],
         Err(error) => vec![format!("the tests were not run: {error}")],
     }
 }

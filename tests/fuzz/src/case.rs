@@ -1,4 +1,4 @@
-//! An artifact, what vouches for it, and a policy that believes all of that and nothing else.
+//! An artifact, its signatures, and a policy that accepts these signatures and no others.
 
 use std::{fs, path::Path};
 
@@ -18,12 +18,12 @@ use crate::forge::{ISSUER, SUBJECT, Sigstore, payload, statement};
 
 const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const REPOSITORY: &str = "r.example/acme/authz";
-/// Written for this purpose: inputs that carry its signatures stay good from run to run.
+/// A fixed key, so that inputs with its signatures stay valid from run to run.
 const PKCS8: &str = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsgC1v8St3tft6Oi7dRGLwfUlGG7wS2Gyh5pI9cf9eA\
                      ahRANCAASWeNrjGQMVAc+ow61oAhZuln4ctf3d+oH48c8/OcshudO1o8G2Kk8qpfarlkK9543mqkqbzR2+3qFJtp4M\
                      gHFt";
 
-/// The key that [`Case::policy`] trusts without any log.
+/// The key that [`Case::policy`] trusts without a transparency log.
 ///
 /// # Panics
 /// Never.
@@ -31,7 +31,7 @@ pub fn key() -> KeyPair {
     fuzzing::pkcs8(&pkcs8()).expect("it is a key")
 }
 
-/// The same as a document.
+/// The same key in PKCS#8.
 ///
 /// # Panics
 /// Never.
@@ -39,40 +39,40 @@ pub fn pkcs8() -> Vec<u8> {
     STANDARD.decode(PKCS8).expect("it is base64")
 }
 
-/// Whom the policy believes beside that key. Forged once, and kept with the first inputs:
-/// what was signed under another forge is good for nothing.
+/// The trust material of the policy beside that key. Made once and stored with the seeds, because
+/// signatures under other material would not be accepted.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Believed {
-    /// A whole Sigstore.
+pub struct TrustedMaterial {
+    /// The trusted root of a forged Sigstore instance.
     trusted_root: Value,
-    /// A key whose signatures a log has to have seen, PEM.
+    /// A key whose signatures must be in the transparency log, PEM.
     logged: String,
-    /// A certificate authority that belongs to no Sigstore, PEM.
+    /// A private certificate authority, PEM.
     private: String,
-    /// What it makes of each kind of bundle is yes.
+    /// One bundle of each kind, which the policy accepts.
     pub bundles: Vec<Value>,
 }
 
-impl Believed {
+impl TrustedMaterial {
     pub(crate) fn new(forge: &Sigstore, logged: String, private: String) -> Self {
         Self { trusted_root: forge.trusted_root(), logged, private, bundles: Vec::new() }
     }
 
     /// # Panics
-    /// When there is none; `run` makes it and says where.
+    /// When there is none; `run` makes it and sets `BUNDLEGATE_FUZZ_CASE`.
     pub fn load() -> Self {
         let file = std::env::var_os("BUNDLEGATE_FUZZ_CASE").expect("BUNDLEGATE_FUZZ_CASE is set by tests/fuzz/run");
         Self::read(Path::new(&file))
     }
 
     /// # Panics
-    /// When it is not what [`Self::write`] wrote.
+    /// When [`Self::write`] did not write it.
     pub fn read(file: &Path) -> Self {
         serde_json::from_slice(&fs::read(file).expect("tests/fuzz/run made it")).expect("it is what `seeds` wrote")
     }
 
     /// # Panics
-    /// When the disk refuses.
+    /// When it can't be written.
     pub fn write(&self, file: &Path) {
         fs::write(file, serde_json::to_vec(self).expect("it is JSON")).expect("the folder can be written");
     }
@@ -100,7 +100,7 @@ impl Believed {
     }
 }
 
-/// Everything that a judgement needs but the evidence.
+/// The inputs of a verification except the evidence.
 pub struct Case {
     pub key: KeyPair,
     pub manifest: Manifest,
@@ -108,7 +108,7 @@ pub struct Case {
     pub policy: TrustPolicy,
 }
 
-/// A signature of the older format, in the texts in which it comes. What is empty is absent.
+/// A signature of the older format as text. An empty part is absent.
 #[derive(Clone, Default)]
 pub struct Parts<'a> {
     pub signature: &'a str,
@@ -121,25 +121,25 @@ pub struct Parts<'a> {
 
 impl Case {
     /// # Panics
-    /// Where nobody has made one; see [`Believed::load`].
+    /// See [`TrustedMaterial::load`].
     pub fn load() -> Self {
-        Self::new(&Believed::load())
+        Self::new(&TrustedMaterial::load())
     }
 
     /// # Panics
     /// Never.
-    pub fn new(believed: &Believed) -> Self {
+    pub fn new(trusted: &TrustedMaterial) -> Self {
         let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, b"a bundle");
         let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![layer]).to_bytes().expect("it has bytes");
         let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
         let reference: Reference = format!("{REPOSITORY}@{}", manifest.digest()).parse().expect("it is a reference");
         let pinned = reference.pinned().expect("it has a digest");
-        let policy = TrustPolicy::signed("release".to_owned(), Requirements::any_of(believed.authorities()));
+        let policy = TrustPolicy::signed("release".to_owned(), Requirements::any_of(trusted.authorities()));
         Self { key: key(), pinned, manifest, policy: policy.expect("it can be met") }
     }
 
-    /// Everything that was ever signed: payloads of the older format and statements, as we
-    /// write them and as the forge does.
+    /// All signed texts: payloads of the older format and statements, as bundlegate and as the forge
+    /// write them.
     ///
     /// # Panics
     /// Never.
@@ -158,7 +158,7 @@ impl Case {
         statement(self.manifest.digest())
     }
 
-    /// A good payload and its signature, as the annotation has it.
+    /// A valid payload and its signature, as in the annotation.
     ///
     /// # Panics
     /// Never.
@@ -170,7 +170,7 @@ impl Case {
         (signature.payload.to_vec(), annotation.to_owned())
     }
 
-    /// A good bundle.
+    /// A valid bundle.
     ///
     /// # Panics
     /// Never.
@@ -198,7 +198,7 @@ impl Case {
         json!({ "legacy": [signature], "bundles": [] })
     }
 
-    /// Evidence with one bundle, which is attached as it should be.
+    /// Evidence with one bundle in a valid referrer.
     ///
     /// # Panics
     /// Never.
@@ -210,7 +210,7 @@ impl Case {
         json!({ "legacy": [], "bundles": [{ "referrer": STANDARD.encode(referrer), "bundle": STANDARD.encode(bundle) }] })
     }
 
-    /// A bundle with any statement, signed.
+    /// A bundle with the signature of any statement.
     pub fn bundle_of(&self, statement: &[u8]) -> Value {
         let kind = "application/vnd.in-toto+json";
         let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), statement.len()).into_bytes();
@@ -231,19 +231,20 @@ impl Case {
         fuzzing::sign(&self.key, message)
     }
 
-    /// Whether the policy is satisfied.
+    /// Whether the policy accepts the evidence.
     ///
     /// # Panics
-    /// Where `evidence` is none.
+    /// When `evidence` is malformed.
     pub fn accepts(&self, evidence: &Value) -> bool {
-        self.judges(&Evidence::from_bytes(evidence.to_string().as_bytes()).expect("it is evidence"))
+        self.accepts_evidence(&Evidence::from_bytes(evidence.to_string().as_bytes()).expect("it is evidence"))
     }
 
-    /// Whether the policy is satisfied. What people are told must agree, and be short.
+    /// Whether the policy accepts the evidence. Checks that the report agrees and that its texts are
+    /// short.
     ///
     /// # Panics
-    /// When it does not.
-    pub fn judges(&self, evidence: &Evidence) -> bool {
+    /// When they are not.
+    pub fn accepts_evidence(&self, evidence: &Evidence) -> bool {
         let (manifest, circumstances) = (self.manifest.clone(), Circumstances::now());
         let (verdict, report) = Verified::explain(&self.policy, &self.pinned, manifest, evidence, circumstances);
         assert_eq!(verdict.is_ok(), report.findings.iter().any(|finding| finding.is_verified()));

@@ -1,15 +1,15 @@
-//! Good signatures of every kind, by a Sigstore that is made for them.
+//! Valid signatures of every kind, by a forged Sigstore instance.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 use crate::{
-    Believed, Case,
+    Case, TrustedMaterial,
     forge::{By, Envelope, Key, Legacy, Sct, Sigstore, minutes},
 };
 
-/// The parts of a bundle that vouch for it, where they are in its JSON, and whether they are
-/// text there instead of base64.
+/// The verification material of a bundle: the JSON pointer of each part, and whether the part is
+/// text instead of base64.
 pub const PROOFS: [(&str, bool); 7] = [
     ("/verificationMaterial/certificate/rawBytes", false),
     ("/verificationMaterial/tlogEntries/0/canonicalizedBody", false),
@@ -20,18 +20,18 @@ pub const PROOFS: [(&str, bool); 7] = [
     ("/dsseEnvelope/signatures/0/sig", false),
 ];
 
-/// What is believed, and signatures that are good in its eyes.
+/// Trust material, and signatures that are valid under it.
 pub struct Forged {
-    pub believed: Believed,
+    pub trusted: TrustedMaterial,
     pub legacy: Vec<String>,
 }
 
 /// # Panics
-/// When the forge is out of order.
+/// When the forge fails.
 pub fn forge() -> Forged {
     let (forge, logged) = (Sigstore::new(), Key::p256());
-    let mut believed = Believed::new(&forge, logged.pem(), By::Certificate(&forge.root).pem());
-    let case = Case::new(&believed);
+    let mut trusted = TrustedMaterial::new(&forge, logged.pem(), By::Certificate(&forge.root).pem());
+    let case = Case::new(&trusted);
     let ci = forge.signer();
     let mut content = forge.content();
     content.valid.until = forge.then + minutes(60 * 24);
@@ -41,7 +41,7 @@ pub fn forge() -> Forged {
     let statement = case.forged_statement();
     let [of_ci, of_key, of_team] = [&ci.key, &logged, &team.key].map(|key| Envelope::sign(key, &statement));
     let stamp = |envelope: &Envelope| [forge.stamp(&envelope.signature)];
-    believed.bundles = vec![
+    trusted.bundles = vec![
         of_ci.bundle(by_ci, &[forge.log_envelope(by_ci, &of_ci)], &[]),
         of_ci.bundle(by_ci, &[forge.log2_envelope(by_ci, &of_ci)], &stamp(&of_ci)),
         of_key.bundle(by_key, &[forge.log_envelope(by_key, &of_key)], &[]),
@@ -58,7 +58,7 @@ pub fn forge() -> Forged {
         of_key.clone().logged(&logged(by_key, &of_key)),
         of_team.clone().certified(&team).stamped(&forge.stamp(&of_team.signature())),
     ];
-    Forged { legacy: legacy.iter().map(in_parts).collect(), believed }
+    Forged { legacy: legacy.iter().map(in_parts).collect(), trusted }
 }
 
 /// In the order of [`crate::Parts`].
@@ -72,10 +72,10 @@ fn in_parts(legacy: &Legacy) -> String {
         annotation("dev.sigstore.cosign/bundle"),
         annotation("dev.sigstore.cosign/rfc3161timestamp"),
     ]
-    .join(crate::BETWEEN)
+    .join(crate::SEPARATOR)
 }
 
-/// What stands in one place of a bundle, as bytes.
+/// One part of a bundle, as bytes.
 ///
 /// # Panics
 /// When it is not base64.

@@ -1,5 +1,4 @@
-//! What the fuzz targets share: bytes in the shapes in which they come, and a key with what
-//! it has signed.
+//! Shared by the fuzz targets: encodings of their inputs, and a key with its signatures.
 
 mod case;
 #[path = "../../it/forge/mod.rs"]
@@ -13,16 +12,16 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::oci::{Blob, Descriptor};
 use flate2::{Compression, write::GzEncoder};
 
-pub use case::{Believed, Case, Parts, key, pkcs8};
+pub use case::{Case, Parts, TrustedMaterial, key, pkcs8};
 pub use forged::{Forged, PROOFS, forge, proof};
 
-/// Stands between the parts of an input that has several.
-pub const BETWEEN: &str = "\n---\n";
+/// Separates the parts of an input.
+pub const SEPARATOR: &str = "\n---\n";
 
-/// An empty folder of this process's own, in what `run` removes in the end.
+/// A folder of this process, below the folder that `run` removes at the end.
 ///
 /// # Panics
-/// When there is no room for it.
+/// When it can't be created.
 pub fn scratch(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("TMPDIR can be written");
@@ -59,7 +58,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// A tar stream with one sparse file, as GNU tar writes it into a PAX archive.
 ///
 /// # Panics
-/// When memory doesn't take it.
+/// Never: memory accepts every write.
 pub fn sparse_tar(name: &str, content: &[u8]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let size = content.len().to_string();
@@ -76,9 +75,9 @@ pub fn sparse_tar(name: &str, content: &[u8]) -> Vec<u8> {
     builder.into_inner().expect("memory takes it")
 }
 
-/// A tar stream in which every header has the checksum that fits: a mutation of one would
-/// otherwise end at the reader's first look.
-pub fn sum_headers(stream: &[u8]) -> Vec<u8> {
+/// A tar stream in which the checksum of every header is right. Otherwise the reader would refuse
+/// most mutations at the first header.
+pub fn fix_checksums(stream: &[u8]) -> Vec<u8> {
     let mut stream = stream.to_vec();
     let mut at = 0_usize;
     while let Some(header) = stream.get_mut(at..at.saturating_add(512)) {
@@ -94,10 +93,10 @@ pub fn sum_headers(stream: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// What a PEM file holds.
+/// The content of a PEM file.
 ///
 /// # Panics
-/// When it is none.
+/// When it is not base64.
 pub fn unpem(text: &str) -> Vec<u8> {
     let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
     STANDARD.decode(body).expect("it is base64")

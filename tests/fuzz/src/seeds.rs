@@ -1,6 +1,6 @@
-//! Writes the inputs that fuzzing starts from: `seeds FOLDER`. Every target gets a folder of
-//! its own in it. What is signed is signed by the product's own code; samples of other
-//! programs come from `BUNDLEGATE_FIXTURES`, where that is set.
+//! Writes the seeds of the fuzz targets: `seeds FOLDER`, one folder in it for each target.
+//! Signatures are made by bundlegate's own code; samples of other programs come from
+//! `BUNDLEGATE_FIXTURES`, if that is set.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use bundlegate::{
     oci::{Descriptor, LayoutIndex, media_type},
     sign::KeyPair,
 };
-// What the flags of fuzzing put into all code needs libFuzzer to link.
+// The instrumentation of the fuzzing flags needs libFuzzer to link.
 use libfuzzer_sys as _;
 
-use bundlegate_fuzz::{BETWEEN, Believed, Case, PROOFS, Parts, forge, gzip, key, proof, sparse_tar, tar};
+use bundlegate_fuzz::{Case, PROOFS, Parts, SEPARATOR, TrustedMaterial, forge, gzip, key, proof, sparse_tar, tar};
 use serde_json::json;
 
 const HEADERS: &[&str] = &[
@@ -30,7 +30,7 @@ const HEADERS: &[&str] = &[
     "Bearer s3cret",
     "/authz/ma%69n",
 ];
-const ANSWERS: &[&str] = &[
+const RESPONSES: &[&str] = &[
     r#"{"token":"t","access_token":"a","expires_in":300}"#,
     r#"{"errors":[{"code":"DENIED","message":"no","detail":[{}]}]}"#,
     r#"{"name":"a/b","tags":["v1","v2"]}"#,
@@ -57,7 +57,7 @@ const REGO: &[&str] = &[
     "\u{0}package authz\n\nallow { input.x == [1, {\"a\": `b`}, {2}][_]; f(1) }\n\nf(x) = y { y := x | 1 } else = 2\n",
     "\u{1}package a[\"b c\"].d\n\nx contains y if { y := [z | z := input[_]; every k, v in z { k != v }] with input.a as 3 }\n",
 ];
-const RECIPES: &[&str] = &[
+const LAYER_PLANS: &[&str] = &[
     "rpolicy/main.rego\npackage main\n\n---\ndpolicy/a/data.json\n{\"x\":{\"y\":1e3}}\n---\ndpolicy/a/more.yaml\nx:\n  z: [1]\n---\nm.manifest\n{\"revision\":\"r\"}",
     "rmain.rego\npackage main\n---\nrb_test.rego\npackage b",
 ];
@@ -82,11 +82,11 @@ fn main() -> io::Result<()> {
     fs::create_dir_all(&seeds.0)?;
     for (target, texts) in [
         ("headers", HEADERS),
-        ("answers", ANSWERS),
+        ("answers", RESPONSES),
         ("reference", REFERENCES),
         ("bundle_manifest", BUNDLE_MANIFESTS),
         ("rego", REGO),
-        ("recipe", RECIPES),
+        ("layer_plan", LAYER_PLANS),
         ("yaml", YAML),
         ("json", JSON),
         ("config", &[CONFIGURATION, include_str!("../../../config/bundlegate.yaml")]),
@@ -114,16 +114,16 @@ impl Seeds {
     }
 }
 
-/// What is believed is made once; signatures under another forge would be good for nothing.
+/// The trust material is made once; signatures under other material would not be accepted.
 fn signatures(seeds: &Seeds) -> io::Result<()> {
     let file = seeds.0.join("case.json");
     if !file.exists() {
         let forged = forge();
-        forged.believed.write(&file);
-        let case = Case::new(&forged.believed);
+        forged.trusted.write(&file);
+        let case = Case::new(&forged.trusted);
         for text in &forged.legacy {
             seeds.add("legacy", text.as_bytes())?;
-            let parts: Vec<_> = text.split(BETWEEN).collect();
+            let parts: Vec<_> = text.split(SEPARATOR).collect();
             let evidence = case.legacy_evidence(&Parts {
                 signature: parts[0],
                 payload: parts[1].as_bytes(),
@@ -132,17 +132,17 @@ fn signatures(seeds: &Seeds) -> io::Result<()> {
                 log_entry: parts[4],
                 timestamp: parts[5],
             });
-            assert!(case.accepts(&evidence), "what is in order passes");
+            assert!(case.accepts(&evidence), "a valid signature is accepted");
             seeds.add("evidence", evidence.to_string().as_bytes())?;
         }
     }
-    let believed = Believed::read(&file);
-    let case = Case::new(&believed);
-    seeds.add("trusted_root", believed.trusted_root().as_bytes())?;
-    for (choice, bundle) in believed.bundles.iter().enumerate() {
+    let trusted = TrustedMaterial::read(&file);
+    let case = Case::new(&trusted);
+    seeds.add("trusted_root", trusted.trusted_root().as_bytes())?;
+    for (choice, bundle) in trusted.bundles.iter().enumerate() {
         let bytes = bundle.to_string().into_bytes();
         let evidence = case.bundle_evidence(&bytes);
-        assert!(case.accepts(&evidence), "what is in order passes");
+        assert!(case.accepts(&evidence), "a valid signature is accepted");
         seeds.add("bundle_v03", &bytes)?;
         seeds.add("evidence", evidence.to_string().as_bytes())?;
         for (at, place) in PROOFS.into_iter().enumerate() {
@@ -156,12 +156,12 @@ fn signatures(seeds: &Seeds) -> io::Result<()> {
     }
     let (payload, signature) = case.legacy();
     let parts = Parts { signature: &signature, payload: &payload, ..Parts::default() };
-    seeds.add("legacy", &[signature.as_bytes(), BETWEEN.as_bytes(), &payload].concat())?;
+    seeds.add("legacy", &[signature.as_bytes(), SEPARATOR.as_bytes(), &payload].concat())?;
     let bundle = case.attachment().bundle;
     seeds.add("bundle_v03", &bundle)?;
     case.signed().iter().try_for_each(|signed| seeds.add("bundle_v03", signed))?;
     for evidence in [case.legacy_evidence(&parts), case.bundle_evidence(&bundle)] {
-        assert!(case.accepts(&evidence), "what is in order passes");
+        assert!(case.accepts(&evidence), "a valid signature is accepted");
         seeds.add("evidence", evidence.to_string().as_bytes())?;
     }
     Ok(())
@@ -188,11 +188,11 @@ fn bundles(seeds: &Seeds) -> io::Result<()> {
     let long = "d/".repeat(80) + "data.json";
     seeds.add("bundle", &[b"\x01", tar(&[(long.as_str(), b"{}".as_slice())]).as_slice()].concat())?;
     seeds.add("bundle", &[b"\x01", sparse_tar("data.json", b"{}").as_slice()].concat())?;
-    seeds.add("recipe", &[b"tfolder\n", tar(&[("folder/data.json", b"{}".as_slice())]).as_slice()].concat())
+    seeds.add("layer_plan", &[b"tfolder\n", tar(&[("folder/data.json", b"{}".as_slice())]).as_slice()].concat())
 }
 
 fn manifests(seeds: &Seeds) -> io::Result<()> {
-    let case = Case::new(&Believed::read(&seeds.0.join("case.json")));
+    let case = Case::new(&TrustedMaterial::read(&seeds.0.join("case.json")));
     let mut index = LayoutIndex::default();
     index.set("v1", case.manifest.as_referrer());
     let attachment = case.attachment();
@@ -212,7 +212,7 @@ fn manifests(seeds: &Seeds) -> io::Result<()> {
     Ok(())
 }
 
-/// What other programs wrote.
+/// Adds samples of other programs.
 fn samples(seeds: &Seeds, folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

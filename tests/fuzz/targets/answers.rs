@@ -1,4 +1,4 @@
-//! What registries and token servers answer in JSON beside manifests, and what docker keeps.
+//! JSON responses of registries and token servers other than manifests, and the files of docker.
 
 #![no_main]
 

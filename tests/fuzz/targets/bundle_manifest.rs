@@ -1,4 +1,4 @@
-//! `.manifest`, the file with which a bundle says what it owns.
+//! `.manifest`, the file that states the roots of a bundle.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A signature of cosign's present format. Each input is judged as a bundle, and as the
-//! statement inside one with a signature of its own.
+//! A signature of cosign's present format. Each input is verified as a bundle, and as the statement
+//! in a bundle with a valid signature.
 
 #![no_main]
 

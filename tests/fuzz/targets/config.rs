@@ -1,4 +1,4 @@
-//! The configuration. What is wrong with one is said in one line.
+//! The configuration. An error is one line.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Evidence as the cache keeps it on disk, judged.
+//! Evidence as the cache stores it, verified.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     let kept = evidence.to_bytes().expect("every part is a string");
     let again = Evidence::from_bytes(&kept).expect("we wrote it");
     assert_eq!((again.len(), again.to_bytes().ok()), (evidence.len(), Some(kept)));
-    if CASE.judges(&evidence) {
+    if CASE.accepts_evidence(&evidence) {
         let evidence: Value = serde_json::from_slice(bytes).expect("it was read before");
         assert!(payloads(&evidence).iter().any(|payload| SIGNED.contains(payload)), "it was never signed");
     }

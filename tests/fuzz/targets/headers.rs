@@ -1,4 +1,4 @@
-//! Everything that is read from a header or a request's path, by either side.
+//! Headers and request paths, as the server and the registry client parse them.
 
 #![no_main]
 
@@ -16,8 +16,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 const TOKEN: &[u8] = b"s3cret";
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// Longer wishes of a registry are cut to this.
-const LONGEST_WISH: Duration = Duration::from_secs(15 * 60);
+/// A longer `Retry-After` is limited to this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 
 static CLIENTS: LazyLock<Clients> = LazyLock::new(|| {
     let mut clients = Clients::default();
@@ -54,12 +54,12 @@ fn next_link(header: &str) {
 
 fn retry_after(header: &str) {
     let wait = registry::retry_after(header, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
-    assert!(wait.is_none_or(|wait| wait <= LONGEST_WISH), "{header}");
+    assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{header}");
     if let Ok(seconds) = header.trim().parse::<u32>()
         && !header.contains('+')
     {
-        // A text that is no header has been left out.
-        assert!(wait.is_none_or(|wait| wait == LONGEST_WISH.min(Duration::from_secs(seconds.into()))));
+        // `None` if the text is not a valid header value.
+        assert!(wait.is_none_or(|wait| wait == MAX_RETRY_AFTER.min(Duration::from_secs(seconds.into()))));
     }
 }
 

@@ -1,5 +1,5 @@
-//! JSON data of other people: whatever a strict parser reads is read, to the same value, and what
-//! is read can be read by others.
+//! JSON data: each text that a strict parser accepts is accepted with the same value, and the output
+//! is JSON for other parsers.
 
 #![no_main]
 
@@ -17,5 +17,5 @@ fuzz_target!(|text: &[u8]| {
     let Some(ours) = ours else { return };
     assert!(ours.len() <= 6 * text.len());
     serde_json::from_slice::<IgnoredAny>(&ours).expect("it is JSON");
-    assert_eq!(json_to_json(&ours).as_deref(), Some(&ours[..]), "written once, it stays as it is");
+    assert_eq!(json_to_json(&ours).as_deref(), Some(&ours[..]), "the output is a fixed point");
 });

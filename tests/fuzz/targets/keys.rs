@@ -1,4 +1,4 @@
-//! Keys of both halves: each input is read as a PEM file, and as what PEM files hold.
+//! Private and public keys: each input is parsed as a PEM file, and as the content of one.
 
 #![no_main]
 
@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = KeyPair::check(text);
     }
     public(&pem("PUBLIC KEY", bytes));
-    // Not opened: what a password costs to check is bounded by what is checked here.
+    // Not decrypted: this check bounds the cost of trying a password.
     let _ = KeyPair::check(&pem("ENCRYPTED SIGSTORE PRIVATE KEY", bytes));
     if let Some(pair) = pkcs8(bytes) {
         assert_eq!(PublicKey::from_pem(pair.public_pem()).expect("we wrote it").identity(), pair.identity());

@@ -1,5 +1,5 @@
-//! A folder in the image layout format: its `index.json` with the images in it, and what the
-//! cache notes there. After a line of `---` follows one blob; `DIGEST` stands for its digest.
+//! A folder in the image layout format: its `index.json` with the images in it, and the entries of
+//! the cache. One blob follows a line of `---`; `DIGEST` stands for its digest.
 
 #![no_main]
 
@@ -20,13 +20,13 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 
 fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
-    let (index, blob) = text.split_once(bundlegate_fuzz::BETWEEN).unwrap_or((&text, ""));
+    let (index, blob) = text.split_once(bundlegate_fuzz::SEPARATOR).unwrap_or((&text, ""));
     let digest = Digest::sha256(blob.as_bytes());
     let path = FOLDER.join("blobs/sha256").join(digest.hex());
     fs::write(&path, blob).expect("the folder is there");
     fs::write(FOLDER.join("index.json"), index.replace("DIGEST", digest.as_str())).expect("the folder is there");
     read();
-    fs::remove_file(path).expect("nobody else removes it");
+    fs::remove_file(path).expect("no other process removes it");
 });
 
 fn read() {
@@ -40,7 +40,7 @@ fn read() {
     for image in images.list().expect("the index is in order") {
         let name: Reference = image.name().parse().expect("its name is a reference");
         let found = images.resolve(&name).expect("the index is in order").expect("it is listed");
-        // Of several entries with one name the first is meant.
+        // Of several entries with one name, the first counts.
         let first = index.named(&image.name()).map(|first| &first.digest);
         assert!([Some(&image.digest), first].contains(&Some(&found.digest)));
     }

@@ -1,12 +1,12 @@
-//! A signature of cosign's older format, in the order of [`Parts`]. It is judged as it is, and
-//! its payload once more with a signature of its own.
+//! A signature of cosign's older format, in the order of [`Parts`]. It is verified as it is, and its
+//! payload again with a valid signature.
 
 #![no_main]
 
 use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bundlegate_fuzz::{BETWEEN, Case, Parts};
+use bundlegate_fuzz::{Case, Parts, SEPARATOR};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ static SIGNED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| CASE.signed());
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let mut parts = text.split(BETWEEN);
+    let mut parts = text.split(SEPARATOR);
     let mut next = || parts.next().unwrap_or_default();
     let parts = Parts {
         signature: next(),

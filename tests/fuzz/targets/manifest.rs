@@ -1,9 +1,9 @@
-//! Manifests, indexes, and the strict reading of JSON before them.
+//! Manifests and indexes, and the strict JSON parser that comes first.
 
 #![no_main]
 
 use bundlegate::{
-    bundle::Recipe,
+    bundle::LayerPlan,
     oci::{Digest, Manifest, strict_json},
 };
 use libfuzzer_sys::fuzz_target;
@@ -21,5 +21,5 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(manifest.subject().is_none() || !manifest.media_type().contains("index"));
     let typed = Manifest::parse(bytes.to_vec().into(), Some(manifest.media_type()), length).expect("its own type fits");
     assert_eq!(typed.as_referrer(), manifest.as_referrer());
-    let _ = Recipe::of(&manifest, None);
+    let _ = LayerPlan::of(&manifest, None);
 });

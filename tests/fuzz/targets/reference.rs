@@ -1,4 +1,4 @@
-//! References as people, configurations and indexes write them, and digests.
+//! References as in commands, configurations and indexes, and digests.
 
 #![no_main]
 
@@ -25,12 +25,12 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(pinned.to_string(), canonical);
     }
     if let Repository::Registry { host, path } = reference.repository() {
-        stays_where_it_belongs(host, path, reference.tag().unwrap_or("tag"));
+        check_url(host, path, reference.tag().unwrap_or("tag"));
     }
 });
 
-/// What a reference makes us ask for lies at its host, below its path.
-fn stays_where_it_belongs(host: &str, path: &str, tag: &str) {
+/// The URL for a reference is at its host, below its path.
+fn check_url(host: &str, path: &str, tag: &str) {
     // Ports of six digits pass the grammar, and are refused here.
     let Ok(base) = Url::parse(&format!("https://{host}/v2/")) else { return };
     assert!(base.username().is_empty() && base.password().is_none() && base.path() == "/v2/", "{base}");

@@ -1,4 +1,4 @@
-//! Rego in a bundle that somebody looks at. The first byte says which Rego.
+//! Rego in a bundle that `inspect` shows. The first byte selects the version of Rego.
 
 #![no_main]
 
@@ -12,8 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((kind, text)) = bytes.split_first() else { return };
     let manifest = format!(r#"{{"rego_version":{}}}"#, kind % 2);
     let tarball = gzip(&tar(&[(".manifest", manifest.as_bytes()), ("a.rego", text)]));
-    // Of Rego, opening looks at the package alone.
+    // Opening parses the package only.
     let Ok(bundle) = Bundle::open(blob(tarball), &LIMITS) else { return };
-    let contents = Contents::of(&bundle).expect("opening it has read it all");
+    let contents = Contents::of(&bundle).expect("opening read every file");
     assert_eq!(contents.modules.len(), 1);
 });

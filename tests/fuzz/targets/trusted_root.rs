@@ -1,4 +1,4 @@
-//! `trusted_root.json`, and PEM files with certificate authorities of one's own.
+//! `trusted_root.json`, and PEM files with private certificate authorities.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! YAML data of other people: it ends as JSON within limits, or as an error.
+//! YAML data: the result is JSON within limits, or an error.
 
 #![no_main]
 

@@ -23,13 +23,13 @@ fn every_snippet_becomes_the_json_that_opa_makes_of_it() {
 }
 
 #[test]
-fn what_is_written_in_yaml_keeps_its_value() {
+fn yaml_scalars_have_the_values_of_opa() {
     let yaml = b"countries: [NO, SE]\nzip: 01234\nmode: 0755\nsize: 1e3\nflags: 0x_1F\ncount: 1_000\n";
     assert_eq!(read(yaml), r#"{"count":1000,"countries":["NO","SE"],"flags":31,"mode":493,"size":1000,"zip":668}"#);
 }
 
 #[test]
-fn json_is_yaml_too() {
+fn json_is_valid_yaml() {
     let json = r#"{"a":[1,-0.5,true,null,"x\u00e9\n\"",{}],"b":{"c":[]}}"#;
     assert_eq!(read(json.as_bytes()), "{\"a\":[1,-0.5,true,null,\"xé\\n\\\"\",{}],\"b\":{\"c\":[]}}");
 }
@@ -51,8 +51,8 @@ fn utf_16_with_a_byte_order_mark_is_read() {
     }
 }
 
-/// go-yaml looks for it at the start of its read buffer, and then drops the first character of
-/// each line in there: OPA reads `\u{feff}\u{feff}a: 1\nbc: 2` as {"a":1,"c":2}.
+/// go-yaml looks for the mark at the start of its read buffer, and then drops the first character of
+/// each line in it: OPA reads `\u{feff}\u{feff}a: 1\nbc: 2` as {"a":1,"c":2}.
 #[test]
 fn a_byte_order_mark_inside_a_text_is_refused() {
     assert_eq!(read("\u{feff}a: 1".as_bytes()), r#"{"a":1}"#);
@@ -64,7 +64,7 @@ fn a_byte_order_mark_inside_a_text_is_refused() {
 }
 
 #[test]
-fn two_keys_that_only_become_equal_in_json_are_refused() {
+fn keys_of_different_types_with_one_name_in_json_are_refused() {
     for text in ["c: {<<: {'1': a}, 1: b}", "{1: a, &k '1': b, ? *k : c, 1.0: d}"] {
         assert_eq!(read(text.as_bytes()), REFUSED, "{text:?}");
     }

@@ -1,4 +1,4 @@
-//! Value by value against the real OPA.
+//! Compares values with those of the real OPA.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ const SEED: u64 = 14;
 const COMBINATIONS: usize = 20_000;
 
 #[test]
-fn opa_reads_the_same_values() {
+fn values_equal_those_of_opa() {
     let Some(opa) = opa() else {
         let _ =
             writeln!(std::io::stderr(), "skipped: YAML against OPA, for BUNDLEGATE_PEERS names no folder with bin/opa");
@@ -52,7 +52,7 @@ fn opa() -> Option<PathBuf> {
     opa.exists().then_some(opa)
 }
 
-/// The values by the number of their texts. A text that OPA refuses has none.
+/// OPA's values by the number of their text. A text that OPA refuses has no value.
 fn unmarshal(opa: &Path, texts: &[String]) -> BTreeMap<String, Value> {
     let input = tempfile::NamedTempFile::new().unwrap();
     serde_json::to_writer(&input, &json!({ "texts": texts })).unwrap();

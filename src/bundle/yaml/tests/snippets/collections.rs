@@ -156,9 +156,9 @@ pub(crate) const ROWS: &[Row] = &[
     ("c: {<<: {2023-01-01: a}, x: 1}", "{\"c\":{\"2023-01-01\":\"a\",\"x\":1}}"),
     ("c: {<<: {!!timestamp 2023-01-01: a}, x: 1}", "{\"c\":{\"2023-01-01\":\"a\",\"x\":1}}"),
     ("c: {<<: {[a]: b}}", REFUSED),
-    // OPA takes one or the other, by chance.
+    // OPA takes either one, by chance.
     ("c: {<<: {1: a}, '1': b}", "{\"c\":{\"1\":\"b\"}}"),
-    // OPA takes one or the other, by chance.
+    // OPA takes either one, by chance.
     ("c: {<<: {'1': a}, 1: b}", REFUSED),
     ("<<: {x: {<<: {y: 1}, z: 2}}", "{\"x\":{\"y\":1,\"z\":2}}"),
     ("<<: {x: !!binary '*'}\nx: 1", "{\"x\":1}"),

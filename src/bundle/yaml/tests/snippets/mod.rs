@@ -6,7 +6,7 @@ mod properties;
 mod scalars;
 mod texts;
 
-/// A text, and its JSON as written by `opa eval`, with members sorted by name.
+/// A text and its JSON, as `opa eval` writes it, with members sorted by name.
 pub(crate) type Row = (&'static str, &'static str);
 
 /// Stands for the JSON of a text that OPA refuses.
@@ -16,8 +16,7 @@ pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
     [scalars::ROWS, texts::ROWS, collections::ROWS, properties::ROWS, documents::ROWS].into_iter().flatten()
 }
 
-/// Texts that are put together of the texts above and of single indicators: the same ones for
-/// the same seed.
+/// Texts that are composed of the texts above and of single indicators, the same for the same seed.
 pub(crate) fn combinations(seed: u64, count: usize) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(seed);
     let texts: Vec<&str> = rows().map(|(text, _)| *text).filter(|text| !makes_a_random_choice(text)).collect();
@@ -30,7 +29,7 @@ pub(crate) fn combinations(seed: u64, count: usize) -> Vec<String> {
         .collect()
 }
 
-/// OPA takes one of two values by the random order of a Go map; we refuse that.
+/// Whether OPA takes one of two values by the random order of a Go map, which is refused here.
 fn makes_a_random_choice(text: &str) -> bool {
     text.contains("<<: {1: a}") || text.contains("<<: {'1': a}")
 }
@@ -50,7 +49,7 @@ fn mutate(random: &mut fastrand::Rng, texts: &[&str]) -> String {
     text.into_iter().collect()
 }
 
-/// Puts texts into the gaps of a frame, some of them deeper.
+/// Fills the gaps of a frame with texts, some of them nested.
 fn fill(random: &mut fastrand::Rng, texts: &[&str], depth: usize) -> String {
     let mut parts = pick(random, FRAMES).split('_');
     let mut filled = parts.next().unwrap_or_default().to_owned();

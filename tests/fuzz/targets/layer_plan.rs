@@ -1,13 +1,13 @@
-//! Artifacts of other tools, and the bundle that is made of them. One layer after the other;
-//! each is a byte that says what it is, the line of its title, its content.
+//! Artifacts of other tools, and the bundles that are assembled from them. An input is a list of
+//! layers; each is a byte for its type, a line with its title, and its content.
 
 #![no_main]
 
 use bundlegate::{
-    bundle::{Bundle, Limits, Recipe},
+    bundle::{Bundle, LayerPlan, Limits},
     oci::{Blob, Descriptor, Manifest, NewManifest, media_type},
 };
-use bundlegate_fuzz::{BETWEEN, blob, gzip, sum_headers};
+use bundlegate_fuzz::{SEPARATOR, blob, fix_checksums, gzip};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 50, bundle_manifest: 1 << 20 };
@@ -20,21 +20,21 @@ fuzz_target!(|bytes: &[u8]| {
     let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone()).to_bytes().expect("it has bytes");
     let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
     for root in [None, Some("policy")] {
-        let Ok(recipe) = Recipe::of(&manifest, root) else { continue };
-        let taken: Vec<_> = recipe.layers().iter().filter_map(|layer| chosen(layer, &descriptors, &blobs)).collect();
-        let Ok(made) = recipe.follow(&taken, &LIMITS) else { continue };
-        let again = recipe.follow(&taken, &LIMITS).expect("it worked once");
-        assert_eq!(made.digest(), again.digest());
-        let _ = Bundle::open(made, &LIMITS);
+        let Ok(plan) = LayerPlan::of(&manifest, root) else { continue };
+        let needed: Vec<_> = plan.layers().iter().filter_map(|layer| chosen(layer, &descriptors, &blobs)).collect();
+        let Ok(assembled) = plan.assemble(&needed, &LIMITS) else { continue };
+        let again = plan.assemble(&needed, &LIMITS).expect("it succeeded before");
+        assert_eq!(assembled.digest(), again.digest());
+        let _ = Bundle::open(assembled, &LIMITS);
     }
 });
 
 fn split(bytes: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     let mut rest = bytes;
-    while let Some(at) = rest.windows(BETWEEN.len()).position(|window| window == BETWEEN.as_bytes()) {
+    while let Some(at) = rest.windows(SEPARATOR.len()).position(|window| window == SEPARATOR.as_bytes()) {
         parts.push(&rest[..at]);
-        rest = &rest[at + BETWEEN.len()..];
+        rest = &rest[at + SEPARATOR.len()..];
     }
     parts.push(rest);
     parts
@@ -49,7 +49,7 @@ fn layer(bytes: &[u8]) -> Option<(Descriptor, Blob)> {
         b'r' => ("application/vnd.cncf.openpolicyagent.policy.layer.v1+rego", content.to_vec()),
         b'd' => ("application/vnd.cncf.openpolicyagent.data.layer.v1+json", content.to_vec()),
         b'm' => ("application/vnd.cncf.openpolicyagent.manifest.layer.v1+json", content.to_vec()),
-        b't' => (media_type::LAYER_TAR_GZIP, gzip(&sum_headers(content))),
+        b't' => (media_type::LAYER_TAR_GZIP, gzip(&fix_checksums(content))),
         _ => ("application/octet-stream", content.to_vec()),
     };
     let mut descriptor = Descriptor::of(media_type, &content);

@@ -1,39 +1,39 @@
-//! Running a policy's own tests: the `test_` rules of `*_test.rego` files.
+//! Runs the tests of a policy: the `test_` rules of `*_test.rego` files.
 
 use std::{path::Path, rc::Rc};
 
 use super::{
-    BundleManifest, Folder, NotABundle, PackError, PackOptions,
+    BundleError, BundleManifest, Folder, PackError, PackOptions,
     check::version_of,
     document::Document,
     pack::members_text,
     paths::{data_path, is_data, mount},
     policy::evaluator,
-    rego::{self, Module, RegoVersion, Unreadable},
+    rego::{self, Module, RegoError, RegoVersion},
     statements::{Expression, expressions, statements},
-    value::{exact, value_of},
+    value::{read_exact, value_of},
 };
 use crate::oci::read_regular;
 
-/// How the tests of a policy went.
+/// The results of the tests of a policy.
 #[derive(Debug, Clone, Default)]
-pub struct TestRun {
-    /// How many passed.
+pub struct TestSummary {
+    /// The number of tests that passed.
     pub passed: usize,
-    /// Those that did not, by name and reason.
+    /// The failed tests: name, file, line and reason.
     pub failures: Vec<String>,
 }
 
 impl Folder {
-    /// Runs every test with the built-in evaluator, which knows most of OPA's functions but
-    /// not its cryptography. Blocks.
+    /// Runs all tests with the built-in evaluator, which has most of OPA's functions but not its
+    /// cryptography. Blocks.
     ///
     /// # Errors
-    /// What keeps the tests from being run; that one fails is no error.
-    pub fn test(&self, options: &PackOptions) -> Result<TestRun, PackError> {
+    /// When the tests can't be run. A failed test is not an error.
+    pub fn test(&self, options: &PackOptions) -> Result<TestSummary, PackError> {
         let manifest = members_text(&self.manifest_for(options));
         let manifest = BundleManifest::parse(manifest.as_bytes())
-            .map_err(|reason| NotABundle::File { path: ".manifest".to_owned(), reason })?;
+            .map_err(|reason| BundleError::File { path: ".manifest".to_owned(), reason })?;
         let refused = |reason: String| PackError::File { place: ".manifest".to_owned(), reason };
         let mut engine = evaluator().map_err(|error| refused(error.to_string()))?;
         let mut data = Document::empty();
@@ -44,7 +44,7 @@ impl Folder {
                 add(&mut engine, &self.place(name), &text, version_of(&manifest, name))?;
             } else if is_data(name) {
                 let refused = |reason: String| PackError::in_file(&self.place(name), &reason);
-                let document = exact(name, &content).map_err(refused)?.mounted(&mount(name));
+                let document = read_exact(name, &content).map_err(refused)?.mounted(&mount(name));
                 data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             }
         }
@@ -63,7 +63,7 @@ impl Folder {
             let file = Rc::new(TestFile { place, text, version, module });
             found.extend(declared.into_iter().map(|rule| (Rc::clone(&file), rule)));
         }
-        let mut run = TestRun::default();
+        let mut run = TestSummary::default();
         for (file, rule) in found {
             let path = rule_path(&file.module, &rule);
             match outcome(&mut engine.clone(), &path) {
@@ -78,7 +78,7 @@ impl Folder {
     }
 }
 
-/// A file of tests.
+/// A file with tests.
 struct TestFile {
     place: String,
     text: String,
@@ -87,10 +87,10 @@ struct TestFile {
 }
 
 impl TestFile {
-    /// The line and the expression at which a test fails, where they can be found; else the
+    /// The line and the expression at which a test fails, if they can be determined; otherwise the
     /// line of the test and `reason`.
     fn explain(&self, engine: &regorus::Engine, rule: &str, reason: String) -> (usize, String) {
-        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_of_a_name));
+        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_identifier_char));
         let statements = statements(&self.text);
         let own: Vec<_> = statements.iter().filter(|one| is_rule(one.text)).collect();
         let line = own.first().map_or(0, |one| one.line);
@@ -107,46 +107,46 @@ impl TestFile {
         }
     }
 
-    /// The first expression of a body with which the body so far is undefined: for each of them
-    /// a rule is added to the file that has the body up to it.
+    /// The first expression of a body at which the body becomes undefined. For each expression, a rule
+    /// with the body up to it is added to the package and evaluated.
     fn first_undefined<'a>(&self, engine: &regorus::Engine, body: &[Expression<'a>]) -> Option<Expression<'a>> {
         let head = if self.version == RegoVersion::V0 { "" } else { " if" };
         let mut engine = engine.clone();
         let mut text = String::new();
-        for count in 1..=body.len().min(MOST_EXPRESSIONS) {
+        for count in 1..=body.len().min(MAX_EXPRESSIONS) {
             let lines: Vec<_> = body[..count].iter().map(|expression| expression.text).collect();
-            text.push_str(&format!("\n{PROBE}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
+            text.push_str(&format!("\n{PROBE_PREFIX}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
         }
         let imports = statements(&self.text).into_iter().filter(|one| one.text.starts_with("import"));
         let imports: String = imports.map(|one| one.text).collect();
         let package = rule_path(&self.module, "");
         let package = package.trim_start_matches("data.").trim_end_matches('.');
         add(&mut engine, "", &format!("package {package}\n{imports}{text}"), self.version).ok()?;
-        (1..=body.len().min(MOST_EXPRESSIONS)).find_map(|count| {
-            let probe = rule_path(&self.module, &format!("{PROBE}{count}"));
+        (1..=body.len().min(MAX_EXPRESSIONS)).find_map(|count| {
+            let probe = rule_path(&self.module, &format!("{PROBE_PREFIX}{count}"));
             (outcome(&mut engine.clone(), &probe).err().as_deref() == Some(UNDEFINED)).then(|| body[count - 1])
         })
     }
 }
 
-/// Test files are read as a whole.
+/// Reads a test file.
 fn read_text(path: &Path) -> Result<String, PackError> {
-    let bytes = read_regular(path, TEST_FILE_LIMIT).map_err(|source| PackError::io(path, source))?;
+    let bytes = read_regular(path, MAX_TEST_FILE_BYTES).map_err(|source| PackError::io(path, source))?;
     String::from_utf8(bytes).map_err(|_| PackError::NotText(path.display().to_string()))
 }
 
-fn is_of_a_name(character: char) -> bool {
+fn is_identifier_char(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// What a test is that has no value.
+/// The reason for a test without a value.
 const UNDEFINED: &str = "undefined or false";
-/// Names that no policy has.
-const PROBE: &str = "bundlegate_probe_";
-/// Expressions of one test that are looked at.
-const MOST_EXPRESSIONS: usize = 100;
-/// In bytes.
-const TEST_FILE_LIMIT: u64 = 64 << 20;
+/// The prefix of the names of probe rules, which no policy uses.
+const PROBE_PREFIX: &str = "bundlegate_probe_";
+/// The maximum number of expressions of a test that are probed.
+const MAX_EXPRESSIONS: usize = 100;
+/// The maximum size of a test file.
+const MAX_TEST_FILE_BYTES: u64 = 64 << 20;
 
 fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
@@ -154,7 +154,7 @@ fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersi
     Ok(())
 }
 
-/// Names at the start of lines that may be those of test rules.
+/// The names at the start of lines that may be names of test rules.
 fn test_rules(text: &str) -> Vec<String> {
     let mut rules: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("test_")) {
@@ -167,7 +167,7 @@ fn test_rules(text: &str) -> Vec<String> {
     rules
 }
 
-/// `data.a["b-c"].test_x`.
+/// The path of a rule, such as `data.a["b-c"].test_x`.
 fn rule_path(module: &Module, rule: &str) -> String {
     let plain = |segment: &str| segment.chars().all(|character| character.is_alphanumeric() || character == '_');
     let package = module.path.iter().map(|segment| {
@@ -176,10 +176,10 @@ fn rule_path(module: &Module, rule: &str) -> String {
     format!("data{}.{rule}", package.collect::<String>())
 }
 
-/// A test passes when it is true, and so does one with cases when all of them are.
+/// Evaluates a test. It passes if it is true, or if all of its cases are.
 fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
     let results = engine.eval_query(rule.to_owned(), false).map_err(|error| {
-        let error = Unreadable::from_picture("", &error.to_string());
+        let error = RegoError::from_report("", &error.to_string());
         format!("{} {}", error.place, error.reason).trim().to_owned()
     })?;
     let value = results.result.first().and_then(|result| result.expressions.first()).map(|found| &found.value);
@@ -189,9 +189,9 @@ fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
             let failed = cases.iter().find(|(_, passed)| **passed != regorus::Value::Bool(true));
             failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} fails")))
         }
-        Some(regorus::Value::Bool(false)) => Err("it is false".to_owned()),
+        Some(regorus::Value::Bool(false)) => Err("its value is false".to_owned()),
         Some(regorus::Value::Undefined) | None => Err(UNDEFINED.to_owned()),
-        Some(other) => Err(format!("it is {other} instead of true")),
+        Some(other) => Err(format!("its value is {other} instead of true")),
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
 
-    fn run(files: &[(&str, &str)]) -> TestRun {
+    fn run(files: &[(&str, &str)]) -> TestSummary {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = folder.path().join(name);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_is_named_with_the_reason() {
+    fn failed_tests_have_a_name_and_a_reason() {
         let run = run(&[
             POLICY,
             (
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_test_names_the_line_and_the_expression() {
+    fn a_failed_test_names_the_line_and_the_expression() {
         let run = run(&[
             POLICY,
             (
@@ -264,17 +264,18 @@ mod tests {
                  test_twice if false\n\ntest_twice if {\n\tfalse\n}\n\ntest_line if data.nothing.here == 1 # no\n",
             ),
         ]);
-        let told: Vec<_> = run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
+        let failures: Vec<_> =
+            run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
         let expected = [
             "8): undefined or false: b.allow with input as {\"user\": name}",
             "13): undefined or false",
             "19): undefined or false: data.nothing.here == 1",
         ];
-        assert_eq!(told, expected);
+        assert_eq!(failures, expected);
     }
 
     #[test]
-    fn common_functions_of_opas_are_there() {
+    fn common_functions_of_opa_exist() {
         let run = run(&[
             POLICY,
             (

@@ -1,0 +1,45 @@
+//! Why a blob is not available, and why the cache folder can't be used.
+
+use std::{io, path::PathBuf};
+
+use crate::{oci::LayoutError, registry::RegistryError};
+
+/// Why a blob is not available.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The registry did not deliver it.
+    #[error(transparent)]
+    Registry(RegistryError),
+    /// Neither memory nor disk had room for it.
+    #[error("no room for the blob beyond cache.memory: {0}; raise cache.memory or free disk space")]
+    Disk(io::Error),
+}
+
+impl StoreError {
+    /// The error of the registry, if it was one.
+    pub fn registry(&self) -> Option<&RegistryError> {
+        match self {
+            Self::Registry(error) => Some(error),
+            Self::Disk(_) => None,
+        }
+    }
+}
+
+/// Why the folder can't be used, or an operation on it failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskError {
+    #[error("{path} is in use by another process; give each process a cache.directory of its own")]
+    Locked { path: PathBuf },
+    #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
+    Foreign { path: PathBuf },
+    #[error("{path} holds files that are not part of a cache; name a folder for the cache alone")]
+    NotACache { path: PathBuf },
+    #[error("the cache would hold {size} bytes, and cache.disk allows {limit} bytes; raise it")]
+    Full { size: u64, limit: u64 },
+    #[error("{path} would have {size} bytes, and at most {limit} bytes can be read again")]
+    IndexTooLong { path: PathBuf, size: u64, limit: u64 },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
