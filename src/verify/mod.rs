@@ -5,18 +5,20 @@
 //! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
 //! judged again from disk.
 
+mod attestation_rule;
+mod authority_check;
 mod budget;
 mod bundle_v03;
 mod ca;
 mod candidate;
 mod certificate;
-mod claims;
 mod collect;
 pub mod conformance;
 mod evidence;
-mod hearing;
+mod fulcio_extension;
 mod keys;
 mod legacy;
+mod matching;
 mod pattern;
 mod policy;
 mod private_ca;
@@ -26,16 +28,15 @@ mod restrict;
 mod roots;
 mod sigstore;
 mod statement;
-mod statement_rule;
-mod tally;
-mod verdict;
-mod verdicts;
-mod vouch;
+mod verdict_cache;
+mod verification;
+mod verified;
 
+pub use attestation_rule::{BadRule, StatementRule};
 pub use ca::{BadCaRoots, CaRoots};
-pub use claims::Claim;
 pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
+pub use fulcio_extension::Claim;
 pub use keys::{BadKey, PublicKey, Scheme};
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
@@ -48,6 +49,5 @@ pub use restrict::TrustBase;
 pub use roots::{
     BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
 };
-pub use statement_rule::{BadRule, StatementRule};
-pub use verdict::{Circumstances, Rejection, Signer, Verified};
-pub use verdicts::Verdicts;
+pub use verdict_cache::Verdicts;
+pub use verified::{Circumstances, Rejection, Signer, Verified};

@@ -3,7 +3,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::{policy::Format, reason::Fault, verdict::Signer};
+use super::{policy::Format, reason::Fault, verified::Signer};
 use crate::telemetry::{NAME_BYTES, cut};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.

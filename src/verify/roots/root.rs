@@ -10,7 +10,7 @@ use sigstore_verify::{
     types::DerCertificate,
 };
 
-use super::{RootTrouble, freshness::Freshness, narrow::narrow};
+use super::{RootTrouble, freshness::Freshness, limit_validity::narrow};
 use crate::oci::{Digest, strict_json};
 
 /// A longer one is refused. The public-good instance's has 7 KiB.

@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use sigstore_tuf::{Error, TrustedMetadataSet, Updater, UpdaterConfig};
 
-use super::{BadRoot, TufOptions, mirror::Mirror, root, shelf::Shelf};
+use super::{BadRoot, TufOptions, http_repository::Mirror, root, tuf_store::Shelf};
 
 const TARGET: &str = "trusted_root.json";
 

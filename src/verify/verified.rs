@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use super::{
     evidence::Evidence,
-    hearing::{Accepted, Hearing},
     policy::{Format, PolicyRevision, Rule, TrustPolicy},
     reason::Reason,
     report::{Report, clean},
+    verification::{Accepted, Hearing},
 };
 use crate::{
     oci::{Digest, Manifest, PinnedReference},

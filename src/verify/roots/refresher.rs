@@ -11,9 +11,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::{
     BadRoot, RefreshFault, RootSource, TrustRoot, TufOptions,
     freshness::Freshness,
-    mirror::Mirror,
-    shelf::Shelf,
+    http_repository::Mirror,
     tuf::{self, Delivery},
+    tuf_store::Shelf,
 };
 use crate::{metrics::Metrics, telemetry};
 

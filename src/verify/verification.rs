@@ -6,17 +6,17 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
+    authority_check::{Bench, Vouched},
     bundle_v03,
     candidate::Candidate,
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
+    matching::tally,
     policy::{Attestation, ClaimedRepository, Format, Requirements},
     reason::{Fault, Reason},
     report::{Finding, Trail, clean},
     statement::Statement,
-    tally::tally,
-    verdict::{Circumstances, Rejection, Signer, Term},
-    vouch::{Bench, Vouched},
+    verified::{Circumstances, Rejection, Signer, Term},
 };
 use crate::oci::{PinnedReference, Repository};
 

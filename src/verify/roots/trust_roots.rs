@@ -15,7 +15,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{BadRoot, RootKeeper, RootSource, TrustRoot, shelf::Shelf};
+use super::{BadRoot, RootKeeper, RootSource, TrustRoot, tuf_store::Shelf};
 use crate::metrics::Metrics;
 
 /// The roots that are relied on, each kept fresh by a task that ends with this.

@@ -8,7 +8,7 @@ use super::{
     evidence::Evidence,
     policy::TrustPolicy,
     report::Report,
-    verdict::{Circumstances, Rejection, Signer, Term, Verified},
+    verified::{Circumstances, Rejection, Signer, Term, Verified},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
