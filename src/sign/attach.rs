@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// How often a signature is added anew because somebody else signed at the same moment.
-const ATTEMPTS: usize = 8;
+const MAX_APPEND_ATTEMPTS: usize = 8;
 /// Longer than anybody takes between looking and writing.
-const SETTLED: Duration = Duration::from_millis(250);
+const SETTLE_DELAY: Duration = Duration::from_millis(250);
 
 /// Why a signature is not where it should be.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ impl LegacySignature {
     pub async fn append(&self, subject: &PinnedReference, from: &Source, to: &Destination) -> Result<(), AttachError> {
         let tag = Self::tag(subject.digest());
         put(to, &self.layer().media_type, self.payload.clone()).await?;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_APPEND_ATTEMPTS {
             let present = from.tagged_manifest(&tag).await?;
             let image = LegacyImage::with(present.as_ref(), self)?;
             put(to, media_type::IMAGE_CONFIG, image.config.clone()).await?;
@@ -64,7 +64,7 @@ impl LegacySignature {
                 continue;
             }
             to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await?;
-            sleep(SETTLED).await;
+            sleep(SETTLE_DELAY).await;
             let kept = from.tagged_manifest(&tag).await?;
             if kept.is_some_and(|kept| kept.layers().contains(self.layer())) {
                 return Ok(());
@@ -89,13 +89,14 @@ mod tests {
         metrics::Metrics,
         oci::{Layout, Reference},
         registry::{ReadLimits, Registries},
-        sign::{Claim, KeyPair},
+        sign::{KeyPair, SigningRequest},
     };
 
     const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
 
     fn signature(subject: &Descriptor) -> LegacySignature {
-        LegacySignature::sign(&KeyPair::generate().unwrap(), &Claim::of(subject.clone()), "r.example/a").unwrap()
+        LegacySignature::sign(&KeyPair::generate().unwrap(), &SigningRequest::of(subject.clone()), "r.example/a")
+            .unwrap()
     }
 
     /// cosign writes over the tag without a second look; who has looked before us and

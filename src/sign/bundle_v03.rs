@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use sigstore_verify::types::dsse::pae;
 
-use super::{Claim, KeyPair, SignError};
+use super::{KeyPair, SignError, SigningRequest};
 use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
 
 pub(super) const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
@@ -35,9 +35,9 @@ impl Attachment {
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, claim: &Claim) -> Result<Self, SignError> {
-        let subject = &claim.subject;
-        let bundle = bundle(key, claim)?;
+    pub fn sign(key: &KeyPair, request: &SigningRequest) -> Result<Self, SignError> {
+        let subject = &request.subject;
+        let bundle = bundle(key, request)?;
         let annotations = [("content", "dsse-envelope"), ("predicateType", PREDICATE_TYPE)]
             .map(|(name, value)| (format!("dev.sigstore.bundle.{name}"), value.to_owned()));
         let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, &bundle)])
@@ -71,11 +71,11 @@ struct Subject<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-fn bundle(key: &KeyPair, claim: &Claim) -> Result<Bytes, SignError> {
-    let digest = &claim.subject.digest;
+fn bundle(key: &KeyPair, request: &SigningRequest) -> Result<Bytes, SignError> {
+    let digest = &request.subject.digest;
     let statement = Statement {
         kind: STATEMENT_TYPE,
-        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &claim.annotations }],
+        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &request.annotations }],
         predicate_type: PREDICATE_TYPE,
         predicate: BTreeMap::new(),
     };

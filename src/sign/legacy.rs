@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Claim, KeyPair, SignError};
+use super::{KeyPair, SignError, SigningRequest};
 use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, media_type};
 
 const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -40,8 +40,8 @@ impl LegacySignature {
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, claim: &Claim, repository: &str) -> Result<Self, SignError> {
-        let payload = Bytes::from(serde_json::to_vec(&Payload::new(claim, repository))?);
+    pub fn sign(key: &KeyPair, request: &SigningRequest, repository: &str) -> Result<Self, SignError> {
+        let payload = Bytes::from(serde_json::to_vec(&Payload::new(request, repository))?);
         let mut layer = Descriptor::of(PAYLOAD_TYPE, &payload);
         let signature = STANDARD.encode(key.sign(&payload)?);
         layer.annotations = Some([(SIGNATURE.to_owned(), signature)].into());
@@ -110,14 +110,14 @@ struct Image<'a> {
 }
 
 impl<'a> Payload<'a> {
-    fn new(claim: &'a Claim, repository: &'a str) -> Self {
+    fn new(request: &'a SigningRequest, repository: &'a str) -> Self {
         Self {
             critical: Critical {
                 identity: Identity { reference: repository },
-                image: Image { digest: &claim.subject.digest },
+                image: Image { digest: &request.subject.digest },
                 kind: CLAIM_TYPE,
             },
-            optional: (!claim.annotations.is_empty()).then_some(&claim.annotations),
+            optional: (!request.annotations.is_empty()).then_some(&request.annotations),
         }
     }
 }
@@ -138,8 +138,8 @@ fn config(layers: &[Descriptor]) -> serde_json::Value {
 mod tests {
     use super::*;
 
-    fn claim() -> Claim {
-        Claim::of(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
+    fn request() -> SigningRequest {
+        SigningRequest::of(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
     }
 
     fn parse(image: &LegacyImage) -> Manifest {
@@ -149,21 +149,21 @@ mod tests {
     #[test]
     fn a_payload_has_the_members_of_cosigns() {
         let key = KeyPair::generate().unwrap();
-        let mut claim = claim();
-        let plain = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
-        let digest = &claim.subject.digest;
+        let mut request = request();
+        let plain = LegacySignature::sign(&key, &request, "r.example/a").unwrap();
+        let digest = &request.subject.digest;
         let expected = format!(
             r#"{{"critical":{{"identity":{{"docker-reference":"r.example/a"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
         );
         assert_eq!(plain.payload, expected);
-        claim.annotations.insert("env".to_owned(), "prod".to_owned());
-        let annotated = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
+        request.annotations.insert("env".to_owned(), "prod".to_owned());
+        let annotated = LegacySignature::sign(&key, &request, "r.example/a").unwrap();
         assert!(annotated.payload.ends_with(br#""optional":{"env":"prod"}}"#));
     }
 
     #[test]
     fn a_signature_joins_those_that_are_there() {
-        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &claim(), "r.example/a").unwrap();
+        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &request(), "r.example/a").unwrap();
         let (first, second) = (sign(), sign());
         let one = parse(&LegacyImage::with(None, &first).unwrap());
         let image = LegacyImage::with(Some(&one), &second).unwrap();

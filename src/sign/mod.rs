@@ -20,14 +20,14 @@ pub use legacy::{LegacyImage, LegacySignature};
 
 /// What a signature is to say.
 #[derive(Debug, Clone)]
-pub struct Claim {
+pub struct SigningRequest {
     /// The artifact's manifest.
     pub subject: Descriptor,
     /// What else is claimed of it; free text, signed along.
     pub annotations: BTreeMap<String, String>,
 }
 
-impl Claim {
+impl SigningRequest {
     /// That the artifact is approved, and nothing more.
     pub fn of(subject: Descriptor) -> Self {
         Self { subject, annotations: BTreeMap::new() }

@@ -9,12 +9,12 @@ use crate::oci::Digest;
 /// What has to be true; the convention of cosign's own Rego policies.
 const QUERY: &str = "data.signature.allow";
 /// A rule that takes longer says no.
-const PATIENCE: Duration = Duration::from_secs(1);
+const RULE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A Rego module, checked and ready: `package signature`, and `allow` is true for a statement
 /// that is good enough. `input` is the statement.
 #[derive(Clone)]
-pub struct StatementRule {
+pub struct AttestationRule {
     text: Arc<str>,
     engine: Arc<Engine>,
 }
@@ -24,7 +24,7 @@ pub struct StatementRule {
 #[error("{0}; write `package signature` and a rule `allow`")]
 pub struct BadRule(String);
 
-impl StatementRule {
+impl AttestationRule {
     /// Reads a module.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl StatementRule {
         let mut engine = Engine::new();
         engine.set_rego_v0(false);
         engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: PATIENCE,
+            limit: RULE_TIMEOUT,
             check_interval: std::num::NonZeroU32::MIN.saturating_add(255),
         });
         let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|error| bad(error.to_string()))?;
@@ -64,9 +64,9 @@ impl StatementRule {
     }
 }
 
-impl fmt::Debug for StatementRule {
+impl fmt::Debug for AttestationRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StatementRule").field(&Digest::sha256(self.text.as_bytes()).as_str()).finish()
+        f.debug_tuple("AttestationRule").field(&Digest::sha256(self.text.as_bytes()).as_str()).finish()
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_rule_judges_statements() {
-        let rule = StatementRule::parse("rule.rego", RULE).unwrap();
+        let rule = AttestationRule::parse("rule.rego", RULE).unwrap();
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "ci"}}"#), Ok(true));
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "laptop"}}"#), Ok(false));
         assert_eq!(rule.allows("{}"), Ok(false));
@@ -91,7 +91,7 @@ mod tests {
             ("package other\nallow if true", "package other"),
             ("package signature\ndeny if true", "allow"),
         ] {
-            let error = StatementRule::parse("rule.rego", text).unwrap_err().to_string();
+            let error = AttestationRule::parse("rule.rego", text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -6,79 +6,93 @@ use sigstore_verify::{SubjectAltName, crypto::CertificateInfo};
 use super::{
     candidate::{Candidate, Material},
     certificate::check_leaf,
-    keys::{Answer, Scheme},
-    policy::{Authority, AuthorityKey, Identity, Log, Proof, SigningTime, X509},
+    keys::{KeyMatch, Scheme},
+    policy::{Authority, AuthorityKey, AuthorityKind, Identity, SigningTime, TlogPolicy, X509},
     private_ca,
-    reason::Fault,
-    report::Trail,
-    roots::{RootTrouble, TrustRoot},
-    sigstore::{self, Certified, Demands, Times},
+    reason::CandidateError,
+    report::CheckLog,
+    roots::{TrustRoot, UnusableRoot},
+    sigstore::{self, CertificateRequirements, SigningTimes, VerifiedCertificate},
 };
 use crate::oci::Digest;
 
 /// An authority's word for a signature.
 #[derive(Debug, Clone)]
-pub(super) struct Vouched {
+pub(super) struct AuthorityMatch {
     /// Who signed, in words.
     pub(super) identity: String,
-    /// Whose voice it is: two signatures by one key are one, and so are two by one owner of
+    /// Whose signer_key it is: two signatures by one key are one, and so are two by one owner of
     /// certificates, who has a new key for each.
-    pub(super) voice: String,
+    pub(super) signer_key: String,
     /// When, by the earliest proof.
     pub(super) signed_at: Option<Timestamp>,
     /// From when on its age counts: a time that nobody can make later without the signer.
-    pub(super) made: Option<Timestamp>,
+    pub(super) earliest_time: Option<Timestamp>,
     /// Until when this holds, if not for ever.
     pub(super) until: Option<Timestamp>,
 }
 
 /// A signature under judgement.
-pub(super) struct Bench<'a> {
+pub(super) struct AuthorityCheck<'a> {
     pub(super) candidate: &'a Candidate,
     pub(super) subject: &'a Digest,
     pub(super) now: Timestamp,
     /// Whether an expired root may still speak: about what it has accepted before.
     pub(super) expired_roots: bool,
-    /// What is known already of the certificate, under a root and demands.
-    pub(super) certified: Vec<(Digest, Demands, Result<Certified, Fault>)>,
+    /// What is known already of the certificate, under a root and requirements.
+    pub(super) verified_certificates:
+        Vec<(Digest, CertificateRequirements, Result<VerifiedCertificate, CandidateError>)>,
 }
 
-impl Bench<'_> {
-    /// Whether `authority` stands behind it; `trail` is told every step.
-    pub(super) fn vouch(&mut self, authority: &Authority, trail: &mut Trail) -> Result<Vouched, Fault> {
-        match &authority.proof {
-            Proof::Keys(keys) => self.keys(authority, keys, trail),
-            Proof::Keyless(identity) => self.keyless(authority, identity, trail),
-            Proof::X509(x509) => self.x509(authority, x509, trail),
+impl AuthorityCheck<'_> {
+    /// Whether `authority` stands behind it; `checks` is told every step.
+    pub(super) fn check(
+        &mut self,
+        authority: &Authority,
+        checks: &mut CheckLog,
+    ) -> Result<AuthorityMatch, CandidateError> {
+        match &authority.kind {
+            AuthorityKind::Keys(keys) => self.check_keys(authority, keys, checks),
+            AuthorityKind::Keyless(identity) => self.check_keyless(authority, identity, checks),
+            AuthorityKind::X509(x509) => self.check_x509(authority, x509, checks),
         }
     }
 
-    fn keys(&self, authority: &Authority, keys: &[AuthorityKey], trail: &mut Trail) -> Result<Vouched, Fault> {
+    fn check_keys(
+        &self,
+        authority: &Authority,
+        keys: &[AuthorityKey],
+        checks: &mut CheckLog,
+    ) -> Result<AuthorityMatch, CandidateError> {
         // A certificate proves nothing to somebody who has keys.
         let keys = if matches!(self.candidate.material, Material::Key) { keys } else { &[] };
-        let (key, scheme) = trail.check("signature", self.signing_key(keys), |(key, scheme)| {
+        let (key, scheme) = checks.record("signature", self.signing_key(keys), |(key, scheme)| {
             format!("by {} ({scheme})", key.key.identity())
         })?;
-        let times = self.key_times(authority, key, scheme, trail)?;
-        let speaks = key.speaks(&times, authority.log == Log::Require, self.now);
+        let times = self.key_times(authority, key, scheme, checks)?;
+        let valid_until = key.valid_for(&times, authority.tlog == TlogPolicy::Require, self.now);
         let until = if key.has_window() {
-            trail.check("validity", speaks, |_| format!("signed {}, counts {}", told(&times.all), key.window()))?
+            checks.record("validity", valid_until, |_| {
+                format!("signed {}, counts {}", describe(&times.all), key.window())
+            })?
         } else {
-            speaks?
+            valid_until?
         };
         let identity = key.key.identity().to_owned();
         let signed_at = times.all.first().copied();
-        Ok(Vouched { voice: identity.clone(), identity, signed_at, made: times.logged, until })
+        Ok(AuthorityMatch { signer_key: identity.clone(), identity, signed_at, earliest_time: times.logged, until })
     }
 
-    fn signing_key<'k>(&self, keys: &'k [AuthorityKey]) -> Result<(&'k AuthorityKey, Scheme), Fault> {
-        let mut refused = Fault::AnotherKey;
+    fn signing_key<'k>(&self, keys: &'k [AuthorityKey]) -> Result<(&'k AuthorityKey, Scheme), CandidateError> {
+        let mut refused = CandidateError::AnotherKey;
         for key in keys {
-            match key.key.answer(&self.candidate.message, &self.candidate.signature) {
-                Answer::Mine(_) if key.revoked => return Err(Fault::RevokedKey(key.key.identity().to_owned())),
-                Answer::Mine(scheme) => return Ok((key, scheme)),
-                Answer::Undeclared(scheme) => refused = Fault::Scheme(scheme),
-                Answer::No => {}
+            match key.key.match_signature(&self.candidate.message, &self.candidate.signature) {
+                KeyMatch::Declared(_) if key.revoked => {
+                    return Err(CandidateError::RevokedKey(key.key.identity().to_owned()));
+                }
+                KeyMatch::Declared(scheme) => return Ok((key, scheme)),
+                KeyMatch::Undeclared(scheme) => refused = CandidateError::Scheme(scheme),
+                KeyMatch::Unknown => {}
             }
         }
         Err(refused)
@@ -90,118 +104,146 @@ impl Bench<'_> {
         authority: &Authority,
         key: &AuthorityKey,
         scheme: Scheme,
-        trail: &mut Trail,
-    ) -> Result<Times, Fault> {
-        let log = self.wants_log(authority.log);
+        checks: &mut CheckLog,
+    ) -> Result<SigningTimes, CandidateError> {
+        let log = self.requires_log(authority.tlog);
         let stamped = !self.candidate.timestamps.is_empty();
-        let Some(root) = &authority.root else { return Ok(Times::default()) };
+        let Some(root) = &authority.root else { return Ok(SigningTimes::default()) };
         if !(log || stamped && root.has_timestamp_authorities()) {
-            return Ok(Times::default());
+            return Ok(SigningTimes::default());
         }
-        if !scheme.goes_with_a_log() {
+        if !scheme.supports_tlog() {
             let sentence = format!("{scheme} signatures can't be judged together with a log or a timestamp");
-            return trail.check("log", Err(Fault::Unsupported(sentence)), |_: &Times| String::new());
+            return checks.record("log", Err(CandidateError::Unsupported(sentence)), |_: &SigningTimes| String::new());
         }
-        let verifier = trail.quietly("root", self.usable(root))?.verifier();
-        let proved = sigstore::keyed(verifier, self.candidate, self.subject, key.key.spki(), log);
-        trail.check(if log { "log" } else { "timestamp" }, proved, |times| told(&times.all))
+        let verifier = checks.record_failure("root", self.require_usable(root))?.verifier();
+        let proved = sigstore::verify_candidate_key(verifier, self.candidate, self.subject, key.key.spki(), log);
+        checks.record(if log { "log" } else { "timestamp" }, proved, |times| describe(&times.all))
     }
 
-    fn keyless(&mut self, authority: &Authority, identity: &Identity, trail: &mut Trail) -> Result<Vouched, Fault> {
-        let Some(root) = &authority.root else { return Err(Fault::AnotherKey) };
-        let demands = Demands { log: self.wants_log(authority.log), sct: root.has_ct_logs() };
-        let usable = self.usable(root);
-        trail.quietly("root", usable)?;
-        let certified = self.certified(root, demands);
-        let vouched =
-            self.certificate(certified, demands.log, trail, |certified| identity.check(&certified.certificate))?;
+    fn check_keyless(
+        &mut self,
+        authority: &Authority,
+        identity: &Identity,
+        checks: &mut CheckLog,
+    ) -> Result<AuthorityMatch, CandidateError> {
+        let Some(root) = &authority.root else { return Err(CandidateError::AnotherKey) };
+        let requirements = CertificateRequirements { log: self.requires_log(authority.tlog), sct: root.has_ct_logs() };
+        let usable = self.require_usable(root);
+        checks.record_failure("root", usable)?;
+        let certified = self.verify_certificate(root, requirements);
+        let matched = self.match_certificate(certified, requirements.log, checks, |certified| {
+            identity.check(&certified.certificate)
+        })?;
         // Such certificates live for minutes: no proof can be far from the signing.
-        Ok(Vouched { made: vouched.signed_at, ..vouched })
+        Ok(AuthorityMatch { earliest_time: matched.signed_at, ..matched })
     }
 
-    fn x509(&self, authority: &Authority, x509: &X509, trail: &mut Trail) -> Result<Vouched, Fault> {
+    fn check_x509(
+        &self,
+        authority: &Authority,
+        x509: &X509,
+        checks: &mut CheckLog,
+    ) -> Result<AuthorityMatch, CandidateError> {
         let log = match (x509.time, &authority.root) {
-            (SigningTime::Now, _) | (_, None) => return self.x509_now(x509, trail),
+            (SigningTime::Now, _) | (_, None) => return self.check_x509_now(x509, checks),
             (SigningTime::Rekor, Some(_)) => true,
-            (SigningTime::Tsa, Some(_)) => self.wants_log(authority.log),
+            (SigningTime::Tsa, Some(_)) => self.requires_log(authority.tlog),
         };
-        let Some(root) = &authority.root else { return Err(Fault::AnotherKey) };
-        trail.quietly("root", self.usable(root))?;
-        let certified = private_ca::certified(&x509.roots, root, self.candidate, self.subject, log);
+        let Some(root) = &authority.root else { return Err(CandidateError::AnotherKey) };
+        checks.record_failure("root", self.require_usable(root))?;
+        let certified = private_ca::verify_at_proven_time(&x509.roots, root, self.candidate, self.subject, log);
         let certified = certified.and_then(|certified| match x509.time {
             SigningTime::Tsa if self.candidate.timestamps.is_empty() => {
-                Err(Fault::Timestamp("no timestamp, and the policy takes the time of nothing else".into()))
+                Err(CandidateError::Timestamp("no timestamp, and the policy takes the time of nothing else".into()))
             }
-            SigningTime::Rekor if certified.times.logged.is_none() => {
-                Err(Fault::Log("no log tells when it was signed, and the policy takes the time of nothing else".into()))
-            }
+            SigningTime::Rekor if certified.times.logged.is_none() => Err(CandidateError::Log(
+                "no log tells when it was signed, and the policy takes the time of nothing else".into(),
+            )),
             _ => Ok(certified),
         });
-        self.certificate(certified, log, trail, |certified| x509.subject.check(&certified.certificate))
+        self.match_certificate(certified, log, checks, |certified| x509.subject.check(&certified.certificate))
     }
 
-    fn x509_now(&self, x509: &X509, trail: &mut Trail) -> Result<Vouched, Fault> {
-        let valid = private_ca::valid_now(&x509.roots, self.candidate, self.now);
-        let valid = valid.and_then(|valid| self.leaf().map(|()| valid));
-        let (valid, until) = trail.check("certificate", valid, |(_, until)| format!("valid now, until {until}"))?;
-        let identity = trail.check("identity", x509.subject.check(&valid), Clone::clone)?;
-        Ok(Vouched { voice: voice(&valid), identity, signed_at: None, made: None, until: Some(until) })
+    fn check_x509_now(&self, x509: &X509, checks: &mut CheckLog) -> Result<AuthorityMatch, CandidateError> {
+        let valid = private_ca::verify_now(&x509.roots, self.candidate, self.now);
+        let valid = valid.and_then(|valid| self.check_leaf().map(|()| valid));
+        let (valid, until) = checks.record("certificate", valid, |(_, until)| format!("valid now, until {until}"))?;
+        let identity = checks.record("identity", x509.subject.check(&valid), Clone::clone)?;
+        Ok(AuthorityMatch {
+            signer_key: signer_key(&valid),
+            identity,
+            signed_at: None,
+            earliest_time: None,
+            until: Some(until),
+        })
     }
 
-    fn certificate(
+    fn match_certificate(
         &self,
-        certified: Result<Certified, Fault>,
+        certified: Result<VerifiedCertificate, CandidateError>,
         log: bool,
-        trail: &mut Trail,
-        identity: impl Fn(&Certified) -> Result<String, Fault>,
-    ) -> Result<Vouched, Fault> {
-        let certified = certified.and_then(|certified| self.leaf().map(|()| certified));
+        checks: &mut CheckLog,
+        identity: impl Fn(&VerifiedCertificate) -> Result<String, CandidateError>,
+    ) -> Result<AuthorityMatch, CandidateError> {
+        let certified = certified.and_then(|certified| self.check_leaf().map(|()| certified));
         let named = match &certified {
-            Err(fault) => fault.check(),
+            Err(error) => error.check(),
             Ok(_) => "certificate",
         };
-        let certified = trail.check(named, certified, |certified| {
+        let certified = checks.record(named, certified, |certified| {
             let seen = if log { ", in the log" } else { "" };
-            format!("{}{seen}", told(&certified.times.all))
+            format!("{}{seen}", describe(&certified.times.all))
         })?;
-        let identity = trail.check("identity", identity(&certified), Clone::clone)?;
-        let Certified { certificate, times } = certified;
+        let identity = checks.record("identity", identity(&certified), Clone::clone)?;
+        let VerifiedCertificate { certificate, times } = certified;
         // Nobody signs with a certificate before there is one.
-        let made = times.logged.or(Some(certificate.not_before));
-        Ok(Vouched { voice: voice(&certificate), identity, signed_at: times.all.first().copied(), made, until: None })
+        let earliest_time = times.logged.or(Some(certificate.not_before));
+        Ok(AuthorityMatch {
+            signer_key: signer_key(&certificate),
+            identity,
+            signed_at: times.all.first().copied(),
+            earliest_time,
+            until: None,
+        })
     }
 
-    fn certified(&mut self, root: &TrustRoot, demands: Demands) -> Result<Certified, Fault> {
-        let known = self.certified.iter().find(|(of, by, _)| of == root.revision() && *by == demands);
+    fn verify_certificate(
+        &mut self,
+        root: &TrustRoot,
+        requirements: CertificateRequirements,
+    ) -> Result<VerifiedCertificate, CandidateError> {
+        let known = self.verified_certificates.iter().find(|(of, by, _)| of == root.revision() && *by == requirements);
         if let Some((.., certified)) = known {
             return certified.clone();
         }
-        let certified = sigstore::certified(root.verifier(), self.candidate, self.subject, demands);
-        self.certified.push((root.revision().clone(), demands, certified.clone()));
+        let certified =
+            sigstore::verify_candidate_certificate(root.verifier(), self.candidate, self.subject, requirements);
+        self.verified_certificates.push((root.revision().clone(), requirements, certified.clone()));
         certified
     }
 
-    fn leaf(&self) -> Result<(), Fault> {
+    fn check_leaf(&self) -> Result<(), CandidateError> {
         match &self.candidate.material {
             Material::Certificate { leaf, .. } => check_leaf(leaf),
-            Material::Key => Err(Fault::AnotherKey),
+            Material::Key => Err(CandidateError::AnotherKey),
         }
     }
 
-    fn usable<'r>(&self, root: &'r TrustRoot) -> Result<&'r TrustRoot, Fault> {
-        match root.trouble(self.now) {
-            Some(trouble) if !(self.expired_roots && matches!(trouble, RootTrouble::Expired { .. })) => {
-                Err(Fault::Root(trouble.to_string()))
+    fn require_usable<'r>(&self, root: &'r TrustRoot) -> Result<&'r TrustRoot, CandidateError> {
+        match root.unusable_reason(self.now) {
+            Some(reason) if !(self.expired_roots && matches!(reason, UnusableRoot::Expired { .. })) => {
+                Err(CandidateError::Root(reason.to_string()))
             }
             _ => Ok(root),
         }
     }
 
-    fn wants_log(&self, log: Log) -> bool {
-        match log {
-            Log::None => false,
-            Log::IfPresent => self.candidate.is_logged(),
-            Log::Require => true,
+    fn requires_log(&self, tlog: TlogPolicy) -> bool {
+        match tlog {
+            TlogPolicy::None => false,
+            TlogPolicy::IfPresent => self.candidate.has_log_entries(),
+            TlogPolicy::Require => true,
         }
     }
 }
@@ -209,21 +251,21 @@ impl Bench<'_> {
 impl AuthorityKey {
     /// Whether a signature of this key counts, made at `times`, or at an unknown time; until
     /// when.
-    fn speaks(&self, times: &Times, log: bool, now: Timestamp) -> Result<Option<Timestamp>, Fault> {
+    fn valid_for(&self, times: &SigningTimes, log: bool, now: Timestamp) -> Result<Option<Timestamp>, CandidateError> {
         // A timestamp of today, or none at all, says nothing about the day of signing.
         if log && self.not_before.is_some() && times.logged.is_none() {
             let sentence = format!("no log tells when it was signed, and the key counts {}", self.window());
-            return Err(Fault::Validity(sentence));
+            return Err(CandidateError::Validity(sentence));
         }
         let times = times.all.as_slice();
         let outside = |time: &Timestamp| {
             self.not_before.is_some_and(|from| *time < from) || self.not_after.is_some_and(|until| *time > until)
         };
-        let (unproved, made) = (times.is_empty(), if times.is_empty() { &[now] } else { times });
-        match made.iter().find(|time| outside(time)) {
+        let (unproved, relevant) = (times.is_empty(), if times.is_empty() { &[now] } else { times });
+        match relevant.iter().find(|time| outside(time)) {
             Some(time) => {
                 let when = if unproved { "it is" } else { "it was signed at" };
-                Err(Fault::Validity(format!("{when} {time}, and the key counts {}", self.window())))
+                Err(CandidateError::Validity(format!("{when} {time}, and the key counts {}", self.window())))
             }
             // The clock goes on, a proof stays.
             None => Ok(self.not_after.filter(|_| unproved)),
@@ -242,13 +284,13 @@ impl AuthorityKey {
 }
 
 /// Whose certificate it is.
-fn voice(certificate: &CertificateInfo) -> String {
+fn signer_key(certificate: &CertificateInfo) -> String {
     let name = certificate.identity.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
     format!("{} {name}", certificate.issuer.as_deref().unwrap_or_default())
 }
 
-/// Times, in words.
-fn told(times: &[Timestamp]) -> String {
+/// SigningTimes, in words.
+fn describe(times: &[Timestamp]) -> String {
     match times {
         [] => "at an unknown time".to_owned(),
         [only] => format!("at {only}"),

@@ -8,7 +8,7 @@ use sigstore_verify::types::{
     X509Certificate,
 };
 
-use super::reason::Fault;
+use super::reason::CandidateError;
 
 /// As sigstore-go caps them.
 const MAX_LOG_ENTRIES: usize = 32;
@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) signature: Vec<u8>,
     pub(super) material: Material,
     /// Those that can't be read matter only where a log is asked for.
-    pub(super) log_entries: Result<Vec<TransparencyLogEntry>, Fault>,
+    pub(super) log_entries: Result<Vec<TransparencyLogEntry>, CandidateError>,
     pub(super) timestamps: Vec<Rfc3161Timestamp>,
     pub(super) content: Content,
 }
@@ -53,8 +53,9 @@ pub(super) enum Content {
 
 impl Candidate {
     /// Bounds the work that a signature can cause.
-    pub(super) fn within_bounds(self) -> Result<Self, Fault> {
-        let too_many = |number: usize, what: &str| Err(Fault::Malformed(format!("{number} {what} are too many")));
+    pub(super) fn within_bounds(self) -> Result<Self, CandidateError> {
+        let too_many =
+            |number: usize, what: &str| Err(CandidateError::Malformed(format!("{number} {what} are too many")));
         if let Ok(entries) = &self.log_entries
             && entries.len() > MAX_LOG_ENTRIES
         {
@@ -70,30 +71,30 @@ impl Candidate {
     }
 
     /// Whether there is anything of a log, readable or not.
-    pub(super) fn is_logged(&self) -> bool {
+    pub(super) fn has_log_entries(&self) -> bool {
         self.log_entries.as_ref().map_or(true, |entries| !entries.is_empty())
     }
 
     /// That entries of the older log, whose answers tell a time, do tell one: whoever takes it
     /// away wants another time to be believed.
-    pub(super) fn check_entries(&self, log: bool) -> Result<(), Fault> {
+    pub(super) fn check_entry_times(&self, log: bool) -> Result<(), CandidateError> {
         if !log {
             return Ok(());
         }
-        let entries = self.log_entries.as_ref().map_err(|fault| Fault::Log(fault.to_string()))?;
+        let entries = self.log_entries.as_ref().map_err(|error| CandidateError::Log(error.to_string()))?;
         let timeless = |entry: &&TransparencyLogEntry| {
             entry.kind_version != KindVersion::HashedRekordV002
                 && (entry.inclusion_promise.is_none() || entry.integrated_time.is_none())
         };
         match entries.iter().find(timeless) {
-            Some(_) => Err(Fault::Timestamp("a log entry without the log's signed time".into())),
+            Some(_) => Err(CandidateError::Timestamp("a log entry without the log's signed time".into())),
             None => Ok(()),
         }
     }
 
     /// The same as sigstore-verify reads it, with or without its log entries. A simple signing
     /// payload becomes a message signature over `hash` of it.
-    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, Fault> {
+    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, CandidateError> {
         let log_entries = if with_log { self.log_entries.clone()? } else { Vec::new() };
         let media_type = match (&self.content, &self.material) {
             // The version without inclusion proofs, which legacy signatures don't have.
@@ -113,7 +114,7 @@ impl Candidate {
         Ok(Bundle::new(media_type, material, content))
     }
 
-    fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, Fault> {
+    fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, CandidateError> {
         let digest = super::sigstore::hash(hash, &self.message)?;
         let signature = MessageSignature::new(SignatureBytes::from_bytes(&self.signature));
         Ok(signature.with_message_digest(MessageDigest::new(hash, digest)))
@@ -137,11 +138,11 @@ impl Material {
 }
 
 /// Something that can't be read, in words.
-pub(super) fn malformed(error: impl ToString) -> Fault {
-    Fault::Malformed(error.to_string())
+pub(super) fn malformed(error: impl ToString) -> CandidateError {
+    CandidateError::Malformed(error.to_string())
 }
 
 /// What is written in base64, by its name.
-pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).map_err(|_| Fault::Malformed(format!("the {what} is not base64")))
+pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, CandidateError> {
+    STANDARD.decode(text).map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
 }

@@ -11,7 +11,7 @@ use super::{
     ca::pem_certificates,
     candidate::malformed,
     policy::{Identity, San},
-    reason::Fault,
+    reason::CandidateError,
 };
 
 /// Fulcio's two ways to write the issuer: raw, and as a DER UTF8String.
@@ -20,8 +20,8 @@ const ISSUER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.57264
 
 /// A leaf that signs, and names one signer: whoever reads another of several names would
 /// trust somebody else.
-pub(super) fn check_leaf(leaf: &DerCertificate) -> Result<(), Fault> {
-    let refused = |text: String| Fault::Certificate(text);
+pub(super) fn check_leaf(leaf: &DerCertificate) -> Result<(), CandidateError> {
+    let refused = |text: String| CandidateError::Certificate(text);
     let certificate = Certificate::from_der(leaf.as_bytes()).map_err(|error| refused(error.to_string()))?;
     let tbs = &certificate.tbs_certificate;
     let extension = |error: x509_cert::der::Error| refused(error.to_string());
@@ -40,7 +40,7 @@ pub(super) fn check_leaf(leaf: &DerCertificate) -> Result<(), Fault> {
 }
 
 /// Programs differ in which of the two they read.
-fn check_issuers(certificate: &Certificate) -> Result<(), Fault> {
+fn check_issuers(certificate: &Certificate) -> Result<(), CandidateError> {
     let value = |id: ObjectIdentifier| {
         let extensions = certificate.tbs_certificate.extensions.iter().flatten();
         let mut values = extensions.filter(|one| one.extn_id == id).map(|one| one.extn_value.as_bytes());
@@ -48,12 +48,12 @@ fn check_issuers(certificate: &Certificate) -> Result<(), Fault> {
     };
     let ((raw, more_raw), (der, more_der)) = (value(ISSUER_RAW), value(ISSUER));
     if more_raw || more_der {
-        return Err(Fault::Certificate("several issuers".into()));
+        return Err(CandidateError::Certificate("several issuers".into()));
     }
     let (Some(raw), Some(der)) = (raw, der) else { return Ok(()) };
     match Utf8StringRef::from_der(der) {
         Ok(issuer) if issuer.as_str().as_bytes() == raw => Ok(()),
-        _ => Err(Fault::Certificate("it names two different issuers".into())),
+        _ => Err(CandidateError::Certificate("it names two different issuers".into())),
     }
 }
 
@@ -68,31 +68,31 @@ pub(super) fn intermediates(certificates: impl Iterator<Item = DerCertificate>) 
 }
 
 /// A PEM certificate, exactly one.
-pub(super) fn one_certificate(text: &str) -> Result<DerCertificate, Fault> {
+pub(super) fn one_certificate(text: &str) -> Result<DerCertificate, CandidateError> {
     match certificates(text)?.as_slice() {
         [only] => Ok(only.clone()),
-        several => Err(Fault::Malformed(format!("{} certificates instead of one", several.len()))),
+        several => Err(CandidateError::Malformed(format!("{} certificates instead of one", several.len()))),
     }
 }
 
 /// PEM certificates.
-pub(super) fn certificates(text: &str) -> Result<Vec<DerCertificate>, Fault> {
+pub(super) fn certificates(text: &str) -> Result<Vec<DerCertificate>, CandidateError> {
     pem_certificates(text).map_err(malformed)
 }
 
 impl Identity {
     /// Whether a Fulcio certificate was issued to this one; the signer in words.
-    pub(super) fn check(&self, certificate: &CertificateInfo) -> Result<String, Fault> {
+    pub(super) fn check(&self, certificate: &CertificateInfo) -> Result<String, CandidateError> {
         let subject = certificate.identity.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
         let issuer = certificate.issuer.as_deref().unwrap_or_default();
         if !self.subject.is_match(subject) || !self.issuer.is_match(issuer) {
-            return Err(Fault::Identity { subject: subject.to_owned(), issuer: issuer.to_owned() });
+            return Err(CandidateError::Identity { subject: subject.to_owned(), issuer: issuer.to_owned() });
         }
         for (claim, expected) in &self.claims {
             let actual = claim.of(certificate);
             if !actual.is_some_and(|actual| expected.is_match(actual)) {
                 let actual = actual.unwrap_or("missing");
-                return Err(Fault::Claim(format!("{claim} is {actual}, not {expected}")));
+                return Err(CandidateError::Claim(format!("{claim} is {actual}, not {expected}")));
             }
         }
         Ok(subject.to_owned())
@@ -101,18 +101,18 @@ impl Identity {
 
 impl San {
     /// Whether a certificate names this one; the signer in words.
-    pub(super) fn check(&self, certificate: &CertificateInfo) -> Result<String, Fault> {
+    pub(super) fn check(&self, certificate: &CertificateInfo) -> Result<String, CandidateError> {
         let (expected, actual) = match (self, &certificate.identity) {
             (Self::Uri(pattern), Some(SubjectAltName::Uri(uri))) => (pattern, uri),
             (Self::Email(pattern), Some(SubjectAltName::Email(email))) => (pattern, email),
             (_, other) => {
                 let subject = other.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
-                return Err(Fault::Identity { subject: subject.to_owned(), issuer: String::new() });
+                return Err(CandidateError::Identity { subject: subject.to_owned(), issuer: String::new() });
             }
         };
         if expected.is_match(actual) {
             return Ok(actual.clone());
         }
-        Err(Fault::Identity { subject: actual.clone(), issuer: String::new() })
+        Err(CandidateError::Identity { subject: actual.clone(), issuer: String::new() })
     }
 }

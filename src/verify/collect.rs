@@ -29,7 +29,7 @@ const CONCURRENT_REQUESTS: usize = 8;
 /// Pieces that the registry fails to give out before it is taken to be unwell.
 const MAX_FAILURES: usize = 8;
 /// After a failure no further piece is begun once the whole has taken so long.
-const PATIENCE_WITH_FAILURES: Duration = Duration::from_secs(60);
+const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Of the budget, what manifests leave to the pieces that they name as long as there are any:
 /// an eighth.
 const RESERVED_SHARE: u64 = 8;
@@ -137,7 +137,7 @@ impl Collector<'_> {
             if let Some(manifest) = self.usable(manifest, &entry.digest) {
                 self.add_referrer(&manifest, &entry);
             }
-            if self.is_registry_unwell() {
+            if self.is_registry_failing() {
                 return;
             }
         }
@@ -178,7 +178,7 @@ impl Collector<'_> {
     }
 
     async fn fetch_pieces(&mut self) {
-        if self.is_registry_unwell() {
+        if self.is_registry_failing() {
             return;
         }
         self.pieces.make_contiguous().sort_by_key(|piece| piece.blob.size);
@@ -206,7 +206,7 @@ impl Collector<'_> {
                 let bytes = blob.in_memory().cloned().unwrap_or_default();
                 candidates.into_iter().for_each(|candidate| self.complete(candidate, bytes.clone()));
             }
-            if self.is_registry_unwell() {
+            if self.is_registry_failing() {
                 return;
             }
         }
@@ -246,11 +246,11 @@ impl Collector<'_> {
         None
     }
 
-    fn is_registry_unwell(&self) -> bool {
+    fn is_registry_failing(&self) -> bool {
         let limited = |error: &RegistryError| matches!(error.class(), Class::RateLimited { .. });
         self.failures >= MAX_FAILURES
             || self.unavailable.as_ref().is_some_and(limited)
-            || (self.failures > 0 && self.began.elapsed() > PATIENCE_WITH_FAILURES)
+            || (self.failures > 0 && self.began.elapsed() > MAX_TIME_AFTER_FAILURE)
     }
 
     fn finish(mut self) -> Result<Evidence, RegistryError> {

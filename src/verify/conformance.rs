@@ -6,8 +6,8 @@ use sigstore_verify::types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, Sha
 
 use super::{
     Identity, TrustRoot, certificate,
-    reason::Fault,
-    sigstore::{Demands, check_clock, verify_certificate, verify_key},
+    reason::CandidateError,
+    sigstore::{CertificateRequirements, check_clock, verify_certificate, verify_key},
 };
 use crate::oci::{Digest, strict_json};
 
@@ -39,7 +39,7 @@ pub fn verify_bundle(
     signer: &ExpectedSigner,
     root: &TrustRoot,
 ) -> Result<(), String> {
-    check_clock().map_err(|fault| fault.to_string())?;
+    check_clock().map_err(|error| error.to_string())?;
     strict_json(bundle).map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(bundle).map_err(|error| error.to_string())?;
     let bundle = Bundle::from_json(text).map_err(|error| error.to_string())?;
@@ -56,13 +56,13 @@ pub fn verify_bundle(
             verify_key(root.verifier(), &bundle, artifact, &key, true).map_err(|error| error.to_string())?;
         }
         ExpectedSigner::Identity(identity) => {
-            let demands = Demands { log: true, sct: root.has_ct_logs() };
-            let certified = verify_certificate(root.verifier(), &bundle, artifact, demands);
+            let requirements = CertificateRequirements { log: true, sct: root.has_ct_logs() };
+            let certified = verify_certificate(root.verifier(), &bundle, artifact, requirements);
             let certified = certified.map_err(|error| error.to_string())?;
             let leaf = bundle.signing_certificate().ok_or("no certificate")?;
-            let told = |fault: Fault| fault.to_string();
-            certificate::check_leaf(leaf).map_err(told)?;
-            identity.check(&certified.certificate).map_err(told)?;
+            let in_words = |error: CandidateError| error.to_string();
+            certificate::check_leaf(leaf).map_err(in_words)?;
+            identity.check(&certified.certificate).map_err(in_words)?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::registry::RegistryError;
 
 /// Everything that a registry offers to vouch for one digest, in a form that can be kept on
-/// disk and judged again. Verdicts are never kept.
+/// disk and judged again. VerdictCache are never kept.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Evidence {
     pub(super) legacy: Vec<LegacySignature>,

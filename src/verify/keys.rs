@@ -18,9 +18,9 @@ use x509_cert::{
 pub struct PublicKey {
     spki: DerPublicKey,
     /// The schemes that count.
-    schemes: Arc<[Verifier]>,
+    schemes: Arc<[SchemeVerifier]>,
     /// Those that its kind of key could have been used with as well, for a better sentence.
-    others: Arc<[Verifier]>,
+    others: Arc<[SchemeVerifier]>,
     identity: String,
 }
 
@@ -58,13 +58,13 @@ pub enum Scheme {
 
 /// What a key says to a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum KeyMatch {
     /// It is mine.
-    Mine(Scheme),
+    Declared(Scheme),
     /// It is mine, but I am not to be used like that.
     Undeclared(Scheme),
     /// I don't know it.
-    No,
+    Unknown,
 }
 
 /// Why a text is not a usable public key.
@@ -96,7 +96,7 @@ pub enum BadKey {
 }
 
 /// A key, prepared for one scheme.
-struct Verifier {
+struct SchemeVerifier {
     scheme: Scheme,
     prepared: Prepared,
 }
@@ -141,7 +141,7 @@ impl PublicKey {
             let possible: Vec<_> = possible.iter().map(|scheme| scheme.name()).collect();
             return Err(BadKey::OtherScheme { scheme: *scheme, possible: possible.join(", ") });
         }
-        let prepare = |scheme: &Scheme| Verifier::new(&spki, *scheme);
+        let prepare = |scheme: &Scheme| SchemeVerifier::new(&spki, *scheme);
         let schemes = declared.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
         let others = possible.iter().filter(|scheme| !declared.contains(scheme)).map(prepare);
         let others = others.collect::<Result<Vec<_>, _>>()?;
@@ -155,20 +155,20 @@ impl PublicKey {
     }
 
     /// What this key says to `signature` over `message`.
-    pub(super) fn answer(&self, message: &[u8], signature: &[u8]) -> Answer {
-        let made = |verifiers: &[Verifier]| {
+    pub(super) fn match_signature(&self, message: &[u8], signature: &[u8]) -> KeyMatch {
+        let made = |verifiers: &[SchemeVerifier]| {
             let made = verifiers.iter().find(|verifier| verifier.verifies(message, signature))?;
             Some(made.scheme)
         };
         match made(&self.schemes) {
-            Some(scheme) => Answer::Mine(scheme),
-            None => made(&self.others).map_or(Answer::No, Answer::Undeclared),
+            Some(scheme) => KeyMatch::Declared(scheme),
+            None => made(&self.others).map_or(KeyMatch::Unknown, KeyMatch::Undeclared),
         }
     }
 
     /// Whether any of its signatures can be judged together with a log entry.
-    pub(super) fn goes_with_a_log(&self) -> bool {
-        self.schemes.iter().any(|verifier| verifier.scheme.goes_with_a_log())
+    pub(super) fn supports_tlog(&self) -> bool {
+        self.schemes.iter().any(|verifier| verifier.scheme.supports_tlog())
     }
 
     pub(super) fn spki(&self) -> &DerPublicKey {
@@ -182,7 +182,7 @@ pub(super) fn fingerprint(spki: &[u8]) -> String {
     format!("sha256:{hash}")
 }
 
-impl Verifier {
+impl SchemeVerifier {
     fn new(spki: &DerPublicKey, scheme: Scheme) -> Result<Self, BadKey> {
         let prepared = match scheme {
             Scheme::EcdsaP521Sha512 => p521(&ECDSA_P521_SHA512_ASN1, spki)?,
@@ -334,7 +334,7 @@ impl Scheme {
 
     /// Whether sigstore-verify can judge it together with a log entry or a timestamp: it takes
     /// the one scheme that is usual for a key.
-    pub(super) fn goes_with_a_log(self) -> bool {
+    pub(super) fn supports_tlog(self) -> bool {
         matches!(
             self,
             Self::EcdsaP256Sha256
@@ -388,10 +388,10 @@ mod tests {
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
         let other = KeyPair::generate_ecdsa_p256().unwrap();
         let signature = pair.sign(b"message").unwrap();
-        assert_eq!(key.answer(b"message", signature.as_bytes()), Answer::Mine(Scheme::EcdsaP256Sha256));
-        assert_eq!(key.answer(b"massage", signature.as_bytes()), Answer::No);
-        assert_eq!(key.answer(b"message", other.sign(b"message").unwrap().as_bytes()), Answer::No);
-        assert_eq!(key.answer(b"message", b""), Answer::No);
+        assert_eq!(key.match_signature(b"message", signature.as_bytes()), KeyMatch::Declared(Scheme::EcdsaP256Sha256));
+        assert_eq!(key.match_signature(b"massage", signature.as_bytes()), KeyMatch::Unknown);
+        assert_eq!(key.match_signature(b"message", other.sign(b"message").unwrap().as_bytes()), KeyMatch::Unknown);
+        assert_eq!(key.match_signature(b"message", b""), KeyMatch::Unknown);
     }
 
     #[test]
@@ -416,12 +416,12 @@ mod tests {
         let pure = ed25519_dalek::Signer::sign(&signing, b"message").to_bytes();
 
         let usual = PublicKey::from_pem(&pem).unwrap();
-        assert_eq!(usual.answer(b"message", &pure), Answer::Mine(Scheme::Ed25519));
-        assert_eq!(usual.answer(b"message", &ph), Answer::Undeclared(Scheme::Ed25519ph));
+        assert_eq!(usual.match_signature(b"message", &pure), KeyMatch::Declared(Scheme::Ed25519));
+        assert_eq!(usual.match_signature(b"message", &ph), KeyMatch::Undeclared(Scheme::Ed25519ph));
         let declared = PublicKey::with_schemes(&pem, &[Scheme::Ed25519ph]).unwrap();
-        assert_eq!(declared.answer(b"message", &ph), Answer::Mine(Scheme::Ed25519ph));
-        assert_eq!(declared.answer(b"message", &pure), Answer::Undeclared(Scheme::Ed25519));
-        assert_eq!(declared.answer(b"massage", &ph), Answer::No);
+        assert_eq!(declared.match_signature(b"message", &ph), KeyMatch::Declared(Scheme::Ed25519ph));
+        assert_eq!(declared.match_signature(b"message", &pure), KeyMatch::Undeclared(Scheme::Ed25519));
+        assert_eq!(declared.match_signature(b"massage", &ph), KeyMatch::Unknown);
         assert!(matches!(
             PublicKey::with_schemes(&pem, &[Scheme::RsaPssSha256]).unwrap_err(),
             BadKey::OtherScheme { .. }

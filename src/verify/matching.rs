@@ -5,7 +5,7 @@
 ///
 /// Whoever two authorities would stand behind is one vote: else one signer who matches two
 /// patterns would reach a threshold of two alone.
-pub(super) fn tally(ballots: &[(usize, &str)]) -> Vec<usize> {
+pub(super) fn max_matching(ballots: &[(usize, &str)]) -> Vec<usize> {
     let mut voters: Vec<usize> = ballots.iter().map(|(voter, _)| *voter).collect();
     voters.sort_unstable();
     voters.dedup();
@@ -54,16 +54,16 @@ mod tests {
 
     #[test]
     fn one_signature_is_one_vote() {
-        assert_eq!(tally(&[(0, "k"), (1, "k")]).len(), 1);
-        assert_eq!(tally(&[(0, "k"), (0, "l"), (0, "m")]).len(), 1);
-        assert_eq!(tally(&[(0, "k"), (1, "l")]), [0, 1]);
-        assert!(tally(&[]).is_empty());
+        assert_eq!(max_matching(&[(0, "k"), (1, "k")]).len(), 1);
+        assert_eq!(max_matching(&[(0, "k"), (0, "l"), (0, "m")]).len(), 1);
+        assert_eq!(max_matching(&[(0, "k"), (1, "l")]), [0, 1]);
+        assert!(max_matching(&[]).is_empty());
     }
 
     #[test]
     fn whoever_can_vote_otherwise_makes_room() {
-        assert_eq!(tally(&[(0, "k"), (0, "l"), (1, "k")]), [1, 2]);
-        assert_eq!(tally(&[(0, "a"), (0, "b"), (1, "b"), (1, "c"), (2, "a"), (2, "b")]).len(), 3);
+        assert_eq!(max_matching(&[(0, "k"), (0, "l"), (1, "k")]), [1, 2]);
+        assert_eq!(max_matching(&[(0, "a"), (0, "b"), (1, "b"), (1, "c"), (2, "a"), (2, "b")]).len(), 3);
     }
 
     proptest! {
@@ -71,7 +71,7 @@ mod tests {
         fn as_many_vote_as_can(ballots in prop::collection::vec((0usize..4, 0usize..4), 0..10)) {
             const KEYS: [&str; 4] = ["a", "b", "c", "d"];
             let ballots: Vec<_> = ballots.into_iter().map(|(voter, key)| (voter, KEYS[key])).collect();
-            let counted = tally(&ballots);
+            let counted = max_matching(&ballots);
             for (index, one) in counted.iter().enumerate() {
                 for other in &counted[index + 1..] {
                     prop_assert!(ballots[*one].0 != ballots[*other].0 && ballots[*one].1 != ballots[*other].1);

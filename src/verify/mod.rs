@@ -32,22 +32,23 @@ mod verdict_cache;
 mod verification;
 mod verified;
 
-pub use attestation_rule::{BadRule, StatementRule};
+pub use attestation_rule::{AttestationRule, BadRule};
 pub use ca::{BadCaRoots, CaRoots};
 pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
-pub use fulcio_extension::Claim;
+pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
-    Attestation, Authority, AuthorityKey, ClaimedRepository, Format, Identity, Log, PolicyRevision, Proof,
-    Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TrustPolicy, Unmeetable, X509,
+    Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity, InvalidPolicy,
+    PolicyRevision, Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TlogPolicy, TrustPolicy, X509,
 };
 pub use reason::Reason;
-pub use report::{Check, Finding, Report};
+pub use report::{Check, Report, SignatureReport};
 pub use restrict::TrustBase;
 pub use roots::{
-    BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
+    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher, TrustRoots, TufOptions,
+    UnusableRoot,
 };
-pub use verdict_cache::Verdicts;
-pub use verified::{Circumstances, Rejection, Signer, Verified};
+pub use verdict_cache::VerdictCache;
+pub use verified::{Signer, VerificationContext, VerificationError, Verified};

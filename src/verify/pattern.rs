@@ -6,14 +6,14 @@ use regex::Regex;
 
 /// Texts that no sensible policy accepts all of, by kind: a pattern that lets every one of a
 /// kind through was meant to name somebody and names everybody with an e-mail address, say.
-const STRANGERS: [[&str; 2]; 2] = [
+const ARBITRARY_IDENTITIES: [[&str; 2]; 2] = [
     ["stranger@example.org", "a.stranger+tag@mail.stranger.invalid"],
     ["https://example.org/stranger", "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x"],
 ];
 /// Compiled size, in bytes; a configuration can't make the gateway big by accident.
 const COMPILED_LIMIT: usize = 1 << 20;
 
-/// A text, or a shape of texts. Always the whole text: a part of it proves nothing, as
+/// A text, or a regex of texts. Always the whole text: a part of it proves nothing, as
 /// `acme/policies` is a part of `acme/policies-evil`.
 #[derive(Clone)]
 pub struct Pattern {
@@ -24,7 +24,7 @@ pub struct Pattern {
 #[derive(Clone)]
 enum Kind {
     Exact,
-    Shape(Regex),
+    Regex(Regex),
 }
 
 /// Why a text is no usable pattern.
@@ -38,7 +38,7 @@ pub enum BadPattern {
     Regex(String),
     /// It would accept whoever comes.
     #[error("it matches everybody; name who it has to be")]
-    Everybody,
+    MatchesEverything,
 }
 
 impl Pattern {
@@ -62,7 +62,7 @@ impl Pattern {
             return Self::exact(text);
         }
         let parts: Vec<String> = text.split('*').map(regex::escape).collect();
-        Self::shape(text, &parts.join(r"[^/\x00-\x1f\x7f]*"))
+        Self::compile(text, &parts.join(r"[^/\x00-\x1f\x7f]*"))
     }
 
     /// A regular expression for the whole text: anchored at both ends, whatever it says
@@ -76,25 +76,25 @@ impl Pattern {
         }
         // By itself first: `a)|(?:b` is no expression, but would become one between anchors.
         Regex::new(text).map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        Self::shape(text, text)
+        Self::compile(text, text)
     }
 
-    fn shape(written: &str, expression: &str) -> Result<Self, BadPattern> {
-        let shape = regex::RegexBuilder::new(&format!(r"\A(?:{expression})\z"))
+    fn compile(written: &str, expression: &str) -> Result<Self, BadPattern> {
+        let regex = regex::RegexBuilder::new(&format!(r"\A(?:{expression})\z"))
             .size_limit(COMPILED_LIMIT)
             .build()
             .map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        if STRANGERS.iter().any(|kind| kind.iter().all(|stranger| shape.is_match(stranger))) {
-            return Err(BadPattern::Everybody);
+        if ARBITRARY_IDENTITIES.iter().any(|kind| kind.iter().all(|identity| regex.is_match(identity))) {
+            return Err(BadPattern::MatchesEverything);
         }
-        Ok(Self { written: written.to_owned(), kind: Kind::Shape(shape) })
+        Ok(Self { written: written.to_owned(), kind: Kind::Regex(regex) })
     }
 
     /// Whether this is such a text.
     pub fn is_match(&self, text: &str) -> bool {
         match &self.kind {
             Kind::Exact => self.written == text,
-            Kind::Shape(shape) => shape.is_match(text),
+            Kind::Regex(regex) => regex.is_match(text),
         }
     }
 }
@@ -109,7 +109,7 @@ impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.kind {
             Kind::Exact => "Exact",
-            Kind::Shape(shape) => shape.as_str(),
+            Kind::Regex(regex) => regex.as_str(),
         };
         f.debug_tuple("Pattern").field(&self.written).field(&kind).finish()
     }
@@ -157,10 +157,10 @@ mod tests {
         for everybody in
             [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme", ".*@.*", "https://.*", "[^/]+", "https?:.+"]
         {
-            assert_eq!(Pattern::regex(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+            assert_eq!(Pattern::regex(everybody).unwrap_err(), BadPattern::MatchesEverything, "{everybody}");
         }
         for everybody in ["*", "**", "*@*", "*.*"] {
-            assert_eq!(Pattern::glob(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+            assert_eq!(Pattern::glob(everybody).unwrap_err(), BadPattern::MatchesEverything, "{everybody}");
         }
         for somebody in [".*@example\\.org", "https://github\\.com/.*", "spiffe://corp/.*"] {
             Pattern::regex(somebody).unwrap();

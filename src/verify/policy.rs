@@ -10,7 +10,7 @@ use std::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Claim, Pattern, PublicKey, StatementRule, TrustRoot, ca::CaRoots};
+use super::{AttestationRule, FulcioExtension, Pattern, PublicKey, TrustRoot, ca::CaRoots};
 use crate::oci::{Digest, Repository};
 
 /// The statement of a cosign signature. Every other predicate is an attestation: a "scan
@@ -69,9 +69,9 @@ pub struct Authority {
     /// Its name in the configuration.
     pub name: String,
     /// How it is known.
-    pub proof: Proof,
+    pub kind: AuthorityKind,
     /// Whether a transparency log has to have seen the signature.
-    pub log: Log,
+    pub tlog: TlogPolicy,
     /// The logs and timestamp authorities that are believed, and for keyless the certificate
     /// authorities too.
     pub root: Option<TrustRoot>,
@@ -79,7 +79,7 @@ pub struct Authority {
 
 /// What makes a signature an authority's.
 #[derive(Debug, Clone)]
-pub enum Proof {
+pub enum AuthorityKind {
     /// One of these keys made it.
     Keys(Vec<AuthorityKey>),
     /// A certificate of the root's authorities says so.
@@ -110,7 +110,7 @@ pub struct Identity {
     /// The signer: an e-mail address or a URI.
     pub subject: Pattern,
     /// What else the issuer said about it.
-    pub claims: BTreeMap<Claim, Pattern>,
+    pub claims: BTreeMap<FulcioExtension, Pattern>,
 }
 
 /// Certificates of one's own certificate authority.
@@ -146,7 +146,7 @@ pub enum SigningTime {
 
 /// Whether a transparency log has to have seen a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Log {
+pub enum TlogPolicy {
     /// No, and what a log says is not looked at.
     None,
     /// What is there must be right.
@@ -181,7 +181,7 @@ pub struct Attestation {
     /// Its predicate type.
     pub predicate_type: String,
     /// What it has to say.
-    pub rule: Option<StatementRule>,
+    pub rule: Option<AttestationRule>,
 }
 
 /// Names the content of a policy, trust roots included: two policies with the same revision
@@ -192,7 +192,7 @@ pub struct PolicyRevision(String);
 /// A policy that nothing could ever satisfy, or that asks for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
-pub struct Unmeetable {
+pub struct InvalidPolicy {
     /// The part of the policy that it is about, as its key in the configuration.
     pub key: &'static str,
     /// What is wrong, and the way out.
@@ -209,7 +209,7 @@ impl TrustPolicy {
     ///
     /// # Errors
     /// When nobody could ever meet them, or anybody could.
-    pub fn signed(name: String, requirements: Requirements) -> Result<Self, Unmeetable> {
+    pub fn signed(name: String, requirements: Requirements) -> Result<Self, InvalidPolicy> {
         requirements.check()?;
         Ok(Self::of(name, requirements))
     }
@@ -285,60 +285,62 @@ impl Requirements {
         }
     }
 
-    fn check(&self) -> Result<(), Unmeetable> {
+    fn check(&self) -> Result<(), InvalidPolicy> {
         if self.authorities.is_empty() {
-            return unmeetable("require", "without an authority nothing could pass; name one of trust.authorities");
+            return invalid("require", "without an authority nothing could pass; name one of trust.authorities");
         }
         if self.at_least == 0 {
-            return unmeetable("require", "without a vote anything would pass; write at_least: 1 or more");
+            return invalid("require", "without a vote anything would pass; write at_least: 1 or more");
         }
         if self.at_least > self.authorities.len() {
             let (votes, voters) = (self.at_least, self.authorities.len());
-            return unmeetable("require", format!("{votes} votes of {voters} authorities can't be had; write less"));
+            return invalid("require", format!("{votes} votes of {voters} authorities can't be had; write less"));
         }
         if self.formats.is_empty() {
-            return unmeetable("formats", "no signature could be looked at; write bundle, legacy or both");
+            return invalid("formats", "no signature could be looked at; write bundle, legacy or both");
         }
         if self.predicate_types.is_empty() && !self.formats.contains(&Format::Legacy) {
-            return unmeetable("predicate_types", "no bundle could count as a signature; name a predicate type");
+            return invalid("predicate_types", "no bundle could count as a signature; name a predicate type");
         }
         for attestation in &self.attestations {
             if !self.formats.contains(&Format::Bundle) {
-                return unmeetable("attestations", "they come as bundles; add bundle to formats");
+                return invalid("attestations", "they come as bundles; add bundle to formats");
             }
             if self.predicate_types.contains(&attestation.predicate_type) {
                 let sentence = format!(
                     "{} is a signature already (predicate_types); remove it from one of them",
                     attestation.predicate_type
                 );
-                return unmeetable("attestations", sentence);
+                return invalid("attestations", sentence);
             }
         }
         for authority in &self.authorities {
-            authority.check().map_err(|Unmeetable { key, sentence }| Unmeetable {
+            authority.check().map_err(|InvalidPolicy { key, sentence }| InvalidPolicy {
                 key: "require",
                 sentence: format!("{}: {key}: {sentence}", authority.name),
             })?;
         }
-        self.check_voters()?;
+        self.check_distinct()?;
         self.check_age()
     }
 
     /// Nobody must count for two voters.
-    fn check_voters(&self) -> Result<(), Unmeetable> {
+    fn check_distinct(&self) -> Result<(), InvalidPolicy> {
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for authority in &self.authorities {
-            let (voices, what) = match &authority.proof {
-                Proof::Keys(keys) => (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key"),
+            let (signer_keys, what) = match &authority.kind {
+                AuthorityKind::Keys(keys) => {
+                    (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key")
+                }
                 // Patterns may overlap in ways that nobody can tell; the same ones are a mistake.
                 // Two votes need two signatures in any case.
                 same => (vec![format!("{same:?} {:?}", authority.root)], "are the same signer"),
             };
-            for voice in voices {
-                match owners.insert(voice, &authority.name) {
+            for signer_key in signer_keys {
+                match owners.insert(signer_key, &authority.name) {
                     Some(other) if other != authority.name => {
                         let sentence = format!("{} and {other} {what}; leave one of them out", authority.name);
-                        return unmeetable("require", sentence);
+                        return invalid("require", sentence);
                     }
                     _ => {}
                 }
@@ -347,39 +349,39 @@ impl Requirements {
         Ok(())
     }
 
-    fn check_age(&self) -> Result<(), Unmeetable> {
+    fn check_age(&self) -> Result<(), InvalidPolicy> {
         let Some(untimed) = self.authorities.iter().find(|authority| !authority.proves_time()) else { return Ok(()) };
         if self.max_signature_age.is_none() {
             return Ok(());
         }
         let sentence =
             format!("nothing proves how old a signature of {} is; ask it for a log (tlog: require)", untimed.name);
-        unmeetable("max_signature_age", sentence)
+        invalid("max_signature_age", sentence)
     }
 }
 
 impl Authority {
     /// Somebody with these keys, whose signatures no log has seen.
     pub fn with_keys(name: String, keys: impl IntoIterator<Item = PublicKey>) -> Self {
-        let proof = Proof::Keys(keys.into_iter().map(AuthorityKey::from).collect());
-        Self { name, proof, log: Log::None, root: None }
+        let kind = AuthorityKind::Keys(keys.into_iter().map(AuthorityKey::from).collect());
+        Self { name, kind, tlog: TlogPolicy::None, root: None }
     }
 
     /// The keys by which it is known, if it is by keys.
     pub fn keys(&self) -> &[AuthorityKey] {
-        match &self.proof {
-            Proof::Keys(keys) => keys,
-            Proof::Keyless(_) | Proof::X509(_) => &[],
+        match &self.kind {
+            AuthorityKind::Keys(keys) => keys,
+            AuthorityKind::Keyless(_) | AuthorityKind::X509(_) => &[],
         }
     }
 
     /// Whether a valid signature of it tells how old it is. Of a key's, only a log does: a
     /// timestamp can be had for an old signature at any time.
     pub fn proves_time(&self) -> bool {
-        match &self.proof {
-            Proof::Keys(_) => self.log == Log::Require,
-            Proof::Keyless(_) => true,
-            Proof::X509(x509) => x509.time != SigningTime::Now,
+        match &self.kind {
+            AuthorityKind::Keys(_) => self.tlog == TlogPolicy::Require,
+            AuthorityKind::Keyless(_) => true,
+            AuthorityKind::X509(x509) => x509.time != SigningTime::Now,
         }
     }
 
@@ -391,7 +393,7 @@ impl Authority {
     ///
     /// # Errors
     /// When nothing could.
-    pub fn check(&self) -> Result<(), Unmeetable> {
+    pub fn check(&self) -> Result<(), InvalidPolicy> {
         let root = self.root.as_ref();
         let root_name = root.map_or("none", TrustRoot::name);
         let logs = root.is_some_and(TrustRoot::has_logs);
@@ -399,32 +401,33 @@ impl Authority {
         let lacks = |what: &str, way_out: &str| {
             format!("its root ({root_name}) has no {what}; {way_out}, or name another root")
         };
-        if self.log == Log::Require && !logs {
-            return unmeetable("tlog", lacks("transparency log", "write `tlog: none`"));
+        if self.tlog == TlogPolicy::Require && !logs {
+            return invalid("tlog", lacks("transparency log", "write `tlog: none`"));
         }
-        match &self.proof {
-            Proof::Keys(keys)
-                if self.log == Log::Require && !keys.iter().any(|key| key.revoked || key.key.goes_with_a_log()) =>
+        match &self.kind {
+            AuthorityKind::Keys(keys)
+                if self.tlog == TlogPolicy::Require
+                    && !keys.iter().any(|key| key.revoked || key.key.supports_tlog()) =>
             {
                 let sentence = "no signature of its keys can be judged together with a log; write `tlog: none`";
-                unmeetable("tlog", sentence)
+                invalid("tlog", sentence)
             }
-            Proof::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
-            Proof::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => unmeetable(
+            AuthorityKind::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
+            AuthorityKind::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => invalid(
                 "keyless.root",
                 format!("this root ({root_name}) has no certificate authority; name one that has"),
             ),
-            Proof::Keyless(_) if self.log == Log::None && !stamps => {
+            AuthorityKind::Keyless(_) if self.tlog == TlogPolicy::None && !stamps => {
                 let lacks = lacks("timestamp authority", "write `tlog: require`");
-                unmeetable("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
+                invalid("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
             }
-            Proof::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
-                unmeetable("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
+                invalid("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
             }
-            Proof::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
-                unmeetable("x509.time", lacks("transparency log", "write `tsa` or `now`"))
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
+                invalid("x509.time", lacks("transparency log", "write `tsa` or `now`"))
             }
-            Proof::Keyless(_) | Proof::X509(_) => Ok(()),
+            AuthorityKind::Keyless(_) | AuthorityKind::X509(_) => Ok(()),
         }
     }
 }
@@ -434,9 +437,9 @@ impl AuthorityKey {
     ///
     /// # Errors
     /// When it couldn't.
-    pub fn check(&self) -> Result<(), Unmeetable> {
+    pub fn check(&self) -> Result<(), InvalidPolicy> {
         match (self.not_before, self.not_after) {
-            (Some(from), Some(until)) if from >= until => unmeetable(
+            (Some(from), Some(until)) if from >= until => invalid(
                 "not_after",
                 format!("the key would count from {from} until {until}, which is never; correct one of them"),
             ),
@@ -480,6 +483,6 @@ impl Format {
     }
 }
 
-fn unmeetable<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, Unmeetable> {
-    Err(Unmeetable { key, sentence: sentence.into() })
+fn invalid<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, InvalidPolicy> {
+    Err(InvalidPolicy { key, sentence: sentence.into() })
 }

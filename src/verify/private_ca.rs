@@ -11,10 +11,10 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use super::{
     ca::CaRoots,
     candidate::{Candidate, Material},
-    keys::{Answer, PublicKey},
-    reason::Fault,
+    keys::{KeyMatch, PublicKey},
+    reason::CandidateError,
     roots::TrustRoot,
-    sigstore::{self, Certified, Demands},
+    sigstore::{self, CertificateRequirements, VerifiedCertificate},
 };
 use crate::oci::Digest;
 
@@ -22,26 +22,31 @@ use crate::oci::Digest;
 const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 
 /// With a time that `root`'s logs or timestamp authorities prove.
-pub(super) fn certified(
+pub(super) fn verify_at_proven_time(
     roots: &CaRoots,
     root: &TrustRoot,
     candidate: &Candidate,
     subject: &Digest,
     log: bool,
-) -> Result<Certified, Fault> {
-    let own = roots.joined_with(root).map_err(Fault::Certificate)?;
-    sigstore::certified(own.verifier(), candidate, subject, Demands { log, sct: false })
+) -> Result<VerifiedCertificate, CandidateError> {
+    let own = roots.joined_with(root).map_err(CandidateError::Certificate)?;
+    sigstore::verify_candidate_certificate(
+        own.verifier(),
+        candidate,
+        subject,
+        CertificateRequirements { log, sct: false },
+    )
 }
 
 /// Without a proof of time: the certificate has to be valid now, and so has everything above
 /// it. Also tells until when the first of them is.
-pub(super) fn valid_now(
+pub(super) fn verify_now(
     roots: &CaRoots,
     candidate: &Candidate,
     now: Timestamp,
-) -> Result<(CertificateInfo, Timestamp), Fault> {
-    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(Fault::AnotherKey) };
-    let refused = |text: String| Fault::Certificate(text);
+) -> Result<(CertificateInfo, Timestamp), CandidateError> {
+    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(CandidateError::AnotherKey) };
+    let refused = |text: String| CandidateError::Certificate(text);
     let info = parse_certificate_info(leaf).map_err(|error| refused(error.to_string()))?;
     let above = roots.certificates().iter().chain(chain).filter(|one| is_valid(one, now));
     let until = above.filter_map(parse_validity).map(|(_, until)| until).fold(info.not_after, Timestamp::min);
@@ -63,9 +68,11 @@ pub(super) fn valid_now(
     )
     .map_err(|error| refused(error.to_string()))?;
     let key = PublicKey::from_pem(&info.public_key.to_pem()).map_err(|error| refused(error.to_string()))?;
-    match key.answer(&candidate.message, &candidate.signature) {
-        Answer::Mine(_) => Ok((info, until)),
-        Answer::Undeclared(_) | Answer::No => Err(Fault::Signature("not by the certificate's key".into())),
+    match key.match_signature(&candidate.message, &candidate.signature) {
+        KeyMatch::Declared(_) => Ok((info, until)),
+        KeyMatch::Undeclared(_) | KeyMatch::Unknown => {
+            Err(CandidateError::Signature("not by the certificate's key".into()))
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Reason {
     Root,
     /// Somebody else signed.
     Identity,
-    /// The right one signed, under other circumstances.
+    /// The right one signed, under other context.
     Claim,
     /// A trusted key signed in a way that is not declared for it.
     Scheme,
@@ -57,7 +57,7 @@ pub enum Reason {
 
 /// What is wrong with one candidate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum CandidateError {
     #[error("malformed: {0}")]
     Malformed(String),
     #[error("{0} signatures are not looked at")]
@@ -98,7 +98,7 @@ pub(super) enum Fault {
     TooOld(String),
 }
 
-impl Fault {
+impl CandidateError {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Malformed(_) => Reason::Malformed,
@@ -124,7 +124,7 @@ impl Fault {
     }
 
     /// The one of two that says more; of equals, the later one.
-    pub(super) fn or_more_telling(self, other: Self) -> Self {
+    pub(super) fn or_more_specific(self, other: Self) -> Self {
         if other.reason() >= self.reason() { other } else { self }
     }
 
@@ -209,7 +209,7 @@ impl fmt::Display for Reason {
             Self::Timestamp => "signature of an unproved time",
             Self::Root => "trust root out of date",
             Self::Identity => "signature by somebody else",
-            Self::Claim => "signature under other circumstances",
+            Self::Claim => "signature under other context",
             Self::Scheme => "signature in an undeclared scheme",
             Self::Unsupported => "signature of an unsupported kind",
             Self::Validity => "signature outside the key's validity",

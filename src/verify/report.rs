@@ -3,21 +3,21 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::{policy::Format, reason::Fault, verified::Signer};
+use super::{policy::Format, reason::CandidateError, verified::Signer};
 use crate::telemetry::{NAME_BYTES, cut};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// The candidates, in the order in which they were judged.
-    pub findings: Vec<Finding>,
+    pub signatures: Vec<SignatureReport>,
     /// Signature material that could not be used, in words.
     pub skipped: Vec<String>,
 }
 
 /// One candidate signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct SignatureReport {
     /// Where it was found.
     pub format: Format,
     /// Whose it is, where an authority of the policy made it, whatever else is wrong with it.
@@ -42,40 +42,44 @@ pub struct Check {
 
 /// The checks that a candidate has gone through.
 #[derive(Debug, Default)]
-pub(super) struct Trail(Vec<Check>);
+pub(super) struct CheckLog(Vec<Check>);
 
-impl Trail {
+impl CheckLog {
     /// Notes what came out of a check, and passes it on.
-    pub(super) fn check<T>(
+    pub(super) fn record<T>(
         &mut self,
         name: &'static str,
-        outcome: Result<T, Fault>,
+        outcome: Result<T, CandidateError>,
         passed: impl FnOnce(&T) -> String,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, CandidateError> {
         let detail = match &outcome {
             Ok(value) => passed(value),
-            Err(fault) => fault.to_string(),
+            Err(error) => error.to_string(),
         };
         self.0.push(Check { name, ok: outcome.is_ok(), detail: clean(&detail) });
         outcome
     }
 
     /// Notes a check only where it failed.
-    pub(super) fn quietly<T>(&mut self, name: &'static str, outcome: Result<T, Fault>) -> Result<T, Fault> {
-        if outcome.is_ok() { outcome } else { self.check(name, outcome, |_| String::new()) }
+    pub(super) fn record_failure<T>(
+        &mut self,
+        name: &'static str,
+        outcome: Result<T, CandidateError>,
+    ) -> Result<T, CandidateError> {
+        if outcome.is_ok() { outcome } else { self.record(name, outcome, |_| String::new()) }
     }
 
     /// The checks of `other`, after these.
-    pub(super) fn follow(&mut self, other: Self) {
+    pub(super) fn append(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    pub(super) fn into_finding(self, format: Format, signer: Option<Signer>) -> Finding {
-        Finding { format, signer, checks: self.0 }
+    pub(super) fn into_report(self, format: Format, signer: Option<Signer>) -> SignatureReport {
+        SignatureReport { format, signer, checks: self.0 }
     }
 }
 
-impl Finding {
+impl SignatureReport {
     /// Whether it counts as a vote.
     pub fn is_verified(&self) -> bool {
         self.signer.is_some() && self.checks.iter().all(|check| check.ok)
@@ -92,9 +96,9 @@ pub(super) fn clean(text: &str) -> String {
 }
 
 /// As `verify --json` and `/status` have it.
-impl Serialize for Finding {
+impl Serialize for SignatureReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Finding", 5)?;
+        let mut fields = serializer.serialize_struct("SignatureReport", 5)?;
         fields.serialize_field("format", self.format.label())?;
         fields.serialize_field("authority", &self.signer.as_ref().map(|signer| &signer.authority))?;
         fields.serialize_field("identity", &self.signer.as_ref().map(|signer| cut(&signer.identity, NAME_BYTES)))?;

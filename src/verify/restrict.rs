@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Authority, AuthorityKey, Proof, Requirements, Rule, TrustPolicy, TrustRoot};
+use super::{Authority, AuthorityKey, AuthorityKind, Requirements, Rule, TrustPolicy, TrustRoot};
 use crate::oci::Digest;
 
 /// What a configuration says about signers, trust roots and digests, whichever policy or bundle
@@ -36,7 +36,7 @@ impl TrustBase {
             None => None,
         };
         let mut authority = Authority { root, ..authority.clone() };
-        if let Proof::Keys(keys) = &mut authority.proof {
+        if let AuthorityKind::Keys(keys) = &mut authority.kind {
             keys.iter_mut().for_each(|key| key.revoked |= self.revokes(key));
         }
         Some(authority)
@@ -84,7 +84,7 @@ mod tests {
 
     fn revoked(name: &str, key: PublicKey) -> Authority {
         let mut authority = Authority::with_keys(name.into(), [key]);
-        let Proof::Keys(keys) = &mut authority.proof else { panic!("no keys") };
+        let AuthorityKind::Keys(keys) = &mut authority.kind else { panic!("no keys") };
         keys[0].revoked = true;
         authority
     }
@@ -124,8 +124,8 @@ mod tests {
     fn authorities_whose_root_is_gone_are_left_out_and_none_left_means_nothing_is_accepted() {
         let root = crate::verify::RootSource::Builtin { tuf: None }.initial("corp").unwrap();
         let logged = |name: &str| {
-            let log = crate::verify::Log::Require;
-            Authority { log, root: Some(root.clone()), ..Authority::with_keys(name.into(), [key()]) }
+            let tlog = crate::verify::TlogPolicy::Require;
+            Authority { tlog, root: Some(root.clone()), ..Authority::with_keys(name.into(), [key()]) }
         };
         let policy = policy([logged("release"), Authority::with_keys("backup".into(), [key()])]);
         assert_eq!(names(&policy.restricted(&TrustBase::default())), [("backup".to_owned(), vec![false])]);

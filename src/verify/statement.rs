@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{
     candidate::{Candidate, Content},
     policy::SIGNATURE_PREDICATE,
-    reason::Fault,
+    reason::CandidateError,
 };
 use crate::oci::{Digest, strict_json};
 
@@ -49,7 +49,7 @@ struct Subject {
 impl Statement {
     /// The statement in an envelope; `None` without one. Worth reading once the signature is
     /// known to be good.
-    pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, Fault> {
+    pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, CandidateError> {
         match &candidate.content {
             Content::Payload => Ok(None),
             Content::Envelope(envelope) => Self::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
@@ -59,15 +59,15 @@ impl Statement {
     /// What a candidate's statement is about, if that is not `subject`.
     pub(super) fn other_than(candidate: &Candidate, subject: &Digest) -> Option<String> {
         match Self::of(candidate).ok()??.names(subject) {
-            Err(Fault::OtherDigest(other)) => Some(other),
+            Err(CandidateError::OtherDigest(other)) => Some(other),
             _ => None,
         }
     }
 
-    pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, Fault> {
-        let malformed = |error: String| Fault::Malformed(error);
+    pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, CandidateError> {
+        let malformed = |error: String| CandidateError::Malformed(error);
         if payload_type != PAYLOAD_TYPE {
-            return Err(Fault::NotASignature(payload_type.to_owned()));
+            return Err(CandidateError::NotASignature(payload_type.to_owned()));
         }
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
@@ -89,14 +89,16 @@ impl Statement {
     }
 
     /// Whether it is about `digest`; what else was signed about that.
-    pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, Fault> {
+    pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, CandidateError> {
         let about =
             |subject: &&Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
         if let Some(subject) = self.subjects.iter().find(about) {
             return Ok(&subject.annotations);
         }
         let other = self.subjects.first().and_then(|subject| subject.digest.iter().next());
-        Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
+        Err(CandidateError::OtherDigest(
+            other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}")),
+        ))
     }
 }
 
@@ -120,7 +122,7 @@ mod tests {
         for (kind, predicate_type) in
             [(FIRST_STATEMENT_TYPE, SIGNATURE_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
         {
-            assert!(matches!(read(kind, predicate_type).unwrap_err(), Fault::Malformed(_)), "{kind}");
+            assert!(matches!(read(kind, predicate_type).unwrap_err(), CandidateError::Malformed(_)), "{kind}");
         }
     }
 }

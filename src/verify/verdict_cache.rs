@@ -1,4 +1,4 @@
-//! Verdicts that are still good: the same question has the same answer.
+//! VerdictCache that are still good: the same key has the same cached.
 
 use std::{fmt, sync::Arc};
 
@@ -8,7 +8,7 @@ use super::{
     evidence::Evidence,
     policy::TrustPolicy,
     report::Report,
-    verified::{Circumstances, Rejection, Signer, Term, Verified},
+    verified::{Signer, Validity, VerificationContext, VerificationError, Verified},
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
@@ -23,87 +23,87 @@ const OVERHEAD: usize = 512;
 /// A verdict is found only under the very repository, digest, evidence and policy revision
 /// that it was reached for, and the revision covers the content of every trust root.
 #[derive(Clone)]
-pub struct Verdicts {
-    accepted: Cache<Question, Arc<Answer>>,
+pub struct VerdictCache {
+    accepted: Cache<CacheKey, Arc<CachedVerdict>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Question {
+struct CacheKey {
     artifact: String,
     evidence: String,
     revision: String,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct CachedVerdict {
     signers: Vec<Signer>,
-    term: Term,
+    validity: Validity,
     /// It does not hold before it was reached, should the clock be set back.
     reached: jiff::Timestamp,
     report: Report,
 }
 
-impl Default for Verdicts {
+impl Default for VerdictCache {
     fn default() -> Self {
-        let weigh = |question: &Question, answer: &Arc<Answer>| {
+        let weigh = |key: &CacheKey, cached: &Arc<CachedVerdict>| {
             let texts: usize =
-                answer.report.findings.iter().flat_map(|one| &one.checks).map(|one| one.detail.len()).sum();
-            let skipped: usize = answer.report.skipped.iter().map(String::len).sum();
-            u32::try_from(OVERHEAD + question.artifact.len() + texts + skipped).unwrap_or(u32::MAX)
+                cached.report.signatures.iter().flat_map(|one| &one.checks).map(|one| one.detail.len()).sum();
+            let skipped: usize = cached.report.skipped.iter().map(String::len).sum();
+            u32::try_from(OVERHEAD + key.artifact.len() + texts + skipped).unwrap_or(u32::MAX)
         };
         Self { accepted: Cache::builder().max_capacity(CAPACITY).weigher(weigh).build() }
     }
 }
 
-impl Verdicts {
-    /// As [`Verified::explain`], which is asked where no answer is known.
+impl VerdictCache {
+    /// As [`Verified::verify_with_report`], which is asked where no cached is known.
     ///
     /// # Errors
     /// The most telling reason for refusing.
-    pub fn explain(
+    pub fn verify_with_report(
         &self,
         policy: &TrustPolicy,
         pinned: &PinnedReference,
         manifest: Manifest,
         evidence: &Evidence,
-        circumstances: Circumstances,
-    ) -> (Result<Verified<Manifest>, Rejection>, Report) {
+        context: VerificationContext,
+    ) -> (Result<Verified<Manifest>, VerificationError>, Report) {
         // Nothing is saved where nothing is judged, and odd evidence is judged each time.
         let (Some(_), Ok(bytes)) = (policy.requirements(), evidence.to_bytes()) else {
-            return Verified::explain(policy, pinned, manifest, evidence, circumstances);
+            return Verified::verify_with_report(policy, pinned, manifest, evidence, context);
         };
-        let question = Question {
+        let key = CacheKey {
             artifact: pinned.to_string(),
             evidence: Digest::sha256(&bytes).to_string(),
             revision: policy.revision().to_string(),
         };
-        if let Some(answer) = self.accepted.get(&question).filter(|answer| answer.holds(circumstances))
-            && let Some(verified) = Verified::recall(policy, pinned, &manifest, &answer.signers, answer.term)
+        if let Some(cached) = self.accepted.get(&key).filter(|cached| cached.holds(context))
+            && let Some(verified) = Verified::from_cache(policy, pinned, &manifest, &cached.signers, cached.validity)
         {
-            return (Ok(verified), answer.report.clone());
+            return (Ok(verified), cached.report.clone());
         }
-        let (verdict, report) = Verified::explain(policy, pinned, manifest, evidence, circumstances);
+        let (verdict, report) = Verified::verify_with_report(policy, pinned, manifest, evidence, context);
         if let Ok(verified) = &verdict {
-            let answer = Answer {
+            let cached = CachedVerdict {
                 signers: verified.signers().to_vec(),
-                term: verified.term(),
-                reached: circumstances.now,
+                validity: verified.validity(),
+                reached: context.now,
                 report: report.clone(),
             };
-            self.accepted.insert(question, Arc::new(answer));
+            self.accepted.insert(key, Arc::new(cached));
         }
         (verdict, report)
     }
 }
 
-impl Answer {
-    fn holds(&self, circumstances: Circumstances) -> bool {
-        self.reached <= circumstances.now && self.term.holds(circumstances.now)
+impl CachedVerdict {
+    fn holds(&self, context: VerificationContext) -> bool {
+        self.reached <= context.now && self.validity.holds(context.now)
     }
 }
 
-impl fmt::Debug for Verdicts {
+impl fmt::Debug for VerdictCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verdicts").field("entries", &self.accepted.entry_count()).finish()
+        f.debug_struct("VerdictCache").field("entries", &self.accepted.entry_count()).finish()
     }
 }

@@ -1,4 +1,4 @@
-//! One artifact before its policy: every candidate is heard, the votes are counted.
+//! One artifact before its policy: every candidate is checked, the votes are counted.
 
 use std::collections::BTreeMap;
 
@@ -6,40 +6,40 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
-    authority_check::{Bench, Vouched},
+    authority_check::{AuthorityCheck, AuthorityMatch},
     bundle_v03,
     candidate::Candidate,
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
-    matching::tally,
+    matching::max_matching,
     policy::{Attestation, ClaimedRepository, Format, Requirements},
-    reason::{Fault, Reason},
-    report::{Finding, Trail, clean},
+    reason::{CandidateError, Reason},
+    report::{CheckLog, SignatureReport, clean},
     statement::Statement,
-    verified::{Circumstances, Rejection, Signer, Term},
+    verified::{Signer, Validity, VerificationContext, VerificationError},
 };
 use crate::oci::{PinnedReference, Repository};
 
-/// Details that a rejection tells; the report has them all.
-const TOLD: usize = 4;
+/// Details that a error tells; the report has them all.
+const MAX_DETAILS: usize = 4;
 /// After so long a rule is asked again about a statement.
-const RULE_HOLDS: SignedDuration = SignedDuration::from_hours(1);
+const RULE_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
-pub(super) struct Hearing<'a> {
+pub(super) struct Verification<'a> {
     pub(super) requirements: &'a Requirements,
     pub(super) pinned: &'a PinnedReference,
-    pub(super) circumstances: Circumstances,
+    pub(super) context: VerificationContext,
 }
 
 /// Yes.
 #[derive(Debug, Default)]
 pub(super) struct Accepted {
     pub(super) signers: Vec<Signer>,
-    pub(super) term: Term,
+    pub(super) validity: Validity,
 }
 
 /// What a good candidate is worth.
-enum Word {
+enum Contribution {
     /// The vote of each of these authorities.
     Signature(Vec<Vote>),
     /// A statement that some of the policy's authorities make, and until when one of them
@@ -49,127 +49,142 @@ enum Word {
 
 struct Vote {
     authority: usize,
-    voice: String,
+    signer_key: String,
     signer: Signer,
     until: Option<Timestamp>,
 }
 
-/// What has been heard so far.
+/// What has been counted so far.
 #[derive(Default)]
-struct Heard {
+struct Tally {
     votes: Vec<Vote>,
     statements: Vec<(Statement, Option<Timestamp>)>,
-    faults: Vec<Fault>,
+    errors: Vec<CandidateError>,
 }
 
-impl Hearing<'_> {
-    pub(super) fn hear(&self, evidence: &Evidence, findings: &mut Vec<Finding>) -> Result<Accepted, Rejection> {
+impl Verification<'_> {
+    pub(super) fn verify(
+        &self,
+        evidence: &Evidence,
+        signatures: &mut Vec<SignatureReport>,
+    ) -> Result<Accepted, VerificationError> {
         if self.requirements.revoked_digests.contains(self.pinned.digest()) {
-            return Err(self.refuse(Reason::RevokedDigest, Vec::new()));
+            return Err(self.error(Reason::RevokedDigest, Vec::new()));
         }
-        let mut heard = Heard::default();
+        let mut tally = Tally::default();
         for candidate in &evidence.bundles {
-            let judged = self.judge(
+            let outcome = self.check_candidate(
                 Format::Bundle,
                 || bundle_v03::read(&candidate.bundle),
-                |read, vouched, trail| self.statement(candidate, read, vouched, trail),
+                |read, matched, checks| self.check_statement(candidate, read, matched, checks),
             );
-            heard.take(judged, findings);
+            tally.take(outcome, signatures);
         }
         for candidate in &evidence.legacy {
-            let judged = self.judge(
+            let outcome = self.check_candidate(
                 Format::Legacy,
                 || legacy::read(candidate),
-                |_, vouched, trail| self.claim(candidate, vouched, trail),
+                |_, matched, checks| self.check_payload(candidate, matched, checks),
             );
-            heard.take(judged, findings);
+            tally.take(outcome, signatures);
         }
-        let told = |rejection: Rejection| Rejection { revoked: rejection.revoked || heard.is_revoked(), ..rejection };
-        let accepted = self.count(&heard, evidence).map_err(told)?;
-        let attested = self.attested(&heard).map_err(told)?;
-        Ok(Accepted { term: accepted.term.and(attested), ..accepted })
+        let told =
+            |error: VerificationError| VerificationError { revoked: error.revoked || tally.is_revoked(), ..error };
+        let accepted = self.count_votes(&tally, evidence).map_err(told)?;
+        let attested = self.check_attestations(&tally).map_err(told)?;
+        Ok(Accepted { validity: accepted.validity.and(attested), ..accepted })
     }
 
     /// Takes a candidate apart, asks who stands behind it, and only then what it says: nothing
     /// that nobody signed is worth reading.
-    fn judge(
+    fn check_candidate(
         &self,
         format: Format,
-        read: impl FnOnce() -> Result<Candidate, Fault>,
-        contents: impl FnOnce(&Candidate, &VouchedFor, &mut Trail) -> Result<Word, Fault>,
-    ) -> (Finding, Result<Word, Fault>) {
-        let (mut trail, mut signer) = (Trail::default(), None);
-        let outcome = trail
-            .check("format", self.looked_at(format).and_then(|()| read()), |_| format.in_words().to_owned())
+        read: impl FnOnce() -> Result<Candidate, CandidateError>,
+        contents: impl FnOnce(&Candidate, &Matches, &mut CheckLog) -> Result<Contribution, CandidateError>,
+    ) -> (SignatureReport, Result<Contribution, CandidateError>) {
+        let (mut checks, mut signer) = (CheckLog::default(), None);
+        let outcome = checks
+            .record("format", self.check_format(format).and_then(|()| read()), |_| format.in_words().to_owned())
             .and_then(|read| {
-                let vouched = self.vouched(&read, format, &mut trail)?;
-                signer = vouched.0.first().map(|(_, signer, _)| signer.clone());
-                contents(&read, &vouched, &mut trail)
+                let matched = self.match_authorities(&read, format, &mut checks)?;
+                signer = matched.0.first().map(|(_, signer, _)| signer.clone());
+                contents(&read, &matched, &mut checks)
             });
-        (trail.into_finding(format, signer), outcome)
+        (checks.into_report(format, signer), outcome)
     }
 
-    fn statement(
+    fn check_statement(
         &self,
         candidate: &SignatureBundle,
         read: &Candidate,
-        vouched: &VouchedFor,
-        trail: &mut Trail,
-    ) -> Result<Word, Fault> {
+        matched: &Matches,
+        checks: &mut CheckLog,
+    ) -> Result<Contribution, CandidateError> {
         let statement = Statement::of(read).and_then(|statement| {
-            let statement = statement.ok_or_else(|| Fault::Malformed("no statement".to_owned()))?;
+            let statement = statement.ok_or_else(|| CandidateError::Malformed("no statement".to_owned()))?;
             let (kind, wanted) = (&statement.predicate_type, self.requirements);
             let known = wanted.predicate_types.contains(kind)
                 || wanted.attestations.iter().any(|attestation| attestation.predicate_type == *kind);
-            if known { Ok(statement) } else { Err(Fault::NotASignature(kind.clone())) }
+            if known { Ok(statement) } else { Err(CandidateError::NotASignature(kind.clone())) }
         });
-        let statement = trail.check("statement", statement, |statement| statement.predicate_type.clone())?;
+        let statement = checks.record("statement", statement, |statement| statement.predicate_type.clone())?;
         let digest = self.pinned.digest();
-        let annotations = trail.check("digest", statement.names(digest), |_| format!("it names {digest}"))?;
+        let annotations = checks.record("digest", statement.names(digest), |_| format!("it names {digest}"))?;
         let referrer = bundle_v03::check_referrer(candidate, digest);
-        trail.check("referrer", referrer, |()| "attached to the same digest".to_owned())?;
+        checks.record("referrer", referrer, |()| "attached to the same digest".to_owned())?;
         if self.requirements.predicate_types.contains(&statement.predicate_type) {
-            self.annotations(annotations, trail)?;
-            return self.votes(vouched, trail).map(Word::Signature);
+            self.check_annotations(annotations, checks)?;
+            return self.collect_votes(matched, checks).map(Contribution::Signature);
         }
         // It holds for as long as anybody of them stands behind it.
-        let ends: Option<Vec<Timestamp>> = vouched.0.iter().map(|(.., vouched)| vouched.until).collect();
-        Ok(Word::Attestation(statement, ends.and_then(|ends| ends.into_iter().max())))
+        let ends: Option<Vec<Timestamp>> = matched.0.iter().map(|(.., matched)| matched.until).collect();
+        Ok(Contribution::Attestation(statement, ends.and_then(|ends| ends.into_iter().max())))
     }
 
-    fn claim(&self, candidate: &LegacySignature, vouched: &VouchedFor, trail: &mut Trail) -> Result<Word, Fault> {
-        let claim = trail.check("statement", legacy::claim(&candidate.payload), |_| "cosign signature".to_owned())?;
+    fn check_payload(
+        &self,
+        candidate: &LegacySignature,
+        matched: &Matches,
+        checks: &mut CheckLog,
+    ) -> Result<Contribution, CandidateError> {
+        let claim = checks.record("statement", legacy::claim(&candidate.payload), |_| "cosign signature".to_owned())?;
         let digest = self.pinned.digest();
-        trail.check("digest", claim.names(digest), |()| format!("it names {digest}"))?;
+        checks.record("digest", claim.names(digest), |()| format!("it names {digest}"))?;
         if self.requirements.claimed_repository != ClaimedRepository::Ignore {
-            trail.check("repository", self.repository(&claim.repository), |()| claim.repository.clone())?;
+            checks.record("repository", self.check_repository(&claim.repository), |()| claim.repository.clone())?;
         }
-        self.annotations(&claim.annotations, trail)?;
-        self.votes(vouched, trail).map(Word::Signature)
+        self.check_annotations(&claim.annotations, checks)?;
+        self.collect_votes(matched, checks).map(Contribution::Signature)
     }
 
-    fn looked_at(&self, format: Format) -> Result<(), Fault> {
-        if self.requirements.formats.contains(&format) { Ok(()) } else { Err(Fault::Format(format.label())) }
+    fn check_format(&self, format: Format) -> Result<(), CandidateError> {
+        if self.requirements.formats.contains(&format) { Ok(()) } else { Err(CandidateError::Format(format.label())) }
     }
 
-    /// Everybody who stands behind a signature. The trail goes on with the one who came
+    /// Everybody who stands behind a signature. The checks goes on with the one who came
     /// furthest.
-    fn vouched(&self, candidate: &Candidate, format: Format, trail: &mut Trail) -> Result<VouchedFor, Fault> {
-        let mut bench = Bench {
+    fn match_authorities(
+        &self,
+        candidate: &Candidate,
+        format: Format,
+        checks: &mut CheckLog,
+    ) -> Result<Matches, CandidateError> {
+        let mut check = AuthorityCheck {
             candidate,
             subject: self.pinned.digest(),
-            now: self.circumstances.now,
-            expired_roots: self.circumstances.expired_roots,
-            certified: Vec::new(),
+            now: self.context.now,
+            expired_roots: self.context.expired_roots,
+            verified_certificates: Vec::new(),
         };
         let mut all = Vec::new();
-        let mut best: Option<(Option<Reason>, Trail)> = None;
-        let mut refused = Fault::AnotherKey;
+        let mut best: Option<(Option<Reason>, CheckLog)> = None;
+        let mut refused = CandidateError::AnotherKey;
         for (index, authority) in self.requirements.authorities.iter().enumerate() {
-            let mut own = Trail::default();
-            let outcome = bench.vouch(authority, &mut own);
-            let rank = outcome.as_ref().err().map(Fault::reason);
-            // No fault is better than any, a more telling one better than others.
+            let mut own = CheckLog::default();
+            let outcome = check.check(authority, &mut own);
+            let rank = outcome.as_ref().err().map(CandidateError::reason);
+            // No error is better than any, a more telling one better than others.
             let better = match (&best, rank) {
                 (None, _) | (Some((Some(_), _)), None) => true,
                 (Some((Some(known), _)), Some(reason)) => reason > *known,
@@ -179,64 +194,64 @@ impl Hearing<'_> {
                 best = Some((rank, own));
             }
             match outcome {
-                Ok(vouched) => {
+                Ok(matched) => {
                     let signer = Signer {
                         authority: authority.name.clone(),
-                        identity: vouched.identity.clone(),
+                        identity: matched.identity.clone(),
                         format,
-                        signed_at: vouched.signed_at,
-                        made: vouched.made,
+                        signed_at: matched.signed_at,
+                        earliest_time: matched.earliest_time,
                     };
-                    all.push((index, signer, vouched));
+                    all.push((index, signer, matched));
                 }
-                Err(fault) if fault.reason() >= refused.reason() => refused = fault,
+                Err(error) if error.reason() >= refused.reason() => refused = error,
                 Err(_) => {}
             }
         }
         if let Some((_, own)) = best {
-            trail.follow(own);
+            checks.append(own);
         }
-        if all.is_empty() { Err(refused) } else { Ok(VouchedFor(all)) }
+        if all.is_empty() { Err(refused) } else { Ok(Matches(all)) }
     }
 
-    fn votes(&self, vouched: &VouchedFor, trail: &mut Trail) -> Result<Vec<Vote>, Fault> {
+    fn collect_votes(&self, matched: &Matches, checks: &mut CheckLog) -> Result<Vec<Vote>, CandidateError> {
         let mut votes = Vec::new();
         let mut refused = None;
-        for (authority, signer, vouched) in &vouched.0 {
-            match self.fresh(vouched) {
+        for (authority, signer, matched) in &matched.0 {
+            match self.check_age(matched) {
                 Ok(fresh) => {
-                    let until = [vouched.until, fresh].into_iter().flatten().min();
+                    let until = [matched.until, fresh].into_iter().flatten().min();
                     votes.push(Vote {
                         authority: *authority,
-                        voice: vouched.voice.clone(),
+                        signer_key: matched.signer_key.clone(),
                         signer: signer.clone(),
                         until,
                     });
                 }
-                Err(fault) => refused = Some(fault),
+                Err(error) => refused = Some(error),
             }
         }
         match (refused, votes.is_empty()) {
-            (Some(fault), true) => trail.check("age", Err(fault), |_: &Vec<Vote>| String::new()),
+            (Some(error), true) => checks.record("age", Err(error), |_: &Vec<Vote>| String::new()),
             _ => Ok(votes),
         }
     }
 
     /// Whether a signature is not too old yet; until when.
-    fn fresh(&self, vouched: &Vouched) -> Result<Option<Timestamp>, Fault> {
+    fn check_age(&self, matched: &AuthorityMatch) -> Result<Option<Timestamp>, CandidateError> {
         let Some(most) = self.requirements.max_signature_age else { return Ok(None) };
-        let Some(made) = vouched.made else {
-            return Err(Fault::TooOld("nothing proves its age".to_owned()));
+        let Some(earliest) = matched.earliest_time else {
+            return Err(CandidateError::TooOld("nothing proves its age".to_owned()));
         };
         let most = SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX);
-        let until = made.checked_add(most).unwrap_or(Timestamp::MAX);
-        if self.circumstances.now > until {
-            return Err(Fault::TooOld(format!("signed at {made}, good until {until}")));
+        let until = earliest.checked_add(most).unwrap_or(Timestamp::MAX);
+        if self.context.now > until {
+            return Err(CandidateError::TooOld(format!("signed at {earliest}, good until {until}")));
         }
         Ok(Some(until))
     }
 
-    fn annotations(&self, signed: &BTreeMap<String, Value>, trail: &mut Trail) -> Result<(), Fault> {
+    fn check_annotations(&self, signed: &BTreeMap<String, Value>, checks: &mut CheckLog) -> Result<(), CandidateError> {
         let wanted = &self.requirements.annotations;
         if wanted.is_empty() {
             return Ok(());
@@ -244,15 +259,15 @@ impl Hearing<'_> {
         let lacking = wanted.iter().find(|(key, value)| signed.get(*key) != Some(*value));
         let outcome = match lacking {
             None => Ok(()),
-            Some((key, value)) => Err(Fault::Annotations(match signed.get(key) {
+            Some((key, value)) => Err(CandidateError::Annotations(match signed.get(key) {
                 None => format!("{key} is missing"),
                 Some(other) => format!("{key} is {other}, not {value}"),
             })),
         };
-        trail.check("annotations", outcome, |()| wanted.keys().cloned().collect::<Vec<_>>().join(", "))
+        checks.record("annotations", outcome, |()| wanted.keys().cloned().collect::<Vec<_>>().join(", "))
     }
 
-    fn repository(&self, claimed: &str) -> Result<(), Fault> {
+    fn check_repository(&self, claimed: &str) -> Result<(), CandidateError> {
         let right = match (&self.requirements.claimed_repository, self.pinned.repository()) {
             (ClaimedRepository::Ignore, _) => true,
             (ClaimedRepository::Exactly(repository), _) => repository == claimed,
@@ -260,37 +275,37 @@ impl Hearing<'_> {
             // A folder has no name that a signer could have known.
             (ClaimedRepository::Match, Repository::Layout { .. }) => false,
         };
-        if right { Ok(()) } else { Err(Fault::Repository(claimed.to_owned())) }
+        if right { Ok(()) } else { Err(CandidateError::Repository(claimed.to_owned())) }
     }
 
-    fn count(&self, heard: &Heard, evidence: &Evidence) -> Result<Accepted, Rejection> {
-        let ballots: Vec<_> = heard.votes.iter().map(|vote| (vote.authority, vote.voice.as_str())).collect();
-        let counted: Vec<&Vote> = tally(&ballots).into_iter().map(|position| &heard.votes[position]).collect();
+    fn count_votes(&self, tally: &Tally, evidence: &Evidence) -> Result<Accepted, VerificationError> {
+        let ballots: Vec<_> = tally.votes.iter().map(|vote| (vote.authority, vote.signer_key.as_str())).collect();
+        let counted: Vec<&Vote> = max_matching(&ballots).into_iter().map(|position| &tally.votes[position]).collect();
         let (needed, votes) = (self.requirements.at_least, counted.len());
         if votes < needed {
-            let mut details: Vec<String> = heard.faults.iter().filter_map(Fault::detail).collect();
+            let mut details: Vec<String> = tally.errors.iter().filter_map(CandidateError::detail).collect();
             details.extend(evidence.skipped.iter().cloned());
             if votes == 0 {
-                let reason = heard.faults.iter().map(Fault::reason).max().unwrap_or(Reason::Unsigned);
-                return Err(self.refuse(reason, details));
+                let reason = tally.errors.iter().map(CandidateError::reason).max().unwrap_or(Reason::Unsigned);
+                return Err(self.error(reason, details));
             }
             let names: Vec<_> = counted.iter().map(|vote| vote.signer.authority.as_str()).collect();
             details.insert(0, format!("{votes} of {needed}: {}", names.join(", ")));
-            return Err(self.refuse(Reason::TooFewVotes, details));
+            return Err(self.error(Reason::TooFewVotes, details));
         }
         Ok(Accepted {
             signers: counted.iter().map(|vote| vote.signer.clone()).collect(),
-            term: Term { until: counted.iter().filter_map(|vote| vote.until).min(), renew: None },
+            validity: Validity { until: counted.iter().filter_map(|vote| vote.until).min(), reverify_after: None },
         })
     }
 
     /// Whether every attestation is there, and for how long that is good.
-    fn attested(&self, heard: &Heard) -> Result<Term, Rejection> {
-        let mut term = Term::default();
+    fn check_attestations(&self, tally: &Tally) -> Result<Validity, VerificationError> {
+        let mut validity = Validity::default();
         for Attestation { predicate_type, rule } in &self.requirements.attestations {
             let mut details = vec![format!("{predicate_type} is missing")];
             let mut satisfied: Vec<Option<Timestamp>> = Vec::new();
-            for (statement, until) in heard.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
+            for (statement, until) in tally.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
                 match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&statement.text)) {
                     Ok(true) => satisfied.push(*until),
                     Ok(false) => details[0] = format!("{predicate_type} is not what the rule allows"),
@@ -298,39 +313,48 @@ impl Hearing<'_> {
                 }
             }
             if satisfied.is_empty() {
-                details.extend(heard.faults.iter().filter_map(Fault::detail));
-                return Err(self.refuse(Reason::Attestation, details));
+                details.extend(tally.errors.iter().filter_map(CandidateError::detail));
+                return Err(self.error(Reason::Attestation, details));
             }
             // The one that holds longest is enough.
             let until = satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max());
             // A rule may look at the clock.
-            let renew = rule.as_ref().and_then(|_| self.circumstances.now.checked_add(RULE_HOLDS).ok());
-            term = term.and(Term { until, renew });
+            let reverify_after = rule.as_ref().and_then(|_| self.context.now.checked_add(RULE_LIFETIME).ok());
+            validity = validity.and(Validity { until, reverify_after });
         }
-        Ok(term)
+        Ok(validity)
     }
 
-    fn refuse(&self, reason: Reason, details: Vec<String>) -> Rejection {
-        let told: String = details.iter().take(TOLD).map(|detail| format!("; {}", clean(detail))).collect();
-        Rejection { reason, digest: self.pinned.digest().clone(), details: told, revoked: reason.is_revocation() }
+    fn error(&self, reason: Reason, details: Vec<String>) -> VerificationError {
+        let told: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", clean(detail))).collect();
+        VerificationError {
+            reason,
+            digest: self.pinned.digest().clone(),
+            details: told,
+            revoked: reason.is_revocation(),
+        }
     }
 }
 
 /// Authorities of the policy, by position, and their word.
-struct VouchedFor(Vec<(usize, Signer, Vouched)>);
+struct Matches(Vec<(usize, Signer, AuthorityMatch)>);
 
-impl Heard {
+impl Tally {
     /// Whether somebody signed who is not to be trusted any more.
     fn is_revoked(&self) -> bool {
-        self.faults.iter().any(|fault| fault.reason().is_revocation())
+        self.errors.iter().any(|error| error.reason().is_revocation())
     }
 
-    fn take(&mut self, (finding, outcome): (Finding, Result<Word, Fault>), findings: &mut Vec<Finding>) {
-        findings.push(finding);
+    fn take(
+        &mut self,
+        (signature, outcome): (SignatureReport, Result<Contribution, CandidateError>),
+        signatures: &mut Vec<SignatureReport>,
+    ) {
+        signatures.push(signature);
         match outcome {
-            Ok(Word::Signature(votes)) => self.votes.extend(votes),
-            Ok(Word::Attestation(statement, until)) => self.statements.push((statement, until)),
-            Err(fault) => self.faults.push(fault),
+            Ok(Contribution::Signature(votes)) => self.votes.extend(votes),
+            Ok(Contribution::Attestation(statement, until)) => self.statements.push((statement, until)),
+            Err(error) => self.errors.push(error),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The verdict: [`Verified`] or a [`Rejection`], and nothing between.
+//! The verdict: [`Verified`] or a [`VerificationError`], and nothing between.
 
 use jiff::Timestamp;
 
@@ -7,7 +7,7 @@ use super::{
     policy::{Format, PolicyRevision, Rule, TrustPolicy},
     reason::Reason,
     report::{Report, clean},
-    verification::{Accepted, Hearing},
+    verification::{Accepted, Verification},
 };
 use crate::{
     oci::{Digest, Manifest, PinnedReference},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Something that a trust policy accepted. There is no other way to one than
-/// [`Verified::judge`], so code that asks for a `Verified` can't be given anything else:
+/// [`Verified::verify`], so code that asks for a `Verified` can't be given anything else:
 ///
 /// ```compile_fail
 /// use bundlegate::verify::Verified;
@@ -29,16 +29,16 @@ pub struct Verified<T> {
     pinned: PinnedReference,
     signers: Vec<Signer>,
     revision: PolicyRevision,
-    term: Term,
+    validity: Validity,
 }
 
 /// How long a verdict holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Term {
+pub(super) struct Validity {
     /// Until then, if not for ever.
     pub(super) until: Option<Timestamp>,
     /// After that it is reached again, though it holds meanwhile.
-    pub(super) renew: Option<Timestamp>,
+    pub(super) reverify_after: Option<Timestamp>,
 }
 
 /// An authority that voted for an artifact.
@@ -54,13 +54,13 @@ pub struct Signer {
     /// of such times.
     pub signed_at: Option<Timestamp>,
     /// From when on its age counts: a time that nobody can make later without the signer.
-    pub made: Option<Timestamp>,
+    pub earliest_time: Option<Timestamp>,
 }
 
 /// No.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason} (digest {digest}){details}")]
-pub struct Rejection {
+pub struct VerificationError {
     /// The most telling reason.
     pub reason: Reason,
     /// What was judged.
@@ -74,7 +74,7 @@ pub struct Rejection {
 
 /// What a judgement takes for granted.
 #[derive(Debug, Clone, Copy)]
-pub struct Circumstances {
+pub struct VerificationContext {
     /// The time of judging.
     pub now: Timestamp,
     /// Whether trust roots that were not refreshed in time may still speak: about what they
@@ -82,7 +82,7 @@ pub struct Circumstances {
     pub expired_roots: bool,
 }
 
-impl Circumstances {
+impl VerificationContext {
     /// Something new, now.
     pub fn now() -> Self {
         Self { now: telemetry::now(), expired_roots: false }
@@ -101,64 +101,64 @@ impl Verified<Manifest> {
     ///
     /// # Errors
     /// The most telling reason for refusing.
-    pub fn judge(
+    pub fn verify(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
         manifest: Manifest,
         evidence: &Evidence,
-    ) -> Result<Self, Rejection> {
-        Self::explain(policy, pinned, manifest, evidence, Circumstances::now()).0
+    ) -> Result<Self, VerificationError> {
+        Self::verify_with_report(policy, pinned, manifest, evidence, VerificationContext::now()).0
     }
 
     /// The same judgement, together with what it saw on the way.
     ///
     /// # Errors
     /// The most telling reason for refusing.
-    pub fn explain(
+    pub fn verify_with_report(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
         manifest: Manifest,
         evidence: &Evidence,
-        circumstances: Circumstances,
-    ) -> (Result<Self, Rejection>, Report) {
+        context: VerificationContext,
+    ) -> (Result<Self, VerificationError>, Report) {
         let skipped = evidence.skipped.iter().map(|text| clean(text)).collect();
-        let mut report = Report { findings: Vec::new(), skipped };
+        let mut report = Report { signatures: Vec::new(), skipped };
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
             let details = format!("; the manifest is {}", manifest.digest());
             return (
-                Err(Rejection { reason: Reason::OtherDigest, digest: digest.clone(), details, revoked: false }),
+                Err(VerificationError { reason: Reason::OtherDigest, digest: digest.clone(), details, revoked: false }),
                 report,
             );
         }
         let accepted = match policy.rule() {
             Rule::Unsigned if policy.revokes(digest) => {
                 let (reason, digest) = (Reason::RevokedDigest, digest.clone());
-                Err(Rejection { reason, digest, details: String::new(), revoked: true })
+                Err(VerificationError { reason, digest, details: String::new(), revoked: true })
             }
             Rule::Unsigned => Ok(Accepted::default()),
             Rule::Signed(requirements) => {
-                Hearing { requirements, pinned, circumstances }.hear(evidence, &mut report.findings)
+                Verification { requirements, pinned, context }.verify(evidence, &mut report.signatures)
             }
         };
-        let verified = accepted.map(|Accepted { signers, term }| Self {
+        let verified = accepted.map(|Accepted { signers, validity }| Self {
             value: manifest,
             pinned: pinned.clone(),
             signers,
             revision: policy.revision().clone(),
-            term,
+            validity,
         });
         (verified, report)
     }
 
     /// A verdict that was reached before, for this very digest and policy; `None` where
-    /// `manifest` is not what it was about. For [`super::Verdicts`] alone.
-    pub(super) fn recall(
+    /// `manifest` is not what it was about. For [`super::VerdictCache`] alone.
+    pub(super) fn from_cache(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
         manifest: &Manifest,
         signers: &[Signer],
-        term: Term,
+        validity: Validity,
     ) -> Option<Self> {
         let same = pinned.digest().recompute(manifest.raw()) == *pinned.digest();
         same.then(|| Self {
@@ -166,14 +166,14 @@ impl Verified<Manifest> {
             pinned: pinned.clone(),
             signers: signers.to_vec(),
             revision: policy.revision().clone(),
-            term,
+            validity,
         })
     }
 }
 
-impl Term {
+impl Validity {
     fn due(self) -> Option<Timestamp> {
-        [self.until, self.renew].into_iter().flatten().min()
+        [self.until, self.reverify_after].into_iter().flatten().min()
     }
 
     /// Whether the verdict need not be reached again yet.
@@ -184,7 +184,10 @@ impl Term {
     /// As long as both do.
     pub(super) fn and(self, other: Self) -> Self {
         let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| [one, other].into_iter().flatten().min();
-        Self { until: earlier(self.until, other.until), renew: earlier(self.renew, other.renew) }
+        Self {
+            until: earlier(self.until, other.until),
+            reverify_after: earlier(self.reverify_after, other.reverify_after),
+        }
     }
 }
 
@@ -211,22 +214,22 @@ impl<T> Verified<T> {
 
     /// Until when the verdict holds; `None` = as long as the policy does.
     pub fn valid_until(&self) -> Option<Timestamp> {
-        self.term.until
+        self.validity.until
     }
 
     /// After which it is to be judged again, if ever: at its end, or before it where what was
     /// judged may look otherwise some day.
     pub fn due(&self) -> Option<Timestamp> {
-        self.term.due()
+        self.validity.due()
     }
 
-    pub(super) fn term(&self) -> Term {
-        self.term
+    pub(super) fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// When it was signed, where that is proved: by the last of those who had to.
     pub fn signed_at(&self) -> Option<Timestamp> {
-        self.signers.iter().map(|signer| signer.made).max().flatten()
+        self.signers.iter().map(|signer| signer.earliest_time).max().flatten()
     }
 }
 

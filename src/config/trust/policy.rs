@@ -16,7 +16,7 @@ use crate::{
     },
     oci::{Digest, Repository},
     verify::{
-        Attestation, Authority, ClaimedRepository, Format, Requirements, SIGNATURE_PREDICATE, StatementRule,
+        Attestation, AttestationRule, Authority, ClaimedRepository, Format, Requirements, SIGNATURE_PREDICATE,
         TrustPolicy,
     },
 };
@@ -165,7 +165,7 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
                 let sentence = format!("{name}: brackets in it are nested too deep; write intermediate rules");
                 return Err(Problem::new(sentence));
             }
-            StatementRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
+            AttestationRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
         });
         rule.map_err(|problem| problem.at("rego"))
     });

@@ -14,7 +14,7 @@ const NEVER: i64 = i64::MAX;
 
 /// Why a root must not vouch for anything new.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootTrouble {
+pub enum UnusableRoot {
     /// Its repository has not delivered it yet.
     Pending {
         /// The root's name in the configuration.
@@ -43,7 +43,7 @@ impl Freshness {
         Self(Arc::new(AtomicI64::new(expires.as_second())))
     }
 
-    pub(super) fn prolong(&self, expires: Timestamp) {
+    pub(super) fn extend(&self, expires: Timestamp) {
         self.0.store(expires.as_second(), Ordering::Release);
     }
 
@@ -55,7 +55,7 @@ impl Freshness {
     }
 }
 
-impl fmt::Display for RootTrouble {
+impl fmt::Display for UnusableRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pending { root } => write!(f, "trust root {root} has not been fetched yet"),

@@ -9,12 +9,12 @@ use crate::telemetry;
 
 /// Where the files are, and the connections there.
 #[derive(Debug, Clone)]
-pub(super) struct Mirror {
+pub(super) struct HttpRepository {
     base: Url,
     client: reqwest::Client,
 }
 
-impl Mirror {
+impl HttpRepository {
     /// Below `base`, which ends in a slash.
     pub(super) fn new(base: Url) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
@@ -65,7 +65,7 @@ impl Mirror {
     }
 }
 
-impl Repository for Mirror {
+impl Repository for HttpRepository {
     fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
         Box::pin(self.fetch(name, limit))
     }
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_the_repository() {
-        let mirror = Mirror::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
+        let repository = HttpRepository::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
         for (path, inside) in [
             ("timestamp.json", true),
             ("targets/abc.trusted_root.json", true),
@@ -93,7 +93,7 @@ mod tests {
             ("\\\\evil.example\\corp\\timestamp.json", false),
             ("timestamp.json?as=admin", false),
         ] {
-            assert_eq!(mirror.url(path).is_ok(), inside, "{path}");
+            assert_eq!(repository.url(path).is_ok(), inside, "{path}");
         }
     }
 }

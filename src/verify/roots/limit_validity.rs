@@ -15,7 +15,7 @@ use x509_cert::{Certificate, der::Decode as _};
 /// The same root, each anchor with a window of its own: that of its authority, cut down to
 /// its own validity and to that of every certificate above it. What is left with no time at
 /// all is left out.
-pub(in crate::verify) fn narrow(mut root: TrustedRoot) -> Result<TrustedRoot, String> {
+pub(in crate::verify) fn limit_validity(mut root: TrustedRoot) -> Result<TrustedRoot, String> {
     root.certificate_authorities = root
         .certificate_authorities
         .into_iter()
@@ -43,15 +43,15 @@ fn certificate_authority(authority: CertificateAuthority) -> Result<Vec<Certific
     if chain.is_empty() {
         return Ok(vec![authority]);
     }
-    let mut narrowed = Vec::new();
+    let mut limited = Vec::new();
     for (index, entry) in authority.cert_chain.certificates.iter().enumerate() {
         let Some(window) = window(&chain, index, authority.valid_for) else { continue };
         let mut one = authority.clone();
         one.cert_chain.certificates = vec![entry.clone()];
         one.valid_for = Some(window);
-        narrowed.push(one);
+        limited.push(one);
     }
-    Ok(narrowed)
+    Ok(limited)
 }
 
 /// Of these chains only the last certificate is an anchor; webpki looks at the others.

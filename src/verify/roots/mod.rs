@@ -10,9 +10,9 @@ mod trust_roots;
 mod tuf;
 mod tuf_store;
 
-pub use freshness::RootTrouble;
-pub use refresher::{Refreshed, RootKeeper};
+pub use freshness::UnusableRoot;
+pub use refresher::{Refreshed, TrustRootRefresher};
 pub use root::{BadRoot, TrustRoot};
 pub use source::{BadSource, RootSource, TufOptions};
-pub use trust_roots::LiveRoots;
-pub use tuf::RefreshFault;
+pub use trust_roots::TrustRoots;
+pub use tuf::RefreshError;

@@ -9,34 +9,34 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
-    BadRoot, RefreshFault, RootSource, TrustRoot, TufOptions,
+    BadRoot, RefreshError, RootSource, TrustRoot, TufOptions,
     freshness::Freshness,
-    http_repository::Mirror,
-    tuf::{self, Delivery},
-    tuf_store::Shelf,
+    http_repository::HttpRepository,
+    tuf::{self, TufTarget},
+    tuf_store::TufStore,
 };
 use crate::{metrics::Metrics, telemetry};
 
 /// No more may stand in a file's name. A dot might be all of it.
-const UNSAFE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
-const FIRST: Duration = Duration::from_secs(1);
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// However long the repository has been away.
-const LONGEST: Duration = Duration::from_secs(3600);
+const MAX_BACKOFF: Duration = Duration::from_secs(3600);
 /// Metadata that is good for seconds only must not make us ask without a pause.
-const LEAST: Duration = Duration::from_secs(60);
+const MIN_INTERVAL: Duration = Duration::from_secs(60);
 /// A disk that hangs must not stop refreshes.
-const DISK_PATIENCE: Duration = Duration::from_secs(10);
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refreshes one root from its TUF repository, and keeps the last good one in memory and,
 /// where there is a folder, on disk.
 #[derive(Debug)]
-pub struct RootKeeper {
+pub struct TrustRootRefresher {
     options: TufOptions,
     file: Option<PathBuf>,
-    last: Shelf,
+    store: TufStore,
     root: TrustRoot,
     metrics: Metrics,
-    alarms: Alarms,
+    reported: Reported,
 }
 
 /// What a refresh found.
@@ -50,14 +50,14 @@ pub enum Refreshed {
 
 /// What has been said already.
 #[derive(Debug, Default)]
-struct Alarms {
-    fault: Option<&'static str>,
+struct Reported {
+    failure: Option<&'static str>,
     expired: bool,
     disk: bool,
     failures: u32,
 }
 
-impl RootKeeper {
+impl TrustRootRefresher {
     /// Begins with the last good root on disk, if there is one, or else as `source` does.
     /// `None` if `source` is never refreshed. Reads a small file, and blocks for it.
     ///
@@ -69,27 +69,27 @@ impl RootKeeper {
         folder: Option<&Path>,
         metrics: Metrics,
     ) -> Result<Option<Self>, BadRoot> {
-        Self::succeed(&Shelf::default(), name, source, folder, metrics)
+        Self::resume(&TufStore::default(), name, source, folder, metrics)
     }
 
     /// The same, but first tries what another keeper held last for a source under this name.
-    pub(super) fn succeed(
-        held: &Shelf,
+    pub(super) fn resume(
+        held: &TufStore,
         name: &str,
         source: &RootSource,
         folder: Option<&Path>,
         metrics: Metrics,
     ) -> Result<Option<Self>, BadRoot> {
         let Some(options) = source.tuf().cloned() else { return Ok(None) };
-        let file = folder.map(|folder| folder.join(format!("{}.json", utf8_percent_encode(name, UNSAFE))));
+        let file = folder.map(|folder| folder.join(format!("{}.json", utf8_percent_encode(name, ESCAPED))));
         let held = (!held.is_empty()).then(|| held.copy());
         let kept = held.and_then(|held| verify(name, &options, held).ok());
         let kept = kept.or_else(|| file.as_deref().and_then(|file| reopen(name, &options, file)));
-        let (last, root) = match kept {
+        let (store, root) = match kept {
             Some(kept) => kept,
-            None => (Shelf::default(), source.initial(name)?),
+            None => (TufStore::default(), source.initial(name)?),
         };
-        Ok(Some(Self { options, file, last, root, metrics, alarms: Alarms::default() }))
+        Ok(Some(Self { options, file, store, root, metrics, reported: Reported::default() }))
     }
 
     /// The last good root.
@@ -98,12 +98,12 @@ impl RootKeeper {
     }
 
     /// What proves the last good root, as it changes.
-    pub(super) fn held(&self) -> Shelf {
-        self.last.clone()
+    pub(super) fn store(&self) -> TufStore {
+        self.store.clone()
     }
 
     /// Where another keeper has the same root already, their end is the same from now on.
-    pub(super) fn share(&mut self, freshness: &Freshness) {
+    pub(super) fn share_freshness(&mut self, freshness: &Freshness) {
         self.root = self.root.clone().with_freshness(freshness.clone());
     }
 
@@ -112,31 +112,31 @@ impl RootKeeper {
     ///
     /// # Errors
     /// Why the last good root stays.
-    pub async fn refresh(&mut self) -> Result<Refreshed, RefreshFault> {
-        let refreshed = self.attempt().await;
+    pub async fn refresh(&mut self) -> Result<Refreshed, RefreshError> {
+        let refreshed = self.try_refresh().await;
         let outcome = match &refreshed {
             Ok(Refreshed::Unchanged) => "unchanged",
             Ok(Refreshed::Changed) => "changed",
-            Err(fault) => fault.label(),
+            Err(error) => error.label(),
         };
         self.metrics.trust_root_refreshes.with_label_values(&[self.root.name(), outcome]).inc();
-        self.note_expiry();
+        self.record_expiry();
         refreshed
     }
 
-    async fn attempt(&mut self) -> Result<Refreshed, RefreshFault> {
-        let mirror = Mirror::new(self.options.url.clone());
-        let mirror = mirror.map_err(|error| RefreshFault::Unreachable(error.to_string()))?;
-        let delivery = tuf::fetch(&self.options, mirror, &self.last, telemetry::now()).await?;
-        let root = TrustRoot::read(self.root.name(), &delivery.text, Freshness::until(delivery.expires))?;
+    async fn try_refresh(&mut self) -> Result<Refreshed, RefreshError> {
+        let repository = HttpRepository::new(self.options.url.clone());
+        let repository = repository.map_err(|error| RefreshError::Unreachable(error.to_string()))?;
+        let target = tuf::fetch(&self.options, repository, &self.store, telemetry::now()).await?;
+        let root = TrustRoot::read(self.root.name(), &target.text, Freshness::until(target.expires))?;
         let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
         if changed {
             // Whoever goes on with the one before must not for longer than was promised.
             self.root = root;
         } else {
-            self.root.freshness().prolong(delivery.expires);
+            self.root.freshness().extend(target.expires);
         }
-        self.last.become_like(&delivery.shelf);
+        self.store.replace_with(&target.store);
         Ok(if changed { Refreshed::Changed } else { Refreshed::Unchanged })
     }
 
@@ -150,8 +150,8 @@ impl RootKeeper {
             if refreshed.is_ok() {
                 self.save().await;
             }
-            self.tell(&refreshed);
-            let pause = pause(self.options.refresh, self.alarms.failures, self.left(telemetry::now()));
+            self.log_outcome(&refreshed);
+            let pause = pause(self.options.refresh, self.reported.failures, self.remaining(telemetry::now()));
             tokio::time::sleep(pause).await;
         }
     }
@@ -160,9 +160,9 @@ impl RootKeeper {
     /// one before.
     pub async fn save(&mut self) {
         let Some(file) = self.file.clone() else { return };
-        let shelf = self.last.clone();
-        let written = tokio::task::spawn_blocking(move || shelf.write(&file));
-        let problem = match tokio::time::timeout(DISK_PATIENCE, written).await {
+        let store = self.store.clone();
+        let written = tokio::task::spawn_blocking(move || store.write(&file));
+        let problem = match tokio::time::timeout(DISK_TIMEOUT, written).await {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(error.to_string()),
             Ok(Err(error)) => Some(error.to_string()),
@@ -170,73 +170,73 @@ impl RootKeeper {
         };
         let root = self.root.name();
         match problem {
-            Some(error) if !self.alarms.disk => {
+            Some(error) if !self.reported.disk => {
                 tracing::error!(root, error, "a trust root can't be kept on disk; it lives in memory");
-                self.alarms.disk = true;
+                self.reported.disk = true;
             }
             Some(_) => {}
-            None => self.alarms.disk = false,
+            None => self.reported.disk = false,
         }
     }
 
-    fn tell(&mut self, refreshed: &Result<Refreshed, RefreshFault>) {
+    fn log_outcome(&mut self, refreshed: &Result<Refreshed, RefreshError>) {
         let root = self.root.name();
         let expires = self.root.expires().map(|at| at.to_string());
         match refreshed {
             Ok(_) => {
-                if self.alarms.fault.is_some() {
+                if self.reported.failure.is_some() {
                     tracing::info!(root, expires, "the trust root is refreshed again");
                 }
                 if *refreshed == Ok(Refreshed::Changed) {
                     tracing::info!(root, revision = %self.root.revision(), expires, "a new trust root");
                 }
-                (self.alarms.fault, self.alarms.failures) = (None, 0);
+                (self.reported.failure, self.reported.failures) = (None, 0);
             }
-            Err(fault) => {
-                let told = fault.to_string();
+            Err(error) => {
+                let told = error.to_string();
                 let told = &*telemetry::cut(&told, telemetry::SENTENCE_BYTES);
-                self.alarms.failures = self.alarms.failures.saturating_add(1);
-                if self.alarms.fault == Some(fault.label()) {
+                self.reported.failures = self.reported.failures.saturating_add(1);
+                if self.reported.failure == Some(error.label()) {
                     tracing::debug!(root, fault = told, "the trust root was not refreshed");
                 } else {
                     tracing::error!(
                         root,
-                        reason = fault.label(),
+                        reason = error.label(),
                         fault = told,
                         expires,
                         "a trust root can't be refreshed; the last good one stays until it expires"
                     );
                 }
-                self.alarms.fault = Some(fault.label());
+                self.reported.failure = Some(error.label());
             }
         }
-        let trouble = self.root.trouble(telemetry::now());
-        match &trouble {
-            Some(trouble) if !self.alarms.expired => {
-                tracing::error!(root, "{trouble}; nothing new is accepted by it until it is refreshed");
+        let unusable = self.root.unusable_reason(telemetry::now());
+        match &unusable {
+            Some(reason) if !self.reported.expired => {
+                tracing::error!(root, "{reason}; nothing new is accepted by it until it is refreshed");
             }
             _ => {}
         }
-        self.alarms.expired = trouble.is_some();
+        self.reported.expired = unusable.is_some();
     }
 
-    fn left(&self, now: Timestamp) -> Duration {
+    fn remaining(&self, now: Timestamp) -> Duration {
         let left = self.root.expires().map(|at| at.duration_since(now));
         left.map_or(Duration::MAX, |left| Duration::try_from(left).unwrap_or_default())
     }
 
     /// Says in the metrics until when the root is good.
-    pub(super) fn note_expiry(&self) {
+    pub(super) fn record_expiry(&self) {
         let Some(expires) = self.root.expires() else { return };
         self.metrics.trust_root_expires.with_label_values(&[self.root.name()]).set(expires.as_second());
     }
 }
 
 /// The last good root on disk.
-fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(Shelf, TrustRoot)> {
-    let read = match Shelf::read(file) {
+fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(TufStore, TrustRoot)> {
+    let read = match TufStore::read(file) {
         Ok(None) => return None,
-        Ok(Some(shelf)) => verify(name, options, shelf).map_err(|fault| fault.to_string()),
+        Ok(Some(store)) => verify(name, options, store).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     // It may be of another repository: the configuration has changed since.
@@ -246,9 +246,9 @@ fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(Shelf, Trust
     .ok()
 }
 
-fn verify(name: &str, options: &TufOptions, shelf: Shelf) -> Result<(Shelf, TrustRoot), RefreshFault> {
-    let Delivery { text, expires, shelf } = tuf::reopen(options, shelf)?;
-    Ok((shelf, TrustRoot::read(name, &text, Freshness::until(expires))?))
+fn verify(name: &str, options: &TufOptions, store: TufStore) -> Result<(TufStore, TrustRoot), RefreshError> {
+    let TufTarget { text, expires, store } = tuf::reopen(options, store)?;
+    Ok((store, TrustRoot::read(name, &text, Freshness::until(expires))?))
 }
 
 /// How long until the next refresh, after `failures` in a row, of a root that is good for
@@ -256,12 +256,13 @@ fn verify(name: &str, options: &TufOptions, shelf: Shelf) -> Result<(Shelf, Trus
 fn pause(interval: Duration, failures: u32, left: Duration) -> Duration {
     if failures == 0 {
         // Not all replicas at once, and in time for a second attempt.
-        return interval.min((left / 2).max(LEAST)).mul_f64(0.9 + fastrand::f64() / 10.0);
+        return interval.min((left / 2).max(MIN_INTERVAL)).mul_f64(0.9 + fastrand::f64() / 10.0);
     }
-    let ceiling = FIRST.saturating_mul(1 << (failures - 1).min(20)).min(LONGEST).min(interval.max(FIRST));
+    let ceiling =
+        MIN_BACKOFF.saturating_mul(1 << (failures - 1).min(20)).min(MAX_BACKOFF).min(interval.max(MIN_BACKOFF));
     let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
     // Its end is worth an alarm when it comes, and not an hour later.
-    if left.is_zero() { pause } else { pause.min(left.saturating_add(FIRST)) }
+    if left.is_zero() { pause } else { pause.min(left.saturating_add(MIN_BACKOFF)) }
 }
 
 #[cfg(test)]

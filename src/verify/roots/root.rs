@@ -10,7 +10,7 @@ use sigstore_verify::{
     types::DerCertificate,
 };
 
-use super::{RootTrouble, freshness::Freshness, limit_validity::narrow};
+use super::{UnusableRoot, freshness::Freshness, limit_validity::limit_validity};
 use crate::oci::{Digest, strict_json};
 
 /// A longer one is refused. The public-good instance's has 7 KiB.
@@ -22,7 +22,7 @@ const MEDIA_TYPES: [&str; 3] = [
     "application/vnd.dev.sigstore.trustedroot.v0.2+json",
 ];
 /// What stands in for a root that is not there yet: nobody is trusted.
-const NOBODY: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#;
+const EMPTY_ROOT: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#;
 
 /// A root of trust. Cheap to clone.
 #[derive(Clone)]
@@ -71,7 +71,7 @@ impl TrustRoot {
 
     /// One that its repository has not delivered yet.
     pub(super) fn pending(name: &str) -> Result<Self, BadRoot> {
-        Ok(Self { pending: true, ..Self::from_json(name, NOBODY)? })
+        Ok(Self { pending: true, ..Self::from_json(name, EMPTY_ROOT)? })
     }
 
     pub(super) fn read(name: &str, text: &str, freshness: Freshness) -> Result<Self, BadRoot> {
@@ -83,7 +83,7 @@ impl TrustRoot {
         if !MEDIA_TYPES.contains(&content.media_type.as_str()) {
             return Err(BadRoot(format!("its mediaType is {:?}", content.media_type)));
         }
-        let content = narrow(content).map_err(BadRoot)?;
+        let content = limit_validity(content).map_err(BadRoot)?;
         let verifier = Verifier::new(&content).map_err(|error| BadRoot(error.to_string()))?;
         Ok(Self {
             name: name.into(),
@@ -118,12 +118,12 @@ impl TrustRoot {
     }
 
     /// Why it must not vouch for anything new at `now`, if it must not.
-    pub fn trouble(&self, now: Timestamp) -> Option<RootTrouble> {
+    pub fn unusable_reason(&self, now: Timestamp) -> Option<UnusableRoot> {
         let root = || self.name.as_ref().to_owned();
         if self.pending {
-            return Some(RootTrouble::Pending { root: root() });
+            return Some(UnusableRoot::Pending { root: root() });
         }
-        self.expires().filter(|at| *at < now).map(|at| RootTrouble::Expired { root: root(), at })
+        self.expires().filter(|at| *at < now).map(|at| UnusableRoot::Expired { root: root(), at })
     }
 
     /// Whether certificates have to be in a certificate transparency log.

@@ -15,9 +15,9 @@ const SIGSTORE_REPOSITORY: &str = "https://tuf-repo-cdn.sigstore.dev/";
 /// slashes may be escaped: a scanner takes the name of a key in it for somebody's path.
 const SIGSTORE_ROOT: &[u8] = include_bytes!("sigstore_tuf_root.json");
 /// Daily, as other clients of public repositories do.
-const REFRESH: Duration = Duration::from_secs(24 * 3600);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// For one whole refresh, a handful of small files.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One of `trust.roots`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct TufOptions {
     pub(super) url: Url,
     pub(super) root: Bytes,
     pub(super) refresh: Duration,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// Why a repository can't be used.
@@ -58,7 +58,7 @@ pub enum BadSource {
 impl RootSource {
     /// What exists without being written.
     pub fn sigstore() -> Self {
-        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH)) }
+        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH_INTERVAL)) }
     }
 
     /// The repository that it is refreshed from, if it is.
@@ -91,7 +91,7 @@ impl TufOptions {
     pub fn sigstore(refresh: Duration) -> Self {
         #[expect(clippy::expect_used, reason = "a constant, which a test reads")]
         let url = Url::parse(SIGSTORE_REPOSITORY).expect("a URL");
-        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, patience: PATIENCE }
+        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, timeout: REFRESH_TIMEOUT }
     }
 
     /// A repository at `url`, whose first trusted `root.json` is `root`. What it delivers is
@@ -108,13 +108,13 @@ impl TufOptions {
             url.set_path(&format!("{}/", url.path()));
         }
         TrustedMetadataSet::from_root(&root).map_err(|error| BadSource::Root(error.to_string()))?;
-        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH), patience: PATIENCE })
+        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH_INTERVAL), timeout: REFRESH_TIMEOUT })
     }
 
     /// With so much time for one whole refresh.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// As long as the pinned `root.json` says.
@@ -137,13 +137,13 @@ mod tests {
         let refreshed = RootSource::sigstore().initial("sigstore").unwrap();
         let expires = refreshed.expires().unwrap();
         assert!(expires > "2027-01-01T00:00:00Z".parse().unwrap(), "{expires}");
-        assert_eq!(refreshed.trouble(expires), None);
+        assert_eq!(refreshed.unusable_reason(expires), None);
         let later = expires + jiff::SignedDuration::from_secs(1);
-        let trouble = refreshed.trouble(later).unwrap().to_string();
+        let trouble = refreshed.unusable_reason(later).unwrap().to_string();
         assert_eq!(trouble, format!("trust root sigstore expired at {expires}"));
 
         let forever = RootSource::Builtin { tuf: None }.initial("sigstore").unwrap();
-        assert_eq!((forever.expires(), forever.trouble(jiff::Timestamp::MAX)), (None, None));
+        assert_eq!((forever.expires(), forever.unusable_reason(jiff::Timestamp::MAX)), (None, None));
         assert_eq!(forever.revision(), refreshed.revision());
     }
 
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(options.url.as_str(), "https://tuf.example.com/corp/");
         let root = RootSource::Tuf(options).initial("corp").unwrap();
         assert!(root.is_pending());
-        let trouble = root.trouble(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
+        let trouble = root.unusable_reason(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
         assert_eq!(trouble, "trust root corp has not been fetched yet");
         assert!(root.has_certificate_authorities() && root.has_logs(), "a policy that needs them may be met later");
     }

@@ -15,27 +15,27 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{BadRoot, RootKeeper, RootSource, TrustRoot, tuf_store::Shelf};
+use super::{BadRoot, RootSource, TrustRoot, TrustRootRefresher, tuf_store::TufStore};
 use crate::metrics::Metrics;
 
 /// The roots that are relied on, each kept fresh by a task that ends with this.
 #[derive(Debug)]
-pub struct LiveRoots {
+pub struct TrustRoots {
     folder: Option<PathBuf>,
     metrics: Metrics,
     current: watch::Sender<BTreeMap<String, TrustRoot>>,
     seen: watch::Receiver<BTreeMap<String, TrustRoot>>,
-    adopted: BTreeMap<String, Adopted>,
-    /// Opened for a configuration that may yet be refused.
-    opened: Mutex<BTreeMap<String, Opened>>,
+    active: BTreeMap<String, ActiveRoot>,
+    /// OpenedRoot for a configuration that may yet be refused.
+    opened: Mutex<BTreeMap<String, OpenedRoot>>,
     tasks: JoinSet<()>,
 }
 
 #[derive(Debug)]
-struct Adopted {
+struct ActiveRoot {
     source: RootSource,
-    /// What its keeper holds, for the one that follows it.
-    held: Shelf,
+    /// What its refresher holds, for the one that follows it.
+    store: TufStore,
     task: Option<Task>,
 }
 
@@ -48,13 +48,13 @@ struct Task {
 }
 
 #[derive(Debug)]
-struct Opened {
+struct OpenedRoot {
     source: RootSource,
     root: TrustRoot,
-    keeper: Option<RootKeeper>,
+    refresher: Option<TrustRootRefresher>,
 }
 
-impl LiveRoots {
+impl TrustRoots {
     /// None yet. `folder` is where the last good ones are kept.
     pub fn new(folder: Option<PathBuf>, metrics: Metrics) -> Self {
         let (current, seen) = watch::channel(BTreeMap::new());
@@ -63,7 +63,7 @@ impl LiveRoots {
             metrics,
             current,
             seen,
-            adopted: BTreeMap::new(),
+            active: BTreeMap::new(),
             opened: Mutex::default(),
             tasks: JoinSet::new(),
         }
@@ -77,8 +77,8 @@ impl LiveRoots {
     /// When the source is no root.
     pub fn current(&self, name: &str, source: &RootSource) -> Result<TrustRoot, BadRoot> {
         let known = self.current.borrow().get(name).cloned();
-        if let (Some(adopted), Some(root)) = (self.adopted.get(name), &known)
-            && adopted.source == *source
+        if let (Some(active), Some(root)) = (self.active.get(name), &known)
+            && active.source == *source
         {
             return Ok(root.clone());
         }
@@ -92,11 +92,11 @@ impl LiveRoots {
     ///
     /// # Errors
     /// When one is no root; then nothing changes.
-    pub fn adopt(&mut self, sources: &BTreeMap<String, RootSource>) -> Result<(), BadRoot> {
+    pub fn set_sources(&mut self, sources: &BTreeMap<String, RootSource>) -> Result<(), BadRoot> {
         let mut opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
         let mut new = BTreeMap::new();
         for (name, source) in sources {
-            if self.adopted.get(name).is_some_and(|adopted| adopted.source == *source) {
+            if self.active.get(name).is_some_and(|active| active.source == *source) {
                 continue;
             }
             let one = match opened.remove(name).filter(|opened| opened.source == *source) {
@@ -105,9 +105,9 @@ impl LiveRoots {
             };
             new.insert(name.clone(), one);
         }
-        let gone: Vec<_> = self.adopted.keys().filter(|name| !sources.contains_key(*name)).cloned().collect();
+        let gone: Vec<_> = self.active.keys().filter(|name| !sources.contains_key(*name)).cloned().collect();
         for name in gone.iter().chain(new.keys()) {
-            if let Some(task) = self.adopted.remove(name).and_then(|adopted| adopted.task) {
+            if let Some(task) = self.active.remove(name).and_then(|active| active.task) {
                 task.retired.store(true, Ordering::Release);
                 task.handle.abort();
             }
@@ -121,10 +121,10 @@ impl LiveRoots {
         while self.tasks.try_join_next().is_some() {}
         // Whoever adopts knows.
         self.seen.mark_unchanged();
-        for (name, Opened { source, keeper, .. }) in new {
-            let held = keeper.as_ref().map(RootKeeper::held).unwrap_or_default();
-            let task = keeper.map(|keeper| self.keep(keeper));
-            self.adopted.insert(name, Adopted { source, held, task });
+        for (name, OpenedRoot { source, refresher, .. }) in new {
+            let store = refresher.as_ref().map(TrustRootRefresher::store).unwrap_or_default();
+            let task = refresher.map(|refresher| self.spawn(refresher));
+            self.active.insert(name, ActiveRoot { source, store, task });
         }
         Ok(())
     }
@@ -136,34 +136,34 @@ impl LiveRoots {
         let _ = self.seen.changed().await;
     }
 
-    /// Waits until every root is there, `patience` at most.
-    pub async fn settled(&self, patience: Duration) {
+    /// Waits until every root is there, `timeout` at most.
+    pub async fn wait_until_fetched(&self, timeout: Duration) {
         let mut current = self.current.subscribe();
-        let settled = current.wait_for(|roots| roots.values().all(|root| !root.is_pending()));
-        let _ = tokio::time::timeout(patience, settled).await;
+        let fetched = current.wait_for(|roots| roots.values().all(|root| !root.is_pending()));
+        let _ = tokio::time::timeout(timeout, fetched).await;
     }
 
-    fn open(&self, name: &str, source: &RootSource, known: Option<&TrustRoot>) -> Result<Opened, BadRoot> {
-        let held = self.adopted.get(name).map(|adopted| adopted.held.clone()).unwrap_or_default();
-        let keeper = RootKeeper::succeed(&held, name, source, self.folder.as_deref(), self.metrics.clone())?;
-        let Some(mut keeper) = keeper else {
-            return Ok(Opened { source: source.clone(), root: source.initial(name)?, keeper: None });
+    fn open(&self, name: &str, source: &RootSource, known: Option<&TrustRoot>) -> Result<OpenedRoot, BadRoot> {
+        let store = self.active.get(name).map(|active| active.store.clone()).unwrap_or_default();
+        let refresher = TrustRootRefresher::resume(&store, name, source, self.folder.as_deref(), self.metrics.clone())?;
+        let Some(mut refresher) = refresher else {
+            return Ok(OpenedRoot { source: source.clone(), root: source.initial(name)?, refresher: None });
         };
         // Policies that hold the same root are as fresh as this one will be.
-        if let Some(known) = known.filter(|known| known.revision() == keeper.root().revision())
+        if let Some(known) = known.filter(|known| known.revision() == refresher.root().revision())
             && known.expires().is_some()
-            && keeper.root().expires().is_some()
+            && refresher.root().expires().is_some()
         {
-            keeper.share(known.freshness());
+            refresher.share_freshness(known.freshness());
         }
-        Ok(Opened { source: source.clone(), root: keeper.root().clone(), keeper: Some(keeper) })
+        Ok(OpenedRoot { source: source.clone(), root: refresher.root().clone(), refresher: Some(refresher) })
     }
 
-    fn keep(&mut self, keeper: RootKeeper) -> Task {
-        keeper.note_expiry();
+    fn spawn(&mut self, refresher: TrustRootRefresher) -> Task {
+        refresher.record_expiry();
         let (current, retired) = (self.current.clone(), Arc::new(AtomicBool::new(false)));
         let published = retired.clone();
-        let handle = self.tasks.spawn(keeper.run(move |root| {
+        let handle = self.tasks.spawn(refresher.run(move |root| {
             current.send_if_modified(|roots| match roots.get_mut(root.name()) {
                 // Looked at while nobody else can change the map.
                 Some(known) if !published.load(Ordering::Acquire) => {

@@ -4,23 +4,23 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use sigstore_tuf::{Error, TrustedMetadataSet, Updater, UpdaterConfig};
 
-use super::{BadRoot, TufOptions, http_repository::Mirror, root, tuf_store::Shelf};
+use super::{BadRoot, TufOptions, http_repository::HttpRepository, root, tuf_store::TufStore};
 
 const TARGET: &str = "trusted_root.json";
 
 /// A `trusted_root.json` that the keys of a repository vouch for.
 #[derive(Debug)]
-pub(super) struct Delivery {
+pub(super) struct TufTarget {
     pub(super) text: String,
     /// When the first of the metadata that vouch for it does.
     pub(super) expires: Timestamp,
     /// All that proves it.
-    pub(super) shelf: Shelf,
+    pub(super) store: TufStore,
 }
 
 /// Why a refresh brought nothing. What was there before stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RefreshFault {
+pub enum RefreshError {
     /// Nobody answered, or not in time, or with an error.
     #[error("{0}")]
     Unreachable(String),
@@ -38,48 +38,48 @@ pub enum RefreshFault {
 /// Asks the repository for what is newer than `last`.
 pub(super) async fn fetch(
     options: &TufOptions,
-    mirror: Mirror,
-    last: &Shelf,
+    repository: HttpRepository,
+    last: &TufStore,
     now: Timestamp,
-) -> Result<Delivery, RefreshFault> {
-    let shelf = last.copy();
-    let updater = updater(options, mirror, &shelf);
-    let delivery = async { deliver(updater?, shelf, now).await };
-    tokio::time::timeout(options.patience, delivery).await.unwrap_or_else(|_| {
-        let patience = humantime::format_duration(options.patience);
-        Err(RefreshFault::Unreachable(format!("not done within {patience}")))
+) -> Result<TufTarget, RefreshError> {
+    let store = last.copy();
+    let updater = updater(options, repository, &store);
+    let target = async { load_target(updater?, store, now).await };
+    tokio::time::timeout(options.timeout, target).await.unwrap_or_else(|_| {
+        let timeout = humantime::format_duration(options.timeout);
+        Err(RefreshError::Unreachable(format!("not done within {timeout}")))
     })
 }
 
 /// Verifies what was kept. That it has expired since is not for this to refuse: it still is
 /// the last root that was good, and says itself until when it was.
-pub(super) fn reopen(options: &TufOptions, shelf: Shelf) -> Result<Delivery, RefreshFault> {
+pub(super) fn reopen(options: &TufOptions, store: TufStore) -> Result<TufTarget, RefreshError> {
     let before_anything_expires = Timestamp::UNIX_EPOCH;
-    let updater = updater(options, shelf.clone(), &shelf)?;
+    let updater = updater(options, store.clone(), &store)?;
     // Reading from memory never waits.
-    let delivery = deliver(updater, shelf, before_anything_expires).now_or_never();
-    delivery.unwrap_or_else(|| Err(RefreshFault::Unreachable("the cache does not answer".to_owned())))
+    let target = load_target(updater, store, before_anything_expires).now_or_never();
+    target.unwrap_or_else(|| Err(RefreshError::Unreachable("the cache does not answer".to_owned())))
 }
 
 fn updater(
     options: &TufOptions,
     repository: impl sigstore_tuf::Repository + 'static,
-    shelf: &Shelf,
+    store: &TufStore,
 ) -> Result<Updater, Error> {
     let mut limits = UpdaterConfig::default();
     limits.target_max_length = root::MAX_LENGTH as u64;
-    // Attaching the shelf walks the roots on it, from the pinned one.
-    Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(shelf.clone()))
+    // Attaching the store walks the roots on it, from the pinned one.
+    Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(store.clone()))
 }
 
-async fn deliver(mut updater: Updater, shelf: Shelf, now: Timestamp) -> Result<Delivery, RefreshFault> {
+async fn load_target(mut updater: Updater, store: TufStore, now: Timestamp) -> Result<TufTarget, RefreshError> {
     updater.refresh(now).await?;
     let target = updater.get_target(TARGET, now).await?;
-    let text = String::from_utf8(target).map_err(|_| RefreshFault::Refused(format!("{TARGET} is not text")))?;
+    let text = String::from_utf8(target).map_err(|_| RefreshError::Refused(format!("{TARGET} is not text")))?;
     let Some(expires) = expires(updater.trusted()) else {
-        return Err(RefreshFault::Refused("metadata is missing".to_owned()));
+        return Err(RefreshError::Refused("metadata is missing".to_owned()));
     };
-    Ok(Delivery { text, expires, shelf })
+    Ok(TufTarget { text, expires, store })
 }
 
 /// The earliest end of all that is loaded, delegated roles included.
@@ -100,7 +100,7 @@ fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
     Some(earliest)
 }
 
-impl RefreshFault {
+impl RefreshError {
     /// As a metric label.
     pub fn label(&self) -> &'static str {
         match self {
@@ -112,7 +112,7 @@ impl RefreshFault {
     }
 }
 
-impl From<Error> for RefreshFault {
+impl From<Error> for RefreshError {
     fn from(error: Error) -> Self {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);

@@ -20,7 +20,7 @@ const FORMAT: u32 = 1;
 /// Files by name. A refresh works on a copy, so that one which fails half-way leaves nothing
 /// behind: metadata is only worth something as a whole.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shelf(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+pub(super) struct TufStore(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
 
 /// What is in the file. One file, since nothing replaces several in one step.
 #[derive(Serialize, Deserialize)]
@@ -29,14 +29,14 @@ struct Stored {
     files: BTreeMap<String, String>,
 }
 
-impl Shelf {
+impl TufStore {
     /// The same content, on its own from now on.
     pub(super) fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.with(|files| files.clone()))))
     }
 
     /// Holds what `other` does from now on; so does whoever shares it.
-    pub(super) fn become_like(&self, other: &Self) {
+    pub(super) fn replace_with(&self, other: &Self) {
         let files = other.with(|files| files.clone());
         self.with(|own| *own = files);
     }
@@ -88,7 +88,7 @@ impl Shelf {
     }
 }
 
-impl MetadataStore for Shelf {
+impl MetadataStore for TufStore {
     fn load(&self, name: &str) -> sigstore_tuf::Result<Option<Vec<u8>>> {
         Ok(self.with(|files| files.get(name).cloned()))
     }
@@ -101,8 +101,8 @@ impl MetadataStore for Shelf {
 
 /// What was kept, offered as a repository does. The client keeps files without the version
 /// that it asks for them with; whether it is that one, it sees from the file. Newer roots it
-/// has seen already when it took the shelf.
-impl Repository for Shelf {
+/// has seen already when it took the store.
+impl Repository for TufStore {
     fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
         let name = match name.split_once('.') {
             Some((_, "root.json")) => return Box::pin(std::future::ready(Ok(None))),
@@ -128,21 +128,21 @@ fn is_numbered_snapshot(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn names(shelf: &Shelf) -> Vec<String> {
-        shelf.with(|files| files.keys().cloned().collect())
+    fn names(store: &TufStore) -> Vec<String> {
+        store.with(|files| files.keys().cloned().collect())
     }
 
     #[test]
     fn what_is_written_is_read_again_without_old_snapshots() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuf/corp.json");
-        assert!(Shelf::read(&path).unwrap().is_none());
-        let shelf = Shelf::default();
+        assert!(TufStore::read(&path).unwrap().is_none());
+        let store = TufStore::default();
         for name in ["timestamp.json", "snapshot.json", "7.snapshot.json", "root_history/2.root.json"] {
-            shelf.store(name, name.as_bytes()).unwrap();
+            store.store(name, name.as_bytes()).unwrap();
         }
-        shelf.write(&path).unwrap();
-        let read = Shelf::read(&path).unwrap().unwrap();
+        store.write(&path).unwrap();
+        let read = TufStore::read(&path).unwrap().unwrap();
         assert_eq!(names(&read), ["root_history/2.root.json", "snapshot.json", "timestamp.json"]);
         assert_eq!(read.load("timestamp.json").unwrap().unwrap(), b"timestamp.json");
         let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
@@ -151,10 +151,10 @@ mod tests {
 
     #[test]
     fn a_copy_goes_its_own_way() {
-        let shelf = Shelf::default();
-        let copy = shelf.copy();
+        let store = TufStore::default();
+        let copy = store.copy();
         copy.store("timestamp.json", b"new").unwrap();
-        assert_eq!(shelf.load("timestamp.json").unwrap(), None);
+        assert_eq!(store.load("timestamp.json").unwrap(), None);
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
         let path = folder.path().join("corp.json");
         for text in ["", "{", r#"{"format":2,"files":{}}"#, r#"{"format":1,"files":{"a":1}}"#] {
             fs::write(&path, text).unwrap();
-            assert!(Shelf::read(&path).is_err(), "{text}");
+            assert!(TufStore::read(&path).is_err(), "{text}");
         }
     }
 }

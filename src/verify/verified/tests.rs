@@ -37,12 +37,12 @@ impl Case {
         text.parse::<Reference>().unwrap().pinned().unwrap()
     }
 
-    fn judge(&self, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
-        Verified::judge(&self.policy, &self.pinned(), self.manifest.clone(), evidence)
+    fn verify(&self, evidence: &Evidence) -> Result<Verified<Manifest>, VerificationError> {
+        Verified::verify(&self.policy, &self.pinned(), self.manifest.clone(), evidence)
     }
 
     fn reason(&self, evidence: &Evidence) -> Reason {
-        self.judge(evidence).unwrap_err().reason
+        self.verify(evidence).unwrap_err().reason
     }
 
     fn legacy(&self, payload: &Value) -> Evidence {
@@ -103,9 +103,9 @@ fn statement(digest: &Digest, predicate: &str) -> Value {
 fn a_signature_in_either_format_by_a_trusted_key_is_accepted() {
     let case = Case::new();
     let digest = case.manifest.digest();
-    let legacy = case.judge(&case.legacy(&payload(digest))).unwrap();
+    let legacy = case.verify(&case.legacy(&payload(digest))).unwrap();
     assert_eq!((legacy.signers()[0].format, legacy.signers()[0].authority.as_str()), (Format::Legacy, "release"));
-    let bundle = case.judge(&case.bundle(&statement(digest, SIGN), digest)).unwrap();
+    let bundle = case.verify(&case.bundle(&statement(digest, SIGN), digest)).unwrap();
     assert_eq!(bundle.signers()[0].format, Format::Bundle);
     assert_eq!(bundle.pinned(), &case.pinned());
 }
@@ -116,7 +116,7 @@ fn evidence_judges_the_same_after_a_stay_on_disk() {
     let digest = case.manifest.digest();
     for evidence in [case.legacy(&payload(digest)), case.bundle(&statement(digest, SIGN), digest)] {
         let again = Evidence::from_bytes(&evidence.to_bytes().unwrap()).unwrap();
-        assert!(case.judge(&again).is_ok());
+        assert!(case.verify(&again).is_ok());
     }
 }
 
@@ -143,12 +143,17 @@ fn the_report_tells_every_candidate_and_its_first_failure() {
     evidence.bundles.extend(stranger.bundle(&statement(digest, SIGN), digest).bundles);
     evidence.legacy = case.legacy(&payload(digest)).legacy;
     evidence.skipped.push("a\u{1b}[31m piece".into());
-    let (verdict, report) =
-        Verified::explain(&case.policy, &case.pinned(), case.manifest.clone(), &evidence, Circumstances::now());
+    let (verdict, report) = Verified::verify_with_report(
+        &case.policy,
+        &case.pinned(),
+        case.manifest.clone(),
+        &evidence,
+        VerificationContext::now(),
+    );
     assert_eq!(verdict.unwrap().signers().len(), 1);
-    let told: Vec<_> = report.findings.iter().map(|finding| (finding.format, finding.is_verified())).collect();
+    let told: Vec<_> = report.signatures.iter().map(|signature| (signature.format, signature.is_verified())).collect();
     assert_eq!(told, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);
-    let [elsewhere, unknown, good] = report.findings.as_slice() else { panic!("{report:?}") };
+    let [elsewhere, unknown, good] = report.signatures.as_slice() else { panic!("{report:?}") };
     let last = elsewhere.checks.last().unwrap();
     assert_eq!((last.name, last.ok, last.detail.as_str()), ("digest", false, format!("signed is {other}").as_str()));
     assert_eq!(elsewhere.signer.as_ref().unwrap().authority, "release");
@@ -164,7 +169,7 @@ fn a_bad_candidate_neither_helps_nor_harms_a_good_one() {
     let digest = case.manifest.digest();
     let mut evidence = stranger.legacy(&payload(digest));
     evidence.legacy.extend(case.legacy(&payload(digest)).legacy);
-    assert_eq!(case.judge(&evidence).unwrap().signers().len(), 1);
+    assert_eq!(case.verify(&evidence).unwrap().signers().len(), 1);
 }
 
 #[test]
@@ -176,14 +181,14 @@ fn one_flipped_bit_anywhere_in_a_legacy_signature_is_refused() {
         let mut bytes = bent.legacy[0].payload.to_vec();
         bytes[at] ^= 1;
         bent.legacy[0].payload = bytes.into();
-        assert!(case.judge(&bent).is_err(), "byte {at}");
+        assert!(case.verify(&bent).is_err(), "byte {at}");
     }
     let mut bent = good;
     let mut signature = STANDARD.decode(&bent.legacy[0].signature).unwrap();
     for at in 0..signature.len() {
         signature[at] ^= 1;
         bent.legacy[0].signature = STANDARD.encode(&signature);
-        assert!(case.judge(&bent).is_err(), "signature byte {at}");
+        assert!(case.verify(&bent).is_err(), "signature byte {at}");
         signature[at] ^= 1;
     }
 }
@@ -195,7 +200,7 @@ fn a_bundle_with_any_changed_field_is_refused() {
     let digest = case.manifest.digest();
     let good = case.bundle(&statement(digest, SIGN), digest);
     let bundle: Value = serde_json::from_slice(&good.bundles[0].bundle).unwrap();
-    assert!(case.judge(&attach(&bundle, digest)).is_ok());
+    assert!(case.verify(&attach(&bundle, digest)).is_ok());
     let other_payload = STANDARD.encode(statement(digest, "https://x/").to_string());
     for (pointer, value) in [
         ("/mediaType", json!("application/vnd.dev.sigstore.bundle.v0.2+json")),
@@ -211,11 +216,11 @@ fn a_bundle_with_any_changed_field_is_refused() {
     ] {
         let mut bent = bundle.clone();
         *bent.pointer_mut(pointer).unwrap() = value.clone();
-        assert!(case.judge(&attach(&bent, digest)).is_err(), "{pointer} = {value}");
+        assert!(case.verify(&attach(&bent, digest)).is_err(), "{pointer} = {value}");
     }
     let mut both = bundle;
     both["messageSignature"] = json!({"signature": ""});
-    assert!(case.judge(&attach(&both, digest)).is_err());
+    assert!(case.verify(&attach(&both, digest)).is_err());
 }
 
 #[test]
@@ -224,6 +229,6 @@ fn a_manifest_that_is_not_the_pinned_one_is_refused_even_unsigned() {
     let policy = TrustPolicy::unsigned("dev".into());
     let other = manifest(json!({"annotations": {"a": "b"}}));
     let evidence = Evidence::default();
-    assert!(Verified::judge(&policy, &case.pinned(), other, &evidence).is_err());
-    assert!(Verified::judge(&policy, &case.pinned(), case.manifest, &evidence).is_ok());
+    assert!(Verified::verify(&policy, &case.pinned(), other, &evidence).is_err());
+    assert!(Verified::verify(&policy, &case.pinned(), case.manifest, &evidence).is_ok());
 }

@@ -5,9 +5,9 @@ use std::{fs, path::Path};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Descriptor, Manifest, NewManifest, PinnedReference, Reference, media_type},
-    sign::{Attachment, Claim, KeyPair, LegacyImage, LegacySignature, fuzzing},
+    sign::{Attachment, SigningRequest, KeyPair, LegacyImage, LegacySignature, fuzzing},
     verify::{
-        Authority, CaRoots, Circumstances, Evidence, Identity, Log, Pattern, Proof, PublicKey, Requirements, San,
+        Authority, CaRoots, VerificationContext, Evidence, Identity, TlogPolicy, Pattern, AuthorityKind, PublicKey, Requirements, San,
         SigningTime, TrustPolicy, TrustRoot, Verified, X509,
     },
 };
@@ -93,9 +93,9 @@ impl Believed {
         };
         let release = Authority::with_keys("release".to_owned(), [key(crate::key().public_pem())]);
         let mut logged = Authority::with_keys("logged".to_owned(), [key(&self.logged)]);
-        (logged.log, logged.root) = (Log::Require, Some(root.clone()));
-        let [ci, team] = [("ci", Proof::Keyless(identity), Log::Require), ("team", Proof::X509(private), Log::None)]
-            .map(|(name, proof, log)| Authority { name: name.to_owned(), proof, log, root: Some(root.clone()) });
+        (logged.tlog, logged.root) = (TlogPolicy::Require, Some(root.clone()));
+        let [ci, team] = [("ci", AuthorityKind::Keyless(identity), TlogPolicy::Require), ("team", AuthorityKind::X509(private), TlogPolicy::None)]
+            .map(|(name, kind, tlog)| Authority { name: name.to_owned(), kind, tlog, root: Some(root.clone()) });
         vec![release, logged, ci, team]
     }
 }
@@ -178,8 +178,8 @@ impl Case {
         Attachment::sign(&self.key, &self.claim()).expect("the key signs")
     }
 
-    fn claim(&self) -> Claim {
-        Claim::of(self.manifest.descriptor())
+    fn claim(&self) -> SigningRequest {
+        SigningRequest::of(self.manifest.descriptor())
     }
 
     /// Evidence with one signature of the older format.
@@ -244,10 +244,10 @@ impl Case {
     /// # Panics
     /// When it does not.
     pub fn judges(&self, evidence: &Evidence) -> bool {
-        let (manifest, circumstances) = (self.manifest.clone(), Circumstances::now());
-        let (verdict, report) = Verified::explain(&self.policy, &self.pinned, manifest, evidence, circumstances);
-        assert_eq!(verdict.is_ok(), report.findings.iter().any(|finding| finding.is_verified()));
-        let details = report.findings.iter().flat_map(|finding| &finding.checks).map(|check| &check.detail);
+        let (manifest, circumstances) = (self.manifest.clone(), VerificationContext::now());
+        let (verdict, report) = Verified::verify_with_report(&self.policy, &self.pinned, manifest, evidence, circumstances);
+        assert_eq!(verdict.is_ok(), report.signatures.iter().any(|finding| finding.is_verified()));
+        let details = report.signatures.iter().flat_map(|finding| &finding.checks).map(|check| &check.detail);
         for text in details.chain(&report.skipped) {
             assert!(text.chars().count() <= 300 && !text.contains(char::is_control), "{text}");
         }

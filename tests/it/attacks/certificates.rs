@@ -2,7 +2,8 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::verify::{
-    Authority, CaRoots, Claim, Identity, Log, Pattern, Proof, Reason, San as Subject, SigningTime, TrustPolicy, X509,
+    Authority, AuthorityKind, CaRoots, FulcioExtension, Identity, Pattern, Reason, San as Subject, SigningTime,
+    TlogPolicy, TrustPolicy, X509,
 };
 use serde_json::{Value, json};
 
@@ -75,9 +76,9 @@ async fn another_issuer_or_another_run_is_somebody_else() {
     let identity = Identity {
         issuer: exactly(ISSUER),
         subject: exactly(SUBJECT),
-        claims: [(Claim::named("source_repository_id").unwrap(), exactly("123456"))].into(),
+        claims: [(FulcioExtension::named("source_repository_id").unwrap(), exactly("123456"))].into(),
     };
-    workflow.proof = Proof::Keyless(identity);
+    workflow.kind = AuthorityKind::Keyless(identity);
     let policy = policy([workflow]);
     scene.bundles(&[claims(ISSUER, "123456")], &policy).await.accepted();
     let evil = "https://token.actions.githubusercontent.com.evil";
@@ -335,6 +336,6 @@ fn signed_legacy(scene: &Scene, signer: Certified) -> Legacy {
 /// Whoever has a certificate of these authorities for the workflow.
 fn private(forge: &Sigstore, roots: &str, time: SigningTime) -> TrustPolicy {
     let roots = CaRoots::from_pem(roots).unwrap();
-    let proof = Proof::X509(X509 { roots, subject: Subject::Uri(exactly(SUBJECT)), time });
-    policy([Authority { name: "private".into(), proof, log: Log::None, root: Some(forge.trust()) }])
+    let kind = AuthorityKind::X509(X509 { roots, subject: Subject::Uri(exactly(SUBJECT)), time });
+    policy([Authority { name: "private".into(), kind, tlog: TlogPolicy::None, root: Some(forge.trust()) }])
 }

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Digest, media_type},
-    verify::{Attestation, ClaimedRepository, Format, Reason, StatementRule},
+    verify::{Attestation, AttestationRule, ClaimedRepository, Format, Reason},
 };
 use serde_json::{Value, json};
 
@@ -140,7 +140,7 @@ async fn an_attestation_by_the_right_one_is_no_signature() {
 #[tokio::test]
 async fn a_required_attestation_that_can_not_be_read_is_missing() {
     let scene = Scene::new().await;
-    let rule = StatementRule::parse("rule.rego", "package signature\n\nallow if input.predicate.builder == \"ci\"\n");
+    let rule = AttestationRule::parse("rule.rego", "package signature\n\nallow if input.predicate.builder == \"ci\"\n");
     let attestation = Attestation { predicate_type: SLSA.into(), rule: Some(rule.unwrap()) };
     let wanted = policy_with([keyed(&scene.key)], |wanted| wanted.attestations = vec![attestation]);
     let saying = |predicate: Value| {

@@ -105,9 +105,9 @@ impl World {
     /// What the verifier says with the windows cut down, and as the file has them.
     fn judge(&self, time: &str) -> [Result<(), String>; 2] {
         let bundle = self.signed_at(time);
-        let narrowed = TrustRoot::from_json("test", &self.root.to_string()).unwrap();
+        let limited = TrustRoot::from_json("test", &self.root.to_string()).unwrap();
         let as_written = Verifier::new(&TrustedRoot::from_json(&self.root.to_string()).unwrap()).unwrap();
-        [narrowed.verifier(), &as_written].map(|verifier| {
+        [limited.verifier(), &as_written].map(|verifier| {
             let policy = VerificationPolicy::any_identity().skip_sct();
             verifier.verify(ARTIFACT, &bundle, &policy).map(|_| ()).map_err(|error| error.to_string())
         })
@@ -150,16 +150,16 @@ fn windows(root: &TrustRoot) -> Vec<String> {
 #[test]
 fn an_expired_intermediate_vouches_for_nothing() {
     let world = World::new(ALWAYS, FIRST_HALF);
-    let [narrowed, as_written] = world.judge("2024-09-01T00:00:00Z");
+    let [limited, as_written] = world.judge("2024-09-01T00:00:00Z");
     assert_eq!(as_written, Ok(()), "the verifier looks at anchors itself; narrowing has become needless");
-    assert!(narrowed.as_ref().is_err_and(|reason| reason.contains("UnknownIssuer")), "{narrowed:?}");
+    assert!(limited.as_ref().is_err_and(|reason| reason.contains("UnknownIssuer")), "{limited:?}");
 }
 
 #[test]
 fn nothing_below_an_expired_root_vouches_for_anything() {
-    let [narrowed, as_written] = World::new(FIRST_HALF, ALWAYS).judge("2024-09-01T00:00:00Z");
+    let [limited, as_written] = World::new(FIRST_HALF, ALWAYS).judge("2024-09-01T00:00:00Z");
     assert_eq!(as_written, Ok(()));
-    assert!(narrowed.as_ref().is_err_and(|reason| reason.contains("no ")), "{narrowed:?}");
+    assert!(limited.as_ref().is_err_and(|reason| reason.contains("no ")), "{limited:?}");
 }
 
 #[test]
@@ -171,8 +171,8 @@ fn an_authority_vouches_to_the_last_second_of_its_certificates() {
         ("2024-07-01T00:00:00Z", true),
         ("2024-07-01T00:00:01Z", false),
     ] {
-        let [narrowed, _] = world.judge(time);
-        assert_eq!(narrowed.is_ok(), expected, "{time}: {narrowed:?}");
+        let [limited, _] = world.judge(time);
+        assert_eq!(limited.is_ok(), expected, "{time}: {limited:?}");
     }
 }
 
@@ -201,8 +201,8 @@ fn a_timestamp_authority_ends_with_its_root_certificate() {
     root["timestampAuthorities"] = root["certificateAuthorities"].take();
     root.as_object_mut().unwrap().remove("certificateAuthorities");
     let read = |root: &Value| TrustRoot::from_json("test", &root.to_string()).unwrap();
-    let narrowed = read(&root);
-    let [authority] = narrowed.content().timestamp_authorities.as_slice() else { panic!("one authority") };
+    let limited = read(&root);
+    let [authority] = limited.content().timestamp_authorities.as_slice() else { panic!("one authority") };
     assert_eq!(authority.cert_chain.certificates.len(), 2, "webpki needs the chain as it is");
     assert_eq!(authority.valid_for.unwrap().end, Some("2024-07-01T00:00:00Z".parse().unwrap()));
     root["timestampAuthorities"][0]["validFor"] = json!({"start": "2025-01-01T00:00:00Z"});
