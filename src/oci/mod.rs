@@ -3,6 +3,7 @@
 //! are read that somebody names.
 
 mod blob;
+pub mod cosign;
 mod digest;
 mod file;
 mod layout;

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Attachment, LegacyImage, LegacySignature, SignError};
 use crate::{
-    oci::{Blob, BlobMismatch, Descriptor, NewManifest, PinnedReference, media_type},
+    oci::{Blob, BlobMismatch, Descriptor, NewManifest, PinnedReference, cosign, media_type},
     registry::{Destination, RegistryError, Source},
 };
 
@@ -40,7 +40,7 @@ impl Attachment {
     /// When the registry does not answer, or refuses.
     pub async fn attach(&self, subject: &PinnedReference, to: &Destination) -> Result<(), AttachError> {
         put(to, media_type::EMPTY, Bytes::from_static(NewManifest::CONFIG)).await?;
-        put(to, super::bundle_v03::BUNDLE_TYPE, self.bundle.clone()).await?;
+        put(to, cosign::BUNDLE, self.bundle.clone()).await?;
         Ok(to.attach(&self.referrer, subject).await?)
     }
 }
@@ -53,7 +53,7 @@ impl LegacySignature {
     /// # Errors
     /// When the registry does not answer or refuses, or the tag holds something else.
     pub async fn append(&self, subject: &PinnedReference, from: &Source, to: &Destination) -> Result<(), AttachError> {
-        let tag = Self::tag(subject.digest());
+        let tag = cosign::signature_tag(subject.digest());
         put(to, &self.layer().media_type, self.payload.clone()).await?;
         for _ in 0..MAX_APPEND_ATTEMPTS {
             let present = from.tagged_manifest(&tag).await?;
@@ -111,7 +111,7 @@ mod tests {
         let to = registries.destination(place.repository()).unwrap();
         let subject = Descriptor::of(media_type::OCI_MANIFEST, b"manifest");
         let (ours, theirs) = (signature(&subject), signature(&subject));
-        let tag = LegacySignature::tag(&subject.digest);
+        let tag = cosign::signature_tag(&subject.digest);
         let other = async {
             let image = LegacyImage::with(None, &theirs).unwrap();
             while from.tagged_manifest(&tag).await.unwrap().is_none() {

@@ -10,12 +10,7 @@ use serde_json::json;
 use sigstore_verify::types::dsse::pae;
 
 use super::{KeyPair, SignError, SigningRequest};
-use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
-
-pub(super) const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
+use crate::oci::{Descriptor, LayoutIndex, NewManifest, cosign, media_type};
 
 /// A signature in the form in which a registry keeps it.
 #[derive(Debug, Clone)]
@@ -38,14 +33,15 @@ impl Attachment {
     pub fn sign(key: &KeyPair, request: &SigningRequest) -> Result<Self, SignError> {
         let subject = &request.subject;
         let bundle = bundle(key, request)?;
-        let annotations = [("content", "dsse-envelope"), ("predicateType", PREDICATE_TYPE)]
-            .map(|(name, value)| (format!("dev.sigstore.bundle.{name}"), value.to_owned()));
-        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, &bundle)])
-            .referring(BUNDLE_TYPE, subject.clone())
+        let annotations =
+            [(cosign::BUNDLE_CONTENT, "dsse-envelope"), (cosign::BUNDLE_PREDICATE_TYPE, cosign::SIGN_PREDICATE)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(cosign::BUNDLE, &bundle)])
+            .referring(cosign::BUNDLE, subject.clone())
             .annotated(annotations.clone())
             .to_bytes()?;
         let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &referrer);
-        entry.artifact_type = Some(BUNDLE_TYPE.to_owned());
+        entry.artifact_type = Some(cosign::BUNDLE.to_owned());
         entry.annotations = Some(annotations.into());
         let mut index = LayoutIndex::default();
         index.manifests.push(entry);
@@ -74,19 +70,19 @@ struct Subject<'a> {
 fn bundle(key: &KeyPair, request: &SigningRequest) -> Result<Bytes, SignError> {
     let digest = &request.subject.digest;
     let statement = Statement {
-        kind: STATEMENT_TYPE,
+        kind: cosign::STATEMENT,
         subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &request.annotations }],
-        predicate_type: PREDICATE_TYPE,
+        predicate_type: cosign::SIGN_PREDICATE,
         predicate: BTreeMap::new(),
     };
     let payload = serde_json::to_vec(&statement)?;
-    let signature = key.sign(&pae(PAYLOAD_TYPE, &payload))?;
+    let signature = key.sign(&pae(cosign::IN_TOTO, &payload))?;
     let bundle = json!({
-        "mediaType": BUNDLE_TYPE,
+        "mediaType": cosign::BUNDLE,
         "verificationMaterial": { "publicKey": { "hint": STANDARD.encode(key.hint()) } },
         "dsseEnvelope": {
             "payload": STANDARD.encode(payload),
-            "payloadType": PAYLOAD_TYPE,
+            "payloadType": cosign::IN_TOTO,
             "signatures": [{ "sig": STANDARD.encode(signature) }],
         },
     });

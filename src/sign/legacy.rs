@@ -9,11 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{KeyPair, SignError, SigningRequest};
-use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, media_type};
+use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, cosign, media_type};
 
-const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
-const CLAIM_TYPE: &str = "cosign container image signature";
 /// Go's zero time, which cosign writes.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
@@ -42,20 +39,15 @@ impl LegacySignature {
     /// When the key can't sign.
     pub fn sign(key: &KeyPair, request: &SigningRequest, repository: &str) -> Result<Self, SignError> {
         let payload = Bytes::from(serde_json::to_vec(&Payload::new(request, repository))?);
-        let mut layer = Descriptor::of(PAYLOAD_TYPE, &payload);
+        let mut layer = Descriptor::of(cosign::SIMPLE_SIGNING, &payload);
         let signature = STANDARD.encode(key.sign(&payload)?);
-        layer.annotations = Some([(SIGNATURE.to_owned(), signature)].into());
+        layer.annotations = Some([(cosign::SIGNATURE.to_owned(), signature)].into());
         Ok(Self { payload, layer })
     }
 
     /// The layer that carries it.
     pub(super) fn layer(&self) -> &Descriptor {
         &self.layer
-    }
-
-    /// The tag under which signatures of `digest` lie.
-    pub fn tag(digest: &Digest) -> String {
-        format!("{}-{}.sig", digest.algorithm(), digest.hex())
     }
 }
 
@@ -115,7 +107,7 @@ impl<'a> Payload<'a> {
             critical: Critical {
                 identity: Identity { reference: repository },
                 image: Image { digest: &request.subject.digest },
-                kind: CLAIM_TYPE,
+                kind: cosign::SIMPLE_SIGNING_TYPE,
             },
             optional: (!request.annotations.is_empty()).then_some(&request.annotations),
         }

@@ -13,7 +13,7 @@ use super::{
     evidence::SignatureBundle,
     reason::CandidateError,
 };
-use crate::oci::{Digest, Manifest, strict_json};
+use crate::oci::{Digest, Manifest, cosign, strict_json};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,10 +45,7 @@ struct Chain {
 /// Whether a layer is a bundle of the one version that is accepted. Older ones allowed weaker
 /// proofs of time.
 pub(super) fn is_bundle(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        "application/vnd.dev.sigstore.bundle.v0.3+json" | "application/vnd.dev.sigstore.bundle+json;version=0.3"
-    )
+    [cosign::BUNDLE, cosign::BUNDLE_VERSION_PARAMETER].contains(&media_type)
 }
 
 /// Takes a bundle apart.

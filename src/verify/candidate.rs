@@ -1,11 +1,14 @@
 //! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use sigstore_verify::types::{
-    Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, KindVersion, MediaType, MessageDigest,
-    MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
-    TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
-    X509Certificate,
+use sigstore_verify::{
+    crypto::ArtifactHasher,
+    types::{
+        Bundle, CertificateContent, DerCertificate, DigestBytes, DsseEnvelope, HashAlgorithm, KindVersion, MediaType,
+        MessageDigest, MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
+        TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
+        X509Certificate,
+    },
 };
 
 use super::reason::CandidateError;
@@ -115,9 +118,9 @@ impl Candidate {
     }
 
     fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, CandidateError> {
-        let digest = super::sigstore::hash(hash, &self.message)?;
+        let message_digest = MessageDigest::new(hash, digest(hash, &self.message)?);
         let signature = MessageSignature::new(SignatureBytes::from_bytes(&self.signature));
-        Ok(signature.with_message_digest(MessageDigest::new(hash, digest)))
+        Ok(signature.with_message_digest(message_digest))
     }
 }
 
@@ -145,4 +148,11 @@ pub(super) fn malformed(error: impl ToString) -> CandidateError {
 /// What is written in base64, by its name.
 pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, CandidateError> {
     STANDARD.decode(text).map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
+}
+
+/// The digest of `bytes` in the form of a bundle.
+fn digest(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, CandidateError> {
+    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
+    hasher.update(bytes);
+    Ok(hasher.finalize().value().clone())
 }

@@ -17,10 +17,9 @@ use super::{
     bundle_v03,
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
-    policy::SIGNATURE_PREDICATE,
 };
 use crate::{
-    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, media_type},
+    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, cosign, media_type},
     registry::{Class, Member, RegistryError, Source},
 };
 
@@ -33,10 +32,6 @@ const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Of the budget, what manifests leave to the pieces that they name as long as there are any:
 /// an eighth.
 const RESERVED_SHARE: u64 = 8;
-/// Where cosign writes the type of what a bundle says, so that it need not be fetched to tell.
-const PREDICATE_ANNOTATION: &str = "dev.sigstore.bundle.predicateType";
-/// What cosign 2 calls its image of signatures as a referrer.
-const COSIGN_SIGNATURE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
 /// Collects what `source` holds to vouch for `subject`, at most `limit` bytes in all
 /// (`limits.evidence`). `source` is the artifact's own repository, or the one that the policy
@@ -113,7 +108,7 @@ impl Collector<'_> {
     }
 
     async fn list_legacy(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        let tag = legacy::tag(subject.digest());
+        let tag = cosign::signature_tag(subject.digest());
         let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
         listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
         if listed.size > 0 && !self.budget.spend(listed.size, 0) {
@@ -278,10 +273,11 @@ async fn fetch(source: &Source, blob: &Descriptor) -> Result<Blob, RegistryError
 fn rank(entry: &Descriptor) -> u8 {
     let Some(kind) = entry.artifact_type.as_deref() else { return 2 };
     if bundle_v03::is_bundle(kind) {
-        let says_otherwise = entry.annotation(PREDICATE_ANNOTATION).is_some_and(|kind| kind != SIGNATURE_PREDICATE);
+        let says_otherwise =
+            entry.annotation(cosign::BUNDLE_PREDICATE_TYPE).is_some_and(|kind| kind != cosign::SIGN_PREDICATE);
         return u8::from(says_otherwise);
     }
-    if [media_type::EMPTY, media_type::IMAGE_CONFIG, COSIGN_SIGNATURE].contains(&kind) { 2 } else { 3 }
+    if [media_type::EMPTY, media_type::IMAGE_CONFIG, cosign::SIGNATURE_ARTIFACT].contains(&kind) { 2 } else { 3 }
 }
 
 #[cfg(test)]
@@ -290,20 +286,19 @@ mod tests {
 
     #[test]
     fn what_the_list_calls_a_signature_comes_first_and_nothing_is_ruled_out() {
-        const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
         let entry = |kind: Option<&str>, predicate: Option<&str>| Descriptor {
             artifact_type: kind.map(str::to_owned),
-            annotations: predicate.map(|kind| [(PREDICATE_ANNOTATION.to_owned(), kind.to_owned())].into()),
+            annotations: predicate.map(|kind| [(cosign::BUNDLE_PREDICATE_TYPE.to_owned(), kind.to_owned())].into()),
             ..Descriptor::of(media_type::OCI_MANIFEST, b"x")
         };
         for (kind, predicate, expected) in [
-            (Some(BUNDLE), Some(SIGNATURE_PREDICATE), 0),
-            (Some(BUNDLE), None, 0),
-            (Some(BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
+            (Some(cosign::BUNDLE), Some(cosign::SIGN_PREDICATE), 0),
+            (Some(cosign::BUNDLE), None, 0),
+            (Some(cosign::BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
             (None, None, 2),
             (Some(media_type::EMPTY), None, 2),
-            (Some(COSIGN_SIGNATURE), None, 2),
-            (Some("application/spdx+json"), Some(SIGNATURE_PREDICATE), 3),
+            (Some(cosign::SIGNATURE_ARTIFACT), None, 2),
+            (Some("application/spdx+json"), Some(cosign::SIGN_PREDICATE), 3),
         ] {
             assert_eq!(rank(&entry(kind, predicate)), expected, "{kind:?} {predicate:?}");
         }

@@ -25,7 +25,7 @@ pub struct Evidence {
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct LegacySignature {
-    /// The `dev.cosignproject.cosign/signature` annotation.
+    /// The annotation [`cosign::SIGNATURE`](crate::oci::cosign::SIGNATURE).
     pub(super) signature: String,
     /// The simple-signing payload.
     #[serde(with = "base64_bytes")]

@@ -16,17 +16,7 @@ use super::{
     evidence::LegacySignature,
     reason::CandidateError,
 };
-use crate::oci::{Descriptor, Digest, strict_json};
-
-const MEDIA_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-const CLAIM_TYPE: &str = "cosign container image signature";
-
-// cosign's `pkg/oci/internal/signature/layer.go`; the prefixes do differ.
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
-const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
-const CHAIN: &str = "dev.sigstore.cosign/chain";
-const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
-const TIMESTAMP: &str = "dev.sigstore.cosign/rfc3161timestamp";
+use crate::oci::{Descriptor, Digest, cosign, strict_json};
 
 /// What a payload says.
 #[derive(Debug)]
@@ -98,23 +88,19 @@ struct TimestampBundle {
     token: String,
 }
 
-/// The tag under which signatures of `digest` lie.
-pub(super) fn tag(digest: &Digest) -> String {
-    format!("{}-{}.sig", digest.algorithm(), digest.hex())
-}
-
 /// The signature that a layer carries, without its payload, if it is one of this format.
 pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
-    let signature = (layer.media_type == MEDIA_TYPE).then(|| layer.annotation(SIGNATURE)).flatten()?;
+    let signature =
+        (layer.media_type == cosign::SIMPLE_SIGNING).then(|| layer.annotation(cosign::SIGNATURE)).flatten()?;
     // cosign writes empty ones, too.
     let annotation = |name| layer.annotation(name).filter(|text| !text.trim().is_empty()).map(str::to_owned);
     Some(LegacySignature {
         signature: signature.to_owned(),
         payload: bytes::Bytes::new(),
-        certificate: annotation(CERTIFICATE),
-        chain: annotation(CHAIN),
-        log_entry: annotation(LOG_ENTRY),
-        timestamp: annotation(TIMESTAMP),
+        certificate: annotation(cosign::CERTIFICATE),
+        chain: annotation(cosign::CHAIN),
+        log_entry: annotation(cosign::REKOR_BUNDLE),
+        timestamp: annotation(cosign::TIMESTAMP),
     })
 }
 
@@ -180,7 +166,7 @@ fn unhex(text: &str) -> Result<Vec<u8>, CandidateError> {
 pub(super) fn claim(payload: &[u8]) -> Result<SimpleSigning, CandidateError> {
     strict_json(payload).map_err(malformed)?;
     let payload: Payload = serde_json::from_slice(payload).map_err(malformed)?;
-    if payload.critical.kind != CLAIM_TYPE {
+    if payload.critical.kind != cosign::SIMPLE_SIGNING_TYPE {
         return Err(CandidateError::NotASignature(payload.critical.kind));
     }
     Ok(SimpleSigning {

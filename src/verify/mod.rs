@@ -2,7 +2,7 @@
 //! sigstore crates, and the only code that makes a [`Verified`].
 //!
 //! [`collect()`] gathers what a registry offers as evidence, without judging it;
-//! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
+//! [`Verified::verify`] judges, without talking to anyone, so that the same evidence can be
 //! judged again from disk.
 
 mod attestation_rule;
@@ -19,6 +19,7 @@ mod fulcio_extension;
 mod keys;
 mod legacy;
 mod matching;
+mod outcome;
 mod pattern;
 mod policy;
 mod private_ca;
@@ -26,6 +27,7 @@ mod reason;
 mod report;
 mod restrict;
 mod roots;
+mod sanitize;
 mod sigstore;
 mod statement;
 mod verdict_cache;
@@ -38,10 +40,11 @@ pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
 pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
+pub use outcome::{Signer, VerificationContext, VerificationError};
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
     Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity, InvalidPolicy,
-    PolicyRevision, Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TlogPolicy, TrustPolicy, X509,
+    PolicyRevision, Requirements, Rule, San, SigningTime, TlogPolicy, TrustPolicy, X509,
 };
 pub use reason::Reason;
 pub use report::{Check, Report, SignatureReport};
@@ -51,4 +54,4 @@ pub use roots::{
     UnusableRoot,
 };
 pub use verdict_cache::VerdictCache;
-pub use verified::{Signer, VerificationContext, VerificationError, Verified};
+pub use verified::Verified;

@@ -11,11 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AttestationRule, FulcioExtension, Pattern, PublicKey, TrustRoot, ca::CaRoots};
-use crate::oci::{Digest, Repository};
-
-/// The statement of a cosign signature. Every other predicate is an attestation: a "scan
-/// failed" report by the same key is no approval.
-pub const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
+use crate::oci::{Digest, Repository, cosign};
 
 /// What an artifact needs before it is served: a checked value, so that one which nothing or
 /// everything could pass can't be made.
@@ -45,7 +41,7 @@ pub struct Requirements {
     pub authorities: Vec<Authority>,
     /// How many of them have to, each by a signature of its own.
     pub at_least: usize,
-    /// The statements that count as a signature; [`SIGNATURE_PREDICATE`] unless said otherwise.
+    /// The statements that count as a signature; [`cosign::SIGN_PREDICATE`] unless said otherwise.
     pub predicate_types: BTreeSet<String>,
     /// Further statements that have to be there.
     pub attestations: Vec<Attestation>,
@@ -274,7 +270,7 @@ impl Requirements {
         Self {
             authorities,
             at_least: 1,
-            predicate_types: BTreeSet::from([SIGNATURE_PREDICATE.to_owned()]),
+            predicate_types: BTreeSet::from([cosign::SIGN_PREDICATE.to_owned()]),
             attestations: Vec::new(),
             formats: BTreeSet::from([Format::Bundle, Format::Legacy]),
             annotations: BTreeMap::new(),

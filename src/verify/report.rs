@@ -3,7 +3,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::{policy::Format, reason::CandidateError, verified::Signer};
+use super::{outcome::Signer, policy::Format, reason::CandidateError, sanitize::sanitize};
 use crate::telemetry::{NAME_BYTES, cut};
 
 /// Everything that was offered to vouch for an artifact, and what became of it.
@@ -56,7 +56,7 @@ impl CheckLog {
             Ok(value) => passed(value),
             Err(error) => error.to_string(),
         };
-        self.0.push(Check { name, ok: outcome.is_ok(), detail: clean(&detail) });
+        self.0.push(Check { name, ok: outcome.is_ok(), detail: sanitize(&detail) });
         outcome
     }
 
@@ -84,15 +84,6 @@ impl SignatureReport {
     pub fn is_verified(&self) -> bool {
         self.signer.is_some() && self.checks.iter().all(|check| check.ok)
     }
-}
-
-/// The most bytes of one detail.
-const DETAIL_BYTES: usize = 300;
-
-/// A hostile registry must be able neither to fill the log nor to steer a terminal.
-pub(super) fn clean(text: &str) -> String {
-    let shown: String = text.chars().filter(|character| !character.is_control()).collect();
-    cut(&shown, DETAIL_BYTES).into_owned()
 }
 
 /// As `verify --json` and `/status` have it.

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use sigstore_verify::{
     Error, PublicKeyVerificationPolicy, TimestampError, VerificationPolicy, VerificationResult, Verifier,
     bundle::Error as BundleError,
-    crypto::{ArtifactHasher, CertificateInfo, KeyAlgorithm, parse_certificate_info},
+    crypto::{CertificateInfo, KeyAlgorithm, parse_certificate_info},
     types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, DigestBytes, HashAlgorithm},
 };
 
@@ -161,13 +161,6 @@ fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'
             Ok(Artifact::Digest(digest))
         }
     }
-}
-
-/// A hash as bundles have it.
-pub(super) fn hash(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, CandidateError> {
-    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
-    hasher.update(bytes);
-    Ok(hasher.finalize().value().clone())
 }
 
 fn times(result: &VerificationResult) -> SigningTimes {

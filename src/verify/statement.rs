@@ -7,15 +7,10 @@ use serde_json::Value;
 
 use super::{
     candidate::{Candidate, Content},
-    policy::SIGNATURE_PREDICATE,
     reason::CandidateError,
 };
-use crate::oci::{Digest, strict_json};
+use crate::oci::{Digest, cosign, strict_json};
 
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-/// The same shape under its first name, which `cosign attest` still writes; no cosign signs so.
-const FIRST_STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v0.1";
 /// As sigstore-go caps them.
 const MAX_SUBJECTS: usize = 1024;
 const MAX_DIGESTS: usize = 32;
@@ -66,15 +61,15 @@ impl Statement {
 
     pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, CandidateError> {
         let malformed = |error: String| CandidateError::Malformed(error);
-        if payload_type != PAYLOAD_TYPE {
+        if payload_type != cosign::IN_TOTO {
             return Err(CandidateError::NotASignature(payload_type.to_owned()));
         }
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
         let written: Written = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
         let known = match written.predicate_type.as_str() {
-            SIGNATURE_PREDICATE => written.kind == STATEMENT_TYPE,
-            _ => [STATEMENT_TYPE, FIRST_STATEMENT_TYPE].contains(&written.kind.as_str()),
+            cosign::SIGN_PREDICATE => written.kind == cosign::STATEMENT,
+            _ => [cosign::STATEMENT, cosign::STATEMENT_V0_1].contains(&written.kind.as_str()),
         };
         if !known {
             return Err(malformed(format!("statement of type {}", written.kind)));
@@ -113,14 +108,14 @@ mod tests {
         let read = |kind: &str, predicate_type: &str| {
             let statement = json!({ "_type": kind, "predicateType": predicate_type,
                 "subject": [{ "name": "r.example/a", "digest": { "sha256": "00" } }], "predicate": {} });
-            Statement::read(PAYLOAD_TYPE, statement.to_string().as_bytes())
+            Statement::read(cosign::IN_TOTO, statement.to_string().as_bytes())
         };
         const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
-        assert_eq!(read(FIRST_STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
-        assert_eq!(read(STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
-        assert!(read(STATEMENT_TYPE, SIGNATURE_PREDICATE).is_ok());
+        assert_eq!(read(cosign::STATEMENT_V0_1, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert_eq!(read(cosign::STATEMENT, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert!(read(cosign::STATEMENT, cosign::SIGN_PREDICATE).is_ok());
         for (kind, predicate_type) in
-            [(FIRST_STATEMENT_TYPE, SIGNATURE_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
+            [(cosign::STATEMENT_V0_1, cosign::SIGN_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
         {
             assert!(matches!(read(kind, predicate_type).unwrap_err(), CandidateError::Malformed(_)), "{kind}");
         }

@@ -6,9 +6,10 @@ use moka::sync::Cache;
 
 use super::{
     evidence::Evidence,
+    outcome::{Signer, Validity, VerificationContext, VerificationError},
     policy::TrustPolicy,
     report::Report,
-    verified::{Signer, Validity, VerificationContext, VerificationError, Verified},
+    verified::Verified,
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 

@@ -12,11 +12,12 @@ use super::{
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
     matching::max_matching,
+    outcome::{Accepted, Signer, Validity, VerificationContext, VerificationError},
     policy::{Attestation, ClaimedRepository, Format, Requirements},
     reason::{CandidateError, Reason},
-    report::{CheckLog, SignatureReport, clean},
+    report::{CheckLog, SignatureReport},
+    sanitize::sanitize,
     statement::Statement,
-    verified::{Signer, Validity, VerificationContext, VerificationError},
 };
 use crate::oci::{PinnedReference, Repository};
 
@@ -29,13 +30,6 @@ pub(super) struct Verification<'a> {
     pub(super) requirements: &'a Requirements,
     pub(super) pinned: &'a PinnedReference,
     pub(super) context: VerificationContext,
-}
-
-/// Yes.
-#[derive(Debug, Default)]
-pub(super) struct Accepted {
-    pub(super) signers: Vec<Signer>,
-    pub(super) validity: Validity,
 }
 
 /// What a good candidate is worth.
@@ -326,7 +320,7 @@ impl Verification<'_> {
     }
 
     fn error(&self, reason: Reason, details: Vec<String>) -> VerificationError {
-        let told: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", clean(detail))).collect();
+        let told: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", sanitize(detail))).collect();
         VerificationError {
             reason,
             digest: self.pinned.digest().clone(),

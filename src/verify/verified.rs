@@ -4,15 +4,14 @@ use jiff::Timestamp;
 
 use super::{
     evidence::Evidence,
-    policy::{Format, PolicyRevision, Rule, TrustPolicy},
+    outcome::{Accepted, Signer, Validity, VerificationContext, VerificationError},
+    policy::{PolicyRevision, Rule, TrustPolicy},
     reason::Reason,
-    report::{Report, clean},
-    verification::{Accepted, Verification},
+    report::Report,
+    sanitize::sanitize,
+    verification::Verification,
 };
-use crate::{
-    oci::{Digest, Manifest, PinnedReference},
-    telemetry,
-};
+use crate::oci::{Manifest, PinnedReference};
 
 /// Something that a trust policy accepted. There is no other way to one than
 /// [`Verified::verify`], so code that asks for a `Verified` can't be given anything else:
@@ -30,69 +29,6 @@ pub struct Verified<T> {
     signers: Vec<Signer>,
     revision: PolicyRevision,
     validity: Validity,
-}
-
-/// How long a verdict holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Validity {
-    /// Until then, if not for ever.
-    pub(super) until: Option<Timestamp>,
-    /// After that it is reached again, though it holds meanwhile.
-    pub(super) reverify_after: Option<Timestamp>,
-}
-
-/// An authority that voted for an artifact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signer {
-    /// The authority's name in the configuration.
-    pub authority: String,
-    /// `sha256:` of the public key, or the name in the certificate.
-    pub identity: String,
-    /// Where the signature was found.
-    pub format: Format,
-    /// When it was made, where a log or a timestamp authority vouches for that; the earliest
-    /// of such times.
-    pub signed_at: Option<Timestamp>,
-    /// From when on its age counts: a time that nobody can make later without the signer.
-    pub earliest_time: Option<Timestamp>,
-}
-
-/// No.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason} (digest {digest}){details}")]
-pub struct VerificationError {
-    /// The most telling reason.
-    pub reason: Reason,
-    /// What was judged.
-    pub digest: Digest,
-    /// What else was seen, in words; empty or with a separator in front.
-    pub details: String,
-    /// Whether a revoked key signed it, or the digest is revoked: then there is nothing to wait
-    /// for, whatever else is wrong.
-    pub revoked: bool,
-}
-
-/// What a judgement takes for granted.
-#[derive(Debug, Clone, Copy)]
-pub struct VerificationContext {
-    /// The time of judging.
-    pub now: Timestamp,
-    /// Whether trust roots that were not refreshed in time may still speak: about what they
-    /// have accepted before.
-    pub expired_roots: bool,
-}
-
-impl VerificationContext {
-    /// Something new, now.
-    pub fn now() -> Self {
-        Self { now: telemetry::now(), expired_roots: false }
-    }
-
-    /// Something that the same roots have accepted before.
-    #[must_use]
-    pub fn accepted_before(self) -> Self {
-        Self { expired_roots: true, ..self }
-    }
 }
 
 impl Verified<Manifest> {
@@ -121,7 +57,7 @@ impl Verified<Manifest> {
         evidence: &Evidence,
         context: VerificationContext,
     ) -> (Result<Self, VerificationError>, Report) {
-        let skipped = evidence.skipped.iter().map(|text| clean(text)).collect();
+        let skipped = evidence.skipped.iter().map(|text| sanitize(text)).collect();
         let mut report = Report { signatures: Vec::new(), skipped };
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
@@ -168,26 +104,6 @@ impl Verified<Manifest> {
             revision: policy.revision().clone(),
             validity,
         })
-    }
-}
-
-impl Validity {
-    fn due(self) -> Option<Timestamp> {
-        [self.until, self.reverify_after].into_iter().flatten().min()
-    }
-
-    /// Whether the verdict need not be reached again yet.
-    pub(super) fn holds(self, now: Timestamp) -> bool {
-        self.due().is_none_or(|due| now <= due)
-    }
-
-    /// As long as both do.
-    pub(super) fn and(self, other: Self) -> Self {
-        let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| [one, other].into_iter().flatten().min();
-        Self {
-            until: earlier(self.until, other.until),
-            reverify_after: earlier(self.reverify_after, other.reverify_after),
-        }
     }
 }
 

@@ -8,9 +8,9 @@ use super::{
     trusted_root::{ca, trusted_root},
     *,
 };
+use crate::oci::cosign::SIGN_PREDICATE;
 use crate::verify::{
-    Authority, AuthorityKind, ClaimedRepository, Format, Requirements, SIGNATURE_PREDICATE, San, SigningTime,
-    TlogPolicy, TrustRoot, X509,
+    Authority, AuthorityKind, ClaimedRepository, Format, Requirements, San, SigningTime, TlogPolicy, TrustRoot, X509,
 };
 use crate::watch::{OnOlder, OnWithdraw, Order};
 
@@ -214,7 +214,7 @@ fn votes_are_any_all_or_so_many() {
 #[test]
 fn what_a_policy_does_not_say_has_the_promised_default() {
     let policy = policy("match: '**'");
-    assert_eq!(policy.predicate_types, BTreeSet::from([SIGNATURE_PREDICATE.to_owned()]));
+    assert_eq!(policy.predicate_types, BTreeSet::from([SIGN_PREDICATE.to_owned()]));
     assert_eq!(policy.formats, BTreeSet::from([Format::Bundle, Format::Legacy]));
     assert_eq!(policy.claimed_repository, ClaimedRepository::Ignore);
     assert!(policy.attestations.is_empty() && policy.annotations.is_empty() && policy.revoked_digests.is_empty());
@@ -225,7 +225,7 @@ fn what_a_policy_does_not_say_has_the_promised_default() {
 fn statements_count_by_type_and_rule() {
     let slsa = "https://slsa.dev/provenance/v1";
     let policy = policy(&format!(
-        "predicate_types: ['{SIGNATURE_PREDICATE}', 'https://example.com/approval'], \
+        "predicate_types: ['{SIGN_PREDICATE}', 'https://example.com/approval'], \
          attestations: [{{ predicate_type: '{slsa}', rego: slsa.rego }}, {{ predicate_type: 'https://spdx.dev/Document' }}]"
     ));
     assert!(policy.predicate_types.contains("https://example.com/approval"));

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use sigstore_tuf::{Error, TrustedMetadataSet, Updater, UpdaterConfig};
 
 use super::{BadRoot, TufOptions, http_repository::HttpRepository, root, tuf_store::TufStore};
+use crate::verify::sanitize::sanitize;
 
 const TARGET: &str = "trusted_root.json";
 
@@ -120,7 +121,7 @@ impl From<Error> for RefreshError {
             text = format!("{text}: {inner}");
             cause = inner.source();
         }
-        let text = crate::verify::report::clean(&text);
+        let text = sanitize(&text);
         match error {
             Error::Transport { .. } | Error::Io { .. } => Self::Unreachable(text),
             Error::Expired { .. } => Self::Outdated(text),

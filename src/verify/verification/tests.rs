@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
 
 use crate::{
-    oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, media_type},
+    oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, cosign, media_type},
     verify::{
         Attestation, AttestationRule, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Evidence, Format,
-        PublicKey, Reason, Requirements, SIGNATURE_PREDICATE, TlogPolicy, TrustPolicy, VerdictCache,
-        VerificationContext, VerificationError, Verified,
+        PublicKey, Reason, Requirements, TlogPolicy, TrustPolicy, VerdictCache, VerificationContext, VerificationError,
+        Verified,
         evidence::{LegacySignature, SignatureBundle},
     },
 };
@@ -73,7 +73,7 @@ impl KeyHolder {
     }
 
     fn signs(&self) -> Evidence {
-        self.states(SIGNATURE_PREDICATE, json!({}), json!({}))
+        self.states(cosign::SIGN_PREDICATE, json!({}), json!({}))
     }
 }
 
@@ -189,17 +189,17 @@ fn annotations_are_compared_with_their_types_and_on_the_right_subject() {
     let wanted = Requirements { annotations, ..Requirements::any_of(vec![holder.named("one")]) };
     let good = json!({ "env": "prod", "wave": 1, "more": true });
     assert!(verify(&wanted, &holder.legacy(good.clone())).is_ok());
-    assert!(verify(&wanted, &holder.states(SIGNATURE_PREDICATE, json!({}), good)).is_ok());
+    assert!(verify(&wanted, &holder.states(cosign::SIGN_PREDICATE, json!({}), good)).is_ok());
     for bad in
         [json!({}), json!({ "env": "prod" }), json!({ "env": "prod", "wave": "1" }), json!({ "env": "dev", "wave": 1 })]
     {
         refused(&wanted, &holder.legacy(bad.clone()), Reason::Annotations);
-        refused(&wanted, &holder.states(SIGNATURE_PREDICATE, json!({}), bad), Reason::Annotations);
+        refused(&wanted, &holder.states(cosign::SIGN_PREDICATE, json!({}), bad), Reason::Annotations);
     }
     refused(&wanted, &holder.legacy(Value::Null), Reason::Annotations);
     // The first subject says `dev`, but is another artifact.
     let dev = Requirements { annotations: [("env".to_owned(), json!("dev"))].into(), ..wanted };
-    refused(&dev, &holder.states(SIGNATURE_PREDICATE, json!({}), json!({ "env": "prod" })), Reason::Annotations);
+    refused(&dev, &holder.states(cosign::SIGN_PREDICATE, json!({}), json!({ "env": "prod" })), Reason::Annotations);
 }
 
 #[test]

@@ -7,9 +7,9 @@ use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
 
 use super::*;
 use crate::{
-    oci::{Descriptor, Reference, media_type},
+    oci::{Descriptor, Digest, Reference, media_type},
     verify::{
-        Authority, PublicKey, Requirements,
+        Authority, Format, PublicKey, Requirements,
         evidence::{LegacySignature, SignatureBundle},
     },
 };
