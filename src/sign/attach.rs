@@ -1,4 +1,4 @@
-//! Laying a signature down beside what it vouches for.
+//! Attaches signatures to an artifact in a registry.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use crate::{
     registry::{Destination, RegistryError, Source},
 };
 
-/// How often a signature is added anew because somebody else signed at the same moment.
+/// How often an append is tried again because another signer wrote the tag at the same time.
 const MAX_APPEND_ATTEMPTS: usize = 8;
-/// Longer than anybody takes between looking and writing.
+/// The pause before the check of a write: longer than a signer takes between reading and writing.
 const SETTLE_DELAY: Duration = Duration::from_millis(250);
 
-/// Why a signature is not where it should be.
+/// Why a signature was not attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The registry.
+    /// The registry failed or refused.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// What is there already.
+    /// The existing signatures can't be extended.
     #[error(transparent)]
     Sign(#[from] SignError),
-    /// Others write the same tag all the time.
-    #[error("tag {0}: others keep writing it at the same time; try again")]
+    /// Other signers keep writing the same tag.
+    #[error("tag {0}: other writers keep replacing it; try again")]
     Contended(String),
-    /// Not in practice: the descriptor was made of the bytes.
+    /// Never in practice: the descriptor is computed from the bytes.
     #[error(transparent)]
     Blob(#[from] BlobMismatch),
 }
@@ -46,9 +46,9 @@ impl Attachment {
 }
 
 impl LegacySignature {
-    /// Adds the signature to those under the `.sig` tag of `subject`. Registries know no
-    /// "only if nobody else has written", so it looks just before it writes, and a moment
-    /// after, when whoever looked at the same time has written as well.
+    /// Appends the signature to those at the `.sig` tag of `subject`. Registries have no
+    /// conditional write, so this reads the tag just before it writes, and once more a moment
+    /// later, when concurrent signers have written as well.
     ///
     /// # Errors
     /// When the registry does not answer or refuses, or the tag holds something else.
@@ -99,10 +99,10 @@ mod tests {
             .unwrap()
     }
 
-    /// cosign writes over the tag without a second look; who has looked before us and
-    /// writes after us takes our signature away.
+    /// cosign overwrites the tag without reading it again: a cosign that read before this program
+    /// and writes after it removes the signature.
     #[tokio::test(start_paused = true)]
-    async fn a_signature_that_somebody_overwrites_is_added_again() {
+    async fn a_signature_that_another_signer_overwrites_is_added_again() {
         let folder = tempfile::tempdir().unwrap();
         Layout::create(folder.path()).unwrap();
         let place: Reference = format!("oci-layout:{}:v1", folder.path().display()).parse().unwrap();

@@ -1,5 +1,5 @@
-//! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
-//! referrer (cosign, `specs/BUNDLE_SPEC.md`). By a key, without a log.
+//! cosign's current format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
+//! referrer (cosign, `specs/BUNDLE_SPEC.md`). Signed with a key, without a log.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +12,16 @@ use sigstore_verify::types::dsse::pae;
 use super::{KeyPair, SignError, SigningRequest};
 use crate::oci::{Descriptor, LayoutIndex, NewManifest, cosign, media_type};
 
-/// A signature in the form in which a registry keeps it.
+/// A signature in the form in which a registry stores it.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The bundle: the only layer of `referrer`.
     pub bundle: Bytes,
-    /// The manifest that ties the bundle to what was signed.
+    /// The manifest that links the bundle to its subject.
     pub referrer: Bytes,
-    /// The index of referrers, for the fallback tag of registries without the referrers API.
+    /// The index of referrers at the fallback tag of registries without the referrers API.
     pub index: Bytes,
-    /// That tag: `sha256-<hex>`.
+    /// The fallback tag: `sha256-<hex>`.
     pub index_tag: String,
 }
 

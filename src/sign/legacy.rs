@@ -1,5 +1,5 @@
-//! cosign's first format: "simple signing" payloads in an image under the tag
-//! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`). One layer is one signature.
+//! cosign's first format: "simple signing" payloads in an image at the tag `sha256-<hex>.sig`
+//! (cosign, `specs/SIGNATURE_SPEC.md`). Each layer is one signature.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +17,12 @@ const NO_TIME: &str = "0001-01-01T00:00:00Z";
 /// A payload and the layer that carries its signature.
 #[derive(Debug, Clone)]
 pub struct LegacySignature {
-    /// What was signed: the layer's blob.
+    /// The signed bytes: the layer's blob.
     pub payload: Bytes,
     layer: Descriptor,
 }
 
-/// The image under the `.sig` tag: every signature of one artifact.
+/// The image at the `.sig` tag, with all signatures of one artifact.
 #[derive(Debug, Clone)]
 pub struct LegacyImage {
     /// Its config, a blob.
@@ -32,8 +32,7 @@ pub struct LegacyImage {
 }
 
 impl LegacySignature {
-    /// Signs an artifact's manifest, which is to lie in `repository`, such as
-    /// `ghcr.io/acme/authz`.
+    /// Signs the manifest of an artifact in `repository`, such as `ghcr.io/acme/authz`.
     ///
     /// # Errors
     /// When the key can't sign.
@@ -45,17 +44,17 @@ impl LegacySignature {
         Ok(Self { payload, layer })
     }
 
-    /// The layer that carries it.
+    /// The layer of the signature.
     pub(super) fn layer(&self) -> &Descriptor {
         &self.layer
     }
 }
 
 impl LegacyImage {
-    /// The image that lies under the tag now, or none, with one more signature.
+    /// The image at the tag, if there is one, with one more signature.
     ///
     /// # Errors
-    /// When what lies there is no image.
+    /// When an index is at the tag.
     pub fn with(present: Option<&Manifest>, signature: &LegacySignature) -> Result<Self, SignError> {
         let (mut layers, annotations) = match present {
             Some(manifest) if matches!(manifest.document(), Document::Index { .. }) => {
@@ -64,7 +63,7 @@ impl LegacyImage {
             Some(manifest) => (manifest.layers().to_vec(), manifest.annotations().clone()),
             None => (Vec::new(), BTreeMap::new()),
         };
-        // Some kinds of key sign the same twice over.
+        // Some kinds of keys make the same signature twice.
         if !layers.contains(&signature.layer) {
             layers.push(signature.layer.clone());
         }
@@ -114,7 +113,7 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// What image tools expect to find; signatures are layers that nobody compressed.
+/// The config that image tools expect; layers of signatures are not compressed.
 fn config(layers: &[Descriptor]) -> serde_json::Value {
     json!({
         "architecture": "",
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_joins_those_that_are_there() {
+    fn a_signature_is_appended_to_the_existing_ones() {
         let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &request(), "r.example/a").unwrap();
         let (first, second) = (sign(), sign());
         let one = parse(&LegacyImage::with(None, &first).unwrap());

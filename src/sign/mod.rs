@@ -1,5 +1,4 @@
-//! Making signatures as cosign makes them. Decides nothing: whether a signature counts is
-//! `verify`'s business.
+//! Signing in both of cosign's formats. Decides nothing: `verify` decides which signatures count.
 
 mod attach;
 mod bundle_v03;

@@ -1,4 +1,4 @@
-//! A Rego rule over a signed statement.
+//! Rego rules for attestations.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -6,20 +6,20 @@ use regorus::{Engine, utils::limits::ExecutionTimerConfig};
 
 use crate::oci::Digest;
 
-/// What has to be true; the convention of cosign's own Rego policies.
+/// The rule that has to be true; the convention of cosign's own Rego policies.
 const QUERY: &str = "data.signature.allow";
-/// A rule that takes longer says no.
+/// A rule that takes longer fails.
 const RULE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A Rego module, checked and ready: `package signature`, and `allow` is true for a statement
-/// that is good enough. `input` is the statement.
+/// A checked Rego module in `package signature`, whose rule `allow` is true for an acceptable
+/// statement. `input` is the statement.
 #[derive(Clone)]
 pub struct AttestationRule {
     text: Arc<str>,
     engine: Arc<Engine>,
 }
 
-/// Why a text is no usable rule.
+/// Why a text is not a usable rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}; write `package signature` and a rule `allow`")]
 pub struct BadRule(String);
@@ -28,7 +28,7 @@ impl AttestationRule {
     /// Reads a module.
     ///
     /// # Errors
-    /// When it is no Rego, or defines no `data.signature.allow`.
+    /// When it is not Rego, or defines no `data.signature.allow`.
     pub fn parse(name: &str, text: &str) -> Result<Self, BadRule> {
         let bad = |error: String| BadRule(error.lines().last().unwrap_or_default().trim().to_owned());
         let mut engine = Engine::new();
@@ -39,15 +39,15 @@ impl AttestationRule {
         });
         let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|error| bad(error.to_string()))?;
         if package != "data.signature" {
-            return Err(BadRule(format!("it is of package {}", package.trim_start_matches("data."))));
+            return Err(BadRule(format!("the module is in package {}", package.trim_start_matches("data."))));
         }
         let rule = Self { text: text.into(), engine: Arc::new(engine) };
-        // A first run finds what can't be run at all.
+        // A first evaluation finds modules that can't be evaluated at all.
         rule.run("{}").map_err(bad)?;
         Ok(rule)
     }
 
-    /// Whether `statement`, a JSON text, is good enough.
+    /// Whether the rule allows `statement`, a JSON text.
     pub(super) fn allows(&self, statement: &str) -> Result<bool, String> {
         self.run(statement)
     }
@@ -77,7 +77,7 @@ mod tests {
     const RULE: &str = "package signature\n\nallow if input.predicate.builder == \"ci\"\n";
 
     #[test]
-    fn a_rule_judges_statements() {
+    fn a_rule_allows_statements_by_their_content() {
         let rule = AttestationRule::parse("rule.rego", RULE).unwrap();
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "ci"}}"#), Ok(true));
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "laptop"}}"#), Ok(false));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rule_is_refused() {
+    fn an_invalid_rule_is_rejected() {
         for (text, expected) in [
             ("package signature\nallow if {", "rule `allow`"),
             ("package other\nallow if true", "package other"),

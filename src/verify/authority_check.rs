@@ -1,4 +1,4 @@
-//! Whether an authority stands behind a signature.
+//! Checks whether a candidate is a signature by an authority of the policy.
 
 use jiff::Timestamp;
 use sigstore_verify::{SubjectAltName, crypto::CertificateInfo};
@@ -16,36 +16,40 @@ use super::{
 };
 use crate::oci::Digest;
 
-/// An authority's word for a signature.
+/// A candidate that is a signature by an authority.
 #[derive(Debug, Clone)]
 pub(super) struct AuthorityMatch {
-    /// Who signed, in words.
+    /// The key's fingerprint, or the name in the certificate.
     pub(super) identity: String,
-    /// Whose signer_key it is: two signatures by one key are one, and so are two by one owner of
+    /// What identifies the signer when votes are counted: the key, or issuer and name of the
+    /// certificate. Two signatures by one key are one vote, and so are two by one holder of
     /// certificates, who has a new key for each.
     pub(super) signer_key: String,
-    /// When, by the earliest proof.
+    /// The earliest proven time of signing.
     pub(super) signed_at: Option<Timestamp>,
-    /// From when on its age counts: a time that nobody can make later without the signer.
+    /// The time from which the signature's age counts. Only the signer could obtain a later one,
+    /// by signing again.
     pub(super) earliest_time: Option<Timestamp>,
-    /// Until when this holds, if not for ever.
+    /// The end of the match; `None` = no end.
     pub(super) until: Option<Timestamp>,
 }
 
-/// A signature under judgement.
+/// The check of one candidate against the authorities of a policy.
 pub(super) struct AuthorityCheck<'a> {
     pub(super) candidate: &'a Candidate,
     pub(super) subject: &'a Digest,
     pub(super) now: Timestamp,
-    /// Whether an expired root may still speak: about what it has accepted before.
+    /// Whether expired roots are still usable, for an artifact that they accepted before.
     pub(super) expired_roots: bool,
-    /// What is known already of the certificate, under a root and requirements.
+    /// Results of certificate verification, by trust root and requirements: authorities share
+    /// them.
     pub(super) verified_certificates:
         Vec<(Digest, CertificateRequirements, Result<VerifiedCertificate, CandidateError>)>,
 }
 
 impl AuthorityCheck<'_> {
-    /// Whether `authority` stands behind it; `checks` is told every step.
+    /// Checks whether the candidate is a signature by `authority`, and records every step in
+    /// `checks`.
     pub(super) fn check(
         &mut self,
         authority: &Authority,
@@ -64,7 +68,7 @@ impl AuthorityCheck<'_> {
         keys: &[AuthorityKey],
         checks: &mut CheckLog,
     ) -> Result<AuthorityMatch, CandidateError> {
-        // A certificate proves nothing to somebody who has keys.
+        // A certificate proves nothing to an authority that is known by keys.
         let keys = if matches!(self.candidate.material, Material::Key) { keys } else { &[] };
         let (key, scheme) = checks.record("signature", self.signing_key(keys), |(key, scheme)| {
             format!("by {} ({scheme})", key.key.identity())
@@ -73,7 +77,7 @@ impl AuthorityCheck<'_> {
         let valid_until = key.valid_for(&times, authority.tlog == TlogPolicy::Require, self.now);
         let until = if key.has_window() {
             checks.record("validity", valid_until, |_| {
-                format!("signed {}, counts {}", describe(&times.all), key.window())
+                format!("signed {}, key valid {}", describe(&times.all), key.window())
             })?
         } else {
             valid_until?
@@ -98,7 +102,7 @@ impl AuthorityCheck<'_> {
         Err(refused)
     }
 
-    /// When a key signed, as logs and timestamps of the authority's root tell.
+    /// The times of signing that logs and timestamps under the authority's root prove.
     fn key_times(
         &self,
         authority: &Authority,
@@ -113,7 +117,7 @@ impl AuthorityCheck<'_> {
             return Ok(SigningTimes::default());
         }
         if !scheme.supports_tlog() {
-            let sentence = format!("{scheme} signatures can't be judged together with a log or a timestamp");
+            let sentence = format!("{scheme} signatures can't be verified against a log or a timestamp");
             return checks.record("log", Err(CandidateError::Unsupported(sentence)), |_: &SigningTimes| String::new());
         }
         let verifier = checks.record_failure("root", self.require_usable(root))?.verifier();
@@ -135,7 +139,8 @@ impl AuthorityCheck<'_> {
         let matched = self.match_certificate(certified, requirements.log, checks, |certified| {
             identity.check(&certified.certificate)
         })?;
-        // Such certificates live for minutes: no proof can be far from the signing.
+        // Fulcio certificates are valid for minutes, so every proven time is close to the
+        // signing.
         Ok(AuthorityMatch { earliest_time: matched.signed_at, ..matched })
     }
 
@@ -155,10 +160,10 @@ impl AuthorityCheck<'_> {
         let certified = private_ca::verify_at_proven_time(&x509.roots, root, self.candidate, self.subject, log);
         let certified = certified.and_then(|certified| match x509.time {
             SigningTime::Tsa if self.candidate.timestamps.is_empty() => {
-                Err(CandidateError::Timestamp("no timestamp, and the policy takes the time of nothing else".into()))
+                Err(CandidateError::Timestamp("no timestamp, the only proof of time that the policy accepts".into()))
             }
             SigningTime::Rekor if certified.times.logged.is_none() => Err(CandidateError::Log(
-                "no log tells when it was signed, and the policy takes the time of nothing else".into(),
+                "no log proves when it was signed, and the policy accepts no other proof of time".into(),
             )),
             _ => Ok(certified),
         });
@@ -197,7 +202,7 @@ impl AuthorityCheck<'_> {
         })?;
         let identity = checks.record("identity", identity(&certified), Clone::clone)?;
         let VerifiedCertificate { certificate, times } = certified;
-        // Nobody signs with a certificate before there is one.
+        // A certificate can't sign before it is issued.
         let earliest_time = times.logged.or(Some(certificate.not_before));
         Ok(AuthorityMatch {
             signer_key: signer_key(&certificate),
@@ -249,12 +254,13 @@ impl AuthorityCheck<'_> {
 }
 
 impl AuthorityKey {
-    /// Whether a signature of this key counts, made at `times`, or at an unknown time; until
-    /// when.
+    /// Checks that a signature by this key, made at `times` or at an unknown time, is within the
+    /// key's validity, and returns until when.
     fn valid_for(&self, times: &SigningTimes, log: bool, now: Timestamp) -> Result<Option<Timestamp>, CandidateError> {
-        // A timestamp of today, or none at all, says nothing about the day of signing.
+        // A timestamp can be obtained at any time after signing, so it does not prove that the
+        // signature is not older.
         if log && self.not_before.is_some() && times.logged.is_none() {
-            let sentence = format!("no log tells when it was signed, and the key counts {}", self.window());
+            let sentence = format!("no log proves when it was signed, and the key is valid {}", self.window());
             return Err(CandidateError::Validity(sentence));
         }
         let times = times.all.as_slice();
@@ -265,9 +271,9 @@ impl AuthorityKey {
         match relevant.iter().find(|time| outside(time)) {
             Some(time) => {
                 let when = if unproved { "it is" } else { "it was signed at" };
-                Err(CandidateError::Validity(format!("{when} {time}, and the key counts {}", self.window())))
+                Err(CandidateError::Validity(format!("{when} {time}, but the key is valid {}", self.window())))
             }
-            // The clock goes on, a proof stays.
+            // Without a proven time the clock decides, and it moves on; a proven time stays.
             None => Ok(self.not_after.filter(|_| unproved)),
         }
     }
@@ -283,13 +289,13 @@ impl AuthorityKey {
     }
 }
 
-/// Whose certificate it is.
+/// Issuer and name of a certificate.
 fn signer_key(certificate: &CertificateInfo) -> String {
     let name = certificate.identity.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
     format!("{} {name}", certificate.issuer.as_deref().unwrap_or_default())
 }
 
-/// SigningTimes, in words.
+/// The times as text.
 fn describe(times: &[Timestamp]) -> String {
     match times {
         [] => "at an unknown time".to_owned(),

@@ -1,4 +1,4 @@
-//! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
+//! cosign's current format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
 //! referrer (cosign, `specs/BUNDLE_SPEC.md`).
 
 use serde::Deserialize;
@@ -23,12 +23,12 @@ struct Bundle<'a> {
     dsse_envelope: Option<&'a RawValue>,
     #[serde(borrow)]
     message_signature: Option<&'a RawValue>,
-    verification_material: Proofs,
+    verification_material: VerificationMaterial,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Proofs {
+struct VerificationMaterial {
     public_key: Option<serde::de::IgnoredAny>,
     certificate: Option<CertificateContent>,
     x509_certificate_chain: Option<Chain>,
@@ -42,13 +42,13 @@ struct Chain {
     certificates: Vec<X509Certificate>,
 }
 
-/// Whether a layer is a bundle of the one version that is accepted. Older ones allowed weaker
-/// proofs of time.
+/// Whether a layer is a bundle of the only accepted version. Older versions allowed weaker proofs
+/// of time.
 pub(super) fn is_bundle(media_type: &str) -> bool {
     [cosign::BUNDLE, cosign::BUNDLE_VERSION_PARAMETER].contains(&media_type)
 }
 
-/// Takes a bundle apart.
+/// Parses a bundle.
 pub(super) fn read(bytes: &[u8]) -> Result<Candidate, CandidateError> {
     strict_json(bytes).map_err(malformed)?;
     let bundle: Bundle<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
@@ -56,7 +56,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Candidate, CandidateError> {
         return Err(CandidateError::Malformed(format!("bundle of type {}", bundle.media_type)));
     }
     let (Some(envelope), None) = (bundle.dsse_envelope, bundle.message_signature) else {
-        return Err(CandidateError::Malformed("an image signature is one DSSE envelope and nothing else".into()));
+        return Err(CandidateError::Malformed("an image signature must be one DSSE envelope and nothing else".into()));
     };
     let envelope: DsseEnvelope = serde_json::from_str(envelope.get()).map_err(malformed)?;
     let proofs = bundle.verification_material;
@@ -86,21 +86,22 @@ fn material(
         }
         (false, None, Some(chain)) => {
             let mut certificates = chain.certificates.into_iter().map(|one| one.raw_bytes);
-            let leaf =
-                certificates.next().ok_or_else(|| CandidateError::Malformed("a chain of no certificates".into()))?;
+            let leaf = certificates
+                .next()
+                .ok_or_else(|| CandidateError::Malformed("the certificate chain is empty".into()))?;
             Ok(Material::Certificate { leaf, chain: intermediates(certificates) })
         }
-        (false, None, None) => Err(CandidateError::Malformed("neither a key nor a certificate in it".into())),
-        _ => Err(CandidateError::Malformed("a key and a certificate, or two sorts of certificates".into())),
+        (false, None, None) => Err(CandidateError::Malformed("neither a key nor a certificate".into())),
+        _ => Err(CandidateError::Malformed("a key and a certificate, or two kinds of certificates".into())),
     }
 }
 
-/// That a registry lists a referrer proves nothing; its own `subject` must say so too.
+/// Checks the referrer's own `subject`: the registry's list of referrers proves nothing.
 pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), CandidateError> {
     let referrer =
         Manifest::parse(candidate.referrer.clone(), None, candidate.referrer.len() as u64).map_err(malformed)?;
     let [layer] = referrer.layers() else {
-        return Err(CandidateError::Malformed("a referrer with several layers".into()));
+        return Err(CandidateError::Malformed("the referrer does not have exactly one layer".into()));
     };
     if layer.digest != layer.digest.recompute(&candidate.bundle) {
         return Err(CandidateError::Malformed("the bundle is not the referrer's layer".into()));

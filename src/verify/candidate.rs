@@ -1,4 +1,4 @@
-//! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
+//! A signature of either format, parsed but not verified. Nothing in it is trusted.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sigstore_verify::{
@@ -13,34 +13,34 @@ use sigstore_verify::{
 
 use super::reason::CandidateError;
 
-/// As sigstore-go caps them.
+/// The limits of sigstore-go.
 const MAX_LOG_ENTRIES: usize = 32;
 const MAX_TIMESTAMPS: usize = 32;
-/// Longer chains of certificates are not built.
+/// The longest certificate chain that is verified.
 const MAX_CHAIN: usize = 8;
 
-/// One signature, taken apart.
+/// A parsed signature.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    /// What the signature is over.
+    /// The signed bytes.
     pub(super) message: Vec<u8>,
     pub(super) signature: Vec<u8>,
     pub(super) material: Material,
-    /// Those that can't be read matter only where a log is asked for.
+    /// An entry that can't be parsed matters only if the log is checked.
     pub(super) log_entries: Result<Vec<TransparencyLogEntry>, CandidateError>,
     pub(super) timestamps: Vec<Rfc3161Timestamp>,
     pub(super) content: Content,
 }
 
-/// What is offered to vouch for the signature's key.
+/// The verification material for the signature's key.
 #[derive(Debug)]
 pub(super) enum Material {
-    /// Nothing: whoever verifies must have the key.
+    /// None: the verifier needs the key.
     Key,
     /// A certificate.
     Certificate {
         leaf: DerCertificate,
-        /// Others of its chain, as the signer sent them.
+        /// The other certificates of its chain, as the signer sent them.
         chain: Vec<DerCertificate>,
     },
 }
@@ -48,14 +48,14 @@ pub(super) enum Material {
 /// How the message is wrapped.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// In a DSSE envelope, whose statement names the artifact.
+    /// In a DSSE envelope; its statement names the artifact.
     Envelope(DsseEnvelope),
-    /// Not at all: the message is a simple signing payload.
+    /// Not wrapped: the message is a simple signing payload.
     Payload,
 }
 
 impl Candidate {
-    /// Bounds the work that a signature can cause.
+    /// Rejects a signature whose verification would cost too much.
     pub(super) fn within_bounds(self) -> Result<Self, CandidateError> {
         let too_many =
             |number: usize, what: &str| Err(CandidateError::Malformed(format!("{number} {what} are too many")));
@@ -73,13 +73,13 @@ impl Candidate {
         }
     }
 
-    /// Whether there is anything of a log, readable or not.
+    /// Whether there are log entries, valid or not.
     pub(super) fn has_log_entries(&self) -> bool {
         self.log_entries.as_ref().map_or(true, |entries| !entries.is_empty())
     }
 
-    /// That entries of the older log, whose answers tell a time, do tell one: whoever takes it
-    /// away wants another time to be believed.
+    /// Checks that entries of the older log have the log's signed time: an attacker who removes
+    /// it wants another time to be believed.
     pub(super) fn check_entry_times(&self, log: bool) -> Result<(), CandidateError> {
         if !log {
             return Ok(());
@@ -95,15 +95,15 @@ impl Candidate {
         }
     }
 
-    /// The same as sigstore-verify reads it, with or without its log entries. A simple signing
-    /// payload becomes a message signature over `hash` of it.
+    /// The bundle for sigstore-verify, with or without log entries. A simple signing payload
+    /// becomes a message signature over its `hash`.
     pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, CandidateError> {
         let log_entries = if with_log { self.log_entries.clone()? } else { Vec::new() };
         let media_type = match (&self.content, &self.material) {
             // The version without inclusion proofs, which legacy signatures don't have.
             (Content::Payload, _) if with_log => MediaType::Bundle0_1,
             (Content::Payload, _) => MediaType::Bundle0_2,
-            // Later versions have no room for a chain.
+            // Later versions can't hold a chain.
             (Content::Envelope(_), Material::Certificate { chain, .. }) if !chain.is_empty() => MediaType::Bundle0_2,
             (Content::Envelope(_), _) => MediaType::Bundle0_3,
         };
@@ -127,7 +127,7 @@ impl Candidate {
 impl Material {
     fn content(&self) -> VerificationMaterialContent {
         match self {
-            // A hint is only a hint.
+            // The key hint proves nothing, so it is left empty.
             Self::Key => VerificationMaterialContent::PublicKey(PublicKeyIdentifier::new("")),
             Self::Certificate { leaf, chain } if chain.is_empty() => {
                 VerificationMaterialContent::Certificate(CertificateContent::new(leaf.clone()))
@@ -140,12 +140,12 @@ impl Material {
     }
 }
 
-/// Something that can't be read, in words.
+/// An error of parsing.
 pub(super) fn malformed(error: impl ToString) -> CandidateError {
     CandidateError::Malformed(error.to_string())
 }
 
-/// What is written in base64, by its name.
+/// Decodes base64; `what` names the value in the error.
 pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, CandidateError> {
     STANDARD.decode(text).map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
 }

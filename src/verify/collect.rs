@@ -1,7 +1,7 @@
-//! Gathering evidence from a registry. Whoever may push can attach thousands of referrers, so
-//! what is bounded is bytes (`limits.evidence`), not a number of candidates: those that look like
-//! a signature come first, then small ones, and the position in a list decides nothing. One piece
-//! that can't be used takes no other away.
+//! Fetches evidence from a registry. A client that may push can attach thousands of referrers, so
+//! the limit is on bytes (`limits.evidence`) and not on the number of candidates: likely
+//! signatures come first, then small ones, and the position in a list decides nothing. An
+//! unusable piece does not affect the others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -23,24 +23,23 @@ use crate::{
     registry::{Class, Member, RegistryError, Source},
 };
 
-/// Requests at a time.
+/// The number of concurrent requests.
 const CONCURRENT_REQUESTS: usize = 8;
-/// Pieces that the registry fails to give out before it is taken to be unwell.
+/// The number of failed requests after which the registry counts as failing.
 const MAX_FAILURES: usize = 8;
-/// After a failure no further piece is begun once the whole has taken so long.
+/// After a failed request no further one begins once the collection has taken this long.
 const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
-/// Of the budget, what manifests leave to the pieces that they name as long as there are any:
-/// an eighth.
+/// The share of the budget that manifests leave to the pieces that they name: an eighth.
 const RESERVED_SHARE: u64 = 8;
 
-/// Collects what `source` holds to vouch for `subject`, at most `limit` bytes in all
-/// (`limits.evidence`). `source` is the artifact's own repository, or the one that the policy
-/// names for signatures: they are found by the digest alone. What is malformed, missing, too
-/// large or contradicts itself is noted; it is neither an error nor a signature.
+/// Collects the signature material for `subject` from `source`, at most `limit` bytes in all
+/// (`limits.evidence`). `source` is the artifact's own repository or the one that the policy
+/// names for signatures: the digest alone identifies them. Material that is malformed, missing,
+/// too large or inconsistent is noted; it is neither an error nor a signature.
 ///
 /// # Errors
-/// When the registry does not answer or refuses, and nothing was found beside that: this is not
-/// the same as "unsigned". Where something was found, [`Evidence::unavailable`] tells.
+/// When the registry does not answer or refuses, and no candidate was found: this is not the same
+/// as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
 pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> Result<Evidence, RegistryError> {
     let mut collector = Collector {
         source,
@@ -56,7 +55,7 @@ pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> 
     };
     collector.list_referrers(subject).await?;
     collector.list_legacy(subject).await?;
-    // What is left over by the first round is afforded by what its pieces have not needed.
+    // The second round spends what the pieces of the first one did not need.
     for reserve in [limit / RESERVED_SHARE, 0] {
         collector.fetch_referrers(reserve).await;
         collector.fetch_pieces().await;
@@ -68,9 +67,9 @@ struct Collector<'a> {
     source: &'a Source,
     budget: Budget,
     began: Instant,
-    /// Manifests that are listed, likely ones first.
+    /// The listed manifests, likely signatures first.
     referrers: VecDeque<Descriptor>,
-    /// Signature material that they name.
+    /// The signature material that they name.
     pieces: VecDeque<Piece>,
     known: HashSet<(LegacySignature, Digest)>,
     evidence: Evidence,
@@ -79,16 +78,16 @@ struct Collector<'a> {
     unavailable: Option<RegistryError>,
 }
 
-/// A blob to be fetched, and what it is a part of.
+/// A blob to fetch, and the candidate that it belongs to.
 struct Piece {
     blob: Descriptor,
     of: Candidate,
 }
 
 enum Candidate {
-    /// A Sigstore bundle, named by this manifest.
+    /// A Sigstore bundle with the manifest that names it.
     Bundle { referrer: Bytes },
-    /// The payload of this signature.
+    /// The payload of a legacy signature.
     Legacy(LegacySignature),
 }
 
@@ -139,12 +138,12 @@ impl Collector<'_> {
     }
 
     fn add_referrer(&mut self, manifest: &Manifest, entry: &Descriptor) {
-        // What the list says about sizes is no better than what it says about types.
+        // The sizes in the list are as unreliable as the types.
         if manifest.raw().len() as u64 != entry.size {
-            self.notes.add(format!("{}: not as long as the list of referrers says", entry.digest));
+            self.notes.add(format!("{}: its length is not the one in the list of referrers", entry.digest));
             return;
         }
-        // What the list says about types is unreliable; the manifest itself decides.
+        // The types in the list are unreliable; the manifest itself decides.
         match manifest.layers() {
             [layer] if bundle_v03::is_bundle(&layer.media_type) => {
                 self.add(Piece { blob: layer.clone(), of: Candidate::Bundle { referrer: manifest.raw().clone() } });
@@ -205,7 +204,7 @@ impl Collector<'_> {
                 return;
             }
         }
-        // For the next round, if there is one.
+        // The rest is for the next round, if there is one.
         for blob in blobs {
             let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
             self.pieces.extend(candidates.into_iter().map(|of| Piece { blob: blob.clone(), of }));
@@ -223,8 +222,8 @@ impl Collector<'_> {
         }
     }
 
-    /// A piece that can't be used is noted; so is one that the registry did not give out, which
-    /// may have been the one that counts.
+    /// Notes a piece that can't be used. A piece that the registry failed to deliver is noted
+    /// too, as it may have been the signature that counts.
     fn usable<T>(&mut self, fetched: Result<T, RegistryError>, digest: &Digest) -> Option<T> {
         let error = match fetched {
             Ok(value) => return Some(value),
@@ -267,9 +266,9 @@ async fn fetch(source: &Source, blob: &Descriptor) -> Result<Blob, RegistryError
     source.blob(blob).await?.collect().await
 }
 
-/// How likely a referrer is a signature, as the list has it: the least is the likeliest. The list
-/// is unreliable (go-containerregistry before 0.22.1 wrote the type of the config, or none, and
-/// dropped annotations), so nothing is ruled out by it.
+/// Ranks a referrer by how likely it is a signature, likeliest first. The list is unreliable
+/// (go-containerregistry before 0.22.1 wrote the config's type or none, and dropped annotations),
+/// so the rank rules nothing out.
 fn rank(entry: &Descriptor) -> u8 {
     let Some(kind) = entry.artifact_type.as_deref() else { return 2 };
     if bundle_v03::is_bundle(kind) {
@@ -285,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_list_calls_a_signature_comes_first_and_nothing_is_ruled_out() {
+    fn likely_signatures_rank_first_and_no_referrer_is_excluded() {
         let entry = |kind: Option<&str>, predicate: Option<&str>| Descriptor {
             artifact_type: kind.map(str::to_owned),
             annotations: predicate.map(|kind| [(cosign::BUNDLE_PREDICATE_TYPE.to_owned(), kind.to_owned())].into()),

@@ -1,6 +1,6 @@
-//! Sigstore's own idea of verifying a bundle, which is wider than the gateway's: every version
-//! of the format, message signatures as well as envelopes, any artifact. For the protocol of
-//! sigstore-conformance; the questions go to the same judge.
+//! Verifies a bundle as sigstore-conformance defines it, which is wider than what the gateway
+//! accepts: every version of the format, message signatures as well as envelopes, any artifact.
+//! The certificate and log checks are the same code as the gateway's.
 
 use sigstore_verify::types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, Sha256Hash};
 
@@ -11,28 +11,28 @@ use super::{
 };
 use crate::oci::{Digest, strict_json};
 
-/// What the bundle is to be about.
+/// What the bundle has to be about.
 #[derive(Debug)]
 pub enum Subject {
     /// These bytes.
     Bytes(Vec<u8>),
-    /// Something with this digest.
+    /// An artifact with this digest.
     Digest(Digest),
 }
 
-/// Who is to have signed.
+/// The expected signer.
 #[derive(Debug)]
 pub enum ExpectedSigner {
-    /// The owner of a certificate.
+    /// The holder of a certificate with this identity.
     Identity(Identity),
-    /// The owner of a public key, PEM.
+    /// The holder of this public key, PEM.
     Key(String),
 }
 
 /// Verifies a bundle.
 ///
 /// # Errors
-/// The first thing that is wrong, in words.
+/// The first check that failed, as text.
 pub fn verify_bundle(
     bundle: &[u8],
     subject: &Subject,

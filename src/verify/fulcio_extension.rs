@@ -1,16 +1,17 @@
-//! What Fulcio writes into a certificate about the CI run that asked for it.
+//! The certificate extensions in which Fulcio describes the CI run that requested the
+//! certificate.
 
 use std::fmt;
 
 use sigstore_verify::crypto::CertificateInfo;
 
-/// A claim, by the name that Fulcio's documentation (`docs/oid-info.md`) gives it.
+/// An extension, by its name in Fulcio's documentation (`docs/oid-info.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FulcioExtension(usize);
 
 type Read = fn(&CertificateInfo) -> Option<&String>;
 
-/// Below the arc 1.3.6.1.4.1.57264.1: `.9` to `.24`, then the names of `.2` to `.6`, which
+/// The extensions `.9` to `.24` below 1.3.6.1.4.1.57264.1, then the names of `.2` to `.6`, which
 /// only GitHub's certificates have and which Fulcio no longer recommends.
 const EXTENSIONS: &[(&str, Read)] = &[
     ("build_signer_uri", |info| info.ci_claims.build_signer_uri.as_ref()),
@@ -37,12 +38,12 @@ const EXTENSIONS: &[(&str, Read)] = &[
 ];
 
 impl FulcioExtension {
-    /// The claim of this name.
+    /// The extension with this name.
     pub fn named(name: &str) -> Option<Self> {
         EXTENSIONS.iter().position(|(known, _)| *known == name).map(Self)
     }
 
-    /// Every claim there is.
+    /// The names of all extensions.
     pub fn names() -> impl Iterator<Item = &'static str> + Clone {
         EXTENSIONS.iter().map(|(name, _)| *name)
     }

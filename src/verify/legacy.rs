@@ -1,5 +1,5 @@
-//! cosign's first format: a "simple signing" payload in an image under the tag
-//! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`).
+//! cosign's first format: a "simple signing" payload in an image at the tag `sha256-<hex>.sig`
+//! (cosign, `specs/SIGNATURE_SPEC.md`).
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::oci::{Descriptor, Digest, cosign, strict_json};
 
-/// What a payload says.
+/// The content of a simple signing payload.
 #[derive(Debug)]
 pub(super) struct SimpleSigning {
     digest: String,
     /// The repository that the signer named.
     pub(super) repository: String,
-    /// What else was signed.
+    /// The signed annotations.
     pub(super) annotations: BTreeMap<String, Value>,
 }
 
@@ -55,7 +55,7 @@ struct Image {
     digest: String,
 }
 
-/// What Rekor answered when the signature was uploaded.
+/// Rekor's answer to the upload of the signature.
 #[derive(Deserialize)]
 struct RekorBundle {
     #[serde(rename = "SignedEntryTimestamp")]
@@ -88,11 +88,11 @@ struct TimestampBundle {
     token: String,
 }
 
-/// The signature that a layer carries, without its payload, if it is one of this format.
+/// The signature in a layer, without its payload; `None` if the layer is of another type.
 pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
     let signature =
         (layer.media_type == cosign::SIMPLE_SIGNING).then(|| layer.annotation(cosign::SIGNATURE)).flatten()?;
-    // cosign writes empty ones, too.
+    // cosign also writes empty annotations.
     let annotation = |name| layer.annotation(name).filter(|text| !text.trim().is_empty()).map(str::to_owned);
     Some(LegacySignature {
         signature: signature.to_owned(),
@@ -104,7 +104,7 @@ pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
     })
 }
 
-/// Takes a signature apart.
+/// Parses a signature.
 pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, CandidateError> {
     // Some signers wrap the base64 text.
     let signature = decode("signature", &candidate.signature.replace('\n', ""))?;
@@ -126,7 +126,7 @@ pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, CandidateEr
     .within_bounds()
 }
 
-/// The log's answer in the form that bundles have.
+/// Converts Rekor's answer to the form that bundles have.
 fn log_entry(text: &str) -> Result<TransparencyLogEntry, CandidateError> {
     strict_json(text.as_bytes()).map_err(malformed)?;
     let answer: RekorBundle = serde_json::from_str(text).map_err(malformed)?;
@@ -162,8 +162,8 @@ fn unhex(text: &str) -> Result<Vec<u8>, CandidateError> {
     bytes.ok_or_else(|| CandidateError::Malformed("the log's id is not hexadecimal".into()))
 }
 
-/// What a payload claims. Worth reading once the signature is known to be good.
-pub(super) fn claim(payload: &[u8]) -> Result<SimpleSigning, CandidateError> {
+/// Parses a payload. Only useful once the signature is verified.
+pub(super) fn parse_payload(payload: &[u8]) -> Result<SimpleSigning, CandidateError> {
     strict_json(payload).map_err(malformed)?;
     let payload: Payload = serde_json::from_slice(payload).map_err(malformed)?;
     if payload.critical.kind != cosign::SIMPLE_SIGNING_TYPE {
@@ -177,7 +177,7 @@ pub(super) fn claim(payload: &[u8]) -> Result<SimpleSigning, CandidateError> {
 }
 
 impl SimpleSigning {
-    /// Whether it is about `digest`.
+    /// Checks that the payload is about `digest`.
     pub(super) fn names(&self, digest: &Digest) -> Result<(), CandidateError> {
         if self.digest == digest.as_str() { Ok(()) } else { Err(CandidateError::OtherDigest(self.digest.clone())) }
     }

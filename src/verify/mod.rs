@@ -1,9 +1,9 @@
-//! Deciding whether an artifact may be trusted. The only code (with `sign`) that names
-//! sigstore crates, and the only code that makes a [`Verified`].
+//! Signature verification: decides whether an artifact is trusted. Besides `sign`, the only
+//! module that names sigstore crates; the only one that constructs a [`Verified`].
 //!
-//! [`collect()`] gathers what a registry offers as evidence, without judging it;
-//! [`Verified::verify`] judges, without talking to anyone, so that the same evidence can be
-//! judged again from disk.
+//! [`collect()`] fetches the evidence from a registry without verifying it. [`Verified::verify`]
+//! verifies it without any network access, so that the same evidence can be verified again from
+//! disk.
 
 mod attestation_rule;
 mod authority_check;

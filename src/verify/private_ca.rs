@@ -1,4 +1,4 @@
-//! Signatures by certificates of a private certificate authority.
+//! Signatures with certificates of a private certificate authority.
 
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -21,7 +21,7 @@ use crate::oci::Digest;
 /// DER of 1.3.6.1.5.5.7.3.3, id-kp-codeSigning.
 const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 
-/// With a time that `root`'s logs or timestamp authorities prove.
+/// Verifies the certificate at a time that the logs or timestamp authorities of `root` prove.
 pub(super) fn verify_at_proven_time(
     roots: &CaRoots,
     root: &TrustRoot,
@@ -38,8 +38,8 @@ pub(super) fn verify_at_proven_time(
     )
 }
 
-/// Without a proof of time: the certificate has to be valid now, and so has everything above
-/// it. Also tells until when the first of them is.
+/// Verifies without a proof of time: the certificate and all certificates above it have to be
+/// valid now. Returns also the earliest end of their validity.
 pub(super) fn verify_now(
     roots: &CaRoots,
     candidate: &Candidate,
@@ -54,7 +54,7 @@ pub(super) fn verify_now(
     let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
     let anchors = anchors.map_err(|error| refused(error.to_string()))?;
     let chain: Vec<_> = chain.iter().map(der).collect();
-    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the clock is wrong".into()))?;
+    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the system's clock is before 1970".into()))?;
     let leaf = der(leaf);
     let leaf = EndEntityCert::try_from(&leaf).map_err(|error| refused(error.to_string()))?;
     leaf.verify_for_usage(
@@ -71,12 +71,12 @@ pub(super) fn verify_now(
     match key.match_signature(&candidate.message, &candidate.signature) {
         KeyMatch::Declared(_) => Ok((info, until)),
         KeyMatch::Undeclared(_) | KeyMatch::Unknown => {
-            Err(CandidateError::Signature("not by the certificate's key".into()))
+            Err(CandidateError::Signature("not made with the certificate's key".into()))
         }
     }
 }
 
-/// webpki takes an anchor's word whenever it was given.
+/// webpki does not check the validity of trust anchors.
 fn is_valid(certificate: &DerCertificate, now: Timestamp) -> bool {
     parse_validity(certificate).is_some_and(|(from, until)| from <= now && now <= until)
 }

@@ -1,51 +1,51 @@
-//! What the judge saw of each candidate, for people: written while judging, so that it
-//! can't tell another story than the verdict.
+//! The report of a verification, for people. It is written by the checks themselves, so that it
+//! can't differ from the result.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::{outcome::Signer, policy::Format, reason::CandidateError, sanitize::sanitize};
 use crate::telemetry::{NAME_BYTES, cut};
 
-/// Everything that was offered to vouch for an artifact, and what became of it.
+/// All candidate signatures of an artifact and the result of each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The candidates, in the order in which they were judged.
+    /// The candidates, in the order of their verification.
     pub signatures: Vec<SignatureReport>,
-    /// Signature material that could not be used, in words.
+    /// Signature material that could not be used, with the reason.
     pub skipped: Vec<String>,
 }
 
-/// One candidate signature.
+/// The checks of one candidate signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignatureReport {
-    /// Where it was found.
+    /// The storage format of the signature.
     pub format: Format,
-    /// Whose it is, where an authority of the policy made it, whatever else is wrong with it.
+    /// The authority that made it, if one of the policy did, even where a later check failed.
     pub signer: Option<Signer>,
-    /// What was checked, up to the first failure; of the authority that came furthest, where
-    /// several could have made it.
+    /// The checks up to the first failure. If several authorities were tried, those of the
+    /// authority that passed the most.
     pub checks: Vec<Check>,
 }
 
-/// One thing that a signature has to satisfy.
+/// One check of a signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Which: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
-    /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations`, `age`.
+    /// The name: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
+    /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations` or `age`.
     #[serde(rename = "check")]
     pub name: &'static str,
-    /// Whether it does.
+    /// Whether the check passed.
     pub ok: bool,
-    /// Why, in a few words; foreign text in it is cut and cleaned.
+    /// A short explanation; foreign text in it is sanitized.
     pub detail: String,
 }
 
-/// The checks that a candidate has gone through.
+/// The checks of a candidate so far.
 #[derive(Debug, Default)]
 pub(super) struct CheckLog(Vec<Check>);
 
 impl CheckLog {
-    /// Notes what came out of a check, and passes it on.
+    /// Records the outcome of a check and returns it.
     pub(super) fn record<T>(
         &mut self,
         name: &'static str,
@@ -60,7 +60,7 @@ impl CheckLog {
         outcome
     }
 
-    /// Notes a check only where it failed.
+    /// Records the outcome of a check only if it failed, and returns it.
     pub(super) fn record_failure<T>(
         &mut self,
         name: &'static str,
@@ -69,7 +69,7 @@ impl CheckLog {
         if outcome.is_ok() { outcome } else { self.record(name, outcome, |_| String::new()) }
     }
 
-    /// The checks of `other`, after these.
+    /// Appends the checks of `other`.
     pub(super) fn append(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -80,13 +80,13 @@ impl CheckLog {
 }
 
 impl SignatureReport {
-    /// Whether it counts as a vote.
+    /// Whether all checks passed.
     pub fn is_verified(&self) -> bool {
         self.signer.is_some() && self.checks.iter().all(|check| check.ok)
     }
 }
 
-/// As `verify --json` and `/status` have it.
+/// The JSON of `verify --json` and `/status`.
 impl Serialize for SignatureReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("SignatureReport", 5)?;

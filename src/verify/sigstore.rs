@@ -1,5 +1,5 @@
-//! The questions that sigstore-verify answers: certificates, transparency logs, timestamps,
-//! and that all of them are about this one signature.
+//! All calls of sigstore-verify: certificates, transparency logs, timestamps, and that all of
+//! them belong to this one signature.
 
 use jiff::Timestamp;
 use sigstore_verify::{
@@ -16,34 +16,35 @@ use super::{
 };
 use crate::{oci::Digest, telemetry};
 
-/// What is asked of a certificate beside its chain.
+/// The requirements on a certificate besides its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct CertificateRequirements {
-    /// That a transparency log has seen the signature. Otherwise log entries are not looked
-    /// at, and a timestamp has to tell the time.
+    /// A transparency log entry. Without this requirement log entries are ignored, and a
+    /// timestamp has to prove the time.
     pub(super) log: bool,
-    /// That a certificate transparency log has seen the certificate.
+    /// A signed certificate timestamp of a certificate transparency log.
     pub(super) sct: bool,
 }
 
-/// A certificate that was good at every time that is proved for the signature.
+/// A certificate that was valid at every proven time of signing.
 #[derive(Debug, Clone)]
 pub(super) struct VerifiedCertificate {
     pub(super) certificate: CertificateInfo,
     pub(super) times: SigningTimes,
 }
 
-/// When a signature was made, as far as anything proves it.
+/// The proven times of signing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SigningTimes {
-    /// Every proven time, in order. Each says: no later than that.
+    /// All of them, in order. Each is an upper bound.
     pub(super) all: Vec<Timestamp>,
-    /// When a log took it in. A timestamp can be had for an old signature at any time, by
-    /// anybody; the same entry is logged once.
+    /// The time at which a log accepted the entry. Anyone can obtain a timestamp for an old
+    /// signature at any time, but the same entry is logged only once.
     pub(super) logged: Option<Timestamp>,
 }
 
-/// That a certificate under `verifier`'s root signed, and when.
+/// Verifies that the candidate was signed with a certificate under `verifier`'s root, and returns
+/// the certificate and the times.
 pub(super) fn verify_candidate_certificate(
     verifier: &Verifier,
     candidate: &Candidate,
@@ -59,7 +60,8 @@ pub(super) fn verify_candidate_certificate(
     })
 }
 
-/// That `key` signed, as a log or timestamps under `verifier`'s root tell, and when.
+/// Verifies that the candidate was signed with `key`, using logs and timestamps under
+/// `verifier`'s root, and returns the times.
 pub(super) fn verify_candidate_key(
     verifier: &Verifier,
     candidate: &Candidate,
@@ -73,7 +75,7 @@ pub(super) fn verify_candidate_key(
     try_hashes(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
 }
 
-/// The one call of sigstore-verify about certificates.
+/// The only call of sigstore-verify for certificates.
 pub(super) fn verify_certificate(
     verifier: &Verifier,
     bundle: &Bundle,
@@ -97,7 +99,7 @@ pub(super) fn verify_certificate(
     }
 }
 
-/// The one call of sigstore-verify about keys.
+/// The only call of sigstore-verify for keys.
 pub(super) fn verify_key(
     verifier: &Verifier,
     bundle: &Bundle,
@@ -112,7 +114,8 @@ pub(super) fn verify_key(
     verifier.verify(artifact, bundle, &policy).map(|result| times(&result))
 }
 
-/// sigstore-verify reads the clock by itself, and panics where that can't be written as a date.
+/// Checks the clock: sigstore-verify reads it without asking, and panics if the time can't be
+/// written as a date.
 pub(super) fn check_clock() -> Result<(), CandidateError> {
     if telemetry::is_clock_usable() {
         return Ok(());
@@ -132,16 +135,16 @@ fn try_hashes<T>(
         let bundle = candidate.to_bundle(*hash, log)?;
         match verify(&bundle, artifact(candidate, subject)?) {
             Ok(good) => return Ok(good),
-            // With the wrong hash it is by another key; that must not hide what is wrong with
-            // the right one.
+            // A wrong hash looks like another key, which must not hide what is wrong with the
+            // right hash.
             Err(error) => refused = refused.or_more_specific(classify(error, candidate, subject, log)),
         }
     }
     Err(refused)
 }
 
-/// The hash that a message signature was made with is not written down in legacy signatures.
-/// An envelope's is the key's own.
+/// The hashes to try: a legacy signature does not say which hash it was made with. The hash of an
+/// envelope follows from the key.
 fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgorithm] {
     match (&candidate.content, algorithm) {
         (Content::Payload, KeyAlgorithm::EcdsaP384) => &[HashAlgorithm::Sha2384, HashAlgorithm::Sha2256],
@@ -178,7 +181,7 @@ fn classify(error: Error, candidate: &Candidate, subject: &Digest, log: bool) ->
             | BundleError::MissingInclusionProof(_)
             | BundleError::MissingInclusionPromise(_),
         ) if log && !candidate.has_log_entries() => CandidateError::Log("in no transparency log".into()),
-        // Said of the statement and of a log entry alike.
+        // The same error for the statement and for a log entry.
         Error::ArtifactMismatch(_) => match Statement::other_than(candidate, subject) {
             Some(other) => CandidateError::OtherDigest(other),
             None => CandidateError::Log(text),

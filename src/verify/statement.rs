@@ -1,4 +1,4 @@
-//! What a DSSE envelope says: an in-toto statement about artifacts.
+//! The in-toto statement in a DSSE envelope.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +11,23 @@ use super::{
 };
 use crate::oci::{Digest, cosign, strict_json};
 
-/// As sigstore-go caps them.
+/// The limits of sigstore-go.
 const MAX_SUBJECTS: usize = 1024;
 const MAX_DIGESTS: usize = 32;
 
-/// A statement.
+/// An in-toto statement.
 #[derive(Debug)]
 pub(super) struct Statement {
-    /// What sort of statement.
+    /// The type of its predicate.
     pub(super) predicate_type: String,
     subjects: Vec<Subject>,
-    /// All of it, as it was signed.
+    /// The whole statement, as it was signed.
     pub(super) text: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Written {
+struct RawStatement {
     #[serde(rename = "_type")]
     kind: String,
     predicate_type: String,
@@ -42,8 +42,8 @@ struct Subject {
 }
 
 impl Statement {
-    /// The statement in an envelope; `None` without one. Worth reading once the signature is
-    /// known to be good.
+    /// Parses the statement of a candidate; `None` if it has no envelope. Only useful once the
+    /// signature is verified.
     pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, CandidateError> {
         match &candidate.content {
             Content::Payload => Ok(None),
@@ -51,7 +51,7 @@ impl Statement {
         }
     }
 
-    /// What a candidate's statement is about, if that is not `subject`.
+    /// The subject of a candidate's statement, if it is not `subject`.
     pub(super) fn other_than(candidate: &Candidate, subject: &Digest) -> Option<String> {
         match Self::of(candidate).ok()??.names(subject) {
             Err(CandidateError::OtherDigest(other)) => Some(other),
@@ -66,24 +66,24 @@ impl Statement {
         }
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
-        let written: Written = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        let known = match written.predicate_type.as_str() {
-            cosign::SIGN_PREDICATE => written.kind == cosign::STATEMENT,
-            _ => [cosign::STATEMENT, cosign::STATEMENT_V0_1].contains(&written.kind.as_str()),
+        let raw: RawStatement = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        let known = match raw.predicate_type.as_str() {
+            cosign::SIGN_PREDICATE => raw.kind == cosign::STATEMENT,
+            _ => [cosign::STATEMENT, cosign::STATEMENT_V0_1].contains(&raw.kind.as_str()),
         };
         if !known {
-            return Err(malformed(format!("statement of type {}", written.kind)));
+            return Err(malformed(format!("statement of type {}", raw.kind)));
         }
-        if written.subject.len() > MAX_SUBJECTS {
-            return Err(malformed(format!("{} subjects are too many", written.subject.len())));
+        if raw.subject.len() > MAX_SUBJECTS {
+            return Err(malformed(format!("{} subjects are too many", raw.subject.len())));
         }
-        if written.subject.iter().any(|subject| subject.digest.len() > MAX_DIGESTS) {
+        if raw.subject.iter().any(|subject| subject.digest.len() > MAX_DIGESTS) {
             return Err(malformed("a subject with too many digests".into()));
         }
-        Ok(Self { predicate_type: written.predicate_type, subjects: written.subject, text: text.to_owned() })
+        Ok(Self { predicate_type: raw.predicate_type, subjects: raw.subject, text: text.to_owned() })
     }
 
-    /// Whether it is about `digest`; what else was signed about that.
+    /// Checks that the statement is about `digest`, and returns the annotations of that subject.
     pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, CandidateError> {
         let about =
             |subject: &&Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cosign_attests_is_a_statement_of_the_first_version_and_what_it_signs_is_not() {
+    fn attestations_may_be_statements_v0_1_and_signatures_may_not() {
         let read = |kind: &str, predicate_type: &str| {
             let statement = json!({ "_type": kind, "predicateType": predicate_type,
                 "subject": [{ "name": "r.example/a", "digest": { "sha256": "00" } }], "predicate": {} });

@@ -1,4 +1,4 @@
-//! VerdictCache that are still good: the same key has the same cached.
+//! A cache of successful verifications.
 
 use std::{fmt, sync::Arc};
 
@@ -13,16 +13,16 @@ use super::{
 };
 use crate::oci::{Digest, Manifest, PinnedReference};
 
-/// Bytes that remembered verdicts weigh together, roughly.
+/// The total weight of the entries, approximately in bytes.
 const CAPACITY: u64 = 16 << 20;
-/// What a verdict weighs beside its texts.
+/// The weight of an entry without its texts.
 const OVERHEAD: usize = 512;
 
-/// Remembers acceptances, as long as they hold. Refusals are not remembered: time may change
-/// them, and they are what somebody is waiting for. Cheap to clone.
+/// Caches successful verifications for as long as they are valid. Failures are not cached: they
+/// may pass with time, and the watcher waits for that. Cheap to clone.
 ///
-/// A verdict is found only under the very repository, digest, evidence and policy revision
-/// that it was reached for, and the revision covers the content of every trust root.
+/// An entry is found only by the same repository, digest, evidence and policy revision, and the
+/// revision covers the content of every trust root.
 #[derive(Clone)]
 pub struct VerdictCache {
     accepted: Cache<CacheKey, Arc<CachedVerdict>>,
@@ -39,7 +39,7 @@ struct CacheKey {
 struct CachedVerdict {
     signers: Vec<Signer>,
     validity: Validity,
-    /// It does not hold before it was reached, should the clock be set back.
+    /// The entry is not valid before this time, in case the clock is set back.
     reached: jiff::Timestamp,
     report: Report,
 }
@@ -57,10 +57,10 @@ impl Default for VerdictCache {
 }
 
 impl VerdictCache {
-    /// As [`Verified::verify_with_report`], which is asked where no cached is known.
+    /// [`Verified::verify_with_report`] with this cache in front.
     ///
     /// # Errors
-    /// The most telling reason for refusing.
+    /// The most specific reason for which no candidate counted.
     pub fn verify_with_report(
         &self,
         policy: &TrustPolicy,
@@ -69,7 +69,8 @@ impl VerdictCache {
         evidence: &Evidence,
         context: VerificationContext,
     ) -> (Result<Verified<Manifest>, VerificationError>, Report) {
-        // Nothing is saved where nothing is judged, and odd evidence is judged each time.
+        // An unsigned policy costs nothing to apply, and evidence that can't be serialized has no
+        // key.
         let (Some(_), Ok(bytes)) = (policy.requirements(), evidence.to_bytes()) else {
             return Verified::verify_with_report(policy, pinned, manifest, evidence, context);
         };

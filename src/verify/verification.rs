@@ -1,4 +1,5 @@
-//! One artifact before its policy: every candidate is checked, the votes are counted.
+//! Verification of one artifact against its policy: checks every candidate signature and counts
+//! the authorities.
 
 use std::collections::BTreeMap;
 
@@ -21,26 +22,28 @@ use super::{
 };
 use crate::oci::{PinnedReference, Repository};
 
-/// Details that a error tells; the report has them all.
+/// The most details in the text of an error; the report has them all.
 const MAX_DETAILS: usize = 4;
-/// After so long a rule is asked again about a statement.
+/// How long the result of an attestation rule is used before the rule is evaluated again.
 const RULE_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
+/// The verification of one artifact: what is required, of which digest, under which assumptions.
 pub(super) struct Verification<'a> {
     pub(super) requirements: &'a Requirements,
     pub(super) pinned: &'a PinnedReference,
     pub(super) context: VerificationContext,
 }
 
-/// What a good candidate is worth.
+/// What a valid candidate contributes.
 enum Contribution {
-    /// The vote of each of these authorities.
+    /// One vote for each of these authorities.
     Signature(Vec<Vote>),
-    /// A statement that some of the policy's authorities make, and until when one of them
-    /// stands behind it, if not for ever.
+    /// A statement by one or more authorities of the policy, and the time until which one of them
+    /// is valid; `None` = no end.
     Attestation(Statement, Option<Timestamp>),
 }
 
+/// One authority's vote, by one signer.
 struct Vote {
     authority: usize,
     signer_key: String,
@@ -48,7 +51,7 @@ struct Vote {
     until: Option<Timestamp>,
 }
 
-/// What has been counted so far.
+/// The contributions of the candidates that have been checked so far.
 #[derive(Default)]
 struct Tally {
     votes: Vec<Vote>,
@@ -57,6 +60,8 @@ struct Tally {
 }
 
 impl Verification<'_> {
+    /// Verifies the artifact with `evidence`, and appends a report for each candidate to
+    /// `signatures`.
     pub(super) fn verify(
         &self,
         evidence: &Evidence,
@@ -82,15 +87,15 @@ impl Verification<'_> {
             );
             tally.take(outcome, signatures);
         }
-        let told =
+        let with_revocation =
             |error: VerificationError| VerificationError { revoked: error.revoked || tally.is_revoked(), ..error };
-        let accepted = self.count_votes(&tally, evidence).map_err(told)?;
-        let attested = self.check_attestations(&tally).map_err(told)?;
+        let accepted = self.count_votes(&tally, evidence).map_err(with_revocation)?;
+        let attested = self.check_attestations(&tally).map_err(with_revocation)?;
         Ok(Accepted { validity: accepted.validity.and(attested), ..accepted })
     }
 
-    /// Takes a candidate apart, asks who stands behind it, and only then what it says: nothing
-    /// that nobody signed is worth reading.
+    /// Checks one candidate: parses it, matches it with the authorities of the policy, and reads
+    /// its content only then. Content that no authority signed is not worth reading.
     fn check_candidate(
         &self,
         format: Format,
@@ -131,7 +136,7 @@ impl Verification<'_> {
             self.check_annotations(annotations, checks)?;
             return self.collect_votes(matched, checks).map(Contribution::Signature);
         }
-        // It holds for as long as anybody of them stands behind it.
+        // The statement is valid for as long as any of its authorities is.
         let ends: Option<Vec<Timestamp>> = matched.0.iter().map(|(.., matched)| matched.until).collect();
         Ok(Contribution::Attestation(statement, ends.and_then(|ends| ends.into_iter().max())))
     }
@@ -142,13 +147,14 @@ impl Verification<'_> {
         matched: &Matches,
         checks: &mut CheckLog,
     ) -> Result<Contribution, CandidateError> {
-        let claim = checks.record("statement", legacy::claim(&candidate.payload), |_| "cosign signature".to_owned())?;
+        let payload =
+            checks.record("statement", legacy::parse_payload(&candidate.payload), |_| "cosign signature".to_owned())?;
         let digest = self.pinned.digest();
-        checks.record("digest", claim.names(digest), |()| format!("it names {digest}"))?;
+        checks.record("digest", payload.names(digest), |()| format!("it names {digest}"))?;
         if self.requirements.claimed_repository != ClaimedRepository::Ignore {
-            checks.record("repository", self.check_repository(&claim.repository), |()| claim.repository.clone())?;
+            checks.record("repository", self.check_repository(&payload.repository), |()| payload.repository.clone())?;
         }
-        self.check_annotations(&claim.annotations, checks)?;
+        self.check_annotations(&payload.annotations, checks)?;
         self.collect_votes(matched, checks).map(Contribution::Signature)
     }
 
@@ -156,8 +162,8 @@ impl Verification<'_> {
         if self.requirements.formats.contains(&format) { Ok(()) } else { Err(CandidateError::Format(format.label())) }
     }
 
-    /// Everybody who stands behind a signature. The checks goes on with the one who came
-    /// furthest.
+    /// All authorities whose signature this is. `checks` continues with the checks of the
+    /// authority that passed the most.
     fn match_authorities(
         &self,
         candidate: &Candidate,
@@ -178,7 +184,8 @@ impl Verification<'_> {
             let mut own = CheckLog::default();
             let outcome = check.check(authority, &mut own);
             let rank = outcome.as_ref().err().map(CandidateError::reason);
-            // No error is better than any, a more telling one better than others.
+            // Success is better than any error, and a more specific error better than a less
+            // specific one.
             let better = match (&best, rank) {
                 (None, _) | (Some((Some(_), _)), None) => true,
                 (Some((Some(known), _)), Some(reason)) => reason > *known,
@@ -231,11 +238,12 @@ impl Verification<'_> {
         }
     }
 
-    /// Whether a signature is not too old yet; until when.
+    /// Checks that the signature is not older than `max_signature_age`, and returns until when it
+    /// is not.
     fn check_age(&self, matched: &AuthorityMatch) -> Result<Option<Timestamp>, CandidateError> {
         let Some(most) = self.requirements.max_signature_age else { return Ok(None) };
         let Some(earliest) = matched.earliest_time else {
-            return Err(CandidateError::TooOld("nothing proves its age".to_owned()));
+            return Err(CandidateError::TooOld("nothing proves when it was signed".to_owned()));
         };
         let most = SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX);
         let until = earliest.checked_add(most).unwrap_or(Timestamp::MAX);
@@ -266,15 +274,16 @@ impl Verification<'_> {
             (ClaimedRepository::Ignore, _) => true,
             (ClaimedRepository::Exactly(repository), _) => repository == claimed,
             (ClaimedRepository::Match, repository @ Repository::Registry { .. }) => repository.to_string() == claimed,
-            // A folder has no name that a signer could have known.
+            // A layout folder has no repository name that a signer could have known.
             (ClaimedRepository::Match, Repository::Layout { .. }) => false,
         };
         if right { Ok(()) } else { Err(CandidateError::Repository(claimed.to_owned())) }
     }
 
     fn count_votes(&self, tally: &Tally, evidence: &Evidence) -> Result<Accepted, VerificationError> {
-        let ballots: Vec<_> = tally.votes.iter().map(|vote| (vote.authority, vote.signer_key.as_str())).collect();
-        let counted: Vec<&Vote> = max_matching(&ballots).into_iter().map(|position| &tally.votes[position]).collect();
+        let candidates: Vec<_> = tally.votes.iter().map(|vote| (vote.authority, vote.signer_key.as_str())).collect();
+        let counted: Vec<&Vote> =
+            max_matching(&candidates).into_iter().map(|position| &tally.votes[position]).collect();
         let (needed, votes) = (self.requirements.at_least, counted.len());
         if votes < needed {
             let mut details: Vec<String> = tally.errors.iter().filter_map(CandidateError::detail).collect();
@@ -293,7 +302,8 @@ impl Verification<'_> {
         })
     }
 
-    /// Whether every attestation is there, and for how long that is good.
+    /// Checks that every required attestation is present, and returns how long the result is
+    /// valid.
     fn check_attestations(&self, tally: &Tally) -> Result<Validity, VerificationError> {
         let mut validity = Validity::default();
         for Attestation { predicate_type, rule } in &self.requirements.attestations {
@@ -302,7 +312,7 @@ impl Verification<'_> {
             for (statement, until) in tally.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
                 match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&statement.text)) {
                     Ok(true) => satisfied.push(*until),
-                    Ok(false) => details[0] = format!("{predicate_type} is not what the rule allows"),
+                    Ok(false) => details[0] = format!("{predicate_type} does not satisfy the rule"),
                     Err(error) => details[0] = format!("{predicate_type}: the rule failed: {error}"),
                 }
             }
@@ -310,9 +320,9 @@ impl Verification<'_> {
                 details.extend(tally.errors.iter().filter_map(CandidateError::detail));
                 return Err(self.error(Reason::Attestation, details));
             }
-            // The one that holds longest is enough.
+            // One statement is enough, so the latest end counts.
             let until = satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max());
-            // A rule may look at the clock.
+            // A rule may depend on the clock.
             let reverify_after = rule.as_ref().and_then(|_| self.context.now.checked_add(RULE_LIFETIME).ok());
             validity = validity.and(Validity { until, reverify_after });
         }
@@ -320,21 +330,21 @@ impl Verification<'_> {
     }
 
     fn error(&self, reason: Reason, details: Vec<String>) -> VerificationError {
-        let told: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", sanitize(detail))).collect();
+        let text: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", sanitize(detail))).collect();
         VerificationError {
             reason,
             digest: self.pinned.digest().clone(),
-            details: told,
+            details: text,
             revoked: reason.is_revocation(),
         }
     }
 }
 
-/// Authorities of the policy, by position, and their word.
+/// The authorities that match a candidate, by position in the policy.
 struct Matches(Vec<(usize, Signer, AuthorityMatch)>);
 
 impl Tally {
-    /// Whether somebody signed who is not to be trusted any more.
+    /// Whether one of the signatures is by a revoked key.
     fn is_revoked(&self) -> bool {
         self.errors.iter().any(|error| error.reason().is_revocation())
     }

@@ -1,4 +1,4 @@
-//! The verdict: [`Verified`] or a [`VerificationError`], and nothing between.
+//! [`Verified`], the proof of a successful verification, and its only constructors.
 
 use jiff::Timestamp;
 
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::oci::{Manifest, PinnedReference};
 
-/// Something that a trust policy accepted. There is no other way to one than
-/// [`Verified::verify`], so code that asks for a `Verified` can't be given anything else:
+/// A value that a trust policy accepted. [`Verified::verify`] and its variants are the only
+/// constructors, so code that takes a `Verified` can't be given anything else:
 ///
 /// ```compile_fail
 /// use bundlegate::verify::Verified;
@@ -32,11 +32,11 @@ pub struct Verified<T> {
 }
 
 impl Verified<Manifest> {
-    /// Judges `manifest`, fetched as `pinned`, by `policy` on the strength of `evidence`.
-    /// Pure computation, well below a millisecond for ordinary evidence.
+    /// Verifies `manifest`, fetched as `pinned`, against `policy` with `evidence`. A pure
+    /// computation, well below a millisecond for ordinary evidence.
     ///
     /// # Errors
-    /// The most telling reason for refusing.
+    /// The most specific reason for which no candidate counted.
     pub fn verify(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
@@ -46,10 +46,10 @@ impl Verified<Manifest> {
         Self::verify_with_report(policy, pinned, manifest, evidence, VerificationContext::now()).0
     }
 
-    /// The same judgement, together with what it saw on the way.
+    /// The same verification, with a report of every check.
     ///
     /// # Errors
-    /// The most telling reason for refusing.
+    /// The most specific reason for which no candidate counted.
     pub fn verify_with_report(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
@@ -87,8 +87,8 @@ impl Verified<Manifest> {
         (verified, report)
     }
 
-    /// A verdict that was reached before, for this very digest and policy; `None` where
-    /// `manifest` is not what it was about. For [`super::VerdictCache`] alone.
+    /// Restores the result of an earlier verification of the same digest by the same policy.
+    /// `None` if `manifest` does not have that digest. Only [`super::VerdictCache`] calls it.
     pub(super) fn from_cache(
         policy: &TrustPolicy,
         pinned: &PinnedReference,
@@ -108,33 +108,33 @@ impl Verified<Manifest> {
 }
 
 impl<T> Verified<T> {
-    /// What was accepted.
+    /// The verified value.
     pub fn value(&self) -> &T {
         &self.value
     }
 
-    /// Under which name.
+    /// The reference by which it was fetched.
     pub fn pinned(&self) -> &PinnedReference {
         &self.pinned
     }
 
-    /// Who voted for it; empty where the policy is `unsigned`.
+    /// The authorities that signed it; empty if the policy is `unsigned`.
     pub fn signers(&self) -> &[Signer] {
         &self.signers
     }
 
-    /// By which policy.
+    /// The revision of the policy that accepted it.
     pub fn revision(&self) -> &PolicyRevision {
         &self.revision
     }
 
-    /// Until when the verdict holds; `None` = as long as the policy does.
+    /// The end of its validity; `None` = as long as the policy stays the same.
     pub fn valid_until(&self) -> Option<Timestamp> {
         self.validity.until
     }
 
-    /// After which it is to be judged again, if ever: at its end, or before it where what was
-    /// judged may look otherwise some day.
+    /// When the next verification is due, if ever: at the end of the validity, or earlier if the
+    /// result may change with time, as an attestation rule's may.
     pub fn due(&self) -> Option<Timestamp> {
         self.validity.due()
     }
@@ -143,7 +143,8 @@ impl<T> Verified<T> {
         self.validity
     }
 
-    /// When it was signed, where that is proved: by the last of those who had to.
+    /// The latest time from which a counted signature's age counts; `None` if no signature has a
+    /// proven time.
     pub fn signed_at(&self) -> Option<Timestamp> {
         self.signers.iter().map(|signer| signer.earliest_time).max().flatten()
     }

@@ -1,4 +1,4 @@
-//! Roots of trust: what they hold, where they come from, and how they stay fresh.
+//! Trust roots: their content, their sources, and their refresh over TUF.
 
 mod freshness;
 mod http_repository;

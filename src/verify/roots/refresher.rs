@@ -1,4 +1,4 @@
-//! Keeps one root fresh.
+//! The refresh of one trust root.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,18 +17,20 @@ use super::{
 };
 use crate::{metrics::Metrics, telemetry};
 
-/// No more may stand in a file's name. A dot might be all of it.
+/// The only characters in a file name besides letters and digits: a name of dots alone would be a
+/// folder.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
-/// However long the repository has been away.
+/// The longest pause after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(3600);
-/// Metadata that is good for seconds only must not make us ask without a pause.
+/// The shortest pause after a success, for metadata that is valid for seconds only.
 const MIN_INTERVAL: Duration = Duration::from_secs(60);
-/// A disk that hangs must not stop refreshes.
+/// After this long a write continues in the background, so that a hanging disk does not stop
+/// refreshes.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Refreshes one root from its TUF repository, and keeps the last good one in memory and,
-/// where there is a folder, on disk.
+/// Refreshes one root from its TUF repository, and keeps the last valid one in memory and, if
+/// there is a folder, on disk.
 #[derive(Debug)]
 pub struct TrustRootRefresher {
     options: TufOptions,
@@ -39,16 +41,16 @@ pub struct TrustRootRefresher {
     reported: Reported,
 }
 
-/// What a refresh found.
+/// The result of a refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refreshed {
-    /// The root that is known, for longer now.
+    /// The same root, valid for longer.
     Unchanged,
     /// Another root.
     Changed,
 }
 
-/// What has been said already.
+/// The state that has been logged, so that each change is logged once.
 #[derive(Debug, Default)]
 struct Reported {
     failure: Option<&'static str>,
@@ -58,11 +60,11 @@ struct Reported {
 }
 
 impl TrustRootRefresher {
-    /// Begins with the last good root on disk, if there is one, or else as `source` does.
-    /// `None` if `source` is never refreshed. Reads a small file, and blocks for it.
+    /// Opens the last valid root on disk if there is one, otherwise the initial root of `source`.
+    /// `None` if `source` is never refreshed. Blocks to read a small file.
     ///
     /// # Errors
-    /// When `source` is no root.
+    /// When `source` is not a root.
     pub fn open(
         name: &str,
         source: &RootSource,
@@ -72,7 +74,7 @@ impl TrustRootRefresher {
         Self::resume(&TufStore::default(), name, source, folder, metrics)
     }
 
-    /// The same, but first tries what another keeper held last for a source under this name.
+    /// The same, but tries first the store of an earlier refresher with this name.
     pub(super) fn resume(
         held: &TufStore,
         name: &str,
@@ -92,26 +94,26 @@ impl TrustRootRefresher {
         Ok(Some(Self { options, file, store, root, metrics, reported: Reported::default() }))
     }
 
-    /// The last good root.
+    /// The last valid root.
     pub fn root(&self) -> &TrustRoot {
         &self.root
     }
 
-    /// What proves the last good root, as it changes.
+    /// The TUF metadata of the last valid root, which changes with it.
     pub(super) fn store(&self) -> TufStore {
         self.store.clone()
     }
 
-    /// Where another keeper has the same root already, their end is the same from now on.
+    /// Shares the expiry of another refresher that has the same root.
     pub(super) fn share_freshness(&mut self, freshness: &Freshness) {
         self.root = self.root.clone().with_freshness(freshness.clone());
     }
 
-    /// Asks the repository once. Whatever it answers, [`Self::root`] is good afterwards, or
-    /// as good as it was before. Cancel-safe.
+    /// Contacts the repository once. [`Self::root`] is valid afterwards, or as valid as it was
+    /// before. Cancel-safe.
     ///
     /// # Errors
-    /// Why the last good root stays.
+    /// Why the last valid root stays.
     pub async fn refresh(&mut self) -> Result<Refreshed, RefreshError> {
         let refreshed = self.try_refresh().await;
         let outcome = match &refreshed {
@@ -131,7 +133,7 @@ impl TrustRootRefresher {
         let root = TrustRoot::read(self.root.name(), &target.text, Freshness::until(target.expires))?;
         let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
         if changed {
-            // Whoever goes on with the one before must not for longer than was promised.
+            // Holders of the previous root must not use it beyond its own expiry.
             self.root = root;
         } else {
             self.root.freshness().extend(target.expires);
@@ -140,7 +142,7 @@ impl TrustRootRefresher {
         Ok(if changed { Refreshed::Changed } else { Refreshed::Unchanged })
     }
 
-    /// Refreshes for ever, and tells `publish` of every root that is another one than before.
+    /// Refreshes forever, and calls `publish` with every root that differs from the one before.
     pub(super) async fn run(mut self, publish: impl Fn(&TrustRoot) + Send) {
         loop {
             let refreshed = self.refresh().await;
@@ -156,8 +158,8 @@ impl TrustRootRefresher {
         }
     }
 
-    /// Writes what proves the last good root to disk. Without it a restart begins with the
-    /// one before.
+    /// Writes the TUF metadata of the last valid root to disk. Without it, a restart begins with
+    /// an older root.
     pub async fn save(&mut self) {
         let Some(file) = self.file.clone() else { return };
         let store = self.store.clone();
@@ -166,12 +168,12 @@ impl TrustRootRefresher {
             Ok(Ok(Ok(()))) => None,
             Ok(Ok(Err(error))) => Some(error.to_string()),
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("it does not answer".to_owned()),
+            Err(_) => Some("timed out".to_owned()),
         };
         let root = self.root.name();
         match problem {
             Some(error) if !self.reported.disk => {
-                tracing::error!(root, error, "a trust root can't be kept on disk; it lives in memory");
+                tracing::error!(root, error, "can't write the trust root to disk; keeping it in memory only");
                 self.reported.disk = true;
             }
             Some(_) => {}
@@ -185,26 +187,26 @@ impl TrustRootRefresher {
         match refreshed {
             Ok(_) => {
                 if self.reported.failure.is_some() {
-                    tracing::info!(root, expires, "the trust root is refreshed again");
+                    tracing::info!(root, expires, "trust root refreshed again");
                 }
                 if *refreshed == Ok(Refreshed::Changed) {
-                    tracing::info!(root, revision = %self.root.revision(), expires, "a new trust root");
+                    tracing::info!(root, revision = %self.root.revision(), expires, "trust root changed");
                 }
                 (self.reported.failure, self.reported.failures) = (None, 0);
             }
             Err(error) => {
-                let told = error.to_string();
-                let told = &*telemetry::cut(&told, telemetry::SENTENCE_BYTES);
+                let text = error.to_string();
+                let text = &*telemetry::cut(&text, telemetry::SENTENCE_BYTES);
                 self.reported.failures = self.reported.failures.saturating_add(1);
                 if self.reported.failure == Some(error.label()) {
-                    tracing::debug!(root, fault = told, "the trust root was not refreshed");
+                    tracing::debug!(root, fault = text, "trust root not refreshed");
                 } else {
                     tracing::error!(
                         root,
                         reason = error.label(),
-                        fault = told,
+                        fault = text,
                         expires,
-                        "a trust root can't be refreshed; the last good one stays until it expires"
+                        "can't refresh the trust root; the last good one stays in use until it expires"
                     );
                 }
                 self.reported.failure = Some(error.label());
@@ -213,7 +215,7 @@ impl TrustRootRefresher {
         let unusable = self.root.unusable_reason(telemetry::now());
         match &unusable {
             Some(reason) if !self.reported.expired => {
-                tracing::error!(root, "{reason}; nothing new is accepted by it until it is refreshed");
+                tracing::error!(root, "{reason}; it accepts no new artifact until it is refreshed");
             }
             _ => {}
         }
@@ -225,23 +227,23 @@ impl TrustRootRefresher {
         left.map_or(Duration::MAX, |left| Duration::try_from(left).unwrap_or_default())
     }
 
-    /// Says in the metrics until when the root is good.
+    /// Exports the expiry as a metric.
     pub(super) fn record_expiry(&self) {
         let Some(expires) = self.root.expires() else { return };
         self.metrics.trust_root_expires.with_label_values(&[self.root.name()]).set(expires.as_second());
     }
 }
 
-/// The last good root on disk.
+/// The last valid root on disk.
 fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(TufStore, TrustRoot)> {
     let read = match TufStore::read(file) {
         Ok(None) => return None,
         Ok(Some(store)) => verify(name, options, store).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    // It may be of another repository: the configuration has changed since.
+    // It may be of another repository, if the configuration has changed since.
     read.inspect_err(|problem| {
-        tracing::warn!(root = name, file = %file.display(), problem, "the trust root on disk is of no use");
+        tracing::warn!(root = name, file = %file.display(), problem, "ignoring the trust root on disk");
     })
     .ok()
 }
@@ -251,17 +253,18 @@ fn verify(name: &str, options: &TufOptions, store: TufStore) -> Result<(TufStore
     Ok((store, TrustRoot::read(name, &text, Freshness::until(expires))?))
 }
 
-/// How long until the next refresh, after `failures` in a row, of a root that is good for
+/// The pause before the next refresh, after `failures` in a row, of a root that is valid for
 /// another `left`.
 fn pause(interval: Duration, failures: u32, left: Duration) -> Duration {
     if failures == 0 {
-        // Not all replicas at once, and in time for a second attempt.
+        // Replicas spread their refreshes, and there is time for a second attempt before the
+        // expiry.
         return interval.min((left / 2).max(MIN_INTERVAL)).mul_f64(0.9 + fastrand::f64() / 10.0);
     }
     let ceiling =
         MIN_BACKOFF.saturating_mul(1 << (failures - 1).min(20)).min(MAX_BACKOFF).min(interval.max(MIN_BACKOFF));
     let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
-    // Its end is worth an alarm when it comes, and not an hour later.
+    // The expiry is logged when it happens, and not an hour later.
     if left.is_zero() { pause } else { pause.min(left.saturating_add(MIN_BACKOFF)) }
 }
 
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_root_is_refreshed_by_the_interval_and_in_time_before_its_end() {
+    fn a_root_is_refreshed_at_the_interval_and_in_time_before_it_expires() {
         within(pause(DAY, 0, DAY * 7), 77_759..=86_400);
         within(pause(DAY, 0, DAY), 38_879..=43_200);
         within(pause(DAY, 0, Duration::ZERO), 53..=60);
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_backs_off_to_an_hour_and_looks_again_right_after_the_end() {
+    fn failures_back_off_to_an_hour_and_a_refresh_follows_the_expiry() {
         for (failures, ceiling) in [(1, 1), (2, 2), (3, 4), (12, 2048), (13, 3600), (u32::MAX, 3600)] {
             within(pause(DAY, failures, Duration::MAX), ceiling / 2..=ceiling);
             within(pause(DAY, failures, Duration::ZERO), ceiling / 2..=ceiling);

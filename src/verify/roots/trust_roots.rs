@@ -1,4 +1,4 @@
-//! All roots of a configuration, as they are at the moment.
+//! All trust roots of a configuration, each refreshed by a task.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use tokio::{
 use super::{BadRoot, RootSource, TrustRoot, TrustRootRefresher, tuf_store::TufStore};
 use crate::metrics::Metrics;
 
-/// The roots that are relied on, each kept fresh by a task that ends with this.
+/// The trust roots in use. Each refreshable one has a task, which ends when this is dropped.
 #[derive(Debug)]
 pub struct TrustRoots {
     folder: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct TrustRoots {
     current: watch::Sender<BTreeMap<String, TrustRoot>>,
     seen: watch::Receiver<BTreeMap<String, TrustRoot>>,
     active: BTreeMap<String, ActiveRoot>,
-    /// OpenedRoot for a configuration that may yet be refused.
+    /// Roots that were opened for a configuration which may still be rejected.
     opened: Mutex<BTreeMap<String, OpenedRoot>>,
     tasks: JoinSet<()>,
 }
@@ -34,15 +34,15 @@ pub struct TrustRoots {
 #[derive(Debug)]
 struct ActiveRoot {
     source: RootSource,
-    /// What its refresher holds, for the one that follows it.
+    /// The refresher's store, for the refresher that replaces it.
     store: TufStore,
     task: Option<Task>,
 }
 
-/// Ends the task that keeps a root.
+/// A handle that stops the refresher of a root.
 #[derive(Debug)]
 struct Task {
-    /// It may be about to publish, on another thread.
+    /// Set before the abort: the task may be about to publish on another thread.
     retired: Arc<AtomicBool>,
     handle: AbortHandle,
 }
@@ -55,7 +55,7 @@ struct OpenedRoot {
 }
 
 impl TrustRoots {
-    /// None yet. `folder` is where the last good ones are kept.
+    /// No roots. `folder` is where the last valid ones are stored.
     pub fn new(folder: Option<PathBuf>, metrics: Metrics) -> Self {
         let (current, seen) = watch::channel(BTreeMap::new());
         Self {
@@ -69,12 +69,12 @@ impl TrustRoots {
         }
     }
 
-    /// The root of this name and source as it is now: what its repository delivered last, or
-    /// what is on disk of that, or what it begins with. For reading a configuration, which
-    /// need not be adopted. May read a small file, and blocks for it.
+    /// The current root of this name and source: the one that its repository delivered last, else
+    /// the one on disk, else the initial one. The configuration that it is read for need not be
+    /// applied. Blocks to read a small file.
     ///
     /// # Errors
-    /// When the source is no root.
+    /// When the source is not a root.
     pub fn current(&self, name: &str, source: &RootSource) -> Result<TrustRoot, BadRoot> {
         let known = self.current.borrow().get(name).cloned();
         if let (Some(active), Some(root)) = (self.active.get(name), &known)
@@ -88,10 +88,10 @@ impl TrustRoots {
         Ok(root)
     }
 
-    /// Keeps these roots fresh from now on, and no others. Within a Tokio runtime.
+    /// Replaces the set of roots that are refreshed. Needs a Tokio runtime.
     ///
     /// # Errors
-    /// When one is no root; then nothing changes.
+    /// When one is not a root; then nothing changes.
     pub fn set_sources(&mut self, sources: &BTreeMap<String, RootSource>) -> Result<(), BadRoot> {
         let mut opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
         let mut new = BTreeMap::new();
@@ -117,9 +117,9 @@ impl TrustRoots {
             gone.iter().for_each(|name| drop(current.remove(name)));
             current.extend(new.iter().map(|(name, opened)| (name.clone(), opened.root.clone())));
         });
-        // Those that were aborted are of no more use.
+        // Removes the results of aborted tasks.
         while self.tasks.try_join_next().is_some() {}
-        // Whoever adopts knows.
+        // The caller knows the roots that it has just set.
         self.seen.mark_unchanged();
         for (name, OpenedRoot { source, refresher, .. }) in new {
             let store = refresher.as_ref().map(TrustRootRefresher::store).unwrap_or_default();
@@ -129,14 +129,14 @@ impl TrustRoots {
         Ok(())
     }
 
-    /// Waits until a root is another one than it was when somebody last waited or adopted.
-    /// Cancel-safe.
+    /// Waits until a root differs from what it was at the last call of this or of
+    /// [`Self::set_sources`]. Cancel-safe.
     pub async fn changed(&mut self) {
-        // Can't be closed: we hold the other end.
+        // The channel can't be closed: `self` holds its sender.
         let _ = self.seen.changed().await;
     }
 
-    /// Waits until every root is there, `timeout` at most.
+    /// Waits until every root has been fetched, but not longer than `timeout`.
     pub async fn wait_until_fetched(&self, timeout: Duration) {
         let mut current = self.current.subscribe();
         let fetched = current.wait_for(|roots| roots.values().all(|root| !root.is_pending()));
@@ -149,7 +149,7 @@ impl TrustRoots {
         let Some(mut refresher) = refresher else {
             return Ok(OpenedRoot { source: source.clone(), root: source.initial(name)?, refresher: None });
         };
-        // Policies that hold the same root are as fresh as this one will be.
+        // Policies that hold the same root get the expiry of this one.
         if let Some(known) = known.filter(|known| known.revision() == refresher.root().revision())
             && known.expires().is_some()
             && refresher.root().expires().is_some()
@@ -165,7 +165,7 @@ impl TrustRoots {
         let published = retired.clone();
         let handle = self.tasks.spawn(refresher.run(move |root| {
             current.send_if_modified(|roots| match roots.get_mut(root.name()) {
-                // Looked at while nobody else can change the map.
+                // Checked while the map is locked.
                 Some(known) if !published.load(Ordering::Acquire) => {
                     *known = root.clone();
                     true

@@ -1,4 +1,4 @@
-//! From a TUF repository, or what was kept of it, to the text of a root.
+//! Fetches a trust root from a TUF repository, or reads it from stored metadata.
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
@@ -9,34 +9,34 @@ use crate::verify::sanitize::sanitize;
 
 const TARGET: &str = "trusted_root.json";
 
-/// A `trusted_root.json` that the keys of a repository vouch for.
+/// A `trusted_root.json` that the keys of a repository have signed.
 #[derive(Debug)]
 pub(super) struct TufTarget {
     pub(super) text: String,
-    /// When the first of the metadata that vouch for it does.
+    /// The earliest expiry of the metadata behind it.
     pub(super) expires: Timestamp,
-    /// All that proves it.
+    /// The metadata that proves it.
     pub(super) store: TufStore,
 }
 
-/// Why a refresh brought nothing. What was there before stays.
+/// Why a refresh failed. The last valid root stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefreshError {
-    /// Nobody answered, or not in time, or with an error.
+    /// The repository did not answer, not in time, or with an error.
     #[error("{0}")]
     Unreachable(String),
-    /// The repository offers metadata that nobody vouches for any more.
+    /// The repository offers expired metadata.
     #[error("{0}")]
     Outdated(String),
-    /// What the repository offers is not what its keys vouch for.
+    /// The metadata or the target does not verify.
     #[error("{0}")]
     Refused(String),
-    /// Its keys vouch for something that is no root.
+    /// The verified target is not a trusted root.
     #[error(transparent)]
     Unusable(#[from] BadRoot),
 }
 
-/// Asks the repository for what is newer than `last`.
+/// Fetches what is newer than `last`.
 pub(super) async fn fetch(
     options: &TufOptions,
     repository: HttpRepository,
@@ -48,18 +48,18 @@ pub(super) async fn fetch(
     let target = async { load_target(updater?, store, now).await };
     tokio::time::timeout(options.timeout, target).await.unwrap_or_else(|_| {
         let timeout = humantime::format_duration(options.timeout);
-        Err(RefreshError::Unreachable(format!("not done within {timeout}")))
+        Err(RefreshError::Unreachable(format!("not finished within {timeout}")))
     })
 }
 
-/// Verifies what was kept. That it has expired since is not for this to refuse: it still is
-/// the last root that was good, and says itself until when it was.
+/// Verifies stored metadata. Expired metadata is accepted here: it is still the last valid root,
+/// and the result has its expiry.
 pub(super) fn reopen(options: &TufOptions, store: TufStore) -> Result<TufTarget, RefreshError> {
     let before_anything_expires = Timestamp::UNIX_EPOCH;
     let updater = updater(options, store.clone(), &store)?;
     // Reading from memory never waits.
     let target = load_target(updater, store, before_anything_expires).now_or_never();
-    target.unwrap_or_else(|| Err(RefreshError::Unreachable("the cache does not answer".to_owned())))
+    target.unwrap_or_else(|| Err(RefreshError::Unreachable("reading the cached metadata did not finish".to_owned())))
 }
 
 fn updater(
@@ -69,7 +69,7 @@ fn updater(
 ) -> Result<Updater, Error> {
     let mut limits = UpdaterConfig::default();
     limits.target_max_length = root::MAX_LENGTH as u64;
-    // Attaching the store walks the roots on it, from the pinned one.
+    // Attaching the store verifies its chain of roots from the pinned one.
     Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(store.clone()))
 }
 
@@ -83,7 +83,7 @@ async fn load_target(mut updater: Updater, store: TufStore, now: Timestamp) -> R
     Ok(TufTarget { text, expires, store })
 }
 
-/// The earliest end of all that is loaded, delegated roles included.
+/// The earliest expiry of all loaded metadata, delegated roles included.
 fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
     let mut earliest = trusted.root().expires.min(trusted.timestamp()?.expires).min(trusted.snapshot()?.expires);
     let mut roles = vec!["targets".to_owned()];
@@ -102,7 +102,7 @@ fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
 }
 
 impl RefreshError {
-    /// As a metric label.
+    /// The value of the metric label.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",

@@ -1,4 +1,4 @@
-//! The TUF metadata that a root was last accepted by, in memory and in one file.
+//! The TUF metadata that proved a root last, in memory and in one file.
 
 use std::{
     collections::BTreeMap,
@@ -12,17 +12,17 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sigstore_tuf::{MetadataStore, Repository, transport::FetchFuture};
 
-/// More is not read. The public-good instance's has some 100 KiB, and its roots' history
+/// The largest file. The public-good instance's metadata has some 100 KiB, and its chain of roots
 /// grows by 6 KiB twice a year.
 const MAX_FILE: u64 = 16 << 20;
 const FORMAT: u32 = 1;
 
-/// Files by name. A refresh works on a copy, so that one which fails half-way leaves nothing
-/// behind: metadata is only worth something as a whole.
+/// Metadata files by name. A refresh works on a copy, so that a failed refresh leaves nothing
+/// behind: metadata is only useful as a whole.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TufStore(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
 
-/// What is in the file. One file, since nothing replaces several in one step.
+/// The content of the file. There is only one, since several can't be replaced atomically.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     format: u32,
@@ -30,12 +30,12 @@ struct Stored {
 }
 
 impl TufStore {
-    /// The same content, on its own from now on.
+    /// An independent copy.
     pub(super) fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.with(|files| files.clone()))))
     }
 
-    /// Holds what `other` does from now on; so does whoever shares it.
+    /// Replaces the content with that of `other`, for all clones of this store.
     pub(super) fn replace_with(&self, other: &Self) {
         let files = other.with(|files| files.clone());
         self.with(|own| *own = files);
@@ -45,8 +45,8 @@ impl TufStore {
         self.with(|files| files.is_empty())
     }
 
-    /// What [`Self::write`] wrote. It proves nothing before it is verified. `None` where
-    /// there is no file. Blocks.
+    /// Reads what [`Self::write`] wrote. It proves nothing before it is verified. `None` if there
+    /// is no file. Blocks.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         let file = match crate::oci::open_regular(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -56,13 +56,13 @@ impl TufStore {
         file.take(MAX_FILE).read_to_end(&mut text)?;
         let stored: Stored = serde_json::from_slice(&text)?;
         if stored.format != FORMAT {
-            return Err(io::Error::other(format!("format {} is not known here", stored.format)));
+            return Err(io::Error::other(format!("unknown format {}", stored.format)));
         }
         let files = stored.files.into_iter().map(|(name, text)| (name, text.into_bytes()));
         Ok(Some(Self(Arc::new(Mutex::new(files.collect())))))
     }
 
-    /// Replaces the file at `path` in one step. Blocks.
+    /// Replaces the file at `path` atomically. Blocks.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let files = self.with(|files| {
             let kept = files.iter().filter(|(name, _)| !is_numbered_snapshot(name));
@@ -99,9 +99,9 @@ impl MetadataStore for TufStore {
     }
 }
 
-/// What was kept, offered as a repository does. The client keeps files without the version
-/// that it asks for them with; whether it is that one, it sees from the file. Newer roots it
-/// has seen already when it took the store.
+/// Offers stored metadata as a repository. The client stores files without the version that it
+/// requests them by, and checks the version in the file. It has verified newer roots when the
+/// store was attached.
 impl Repository for TufStore {
     fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
         let name = match name.split_once('.') {
@@ -114,12 +114,12 @@ impl Repository for TufStore {
     }
 
     fn fetch_target<'a>(&'a self, _: &'a str, _: u64) -> FetchFuture<'a> {
-        // Kept targets are found before they are asked for.
+        // The client finds stored targets before it requests them.
         Box::pin(std::future::ready(Ok(None)))
     }
 }
 
-/// The client keeps each snapshot under its number as well, for ever, and never reads it.
+/// The client also stores each snapshot under its version, forever, and never reads it.
 fn is_numbered_snapshot(name: &str) -> bool {
     name.strip_suffix(".snapshot.json").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_without_old_snapshots() {
+    fn a_written_store_is_read_back_without_old_snapshots() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuf/corp.json");
         assert!(TufStore::read(&path).unwrap().is_none());
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_goes_its_own_way() {
+    fn a_copy_is_independent() {
         let store = TufStore::default();
         let copy = store.copy();
         copy.store("timestamp.json", b"new").unwrap();

@@ -1,4 +1,4 @@
-//! What a policy can ask for, one thing at a time, of signatures by keys.
+//! Each requirement of a policy by itself, with signatures by keys.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const STATEMENT: &str = "application/vnd.in-toto+json";
 const SLSA: &str = "https://slsa.dev/provenance/v1";
 
-/// Somebody with a key.
+/// A holder of a private key.
 struct KeyHolder(KeyPair);
 
 impl KeyHolder {
@@ -125,43 +125,43 @@ fn refused(requirements: &Requirements, evidence: &Evidence, reason: Reason) -> 
 }
 
 #[test]
-fn a_threshold_counts_people_and_not_signatures() {
+fn at_least_counts_authorities_and_not_signatures() {
     let [one, two, three] = [KeyHolder::new(), KeyHolder::new(), KeyHolder::new()];
     let authorities = vec![one.named("one"), two.named("two"), three.named("three")];
     let wanted = Requirements { at_least: 2, ..Requirements::any_of(authorities) };
-    let told = refused(&wanted, &all([one.signs(), one.signs(), one.legacy(json!({}))]), Reason::TooFewVotes);
-    assert!(told.contains("1 of 2: one"), "{told}");
+    let message = refused(&wanted, &all([one.signs(), one.signs(), one.legacy(json!({}))]), Reason::TooFewVotes);
+    assert!(message.contains("1 of 2: one"), "{message}");
     let verified = verify(&wanted, &all([one.signs(), three.legacy(json!({}))])).unwrap();
     let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
     assert_eq!(voters, ["one", "three"]);
-    let everybody = Requirements { at_least: 3, ..wanted };
-    refused(&everybody, &all([one.signs(), two.signs()]), Reason::TooFewVotes);
-    assert!(verify(&everybody, &all([one.signs(), two.signs(), three.signs()])).is_ok());
+    let all_three = Requirements { at_least: 3, ..wanted };
+    refused(&all_three, &all([one.signs(), two.signs()]), Reason::TooFewVotes);
+    assert!(verify(&all_three, &all([one.signs(), two.signs(), three.signs()])).is_ok());
 }
 
 #[test]
-fn a_revoked_key_never_counts_and_says_so() {
+fn a_signature_by_a_revoked_key_never_counts_and_is_reported() {
     let (old, new) = (KeyHolder::new(), KeyHolder::new());
     let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }, new.key().into()];
     let team = Authority { name: "team".into(), kind: AuthorityKind::Keys(keys), tlog: TlogPolicy::None, root: None };
     let wanted = Requirements::any_of(vec![team]);
     assert!(refused(&wanted, &old.signs(), Reason::RevokedKey).contains(old.key().identity()));
     assert!(verify(&wanted, &all([old.signs(), new.signs()])).is_ok());
-    // Whatever else is wrong does not hide it.
-    let strangers = Requirements {
+    // Another failure does not hide it.
+    let with_other = Requirements {
         at_least: 2,
         ..Requirements::any_of(vec![wanted.authorities[0].clone(), KeyHolder::new().named("x")])
     };
-    let short = verify(&strangers, &all([old.signs(), new.signs()])).unwrap_err();
+    let short = verify(&with_other, &all([old.signs(), new.signs()])).unwrap_err();
     assert!(short.revoked && short.reason == Reason::TooFewVotes, "{short}");
-    // Revoking the last one must be possible, and then nothing passes.
+    // Revoking the last key has to be possible, and then nothing passes.
     let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }];
     let team = Authority { name: "team".into(), kind: AuthorityKind::Keys(keys), tlog: TlogPolicy::None, root: None };
     refused(&Requirements::any_of(vec![team]), &old.signs(), Reason::RevokedKey);
 }
 
 #[test]
-fn a_key_counts_within_its_window_and_the_verdict_ends_with_it() {
+fn a_key_counts_from_not_before_until_not_after_and_the_verification_ends_with_it() {
     let holder = KeyHolder::new();
     let now = Timestamp::now();
     let [before, after] = [now - SignedDuration::from_hours(1), now + SignedDuration::from_hours(1)];
@@ -203,7 +203,7 @@ fn annotations_are_compared_with_their_types_and_on_the_right_subject() {
 }
 
 #[test]
-fn a_format_that_is_not_looked_at_does_not_count() {
+fn a_signature_in_a_format_outside_of_formats_does_not_count() {
     let holder = KeyHolder::new();
     let only =
         |format| Requirements { formats: BTreeSet::from([format]), ..Requirements::any_of(vec![holder.named("one")]) };
@@ -213,7 +213,7 @@ fn a_format_that_is_not_looked_at_does_not_count() {
 }
 
 #[test]
-fn a_legacy_signature_may_have_to_name_the_repository() {
+fn claimed_repository_holds_for_legacy_signatures_only() {
     let holder = KeyHolder::new();
     let claiming =
         |claimed_repository| Requirements { claimed_repository, ..Requirements::any_of(vec![holder.named("one")]) };
@@ -235,7 +235,7 @@ fn a_revoked_digest_is_refused_whoever_signed_it() {
 
 #[test]
 fn an_attestation_is_no_signature_and_a_signature_is_no_attestation() {
-    let (holder, stranger) = (KeyHolder::new(), KeyHolder::new());
+    let (holder, other) = (KeyHolder::new(), KeyHolder::new());
     let provenance = |who: &KeyHolder, builder: &str| who.states(SLSA, json!({ "builder": builder }), json!({}));
     let plain = Requirements::any_of(vec![holder.named("one")]);
     refused(&plain, &provenance(&holder, "ci"), Reason::NotASignature);
@@ -251,17 +251,17 @@ fn an_attestation_is_no_signature_and_a_signature_is_no_attestation() {
     let any = attested(None);
     refused(&any, &holder.signs(), Reason::Attestation);
     refused(&any, &provenance(&holder, "ci"), Reason::Unsigned);
-    refused(&any, &all([holder.signs(), provenance(&stranger, "ci")]), Reason::Attestation);
+    refused(&any, &all([holder.signs(), provenance(&other, "ci")]), Reason::Attestation);
     assert!(verify(&any, &all([holder.signs(), provenance(&holder, "laptop")])).is_ok());
 
     let by_ci = attested(Some("package signature\nallow if input.predicate.builder == \"ci\"\n"));
-    let told = refused(&by_ci, &all([holder.signs(), provenance(&holder, "laptop")]), Reason::Attestation);
-    assert!(told.contains("not what the rule allows"), "{told}");
+    let message = refused(&by_ci, &all([holder.signs(), provenance(&holder, "laptop")]), Reason::Attestation);
+    assert!(message.contains("does not satisfy the rule"), "{message}");
     assert!(verify(&by_ci, &all([holder.signs(), provenance(&holder, "laptop"), provenance(&holder, "ci")])).is_ok());
 }
 
 #[test]
-fn a_verdict_ends_with_what_its_attestations_rest_on() {
+fn a_verification_ends_with_its_attestations() {
     let (signer, scanner) = (KeyHolder::new(), KeyHolder::new());
     let now = Timestamp::now();
     let until = now + SignedDuration::from_mins(10);
@@ -278,10 +278,10 @@ fn a_verdict_ends_with_what_its_attestations_rest_on() {
     let by = |who: &KeyHolder| all([signer.signs(), who.states(SLSA, json!({}), json!({}))]);
     assert_eq!(verify_at(now, &wanted(None), &by(&scanner)).unwrap().valid_until(), Some(until));
     assert_eq!(verify_at(now, &wanted(None), &by(&signer)).unwrap().valid_until(), None);
-    // The one that holds longest is enough.
+    // The latest end counts.
     let both = all([by(&scanner), signer.states(SLSA, json!({}), json!({}))]);
     assert_eq!(verify_at(now, &wanted(None), &both).unwrap().valid_until(), None);
-    // A rule may have looked at the clock: it is asked again, and what it said holds meanwhile.
+    // A rule may depend on the clock: it is evaluated again, and its result holds until then.
     let rule = "package signature\nallow if true\n";
     let ruled = verify_at(now, &wanted(Some(rule)), &by(&signer)).unwrap();
     assert_eq!((ruled.valid_until(), ruled.due()), (None, Some(now + SignedDuration::from_hours(1))));
@@ -290,7 +290,7 @@ fn a_verdict_ends_with_what_its_attestations_rest_on() {
 }
 
 #[test]
-fn a_policy_may_name_other_statements_as_signatures() {
+fn predicate_types_replace_the_type_of_a_signature() {
     let holder = KeyHolder::new();
     let predicate_types = BTreeSet::from([SLSA.to_owned()]);
     let wanted = Requirements { predicate_types, ..Requirements::any_of(vec![holder.named("one")]) };
@@ -299,7 +299,7 @@ fn a_policy_may_name_other_statements_as_signatures() {
 }
 
 #[test]
-fn what_nothing_or_everything_could_pass_is_no_policy() {
+fn a_policy_that_accepts_nothing_or_everything_is_rejected() {
     let holder = KeyHolder::new();
     let good = Requirements::any_of(vec![holder.named("one")]);
     let key_of = |requirements| TrustPolicy::signed("p".into(), requirements).unwrap_err().key;
@@ -345,7 +345,7 @@ fn every_part_of_a_policy_is_part_of_its_revision() {
 }
 
 #[test]
-fn a_remembered_verdict_answers_its_own_question_only_and_no_longer_than_it_holds() {
+fn a_cached_verification_is_found_by_its_own_key_only_and_while_it_is_valid() {
     let holder = KeyHolder::new();
     let now = Timestamp::now();
     let until = now + SignedDuration::from_hours(1);

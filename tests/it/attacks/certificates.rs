@@ -230,7 +230,11 @@ async fn a_key_does_not_pass_for_a_certificate_nor_a_certificate_for_a_key() {
     let evil = Key::p256();
     let (by, envelope) = (By::Key(&evil), Envelope::sign(&evil, &scene.statement()));
     let bare = envelope.bundle(by, &[scene.forge.log_envelope(by, &envelope)], &[]);
-    scene.bundles(std::slice::from_ref(&bare), &workflow).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(std::slice::from_ref(&bare), &workflow).await.refused(
+        Reason::AnotherKey,
+        "signature",
+        "no authority",
+    );
     let certificate = json!({"rawBytes": STANDARD.encode(&scene.signer.certificate)});
     let mut both = bare.clone();
     both["verificationMaterial"]["certificate"] = certificate.clone();
@@ -245,18 +249,18 @@ async fn a_key_does_not_pass_for_a_certificate_nor_a_certificate_for_a_key() {
     // The trusted key signs, and somebody adds a certificate.
     let mut certified = scene.bare(&scene.statement());
     certified["verificationMaterial"] = json!({"certificate": certificate});
-    scene.bundles(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     scene.registry.put_bundles(&scene.digest, &[]);
 
     let legacy = Legacy::sign(&evil, &scene.payload()).with(CERTIFICATE, evil.pem());
     let entry = scene.forge.log_payload(by, &legacy.payload, &legacy.signature());
     scene.legacy(&[legacy.logged(&entry)], &workflow).await.refused(Reason::Malformed, "format", "0 certificates");
     let certified = Legacy::sign(&scene.key, &scene.payload()).certified(&scene.signer);
-    scene.legacy(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.legacy(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     // Nor does the key inside a certificate count as a key.
     let inside = policy([keyed(&scene.signer.key)]);
     let judged = scene.legacy(&[scene.legacy_keyless(&scene.payload())], &inside).await;
-    judged.refused(Reason::AnotherKey, "signature", "nobody");
+    judged.refused(Reason::AnotherKey, "signature", "no authority");
 }
 
 /// Case 34.

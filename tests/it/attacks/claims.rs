@@ -45,7 +45,7 @@ async fn what_vouches_for_another_payload_does_not_vouch_for_a_forged_one() {
         let forged = forged.clone().with(SIGNATURE, nonsense);
         scene.legacy(&[forged], &workflow).await.refused(Reason::Signature, "signature", "verification failed");
         let keyed = Legacy::sign(&scene.key, &scene.payload()).with(SIGNATURE, nonsense);
-        scene.legacy(&[keyed], &scene.trusts_key()).await.refused(Reason::AnotherKey, "signature", "nobody");
+        scene.legacy(&[keyed], &scene.trusts_key()).await.refused(Reason::AnotherKey, "signature", "no authority");
     }
     let garbage = forged.with(SIGNATURE, "%%%");
     scene.legacy(&[garbage], &workflow).await.refused(Reason::Malformed, "format", "not base64");
@@ -176,7 +176,7 @@ async fn an_envelope_holds_one_signature_of_an_in_toto_statement_about_something
     }
     let mut bent = good;
     bent["dsseEnvelope"]["payloadType"] = "text/plain".into();
-    scene.bundles(&[bent], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[bent], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     let signed = Envelope::sign_as(&scene.key, "text/plain", scene.statement().to_string().as_bytes());
     let signed = scene.bundles(&[signed.bundle(By::Key(&scene.key), &[], &[])], &key).await;
     signed.refused(Reason::NotASignature, "statement", "text/plain");

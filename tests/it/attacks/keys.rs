@@ -78,7 +78,7 @@ async fn a_hint_chooses_no_key() {
     let stranger = Key::p256();
     let envelope = Envelope::sign(&stranger, &scene.statement());
     let bundle = envelope.bundle(By::Key(&scene.key), &[], &[]);
-    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "no authority");
     let mut keyid = scene.bare(&scene.statement());
     keyid["dsseEnvelope"]["signatures"][0]["keyid"] = STANDARD.encode(other.id()).into();
     scene.bundles(&[keyid], &both).await.accepted();
@@ -138,7 +138,7 @@ async fn one_signature_has_two_values_and_one_spelling() {
     }
     for bytes in not_der(&raw) {
         let judged = scene.legacy(&[spelled(STANDARD.encode(&bytes))], &key).await;
-        judged.refused(Reason::AnotherKey, "signature", "nobody");
+        judged.refused(Reason::AnotherKey, "signature", "no authority");
         scene.registry.put_legacy(&scene.digest, &[]);
         let mut bundle = scene.bare(&scene.statement());
         let signature = bundle["dsseEnvelope"]["signatures"][0]["sig"].as_str().unwrap();
@@ -146,7 +146,7 @@ async fn one_signature_has_two_values_and_one_spelling() {
         for bytes in not_der(&signature) {
             bundle["dsseEnvelope"]["signatures"][0]["sig"] = STANDARD.encode(bytes).into();
             let judged = scene.bundles(std::slice::from_ref(&bundle), &key).await;
-            judged.refused(Reason::AnotherKey, "signature", "nobody");
+            judged.refused(Reason::AnotherKey, "signature", "no authority");
         }
         scene.registry.put_bundles(&scene.digest, &[]);
     }

@@ -158,7 +158,7 @@ async fn a_targets_path_or_hash_leads_nowhere_else() {
         let pin = json!({"length": second().len(), "hashes": {"sha256": "../../elsewhere/x"}});
         tuf.publish_targets([("trusted_root.json".to_owned(), pin)].into());
     };
-    Kept::new().await.refuses("refused", "leads out of the repository", lead_out).await;
+    Kept::new().await.refuses("refused", "points outside the repository", lead_out).await;
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn a_silent_repository_is_given_up() {
     for path in ["2.root.json", "timestamp.json"] {
         let before = kept.tuf.answer(path, Answer::Silence).unwrap_or(Answer::Status(404, ""));
         let fault = refresher.refresh().await.unwrap_err();
-        assert_eq!(fault, RefreshError::Unreachable("not done within 300ms".to_owned()), "{path}");
+        assert_eq!(fault, RefreshError::Unreachable("not finished within 300ms".to_owned()), "{path}");
         kept.has(&refresher, FIRST);
         kept.tuf.answer(path, before);
     }
@@ -225,7 +225,7 @@ async fn an_error_or_a_redirect_is_no_answer() {
 #[tokio::test]
 async fn what_is_signed_but_no_trusted_root_is_refused() {
     for (text, words) in [
-        ("{}", "no trusted root"),
+        ("{}", "not a trusted root"),
         (r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.1+json","tlogs":[],"tlogs":[]}"#, "duplicate"),
     ] {
         Kept::new().await.refuses("unusable", words, |tuf| tuf.publish_root(text)).await;
