@@ -26,9 +26,10 @@ use bundlegate::{
     metrics::Metrics,
     oci::{Descriptor, Layout, Reference, media_type},
     registry::{Destination, ReadLimits, Registries, Source},
-    sign::{Attachment, Claim, KeyPair, LegacySignature},
+    sign::{Attachment, KeyPair, LegacySignature, SigningRequest},
     verify::{
-        self, Authority, Circumstances, Identity, Pattern, PublicKey, Requirements, TrustPolicy, TrustRoot, Verified,
+        self, Authority, Identity, Pattern, PublicKey, Requirements, TrustPolicy, TrustRoot, VerificationContext,
+        Verified,
         conformance::{ExpectedSigner, Subject, verify_bundle},
     },
 };
@@ -80,7 +81,13 @@ fn keyed(criterion: &mut Criterion) {
         let policy = TrustPolicy::signed("release".into(), requirements).unwrap();
         group.bench_function(format!("keyed, {format}"), |bencher| {
             bencher.iter(|| {
-                let judged = Verified::explain(&policy, &pinned, manifest.clone(), &evidence, Circumstances::now());
+                let judged = Verified::verify_with_report(
+                    &policy,
+                    &pinned,
+                    manifest.clone(),
+                    &evidence,
+                    VerificationContext::now(),
+                );
                 assert!(judged.0.is_ok());
             });
         });
@@ -242,7 +249,7 @@ impl Place {
         self.runtime.block_on(async {
             let source = self.source();
             let pinned = source.resolve(reference).await.unwrap();
-            let claim = Claim::of(source.manifest(&pinned).await.unwrap().descriptor());
+            let claim = SigningRequest::of(source.manifest(&pinned).await.unwrap().descriptor());
             if format == "legacy" {
                 let signature = LegacySignature::sign(&self.key, &claim, "r.example/acme/authz").unwrap();
                 signature.append(&pinned, &source, &self.destination()).await.unwrap();

@@ -92,7 +92,7 @@
 //! A policy ([`verify::TrustPolicy`]) is a checked value: one that nothing could meet, or
 //! anything, can't be made. Its revision is a hash of all that it decides by, trust roots
 //! included. Signatures are gathered without being judged ([`verify::collect`]) and judged
-//! without asking anybody ([`verify::Verified::explain`]), so that the same evidence can be
+//! without asking anybody ([`verify::Verified::verify_with_report`]), so that the same evidence can be
 //! judged again: after a restart, by another policy, when a verdict is over.
 //!
 //! ```text

@@ -24,7 +24,7 @@ use crate::{
     server::{self, Server},
     store::{self, Store},
     telemetry,
-    verify::LiveRoots,
+    verify::TrustRoots,
     watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
 };
 
@@ -79,7 +79,7 @@ impl Gate {
         let reload = match file {
             Some(file) => {
                 let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
-                let roots = LiveRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
+                let roots = TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
                 let clients = options.clients.clone();
                 let reload = Reload::new(file.to_owned(), config, handles.clone(), clients, roots, metrics.clone())?;
                 // Nothing is judged by roots that are older than those on disk.

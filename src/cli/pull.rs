@@ -88,7 +88,7 @@ async fn check(
 ) -> anyhow::Result<()> {
     let manifest = source.manifest(pinned).await?;
     let evidence = verify::collect(signatures, pinned, limit).await?;
-    Verified::judge(policy, pinned, manifest, &evidence)
+    Verified::verify(policy, pinned, manifest, &evidence)
         .map(drop)
         .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, `bundlegate verify` explains"))
 }

@@ -23,7 +23,7 @@ use crate::{
     config::{BundleConfig, ClientConfig, Config},
     metrics::Metrics,
     server::LiveClients,
-    verify::{LiveRoots, TrustPolicy},
+    verify::{TrustPolicy, TrustRoots},
     watch::Handle,
 };
 
@@ -56,7 +56,7 @@ struct Reader {
     policies: Vec<TrustPolicy>,
     /// What decides now who may read, and what it was made from.
     clients: (LiveClients, Vec<ClientConfig>),
-    roots: LiveRoots,
+    roots: TrustRoots,
 }
 
 /// Why the configuration is read. Whatever else should lead to that gets a variant here, and an
@@ -92,7 +92,7 @@ impl Reload {
         running: Config,
         handles: Vec<Handle>,
         clients: LiveClients,
-        roots: LiveRoots,
+        roots: TrustRoots,
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
@@ -228,7 +228,7 @@ impl Reader {
     }
 
     fn apply(&mut self, config: &Config) -> Result<Taken, String> {
-        self.roots.adopt(&config.roots).map_err(|error| error.to_string())?;
+        self.roots.set_sources(&config.roots).map_err(|error| error.to_string())?;
         let clients = self.admit(&config.clients)?;
         let new: BTreeMap<_, _> = config.bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect();
         // Bundles with one policy share it.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     oci::{PinnedReference, Reference},
-    sign::{Attachment, Claim, KeyPair, LegacySignature},
+    sign::{Attachment, KeyPair, LegacySignature, SigningRequest},
     verify::Format,
 };
 
@@ -81,7 +81,8 @@ async fn sign(options: &Options, reference: &Reference, key: &KeyPair) -> anyhow
     let location = Location::of(reference, options.local, &options.store, &options.registry, access.as_ref())?;
     let pinned = location.resolve(reference).await?;
     let subject = location.source().manifest(&pinned).await?.descriptor();
-    let claim = Claim { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
+    let claim =
+        SigningRequest { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
     let destination = location.destination()?;
     if options.legacy {
         let repository = reference.repository().to_string();

@@ -12,8 +12,8 @@ use crate::{
     metrics::Metrics,
     oci::Reference,
     verify::{
-        Authority, AuthorityKey, Identity, Log, Pattern, Proof, PublicKey, Requirements, RootKeeper, Scheme,
-        TrustPolicy, TrustRoot,
+        Authority, AuthorityKey, AuthorityKind, Identity, Pattern, PublicKey, Requirements, Scheme, TlogPolicy,
+        TrustPolicy, TrustRoot, TrustRootRefresher,
     },
 };
 
@@ -126,8 +126,8 @@ impl TrustFlags {
     /// Each key is an authority of its own, with the file's name.
     fn key_holders(&self) -> anyhow::Result<Vec<Authority>> {
         let schemes: Vec<Scheme> = self.schemes.iter().filter_map(|name| Scheme::named(name)).collect();
-        let log = self.log(Log::None);
-        let root = if log == Log::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
+        let tlog = self.tlog_policy(TlogPolicy::None);
+        let root = if tlog == TlogPolicy::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
         let mut authorities: Vec<Authority> = Vec::new();
         for file in &self.keys {
             let text = read::text("--key", file, read::KEY_LIMIT)?;
@@ -138,8 +138,8 @@ impl TrustFlags {
             // One key is one voter, however often it is named.
             if !authorities.iter().any(known) {
                 let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
-                let proof = Proof::Keys(vec![AuthorityKey::from(key)]);
-                authorities.push(Authority { name, proof, log, root: root.clone() });
+                let kind = AuthorityKind::Keys(vec![AuthorityKey::from(key)]);
+                authorities.push(Authority { name, kind, tlog, root: root.clone() });
             }
         }
         Ok(authorities)
@@ -159,8 +159,8 @@ impl TrustFlags {
         };
         let name = subject.to_string();
         let identity = Identity { issuer, subject, claims: BTreeMap::new() };
-        let (log, root) = (self.log(Log::Require), Some(self.root()?));
-        Ok(Some(Authority { name, proof: Proof::Keyless(identity), log, root }))
+        let (tlog, root) = (self.tlog_policy(TlogPolicy::Require), Some(self.root()?));
+        Ok(Some(Authority { name, kind: AuthorityKind::Keyless(identity), tlog, root }))
     }
 
     fn root(&self) -> anyhow::Result<TrustRoot> {
@@ -170,12 +170,12 @@ impl TrustFlags {
         TrustRoot::from_json("--trusted-root", &text).with_context(what)
     }
 
-    fn log(&self, default: Log) -> Log {
+    fn tlog_policy(&self, default: TlogPolicy) -> TlogPolicy {
         match self.tlog {
             None => default,
-            Some(Tlog::None) => Log::None,
-            Some(Tlog::IfPresent) => Log::IfPresent,
-            Some(Tlog::Require) => Log::Require,
+            Some(Tlog::None) => TlogPolicy::None,
+            Some(Tlog::IfPresent) => TlogPolicy::IfPresent,
+            Some(Tlog::Require) => TlogPolicy::Require,
         }
     }
 }
@@ -187,16 +187,16 @@ async fn with_usable_roots(access: &Access, policy: TrustPolicy) -> anyhow::Resu
     let sources = access.trust.roots_of([&policy]);
     let mut fetched: BTreeMap<String, TrustRoot> = BTreeMap::new();
     for root in requirements.authorities.iter_mut().filter_map(|authority| authority.root.as_mut()) {
-        if root.trouble(crate::telemetry::now()).is_none() {
+        if root.unusable_reason(crate::telemetry::now()).is_none() {
             continue;
         }
         let name = root.name().to_owned();
         if !fetched.contains_key(&name)
             && let Some(source) = sources.get(&name)
-            && let Some(mut keeper) = RootKeeper::open(&name, source, None, Metrics::new()?)?
+            && let Some(mut refresher) = TrustRootRefresher::open(&name, source, None, Metrics::new()?)?
         {
-            keeper.refresh().await.with_context(|| format!("trust root {name}"))?;
-            fetched.insert(name.clone(), keeper.root().clone());
+            refresher.refresh().await.with_context(|| format!("trust root {name}"))?;
+            fetched.insert(name.clone(), refresher.root().clone());
         }
         if let Some(fresh) = fetched.get(&name) {
             *root = fresh.clone();

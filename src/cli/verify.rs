@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     oci::{Manifest, PinnedReference, Reference},
-    verify::{self, Circumstances, Finding, Reason, Rejection, Report, TrustPolicy, Verified},
+    verify::{self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError, Verified},
 };
 
 /// What to verify, and whom to trust.
@@ -50,13 +50,13 @@ struct Document<'a> {
     digest: &'a str,
     verified: bool,
     policy: &'a str,
-    signatures: &'a [Finding],
+    signatures: &'a [SignatureReport],
 }
 
 /// A judgement and everything that was seen on the way.
 struct Judged {
     pinned: PinnedReference,
-    verdict: Result<Verified<Manifest>, Rejection>,
+    verdict: Result<Verified<Manifest>, VerificationError>,
     report: Report,
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     match judged.verdict {
         Ok(_) => Ok(()),
         Err(rejection) => {
-            let more = match options.verbose || options.json || judged.report.findings.is_empty() {
+            let more = match options.verbose || options.json || judged.report.signatures.is_empty() {
                 true => "",
                 false => " (-v shows every check)",
             };
@@ -99,7 +99,8 @@ async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy)
     let pinned = location.resolve(reference).await?;
     let manifest = location.source().manifest(&pinned).await?;
     let evidence = verify::collect(&location.signatures(policy)?, &pinned, location.limits().evidence).await?;
-    let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence, Circumstances::now());
+    let (verdict, report) =
+        Verified::verify_with_report(policy, &pinned, manifest, &evidence, VerificationContext::now());
     Ok(Judged { pinned, verdict, report })
 }
 
@@ -109,7 +110,7 @@ fn document<'a>(reference: &Reference, judged: &'a Judged, policy: &'a TrustPoli
         digest: judged.pinned.digest().as_str(),
         verified: judged.verdict.is_ok(),
         policy: policy.name(),
-        signatures: &judged.report.findings,
+        signatures: &judged.report.signatures,
     }
 }
 
@@ -123,7 +124,7 @@ fn text(reference: &Reference, judged: &Judged, policy: &TrustPolicy, verbose: b
         lines.push(format!("policy {}", policy.name()));
     }
     if verbose {
-        lines.extend(judged.report.findings.iter().flat_map(details));
+        lines.extend(judged.report.signatures.iter().flat_map(details));
     }
     table::printable_lines(&lines)
 }
@@ -148,7 +149,7 @@ fn verdict(judged: &Judged) -> String {
 }
 
 /// A signature, and a line for each of its checks.
-fn details(finding: &Finding) -> Vec<String> {
+fn details(finding: &SignatureReport) -> Vec<String> {
     let signer = finding.signer.as_ref().map_or("an unknown signer", |signer| &signer.authority);
     let width = finding.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     let mut lines = vec![String::new(), format!("{} signature by {signer}", finding.format.label())];

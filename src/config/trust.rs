@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::{files::Base, keys, problem::Problem, raw};
 use crate::{
     oci::Repository,
-    verify::{RootSource, TrustBase, TrustPolicy, Unmeetable},
+    verify::{InvalidPolicy, RootSource, TrustBase, TrustPolicy},
 };
 
 use policy::Policy;
@@ -112,6 +112,6 @@ impl Policies {
 }
 
 /// The key that something unmeetable is about may be several levels deep.
-fn unmeetable(Unmeetable { key, sentence }: Unmeetable) -> Problem {
+fn unmeetable(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
     key.split('.').rev().fold(Problem::new(sentence), Problem::at)
 }

@@ -2,6 +2,7 @@
 //! layout on disk. No network access. Also reads files whose paths come from users.
 
 mod blob;
+pub mod cosign;
 mod digest;
 mod file;
 mod layout;

@@ -1,4 +1,4 @@
-//! Laying a signature down beside what it vouches for.
+//! Attaches signatures to an artifact in a registry.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use tokio::time::sleep;
 
 use super::{Attachment, LegacyImage, LegacySignature, SignError};
 use crate::{
-    oci::{Blob, BlobMismatch, Descriptor, NewManifest, PinnedReference, media_type},
+    oci::{Blob, BlobMismatch, Descriptor, NewManifest, PinnedReference, cosign, media_type},
     registry::{Destination, RegistryError, Source},
 };
 
-/// How often a signature is added anew because somebody else signed at the same moment.
-const ATTEMPTS: usize = 8;
-/// Longer than anybody takes between looking and writing.
-const SETTLED: Duration = Duration::from_millis(250);
+/// How often an append is tried again because another signer wrote the tag at the same time.
+const MAX_APPEND_ATTEMPTS: usize = 8;
+/// The pause before the check of a write: longer than a signer takes between reading and writing.
+const SETTLE_DELAY: Duration = Duration::from_millis(250);
 
-/// Why a signature is not where it should be.
+/// Why a signature was not attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The registry.
+    /// The registry failed or refused.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// What is there already.
+    /// The existing signatures can't be extended.
     #[error(transparent)]
     Sign(#[from] SignError),
-    /// Others write the same tag all the time.
-    #[error("tag {0}: others keep writing it at the same time; try again")]
+    /// Other signers keep writing the same tag.
+    #[error("tag {0}: other writers keep replacing it; try again")]
     Contended(String),
-    /// Not in practice: the descriptor was made of the bytes.
+    /// Never in practice: the descriptor is computed from the bytes.
     #[error(transparent)]
     Blob(#[from] BlobMismatch),
 }
@@ -40,22 +40,22 @@ impl Attachment {
     /// When the registry does not answer, or refuses.
     pub async fn attach(&self, subject: &PinnedReference, to: &Destination) -> Result<(), AttachError> {
         put(to, media_type::EMPTY, Bytes::from_static(NewManifest::CONFIG)).await?;
-        put(to, super::bundle_v03::BUNDLE_TYPE, self.bundle.clone()).await?;
+        put(to, cosign::BUNDLE, self.bundle.clone()).await?;
         Ok(to.attach(&self.referrer, subject).await?)
     }
 }
 
 impl LegacySignature {
-    /// Adds the signature to those under the `.sig` tag of `subject`. Registries know no
-    /// "only if nobody else has written", so it looks just before it writes, and a moment
-    /// after, when whoever looked at the same time has written as well.
+    /// Appends the signature to those at the `.sig` tag of `subject`. Registries have no
+    /// conditional write, so this reads the tag just before it writes, and once more a moment
+    /// later, when concurrent signers have written as well.
     ///
     /// # Errors
     /// When the registry does not answer or refuses, or the tag holds something else.
     pub async fn append(&self, subject: &PinnedReference, from: &Source, to: &Destination) -> Result<(), AttachError> {
-        let tag = Self::tag(subject.digest());
+        let tag = cosign::signature_tag(subject.digest());
         put(to, &self.layer().media_type, self.payload.clone()).await?;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_APPEND_ATTEMPTS {
             let present = from.tagged_manifest(&tag).await?;
             let image = LegacyImage::with(present.as_ref(), self)?;
             put(to, media_type::IMAGE_CONFIG, image.config.clone()).await?;
@@ -64,7 +64,7 @@ impl LegacySignature {
                 continue;
             }
             to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await?;
-            sleep(SETTLED).await;
+            sleep(SETTLE_DELAY).await;
             let kept = from.tagged_manifest(&tag).await?;
             if kept.is_some_and(|kept| kept.layers().contains(self.layer())) {
                 return Ok(());
@@ -89,19 +89,20 @@ mod tests {
         metrics::Metrics,
         oci::{Layout, Reference},
         registry::{ReadLimits, Registries},
-        sign::{Claim, KeyPair},
+        sign::{KeyPair, SigningRequest},
     };
 
     const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
 
     fn signature(subject: &Descriptor) -> LegacySignature {
-        LegacySignature::sign(&KeyPair::generate().unwrap(), &Claim::of(subject.clone()), "r.example/a").unwrap()
+        LegacySignature::sign(&KeyPair::generate().unwrap(), &SigningRequest::of(subject.clone()), "r.example/a")
+            .unwrap()
     }
 
-    /// cosign writes over the tag without a second look; who has looked before us and
-    /// writes after us takes our signature away.
+    /// cosign overwrites the tag without reading it again: a cosign that read before this program
+    /// and writes after it removes the signature.
     #[tokio::test(start_paused = true)]
-    async fn a_signature_that_somebody_overwrites_is_added_again() {
+    async fn a_signature_that_another_signer_overwrites_is_added_again() {
         let folder = tempfile::tempdir().unwrap();
         Layout::create(folder.path()).unwrap();
         let place: Reference = format!("oci-layout:{}:v1", folder.path().display()).parse().unwrap();
@@ -110,7 +111,7 @@ mod tests {
         let to = registries.destination(place.repository()).unwrap();
         let subject = Descriptor::of(media_type::OCI_MANIFEST, b"manifest");
         let (ours, theirs) = (signature(&subject), signature(&subject));
-        let tag = LegacySignature::tag(&subject.digest);
+        let tag = cosign::signature_tag(&subject.digest);
         let other = async {
             let image = LegacyImage::with(None, &theirs).unwrap();
             while from.tagged_manifest(&tag).await.unwrap().is_none() {

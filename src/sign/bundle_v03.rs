@@ -1,5 +1,5 @@
-//! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
-//! referrer (cosign, `specs/BUNDLE_SPEC.md`). By a key, without a log.
+//! cosign's current format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
+//! referrer (cosign, `specs/BUNDLE_SPEC.md`). Signed with a key, without a log.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,19 @@ use serde::Serialize;
 use serde_json::json;
 use sigstore_verify::types::dsse::pae;
 
-use super::{Claim, KeyPair, SignError};
-use crate::oci::{Descriptor, LayoutIndex, NewManifest, media_type};
+use super::{KeyPair, SignError, SigningRequest};
+use crate::oci::{Descriptor, LayoutIndex, NewManifest, cosign, media_type};
 
-pub(super) const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
-
-/// A signature in the form in which a registry keeps it.
+/// A signature in the form in which a registry stores it.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The bundle: the only layer of `referrer`.
     pub bundle: Bytes,
-    /// The manifest that ties the bundle to what was signed.
+    /// The manifest that links the bundle to its subject.
     pub referrer: Bytes,
-    /// The index of referrers, for the fallback tag of registries without the referrers API.
+    /// The index of referrers at the fallback tag of registries without the referrers API.
     pub index: Bytes,
-    /// That tag: `sha256-<hex>`.
+    /// The fallback tag: `sha256-<hex>`.
     pub index_tag: String,
 }
 
@@ -35,17 +30,18 @@ impl Attachment {
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, claim: &Claim) -> Result<Self, SignError> {
-        let subject = &claim.subject;
-        let bundle = bundle(key, claim)?;
-        let annotations = [("content", "dsse-envelope"), ("predicateType", PREDICATE_TYPE)]
-            .map(|(name, value)| (format!("dev.sigstore.bundle.{name}"), value.to_owned()));
-        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, &bundle)])
-            .referring(BUNDLE_TYPE, subject.clone())
+    pub fn sign(key: &KeyPair, request: &SigningRequest) -> Result<Self, SignError> {
+        let subject = &request.subject;
+        let bundle = bundle(key, request)?;
+        let annotations =
+            [(cosign::BUNDLE_CONTENT, "dsse-envelope"), (cosign::BUNDLE_PREDICATE_TYPE, cosign::SIGN_PREDICATE)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(cosign::BUNDLE, &bundle)])
+            .referring(cosign::BUNDLE, subject.clone())
             .annotated(annotations.clone())
             .to_bytes()?;
         let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &referrer);
-        entry.artifact_type = Some(BUNDLE_TYPE.to_owned());
+        entry.artifact_type = Some(cosign::BUNDLE.to_owned());
         entry.annotations = Some(annotations.into());
         let mut index = LayoutIndex::default();
         index.manifests.push(entry);
@@ -71,22 +67,22 @@ struct Subject<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-fn bundle(key: &KeyPair, claim: &Claim) -> Result<Bytes, SignError> {
-    let digest = &claim.subject.digest;
+fn bundle(key: &KeyPair, request: &SigningRequest) -> Result<Bytes, SignError> {
+    let digest = &request.subject.digest;
     let statement = Statement {
-        kind: STATEMENT_TYPE,
-        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &claim.annotations }],
-        predicate_type: PREDICATE_TYPE,
+        kind: cosign::STATEMENT,
+        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &request.annotations }],
+        predicate_type: cosign::SIGN_PREDICATE,
         predicate: BTreeMap::new(),
     };
     let payload = serde_json::to_vec(&statement)?;
-    let signature = key.sign(&pae(PAYLOAD_TYPE, &payload))?;
+    let signature = key.sign(&pae(cosign::IN_TOTO, &payload))?;
     let bundle = json!({
-        "mediaType": BUNDLE_TYPE,
+        "mediaType": cosign::BUNDLE,
         "verificationMaterial": { "publicKey": { "hint": STANDARD.encode(key.hint()) } },
         "dsseEnvelope": {
             "payload": STANDARD.encode(payload),
-            "payloadType": PAYLOAD_TYPE,
+            "payloadType": cosign::IN_TOTO,
             "signatures": [{ "sig": STANDARD.encode(signature) }],
         },
     });

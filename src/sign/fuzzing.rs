@@ -1,14 +1,14 @@
-//! What a key file makes us read once its password has opened it, for the fuzz targets. Not
-//! there in any other build.
+//! Entry points for the fuzz targets: what is parsed after a password has opened a key file. Only
+//! in fuzzing builds.
 
 use super::KeyPair;
 
-/// The PKCS#8 document inside.
+/// Parses the PKCS#8 document of a key file.
 pub fn pkcs8(document: &[u8]) -> Option<KeyPair> {
     KeyPair::from_pkcs8(document).ok()
 }
 
-/// A signature over anything.
+/// Signs a message.
 pub fn sign(key: &KeyPair, message: &[u8]) -> Vec<u8> {
     key.sign(message).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! cosign's private key files: PKCS#8 sealed with a password, in PEM
-//! (cosign, `pkg/cosign/keys.go`; go-tuf, `encrypted/encrypted.go`).
+//! cosign's private key files: PKCS#8 encrypted with a password, in PEM (cosign,
+//! `pkg/cosign/keys.go`; go-tuf, `encrypted/encrypted.go`).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
@@ -9,12 +9,12 @@ use zeroize::Zeroizing;
 use super::SignError;
 
 const LABEL: &str = "ENCRYPTED SIGSTORE PRIVATE KEY";
-/// As cosign 1 wrote it.
+/// The label that cosign 1 wrote.
 const OLD_LABEL: &str = "ENCRYPTED COSIGN PRIVATE KEY";
 
-/// What the PEM holds, in JSON.
+/// The JSON document in the PEM.
 #[derive(Deserialize)]
-struct Sealed {
+struct EncryptedKey {
     kdf: Kdf,
     cipher: Cipher,
 }
@@ -40,20 +40,20 @@ struct Cipher {
     nonce: String,
 }
 
-/// The PKCS#8 document in a key file. Blocks for as long as scrypt takes, some 100 ms.
+/// Decrypts a key file to its PKCS#8 document. Blocks for the duration of scrypt, some 100 ms.
 pub(super) fn open(text: &str, password: &[u8]) -> Result<Zeroizing<Vec<u8>>, SignError> {
     let sealed = contents(text)?;
     check(&sealed)?;
-    // Everything else about it is in order, so a failure now means the password.
+    // All parameters have been checked, so a failure means the password.
     kdf::decrypt(&sealed, password).map(Zeroizing::new).map_err(|_| SignError::WrongPassword)
 }
 
-/// Whether `text` is a key file at all, before anybody types a password.
+/// Checks that `text` is a key file, before a password is asked for.
 pub(super) fn is_key_file(text: &str) -> Result<(), SignError> {
     check(&contents(text)?)
 }
 
-/// A key file that holds `pkcs8`.
+/// Encrypts `pkcs8` to a key file.
 pub(super) fn seal(pkcs8: &[u8], password: &[u8]) -> Result<String, SignError> {
     let sealed = kdf::encrypt(pkcs8, password).map_err(|error| SignError::Key(error.to_string()))?;
     Ok(pem(LABEL, &sealed))
@@ -78,8 +78,8 @@ fn contents(text: &str) -> Result<Vec<u8>, SignError> {
     let label = [LABEL, OLD_LABEL].into_iter().find(|label| text.contains(&format!("-----BEGIN {label}-----")));
     let Some(label) = label else {
         return Err(no_key_file(match text.contains("PRIVATE KEY-----") {
-            true => "it is no key file of cosign's; make one of it (cosign import-key-pair --key FILE)",
-            false => "it holds no private key; make one (bundlegate generate-key-pair)",
+            true => "not a cosign key file; convert it (cosign import-key-pair --key FILE)",
+            false => "no private key in it; create one (bundlegate generate-key-pair)",
         }));
     };
     let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
@@ -91,17 +91,17 @@ fn contents(text: &str) -> Result<Vec<u8>, SignError> {
     }
 }
 
-/// Two costs only, those of cosign's own files: a file must not choose how much memory and
-/// time it takes to open.
+/// Checks the parameters. Only the two scrypt costs of cosign's own files are accepted: a file
+/// must not choose how much memory and time it takes to open.
 fn check(sealed: &[u8]) -> Result<(), SignError> {
     let refused = |reason: String| SignError::NotAKeyFile(reason);
-    let Sealed { kdf, cipher } = serde_json::from_slice(sealed).map_err(|error| refused(error.to_string()))?;
+    let EncryptedKey { kdf, cipher } = serde_json::from_slice(sealed).map_err(|error| refused(error.to_string()))?;
     let known = [32768, 65536].map(|n| Params { n, r: 8, p: 1 });
     if kdf.name != kdf::NAME_SCRYPT || !known.contains(&kdf.params) {
-        return Err(refused(format!("its key derivation ({}) is none of cosign's", kdf.name)));
+        return Err(refused(format!("key derivation ({}) is not one that cosign uses", kdf.name)));
     }
     if cipher.name != kdf::NAME_SECRET_BOX {
-        return Err(refused(format!("its cipher ({}) is not cosign's", cipher.name)));
+        return Err(refused(format!("cipher ({}) is not the one that cosign uses", cipher.name)));
     }
     for (what, text, length) in [("salt", &kdf.salt, kdf::SALT_SIZE), ("nonce", &cipher.nonce, kdf::BOX_NONCE_SIZE)] {
         if STANDARD.decode(text).ok().is_none_or(|bytes| bytes.len() != length as usize) {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_opens_with_its_password_only() {
+    fn an_encrypted_key_opens_with_its_password_only() {
         let text = seal(b"secret", b"pass").unwrap();
         assert_eq!(*open(&text, b"pass").unwrap(), b"secret");
         assert_eq!(*open(&text.replace('\n', "\r\n").replace(LABEL, OLD_LABEL), b"pass").unwrap(), b"secret");
@@ -124,7 +124,7 @@ mod tests {
         assert!(matches!(open(&text, b""), Err(SignError::WrongPassword)));
     }
 
-    /// The library beneath would panic at the nonce and take hours at the cost.
+    /// The crypto library would panic at the nonce, and take hours at the cost.
     #[test]
     fn a_file_with_other_parameters_is_refused_before_it_costs_anything() {
         let text = seal(b"secret", b"").unwrap();
@@ -138,11 +138,11 @@ mod tests {
             ("/kdf/salt", serde_json::json!("%"), "salt"),
             ("/kdf", serde_json::json!(null), "invalid type"),
         ] {
-            let mut bent = sealed.clone();
-            *bent.pointer_mut(pointer).unwrap() = value;
-            let bent =
-                format!("-----BEGIN {LABEL}-----\n{}\n-----END {LABEL}-----\n", STANDARD.encode(bent.to_string()));
-            let error = open(&bent, b"").unwrap_err();
+            let mut altered = sealed.clone();
+            *altered.pointer_mut(pointer).unwrap() = value;
+            let altered =
+                format!("-----BEGIN {LABEL}-----\n{}\n-----END {LABEL}-----\n", STANDARD.encode(altered.to_string()));
+            let error = open(&altered, b"").unwrap_err();
             assert!(
                 matches!(&error, SignError::NotAKeyFile(reason) if reason.contains(expected)),
                 "{pointer}: {error}"
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_file_is_refused_with_the_way_out() {
+    fn an_invalid_key_file_is_rejected_with_the_way_out() {
         for (text, expected) in [
             ("", "generate-key-pair"),
             ("-----BEGIN PUBLIC KEY-----\n", "public key"),

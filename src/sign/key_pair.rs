@@ -13,44 +13,43 @@ use sigstore::{
 
 use super::key_file;
 
-/// A private key and what can be shown of it.
+/// A private key, and its public key.
 pub struct KeyPair {
     signer: SigStoreSigner,
     public_pem: String,
     public_der: Vec<u8>,
 }
 
-/// What kept a signature from being made.
+/// Why a signature was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// The key can't be made or used.
+    /// The key can't be created or used.
     #[error("key: {0}")]
     Key(String),
-    /// Not the file of a private key as cosign keeps it.
+    /// The text is not a private key file of cosign.
     #[error("{0}")]
     NotAKeyFile(String),
-    /// The file is in order, the password is not its own.
-    #[error("the password does not open it; give the right one (COSIGN_PASSWORD, or at the prompt)")]
+    /// The key file is valid, but the password is wrong.
+    #[error("wrong password; set COSIGN_PASSWORD or type the right one at the prompt")]
     WrongPassword,
-    /// A document can't be written.
+    /// A document can't be serialized.
     #[error("signature document: {0}")]
     Document(#[from] serde_json::Error),
-    /// What lies under the `.sig` tag is an index, to which no signature can be added.
-    #[error("{0} holds an index instead of signatures; remove it")]
+    /// The `.sig` tag holds an index, to which no signature can be appended.
+    #[error("{0} is an index and not an image of signatures; remove it")]
     NotSignatures(String),
 }
 
 impl KeyPair {
-    /// A new ECDSA P-256 key, the kind that `cosign generate-key-pair` makes.
+    /// Generates an ECDSA P-256 key, as `cosign generate-key-pair` does.
     ///
     /// # Errors
-    /// When the system gives no randomness.
+    /// When the system has no randomness.
     pub fn generate() -> Result<Self, SignError> {
         Self::new(SigningScheme::ECDSA_P256_SHA256_ASN1.create_signer().map_err(failed)?)
     }
 
-    /// Opens a key file of cosign's: ECDSA P-256 or P-384, Ed25519 or RSA. Blocks for some
-    /// 100 ms.
+    /// Opens a cosign key file: ECDSA P-256 or P-384, Ed25519 or RSA. Blocks for some 100 ms.
     ///
     /// # Errors
     /// `WrongPassword`, or what is wrong with the file.
@@ -58,25 +57,25 @@ impl KeyPair {
         Self::from_pkcs8(&key_file::open(text, password)?)
     }
 
-    /// What a key file held.
+    /// Parses the document of a key file.
     pub(super) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SignError> {
         let keys = SigStoreKeyPair::from_der(pkcs8)
             .map_err(|_| SignError::Key("unsupported kind; use ECDSA P-256 or P-384, Ed25519 or RSA".to_owned()))?;
         let scheme = match &keys {
             SigStoreKeyPair::ECDSA(ECDSAKeys::P256(_)) => SigningScheme::ECDSA_P256_SHA256_ASN1,
             SigStoreKeyPair::ECDSA(ECDSAKeys::P384(_)) => SigningScheme::ECDSA_P384_SHA384_ASN1,
-            // What can't be verified here is not made here.
+            // sigstore-verify, which verifies signatures in logs, lacks P-521.
             SigStoreKeyPair::ECDSA(ECDSAKeys::P521(_)) => {
                 return Err(SignError::Key("ECDSA P-521 is not supported; use P-256 or P-384".to_owned()));
             }
             SigStoreKeyPair::ED25519(_) => SigningScheme::ED25519,
-            // The size stands in the key.
+            // The key has the size.
             SigStoreKeyPair::RSA(_) => SigningScheme::RSA_PKCS1_SHA256(0),
         };
         Self::new(keys.to_sigstore_signer(&scheme).map_err(failed)?)
     }
 
-    /// Whether `text` is a key file of cosign's; [`Self::open`] needs its password as well.
+    /// Checks that `text` is a cosign key file; [`Self::open`] needs the password as well.
     ///
     /// # Errors
     /// What is wrong with the file.
@@ -91,11 +90,11 @@ impl KeyPair {
         Ok(Self { signer, public_pem, public_der })
     }
 
-    /// The private key, sealed with `password` as cosign keeps it in `cosign.key`. Blocks
-    /// for some 100 ms.
+    /// Encrypts the private key with `password`, as cosign writes `cosign.key`. Blocks for some
+    /// 100 ms.
     ///
     /// # Errors
-    /// When the system gives no randomness.
+    /// When the system has no randomness.
     pub fn to_key_file(&self, password: &[u8]) -> Result<String, SignError> {
         let pkcs8 = self.signer.to_sigstore_keypair().and_then(|keys| keys.private_key_to_der()).map_err(failed)?;
         key_file::seal(&pkcs8, password)
@@ -106,12 +105,12 @@ impl KeyPair {
         &self.public_pem
     }
 
-    /// SHA-256 of the public key (SPKI, DER): how a bundle hints at its key.
+    /// SHA-256 of the public key (SPKI, DER): the key hint in a bundle.
     pub(super) fn hint(&self) -> [u8; 32] {
         Sha256::digest(&self.public_der).into()
     }
 
-    /// `sha256:` and the hash of the key's SPKI encoding, as a verifier names it.
+    /// `sha256:` and the hash of the key's SPKI encoding, as `verify` names it.
     pub fn identity(&self) -> String {
         format!("sha256:{}", self.hint().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
@@ -138,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_its_file() {
+    fn a_key_is_read_back_from_its_file() {
         let pair = KeyPair::generate().unwrap();
         let again = KeyPair::open(&pair.to_key_file(b"pass").unwrap(), b"pass").unwrap();
         assert_eq!(again.public_pem(), pair.public_pem());

@@ -1,5 +1,5 @@
-//! cosign's first format: "simple signing" payloads in an image under the tag
-//! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`). One layer is one signature.
+//! cosign's first format: "simple signing" payloads in an image at the tag `sha256-<hex>.sig`
+//! (cosign, `specs/SIGNATURE_SPEC.md`). Each layer is one signature.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,21 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Claim, KeyPair, SignError};
-use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, media_type};
+use super::{KeyPair, SignError, SigningRequest};
+use crate::oci::{Descriptor, Digest, Document, Manifest, NewManifest, cosign, media_type};
 
-const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
-const CLAIM_TYPE: &str = "cosign container image signature";
 /// Go's zero time, which cosign writes.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// A payload and the layer that carries its signature.
 #[derive(Debug, Clone)]
 pub struct LegacySignature {
-    /// What was signed: the layer's blob.
+    /// The signed bytes: the layer's blob.
     pub payload: Bytes,
     layer: Descriptor,
 }
 
-/// The image under the `.sig` tag: every signature of one artifact.
+/// The image at the `.sig` tag, with all signatures of one artifact.
 #[derive(Debug, Clone)]
 pub struct LegacyImage {
     /// Its config, a blob.
@@ -35,35 +32,29 @@ pub struct LegacyImage {
 }
 
 impl LegacySignature {
-    /// Signs an artifact's manifest, which is to lie in `repository`, such as
-    /// `ghcr.io/acme/authz`.
+    /// Signs the manifest of an artifact in `repository`, such as `ghcr.io/acme/authz`.
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, claim: &Claim, repository: &str) -> Result<Self, SignError> {
-        let payload = Bytes::from(serde_json::to_vec(&Payload::new(claim, repository))?);
-        let mut layer = Descriptor::of(PAYLOAD_TYPE, &payload);
+    pub fn sign(key: &KeyPair, request: &SigningRequest, repository: &str) -> Result<Self, SignError> {
+        let payload = Bytes::from(serde_json::to_vec(&Payload::new(request, repository))?);
+        let mut layer = Descriptor::of(cosign::SIMPLE_SIGNING, &payload);
         let signature = STANDARD.encode(key.sign(&payload)?);
-        layer.annotations = Some([(SIGNATURE.to_owned(), signature)].into());
+        layer.annotations = Some([(cosign::SIGNATURE.to_owned(), signature)].into());
         Ok(Self { payload, layer })
     }
 
-    /// The layer that carries it.
+    /// The layer of the signature.
     pub(super) fn layer(&self) -> &Descriptor {
         &self.layer
-    }
-
-    /// The tag under which signatures of `digest` lie.
-    pub fn tag(digest: &Digest) -> String {
-        format!("{}-{}.sig", digest.algorithm(), digest.hex())
     }
 }
 
 impl LegacyImage {
-    /// The image that lies under the tag now, or none, with one more signature.
+    /// The image at the tag, if there is one, with one more signature.
     ///
     /// # Errors
-    /// When what lies there is no image.
+    /// When an index is at the tag.
     pub fn with(present: Option<&Manifest>, signature: &LegacySignature) -> Result<Self, SignError> {
         let (mut layers, annotations) = match present {
             Some(manifest) if matches!(manifest.document(), Document::Index { .. }) => {
@@ -72,7 +63,7 @@ impl LegacyImage {
             Some(manifest) => (manifest.layers().to_vec(), manifest.annotations().clone()),
             None => (Vec::new(), BTreeMap::new()),
         };
-        // Some kinds of key sign the same twice over.
+        // Some kinds of keys make the same signature twice.
         if !layers.contains(&signature.layer) {
             layers.push(signature.layer.clone());
         }
@@ -110,19 +101,19 @@ struct Image<'a> {
 }
 
 impl<'a> Payload<'a> {
-    fn new(claim: &'a Claim, repository: &'a str) -> Self {
+    fn new(request: &'a SigningRequest, repository: &'a str) -> Self {
         Self {
             critical: Critical {
                 identity: Identity { reference: repository },
-                image: Image { digest: &claim.subject.digest },
-                kind: CLAIM_TYPE,
+                image: Image { digest: &request.subject.digest },
+                kind: cosign::SIMPLE_SIGNING_TYPE,
             },
-            optional: (!claim.annotations.is_empty()).then_some(&claim.annotations),
+            optional: (!request.annotations.is_empty()).then_some(&request.annotations),
         }
     }
 }
 
-/// What image tools expect to find; signatures are layers that nobody compressed.
+/// The config that image tools expect; layers of signatures are not compressed.
 fn config(layers: &[Descriptor]) -> serde_json::Value {
     json!({
         "architecture": "",
@@ -138,8 +129,8 @@ fn config(layers: &[Descriptor]) -> serde_json::Value {
 mod tests {
     use super::*;
 
-    fn claim() -> Claim {
-        Claim::of(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
+    fn request() -> SigningRequest {
+        SigningRequest::of(Descriptor::of(media_type::OCI_MANIFEST, b"manifest"))
     }
 
     fn parse(image: &LegacyImage) -> Manifest {
@@ -149,21 +140,21 @@ mod tests {
     #[test]
     fn a_payload_has_the_members_of_cosigns() {
         let key = KeyPair::generate().unwrap();
-        let mut claim = claim();
-        let plain = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
-        let digest = &claim.subject.digest;
+        let mut request = request();
+        let plain = LegacySignature::sign(&key, &request, "r.example/a").unwrap();
+        let digest = &request.subject.digest;
         let expected = format!(
             r#"{{"critical":{{"identity":{{"docker-reference":"r.example/a"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
         );
         assert_eq!(plain.payload, expected);
-        claim.annotations.insert("env".to_owned(), "prod".to_owned());
-        let annotated = LegacySignature::sign(&key, &claim, "r.example/a").unwrap();
+        request.annotations.insert("env".to_owned(), "prod".to_owned());
+        let annotated = LegacySignature::sign(&key, &request, "r.example/a").unwrap();
         assert!(annotated.payload.ends_with(br#""optional":{"env":"prod"}}"#));
     }
 
     #[test]
-    fn a_signature_joins_those_that_are_there() {
-        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &claim(), "r.example/a").unwrap();
+    fn a_signature_is_appended_to_the_existing_ones() {
+        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &request(), "r.example/a").unwrap();
         let (first, second) = (sign(), sign());
         let one = parse(&LegacyImage::with(None, &first).unwrap());
         let image = LegacyImage::with(Some(&one), &second).unwrap();

@@ -1,21 +1,22 @@
-//! `limits.evidence`: how many bytes of signature material are fetched for one artifact, and
-//! what is told of the material that is not.
+//! `limits.evidence`: the budget of bytes of signature material for one artifact, and the notes
+//! about material that is not used.
 
 use std::collections::VecDeque;
 
 use crate::oci::Descriptor;
 
-/// One piece of signature material: bundles have a few KiB.
+/// The largest piece of signature material. Bundles have a few KiB.
 pub(super) const MAX_PIECE_BYTES: u64 = 1 << 20;
-/// No shorter text is a manifest: a config needs its media type, digest and size. One that is
-/// said to be shorter costs nothing of the budget and is not asked for.
+/// The shortest manifest: a config needs its media type, digest and size. A manifest that is
+/// listed as shorter costs no budget and is not fetched.
 pub(super) const MIN_MANIFEST_BYTES: u64 = 128;
-/// A signature, or what is signed, is longer than this; a request for less costs as much.
+/// The cost of a smaller request: a signature or what is signed is longer, and a request for less
+/// costs as much.
 const MIN_COST_BYTES: u64 = 128;
-/// Sentences about what can't be used; of more, their number.
+/// The most notes; of further ones only the number is kept.
 const MAX_NOTES: usize = 32;
 
-/// Bytes that are left.
+/// The bytes that are left.
 #[derive(Debug)]
 pub(super) struct Budget {
     left: u64,
@@ -26,7 +27,7 @@ impl Budget {
         Self { left: limit }
     }
 
-    /// Takes what `size` bytes cost, if that leaves `reserve`.
+    /// Spends the cost of `size` bytes if that leaves at least `reserve`.
     pub(super) fn spend(&mut self, size: u64, reserve: u64) -> bool {
         match self.left.checked_sub(size.max(MIN_COST_BYTES)) {
             Some(left) if left >= reserve => {
@@ -37,7 +38,7 @@ impl Budget {
         }
     }
 
-    /// The first of `queue` that can be paid for, in order; those that can't stay in it.
+    /// Takes the affordable descriptors from `queue`, in order; the others stay in it.
     pub(super) fn choose<T>(
         &mut self,
         queue: &mut VecDeque<T>,
@@ -56,7 +57,7 @@ impl Budget {
     }
 }
 
-/// What can't be used, in words: the first sentences, and how many more there would be.
+/// Notes about unusable signature material: the first ones as text, the rest as a number.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     sentences: Vec<String>,
@@ -85,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_paid_for_is_chosen_in_order_and_the_rest_waits() {
+    fn affordable_descriptors_are_chosen_in_order_and_the_others_stay() {
         let queue = [300, 5000, 200, 300].map(|size| Descriptor { size, ..Descriptor::of("a/b", b"x") });
         let mut queue = VecDeque::from(queue);
         let mut budget = Budget::new(1000);
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_notes_are_a_few_and_their_number() {
+    fn of_ten_thousand_notes_the_first_are_kept_and_the_rest_counted() {
         let mut notes = Notes::default();
         (0..10_000).for_each(|number| notes.add(format!("{number} is missing")));
         let sentences = notes.into_sentences();

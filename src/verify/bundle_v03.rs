@@ -1,4 +1,4 @@
-//! cosign's present format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
+//! cosign's current format: a Sigstore bundle v0.3 with a DSSE envelope, attached as an OCI
 //! referrer (cosign, `specs/BUNDLE_SPEC.md`).
 
 use serde::Deserialize;
@@ -11,9 +11,9 @@ use super::{
     candidate::{Candidate, Content, Material, malformed},
     certificate::intermediates,
     evidence::SignatureBundle,
-    reason::Fault,
+    reason::CandidateError,
 };
-use crate::oci::{Digest, Manifest, strict_json};
+use crate::oci::{Digest, Manifest, cosign, strict_json};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -23,12 +23,12 @@ struct Bundle<'a> {
     dsse_envelope: Option<&'a RawValue>,
     #[serde(borrow)]
     message_signature: Option<&'a RawValue>,
-    verification_material: Proofs,
+    verification_material: VerificationMaterial,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Proofs {
+struct VerificationMaterial {
     public_key: Option<serde::de::IgnoredAny>,
     certificate: Option<CertificateContent>,
     x509_certificate_chain: Option<Chain>,
@@ -42,24 +42,21 @@ struct Chain {
     certificates: Vec<X509Certificate>,
 }
 
-/// Whether a layer is a bundle of the one version that is accepted. Older ones allowed weaker
-/// proofs of time.
+/// Whether a layer is a bundle of the only accepted version. Older versions allowed weaker proofs
+/// of time.
 pub(super) fn is_bundle(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        "application/vnd.dev.sigstore.bundle.v0.3+json" | "application/vnd.dev.sigstore.bundle+json;version=0.3"
-    )
+    [cosign::BUNDLE, cosign::BUNDLE_VERSION_PARAMETER].contains(&media_type)
 }
 
-/// Takes a bundle apart.
-pub(super) fn read(bytes: &[u8]) -> Result<Candidate, Fault> {
+/// Parses a bundle.
+pub(super) fn read(bytes: &[u8]) -> Result<Candidate, CandidateError> {
     strict_json(bytes).map_err(malformed)?;
     let bundle: Bundle<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
     if !is_bundle(&bundle.media_type) {
-        return Err(Fault::Malformed(format!("bundle of type {}", bundle.media_type)));
+        return Err(CandidateError::Malformed(format!("bundle of type {}", bundle.media_type)));
     }
     let (Some(envelope), None) = (bundle.dsse_envelope, bundle.message_signature) else {
-        return Err(Fault::Malformed("an image signature is one DSSE envelope and nothing else".into()));
+        return Err(CandidateError::Malformed("an image signature must be one DSSE envelope and nothing else".into()));
     };
     let envelope: DsseEnvelope = serde_json::from_str(envelope.get()).map_err(malformed)?;
     let proofs = bundle.verification_material;
@@ -77,7 +74,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Candidate, Fault> {
     .within_bounds()
 }
 
-fn material(key: bool, certificate: Option<CertificateContent>, chain: Option<Chain>) -> Result<Material, Fault> {
+fn material(
+    key: bool,
+    certificate: Option<CertificateContent>,
+    chain: Option<Chain>,
+) -> Result<Material, CandidateError> {
     match (key, certificate, chain) {
         (true, None, None) => Ok(Material::Key),
         (false, Some(certificate), None) => {
@@ -85,25 +86,29 @@ fn material(key: bool, certificate: Option<CertificateContent>, chain: Option<Ch
         }
         (false, None, Some(chain)) => {
             let mut certificates = chain.certificates.into_iter().map(|one| one.raw_bytes);
-            let leaf = certificates.next().ok_or_else(|| Fault::Malformed("a chain of no certificates".into()))?;
+            let leaf = certificates
+                .next()
+                .ok_or_else(|| CandidateError::Malformed("the certificate chain is empty".into()))?;
             Ok(Material::Certificate { leaf, chain: intermediates(certificates) })
         }
-        (false, None, None) => Err(Fault::Malformed("neither a key nor a certificate in it".into())),
-        _ => Err(Fault::Malformed("a key and a certificate, or two sorts of certificates".into())),
+        (false, None, None) => Err(CandidateError::Malformed("neither a key nor a certificate".into())),
+        _ => Err(CandidateError::Malformed("a key and a certificate, or two kinds of certificates".into())),
     }
 }
 
-/// That a registry lists a referrer proves nothing; its own `subject` must say so too.
-pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), Fault> {
+/// Checks the referrer's own `subject`: the registry's list of referrers proves nothing.
+pub(super) fn check_referrer(candidate: &SignatureBundle, digest: &Digest) -> Result<(), CandidateError> {
     let referrer =
         Manifest::parse(candidate.referrer.clone(), None, candidate.referrer.len() as u64).map_err(malformed)?;
-    let [layer] = referrer.layers() else { return Err(Fault::Malformed("a referrer with several layers".into())) };
+    let [layer] = referrer.layers() else {
+        return Err(CandidateError::Malformed("the referrer does not have exactly one layer".into()));
+    };
     if layer.digest != layer.digest.recompute(&candidate.bundle) {
-        return Err(Fault::Malformed("the bundle is not the referrer's layer".into()));
+        return Err(CandidateError::Malformed("the bundle is not the referrer's layer".into()));
     }
     match referrer.subject() {
         Some(subject) if subject.digest == *digest => Ok(()),
-        Some(subject) => Err(Fault::OtherDigest(subject.digest.to_string())),
-        None => Err(Fault::Malformed("a referrer without a subject".into())),
+        Some(subject) => Err(CandidateError::OtherDigest(subject.digest.to_string())),
+        None => Err(CandidateError::Malformed("a referrer without a subject".into())),
     }
 }

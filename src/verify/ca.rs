@@ -1,4 +1,4 @@
-//! Certificate authorities of one's own.
+//! Private certificate authorities.
 
 use std::{
     fmt,
@@ -11,28 +11,28 @@ use x509_cert::der::Decode as _;
 use super::{TrustRoot, keys::fingerprint};
 use crate::oci::Digest;
 
-/// The certificates of a private certificate authority: roots, and intermediates that are
-/// trusted like them.
+/// The certificates of a private certificate authority: roots, and intermediates that are trusted
+/// like roots.
 #[derive(Clone)]
 pub struct CaRoots {
     certificates: Arc<[DerCertificate]>,
-    /// Joined with the logs and timestamp authorities of the root that they were first asked
-    /// with: one authority has one root.
+    /// The roots joined with the logs and timestamp authorities of the first trust root they were
+    /// used with: one authority has one root.
     joined: Arc<OnceLock<(Digest, TrustRoot)>>,
 }
 
 /// Why a text holds no usable certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCaRoots {
-    /// Nothing between BEGIN and END.
-    #[error("no PEM certificate (-----BEGIN CERTIFICATE-----) in it")]
+    /// There is no PEM certificate.
+    #[error("no PEM certificate (-----BEGIN CERTIFICATE-----)")]
     Empty,
-    /// Something, but no certificate.
-    #[error("its certificate {number} is none: {reason}")]
+    /// A PEM block is not a certificate.
+    #[error("certificate {number} is malformed: {reason}")]
     Broken {
-        /// Counting from 1.
+        /// Its number, counted from 1.
         number: usize,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
 }
@@ -40,7 +40,7 @@ pub enum BadCaRoots {
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 impl CaRoots {
-    /// Reads PEM certificates, one after the other.
+    /// Reads a sequence of PEM certificates.
     ///
     /// # Errors
     /// See [`BadCaRoots`].
@@ -52,7 +52,8 @@ impl CaRoots {
         Ok(Self { certificates: certificates.into(), joined: Arc::default() })
     }
 
-    /// The logs and timestamp authorities of `root`, with these certificate authorities.
+    /// A trust root with the logs and timestamp authorities of `root` and these certificate
+    /// authorities.
     pub(super) fn joined_with(&self, root: &TrustRoot) -> Result<TrustRoot, String> {
         if let Some((of, joined)) = self.joined.get()
             && of == root.revision()
@@ -60,7 +61,7 @@ impl CaRoots {
             return Ok(joined.clone());
         }
         let joined = root.with_certificate_authorities(&self.certificates)?;
-        // Of two at the same moment either will do.
+        // If two threads get here at once, either value is right.
         let _ = self.joined.set((root.revision().clone(), joined.clone()));
         Ok(joined)
     }
@@ -70,7 +71,7 @@ impl CaRoots {
     }
 }
 
-/// Every PEM certificate in a text.
+/// All PEM certificates in a text.
 pub(super) fn pem_certificates(text: &str) -> Result<Vec<DerCertificate>, BadCaRoots> {
     text.match_indices(BEGIN)
         .enumerate()

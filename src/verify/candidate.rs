@@ -1,43 +1,46 @@
-//! A signature as somebody left it, whichever format it came in. Nothing in here is trusted.
+//! A signature of either format, parsed but not verified. Nothing in it is trusted.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use sigstore_verify::types::{
-    Bundle, CertificateContent, DerCertificate, DsseEnvelope, HashAlgorithm, KindVersion, MediaType, MessageDigest,
-    MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
-    TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
-    X509Certificate,
+use sigstore_verify::{
+    crypto::ArtifactHasher,
+    types::{
+        Bundle, CertificateContent, DerCertificate, DigestBytes, DsseEnvelope, HashAlgorithm, KindVersion, MediaType,
+        MessageDigest, MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
+        TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
+        X509Certificate,
+    },
 };
 
-use super::reason::Fault;
+use super::reason::CandidateError;
 
-/// As sigstore-go caps them.
+/// The limits of sigstore-go.
 const MAX_LOG_ENTRIES: usize = 32;
 const MAX_TIMESTAMPS: usize = 32;
-/// Longer chains of certificates are not built.
+/// The longest certificate chain that is verified.
 const MAX_CHAIN: usize = 8;
 
-/// One signature, taken apart.
+/// A parsed signature.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    /// What the signature is over.
+    /// The signed bytes.
     pub(super) message: Vec<u8>,
     pub(super) signature: Vec<u8>,
     pub(super) material: Material,
-    /// Those that can't be read matter only where a log is asked for.
-    pub(super) log_entries: Result<Vec<TransparencyLogEntry>, Fault>,
+    /// An entry that can't be parsed matters only if the log is checked.
+    pub(super) log_entries: Result<Vec<TransparencyLogEntry>, CandidateError>,
     pub(super) timestamps: Vec<Rfc3161Timestamp>,
     pub(super) content: Content,
 }
 
-/// What is offered to vouch for the signature's key.
+/// The verification material for the signature's key.
 #[derive(Debug)]
 pub(super) enum Material {
-    /// Nothing: whoever verifies must have the key.
+    /// None: the verifier needs the key.
     Key,
     /// A certificate.
     Certificate {
         leaf: DerCertificate,
-        /// Others of its chain, as the signer sent them.
+        /// The other certificates of its chain, as the signer sent them.
         chain: Vec<DerCertificate>,
     },
 }
@@ -45,16 +48,17 @@ pub(super) enum Material {
 /// How the message is wrapped.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// In a DSSE envelope, whose statement names the artifact.
+    /// In a DSSE envelope; its statement names the artifact.
     Envelope(DsseEnvelope),
-    /// Not at all: the message is a simple signing payload.
+    /// Not wrapped: the message is a simple signing payload.
     Payload,
 }
 
 impl Candidate {
-    /// Bounds the work that a signature can cause.
-    pub(super) fn within_bounds(self) -> Result<Self, Fault> {
-        let too_many = |number: usize, what: &str| Err(Fault::Malformed(format!("{number} {what} are too many")));
+    /// Rejects a signature whose verification would cost too much.
+    pub(super) fn within_bounds(self) -> Result<Self, CandidateError> {
+        let too_many =
+            |number: usize, what: &str| Err(CandidateError::Malformed(format!("{number} {what} are too many")));
         if let Ok(entries) = &self.log_entries
             && entries.len() > MAX_LOG_ENTRIES
         {
@@ -69,37 +73,37 @@ impl Candidate {
         }
     }
 
-    /// Whether there is anything of a log, readable or not.
-    pub(super) fn is_logged(&self) -> bool {
+    /// Whether there are log entries, valid or not.
+    pub(super) fn has_log_entries(&self) -> bool {
         self.log_entries.as_ref().map_or(true, |entries| !entries.is_empty())
     }
 
-    /// That entries of the older log, whose answers tell a time, do tell one: whoever takes it
-    /// away wants another time to be believed.
-    pub(super) fn check_entries(&self, log: bool) -> Result<(), Fault> {
+    /// Checks that entries of the older log have the log's signed time: an attacker who removes
+    /// it wants another time to be believed.
+    pub(super) fn check_entry_times(&self, log: bool) -> Result<(), CandidateError> {
         if !log {
             return Ok(());
         }
-        let entries = self.log_entries.as_ref().map_err(|fault| Fault::Log(fault.to_string()))?;
+        let entries = self.log_entries.as_ref().map_err(|error| CandidateError::Log(error.to_string()))?;
         let timeless = |entry: &&TransparencyLogEntry| {
             entry.kind_version != KindVersion::HashedRekordV002
                 && (entry.inclusion_promise.is_none() || entry.integrated_time.is_none())
         };
         match entries.iter().find(timeless) {
-            Some(_) => Err(Fault::Timestamp("a log entry without the log's signed time".into())),
+            Some(_) => Err(CandidateError::Timestamp("a log entry without the log's signed time".into())),
             None => Ok(()),
         }
     }
 
-    /// The same as sigstore-verify reads it, with or without its log entries. A simple signing
-    /// payload becomes a message signature over `hash` of it.
-    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, Fault> {
+    /// The bundle for sigstore-verify, with or without log entries. A simple signing payload
+    /// becomes a message signature over its `hash`.
+    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, CandidateError> {
         let log_entries = if with_log { self.log_entries.clone()? } else { Vec::new() };
         let media_type = match (&self.content, &self.material) {
             // The version without inclusion proofs, which legacy signatures don't have.
             (Content::Payload, _) if with_log => MediaType::Bundle0_1,
             (Content::Payload, _) => MediaType::Bundle0_2,
-            // Later versions have no room for a chain.
+            // Later versions can't hold a chain.
             (Content::Envelope(_), Material::Certificate { chain, .. }) if !chain.is_empty() => MediaType::Bundle0_2,
             (Content::Envelope(_), _) => MediaType::Bundle0_3,
         };
@@ -113,17 +117,17 @@ impl Candidate {
         Ok(Bundle::new(media_type, material, content))
     }
 
-    fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, Fault> {
-        let digest = super::sigstore::hash(hash, &self.message)?;
+    fn message_signature(&self, hash: HashAlgorithm) -> Result<MessageSignature, CandidateError> {
+        let message_digest = MessageDigest::new(hash, digest(hash, &self.message)?);
         let signature = MessageSignature::new(SignatureBytes::from_bytes(&self.signature));
-        Ok(signature.with_message_digest(MessageDigest::new(hash, digest)))
+        Ok(signature.with_message_digest(message_digest))
     }
 }
 
 impl Material {
     fn content(&self) -> VerificationMaterialContent {
         match self {
-            // A hint is only a hint.
+            // The key hint proves nothing, so it is left empty.
             Self::Key => VerificationMaterialContent::PublicKey(PublicKeyIdentifier::new("")),
             Self::Certificate { leaf, chain } if chain.is_empty() => {
                 VerificationMaterialContent::Certificate(CertificateContent::new(leaf.clone()))
@@ -136,12 +140,19 @@ impl Material {
     }
 }
 
-/// Something that can't be read, in words.
-pub(super) fn malformed(error: impl ToString) -> Fault {
-    Fault::Malformed(error.to_string())
+/// An error of parsing.
+pub(super) fn malformed(error: impl ToString) -> CandidateError {
+    CandidateError::Malformed(error.to_string())
 }
 
-/// What is written in base64, by its name.
-pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).map_err(|_| Fault::Malformed(format!("the {what} is not base64")))
+/// Decodes base64; `what` names the value in the error.
+pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, CandidateError> {
+    STANDARD.decode(text).map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
+}
+
+/// The digest of `bytes` in the form of a bundle.
+fn digest(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, CandidateError> {
+    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
+    hasher.update(bytes);
+    Ok(hasher.finalize().value().clone())
 }

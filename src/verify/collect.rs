@@ -1,7 +1,7 @@
-//! Gathering evidence from a registry. Whoever may push can attach thousands of referrers, so
-//! what is bounded is bytes (`limits.evidence`), not a number of candidates: those that look like
-//! a signature come first, then small ones, and the position in a list decides nothing. One piece
-//! that can't be used takes no other away.
+//! Fetches evidence from a registry. A client that may push can attach thousands of referrers, so
+//! the limit is on bytes (`limits.evidence`) and not on the number of candidates: likely
+//! signatures come first, then small ones, and the position in a list decides nothing. An
+//! unusable piece does not affect the others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -17,35 +17,29 @@ use super::{
     bundle_v03,
     evidence::{Evidence, LegacySignature, SignatureBundle},
     legacy,
-    policy::SIGNATURE_PREDICATE,
 };
 use crate::{
-    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, media_type},
+    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, cosign, media_type},
     registry::{Class, Member, RegistryError, Source},
 };
 
-/// Requests at a time.
+/// The number of concurrent requests.
 const CONCURRENT_REQUESTS: usize = 8;
-/// Pieces that the registry fails to give out before it is taken to be unwell.
+/// The number of failed requests after which the registry counts as failing.
 const MAX_FAILURES: usize = 8;
-/// After a failure no further piece is begun once the whole has taken so long.
-const PATIENCE_WITH_FAILURES: Duration = Duration::from_secs(60);
-/// Of the budget, what manifests leave to the pieces that they name as long as there are any:
-/// an eighth.
+/// After a failed request no further one begins once the collection has taken this long.
+const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// The share of the budget that manifests leave to the pieces that they name: an eighth.
 const RESERVED_SHARE: u64 = 8;
-/// Where cosign writes the type of what a bundle says, so that it need not be fetched to tell.
-const PREDICATE_ANNOTATION: &str = "dev.sigstore.bundle.predicateType";
-/// What cosign 2 calls its image of signatures as a referrer.
-const COSIGN_SIGNATURE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
-/// Collects what `source` holds to vouch for `subject`, at most `limit` bytes in all
-/// (`limits.evidence`). `source` is the artifact's own repository, or the one that the policy
-/// names for signatures: they are found by the digest alone. What is malformed, missing, too
-/// large or contradicts itself is noted; it is neither an error nor a signature.
+/// Collects the signature material for `subject` from `source`, at most `limit` bytes in all
+/// (`limits.evidence`). `source` is the artifact's own repository or the one that the policy
+/// names for signatures: the digest alone identifies them. Material that is malformed, missing,
+/// too large or inconsistent is noted; it is neither an error nor a signature.
 ///
 /// # Errors
-/// When the registry does not answer or refuses, and nothing was found beside that: this is not
-/// the same as "unsigned". Where something was found, [`Evidence::unavailable`] tells.
+/// When the registry does not answer or refuses, and no candidate was found: this is not the same
+/// as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
 pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> Result<Evidence, RegistryError> {
     let mut collector = Collector {
         source,
@@ -61,7 +55,7 @@ pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> 
     };
     collector.list_referrers(subject).await?;
     collector.list_legacy(subject).await?;
-    // What is left over by the first round is afforded by what its pieces have not needed.
+    // The second round spends what the pieces of the first one did not need.
     for reserve in [limit / RESERVED_SHARE, 0] {
         collector.fetch_referrers(reserve).await;
         collector.fetch_pieces().await;
@@ -73,9 +67,9 @@ struct Collector<'a> {
     source: &'a Source,
     budget: Budget,
     began: Instant,
-    /// Manifests that are listed, likely ones first.
+    /// The listed manifests, likely signatures first.
     referrers: VecDeque<Descriptor>,
-    /// Signature material that they name.
+    /// The signature material that they name.
     pieces: VecDeque<Piece>,
     known: HashSet<(LegacySignature, Digest)>,
     evidence: Evidence,
@@ -84,16 +78,16 @@ struct Collector<'a> {
     unavailable: Option<RegistryError>,
 }
 
-/// A blob to be fetched, and what it is a part of.
+/// A blob to fetch, and the candidate that it belongs to.
 struct Piece {
     blob: Descriptor,
     of: Candidate,
 }
 
 enum Candidate {
-    /// A Sigstore bundle, named by this manifest.
+    /// A Sigstore bundle with the manifest that names it.
     Bundle { referrer: Bytes },
-    /// The payload of this signature.
+    /// The payload of a legacy signature.
     Legacy(LegacySignature),
 }
 
@@ -113,7 +107,7 @@ impl Collector<'_> {
     }
 
     async fn list_legacy(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        let tag = legacy::tag(subject.digest());
+        let tag = cosign::signature_tag(subject.digest());
         let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
         listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
         if listed.size > 0 && !self.budget.spend(listed.size, 0) {
@@ -137,19 +131,19 @@ impl Collector<'_> {
             if let Some(manifest) = self.usable(manifest, &entry.digest) {
                 self.add_referrer(&manifest, &entry);
             }
-            if self.is_registry_unwell() {
+            if self.is_registry_failing() {
                 return;
             }
         }
     }
 
     fn add_referrer(&mut self, manifest: &Manifest, entry: &Descriptor) {
-        // What the list says about sizes is no better than what it says about types.
+        // The sizes in the list are as unreliable as the types.
         if manifest.raw().len() as u64 != entry.size {
-            self.notes.add(format!("{}: not as long as the list of referrers says", entry.digest));
+            self.notes.add(format!("{}: its length is not the one in the list of referrers", entry.digest));
             return;
         }
-        // What the list says about types is unreliable; the manifest itself decides.
+        // The types in the list are unreliable; the manifest itself decides.
         match manifest.layers() {
             [layer] if bundle_v03::is_bundle(&layer.media_type) => {
                 self.add(Piece { blob: layer.clone(), of: Candidate::Bundle { referrer: manifest.raw().clone() } });
@@ -178,7 +172,7 @@ impl Collector<'_> {
     }
 
     async fn fetch_pieces(&mut self) {
-        if self.is_registry_unwell() {
+        if self.is_registry_failing() {
             return;
         }
         self.pieces.make_contiguous().sort_by_key(|piece| piece.blob.size);
@@ -206,11 +200,11 @@ impl Collector<'_> {
                 let bytes = blob.in_memory().cloned().unwrap_or_default();
                 candidates.into_iter().for_each(|candidate| self.complete(candidate, bytes.clone()));
             }
-            if self.is_registry_unwell() {
+            if self.is_registry_failing() {
                 return;
             }
         }
-        // For the next round, if there is one.
+        // The rest is for the next round, if there is one.
         for blob in blobs {
             let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
             self.pieces.extend(candidates.into_iter().map(|of| Piece { blob: blob.clone(), of }));
@@ -228,8 +222,8 @@ impl Collector<'_> {
         }
     }
 
-    /// A piece that can't be used is noted; so is one that the registry did not give out, which
-    /// may have been the one that counts.
+    /// Notes a piece that can't be used. A piece that the registry failed to deliver is noted
+    /// too, as it may have been the signature that counts.
     fn usable<T>(&mut self, fetched: Result<T, RegistryError>, digest: &Digest) -> Option<T> {
         let error = match fetched {
             Ok(value) => return Some(value),
@@ -246,11 +240,11 @@ impl Collector<'_> {
         None
     }
 
-    fn is_registry_unwell(&self) -> bool {
+    fn is_registry_failing(&self) -> bool {
         let limited = |error: &RegistryError| matches!(error.class(), Class::RateLimited { .. });
         self.failures >= MAX_FAILURES
             || self.unavailable.as_ref().is_some_and(limited)
-            || (self.failures > 0 && self.began.elapsed() > PATIENCE_WITH_FAILURES)
+            || (self.failures > 0 && self.began.elapsed() > MAX_TIME_AFTER_FAILURE)
     }
 
     fn finish(mut self) -> Result<Evidence, RegistryError> {
@@ -272,16 +266,17 @@ async fn fetch(source: &Source, blob: &Descriptor) -> Result<Blob, RegistryError
     source.blob(blob).await?.collect().await
 }
 
-/// How likely a referrer is a signature, as the list has it: the least is the likeliest. The list
-/// is unreliable (go-containerregistry before 0.22.1 wrote the type of the config, or none, and
-/// dropped annotations), so nothing is ruled out by it.
+/// Ranks a referrer by how likely it is a signature, likeliest first. The list is unreliable
+/// (go-containerregistry before 0.22.1 wrote the config's type or none, and dropped annotations),
+/// so the rank rules nothing out.
 fn rank(entry: &Descriptor) -> u8 {
     let Some(kind) = entry.artifact_type.as_deref() else { return 2 };
     if bundle_v03::is_bundle(kind) {
-        let says_otherwise = entry.annotation(PREDICATE_ANNOTATION).is_some_and(|kind| kind != SIGNATURE_PREDICATE);
+        let says_otherwise =
+            entry.annotation(cosign::BUNDLE_PREDICATE_TYPE).is_some_and(|kind| kind != cosign::SIGN_PREDICATE);
         return u8::from(says_otherwise);
     }
-    if [media_type::EMPTY, media_type::IMAGE_CONFIG, COSIGN_SIGNATURE].contains(&kind) { 2 } else { 3 }
+    if [media_type::EMPTY, media_type::IMAGE_CONFIG, cosign::SIGNATURE_ARTIFACT].contains(&kind) { 2 } else { 3 }
 }
 
 #[cfg(test)]
@@ -289,21 +284,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_list_calls_a_signature_comes_first_and_nothing_is_ruled_out() {
-        const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    fn likely_signatures_rank_first_and_no_referrer_is_excluded() {
         let entry = |kind: Option<&str>, predicate: Option<&str>| Descriptor {
             artifact_type: kind.map(str::to_owned),
-            annotations: predicate.map(|kind| [(PREDICATE_ANNOTATION.to_owned(), kind.to_owned())].into()),
+            annotations: predicate.map(|kind| [(cosign::BUNDLE_PREDICATE_TYPE.to_owned(), kind.to_owned())].into()),
             ..Descriptor::of(media_type::OCI_MANIFEST, b"x")
         };
         for (kind, predicate, expected) in [
-            (Some(BUNDLE), Some(SIGNATURE_PREDICATE), 0),
-            (Some(BUNDLE), None, 0),
-            (Some(BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
+            (Some(cosign::BUNDLE), Some(cosign::SIGN_PREDICATE), 0),
+            (Some(cosign::BUNDLE), None, 0),
+            (Some(cosign::BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
             (None, None, 2),
             (Some(media_type::EMPTY), None, 2),
-            (Some(COSIGN_SIGNATURE), None, 2),
-            (Some("application/spdx+json"), Some(SIGNATURE_PREDICATE), 3),
+            (Some(cosign::SIGNATURE_ARTIFACT), None, 2),
+            (Some("application/spdx+json"), Some(cosign::SIGN_PREDICATE), 3),
         ] {
             assert_eq!(rank(&entry(kind, predicate)), expected, "{kind:?} {predicate:?}");
         }

@@ -1,45 +1,45 @@
-//! Sigstore's own idea of verifying a bundle, which is wider than the gateway's: every version
-//! of the format, message signatures as well as envelopes, any artifact. For the protocol of
-//! sigstore-conformance; the questions go to the same judge.
+//! Verifies a bundle as sigstore-conformance defines it, which is wider than what the gateway
+//! accepts: every version of the format, message signatures as well as envelopes, any artifact.
+//! The certificate and log checks are the same code as the gateway's.
 
 use sigstore_verify::types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, Sha256Hash};
 
 use super::{
     Identity, TrustRoot, certificate,
-    reason::Fault,
-    sigstore::{Demands, check_clock, verify_certificate, verify_key},
+    reason::CandidateError,
+    sigstore::{CertificateRequirements, check_clock, verify_certificate, verify_key},
 };
 use crate::oci::{Digest, strict_json};
 
-/// What the bundle is to be about.
+/// What the bundle has to be about.
 #[derive(Debug)]
 pub enum Subject {
     /// These bytes.
     Bytes(Vec<u8>),
-    /// Something with this digest.
+    /// An artifact with this digest.
     Digest(Digest),
 }
 
-/// Who is to have signed.
+/// The expected signer.
 #[derive(Debug)]
 pub enum ExpectedSigner {
-    /// The owner of a certificate.
+    /// The holder of a certificate with this identity.
     Identity(Identity),
-    /// The owner of a public key, PEM.
+    /// The holder of this public key, PEM.
     Key(String),
 }
 
 /// Verifies a bundle.
 ///
 /// # Errors
-/// The first thing that is wrong, in words.
+/// The first check that failed, as text.
 pub fn verify_bundle(
     bundle: &[u8],
     subject: &Subject,
     signer: &ExpectedSigner,
     root: &TrustRoot,
 ) -> Result<(), String> {
-    check_clock().map_err(|fault| fault.to_string())?;
+    check_clock().map_err(|error| error.to_string())?;
     strict_json(bundle).map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(bundle).map_err(|error| error.to_string())?;
     let bundle = Bundle::from_json(text).map_err(|error| error.to_string())?;
@@ -56,13 +56,13 @@ pub fn verify_bundle(
             verify_key(root.verifier(), &bundle, artifact, &key, true).map_err(|error| error.to_string())?;
         }
         ExpectedSigner::Identity(identity) => {
-            let demands = Demands { log: true, sct: root.has_ct_logs() };
-            let certified = verify_certificate(root.verifier(), &bundle, artifact, demands);
+            let requirements = CertificateRequirements { log: true, sct: root.has_ct_logs() };
+            let certified = verify_certificate(root.verifier(), &bundle, artifact, requirements);
             let certified = certified.map_err(|error| error.to_string())?;
             let leaf = bundle.signing_certificate().ok_or("no certificate")?;
-            let told = |fault: Fault| fault.to_string();
-            certificate::check_leaf(leaf).map_err(told)?;
-            identity.check(&certified.certificate).map_err(told)?;
+            let in_words = |error: CandidateError| error.to_string();
+            certificate::check_leaf(leaf).map_err(in_words)?;
+            identity.check(&certified.certificate).map_err(in_words)?;
         }
     }
     Ok(())

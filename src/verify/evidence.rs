@@ -1,4 +1,4 @@
-//! Signature material as it came from a registry: nothing in here is trusted.
+//! Signature material as it came from a registry. Nothing in it is trusted.
 
 use std::sync::Arc;
 
@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::registry::RegistryError;
 
-/// Everything that a registry offers to vouch for one digest, in a form that can be kept on
-/// disk and judged again. Verdicts are never kept.
+/// All signature material for one digest, in a form that can be stored and verified again.
+/// Results of verification are never stored.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Evidence {
     pub(super) legacy: Vec<LegacySignature>,
     pub(super) bundles: Vec<SignatureBundle>,
-    /// Candidates that could not be used, in words.
+    /// Notes about material that could not be used.
     #[serde(default)]
     pub(super) skipped: Vec<String>,
-    /// Why a piece that the registry lists could not be asked for: it may have held what a
-    /// refusal misses.
+    /// Why the registry did not deliver a listed piece, which may have been the signature that is
+    /// missing.
     #[serde(skip)]
     pub(super) unavailable: Option<Arc<RegistryError>>,
 }
@@ -25,20 +25,20 @@ pub struct Evidence {
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct LegacySignature {
-    /// The `dev.cosignproject.cosign/signature` annotation.
+    /// The annotation [`cosign::SIGNATURE`](crate::oci::cosign::SIGNATURE).
     pub(super) signature: String,
-    /// The simple-signing payload.
+    /// The simple signing payload.
     #[serde(with = "base64_bytes")]
     pub(super) payload: Bytes,
-    /// The signer's certificate and others of its chain, PEM.
+    /// The signer's certificate and the others of its chain, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) certificate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) chain: Option<String>,
-    /// What Rekor answered.
+    /// Rekor's answer, JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) log_entry: Option<String>,
-    /// What a timestamp authority answered.
+    /// The timestamp authority's answer, JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timestamp: Option<String>,
 }
@@ -52,37 +52,37 @@ pub(super) struct SignatureBundle {
     pub(super) bundle: Bytes,
 }
 
-/// Stored evidence that can't be read.
+/// Stored evidence that can't be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("stored evidence: {0}")]
 pub struct EvidenceError(String);
 
 impl Evidence {
-    /// How many candidate signatures it holds.
+    /// The number of candidate signatures.
     pub fn len(&self) -> usize {
         self.legacy.len() + self.bundles.len()
     }
 
-    /// Whether there is no candidate at all.
+    /// Whether there is no candidate signature.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Why a refusal on the strength of this evidence may be the registry's fault: it did not give
-    /// out a piece that it lists. What is accepted all the same needs no more.
+    /// The error because of which the evidence may be incomplete: the registry did not deliver a
+    /// listed piece. It matters only if the verification fails.
     pub fn unavailable(&self) -> Option<&RegistryError> {
         self.unavailable.as_deref()
     }
 
-    /// Reads what [`Self::to_bytes`] wrote.
+    /// Parses the bytes that [`Self::to_bytes`] wrote.
     ///
     /// # Errors
-    /// When the bytes are something else.
+    /// When they are something else.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EvidenceError> {
         serde_json::from_slice(bytes).map_err(|error| EvidenceError(error.to_string()))
     }
 
-    /// For the disk.
+    /// The evidence as bytes, for storage.
     ///
     /// # Errors
     /// Never in practice: every part is a string.

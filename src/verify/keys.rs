@@ -1,4 +1,4 @@
-//! Public keys and the signature schemes that each may have been used with.
+//! Public keys and the signature schemes that are accepted for each.
 
 use std::{fmt, sync::Arc};
 
@@ -13,19 +13,18 @@ use x509_cert::{
     spki::SubjectPublicKeyInfoRef,
 };
 
-/// A public key that an authority signs with.
+/// A public key of an authority.
 #[derive(Clone)]
 pub struct PublicKey {
     spki: DerPublicKey,
-    /// The schemes that count.
-    schemes: Arc<[Verifier]>,
-    /// Those that its kind of key could have been used with as well, for a better sentence.
-    others: Arc<[Verifier]>,
+    /// The schemes that are accepted.
+    schemes: Arc<[SchemeVerifier]>,
+    /// The other schemes of this kind of key, which only make the error more specific.
+    others: Arc<[SchemeVerifier]>,
     identity: String,
 }
 
-/// How a signature is made with a key. Fixed by whoever names the key, never taken from a
-/// registry.
+/// A signature scheme. It is fixed by the configuration and never taken from a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// ECDSA over P-256 with SHA-256.
@@ -56,47 +55,47 @@ pub enum Scheme {
     RsaPssSha512,
 }
 
-/// What a key says to a signature.
+/// Whether a key made a signature, and with which scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// It is mine.
-    Mine(Scheme),
-    /// It is mine, but I am not to be used like that.
+pub(super) enum KeyMatch {
+    /// It did, with a scheme that is declared for it.
+    Declared(Scheme),
+    /// It did, with a scheme that is not declared for it.
     Undeclared(Scheme),
-    /// I don't know it.
-    No,
+    /// It did not.
+    Unknown,
 }
 
 /// Why a text is not a usable public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
-    /// No PEM public key in it.
-    #[error("no PEM public key (-----BEGIN PUBLIC KEY-----) in it: {0}")]
+    /// There is no PEM public key.
+    #[error("no PEM public key (-----BEGIN PUBLIC KEY-----): {0}")]
     NotPem(String),
-    /// A private key by mistake.
+    /// It is a private key.
     #[error("it holds a private key; give the public one (cosign public-key --key FILE)")]
     Private,
-    /// A kind that is not verified here.
+    /// The kind of key is not supported.
     #[error("unsupported kind of key; use ECDSA P-256, P-384 or P-521, Ed25519 or RSA")]
     Unsupported,
-    /// Of a known kind, but no such key can be.
-    #[error("it can't be used: {0}")]
+    /// The key is of a supported kind, but not a valid key.
+    #[error("unusable key: {0}")]
     Broken(String),
-    /// A scheme for another kind of key.
-    #[error("{scheme} is not for this kind of key, which has: {possible}")]
+    /// A scheme that belongs to another kind of key.
+    #[error("this kind of key does not support {scheme}, only: {possible}")]
     OtherScheme {
-        /// What was asked for.
+        /// The declared scheme.
         scheme: Scheme,
-        /// What there is.
+        /// The schemes of this kind of key.
         possible: String,
     },
-    /// Nothing could be verified.
-    #[error("without a scheme it verifies nothing; leave the schemes out, or name one")]
+    /// The list of schemes is empty.
+    #[error("no scheme is given, so nothing could be verified; omit schemes or name one")]
     NoScheme,
 }
 
-/// A key, prepared for one scheme.
-struct Verifier {
+/// A key prepared for one scheme.
+struct SchemeVerifier {
     scheme: Scheme,
     prepared: Prepared,
 }
@@ -108,9 +107,9 @@ enum Prepared {
 }
 
 impl PublicKey {
-    /// Reads a PEM public key (SPKI), as cosign writes it, to be used as its kind of key
-    /// usually is: ECDSA with the curve's own hash or SHA-256, Ed25519 over the message, RSA
-    /// PKCS#1 v1.5 with SHA-256.
+    /// Reads a PEM public key (SPKI), as cosign writes it, with the usual schemes of its kind:
+    /// ECDSA with the curve's own hash or SHA-256, Ed25519 over the message, RSA PKCS#1 v1.5 with
+    /// SHA-256.
     ///
     /// # Errors
     /// See [`BadKey`].
@@ -118,7 +117,7 @@ impl PublicKey {
         Self::read(text, None)
     }
 
-    /// The same, to be used in these ways and no other.
+    /// Reads a PEM public key for these schemes and no other.
     ///
     /// # Errors
     /// See [`BadKey`].
@@ -141,7 +140,7 @@ impl PublicKey {
             let possible: Vec<_> = possible.iter().map(|scheme| scheme.name()).collect();
             return Err(BadKey::OtherScheme { scheme: *scheme, possible: possible.join(", ") });
         }
-        let prepare = |scheme: &Scheme| Verifier::new(&spki, *scheme);
+        let prepare = |scheme: &Scheme| SchemeVerifier::new(&spki, *scheme);
         let schemes = declared.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
         let others = possible.iter().filter(|scheme| !declared.contains(scheme)).map(prepare);
         let others = others.collect::<Result<Vec<_>, _>>()?;
@@ -154,21 +153,21 @@ impl PublicKey {
         &self.identity
     }
 
-    /// What this key says to `signature` over `message`.
-    pub(super) fn answer(&self, message: &[u8], signature: &[u8]) -> Answer {
-        let made = |verifiers: &[Verifier]| {
+    /// Whether this key made `signature` over `message`.
+    pub(super) fn match_signature(&self, message: &[u8], signature: &[u8]) -> KeyMatch {
+        let made = |verifiers: &[SchemeVerifier]| {
             let made = verifiers.iter().find(|verifier| verifier.verifies(message, signature))?;
             Some(made.scheme)
         };
         match made(&self.schemes) {
-            Some(scheme) => Answer::Mine(scheme),
-            None => made(&self.others).map_or(Answer::No, Answer::Undeclared),
+            Some(scheme) => KeyMatch::Declared(scheme),
+            None => made(&self.others).map_or(KeyMatch::Unknown, KeyMatch::Undeclared),
         }
     }
 
-    /// Whether any of its signatures can be judged together with a log entry.
-    pub(super) fn goes_with_a_log(&self) -> bool {
-        self.schemes.iter().any(|verifier| verifier.scheme.goes_with_a_log())
+    /// Whether any of its signatures can be verified against a log entry.
+    pub(super) fn supports_tlog(&self) -> bool {
+        self.schemes.iter().any(|verifier| verifier.scheme.supports_tlog())
     }
 
     pub(super) fn spki(&self) -> &DerPublicKey {
@@ -182,7 +181,7 @@ pub(super) fn fingerprint(spki: &[u8]) -> String {
     format!("sha256:{hash}")
 }
 
-impl Verifier {
+impl SchemeVerifier {
     fn new(spki: &DerPublicKey, scheme: Scheme) -> Result<Self, BadKey> {
         let prepared = match scheme {
             Scheme::EcdsaP521Sha512 => p521(&ECDSA_P521_SHA512_ASN1, spki)?,
@@ -203,7 +202,7 @@ impl Verifier {
             Prepared::P521(key) => key.verify_sig(message, signature).is_ok(),
             Prepared::Ed25519ph(key) => {
                 let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else { return false };
-                // Strictly: no key of small order, no second form of a signature.
+                // Strict verification: no key of small order, no second encoding of a signature.
                 key.verify_prehashed_strict(Sha512::new_with_prefix(message), None, &signature).is_ok()
             }
         }
@@ -225,7 +224,7 @@ fn ed25519ph(spki: &DerPublicKey) -> Result<Prepared, BadKey> {
     key.map(Prepared::Ed25519ph).map_err(|error| BadKey::Broken(error.to_string()))
 }
 
-/// What sort of key something is.
+/// The kind of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     P256,
@@ -259,7 +258,8 @@ fn kind_of(spki: &DerPublicKey) -> Result<Kind, BadKey> {
 }
 
 impl Kind {
-    /// cosign up to 2.5 signed on every curve with SHA-256, later ones with the curve's own hash.
+    /// The usual schemes. cosign up to 2.5 signed on every curve with SHA-256, later versions
+    /// with the curve's own hash.
     fn usual(self) -> &'static [Scheme] {
         match self {
             Self::P256 => &[Scheme::EcdsaP256Sha256],
@@ -303,7 +303,7 @@ impl Scheme {
         Self::RsaPssSha512,
     ];
 
-    /// As the configuration has it.
+    /// The name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::EcdsaP256Sha256 => "ecdsa_p256_sha256",
@@ -322,19 +322,19 @@ impl Scheme {
         }
     }
 
-    /// The scheme of this name.
+    /// The scheme with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|scheme| scheme.name() == name)
     }
 
-    /// Every name there is.
+    /// The names of all schemes.
     pub fn names() -> impl Iterator<Item = &'static str> + Clone {
         Self::ALL.into_iter().map(Self::name)
     }
 
-    /// Whether sigstore-verify can judge it together with a log entry or a timestamp: it takes
-    /// the one scheme that is usual for a key.
-    pub(super) fn goes_with_a_log(self) -> bool {
+    /// Whether sigstore-verify can verify a signature of this scheme together with a log entry or
+    /// a timestamp: it supports only the usual scheme of a key.
+    pub(super) fn supports_tlog(self) -> bool {
         matches!(
             self,
             Self::EcdsaP256Sha256
@@ -345,7 +345,7 @@ impl Scheme {
         )
     }
 
-    /// The same in sigstore-verify, which lacks P-521 and Ed25519ph.
+    /// The same scheme in sigstore-verify, which lacks P-521 and Ed25519ph.
     fn sigstore(self) -> Option<SigningScheme> {
         match self {
             Self::EcdsaP256Sha256 => Some(SigningScheme::EcdsaP256Sha256),
@@ -388,14 +388,14 @@ mod tests {
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
         let other = KeyPair::generate_ecdsa_p256().unwrap();
         let signature = pair.sign(b"message").unwrap();
-        assert_eq!(key.answer(b"message", signature.as_bytes()), Answer::Mine(Scheme::EcdsaP256Sha256));
-        assert_eq!(key.answer(b"massage", signature.as_bytes()), Answer::No);
-        assert_eq!(key.answer(b"message", other.sign(b"message").unwrap().as_bytes()), Answer::No);
-        assert_eq!(key.answer(b"message", b""), Answer::No);
+        assert_eq!(key.match_signature(b"message", signature.as_bytes()), KeyMatch::Declared(Scheme::EcdsaP256Sha256));
+        assert_eq!(key.match_signature(b"massage", signature.as_bytes()), KeyMatch::Unknown);
+        assert_eq!(key.match_signature(b"message", other.sign(b"message").unwrap().as_bytes()), KeyMatch::Unknown);
+        assert_eq!(key.match_signature(b"message", b""), KeyMatch::Unknown);
     }
 
     #[test]
-    fn what_is_no_public_key_is_refused_with_the_way_out() {
+    fn an_invalid_public_key_is_rejected_with_the_way_out() {
         for (text, expected) in
             [("", "no PEM"), ("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----", "private")]
         {
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_scheme_counts_where_it_is_declared() {
         let signing = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
-        // RFC 8410: the fixed head of an Ed25519 SPKI, then the key.
+        // RFC 8410: the fixed head of an Ed25519 SPKI, followed by the key.
         let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
         let spki = [&head[..], signing.verifying_key().as_bytes()].concat();
         let pem = DerPublicKey::new(spki).to_pem();
@@ -416,12 +416,12 @@ mod tests {
         let pure = ed25519_dalek::Signer::sign(&signing, b"message").to_bytes();
 
         let usual = PublicKey::from_pem(&pem).unwrap();
-        assert_eq!(usual.answer(b"message", &pure), Answer::Mine(Scheme::Ed25519));
-        assert_eq!(usual.answer(b"message", &ph), Answer::Undeclared(Scheme::Ed25519ph));
+        assert_eq!(usual.match_signature(b"message", &pure), KeyMatch::Declared(Scheme::Ed25519));
+        assert_eq!(usual.match_signature(b"message", &ph), KeyMatch::Undeclared(Scheme::Ed25519ph));
         let declared = PublicKey::with_schemes(&pem, &[Scheme::Ed25519ph]).unwrap();
-        assert_eq!(declared.answer(b"message", &ph), Answer::Mine(Scheme::Ed25519ph));
-        assert_eq!(declared.answer(b"message", &pure), Answer::Undeclared(Scheme::Ed25519));
-        assert_eq!(declared.answer(b"massage", &ph), Answer::No);
+        assert_eq!(declared.match_signature(b"message", &ph), KeyMatch::Declared(Scheme::Ed25519ph));
+        assert_eq!(declared.match_signature(b"message", &pure), KeyMatch::Undeclared(Scheme::Ed25519));
+        assert_eq!(declared.match_signature(b"massage", &ph), KeyMatch::Unknown);
         assert!(matches!(
             PublicKey::with_schemes(&pem, &[Scheme::RsaPssSha256]).unwrap_err(),
             BadKey::OtherScheme { .. }

@@ -1,5 +1,5 @@
-//! cosign's first format: a "simple signing" payload in an image under the tag
-//! `sha256-<hex>.sig` (cosign, `specs/SIGNATURE_SPEC.md`).
+//! cosign's first format: a "simple signing" payload in an image at the tag `sha256-<hex>.sig`
+//! (cosign, `specs/SIGNATURE_SPEC.md`).
 
 use std::collections::BTreeMap;
 
@@ -14,27 +14,17 @@ use super::{
     candidate::{Candidate, Content, Material, decode, malformed},
     certificate::{certificates, intermediates, one_certificate},
     evidence::LegacySignature,
-    reason::Fault,
+    reason::CandidateError,
 };
-use crate::oci::{Descriptor, Digest, strict_json};
+use crate::oci::{Descriptor, Digest, cosign, strict_json};
 
-const MEDIA_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-const CLAIM_TYPE: &str = "cosign container image signature";
-
-// cosign's `pkg/oci/internal/signature/layer.go`; the prefixes do differ.
-const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
-const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
-const CHAIN: &str = "dev.sigstore.cosign/chain";
-const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
-const TIMESTAMP: &str = "dev.sigstore.cosign/rfc3161timestamp";
-
-/// What a payload says.
+/// The content of a simple signing payload.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct SimpleSigning {
     digest: String,
     /// The repository that the signer named.
     pub(super) repository: String,
-    /// What else was signed.
+    /// The signed annotations.
     pub(super) annotations: BTreeMap<String, Value>,
 }
 
@@ -65,17 +55,17 @@ struct Image {
     digest: String,
 }
 
-/// What Rekor answered when the signature was uploaded.
+/// Rekor's answer to the upload of the signature.
 #[derive(Deserialize)]
-struct LogAnswer {
+struct RekorBundle {
     #[serde(rename = "SignedEntryTimestamp")]
     promise: String,
     #[serde(rename = "Payload")]
-    entry: LoggedEntry,
+    entry: RekorPayload,
 }
 
 #[derive(Deserialize)]
-struct LoggedEntry {
+struct RekorPayload {
     body: String,
     #[serde(rename = "integratedTime")]
     integrated_time: i64,
@@ -93,33 +83,29 @@ struct Kind {
 }
 
 #[derive(Deserialize)]
-struct TimestampAnswer {
+struct TimestampBundle {
     #[serde(rename = "SignedRFC3161Timestamp")]
     token: String,
 }
 
-/// The tag under which signatures of `digest` lie.
-pub(super) fn tag(digest: &Digest) -> String {
-    format!("{}-{}.sig", digest.algorithm(), digest.hex())
-}
-
-/// The signature that a layer carries, without its payload, if it is one of this format.
+/// The signature in a layer, without its payload; `None` if the layer is of another type.
 pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
-    let signature = (layer.media_type == MEDIA_TYPE).then(|| layer.annotation(SIGNATURE)).flatten()?;
-    // cosign writes empty ones, too.
+    let signature =
+        (layer.media_type == cosign::SIMPLE_SIGNING).then(|| layer.annotation(cosign::SIGNATURE)).flatten()?;
+    // cosign also writes empty annotations.
     let annotation = |name| layer.annotation(name).filter(|text| !text.trim().is_empty()).map(str::to_owned);
     Some(LegacySignature {
         signature: signature.to_owned(),
         payload: bytes::Bytes::new(),
-        certificate: annotation(CERTIFICATE),
-        chain: annotation(CHAIN),
-        log_entry: annotation(LOG_ENTRY),
-        timestamp: annotation(TIMESTAMP),
+        certificate: annotation(cosign::CERTIFICATE),
+        chain: annotation(cosign::CHAIN),
+        log_entry: annotation(cosign::REKOR_BUNDLE),
+        timestamp: annotation(cosign::TIMESTAMP),
     })
 }
 
-/// Takes a signature apart.
-pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, Fault> {
+/// Parses a signature.
+pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, CandidateError> {
     // Some signers wrap the base64 text.
     let signature = decode("signature", &candidate.signature.replace('\n', ""))?;
     let material = match (&candidate.certificate, &candidate.chain) {
@@ -140,16 +126,16 @@ pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, Fault> {
     .within_bounds()
 }
 
-/// The log's answer in the form that bundles have.
-fn log_entry(text: &str) -> Result<TransparencyLogEntry, Fault> {
+/// Converts Rekor's answer to the form that bundles have.
+fn log_entry(text: &str) -> Result<TransparencyLogEntry, CandidateError> {
     strict_json(text.as_bytes()).map_err(malformed)?;
-    let answer: LogAnswer = serde_json::from_str(text).map_err(malformed)?;
+    let answer: RekorBundle = serde_json::from_str(text).map_err(malformed)?;
     let body = decode("log entry", &answer.entry.body)?;
     strict_json(&body).map_err(malformed)?;
     let Kind { kind, version } = serde_json::from_slice(&body).map_err(malformed)?;
     let kind = match (kind.as_str(), version.as_str()) {
         ("hashedrekord", "0.0.1") => KindVersion::HashedRekordV001,
-        _ => return Err(Fault::Malformed(format!("log entry of kind {kind} {version}"))),
+        _ => return Err(CandidateError::Malformed(format!("log entry of kind {kind} {version}"))),
     };
     let id = LogKeyId::new(unhex(&answer.entry.log_id)?);
     let index = LogIndex::new(answer.entry.log_index).map_err(malformed)?;
@@ -160,39 +146,39 @@ fn log_entry(text: &str) -> Result<TransparencyLogEntry, Fault> {
         .with_inclusion_promise(InclusionPromise::new(promise)))
 }
 
-fn timestamp(text: &str) -> Result<Rfc3161Timestamp, Fault> {
+fn timestamp(text: &str) -> Result<Rfc3161Timestamp, CandidateError> {
     strict_json(text.as_bytes()).map_err(malformed)?;
-    let answer: TimestampAnswer = serde_json::from_str(text).map_err(malformed)?;
+    let answer: TimestampBundle = serde_json::from_str(text).map_err(malformed)?;
     Ok(Rfc3161Timestamp::new(TimestampToken::new(decode("timestamp", &answer.token)?)))
 }
 
-fn unhex(text: &str) -> Result<Vec<u8>, Fault> {
+fn unhex(text: &str) -> Result<Vec<u8>, CandidateError> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let pair = |pair: &[u8]| match pair {
         [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
         _ => None,
     };
     let bytes = text.as_bytes().chunks(2).map(pair).collect::<Option<Vec<_>>>();
-    bytes.ok_or_else(|| Fault::Malformed("the log's id is not hexadecimal".into()))
+    bytes.ok_or_else(|| CandidateError::Malformed("the log's id is not hexadecimal".into()))
 }
 
-/// What a payload claims. Worth reading once the signature is known to be good.
-pub(super) fn claim(payload: &[u8]) -> Result<Claim, Fault> {
+/// Parses a payload. Only useful once the signature is verified.
+pub(super) fn parse_payload(payload: &[u8]) -> Result<SimpleSigning, CandidateError> {
     strict_json(payload).map_err(malformed)?;
     let payload: Payload = serde_json::from_slice(payload).map_err(malformed)?;
-    if payload.critical.kind != CLAIM_TYPE {
-        return Err(Fault::NotASignature(payload.critical.kind));
+    if payload.critical.kind != cosign::SIMPLE_SIGNING_TYPE {
+        return Err(CandidateError::NotASignature(payload.critical.kind));
     }
-    Ok(Claim {
+    Ok(SimpleSigning {
         digest: payload.critical.image.digest,
         repository: payload.critical.identity.repository,
         annotations: payload.optional.unwrap_or_default(),
     })
 }
 
-impl Claim {
-    /// Whether it is about `digest`.
-    pub(super) fn names(&self, digest: &Digest) -> Result<(), Fault> {
-        if self.digest == digest.as_str() { Ok(()) } else { Err(Fault::OtherDigest(self.digest.clone())) }
+impl SimpleSigning {
+    /// Checks that the payload is about `digest`.
+    pub(super) fn names(&self, digest: &Digest) -> Result<(), CandidateError> {
+        if self.digest == digest.as_str() { Ok(()) } else { Err(CandidateError::OtherDigest(self.digest.clone())) }
     }
 }

@@ -1,22 +1,25 @@
-//! Deciding whether an artifact may be trusted. The only code (with `sign`) that names
-//! sigstore crates, and the only code that makes a [`Verified`].
+//! Signature verification: decides whether an artifact is trusted. Besides `sign`, the only
+//! module that names sigstore crates; the only one that constructs a [`Verified`].
 //!
-//! [`collect()`] gathers what a registry offers as evidence, without judging it;
-//! [`Verified::judge`] judges, without talking to anyone, so that the same evidence can be
-//! judged again from disk.
+//! [`collect()`] fetches the evidence from a registry without verifying it. [`Verified::verify`]
+//! verifies it without any network access, so that the same evidence can be verified again from
+//! disk.
 
+mod attestation_rule;
+mod authority_check;
 mod budget;
 mod bundle_v03;
 mod ca;
 mod candidate;
 mod certificate;
-mod claims;
 mod collect;
 pub mod conformance;
 mod evidence;
-mod hearing;
+mod fulcio_extension;
 mod keys;
 mod legacy;
+mod matching;
+mod outcome;
 mod pattern;
 mod policy;
 mod private_ca;
@@ -24,30 +27,31 @@ mod reason;
 mod report;
 mod restrict;
 mod roots;
+mod sanitize;
 mod sigstore;
 mod statement;
-mod statement_rule;
-mod tally;
-mod verdict;
-mod verdicts;
-mod vouch;
+mod verdict_cache;
+mod verification;
+mod verified;
 
+pub use attestation_rule::{AttestationRule, BadRule};
 pub use ca::{BadCaRoots, CaRoots};
-pub use claims::Claim;
 pub use collect::collect;
 pub use evidence::{Evidence, EvidenceError};
+pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
+pub use outcome::{Signer, VerificationContext, VerificationError};
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
-    Attestation, Authority, AuthorityKey, ClaimedRepository, Format, Identity, Log, PolicyRevision, Proof,
-    Requirements, Rule, SIGNATURE_PREDICATE, San, SigningTime, TrustPolicy, Unmeetable, X509,
+    Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity, InvalidPolicy,
+    PolicyRevision, Requirements, Rule, San, SigningTime, TlogPolicy, TrustPolicy, X509,
 };
 pub use reason::Reason;
-pub use report::{Check, Finding, Report};
+pub use report::{Check, Report, SignatureReport};
 pub use restrict::TrustBase;
 pub use roots::{
-    BadRoot, BadSource, LiveRoots, RefreshFault, Refreshed, RootKeeper, RootSource, RootTrouble, TrustRoot, TufOptions,
+    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher, TrustRoots, TufOptions,
+    UnusableRoot,
 };
-pub use statement_rule::{BadRule, StatementRule};
-pub use verdict::{Circumstances, Rejection, Signer, Verified};
-pub use verdicts::Verdicts;
+pub use verdict_cache::VerdictCache;
+pub use verified::Verified;

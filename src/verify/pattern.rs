@@ -1,20 +1,20 @@
-//! What a text has to look like: an identity, an issuer, a claim of a certificate.
+//! Patterns for identities, issuers and certificate claims.
 
 use std::fmt;
 
 use regex::Regex;
 
-/// Texts that no sensible policy accepts all of, by kind: a pattern that lets every one of a
-/// kind through was meant to name somebody and names everybody with an e-mail address, say.
-const STRANGERS: [[&str; 2]; 2] = [
+/// Identities that no sensible policy accepts, by kind. A pattern that matches all samples of a
+/// kind was meant to name one signer and matches every e-mail address, say.
+const ARBITRARY_IDENTITIES: [[&str; 2]; 2] = [
     ["stranger@example.org", "a.stranger+tag@mail.stranger.invalid"],
     ["https://example.org/stranger", "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x"],
 ];
-/// Compiled size, in bytes; a configuration can't make the gateway big by accident.
+/// The largest compiled expression, in bytes, so that a configuration can't exhaust the memory.
 const COMPILED_LIMIT: usize = 1 << 20;
 
-/// A text, or a shape of texts. Always the whole text: a part of it proves nothing, as
-/// `acme/policies` is a part of `acme/policies-evil`.
+/// A text, a glob or a regular expression. It has to match the whole text: a part of it proves
+/// nothing, as `acme/policies` is a part of `acme/policies-evil`.
 #[derive(Clone)]
 pub struct Pattern {
     written: String,
@@ -24,25 +24,25 @@ pub struct Pattern {
 #[derive(Clone)]
 enum Kind {
     Exact,
-    Shape(Regex),
+    Regex(Regex),
 }
 
-/// Why a text is no usable pattern.
+/// Why a text is not a usable pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
-    /// Nothing to match.
-    #[error("it is empty; write the text that has to be there")]
+    /// The pattern is empty.
+    #[error("is empty; write the expected text")]
     Empty,
-    /// Not a regular expression, or too large a one.
-    #[error("it is no regular expression: {0}")]
+    /// The text is not a regular expression, or too large a one.
+    #[error("not a regular expression: {0}")]
     Regex(String),
-    /// It would accept whoever comes.
-    #[error("it matches everybody; name who it has to be")]
-    Everybody,
+    /// The pattern matches arbitrary identities.
+    #[error("matches any identity; name the expected one")]
+    MatchesEverything,
 }
 
 impl Pattern {
-    /// Exactly this text.
+    /// A pattern for exactly this text.
     ///
     /// # Errors
     /// When it is empty.
@@ -53,7 +53,7 @@ impl Pattern {
         Ok(Self { written: text.to_owned(), kind: Kind::Exact })
     }
 
-    /// `*` stands for anything within one path segment, everything else for itself.
+    /// A glob: `*` matches anything within one path segment, every other character itself.
     ///
     /// # Errors
     /// See [`BadPattern`].
@@ -62,11 +62,10 @@ impl Pattern {
             return Self::exact(text);
         }
         let parts: Vec<String> = text.split('*').map(regex::escape).collect();
-        Self::shape(text, &parts.join(r"[^/\x00-\x1f\x7f]*"))
+        Self::compile(text, &parts.join(r"[^/\x00-\x1f\x7f]*"))
     }
 
-    /// A regular expression for the whole text: anchored at both ends, whatever it says
-    /// itself.
+    /// A regular expression, anchored at both ends.
     ///
     /// # Errors
     /// See [`BadPattern`].
@@ -74,32 +73,33 @@ impl Pattern {
         if text.is_empty() {
             return Err(BadPattern::Empty);
         }
-        // By itself first: `a)|(?:b` is no expression, but would become one between anchors.
+        // Compiled without the anchors first: `a)|(?:b` is not an expression, but would become
+        // one between anchors.
         Regex::new(text).map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        Self::shape(text, text)
+        Self::compile(text, text)
     }
 
-    fn shape(written: &str, expression: &str) -> Result<Self, BadPattern> {
-        let shape = regex::RegexBuilder::new(&format!(r"\A(?:{expression})\z"))
+    fn compile(written: &str, expression: &str) -> Result<Self, BadPattern> {
+        let regex = regex::RegexBuilder::new(&format!(r"\A(?:{expression})\z"))
             .size_limit(COMPILED_LIMIT)
             .build()
             .map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        if STRANGERS.iter().any(|kind| kind.iter().all(|stranger| shape.is_match(stranger))) {
-            return Err(BadPattern::Everybody);
+        if ARBITRARY_IDENTITIES.iter().any(|kind| kind.iter().all(|identity| regex.is_match(identity))) {
+            return Err(BadPattern::MatchesEverything);
         }
-        Ok(Self { written: written.to_owned(), kind: Kind::Shape(shape) })
+        Ok(Self { written: written.to_owned(), kind: Kind::Regex(regex) })
     }
 
-    /// Whether this is such a text.
+    /// Whether the pattern matches the whole of `text`.
     pub fn is_match(&self, text: &str) -> bool {
         match &self.kind {
             Kind::Exact => self.written == text,
-            Kind::Shape(shape) => shape.is_match(text),
+            Kind::Regex(regex) => regex.is_match(text),
         }
     }
 }
 
-/// A regular expression's error draws a picture over several lines; the last one says it.
+/// The last line of the error: the lines before it draw a picture of the expression.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
     text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
@@ -109,7 +109,7 @@ impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.kind {
             Kind::Exact => "Exact",
-            Kind::Shape(shape) => shape.as_str(),
+            Kind::Regex(regex) => regex.as_str(),
         };
         f.debug_tuple("Pattern").field(&self.written).field(&kind).finish()
     }
@@ -153,17 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_for_everybody_or_nobody_is_refused() {
-        for everybody in
-            [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme", ".*@.*", "https://.*", "[^/]+", "https?:.+"]
+    fn a_pattern_that_matches_everything_or_nothing_is_rejected() {
+        for pattern in [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme", ".*@.*", "https://.*", "[^/]+", "https?:.+"]
         {
-            assert_eq!(Pattern::regex(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+            assert_eq!(Pattern::regex(pattern).unwrap_err(), BadPattern::MatchesEverything, "{pattern}");
         }
-        for everybody in ["*", "**", "*@*", "*.*"] {
-            assert_eq!(Pattern::glob(everybody).unwrap_err(), BadPattern::Everybody, "{everybody}");
+        for pattern in ["*", "**", "*@*", "*.*"] {
+            assert_eq!(Pattern::glob(pattern).unwrap_err(), BadPattern::MatchesEverything, "{pattern}");
         }
-        for somebody in [".*@example\\.org", "https://github\\.com/.*", "spiffe://corp/.*"] {
-            Pattern::regex(somebody).unwrap();
+        for pattern in [".*@example\\.org", "https://github\\.com/.*", "spiffe://corp/.*"] {
+            Pattern::regex(pattern).unwrap();
         }
         assert_eq!(Pattern::regex("").unwrap_err(), BadPattern::Empty);
         assert_eq!(Pattern::glob("").unwrap_err(), BadPattern::Empty);

@@ -1,4 +1,4 @@
-//! Whose signature counts, and for what.
+//! Trust policies: whose signatures count, and for what.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,20 +10,16 @@ use std::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Claim, Pattern, PublicKey, StatementRule, TrustRoot, ca::CaRoots};
-use crate::oci::{Digest, Repository};
+use super::{AttestationRule, FulcioExtension, Pattern, PublicKey, TrustRoot, ca::CaRoots};
+use crate::oci::{Digest, Repository, cosign};
 
-/// The statement of a cosign signature. Every other predicate is an attestation: a "scan
-/// failed" report by the same key is no approval.
-pub const SIGNATURE_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
-
-/// What an artifact needs before it is served: a checked value, so that one which nothing or
-/// everything could pass can't be made.
+/// What an artifact needs before it is served. A checked value: a policy that accepts nothing or
+/// everything can't be constructed.
 #[derive(Debug, Clone)]
 pub struct TrustPolicy {
     name: String,
     rule: Rule,
-    /// What an unsigned policy does not accept; a signed one has them in its requirements.
+    /// Digests that an unsigned policy rejects; a signed one has them in its requirements.
     revoked: BTreeSet<Digest>,
     revision: PolicyRevision,
 }
@@ -31,100 +27,100 @@ pub struct TrustPolicy {
 /// The content of a policy.
 #[derive(Debug, Clone)]
 pub enum Rule {
-    /// Nothing, because the configuration says `unsigned`.
+    /// No signature: the configuration says `unsigned`.
     Unsigned,
-    /// Signatures.
-    /// Shared: any number of bundles have one policy.
+    /// Signatures that meet the requirements. Shared, since any number of bundles have one
+    /// policy.
     Signed(Arc<Requirements>),
 }
 
-/// What signatures have to be like, and how many authorities have to stand behind them.
+/// The requirements on signatures and the number of authorities that have to sign.
 #[derive(Debug, Clone)]
 pub struct Requirements {
-    /// Who may vote.
+    /// The authorities that may sign.
     pub authorities: Vec<Authority>,
-    /// How many of them have to, each by a signature of its own.
+    /// How many of them have to sign, each with a signature of its own.
     pub at_least: usize,
-    /// The statements that count as a signature; [`SIGNATURE_PREDICATE`] unless said otherwise.
+    /// The predicate types that count as a signature; by default [`cosign::SIGN_PREDICATE`].
     pub predicate_types: BTreeSet<String>,
-    /// Further statements that have to be there.
+    /// Attestations that are required besides the signature.
     pub attestations: Vec<Attestation>,
-    /// The storage formats that are looked at.
+    /// The storage formats that are allowed.
     pub formats: BTreeSet<Format>,
-    /// What has to be signed beside the digest, types included: `1` is not `"1"`.
+    /// Annotations that have to be signed with the digest. Types count: `1` is not `"1"`.
     pub annotations: BTreeMap<String, Value>,
-    /// Whether the repository that a legacy signature names has to be the right one.
+    /// The repository that a legacy signature has to name.
     pub claimed_repository: ClaimedRepository,
-    /// Where signatures are, if not beside the artifact.
+    /// The repository with the signatures, if not the artifact's own.
     pub signatures: Option<Repository>,
-    /// How old a signature may become, by a time that a log or a timestamp authority vouches for.
+    /// The maximum age of a signature, counted from a time that a log or a timestamp authority
+    /// proves.
     pub max_signature_age: Option<Duration>,
-    /// What is never served, whoever signed it.
+    /// Digests that are rejected no matter who signed them.
     pub revoked_digests: BTreeSet<Digest>,
 }
 
-/// Somebody whose signatures count: one vote.
+/// A signer or a group of signers with one vote.
 #[derive(Debug, Clone)]
 pub struct Authority {
-    /// Its name in the configuration.
+    /// The name in the configuration.
     pub name: String,
-    /// How it is known.
-    pub proof: Proof,
-    /// Whether a transparency log has to have seen the signature.
-    pub log: Log,
-    /// The logs and timestamp authorities that are believed, and for keyless the certificate
-    /// authorities too.
+    /// How its signatures are recognised.
+    pub kind: AuthorityKind,
+    /// Whether a transparency log entry is required.
+    pub tlog: TlogPolicy,
+    /// The trusted logs and timestamp authorities, and for keyless the certificate authorities.
     pub root: Option<TrustRoot>,
 }
 
-/// What makes a signature an authority's.
+/// How an authority's signatures are recognised.
 #[derive(Debug, Clone)]
-pub enum Proof {
-    /// One of these keys made it.
+pub enum AuthorityKind {
+    /// By one of these keys.
     Keys(Vec<AuthorityKey>),
-    /// A certificate of the root's authorities says so.
+    /// By a certificate of one of the root's certificate authorities, for this identity.
     Keyless(Identity),
-    /// A certificate of a private authority says so.
+    /// By a certificate of a private certificate authority.
     X509(X509),
 }
 
-/// A key and when it speaks.
+/// A key and its validity.
 #[derive(Debug, Clone)]
 pub struct AuthorityKey {
     /// The key.
     pub key: PublicKey,
-    /// Signatures count from then on.
+    /// The start of the validity.
     pub not_before: Option<Timestamp>,
-    /// Signatures count until then: by the time of signing where a log or a timestamp proves
-    /// it, otherwise by the clock.
+    /// The end of the validity. It is compared with the time of signing if a log or a timestamp
+    /// proves that, otherwise with the clock.
     pub not_after: Option<Timestamp>,
-    /// Never again, whenever it signed.
+    /// Whether the key is revoked: none of its signatures counts, whenever it was made.
     pub revoked: bool,
 }
 
-/// Who a Fulcio certificate has to have been issued to.
+/// The identity in a Fulcio certificate.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The OIDC issuer that vouched for the signer.
+    /// The OIDC issuer that authenticated the signer.
     pub issuer: Pattern,
     /// The signer: an e-mail address or a URI.
     pub subject: Pattern,
-    /// What else the issuer said about it.
-    pub claims: BTreeMap<Claim, Pattern>,
+    /// Further claims in the certificate.
+    pub claims: BTreeMap<FulcioExtension, Pattern>,
 }
 
-/// Certificates of one's own certificate authority.
+/// Certificates of a private certificate authority.
 #[derive(Debug, Clone)]
 pub struct X509 {
-    /// The authority's certificates.
+    /// The certificates of the authority.
     pub roots: CaRoots,
     /// The signer.
     pub subject: San,
-    /// What proves when the certificate was used.
+    /// What proves the time of signing.
     pub time: SigningTime,
 }
 
-/// The name in a certificate, by its kind.
+/// A subject alternative name, by its kind.
 #[derive(Debug, Clone)]
 pub enum San {
     /// A URI, such as a SPIFFE id.
@@ -133,23 +129,23 @@ pub enum San {
     Email(Pattern),
 }
 
-/// What proves when a certificate was used.
+/// What proves the time of signing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SigningTime {
     /// An RFC 3161 timestamp.
     Tsa,
     /// A transparency log.
     Rekor,
-    /// Nothing: the certificate has to be valid at the time of judging.
+    /// Nothing: the certificate has to be valid at the time of verification.
     Now,
 }
 
-/// Whether a transparency log has to have seen a signature.
+/// Whether a transparency log entry is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Log {
-    /// No, and what a log says is not looked at.
+pub enum TlogPolicy {
+    /// No; log entries are ignored.
     None,
-    /// What is there must be right.
+    /// No, but an entry that is present has to be valid.
     IfPresent,
     /// Yes.
     Require,
@@ -164,38 +160,38 @@ pub enum Format {
     Legacy,
 }
 
-/// What the repository in a legacy signature has to be. Bundles name none.
+/// The repository that a legacy signature has to name. Bundles name none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimedRepository {
-    /// Anything, as for cosign: the same digest is the same artifact everywhere.
+    /// Any, as for cosign: the same digest is the same artifact everywhere.
     Ignore,
-    /// The one that the artifact is fetched from.
+    /// The repository that the artifact is fetched from.
     Match,
-    /// This one: `HOST/REPOSITORY`.
+    /// This `HOST/REPOSITORY`.
     Exactly(String),
 }
 
-/// A statement that has to be there beside the signature, by one of the policy's authorities.
+/// A statement that is required besides the signature, by one of the policy's authorities.
 #[derive(Debug, Clone)]
 pub struct Attestation {
-    /// Its predicate type.
+    /// The predicate type.
     pub predicate_type: String,
-    /// What it has to say.
-    pub rule: Option<StatementRule>,
+    /// A rule that the statement has to satisfy.
+    pub rule: Option<AttestationRule>,
 }
 
-/// Names the content of a policy, trust roots included: two policies with the same revision
-/// accept the same.
+/// Identifies the content of a policy and of its trust roots: two policies with the same revision
+/// accept the same artifacts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PolicyRevision(String);
 
-/// A policy that nothing could ever satisfy, or that asks for nothing.
+/// A policy that could accept nothing, or that would accept everything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
-pub struct Unmeetable {
-    /// The part of the policy that it is about, as its key in the configuration.
+pub struct InvalidPolicy {
+    /// The configuration key of the invalid part.
     pub key: &'static str,
-    /// What is wrong, and the way out.
+    /// What is wrong, and how to correct it.
     pub sentence: String,
 }
 
@@ -205,24 +201,24 @@ impl TrustPolicy {
         Self { name, rule: Rule::Unsigned, revoked: BTreeSet::new(), revision: PolicyRevision::of("unsigned") }
     }
 
-    /// A policy of these requirements.
+    /// A policy with these requirements.
     ///
     /// # Errors
-    /// When nobody could ever meet them, or anybody could.
-    pub fn signed(name: String, requirements: Requirements) -> Result<Self, Unmeetable> {
+    /// When no artifact could meet them, or every artifact would.
+    pub fn signed(name: String, requirements: Requirements) -> Result<Self, InvalidPolicy> {
         requirements.check()?;
         Ok(Self::of(name, requirements))
     }
 
-    /// A policy of these requirements, which may turn out to accept nothing.
+    /// A policy with these requirements, which may accept nothing.
     pub(super) fn of(name: String, requirements: Requirements) -> Self {
-        // Every part has a `Debug` that shows all that it decides by: a new one changes the
-        // revision by being there, and can't be forgotten.
+        // The `Debug` of every part shows all that the part decides by, so that a new field
+        // changes the revision without being listed here.
         let revision = PolicyRevision::of(&format!("{requirements:?}"));
         Self { name, rule: Rule::Signed(Arc::new(requirements)), revoked: BTreeSet::new(), revision }
     }
 
-    /// The same, but for these digests.
+    /// The same policy without these digests.
     #[must_use]
     pub(super) fn without(self, revoked: &BTreeSet<Digest>) -> Self {
         if revoked.is_empty() {
@@ -232,7 +228,7 @@ impl TrustPolicy {
         Self { revoked: revoked.clone(), revision, ..self }
     }
 
-    /// Whether this is never served, whoever signed it.
+    /// Whether `digest` is rejected, no matter who signed it.
     pub fn revokes(&self, digest: &Digest) -> bool {
         let requirements = self.requirements();
         self.revoked.contains(digest)
@@ -244,12 +240,12 @@ impl TrustPolicy {
         &self.name
     }
 
-    /// What it asks for.
+    /// The rule.
     pub fn rule(&self) -> &Rule {
         &self.rule
     }
 
-    /// What it asks for, unless it asks for nothing.
+    /// The requirements; `None` if the policy is `unsigned`.
     pub fn requirements(&self) -> Option<&Requirements> {
         match &self.rule {
             Rule::Unsigned => None,
@@ -257,24 +253,24 @@ impl TrustPolicy {
         }
     }
 
-    /// Where signatures are, if not beside the artifact.
+    /// The repository with the signatures, if not the artifact's own.
     pub fn signatures(&self) -> Option<&Repository> {
         self.requirements()?.signatures.as_ref()
     }
 
-    /// Changes whenever the policy does, or a trust root of it.
+    /// Changes whenever the policy or one of its trust roots does.
     pub fn revision(&self) -> &PolicyRevision {
         &self.revision
     }
 }
 
 impl Requirements {
-    /// Any one of these authorities, and the defaults for the rest.
+    /// A signature by any one of these authorities, with the defaults for everything else.
     pub fn any_of(authorities: Vec<Authority>) -> Self {
         Self {
             authorities,
             at_least: 1,
-            predicate_types: BTreeSet::from([SIGNATURE_PREDICATE.to_owned()]),
+            predicate_types: BTreeSet::from([cosign::SIGN_PREDICATE.to_owned()]),
             attestations: Vec::new(),
             formats: BTreeSet::from([Format::Bundle, Format::Legacy]),
             annotations: BTreeMap::new(),
@@ -285,60 +281,62 @@ impl Requirements {
         }
     }
 
-    fn check(&self) -> Result<(), Unmeetable> {
+    fn check(&self) -> Result<(), InvalidPolicy> {
         if self.authorities.is_empty() {
-            return unmeetable("require", "without an authority nothing could pass; name one of trust.authorities");
+            return invalid("require", "without an authority nothing could pass; name one of trust.authorities");
         }
         if self.at_least == 0 {
-            return unmeetable("require", "without a vote anything would pass; write at_least: 1 or more");
+            return invalid("require", "at_least: 0 would accept anything; write 1 or more");
         }
         if self.at_least > self.authorities.len() {
             let (votes, voters) = (self.at_least, self.authorities.len());
-            return unmeetable("require", format!("{votes} votes of {voters} authorities can't be had; write less"));
+            return invalid("require", format!("{votes} of {voters} authorities can never sign; lower at_least"));
         }
         if self.formats.is_empty() {
-            return unmeetable("formats", "no signature could be looked at; write bundle, legacy or both");
+            return invalid("formats", "no signature could be accepted; write bundle, legacy or both");
         }
         if self.predicate_types.is_empty() && !self.formats.contains(&Format::Legacy) {
-            return unmeetable("predicate_types", "no bundle could count as a signature; name a predicate type");
+            return invalid("predicate_types", "no bundle could count as a signature; name a predicate type");
         }
         for attestation in &self.attestations {
             if !self.formats.contains(&Format::Bundle) {
-                return unmeetable("attestations", "they come as bundles; add bundle to formats");
+                return invalid("attestations", "attestations are bundles; add bundle to formats");
             }
             if self.predicate_types.contains(&attestation.predicate_type) {
                 let sentence = format!(
-                    "{} is a signature already (predicate_types); remove it from one of them",
+                    "{} already counts as a signature (predicate_types); remove it from one of them",
                     attestation.predicate_type
                 );
-                return unmeetable("attestations", sentence);
+                return invalid("attestations", sentence);
             }
         }
         for authority in &self.authorities {
-            authority.check().map_err(|Unmeetable { key, sentence }| Unmeetable {
+            authority.check().map_err(|InvalidPolicy { key, sentence }| InvalidPolicy {
                 key: "require",
                 sentence: format!("{}: {key}: {sentence}", authority.name),
             })?;
         }
-        self.check_voters()?;
+        self.check_distinct()?;
         self.check_age()
     }
 
-    /// Nobody must count for two voters.
-    fn check_voters(&self) -> Result<(), Unmeetable> {
+    /// Checks that no signer counts for two authorities.
+    fn check_distinct(&self) -> Result<(), InvalidPolicy> {
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for authority in &self.authorities {
-            let (voices, what) = match &authority.proof {
-                Proof::Keys(keys) => (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key"),
-                // Patterns may overlap in ways that nobody can tell; the same ones are a mistake.
-                // Two votes need two signatures in any case.
+            let (signer_keys, what) = match &authority.kind {
+                AuthorityKind::Keys(keys) => {
+                    (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key")
+                }
+                // Whether two patterns overlap can't be decided in general; equal ones are a
+                // mistake. Two votes need two signatures in any case.
                 same => (vec![format!("{same:?} {:?}", authority.root)], "are the same signer"),
             };
-            for voice in voices {
-                match owners.insert(voice, &authority.name) {
+            for signer_key in signer_keys {
+                match owners.insert(signer_key, &authority.name) {
                     Some(other) if other != authority.name => {
                         let sentence = format!("{} and {other} {what}; leave one of them out", authority.name);
-                        return unmeetable("require", sentence);
+                        return invalid("require", sentence);
                     }
                     _ => {}
                 }
@@ -347,51 +345,51 @@ impl Requirements {
         Ok(())
     }
 
-    fn check_age(&self) -> Result<(), Unmeetable> {
+    fn check_age(&self) -> Result<(), InvalidPolicy> {
         let Some(untimed) = self.authorities.iter().find(|authority| !authority.proves_time()) else { return Ok(()) };
         if self.max_signature_age.is_none() {
             return Ok(());
         }
         let sentence =
-            format!("nothing proves how old a signature of {} is; ask it for a log (tlog: require)", untimed.name);
-        unmeetable("max_signature_age", sentence)
+            format!("nothing proves the age of a signature by {}; require a log (tlog: require)", untimed.name);
+        invalid("max_signature_age", sentence)
     }
 }
 
 impl Authority {
-    /// Somebody with these keys, whose signatures no log has seen.
+    /// An authority with these keys and without a transparency log.
     pub fn with_keys(name: String, keys: impl IntoIterator<Item = PublicKey>) -> Self {
-        let proof = Proof::Keys(keys.into_iter().map(AuthorityKey::from).collect());
-        Self { name, proof, log: Log::None, root: None }
+        let kind = AuthorityKind::Keys(keys.into_iter().map(AuthorityKey::from).collect());
+        Self { name, kind, tlog: TlogPolicy::None, root: None }
     }
 
-    /// The keys by which it is known, if it is by keys.
+    /// Its keys; empty if it is known by certificates.
     pub fn keys(&self) -> &[AuthorityKey] {
-        match &self.proof {
-            Proof::Keys(keys) => keys,
-            Proof::Keyless(_) | Proof::X509(_) => &[],
+        match &self.kind {
+            AuthorityKind::Keys(keys) => keys,
+            AuthorityKind::Keyless(_) | AuthorityKind::X509(_) => &[],
         }
     }
 
-    /// Whether a valid signature of it tells how old it is. Of a key's, only a log does: a
-    /// timestamp can be had for an old signature at any time.
+    /// Whether a valid signature proves its own age. With keys, only a log does: a timestamp can
+    /// be obtained for an old signature at any time.
     pub fn proves_time(&self) -> bool {
-        match &self.proof {
-            Proof::Keys(_) => self.log == Log::Require,
-            Proof::Keyless(_) => true,
-            Proof::X509(x509) => x509.time != SigningTime::Now,
+        match &self.kind {
+            AuthorityKind::Keys(_) => self.tlog == TlogPolicy::Require,
+            AuthorityKind::Keyless(_) => true,
+            AuthorityKind::X509(x509) => x509.time != SigningTime::Now,
         }
     }
 
-    /// Whether anything could ever be its signature. The keys of the answer are those of an
+    /// Checks that a signature by this authority is possible. The error's key is one of an
     /// authority.
     ///
-    /// An authority whose keys are all revoked passes: a configuration that revokes the last
-    /// key must be taken, not refused in favour of the one before it.
+    /// An authority whose keys are all revoked passes: a configuration that revokes the last key
+    /// must be applied, not rejected in favour of the one before it.
     ///
     /// # Errors
-    /// When nothing could.
-    pub fn check(&self) -> Result<(), Unmeetable> {
+    /// When no signature could match.
+    pub fn check(&self) -> Result<(), InvalidPolicy> {
         let root = self.root.as_ref();
         let root_name = root.map_or("none", TrustRoot::name);
         let logs = root.is_some_and(TrustRoot::has_logs);
@@ -399,46 +397,47 @@ impl Authority {
         let lacks = |what: &str, way_out: &str| {
             format!("its root ({root_name}) has no {what}; {way_out}, or name another root")
         };
-        if self.log == Log::Require && !logs {
-            return unmeetable("tlog", lacks("transparency log", "write `tlog: none`"));
+        if self.tlog == TlogPolicy::Require && !logs {
+            return invalid("tlog", lacks("transparency log", "write `tlog: none`"));
         }
-        match &self.proof {
-            Proof::Keys(keys)
-                if self.log == Log::Require && !keys.iter().any(|key| key.revoked || key.key.goes_with_a_log()) =>
+        match &self.kind {
+            AuthorityKind::Keys(keys)
+                if self.tlog == TlogPolicy::Require
+                    && !keys.iter().any(|key| key.revoked || key.key.supports_tlog()) =>
             {
-                let sentence = "no signature of its keys can be judged together with a log; write `tlog: none`";
-                unmeetable("tlog", sentence)
+                let sentence = "signatures by these keys can't be verified against a log; write `tlog: none`";
+                invalid("tlog", sentence)
             }
-            Proof::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
-            Proof::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => unmeetable(
+            AuthorityKind::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
+            AuthorityKind::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => invalid(
                 "keyless.root",
                 format!("this root ({root_name}) has no certificate authority; name one that has"),
             ),
-            Proof::Keyless(_) if self.log == Log::None && !stamps => {
+            AuthorityKind::Keyless(_) if self.tlog == TlogPolicy::None && !stamps => {
                 let lacks = lacks("timestamp authority", "write `tlog: require`");
-                unmeetable("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
+                invalid("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
             }
-            Proof::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
-                unmeetable("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
+                invalid("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
             }
-            Proof::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
-                unmeetable("x509.time", lacks("transparency log", "write `tsa` or `now`"))
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
+                invalid("x509.time", lacks("transparency log", "write `tsa` or `now`"))
             }
-            Proof::Keyless(_) | Proof::X509(_) => Ok(()),
+            AuthorityKind::Keyless(_) | AuthorityKind::X509(_) => Ok(()),
         }
     }
 }
 
 impl AuthorityKey {
-    /// Whether it could ever speak. The keys of the answer are those of an entry of `keys`.
+    /// Checks that the key's validity is not empty. The error's key is one of an entry of `keys`.
     ///
     /// # Errors
-    /// When it couldn't.
-    pub fn check(&self) -> Result<(), Unmeetable> {
+    /// When it is.
+    pub fn check(&self) -> Result<(), InvalidPolicy> {
         match (self.not_before, self.not_after) {
-            (Some(from), Some(until)) if from >= until => unmeetable(
+            (Some(from), Some(until)) if from >= until => invalid(
                 "not_after",
-                format!("the key would count from {from} until {until}, which is never; correct one of them"),
+                format!("the key would never be valid (from {from} until {until}); correct one of them"),
             ),
             _ => Ok(()),
         }
@@ -464,7 +463,7 @@ impl fmt::Display for PolicyRevision {
 }
 
 impl Format {
-    /// As `/status` and the configuration have it.
+    /// The name in `/status` and in the configuration.
     pub fn label(self) -> &'static str {
         match self {
             Self::Bundle => "bundle",
@@ -480,6 +479,6 @@ impl Format {
     }
 }
 
-fn unmeetable<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, Unmeetable> {
-    Err(Unmeetable { key, sentence: sentence.into() })
+fn invalid<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, InvalidPolicy> {
+    Err(InvalidPolicy { key, sentence: sentence.into() })
 }

@@ -1,4 +1,4 @@
-//! Signatures by certificates of a private certificate authority.
+//! Signatures with certificates of a private certificate authority.
 
 use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -11,37 +11,42 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use super::{
     ca::CaRoots,
     candidate::{Candidate, Material},
-    keys::{Answer, PublicKey},
-    reason::Fault,
+    keys::{KeyMatch, PublicKey},
+    reason::CandidateError,
     roots::TrustRoot,
-    sigstore::{self, Certified, Demands},
+    sigstore::{self, CertificateRequirements, VerifiedCertificate},
 };
 use crate::oci::Digest;
 
 /// DER of 1.3.6.1.5.5.7.3.3, id-kp-codeSigning.
 const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 
-/// With a time that `root`'s logs or timestamp authorities prove.
-pub(super) fn certified(
+/// Verifies the certificate at a time that the logs or timestamp authorities of `root` prove.
+pub(super) fn verify_at_proven_time(
     roots: &CaRoots,
     root: &TrustRoot,
     candidate: &Candidate,
     subject: &Digest,
     log: bool,
-) -> Result<Certified, Fault> {
-    let own = roots.joined_with(root).map_err(Fault::Certificate)?;
-    sigstore::certified(own.verifier(), candidate, subject, Demands { log, sct: false })
+) -> Result<VerifiedCertificate, CandidateError> {
+    let own = roots.joined_with(root).map_err(CandidateError::Certificate)?;
+    sigstore::verify_candidate_certificate(
+        own.verifier(),
+        candidate,
+        subject,
+        CertificateRequirements { log, sct: false },
+    )
 }
 
-/// Without a proof of time: the certificate has to be valid now, and so has everything above
-/// it. Also tells until when the first of them is.
-pub(super) fn valid_now(
+/// Verifies without a proof of time: the certificate and all certificates above it have to be
+/// valid now. Returns also the earliest end of their validity.
+pub(super) fn verify_now(
     roots: &CaRoots,
     candidate: &Candidate,
     now: Timestamp,
-) -> Result<(CertificateInfo, Timestamp), Fault> {
-    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(Fault::AnotherKey) };
-    let refused = |text: String| Fault::Certificate(text);
+) -> Result<(CertificateInfo, Timestamp), CandidateError> {
+    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(CandidateError::AnotherKey) };
+    let refused = |text: String| CandidateError::Certificate(text);
     let info = parse_certificate_info(leaf).map_err(|error| refused(error.to_string()))?;
     let above = roots.certificates().iter().chain(chain).filter(|one| is_valid(one, now));
     let until = above.filter_map(parse_validity).map(|(_, until)| until).fold(info.not_after, Timestamp::min);
@@ -49,7 +54,7 @@ pub(super) fn valid_now(
     let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
     let anchors = anchors.map_err(|error| refused(error.to_string()))?;
     let chain: Vec<_> = chain.iter().map(der).collect();
-    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the clock is wrong".into()))?;
+    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the system's clock is before 1970".into()))?;
     let leaf = der(leaf);
     let leaf = EndEntityCert::try_from(&leaf).map_err(|error| refused(error.to_string()))?;
     leaf.verify_for_usage(
@@ -63,13 +68,15 @@ pub(super) fn valid_now(
     )
     .map_err(|error| refused(error.to_string()))?;
     let key = PublicKey::from_pem(&info.public_key.to_pem()).map_err(|error| refused(error.to_string()))?;
-    match key.answer(&candidate.message, &candidate.signature) {
-        Answer::Mine(_) => Ok((info, until)),
-        Answer::Undeclared(_) | Answer::No => Err(Fault::Signature("not by the certificate's key".into())),
+    match key.match_signature(&candidate.message, &candidate.signature) {
+        KeyMatch::Declared(_) => Ok((info, until)),
+        KeyMatch::Undeclared(_) | KeyMatch::Unknown => {
+            Err(CandidateError::Signature("not made with the certificate's key".into()))
+        }
     }
 }
 
-/// webpki takes an anchor's word whenever it was given.
+/// webpki does not check the validity of trust anchors.
 fn is_valid(certificate: &DerCertificate, now: Timestamp) -> bool {
     parse_validity(certificate).is_some_and(|(from, until)| from <= now && now <= until)
 }

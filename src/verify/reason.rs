@@ -1,70 +1,71 @@
-//! Why an artifact or a single signature is refused.
+//! Why an artifact or a single candidate is rejected.
 
 use std::fmt;
 
 use super::keys::Scheme;
 
-/// Why an artifact is not trusted. Of several, the last one in this order is told.
+/// Why an artifact is not trusted, in order: of several reasons the last one is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// There is no signature.
     Unsigned,
-    /// There are signatures, in formats that the policy does not look at.
+    /// All signatures are in formats that the policy does not allow.
     Format,
-    /// There is something, but no signature that can be read.
+    /// There is signature material, but none that can be parsed.
     Malformed,
-    /// There are attestations, but none of them approves.
+    /// There are attestations, but no signature.
     NotASignature,
-    /// There are signatures, by keys that the policy does not know.
+    /// All signatures are by keys that the policy does not have.
     AnotherKey,
-    /// A certificate does not lead to a trusted authority, or not at the time of signing.
+    /// A certificate does not chain to a trusted authority, or did not at the time of signing.
     Certificate,
-    /// A certificate's signature is not by its key.
+    /// A signature was not made with the key of its certificate.
     Signature,
-    /// A transparency log has not seen the signature, or not this one.
+    /// A transparency log does not have the signature, or has another one.
     Log,
-    /// Nothing trusted tells when it was signed.
+    /// Nothing trusted proves the time of signing.
     Timestamp,
-    /// A trust root was not refreshed in time, or is not there yet.
+    /// A trust root has expired or has not been fetched yet.
     Root,
-    /// Somebody else signed.
+    /// The signer is not the one that the policy names.
     Identity,
-    /// The right one signed, under other circumstances.
+    /// The signer is right, but a claim in the certificate is not.
     Claim,
-    /// A trusted key signed in a way that is not declared for it.
+    /// A trusted key signed with a scheme that is not declared for it.
     Scheme,
-    /// What a trusted key did can't be judged here.
+    /// A trusted key signed, but this program can't verify the signature as the policy asks.
     Unsupported,
-    /// A trusted key signed, outside the time in which it counts.
+    /// A trusted key signed outside its validity.
     Validity,
-    /// A trusted key signed, but something else.
+    /// A trusted key signed another digest.
     OtherDigest,
-    /// A trusted key signed this digest, in another repository.
+    /// A trusted key signed this digest for another repository.
     Repository,
-    /// A trusted key signed this digest, without the annotations that it takes.
+    /// A trusted key signed this digest without the required annotations.
     Annotations,
-    /// A trusted key signed this digest, too long ago.
+    /// A trusted key signed this digest longer than `max_signature_age` ago.
     TooOld,
-    /// A revoked key signed.
+    /// A revoked key signed this artifact.
     RevokedKey,
-    /// There are signatures, but of too few.
+    /// Fewer authorities signed than the policy requires.
     TooFewVotes,
-    /// It is signed, but a required attestation is missing or does not say what it should.
+    /// The artifact is signed, but a required attestation is missing or does not satisfy its
+    /// rule.
     Attestation,
-    /// This digest is revoked.
+    /// The digest is revoked.
     RevokedDigest,
 }
 
-/// What is wrong with one candidate.
+/// Why one candidate does not count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum CandidateError {
     #[error("malformed: {0}")]
     Malformed(String),
-    #[error("{0} signatures are not looked at")]
+    #[error("the policy does not allow {0} signatures (formats)")]
     Format(&'static str),
     #[error("signed statement of type {0:?}")]
     NotASignature(String),
-    #[error("by nobody whom the policy knows")]
+    #[error("no authority in the policy matches this signer")]
     AnotherKey,
     #[error("certificate: {0}")]
     Certificate(String),
@@ -76,7 +77,7 @@ pub(super) enum Fault {
     Timestamp(String),
     #[error("{0}")]
     Root(String),
-    #[error("signed by {subject:?} of {issuer:?}")]
+    #[error("signed by {subject:?} (issuer {issuer:?})")]
     Identity { subject: String, issuer: String },
     #[error("{0}")]
     Claim(String),
@@ -86,9 +87,9 @@ pub(super) enum Fault {
     Unsupported(String),
     #[error("{0}")]
     Validity(String),
-    #[error("by the revoked key {0}")]
+    #[error("signed by the revoked key {0}")]
     RevokedKey(String),
-    #[error("signed is {0}")]
+    #[error("the signature is for {0}")]
     OtherDigest(String),
     #[error("signed for the repository {0:?}")]
     Repository(String),
@@ -98,7 +99,7 @@ pub(super) enum Fault {
     TooOld(String),
 }
 
-impl Fault {
+impl CandidateError {
     pub(super) fn reason(&self) -> Reason {
         match self {
             Self::Malformed(_) => Reason::Malformed,
@@ -123,12 +124,12 @@ impl Fault {
         }
     }
 
-    /// The one of two that says more; of equals, the later one.
-    pub(super) fn or_more_telling(self, other: Self) -> Self {
+    /// The more specific error of two; the later one of equals.
+    pub(super) fn or_more_specific(self, other: Self) -> Self {
         if other.reason() >= self.reason() { other } else { self }
     }
 
-    /// The check of a report that it belongs to.
+    /// The name of the check that failed.
     pub(super) fn check(&self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Format(_) => "format",
@@ -147,14 +148,14 @@ impl Fault {
         }
     }
 
-    /// What the reason alone does not say.
+    /// The text of the error, unless the reason says it all.
     pub(super) fn detail(&self) -> Option<String> {
         (*self != Self::AnotherKey).then(|| self.to_string())
     }
 }
 
 impl Reason {
-    /// As a metric label.
+    /// The value of the metric label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
@@ -183,13 +184,12 @@ impl Reason {
         }
     }
 
-    /// Whether somebody decided that it should never be trusted again, so that there is nothing
-    /// to wait for.
+    /// Whether the artifact is revoked, so that there is nothing to wait for.
     pub fn is_revocation(self) -> bool {
         matches!(self, Self::RevokedKey | Self::RevokedDigest)
     }
 
-    /// Whether time alone may change it.
+    /// Whether the passage of time alone may change the result.
     pub fn is_of_time(self) -> bool {
         matches!(self, Self::Log | Self::Timestamp | Self::Root | Self::Certificate | Self::Validity | Self::TooOld)
     }
@@ -199,27 +199,27 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unsigned => "no signature",
-            Self::Format => "no signature in a format that counts",
+            Self::Format => "no signature in an allowed format",
             Self::Malformed => "no readable signature",
             Self::NotASignature => "attestations, but no signature",
             Self::AnotherKey => "signature by another key",
             Self::Certificate => "signature by an untrusted certificate",
-            Self::Signature => "signature that its certificate did not make",
-            Self::Log => "signature that no transparency log vouches for",
-            Self::Timestamp => "signature of an unproved time",
+            Self::Signature => "signature does not match its certificate",
+            Self::Log => "signature without valid transparency log proof",
+            Self::Timestamp => "signature without a proven signing time",
             Self::Root => "trust root out of date",
-            Self::Identity => "signature by somebody else",
-            Self::Claim => "signature under other circumstances",
+            Self::Identity => "signature by another identity",
+            Self::Claim => "certificate claims do not match",
             Self::Scheme => "signature in an undeclared scheme",
             Self::Unsupported => "signature of an unsupported kind",
             Self::Validity => "signature outside the key's validity",
             Self::RevokedKey => "signature by a revoked key",
-            Self::OtherDigest => "signature of another digest",
+            Self::OtherDigest => "signature for another digest",
             Self::Repository => "signature for another repository",
             Self::Annotations => "signature without the required annotations",
             Self::TooOld => "signature too old",
-            Self::TooFewVotes => "too few votes",
-            Self::Attestation => "signed, but without a required attestation",
+            Self::TooFewVotes => "too few authorities signed",
+            Self::Attestation => "signed, but a required attestation is missing",
             Self::RevokedDigest => "revoked digest",
         })
     }

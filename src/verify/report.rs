@@ -1,100 +1,95 @@
-//! What the judge saw of each candidate, for people: written while judging, so that it
-//! can't tell another story than the verdict.
+//! The report of a verification, for people. It is written by the checks themselves, so that it
+//! can't differ from the result.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::{policy::Format, reason::Fault, verdict::Signer};
+use super::{outcome::Signer, policy::Format, reason::CandidateError, sanitize::sanitize};
 use crate::telemetry::{NAME_BYTES, cut};
 
-/// Everything that was offered to vouch for an artifact, and what became of it.
+/// All candidate signatures of an artifact and the result of each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// The candidates, in the order in which they were judged.
-    pub findings: Vec<Finding>,
-    /// Signature material that could not be used, in words.
+    /// The candidates, in the order of their verification.
+    pub signatures: Vec<SignatureReport>,
+    /// Signature material that could not be used, with the reason.
     pub skipped: Vec<String>,
 }
 
-/// One candidate signature.
+/// The checks of one candidate signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// Where it was found.
+pub struct SignatureReport {
+    /// The storage format of the signature.
     pub format: Format,
-    /// Whose it is, where an authority of the policy made it, whatever else is wrong with it.
+    /// The authority that made it, if one of the policy did, even where a later check failed.
     pub signer: Option<Signer>,
-    /// What was checked, up to the first failure; of the authority that came furthest, where
-    /// several could have made it.
+    /// The checks up to the first failure. If several authorities were tried, those of the
+    /// authority that passed the most.
     pub checks: Vec<Check>,
 }
 
-/// One thing that a signature has to satisfy.
+/// One check of a signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Which: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
-    /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations`, `age`.
+    /// The name: `format`, `signature`, `certificate`, `log`, `timestamp`, `root`, `identity`,
+    /// `validity`, `statement`, `digest`, `referrer`, `repository`, `annotations` or `age`.
     #[serde(rename = "check")]
     pub name: &'static str,
-    /// Whether it does.
+    /// Whether the check passed.
     pub ok: bool,
-    /// Why, in a few words; foreign text in it is cut and cleaned.
+    /// A short explanation; foreign text in it is sanitized.
     pub detail: String,
 }
 
-/// The checks that a candidate has gone through.
+/// The checks of a candidate so far.
 #[derive(Debug, Default)]
-pub(super) struct Trail(Vec<Check>);
+pub(super) struct CheckLog(Vec<Check>);
 
-impl Trail {
-    /// Notes what came out of a check, and passes it on.
-    pub(super) fn check<T>(
+impl CheckLog {
+    /// Records the outcome of a check and returns it.
+    pub(super) fn record<T>(
         &mut self,
         name: &'static str,
-        outcome: Result<T, Fault>,
+        outcome: Result<T, CandidateError>,
         passed: impl FnOnce(&T) -> String,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, CandidateError> {
         let detail = match &outcome {
             Ok(value) => passed(value),
-            Err(fault) => fault.to_string(),
+            Err(error) => error.to_string(),
         };
-        self.0.push(Check { name, ok: outcome.is_ok(), detail: clean(&detail) });
+        self.0.push(Check { name, ok: outcome.is_ok(), detail: sanitize(&detail) });
         outcome
     }
 
-    /// Notes a check only where it failed.
-    pub(super) fn quietly<T>(&mut self, name: &'static str, outcome: Result<T, Fault>) -> Result<T, Fault> {
-        if outcome.is_ok() { outcome } else { self.check(name, outcome, |_| String::new()) }
+    /// Records the outcome of a check only if it failed, and returns it.
+    pub(super) fn record_failure<T>(
+        &mut self,
+        name: &'static str,
+        outcome: Result<T, CandidateError>,
+    ) -> Result<T, CandidateError> {
+        if outcome.is_ok() { outcome } else { self.record(name, outcome, |_| String::new()) }
     }
 
-    /// The checks of `other`, after these.
-    pub(super) fn follow(&mut self, other: Self) {
+    /// Appends the checks of `other`.
+    pub(super) fn append(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
-    pub(super) fn into_finding(self, format: Format, signer: Option<Signer>) -> Finding {
-        Finding { format, signer, checks: self.0 }
+    pub(super) fn into_report(self, format: Format, signer: Option<Signer>) -> SignatureReport {
+        SignatureReport { format, signer, checks: self.0 }
     }
 }
 
-impl Finding {
-    /// Whether it counts as a vote.
+impl SignatureReport {
+    /// Whether all checks passed.
     pub fn is_verified(&self) -> bool {
         self.signer.is_some() && self.checks.iter().all(|check| check.ok)
     }
 }
 
-/// The most bytes of one detail.
-const DETAIL_BYTES: usize = 300;
-
-/// A hostile registry must be able neither to fill the log nor to steer a terminal.
-pub(super) fn clean(text: &str) -> String {
-    let shown: String = text.chars().filter(|character| !character.is_control()).collect();
-    cut(&shown, DETAIL_BYTES).into_owned()
-}
-
-/// As `verify --json` and `/status` have it.
-impl Serialize for Finding {
+/// The JSON of `verify --json` and `/status`.
+impl Serialize for SignatureReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Finding", 5)?;
+        let mut fields = serializer.serialize_struct("SignatureReport", 5)?;
         fields.serialize_field("format", self.format.label())?;
         fields.serialize_field("authority", &self.signer.as_ref().map(|signer| &signer.authority))?;
         fields.serialize_field("identity", &self.signer.as_ref().map(|signer| cut(&signer.identity, NAME_BYTES)))?;

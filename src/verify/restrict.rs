@@ -1,21 +1,21 @@
-//! A policy of an earlier configuration under a later one that has no place for it: a bundle is
-//! served until the next start although the file does not name it, or its policy, any more. What
-//! the later configuration revokes or removes counts for it all the same.
+//! Applies a later configuration to a policy of an earlier one. A bundle that the file no longer
+//! names is served until the next start, but the keys, digests and roots that the later
+//! configuration revokes or removes count for it as well.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Authority, AuthorityKey, Proof, Requirements, Rule, TrustPolicy, TrustRoot};
+use super::{Authority, AuthorityKey, AuthorityKind, Requirements, Rule, TrustPolicy, TrustRoot};
 use crate::oci::Digest;
 
-/// What a configuration says about signers, trust roots and digests, whichever policy or bundle
-/// refers to them.
+/// The authorities, trust roots and revoked digests of a configuration, whether a policy or
+/// bundle refers to them or not.
 #[derive(Debug, Clone, Default)]
 pub struct TrustBase {
     /// By name.
     pub authorities: BTreeMap<String, Authority>,
     /// By name.
     pub roots: BTreeMap<String, TrustRoot>,
-    /// Of all policies.
+    /// The revoked digests of all policies.
     pub revoked_digests: BTreeSet<Digest>,
 }
 
@@ -25,8 +25,8 @@ impl TrustBase {
         keys.filter(|known| known.revoked).any(|known| known.key.identity() == key.key.identity())
     }
 
-    /// The authority as this configuration has it under its name; otherwise as it was, without
-    /// what is revoked. `None` where its trust root is gone.
+    /// The authority of the same name in this configuration; without one, the given authority
+    /// with the revoked keys marked. `None` if its trust root is gone.
     fn restrict(&self, authority: &Authority) -> Option<Authority> {
         if let Some(today) = self.authorities.get(&authority.name) {
             return Some(today.clone());
@@ -36,7 +36,7 @@ impl TrustBase {
             None => None,
         };
         let mut authority = Authority { root, ..authority.clone() };
-        if let Proof::Keys(keys) = &mut authority.proof {
+        if let AuthorityKind::Keys(keys) = &mut authority.kind {
             keys.iter_mut().for_each(|key| key.revoked |= self.revokes(key));
         }
         Some(authority)
@@ -44,9 +44,9 @@ impl TrustBase {
 }
 
 impl TrustPolicy {
-    /// The same policy as far as `base` still lets it stand: authorities of the same name are those
+    /// The policy as far as `base` allows it: authorities of the same name are replaced by those
     /// of `base`, keys and digests that `base` revokes are revoked, and authorities whose trust
-    /// root `base` does not have are left out. If that leaves too few of them, it accepts nothing.
+    /// root `base` does not have are removed. If too few remain, the policy accepts nothing.
     #[must_use]
     pub fn restricted(&self, base: &TrustBase) -> Self {
         match self.rule() {
@@ -84,7 +84,7 @@ mod tests {
 
     fn revoked(name: &str, key: PublicKey) -> Authority {
         let mut authority = Authority::with_keys(name.into(), [key]);
-        let Proof::Keys(keys) = &mut authority.proof else { panic!("no keys") };
+        let AuthorityKind::Keys(keys) = &mut authority.kind else { panic!("no keys") };
         keys[0].revoked = true;
         authority
     }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_is_said_about_stays_the_same_policy() {
+    fn a_policy_that_the_new_configuration_does_not_restrict_keeps_its_revision() {
         let policy = policy([Authority::with_keys("release".into(), [key()])]);
         assert_eq!(policy.restricted(&TrustBase::default()).revision(), policy.revision());
         assert_eq!(policy.restricted(&base([revoked("other", key())])).revision(), policy.revision());
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_of_the_same_name_is_the_one_of_today() {
+    fn an_authority_of_the_same_name_is_replaced() {
         let today = key();
         let policy = policy([Authority::with_keys("release".into(), [key()])]);
         let restricted = policy.restricted(&base([Authority::with_keys("release".into(), [today.clone()])]));
@@ -121,11 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn authorities_whose_root_is_gone_are_left_out_and_none_left_means_nothing_is_accepted() {
+    fn an_authority_without_its_root_is_removed_and_without_authorities_nothing_is_accepted() {
         let root = crate::verify::RootSource::Builtin { tuf: None }.initial("corp").unwrap();
         let logged = |name: &str| {
-            let log = crate::verify::Log::Require;
-            Authority { log, root: Some(root.clone()), ..Authority::with_keys(name.into(), [key()]) }
+            let tlog = crate::verify::TlogPolicy::Require;
+            Authority { tlog, root: Some(root.clone()), ..Authority::with_keys(name.into(), [key()]) }
         };
         let policy = policy([logged("release"), Authority::with_keys("backup".into(), [key()])]);
         assert_eq!(names(&policy.restricted(&TrustBase::default())), [("backup".to_owned(), vec![false])]);

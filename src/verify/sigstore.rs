@@ -1,110 +1,112 @@
-//! The questions that sigstore-verify answers: certificates, transparency logs, timestamps,
-//! and that all of them are about this one signature.
+//! All calls of sigstore-verify: certificates, transparency logs, timestamps, and that all of
+//! them belong to this one signature.
 
 use jiff::Timestamp;
 use sigstore_verify::{
     Error, PublicKeyVerificationPolicy, TimestampError, VerificationPolicy, VerificationResult, Verifier,
     bundle::Error as BundleError,
-    crypto::{ArtifactHasher, CertificateInfo, KeyAlgorithm, parse_certificate_info},
+    crypto::{CertificateInfo, KeyAlgorithm, parse_certificate_info},
     types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, DigestBytes, HashAlgorithm},
 };
 
 use super::{
     candidate::{Candidate, Content, Material},
-    reason::Fault,
+    reason::CandidateError,
     statement::Statement,
 };
 use crate::{oci::Digest, telemetry};
 
-/// What is asked of a certificate beside its chain.
+/// The requirements on a certificate besides its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Demands {
-    /// That a transparency log has seen the signature. Otherwise log entries are not looked
-    /// at, and a timestamp has to tell the time.
+pub(super) struct CertificateRequirements {
+    /// A transparency log entry. Without this requirement log entries are ignored, and a
+    /// timestamp has to prove the time.
     pub(super) log: bool,
-    /// That a certificate transparency log has seen the certificate.
+    /// A signed certificate timestamp of a certificate transparency log.
     pub(super) sct: bool,
 }
 
-/// A certificate that was good at every time that is proved for the signature.
+/// A certificate that was valid at every proven time of signing.
 #[derive(Debug, Clone)]
-pub(super) struct Certified {
+pub(super) struct VerifiedCertificate {
     pub(super) certificate: CertificateInfo,
-    pub(super) times: Times,
+    pub(super) times: SigningTimes,
 }
 
-/// When a signature was made, as far as anything proves it.
+/// The proven times of signing.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Times {
-    /// Every proven time, in order. Each says: no later than that.
+pub(super) struct SigningTimes {
+    /// All of them, in order. Each is an upper bound.
     pub(super) all: Vec<Timestamp>,
-    /// When a log took it in. A timestamp can be had for an old signature at any time, by
-    /// anybody; the same entry is logged once.
+    /// The time at which a log accepted the entry. Anyone can obtain a timestamp for an old
+    /// signature at any time, but the same entry is logged only once.
     pub(super) logged: Option<Timestamp>,
 }
 
-/// That a certificate under `verifier`'s root signed, and when.
-pub(super) fn certified(
+/// Verifies that the candidate was signed with a certificate under `verifier`'s root, and returns
+/// the certificate and the times.
+pub(super) fn verify_candidate_certificate(
     verifier: &Verifier,
     candidate: &Candidate,
     subject: &Digest,
-    demands: Demands,
-) -> Result<Certified, Fault> {
+    requirements: CertificateRequirements,
+) -> Result<VerifiedCertificate, CandidateError> {
     check_clock()?;
-    let Material::Certificate { leaf, .. } = &candidate.material else { return Err(Fault::AnotherKey) };
-    let info = parse_certificate_info(leaf).map_err(|error| Fault::Certificate(error.to_string()))?;
-    candidate.check_entries(demands.log)?;
-    first_good(candidate, info.key_algorithm, subject, demands.log, |bundle, artifact| {
-        verify_certificate(verifier, bundle, artifact, demands)
+    let Material::Certificate { leaf, .. } = &candidate.material else { return Err(CandidateError::AnotherKey) };
+    let info = parse_certificate_info(leaf).map_err(|error| CandidateError::Certificate(error.to_string()))?;
+    candidate.check_entry_times(requirements.log)?;
+    try_hashes(candidate, info.key_algorithm, subject, requirements.log, |bundle, artifact| {
+        verify_certificate(verifier, bundle, artifact, requirements)
     })
 }
 
-/// That `key` signed, as a log or timestamps under `verifier`'s root tell, and when.
-pub(super) fn keyed(
+/// Verifies that the candidate was signed with `key`, using logs and timestamps under
+/// `verifier`'s root, and returns the times.
+pub(super) fn verify_candidate_key(
     verifier: &Verifier,
     candidate: &Candidate,
     subject: &Digest,
     key: &DerPublicKey,
     log: bool,
-) -> Result<Times, Fault> {
+) -> Result<SigningTimes, CandidateError> {
     check_clock()?;
-    candidate.check_entries(log)?;
-    let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| Fault::Unsupported(error.to_string()))?;
-    first_good(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
+    candidate.check_entry_times(log)?;
+    let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
+    try_hashes(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
 }
 
-/// The one call of sigstore-verify about certificates.
+/// The only call of sigstore-verify for certificates.
 pub(super) fn verify_certificate(
     verifier: &Verifier,
     bundle: &Bundle,
     artifact: Artifact<'_>,
-    demands: Demands,
-) -> Result<Certified, Error> {
+    requirements: CertificateRequirements,
+) -> Result<VerifiedCertificate, Error> {
     let mut policy = VerificationPolicy::any_identity();
-    if !demands.log {
+    if !requirements.log {
         policy = policy.skip_tlog_unsafe();
     }
-    if !demands.sct {
+    if !requirements.sct {
         policy = policy.skip_sct();
     }
     let result = verifier.verify(artifact, bundle, &policy)?;
     let times = times(&result);
     match result.certificate() {
         Some(certificate) if result.certificate_verified() && !times.all.is_empty() => {
-            Ok(Certified { certificate: certificate.clone(), times })
+            Ok(VerifiedCertificate { certificate: certificate.clone(), times })
         }
         _ => Err(TimestampError::NoVerifiedTimestamp("nothing proves when it was signed".to_owned()).into()),
     }
 }
 
-/// The one call of sigstore-verify about keys.
+/// The only call of sigstore-verify for keys.
 pub(super) fn verify_key(
     verifier: &Verifier,
     bundle: &Bundle,
     artifact: Artifact<'_>,
     key: &DerPublicKey,
     log: bool,
-) -> Result<Times, Error> {
+) -> Result<SigningTimes, Error> {
     let mut policy = PublicKeyVerificationPolicy::new(key.clone());
     if !log {
         policy = policy.skip_tlog_unsafe();
@@ -112,36 +114,37 @@ pub(super) fn verify_key(
     verifier.verify(artifact, bundle, &policy).map(|result| times(&result))
 }
 
-/// sigstore-verify reads the clock by itself, and panics where that can't be written as a date.
-pub(super) fn check_clock() -> Result<(), Fault> {
+/// Checks the clock: sigstore-verify reads it without asking, and panics if the time can't be
+/// written as a date.
+pub(super) fn check_clock() -> Result<(), CandidateError> {
     if telemetry::is_clock_usable() {
         return Ok(());
     }
-    Err(Fault::Timestamp("the system's clock is before 1970 or after 9999; set it".to_owned()))
+    Err(CandidateError::Timestamp("the system's clock is before 1970 or after 9999; set it".to_owned()))
 }
 
-fn first_good<T>(
+fn try_hashes<T>(
     candidate: &Candidate,
     algorithm: KeyAlgorithm,
     subject: &Digest,
     log: bool,
     verify: impl Fn(&Bundle, Artifact<'_>) -> Result<T, Error>,
-) -> Result<T, Fault> {
-    let mut refused = Fault::Malformed("no hash for this kind of key".to_owned());
+) -> Result<T, CandidateError> {
+    let mut refused = CandidateError::Malformed("no hash for this kind of key".to_owned());
     for hash in hashes(candidate, algorithm) {
         let bundle = candidate.to_bundle(*hash, log)?;
         match verify(&bundle, artifact(candidate, subject)?) {
             Ok(good) => return Ok(good),
-            // With the wrong hash it is by another key; that must not hide what is wrong with
-            // the right one.
-            Err(error) => refused = refused.or_more_telling(fault(error, candidate, subject, log)),
+            // A wrong hash looks like another key, which must not hide what is wrong with the
+            // right hash.
+            Err(error) => refused = refused.or_more_specific(classify(error, candidate, subject, log)),
         }
     }
     Err(refused)
 }
 
-/// The hash that a message signature was made with is not written down in legacy signatures.
-/// An envelope's is the key's own.
+/// The hashes to try: a legacy signature does not say which hash it was made with. The hash of an
+/// envelope follows from the key.
 fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgorithm] {
     match (&candidate.content, algorithm) {
         (Content::Payload, KeyAlgorithm::EcdsaP384) => &[HashAlgorithm::Sha2384, HashAlgorithm::Sha2256],
@@ -149,11 +152,11 @@ fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgor
     }
 }
 
-fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'a>, Fault> {
+fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'a>, CandidateError> {
     match &candidate.content {
         Content::Payload => Ok(Artifact::from_blob(&candidate.message)),
         Content::Envelope(_) => {
-            let unusable = |error: String| Fault::Unsupported(format!("{subject}: {error}"));
+            let unusable = |error: String| CandidateError::Unsupported(format!("{subject}: {error}"));
             let algorithm = subject.algorithm().parse::<HashAlgorithm>();
             let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
             let value = DigestBytes::from_hex(subject.hex()).map_err(|error| unusable(error.to_string()))?;
@@ -163,50 +166,43 @@ fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'
     }
 }
 
-/// A hash as bundles have it.
-pub(super) fn hash(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, Fault> {
-    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| Fault::Unsupported(error.to_string()))?;
-    hasher.update(bytes);
-    Ok(hasher.finalize().value().clone())
-}
-
-fn times(result: &VerificationResult) -> Times {
+fn times(result: &VerificationResult) -> SigningTimes {
     let mut all = result.verified_timestamps().to_vec();
     all.sort_unstable();
     all.dedup();
-    Times { all, logged: result.integrated_time() }
+    SigningTimes { all, logged: result.integrated_time() }
 }
 
-fn fault(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> Fault {
+fn classify(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> CandidateError {
     let text = error.to_string();
     match error {
         Error::Bundle(
             BundleError::MissingSigningTimeEvidence
             | BundleError::MissingInclusionProof(_)
             | BundleError::MissingInclusionPromise(_),
-        ) if log && !candidate.is_logged() => Fault::Log("in no transparency log".into()),
-        // Said of the statement and of a log entry alike.
+        ) if log && !candidate.has_log_entries() => CandidateError::Log("in no transparency log".into()),
+        // The same error for the statement and for a log entry.
         Error::ArtifactMismatch(_) => match Statement::other_than(candidate, subject) {
-            Some(other) => Fault::OtherDigest(other),
-            None => Fault::Log(text),
+            Some(other) => CandidateError::OtherDigest(other),
+            None => CandidateError::Log(text),
         },
         Error::SignatureInvalid(_) => match candidate.material {
-            Material::Key => Fault::AnotherKey,
-            Material::Certificate { .. } => Fault::Signature(text),
+            Material::Key => CandidateError::AnotherKey,
+            Material::Certificate { .. } => CandidateError::Signature(text),
         },
-        Error::Certificate(_) => Fault::Certificate(text),
-        Error::TransparencyLog(_) => Fault::Log(text),
-        Error::Timestamp(_) => Fault::Timestamp(text),
+        Error::Certificate(_) => CandidateError::Certificate(text),
+        Error::TransparencyLog(_) => CandidateError::Log(text),
+        Error::Timestamp(_) => CandidateError::Timestamp(text),
         Error::Bundle(
             BundleError::MissingInclusionProof(_)
             | BundleError::MissingInclusionPromise(_)
             | BundleError::MissingCheckpoint
             | BundleError::CheckpointRootMismatch
             | BundleError::LogIndexOutOfRange { .. },
-        ) => Fault::Log(text),
+        ) => CandidateError::Log(text),
         Error::Bundle(BundleError::MissingSigningTimeEvidence | BundleError::MissingTimestamp) => {
-            Fault::Timestamp("nothing proves when it was signed".into())
+            CandidateError::Timestamp("nothing proves when it was signed".into())
         }
-        _ => Fault::Malformed(text),
+        _ => CandidateError::Malformed(text),
     }
 }

@@ -1,4 +1,4 @@
-//! What a DSSE envelope says: an in-toto statement about artifacts.
+//! The in-toto statement in a DSSE envelope.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,27 @@ use serde_json::Value;
 
 use super::{
     candidate::{Candidate, Content},
-    policy::SIGNATURE_PREDICATE,
-    reason::Fault,
+    reason::CandidateError,
 };
-use crate::oci::{Digest, strict_json};
+use crate::oci::{Digest, cosign, strict_json};
 
-const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-/// The same shape under its first name, which `cosign attest` still writes; no cosign signs so.
-const FIRST_STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v0.1";
-/// As sigstore-go caps them.
+/// The limits of sigstore-go.
 const MAX_SUBJECTS: usize = 1024;
 const MAX_DIGESTS: usize = 32;
 
-/// A statement.
+/// An in-toto statement.
 #[derive(Debug)]
 pub(super) struct Statement {
-    /// What sort of statement.
+    /// The type of its predicate.
     pub(super) predicate_type: String,
     subjects: Vec<Subject>,
-    /// All of it, as it was signed.
+    /// The whole statement, as it was signed.
     pub(super) text: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Written {
+struct RawStatement {
     #[serde(rename = "_type")]
     kind: String,
     predicate_type: String,
@@ -47,56 +42,58 @@ struct Subject {
 }
 
 impl Statement {
-    /// The statement in an envelope; `None` without one. Worth reading once the signature is
-    /// known to be good.
-    pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, Fault> {
+    /// Parses the statement of a candidate; `None` if it has no envelope. Only useful once the
+    /// signature is verified.
+    pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, CandidateError> {
         match &candidate.content {
             Content::Payload => Ok(None),
             Content::Envelope(envelope) => Self::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
         }
     }
 
-    /// What a candidate's statement is about, if that is not `subject`.
+    /// The subject of a candidate's statement, if it is not `subject`.
     pub(super) fn other_than(candidate: &Candidate, subject: &Digest) -> Option<String> {
         match Self::of(candidate).ok()??.names(subject) {
-            Err(Fault::OtherDigest(other)) => Some(other),
+            Err(CandidateError::OtherDigest(other)) => Some(other),
             _ => None,
         }
     }
 
-    pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, Fault> {
-        let malformed = |error: String| Fault::Malformed(error);
-        if payload_type != PAYLOAD_TYPE {
-            return Err(Fault::NotASignature(payload_type.to_owned()));
+    pub(super) fn read(payload_type: &str, payload: &[u8]) -> Result<Self, CandidateError> {
+        let malformed = |error: String| CandidateError::Malformed(error);
+        if payload_type != cosign::IN_TOTO {
+            return Err(CandidateError::NotASignature(payload_type.to_owned()));
         }
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
-        let written: Written = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-        let known = match written.predicate_type.as_str() {
-            SIGNATURE_PREDICATE => written.kind == STATEMENT_TYPE,
-            _ => [STATEMENT_TYPE, FIRST_STATEMENT_TYPE].contains(&written.kind.as_str()),
+        let raw: RawStatement = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        let known = match raw.predicate_type.as_str() {
+            cosign::SIGN_PREDICATE => raw.kind == cosign::STATEMENT,
+            _ => [cosign::STATEMENT, cosign::STATEMENT_V0_1].contains(&raw.kind.as_str()),
         };
         if !known {
-            return Err(malformed(format!("statement of type {}", written.kind)));
+            return Err(malformed(format!("statement of type {}", raw.kind)));
         }
-        if written.subject.len() > MAX_SUBJECTS {
-            return Err(malformed(format!("{} subjects are too many", written.subject.len())));
+        if raw.subject.len() > MAX_SUBJECTS {
+            return Err(malformed(format!("{} subjects are too many", raw.subject.len())));
         }
-        if written.subject.iter().any(|subject| subject.digest.len() > MAX_DIGESTS) {
+        if raw.subject.iter().any(|subject| subject.digest.len() > MAX_DIGESTS) {
             return Err(malformed("a subject with too many digests".into()));
         }
-        Ok(Self { predicate_type: written.predicate_type, subjects: written.subject, text: text.to_owned() })
+        Ok(Self { predicate_type: raw.predicate_type, subjects: raw.subject, text: text.to_owned() })
     }
 
-    /// Whether it is about `digest`; what else was signed about that.
-    pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, Fault> {
+    /// Checks that the statement is about `digest`, and returns the annotations of that subject.
+    pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, CandidateError> {
         let about =
             |subject: &&Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
         if let Some(subject) = self.subjects.iter().find(about) {
             return Ok(&subject.annotations);
         }
         let other = self.subjects.first().and_then(|subject| subject.digest.iter().next());
-        Err(Fault::OtherDigest(other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}"))))
+        Err(CandidateError::OtherDigest(
+            other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}")),
+        ))
     }
 }
 
@@ -107,20 +104,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cosign_attests_is_a_statement_of_the_first_version_and_what_it_signs_is_not() {
+    fn attestations_may_be_statements_v0_1_and_signatures_may_not() {
         let read = |kind: &str, predicate_type: &str| {
             let statement = json!({ "_type": kind, "predicateType": predicate_type,
                 "subject": [{ "name": "r.example/a", "digest": { "sha256": "00" } }], "predicate": {} });
-            Statement::read(PAYLOAD_TYPE, statement.to_string().as_bytes())
+            Statement::read(cosign::IN_TOTO, statement.to_string().as_bytes())
         };
         const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
-        assert_eq!(read(FIRST_STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
-        assert_eq!(read(STATEMENT_TYPE, PROVENANCE).unwrap().predicate_type, PROVENANCE);
-        assert!(read(STATEMENT_TYPE, SIGNATURE_PREDICATE).is_ok());
+        assert_eq!(read(cosign::STATEMENT_V0_1, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert_eq!(read(cosign::STATEMENT, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert!(read(cosign::STATEMENT, cosign::SIGN_PREDICATE).is_ok());
         for (kind, predicate_type) in
-            [(FIRST_STATEMENT_TYPE, SIGNATURE_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
+            [(cosign::STATEMENT_V0_1, cosign::SIGN_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
         {
-            assert!(matches!(read(kind, predicate_type).unwrap_err(), Fault::Malformed(_)), "{kind}");
+            assert!(matches!(read(kind, predicate_type).unwrap_err(), CandidateError::Malformed(_)), "{kind}");
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     oci::{Digest, Manifest, PinnedReference},
     store::{Acceptance, Attempt},
     telemetry,
-    verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
+    verify::{Evidence, TrustPolicy, VerdictCache, VerificationContext, Verified},
 };
 
 /// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
@@ -45,7 +45,7 @@ pub struct Court {
     /// Apart from `seats`: a large bundle takes seconds to open, and a verdict has a deadline.
     opens: Arc<Semaphore>,
     restores: Arc<Semaphore>,
-    verdicts: Verdicts,
+    verdicts: VerdictCache,
 }
 
 /// Why a bundle was not opened, whatever is in it.
@@ -93,7 +93,7 @@ impl Default for Court {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let seats = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
         let restores = Arc::new(Semaphore::new(MAX_RESTORES));
-        Self { seats: seats(), opens: seats(), restores, verdicts: Verdicts::default() }
+        Self { seats: seats(), opens: seats(), restores, verdicts: VerdictCache::default() }
     }
 }
 
@@ -185,17 +185,17 @@ impl Court {
 }
 
 impl Case {
-    fn judge(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, Proof), Refused> {
+    fn judge(self, verdicts: &VerdictCache) -> Result<(Verified<Manifest>, Proof), Refused> {
         let Self { policy, pinned, manifest, evidence, accepted: before } = self;
         let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
         if !telemetry::is_clock_usable() {
             return Err(no_clock(pinned.digest()).into());
         }
-        let circumstances = Circumstances::now();
+        let circumstances = VerificationContext::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
         let same_roots = before.is_some_and(|before| accepted.roots.iter().all(|root| before.roots.contains(root)));
         let circumstances = if same_roots { circumstances.accepted_before() } else { circumstances };
-        let (verdict, report) = verdicts.explain(&policy, &pinned, manifest, &evidence, circumstances);
+        let (verdict, report) = verdicts.verify_with_report(&policy, &pinned, manifest, &evidence, circumstances);
         let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
         match verdict {
             Ok(verified) if is_over(verified.valid_until(), circumstances.now) => Err(Refused {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::{
     oci::Digest,
     telemetry,
-    verify::{Finding, Report, TrustPolicy},
+    verify::{Report, SignatureReport, TrustPolicy},
 };
 
 /// What was judged, by what, and how it came to that.
@@ -26,7 +26,7 @@ pub struct VerdictStatus {
     pub valid_until: Option<String>,
     /// The signatures that were found: those that count, and of the others as many as make 64
     /// together.
-    pub signatures: Vec<Finding>,
+    pub signatures: Vec<SignatureReport>,
     /// Signature material that could not be used, in words.
     pub skipped: Vec<String>,
 }
@@ -41,7 +41,7 @@ impl VerdictStatus {
             policy_revision: policy.revision().to_string(),
             at: milliseconds(telemetry::now()),
             valid_until: valid_until.map(milliseconds),
-            signatures: most_telling(&report.findings),
+            signatures: most_telling(&report.signatures),
             skipped: skipped(report),
         }
     }
@@ -50,9 +50,9 @@ impl VerdictStatus {
 /// Whoever may push can attach thousands; what counts is told in any case.
 const MAX_SIGNATURES: usize = 64;
 
-fn most_telling(findings: &[Finding]) -> Vec<Finding> {
+fn most_telling(findings: &[SignatureReport]) -> Vec<SignatureReport> {
     let mut others = MAX_SIGNATURES.saturating_sub(findings.iter().filter(|one| one.is_verified()).count());
-    let is_told = |one: &&Finding| {
+    let is_told = |one: &&SignatureReport| {
         let is_told = one.is_verified() || others > 0;
         others = others.saturating_sub(usize::from(!one.is_verified()));
         is_told
@@ -62,7 +62,7 @@ fn most_telling(findings: &[Finding]) -> Vec<Finding> {
 
 fn skipped(report: &Report) -> Vec<String> {
     let mut skipped = report.skipped.clone();
-    let more = report.findings.len().saturating_sub(MAX_SIGNATURES);
+    let more = report.signatures.len().saturating_sub(MAX_SIGNATURES);
     if more > 0 {
         skipped.push(format!("{more} more signatures were judged, and are not told here"));
     }

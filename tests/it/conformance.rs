@@ -11,8 +11,8 @@ use std::{
 use bundlegate::{
     oci::{Descriptor, media_type},
     verify::{
-        self, Authority, Circumstances, Finding, Identity, Log, Pattern, Proof, Requirements, TrustPolicy, TrustRoot,
-        Verified,
+        self, Authority, AuthorityKind, Identity, Pattern, Requirements, SignatureReport, TlogPolicy, TrustPolicy,
+        TrustRoot, VerificationContext, Verified,
     },
 };
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ async fn the_gateway_reads_no_bundle_of_an_older_version_or_without_an_envelope(
 }
 
 /// What the gateway makes of a case's bundle, attached to some artifact.
-async fn judged_by_the_gateway(case: &Case) -> Finding {
+async fn judged_by_the_gateway(case: &Case) -> SignatureReport {
     let registry = FaultyRegistry::start().await;
     let (digest, _) = registry.put_artifact("v1", b"bundle");
     let mut layer = json!(registry.put_blob(&case.bundle()));
@@ -148,9 +148,10 @@ async fn judged_by_the_gateway(case: &Case) -> Finding {
     let pinned = source.resolve(&registry.reference("v1")).await.unwrap();
     let evidence = verify::collect(&source, &pinned, 16 << 20).await.unwrap();
     let manifest = source.manifest(&pinned).await.unwrap();
-    let (verdict, report) = Verified::explain(&policy(case), &pinned, manifest, &evidence, Circumstances::now());
+    let (verdict, report) =
+        Verified::verify_with_report(&policy(case), &pinned, manifest, &evidence, VerificationContext::now());
     assert!(verdict.is_err(), "{}", case.name());
-    report.findings.into_iter().next().unwrap()
+    report.signatures.into_iter().next().unwrap()
 }
 
 fn policy(case: &Case) -> TrustPolicy {
@@ -162,7 +163,11 @@ fn policy(case: &Case) -> TrustPolicy {
         subject: Pattern::exact(&identity).unwrap(),
         claims: Default::default(),
     };
-    let authority =
-        Authority { name: "ci".into(), proof: Proof::Keyless(identity), log: Log::Require, root: Some(root.unwrap()) };
+    let authority = Authority {
+        name: "ci".into(),
+        kind: AuthorityKind::Keyless(identity),
+        tlog: TlogPolicy::Require,
+        root: Some(root.unwrap()),
+    };
     TrustPolicy::signed("conformance".into(), Requirements::any_of(vec![authority])).unwrap()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bundlegate::{
     oci::Digest,
     store,
-    verify::{Proof, Requirements, TrustPolicy},
+    verify::{AuthorityKind, Requirements, TrustPolicy},
 };
 use reqwest::Response;
 use serde_json::{Value, json};
@@ -72,7 +72,7 @@ impl World {
     /// The key that signed is named as revoked.
     fn key_revoked(&self) -> TrustPolicy {
         let mut authority = keyed(&self.key);
-        let Proof::Keys(keys) = &mut authority.proof else { panic!("no keys") };
+        let AuthorityKind::Keys(keys) = &mut authority.kind else { panic!("no keys") };
         keys[0].revoked = true;
         policy([authority])
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bundlegate::{
     oci::Digest,
-    verify::{Authority, AuthorityKey, Log, Proof, Requirements, TrustPolicy},
+    verify::{Authority, AuthorityKey, AuthorityKind, Requirements, TlogPolicy, TrustPolicy},
 };
 use jiff::{SignedDuration, Timestamp};
 use reqwest::StatusCode;
@@ -34,7 +34,8 @@ fn seldom(policy: TrustPolicy) -> Setup {
 fn until(then: Timestamp, key: &Signer, others: &[&Signer]) -> TrustPolicy {
     let mut keys: Vec<_> = others.iter().map(|signer| AuthorityKey::from(signer.key())).collect();
     keys.push(AuthorityKey { not_after: Some(then), ..AuthorityKey::from(key.key()) });
-    let authority = Authority { name: "release".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
+    let authority =
+        Authority { name: "release".into(), kind: AuthorityKind::Keys(keys), tlog: TlogPolicy::None, root: None };
     TrustPolicy::signed("p".into(), Requirements::any_of(vec![authority])).unwrap()
 }
 

@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 
 use bundlegate::{
     metrics::Metrics,
-    verify::{RefreshFault, Refreshed, RootKeeper, RootSource, TrustRoot},
+    verify::{RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher},
 };
 use jiff::{SignedDuration, Timestamp};
 use sigstore_verify::{crypto::KeyPair, trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST};
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 
 use crate::{command::fixture, tuf::Tuf};
 
-/// A repository, and a keeper that has its first root in memory and on disk.
+/// A repository, and a refresher that has its first root in memory and on disk.
 struct Kept {
     tuf: Tuf,
-    keeper: RootKeeper,
+    refresher: TrustRootRefresher,
     folder: TempDir,
     metrics: Metrics,
 }
@@ -27,10 +27,10 @@ impl Kept {
     async fn new() -> Self {
         let tuf = Tuf::start(FIRST).await;
         let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new().unwrap());
-        let mut keeper = open(&tuf.source(), folder.path(), &metrics);
-        assert_eq!(keeper.refresh().await, Ok(Refreshed::Changed));
-        keeper.save().await;
-        Self { tuf, keeper, folder, metrics }
+        let mut refresher = open(&tuf.source(), folder.path(), &metrics);
+        assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
+        refresher.save().await;
+        Self { tuf, refresher, folder, metrics }
     }
 
     /// The repository does something that must be refused with these words; then the last
@@ -39,36 +39,36 @@ impl Kept {
     async fn refuses(mut self, label: &str, words: &str, attack: impl FnOnce(&mut Tuf)) {
         let good = self.tuf.files();
         attack(&mut self.tuf);
-        let fault = self.keeper.refresh().await.unwrap_err();
+        let fault = self.refresher.refresh().await.unwrap_err();
         assert_eq!(fault.label(), label, "{fault}");
         assert!(fault.to_string().contains(words), "{fault}");
-        self.has(&self.keeper, FIRST);
+        self.has(&self.refresher, FIRST);
         self.has(&self.reopened(), FIRST);
-        self.keeper.save().await;
+        self.refresher.save().await;
         self.has(&self.reopened(), FIRST);
 
         self.tuf.restore(good);
         self.tuf.publish_root(&second());
-        assert_eq!(self.keeper.refresh().await, Ok(Refreshed::Changed));
-        self.has(&self.keeper, &second());
+        assert_eq!(self.refresher.refresh().await, Ok(Refreshed::Changed));
+        self.has(&self.refresher, &second());
         let count = |outcome| self.metrics.trust_root_refreshes.with_label_values(&["corp", outcome]).get();
         assert_eq!((count("changed"), count(label)), (2, 1));
     }
 
     /// As after a restart.
-    fn reopened(&self) -> RootKeeper {
+    fn reopened(&self) -> TrustRootRefresher {
         open(&self.tuf.source(), self.folder.path(), &Metrics::new().unwrap())
     }
 
-    fn has(&self, keeper: &RootKeeper, text: &str) {
-        assert_eq!(keeper.root().revision(), revision(text).revision());
-        assert_eq!(keeper.root().trouble(Timestamp::now()), None);
-        assert!(keeper.root().expires().unwrap() > Timestamp::now());
+    fn has(&self, refresher: &TrustRootRefresher, text: &str) {
+        assert_eq!(refresher.root().revision(), revision(text).revision());
+        assert_eq!(refresher.root().unusable_reason(Timestamp::now()), None);
+        assert!(refresher.root().expires().unwrap() > Timestamp::now());
     }
 }
 
-fn open(source: &RootSource, folder: &Path, metrics: &Metrics) -> RootKeeper {
-    RootKeeper::open("corp", source, Some(folder), metrics.clone()).unwrap().unwrap()
+fn open(source: &RootSource, folder: &Path, metrics: &Metrics) -> TrustRootRefresher {
+    TrustRootRefresher::open("corp", source, Some(folder), metrics.clone()).unwrap().unwrap()
 }
 
 /// Another root with the same content.
@@ -85,11 +85,11 @@ fn revision(text: &str) -> TrustRoot {
 }
 
 /// Refreshes until the repository offers nothing that is valid any more.
-async fn wait_until_outdated(keeper: &mut RootKeeper) -> RefreshFault {
+async fn wait_until_outdated(refresher: &mut TrustRootRefresher) -> RefreshError {
     let outdated = async {
         loop {
-            match keeper.refresh().await {
-                Err(fault @ RefreshFault::Outdated(_)) => return fault,
+            match refresher.refresh().await {
+                Err(fault @ RefreshError::Outdated(_)) => return fault,
                 other => assert_eq!(other, Ok(Refreshed::Unchanged)),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -101,12 +101,12 @@ async fn wait_until_outdated(keeper: &mut RootKeeper) -> RefreshFault {
 #[tokio::test]
 async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
     let mut kept = Kept::new().await;
-    let held = kept.keeper.root().clone();
+    let held = kept.refresher.root().clone();
     let until = held.expires().unwrap();
 
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(48);
     kept.tuf.publish();
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
     let longer = held.expires().unwrap();
     assert!(longer > until, "whoever holds the root holds its new end too: {until} {longer}");
     let gauge = kept.metrics.trust_root_expires.with_label_values(&["corp"]).get();
@@ -114,19 +114,19 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
 
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(72);
     kept.tuf.publish_root(&second());
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
-    kept.has(&kept.keeper, &second());
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
+    kept.has(&kept.refresher, &second());
     assert_eq!(held.expires(), Some(longer), "its successor does not prolong it");
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
 }
 
 #[tokio::test]
 async fn a_root_that_has_lost_its_authorities_replaces_the_one_before() {
     let mut kept = Kept::new().await;
     kept.tuf.publish_root(r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#);
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
     // A policy can still be made of it, so that nothing clings to the old one.
-    assert!(kept.keeper.root().has_certificate_authorities() && !kept.keeper.root().has_ct_logs());
+    assert!(kept.refresher.root().has_certificate_authorities() && !kept.refresher.root().has_ct_logs());
 }
 
 #[tokio::test]
@@ -134,11 +134,11 @@ async fn a_root_that_a_delegated_role_lists_ends_with_that_role_and_is_kept_like
     let mut kept = Kept::new().await;
     let expires = Timestamp::from_second(Timestamp::now().as_second() + 3600).unwrap();
     kept.tuf.publish_delegated(&second(), expires);
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
-    kept.keeper.save().await;
-    for keeper in [&kept.keeper, &kept.reopened()] {
-        kept.has(keeper, &second());
-        assert_eq!(keeper.root().expires(), Some(expires));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
+    kept.refresher.save().await;
+    for refresher in [&kept.refresher, &kept.reopened()] {
+        kept.has(refresher, &second());
+        assert_eq!(refresher.root().expires(), Some(expires));
     }
 }
 
@@ -146,7 +146,7 @@ async fn a_root_that_a_delegated_role_lists_ends_with_that_role_and_is_kept_like
 async fn what_did_not_change_is_not_fetched_again() {
     let mut kept = Kept::new().await;
     kept.tuf.asked();
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
     assert_eq!(kept.tuf.asked(), ["/repository/2.root.json", "/repository/timestamp.json"]);
 }
 
@@ -165,19 +165,19 @@ async fn roots_are_rotated_one_after_the_other_and_old_keys_count_no_more() {
     let signers = [&old[1], &old[2], &kept.tuf.root_keys[0], &kept.tuf.root_keys[1]];
     kept.tuf.put("3.root.json", kept.tuf.root_file(&signers));
     kept.tuf.publish_root(&second());
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
-    kept.keeper.save().await;
-    kept.has(&kept.keeper, &second());
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
+    kept.refresher.save().await;
+    kept.has(&kept.refresher, &second());
     kept.has(&kept.reopened(), &second());
 
     let new_online = std::mem::replace(&mut kept.tuf.online, old_online);
     kept.tuf.publish_root(&third());
-    let fault = kept.keeper.refresh().await.unwrap_err();
+    let fault = kept.refresher.refresh().await.unwrap_err();
     assert!(fault.to_string().contains("threshold not met for role timestamp"), "{fault}");
-    kept.has(&kept.keeper, &second());
+    kept.has(&kept.refresher, &second());
     kept.tuf.online = new_online;
     kept.tuf.publish_root(&third());
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
 
     // A new installation gets there from the first root as well.
     let mut new = open(&kept.tuf.source(), tempfile::tempdir().unwrap().path(), &kept.metrics);
@@ -191,24 +191,24 @@ async fn a_repository_that_stands_still_is_believed_until_its_metadata_expires_a
     let mut kept = Kept::new().await;
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_secs(3);
     kept.tuf.publish();
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
-    kept.keeper.save().await;
-    let expires = kept.keeper.root().expires().unwrap();
-    let fault = wait_until_outdated(&mut kept.keeper).await;
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
+    kept.refresher.save().await;
+    let expires = kept.refresher.root().expires().unwrap();
+    let fault = wait_until_outdated(&mut kept.refresher).await;
     assert!(fault.to_string().contains(&format!("timestamp metadata expired at {expires}")), "{fault}");
 
     // What the root accepted can still be told from what it would have to accept anew.
     let expired = format!("trust root corp expired at {expires}");
-    for root in [kept.keeper.root(), kept.reopened().root()] {
+    for root in [kept.refresher.root(), kept.reopened().root()] {
         assert_eq!(root.revision(), revision(FIRST).revision());
-        assert_eq!(root.trouble(Timestamp::now()).map(|trouble| trouble.to_string()), Some(expired.clone()));
-        assert_eq!(root.trouble(expires), None);
+        assert_eq!(root.unusable_reason(Timestamp::now()).map(|reason| reason.to_string()), Some(expired.clone()));
+        assert_eq!(root.unusable_reason(expires), None);
     }
 
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(1);
     kept.tuf.publish();
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Unchanged));
-    kept.has(&kept.keeper, FIRST);
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
+    kept.has(&kept.refresher, FIRST);
 }
 
 #[tokio::test]
@@ -226,9 +226,9 @@ async fn a_file_on_disk_that_somebody_changed_counts_for_nothing() {
     kept.has(&kept.reopened(), FIRST);
     // It is of another repository now.
     let other = Tuf::start(FIRST).await;
-    let mut keeper = open(&other.source(), kept.folder.path(), &kept.metrics);
-    assert!(keeper.root().is_pending());
-    assert_eq!(keeper.refresh().await, Ok(Refreshed::Changed));
+    let mut refresher = open(&other.source(), kept.folder.path(), &kept.metrics);
+    assert!(refresher.root().is_pending());
+    assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
 }
 
 #[tokio::test]
@@ -239,14 +239,14 @@ async fn without_a_disk_that_can_be_written_roots_live_in_memory() {
     fs::write(&no_folder, "").unwrap();
     let metrics = Metrics::new().unwrap();
     for folder in [None, Some(no_folder.as_path())] {
-        let mut keeper = RootKeeper::open("corp", &tuf.source(), folder, metrics.clone()).unwrap().unwrap();
-        assert!(keeper.root().is_pending());
-        assert_eq!(keeper.refresh().await, Ok(Refreshed::Changed));
-        keeper.save().await;
+        let mut refresher = TrustRootRefresher::open("corp", &tuf.source(), folder, metrics.clone()).unwrap().unwrap();
+        assert!(refresher.root().is_pending());
+        assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
+        refresher.save().await;
         tuf.publish_root(&second());
-        assert_eq!(keeper.refresh().await, Ok(Refreshed::Changed));
-        keeper.save().await;
-        assert_eq!(keeper.root().revision(), revision(&second()).revision());
+        assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
+        refresher.save().await;
+        assert_eq!(refresher.root().revision(), revision(&second()).revision());
         tuf.publish_root(FIRST);
     }
 }

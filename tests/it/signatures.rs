@@ -122,12 +122,15 @@ fn a_refusal_says_which_check_failed_and_why() {
     assert_eq!((&document["verified"], &signature["verified"]), (&json!(false), &json!(false)));
     assert_eq!((&signature["authority"], &signature["identity"]), (&Value::Null, &Value::Null));
     let last = signature["checks"].as_array().unwrap().last().unwrap();
-    assert_eq!(last, &json!({"check": "signature", "ok": false, "detail": "by nobody whom the policy knows"}));
+    assert_eq!(
+        last,
+        &json!({"check": "signature", "ok": false, "detail": "no authority in the policy matches this signer"})
+    );
     let ran = author.run(&["verify", REF, "--key", "cosign.pub"]);
     assert!(ran.stdout.starts_with("not verified\n") && ran.error().contains("-v shows every check"), "{ran:?}");
     let text = author.run(&["verify", REF, "--key", "cosign.pub", "-v"]).stdout;
     assert!(text.starts_with("not verified\n"), "{text}");
-    assert!(text.contains("failed  signature  by nobody whom the policy knows\n"), "{text}");
+    assert!(text.contains("failed  signature  no authority in the policy matches this signer\n"), "{text}");
     // With the other key beside it, it is accepted.
     author.run(&["verify", REF, "--key", "cosign.pub", "--key", "other.pub"]).ok();
 }

@@ -86,7 +86,7 @@ impl Tuf {
         let options =
             TufOptions::new(self.url(), self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
         // What is silent is silent for ever; what answers does so on a busy machine, too.
-        options.with_patience(Duration::from_secs(20))
+        options.with_timeout(Duration::from_secs(20))
     }
 
     pub(crate) fn url(&self) -> Url {

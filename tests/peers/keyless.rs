@@ -63,7 +63,7 @@ async fn a_keyless_attestation_is_required_and_judged_by_its_rule() {
         let opa = Opa::polling(OpaVersion::Newest, &gate.url, &format!("{cosign}-true-ours")).await;
         opa.answers(&format!("{cosign}-true")).await;
         for (bundle, why) in
-            [("true-theirs", "not what the rule allows"), ("false-ours", "is missing"), ("false-theirs", "is missing")]
+            [("true-theirs", "does not satisfy the rule"), ("false-ours", "is missing"), ("false-theirs", "is missing")]
         {
             let bundle = format!("{cosign}-{bundle}");
             let message = refusal_of(&gate, &bundle).await;
@@ -95,10 +95,10 @@ async fn the_command_takes_cosigns_flags_and_matches_whole_names() {
         }
         // A part of the name is enough for cosign.
         for identity in ["--certificate-identity=bob@example.com", "--certificate-identity-regexp=example.com"] {
-            verify(identity, &sigstore, &sigstore).await.refused("somebody else");
+            verify(identity, &sigstore, &sigstore).await.refused("another identity");
         }
-        verify(ann, &other, &sigstore).await.refused("somebody else");
-        verify(ann, &sigstore, &other).await.refused("unproved time");
+        verify(ann, &other, &sigstore).await.refused("another identity");
+        verify(ann, &sigstore, &other).await.refused("without a proven signing time");
     }
 }
 
@@ -136,7 +136,8 @@ async fn a_root_exchanged_while_serving_takes_away_what_it_vouched_for_and_gives
     root(&other);
     let withdrawn = state("withdrawn").await;
     let reasons = gate.log().into_iter().filter_map(|mut line| line.get_mut("reason").map(Value::take));
-    let told = reasons.into_iter().any(|reason| reason.as_str().unwrap_or_default().contains("unproved time"));
+    let told =
+        reasons.into_iter().any(|reason| reason.as_str().unwrap_or_default().contains("without a proven signing time"));
     assert!(told, "{:?}", gate.log());
     assert_eq!(opa.decision("authz/answer").await, Some(json!("keyless")), "OPA keeps what it has");
     registry.restart().await;
@@ -212,7 +213,7 @@ impl Asked {
             Self::Logged if strange => Some("of an unsupported kind"),
             Self::Logged => {
                 let unknown = kind == KeyKind::P384 || evidence == Evidence::TilesAndTime;
-                (unknown || evidence == Evidence::Time).then_some("no transparency log vouches")
+                (unknown || evidence == Evidence::Time).then_some("without valid transparency log proof")
             }
         }
     }
@@ -331,18 +332,20 @@ impl Voter {
 /// Who is asked about a signature.
 fn voters(how: &Signing) -> Vec<Voter> {
     let voter = |name, refusal| Voter { name, refusal };
-    let mut voters =
-        vec![voter("right", None), voter("other-root", Some(&["no transparency log vouches", "unproved time"][..]))];
+    let mut voters = vec![
+        voter("right", None),
+        voter("other-root", Some(&["without valid transparency log proof", "without a proven signing time"][..])),
+    ];
     voters.extend(match &how.signer {
         Signer::Key(_) => vec![voter("other-key", Some(&["by another key"][..]))],
         Signer::Keyless(Identity::Person(_)) => vec![
-            voter("other-subject", Some(&["by somebody else"][..])),
-            voter("other-issuer", Some(&["by somebody else"][..])),
+            voter("other-subject", Some(&["by another identity"][..])),
+            voter("other-issuer", Some(&["by another identity"][..])),
         ],
         Signer::Keyless(Identity::Job(_)) => vec![
-            voter("other-subject", Some(&["by somebody else"][..])),
-            voter("other-issuer", Some(&["by somebody else"][..])),
-            voter("other-claim", Some(&["under other circumstances"][..])),
+            voter("other-subject", Some(&["by another identity"][..])),
+            voter("other-issuer", Some(&["by another identity"][..])),
+            voter("other-claim", Some(&["certificate claims do not match"][..])),
         ],
     });
     voters

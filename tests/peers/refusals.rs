@@ -36,7 +36,7 @@ async fn a_signature_of_another_digest_vouches_for_nothing() {
     let signature = format!("acme/authz:{}.sig", scene.first.replace(':', "-"));
     scene.registry.tag(&signature, &format!("{}.sig", digest.replace(':', "-"))).await;
     scene.tag(&digest).await;
-    let says = format!("signed is {}", scene.first);
+    let says = format!("the signature is for {}", scene.first);
     let failure = Failure { class: "evidence", step: "verify", reason: "other_digest", says: &says };
     refused(&scene, &digest, &failure).await;
 }

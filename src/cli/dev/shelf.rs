@@ -6,7 +6,7 @@ use std::{collections::HashSet, path::Path};
 use crate::{
     bundle::{Annotations, Artifact, Packed},
     oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex, NewManifest, media_type},
-    sign::{Attachment, Claim, KeyPair, SignError},
+    sign::{Attachment, KeyPair, SignError, SigningRequest},
 };
 
 /// What the newest artifact is called.
@@ -74,7 +74,7 @@ impl Shelf {
     }
 
     fn store(&self, artifact: &Artifact, key: &KeyPair) -> Result<Version, ShelfError> {
-        let signature = Attachment::sign(key, &Claim::of(artifact.descriptor.clone()))?;
+        let signature = Attachment::sign(key, &SigningRequest::of(artifact.descriptor.clone()))?;
         self.layout.store_blob(&artifact.layer)?;
         let mut blobs = HashSet::from([artifact.layer.digest().clone()]);
         let parts = [&artifact.manifest, &signature.bundle, &signature.referrer, &signature.index];

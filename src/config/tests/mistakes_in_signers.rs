@@ -75,7 +75,7 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ trusted_root: release.pub }",
             ".trusted_root",
-            "release.pub: no trusted root: not strict JSON: invalid number at line 1 column 2; give a trusted_root.json",
+            "release.pub: not a trusted root: not strict JSON: invalid number at line 1 column 2; give a trusted_root.json",
         ),
         (
             "{ trusted_root: corp.json, tuf: { refresh: 1h } }",
@@ -97,7 +97,7 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ tuf: { url: 'ftp://tuf.example.com', root: root.json } }",
             ".tuf.url",
-            "ftp://tuf.example.com/ is no repository; write https://HOST/PATH",
+            "ftp://tuf.example.com/ is not a repository URL; write https://HOST/PATH",
         ),
         (
             "{ tuf: { url: 'https://me:secret@tuf.example.com', root: root.json } }",
@@ -107,7 +107,7 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ tuf: { url: 'https://tuf.example.com', root: corp.json } }",
             ".tuf.root",
-            "corp.json: no TUF root: malformed metadata: missing `signed`; name a root.json",
+            "corp.json: not a TUF root: malformed metadata: missing `signed`; name a root.json",
         ),
     ]);
 }
@@ -172,7 +172,7 @@ fn key_mistakes_have_a_way_out() {
         (
             "keys: [{ file: release.pub, not_before: 2028-01-01T00:00:00Z, not_after: 2027-01-01T00:00:00Z }]",
             ".keys[0].not_after",
-            "the key would count from 2028-01-01T00:00:00Z until 2027-01-01T00:00:00Z, which is never; correct one of \
+            "the key would never be valid (from 2028-01-01T00:00:00Z until 2027-01-01T00:00:00Z); correct one of \
              them",
         ),
         (
@@ -188,19 +188,19 @@ fn key_mistakes_have_a_way_out() {
         (
             "keys: [{ file: ed25519.pub, schemes: [rsa_pss_sha256] }]",
             ".keys[0].schemes",
-            "rsa_pss_sha256 is not for this kind of key, which has: ed25519, ed25519ph",
+            "this kind of key does not support rsa_pss_sha256, only: ed25519, ed25519ph",
         ),
         (
             "keys: [{ file: rsa.pub, schemes: [] }]",
             ".keys[0].schemes",
-            "without a scheme it verifies nothing; leave the schemes out, or name one",
+            "no scheme is given, so nothing could be verified; omit schemes or name one",
         ),
         (
             "keys: [release.pub, { file: ./release.pub, not_after: 2027-01-01T00:00:00Z }]",
             ".keys[1]",
             "it is the same key as keys[0]; keep one of them",
         ),
-        ("keys: [p521.pub]", ".tlog", "no signature of its keys can be judged together with a log; write `tlog: none`"),
+        ("keys: [p521.pub]", ".tlog", "signatures by these keys can't be verified against a log; write `tlog: none`"),
     ]);
     check(&[(
         "trust: { authorities: { 'a,b': { keys: [release.pub], tlog: none } } }",
@@ -245,18 +245,18 @@ fn keyless_mistakes_have_a_way_out() {
             ".keyless.subject",
             "no certificate has \"a@example.com\\n\" there; write an e-mail address or a workflow's URI",
         ),
-        (&keyless("subject: ''"), ".keyless.subject", "it is empty; write the text that has to be there"),
-        (&keyless("subject: '*'"), ".keyless.subject", "it matches everybody; name who it has to be"),
-        (&keyless("subject_regex: '.*'"), ".keyless.subject_regex", "it matches everybody; name who it has to be"),
+        (&keyless("subject: ''"), ".keyless.subject", "is empty; write the expected text"),
+        (&keyless("subject: '*'"), ".keyless.subject", "matches any identity; name the expected one"),
+        (&keyless("subject_regex: '.*'"), ".keyless.subject_regex", "matches any identity; name the expected one"),
         (
             "keyless: { issuer_regex: 'https://.*', subject: a@example.com }",
             ".keyless.issuer_regex",
-            "it matches everybody; name who it has to be",
+            "matches any identity; name the expected one",
         ),
         (
             &keyless("subject_regex: 'a('"),
             ".keyless.subject_regex",
-            "it is no regular expression: unclosed group; correct it",
+            "not a regular expression: unclosed group; correct it",
         ),
         (
             &keyless("subject: a@example.com, root: sigstor"),
@@ -287,7 +287,7 @@ fn keyless_mistakes_have_a_way_out() {
         (
             &keyless("subject: a@example.com, claims: { source_repository_id: '' }"),
             ".keyless.claims.source_repository_id",
-            "it is empty; write the text that has to be there",
+            "is empty; write the expected text",
         ),
     ]);
 }
@@ -332,12 +332,12 @@ fn x509_mistakes_have_a_way_out() {
         (
             &x509("san_email_regex: '.+', time: now"),
             ".x509.san_email_regex",
-            "it matches everybody; name who it has to be",
+            "matches any identity; name the expected one",
         ),
         (
             &format!("x509: {{ roots: release.pub, {name}, time: now }}"),
             ".x509.roots",
-            "release.pub: no PEM certificate (-----BEGIN CERTIFICATE-----) in it; give PEM certificates of the authority",
+            "release.pub: no PEM certificate (-----BEGIN CERTIFICATE-----); give PEM certificates of the authority",
         ),
         (
             &x509(&format!("{name}, time: tsa, root: no_tsa")),

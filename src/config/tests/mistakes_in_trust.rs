@@ -145,17 +145,14 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
             require("{ all_of: [] }"),
             key("require.all_of", "without an authority nothing could pass; name one of trust.authorities: a, b, same"),
         ),
-        (
-            require("{ at_least: 0, of: [a] }"),
-            key("require", "without a vote anything would pass; write at_least: 1 or more"),
-        ),
-        (require("{ at_least: 3, of: [a, b] }"), key("require", "3 votes of 2 authorities can't be had; write less")),
+        (require("{ at_least: 0, of: [a] }"), key("require", "at_least: 0 would accept anything; write 1 or more")),
+        (require("{ at_least: 3, of: [a, b] }"), key("require", "3 of 2 authorities can never sign; lower at_least")),
         (
             require("{ at_least: -1, of: [a, b] }"),
             key("require.at_least", "the integer `-1` stands where a whole number is wanted; write that instead"),
         ),
         (require("[a]"), key("require", "a list stands where a mapping of keys is wanted; write that instead")),
-        (with("formats: []"), key("formats", "no signature could be looked at; write bundle, legacy or both")),
+        (with("formats: []"), key("formats", "no signature could be accepted; write bundle, legacy or both")),
         (
             with("predicate_types: []"),
             key(
@@ -165,15 +162,15 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
         ),
         (
             with("formats: [legacy], attestations: [{ predicate_type: 'a:b' }]"),
-            key("attestations", "they come as bundles; add bundle to formats"),
+            key("attestations", "attestations are bundles; add bundle to formats"),
         ),
         (
             with("predicate_types: ['a:b'], attestations: [{ predicate_type: 'a:b' }]"),
-            key("attestations", "a:b is a signature already (predicate_types); remove it from one of them"),
+            key("attestations", "a:b already counts as a signature (predicate_types); remove it from one of them"),
         ),
         (
             with("max_signature_age: 24h"),
-            key("max_signature_age", "nothing proves how old a signature of a is; ask it for a log (tlog: require)"),
+            key("max_signature_age", "nothing proves the age of a signature by a; require a log (tlog: require)"),
         ),
     ];
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
@@ -210,7 +207,7 @@ fn details_of_a_policy_have_a_way_out() {
             with("attestations: [{ predicate_type: 'a:b', rego: corp.rego }]"),
             key(
                 "attestations[0].rego",
-                "corp.rego: it is of package corp; write `package signature` and a rule `allow`",
+                "corp.rego: the module is in package corp; write `package signature` and a rule `allow`",
             ),
         ),
         (

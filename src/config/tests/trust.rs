@@ -8,9 +8,9 @@ use super::{
     trusted_root::{ca, trusted_root},
     *,
 };
+use crate::oci::cosign::SIGN_PREDICATE;
 use crate::verify::{
-    Authority, ClaimedRepository, Format, Log, Proof, Requirements, SIGNATURE_PREDICATE, San, SigningTime, TrustRoot,
-    X509,
+    Authority, AuthorityKind, ClaimedRepository, Format, Requirements, San, SigningTime, TlogPolicy, TrustRoot, X509,
 };
 use crate::watch::{OnOlder, OnWithdraw, Order};
 
@@ -86,7 +86,7 @@ const ROOTS: &str = "roots: { corp: { trusted_root: corp.json }, no_log: { trust
 
 fn x509(keys: &str) -> (X509, Authority) {
     let authority = authority(keys);
-    let Proof::X509(x509) = authority.proof.clone() else { panic!("{authority:?}") };
+    let AuthorityKind::X509(x509) = authority.kind.clone() else { panic!("{authority:?}") };
     (x509, authority)
 }
 
@@ -97,15 +97,15 @@ fn root_name(authority: &Authority) -> Option<&str> {
 #[test]
 fn keys_need_the_public_log_unless_something_else_is_written() {
     for (keys, log, root) in [
-        ("keys: [release.pub]", Log::Require, Some("sigstore")),
-        ("keys: [release.pub], tlog: require", Log::Require, Some("sigstore")),
-        ("keys: [release.pub], tlog: if_present", Log::IfPresent, Some("sigstore")),
-        ("keys: [release.pub], tlog: none", Log::None, None),
-        ("keys: [release.pub], tlog: none, root: corp", Log::None, Some("corp")),
-        ("keys: [release.pub], root: corp", Log::Require, Some("corp")),
+        ("keys: [release.pub]", TlogPolicy::Require, Some("sigstore")),
+        ("keys: [release.pub], tlog: require", TlogPolicy::Require, Some("sigstore")),
+        ("keys: [release.pub], tlog: if_present", TlogPolicy::IfPresent, Some("sigstore")),
+        ("keys: [release.pub], tlog: none", TlogPolicy::None, None),
+        ("keys: [release.pub], tlog: none, root: corp", TlogPolicy::None, Some("corp")),
+        ("keys: [release.pub], root: corp", TlogPolicy::Require, Some("corp")),
     ] {
         let authority = authority(keys);
-        assert_eq!((authority.log, root_name(&authority)), (log, root), "{keys}");
+        assert_eq!((authority.tlog, root_name(&authority)), (log, root), "{keys}");
     }
 }
 
@@ -158,8 +158,8 @@ fn a_keyless_authority_is_an_issuer_a_subject_and_claims() {
         "keyless: {{ {issuer}, subject: '{workflow}/*', claims: {{ source_repository_id: '123456', \
          runner_environment: github-hosted, source_repository_ref: 'refs/tags/*' }} }}"
     ));
-    let Proof::Keyless(identity) = &ci.proof else { panic!("{ci:?}") };
-    assert_eq!((ci.log, root_name(&ci)), (Log::Require, Some("sigstore")));
+    let AuthorityKind::Keyless(identity) = &ci.kind else { panic!("{ci:?}") };
+    assert_eq!((ci.tlog, root_name(&ci)), (TlogPolicy::Require, Some("sigstore")));
     assert!(identity.issuer.is_match("https://token.actions.githubusercontent.com"));
     assert!(!identity.issuer.is_match("https://token.actions.githubusercontent.com.evil"));
     assert!(identity.subject.is_match(&format!("{workflow}/v1")));
@@ -176,8 +176,8 @@ fn a_keyless_authority_is_an_issuer_a_subject_and_claims() {
         "tlog: none, keyless: { root: corp, issuer_regex: 'https://(a|b)\\.example\\.com', subject_regex: \
          '[a-z]+@example\\.com' }",
     );
-    let Proof::Keyless(identity) = &people.proof else { panic!("{people:?}") };
-    assert_eq!((people.log, root_name(&people)), (Log::None, Some("corp")));
+    let AuthorityKind::Keyless(identity) = &people.kind else { panic!("{people:?}") };
+    assert_eq!((people.tlog, root_name(&people)), (TlogPolicy::None, Some("corp")));
     assert!(identity.issuer.is_match("https://a.example.com") && !identity.issuer.is_match("https://axexample.com"));
     assert!(identity.subject.is_match("ann@example.com") && !identity.subject.is_match("ann@example.com.evil"));
 }
@@ -186,19 +186,19 @@ fn a_keyless_authority_is_an_issuer_a_subject_and_claims() {
 fn a_private_authority_is_its_certificates_a_name_and_a_proof_of_time() {
     let (spiffe, authority) =
         x509("x509: { roots: ca.pem, san_uri: 'spiffe://corp/ci/*', time: tsa, root: no_log }, tlog: none");
-    assert_eq!((authority.log, root_name(&authority)), (Log::None, Some("no_log")));
+    assert_eq!((authority.tlog, root_name(&authority)), (TlogPolicy::None, Some("no_log")));
     assert_eq!(spiffe.time, SigningTime::Tsa);
     assert!(matches!(&spiffe.subject, San::Uri(pattern) if pattern.is_match("spiffe://corp/ci/x")));
 
     let (_, authority) = x509("x509: { roots: ca.pem, san_email: ci@example.com, time: tsa, root: corp }");
-    assert_eq!((authority.log, root_name(&authority)), (Log::Require, Some("corp")));
+    assert_eq!((authority.tlog, root_name(&authority)), (TlogPolicy::Require, Some("corp")));
     let (email, authority) = x509("x509: { roots: ca.pem, san_email_regex: 'ci-.*@example\\.com', time: rekor }");
-    assert_eq!((authority.log, root_name(&authority)), (Log::Require, Some("sigstore")));
+    assert_eq!((authority.tlog, root_name(&authority)), (TlogPolicy::Require, Some("sigstore")));
     assert_eq!(email.time, SigningTime::Rekor);
     assert!(matches!(&email.subject, San::Email(pattern) if pattern.is_match("ci-1@example.com")));
 
     let (now, authority) = x509("x509: { roots: ca.pem, san_uri_regex: 'spiffe://corp/.*', time: now }");
-    assert_eq!((now.time, authority.log, root_name(&authority)), (SigningTime::Now, Log::None, None));
+    assert_eq!((now.time, authority.tlog, root_name(&authority)), (SigningTime::Now, TlogPolicy::None, None));
     assert!(matches!(&now.subject, San::Uri(pattern) if pattern.is_match("spiffe://corp/a/b")));
 }
 
@@ -214,7 +214,7 @@ fn votes_are_any_all_or_so_many() {
 #[test]
 fn what_a_policy_does_not_say_has_the_promised_default() {
     let policy = policy("match: '**'");
-    assert_eq!(policy.predicate_types, BTreeSet::from([SIGNATURE_PREDICATE.to_owned()]));
+    assert_eq!(policy.predicate_types, BTreeSet::from([SIGN_PREDICATE.to_owned()]));
     assert_eq!(policy.formats, BTreeSet::from([Format::Bundle, Format::Legacy]));
     assert_eq!(policy.claimed_repository, ClaimedRepository::Ignore);
     assert!(policy.attestations.is_empty() && policy.annotations.is_empty() && policy.revoked_digests.is_empty());
@@ -225,7 +225,7 @@ fn what_a_policy_does_not_say_has_the_promised_default() {
 fn statements_count_by_type_and_rule() {
     let slsa = "https://slsa.dev/provenance/v1";
     let policy = policy(&format!(
-        "predicate_types: ['{SIGNATURE_PREDICATE}', 'https://example.com/approval'], \
+        "predicate_types: ['{SIGN_PREDICATE}', 'https://example.com/approval'], \
          attestations: [{{ predicate_type: '{slsa}', rego: slsa.rego }}, {{ predicate_type: 'https://spdx.dev/Document' }}]"
     ));
     assert!(policy.predicate_types.contains("https://example.com/approval"));

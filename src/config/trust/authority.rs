@@ -15,8 +15,8 @@ use crate::{
         values::{Moment, name},
     },
     verify::{
-        Authority, AuthorityKey, BadKey, BadPattern, CaRoots, Claim, Identity, Log, Pattern, Proof, PublicKey, San,
-        Scheme, SigningTime, TrustRoot, X509,
+        Authority, AuthorityKey, AuthorityKind, BadKey, BadPattern, CaRoots, FulcioExtension, Identity, Pattern,
+        PublicKey, San, Scheme, SigningTime, TlogPolicy, TrustRoot, X509,
     },
 };
 
@@ -38,46 +38,46 @@ pub(super) fn read(
 fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base<'_>) -> Result<Authority, Problem> {
     // The names stand in a header, separated by commas.
     name(authority)?;
-    let mut log = log(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
+    let mut tlog = tlog_policy(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
     let misplaced = |kind: &str| match &raw.root {
         Some(root) => Err(Problem::new(format!("write it inside, as `{kind}: {{ root: {root}, … }}`")).at("root")),
         None => Ok(()),
     };
-    let (proof, root) = match (raw.keys, raw.keyless, raw.x509) {
+    let (kind, root) = match (raw.keys, raw.keyless, raw.x509) {
         (Some(keys), None, None) => {
-            let root = root_of(raw.root.as_deref(), log != Log::None, roots)?;
-            (Proof::Keys(own_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
+            let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None, roots)?;
+            (AuthorityKind::Keys(own_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
         }
         (None, Some(keyless), None) => {
             misplaced("keyless")?;
             let root = root_of(keyless.root.as_deref(), true, roots).map_err(|problem| problem.at("keyless"))?;
-            (Proof::Keyless(identity(keyless).map_err(|problem| problem.at("keyless"))?), root)
+            (AuthorityKind::Keyless(identity(keyless).map_err(|problem| problem.at("keyless"))?), root)
         }
         (None, None, Some(x509)) => {
             misplaced("x509")?;
             // Then no log is looked at.
             let now = x509.time.as_deref() == Some("now");
-            if now && raw.tlog.is_some() && log != Log::None {
+            if now && raw.tlog.is_some() && tlog != TlogPolicy::None {
                 let sentence = "by `time: now` no log is looked at; write `tlog: none`, or another time";
                 return Err(Problem::new(sentence).at("tlog"));
             }
-            log = if now { Log::None } else { log };
-            let (x509, root) = own_ca(x509, log, roots, base).map_err(|problem| problem.at("x509"))?;
-            (Proof::X509(x509), root)
+            tlog = if now { TlogPolicy::None } else { tlog };
+            let (x509, root) = own_ca(x509, tlog, roots, base).map_err(|problem| problem.at("x509"))?;
+            (AuthorityKind::X509(x509), root)
         }
         (None, None, None) => {
             return Err(Problem::new("nothing tells who this is; write one of `keys`, `keyless` and `x509`"));
         }
         _ => return Err(Problem::new("an authority is known in one way; keep one of `keys`, `keyless` and `x509`")),
     };
-    let authority = Authority { name: authority.to_owned(), proof, log, root };
+    let authority = Authority { name: authority.to_owned(), kind, tlog, root };
     authority.check().map_err(unmeetable)?;
     Ok(authority)
 }
 
-fn log(word: Option<&str>) -> Result<Log, Problem> {
-    let words = [("none", Log::None), ("if_present", Log::IfPresent), ("require", Log::Require)];
-    word.map_or(Ok(Log::Require), |word| keys::word(word, &words))
+fn tlog_policy(word: Option<&str>) -> Result<TlogPolicy, Problem> {
+    let words = [("none", TlogPolicy::None), ("if_present", TlogPolicy::IfPresent), ("require", TlogPolicy::Require)];
+    word.map_or(Ok(TlogPolicy::Require), |word| keys::word(word, &words))
 }
 
 /// The root of this name, or the public-good one where there has to be one.
@@ -151,7 +151,7 @@ fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
     let keys = authorities.values().flat_map(Authority::keys);
     let revoked: BTreeSet<_> = keys.filter(|key| key.revoked).map(|key| key.key.identity().to_owned()).collect();
     for authority in authorities.values_mut() {
-        if let Proof::Keys(keys) = &mut authority.proof {
+        if let AuthorityKind::Keys(keys) = &mut authority.kind {
             keys.iter_mut().for_each(|key| key.revoked |= revoked.contains(key.key.identity()));
         }
     }
@@ -177,9 +177,9 @@ fn missing(key: &str, everybody: &str, wanted: &str) -> Problem {
     Problem::new(format!("without it {everybody} could sign; write `{key}`, {wanted}")).at(key)
 }
 
-fn claim(name: &str, text: &str) -> Result<(Claim, Pattern), Problem> {
-    let claim = Claim::named(name).ok_or_else(|| {
-        let suggestion = keys::suggestion(name, Claim::names());
+fn claim(name: &str, text: &str) -> Result<(FulcioExtension, Pattern), Problem> {
+    let claim = FulcioExtension::named(name).ok_or_else(|| {
+        let suggestion = keys::suggestion(name, FulcioExtension::names());
         Problem::new(format!("no certificate has such a claim; {suggestion}"))
     })?;
     Ok((claim, Pattern::glob(text).map_err(refused)?))
@@ -217,17 +217,22 @@ impl Named {
 fn refused(error: BadPattern) -> Problem {
     Problem::new(match error {
         BadPattern::Regex(_) => format!("{error}; correct it"),
-        BadPattern::Empty | BadPattern::Everybody => error.to_string(),
+        BadPattern::Empty | BadPattern::MatchesEverything => error.to_string(),
     })
 }
 
-fn own_ca(raw: raw::X509, log: Log, roots: &Roots<'_>, base: Base<'_>) -> Result<(X509, Option<TrustRoot>), Problem> {
+fn own_ca(
+    raw: raw::X509,
+    tlog: TlogPolicy,
+    roots: &Roots<'_>,
+    base: Base<'_>,
+) -> Result<(X509, Option<TrustRoot>), Problem> {
     let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
-    if time == SigningTime::Rekor && log == Log::None {
+    if time == SigningTime::Rekor && tlog == TlogPolicy::None {
         let sentence = "the log that proves the time is not looked at; write `tlog: require`, or another time";
         return Err(Problem::new(sentence).at("time"));
     }
-    let root = root_of(raw.root.as_deref(), log != Log::None || time != SigningTime::Now, roots)?;
+    let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None || time != SigningTime::Now, roots)?;
     let uri = Named { key: "san_uri", is: |text| text.contains(':'), kind: "a URI such as \"spiffe://corp/ci/*\"" };
     let email = Named { key: "san_email", is: |text| text.contains('@'), kind: "an e-mail address" };
     let uri = uri.pattern(raw.san_uri, raw.san_uri_regex)?;

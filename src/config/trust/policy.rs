@@ -14,11 +14,8 @@ use crate::{
         raw,
         values::{glob, name},
     },
-    oci::{Digest, Repository},
-    verify::{
-        Attestation, Authority, ClaimedRepository, Format, Requirements, SIGNATURE_PREDICATE, StatementRule,
-        TrustPolicy,
-    },
+    oci::{Digest, Repository, cosign::SIGN_PREDICATE},
+    verify::{Attestation, AttestationRule, Authority, ClaimedRepository, Format, Requirements, TrustPolicy},
 };
 
 /// One of `trust.policies`.
@@ -76,7 +73,7 @@ fn requirements(
         let types = each(types, |text| predicate_type(text)).map_err(|problem| problem.at("predicate_types"))?;
         requirements.predicate_types = types.into_iter().collect();
         if requirements.predicate_types.is_empty() {
-            let sentence = format!("no bundle could count as a signature; write [\"{SIGNATURE_PREDICATE}\"]");
+            let sentence = format!("no bundle could count as a signature; write [\"{SIGN_PREDICATE}\"]");
             return Err(Problem::new(sentence).at("predicate_types"));
         }
     }
@@ -150,7 +147,7 @@ fn authorities(names: &[String], all: &BTreeMap<String, Authority>) -> Result<Ve
 fn predicate_type(text: &str) -> Result<String, Problem> {
     // The short names of cosign's command line are never in a statement.
     if !text.contains(':') || text.chars().any(|char| char.is_whitespace() || char.is_control()) {
-        let sentence = format!("{text:?} is no predicate type; write a URI such as \"{SIGNATURE_PREDICATE}\"");
+        let sentence = format!("{text:?} is no predicate type; write a URI such as \"{SIGN_PREDICATE}\"");
         return Err(Problem::new(sentence));
     }
     Ok(text.to_owned())
@@ -165,7 +162,7 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
                 let sentence = format!("{name}: brackets in it are nested too deep; write intermediate rules");
                 return Err(Problem::new(sentence));
             }
-            StatementRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
+            AttestationRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
         });
         rule.map_err(|problem| problem.at("rego"))
     });

@@ -1,4 +1,4 @@
-//! Until when a root may be believed.
+//! The expiry of a trust root.
 
 use std::{
     fmt,
@@ -12,25 +12,25 @@ use jiff::Timestamp;
 
 const NEVER: i64 = i64::MAX;
 
-/// Why a root must not vouch for anything new.
+/// Why a root must not be used for a new artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootTrouble {
+pub enum UnusableRoot {
     /// Its repository has not delivered it yet.
     Pending {
         /// The root's name in the configuration.
         root: String,
     },
-    /// Nobody has vouched for its being current for too long.
+    /// Its TUF metadata has expired.
     Expired {
         /// The root's name in the configuration.
         root: String,
-        /// Since when.
+        /// The end of its validity.
         at: Timestamp,
     },
 }
 
-/// The moment at which a root expires. Shared by all that refer to the same root, so that a
-/// refresh which finds it unchanged prolongs it without anything being rebuilt.
+/// The time at which a root expires. All holders of the same root share it, so that a refresh
+/// which finds the root unchanged extends it without rebuilding any policy.
 #[derive(Debug, Clone)]
 pub(super) struct Freshness(Arc<AtomicI64>);
 
@@ -43,19 +43,19 @@ impl Freshness {
         Self(Arc::new(AtomicI64::new(expires.as_second())))
     }
 
-    pub(super) fn prolong(&self, expires: Timestamp) {
+    pub(super) fn extend(&self, expires: Timestamp) {
         self.0.store(expires.as_second(), Ordering::Release);
     }
 
-    /// `None` = never.
+    /// The time of expiry; `None` = never.
     pub(super) fn expires(&self) -> Option<Timestamp> {
         let seconds = self.0.load(Ordering::Acquire);
-        // What no calendar has room for is never, as well.
+        // A time beyond the calendar counts as never, too.
         (seconds != NEVER).then(|| Timestamp::from_second(seconds).ok()).flatten()
     }
 }
 
-impl fmt::Display for RootTrouble {
+impl fmt::Display for UnusableRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pending { root } => write!(f, "trust root {root} has not been fetched yet"),

@@ -1,18 +1,18 @@
-//! Roots of trust: what they hold, where they come from, and how they stay fresh.
+//! Trust roots: their content, their sources, and their refresh over TUF.
 
 mod freshness;
-mod keeper;
-mod live;
-mod mirror;
-mod narrow;
+mod http_repository;
+mod limit_validity;
+mod refresher;
 mod root;
-mod shelf;
 mod source;
+mod trust_roots;
 mod tuf;
+mod tuf_store;
 
-pub use freshness::RootTrouble;
-pub use keeper::{Refreshed, RootKeeper};
-pub use live::LiveRoots;
+pub use freshness::UnusableRoot;
+pub use refresher::{Refreshed, TrustRootRefresher};
 pub use root::{BadRoot, TrustRoot};
 pub use source::{BadSource, RootSource, TufOptions};
-pub use tuf::RefreshFault;
+pub use trust_roots::TrustRoots;
+pub use tuf::RefreshError;

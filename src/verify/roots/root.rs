@@ -1,4 +1,4 @@
-//! Certificate authorities, logs and timestamp authorities, and what they vouch for.
+//! Trust roots: certificate authorities, transparency logs and timestamp authorities.
 
 use std::{fmt, sync::Arc};
 
@@ -10,21 +10,21 @@ use sigstore_verify::{
     types::DerCertificate,
 };
 
-use super::{RootTrouble, freshness::Freshness, narrow::narrow};
+use super::{UnusableRoot, freshness::Freshness, limit_validity::limit_validity};
 use crate::oci::{Digest, strict_json};
 
-/// A longer one is refused. The public-good instance's has 7 KiB.
+/// The longest text of a root. The public-good instance's has 7 KiB.
 pub(super) const MAX_LENGTH: usize = 1 << 20;
-/// All versions of the one format (protobuf-specs, `sigstore_trustroot.proto`).
+/// All versions of the format (protobuf-specs, `sigstore_trustroot.proto`).
 const MEDIA_TYPES: [&str; 3] = [
     "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
     "application/vnd.dev.sigstore.trustedroot.v0.1+json",
     "application/vnd.dev.sigstore.trustedroot.v0.2+json",
 ];
-/// What stands in for a root that is not there yet: nobody is trusted.
-const NOBODY: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#;
+/// The content of a root that has not been fetched yet: it trusts nothing.
+const EMPTY_ROOT: &str = r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#;
 
-/// A root of trust. Cheap to clone.
+/// A Sigstore trust root. Cheap to clone.
 #[derive(Clone)]
 pub struct TrustRoot {
     name: Arc<str>,
@@ -35,13 +35,13 @@ pub struct TrustRoot {
     freshness: Freshness,
 }
 
-/// Why a text is no usable root.
+/// Why a text is not a usable root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no trusted root: {0}")]
+#[error("not a trusted root: {0}")]
 pub struct BadRoot(String);
 
 impl TrustRoot {
-    /// The public-good instance's, as it was when this program was built, for ever.
+    /// The root of the public-good instance, as built into this program. It never expires.
     ///
     /// # Errors
     /// Never in practice.
@@ -49,7 +49,7 @@ impl TrustRoot {
         Self::named_sigstore("sigstore", Freshness::unlimited())
     }
 
-    /// The staging instance's, for those who test Sigstore itself.
+    /// The root of Sigstore's staging instance, for tests of Sigstore itself.
     ///
     /// # Errors
     /// Never in practice.
@@ -57,10 +57,10 @@ impl TrustRoot {
         Self::from_json("staging", SIGSTORE_STAGING_TRUSTED_ROOT)
     }
 
-    /// Reads a `trusted_root.json`. It never expires.
+    /// Reads a `trusted_root.json`. The root never expires.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the text is not a trusted root.
     pub fn from_json(name: &str, text: &str) -> Result<Self, BadRoot> {
         Self::read(name, text, Freshness::unlimited())
     }
@@ -69,9 +69,9 @@ impl TrustRoot {
         Self::read(name, SIGSTORE_PRODUCTION_TRUSTED_ROOT, freshness)
     }
 
-    /// One that its repository has not delivered yet.
+    /// A root that its repository has not delivered yet.
     pub(super) fn pending(name: &str) -> Result<Self, BadRoot> {
-        Ok(Self { pending: true, ..Self::from_json(name, NOBODY)? })
+        Ok(Self { pending: true, ..Self::from_json(name, EMPTY_ROOT)? })
     }
 
     pub(super) fn read(name: &str, text: &str, freshness: Freshness) -> Result<Self, BadRoot> {
@@ -81,9 +81,9 @@ impl TrustRoot {
         strict_json(text.as_bytes()).map_err(|error| BadRoot(error.to_string()))?;
         let content = TrustedRoot::from_json(text).map_err(|error| BadRoot(error.to_string()))?;
         if !MEDIA_TYPES.contains(&content.media_type.as_str()) {
-            return Err(BadRoot(format!("its mediaType is {:?}", content.media_type)));
+            return Err(BadRoot(format!("unknown mediaType {:?}", content.media_type)));
         }
-        let content = narrow(content).map_err(BadRoot)?;
+        let content = limit_validity(content).map_err(BadRoot)?;
         let verifier = Verifier::new(&content).map_err(|error| BadRoot(error.to_string()))?;
         Ok(Self {
             name: name.into(),
@@ -95,59 +95,59 @@ impl TrustRoot {
         })
     }
 
-    /// Its name in the configuration.
+    /// The name in the configuration.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Names its content.
+    /// The digest of its content.
     pub fn revision(&self) -> &Digest {
         &self.revision
     }
 
-    /// Whether it is still to come: it vouches for nothing, and what it will be able to
-    /// vouch for is not known.
+    /// Whether it has not been fetched yet: it trusts nothing, and its content is not known.
     pub fn is_pending(&self) -> bool {
         self.pending
     }
 
-    /// Until when it may vouch for what has not been accepted by it before; `None` = for ever.
-    /// Later than it was, once a refresh found it unchanged.
+    /// The time after which it accepts no new artifact; `None` = never. A refresh that finds the
+    /// root unchanged moves it.
     pub fn expires(&self) -> Option<Timestamp> {
         self.freshness.expires()
     }
 
-    /// Why it must not vouch for anything new at `now`, if it must not.
-    pub fn trouble(&self, now: Timestamp) -> Option<RootTrouble> {
+    /// Why the root must not be used for a new artifact at `now`; `None` if it may.
+    pub fn unusable_reason(&self, now: Timestamp) -> Option<UnusableRoot> {
         let root = || self.name.as_ref().to_owned();
         if self.pending {
-            return Some(RootTrouble::Pending { root: root() });
+            return Some(UnusableRoot::Pending { root: root() });
         }
-        self.expires().filter(|at| *at < now).map(|at| RootTrouble::Expired { root: root(), at })
+        self.expires().filter(|at| *at < now).map(|at| UnusableRoot::Expired { root: root(), at })
     }
 
-    /// Whether certificates have to be in a certificate transparency log.
+    /// Whether certificates need a signed certificate timestamp.
     pub fn has_ct_logs(&self) -> bool {
         self.pending || !self.content.ctlogs.is_empty()
     }
 
-    /// Whether it can vouch for a signature's being logged, or may one day.
+    /// Whether it has transparency logs, or may have some after a refresh.
     pub fn has_logs(&self) -> bool {
         self.may_change() || !self.content.tlogs.is_empty()
     }
 
-    /// Whether it can vouch for the time of a signature, or may one day.
+    /// Whether it has timestamp authorities, or may have some after a refresh.
     pub fn has_timestamp_authorities(&self) -> bool {
         self.may_change() || !self.content.timestamp_authorities.is_empty()
     }
 
-    /// Whether it can vouch for a certificate, or may one day.
+    /// Whether it has certificate authorities, or may have some after a refresh.
     pub fn has_certificate_authorities(&self) -> bool {
         self.may_change() || !self.content.certificate_authorities.is_empty()
     }
 
-    /// Whether a repository decides what it holds. It may hold less after a refresh: that is for
-    /// the judge to find, and no mistake in the configuration, which would keep the old one.
+    /// Whether a refresh may change its content. It may have less afterwards: then verification
+    /// fails. That is no mistake in the configuration, whose rejection would keep the old root in
+    /// use.
     fn may_change(&self) -> bool {
         self.pending || self.expires().is_some()
     }
@@ -160,8 +160,8 @@ impl TrustRoot {
         &self.freshness
     }
 
-    /// The same logs and timestamp authorities with other certificate authorities, and no
-    /// certificate logs. It never expires: whoever asks it has asked this one first.
+    /// The same logs and timestamp authorities with other certificate authorities and without
+    /// certificate logs. The result never expires: its user checks the expiry of this root first.
     pub(in crate::verify) fn with_certificate_authorities(&self, roots: &[DerCertificate]) -> Result<Self, String> {
         let authorities = roots.iter().map(|one| {
             json!({ "subject": {}, "uri": "", "certChain": { "certificates": [{ "rawBytes": one.to_base64() }] } })
@@ -178,8 +178,7 @@ impl TrustRoot {
         &self.verifier
     }
 
-    /// Logs and timestamp authorities of this root, each within the windows of all
-    /// certificates above it.
+    /// The content, with limited time ranges.
     #[cfg(test)]
     pub(in crate::verify) fn content(&self) -> &TrustedRoot {
         &self.content
@@ -188,7 +187,8 @@ impl TrustRoot {
 
 impl fmt::Debug for TrustRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Policies are told apart by this. When exactly it expires is no part of what they are.
+        // Policy revisions are computed from this text. Whether the root expires is part of a
+        // policy, the exact time is not.
         let expires = self.expires().is_some();
         f.debug_tuple("TrustRoot").field(&self.name).field(&self.revision.as_str()).field(&expires).finish()
     }

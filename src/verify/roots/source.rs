@@ -1,4 +1,4 @@
-//! Where a root comes from, as `trust.roots` says.
+//! The sources of trust roots, as in `trust.roots`.
 
 use std::time::Duration;
 
@@ -8,30 +8,30 @@ use url::Url;
 
 use super::{BadRoot, TrustRoot, freshness::Freshness};
 
-/// Where the public-good instance publishes its root.
+/// The TUF repository of the public-good instance.
 const SIGSTORE_REPOSITORY: &str = "https://tuf-repo-cdn.sigstore.dev/";
-/// The same `root.json` that the sigstore crates have built in. Every later one is reached
-/// from it, so it need not be the newest. Its signatures are over the canonical form, so that
-/// slashes may be escaped: a scanner takes the name of a key in it for somebody's path.
+/// The `root.json` that the sigstore crates have built in. Every later one is reached from it, so
+/// it need not be the newest. Its signatures are over the canonical form, so slashes may be
+/// escaped: a secret scanner takes the name of a key in it for a path.
 const SIGSTORE_ROOT: &[u8] = include_bytes!("sigstore_tuf_root.json");
 /// Daily, as other clients of public repositories do.
-const REFRESH: Duration = Duration::from_secs(24 * 3600);
-/// For one whole refresh, a handful of small files.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// The timeout of one whole refresh, which fetches a handful of small files.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One of `trust.roots`.
+/// The source of one of `trust.roots`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootSource {
-    /// `builtin: sigstore`: the public-good root that this program was built with. Without
-    /// `tuf` (`tuf: none`) it stays that for ever, and nothing is ever fetched.
+    /// `builtin: sigstore`: the public-good root that this program was built with. Without `tuf`
+    /// (`tuf: none`) it never changes, and nothing is ever fetched.
     Builtin {
-        /// What replaces it by newer ones.
+        /// The repository that replaces it with newer roots.
         tuf: Option<TufOptions>,
     },
-    /// `trusted_root: FILE`: the file's text. It stays as long as the file does.
+    /// `trusted_root: FILE`: the text of the file. It stays until the file changes.
     File(String),
-    /// `tuf: { url, root, refresh }`: a repository of one's own. Until it has delivered,
-    /// nothing can be trusted by it.
+    /// `tuf: { url, root, refresh }`: a private repository. Nothing is trusted before it has
+    /// delivered a root.
     Tuf(TufOptions),
 }
 
@@ -41,27 +41,27 @@ pub struct TufOptions {
     pub(super) url: Url,
     pub(super) root: Bytes,
     pub(super) refresh: Duration,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// Why a repository can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSource {
-    /// Another scheme than HTTP, or no base for paths.
-    #[error("{0} is no repository; write https://HOST/PATH")]
+    /// The URL has another scheme than HTTP, or can't be a base.
+    #[error("{0} is not a repository URL; write https://HOST/PATH")]
     Url(Url),
-    /// The pinned `root.json` is none.
-    #[error("no TUF root: {0}")]
+    /// The pinned `root.json` is not a TUF root.
+    #[error("not a TUF root: {0}")]
     Root(String),
 }
 
 impl RootSource {
-    /// What exists without being written.
+    /// The source of the root that exists without being configured.
     pub fn sigstore() -> Self {
-        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH)) }
+        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH_INTERVAL)) }
     }
 
-    /// The repository that it is refreshed from, if it is.
+    /// The repository that refreshes the root, if there is one.
     pub fn tuf(&self) -> Option<&TufOptions> {
         match self {
             Self::Builtin { tuf } => tuf.as_ref(),
@@ -70,15 +70,15 @@ impl RootSource {
         }
     }
 
-    /// The root as it is before anything is fetched or read from the cache.
+    /// The root before anything is fetched or read from the cache.
     ///
     /// # Errors
-    /// When the file is no root.
+    /// When the file is not a root.
     pub fn initial(&self, name: &str) -> Result<TrustRoot, BadRoot> {
         match self {
             Self::Builtin { tuf: None } => TrustRoot::named_sigstore(name, Freshness::unlimited()),
-            // An old program that never reaches the repository must not trust for ever what
-            // nobody vouches for any more, unless it is told to (`tuf: none`).
+            // An old program that never reaches the repository must not trust this root forever,
+            // unless the configuration says so (`tuf: none`).
             Self::Builtin { tuf: Some(options) } => TrustRoot::named_sigstore(name, options.freshness()),
             Self::File(text) => TrustRoot::from_json(name, text),
             Self::Tuf(_) => TrustRoot::pending(name),
@@ -87,15 +87,15 @@ impl RootSource {
 }
 
 impl TufOptions {
-    /// The public-good instance's, looked at every so often.
+    /// The repository of the public-good instance, with this interval.
     pub fn sigstore(refresh: Duration) -> Self {
         #[expect(clippy::expect_used, reason = "a constant, which a test reads")]
         let url = Url::parse(SIGSTORE_REPOSITORY).expect("a URL");
-        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, patience: PATIENCE }
+        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, timeout: REFRESH_TIMEOUT }
     }
 
-    /// A repository at `url`, whose first trusted `root.json` is `root`. What it delivers is
-    /// signed, so plain HTTP can delay but not forge it.
+    /// A repository at `url`, whose first trusted `root.json` is `root`. Its metadata is signed,
+    /// so plain HTTP can delay but not forge it.
     ///
     /// # Errors
     /// See [`BadSource`].
@@ -103,21 +103,21 @@ impl TufOptions {
         if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() || url.query().is_some() {
             return Err(BadSource::Url(url));
         }
-        // Without it the last segment would be replaced instead of extended.
+        // Without the slash, a relative path would replace the last segment.
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
         TrustedMetadataSet::from_root(&root).map_err(|error| BadSource::Root(error.to_string()))?;
-        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH), patience: PATIENCE })
+        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH_INTERVAL), timeout: REFRESH_TIMEOUT })
     }
 
-    /// With so much time for one whole refresh.
+    /// The same repository with another timeout for one whole refresh.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
-    /// As long as the pinned `root.json` says.
+    /// The expiry of the pinned `root.json`.
     fn freshness(&self) -> Freshness {
         TrustedMetadataSet::from_root(&self.root)
             .map_or_else(|_| Freshness::until(jiff::Timestamp::UNIX_EPOCH), |set| Freshness::until(set.root().expires))
@@ -137,35 +137,35 @@ mod tests {
         let refreshed = RootSource::sigstore().initial("sigstore").unwrap();
         let expires = refreshed.expires().unwrap();
         assert!(expires > "2027-01-01T00:00:00Z".parse().unwrap(), "{expires}");
-        assert_eq!(refreshed.trouble(expires), None);
+        assert_eq!(refreshed.unusable_reason(expires), None);
         let later = expires + jiff::SignedDuration::from_secs(1);
-        let trouble = refreshed.trouble(later).unwrap().to_string();
+        let trouble = refreshed.unusable_reason(later).unwrap().to_string();
         assert_eq!(trouble, format!("trust root sigstore expired at {expires}"));
 
         let forever = RootSource::Builtin { tuf: None }.initial("sigstore").unwrap();
-        assert_eq!((forever.expires(), forever.trouble(jiff::Timestamp::MAX)), (None, None));
+        assert_eq!((forever.expires(), forever.unusable_reason(jiff::Timestamp::MAX)), (None, None));
         assert_eq!(forever.revision(), refreshed.revision());
     }
 
     #[test]
-    fn a_repository_of_ones_own_vouches_for_nothing_before_it_has_delivered() {
+    fn a_tuf_root_is_unusable_before_its_first_fetch() {
         let options = TufOptions::new(url("https://tuf.example.com/corp"), SIGSTORE_ROOT.into(), None).unwrap();
         assert_eq!(options.url.as_str(), "https://tuf.example.com/corp/");
         let root = RootSource::Tuf(options).initial("corp").unwrap();
         assert!(root.is_pending());
-        let trouble = root.trouble(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
+        let trouble = root.unusable_reason(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
         assert_eq!(trouble, "trust root corp has not been fetched yet");
         assert!(root.has_certificate_authorities() && root.has_logs(), "a policy that needs them may be met later");
     }
 
     #[test]
-    fn what_is_no_repository_is_refused() {
+    fn an_invalid_repository_is_rejected() {
         let new = |address: &str, root: &'static [u8]| {
             TufOptions::new(url(address), Bytes::from_static(root), None).unwrap_err().to_string()
         };
         for address in ["ftp://example.com/", "data:text/plain,x", "https://example.com/?path="] {
-            assert!(new(address, SIGSTORE_ROOT).contains("is no repository"), "{address}");
+            assert!(new(address, SIGSTORE_ROOT).contains("is not a repository URL"), "{address}");
         }
-        assert!(new("https://example.com/", b"{}").starts_with("no TUF root: "));
+        assert!(new("https://example.com/", b"{}").starts_with("not a TUF root: "));
     }
 }

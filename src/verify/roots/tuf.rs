@@ -1,88 +1,89 @@
-//! From a TUF repository, or what was kept of it, to the text of a root.
+//! Fetches a trust root from a TUF repository, or reads it from stored metadata.
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use sigstore_tuf::{Error, TrustedMetadataSet, Updater, UpdaterConfig};
 
-use super::{BadRoot, TufOptions, mirror::Mirror, root, shelf::Shelf};
+use super::{BadRoot, TufOptions, http_repository::HttpRepository, root, tuf_store::TufStore};
+use crate::verify::sanitize::sanitize;
 
 const TARGET: &str = "trusted_root.json";
 
-/// A `trusted_root.json` that the keys of a repository vouch for.
+/// A `trusted_root.json` that the keys of a repository have signed.
 #[derive(Debug)]
-pub(super) struct Delivery {
+pub(super) struct TufTarget {
     pub(super) text: String,
-    /// When the first of the metadata that vouch for it does.
+    /// The earliest expiry of the metadata behind it.
     pub(super) expires: Timestamp,
-    /// All that proves it.
-    pub(super) shelf: Shelf,
+    /// The metadata that proves it.
+    pub(super) store: TufStore,
 }
 
-/// Why a refresh brought nothing. What was there before stays.
+/// Why a refresh failed. The last valid root stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RefreshFault {
-    /// Nobody answered, or not in time, or with an error.
+pub enum RefreshError {
+    /// The repository did not answer, not in time, or with an error.
     #[error("{0}")]
     Unreachable(String),
-    /// The repository offers metadata that nobody vouches for any more.
+    /// The repository offers expired metadata.
     #[error("{0}")]
     Outdated(String),
-    /// What the repository offers is not what its keys vouch for.
+    /// The metadata or the target does not verify.
     #[error("{0}")]
     Refused(String),
-    /// Its keys vouch for something that is no root.
+    /// The verified target is not a trusted root.
     #[error(transparent)]
     Unusable(#[from] BadRoot),
 }
 
-/// Asks the repository for what is newer than `last`.
+/// Fetches what is newer than `last`.
 pub(super) async fn fetch(
     options: &TufOptions,
-    mirror: Mirror,
-    last: &Shelf,
+    repository: HttpRepository,
+    last: &TufStore,
     now: Timestamp,
-) -> Result<Delivery, RefreshFault> {
-    let shelf = last.copy();
-    let updater = updater(options, mirror, &shelf);
-    let delivery = async { deliver(updater?, shelf, now).await };
-    tokio::time::timeout(options.patience, delivery).await.unwrap_or_else(|_| {
-        let patience = humantime::format_duration(options.patience);
-        Err(RefreshFault::Unreachable(format!("not done within {patience}")))
+) -> Result<TufTarget, RefreshError> {
+    let store = last.copy();
+    let updater = updater(options, repository, &store);
+    let target = async { load_target(updater?, store, now).await };
+    tokio::time::timeout(options.timeout, target).await.unwrap_or_else(|_| {
+        let timeout = humantime::format_duration(options.timeout);
+        Err(RefreshError::Unreachable(format!("not finished within {timeout}")))
     })
 }
 
-/// Verifies what was kept. That it has expired since is not for this to refuse: it still is
-/// the last root that was good, and says itself until when it was.
-pub(super) fn reopen(options: &TufOptions, shelf: Shelf) -> Result<Delivery, RefreshFault> {
+/// Verifies stored metadata. Expired metadata is accepted here: it is still the last valid root,
+/// and the result has its expiry.
+pub(super) fn reopen(options: &TufOptions, store: TufStore) -> Result<TufTarget, RefreshError> {
     let before_anything_expires = Timestamp::UNIX_EPOCH;
-    let updater = updater(options, shelf.clone(), &shelf)?;
+    let updater = updater(options, store.clone(), &store)?;
     // Reading from memory never waits.
-    let delivery = deliver(updater, shelf, before_anything_expires).now_or_never();
-    delivery.unwrap_or_else(|| Err(RefreshFault::Unreachable("the cache does not answer".to_owned())))
+    let target = load_target(updater, store, before_anything_expires).now_or_never();
+    target.unwrap_or_else(|| Err(RefreshError::Unreachable("reading the cached metadata did not finish".to_owned())))
 }
 
 fn updater(
     options: &TufOptions,
     repository: impl sigstore_tuf::Repository + 'static,
-    shelf: &Shelf,
+    store: &TufStore,
 ) -> Result<Updater, Error> {
     let mut limits = UpdaterConfig::default();
     limits.target_max_length = root::MAX_LENGTH as u64;
-    // Attaching the shelf walks the roots on it, from the pinned one.
-    Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(shelf.clone()))
+    // Attaching the store verifies its chain of roots from the pinned one.
+    Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(store.clone()))
 }
 
-async fn deliver(mut updater: Updater, shelf: Shelf, now: Timestamp) -> Result<Delivery, RefreshFault> {
+async fn load_target(mut updater: Updater, store: TufStore, now: Timestamp) -> Result<TufTarget, RefreshError> {
     updater.refresh(now).await?;
     let target = updater.get_target(TARGET, now).await?;
-    let text = String::from_utf8(target).map_err(|_| RefreshFault::Refused(format!("{TARGET} is not text")))?;
+    let text = String::from_utf8(target).map_err(|_| RefreshError::Refused(format!("{TARGET} is not text")))?;
     let Some(expires) = expires(updater.trusted()) else {
-        return Err(RefreshFault::Refused("metadata is missing".to_owned()));
+        return Err(RefreshError::Refused("metadata is missing".to_owned()));
     };
-    Ok(Delivery { text, expires, shelf })
+    Ok(TufTarget { text, expires, store })
 }
 
-/// The earliest end of all that is loaded, delegated roles included.
+/// The earliest expiry of all loaded metadata, delegated roles included.
 fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
     let mut earliest = trusted.root().expires.min(trusted.timestamp()?.expires).min(trusted.snapshot()?.expires);
     let mut roles = vec!["targets".to_owned()];
@@ -100,8 +101,8 @@ fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
     Some(earliest)
 }
 
-impl RefreshFault {
-    /// As a metric label.
+impl RefreshError {
+    /// The value of the metric label.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
@@ -112,7 +113,7 @@ impl RefreshFault {
     }
 }
 
-impl From<Error> for RefreshFault {
+impl From<Error> for RefreshError {
     fn from(error: Error) -> Self {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
@@ -120,7 +121,7 @@ impl From<Error> for RefreshFault {
             text = format!("{text}: {inner}");
             cause = inner.source();
         }
-        let text = crate::verify::report::clean(&text);
+        let text = sanitize(&text);
         match error {
             Error::Transport { .. } | Error::Io { .. } => Self::Unreachable(text),
             Error::Expired { .. } => Self::Outdated(text),

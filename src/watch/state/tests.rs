@@ -29,7 +29,7 @@ pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
     let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
     let policy = TrustPolicy::unsigned("test".into());
-    let verified = Verified::judge(&policy, &pinned, manifest, &Evidence::default()).unwrap();
+    let verified = Verified::verify(&policy, &pinned, manifest, &Evidence::default()).unwrap();
     Arc::new(Snapshot::new(verified, Proof::default(), bundle).unwrap())
 }
 

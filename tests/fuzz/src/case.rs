@@ -5,10 +5,10 @@ use std::{fs, path::Path};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Descriptor, Manifest, NewManifest, PinnedReference, Reference, media_type},
-    sign::{Attachment, Claim, KeyPair, LegacyImage, LegacySignature, fuzzing},
+    sign::{Attachment, KeyPair, LegacyImage, LegacySignature, SigningRequest, fuzzing},
     verify::{
-        Authority, CaRoots, Circumstances, Evidence, Identity, Log, Pattern, Proof, PublicKey, Requirements, San,
-        SigningTime, TrustPolicy, TrustRoot, Verified, X509,
+        Authority, AuthorityKind, CaRoots, Evidence, Identity, Pattern, PublicKey, Requirements, San, SigningTime,
+        TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, Verified, X509,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -93,9 +93,12 @@ impl TrustedMaterial {
         };
         let release = Authority::with_keys("release".to_owned(), [key(crate::key().public_pem())]);
         let mut logged = Authority::with_keys("logged".to_owned(), [key(&self.logged)]);
-        (logged.log, logged.root) = (Log::Require, Some(root.clone()));
-        let [ci, team] = [("ci", Proof::Keyless(identity), Log::Require), ("team", Proof::X509(private), Log::None)]
-            .map(|(name, proof, log)| Authority { name: name.to_owned(), proof, log, root: Some(root.clone()) });
+        (logged.tlog, logged.root) = (TlogPolicy::Require, Some(root.clone()));
+        let [ci, team] = [
+            ("ci", AuthorityKind::Keyless(identity), TlogPolicy::Require),
+            ("team", AuthorityKind::X509(private), TlogPolicy::None),
+        ]
+        .map(|(name, kind, tlog)| Authority { name: name.to_owned(), kind, tlog, root: Some(root.clone()) });
         vec![release, logged, ci, team]
     }
 }
@@ -178,8 +181,8 @@ impl Case {
         Attachment::sign(&self.key, &self.claim()).expect("the key signs")
     }
 
-    fn claim(&self) -> Claim {
-        Claim::of(self.manifest.descriptor())
+    fn claim(&self) -> SigningRequest {
+        SigningRequest::of(self.manifest.descriptor())
     }
 
     /// Evidence with one signature of the older format.
@@ -243,12 +246,12 @@ impl Case {
     /// short.
     ///
     /// # Panics
-    /// When they are not.
+    /// When it does not.
     pub fn accepts_evidence(&self, evidence: &Evidence) -> bool {
-        let (manifest, circumstances) = (self.manifest.clone(), Circumstances::now());
-        let (verdict, report) = Verified::explain(&self.policy, &self.pinned, manifest, evidence, circumstances);
-        assert_eq!(verdict.is_ok(), report.findings.iter().any(|finding| finding.is_verified()));
-        let details = report.findings.iter().flat_map(|finding| &finding.checks).map(|check| &check.detail);
+        let (manifest, context) = (self.manifest.clone(), VerificationContext::now());
+        let (verdict, report) = Verified::verify_with_report(&self.policy, &self.pinned, manifest, evidence, context);
+        assert_eq!(verdict.is_ok(), report.signatures.iter().any(|signature| signature.is_verified()));
+        let details = report.signatures.iter().flat_map(|signature| &signature.checks).map(|check| &check.detail);
         for text in details.chain(&report.skipped) {
             assert!(text.chars().count() <= 300 && !text.contains(char::is_control), "{text}");
         }

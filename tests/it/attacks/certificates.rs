@@ -2,7 +2,8 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::verify::{
-    Authority, CaRoots, Claim, Identity, Log, Pattern, Proof, Reason, San as Subject, SigningTime, TrustPolicy, X509,
+    Authority, AuthorityKind, CaRoots, FulcioExtension, Identity, Pattern, Reason, San as Subject, SigningTime,
+    TlogPolicy, TrustPolicy, X509,
 };
 use serde_json::{Value, json};
 
@@ -75,9 +76,9 @@ async fn another_issuer_or_another_run_is_somebody_else() {
     let identity = Identity {
         issuer: exactly(ISSUER),
         subject: exactly(SUBJECT),
-        claims: [(Claim::named("source_repository_id").unwrap(), exactly("123456"))].into(),
+        claims: [(FulcioExtension::named("source_repository_id").unwrap(), exactly("123456"))].into(),
     };
-    workflow.proof = Proof::Keyless(identity);
+    workflow.kind = AuthorityKind::Keyless(identity);
     let policy = policy([workflow]);
     scene.bundles(&[claims(ISSUER, "123456")], &policy).await.accepted();
     let evil = "https://token.actions.githubusercontent.com.evil";
@@ -229,7 +230,11 @@ async fn a_key_does_not_pass_for_a_certificate_nor_a_certificate_for_a_key() {
     let evil = Key::p256();
     let (by, envelope) = (By::Key(&evil), Envelope::sign(&evil, &scene.statement()));
     let bare = envelope.bundle(by, &[scene.forge.log_envelope(by, &envelope)], &[]);
-    scene.bundles(std::slice::from_ref(&bare), &workflow).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(std::slice::from_ref(&bare), &workflow).await.refused(
+        Reason::AnotherKey,
+        "signature",
+        "no authority",
+    );
     let certificate = json!({"rawBytes": STANDARD.encode(&scene.signer.certificate)});
     let mut both = bare.clone();
     both["verificationMaterial"]["certificate"] = certificate.clone();
@@ -244,18 +249,18 @@ async fn a_key_does_not_pass_for_a_certificate_nor_a_certificate_for_a_key() {
     // The trusted key signs, and somebody adds a certificate.
     let mut certified = scene.bare(&scene.statement());
     certified["verificationMaterial"] = json!({"certificate": certificate});
-    scene.bundles(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     scene.registry.put_bundles(&scene.digest, &[]);
 
     let legacy = Legacy::sign(&evil, &scene.payload()).with(CERTIFICATE, evil.pem());
     let entry = scene.forge.log_payload(by, &legacy.payload, &legacy.signature());
     scene.legacy(&[legacy.logged(&entry)], &workflow).await.refused(Reason::Malformed, "format", "0 certificates");
     let certified = Legacy::sign(&scene.key, &scene.payload()).certified(&scene.signer);
-    scene.legacy(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.legacy(&[certified], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     // Nor does the key inside a certificate count as a key.
     let inside = policy([keyed(&scene.signer.key)]);
     let judged = scene.legacy(&[scene.legacy_keyless(&scene.payload())], &inside).await;
-    judged.refused(Reason::AnotherKey, "signature", "nobody");
+    judged.refused(Reason::AnotherKey, "signature", "no authority");
 }
 
 /// Case 34.
@@ -335,6 +340,6 @@ fn signed_legacy(scene: &Scene, signer: Certified) -> Legacy {
 /// Whoever has a certificate of these authorities for the workflow.
 fn private(forge: &Sigstore, roots: &str, time: SigningTime) -> TrustPolicy {
     let roots = CaRoots::from_pem(roots).unwrap();
-    let proof = Proof::X509(X509 { roots, subject: Subject::Uri(exactly(SUBJECT)), time });
-    policy([Authority { name: "private".into(), proof, log: Log::None, root: Some(forge.trust()) }])
+    let kind = AuthorityKind::X509(X509 { roots, subject: Subject::Uri(exactly(SUBJECT)), time });
+    policy([Authority { name: "private".into(), kind, tlog: TlogPolicy::None, root: Some(forge.trust()) }])
 }

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Digest, media_type},
-    verify::{Attestation, ClaimedRepository, Format, Reason, StatementRule},
+    verify::{Attestation, AttestationRule, ClaimedRepository, Format, Reason},
 };
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ async fn what_vouches_for_another_payload_does_not_vouch_for_a_forged_one() {
         let forged = forged.clone().with(SIGNATURE, nonsense);
         scene.legacy(&[forged], &workflow).await.refused(Reason::Signature, "signature", "verification failed");
         let keyed = Legacy::sign(&scene.key, &scene.payload()).with(SIGNATURE, nonsense);
-        scene.legacy(&[keyed], &scene.trusts_key()).await.refused(Reason::AnotherKey, "signature", "nobody");
+        scene.legacy(&[keyed], &scene.trusts_key()).await.refused(Reason::AnotherKey, "signature", "no authority");
     }
     let garbage = forged.with(SIGNATURE, "%%%");
     scene.legacy(&[garbage], &workflow).await.refused(Reason::Malformed, "format", "not base64");
@@ -140,7 +140,7 @@ async fn an_attestation_by_the_right_one_is_no_signature() {
 #[tokio::test]
 async fn a_required_attestation_that_can_not_be_read_is_missing() {
     let scene = Scene::new().await;
-    let rule = StatementRule::parse("rule.rego", "package signature\n\nallow if input.predicate.builder == \"ci\"\n");
+    let rule = AttestationRule::parse("rule.rego", "package signature\n\nallow if input.predicate.builder == \"ci\"\n");
     let attestation = Attestation { predicate_type: SLSA.into(), rule: Some(rule.unwrap()) };
     let wanted = policy_with([keyed(&scene.key)], |wanted| wanted.attestations = vec![attestation]);
     let saying = |predicate: Value| {
@@ -176,7 +176,7 @@ async fn an_envelope_holds_one_signature_of_an_in_toto_statement_about_something
     }
     let mut bent = good;
     bent["dsseEnvelope"]["payloadType"] = "text/plain".into();
-    scene.bundles(&[bent], &key).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[bent], &key).await.refused(Reason::AnotherKey, "signature", "no authority");
     let signed = Envelope::sign_as(&scene.key, "text/plain", scene.statement().to_string().as_bytes());
     let signed = scene.bundles(&[signed.bundle(By::Key(&scene.key), &[], &[])], &key).await;
     signed.refused(Reason::NotASignature, "statement", "text/plain");

@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::{Descriptor, Manifest, PinnedReference},
-    verify::{Authority, Evidence, Log, Signer, TrustPolicy, Verified},
+    verify::{Authority, Evidence, Signer, TlogPolicy, TrustPolicy, Verified},
 };
 use serde_json::{Value, json};
 
@@ -258,7 +258,7 @@ struct Counts {
 impl Good {
     async fn new(name: &'static str, scene: &Scene, policy: TrustPolicy) -> Self {
         let (pinned, manifest, evidence) = scene.gather().await;
-        let signers = Verified::judge(&policy, &pinned, manifest.clone(), &evidence).unwrap().signers().to_vec();
+        let signers = Verified::verify(&policy, &pinned, manifest.clone(), &evidence).unwrap().signers().to_vec();
         let evidence = serde_json::from_slice(&evidence.to_bytes().unwrap()).unwrap();
         Self { name, policy, pinned, manifest, evidence, signers }
     }
@@ -266,7 +266,7 @@ impl Good {
     fn judge(&self, evidence: &Value, place: &str, counts: &mut Counts) {
         counts.tried += 1;
         let Ok(evidence) = Evidence::from_bytes(evidence.to_string().as_bytes()) else { return };
-        let judging = || Verified::judge(&self.policy, &self.pinned, self.manifest.clone(), &evidence);
+        let judging = || Verified::verify(&self.policy, &self.pinned, self.manifest.clone(), &evidence);
         let judged =
             catch_unwind(AssertUnwindSafe(judging)).unwrap_or_else(|_| panic!("{}: {place} panics", self.name));
         let Ok(verified) = judged else { return };
@@ -372,7 +372,11 @@ async fn no_field_of_a_legacy_signature_can_be_bent() {
         ("legacy keyed", by_key.clone(), policy([keyed(&scene.key)])),
         ("legacy keyed, log", by_key.logged(&entry), policy([keyed_in_log(&scene.key, forge.trust())])),
         ("legacy keyless, log", keyless_legacy, scene.trusts_workflow()),
-        ("legacy keyless, timestamp", stamped, policy([Authority { log: Log::None, ..keyless(forge.trust()) }])),
+        (
+            "legacy keyless, timestamp",
+            stamped,
+            policy([Authority { tlog: TlogPolicy::None, ..keyless(forge.trust()) }]),
+        ),
     ] {
         scene.registry.put_legacy(&scene.digest, &[legacy]);
         let (good, mut counts) = (Good::new(name, &scene, policy).await, Counts::default());
@@ -395,7 +399,7 @@ async fn a_referrer_that_is_bent_attaches_nothing_else() {
         evidence["bundles"][0]["referrer"] = STANDARD.encode(bent.text()).into();
         let evidence = Evidence::from_bytes(evidence.to_string().as_bytes()).unwrap();
         tried += 1;
-        if Verified::judge(&good.policy, &good.pinned, good.manifest.clone(), &evidence).is_ok() {
+        if Verified::verify(&good.policy, &good.pinned, good.manifest.clone(), &evidence).is_ok() {
             *accepted.entry(place).or_default() += 1;
         }
     }

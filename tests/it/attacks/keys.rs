@@ -4,7 +4,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE},
 };
-use bundlegate::verify::{Authority, AuthorityKey, Circumstances, Log, Proof, Reason};
+use bundlegate::verify::{Authority, AuthorityKey, AuthorityKind, Reason, TlogPolicy, VerificationContext};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_oth
     let forge = &scene.forge;
     let windowed = |authority: Authority, not_before, not_after| {
         let key = AuthorityKey { not_before, not_after, ..public(&scene.key).into() };
-        policy([Authority { proof: Proof::Keys(vec![key]), ..authority }])
+        policy([Authority { kind: AuthorityKind::Keys(vec![key]), ..authority }])
     };
     let at = |minute: i64| Some(forge.then + minutes(minute));
     let now = |minute: i64| Some(Timestamp::now() + minutes(minute));
@@ -27,7 +27,7 @@ async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_oth
     let stamped = [envelope.bundle(by, &[], &[forge.stamp(&envelope.signature)])];
     let bare = [envelope.bundle(by, &[], &[])];
     let in_log = || keyed_in_log(&scene.key, forge.trust());
-    let by_stamp = || Authority { log: Log::None, ..in_log() };
+    let by_stamp = || Authority { tlog: TlogPolicy::None, ..in_log() };
     // It was signed an hour ago; since then the key has ended.
     for (not_before, not_after, good) in
         [(None, at(1), true), (at(-1), at(1), true), (None, at(-1), false), (at(1), None, false)]
@@ -51,7 +51,7 @@ async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_oth
     let soon = now(10);
     let policy = windowed(keyed(&scene.key), None, soon);
     assert_eq!(scene.bundles(&bare, &policy).await.accepted().valid_until(), soon);
-    let later = Circumstances { now: now(11).unwrap(), ..Circumstances::now() };
+    let later = VerificationContext { now: now(11).unwrap(), ..VerificationContext::now() };
     scene.judge_at(&policy, later).await.refused(Reason::Validity, "validity", "it is");
     // A log entry that another key's owner made proves no time.
     let stranger = Key::p256();
@@ -78,7 +78,7 @@ async fn a_hint_chooses_no_key() {
     let stranger = Key::p256();
     let envelope = Envelope::sign(&stranger, &scene.statement());
     let bundle = envelope.bundle(By::Key(&scene.key), &[], &[]);
-    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "nobody");
+    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "no authority");
     let mut keyid = scene.bare(&scene.statement());
     keyid["dsseEnvelope"]["signatures"][0]["keyid"] = STANDARD.encode(other.id()).into();
     scene.bundles(&[keyid], &both).await.accepted();
@@ -90,8 +90,8 @@ async fn a_revoked_key_or_digest_is_refused_whatever_else_is_right() {
     let scene = Scene::new().await;
     let other = Key::p256();
     let revoked = AuthorityKey { revoked: true, ..public(&scene.key).into() };
-    let keys = Proof::Keys(vec![revoked, public(&other).into()]);
-    let without = policy([Authority { proof: keys, ..keyed(&scene.key) }]);
+    let keys = AuthorityKind::Keys(vec![revoked, public(&other).into()]);
+    let without = policy([Authority { kind: keys, ..keyed(&scene.key) }]);
     let bundle = [scene.bare(&scene.statement())];
     scene.bundles(&bundle, &scene.trusts_key()).await.accepted();
     scene.bundles(&bundle, &without).await.refused(Reason::RevokedKey, "signature", "revoked key");
@@ -138,7 +138,7 @@ async fn one_signature_has_two_values_and_one_spelling() {
     }
     for bytes in not_der(&raw) {
         let judged = scene.legacy(&[spelled(STANDARD.encode(&bytes))], &key).await;
-        judged.refused(Reason::AnotherKey, "signature", "nobody");
+        judged.refused(Reason::AnotherKey, "signature", "no authority");
         scene.registry.put_legacy(&scene.digest, &[]);
         let mut bundle = scene.bare(&scene.statement());
         let signature = bundle["dsseEnvelope"]["signatures"][0]["sig"].as_str().unwrap();
@@ -146,7 +146,7 @@ async fn one_signature_has_two_values_and_one_spelling() {
         for bytes in not_der(&signature) {
             bundle["dsseEnvelope"]["signatures"][0]["sig"] = STANDARD.encode(bytes).into();
             let judged = scene.bundles(std::slice::from_ref(&bundle), &key).await;
-            judged.refused(Reason::AnotherKey, "signature", "nobody");
+            judged.refused(Reason::AnotherKey, "signature", "no authority");
         }
         scene.registry.put_bundles(&scene.digest, &[]);
     }

@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
     oci::Digest,
-    verify::{Authority, Circumstances, Log as Wanted, Pattern, Reason, TrustPolicy},
+    verify::{Authority, Pattern, Reason, TlogPolicy, TrustPolicy, VerificationContext},
 };
 use serde_json::{Value, json};
 
@@ -246,7 +246,7 @@ async fn the_newer_log_tells_no_time_so_an_authority_has_to() {
 async fn a_timestamp_alone_proves_the_time_where_no_log_is_asked_for() {
     let scene = Scene::new().await;
     let forge = &scene.forge;
-    let unlogged = policy([Authority { log: Wanted::None, ..keyless(forge.trust()) }]);
+    let unlogged = policy([Authority { tlog: TlogPolicy::None, ..keyless(forge.trust()) }]);
     let Logged { by, envelope, entry } = Logged::new(&scene);
     scene.bundles(&[envelope.bundle(by, &[], &[forge.stamp(&envelope.signature)])], &unlogged).await.accepted();
     // What the log says is not looked at, so its time does not count either.
@@ -322,6 +322,6 @@ async fn a_signature_grows_too_old_by_the_time_that_is_proved() {
     let later = forge.tsa.stamp(&envelope.signature, forge.then + minutes(5));
     let refreshed = [envelope.bundle(by, &[entry], &[later])];
     scene.bundles(&refreshed, &within(57)).await.refused(Reason::TooOld, "age", "good until");
-    let then = Circumstances { now: forge.then + minutes(91), ..Circumstances::now() };
+    let then = VerificationContext { now: forge.then + minutes(91), ..VerificationContext::now() };
     scene.judge_at(&within(90), then).await.refused(Reason::TooOld, "age", "good until");
 }

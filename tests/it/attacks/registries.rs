@@ -36,8 +36,8 @@ async fn ten_thousand_signatures_cost_as_much_as_a_few() {
     scene.registry.put(&tag, media_type::OCI_MANIFEST, manifest.to_string());
     let judged = scene.judge(&key).await;
     // They are one and the same signature.
-    assert_eq!(judged.report.findings.len(), 1);
-    judged.refused(Reason::AnotherKey, "signature", "nobody");
+    assert_eq!(judged.report.signatures.len(), 1);
+    judged.refused(Reason::AnotherKey, "signature", "no authority");
     assert_eq!(scene.registry.asked("blobs/").len(), 1);
 
     scene.registry.put_legacy(&scene.digest, &[good]);

@@ -3,8 +3,8 @@
 use bundlegate::{
     oci::{Digest, Manifest, PinnedReference},
     verify::{
-        self, Authority, Circumstances, Evidence, Identity, Log, Pattern, Proof, PublicKey, Reason, Rejection, Report,
-        Requirements, TrustPolicy, TrustRoot, Verified,
+        self, Authority, AuthorityKind, Evidence, Identity, Pattern, PublicKey, Reason, Report, Requirements,
+        TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, VerificationError, Verified,
     },
 };
 use serde_json::Value;
@@ -24,7 +24,7 @@ pub(crate) struct Scene {
 
 /// What came of it.
 pub(crate) struct Judged {
-    pub(crate) verdict: Result<Verified<Manifest>, Rejection>,
+    pub(crate) verdict: Result<Verified<Manifest>, VerificationError>,
     pub(crate) report: Report,
 }
 
@@ -91,12 +91,12 @@ impl Scene {
 
     /// Gathers what the registry has, and judges.
     pub(crate) async fn judge(&self, policy: &TrustPolicy) -> Judged {
-        self.judge_at(policy, Circumstances::now()).await
+        self.judge_at(policy, VerificationContext::now()).await
     }
 
-    pub(crate) async fn judge_at(&self, policy: &TrustPolicy, circumstances: Circumstances) -> Judged {
+    pub(crate) async fn judge_at(&self, policy: &TrustPolicy, circumstances: VerificationContext) -> Judged {
         let (pinned, manifest, evidence) = self.gather().await;
-        let (verdict, report) = Verified::explain(policy, &pinned, manifest, &evidence, circumstances);
+        let (verdict, report) = Verified::verify_with_report(policy, &pinned, manifest, &evidence, circumstances);
         Judged { verdict, report }
     }
 
@@ -137,7 +137,7 @@ impl Judged {
     pub(crate) fn refused(self, reason: Reason, check: &str, words: &str) {
         let Err(rejection) = &self.verdict else { panic!("accepted: {:#?}", self.report) };
         assert_eq!(rejection.reason, reason, "{rejection}");
-        let failed = self.report.findings.iter().flat_map(|finding| finding.checks.last());
+        let failed = self.report.signatures.iter().flat_map(|finding| finding.checks.last());
         let told: Vec<_> = failed.filter(|check| !check.ok).map(|check| (check.name, &check.detail)).collect();
         let found = told.iter().any(|(name, detail)| *name == check && detail.contains(words));
         assert!(found, "no {check} says {words:?}: {told:?}; {rejection}");
@@ -163,7 +163,7 @@ pub(crate) fn keyed(key: &Key) -> Authority {
 
 /// Whoever has this key, as the log of `root` saw.
 pub(crate) fn keyed_in_log(key: &Key, root: TrustRoot) -> Authority {
-    Authority { log: Log::Require, root: Some(root), ..keyed(key) }
+    Authority { tlog: TlogPolicy::Require, root: Some(root), ..keyed(key) }
 }
 
 /// The release workflow, as `root` vouches.
@@ -173,8 +173,8 @@ pub(crate) fn keyless(root: TrustRoot) -> Authority {
 }
 
 pub(crate) fn identified(root: TrustRoot, issuer: Pattern, subject: Pattern) -> Authority {
-    let proof = Proof::Keyless(Identity { issuer, subject, claims: [].into() });
-    Authority { name: "workflow".into(), proof, log: Log::Require, root: Some(root) }
+    let kind = AuthorityKind::Keyless(Identity { issuer, subject, claims: [].into() });
+    Authority { name: "workflow".into(), kind, tlog: TlogPolicy::Require, root: Some(root) }
 }
 
 /// Any one of these.

@@ -86,7 +86,7 @@ async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
     let etag = tag(&serving.get("", 60).await);
     let expires = Timestamp::from_second(world.tuf.expires.as_second()).unwrap();
     let expired = format!("trust root corp expired at {expires}");
-    serving.said(&format!("{expired}; nothing new is accepted by it until it is refreshed"), |_| true).await;
+    serving.said(&format!("{expired}; it accepts no new artifact until it is refreshed"), |_| true).await;
 
     world.push("two");
     let refused = |status: &Value| status["last_failure"]["message"].to_string().contains(&expired);

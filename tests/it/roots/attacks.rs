@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use bundlegate::verify::{RefreshFault, Refreshed, RootKeeper, RootSource};
+use bundlegate::verify::{RefreshError, Refreshed, RootSource, TrustRootRefresher};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use sigstore_verify::{crypto::KeyPair, trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST};
@@ -58,14 +58,14 @@ async fn an_older_timestamp_is_refused() {
     let mut kept = Kept::new().await;
     let old = kept.tuf.bytes("timestamp.json");
     kept.tuf.publish();
-    kept.keeper.refresh().await.unwrap();
-    kept.keeper.save().await;
+    kept.refresher.refresh().await.unwrap();
+    kept.refresher.save().await;
     let words = "rollback detected for timestamp: trusted version 2 > new version 1";
     // After a restart as well.
     let mut reopened = kept.reopened();
     let newer = kept.tuf.files();
     kept.tuf.put("timestamp.json", old.clone());
-    assert_eq!(reopened.refresh().await, Err(RefreshFault::Refused(words.to_owned())));
+    assert_eq!(reopened.refresh().await, Err(RefreshError::Refused(words.to_owned())));
     kept.tuf.restore(newer);
     kept.refuses("refused", words, |tuf| tuf.put("timestamp.json", old)).await;
 }
@@ -75,8 +75,8 @@ async fn a_timestamp_of_an_older_snapshot_is_refused() {
     let mut kept = Kept::new().await;
     let old = kept.tuf.bytes("1.snapshot.json");
     kept.tuf.publish();
-    kept.keeper.refresh().await.unwrap();
-    kept.keeper.save().await;
+    kept.refresher.refresh().await.unwrap();
+    kept.refresher.save().await;
     let roll_back = |tuf: &mut Tuf| tuf.publish_timestamp(&old, 1);
     kept.refuses("refused", "rollback detected for snapshot (via timestamp)", roll_back).await;
 }
@@ -86,8 +86,8 @@ async fn a_snapshot_of_older_targets_is_refused() {
     let mut kept = Kept::new().await;
     let old = kept.tuf.bytes("1.targets.json");
     kept.tuf.publish();
-    kept.keeper.refresh().await.unwrap();
-    kept.keeper.save().await;
+    kept.refresher.refresh().await.unwrap();
+    kept.refresher.save().await;
     let roll_back = |tuf: &mut Tuf| tuf.publish_snapshot(&old, 1);
     kept.refuses("refused", "rollback detected for targets.json (via snapshot)", roll_back).await;
 }
@@ -158,7 +158,7 @@ async fn a_targets_path_or_hash_leads_nowhere_else() {
         let pin = json!({"length": second().len(), "hashes": {"sha256": "../../elsewhere/x"}});
         tuf.publish_targets([("trusted_root.json".to_owned(), pin)].into());
     };
-    Kept::new().await.refuses("refused", "leads out of the repository", lead_out).await;
+    Kept::new().await.refuses("refused", "points outside the repository", lead_out).await;
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn only_the_repository_is_asked_and_only_one_file_is_written() {
     kept.tuf.asked();
     let pin = json!({"length": 1, "hashes": {"sha256": "../../elsewhere/x"}});
     kept.tuf.publish_targets([("trusted_root.json".to_owned(), pin)].into());
-    kept.keeper.refresh().await.unwrap_err();
+    kept.refresher.refresh().await.unwrap_err();
     let asked = kept.tuf.asked();
     assert!(asked.iter().all(|path| path.starts_with("/repository/")), "{asked:?}");
     let written: Vec<_> = fs::read_dir(kept.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -175,10 +175,11 @@ async fn only_the_repository_is_asked_and_only_one_file_is_written() {
     // No name leads out of the folder.
     let deep = kept.folder.path().join("a/b");
     let name = "../../x/..";
-    let mut keeper = RootKeeper::open(name, &kept.tuf.source(), Some(&deep), kept.metrics.clone()).unwrap().unwrap();
+    let mut refresher =
+        TrustRootRefresher::open(name, &kept.tuf.source(), Some(&deep), kept.metrics.clone()).unwrap().unwrap();
     kept.tuf.publish_root(&second());
-    keeper.refresh().await.unwrap();
-    keeper.save().await;
+    refresher.refresh().await.unwrap();
+    refresher.save().await;
     let written: Vec<_> = fs::read_dir(deep).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(written, ["%2E%2E%2F%2E%2E%2Fx%2F%2E%2E.json"]);
 }
@@ -197,17 +198,17 @@ async fn a_body_without_end_is_cut_off() {
 #[tokio::test]
 async fn a_silent_repository_is_given_up() {
     let mut kept = Kept::new().await;
-    let impatient = kept.tuf.options().with_patience(Duration::from_millis(300));
-    let mut keeper = open(&RootSource::Tuf(impatient), kept.folder.path(), &kept.metrics);
+    let impatient = kept.tuf.options().with_timeout(Duration::from_millis(300));
+    let mut refresher = open(&RootSource::Tuf(impatient), kept.folder.path(), &kept.metrics);
     for path in ["2.root.json", "timestamp.json"] {
         let before = kept.tuf.answer(path, Answer::Silence).unwrap_or(Answer::Status(404, ""));
-        let fault = keeper.refresh().await.unwrap_err();
-        assert_eq!(fault, RefreshFault::Unreachable("not done within 300ms".to_owned()), "{path}");
-        kept.has(&keeper, FIRST);
+        let fault = refresher.refresh().await.unwrap_err();
+        assert_eq!(fault, RefreshError::Unreachable("not finished within 300ms".to_owned()), "{path}");
+        kept.has(&refresher, FIRST);
         kept.tuf.answer(path, before);
     }
     kept.tuf.publish_root(&second());
-    assert_eq!(kept.keeper.refresh().await, Ok(Refreshed::Changed));
+    assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
 }
 
 #[tokio::test]
@@ -224,7 +225,7 @@ async fn an_error_or_a_redirect_is_no_answer() {
 #[tokio::test]
 async fn what_is_signed_but_no_trusted_root_is_refused() {
     for (text, words) in [
-        ("{}", "no trusted root"),
+        ("{}", "not a trusted root"),
         (r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.1+json","tlogs":[],"tlogs":[]}"#, "duplicate"),
     ] {
         Kept::new().await.refuses("unusable", words, |tuf| tuf.publish_root(text)).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bundlegate::{
     metrics::Metrics,
-    verify::{LiveRoots, RootSource},
+    verify::{RootSource, TrustRoots},
 };
 use jiff::{SignedDuration, Timestamp};
 use sigstore_verify::trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST;
@@ -12,7 +12,7 @@ use sigstore_verify::trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST;
 use super::{open, revision, second};
 use crate::tuf::{Answer, Tuf};
 
-async fn changed(roots: &mut LiveRoots) {
+async fn changed(roots: &mut TrustRoots) {
     tokio::time::timeout(Duration::from_secs(30), roots.changed()).await.unwrap();
 }
 
@@ -21,13 +21,13 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     let mut tuf = Tuf::start(FIRST).await;
     let folder = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().unwrap();
-    let mut roots = LiveRoots::new(Some(folder.path().to_owned()), metrics.clone());
+    let mut roots = TrustRoots::new(Some(folder.path().to_owned()), metrics.clone());
     let file = RootSource::File(FIRST.to_owned());
     let sources = [("corp".to_owned(), tuf.source()), ("file".to_owned(), file.clone())].into();
     let before = roots.current("corp", &tuf.source()).unwrap();
     assert!(before.is_pending());
-    roots.adopt(&sources).unwrap();
-    roots.settled(Duration::from_secs(30)).await;
+    roots.set_sources(&sources).unwrap();
+    roots.wait_until_fetched(Duration::from_secs(30)).await;
     changed(&mut roots).await;
     let first = roots.current("corp", &tuf.source()).unwrap();
     assert_eq!(first.revision(), revision(FIRST).revision());
@@ -39,8 +39,8 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     assert_eq!(held.revision(), revision(&second()).revision());
 
     // Asked otherwise from now on: who holds the same root shares its end.
-    let other = RootSource::Tuf(tuf.options().with_patience(Duration::from_secs(21)));
-    roots.adopt(&[("corp".to_owned(), other.clone())].into()).unwrap();
+    let other = RootSource::Tuf(tuf.options().with_timeout(Duration::from_secs(21)));
+    roots.set_sources(&[("corp".to_owned(), other.clone())].into()).unwrap();
     let until = held.expires();
     tuf.expires = Timestamp::now() + SignedDuration::from_hours(100);
     tuf.publish();
@@ -61,7 +61,7 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
-    roots.adopt(&[].into()).unwrap();
+    roots.set_sources(&[].into()).unwrap();
     assert!(metrics.trust_root_expires.remove_label_values(&["corp"]).is_err(), "its end is no longer told");
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(&second()).revision());
 }
@@ -69,13 +69,13 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
 #[tokio::test]
 async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
     let tuf = Tuf::start(FIRST).await;
-    let mut roots = LiveRoots::new(None, Metrics::new().unwrap());
-    roots.adopt(&[("corp".to_owned(), tuf.source())].into()).unwrap();
-    roots.settled(Duration::from_secs(30)).await;
+    let mut roots = TrustRoots::new(None, Metrics::new().unwrap());
+    roots.set_sources(&[("corp".to_owned(), tuf.source())].into()).unwrap();
+    roots.wait_until_fetched(Duration::from_secs(30)).await;
     tuf.answer("timestamp.json", Answer::Status(500, ""));
-    let other = RootSource::Tuf(tuf.options().with_patience(Duration::from_secs(21)));
+    let other = RootSource::Tuf(tuf.options().with_timeout(Duration::from_secs(21)));
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
-    roots.adopt(&[("corp".to_owned(), other.clone())].into()).unwrap();
+    roots.set_sources(&[("corp".to_owned(), other.clone())].into()).unwrap();
     assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
     // Of another repository it proves nothing.
     let foreign = Tuf::start(FIRST).await.source();

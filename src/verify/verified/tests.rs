@@ -1,4 +1,4 @@
-//! Signatures made here, as cosign makes them, and every way to bend them.
+//! Signatures as cosign makes them, and every way to alter them.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -7,9 +7,9 @@ use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
 
 use super::*;
 use crate::{
-    oci::{Descriptor, Reference, media_type},
+    oci::{Descriptor, Digest, Reference, media_type},
     verify::{
-        Authority, PublicKey, Requirements,
+        Authority, Format, PublicKey, Requirements,
         evidence::{LegacySignature, SignatureBundle},
     },
 };
@@ -37,12 +37,12 @@ impl Case {
         text.parse::<Reference>().unwrap().pinned().unwrap()
     }
 
-    fn judge(&self, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
-        Verified::judge(&self.policy, &self.pinned(), self.manifest.clone(), evidence)
+    fn verify(&self, evidence: &Evidence) -> Result<Verified<Manifest>, VerificationError> {
+        Verified::verify(&self.policy, &self.pinned(), self.manifest.clone(), evidence)
     }
 
     fn reason(&self, evidence: &Evidence) -> Reason {
-        self.judge(evidence).unwrap_err().reason
+        self.verify(evidence).unwrap_err().reason
     }
 
     fn legacy(&self, payload: &Value) -> Evidence {
@@ -103,54 +103,63 @@ fn statement(digest: &Digest, predicate: &str) -> Value {
 fn a_signature_in_either_format_by_a_trusted_key_is_accepted() {
     let case = Case::new();
     let digest = case.manifest.digest();
-    let legacy = case.judge(&case.legacy(&payload(digest))).unwrap();
+    let legacy = case.verify(&case.legacy(&payload(digest))).unwrap();
     assert_eq!((legacy.signers()[0].format, legacy.signers()[0].authority.as_str()), (Format::Legacy, "release"));
-    let bundle = case.judge(&case.bundle(&statement(digest, SIGN), digest)).unwrap();
+    let bundle = case.verify(&case.bundle(&statement(digest, SIGN), digest)).unwrap();
     assert_eq!(bundle.signers()[0].format, Format::Bundle);
     assert_eq!(bundle.pinned(), &case.pinned());
 }
 
 #[test]
-fn evidence_judges_the_same_after_a_stay_on_disk() {
+fn evidence_that_was_stored_verifies_the_same() {
     let case = Case::new();
     let digest = case.manifest.digest();
     for evidence in [case.legacy(&payload(digest)), case.bundle(&statement(digest, SIGN), digest)] {
         let again = Evidence::from_bytes(&evidence.to_bytes().unwrap()).unwrap();
-        assert!(case.judge(&again).is_ok());
+        assert!(case.verify(&again).is_ok());
     }
 }
 
 #[test]
 fn each_way_to_be_unsigned_has_its_own_reason() {
     let case = Case::new();
-    let (digest, other) = (case.manifest.digest(), Digest::sha256(b"other"));
+    let (digest, other_digest) = (case.manifest.digest(), Digest::sha256(b"other"));
     assert_eq!(case.reason(&Evidence::default()), Reason::Unsigned);
-    let stranger = Case::new();
-    assert_eq!(case.reason(&stranger.legacy(&payload(digest))), Reason::AnotherKey);
-    assert_eq!(case.reason(&stranger.bundle(&statement(digest, SIGN), digest)), Reason::AnotherKey);
-    assert_eq!(case.reason(&case.legacy(&payload(&other))), Reason::OtherDigest);
-    assert_eq!(case.reason(&case.bundle(&statement(&other, SIGN), digest)), Reason::OtherDigest);
-    assert_eq!(case.reason(&case.bundle(&statement(digest, SIGN), &other)), Reason::OtherDigest);
+    let other = Case::new();
+    assert_eq!(case.reason(&other.legacy(&payload(digest))), Reason::AnotherKey);
+    assert_eq!(case.reason(&other.bundle(&statement(digest, SIGN), digest)), Reason::AnotherKey);
+    assert_eq!(case.reason(&case.legacy(&payload(&other_digest))), Reason::OtherDigest);
+    assert_eq!(case.reason(&case.bundle(&statement(&other_digest, SIGN), digest)), Reason::OtherDigest);
+    assert_eq!(case.reason(&case.bundle(&statement(digest, SIGN), &other_digest)), Reason::OtherDigest);
     let report = statement(digest, "https://example.com/scan-failed");
     assert_eq!(case.reason(&case.bundle(&report, digest)), Reason::NotASignature);
 }
 
 #[test]
-fn the_report_tells_every_candidate_and_its_first_failure() {
-    let (case, stranger) = (Case::new(), Case::new());
-    let (digest, other) = (case.manifest.digest(), Digest::sha256(b"other"));
-    let mut evidence = case.bundle(&statement(&other, SIGN), digest);
-    evidence.bundles.extend(stranger.bundle(&statement(digest, SIGN), digest).bundles);
+fn the_report_has_every_candidate_up_to_its_first_failure() {
+    let (case, other) = (Case::new(), Case::new());
+    let (digest, other_digest) = (case.manifest.digest(), Digest::sha256(b"other"));
+    let mut evidence = case.bundle(&statement(&other_digest, SIGN), digest);
+    evidence.bundles.extend(other.bundle(&statement(digest, SIGN), digest).bundles);
     evidence.legacy = case.legacy(&payload(digest)).legacy;
     evidence.skipped.push("a\u{1b}[31m piece".into());
-    let (verdict, report) =
-        Verified::explain(&case.policy, &case.pinned(), case.manifest.clone(), &evidence, Circumstances::now());
+    let (verdict, report) = Verified::verify_with_report(
+        &case.policy,
+        &case.pinned(),
+        case.manifest.clone(),
+        &evidence,
+        VerificationContext::now(),
+    );
     assert_eq!(verdict.unwrap().signers().len(), 1);
-    let told: Vec<_> = report.findings.iter().map(|finding| (finding.format, finding.is_verified())).collect();
-    assert_eq!(told, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);
-    let [elsewhere, unknown, good] = report.findings.as_slice() else { panic!("{report:?}") };
+    let results: Vec<_> =
+        report.signatures.iter().map(|signature| (signature.format, signature.is_verified())).collect();
+    assert_eq!(results, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);
+    let [elsewhere, unknown, good] = report.signatures.as_slice() else { panic!("{report:?}") };
     let last = elsewhere.checks.last().unwrap();
-    assert_eq!((last.name, last.ok, last.detail.as_str()), ("digest", false, format!("signed is {other}").as_str()));
+    assert_eq!(
+        (last.name, last.ok, last.detail.as_str()),
+        ("digest", false, format!("the signature is for {other_digest}").as_str())
+    );
     assert_eq!(elsewhere.signer.as_ref().unwrap().authority, "release");
     assert_eq!((unknown.signer.as_ref(), unknown.checks.last().unwrap().name), (None, "signature"));
     let names: Vec<_> = good.checks.iter().map(|check| check.name).collect();
@@ -160,11 +169,11 @@ fn the_report_tells_every_candidate_and_its_first_failure() {
 
 #[test]
 fn a_bad_candidate_neither_helps_nor_harms_a_good_one() {
-    let (case, stranger) = (Case::new(), Case::new());
+    let (case, other) = (Case::new(), Case::new());
     let digest = case.manifest.digest();
-    let mut evidence = stranger.legacy(&payload(digest));
+    let mut evidence = other.legacy(&payload(digest));
     evidence.legacy.extend(case.legacy(&payload(digest)).legacy);
-    assert_eq!(case.judge(&evidence).unwrap().signers().len(), 1);
+    assert_eq!(case.verify(&evidence).unwrap().signers().len(), 1);
 }
 
 #[test]
@@ -172,30 +181,30 @@ fn one_flipped_bit_anywhere_in_a_legacy_signature_is_refused() {
     let case = Case::new();
     let good = case.legacy(&payload(case.manifest.digest()));
     for at in 0..good.legacy[0].payload.len() {
-        let mut bent = good.clone();
-        let mut bytes = bent.legacy[0].payload.to_vec();
+        let mut altered = good.clone();
+        let mut bytes = altered.legacy[0].payload.to_vec();
         bytes[at] ^= 1;
-        bent.legacy[0].payload = bytes.into();
-        assert!(case.judge(&bent).is_err(), "byte {at}");
+        altered.legacy[0].payload = bytes.into();
+        assert!(case.verify(&altered).is_err(), "byte {at}");
     }
-    let mut bent = good;
-    let mut signature = STANDARD.decode(&bent.legacy[0].signature).unwrap();
+    let mut altered = good;
+    let mut signature = STANDARD.decode(&altered.legacy[0].signature).unwrap();
     for at in 0..signature.len() {
         signature[at] ^= 1;
-        bent.legacy[0].signature = STANDARD.encode(&signature);
-        assert!(case.judge(&bent).is_err(), "signature byte {at}");
+        altered.legacy[0].signature = STANDARD.encode(&signature);
+        assert!(case.verify(&altered).is_err(), "signature byte {at}");
         signature[at] ^= 1;
     }
 }
 
-/// Every field of a good bundle, changed in turn.
+/// Every field of a valid bundle, changed in turn.
 #[test]
 fn a_bundle_with_any_changed_field_is_refused() {
     let case = Case::new();
     let digest = case.manifest.digest();
     let good = case.bundle(&statement(digest, SIGN), digest);
     let bundle: Value = serde_json::from_slice(&good.bundles[0].bundle).unwrap();
-    assert!(case.judge(&attach(&bundle, digest)).is_ok());
+    assert!(case.verify(&attach(&bundle, digest)).is_ok());
     let other_payload = STANDARD.encode(statement(digest, "https://x/").to_string());
     for (pointer, value) in [
         ("/mediaType", json!("application/vnd.dev.sigstore.bundle.v0.2+json")),
@@ -209,13 +218,13 @@ fn a_bundle_with_any_changed_field_is_refused() {
         ("/dsseEnvelope/signatures/0/sig", json!("")),
         ("/dsseEnvelope", json!(null)),
     ] {
-        let mut bent = bundle.clone();
-        *bent.pointer_mut(pointer).unwrap() = value.clone();
-        assert!(case.judge(&attach(&bent, digest)).is_err(), "{pointer} = {value}");
+        let mut altered = bundle.clone();
+        *altered.pointer_mut(pointer).unwrap() = value.clone();
+        assert!(case.verify(&attach(&altered, digest)).is_err(), "{pointer} = {value}");
     }
     let mut both = bundle;
     both["messageSignature"] = json!({"signature": ""});
-    assert!(case.judge(&attach(&both, digest)).is_err());
+    assert!(case.verify(&attach(&both, digest)).is_err());
 }
 
 #[test]
@@ -224,6 +233,6 @@ fn a_manifest_that_is_not_the_pinned_one_is_refused_even_unsigned() {
     let policy = TrustPolicy::unsigned("dev".into());
     let other = manifest(json!({"annotations": {"a": "b"}}));
     let evidence = Evidence::default();
-    assert!(Verified::judge(&policy, &case.pinned(), other, &evidence).is_err());
-    assert!(Verified::judge(&policy, &case.pinned(), case.manifest, &evidence).is_ok());
+    assert!(Verified::verify(&policy, &case.pinned(), other, &evidence).is_err());
+    assert!(Verified::verify(&policy, &case.pinned(), case.manifest, &evidence).is_ok());
 }

@@ -1,4 +1,4 @@
-//! What a policy can ask for, one thing at a time, of signatures by keys.
+//! Each requirement of a policy by itself, with signatures by keys.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use sigstore_verify::{crypto::KeyPair, types::dsse::pae};
 
 use crate::{
-    oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, media_type},
+    oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, cosign, media_type},
     verify::{
-        Attestation, Authority, AuthorityKey, Circumstances, ClaimedRepository, Evidence, Format, Log, Proof,
-        PublicKey, Reason, Rejection, Requirements, SIGNATURE_PREDICATE, StatementRule, TrustPolicy, Verdicts,
+        Attestation, AttestationRule, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Evidence, Format,
+        PublicKey, Reason, Requirements, TlogPolicy, TrustPolicy, VerdictCache, VerificationContext, VerificationError,
         Verified,
         evidence::{LegacySignature, SignatureBundle},
     },
@@ -22,10 +22,10 @@ const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const STATEMENT: &str = "application/vnd.in-toto+json";
 const SLSA: &str = "https://slsa.dev/provenance/v1";
 
-/// Somebody with a key.
-struct Person(KeyPair);
+/// A holder of a private key.
+struct KeyHolder(KeyPair);
 
-impl Person {
+impl KeyHolder {
     fn new() -> Self {
         Self(KeyPair::generate_ecdsa_p256().unwrap())
     }
@@ -73,7 +73,7 @@ impl Person {
     }
 
     fn signs(&self) -> Evidence {
-        self.states(SIGNATURE_PREDICATE, json!({}), json!({}))
+        self.states(cosign::SIGN_PREDICATE, json!({}), json!({}))
     }
 }
 
@@ -104,216 +104,223 @@ fn policy(requirements: Requirements) -> TrustPolicy {
     TrustPolicy::signed("p".into(), requirements).unwrap()
 }
 
-fn judge_at(now: Timestamp, requirements: &Requirements, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
-    let circumstances = Circumstances { now, ..Circumstances::now() };
-    Verified::explain(&policy(requirements.clone()), &pinned(), artifact(), evidence, circumstances).0
+fn verify_at(
+    now: Timestamp,
+    requirements: &Requirements,
+    evidence: &Evidence,
+) -> Result<Verified<Manifest>, VerificationError> {
+    let context = VerificationContext { now, ..VerificationContext::now() };
+    Verified::verify_with_report(&policy(requirements.clone()), &pinned(), artifact(), evidence, context).0
 }
 
-fn judge(requirements: &Requirements, evidence: &Evidence) -> Result<Verified<Manifest>, Rejection> {
-    judge_at(Timestamp::now(), requirements, evidence)
+fn verify(requirements: &Requirements, evidence: &Evidence) -> Result<Verified<Manifest>, VerificationError> {
+    verify_at(Timestamp::now(), requirements, evidence)
 }
 
 #[track_caller]
 fn refused(requirements: &Requirements, evidence: &Evidence, reason: Reason) -> String {
-    let rejection = judge(requirements, evidence).unwrap_err();
-    assert_eq!(rejection.reason, reason, "{rejection}");
-    rejection.to_string()
+    let error = verify(requirements, evidence).unwrap_err();
+    assert_eq!(error.reason, reason, "{error}");
+    error.to_string()
 }
 
 #[test]
-fn a_threshold_counts_people_and_not_signatures() {
-    let [one, two, three] = [Person::new(), Person::new(), Person::new()];
+fn at_least_counts_authorities_and_not_signatures() {
+    let [one, two, three] = [KeyHolder::new(), KeyHolder::new(), KeyHolder::new()];
     let authorities = vec![one.named("one"), two.named("two"), three.named("three")];
     let wanted = Requirements { at_least: 2, ..Requirements::any_of(authorities) };
-    let told = refused(&wanted, &all([one.signs(), one.signs(), one.legacy(json!({}))]), Reason::TooFewVotes);
-    assert!(told.contains("1 of 2: one"), "{told}");
-    let verified = judge(&wanted, &all([one.signs(), three.legacy(json!({}))])).unwrap();
+    let message = refused(&wanted, &all([one.signs(), one.signs(), one.legacy(json!({}))]), Reason::TooFewVotes);
+    assert!(message.contains("1 of 2: one"), "{message}");
+    let verified = verify(&wanted, &all([one.signs(), three.legacy(json!({}))])).unwrap();
     let voters: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
     assert_eq!(voters, ["one", "three"]);
-    let everybody = Requirements { at_least: 3, ..wanted };
-    refused(&everybody, &all([one.signs(), two.signs()]), Reason::TooFewVotes);
-    assert!(judge(&everybody, &all([one.signs(), two.signs(), three.signs()])).is_ok());
+    let all_three = Requirements { at_least: 3, ..wanted };
+    refused(&all_three, &all([one.signs(), two.signs()]), Reason::TooFewVotes);
+    assert!(verify(&all_three, &all([one.signs(), two.signs(), three.signs()])).is_ok());
 }
 
 #[test]
-fn a_revoked_key_never_counts_and_says_so() {
-    let (old, new) = (Person::new(), Person::new());
+fn a_signature_by_a_revoked_key_never_counts_and_is_reported() {
+    let (old, new) = (KeyHolder::new(), KeyHolder::new());
     let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }, new.key().into()];
-    let team = Authority { name: "team".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
+    let team = Authority { name: "team".into(), kind: AuthorityKind::Keys(keys), tlog: TlogPolicy::None, root: None };
     let wanted = Requirements::any_of(vec![team]);
     assert!(refused(&wanted, &old.signs(), Reason::RevokedKey).contains(old.key().identity()));
-    assert!(judge(&wanted, &all([old.signs(), new.signs()])).is_ok());
-    // Whatever else is wrong does not hide it.
-    let strangers = Requirements {
+    assert!(verify(&wanted, &all([old.signs(), new.signs()])).is_ok());
+    // Another failure does not hide it.
+    let with_other = Requirements {
         at_least: 2,
-        ..Requirements::any_of(vec![wanted.authorities[0].clone(), Person::new().named("x")])
+        ..Requirements::any_of(vec![wanted.authorities[0].clone(), KeyHolder::new().named("x")])
     };
-    let short = judge(&strangers, &all([old.signs(), new.signs()])).unwrap_err();
+    let short = verify(&with_other, &all([old.signs(), new.signs()])).unwrap_err();
     assert!(short.revoked && short.reason == Reason::TooFewVotes, "{short}");
-    // Revoking the last one must be possible, and then nothing passes.
+    // Revoking the last key has to be possible, and then nothing passes.
     let keys = vec![AuthorityKey { revoked: true, ..old.key().into() }];
-    let team = Authority { name: "team".into(), proof: Proof::Keys(keys), log: Log::None, root: None };
+    let team = Authority { name: "team".into(), kind: AuthorityKind::Keys(keys), tlog: TlogPolicy::None, root: None };
     refused(&Requirements::any_of(vec![team]), &old.signs(), Reason::RevokedKey);
 }
 
 #[test]
-fn a_key_counts_within_its_window_and_the_verdict_ends_with_it() {
-    let person = Person::new();
+fn a_key_counts_from_not_before_until_not_after_and_the_verification_ends_with_it() {
+    let holder = KeyHolder::new();
     let now = Timestamp::now();
     let [before, after] = [now - SignedDuration::from_hours(1), now + SignedDuration::from_hours(1)];
     let with = |not_before: Option<Timestamp>, not_after: Option<Timestamp>| {
-        let key = AuthorityKey { not_before, not_after, ..person.key().into() };
-        let team = Authority { name: "team".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+        let key = AuthorityKey { not_before, not_after, ..holder.key().into() };
+        let team =
+            Authority { name: "team".into(), kind: AuthorityKind::Keys(vec![key]), tlog: TlogPolicy::None, root: None };
         Requirements::any_of(vec![team])
     };
     let wanted = with(Some(before), Some(after));
-    assert_eq!(judge_at(now, &wanted, &person.signs()).unwrap().valid_until(), Some(after));
+    assert_eq!(verify_at(now, &wanted, &holder.signs()).unwrap().valid_until(), Some(after));
     for (window, when) in [((None, Some(before)), now), ((Some(after), None), now)] {
-        let rejection = judge_at(when, &with(window.0, window.1), &person.signs()).unwrap_err();
-        assert_eq!(rejection.reason, Reason::Validity, "{rejection}");
+        let error = verify_at(when, &with(window.0, window.1), &holder.signs()).unwrap_err();
+        assert_eq!(error.reason, Reason::Validity, "{error}");
     }
-    assert_eq!(judge_at(after, &wanted, &person.signs()).unwrap().valid_until(), Some(after));
-    assert!(judge_at(after + SignedDuration::from_nanos(1), &wanted, &person.signs()).is_err());
-    assert_eq!(judge(&with(Some(before), None), &person.signs()).unwrap().valid_until(), None);
+    assert_eq!(verify_at(after, &wanted, &holder.signs()).unwrap().valid_until(), Some(after));
+    assert!(verify_at(after + SignedDuration::from_nanos(1), &wanted, &holder.signs()).is_err());
+    assert_eq!(verify(&with(Some(before), None), &holder.signs()).unwrap().valid_until(), None);
 }
 
 #[test]
 fn annotations_are_compared_with_their_types_and_on_the_right_subject() {
-    let person = Person::new();
+    let holder = KeyHolder::new();
     let annotations = [("env".to_owned(), json!("prod")), ("wave".to_owned(), json!(1))].into();
-    let wanted = Requirements { annotations, ..Requirements::any_of(vec![person.named("one")]) };
+    let wanted = Requirements { annotations, ..Requirements::any_of(vec![holder.named("one")]) };
     let good = json!({ "env": "prod", "wave": 1, "more": true });
-    assert!(judge(&wanted, &person.legacy(good.clone())).is_ok());
-    assert!(judge(&wanted, &person.states(SIGNATURE_PREDICATE, json!({}), good)).is_ok());
+    assert!(verify(&wanted, &holder.legacy(good.clone())).is_ok());
+    assert!(verify(&wanted, &holder.states(cosign::SIGN_PREDICATE, json!({}), good)).is_ok());
     for bad in
         [json!({}), json!({ "env": "prod" }), json!({ "env": "prod", "wave": "1" }), json!({ "env": "dev", "wave": 1 })]
     {
-        refused(&wanted, &person.legacy(bad.clone()), Reason::Annotations);
-        refused(&wanted, &person.states(SIGNATURE_PREDICATE, json!({}), bad), Reason::Annotations);
+        refused(&wanted, &holder.legacy(bad.clone()), Reason::Annotations);
+        refused(&wanted, &holder.states(cosign::SIGN_PREDICATE, json!({}), bad), Reason::Annotations);
     }
-    refused(&wanted, &person.legacy(Value::Null), Reason::Annotations);
+    refused(&wanted, &holder.legacy(Value::Null), Reason::Annotations);
     // The first subject says `dev`, but is another artifact.
     let dev = Requirements { annotations: [("env".to_owned(), json!("dev"))].into(), ..wanted };
-    refused(&dev, &person.states(SIGNATURE_PREDICATE, json!({}), json!({ "env": "prod" })), Reason::Annotations);
+    refused(&dev, &holder.states(cosign::SIGN_PREDICATE, json!({}), json!({ "env": "prod" })), Reason::Annotations);
 }
 
 #[test]
-fn a_format_that_is_not_looked_at_does_not_count() {
-    let person = Person::new();
+fn a_signature_in_a_format_outside_of_formats_does_not_count() {
+    let holder = KeyHolder::new();
     let only =
-        |format| Requirements { formats: BTreeSet::from([format]), ..Requirements::any_of(vec![person.named("one")]) };
-    refused(&only(Format::Bundle), &person.legacy(json!({})), Reason::Format);
-    refused(&only(Format::Legacy), &person.signs(), Reason::Format);
-    assert!(judge(&only(Format::Legacy), &all([person.signs(), person.legacy(json!({}))])).is_ok());
+        |format| Requirements { formats: BTreeSet::from([format]), ..Requirements::any_of(vec![holder.named("one")]) };
+    refused(&only(Format::Bundle), &holder.legacy(json!({})), Reason::Format);
+    refused(&only(Format::Legacy), &holder.signs(), Reason::Format);
+    assert!(verify(&only(Format::Legacy), &all([holder.signs(), holder.legacy(json!({}))])).is_ok());
 }
 
 #[test]
-fn a_legacy_signature_may_have_to_name_the_repository() {
-    let person = Person::new();
+fn claimed_repository_holds_for_legacy_signatures_only() {
+    let holder = KeyHolder::new();
     let claiming =
-        |claimed_repository| Requirements { claimed_repository, ..Requirements::any_of(vec![person.named("one")]) };
-    assert!(judge(&claiming(ClaimedRepository::Match), &person.legacy(json!({}))).is_ok());
-    assert!(judge(&claiming(ClaimedRepository::Exactly("r.example/a".into())), &person.legacy(json!({}))).is_ok());
+        |claimed_repository| Requirements { claimed_repository, ..Requirements::any_of(vec![holder.named("one")]) };
+    assert!(verify(&claiming(ClaimedRepository::Match), &holder.legacy(json!({}))).is_ok());
+    assert!(verify(&claiming(ClaimedRepository::Exactly("r.example/a".into())), &holder.legacy(json!({}))).is_ok());
     let elsewhere = claiming(ClaimedRepository::Exactly("r.example/b".into()));
-    assert!(refused(&elsewhere, &person.legacy(json!({})), Reason::Repository).contains("r.example/a"));
+    assert!(refused(&elsewhere, &holder.legacy(json!({})), Reason::Repository).contains("r.example/a"));
     // Bundles name none.
-    assert!(judge(&elsewhere, &person.signs()).is_ok());
+    assert!(verify(&elsewhere, &holder.signs()).is_ok());
 }
 
 #[test]
 fn a_revoked_digest_is_refused_whoever_signed_it() {
-    let person = Person::new();
+    let holder = KeyHolder::new();
     let revoked_digests = BTreeSet::from([artifact().digest().clone()]);
-    let wanted = Requirements { revoked_digests, ..Requirements::any_of(vec![person.named("one")]) };
-    refused(&wanted, &person.signs(), Reason::RevokedDigest);
+    let wanted = Requirements { revoked_digests, ..Requirements::any_of(vec![holder.named("one")]) };
+    refused(&wanted, &holder.signs(), Reason::RevokedDigest);
 }
 
 #[test]
 fn an_attestation_is_no_signature_and_a_signature_is_no_attestation() {
-    let (person, stranger) = (Person::new(), Person::new());
-    let provenance = |who: &Person, builder: &str| who.states(SLSA, json!({ "builder": builder }), json!({}));
-    let plain = Requirements::any_of(vec![person.named("one")]);
-    refused(&plain, &provenance(&person, "ci"), Reason::NotASignature);
-    assert!(judge(&plain, &all([person.signs(), provenance(&person, "ci")])).is_ok());
+    let (holder, other) = (KeyHolder::new(), KeyHolder::new());
+    let provenance = |who: &KeyHolder, builder: &str| who.states(SLSA, json!({ "builder": builder }), json!({}));
+    let plain = Requirements::any_of(vec![holder.named("one")]);
+    refused(&plain, &provenance(&holder, "ci"), Reason::NotASignature);
+    assert!(verify(&plain, &all([holder.signs(), provenance(&holder, "ci")])).is_ok());
 
     let attested = |rule: Option<&str>| Requirements {
         attestations: vec![Attestation {
             predicate_type: SLSA.to_owned(),
-            rule: rule.map(|text| StatementRule::parse("rule.rego", text).unwrap()),
+            rule: rule.map(|text| AttestationRule::parse("rule.rego", text).unwrap()),
         }],
         ..plain.clone()
     };
     let any = attested(None);
-    refused(&any, &person.signs(), Reason::Attestation);
-    refused(&any, &provenance(&person, "ci"), Reason::Unsigned);
-    refused(&any, &all([person.signs(), provenance(&stranger, "ci")]), Reason::Attestation);
-    assert!(judge(&any, &all([person.signs(), provenance(&person, "laptop")])).is_ok());
+    refused(&any, &holder.signs(), Reason::Attestation);
+    refused(&any, &provenance(&holder, "ci"), Reason::Unsigned);
+    refused(&any, &all([holder.signs(), provenance(&other, "ci")]), Reason::Attestation);
+    assert!(verify(&any, &all([holder.signs(), provenance(&holder, "laptop")])).is_ok());
 
     let by_ci = attested(Some("package signature\nallow if input.predicate.builder == \"ci\"\n"));
-    let told = refused(&by_ci, &all([person.signs(), provenance(&person, "laptop")]), Reason::Attestation);
-    assert!(told.contains("not what the rule allows"), "{told}");
-    assert!(judge(&by_ci, &all([person.signs(), provenance(&person, "laptop"), provenance(&person, "ci")])).is_ok());
+    let message = refused(&by_ci, &all([holder.signs(), provenance(&holder, "laptop")]), Reason::Attestation);
+    assert!(message.contains("does not satisfy the rule"), "{message}");
+    assert!(verify(&by_ci, &all([holder.signs(), provenance(&holder, "laptop"), provenance(&holder, "ci")])).is_ok());
 }
 
 #[test]
-fn a_verdict_ends_with_what_its_attestations_rest_on() {
-    let (signer, scanner) = (Person::new(), Person::new());
+fn a_verification_ends_with_its_attestations() {
+    let (signer, scanner) = (KeyHolder::new(), KeyHolder::new());
     let now = Timestamp::now();
     let until = now + SignedDuration::from_mins(10);
     let key = AuthorityKey { not_after: Some(until), ..scanner.key().into() };
-    let scans = Authority { name: "scanner".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+    let scans =
+        Authority { name: "scanner".into(), kind: AuthorityKind::Keys(vec![key]), tlog: TlogPolicy::None, root: None };
     let wanted = |rule: Option<&str>| Requirements {
         attestations: vec![Attestation {
             predicate_type: SLSA.to_owned(),
-            rule: rule.map(|text| StatementRule::parse("rule.rego", text).unwrap()),
+            rule: rule.map(|text| AttestationRule::parse("rule.rego", text).unwrap()),
         }],
         ..Requirements::any_of(vec![signer.named("team"), scans.clone()])
     };
-    let by = |who: &Person| all([signer.signs(), who.states(SLSA, json!({}), json!({}))]);
-    assert_eq!(judge_at(now, &wanted(None), &by(&scanner)).unwrap().valid_until(), Some(until));
-    assert_eq!(judge_at(now, &wanted(None), &by(&signer)).unwrap().valid_until(), None);
-    // The one that holds longest is enough.
+    let by = |who: &KeyHolder| all([signer.signs(), who.states(SLSA, json!({}), json!({}))]);
+    assert_eq!(verify_at(now, &wanted(None), &by(&scanner)).unwrap().valid_until(), Some(until));
+    assert_eq!(verify_at(now, &wanted(None), &by(&signer)).unwrap().valid_until(), None);
+    // The latest end counts.
     let both = all([by(&scanner), signer.states(SLSA, json!({}), json!({}))]);
-    assert_eq!(judge_at(now, &wanted(None), &both).unwrap().valid_until(), None);
-    // A rule may have looked at the clock: it is asked again, and what it said holds meanwhile.
+    assert_eq!(verify_at(now, &wanted(None), &both).unwrap().valid_until(), None);
+    // A rule may depend on the clock: it is evaluated again, and its result holds until then.
     let rule = "package signature\nallow if true\n";
-    let ruled = judge_at(now, &wanted(Some(rule)), &by(&signer)).unwrap();
+    let ruled = verify_at(now, &wanted(Some(rule)), &by(&signer)).unwrap();
     assert_eq!((ruled.valid_until(), ruled.due()), (None, Some(now + SignedDuration::from_hours(1))));
-    let ending = judge_at(now, &wanted(Some(rule)), &by(&scanner)).unwrap();
+    let ending = verify_at(now, &wanted(Some(rule)), &by(&scanner)).unwrap();
     assert_eq!((ending.valid_until(), ending.due()), (Some(until), Some(until)));
 }
 
 #[test]
-fn a_policy_may_name_other_statements_as_signatures() {
-    let person = Person::new();
+fn predicate_types_replace_the_type_of_a_signature() {
+    let holder = KeyHolder::new();
     let predicate_types = BTreeSet::from([SLSA.to_owned()]);
-    let wanted = Requirements { predicate_types, ..Requirements::any_of(vec![person.named("one")]) };
-    assert!(judge(&wanted, &person.states(SLSA, json!({}), json!({}))).is_ok());
-    refused(&wanted, &person.signs(), Reason::NotASignature);
+    let wanted = Requirements { predicate_types, ..Requirements::any_of(vec![holder.named("one")]) };
+    assert!(verify(&wanted, &holder.states(SLSA, json!({}), json!({}))).is_ok());
+    refused(&wanted, &holder.signs(), Reason::NotASignature);
 }
 
 #[test]
-fn what_nothing_or_everything_could_pass_is_no_policy() {
-    let person = Person::new();
-    let good = Requirements::any_of(vec![person.named("one")]);
+fn a_policy_that_accepts_nothing_or_everything_is_rejected() {
+    let holder = KeyHolder::new();
+    let good = Requirements::any_of(vec![holder.named("one")]);
     let key_of = |requirements| TrustPolicy::signed("p".into(), requirements).unwrap_err().key;
     assert_eq!(key_of(Requirements::any_of(Vec::new())), "require");
     assert_eq!(key_of(Requirements { at_least: 0, ..good.clone() }), "require");
     assert_eq!(key_of(Requirements { at_least: 2, ..good.clone() }), "require");
-    assert_eq!(key_of(Requirements::any_of(vec![person.named("one"), person.named("two")])), "require");
+    assert_eq!(key_of(Requirements::any_of(vec![holder.named("one"), holder.named("two")])), "require");
     assert_eq!(key_of(Requirements { formats: BTreeSet::new(), ..good.clone() }), "formats");
     let ageing = Requirements { max_signature_age: Some(std::time::Duration::from_secs(1)), ..good };
     assert_eq!(key_of(ageing), "max_signature_age");
-    let logged = Authority { log: Log::Require, ..person.named("one") };
+    let logged = Authority { tlog: TlogPolicy::Require, ..holder.named("one") };
     assert_eq!(key_of(Requirements::any_of(vec![logged])), "require");
 }
 
 #[test]
 fn every_part_of_a_policy_is_part_of_its_revision() {
-    let person = Person::new();
-    let base = Requirements::any_of(vec![person.named("one"), Person::new().named("two")]);
-    let windowed = AuthorityKey { not_after: Some(Timestamp::MAX), ..person.key().into() };
-    let team = Authority { name: "one".into(), proof: Proof::Keys(vec![windowed]), log: Log::None, root: None };
+    let holder = KeyHolder::new();
+    let base = Requirements::any_of(vec![holder.named("one"), KeyHolder::new().named("two")]);
+    let windowed = AuthorityKey { not_after: Some(Timestamp::MAX), ..holder.key().into() };
+    let team =
+        Authority { name: "one".into(), kind: AuthorityKind::Keys(vec![windowed]), tlog: TlogPolicy::None, root: None };
     let mut revisions: Vec<_> = [
         base.clone(),
         Requirements { at_least: 2, ..base.clone() },
@@ -338,27 +345,28 @@ fn every_part_of_a_policy_is_part_of_its_revision() {
 }
 
 #[test]
-fn a_remembered_verdict_answers_its_own_question_only_and_no_longer_than_it_holds() {
-    let person = Person::new();
+fn a_cached_verification_is_found_by_its_own_key_only_and_while_it_is_valid() {
+    let holder = KeyHolder::new();
     let now = Timestamp::now();
     let until = now + SignedDuration::from_hours(1);
-    let key = AuthorityKey { not_after: Some(until), ..person.key().into() };
-    let team = Authority { name: "team".into(), proof: Proof::Keys(vec![key]), log: Log::None, root: None };
+    let key = AuthorityKey { not_after: Some(until), ..holder.key().into() };
+    let team =
+        Authority { name: "team".into(), kind: AuthorityKind::Keys(vec![key]), tlog: TlogPolicy::None, root: None };
     let loose = policy(Requirements::any_of(vec![team.clone()]));
     let strict = policy(Requirements {
         revoked_digests: BTreeSet::from([artifact().digest().clone()]),
         ..Requirements::any_of(vec![team])
     });
-    let verdicts = Verdicts::default();
+    let cache = VerdictCache::default();
     let ask = |policy: &TrustPolicy, evidence: &Evidence, now| {
-        let circumstances = Circumstances { now, ..Circumstances::now() };
-        verdicts.explain(policy, &pinned(), artifact(), evidence, circumstances)
+        let context = VerificationContext { now, ..VerificationContext::now() };
+        cache.verify_with_report(policy, &pinned(), artifact(), evidence, context)
     };
-    let (first, report) = ask(&loose, &person.signs(), now);
-    let signs = person.signs();
+    let (first, report) = ask(&loose, &holder.signs(), now);
+    let signs = holder.signs();
     assert!(first.is_ok() && ask(&loose, &signs, now).0.is_ok());
     let (again, told_again) = ask(&loose, &signs, now);
-    assert_eq!((again.unwrap().valid_until(), told_again.findings.len()), (Some(until), report.findings.len()));
+    assert_eq!((again.unwrap().valid_until(), told_again.signatures.len()), (Some(until), report.signatures.len()));
     assert!(ask(&strict, &signs, now).0.is_err());
     assert!(ask(&loose, &Evidence::default(), now).0.is_err());
     assert!(ask(&loose, &signs, until + SignedDuration::from_secs(1)).0.is_err());

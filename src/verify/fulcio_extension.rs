@@ -1,18 +1,19 @@
-//! What Fulcio writes into a certificate about the CI run that asked for it.
+//! The certificate extensions in which Fulcio describes the CI run that requested the
+//! certificate.
 
 use std::fmt;
 
 use sigstore_verify::crypto::CertificateInfo;
 
-/// A claim, by the name that Fulcio's documentation (`docs/oid-info.md`) gives it.
+/// An extension, by its name in Fulcio's documentation (`docs/oid-info.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim(usize);
+pub struct FulcioExtension(usize);
 
 type Read = fn(&CertificateInfo) -> Option<&String>;
 
-/// Below the arc 1.3.6.1.4.1.57264.1: `.9` to `.24`, then the names of `.2` to `.6`, which
+/// The extensions `.9` to `.24` below 1.3.6.1.4.1.57264.1, then the names of `.2` to `.6`, which
 /// only GitHub's certificates have and which Fulcio no longer recommends.
-const CLAIMS: &[(&str, Read)] = &[
+const EXTENSIONS: &[(&str, Read)] = &[
     ("build_signer_uri", |info| info.ci_claims.build_signer_uri.as_ref()),
     ("build_signer_digest", |info| info.ci_claims.build_signer_digest.as_ref()),
     ("runner_environment", |info| info.ci_claims.runner_environment.as_ref()),
@@ -36,25 +37,25 @@ const CLAIMS: &[(&str, Read)] = &[
     ("workflow_ref", |info| info.ci_claims.deprecated_github.workflow_ref.as_ref()),
 ];
 
-impl Claim {
-    /// The claim of this name.
+impl FulcioExtension {
+    /// The extension with this name.
     pub fn named(name: &str) -> Option<Self> {
-        CLAIMS.iter().position(|(known, _)| *known == name).map(Self)
+        EXTENSIONS.iter().position(|(known, _)| *known == name).map(Self)
     }
 
-    /// Every claim there is.
+    /// The names of all extensions.
     pub fn names() -> impl Iterator<Item = &'static str> + Clone {
-        CLAIMS.iter().map(|(name, _)| *name)
+        EXTENSIONS.iter().map(|(name, _)| *name)
     }
 
     pub(super) fn of(self, certificate: &CertificateInfo) -> Option<&str> {
-        let (_, read) = CLAIMS.get(self.0)?;
+        let (_, read) = EXTENSIONS.get(self.0)?;
         read(certificate).map(String::as_str)
     }
 }
 
-impl fmt::Display for Claim {
+impl fmt::Display for FulcioExtension {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(CLAIMS.get(self.0).map_or("", |(name, _)| name))
+        f.write_str(EXTENSIONS.get(self.0).map_or("", |(name, _)| name))
     }
 }

@@ -1,5 +1,5 @@
-//! A TUF repository over HTTP. Nothing that it says is believed here; this keeps what it may
-//! cost within bounds.
+//! A TUF repository over HTTP. Nothing that it delivers is trusted here; this module only limits
+//! its cost.
 
 use reqwest::StatusCode;
 use sigstore_tuf::{Error, Repository, transport::FetchFuture};
@@ -7,19 +7,20 @@ use url::Url;
 
 use crate::telemetry;
 
-/// Where the files are, and the connections there.
+/// The base URL and the HTTP client of a repository.
 #[derive(Debug, Clone)]
-pub(super) struct Mirror {
+pub(super) struct HttpRepository {
     base: Url,
     client: reqwest::Client,
 }
 
-impl Mirror {
-    /// Below `base`, which ends in a slash.
+impl HttpRepository {
+    /// A repository at `base`, which ends in a slash.
     pub(super) fn new(base: Url) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
-            // Its answers are signed, but whom we ask is for the configuration to say.
+            // The answers are signed, but the configuration alone decides which hosts are
+            // contacted.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .https_only(base.scheme() == "https")
@@ -27,7 +28,7 @@ impl Mirror {
         Ok(Self { base, client })
     }
 
-    /// At most `limit` bytes; `None` where there is no such file.
+    /// Fetches at most `limit` bytes; `None` if there is no such file.
     async fn fetch(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, Error> {
         let url = self.url(path)?;
         // rustls panics before 1970.
@@ -38,7 +39,7 @@ impl Mirror {
         let mut response = self.client.get(url).send().await.map_err(broken)?;
         match response.status() {
             StatusCode::OK => {}
-            // Object stores say 403 of what they don't have, to who may not list their files.
+            // Object stores answer 403 for a missing file to clients that may not list files.
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => return Ok(None),
             status => return Err(Error::transport(format!("fetch {path}: HTTP {}", status.as_u16()))),
         }
@@ -56,16 +57,17 @@ impl Mirror {
         Ok(Some(body))
     }
 
-    /// Parts of `path` come out of metadata, which must not send us elsewhere.
+    /// The URL of `path`, parts of which come from metadata and must not lead to another host or
+    /// folder.
     fn url(&self, path: &str) -> Result<Url, Error> {
         let url = self.base.join(path).ok().filter(|url| {
             url.origin() == self.base.origin() && url.path().starts_with(self.base.path()) && url.query().is_none()
         });
-        url.ok_or_else(|| Error::Malformed(format!("{path:?} leads out of the repository")))
+        url.ok_or_else(|| Error::Malformed(format!("{path:?} points outside the repository")))
     }
 }
 
-impl Repository for Mirror {
+impl Repository for HttpRepository {
     fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
         Box::pin(self.fetch(name, limit))
     }
@@ -80,8 +82,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_name_leads_out_of_the_repository() {
-        let mirror = Mirror::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
+    fn no_path_points_outside_the_repository() {
+        let repository = HttpRepository::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
         for (path, inside) in [
             ("timestamp.json", true),
             ("targets/abc.trusted_root.json", true),
@@ -93,7 +95,7 @@ mod tests {
             ("\\\\evil.example\\corp\\timestamp.json", false),
             ("timestamp.json?as=admin", false),
         ] {
-            assert_eq!(mirror.url(path).is_ok(), inside, "{path}");
+            assert_eq!(repository.url(path).is_ok(), inside, "{path}");
         }
     }
 }

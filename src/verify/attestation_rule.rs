@@ -1,4 +1,4 @@
-//! A Rego rule over a signed statement.
+//! Rego rules for attestations.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -6,48 +6,48 @@ use regorus::{Engine, utils::limits::ExecutionTimerConfig};
 
 use crate::oci::Digest;
 
-/// What has to be true; the convention of cosign's own Rego policies.
+/// The rule that has to be true; the convention of cosign's own Rego policies.
 const QUERY: &str = "data.signature.allow";
-/// A rule that takes longer says no.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A rule that takes longer fails.
+const RULE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A Rego module, checked and ready: `package signature`, and `allow` is true for a statement
-/// that is good enough. `input` is the statement.
+/// A checked Rego module in `package signature`, whose rule `allow` is true for an acceptable
+/// statement. `input` is the statement.
 #[derive(Clone)]
-pub struct StatementRule {
+pub struct AttestationRule {
     text: Arc<str>,
     engine: Arc<Engine>,
 }
 
-/// Why a text is no usable rule.
+/// Why a text is not a usable rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}; write `package signature` and a rule `allow`")]
 pub struct BadRule(String);
 
-impl StatementRule {
+impl AttestationRule {
     /// Reads a module.
     ///
     /// # Errors
-    /// When it is no Rego, or defines no `data.signature.allow`.
+    /// When it is not Rego, or defines no `data.signature.allow`.
     pub fn parse(name: &str, text: &str) -> Result<Self, BadRule> {
         let bad = |error: String| BadRule(error.lines().last().unwrap_or_default().trim().to_owned());
         let mut engine = Engine::new();
         engine.set_rego_v0(false);
         engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: PATIENCE,
+            limit: RULE_TIMEOUT,
             check_interval: std::num::NonZeroU32::MIN.saturating_add(255),
         });
         let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|error| bad(error.to_string()))?;
         if package != "data.signature" {
-            return Err(BadRule(format!("it is of package {}", package.trim_start_matches("data."))));
+            return Err(BadRule(format!("the module is in package {}", package.trim_start_matches("data."))));
         }
         let rule = Self { text: text.into(), engine: Arc::new(engine) };
-        // A first run finds what can't be run at all.
+        // A first evaluation finds modules that can't be evaluated at all.
         rule.run("{}").map_err(bad)?;
         Ok(rule)
     }
 
-    /// Whether `statement`, a JSON text, is good enough.
+    /// Whether the rule allows `statement`, a JSON text.
     pub(super) fn allows(&self, statement: &str) -> Result<bool, String> {
         self.run(statement)
     }
@@ -64,9 +64,9 @@ impl StatementRule {
     }
 }
 
-impl fmt::Debug for StatementRule {
+impl fmt::Debug for AttestationRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StatementRule").field(&Digest::sha256(self.text.as_bytes()).as_str()).finish()
+        f.debug_tuple("AttestationRule").field(&Digest::sha256(self.text.as_bytes()).as_str()).finish()
     }
 }
 
@@ -77,21 +77,21 @@ mod tests {
     const RULE: &str = "package signature\n\nallow if input.predicate.builder == \"ci\"\n";
 
     #[test]
-    fn a_rule_judges_statements() {
-        let rule = StatementRule::parse("rule.rego", RULE).unwrap();
+    fn a_rule_allows_statements_by_their_content() {
+        let rule = AttestationRule::parse("rule.rego", RULE).unwrap();
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "ci"}}"#), Ok(true));
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "laptop"}}"#), Ok(false));
         assert_eq!(rule.allows("{}"), Ok(false));
     }
 
     #[test]
-    fn what_is_no_rule_is_refused() {
+    fn an_invalid_rule_is_rejected() {
         for (text, expected) in [
             ("package signature\nallow if {", "rule `allow`"),
             ("package other\nallow if true", "package other"),
             ("package signature\ndeny if true", "allow"),
         ] {
-            let error = StatementRule::parse("rule.rego", text).unwrap_err().to_string();
+            let error = AttestationRule::parse("rule.rego", text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

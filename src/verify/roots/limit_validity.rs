@@ -1,10 +1,9 @@
-//! A trusted certificate is trusted only while it is valid itself.
+//! Limits the trust in a certificate to its own validity.
 //!
-//! To webpki a trust anchor is a name and a key: it never looks at the anchor's own validity.
-//! In a `trusted_root.json` every certificate of an authority's chain is an anchor, the
-//! intermediates too. Only the window beside the chain would limit them, and that usually
-//! has no end; so an intermediate that expired long ago would go on vouching (cosign had
-//! that, CVE-2026-24122).
+//! To webpki a trust anchor is a name and a key: it never checks the anchor's own validity. In a
+//! `trusted_root.json` every certificate of an authority's chain is an anchor, the intermediates
+//! too. Only the time range beside the chain would limit them, and that usually has no end; so an
+//! intermediate that expired long ago would still be trusted (cosign had that, CVE-2026-24122).
 
 use sigstore_verify::{
     trust_root::{CertificateAuthority, TimeRange, TimestampAuthority, TrustedRoot},
@@ -12,10 +11,10 @@ use sigstore_verify::{
 };
 use x509_cert::{Certificate, der::Decode as _};
 
-/// The same root, each anchor with a window of its own: that of its authority, cut down to
-/// its own validity and to that of every certificate above it. What is left with no time at
-/// all is left out.
-pub(in crate::verify) fn narrow(mut root: TrustedRoot) -> Result<TrustedRoot, String> {
+/// The same root, with a time range of its own for each anchor: that of its authority, limited to
+/// the anchor's validity and to that of every certificate above it. Anchors without any time left
+/// are removed.
+pub(in crate::verify) fn limit_validity(mut root: TrustedRoot) -> Result<TrustedRoot, String> {
     root.certificate_authorities = root
         .certificate_authorities
         .into_iter()
@@ -35,26 +34,26 @@ pub(in crate::verify) fn narrow(mut root: TrustedRoot) -> Result<TrustedRoot, St
     Ok(root)
 }
 
-/// One authority for each certificate of the chain.
+/// Makes one authority of each certificate in the chain.
 fn certificate_authority(authority: CertificateAuthority) -> Result<Vec<CertificateAuthority>, String> {
     let chain = authority.cert_chain.certificates.iter().map(|one| &one.raw_bytes);
     let chain = chain.map(Link::read).collect::<Result<Vec<_>, _>>()?;
-    // An empty chain is the verifier's to refuse.
+    // The verifier rejects an empty chain.
     if chain.is_empty() {
         return Ok(vec![authority]);
     }
-    let mut narrowed = Vec::new();
+    let mut limited = Vec::new();
     for (index, entry) in authority.cert_chain.certificates.iter().enumerate() {
         let Some(window) = window(&chain, index, authority.valid_for) else { continue };
         let mut one = authority.clone();
         one.cert_chain.certificates = vec![entry.clone()];
         one.valid_for = Some(window);
-        narrowed.push(one);
+        limited.push(one);
     }
-    Ok(narrowed)
+    Ok(limited)
 }
 
-/// Of these chains only the last certificate is an anchor; webpki looks at the others.
+/// Of these chains only the last certificate is an anchor; webpki checks the others.
 fn timestamp_authority(mut authority: TimestampAuthority) -> Result<Option<TimestampAuthority>, String> {
     let Some(anchor) = authority.cert_chain.certificates.last() else { return Ok(Some(authority)) };
     let anchor = Link::read(&anchor.raw_bytes)?;
@@ -68,7 +67,7 @@ fn timestamp_authority(mut authority: TimestampAuthority) -> Result<Option<Times
     Ok(Some(authority))
 }
 
-/// What matters of a certificate in a chain.
+/// A certificate in a chain.
 struct Link {
     certificate: Certificate,
     validity: TimeRange,
@@ -86,14 +85,14 @@ impl Link {
         Ok(Self { certificate, validity })
     }
 
-    /// By name, as chains are built. Where several have that name all of them count, which
-    /// can only cut the window shorter.
+    /// By name, as chains are built. If several certificates have that name all of them count,
+    /// which can only shorten the time range.
     fn is_issued_by(&self, other: &Self) -> bool {
         self.certificate.tbs_certificate.issuer == other.certificate.tbs_certificate.subject
     }
 }
 
-/// What is left of `window` for the certificate at `index` in `chain`, if anything is.
+/// The part of `window` for which the certificate at `index` in `chain` is trusted, if any.
 fn window(chain: &[Link], index: usize, window: Option<TimeRange>) -> Option<TimeRange> {
     let mut left = chain.get(index)?.validity;
     if let Some(window) = window {
@@ -113,7 +112,7 @@ fn window(chain: &[Link], index: usize, window: Option<TimeRange>) -> Option<Tim
     Some(left)
 }
 
-/// The time that is in both; ends belong to their windows.
+/// The intersection of two time ranges; their ends belong to them.
 fn both(one: TimeRange, other: TimeRange) -> Option<TimeRange> {
     let start = one.start.max(other.start);
     let end = match (one.end, other.end) {

@@ -14,13 +14,14 @@ use sigstore_verify::{
 use super::{super::TrustRoot, *};
 
 const ARTIFACT: &[u8] = b"what was signed";
-/// Days as `(year, month, day)`: from its first moment, until its first moment.
+/// A range of days as `(year, month, day)`, from the start of the first to the start of the
+/// second.
 type Days = [(i32, u8, u8); 2];
 const ALWAYS: Days = [(2020, 1, 1), (2040, 1, 1)];
 const FIRST_HALF: Days = [(2024, 1, 1), (2024, 7, 1)];
 
-/// A certificate authority of two levels, a log, and a signer whose certificate outlives
-/// them all.
+/// A certificate authority of two levels, a log, and a signer whose certificate outlives all of
+/// them.
 struct World {
     root: Value,
     leaf: rcgen::Certificate,
@@ -64,7 +65,7 @@ impl World {
         Self { root, leaf, key, log }
     }
 
-    /// A signature that the log has seen at `time`.
+    /// A signature that was logged at `time`.
     fn signed_at(&self, time: &str) -> Bundle {
         let time = time.parse::<jiff::Timestamp>().unwrap().as_second();
         let signature = STANDARD.encode(self.key.sign(ARTIFACT).unwrap().as_bytes());
@@ -102,12 +103,12 @@ impl World {
         Bundle::from_json(&bundle.to_string()).unwrap()
     }
 
-    /// What the verifier says with the windows cut down, and as the file has them.
-    fn judge(&self, time: &str) -> [Result<(), String>; 2] {
+    /// The results with limited time ranges, and with those of the file.
+    fn verify(&self, time: &str) -> [Result<(), String>; 2] {
         let bundle = self.signed_at(time);
-        let narrowed = TrustRoot::from_json("test", &self.root.to_string()).unwrap();
+        let limited = TrustRoot::from_json("test", &self.root.to_string()).unwrap();
         let as_written = Verifier::new(&TrustedRoot::from_json(&self.root.to_string()).unwrap()).unwrap();
-        [narrowed.verifier(), &as_written].map(|verifier| {
+        [limited.verifier(), &as_written].map(|verifier| {
             let policy = VerificationPolicy::any_identity().skip_sct();
             verifier.verify(ARTIFACT, &bundle, &policy).map(|_| ()).map_err(|error| error.to_string())
         })
@@ -146,24 +147,24 @@ fn windows(root: &TrustRoot) -> Vec<String> {
     authorities.map(|one| one.valid_for.unwrap()).map(|one| format!("{}..{}", one.start, one.end.unwrap())).collect()
 }
 
-/// CVE-2026-24122: the leaf is valid at that time, what signed it is not any more.
+/// CVE-2026-24122: the leaf is valid at that time, the certificate that signed it is not.
 #[test]
-fn an_expired_intermediate_vouches_for_nothing() {
+fn an_expired_intermediate_is_not_trusted() {
     let world = World::new(ALWAYS, FIRST_HALF);
-    let [narrowed, as_written] = world.judge("2024-09-01T00:00:00Z");
+    let [limited, as_written] = world.verify("2024-09-01T00:00:00Z");
     assert_eq!(as_written, Ok(()), "the verifier looks at anchors itself; narrowing has become needless");
-    assert!(narrowed.as_ref().is_err_and(|reason| reason.contains("UnknownIssuer")), "{narrowed:?}");
+    assert!(limited.as_ref().is_err_and(|reason| reason.contains("UnknownIssuer")), "{limited:?}");
 }
 
 #[test]
-fn nothing_below_an_expired_root_vouches_for_anything() {
-    let [narrowed, as_written] = World::new(FIRST_HALF, ALWAYS).judge("2024-09-01T00:00:00Z");
+fn nothing_below_an_expired_root_is_trusted() {
+    let [limited, as_written] = World::new(FIRST_HALF, ALWAYS).verify("2024-09-01T00:00:00Z");
     assert_eq!(as_written, Ok(()));
-    assert!(narrowed.as_ref().is_err_and(|reason| reason.contains("no ")), "{narrowed:?}");
+    assert!(limited.as_ref().is_err_and(|reason| reason.contains("no ")), "{limited:?}");
 }
 
 #[test]
-fn an_authority_vouches_to_the_last_second_of_its_certificates() {
+fn an_authority_is_trusted_to_the_last_second_of_its_certificates() {
     let world = World::new(ALWAYS, FIRST_HALF);
     for (time, expected) in [
         ("2023-12-31T23:59:59Z", false),
@@ -171,8 +172,8 @@ fn an_authority_vouches_to_the_last_second_of_its_certificates() {
         ("2024-07-01T00:00:00Z", true),
         ("2024-07-01T00:00:01Z", false),
     ] {
-        let [narrowed, _] = world.judge(time);
-        assert_eq!(narrowed.is_ok(), expected, "{time}: {narrowed:?}");
+        let [limited, _] = world.verify(time);
+        assert_eq!(limited.is_ok(), expected, "{time}: {limited:?}");
     }
 }
 
@@ -183,7 +184,7 @@ fn each_certificate_gets_the_window_of_all_that_is_above_it() {
     let read = |root: &Value| windows(&TrustRoot::from_json("test", &root.to_string()).unwrap());
     let (below, above) = ("2024-03-01T00:00:00Z..2024-07-01T00:00:00Z", "2024-03-01T00:00:00Z..2030-01-01T00:00:00Z");
     assert_eq!(read(&root), [below, above]);
-    // The order in the file decides nothing.
+    // The order in the file is irrelevant.
     root["certificateAuthorities"][0]["certChain"]["certificates"].as_array_mut().unwrap().reverse();
     assert_eq!(read(&root), [above, below]);
     root["certificateAuthorities"][0]["validFor"] =
@@ -201,8 +202,8 @@ fn a_timestamp_authority_ends_with_its_root_certificate() {
     root["timestampAuthorities"] = root["certificateAuthorities"].take();
     root.as_object_mut().unwrap().remove("certificateAuthorities");
     let read = |root: &Value| TrustRoot::from_json("test", &root.to_string()).unwrap();
-    let narrowed = read(&root);
-    let [authority] = narrowed.content().timestamp_authorities.as_slice() else { panic!("one authority") };
+    let limited = read(&root);
+    let [authority] = limited.content().timestamp_authorities.as_slice() else { panic!("one authority") };
     assert_eq!(authority.cert_chain.certificates.len(), 2, "webpki needs the chain as it is");
     assert_eq!(authority.valid_for.unwrap().end, Some("2024-07-01T00:00:00Z".parse().unwrap()));
     root["timestampAuthorities"][0]["validFor"] = json!({"start": "2025-01-01T00:00:00Z"});
@@ -224,7 +225,7 @@ fn the_published_roots_are_read_and_keep_all_that_they_have() {
 }
 
 #[test]
-fn what_is_no_root_is_refused() {
+fn an_invalid_root_is_rejected() {
     let world = World::new(ALWAYS, ALWAYS).root;
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut root = world.clone();
@@ -235,7 +236,7 @@ fn what_is_no_root_is_refused() {
     for (text, reason) in [
         (String::new(), "EOF"),
         (format!("{text} {text}"), "trailing"),
-        // Even of what nobody reads here: somebody else may.
+        // Even in members that this program ignores: another program may read them.
         (text.replacen('{', r#"{"more":1,"more":2,"#, 1), "duplicate"),
         (text.replacen('{', r#"{"tlogs":[],"#, 1), "duplicate"),
         (format!("{text}{}", " ".repeat(1 << 20)), "too many"),

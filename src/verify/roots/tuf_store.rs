@@ -1,4 +1,4 @@
-//! The TUF metadata that a root was last accepted by, in memory and in one file.
+//! The TUF metadata that proved a root last, in memory and in one file.
 
 use std::{
     collections::BTreeMap,
@@ -12,31 +12,31 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sigstore_tuf::{MetadataStore, Repository, transport::FetchFuture};
 
-/// More is not read. The public-good instance's has some 100 KiB, and its roots' history
+/// The largest file. The public-good instance's metadata has some 100 KiB, and its chain of roots
 /// grows by 6 KiB twice a year.
 const MAX_FILE: u64 = 16 << 20;
 const FORMAT: u32 = 1;
 
-/// Files by name. A refresh works on a copy, so that one which fails half-way leaves nothing
-/// behind: metadata is only worth something as a whole.
+/// Metadata files by name. A refresh works on a copy, so that a failed refresh leaves nothing
+/// behind: metadata is only useful as a whole.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shelf(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+pub(super) struct TufStore(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
 
-/// What is in the file. One file, since nothing replaces several in one step.
+/// The content of the file. There is only one, since several can't be replaced atomically.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     format: u32,
     files: BTreeMap<String, String>,
 }
 
-impl Shelf {
-    /// The same content, on its own from now on.
+impl TufStore {
+    /// An independent copy.
     pub(super) fn copy(&self) -> Self {
         Self(Arc::new(Mutex::new(self.with(|files| files.clone()))))
     }
 
-    /// Holds what `other` does from now on; so does whoever shares it.
-    pub(super) fn become_like(&self, other: &Self) {
+    /// Replaces the content with that of `other`, for all clones of this store.
+    pub(super) fn replace_with(&self, other: &Self) {
         let files = other.with(|files| files.clone());
         self.with(|own| *own = files);
     }
@@ -45,8 +45,8 @@ impl Shelf {
         self.with(|files| files.is_empty())
     }
 
-    /// What [`Self::write`] wrote. It proves nothing before it is verified. `None` where
-    /// there is no file. Blocks.
+    /// Reads what [`Self::write`] wrote. It proves nothing before it is verified. `None` if there
+    /// is no file. Blocks.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         let file = match crate::oci::open_regular(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -56,13 +56,13 @@ impl Shelf {
         file.take(MAX_FILE).read_to_end(&mut text)?;
         let stored: Stored = serde_json::from_slice(&text)?;
         if stored.format != FORMAT {
-            return Err(io::Error::other(format!("format {} is not known here", stored.format)));
+            return Err(io::Error::other(format!("unknown format {}", stored.format)));
         }
         let files = stored.files.into_iter().map(|(name, text)| (name, text.into_bytes()));
         Ok(Some(Self(Arc::new(Mutex::new(files.collect())))))
     }
 
-    /// Replaces the file at `path` in one step. Blocks.
+    /// Replaces the file at `path` atomically. Blocks.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let files = self.with(|files| {
             let kept = files.iter().filter(|(name, _)| !is_numbered_snapshot(name));
@@ -88,7 +88,7 @@ impl Shelf {
     }
 }
 
-impl MetadataStore for Shelf {
+impl MetadataStore for TufStore {
     fn load(&self, name: &str) -> sigstore_tuf::Result<Option<Vec<u8>>> {
         Ok(self.with(|files| files.get(name).cloned()))
     }
@@ -99,10 +99,10 @@ impl MetadataStore for Shelf {
     }
 }
 
-/// What was kept, offered as a repository does. The client keeps files without the version
-/// that it asks for them with; whether it is that one, it sees from the file. Newer roots it
-/// has seen already when it took the shelf.
-impl Repository for Shelf {
+/// Offers stored metadata as a repository. The client stores files without the version that it
+/// requests them by, and checks the version in the file. It has verified newer roots when the
+/// store was attached.
+impl Repository for TufStore {
     fn fetch_metadata<'a>(&'a self, name: &'a str, limit: u64) -> FetchFuture<'a> {
         let name = match name.split_once('.') {
             Some((_, "root.json")) => return Box::pin(std::future::ready(Ok(None))),
@@ -114,12 +114,12 @@ impl Repository for Shelf {
     }
 
     fn fetch_target<'a>(&'a self, _: &'a str, _: u64) -> FetchFuture<'a> {
-        // Kept targets are found before they are asked for.
+        // The client finds stored targets before it requests them.
         Box::pin(std::future::ready(Ok(None)))
     }
 }
 
-/// The client keeps each snapshot under its number as well, for ever, and never reads it.
+/// The client also stores each snapshot under its version, forever, and never reads it.
 fn is_numbered_snapshot(name: &str) -> bool {
     name.strip_suffix(".snapshot.json").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
@@ -128,21 +128,21 @@ fn is_numbered_snapshot(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn names(shelf: &Shelf) -> Vec<String> {
-        shelf.with(|files| files.keys().cloned().collect())
+    fn names(store: &TufStore) -> Vec<String> {
+        store.with(|files| files.keys().cloned().collect())
     }
 
     #[test]
-    fn what_is_written_is_read_again_without_old_snapshots() {
+    fn a_written_store_is_read_back_without_old_snapshots() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tuf/corp.json");
-        assert!(Shelf::read(&path).unwrap().is_none());
-        let shelf = Shelf::default();
+        assert!(TufStore::read(&path).unwrap().is_none());
+        let store = TufStore::default();
         for name in ["timestamp.json", "snapshot.json", "7.snapshot.json", "root_history/2.root.json"] {
-            shelf.store(name, name.as_bytes()).unwrap();
+            store.store(name, name.as_bytes()).unwrap();
         }
-        shelf.write(&path).unwrap();
-        let read = Shelf::read(&path).unwrap().unwrap();
+        store.write(&path).unwrap();
+        let read = TufStore::read(&path).unwrap().unwrap();
         assert_eq!(names(&read), ["root_history/2.root.json", "snapshot.json", "timestamp.json"]);
         assert_eq!(read.load("timestamp.json").unwrap().unwrap(), b"timestamp.json");
         let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
@@ -150,11 +150,11 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_goes_its_own_way() {
-        let shelf = Shelf::default();
-        let copy = shelf.copy();
+    fn a_copy_is_independent() {
+        let store = TufStore::default();
+        let copy = store.copy();
         copy.store("timestamp.json", b"new").unwrap();
-        assert_eq!(shelf.load("timestamp.json").unwrap(), None);
+        assert_eq!(store.load("timestamp.json").unwrap(), None);
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
         let path = folder.path().join("corp.json");
         for text in ["", "{", r#"{"format":2,"files":{}}"#, r#"{"format":1,"files":{"a":1}}"#] {
             fs::write(&path, text).unwrap();
-            assert!(Shelf::read(&path).is_err(), "{text}");
+            assert!(TufStore::read(&path).is_err(), "{text}");
         }
     }
 }
