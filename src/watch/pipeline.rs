@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::{
     Expect, OpaCheck, Snapshot, Unpublishable,
-    court::{Case, Court, NotOpened, Proof, Refused},
     history::History,
+    pool::{Case, Court, NotOpened, Proof, Refused},
     snapshot::{is_intact, tag_of},
     state::{Failure, FailureClass, Outcome, Step},
     verdict::VerdictStatus,

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::{court, court::Proof};
+use super::{pool, pool::Proof};
 use crate::{
     bundle::Bundle,
     oci::{Blob, Digest, Manifest},
@@ -134,7 +134,7 @@ impl Snapshot {
 
     /// Whether the verdict about it holds at this time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
-        !court::is_over(self.manifest.valid_until(), now)
+        !pool::is_over(self.manifest.valid_until(), now)
     }
 
     /// Who vouched for it.

@@ -9,15 +9,15 @@ use tokio::{
 };
 
 use super::{
-    Snapshot,
-    board::{Admitted, Board, Outdated},
-    court::Refused,
-    doubt, freshness,
+    Snapshot, freshness,
     handle::{Checks, Handle},
     history::History,
+    persist::{Entry, Scribe},
     pipeline::{Found, Pipeline, Remembered},
+    pool::Refused,
+    publisher::{Admitted, Board, Outdated},
+    reverify,
     schedule::Schedule,
-    scribe::{Entry, Scribe},
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
 use crate::{metrics::Metrics, telemetry, verify::TrustPolicy};
@@ -215,7 +215,7 @@ impl Watcher {
             let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
             tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, due) => return None,
+                () = reverify::arises(&mut self.policy, due) => return None,
                 found = &mut refresh => return Some(found),
                 () = sleep_until(first_wait), if waiting => self.show_prepared(),
                 () = reached(stale) => self.expire(),
@@ -243,9 +243,9 @@ impl Watcher {
             let (stale, again) = (self.fresh_until, self.due());
             tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, again) => {
+                () = reverify::arises(&mut self.policy, again) => {
                     Box::pin(self.reconsider()).await;
-                    if doubt::is_worth_a_look(&self.board) {
+                    if reverify::is_worth_a_look(&self.board) {
                         return;
                     }
                 }
@@ -344,7 +344,7 @@ impl Watcher {
         tokio::select! {
             () = self.scribe.written(number) => {}
             // Then it is outdated, which is found out when it should be published.
-            () = doubt::arises(&mut self.policy, None) => {}
+            () = reverify::arises(&mut self.policy, None) => {}
         }
     }
 

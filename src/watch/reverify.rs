@@ -12,9 +12,9 @@ use tokio::{
 
 use super::{
     Snapshot,
-    board::{Admitted, Board},
-    court,
-    scribe::Entry,
+    persist::Entry,
+    pool,
+    publisher::{Admitted, Board},
     state::{Failure, FailureClass, Outcome, State, next},
     watcher::Watcher,
 };
@@ -40,7 +40,7 @@ async fn run_out(due: Option<Timestamp>) {
     let Some(until) = due else { return std::future::pending().await };
     loop {
         let now = telemetry::now();
-        if court::is_over(due, now) {
+        if pool::is_over(due, now) {
             return;
         }
         let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
@@ -63,7 +63,7 @@ impl Watcher {
         self.hopeless = None;
         self.schedule.start_over();
         let Some(known) = self.known() else { return self.absolve(&policy).await };
-        if known.manifest().revision() == policy.revision() && !court::is_over(known.manifest().due(), telemetry::now())
+        if known.manifest().revision() == policy.revision() && !pool::is_over(known.manifest().due(), telemetry::now())
         {
             return;
         }

@@ -7,8 +7,8 @@ use super::{
     Snapshot,
     expect::{Facts, OnOlder, Unmet},
     history::History,
+    persist::Entry,
     pipeline::Pipeline,
-    scribe::Entry,
     state::{Failure, FailureClass, State, Step},
     watcher::Watcher,
 };
