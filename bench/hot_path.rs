@@ -24,7 +24,7 @@ use bundlegate::{
     server::{Clients, Deadlines, Drain, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, OnMissing, Pipeline, Rules, Watcher},
+    watch::{OnMissing, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};
@@ -86,7 +86,7 @@ impl Gate {
                 opa_check: None,
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT },
                 evidence_limit: LIMIT,
-                court: Court::default(),
+                pool: VerificationPool::default(),
                 metrics: metrics.clone(),
             };
             let policy = Arc::new(TrustPolicy::unsigned("bench".into()));
@@ -198,7 +198,7 @@ fn options() -> Options {
     }
 }
 
-const RULES: Rules = Rules {
+const RULES: WatchOptions = WatchOptions {
     poll: Duration::from_secs(3600),
     confirm_within: Duration::from_secs(2),
     on_missing: OnMissing::Keep,

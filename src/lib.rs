@@ -113,7 +113,7 @@
 //! Whom to trust is part of the configuration, and the part that changes while it is served:
 //! on SIGHUP, when a file that it names becomes another one, or when a trust root was
 //! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
-//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
+//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::set_policy`], and judges
 //! what it serves again from the evidence in hand, before anybody is asked; so it does when the
 //! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
 //! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
@@ -127,7 +127,7 @@
 //! the revision of the policy while holding what a change of the policy waits for. Nor does the
 //! server hand out anything by a verdict that is over, however late its watcher comes to that.
 //! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
-//! hundred of them at once delay no answer ([`watch::Court`]).
+//! hundred of them at once delay no answer ([`watch::VerificationPool`]).
 //!
 //! # Memory and disk
 //!
@@ -198,7 +198,7 @@
 //! whenever the bundle is withdrawn. Clients that run something else get it where this replica has
 //! served the bundle itself and then withdrawn it. A replica without such a history, with an empty
 //! cache say, gives it only to clients whose first tag is that of a version which is revoked
-//! ([`watch::Withdrawal::lost`]): the others may run a good version that other replicas serve, and
+//! ([`watch::Withdrawal::version`]): the others may run a good version that other replicas serve, and
 //! neither a push before its signature nor a tag that somebody moves to an old revoked artifact
 //! takes that away.
 

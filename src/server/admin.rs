@@ -17,7 +17,7 @@ use super::{connection::Caller, content::Content, drain::Leaving, report::Report
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
-    watch::{Handle, Lost},
+    watch::{Handle, WithdrawnVersion},
 };
 
 /// What the admin listener tells. Cheap to clone.
@@ -122,8 +122,8 @@ impl Facts {
     }
 
     /// What a bundle does not serve any more, and how many still run it.
-    fn lost(&self, handle: &Handle) -> Option<(Arc<Lost>, Option<usize>)> {
-        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.lost) else {
+    fn lost(&self, handle: &Handle) -> Option<(Arc<WithdrawnVersion>, Option<usize>)> {
+        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.version) else {
             self.survey.close(handle.name());
             return None;
         };
@@ -162,7 +162,7 @@ fn made(document: Option<Bytes>, content_type: HeaderValue) -> Response<Content>
     respond::text(StatusCode::OK, content_type, document)
 }
 
-fn lost_status(lost: &Lost, clients: Option<usize>) -> Value {
+fn lost_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
     json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
 }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     catalog::{self, Catalog},
     metrics::{InFlight, Metrics},
-    watch::{Handle, Offer, Runs, Seen, Snapshot, State, Withdrawal},
+    watch::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
 };
 
 /// Before somebody who runs something else gets the fallback. That the bundle is withdrawn is a
@@ -186,11 +186,11 @@ impl Api {
         loop {
             // Marked as seen before it is compared: a change after this line wakes us.
             let seen = view.seen();
-            if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
+            if let State::Withdrawn(Withdrawal { version: Some(lost), .. }) = seen.own() {
                 let count = || self.survey.count(handle.name(), lost, &question.tags, &question.who);
                 counted.get_or_insert_with(count);
             }
-            let Offer { state, is_fallback } = question.offered(&seen);
+            let Selection { state, is_fallback } = question.offered(&seen);
             if let Some(answer) = at_once(&state, question, confirmed) {
                 return answer;
             }
@@ -220,14 +220,14 @@ impl Api {
 }
 
 impl Question {
-    fn offered(&self, seen: &Seen) -> Offer {
-        seen.offer(crate::telemetry::now(), |fallback| {
+    fn offered(&self, seen: &Seen) -> Selection {
+        seen.select(crate::telemetry::now(), |fallback| {
             if self.tags.is_empty() {
-                Runs::Nothing
+                ClientVersion::None
             } else if self.tags.runs(fallback) {
-                Runs::Fallback
+                ClientVersion::Same
             } else {
-                Runs::Something
+                ClientVersion::Other
             }
         })
     }

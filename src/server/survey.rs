@@ -23,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{clients::Credential, conditional::Tags};
-use crate::watch::Lost;
+use crate::watch::WithdrawnVersion;
 
 /// OPA polls every two minutes at most by default.
 const RECENT: Duration = Duration::from_secs(300);
@@ -85,7 +85,7 @@ pub(super) struct Waiting {
 
 impl Survey {
     /// Counts somebody who has found a bundle withdrawn, if that is what it runs.
-    pub(super) fn count(&self, bundle: &str, lost: &Lost, tags: &Tags, who: &Who) -> Option<Waiting> {
+    pub(super) fn count(&self, bundle: &str, lost: &WithdrawnVersion, tags: &Tags, who: &Who) -> Option<Waiting> {
         let etag = lost.etag.as_deref()?;
         let base = self.0.keys.hash_one((who.address, who.credential));
         let mut bundles = self.lock();
@@ -114,7 +114,7 @@ impl Survey {
 
     /// How many clients run it still, as far as they have asked; `None` where its tag is not
     /// known.
-    pub(super) fn holdouts(&self, bundle: &str, lost: &Lost) -> Option<usize> {
+    pub(super) fn holdouts(&self, bundle: &str, lost: &WithdrawnVersion) -> Option<usize> {
         let etag = lost.etag.as_deref()?;
         let mut bundles = self.lock();
         let Some(holdouts) = bundles.get_mut(bundle).filter(|holdouts| holdouts.etag == etag) else { return Some(0) };
@@ -173,7 +173,7 @@ impl Holdouts {
     }
 
     /// Tells the log at 1, 2, 4, 8 … clients.
-    fn tell(&mut self, bundle: &str, lost: &Lost) {
+    fn tell(&mut self, bundle: &str, lost: &WithdrawnVersion) {
         let clients = self.total;
         if clients.is_power_of_two() && clients > self.told {
             self.told = clients;
@@ -203,8 +203,8 @@ mod tests {
     use super::*;
     use crate::oci::Digest;
 
-    fn lost(etag: &str) -> Lost {
-        Lost { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
+    fn lost(etag: &str) -> WithdrawnVersion {
+        WithdrawnVersion { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
     }
 
     fn ask(survey: &Survey, address: [u8; 4], agent: &'static str, runs: &'static str) -> Option<Waiting> {
@@ -271,7 +271,7 @@ mod tests {
         survey.close("authz");
         assert_eq!(survey.holdouts("authz", &lost("\"b\"")), Some(0));
         drop(second);
-        let unknown = Lost { etag: None, ..lost("\"b\"") };
+        let unknown = WithdrawnVersion { etag: None, ..lost("\"b\"") };
         assert_eq!(survey.holdouts("authz", &unknown), None);
     }
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{
     Snapshot,
     history::{History, Position},
-    version::{Claim, Version},
+    version::{TagVersion, Version},
 };
 use crate::{
     bundle::BundleManifest,
@@ -223,8 +223,8 @@ impl Expect {
 
     fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
         let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else { return Ok(()) };
-        match (Claim::of(tag), stated_version(facts)?) {
-            (Some(claim), Some(version)) if !claim.holds_for(&version) => {
+        match (TagVersion::of(tag), stated_version(facts)?) {
+            (Some(tag_version), Some(version)) if !tag_version.holds_for(&version) => {
                 Err(Unmet::Version(format!("the tag {tag} is on version {version}")))
             }
             _ => Ok(()),
@@ -234,7 +234,7 @@ impl Expect {
 
 impl Unmet {
     /// Whether signing it again, without another byte in it, may change that.
-    pub(super) fn is_curable(&self) -> bool {
+    pub(super) fn changes_by_signing(&self) -> bool {
         match self {
             Self::SignedTime => true,
             Self::Older(Older::Minimum { position, .. } | Older::Floor { position, .. }) => {

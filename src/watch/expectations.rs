@@ -7,7 +7,7 @@ use super::{
     Snapshot,
     expect::{Facts, OnOlder, Unmet},
     history::History,
-    persist::Entry,
+    persist::Update,
     pipeline::Pipeline,
     state::{Failure, FailureClass, State, Step},
     watcher::Watcher,
@@ -44,32 +44,32 @@ impl Pipeline {
 
 impl Watcher {
     /// The history if this is served.
-    pub(super) fn history_with(&self, snapshot: &Snapshot) -> History {
+    pub(super) fn history_serving(&self, snapshot: &Snapshot) -> History {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         // Where there is an order, what does not say where it stands was refused.
         let position = expect.position(&facts).ok().flatten();
         self.history.after_serving(facts.digest, position, expect.on_older)
     }
 
-    /// Notes that this is served, or lies prepared; with an alarm if it is older than it should
+    /// Notes that this is served, or restored; with an alarm if it is older than it should
     /// be.
-    pub(super) fn remember(&mut self, snapshot: &Snapshot) {
+    pub(super) fn record_served(&mut self, snapshot: &Snapshot) {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         let older = expect.older(&facts, &self.history).ok().flatten();
-        self.board.alarm(older.filter(|_| expect.on_older != OnOlder::Serve).as_ref());
-        self.history = Arc::new(self.history_with(snapshot));
+        self.publisher.set_downgrade(older.filter(|_| expect.on_older != OnOlder::Serve).as_ref());
+        self.history = Arc::new(self.history_serving(snapshot));
     }
 
     /// Lets the disk forget what it has just withdrawn, but for the fact.
-    pub(super) fn forget(&mut self, withdrawn: &State) {
+    pub(super) fn persist_withdrawal(&mut self, withdrawn: &State) {
         self.history = Arc::new(self.history.after_showing(withdrawn));
-        self.scribe.put_down(Entry::Forget { history: self.history.to_bytes() });
+        self.persist_queue.enqueue(Update::Forget { history: self.history.to_bytes() });
     }
 }
 
 /// The bytes are what they are, so that they are not fetched again; a signature may follow.
 fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
-    let class = if unmet.is_curable() { FailureClass::Evidence } else { FailureClass::Defect };
+    let class = if unmet.changes_by_signing() { FailureClass::Evidence } else { FailureClass::Defect };
     let message = format!("{unmet} (digest {digest}); see `expect`");
     Failure { class, step, digest: Some(digest.clone()), etag: None, reason: unmet.label(), message }
 }

@@ -67,23 +67,23 @@ pub struct View {
 #[derive(Debug, Clone)]
 pub struct Seen {
     own: State,
-    instead: Option<Arc<Snapshot>>,
+    fallback: Option<Arc<Snapshot>>,
 }
 
 /// What a client runs, as far as it decides about the fallback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Runs {
+pub enum ClientVersion {
     /// Nothing yet.
-    Nothing,
+    None,
     /// Another version than the one in question.
-    Something,
+    Other,
     /// The version in question: the fallback, or what was lost.
-    Fallback,
+    Same,
 }
 
 /// What a client is to have.
 #[derive(Debug, Clone)]
-pub struct Offer {
+pub struct Selection {
     /// As if there were only this.
     pub state: State,
     /// Whether it is the fallback.
@@ -91,8 +91,8 @@ pub struct Offer {
 }
 
 /// Lets each bundle for which `fallback_of` names another one have it as its fallback.
-pub fn appoint<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<&'a str>) {
-    let standing: Vec<_> = handles
+pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<&'a str>) {
+    let fallbacks: Vec<_> = handles
         .iter()
         .map(|handle| {
             let name = fallback_of(handle.name())?;
@@ -103,8 +103,8 @@ pub fn appoint<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<
             })
         })
         .collect();
-    for (handle, fallback) in handles.iter_mut().zip(standing) {
-        handle.status.lock().unwrap_or_else(PoisonError::into_inner).stands_in =
+    for (handle, fallback) in handles.iter_mut().zip(fallbacks) {
+        handle.status.lock().unwrap_or_else(PoisonError::into_inner).fallback =
             fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
         handle.fallback = fallback;
     }
@@ -144,8 +144,8 @@ impl View {
     /// What is to be seen now, marked as seen.
     pub fn seen(&mut self) -> Seen {
         let own = self.own.borrow_and_update().clone();
-        let instead = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
-        Seen { own, instead }
+        let fallback = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
+        Seen { own, fallback }
     }
 
     /// Until there is something else to see. Cancel-safe.
@@ -179,29 +179,29 @@ impl Seen {
 
     /// What a client is to have at this time. `runs` is asked with an entity tag: the fallback's,
     /// where there is one to serve, and then perhaps that of what was lost.
-    pub fn offer(&self, now: Timestamp, mut runs: impl FnMut(&str) -> Runs) -> Offer {
+    pub fn select(&self, now: Timestamp, mut version_of: impl FnMut(&str) -> ClientVersion) -> Selection {
         let own = self.own.clone().at(now);
-        let instead = self.instead.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
+        let fallback = self.fallback.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
         // Not for the moment in which a verdict is reached again.
-        if let (State::Withdrawn(withdrawal), Some(instead)) = (&self.own, instead) {
-            let is_due = match runs(instead.etag()) {
-                Runs::Nothing | Runs::Fallback => true,
-                Runs::Something => loses_it(withdrawal, runs),
+        if let (State::Withdrawn(withdrawal), Some(fallback)) = (&self.own, fallback) {
+            let is_due = match version_of(fallback.etag()) {
+                ClientVersion::None | ClientVersion::Same => true,
+                ClientVersion::Other => gets_fallback(withdrawal, version_of),
             };
             if is_due {
-                return Offer { state: State::Serving(Arc::clone(instead)), is_fallback: true };
+                return Selection { state: State::Serving(Arc::clone(fallback)), is_fallback: true };
             }
         }
-        Offer { state: own, is_fallback: false }
+        Selection { state: own, is_fallback: false }
     }
 }
 
 /// Whether a client that runs something of its own gets the fallback for it.
-fn loses_it(withdrawal: &Withdrawal, mut runs: impl FnMut(&str) -> Runs) -> bool {
-    match &withdrawal.lost {
+fn gets_fallback(withdrawal: &Withdrawal, mut version_of: impl FnMut(&str) -> ClientVersion) -> bool {
+    match &withdrawal.version {
         None => false,
         Some(_) if withdrawal.was_served => true,
-        Some(lost) => lost.etag.as_deref().is_some_and(|etag| runs(etag) == Runs::Fallback),
+        Some(version) => version.etag.as_deref().is_some_and(|etag| version_of(etag) == ClientVersion::Same),
     }
 }
 
@@ -210,7 +210,7 @@ mod tests {
     use tokio::time::{Duration, timeout};
 
     use super::{
-        super::state::{Lost, tests::snapshot},
+        super::state::{WithdrawnVersion, tests::snapshot},
         *,
     };
     use crate::telemetry;
@@ -236,9 +236,9 @@ mod tests {
         State::Serving(snapshot(version))
     }
 
-    fn lost(version: u8) -> State {
-        let lost = Some(Arc::new(Lost::of(&snapshot(version))));
-        State::Withdrawn(Withdrawal { reason: "revoked".into(), lost, was_served: true })
+    fn withdrawn(version: u8) -> State {
+        let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(version))));
+        State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: true })
     }
 
     fn never() -> State {
@@ -247,20 +247,20 @@ mod tests {
 
     #[test]
     fn the_fallback_is_for_the_withdrawn_and_leaves_alone_who_may_be_served_elsewhere() {
-        const ALL: [Runs; 3] = [Runs::Nothing, Runs::Something, Runs::Fallback];
+        const ALL: [ClientVersion; 3] = [ClientVersion::None, ClientVersion::Other, ClientVersion::Same];
         for (own, fallback, offered) in [
             (State::Pending, serving(2), [false, false, false]),
             (serving(1), serving(2), [false, false, false]),
-            (lost(1), serving(2), [true, true, true]),
+            (withdrawn(1), serving(2), [true, true, true]),
             (never(), serving(2), [true, false, true]),
             // One that has nothing either is none.
-            (lost(1), State::Pending, [false, false, false]),
-            (lost(1), lost(2), [false, false, false]),
+            (withdrawn(1), State::Pending, [false, false, false]),
+            (withdrawn(1), withdrawn(2), [false, false, false]),
         ] {
             let seen = Pair::showing(own, fallback).view.seen();
-            for (runs, is_fallback) in ALL.into_iter().zip(offered) {
-                let offer = seen.offer(telemetry::now(), |_| runs);
-                assert_eq!(offer.is_fallback, is_fallback, "{runs:?} {seen:?}");
+            for (version_of, is_fallback) in ALL.into_iter().zip(offered) {
+                let offer = seen.select(telemetry::now(), |_| version_of);
+                assert_eq!(offer.is_fallback, is_fallback, "{version_of:?} {seen:?}");
                 let own = seen.own().label();
                 assert_eq!(offer.state.label(), if is_fallback { "serving" } else { own });
             }
@@ -270,8 +270,8 @@ mod tests {
     /// Somebody has moved the tag to an old artifact of a revoked key, and this replica is new.
     #[test]
     fn what_was_never_served_here_is_lost_for_those_alone_who_run_it() {
-        let lost = Some(Arc::new(Lost::of(&snapshot(1))));
-        let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), lost, was_served: false });
+        let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(1))));
+        let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: false });
         let seen = Pair::showing(revoked.clone(), serving(2)).view.seen();
         let of_another_replica = "\"v2\"".to_owned();
         for (first, fallback) in [
@@ -280,25 +280,25 @@ mod tests {
             (Some(snapshot(1).etag().to_owned()), true),
             (Some(of_another_replica), false),
         ] {
-            let runs = |etag: &str| match &first {
-                None => Runs::Nothing,
-                Some(first) if first == etag => Runs::Fallback,
-                Some(_) => Runs::Something,
+            let version_of = |etag: &str| match &first {
+                None => ClientVersion::None,
+                Some(first) if first == etag => ClientVersion::Same,
+                Some(_) => ClientVersion::Other,
             };
-            assert_eq!(seen.offer(telemetry::now(), runs).is_fallback, fallback, "{first:?}");
+            assert_eq!(seen.select(telemetry::now(), version_of).is_fallback, fallback, "{first:?}");
         }
         // Once it was served here, it is lost for everybody.
         let seen = Pair::showing(revoked.served_before(), serving(2)).view.seen();
-        assert!(seen.offer(telemetry::now(), |_| Runs::Something).is_fallback);
+        assert!(seen.select(telemetry::now(), |_| ClientVersion::Other).is_fallback);
     }
 
     #[test]
     fn a_client_is_asked_about_the_fallbacks_tag() {
-        let seen = Pair::showing(lost(1), serving(2)).view.seen();
+        let seen = Pair::showing(withdrawn(1), serving(2)).view.seen();
         let mut asked = String::new();
-        seen.offer(telemetry::now(), |etag| {
+        seen.select(telemetry::now(), |etag| {
             asked = etag.to_owned();
-            Runs::Something
+            ClientVersion::Other
         });
         assert_eq!(asked, snapshot(2).etag());
     }
@@ -309,16 +309,16 @@ mod tests {
         pair.view.seen();
         pair.fallback.send_replace(serving(3));
         assert!(!pair.has_changed().await, "the bundle itself is served");
-        pair.own.send_replace(lost(1));
+        pair.own.send_replace(withdrawn(1));
         assert!(pair.has_changed().await);
         pair.view.seen();
         pair.fallback.send_replace(serving(2));
         assert!(pair.has_changed().await, "a new fallback");
-        let offer = pair.view.seen().offer(telemetry::now(), |_| Runs::Something);
+        let offer = pair.view.seen().select(telemetry::now(), |_| ClientVersion::Other);
         assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
         pair.own.send_replace(serving(1));
         assert!(pair.has_changed().await, "trusted again");
-        assert!(!pair.view.seen().offer(telemetry::now(), |_| Runs::Fallback).is_fallback);
+        assert!(!pair.view.seen().select(telemetry::now(), |_| ClientVersion::Same).is_fallback);
     }
 
     #[tokio::test(start_paused = true)]
@@ -328,7 +328,7 @@ mod tests {
         let view = &mut pair.view;
         view.seen();
         assert!(timeout(Duration::from_millis(50), view.changed()).await.is_err());
-        pair.own.send_replace(lost(1));
+        pair.own.send_replace(withdrawn(1));
         view.changed().await.unwrap();
         drop(pair.own);
         view.seen();

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio::time::Duration;
 
 /// Not each check is worth a write; a restart may find `max_stale` shorter by this share.
-const SHARE: u32 = 8;
+const NOTES_PER_MAX_STALE: u32 = 8;
 
 /// The note, unless it lies in the future: a clock that was set back must not make a bundle
 /// immortal. Nothing was promised for what has no note, so its time starts now as well.
@@ -19,7 +19,7 @@ pub(super) fn left(max_stale: Duration, noted: Option<Timestamp>, now: Timestamp
 
 /// Whether a successful check should be noted again.
 pub(super) fn is_due(max_stale: Duration, noted: Option<Timestamp>, now: Timestamp) -> bool {
-    age(noted, now).is_none_or(|age| age > max_stale / SHARE)
+    age(noted, now).is_none_or(|age| age > max_stale / NOTES_PER_MAX_STALE)
 }
 
 fn age(noted: Option<Timestamp>, now: Timestamp) -> Option<Duration> {

@@ -68,7 +68,7 @@ pub struct Status {
     pub older: Option<String>,
     /// What stands in for it while it is withdrawn, for the log.
     #[serde(skip)]
-    pub(super) stands_in: Option<Arc<str>>,
+    pub(super) fallback: Option<Arc<str>>,
     /// What spoke for what is being served.
     pub verdict: Option<VerdictStatus>,
     /// What was refused last, and why; gone with the next success.
@@ -118,7 +118,7 @@ impl Handle {
     /// From now on this policy decides: what is served is judged by it, and nothing that was
     /// judged by the one before is published any more. Whether it is another one. Waits for
     /// nobody but a publication under way.
-    pub fn trust(&self, policy: Arc<TrustPolicy>) -> bool {
+    pub fn set_policy(&self, policy: Arc<TrustPolicy>) -> bool {
         let mut is_other = false;
         self.policy.send_if_modified(|current| {
             is_other = current.revision() != policy.revision();

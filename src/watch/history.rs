@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     expect::OnOlder,
-    state::{Lost, State, Withdrawal},
+    state::{State, Withdrawal, WithdrawnVersion},
     version::Version,
 };
 use crate::oci::Digest;
 
 /// Digests that are remembered. What comes back after so many others looks new.
-const MEMORY: usize = 64;
+const MAX_DIGESTS: usize = 64;
 
 /// The past of one bundle under one reference.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,14 +26,15 @@ pub(super) struct History {
     /// to be older when it came.
     served: Vec<Digest>,
     /// Set where something was served and then withdrawn.
-    withdrawn: Option<Loss>,
+    withdrawn: Option<WithdrawalRecord>,
 }
 
 /// A [`Withdrawal`] of something that had been served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Loss {
+struct WithdrawalRecord {
     reason: String,
-    lost: Lost,
+    #[serde(rename = "lost")]
+    version: WithdrawnVersion,
 }
 
 /// Where a version stands. Positions in different orders can't be compared.
@@ -57,8 +58,8 @@ impl History {
 
     /// Why nothing is served, as far as it outlives a restart.
     pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
-        let Loss { reason, lost } = self.withdrawn.as_ref()?;
-        Some(Withdrawal { reason: reason.as_str().into(), lost: Some(Arc::new(lost.clone())), was_served: true })
+        let WithdrawalRecord { reason, version } = self.withdrawn.as_ref()?;
+        Some(Withdrawal { reason: reason.as_str().into(), version: Some(Arc::new(version.clone())), was_served: true })
     }
 
     /// Whether the bundle was ever served here.
@@ -104,7 +105,7 @@ impl History {
             (None, Ordering::Less) if !goes_back => served.insert(0, digest.clone()),
             (None, _) => served.push(digest.clone()),
         }
-        let excess = served.len().saturating_sub(MEMORY);
+        let excess = served.len().saturating_sub(MAX_DIGESTS);
         served.drain(..excess);
         let floor = match (position, &self.floor) {
             (None, floor) => floor.clone(),
@@ -118,8 +119,9 @@ impl History {
     /// bundle that has never been there, is not missed after a restart either.
     #[must_use]
     pub(super) fn after_showing(&self, state: &State) -> Self {
-        let State::Withdrawn(Withdrawal { reason, lost: Some(lost), .. }) = state else { return self.clone() };
-        let withdrawn = Some(Loss { reason: reason.to_string(), lost: Lost::clone(lost) });
+        let State::Withdrawn(Withdrawal { reason, version: Some(version), .. }) = state else { return self.clone() };
+        let withdrawn =
+            Some(WithdrawalRecord { reason: reason.to_string(), version: WithdrawnVersion::clone(version) });
         Self { withdrawn, ..self.clone() }
     }
 
@@ -267,7 +269,7 @@ mod tests {
     #[test]
     fn it_remembers_so_many_digests_and_no_more() {
         let history = serving(&(0..=100).collect::<Vec<_>>());
-        assert_eq!(history.served.len(), MEMORY);
+        assert_eq!(history.served.len(), MAX_DIGESTS);
         assert_eq!(history.compare(&digest(100 - 63), None), Ordering::Less);
         assert_eq!(history.compare(&digest(0), None), Ordering::Greater, "forgotten");
         assert!(history.to_bytes().len() < 8 << 10);
@@ -275,13 +277,16 @@ mod tests {
 
     #[test]
     fn a_loss_is_remembered_until_something_is_served_and_what_never_was_is_not() {
-        let withdrawal =
-            Withdrawal { reason: "revoked".into(), lost: Some(Lost::of(&snapshot(1)).into()), was_served: true };
+        let withdrawal = Withdrawal {
+            reason: "revoked".into(),
+            version: Some(WithdrawnVersion::of(&snapshot(1)).into()),
+            was_served: true,
+        };
         let history = serving(&[1]).after_showing(&State::Withdrawn(withdrawal.clone()));
         let read = History::from_bytes("authz", &history.to_bytes());
         assert_eq!(read.withdrawal(), Some(withdrawal));
         assert_eq!(read.after_serving(&digest(1), None, OnOlder::Alarm).withdrawal(), None);
-        let never = Withdrawal { reason: "no signature".into(), lost: None, was_served: false };
+        let never = Withdrawal { reason: "no signature".into(), version: None, was_served: false };
         assert_eq!(serving(&[1]).after_showing(&State::Withdrawn(never)), serving(&[1]));
     }
 
@@ -341,7 +346,7 @@ mod tests {
                 history = history.after_serving(&digest(number), position, on_older);
                 let distinct: std::collections::HashSet<_> = history.served.iter().collect();
                 prop_assert_eq!(distinct.len(), history.served.len());
-                prop_assert!(history.served.len() <= MEMORY && history.served.contains(&digest(number)));
+                prop_assert!(history.served.len() <= MAX_DIGESTS && history.served.contains(&digest(number)));
             }
         }
     }

@@ -20,13 +20,13 @@ mod version;
 mod watcher;
 
 pub use expect::{Expect, OnOlder, Order};
-pub use fallback::{FallbackStatus, Offer, OnWithdraw, Runs, Seen, View, appoint};
+pub use fallback::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
 pub use opa_check::OpaCheck;
-pub use pipeline::{Found, Pipeline, Remembered};
-pub use pool::{Court, Proof};
+pub use pipeline::{Pipeline, RefreshResult, Restored};
+pub use pool::{VerificationPool, VerificationRecord};
 pub use snapshot::{Headers, Snapshot, Unpublishable};
-pub use state::{Failure, FailureClass, Lost, OnMissing, Outcome, State, Step, Withdrawal, next};
+pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, Withdrawal, WithdrawnVersion, next};
 pub use verdict::VerdictStatus;
 pub use version::{NotAVersion, Version};
-pub use watcher::{Rules, Watcher};
+pub use watcher::{WatchOptions, Watcher};

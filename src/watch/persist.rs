@@ -14,7 +14,7 @@ use super::{Pipeline, Snapshot};
 use crate::store::Change;
 
 /// What a disk in order needs at most.
-const MOMENT: Duration = Duration::from_secs(2);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A confirmation that a crash takes away costs a check of the registry. So it waits for those
 /// of other bundles, which are written together.
 const CONFIRM_DELAY: Duration = Duration::from_secs(1);
@@ -22,22 +22,22 @@ const CONFIRM_DELAY: Duration = Duration::from_secs(1);
 /// Holds what is to be written next. One thing at a time is written, so that they follow each
 /// other as they were decided; of what a slow disk has not come to, the newest replaces the rest.
 #[derive(Debug, Default)]
-pub(super) struct Scribe {
+pub(super) struct PersistQueue {
     next: Mutex<Next>,
-    called: Notify,
-    written: watch::Sender<u64>,
+    wake: Notify,
+    flushed: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Next {
-    entry: Option<Entry>,
-    /// How many entries there have been.
+    update: Option<Update>,
+    /// How many updates there have been.
     number: u64,
 }
 
 /// What the disk should say from now on.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum Update {
     /// This is served, and that is what was served so far.
     Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp>, history: Bytes },
     /// What is served was confirmed, by the registry or by the judge.
@@ -46,21 +46,21 @@ pub(super) enum Entry {
     Forget { history: Bytes },
 }
 
-impl Scribe {
-    /// Never waits. Gives the entry's number.
-    pub(super) fn put_down(&self, entry: Entry) -> u64 {
+impl PersistQueue {
+    /// Never waits. Gives the update's number.
+    pub(super) fn enqueue(&self, update: Update) -> u64 {
         let mut next = self.lock();
-        next.entry = Some(following(next.entry.take(), entry));
+        next.update = Some(coalesce(next.update.take(), update));
         next.number += 1;
-        self.called.notify_one();
+        self.wake.notify_one();
         next.number
     }
 
-    /// Waits until an entry, or what replaced it, has been written or could not be; on a disk
+    /// Waits until an update, or what replaced it, has been written or could not be; on a disk
     /// in trouble no longer than a moment.
-    pub(super) async fn written(&self, number: u64) {
-        let mut written = self.written.subscribe();
-        let _ = timeout(MOMENT, written.wait_for(|written| *written >= number)).await;
+    pub(super) async fn flushed(&self, number: u64) {
+        let mut flushed = self.flushed.subscribe();
+        let _ = timeout(FLUSH_TIMEOUT, flushed.wait_for(|flushed| *flushed >= number)).await;
     }
 
     /// Writes for ever. When it is dropped, what is being written is still completed, what
@@ -71,32 +71,32 @@ impl Scribe {
         loop {
             tokio::select! {
                 biased;
-                () = self.called.notified() => {}
+                () = self.wake.notified() => {}
                 change = later(&confirmed) => {
                     confirmed = None;
                     pipeline.store.flush(change).await;
                     continue;
                 }
             }
-            let (entry, number) = self.take();
-            match entry {
-                Some(Entry::Keep { snapshot, checked, history }) => {
-                    Box::pin(pipeline.keep(&snapshot, checked, history)).await;
+            let (update, number) = self.take();
+            match update {
+                Some(Update::Keep { snapshot, checked, history }) => {
+                    Box::pin(pipeline.persist(&snapshot, checked, history)).await;
                 }
-                Some(Entry::Confirm { snapshot, checked }) => {
+                Some(Update::Confirm { snapshot, checked }) => {
                     let at = confirmed.map_or_else(|| Instant::now() + CONFIRM_DELAY, |(_, at)| at);
                     confirmed = pipeline.confirm(&snapshot, checked).map(|change| (change, at));
                 }
-                Some(Entry::Forget { history }) => pipeline.forget(history).await,
+                Some(Update::Forget { history }) => pipeline.remove(history).await,
                 None => {}
             }
-            self.written.send_replace(number);
+            self.flushed.send_replace(number);
         }
     }
 
-    fn take(&self) -> (Option<Entry>, u64) {
+    fn take(&self) -> (Option<Update>, u64) {
         let mut next = self.lock();
-        (next.entry.take(), next.number)
+        (next.update.take(), next.number)
     }
 
     fn lock(&self) -> MutexGuard<'_, Next> {
@@ -116,13 +116,13 @@ async fn later(confirmed: &Option<(Change, Instant)>) -> Change {
 }
 
 /// What to write when `newer` comes while `waiting` has not been written.
-fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
+fn coalesce(waiting: Option<Update>, newer: Update) -> Update {
     match (waiting, newer) {
         // The time of a check says nothing without the bundle.
-        (Some(Entry::Keep { history, .. }), Entry::Confirm { snapshot, checked }) => {
-            Entry::Keep { snapshot, checked, history }
+        (Some(Update::Keep { history, .. }), Update::Confirm { snapshot, checked }) => {
+            Update::Keep { snapshot, checked, history }
         }
-        (Some(forget @ Entry::Forget { .. }), Entry::Confirm { .. }) => forget,
+        (Some(forget @ Update::Forget { .. }), Update::Confirm { .. }) => forget,
         (_, newer) => newer,
     }
 }
@@ -131,54 +131,54 @@ fn following(waiting: Option<Entry>, newer: Entry) -> Entry {
 mod tests {
     use super::{super::state::tests::snapshot, *};
 
-    fn keep(version: u8) -> Entry {
-        Entry::Keep { snapshot: snapshot(version), checked: None, history: Bytes::from(vec![version]) }
+    fn keep(version: u8) -> Update {
+        Update::Keep { snapshot: snapshot(version), checked: None, history: Bytes::from(vec![version]) }
     }
 
-    fn forget() -> Entry {
-        Entry::Forget { history: Bytes::new() }
+    fn forget() -> Update {
+        Update::Forget { history: Bytes::new() }
     }
 
-    fn confirm(seconds: i64) -> Entry {
-        Entry::Confirm { snapshot: snapshot(1), checked: Timestamp::from_second(seconds).ok() }
+    fn confirm(seconds: i64) -> Update {
+        Update::Confirm { snapshot: snapshot(1), checked: Timestamp::from_second(seconds).ok() }
     }
 
     /// What a disk writes that could write nothing while all of these were decided.
-    fn after_all(entries: impl IntoIterator<Item = Entry>) -> Entry {
-        entries.into_iter().fold(None, |waiting, entry| Some(following(waiting, entry))).unwrap()
+    fn after_all(updates: impl IntoIterator<Item = Update>) -> Update {
+        updates.into_iter().fold(None, |waiting, update| Some(coalesce(waiting, update))).unwrap()
     }
 
     #[test]
     fn of_versions_that_wait_the_newest_is_written() {
-        let Entry::Keep { snapshot: kept, .. } = after_all([keep(1), keep(2)]) else { panic!("not kept") };
+        let Update::Keep { snapshot: kept, .. } = after_all([keep(1), keep(2)]) else { panic!("not kept") };
         assert_eq!(kept.etag(), snapshot(2).etag());
     }
 
     #[test]
     fn no_version_comes_back_after_it_was_withdrawn() {
-        assert!(matches!(after_all([keep(1), forget()]), Entry::Forget { .. }));
-        assert!(matches!(after_all([keep(1), forget(), confirm(1)]), Entry::Forget { .. }));
-        assert!(matches!(after_all([keep(1), forget(), keep(2)]), Entry::Keep { .. }));
+        assert!(matches!(after_all([keep(1), forget()]), Update::Forget { .. }));
+        assert!(matches!(after_all([keep(1), forget(), confirm(1)]), Update::Forget { .. }));
+        assert!(matches!(after_all([keep(1), forget(), keep(2)]), Update::Keep { .. }));
     }
 
     #[test]
     fn a_version_that_waits_is_written_with_the_newest_check() {
-        let Entry::Keep { checked, .. } = after_all([keep(1), confirm(1), confirm(2)]) else { panic!("not kept") };
+        let Update::Keep { checked, .. } = after_all([keep(1), confirm(1), confirm(2)]) else { panic!("not kept") };
         assert_eq!(checked.unwrap().as_second(), 2);
-        assert!(matches!(after_all([confirm(1), confirm(2)]), Entry::Confirm { .. }));
-        assert!(matches!(after_all([confirm(1), keep(1)]), Entry::Keep { checked: None, .. }));
+        assert!(matches!(after_all([confirm(1), confirm(2)]), Update::Confirm { .. }));
+        assert!(matches!(after_all([confirm(1), keep(1)]), Update::Keep { checked: None, .. }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_in_trouble_is_waited_for_no_longer_than_a_moment() {
-        let (scribe, began) = (Scribe::default(), Instant::now());
-        let first = scribe.put_down(keep(1));
-        scribe.written(first).await;
-        assert_eq!(began.elapsed(), MOMENT);
+        let (queue, began) = (PersistQueue::default(), Instant::now());
+        let first = queue.enqueue(keep(1));
+        queue.flushed(first).await;
+        assert_eq!(began.elapsed(), FLUSH_TIMEOUT);
         // What replaced it has been written.
-        scribe.put_down(keep(2));
-        scribe.written.send_replace(scribe.take().1);
-        scribe.written(first).await;
-        assert_eq!(began.elapsed(), MOMENT);
+        queue.enqueue(keep(2));
+        queue.flushed.send_replace(queue.take().1);
+        queue.flushed(first).await;
+        assert_eq!(began.elapsed(), FLUSH_TIMEOUT);
     }
 }

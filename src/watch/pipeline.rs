@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{
     Expect, OpaCheck, Snapshot, Unpublishable,
     history::History,
-    pool::{Case, Court, NotOpened, Proof, Refused},
+    pool::{NotOpened, Rejection, VerificationJob, VerificationPool, VerificationRecord},
     snapshot::{is_intact, tag_of},
     state::{Failure, FailureClass, Outcome, Step},
     verdict::VerdictStatus,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Manifest and evidence read back from disk are not longer than this together.
-const SMALL: u64 = 64 << 20;
+const MAX_STORED_BYTES: u64 = 64 << 20;
 
 /// The reason of a failure that the disk is to blame for.
 const DISK: &str = "disk";
@@ -52,14 +52,14 @@ pub struct Pipeline {
     /// Bytes of signature material (`limits.evidence`).
     pub evidence_limit: u64,
     /// Where it is judged.
-    pub court: Court,
+    pub pool: VerificationPool,
     /// Where verdicts are counted.
     pub metrics: Metrics,
 }
 
 /// What a look at the registry found.
 #[derive(Debug)]
-pub struct Found {
+pub struct RefreshResult {
     /// What it means.
     pub outcome: Outcome,
     /// The verdict about what was refused.
@@ -68,7 +68,7 @@ pub struct Found {
 
 /// What the disk remembers.
 #[derive(Debug)]
-pub struct Remembered {
+pub struct Restored {
     /// Judged again.
     pub snapshot: Arc<Snapshot>,
     /// When the registry was noted to have confirmed it; whatever the clock said then.
@@ -77,18 +77,18 @@ pub struct Remembered {
 
 impl Pipeline {
     /// Looks at the registry once, and judges by one policy. `serving` is what need not be
-    /// fetched again; `hopeless` is a digest that failed for good.
+    /// fetched again; `known_defect` is a digest that failed for good.
     pub(super) async fn refresh(
         &self,
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
-        hopeless: Option<&Failure>,
+        known_defect: Option<&Failure>,
         past: &History,
-    ) -> Found {
-        match self.attempt(policy, serving, hopeless, past).await {
-            Ok(Some(snapshot)) => Found { outcome: Outcome::Accepted(snapshot), refused: None },
-            Ok(None) => Found { outcome: Outcome::Unchanged, refused: None },
-            Err(Refused { failure, status }) => Found { outcome: Outcome::Failed(failure), refused: status },
+    ) -> RefreshResult {
+        match self.attempt(policy, serving, known_defect, past).await {
+            Ok(Some(snapshot)) => RefreshResult { outcome: Outcome::Accepted(snapshot), refused: None },
+            Ok(None) => RefreshResult { outcome: Outcome::Unchanged, refused: None },
+            Err(Rejection { failure, status }) => RefreshResult { outcome: Outcome::Failed(failure), refused: status },
         }
     }
 
@@ -96,16 +96,16 @@ impl Pipeline {
         &self,
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
-        hopeless: Option<&Failure>,
+        known_defect: Option<&Failure>,
         past: &History,
-    ) -> Result<Option<Arc<Snapshot>>, Refused> {
+    ) -> Result<Option<Arc<Snapshot>>, Rejection> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
         if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
             return Ok(None);
         }
-        if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest))
+        if let Some(known) = known_defect.filter(|failure| failure.digest.as_ref() == Some(digest))
             && self.defect_holds(known).await
         {
             return Err(known.clone().into());
@@ -116,9 +116,9 @@ impl Pipeline {
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
         let (policy, pinned) = (Arc::clone(policy), pinned.clone());
-        let case = Case { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
-        let judged = self.judge(case).await;
-        let (verified, proof) = judged.map_err(|refused| self.or_unavailable(refused, &evidence))?;
+        let job = VerificationJob { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
+        let verified = self.verify(job).await;
+        let (verified, record) = verified.map_err(|refused| self.or_unavailable(refused, &evidence))?;
         self.expect_manifest(&verified, past)?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
@@ -130,7 +130,7 @@ impl Pipeline {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
-        let snapshot = self.open(verified, proof, blob).await?;
+        let snapshot = self.open(verified, record, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
         // opa may take long; others can fetch meanwhile.
         drop(turn);
@@ -140,67 +140,67 @@ impl Pipeline {
 
     /// What was served before the process started, judged again by today's policy.
     /// `None` when nothing usable is stored.
-    pub(super) async fn recall(
+    pub(super) async fn restore(
         &self,
         policy: &Arc<TrustPolicy>,
         past: &History,
-    ) -> Option<Result<Remembered, Refused>> {
+    ) -> Option<Result<Restored, Rejection>> {
         let reference = self.reference.to_string();
-        let stored = self.store.recall(&self.name, &reference, self.source.identity(), SMALL).await?;
+        let stored = self.store.recall(&self.name, &reference, self.source.identity(), MAX_STORED_BYTES).await?;
         if let Err(set_aside) = self.check_set_aside(&stored.digest) {
             return Some(Err(set_aside.into()));
         }
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
-        let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
+        let manifest = Manifest::parse(stored.manifest, None, MAX_STORED_BYTES).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
         // A digest in the configuration is a decision; the disk can't overrule it.
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
-        let case = Case { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
-        let (verified, proof) = match self.judge(case).await {
+        let job = VerificationJob { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
+        let (verified, record) = match self.verify(job).await {
             Ok(accepted) => accepted,
             Err(refused) if matches!(refused.failure.class, FailureClass::Evidence | FailureClass::Revoked) => {
                 return Some(Err(refused.distrusted()));
             }
             Err(_) => return None,
         };
-        let snapshot = self.open(verified, proof, stored.layer).await.ok()?;
+        let snapshot = self.open(verified, record, stored.layer).await.ok()?;
         if let Err(failure) = self.expect_snapshot(&snapshot, past) {
             let etag = Some(snapshot.etag().to_owned());
-            return Some(Err(Refused::from(Failure { etag, ..failure }).distrusted()));
+            return Some(Err(Rejection::from(Failure { etag, ..failure }).distrusted()));
         }
         // The look at the registry that follows finds it again, and says what is wrong with it.
         self.check_restored_with_opa(&snapshot).await.ok()?;
-        Some(Ok(Remembered { snapshot, checked: stored.checked }))
+        Some(Ok(Restored { snapshot, checked: stored.checked }))
     }
 
     /// Judges what was accepted before once more, without asking anybody.
-    pub(super) async fn judge_again(
+    pub(super) async fn reverify(
         &self,
         snapshot: &Snapshot,
         policy: &Arc<TrustPolicy>,
-    ) -> Result<Arc<Snapshot>, Refused> {
-        let (manifest, proof) = (snapshot.manifest(), snapshot.proof());
-        let case = Case {
+    ) -> Result<Arc<Snapshot>, Rejection> {
+        let (manifest, record) = (snapshot.manifest(), snapshot.record());
+        let job = VerificationJob {
             policy: Arc::clone(policy),
             pinned: manifest.pinned().clone(),
             manifest: manifest.value().clone(),
-            evidence: Arc::clone(&proof.evidence),
-            accepted: Some(proof.accepted.clone()),
+            evidence: Arc::clone(&record.evidence),
+            accepted: Some(record.accepted.clone()),
         };
-        let (verified, proof) = self.judge(case).await?;
-        let again = snapshot.judged_again(verified, proof);
+        let (verified, record) = self.verify(job).await?;
+        let again = snapshot.reverified(verified, record);
         let failed = |error: Unpublishable| {
             defect(Step::Publish, snapshot.manifest_digest(), "unpublishable", error.to_string()).into()
         };
         again.map(Arc::new).map_err(failed)
     }
 
-    /// Makes [`Self::recall`] find this.
-    pub(super) async fn keep(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
-        let Ok(evidence) = snapshot.proof().evidence.to_bytes() else { return };
-        let accepted = snapshot.proof().accepted.clone();
+    /// Makes [`Self::restore`] find this.
+    pub(super) async fn persist(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
+        let Ok(evidence) = snapshot.record().evidence.to_bytes() else { return };
+        let accepted = snapshot.record().accepted.clone();
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
@@ -208,15 +208,15 @@ impl Pipeline {
         self.store.keep(served).await;
     }
 
-    /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
+    /// Makes [`Self::restore`] tell this time, if what it finds has this manifest.
     /// Gives what is to be flushed for it to survive a crash.
     pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
-        let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
+        let (reference, accepted) = (self.reference.to_string(), snapshot.record().accepted.clone());
         self.store.confirm_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
-    /// Drops what [`Self::recall`] would find.
-    pub(super) async fn forget(&self, history: Bytes) {
+    /// Drops what [`Self::restore`] would find.
+    pub(super) async fn remove(&self, history: Bytes) {
         self.store.forget(&self.name, &self.reference.to_string(), history).await;
     }
 
@@ -234,33 +234,38 @@ impl Pipeline {
 
     /// A refusal for want of evidence, of which the registry did not give out a piece, is the
     /// registry's: the piece may have been the signature.
-    fn or_unavailable(&self, refused: Refused, evidence: &Evidence) -> Refused {
+    fn or_unavailable(&self, refused: Rejection, evidence: &Evidence) -> Rejection {
         match (refused.failure.class, evidence.unavailable()) {
             (FailureClass::Evidence, Some(error)) => {
                 let digest = refused.failure.digest.as_ref();
-                Refused { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
+                Rejection { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
             }
             _ => refused,
         }
     }
 
-    async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
-        let layer = bundle_layer(&case.manifest);
-        let digest = case.pinned.digest().clone();
-        let mut verdict = self.court.judge(case, self.attempt_at(Step::Verify, &digest)).await;
-        if let (Err(refused), Ok(layer)) = (&mut verdict, layer) {
+    async fn verify(&self, job: VerificationJob) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let layer = bundle_layer(&job.manifest);
+        let digest = job.pinned.digest().clone();
+        let mut result = self.pool.verify(job, self.attempt_at(Step::Verify, &digest)).await;
+        if let (Err(refused), Ok(layer)) = (&mut result, layer) {
             // Somebody may run it, all the same.
             refused.failure.etag = tag_of(&layer.digest);
         }
-        let (outcome, reason) = match &verdict {
+        let (outcome, reason) = match &result {
             Ok(_) => ("accepted", "none"),
             Err(refused) => ("rejected", refused.failure.reason),
         };
         self.metrics.verifications.with_label_values(&[&*self.name, outcome, reason]).inc();
-        verdict
+        result
     }
 
-    async fn open(&self, verified: Verified<Manifest>, proof: Proof, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
+    async fn open(
+        &self,
+        verified: Verified<Manifest>,
+        record: VerificationRecord,
+        blob: Blob,
+    ) -> Result<Arc<Snapshot>, Failure> {
         let limits = self.limits;
         let digest = verified.pinned().digest().clone();
         let open = move || {
@@ -270,9 +275,9 @@ impl Pipeline {
                 let reason = if is_intact(&bytes) { "not_a_bundle" } else { DISK };
                 (Step::Open, reason, error.to_string())
             })?;
-            Snapshot::new(verified, proof, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
+            Snapshot::new(verified, record, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };
-        match self.court.open(self.attempt_at(Step::Open, &digest), open).await {
+        match self.pool.open(self.attempt_at(Step::Open, &digest), open).await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
             Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
@@ -283,12 +288,12 @@ impl Pipeline {
 
     /// Notes that a step begins which the process may not survive.
     async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
-        self.store.attempt(digest, &step.to_string(), &self.limits_word()).await
+        self.store.attempt(digest, &step.to_string(), &self.limits_key()).await
     }
 
     /// Refuses what the process has died of twice.
     fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
-        let Some(set_aside) = self.store.set_aside(digest, &self.limits_word()) else { return Ok(()) };
+        let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else { return Ok(()) };
         let SetAside { step, deaths, .. } = &set_aside;
         tracing::error!(bundle = &*self.name, %digest, step, deaths, "not opened again: {set_aside}");
         let step = if *step == Step::Verify.to_string() { Step::Verify } else { Step::Open };
@@ -296,7 +301,7 @@ impl Pipeline {
     }
 
     /// Another word when a limit changes under which a bundle is verified or opened.
-    fn limits_word(&self) -> String {
+    fn limits_key(&self) -> String {
         let limits = format!("{:?} {}", self.limits, self.evidence_limit);
         Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
     }

@@ -30,7 +30,7 @@ use crate::{
 
 /// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
 /// because a judge hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 /// For one bundle, once it is its turn. The limits of a bundle end it long before.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bundles that are restored from the disk at a time: each holds its evidence in memory while
@@ -40,11 +40,11 @@ const MAX_RESTORES: usize = 16;
 /// Shared by all watchers; cheap to clone. Signatures cost milliseconds of computing, so that
 /// five hundred at once would take every core from those who answer clients.
 #[derive(Debug, Clone)]
-pub struct Court {
-    seats: Arc<Semaphore>,
-    /// Apart from `seats`: a large bundle takes seconds to open, and a verdict has a deadline.
-    opens: Arc<Semaphore>,
-    restores: Arc<Semaphore>,
+pub struct VerificationPool {
+    verify_permits: Arc<Semaphore>,
+    /// Apart from `verify_permits`: a large bundle takes seconds to open, and a verdict has a deadline.
+    open_permits: Arc<Semaphore>,
+    restore_permits: Arc<Semaphore>,
     verdicts: Verdicts,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum NotOpened {
 
 /// What is to be judged.
 #[derive(Debug, Clone)]
-pub(super) struct Case {
+pub(super) struct VerificationJob {
     pub(super) policy: Arc<TrustPolicy>,
     pub(super) pinned: PinnedReference,
     pub(super) manifest: Manifest,
@@ -70,7 +70,7 @@ pub(super) struct Case {
 
 /// What speaks for something that was accepted.
 #[derive(Debug, Clone, Default)]
-pub struct Proof {
+pub struct VerificationRecord {
     /// Signature material, by which it can be judged again without asking anybody.
     pub evidence: Arc<Evidence>,
     /// By what it was accepted.
@@ -81,37 +81,37 @@ pub struct Proof {
 
 /// What was not accepted.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct Rejection {
     pub(super) failure: Failure,
     /// For people, where the judge came to an end.
     pub(super) status: Option<Box<VerdictStatus>>,
 }
 
-impl Default for Court {
+impl Default for VerificationPool {
     /// One core is left to those who answer clients.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let seats = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
-        let restores = Arc::new(Semaphore::new(MAX_RESTORES));
-        Self { seats: seats(), opens: seats(), restores, verdicts: Verdicts::default() }
+        let permits = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
+        let restore_permits = Arc::new(Semaphore::new(MAX_RESTORES));
+        Self { verify_permits: permits(), open_permits: permits(), restore_permits, verdicts: Verdicts::default() }
     }
 }
 
-impl Court {
+impl VerificationPool {
     /// Comes to a verdict, and within a minute: whatever goes wrong on the way is a refusal.
     /// `attempt` is waited for when it is its turn.
-    pub(super) async fn judge(
+    pub(super) async fn verify(
         &self,
-        case: Case,
+        job: VerificationJob,
         attempt: impl Future<Output = Attempt>,
-    ) -> Result<(Verified<Manifest>, Proof), Refused> {
-        let (digest, verdicts) = (case.pinned.digest().clone(), self.verdicts.clone());
-        self.conclude(digest, attempt, move || case.judge(&verdicts)).await
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let (digest, verdicts) = (job.pinned.digest().clone(), self.verdicts.clone());
+        self.run(digest, attempt, move || job.verify(&verdicts)).await
     }
 
     /// Waits for the turn to restore a bundle.
-    pub(super) async fn restore_turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.restores).acquire_owned().await.ok()
+    pub(super) async fn restore_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.restore_permits).acquire_owned().await.ok()
     }
 
     /// Opens a bundle off the async threads, a few at a time. `attempt` is waited for when it
@@ -125,34 +125,34 @@ impl Court {
         attempt: impl Future<Output = Attempt>,
         open: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NotOpened> {
-        let seat = Arc::clone(&self.opens).acquire_owned().await;
+        let permit = Arc::clone(&self.open_permits).acquire_owned().await;
         let attempt = attempt.await;
         let is_settled = Arc::new(AtomicBool::new(false));
         let settled = Arc::clone(&is_settled);
         let opening = spawn_blocking(move || {
             let opened = attempt.run(open);
-            if let (true, Ok(seat)) = (settled.swap(true, Ordering::AcqRel), seat) {
+            if let (true, Ok(permit)) = (settled.swap(true, Ordering::AcqRel), permit) {
                 // Somebody else has it.
-                seat.forget();
+                permit.forget();
             }
             opened
         });
         let Ok(opened) = timeout(OPEN_TIMEOUT, opening).await else {
             if !is_settled.swap(true, Ordering::AcqRel) {
-                self.opens.add_permits(1);
+                self.open_permits.add_permits(1);
             }
             return Err(NotOpened::Timeout);
         };
         opened.map_err(NotOpened::Panic)
     }
 
-    async fn conclude<T: Send + 'static>(
+    async fn run<T: Send + 'static>(
         &self,
         digest: Digest,
         attempt: impl Future<Output = Attempt>,
-        judge: impl FnOnce() -> Result<T, Refused> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let broken = |reason, message: String| Refused {
+        work: impl FnOnce() -> Result<T, Rejection> + Send + 'static,
+    ) -> Result<T, Rejection> {
+        let failed = |reason, message: String| Rejection {
             failure: Failure {
                 class: FailureClass::Transient,
                 step: Step::Verify,
@@ -163,33 +163,33 @@ impl Court {
             },
             status: None,
         };
-        let seats = Arc::clone(&self.seats);
-        let judging = async move {
-            let seat = seats.acquire_owned().await;
+        let verify_permits = Arc::clone(&self.verify_permits);
+        let working = async move {
+            let permit = verify_permits.acquire_owned().await;
             let attempt = attempt.await;
             // They are anybody's bytes in the hands of parsers, where a panic must end no more
             // than this attempt.
             spawn_blocking(move || {
                 // Goes with the work, which goes on when nobody waits for it any more.
-                let _seat = seat;
-                attempt.run(judge)
+                let _permit = permit;
+                attempt.run(work)
             })
             .await
         };
-        match timeout(PATIENCE, judging).await {
+        match timeout(VERIFY_TIMEOUT, working).await {
             Ok(Ok(verdict)) => verdict,
-            Ok(Err(panic)) => Err(broken("internal", format!("the judge broke off: {panic}; please report this"))),
-            Err(_) => Err(broken("timeout", format!("no verdict within {PATIENCE:?}"))),
+            Ok(Err(panic)) => Err(failed("internal", format!("verification panicked: {panic}; please report this"))),
+            Err(_) => Err(failed("timeout", format!("verification did not end within {VERIFY_TIMEOUT:?}"))),
         }
     }
 }
 
-impl Case {
-    fn judge(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, Proof), Refused> {
+impl VerificationJob {
+    fn verify(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let Self { policy, pinned, manifest, evidence, accepted: before } = self;
         let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
         if !telemetry::is_clock_usable() {
-            return Err(no_clock(pinned.digest()).into());
+            return Err(unusable_clock(pinned.digest()).into());
         }
         let circumstances = Circumstances::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
@@ -198,15 +198,15 @@ impl Case {
         let (verdict, report) = verdicts.explain(&policy, &pinned, manifest, &evidence, circumstances);
         let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
         match verdict {
-            Ok(verified) if is_over(verified.valid_until(), circumstances.now) => Err(Refused {
-                failure: over(pinned.digest(), verified.valid_until()),
+            Ok(verified) if is_expired(verified.valid_until(), circumstances.now) => Err(Rejection {
+                failure: expired(pinned.digest(), verified.valid_until()),
                 status: Some(Box::new(status(None))),
             }),
             Ok(verified) => {
                 let status = VerdictStatus { verified: true, ..status(verified.valid_until()) };
-                Ok((verified, Proof { evidence, accepted, status }))
+                Ok((verified, VerificationRecord { evidence, accepted, status }))
             }
-            Err(rejection) => Err(Refused {
+            Err(rejection) => Err(Rejection {
                 failure: Failure {
                     class: if rejection.revoked { FailureClass::Revoked } else { FailureClass::Evidence },
                     step: Step::Verify,
@@ -221,7 +221,7 @@ impl Case {
     }
 }
 
-impl Refused {
+impl Rejection {
     /// As a refusal of what is served.
     pub(super) fn distrusted(self) -> Self {
         let failure = Failure { class: FailureClass::Distrusted, ..self.failure };
@@ -229,20 +229,20 @@ impl Refused {
     }
 }
 
-impl From<Failure> for Refused {
+impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         Self { failure, status: None }
     }
 }
 
 /// Whether a verdict does not hold any more.
-pub(super) fn is_over(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
+pub(super) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
     valid_until.is_some_and(|until| now > until)
 }
 
-fn over(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
+fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
     let until = valid_until.map(|until| until.to_string()).unwrap_or_default();
-    let message = format!("what speaks for it did so until {until} (digest {digest})");
+    let message = format!("verification expired at {until} (digest {digest})");
     Failure {
         class: FailureClass::Evidence,
         step: Step::Verify,
@@ -254,7 +254,7 @@ fn over(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
 }
 
 /// Certificates, and keys with a time, are judged by the clock, and no library reads one so far off.
-fn no_clock(digest: &Digest) -> Failure {
+fn unusable_clock(digest: &Digest) -> Failure {
     let message = "the system's clock is before 1970 or after 9999, so nothing can be verified; set it".to_owned();
     let (class, step) = (FailureClass::Transient, Step::Verify);
     Failure { class, step, digest: Some(digest.clone()), etag: None, reason: "clock", message }
@@ -286,63 +286,63 @@ mod tests {
         Attempt::default()
     }
 
-    fn court(seats: usize) -> Court {
-        Court { seats: Arc::new(Semaphore::new(seats)), ..Court::default() }
+    fn pool(verify_permits: usize) -> VerificationPool {
+        VerificationPool { verify_permits: Arc::new(Semaphore::new(verify_permits)), ..VerificationPool::default() }
     }
 
     #[tokio::test]
     async fn a_judge_that_panics_has_refused_and_leaves_the_seat() {
-        let court = court(1);
-        let broken =
-            court.conclude(digest(), no_attempt(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
-        assert_eq!((broken.failure.reason, broken.failure.class), ("internal", FailureClass::Transient));
-        court.conclude(digest(), no_attempt(), || Ok(())).await.unwrap();
+        let pool = pool(1);
+        let failed =
+            pool.run(digest(), no_attempt(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
+        assert_eq!((failed.failure.reason, failed.failure.class), ("internal", FailureClass::Transient));
+        pool.run(digest(), no_attempt(), || Ok(())).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_judge_that_hangs_has_refused() {
-        let court = court(1);
-        let _hanging = court.seats.try_acquire().unwrap();
+        let pool = pool(1);
+        let _hanging = pool.verify_permits.try_acquire().unwrap();
         let began = tokio::time::Instant::now();
-        let late = court.conclude(digest(), no_attempt(), || Ok(())).await.unwrap_err();
+        let late = pool.run(digest(), no_attempt(), || Ok(())).await.unwrap_err();
         assert_eq!((late.failure.reason, late.failure.class), ("timeout", FailureClass::Transient));
-        assert_eq!(began.elapsed(), PATIENCE);
+        assert_eq!(began.elapsed(), VERIFY_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_bundle_that_is_never_opened_takes_no_turn_from_the_others() {
-        let court = Court { opens: Arc::new(Semaphore::new(1)), ..Court::default() };
+        let pool = VerificationPool { open_permits: Arc::new(Semaphore::new(1)), ..VerificationPool::default() };
         let (end, ended) = std::sync::mpsc::channel::<()>();
-        let endless = court.open(no_attempt(), move || ended.recv());
+        let endless = pool.open(no_attempt(), move || ended.recv());
         // The paused clock stands still by itself while a thread works.
         let (late, ()) = tokio::join!(endless, tokio::time::advance(OPEN_TIMEOUT));
         assert_eq!(late.unwrap_err().to_string(), "opening the bundle took longer than 2m");
-        assert_eq!(court.open(no_attempt(), || 1).await.unwrap(), 1);
-        let panic = court.open(no_attempt(), || -> u8 { panic!("at the disco") }).await.unwrap_err();
+        assert_eq!(pool.open(no_attempt(), || 1).await.unwrap(), 1);
+        let panic = pool.open(no_attempt(), || -> u8 { panic!("at the disco") }).await.unwrap_err();
         assert!(panic.to_string().contains("broke off"), "{panic}");
         drop(end);
         // When it ends after all there is still one turn.
-        assert_eq!(court.open(no_attempt(), || 2).await.unwrap(), 2);
-        assert!(court.opens.available_permits() <= 1);
+        assert_eq!(pool.open(no_attempt(), || 2).await.unwrap(), 2);
+        assert!(pool.open_permits.available_permits() <= 1);
     }
 
     #[tokio::test]
     async fn a_few_are_judged_at_a_time_and_all_in_the_end() {
-        let (court, now, most) = (court(2), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (pool, now, most) = (pool(2), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut all = JoinSet::new();
         for _ in 0..50 {
-            let (court, now, most) = (court.clone(), Arc::clone(&now), Arc::clone(&most));
+            let (pool, now, most) = (pool.clone(), Arc::clone(&now), Arc::clone(&most));
             all.spawn(async move {
-                let judge = move || {
+                let work = move || {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     thread::yield_now();
                     now.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 };
-                court.conclude(digest(), no_attempt(), judge).await.is_ok()
+                pool.run(digest(), no_attempt(), work).await.is_ok()
             });
         }
-        assert!(all.join_all().await.into_iter().all(|concluded| concluded));
+        assert!(all.join_all().await.into_iter().all(|done| done));
         assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
     }
 }

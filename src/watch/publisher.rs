@@ -21,7 +21,7 @@ use crate::{
 /// The only sender of a bundle's state, and there is no way to make it [`State::Serving`] but by
 /// an [`Admitted`].
 #[derive(Debug)]
-pub(super) struct Board {
+pub(super) struct Publisher {
     bundle: Arc<str>,
     metrics: Metrics,
     state: watch::Sender<State>,
@@ -54,8 +54,8 @@ impl<'a> Admitted<'a> {
     }
 }
 
-impl Board {
-    /// A board that says `pending`, and what others see of it.
+impl Publisher {
+    /// A publisher that says `pending`, and what others see of it.
     pub(super) fn new(
         bundle: Arc<str>,
         reference: String,
@@ -65,10 +65,10 @@ impl Board {
         let (state, state_seen) = watch::channel(State::Pending);
         let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
         let status = Arc::new(Mutex::new(status));
-        let mut board = Self { bundle, metrics, state, status: Arc::clone(&status), published: None };
-        board.name_policy(policy);
-        board.count_state();
-        (board, state_seen, status)
+        let mut publisher = Self { bundle, metrics, state, status: Arc::clone(&status), published: None };
+        publisher.set_policy(policy);
+        publisher.update_state_metrics();
+        (publisher, state_seen, status)
     }
 
     /// What it shows.
@@ -77,9 +77,9 @@ impl Board {
     }
 
     /// Publishes a state. Waiters wake only if what they would get has changed.
-    pub(super) fn show(&mut self, admitted: Admitted<'_>) {
+    pub(super) fn publish(&mut self, admitted: Admitted<'_>) {
         let Admitted { state: after, policy } = admitted;
-        self.name_policy(&policy);
+        self.set_policy(&policy);
         self.replace(after);
     }
 
@@ -97,15 +97,15 @@ impl Board {
             (State::Withdrawn(before), State::Withdrawn(after)) if before == after => return,
             _ => false,
         };
-        self.describe(&before, &after);
+        self.update_status(&before, &after);
         self.state.send_if_modified(|state| {
             *state = after;
             !same_bytes
         });
-        self.count_state();
+        self.update_state_metrics();
     }
 
-    fn describe(&self, before: &State, after: &State) {
+    fn update_status(&self, before: &State, after: &State) {
         let bundle = &*self.bundle;
         let mut status = self.lock();
         let Some(snapshot) = after.snapshot() else {
@@ -115,10 +115,10 @@ impl Board {
             self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
             // What was never served is not missed; why it is not has been told.
-            if let State::Withdrawn(Withdrawal { reason, lost, .. }) = after
-                && (lost.is_some() || before.snapshot().is_some())
+            if let State::Withdrawn(Withdrawal { reason, version, .. }) = after
+                && (version.is_some() || before.snapshot().is_some())
             {
-                match &status.stands_in {
+                match &status.fallback {
                     Some(fallback) => {
                         tracing::error!(bundle, %reason, fallback = &**fallback, "withdrawn: its fallback is served instead");
                     }
@@ -153,11 +153,11 @@ impl Board {
                 signed_at: signer.signed_at.map(milliseconds),
             })
             .collect();
-        status.verdict = Some(snapshot.proof().status.clone());
+        status.verdict = Some(snapshot.record().status.clone());
     }
 
     /// Puts a failure where people look; logs it once, not at every repetition.
-    pub(super) fn note(&self, failure: &Failure) {
+    pub(super) fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
             at: now(),
@@ -176,14 +176,14 @@ impl Board {
     }
 
     /// Puts the verdict about what was refused where people look.
-    pub(super) fn refuse(&self, verdict: Option<Box<VerdictStatus>>) {
+    pub(super) fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
         if let Some(verdict) = verdict {
             self.lock().refused = Some(*verdict);
         }
     }
 
     /// Says whether what is served, or is about to be, is older than what was served before.
-    pub(super) fn alarm(&self, older: Option<&Older>) {
+    pub(super) fn set_downgrade(&self, older: Option<&Older>) {
         let bundle = &*self.bundle;
         self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
         let older = older.map(|older| cut(&older.to_string(), SENTENCE_BYTES).into_owned());
@@ -195,31 +195,31 @@ impl Board {
     }
 
     /// Takes down the last failure: something went well since.
-    pub(super) fn forgive(&self) {
+    pub(super) fn clear_failure(&self) {
         let mut status = self.lock();
         (status.last_failure, status.refused) = (None, None);
     }
 
     /// The class of the last failure, if nothing went well since.
-    pub(super) fn trouble(&self) -> Option<&'static str> {
+    pub(super) fn failure_class(&self) -> Option<&'static str> {
         self.lock().last_failure.as_ref().map(|failure| failure.class)
     }
 
     /// Tells by what this bundle is judged.
-    pub(super) fn name_policy(&self, policy: &TrustPolicy) {
+    pub(super) fn set_policy(&self, policy: &TrustPolicy) {
         let mut status = self.lock();
         policy.name().clone_into(&mut status.policy);
         status.policy_revision = policy.revision().to_string();
     }
 
     /// Notes that the registry has answered.
-    pub(super) fn checked(&self) {
+    pub(super) fn record_check(&self) {
         self.lock().last_check = Some(now());
         let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
         self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
     }
 
-    fn count_state(&mut self) {
+    fn update_state_metrics(&mut self) {
         let name = &*self.bundle;
         let state = self.state.borrow();
         let published =

@@ -7,16 +7,16 @@ use tokio::time::{Duration, Instant};
 use super::state::{FailureClass, Outcome};
 use crate::oci::Digest;
 
-const FIRST: Duration = Duration::from_secs(1);
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// Refused credentials seldom become right by themselves.
 const DENIED_FACTOR: u32 = 4;
 /// The longest that a registry's `Retry-After` is waited for: it may be in the wrong unit, or read
 /// by a wrong clock, and must not stop updates for days.
-const MAX_PATIENCE: Duration = Duration::from_secs(15 * 60);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 /// The longest that bundles which a registry told the same time are kept apart.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
 /// A poll comes up to this share of the interval before its time.
-const JITTER_SHARE: u32 = 20;
+const JITTER_DIVISOR: u32 = 20;
 
 /// Remembers how often in a row something went wrong.
 ///
@@ -61,9 +61,9 @@ impl Schedule {
             }
             // All bundles that asked were told the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
-                let wait = wait.clamp(FIRST, MAX_PATIENCE);
+                let wait = wait.clamp(MIN_BACKOFF, MAX_RETRY_AFTER);
                 let spread = wait.min(self.interval).min(MAX_SPREAD).mul_f64(fastrand::f64());
-                if wait + spread > MAX_PATIENCE { MAX_PATIENCE - spread } else { wait + spread }
+                if wait + spread > MAX_RETRY_AFTER { MAX_RETRY_AFTER - spread } else { wait + spread }
             }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
@@ -88,7 +88,7 @@ impl Schedule {
 
     /// Until this bundle's time comes, never longer than the interval and its jitter.
     fn until_due(&self) -> Duration {
-        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_SHARE);
+        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_DIVISOR);
         // A poll that came early must not be followed by one at the same time.
         let from = (self.epoch.elapsed() + jitter).as_nanos();
         let since = (from + interval - self.phase.as_nanos() % interval) % interval;
@@ -99,14 +99,14 @@ impl Schedule {
     /// How long of `wait`, which the registry asked for, a bundle with `max_stale` can wait. While
     /// something is served that has `left` of it, half of that, so that there are several checks
     /// before it is over. With nothing to lose, no longer than `max_stale` or the interval.
-    pub(super) fn patience(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
+    pub(super) fn cap_retry_after(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
         let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
-        wait.min(most.max(FIRST))
+        wait.min(most.max(MIN_BACKOFF))
     }
 
     /// 1, 2, 4 … seconds up to the interval.
     fn doubling(&self, count: u32) -> Duration {
-        FIRST.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
+        MIN_BACKOFF.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
     }
 }
 
@@ -156,11 +156,11 @@ mod tests {
         assert!(waits.iter().all(|waited| (wait..wait + interval).contains(waited)), "{waits:?}");
         assert!(waits.iter().max().unwrap().abs_diff(*waits.iter().min().unwrap()) > interval / 2, "{waits:?}");
         let years = Duration::from_secs(u32::MAX.into());
-        let capped = MAX_PATIENCE - interval..=MAX_PATIENCE;
+        let capped = MAX_RETRY_AFTER - interval..=MAX_RETRY_AFTER;
         assert!((0..100).all(|_| capped.contains(&after(years))));
         let mut seldom = Schedule::new(Duration::from_secs(24 * 3600), "a");
         let waited = seldom.after(&failed(FailureClass::RateLimited(Some(years)), None));
-        assert!((MAX_PATIENCE - MAX_SPREAD..=MAX_PATIENCE).contains(&waited), "{waited:?}");
+        assert!((MAX_RETRY_AFTER - MAX_SPREAD..=MAX_RETRY_AFTER).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -169,13 +169,13 @@ mod tests {
         for name in ["a", "b", "authz/main"] {
             let mut schedule = Schedule::new(interval, name);
             let first = schedule.after(&Outcome::Unchanged);
-            assert!(first <= interval + interval / JITTER_SHARE, "{first:?}");
+            assert!(first <= interval + interval / JITTER_DIVISOR, "{first:?}");
             advance(first).await;
             for _ in 0..100 {
                 // What the check itself takes makes no difference.
                 advance(Duration::from_millis(300)).await;
                 let wait = schedule.after(&Outcome::Unchanged) + Duration::from_millis(300);
-                assert!(wait.abs_diff(interval) <= interval / JITTER_SHARE, "{wait:?}");
+                assert!(wait.abs_diff(interval) <= interval / JITTER_DIVISOR, "{wait:?}");
                 advance(wait - Duration::from_millis(300)).await;
             }
         }
@@ -245,13 +245,13 @@ mod tests {
             (900, None, 10),
             (4, None, 4),
         ] {
-            let patience = schedule.patience(seconds(wait), seconds(10), left.map(seconds));
+            let patience = schedule.cap_retry_after(seconds(wait), seconds(10), left.map(seconds));
             assert_eq!(patience.as_secs(), expected, "{wait} s with {left:?} left");
         }
         let mut left = Duration::from_secs(10);
         let mut checks = 0;
-        while left >= FIRST {
-            left = left.saturating_sub(schedule.patience(MAX_PATIENCE, seconds(10), Some(left)));
+        while left >= MIN_BACKOFF {
+            left = left.saturating_sub(schedule.cap_retry_after(MAX_RETRY_AFTER, seconds(10), Some(left)));
             checks += 1;
         }
         assert!(checks >= 4, "{checks} checks in ten seconds");

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::{pool, pool::Proof};
+use super::{pool, pool::VerificationRecord};
 use crate::{
     bundle::Bundle,
     oci::{Blob, Digest, Manifest},
@@ -27,7 +27,7 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 #[derive(Debug)]
 pub struct Snapshot {
     manifest: Verified<Manifest>,
-    proof: Proof,
+    record: VerificationRecord,
     bundle: Bundle,
     etag: String,
     headers: Headers,
@@ -63,21 +63,25 @@ impl Snapshot {
     ///
     /// # Errors
     /// When the bundle is not a layer of the manifest.
-    pub fn new(manifest: Verified<Manifest>, proof: Proof, bundle: Bundle) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, proof, bundle, entity_tag)
+    pub fn new(
+        manifest: Verified<Manifest>,
+        record: VerificationRecord,
+        bundle: Bundle,
+    ) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, record, bundle, entity_tag)
     }
 
     /// The same bytes by a later verdict. Hashes nothing.
     ///
     /// # Errors
     /// When the verdict is about another manifest.
-    pub fn judged_again(&self, manifest: Verified<Manifest>, proof: Proof) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, proof, self.bundle.clone(), |_| Some(self.etag.clone()))
+    pub fn reverified(&self, manifest: Verified<Manifest>, record: VerificationRecord) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, record, self.bundle.clone(), |_| Some(self.etag.clone()))
     }
 
     fn with_tag(
         manifest: Verified<Manifest>,
-        proof: Proof,
+        record: VerificationRecord,
         bundle: Bundle,
         tag: impl FnOnce(&Bundle) -> Option<String>,
     ) -> Result<Self, Unpublishable> {
@@ -99,7 +103,7 @@ impl Snapshot {
             revision: Some(header(&revision)?),
             signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
         };
-        Ok(Self { manifest, proof, bundle, etag, headers })
+        Ok(Self { manifest, record, bundle, etag, headers })
     }
 
     /// The entity tag as it is sent, quotes included.
@@ -128,13 +132,13 @@ impl Snapshot {
     }
 
     /// What speaks for it.
-    pub fn proof(&self) -> &Proof {
-        &self.proof
+    pub fn record(&self) -> &VerificationRecord {
+        &self.record
     }
 
     /// Whether the verdict about it holds at this time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
-        !pool::is_over(self.manifest.valid_until(), now)
+        !pool::is_expired(self.manifest.valid_until(), now)
     }
 
     /// Who vouched for it.

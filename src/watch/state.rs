@@ -29,7 +29,7 @@ pub struct Withdrawal {
     pub reason: Arc<str>,
     /// What clients should not run any more. `None` where nothing was served before: what they
     /// run may be all right, and another replica's to judge.
-    pub lost: Option<Arc<Lost>>,
+    pub version: Option<Arc<WithdrawnVersion>>,
     /// Whether this replica has served the bundle: then what its clients run came from here, or
     /// is older. Otherwise only those that run `lost` itself are known to run it.
     pub was_served: bool,
@@ -37,7 +37,7 @@ pub struct Withdrawal {
 
 /// What was served, and is not to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lost {
+pub struct WithdrawnVersion {
     /// Digest of the manifest.
     pub manifest: Digest,
     /// Entity tag, by which those are known who run it.
@@ -141,10 +141,11 @@ pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
         let was_served = state.was_served();
         let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
         let manifest = failure.digest.clone().filter(|_| revoked);
-        let named = manifest.map(|manifest| Arc::new(Lost { manifest, etag: failure.etag.clone() }));
+        let named = manifest.map(|manifest| Arc::new(WithdrawnVersion { manifest, etag: failure.etag.clone() }));
         // Of what was never served here, the newest is what can be said.
-        let lost = if was_served { state.lost().or(named) } else { named.or_else(|| state.lost()) };
-        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), lost, was_served })
+        let version =
+            if was_served { state.withdrawn_version().or(named) } else { named.or_else(|| state.withdrawn_version()) };
+        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), version, was_served })
     };
     match (failure.class, state) {
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
@@ -178,7 +179,7 @@ impl State {
     pub fn at(self, now: Timestamp) -> Self {
         match self.snapshot() {
             Some(snapshot) if !snapshot.is_valid_at(now) => {
-                Self::Withdrawn("what speaks for it has run out; it is being judged again".into())
+                Self::Withdrawn("the verification has expired; re-verifying".into())
             }
             Some(_) | None => self,
         }
@@ -193,11 +194,11 @@ impl State {
     }
 
     /// What is lost if nothing is served from now on.
-    pub(super) fn lost(&self) -> Option<Arc<Lost>> {
+    pub(super) fn withdrawn_version(&self) -> Option<Arc<WithdrawnVersion>> {
         match self {
             Self::Pending => None,
-            Self::Serving(snapshot) => Some(Arc::new(Lost::of(snapshot))),
-            Self::Withdrawn(withdrawal) => withdrawal.lost.clone(),
+            Self::Serving(snapshot) => Some(Arc::new(WithdrawnVersion::of(snapshot))),
+            Self::Withdrawn(withdrawal) => withdrawal.version.clone(),
         }
     }
 }
@@ -222,7 +223,7 @@ impl State {
     }
 }
 
-impl Lost {
+impl WithdrawnVersion {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
     }
@@ -231,7 +232,7 @@ impl Lost {
 impl From<&str> for Withdrawal {
     /// Of something that was never there.
     fn from(reason: &str) -> Self {
-        Self { reason: reason.into(), lost: None, was_served: false }
+        Self { reason: reason.into(), version: None, was_served: false }
     }
 }
 

@@ -12,7 +12,8 @@ use bundlegate::{
     store::{self, Store},
     verify::TrustPolicy,
     watch::{
-        Court, Expect, FailureStatus, Handle, OnMissing, OpaCheck, Pipeline, Rules, State, Status, Watcher, appoint,
+        Expect, FailureStatus, Handle, OnMissing, OpaCheck, Pipeline, State, Status, VerificationPool, WatchOptions,
+        Watcher, link_fallbacks,
     },
 };
 use reqwest::{Method, RequestBuilder, Response};
@@ -39,7 +40,7 @@ pub(crate) struct Setup {
     pub(crate) tag: &'static str,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
-    pub(crate) rules: Rules,
+    pub(crate) rules: WatchOptions,
     /// Everybody may read everything unless this says otherwise.
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
@@ -60,7 +61,7 @@ impl Default for Setup {
             tag: "live",
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
-            rules: Rules {
+            rules: WatchOptions {
                 poll: Duration::from_millis(100),
                 confirm_within: Duration::ZERO,
                 on_missing: OnMissing::Keep,
@@ -117,7 +118,7 @@ impl Gate {
             store,
             limits,
             evidence_limit: 1 << 20,
-            court: Court::default(),
+            pool: VerificationPool::default(),
             metrics: metrics.clone(),
         };
         let second = setup.fallback.map(|tag| {
@@ -130,7 +131,7 @@ impl Gate {
             let (watcher, handle) = Watcher::new(pipeline, Arc::new(TrustPolicy::unsigned("any".into())), setup.rules);
             running.push(watcher);
             handles.push(handle);
-            appoint(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
+            link_fallbacks(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
         }
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
@@ -209,7 +210,7 @@ impl Gate {
 
     /// As when the configuration says so from now on.
     pub(crate) fn trust(&self, policy: TrustPolicy) {
-        assert!(self.handle.trust(Arc::new(policy)), "it is the same policy");
+        assert!(self.handle.set_policy(Arc::new(policy)), "it is the same policy");
     }
 
     /// What the server sees from now on.

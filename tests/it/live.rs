@@ -355,7 +355,7 @@ fn nothing_is_served_by_a_verdict_that_is_over_while_it_is_being_judged_again() 
         assert_eq!(gone.status(), StatusCode::NOT_FOUND);
         assert_eq!(gate.state(), "serving", "it was judged: this shows nothing");
         let error = error(gone).await;
-        assert_eq!(error["message"], "what speaks for it has run out; it is being judged again");
+        assert_eq!(error["message"], "the verification has expired; re-verifying");
         drop(release);
         assert!(taken.await.unwrap());
         eventually("it is withdrawn", || gate.state() == "withdrawn").await;

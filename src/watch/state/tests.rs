@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use super::{FailureClass::*, OnMissing::*, *};
-use crate::watch::Proof;
+use crate::watch::VerificationRecord;
 use crate::{
     bundle,
     oci::{Descriptor, Manifest, Reference, media_type},
@@ -30,7 +30,7 @@ pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
     let policy = TrustPolicy::unsigned("test".into());
     let verified = Verified::judge(&policy, &pinned, manifest, &Evidence::default()).unwrap();
-    Arc::new(Snapshot::new(verified, Proof::default(), bundle).unwrap())
+    Arc::new(Snapshot::new(verified, VerificationRecord::default(), bundle).unwrap())
 }
 
 fn failed(class: FailureClass) -> Outcome {
@@ -121,21 +121,25 @@ fn what_was_never_served_is_not_lost_unless_it_is_revoked() {
         Outcome::Failed(Failure { digest: Some(manifest.clone()), etag: Some("\"e\"".to_owned()), ..failure })
     };
     for class in [NotFound, Evidence, Defect] {
-        assert_eq!(next(&State::Pending, &failed(class), Keep).lost(), None, "{class:?}");
+        assert_eq!(next(&State::Pending, &failed(class), Keep).withdrawn_version(), None, "{class:?}");
     }
     for class in [Revoked, Distrusted] {
-        let lost = next(&State::Pending, &failed(class), Keep).lost().unwrap();
-        assert_eq!((&lost.manifest, lost.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
+        let version = next(&State::Pending, &failed(class), Keep).withdrawn_version().unwrap();
+        assert_eq!((&version.manifest, version.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
     }
     for (class, on_missing) in [(Distrusted, Keep), (NotFound, Withdraw)] {
         let served = State::Serving(Arc::clone(first));
         let withdrawn = next(&served, &failed(class), on_missing);
-        assert_eq!(withdrawn.lost().as_deref(), Some(&Lost::of(first)), "{class:?}");
+        assert_eq!(withdrawn.withdrawn_version().as_deref(), Some(&WithdrawnVersion::of(first)), "{class:?}");
         // Whatever is wrong with what comes next.
         for class in [NotFound, Evidence, Revoked, Defect, Distrusted] {
-            assert_eq!(next(&withdrawn, &failed(class), Keep).lost(), withdrawn.lost(), "{class:?}");
+            assert_eq!(
+                next(&withdrawn, &failed(class), Keep).withdrawn_version(),
+                withdrawn.withdrawn_version(),
+                "{class:?}"
+            );
         }
-        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).lost(), withdrawn.lost());
+        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).withdrawn_version(), withdrawn.withdrawn_version());
     }
 }
 
