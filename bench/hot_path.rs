@@ -20,11 +20,12 @@ use bundlegate::{
     catalog::Catalog,
     metrics::Metrics,
     oci::{Descriptor, Layout, Reference, media_type},
+    publish::OnMissing,
     registry::{ReadLimits, Registries},
     server::{Clients, Deadlines, Drain, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{OnMissing, Pipeline, VerificationPool, WatchOptions, Watcher},
+    watch::{Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};

@@ -20,12 +20,13 @@ use crate::{
     config::{BundleConfig, ClientConfig, Config, Credential, Secret},
     metrics::Metrics,
     opa_check::{Checker, Checkers},
+    publish::{self, Handle},
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
     telemetry,
     verify::LiveRoots,
-    watch::{self, Handle, OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
+    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
@@ -73,7 +74,7 @@ impl Gate {
             watchers.push(watcher);
             handles.push(handle);
         }
-        watch::link_fallbacks(&mut handles, |name| {
+        publish::link_fallbacks(&mut handles, |name| {
             let bundle = config.bundles.iter().find(|bundle| bundle.name == name)?;
             bundle.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.as_str())
         });

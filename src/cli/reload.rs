@@ -22,9 +22,9 @@ use self::files::{Contents, WatchedFiles};
 use crate::{
     config::{BundleConfig, ClientConfig, Config},
     metrics::Metrics,
+    publish::Handle,
     server::LiveClients,
     verify::{LiveRoots, TrustPolicy},
-    watch::Handle,
 };
 
 /// How often a configuration that was refused is tried again: what it lacks may appear where

@@ -17,7 +17,7 @@ use super::{connection::Caller, content::Content, drain::Leaving, report::Report
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
-    watch::{Handle, WithdrawnVersion},
+    publish::{Handle, WithdrawnVersion},
 };
 
 /// What the admin listener tells. Cheap to clone.

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     catalog::{self, Catalog},
     metrics::{InFlight, Metrics},
-    watch::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
+    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
 };
 
 /// Before somebody who runs something else gets the fallback. That the bundle is withdrawn is a

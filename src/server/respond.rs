@@ -8,7 +8,7 @@ use hyper::{
 use serde_json::json;
 
 use super::{connection::CLOSE, content::Content};
-use crate::watch::Snapshot;
+use crate::publish::Snapshot;
 
 /// What OPA takes as a sign that it talks to a bundle service.
 const BUNDLES: HeaderValue = HeaderValue::from_static("application/vnd.openpolicyagent.bundles");

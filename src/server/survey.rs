@@ -23,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{clients::Credential, conditional::Tags};
-use crate::watch::WithdrawnVersion;
+use crate::publish::WithdrawnVersion;
 
 /// OPA polls every two minutes at most by default.
 const RECENT: Duration = Duration::from_secs(300);

@@ -10,13 +10,13 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 
 use super::{
-    Snapshot,
     history::{History, Position},
     version::{TagVersion, Version},
 };
 use crate::{
     bundle::BundleManifest,
     oci::{Digest, Manifest},
+    publish::Snapshot,
     telemetry,
     verify::Verified,
 };

@@ -4,16 +4,15 @@
 use std::sync::Arc;
 
 use super::{
-    Snapshot,
     expect::{Facts, OnOlder, Unmet},
     history::History,
     persist::Update,
-    pipeline::Pipeline,
-    state::{Failure, FailureClass, State, Step},
+    refresh::Pipeline,
     watcher::Watcher,
 };
 use crate::{
     oci::{Digest, Manifest},
+    publish::{Failure, FailureClass, Snapshot, State, Step},
     verify::Verified,
 };
 
@@ -56,7 +55,8 @@ impl Watcher {
     pub(super) fn record_served(&mut self, snapshot: &Snapshot) {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         let older = expect.older(&facts, &self.history).ok().flatten();
-        self.publisher.set_downgrade(older.filter(|_| expect.on_older != OnOlder::Serve).as_ref());
+        let older = older.filter(|_| expect.on_older != OnOlder::Serve);
+        self.publisher.set_downgrade(older.map(|older| older.to_string()).as_deref());
         self.history = Arc::new(self.history_serving(snapshot));
     }
 

@@ -7,12 +7,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    expect::OnOlder,
-    state::{State, Withdrawal, WithdrawnVersion},
-    version::Version,
+use super::{expect::OnOlder, version::Version};
+use crate::{
+    oci::Digest,
+    publish::{State, Withdrawal, WithdrawnVersion},
 };
-use crate::oci::Digest;
 
 /// Digests that are remembered. What comes back after so many others looks new.
 const MAX_DIGESTS: usize = 64;
@@ -187,7 +186,8 @@ impl TryFrom<String> for Position {
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
-    use super::{super::state::tests::snapshot, *};
+    use super::*;
+    use crate::publish::snapshot;
 
     fn digest(number: u8) -> Digest {
         Digest::sha256(&[number])

@@ -4,14 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::timeout;
 
-use super::{
-    Snapshot,
-    pipeline::{Pipeline, defect, transient},
-    state::{Failure, Step},
-};
+use super::refresh::{Pipeline, defect, transient};
 use crate::{
     oci::Blob,
     opa_check::{Checker, Opa, Problems, Unavailable, Verdict},
+    publish::{Failure, Snapshot, Step},
     store::CheckResults,
 };
 

@@ -10,8 +10,8 @@ use tokio::{
     time::{Duration, Instant, sleep_until, timeout},
 };
 
-use super::{Pipeline, Snapshot};
-use crate::store::Change;
+use super::Pipeline;
+use crate::{publish::Snapshot, store::Change};
 
 /// What a disk in order needs at most.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -129,7 +129,8 @@ fn coalesce(waiting: Option<Update>, newer: Update) -> Update {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::state::tests::snapshot, *};
+    use super::*;
+    use crate::publish::snapshot;
 
     fn keep(version: u8) -> Update {
         Update::Keep { snapshot: snapshot(version), checked: None, history: Bytes::from(vec![version]) }

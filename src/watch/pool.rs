@@ -17,12 +17,9 @@ use tokio::{
     time::{Duration, timeout},
 };
 
-use super::{
-    state::{Failure, FailureClass, Step},
-    verdict::VerdictStatus,
-};
 use crate::{
     oci::{Digest, Manifest, PinnedReference},
+    publish::{Failure, FailureClass, Step, VerdictStatus, VerificationRecord, is_expired},
     store::{Acceptance, Attempt},
     telemetry,
     verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
@@ -66,17 +63,6 @@ pub(super) struct VerificationJob {
     pub(super) evidence: Arc<Evidence>,
     /// By what it was accepted earlier, if it was.
     pub(super) accepted: Option<Acceptance>,
-}
-
-/// What speaks for something that was accepted.
-#[derive(Debug, Clone, Default)]
-pub struct VerificationRecord {
-    /// Signature material, by which it can be judged again without asking anybody.
-    pub evidence: Arc<Evidence>,
-    /// By what it was accepted.
-    pub(super) accepted: Acceptance,
-    /// For people.
-    pub(super) status: VerdictStatus,
 }
 
 /// What was not accepted.
@@ -204,7 +190,8 @@ impl VerificationJob {
             }),
             Ok(verified) => {
                 let status = VerdictStatus { verified: true, ..status(verified.valid_until()) };
-                Ok((verified, VerificationRecord { evidence, accepted, status }))
+                let Acceptance { policy, roots } = accepted;
+                Ok((verified, VerificationRecord { evidence, policy_revision: policy, root_revisions: roots, status }))
             }
             Err(rejection) => Err(Rejection {
                 failure: Failure {
@@ -233,11 +220,6 @@ impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         Self { failure, status: None }
     }
-}
-
-/// Whether a verdict does not hold any more.
-pub(super) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
-    valid_until.is_some_and(|until| now > until)
 }
 
 fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {

@@ -10,15 +10,12 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use super::{
-    Snapshot,
-    persist::Update,
-    pool,
-    publisher::{Admitted, Publisher},
-    state::{Failure, FailureClass, Outcome, State, next},
-    watcher::Watcher,
+use super::{persist::Update, watcher::Watcher};
+use crate::{
+    publish::{Admitted, Failure, FailureClass, Outcome, Publisher, Snapshot, State, is_expired, next},
+    telemetry,
+    verify::TrustPolicy,
 };
-use crate::{telemetry, verify::TrustPolicy};
 
 /// The clock that verdicts go by may be set, and stands still for nobody who sleeps: a machine
 /// that was suspended wakes up late. So it is looked at this often.
@@ -40,7 +37,7 @@ async fn expiry(due: Option<Timestamp>) {
     let Some(until) = due else { return std::future::pending().await };
     loop {
         let now = telemetry::now();
-        if pool::is_expired(due, now) {
+        if is_expired(due, now) {
             return;
         }
         let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
@@ -63,8 +60,7 @@ impl Watcher {
         self.known_defect = None;
         self.schedule.start_over();
         let Some(current) = self.current() else { return self.restore_trust(&policy).await };
-        if current.manifest().revision() == policy.revision()
-            && !pool::is_expired(current.manifest().due(), telemetry::now())
+        if current.manifest().revision() == policy.revision() && !is_expired(current.manifest().due(), telemetry::now())
         {
             return;
         }

@@ -4,8 +4,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use tokio::time::{Duration, Instant};
 
-use super::state::{FailureClass, Outcome};
-use crate::oci::Digest;
+use crate::{
+    oci::Digest,
+    publish::{FailureClass, Outcome},
+};
 
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// Refused credentials seldom become right by themselves.
@@ -114,10 +116,8 @@ impl Schedule {
 mod tests {
     use tokio::time::advance;
 
-    use super::{
-        super::state::{Failure, Step},
-        *,
-    };
+    use super::*;
+    use crate::publish::{Failure, Step};
 
     fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
         let message = String::new();

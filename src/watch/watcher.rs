@@ -9,18 +9,22 @@ use tokio::{
 };
 
 use super::{
-    Snapshot, freshness,
-    handle::{Checks, Handle},
     history::History,
     persist::{PersistQueue, Update},
-    pipeline::{Pipeline, RefreshResult, Restored},
     pool::Rejection,
-    publisher::{Admitted, Outdated, Publisher},
+    refresh::{Pipeline, RefreshResult, Restored},
     reverify,
     schedule::Schedule,
-    state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
-use crate::{metrics::Metrics, telemetry, verify::TrustPolicy};
+use crate::{
+    metrics::Metrics,
+    publish::{
+        self, Admitted, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Publisher, Requests, Snapshot,
+        State, Withdrawal, next,
+    },
+    telemetry,
+    verify::TrustPolicy,
+};
 
 /// How a bundle is watched.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +51,6 @@ pub struct Watcher {
     pub(super) publisher: Publisher,
     /// Whose signature it takes.
     pub(super) policy: watch::Receiver<Arc<TrustPolicy>>,
-    checks: watch::Sender<Checks>,
     wanted: watch::Receiver<Option<Instant>>,
     pub(super) persist_queue: Arc<PersistQueue>,
     /// What follows from the disk, but is not shown before the registry had its say: something
@@ -69,31 +72,18 @@ impl Watcher {
     /// A watcher, not yet running, and the handle to it. `policy` decides until the handle
     /// brings another one.
     pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, options: WatchOptions) -> (Self, Handle) {
-        let (checks, checks_seen) = watch::channel(Checks::default());
-        let (wanted, wanted_seen) = watch::channel(None);
-        let (name, reference) = (Arc::clone(&pipeline.name), pipeline.reference.to_string());
-        let (publisher, state, status) =
-            Publisher::new(Arc::clone(&name), reference, &policy, pipeline.metrics.clone());
-        let (policy, policy_seen) = watch::channel(policy);
-        let handle = Handle {
-            name,
-            state,
-            checks: checks_seen,
-            wanted: Arc::new(wanted),
-            confirm_within: options.confirm_within,
-            policy: Arc::new(policy),
-            status,
-            fallback: None,
-        };
+        let name = Arc::clone(&pipeline.name);
+        let (reference, metrics) = (pipeline.reference.to_string(), pipeline.metrics.clone());
+        let (publisher, handle, Requests { policy, check }) =
+            Publisher::new(name, reference, policy, options.confirm_within, metrics);
         let watcher = Self {
             metrics: pipeline.metrics.clone(),
             schedule: Schedule::new(options.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
             options,
             publisher,
-            policy: policy_seen,
-            checks,
-            wanted: wanted_seen,
+            policy,
+            wanted: check,
             persist_queue: Arc::default(),
             restored: None,
             distrusted: None,
@@ -160,7 +150,7 @@ impl Watcher {
         self.record_served(&snapshot);
         self.restored = Some(State::Serving(Arc::clone(&snapshot)));
         let now = telemetry::now();
-        self.last_confirmed = freshness::believable(checked, now);
+        self.last_confirmed = publish::believable(checked, now);
         let Some(max_stale) = self.options.max_stale else {
             // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
             if checked.is_some() {
@@ -173,7 +163,7 @@ impl Watcher {
             self.last_confirmed = Some(now);
             self.persist_queue.enqueue(Update::Confirm { snapshot, checked: self.last_confirmed });
         }
-        let left = freshness::left(max_stale, self.last_confirmed, now);
+        let left = publish::left(max_stale, self.last_confirmed, now);
         if left.is_zero() {
             self.expire();
         } else {
@@ -240,7 +230,7 @@ impl Watcher {
         let due = Instant::now() + wait;
         loop {
             // While the registry fails, its back-off binds those who disagree as well.
-            let healthy = self.checks.borrow().answered == Some(began);
+            let healthy = self.publisher.has_answered(began);
             let (stale, again) = (self.fresh_until, self.verification_due());
             tokio::select! {
                 biased;
@@ -320,18 +310,7 @@ impl Watcher {
         if withdrawn {
             self.persist_withdrawal(&self.publisher.state());
         }
-        if answered {
-            self.publisher.record_check();
-        }
-        // After the state: whoever waits for a check reads what it found.
-        self.checks.send_modify(|checks| {
-            checks.concluded = true;
-            if answered {
-                checks.answered = Some(began);
-            } else {
-                checks.failed = Some(began);
-            }
-        });
+        self.publisher.record_check(began, answered);
         Ok(())
     }
 
@@ -366,7 +345,7 @@ impl Watcher {
     fn confirm(&mut self) {
         let (Some(max_stale), Some(snapshot)) = (self.options.max_stale, self.current()) else { return };
         let now = telemetry::now();
-        if freshness::is_due(max_stale, self.last_confirmed, now) {
+        if publish::is_due(max_stale, self.last_confirmed, now) {
             // Whether or not it can be written: a disk in trouble is not tried at each poll.
             self.last_confirmed = Some(now);
             self.persist_queue.enqueue(Update::Confirm { snapshot, checked: self.last_confirmed });

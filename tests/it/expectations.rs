@@ -6,9 +6,10 @@ use std::fs;
 use bundlegate::{
     bundle,
     oci::{Descriptor, Digest},
+    publish::OnMissing,
     store,
     verify::TrustPolicy,
-    watch::{Expect, OnMissing, OnOlder, Order},
+    watch::{Expect, OnOlder, Order},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -7,14 +7,12 @@ use bundlegate::{
     catalog::Catalog,
     metrics::Metrics,
     opa_check::Checker,
+    publish::{FailureStatus, Handle, OnMissing, State, Status, link_fallbacks},
     registry::{Options as RegistryOptions, Timeouts},
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{
-        Expect, FailureStatus, Handle, OnMissing, OpaCheck, Pipeline, State, Status, VerificationPool, WatchOptions,
-        Watcher, link_fallbacks,
-    },
+    watch::{Expect, OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;

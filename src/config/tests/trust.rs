@@ -12,7 +12,10 @@ use crate::verify::{
     Authority, ClaimedRepository, Format, Log, Proof, Requirements, SIGNATURE_PREDICATE, San, SigningTime, TrustRoot,
     X509,
 };
-use crate::watch::{OnOlder, OnWithdraw, Order};
+use crate::{
+    publish::OnWithdraw,
+    watch::{OnOlder, Order},
+};
 
 /// A folder with the files that are named here.
 pub(super) fn folder() -> Folder {

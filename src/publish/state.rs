@@ -194,7 +194,7 @@ impl State {
     }
 
     /// What is lost if nothing is served from now on.
-    pub(super) fn withdrawn_version(&self) -> Option<Arc<WithdrawnVersion>> {
+    pub(crate) fn withdrawn_version(&self) -> Option<Arc<WithdrawnVersion>> {
         match self {
             Self::Pending => None,
             Self::Serving(snapshot) => Some(Arc::new(WithdrawnVersion::of(snapshot))),
@@ -215,7 +215,7 @@ impl State {
 
     /// The same state of a bundle that this replica has served before.
     #[must_use]
-    pub(super) fn served_before(mut self) -> Self {
+    pub(crate) fn served_before(mut self) -> Self {
         if let Self::Withdrawn(withdrawal) = &mut self {
             withdrawal.was_served = true;
         }
@@ -224,7 +224,7 @@ impl State {
 }
 
 impl WithdrawnVersion {
-    pub(super) fn of(snapshot: &Snapshot) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
         Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
     }
 }

@@ -210,7 +210,7 @@ mod tests {
     use tokio::time::{Duration, timeout};
 
     use super::{
-        super::state::{WithdrawnVersion, tests::snapshot},
+        super::{snapshot, state::WithdrawnVersion},
         *,
     };
     use crate::telemetry;

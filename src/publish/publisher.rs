@@ -3,12 +3,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
 
 use super::{
     Snapshot,
-    expect::Older,
-    handle::{FailureStatus, SignerStatus, Status},
+    handle::{Checks, FailureStatus, Handle, Requests, SignerStatus, Status},
     state::{Failure, State, Withdrawal},
     verdict::{VerdictStatus, milliseconds},
 };
@@ -21,10 +23,11 @@ use crate::{
 /// The only sender of a bundle's state, and there is no way to make it [`State::Serving`] but by
 /// an [`Admitted`].
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     bundle: Arc<str>,
     metrics: Metrics,
     state: watch::Sender<State>,
+    checks: watch::Sender<Checks>,
     status: Arc<Mutex<Status>>,
     /// The labels under which `bundle_info` has it.
     published: Option<[String; 2]>,
@@ -33,18 +36,18 @@ pub(super) struct Publisher {
 /// A state that may be shown, as long as this lives: what is served in it was accepted by the
 /// policy that holds, and whoever wants to change the policy waits.
 #[derive(Debug)]
-pub(super) struct Admitted<'a> {
+pub(crate) struct Admitted<'a> {
     state: State,
     policy: watch::Ref<'a, Arc<TrustPolicy>>,
 }
 
 /// The policy has changed since it was judged, or the verdict is over: it is to be judged again.
 #[derive(Debug)]
-pub(super) struct Outdated;
+pub(crate) struct Outdated;
 
 impl<'a> Admitted<'a> {
     /// Lets through what the policy of this moment has accepted, and whatever serves nothing.
-    pub(super) fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>, state: State) -> Result<Self, Outdated> {
+    pub(crate) fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>, state: State) -> Result<Self, Outdated> {
         let policy = policy.borrow();
         match state.snapshot() {
             Some(snapshot) if snapshot.manifest().revision() != policy.revision() => Err(Outdated),
@@ -55,36 +58,51 @@ impl<'a> Admitted<'a> {
 }
 
 impl Publisher {
-    /// A publisher that says `pending`, and what others see of it.
-    pub(super) fn new(
+    /// A publisher of `pending`, the handle to what it publishes, and what handles ask for.
+    pub(crate) fn new(
         bundle: Arc<str>,
         reference: String,
-        policy: &TrustPolicy,
+        policy: Arc<TrustPolicy>,
+        confirm_within: Duration,
         metrics: Metrics,
-    ) -> (Self, watch::Receiver<State>, Arc<Mutex<Status>>) {
+    ) -> (Self, Handle, Requests) {
         let (state, state_seen) = watch::channel(State::Pending);
+        let (checks, checks_seen) = watch::channel(Checks::default());
+        let (wanted, wanted_seen) = watch::channel(None);
         let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
         let status = Arc::new(Mutex::new(status));
-        let mut publisher = Self { bundle, metrics, state, status: Arc::clone(&status), published: None };
-        publisher.set_policy(policy);
+        let (name, seen) = (Arc::clone(&bundle), Arc::clone(&status));
+        let mut publisher = Self { bundle, metrics, state, checks, status, published: None };
+        publisher.set_policy(&policy);
         publisher.update_state_metrics();
-        (publisher, state_seen, status)
+        let (policy, policy_seen) = watch::channel(policy);
+        let handle = Handle {
+            name,
+            state: state_seen,
+            checks: checks_seen,
+            wanted: Arc::new(wanted),
+            confirm_within,
+            policy: Arc::new(policy),
+            status: seen,
+            fallback: None,
+        };
+        (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
     }
 
     /// What it shows.
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.state.borrow().clone()
     }
 
     /// Publishes a state. Waiters wake only if what they would get has changed.
-    pub(super) fn publish(&mut self, admitted: Admitted<'_>) {
+    pub(crate) fn publish(&mut self, admitted: Admitted<'_>) {
         let Admitted { state: after, policy } = admitted;
         self.set_policy(&policy);
         self.replace(after);
     }
 
     /// Serves nothing any more.
-    pub(super) fn withdraw(&mut self, withdrawal: Withdrawal) {
+    pub(crate) fn withdraw(&mut self, withdrawal: Withdrawal) {
         self.replace(State::Withdrawn(withdrawal));
     }
 
@@ -157,7 +175,7 @@ impl Publisher {
     }
 
     /// Puts a failure where people look; logs it once, not at every repetition.
-    pub(super) fn record_failure(&self, failure: &Failure) {
+    pub(crate) fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
             at: now(),
@@ -176,17 +194,17 @@ impl Publisher {
     }
 
     /// Puts the verdict about what was refused where people look.
-    pub(super) fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
+    pub(crate) fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
         if let Some(verdict) = verdict {
             self.lock().refused = Some(*verdict);
         }
     }
 
     /// Says whether what is served, or is about to be, is older than what was served before.
-    pub(super) fn set_downgrade(&self, older: Option<&Older>) {
+    pub(crate) fn set_downgrade(&self, older: Option<&str>) {
         let bundle = &*self.bundle;
         self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
-        let older = older.map(|older| cut(&older.to_string(), SENTENCE_BYTES).into_owned());
+        let older = older.map(|older| cut(older, SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
             tracing::warn!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
@@ -195,28 +213,44 @@ impl Publisher {
     }
 
     /// Takes down the last failure: something went well since.
-    pub(super) fn clear_failure(&self) {
+    pub(crate) fn clear_failure(&self) {
         let mut status = self.lock();
         (status.last_failure, status.refused) = (None, None);
     }
 
     /// The class of the last failure, if nothing went well since.
-    pub(super) fn failure_class(&self) -> Option<&'static str> {
+    pub(crate) fn failure_class(&self) -> Option<&'static str> {
         self.lock().last_failure.as_ref().map(|failure| failure.class)
     }
 
     /// Tells by what this bundle is judged.
-    pub(super) fn set_policy(&self, policy: &TrustPolicy) {
+    pub(crate) fn set_policy(&self, policy: &TrustPolicy) {
         let mut status = self.lock();
         policy.name().clone_into(&mut status.policy);
         status.policy_revision = policy.revision().to_string();
     }
 
-    /// Notes that the registry has answered.
-    pub(super) fn record_check(&self) {
-        self.lock().last_check = Some(now());
-        let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
-        self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
+    /// Records a check that began at `began`, and whether the registry answered it.
+    pub(crate) fn record_check(&self, began: Instant, answered: bool) {
+        if answered {
+            self.lock().last_check = Some(now());
+            let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
+            self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
+        }
+        // After the state: whoever waits for a check reads what it found.
+        self.checks.send_modify(|checks| {
+            checks.concluded = true;
+            if answered {
+                checks.answered = Some(began);
+            } else {
+                checks.failed = Some(began);
+            }
+        });
+    }
+
+    /// Whether the registry answered the check that began at `began`.
+    pub(crate) fn has_answered(&self, began: Instant) -> bool {
+        self.checks.borrow().answered == Some(began)
     }
 
     fn update_state_metrics(&mut self) {
@@ -257,7 +291,7 @@ fn now() -> String {
 mod tests {
     use std::{sync::mpsc, thread, time::Duration};
 
-    use super::{super::state::tests::snapshot, *};
+    use super::{super::snapshot, *};
     use crate::verify::{Authority, PublicKey, Requirements};
 
     fn unsigned() -> Arc<TrustPolicy> {

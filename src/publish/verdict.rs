@@ -33,7 +33,7 @@ pub struct VerdictStatus {
 
 impl VerdictStatus {
     /// A refusal, unless somebody says otherwise.
-    pub(super) fn new(digest: &Digest, policy: &TrustPolicy, valid_until: Option<Timestamp>, report: &Report) -> Self {
+    pub(crate) fn new(digest: &Digest, policy: &TrustPolicy, valid_until: Option<Timestamp>, report: &Report) -> Self {
         Self {
             digest: digest.to_string(),
             verified: false,

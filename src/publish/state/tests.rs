@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use super::{FailureClass::*, OnMissing::*, *};
-use crate::watch::VerificationRecord;
+use crate::publish::VerificationRecord;
 use crate::{
     bundle,
     oci::{Descriptor, Manifest, Reference, media_type},
@@ -16,7 +16,7 @@ use crate::{
 /// Two versions of a bundle, made as the pipeline makes them.
 static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), snapshot(2)]);
 
-pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
+pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
     let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };

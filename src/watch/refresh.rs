@@ -8,19 +8,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
-    Expect, OpaCheck, Snapshot, Unpublishable,
+    Expect, OpaCheck,
     history::History,
-    pool::{NotOpened, Rejection, VerificationJob, VerificationPool, VerificationRecord},
-    snapshot::{is_intact, tag_of},
-    state::{Failure, FailureClass, Outcome, Step},
-    verdict::VerdictStatus,
+    pool::{NotOpened, Rejection, VerificationJob, VerificationPool},
 };
 use crate::{
     bundle::{self, Bundle, Recipe},
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
+    publish::{
+        Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus, VerificationRecord, is_intact,
+        tag_of,
+    },
     registry::{Class, Registries, RegistryError, Source},
-    store::{Attempt, Change, Served, SetAside, Store},
+    store::{Acceptance, Attempt, Change, Served, SetAside, Store},
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
@@ -187,7 +188,7 @@ impl Pipeline {
             pinned: manifest.pinned().clone(),
             manifest: manifest.value().clone(),
             evidence: Arc::clone(&record.evidence),
-            accepted: Some(record.accepted.clone()),
+            accepted: Some(acceptance(record)),
         };
         let (verified, record) = self.verify(job).await?;
         let again = snapshot.reverified(verified, record);
@@ -200,7 +201,7 @@ impl Pipeline {
     /// Makes [`Self::restore`] find this.
     pub(super) async fn persist(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
         let Ok(evidence) = snapshot.record().evidence.to_bytes() else { return };
-        let accepted = snapshot.record().accepted.clone();
+        let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
@@ -211,7 +212,7 @@ impl Pipeline {
     /// Makes [`Self::restore`] tell this time, if what it finds has this manifest.
     /// Gives what is to be flushed for it to survive a crash.
     pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
-        let (reference, accepted) = (self.reference.to_string(), snapshot.record().accepted.clone());
+        let (reference, accepted) = (self.reference.to_string(), acceptance(snapshot.record()));
         self.store.confirm_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
@@ -332,6 +333,10 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
             many.len()
         )),
     }
+}
+
+fn acceptance(record: &VerificationRecord) -> Acceptance {
+    Acceptance { policy: record.policy_revision.clone(), roots: record.root_revisions.clone() }
 }
 
 pub(super) fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {

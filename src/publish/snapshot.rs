@@ -1,6 +1,6 @@
 //! What a client gets: one verified bundle with its headers made up beforehand.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use etag::EntityTag;
@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::{pool, pool::VerificationRecord};
+use super::verdict::VerdictStatus;
 use crate::{
     bundle::Bundle,
     oci::{Blob, Digest, Manifest},
     telemetry::cut,
-    verify::{Signer, Verified},
+    verify::{Evidence, Signer, Verified},
 };
 
 /// A header that is longer makes clients and proxies refuse the answer. Percent-encoding makes
@@ -31,6 +31,19 @@ pub struct Snapshot {
     bundle: Bundle,
     etag: String,
     headers: Headers,
+}
+
+/// How a snapshot was verified.
+#[derive(Debug, Clone, Default)]
+pub struct VerificationRecord {
+    /// The signature material, from which the snapshot can be verified again without the network.
+    pub evidence: Arc<Evidence>,
+    /// The revision of the policy that accepted it.
+    pub policy_revision: String,
+    /// The revisions of the trust roots that the policy relies on, in order.
+    pub root_revisions: Vec<String>,
+    /// The verdict as `/status` shows it.
+    pub status: VerdictStatus,
 }
 
 /// Values that go out with every answer.
@@ -138,13 +151,18 @@ impl Snapshot {
 
     /// Whether the verdict about it holds at this time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
-        !pool::is_expired(self.manifest.valid_until(), now)
+        !is_expired(self.manifest.valid_until(), now)
     }
 
     /// Who vouched for it.
     pub fn signers(&self) -> &[Signer] {
         self.manifest.signers()
     }
+}
+
+/// Whether a verification with this end has expired.
+pub(crate) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
+    valid_until.is_some_and(|until| now > until)
 }
 
 /// Text as a header, of at most [`MAX_HEADER_BYTES`].
@@ -156,7 +174,7 @@ fn encoded(text: &str) -> String {
 }
 
 /// The tag of a bundle by its digest alone; only SHA-256 tells.
-pub(super) fn tag_of(layer: &Digest) -> Option<String> {
+pub(crate) fn tag_of(layer: &Digest) -> Option<String> {
     let digits = layer.hex().as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
     let hash = digits.collect::<Option<Vec<u8>>>().filter(|_| layer.algorithm() == "sha256")?;
     Some(tag(&hash))
@@ -171,7 +189,7 @@ fn entity_tag(bundle: &Bundle) -> Option<String> {
 /// Whether the bytes of a blob can still be read and are still those of its digest. A blob in a
 /// temporary file may have been lost with the disk, and then whatever reads it finds a defect that
 /// is no property of the blob. Blocks, and hashes the whole.
-pub(super) fn is_intact(blob: &Blob) -> bool {
+pub(crate) fn is_intact(blob: &Blob) -> bool {
     let mut hasher = blob.digest().hasher();
     each_piece(blob, |piece| hasher.update(piece)).is_ok() && hasher.finish() == *blob.digest()
 }
@@ -197,7 +215,7 @@ fn tag(hash: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::state::tests::snapshot, *};
+    use super::{super::snapshot, *};
     use crate::oci::{BlobWriter, Descriptor};
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{fallback::Fallback, state::State, verdict::VerdictStatus};
+use super::{state::State, verdict::VerdictStatus, view::Fallback};
 use crate::verify::TrustPolicy;
 
 /// One bundle, seen from outside its watcher. Cheap to clone.
@@ -24,6 +24,15 @@ pub struct Handle {
     pub(super) status: Arc<Mutex<Status>>,
     /// What stands in for it while it is withdrawn.
     pub(super) fallback: Option<Fallback>,
+}
+
+/// What handles ask of the watcher.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    /// The policy that decides.
+    pub(crate) policy: watch::Receiver<Arc<TrustPolicy>>,
+    /// When a client last asked for a check of the registry.
+    pub(crate) check: watch::Receiver<Option<Instant>>,
 }
 
 /// What is known about the last check of the registry.

@@ -1,0 +1,22 @@
+//! The published view of a bundle: immutable snapshots, the state that clients see, and the status
+//! that operators see. No I/O and no task: watchers publish here, and the server reads.
+
+mod freshness;
+mod handle;
+mod publisher;
+mod snapshot;
+mod state;
+mod verdict;
+mod view;
+
+pub(crate) use freshness::{believable, is_due, left};
+pub use handle::{FailureStatus, Handle, SignerStatus, Status};
+pub(crate) use publisher::{Admitted, Outdated, Publisher, Requests};
+pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
+pub(crate) use snapshot::{is_expired, is_intact, tag_of};
+pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, Withdrawal, WithdrawnVersion, next};
+pub use verdict::VerdictStatus;
+pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
+
+#[cfg(test)]
+pub(crate) use state::tests::snapshot;
