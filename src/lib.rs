@@ -64,7 +64,7 @@
 //!
 //! Verification comes before the download: a refused artifact costs a manifest, not its
 //! layers. Clients see [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by
-//! one pure function, [`publish::next`]. What is being served survives every trouble of the
+//! one pure state machine, [`publish::StateMachine::apply`]. What is being served survives every trouble of the
 //! registry and every bad push; it is withdrawn only when it lost its trust, when its tag is
 //! gone and the configuration says so, or when it became too stale.
 //!

@@ -3,18 +3,19 @@
 
 mod freshness;
 mod handle;
+mod machine;
 mod publisher;
 mod snapshot;
 mod state;
 mod verdict;
 mod view;
 
-pub(crate) use freshness::{believable, is_due, left};
 pub use handle::{FailureStatus, Handle, SignerStatus, Status};
-pub(crate) use publisher::{Admitted, Outdated, Publisher, Requests};
+pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
+pub(crate) use publisher::{Publisher, PublisherOptions};
 pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
 pub(crate) use snapshot::{is_expired, is_intact, tag_of};
-pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, Withdrawal, WithdrawnVersion, next};
+pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, Withdrawal, WithdrawnVersion};
 pub use verdict::VerdictStatus;
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 

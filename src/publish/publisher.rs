@@ -11,7 +11,8 @@ use tokio::{
 use super::{
     Snapshot,
     handle::{Checks, FailureStatus, Handle, Requests, SignerStatus, Status},
-    state::{Failure, State, Withdrawal},
+    machine::{Change, Effects, Event, Now, Outdated, StateMachine},
+    state::{Failure, OnMissing, Outcome, State, Withdrawal},
     verdict::{VerdictStatus, milliseconds},
 };
 use crate::{
@@ -20,12 +21,14 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// The only sender of a bundle's state, and there is no way to make it [`State::Serving`] but by
-/// an [`Admitted`].
+/// The only sender of a bundle's state: it applies events to the [`StateMachine`], and tells clients,
+/// operators and the log what follows.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bundle: Arc<str>,
     metrics: Metrics,
+    machine: StateMachine,
+    policy: watch::Receiver<Arc<TrustPolicy>>,
     state: watch::Sender<State>,
     checks: watch::Sender<Checks>,
     status: Arc<Mutex<Status>>,
@@ -33,92 +36,114 @@ pub(crate) struct Publisher {
     published: Option<[String; 2]>,
 }
 
-/// A state that may be shown, as long as this lives: what is served in it was accepted by the
-/// policy that holds, and whoever wants to change the policy waits.
+/// What a publisher is made from.
 #[derive(Debug)]
-pub(crate) struct Admitted<'a> {
-    state: State,
-    policy: watch::Ref<'a, Arc<TrustPolicy>>,
+pub(crate) struct PublisherOptions {
+    /// The bundle's name.
+    pub(crate) bundle: Arc<str>,
+    /// As configured.
+    pub(crate) reference: String,
+    /// The policy that decides until a handle sets another one.
+    pub(crate) policy: Arc<TrustPolicy>,
+    /// What a missing tag means for a bundle that is being served.
+    pub(crate) on_missing: OnMissing,
+    /// How long to serve without a successful check.
+    pub(crate) max_stale: Option<Duration>,
+    /// How old a check may be that contradicts a client.
+    pub(crate) confirm_within: Duration,
+    /// Where states are counted.
+    pub(crate) metrics: Metrics,
 }
 
-/// The policy has changed since it was judged, or the verdict is over: it is to be judged again.
+/// The policy that decides. While this lives, a change of the policy waits: no revocation comes
+/// between the comparison of revisions and the publication.
 #[derive(Debug)]
-pub(crate) struct Outdated;
+struct HeldPolicy<'a>(watch::Ref<'a, Arc<TrustPolicy>>);
 
-impl<'a> Admitted<'a> {
-    /// Lets through what the policy of this moment has accepted, and whatever serves nothing.
-    pub(crate) fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>, state: State) -> Result<Self, Outdated> {
-        let policy = policy.borrow();
-        match state.snapshot() {
-            Some(snapshot) if snapshot.manifest().revision() != policy.revision() => Err(Outdated),
-            Some(snapshot) if !snapshot.is_valid_at(telemetry::now()) => Err(Outdated),
-            Some(_) | None => Ok(Self { state, policy }),
-        }
+impl<'a> HeldPolicy<'a> {
+    fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>) -> Self {
+        Self(policy.borrow())
+    }
+
+    fn now(&self) -> Now<'_> {
+        Now { instant: Instant::now(), time: telemetry::now(), policy: self.0.revision() }
     }
 }
 
 impl Publisher {
     /// A publisher of `pending`, the handle to what it publishes, and what handles ask for.
-    pub(crate) fn new(
-        bundle: Arc<str>,
-        reference: String,
-        policy: Arc<TrustPolicy>,
-        confirm_within: Duration,
-        metrics: Metrics,
-    ) -> (Self, Handle, Requests) {
+    pub(crate) fn new(options: PublisherOptions) -> (Self, Handle, Requests) {
+        let PublisherOptions { bundle, reference, policy, on_missing, max_stale, confirm_within, metrics } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
         let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
         let status = Arc::new(Mutex::new(status));
-        let (name, seen) = (Arc::clone(&bundle), Arc::clone(&status));
-        let mut publisher = Self { bundle, metrics, state, checks, status, published: None };
-        publisher.set_policy(&policy);
-        publisher.update_state_metrics();
         let (policy, policy_seen) = watch::channel(policy);
         let handle = Handle {
-            name,
+            name: Arc::clone(&bundle),
             state: state_seen,
             checks: checks_seen,
             wanted: Arc::new(wanted),
             confirm_within,
             policy: Arc::new(policy),
-            status: seen,
+            status: Arc::clone(&status),
             fallback: None,
         };
+        let machine = StateMachine::new(on_missing, max_stale);
+        let policy = policy_seen.clone();
+        let mut publisher = Self { bundle, metrics, machine, policy, state, checks, status, published: None };
+        publisher.set_policy(&policy_seen.borrow());
+        publisher.update_state_metrics();
         (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
     }
 
-    /// What it shows.
-    pub(crate) fn state(&self) -> State {
-        self.state.borrow().clone()
+    /// What is published, and what else is known.
+    pub(crate) fn machine(&self) -> &StateMachine {
+        &self.machine
     }
 
-    /// Publishes a state. Waiters wake only if what they would get has changed.
-    pub(crate) fn publish(&mut self, admitted: Admitted<'_>) {
-        let Admitted { state: after, policy } = admitted;
-        self.set_policy(&policy);
-        self.replace(after);
+    /// Applies an event, and publishes the state that follows. Waiters wake only if what they would
+    /// get has changed. `rejected` is the verdict about a version that the event refuses.
+    ///
+    /// # Errors
+    /// When the event would publish a version by an outdated verification. Then nothing has
+    /// changed.
+    pub(crate) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<Effects, Outdated> {
+        let policy = self.policy.clone();
+        let policy = HeldPolicy::new(&policy);
+        let effects = self.machine.apply(event, &policy.now())?;
+        self.set_policy(&policy.0);
+        if let Event::Checked { outcome, .. } = event {
+            let outcome = match outcome {
+                Outcome::Accepted(_) => "accepted",
+                Outcome::Unchanged => "unchanged",
+                Outcome::Failed(failure) => failure.reason,
+            };
+            self.metrics.refreshes.with_label_values(&[&*self.bundle, outcome]).inc();
+        }
+        match event.failure() {
+            Some(failure) => {
+                self.record_rejection(rejected);
+                self.record_failure(failure);
+            }
+            None if matches!(event, Event::Checked { .. }) => self.clear_failure(),
+            None => {}
+        }
+        self.publish(effects.change);
+        Ok(effects)
     }
 
-    /// Serves nothing any more.
-    pub(crate) fn withdraw(&mut self, withdrawal: Withdrawal) {
-        self.replace(State::Withdrawn(withdrawal));
-    }
-
-    fn replace(&mut self, after: State) {
+    fn publish(&mut self, change: Change) {
+        if change == Change::None {
+            return;
+        }
         let before = self.state.borrow().clone();
-        let same_bytes = match (&before, &after) {
-            (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => return,
-            (State::Serving(before), State::Serving(after)) => before.etag() == after.etag(),
-            (State::Pending, State::Pending) => return,
-            (State::Withdrawn(before), State::Withdrawn(after)) if before == after => return,
-            _ => false,
-        };
+        let after = self.machine.published().clone();
         self.update_status(&before, &after);
         self.state.send_if_modified(|state| {
             *state = after;
-            !same_bytes
+            change == Change::Visible
         });
         self.update_state_metrics();
     }
@@ -175,7 +200,7 @@ impl Publisher {
     }
 
     /// Puts a failure where people look; logs it once, not at every repetition.
-    pub(crate) fn record_failure(&self, failure: &Failure) {
+    fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
             at: now(),
@@ -194,7 +219,7 @@ impl Publisher {
     }
 
     /// Puts the verdict about what was refused where people look.
-    pub(crate) fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
+    fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
         if let Some(verdict) = verdict {
             self.lock().refused = Some(*verdict);
         }
@@ -213,7 +238,7 @@ impl Publisher {
     }
 
     /// Takes down the last failure: something went well since.
-    pub(crate) fn clear_failure(&self) {
+    fn clear_failure(&self) {
         let mut status = self.lock();
         (status.last_failure, status.refused) = (None, None);
     }
@@ -289,9 +314,15 @@ fn now() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread, time::Duration};
+    use std::{sync::mpsc, thread};
 
-    use super::{super::snapshot, *};
+    use super::{
+        super::{
+            snapshot,
+            state::{FailureClass, Step},
+        },
+        *,
+    };
     use crate::verify::{Authority, PublicKey, Requirements};
 
     fn unsigned() -> Arc<TrustPolicy> {
@@ -304,29 +335,59 @@ mod tests {
         Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
     }
 
-    /// Accepted without a signature.
-    fn serving() -> State {
-        State::Serving(snapshot(1))
+    /// A publisher of version 1, which was accepted without a signature.
+    fn serving() -> (Publisher, Handle) {
+        let options = PublisherOptions {
+            bundle: "authz".into(),
+            reference: "r.example/a:live".to_owned(),
+            policy: unsigned(),
+            on_missing: OnMissing::Keep,
+            max_stale: None,
+            confirm_within: Duration::ZERO,
+            metrics: Metrics::new().unwrap(),
+        };
+        let (mut publisher, handle, _requests) = Publisher::new(options);
+        publisher.apply(&accepted(1), None).unwrap();
+        (publisher, handle)
+    }
+
+    fn accepted(version: u8) -> Event {
+        Event::Checked { outcome: Outcome::Accepted(snapshot(version)), at: telemetry::now() }
     }
 
     #[test]
-    fn what_another_policy_has_accepted_is_not_admitted_and_withdrawing_always_is() {
-        let (policy, seen) = watch::channel(unsigned());
-        assert!(Admitted::new(&seen, serving()).is_ok());
-        policy.send_replace(signed());
-        assert!(Admitted::new(&seen, serving()).is_err());
-        for state in [State::Pending, State::Withdrawn("refused".into())] {
-            assert!(Admitted::new(&seen, state).is_ok());
-        }
-        policy.send_replace(unsigned());
-        assert!(Admitted::new(&seen, serving()).is_ok(), "the name of a policy says nothing");
+    fn a_version_that_another_policy_accepted_is_not_published_and_withdrawing_always_is() {
+        let (mut publisher, handle) = serving();
+        handle.set_policy(signed());
+        assert_eq!(publisher.apply(&accepted(2), None).unwrap_err(), Outdated);
+        assert_eq!(handle.subscribe().borrow().snapshot().unwrap().etag(), snapshot(1).etag());
+        assert_eq!(handle.status().last_failure.map(|failure| failure.message), None);
+        handle.set_policy(unsigned());
+        publisher.apply(&accepted(2), None).expect("the name of a policy is not compared");
+        handle.set_policy(signed());
+        let digest = Some(snapshot(2).manifest_digest().clone());
+        let (class, step, message) = (FailureClass::Distrusted, Step::Verify, "refused".to_owned());
+        let failure = Failure { class, step, digest, etag: None, reason: "test", message };
+        publisher.apply(&Event::ReverificationFailed(failure), None).unwrap();
+        assert_eq!(handle.withdrawal().unwrap().reason, "refused".into());
+    }
+
+    #[test]
+    fn a_waiter_wakes_only_for_other_bytes() {
+        let (mut publisher, handle) = serving();
+        let mut seen = handle.subscribe();
+        seen.mark_unchanged();
+        publisher.apply(&Event::Reverified(snapshot(1)), None).unwrap();
+        assert!(!seen.has_changed().unwrap(), "it has the same entity tag");
+        publisher.apply(&accepted(2), None).unwrap();
+        assert!(seen.has_changed().unwrap());
     }
 
     /// Between the comparison and the publication there is no moment for a revocation.
     #[test]
-    fn nobody_changes_the_policy_while_something_is_published() {
+    fn the_policy_does_not_change_while_a_version_is_published() {
         let (policy, seen) = watch::channel(unsigned());
-        let admitted = Admitted::new(&seen, serving()).unwrap();
+        let held = HeldPolicy::new(&seen);
         let (changed, wait) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -335,7 +396,7 @@ mod tests {
             });
             let early = wait.recv_timeout(Duration::from_millis(200));
             assert!(early.is_err(), "the policy changed under what is being published");
-            drop(admitted);
+            drop(held);
             wait.recv_timeout(Duration::from_secs(60)).expect("the policy never changes");
         });
     }

@@ -131,7 +131,7 @@ pub enum OnMissing {
 /// revoked without having been served here: somewhere it was, or nobody would have revoked it.
 /// But then other clients may run something else with every right, so it is lost for those alone
 /// that run it: anybody who can move the tag could else have the fallback served to all of them.
-pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
+pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
     let failure = match outcome {
         Outcome::Accepted(snapshot) => return State::Serving(Arc::clone(snapshot)),
         Outcome::Unchanged => return state.clone(),

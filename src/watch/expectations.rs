@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     oci::{Digest, Manifest},
-    publish::{Failure, FailureClass, Snapshot, State, Step},
+    publish::{Failure, FailureClass, Snapshot, Step},
     verify::Verified,
 };
 
@@ -60,9 +60,9 @@ impl Watcher {
         self.history = Arc::new(self.history_serving(snapshot));
     }
 
-    /// Lets the disk forget what it has just withdrawn, but for the fact.
-    pub(super) fn persist_withdrawal(&mut self, withdrawn: &State) {
-        self.history = Arc::new(self.history.after_showing(withdrawn));
+    /// Removes the withdrawn version from the disk, and records that it was withdrawn.
+    pub(super) fn persist_withdrawal(&mut self) {
+        self.history = Arc::new(self.history.after_showing(self.publisher.machine().published()));
         self.persist_queue.enqueue(Update::Forget { history: self.history.to_bytes() });
     }
 }

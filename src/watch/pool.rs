@@ -70,7 +70,7 @@ pub(super) struct VerificationJob {
 pub(super) struct Rejection {
     pub(super) failure: Failure,
     /// For people, where the judge came to an end.
-    pub(super) status: Option<Box<VerdictStatus>>,
+    pub(super) verdict: Option<Box<VerdictStatus>>,
 }
 
 impl Default for VerificationPool {
@@ -147,7 +147,7 @@ impl VerificationPool {
                 reason,
                 message,
             },
-            status: None,
+            verdict: None,
         };
         let verify_permits = Arc::clone(&self.verify_permits);
         let working = async move {
@@ -186,7 +186,7 @@ impl VerificationJob {
         match verdict {
             Ok(verified) if is_expired(verified.valid_until(), circumstances.now) => Err(Rejection {
                 failure: expired(pinned.digest(), verified.valid_until()),
-                status: Some(Box::new(status(None))),
+                verdict: Some(Box::new(status(None))),
             }),
             Ok(verified) => {
                 let status = VerdictStatus { verified: true, ..status(verified.valid_until()) };
@@ -202,7 +202,7 @@ impl VerificationJob {
                     reason: rejection.reason.label(),
                     message: rejection.to_string(),
                 },
-                status: Some(Box::new(status(None))),
+                verdict: Some(Box::new(status(None))),
             }),
         }
     }
@@ -218,7 +218,7 @@ impl Rejection {
 
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
-        Self { failure, status: None }
+        Self { failure, verdict: None }
     }
 }
 

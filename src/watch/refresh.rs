@@ -63,8 +63,8 @@ pub struct Pipeline {
 pub struct RefreshResult {
     /// What it means.
     pub outcome: Outcome,
-    /// The verdict about what was refused.
-    pub refused: Option<Box<VerdictStatus>>,
+    /// The verdict about a version that was rejected.
+    pub rejected: Option<Box<VerdictStatus>>,
 }
 
 /// What the disk remembers.
@@ -87,9 +87,11 @@ impl Pipeline {
         past: &History,
     ) -> RefreshResult {
         match self.attempt(policy, serving, known_defect, past).await {
-            Ok(Some(snapshot)) => RefreshResult { outcome: Outcome::Accepted(snapshot), refused: None },
-            Ok(None) => RefreshResult { outcome: Outcome::Unchanged, refused: None },
-            Err(Rejection { failure, status }) => RefreshResult { outcome: Outcome::Failed(failure), refused: status },
+            Ok(Some(snapshot)) => RefreshResult { outcome: Outcome::Accepted(snapshot), rejected: None },
+            Ok(None) => RefreshResult { outcome: Outcome::Unchanged, rejected: None },
+            Err(Rejection { failure, verdict }) => {
+                RefreshResult { outcome: Outcome::Failed(failure), rejected: verdict }
+            }
         }
     }
 

@@ -10,9 +10,9 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use super::{persist::Update, watcher::Watcher};
+use super::{pool::Rejection, watcher::Watcher};
 use crate::{
-    publish::{Admitted, Failure, FailureClass, Outcome, Publisher, Snapshot, State, is_expired, next},
+    publish::{Event, Failure, FailureClass, Publisher, VerdictStatus, is_expired},
     telemetry,
     verify::TrustPolicy,
 };
@@ -46,77 +46,57 @@ async fn expiry(due: Option<Timestamp>) {
 }
 
 impl Watcher {
-    /// After which what is served or restored is to be judged again.
+    /// When the version that is served, or restored, is to be verified again.
     pub(super) fn verification_due(&self) -> Option<Timestamp> {
-        self.current()?.manifest().due()
+        self.publisher.machine().current()?.manifest().due()
     }
 
-    /// Judges what is served or restored once more. What is refused now is withdrawn; what
-    /// is accepted stays, and nobody wakes.
+    /// Verifies the version that is served, or restored, once more. It is withdrawn if it is refused
+    /// now; if it is accepted it stays, and no waiter wakes.
     pub(super) async fn reverify(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        self.publisher.set_policy(&policy);
-        // Another policy may want other evidence of what was refused, or none.
-        self.known_defect = None;
+        // It publishes nothing that an outdated verification could forbid.
+        let _ = self.apply(&Event::ReverificationDue, None);
         self.schedule.start_over();
-        let Some(current) = self.current() else { return self.restore_trust(&policy).await };
-        if current.manifest().revision() == policy.revision() && !is_expired(current.manifest().due(), telemetry::now())
-        {
+        let Some(current) = self.publisher.machine().current().cloned() else {
+            return self.restore_trust(&policy).await;
+        };
+        let (manifest, now) = (current.manifest(), telemetry::now());
+        if manifest.revision() == policy.revision() && !is_expired(manifest.due(), now) {
             return;
         }
         match self.pipeline.reverify(&current, &policy).await {
             // Other signers may say something else about its order.
             Ok(snapshot) => match self.pipeline.expect_snapshot(&snapshot, &self.history) {
-                Ok(()) => self.keep_serving(snapshot),
-                Err(failure) => self.withdraw_untrusted(&failure),
+                // If the policy has changed once more, the caller comes back here.
+                Ok(()) => {
+                    let _ = self.apply(&Event::Reverified(snapshot), None);
+                }
+                Err(failure) => self.withdraw_untrusted(failure, None),
             },
-            Err(refused) => {
-                self.publisher.record_rejection(refused.status);
-                self.withdraw_untrusted(&refused.failure);
-            }
+            Err(Rejection { failure, verdict }) => self.withdraw_untrusted(failure, verdict),
         }
     }
 
-    /// Serves what was withdrawn for want of trust, if the policy accepts it again.
+    /// Serves a version again that was withdrawn because its verification failed, if the policy
+    /// accepts it now.
     async fn restore_trust(&mut self, policy: &Arc<TrustPolicy>) {
-        let Some(distrusted) = self.distrusted.clone() else { return };
+        let Some(distrusted) = self.publisher.machine().distrusted().cloned() else { return };
         let Ok(snapshot) = self.pipeline.reverify(&distrusted, policy).await else { return };
         if self.pipeline.expect_snapshot(&snapshot, &self.history).is_err() {
             return;
         }
-        self.persist(Arc::clone(&snapshot)).await;
-        let policy = self.policy.clone();
-        let Ok(admitted) = Admitted::new(&policy, State::Serving(Arc::clone(&snapshot))) else {
-            return self.revert_persisted();
-        };
-        self.publisher.publish(admitted);
-        self.distrusted = None;
-        self.record_served(&snapshot);
+        self.persist(Arc::clone(&snapshot), self.publisher.machine().last_confirmed()).await;
+        if self.apply(&Event::TrustRestored(snapshot), None).is_err() {
+            self.revert_persisted();
+        }
     }
 
-    fn keep_serving(&mut self, snapshot: Arc<Snapshot>) {
-        if self.restored.is_some() {
-            self.restored = Some(State::Serving(Arc::clone(&snapshot)));
-        } else {
-            let policy = self.policy.clone();
-            // Otherwise it has changed once more, and whoever waits for that comes back here.
-            let Ok(admitted) = Admitted::new(&policy, State::Serving(Arc::clone(&snapshot))) else { return };
-            self.publisher.publish(admitted);
-        }
-        self.persist_queue.enqueue(Update::Confirm { snapshot, checked: self.last_confirmed });
-    }
-
-    /// Whatever made the judge refuse, what was accepted by yesterday's policy alone is not
-    /// served by today's.
-    fn withdraw_untrusted(&mut self, failure: &Failure) {
-        let failure = Failure { class: FailureClass::Distrusted, ..failure.clone() };
-        self.publisher.record_failure(&failure);
-        self.distrusted = self.current();
-        let before = self.restored.take().unwrap_or_else(|| self.publisher.state());
-        if let State::Withdrawn(withdrawal) = next(&before, &Outcome::Failed(failure), self.options.on_missing) {
-            self.publisher.withdraw(withdrawal);
-        }
-        self.persist_withdrawal(&self.publisher.state());
+    /// Whatever the reason, a version that only an earlier policy accepted is not served.
+    fn withdraw_untrusted(&mut self, failure: Failure, rejected: Option<Box<VerdictStatus>>) {
+        let failure = Failure { class: FailureClass::Distrusted, ..failure };
+        // It withdraws, which no verification forbids.
+        let _ = self.apply(&Event::ReverificationFailed(failure), rejected);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The task behind a bundle: checks the registry, decides with [`next`], tells the world.
+//! The task of one bundle: when it checks the registry, verifies again and publishes.
 
 use std::sync::Arc;
 
@@ -17,10 +17,9 @@ use super::{
     schedule::Schedule,
 };
 use crate::{
-    metrics::Metrics,
     publish::{
-        self, Admitted, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Publisher, Requests, Snapshot,
-        State, Withdrawal, next,
+        Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist, Publisher, PublisherOptions,
+        Snapshot, VerdictStatus,
     },
     telemetry,
     verify::TrustPolicy,
@@ -45,51 +44,39 @@ pub struct WatchOptions {
 #[derive(Debug)]
 pub struct Watcher {
     pub(super) pipeline: Arc<Pipeline>,
-    pub(super) options: WatchOptions,
-    metrics: Metrics,
+    options: WatchOptions,
     pub(super) schedule: Schedule,
     pub(super) publisher: Publisher,
-    /// Whose signature it takes.
+    /// The policy that decides.
     pub(super) policy: watch::Receiver<Arc<TrustPolicy>>,
+    /// When a client last asked for a check.
     wanted: watch::Receiver<Option<Instant>>,
     pub(super) persist_queue: Arc<PersistQueue>,
-    /// What follows from the disk, but is not shown before the registry had its say: something
-    /// accepted, or that its `max_stale` is over.
-    pub(super) restored: Option<State>,
-    /// What was withdrawn for want of trust, until something else is accepted: should the policy
-    /// change back, no registry is needed for it.
-    pub(super) distrusted: Option<Arc<Snapshot>>,
-    /// The last final defect, which is not fetched again.
-    pub(super) known_defect: Option<Failure>,
-    fresh_until: Option<Instant>,
-    /// When the registry last confirmed what is served, as the disk has it.
-    pub(super) last_confirmed: Option<Timestamp>,
-    /// What was served so far.
+    /// The versions served so far.
     pub(super) history: Arc<History>,
 }
 
 impl Watcher {
     /// A watcher, not yet running, and the handle to it. `policy` decides until the handle
-    /// brings another one.
+    /// sets another one.
     pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, options: WatchOptions) -> (Self, Handle) {
-        let name = Arc::clone(&pipeline.name);
-        let (reference, metrics) = (pipeline.reference.to_string(), pipeline.metrics.clone());
-        let (publisher, handle, Requests { policy, check }) =
-            Publisher::new(name, reference, policy, options.confirm_within, metrics);
-        let watcher = Self {
+        let (publisher, handle, requests) = Publisher::new(PublisherOptions {
+            bundle: Arc::clone(&pipeline.name),
+            reference: pipeline.reference.to_string(),
+            policy,
+            on_missing: options.on_missing,
+            max_stale: options.max_stale,
+            confirm_within: options.confirm_within,
             metrics: pipeline.metrics.clone(),
+        });
+        let watcher = Self {
             schedule: Schedule::new(options.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
             options,
             publisher,
-            policy,
-            wanted: check,
+            policy: requests.policy,
+            wanted: requests.check,
             persist_queue: Arc::default(),
-            restored: None,
-            distrusted: None,
-            known_defect: None,
-            fresh_until: None,
-            last_confirmed: None,
             history: Arc::default(),
         };
         (watcher, handle)
@@ -106,135 +93,133 @@ impl Watcher {
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        match self.restore(&policy).await {
-            Some(Ok(restored)) => self.prepare_restored(restored),
-            Some(Err(refused)) => {
-                self.publisher.record_rejection(refused.status);
-                self.publisher.record_failure(&refused.failure);
-                let distrusted = Outcome::Failed(refused.failure);
-                let after = next(&State::Pending, &distrusted, self.options.on_missing).served_before();
-                if let State::Withdrawn(withdrawal) = after {
-                    self.publisher.withdraw(withdrawal);
-                }
-            }
-            None => self.restored = self.history.withdrawal().map(State::Withdrawn),
-        }
+        self.restore(&policy).await;
         loop {
             let began = Instant::now();
-            let found = self.check().await;
-            let last_confirmed = self.last_confirmed;
-            if let Outcome::Accepted(snapshot) = &found.outcome {
-                self.persist_accepted(Arc::clone(snapshot)).await;
+            let RefreshResult { outcome, rejected } = self.check().await;
+            let at = telemetry::now();
+            if let Outcome::Accepted(snapshot) = &outcome {
+                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at)).await;
             }
-            if self.publish_result(began, &found).is_err() {
-                self.last_confirmed = last_confirmed;
+            let checked = Event::Checked { outcome, at };
+            if self.apply(&checked, rejected).is_err() {
                 self.revert_persisted();
                 Box::pin(self.reverify()).await;
                 continue;
             }
-            let wait = self.schedule.after(&found.outcome);
-            let wait = self.within_max_stale(wait, &found.outcome);
+            let Event::Checked { outcome, .. } = checked else { continue };
+            let answered = match &outcome {
+                Outcome::Accepted(_) | Outcome::Unchanged => true,
+                Outcome::Failed(failure) => failure.class.registry_answered(),
+            };
+            // After the state: a client that waits for a check reads what it found.
+            self.publisher.record_check(began, answered);
+            let wait = self.schedule.after(&outcome);
+            let wait = self.within_max_stale(wait, &outcome);
             self.wait(began, wait).await;
         }
     }
 
-    /// A few watchers at a time: at the start all of them are here.
-    async fn restore(&mut self, policy: &Arc<TrustPolicy>) -> Option<Result<Restored, Rejection>> {
-        let _permit = self.pipeline.pool.restore_permit().await;
-        self.history = Arc::new(self.pipeline.history().await);
-        Box::pin(self.pipeline.restore(policy, &self.history)).await
+    /// Applies an event, and records on disk what follows.
+    ///
+    /// # Errors
+    /// When the event would publish a version by an outdated verification. Then nothing has
+    /// changed.
+    pub(super) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<(), Outdated> {
+        let effects = self.publisher.apply(event, rejected)?;
+        if let Some(snapshot) = effects.served {
+            self.record_served(&snapshot);
+        }
+        match effects.persist {
+            Some(Persist::Confirm { snapshot, confirmed }) => {
+                self.persist_queue.enqueue(Update::Confirm { snapshot, checked: confirmed });
+            }
+            Some(Persist::Remove) => self.persist_withdrawal(),
+            None => {}
+        }
+        Ok(())
     }
 
-    /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
-    fn prepare_restored(&mut self, Restored { snapshot, checked }: Restored) {
-        self.record_served(&snapshot);
-        self.restored = Some(State::Serving(Arc::clone(&snapshot)));
-        let now = telemetry::now();
-        self.last_confirmed = publish::believable(checked, now);
-        let Some(max_stale) = self.options.max_stale else {
-            // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
-            if checked.is_some() {
-                self.last_confirmed = None;
-                self.persist_queue.enqueue(Update::Confirm { snapshot, checked: None });
+    /// Restores what the disk holds. A few watchers at a time: at the start all of them are here.
+    async fn restore(&mut self, policy: &Arc<TrustPolicy>) {
+        let permit = self.pipeline.pool.restore_permit().await;
+        self.history = Arc::new(self.pipeline.history().await);
+        let restored = Box::pin(self.pipeline.restore(policy, &self.history)).await;
+        drop(permit);
+        let (event, rejected) = match restored {
+            Some(Ok(Restored { snapshot, checked })) => (Event::Restored { snapshot, confirmed: checked }, None),
+            Some(Err(Rejection { failure, verdict })) => (Event::RestoreFailed(failure), verdict),
+            None => {
+                let (withdrawal, was_served) = (self.history.withdrawal(), !self.history.is_empty());
+                (Event::NothingRestored { withdrawal, was_served }, None)
             }
-            return;
         };
-        if self.last_confirmed.is_none() {
-            self.last_confirmed = Some(now);
-            self.persist_queue.enqueue(Update::Confirm { snapshot, checked: self.last_confirmed });
-        }
-        let left = publish::left(max_stale, self.last_confirmed, now);
-        if left.is_zero() {
-            self.expire();
-        } else {
-            self.fresh_until = Some(Instant::now() + left);
-        }
+        // Nothing is published by it that an outdated verification could forbid.
+        let _ = self.apply(&event, rejected);
     }
 
     async fn check(&mut self) -> RefreshResult {
         loop {
-            let Some(found) = self.refresh().await else {
+            let Some(result) = self.refresh().await else {
                 Box::pin(self.reverify()).await;
                 continue;
             };
-            // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
-            if !matches!(found.outcome, Outcome::Unchanged) || self.current().is_some() {
-                return found;
+            // A version that was found unchanged may have been withdrawn meanwhile (`max_stale`).
+            if !matches!(result.outcome, Outcome::Unchanged) || self.publisher.machine().current().is_some() {
+                return result;
             }
         }
     }
 
-    /// What need not be fetched again.
-    pub(super) fn current(&self) -> Option<Arc<Snapshot>> {
-        let state = self.publisher.state();
-        state.snapshot().or_else(|| self.restored.as_ref()?.snapshot()).cloned()
-    }
-
-    /// `None` when the policy changed on the way, or the verdict about what is served is over:
-    /// that comes before anything that a registry could say.
+    /// `None` when the policy changed on the way, or the verification of the version being served
+    /// has expired: that comes before anything that a registry could say.
     async fn refresh(&mut self) -> Option<RefreshResult> {
         let pipeline = Arc::clone(&self.pipeline);
         let policy = Arc::clone(&self.policy.borrow());
-        let current = self.current();
-        let due = self.verification_due();
-        let (known_defect, past) = (self.known_defect.clone(), Arc::clone(&self.history));
+        let machine = self.publisher.machine();
+        let (current, known_defect) = (machine.current().cloned(), machine.known_defect().cloned());
+        let (due, past) = (self.verification_due(), Arc::clone(&self.history));
         // Boxed, here and elsewhere: most of the time a watcher waits, and what it does then
         // need not have room for everything that it does otherwise.
         let mut refresh = Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
         let first_wait = Instant::now() + self.options.first_wait;
         loop {
-            let (waiting, stale) = (self.restored.is_some(), self.fresh_until);
-            tokio::select! {
+            let machine = self.publisher.machine();
+            let (waiting, stale_at) = (machine.has_restored(), machine.stale_at());
+            let event = tokio::select! {
                 biased;
                 () = reverify::due_or_policy_changed(&mut self.policy, due) => return None,
-                found = &mut refresh => return Some(found),
-                () = sleep_until(first_wait), if waiting => self.publish_restored(),
-                () = reached(stale) => self.expire(),
-            }
+                result = &mut refresh => return Some(result),
+                () = sleep_until(first_wait), if waiting => Event::FirstWaitElapsed,
+                () = reached(stale_at) => Event::MaxStaleElapsed,
+            };
+            // An outdated version stays unpublished until it has been verified again.
+            let _ = self.apply(&event, None);
         }
     }
 
-    /// What the registry asked for, as far as `max_stale` leaves time for it.
+    /// The wait that the registry asked for, as far as `max_stale` leaves time for it.
     fn within_max_stale(&self, wait: Duration, outcome: &Outcome) -> Duration {
         match (outcome, self.options.max_stale) {
             (Outcome::Failed(Failure { class: FailureClass::RateLimited(Some(_)), .. }), Some(max_stale)) => {
-                let left = self.fresh_until.map(|until| until.saturating_duration_since(Instant::now()));
+                let stale_at = self.publisher.machine().stale_at();
+                let left = stale_at.map(|stale_at| stale_at.saturating_duration_since(Instant::now()));
                 self.schedule.cap_retry_after(wait, max_stale, left)
             }
             _ => wait,
         }
     }
 
-    /// Until the next check is due, or a client's disagreement calls for one.
+    /// Waits until the next check is due, or a client's disagreement calls for one.
     async fn wait(&mut self, began: Instant, wait: Duration) {
         let due = Instant::now() + wait;
         loop {
-            // While the registry fails, its back-off binds those who disagree as well.
+            // While the registry fails, its back-off holds for clients that disagree as well.
             let healthy = self.publisher.has_answered(began);
-            let (stale, again) = (self.fresh_until, self.verification_due());
+            let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
             tokio::select! {
                 biased;
-                () = reverify::due_or_policy_changed(&mut self.policy, again) => {
+                () = reverify::due_or_policy_changed(&mut self.policy, expiry) => {
                     Box::pin(self.reverify()).await;
                     if reverify::should_check(&self.publisher) {
                         return;
@@ -250,132 +235,35 @@ impl Watcher {
                         return sleep_until(due).await;
                     }
                 }
-                () = reached(stale) => self.expire(),
-            }
-        }
-    }
-
-    /// Publishes what follows from a look at the registry, unless that has become outdated.
-    fn publish_result(
-        &mut self,
-        began: Instant,
-        RefreshResult { outcome, refused }: &RefreshResult,
-    ) -> Result<(), Outdated> {
-        // What is restored counts as served, but it is shown only if it stays.
-        let before = self.restored.clone().unwrap_or_else(|| self.publisher.state());
-        let mut after = next(&before, outcome, self.options.on_missing);
-        if !self.history.is_empty() {
-            after = after.served_before();
-        }
-        let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
-        let policy = self.policy.clone();
-        let admitted = Admitted::new(&policy, after)?;
-        self.restored = None;
-        let answered = match outcome {
-            Outcome::Accepted(_) | Outcome::Unchanged => true,
-            Outcome::Failed(failure) => failure.class.registry_answered(),
-        };
-        let label = match outcome {
-            Outcome::Accepted(_) => "accepted",
-            Outcome::Unchanged => "unchanged",
-            Outcome::Failed(failure) => failure.reason,
-        };
-        self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
-        match outcome {
-            Outcome::Failed(failure) => {
-                self.publisher.record_rejection(refused.clone());
-                self.publisher.record_failure(failure);
-                // It stays known through trouble of other kinds: the same bytes have the same defect.
-                if failure.class == FailureClass::Defect {
-                    self.known_defect = Some(failure.clone());
+                () = reached(stale_at) => {
+                    // It withdraws, which no verification forbids.
+                    let _ = self.apply(&Event::MaxStaleElapsed, None);
                 }
             }
-            Outcome::Accepted(_) | Outcome::Unchanged => {
-                self.publisher.clear_failure();
-                self.known_defect = None;
-                // From now on: a check that takes longer than this would else end stale.
-                self.fresh_until = self.options.max_stale.map(|age| Instant::now() + age);
-            }
         }
-        self.publisher.publish(admitted);
-        match outcome {
-            Outcome::Accepted(snapshot) => {
-                self.distrusted = None;
-                self.record_served(snapshot);
-            }
-            Outcome::Unchanged => self.confirm(),
-            Outcome::Failed(failure) if failure.class == FailureClass::NotFound => self.distrusted = None,
-            Outcome::Failed(_) => {}
-        }
-        if withdrawn {
-            self.persist_withdrawal(&self.publisher.state());
-        }
-        self.publisher.record_check(began, answered);
-        Ok(())
     }
 
-    /// What clients get should be there after a crash: one without a registry would else offer
-    /// them the version before it. But a disk in trouble must not keep it from them.
-    async fn persist_accepted(&mut self, snapshot: Arc<Snapshot>) {
-        self.last_confirmed = self.options.max_stale.map(|_| telemetry::now());
-        self.persist(snapshot).await;
-    }
-
-    /// As [`Self::keep`], for what nobody has just confirmed.
-    pub(super) async fn persist(&mut self, snapshot: Arc<Snapshot>) {
+    /// Writes a version to disk before it is published: after a crash without a registry, clients
+    /// would otherwise get the version before it. A failing disk delays the publication no longer
+    /// than [`PersistQueue::flushed`] does. `checked` is when the registry last confirmed it.
+    pub(super) async fn persist(&mut self, snapshot: Arc<Snapshot>, checked: Option<Timestamp>) {
         let history = self.history_serving(&snapshot).to_bytes();
-        let number = self.persist_queue.enqueue(Update::Keep { snapshot, checked: self.last_confirmed, history });
+        let number = self.persist_queue.enqueue(Update::Keep { snapshot, checked, history });
         tokio::select! {
             () = self.persist_queue.flushed(number) => {}
-            // Then it is outdated, which is found out when it should be published.
+            // Then the version is outdated, which is found out when it should be published.
             () = reverify::due_or_policy_changed(&mut self.policy, None) => {}
         }
     }
 
-    /// What was kept was not published: the disk goes back to what is.
+    /// Makes the disk record the published version again after another one was written to it, but
+    /// not published.
     pub(super) fn revert_persisted(&self) {
-        let (checked, history) = (self.last_confirmed, self.history.to_bytes());
-        self.persist_queue.enqueue(match self.current() {
-            Some(snapshot) => Update::Keep { snapshot, checked, history },
+        let (machine, history) = (self.publisher.machine(), self.history.to_bytes());
+        self.persist_queue.enqueue(match machine.current() {
+            Some(current) => Update::Keep { snapshot: Arc::clone(current), checked: machine.last_confirmed(), history },
             None => Update::Forget { history },
         });
-    }
-
-    /// Notes on disk that the registry has confirmed what is served, now and then.
-    fn confirm(&mut self) {
-        let (Some(max_stale), Some(snapshot)) = (self.options.max_stale, self.current()) else { return };
-        let now = telemetry::now();
-        if publish::is_due(max_stale, self.last_confirmed, now) {
-            // Whether or not it can be written: a disk in trouble is not tried at each poll.
-            self.last_confirmed = Some(now);
-            self.persist_queue.enqueue(Update::Confirm { snapshot, checked: self.last_confirmed });
-        }
-    }
-
-    fn publish_restored(&mut self) {
-        let policy = self.policy.clone();
-        // What is outdated stays until it has been judged again.
-        if let Some(Ok(admitted)) = self.restored.clone().map(|state| Admitted::new(&policy, state)) {
-            self.restored = None;
-            self.publisher.publish(admitted);
-        }
-    }
-
-    /// The bytes stay where they are: a check that finds them right again need not fetch them.
-    fn expire(&mut self) {
-        (self.fresh_until, self.distrusted) = (None, None);
-        let age = humantime::format_duration(self.options.max_stale.unwrap_or_default());
-        let before = self.restored.as_ref().map_or_else(|| self.publisher.state(), State::clone);
-        if before.snapshot().is_none() {
-            return;
-        }
-        let reason = format!("no successful check for {age} (max_stale)").into();
-        let withdrawal = Withdrawal { reason, version: before.withdrawn_version(), was_served: true };
-        if self.restored.is_some() {
-            self.restored = Some(State::Withdrawn(withdrawal));
-        } else {
-            self.publisher.withdraw(withdrawal);
-        }
     }
 }
 
