@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Serialize;
 use tokio::{
     sync::watch,
     time::{Duration, Instant},
 };
 
-use super::{state::State, verdict::VerdictStatus, view::Fallback};
+use super::{state::State, status::Status, view::Fallback};
 use crate::verify::TrustPolicy;
 
 /// One bundle, seen from outside its watcher. Cheap to clone.
@@ -44,72 +43,6 @@ pub(super) struct Checks {
     pub(super) failed: Option<Instant>,
     /// Whether any attempt has ended.
     pub(super) concluded: bool,
-}
-
-/// A bundle's part of `/status`, but for what the server counts.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Status {
-    /// `pending`, `serving` or `withdrawn`.
-    pub state: &'static str,
-    /// As configured.
-    pub reference: String,
-    /// Digest of the manifest being served.
-    pub manifest: Option<String>,
-    /// Entity tag of what is being served.
-    pub etag: Option<String>,
-    /// The bundle's own revision.
-    pub revision: Option<String>,
-    /// Bytes of the tarball.
-    pub size: Option<u64>,
-    /// The name of the trust policy that holds.
-    pub policy: String,
-    /// Names its content, trust roots included.
-    pub policy_revision: String,
-    /// Who vouched for it.
-    pub signers: Vec<SignerStatus>,
-    /// When this state began (RFC 3339).
-    pub since: String,
-    /// When the registry last answered.
-    pub last_check: Option<String>,
-    /// What went wrong last; gone with the next success.
-    pub last_failure: Option<FailureStatus>,
-    /// How what is served is older than what was served before, if it is.
-    pub older: Option<String>,
-    /// What stands in for it while it is withdrawn, for the log.
-    #[serde(skip)]
-    pub(super) fallback: Option<Arc<str>>,
-    /// What spoke for what is being served.
-    pub verdict: Option<VerdictStatus>,
-    /// What was refused last, and why; gone with the next success.
-    pub refused: Option<VerdictStatus>,
-}
-
-/// One signer in `/status`.
-#[derive(Debug, Clone, Serialize)]
-pub struct SignerStatus {
-    /// Its name in the configuration.
-    pub authority: String,
-    /// `sha256:` of the public key.
-    pub identity: String,
-    /// `bundle` or `legacy`.
-    pub format: &'static str,
-    /// Known only where a log or a timestamp says so.
-    pub signed_at: Option<String>,
-}
-
-/// `last_failure` in `/status`.
-#[derive(Debug, Clone, Serialize)]
-pub struct FailureStatus {
-    /// When.
-    pub at: String,
-    /// What kind.
-    pub class: &'static str,
-    /// At which step.
-    pub step: String,
-    /// About which manifest, if known.
-    pub digest: Option<String>,
-    /// For people.
-    pub message: String,
 }
 
 impl Handle {
@@ -178,7 +111,7 @@ impl Handle {
         self.checks.borrow().concluded
     }
 
-    /// For `/status`.
+    /// What operators see.
     pub fn status(&self) -> Status {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

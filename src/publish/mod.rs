@@ -7,16 +7,16 @@ mod machine;
 mod publisher;
 mod snapshot;
 mod state;
-mod verdict;
+mod status;
 mod view;
 
-pub use handle::{FailureStatus, Handle, SignerStatus, Status};
+pub use handle::Handle;
 pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
 pub(crate) use publisher::{Publisher, PublisherOptions};
 pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
 pub(crate) use snapshot::{is_expired, is_intact, tag_of};
-pub use state::{Failure, FailureClass, OnMissing, Outcome, State, Step, Withdrawal, WithdrawnVersion};
-pub use verdict::VerdictStatus;
+pub use state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion};
+pub use status::{FailureStatus, Status, VerdictStatus};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 
 #[cfg(test)]

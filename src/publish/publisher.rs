@@ -10,13 +10,14 @@ use tokio::{
 
 use super::{
     Snapshot,
-    handle::{Checks, FailureStatus, Handle, Requests, SignerStatus, Status},
+    handle::{Checks, Handle, Requests},
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
-    state::{Failure, OnMissing, Outcome, State, Withdrawal},
-    verdict::{VerdictStatus, milliseconds},
+    state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Withdrawal},
+    status::{FailureStatus, Status, VerdictStatus},
 };
 use crate::{
     metrics::Metrics,
+    oci::Reference,
     telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
     verify::TrustPolicy,
 };
@@ -42,7 +43,7 @@ pub(crate) struct PublisherOptions {
     /// The bundle's name.
     pub(crate) bundle: Arc<str>,
     /// As configured.
-    pub(crate) reference: String,
+    pub(crate) reference: Reference,
     /// The policy that decides until a handle sets another one.
     pub(crate) policy: Arc<TrustPolicy>,
     /// What a missing tag means for a bundle that is being served.
@@ -77,8 +78,7 @@ impl Publisher {
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
-        let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
-        let status = Arc::new(Mutex::new(status));
+        let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
         let (policy, policy_seen) = watch::channel(policy);
         let handle = Handle {
             name: Arc::clone(&bundle),
@@ -93,7 +93,6 @@ impl Publisher {
         let machine = StateMachine::new(on_missing, max_stale);
         let policy = policy_seen.clone();
         let mut publisher = Self { bundle, metrics, machine, policy, state, checks, status, published: None };
-        publisher.set_policy(&policy_seen.borrow());
         publisher.update_state_metrics();
         (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
     }
@@ -152,7 +151,7 @@ impl Publisher {
         let bundle = &*self.bundle;
         let mut status = self.lock();
         let Some(snapshot) = after.snapshot() else {
-            (status.since, status.state) = (now(), after.label());
+            (status.since, status.state) = (telemetry::now(), after.kind());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             status.older = None;
             self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
@@ -174,43 +173,34 @@ impl Publisher {
             }
             return;
         };
-        let manifest = snapshot.manifest_digest().to_string();
+        let manifest = snapshot.manifest_digest();
         let revision = revision_of(snapshot);
-        if before.snapshot().is_some_and(|before| before.manifest_digest() == snapshot.manifest_digest()) {
-            tracing::info!(bundle, manifest, policy = status.policy, "judged again: still trusted");
+        if before.snapshot().is_some_and(|before| before.manifest_digest() == manifest) {
+            tracing::info!(bundle, %manifest, policy = status.policy, "judged again: still trusted");
         } else {
-            tracing::info!(bundle, manifest, revision, etag = snapshot.etag(), "serving");
-            (status.since, status.state) = (now(), after.label());
+            tracing::info!(bundle, %manifest, revision, etag = snapshot.etag(), "serving");
+            (status.since, status.state) = (telemetry::now(), after.kind());
         }
-        status.manifest = Some(manifest);
+        status.manifest = Some(manifest.clone());
         status.etag = Some(snapshot.etag().to_owned());
         status.revision = Some(revision);
         status.size = Some(snapshot.bundle().blob().size());
-        status.signers = snapshot
-            .signers()
-            .iter()
-            .map(|signer| SignerStatus {
-                authority: signer.authority.clone(),
-                identity: cut(&signer.identity, NAME_BYTES).into_owned(),
-                format: signer.format.label(),
-                signed_at: signer.signed_at.map(milliseconds),
-            })
-            .collect();
-        status.verdict = Some(snapshot.record().status.clone());
+        status.signers = snapshot.signers().to_vec();
+        status.verdict = snapshot.record().verdict.clone();
     }
 
     /// Puts a failure where people look; logs it once, not at every repetition.
     fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
-            at: now(),
-            class: failure.class.label(),
-            step: failure.step.to_string(),
-            digest: failure.digest.as_ref().map(ToString::to_string),
+            at: telemetry::now(),
+            class: failure.class,
+            step: failure.step,
+            digest: failure.digest.clone(),
             message: message.clone().into_owned(),
         };
         let last = self.lock().last_failure.replace(status);
-        let known = last.is_some_and(|last| last.message == message && last.class == failure.class.label());
+        let known = last.is_some_and(|last| last.message == message && last.class.label() == failure.class.label());
         if !known {
             let (bundle, class, step) = (&*self.bundle, failure.class.label(), failure.step.to_string());
             let serving = self.state.borrow().label();
@@ -221,7 +211,7 @@ impl Publisher {
     /// Puts the verdict about what was refused where people look.
     fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
         if let Some(verdict) = verdict {
-            self.lock().refused = Some(*verdict);
+            self.lock().rejected = Some(*verdict);
         }
     }
 
@@ -240,11 +230,11 @@ impl Publisher {
     /// Takes down the last failure: something went well since.
     fn clear_failure(&self) {
         let mut status = self.lock();
-        (status.last_failure, status.refused) = (None, None);
+        (status.last_failure, status.rejected) = (None, None);
     }
 
     /// The class of the last failure, if nothing went well since.
-    pub(crate) fn failure_class(&self) -> Option<&'static str> {
+    pub(crate) fn failure_class(&self) -> Option<FailureClass> {
         self.lock().last_failure.as_ref().map(|failure| failure.class)
     }
 
@@ -252,13 +242,13 @@ impl Publisher {
     pub(crate) fn set_policy(&self, policy: &TrustPolicy) {
         let mut status = self.lock();
         policy.name().clone_into(&mut status.policy);
-        status.policy_revision = policy.revision().to_string();
+        status.policy_revision = policy.revision().clone();
     }
 
     /// Records a check that began at `began`, and whether the registry answered it.
     pub(crate) fn record_check(&self, began: Instant, answered: bool) {
         if answered {
-            self.lock().last_check = Some(now());
+            self.lock().last_check = Some(telemetry::now());
             let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
             self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
         }
@@ -291,9 +281,9 @@ impl Publisher {
             self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
         }
         self.published = published;
-        for label in ["pending", "serving", "withdrawn"] {
-            let value = i64::from(label == state.label());
-            self.metrics.bundle_state.with_label_values(&[name, label]).set(value);
+        for kind in StateKind::ALL {
+            let value = i64::from(kind == state.kind());
+            self.metrics.bundle_state.with_label_values(&[name, kind.label()]).set(value);
         }
     }
 
@@ -307,20 +297,12 @@ fn revision_of(snapshot: &Snapshot) -> String {
     cut(snapshot.bundle().revision().as_str(), NAME_BYTES).into_owned()
 }
 
-/// RFC 3339, UTC, milliseconds.
-fn now() -> String {
-    milliseconds(telemetry::now())
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::mpsc, thread};
 
     use super::{
-        super::{
-            snapshot,
-            state::{FailureClass, Step},
-        },
+        super::{snapshot, state::Step},
         *,
     };
     use crate::verify::{Authority, PublicKey, Requirements};
@@ -339,7 +321,7 @@ mod tests {
     fn serving() -> (Publisher, Handle) {
         let options = PublisherOptions {
             bundle: "authz".into(),
-            reference: "r.example/a:live".to_owned(),
+            reference: "r.example/a:live".parse().unwrap(),
             policy: unsigned(),
             on_missing: OnMissing::Keep,
             max_stale: None,

@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::verdict::VerdictStatus;
+use super::status::VerdictStatus;
 use crate::{
     bundle::Bundle,
     oci::{Blob, Digest, Manifest},
     telemetry::cut,
-    verify::{Evidence, Signer, Verified},
+    verify::{Evidence, PolicyRevision, Signer, Verified},
 };
 
 /// A header that is longer makes clients and proxies refuse the answer. Percent-encoding makes
@@ -34,16 +34,16 @@ pub struct Snapshot {
 }
 
 /// How a snapshot was verified.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct VerificationRecord {
     /// The signature material, from which the snapshot can be verified again without the network.
     pub evidence: Arc<Evidence>,
     /// The revision of the policy that accepted it.
-    pub policy_revision: String,
+    pub policy_revision: PolicyRevision,
     /// The revisions of the trust roots that the policy relies on, in order.
     pub root_revisions: Vec<String>,
-    /// The verdict as `/status` shows it.
-    pub status: VerdictStatus,
+    /// The verdict for operators, if there is one to show.
+    pub verdict: Option<VerdictStatus>,
 }
 
 /// Values that go out with every answer.

@@ -22,6 +22,17 @@ pub enum State {
     Withdrawn(Withdrawal),
 }
 
+/// Which state it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateKind {
+    /// [`State::Pending`].
+    Pending,
+    /// [`State::Serving`].
+    Serving,
+    /// [`State::Withdrawn`].
+    Withdrawn,
+}
+
 /// Why there is nothing to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withdrawal {
@@ -164,13 +175,18 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
 }
 
 impl State {
+    /// Which state it is.
+    pub fn kind(&self) -> StateKind {
+        match self {
+            Self::Pending => StateKind::Pending,
+            Self::Serving(_) => StateKind::Serving,
+            Self::Withdrawn(_) => StateKind::Withdrawn,
+        }
+    }
+
     /// As `/status` and the metrics have it.
     pub fn label(&self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Serving(_) => "serving",
-            Self::Withdrawn(_) => "withdrawn",
-        }
+        self.kind().label()
     }
 
     /// What clients see at this time: nothing is served by a verdict that is over, in the
@@ -226,6 +242,20 @@ impl State {
 impl WithdrawnVersion {
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
         Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
+    }
+}
+
+impl StateKind {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Serving, Self::Withdrawn];
+
+    /// As `/status` and the metrics have it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Serving => "serving",
+            Self::Withdrawn => "withdrawn",
+        }
     }
 }
 

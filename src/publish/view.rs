@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
 use tokio::sync::watch::{self, error::RecvError};
 
 use super::{
     Handle, Snapshot,
-    handle::Status,
     state::{State, Withdrawal},
+    status::Status,
 };
+use crate::oci::Digest;
 
 /// What happens to clients when there is nothing to serve any more.
 ///
@@ -41,18 +41,18 @@ pub(super) struct Fallback {
     status: Arc<Mutex<Status>>,
 }
 
-/// `fallback` in `/status`: what stands in, and since when. All but `bundle` are `null` while
-/// the fallback itself has nothing to serve.
-#[derive(Debug, Clone, Serialize)]
+/// The fallback of a withdrawn bundle. All but `bundle` are `None` while the fallback itself has
+/// nothing to serve.
+#[derive(Debug, Clone)]
 pub struct FallbackStatus {
     /// Its name in the configuration.
-    pub bundle: String,
-    /// Digest of its manifest.
-    pub manifest: Option<String>,
+    pub bundle: Arc<str>,
+    /// The digest of its manifest.
+    pub manifest: Option<Digest>,
     /// Its entity tag.
     pub etag: Option<String>,
     /// Since when it is served in place of the other.
-    pub since: Option<String>,
+    pub since: Option<Timestamp>,
 }
 
 /// What clients see of a bundle, its fallback included: mark it seen ([`Self::seen`]) before
@@ -131,11 +131,10 @@ impl Handle {
         let withdrawn = self.status().since;
         let status = fallback.status.lock().unwrap_or_else(PoisonError::into_inner);
         Some(FallbackStatus {
-            bundle: fallback.name.to_string(),
+            bundle: Arc::clone(&fallback.name),
             manifest: status.manifest.clone(),
             etag: status.etag.clone(),
-            // Of one format, so that later is greater.
-            since: status.manifest.is_some().then(|| status.since.clone().max(withdrawn)),
+            since: status.manifest.is_some().then(|| status.since.max(withdrawn)),
         })
     }
 }

@@ -13,7 +13,7 @@ use hyper::{
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, survey::Survey};
+use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, status, survey::Survey};
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
@@ -104,17 +104,14 @@ impl Facts {
 
     fn status(&self) -> Value {
         let bundles = self.catalog.iter().map(|handle| {
-            let mut status = serde_json::to_value(handle.status()).unwrap_or_default();
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
-            if let Value::Object(status) = &mut status {
-                status.insert("waiters".to_owned(), waiters.into());
-                let lost = self.lost(handle);
-                status
-                    .insert("lost".to_owned(), lost.map_or(Value::Null, |(lost, clients)| lost_status(&lost, clients)));
-                let fallback = serde_json::to_value(handle.fallback_status()).unwrap_or_default();
-                status.insert("fallback".to_owned(), fallback);
-            }
-            (handle.name().to_owned(), status)
+            let lost = self.lost(handle).map(|(lost, clients)| lost_status(&lost, clients));
+            let mut status = status::bundle(&handle.status());
+            status.insert("waiters".to_owned(), waiters.into());
+            status.insert("lost".to_owned(), lost.unwrap_or_default());
+            let fallback = handle.fallback_status().map(|fallback| status::fallback(&fallback));
+            status.insert("fallback".to_owned(), fallback.unwrap_or_default());
+            (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
         let version = env!("CARGO_PKG_VERSION");

@@ -21,6 +21,7 @@ mod proxies;
 mod report;
 mod respond;
 mod responding;
+mod status;
 mod survey;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};

@@ -173,13 +173,13 @@ impl VerificationPool {
 impl VerificationJob {
     fn verify(self, verdicts: &Verdicts) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let Self { policy, pinned, manifest, evidence, accepted: before } = self;
-        let accepted = Acceptance { policy: policy.revision().to_string(), roots: roots(&policy) };
+        let root_revisions = roots(&policy);
         if !telemetry::is_clock_usable() {
             return Err(unusable_clock(pinned.digest()).into());
         }
         let circumstances = Circumstances::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
-        let same_roots = before.is_some_and(|before| accepted.roots.iter().all(|root| before.roots.contains(root)));
+        let same_roots = before.is_some_and(|before| root_revisions.iter().all(|root| before.roots.contains(root)));
         let circumstances = if same_roots { circumstances.accepted_before() } else { circumstances };
         let (verdict, report) = verdicts.explain(&policy, &pinned, manifest, &evidence, circumstances);
         let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
@@ -189,9 +189,14 @@ impl VerificationJob {
                 verdict: Some(Box::new(status(None))),
             }),
             Ok(verified) => {
-                let status = VerdictStatus { verified: true, ..status(verified.valid_until()) };
-                let Acceptance { policy, roots } = accepted;
-                Ok((verified, VerificationRecord { evidence, policy_revision: policy, root_revisions: roots, status }))
+                let verdict = VerdictStatus { verified: true, ..status(verified.valid_until()) };
+                let record = VerificationRecord {
+                    evidence,
+                    policy_revision: policy.revision().clone(),
+                    root_revisions,
+                    verdict: Some(verdict),
+                };
+                Ok((verified, record))
             }
             Err(rejection) => Err(Rejection {
                 failure: Failure {

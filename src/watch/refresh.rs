@@ -338,7 +338,7 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
 }
 
 fn acceptance(record: &VerificationRecord) -> Acceptance {
-    Acceptance { policy: record.policy_revision.clone(), roots: record.root_revisions.clone() }
+    Acceptance { policy: record.policy_revision.to_string(), roots: record.root_revisions.clone() }
 }
 
 pub(super) fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {

@@ -103,5 +103,5 @@ impl Watcher {
 /// Whether what was found wrong last should be looked at again now that the policy has changed.
 pub(super) fn should_check(publisher: &Publisher) -> bool {
     // A registry that asks for patience gets it.
-    publisher.failure_class().is_some_and(|class| class != FailureClass::RateLimited(None).label())
+    publisher.failure_class().is_some_and(|class| !matches!(class, FailureClass::RateLimited(_)))
 }

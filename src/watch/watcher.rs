@@ -62,7 +62,7 @@ impl Watcher {
     pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, options: WatchOptions) -> (Self, Handle) {
         let (publisher, handle, requests) = Publisher::new(PublisherOptions {
             bundle: Arc::clone(&pipeline.name),
-            reference: pipeline.reference.to_string(),
+            reference: pipeline.reference.clone(),
             policy,
             on_missing: options.on_missing,
             max_stale: options.max_stale,

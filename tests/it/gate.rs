@@ -7,7 +7,7 @@ use bundlegate::{
     catalog::Catalog,
     metrics::Metrics,
     opa_check::Checker,
-    publish::{FailureStatus, Handle, OnMissing, State, Status, link_fallbacks},
+    publish::{Handle, OnMissing, State, Status, link_fallbacks},
     registry::{Options as RegistryOptions, Timeouts},
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
@@ -92,6 +92,15 @@ pub(crate) struct Gate {
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
     watcher: JoinSet<()>,
+}
+
+/// `last_failure` in the words of `/status`.
+#[derive(Debug)]
+pub(crate) struct LastFailure {
+    pub(crate) class: &'static str,
+    pub(crate) step: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) message: String,
 }
 
 impl Gate {
@@ -199,7 +208,7 @@ impl Gate {
     }
 
     pub(crate) fn state(&self) -> &'static str {
-        self.handle.status().state
+        self.handle.status().state.label()
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -221,8 +230,13 @@ impl Gate {
         self.handle.fallback_status().is_some_and(|fallback| fallback.since.is_some())
     }
 
-    pub(crate) fn last_failure(&self) -> Option<FailureStatus> {
-        self.handle.status().last_failure
+    pub(crate) fn last_failure(&self) -> Option<LastFailure> {
+        self.handle.status().last_failure.map(|failure| LastFailure {
+            class: failure.class.label(),
+            step: failure.step.to_string(),
+            digest: failure.digest.map(|digest| digest.to_string()),
+            message: failure.message,
+        })
     }
 
     pub(crate) fn waiters(&self) -> i64 {

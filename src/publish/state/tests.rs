@@ -30,7 +30,13 @@ pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
     let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
     let policy = TrustPolicy::unsigned("test".into());
     let verified = Verified::judge(&policy, &pinned, manifest, &Evidence::default()).unwrap();
-    Arc::new(Snapshot::new(verified, VerificationRecord::default(), bundle).unwrap())
+    let record = VerificationRecord {
+        evidence: Arc::default(),
+        policy_revision: policy.revision().clone(),
+        root_revisions: Vec::new(),
+        verdict: None,
+    };
+    Arc::new(Snapshot::new(verified, record, bundle).unwrap())
 }
 
 fn failed(class: FailureClass) -> Outcome {
