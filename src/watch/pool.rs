@@ -100,6 +100,13 @@ impl VerificationPool {
         Arc::clone(&self.restore_permits).acquire_owned().await.ok()
     }
 
+    /// Makes every verification wait for as long as the permit lives.
+    #[cfg(test)]
+    pub(super) async fn hold(&self) -> OwnedSemaphorePermit {
+        let all = u32::try_from(self.verify_permits.available_permits()).unwrap();
+        Arc::clone(&self.verify_permits).acquire_many_owned(all).await.unwrap()
+    }
+
     /// Opens a bundle off the async threads, a few at a time. `attempt` is waited for when it
     /// is its turn.
     ///
