@@ -1,4 +1,4 @@
-//! What the server may know and ask of a watcher.
+//! The handle through which the server and the configuration reach a watcher.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,22 +10,22 @@ use tokio::{
 use super::{state::State, status::Status, view::Fallback};
 use crate::verify::TrustPolicy;
 
-/// One bundle, seen from outside its watcher. Cheap to clone.
+/// One bundle as the rest of the program sees it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(super) name: Arc<str>,
     pub(super) state: watch::Receiver<State>,
     pub(super) checks: watch::Receiver<Checks>,
-    /// When somebody last asked for a check.
+    /// When a client last asked for a check of the registry.
     pub(super) wanted: Arc<watch::Sender<Option<Instant>>>,
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) status: Arc<Mutex<Status>>,
-    /// What stands in for it while it is withdrawn.
+    /// The bundle that is served while this one is withdrawn.
     pub(super) fallback: Option<Fallback>,
 }
 
-/// What handles ask of the watcher.
+/// The requests of handles to the watcher.
 #[derive(Debug)]
 pub(crate) struct Requests {
     /// The policy that decides.
@@ -34,14 +34,14 @@ pub(crate) struct Requests {
     pub(crate) check: watch::Receiver<Option<Instant>>,
 }
 
-/// What is known about the last check of the registry.
+/// The last checks of the registry.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Checks {
     /// When the last check that the registry answered began.
     pub(super) answered: Option<Instant>,
     /// When the last check that it did not answer began.
     pub(super) failed: Option<Instant>,
-    /// Whether any attempt has ended.
+    /// Whether any check has ended.
     pub(super) concluded: bool,
 }
 
@@ -51,15 +51,15 @@ impl Handle {
         &self.name
     }
 
-    /// A view of the state of one's own: mark it seen (`borrow_and_update`) before
-    /// comparing, wait for `changed` after.
+    /// A receiver of the state: mark it seen (`borrow_and_update`) before comparing, wait for
+    /// `changed` after.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
 
-    /// From now on this policy decides: what is served is judged by it, and nothing that was
-    /// judged by the one before is published any more. Whether it is another one. Waits for
-    /// nobody but a publication under way.
+    /// Sets the policy that decides from now on: the watcher verifies what is served again, and
+    /// publishes nothing that only the previous policy accepted. Returns whether the policy is
+    /// another one. Waits only for a publication under way.
     pub fn set_policy(&self, policy: Arc<TrustPolicy>) -> bool {
         let mut is_other = false;
         self.policy.send_if_modified(|current| {
@@ -73,14 +73,14 @@ impl Handle {
         is_other
     }
 
-    /// The policy that decides at the moment.
+    /// The policy that decides now.
     pub fn policy(&self) -> Arc<TrustPolicy> {
         Arc::clone(&self.policy.borrow())
     }
 
-    /// Waits until the registry has been asked no longer than `confirm_within` ago, has
-    /// answered, and what it said has been published. While it does not answer this waits, so
-    /// the caller brings a deadline.
+    /// Waits for a check of the registry that began no longer than `confirm_within` ago, was
+    /// answered, and whose result is published. Waits for as long as the registry does not answer,
+    /// so the caller sets a deadline.
     ///
     /// Any number of callers share one check. Cancel-safe.
     pub async fn confirm(&self) {
@@ -91,7 +91,7 @@ impl Handle {
             if answered.is_some_and(|began| began + self.confirm_within >= asked) {
                 return;
             }
-            // Never back in time: the watcher must not miss a later wish for an earlier one.
+            // Never back in time: an earlier request must not hide a later one from the watcher.
             self.wanted.send_if_modified(|wanted| {
                 let later = wanted.is_none_or(|wanted| wanted < asked);
                 if later {
@@ -100,18 +100,18 @@ impl Handle {
                 later
             });
             if checks.changed().await.is_err() {
-                // Its watcher is gone, and with it whoever could answer.
+                // The watcher is gone, so no check will follow.
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Whether one attempt has come to an end, whatever its outcome.
+    /// Whether a check has ended, with any outcome.
     pub fn has_concluded(&self) -> bool {
         self.checks.borrow().concluded
     }
 
-    /// What operators see.
+    /// The status for operators.
     pub fn status(&self) -> Status {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

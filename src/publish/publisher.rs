@@ -1,5 +1,5 @@
-//! What the world sees of a bundle: its state for the server, its status and metrics for
-//! operators, and the log.
+//! The publisher of a bundle: it sends the state to the server, keeps status and metrics for
+//! operators, and writes the log.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -156,7 +156,7 @@ impl Publisher {
             status.older = None;
             self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
-            // What was never served is not missed; why it is not has been told.
+            // A bundle that was never served is not missed, and the log has the reason already.
             if let State::Withdrawn(Withdrawal { reason, version, .. }) = after
                 && (version.is_some() || before.snapshot().is_some())
             {
@@ -176,7 +176,7 @@ impl Publisher {
         let manifest = snapshot.manifest_digest();
         let revision = revision_of(snapshot);
         if before.snapshot().is_some_and(|before| before.manifest_digest() == manifest) {
-            tracing::info!(bundle, %manifest, policy = status.policy, "judged again: still trusted");
+            tracing::info!(bundle, %manifest, policy = status.policy, "verified again: still trusted");
         } else {
             tracing::info!(bundle, %manifest, revision, etag = snapshot.etag(), "serving");
             (status.since, status.state) = (telemetry::now(), after.kind());
@@ -189,7 +189,7 @@ impl Publisher {
         status.verdict = snapshot.record().verdict.clone();
     }
 
-    /// Puts a failure where people look; logs it once, not at every repetition.
+    /// Records a failure in the status; logs it once, not at every repetition.
     fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
@@ -208,37 +208,38 @@ impl Publisher {
         }
     }
 
-    /// Puts the verdict about what was refused where people look.
+    /// Records the verdict about a refused version in the status.
     fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
         if let Some(verdict) = verdict {
             self.lock().rejected = Some(*verdict);
         }
     }
 
-    /// Says whether what is served, or is about to be, is older than what was served before.
+    /// Records whether the version that is served, or about to be, is older than one that was
+    /// served before.
     pub(crate) fn set_downgrade(&self, older: Option<&str>) {
         let bundle = &*self.bundle;
         self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
         let older = older.map(|older| cut(older, SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
-            tracing::warn!(bundle, older, "serving something older than before; set expect.on_older to refuse it");
+            tracing::warn!(bundle, older, "serving an older version than before; set expect.on_older to refuse it");
         }
         status.older = older;
     }
 
-    /// Takes down the last failure: something went well since.
+    /// Clears the last failure after a success.
     fn clear_failure(&self) {
         let mut status = self.lock();
         (status.last_failure, status.rejected) = (None, None);
     }
 
-    /// The class of the last failure, if nothing went well since.
+    /// The class of the last failure, if no success has followed.
     pub(crate) fn failure_class(&self) -> Option<FailureClass> {
         self.lock().last_failure.as_ref().map(|failure| failure.class)
     }
 
-    /// Tells by what this bundle is judged.
+    /// Records the policy that decides.
     pub(crate) fn set_policy(&self, policy: &TrustPolicy) {
         let mut status = self.lock();
         policy.name().clone_into(&mut status.policy);
@@ -252,7 +253,7 @@ impl Publisher {
             let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
             self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
         }
-        // After the state: whoever waits for a check reads what it found.
+        // After the state: a client that waits for a check reads what it found.
         self.checks.send_modify(|checks| {
             checks.concluded = true;
             if answered {

@@ -1,4 +1,4 @@
-//! What a client gets: one verified bundle with its headers made up beforehand.
+//! One immutable, verified version of a bundle, with its response headers built in advance.
 
 use std::{io, sync::Arc};
 
@@ -17,10 +17,10 @@ use crate::{
     verify::{Evidence, PolicyRevision, Signer, Verified},
 };
 
-/// A header that is longer makes clients and proxies refuse the answer. Percent-encoding makes
-/// three bytes of one.
+/// Clients and proxies refuse answers with longer headers. Percent-encoding makes three bytes of
+/// one.
 const MAX_HEADER_BYTES: usize = 1024;
-/// Outside visible ASCII, and `%` itself.
+/// Everything outside visible ASCII, and `%` itself.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 /// A bundle that may be served: verified, complete, immutable.
@@ -60,8 +60,8 @@ pub struct Headers {
     pub signer: Option<HeaderValue>,
 }
 
-/// A bundle that is no layer of the manifest, which would be a bug of ours, or a header
-/// that can't be written.
+/// A bundle that is not a layer of the manifest, which would be a bug, or a header that can't be
+/// written.
 #[derive(Debug, thiserror::Error)]
 #[error("bundle {bundle} can't be published for manifest {manifest}: {reason}")]
 pub struct Unpublishable {
@@ -71,8 +71,8 @@ pub struct Unpublishable {
 }
 
 impl Snapshot {
-    /// Joins a verified manifest, what speaks for it, and the bundle that is one of its layers.
-    /// Hashes the bundle, so blocks for about a millisecond per MiB.
+    /// Joins a verified manifest, the record of its verification, and the bundle that is one of its
+    /// layers. Hashes the bundle, so it blocks for about a millisecond per MiB.
     ///
     /// # Errors
     /// When the bundle is not a layer of the manifest.
@@ -84,10 +84,10 @@ impl Snapshot {
         Self::with_tag(manifest, record, bundle, entity_tag)
     }
 
-    /// The same bytes by a later verdict. Hashes nothing.
+    /// The same bytes with a later verification. Hashes nothing.
     ///
     /// # Errors
-    /// When the verdict is about another manifest.
+    /// When the verification is of another manifest.
     pub fn reverified(&self, manifest: Verified<Manifest>, record: VerificationRecord) -> Result<Self, Unpublishable> {
         Self::with_tag(manifest, record, self.bundle.clone(), |_| Some(self.etag.clone()))
     }
@@ -144,17 +144,17 @@ impl Snapshot {
         &self.manifest
     }
 
-    /// What speaks for it.
+    /// The record of its verification.
     pub fn record(&self) -> &VerificationRecord {
         &self.record
     }
 
-    /// Whether the verdict about it holds at this time.
+    /// Whether its verification holds at this time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         !is_expired(self.manifest.valid_until(), now)
     }
 
-    /// Who vouched for it.
+    /// The signers that the policy counted.
     pub fn signers(&self) -> &[Signer] {
         self.manifest.signers()
     }
@@ -168,12 +168,12 @@ pub(crate) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool
 /// Text as a header, of at most [`MAX_HEADER_BYTES`].
 fn encoded(text: &str) -> String {
     let encode = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
-    // What is longer than that unencoded is so encoded.
+    // Encoding never makes text shorter.
     let whole = (text.len() <= MAX_HEADER_BYTES).then(|| encode(text)).filter(|whole| whole.len() <= MAX_HEADER_BYTES);
     whole.unwrap_or_else(|| encode(&cut(text, MAX_HEADER_BYTES / 3)))
 }
 
-/// The tag of a bundle by its digest alone; only SHA-256 tells.
+/// The entity tag of a bundle, from its digest alone; `None` unless that is SHA-256.
 pub(crate) fn tag_of(layer: &Digest) -> Option<String> {
     let digits = layer.hex().as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
     let hash = digits.collect::<Option<Vec<u8>>>().filter(|_| layer.algorithm() == "sha256")?;
@@ -186,9 +186,9 @@ fn entity_tag(bundle: &Bundle) -> Option<String> {
     Some(tag(&hasher.finalize()))
 }
 
-/// Whether the bytes of a blob can still be read and are still those of its digest. A blob in a
-/// temporary file may have been lost with the disk, and then whatever reads it finds a defect that
-/// is no property of the blob. Blocks, and hashes the whole.
+/// Whether the bytes of a blob can still be read and still match its digest. The file of a blob may
+/// have been lost with the disk; a reader then finds a defect that is not a property of the blob.
+/// Blocks, and hashes the whole blob.
 pub(crate) fn is_intact(blob: &Blob) -> bool {
     let mut hasher = blob.digest().hasher();
     each_piece(blob, |piece| hasher.update(piece)).is_ok() && hasher.finish() == *blob.digest()
@@ -219,7 +219,7 @@ mod tests {
     use crate::oci::{BlobWriter, Descriptor};
 
     #[test]
-    fn the_tag_of_what_was_never_fetched_is_the_one_that_it_has_elsewhere() {
+    fn the_entity_tag_from_the_digest_is_that_of_the_bytes() {
         let snapshot = snapshot(1);
         assert_eq!(tag_of(snapshot.bundle().blob().digest()).as_deref(), Some(snapshot.etag()));
         let longer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();

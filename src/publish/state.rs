@@ -1,4 +1,5 @@
-//! What clients see of a bundle, and how a refresh changes it: one pure function.
+//! The state of a bundle that clients see, and the table of what a check of the registry makes of
+//! it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,14 +12,14 @@ use crate::{
     telemetry::{SENTENCE_BYTES, cut},
 };
 
-/// What clients see.
+/// The state of a bundle that clients see.
 #[derive(Debug, Clone)]
 pub enum State {
-    /// No attempt has come to an end yet, or none with a fact about the artifact.
+    /// No check has ended yet, or none has established a fact about the artifact.
     Pending,
-    /// There is something to serve.
+    /// A version is served.
     Serving(Arc<Snapshot>),
-    /// There is nothing to serve.
+    /// Nothing is served.
     Withdrawn(Withdrawal),
 }
 
@@ -38,44 +39,44 @@ pub enum StateKind {
 pub struct Withdrawal {
     /// For people.
     pub reason: Arc<str>,
-    /// What clients should not run any more. `None` where nothing was served before: what they
-    /// run may be all right, and another replica's to judge.
+    /// The version that clients should no longer run. `None` where nothing was served before: the
+    /// version that clients run may be valid, and served by another replica.
     pub version: Option<Arc<WithdrawnVersion>>,
-    /// Whether this replica has served the bundle: then what its clients run came from here, or
-    /// is older. Otherwise only those that run `lost` itself are known to run it.
+    /// Whether this replica has served the bundle: then the versions that its clients run came from
+    /// here, or are older. Otherwise only clients that run `version` itself are affected.
     pub was_served: bool,
 }
 
-/// What was served, and is not to be.
+/// A version that clients should no longer run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WithdrawnVersion {
-    /// Digest of the manifest.
+    /// The digest of its manifest.
     pub manifest: Digest,
-    /// Entity tag, by which those are known who run it.
+    /// Its entity tag, by which the clients that run it are recognised.
     pub etag: Option<String>,
 }
 
-/// How a refresh ended.
+/// The outcome of a check of the registry.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// A new digest, accepted.
+    /// The reference means a new digest, which the policy accepts.
     Accepted(Arc<Snapshot>),
     /// The reference still means the digest being served.
     Unchanged,
-    /// Anything else.
+    /// Every other outcome.
     Failed(Failure),
 }
 
-/// Why a refresh did not end with something to serve.
+/// Why a check did not end with a version to serve.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// What kind of trouble.
+    /// The kind of failure.
     pub class: FailureClass,
-    /// Where in the pipeline.
+    /// The step of the pipeline.
     pub step: Step,
-    /// The manifest it was about, where known.
+    /// The digest of the manifest, where known.
     pub digest: Option<Digest>,
-    /// The entity tag of the bundle that it was about, where known.
+    /// The entity tag of the bundle, where known.
     pub etag: Option<String>,
     /// A metric label.
     pub reason: &'static str,
@@ -83,24 +84,24 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The rows of the table in [`next`].
+/// The kinds of failure: the rows of the table in [`next`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
     /// May pass by itself.
     Transient,
-    /// The registry asks for patience.
+    /// The registry limits the rate of requests, and may have named a time to wait.
     RateLimited(Option<Duration>),
-    /// The reference points at nothing.
+    /// The reference names nothing.
     NotFound,
-    /// The registry refuses us.
+    /// The registry denies access.
     Denied,
     /// Evidence is missing or insufficient; it may follow.
     Evidence,
-    /// The configuration names it, or the key that signed it, as revoked.
+    /// The configuration revokes the digest, or the key that signed it.
     Revoked,
-    /// A property of the bytes: never again for this digest.
+    /// A property of the bytes: this digest is not fetched again.
     Defect,
-    /// What is being served lost its trust.
+    /// The version being served no longer passes verification.
     Distrusted,
 }
 
@@ -117,13 +118,13 @@ pub enum Step {
     Publish,
 }
 
-/// What happens to a served bundle whose tag is gone.
+/// What happens to a served bundle whose tag is gone (`on_missing`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnMissing {
     /// Keep serving, with an alarm.
     #[default]
     Keep,
-    /// Stop serving.
+    /// Withdraw the bundle.
     Withdraw,
 }
 
@@ -138,10 +139,10 @@ pub enum OnMissing {
 /// | evidence, revoked, defect | Withdrawn | stay | stay |
 /// | distrusted | Withdrawn | Withdrawn | stay |
 ///
-/// What was served and then withdrawn is lost, until something is accepted. So is what is
-/// revoked without having been served here: somewhere it was, or nobody would have revoked it.
-/// But then other clients may run something else with every right, so it is lost for those alone
-/// that run it: anybody who can move the tag could else have the fallback served to all of them.
+/// A withdrawal names the version that was served last, until another one is accepted. It also
+/// names a revoked version that was never served here, because it was served somewhere. In that
+/// case other clients may run a valid version, so only the clients of the revoked one are affected:
+/// otherwise anyone who can move the tag could have the fallback served to all of them.
 pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
     let failure = match outcome {
         Outcome::Accepted(snapshot) => return State::Serving(Arc::clone(snapshot)),
@@ -153,7 +154,7 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
         let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
         let manifest = failure.digest.clone().filter(|_| revoked);
         let named = manifest.map(|manifest| Arc::new(WithdrawnVersion { manifest, etag: failure.etag.clone() }));
-        // Of what was never served here, the newest is what can be said.
+        // Where nothing was served here, the newest revoked version is named.
         let version =
             if was_served { state.withdrawn_version().or(named) } else { named.or_else(|| state.withdrawn_version()) };
         State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), version, was_served })
@@ -162,7 +163,7 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
         | (FailureClass::Evidence | FailureClass::Revoked | FailureClass::Defect, State::Serving(_)) => state.clone(),
         (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => state.clone(),
-        // The newest reason is the one worth reading.
+        // The newest reason replaces the one before.
         (
             FailureClass::NotFound
             | FailureClass::Evidence
@@ -189,8 +190,8 @@ impl State {
         self.kind().label()
     }
 
-    /// What clients see at this time: nothing is served by a verdict that is over, in the
-    /// moment until it has been reached again.
+    /// The state that clients see at this time: a version whose verification has expired is not
+    /// served until it has been verified again.
     #[must_use]
     pub fn at(self, now: Timestamp) -> Self {
         match self.snapshot() {
@@ -201,7 +202,7 @@ impl State {
         }
     }
 
-    /// What is being served.
+    /// The version being served.
     pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         match self {
             Self::Serving(snapshot) => Some(snapshot),
@@ -209,7 +210,7 @@ impl State {
         }
     }
 
-    /// What is lost if nothing is served from now on.
+    /// The version that a withdrawal names if nothing is served from now on.
     pub(crate) fn withdrawn_version(&self) -> Option<Arc<WithdrawnVersion>> {
         match self {
             Self::Pending => None,
@@ -260,7 +261,7 @@ impl StateKind {
 }
 
 impl From<&str> for Withdrawal {
-    /// Of something that was never there.
+    /// The withdrawal of a bundle that was never served.
     fn from(reason: &str) -> Self {
         Self { reason: reason.into(), version: None, was_served: false }
     }
@@ -280,8 +281,8 @@ impl FailureClass {
         }
     }
 
-    /// Whether the registry said what the reference means, so that a client which runs
-    /// something else may be contradicted.
+    /// Whether the registry said what the reference means, so that the check confirms an answer to
+    /// a client that runs another version.
     pub fn registry_answered(self) -> bool {
         matches!(self, Self::NotFound | Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted)
     }

@@ -130,12 +130,12 @@ const MAX_SIGNATURES: usize = 64;
 
 fn most_telling(findings: &[Finding]) -> Vec<Finding> {
     let mut others = MAX_SIGNATURES.saturating_sub(findings.iter().filter(|one| one.is_verified()).count());
-    let is_told = |one: &&Finding| {
-        let is_told = one.is_verified() || others > 0;
+    let is_shown = |one: &&Finding| {
+        let is_shown = one.is_verified() || others > 0;
         others = others.saturating_sub(usize::from(!one.is_verified()));
-        is_told
+        is_shown
     };
-    findings.iter().filter(is_told).take(MAX_SIGNATURES).cloned().collect()
+    findings.iter().filter(is_shown).take(MAX_SIGNATURES).cloned().collect()
 }
 
 fn skipped(report: &Report) -> Vec<String> {

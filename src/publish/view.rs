@@ -1,4 +1,5 @@
-//! What is served in place of a bundle that is withdrawn.
+//! The view that a request subscribes to: the state of a bundle, and of its fallback while it is
+//! withdrawn.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,28 +13,27 @@ use super::{
 };
 use crate::oci::Digest;
 
-/// What happens to clients when there is nothing to serve any more.
+/// What clients get while a bundle is withdrawn (`on_withdraw`).
 ///
 /// Withdrawing stops distribution, not enforcement: OPA keeps its last policy on every error.
 /// Only another bundle takes a policy out of a running fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OnWithdraw {
-    /// The bundle that is served instead, under the name of the withdrawn one, as long as that
-    /// is withdrawn and this one is not. Judged by its own trust policy. It has to be
-    /// configured, must not be the bundle itself, and must not name a fallback of its own, so
-    /// that there are neither chains nor circles.
+    /// The bundle that is served instead, under the name of the withdrawn one, while that is
+    /// withdrawn and this one is not. It has its own trust policy. It must be configured, must not
+    /// be the bundle itself, and must not have a fallback of its own, so that there are no chains
+    /// or cycles.
     ///
-    /// Clients that run nothing, or the fallback, get it whenever the bundle is withdrawn. Clients
-    /// that run something else get it where this replica has served the bundle itself, before or
+    /// Clients that run nothing yet, or the fallback, get it whenever the bundle is withdrawn.
+    /// Clients that run another version get it where this replica has served the bundle, before or
     /// after its last start, and then withdrawn it. A replica without such a history (an empty
-    /// cache) can't know whether other replicas serve a good version: there only clients get it
-    /// whose first tag is that of a version which is named as revoked, or signed by a revoked key.
-    /// Otherwise anybody who can move the tag to an old revoked artifact could have the fallback
-    /// served to every client of the good one.
+    /// cache) can't know whether other replicas serve a valid version: there, only clients get it
+    /// whose first tag is that of a revoked version. Otherwise anyone who can move the tag to an
+    /// old revoked artifact could have the fallback served to every client of the valid one.
     pub fallback: String,
 }
 
-/// The bundle that stands in for another one.
+/// The bundle that is served while another one is withdrawn.
 #[derive(Debug, Clone)]
 pub(super) struct Fallback {
     name: Arc<str>,
@@ -55,42 +55,42 @@ pub struct FallbackStatus {
     pub since: Option<Timestamp>,
 }
 
-/// What clients see of a bundle, its fallback included: mark it seen ([`Self::seen`]) before
-/// comparing, wait for [`Self::changed`] after.
+/// A subscription to a bundle and its fallback: mark it seen ([`Self::seen`]) before comparing,
+/// wait for [`Self::changed`] after.
 #[derive(Debug, Clone)]
 pub struct View {
     own: watch::Receiver<State>,
     fallback: Option<watch::Receiver<State>>,
 }
 
-/// A moment of a [`View`].
+/// The states of a [`View`] at one moment.
 #[derive(Debug, Clone)]
 pub struct Seen {
     own: State,
     fallback: Option<Arc<Snapshot>>,
 }
 
-/// What a client runs, as far as it decides about the fallback.
+/// The version that a client runs, compared with the one asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientVersion {
-    /// Nothing yet.
+    /// The client runs nothing yet.
     None,
-    /// Another version than the one in question.
+    /// The client runs another version.
     Other,
-    /// The version in question: the fallback, or what was lost.
+    /// The client runs that version.
     Same,
 }
 
-/// What a client is to have.
+/// The state to answer a client with.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// As if there were only this.
+    /// The state; serving the fallback where that is selected.
     pub state: State,
-    /// Whether it is the fallback.
+    /// Whether the fallback is selected.
     pub is_fallback: bool,
 }
 
-/// Lets each bundle for which `fallback_of` names another one have it as its fallback.
+/// Links each bundle for which `fallback_of` names another one to it.
 pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<&'a str>) {
     let fallbacks: Vec<_> = handles
         .iter()
@@ -111,12 +111,12 @@ pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> 
 }
 
 impl Handle {
-    /// A view of one's own.
+    /// A new subscription.
     pub fn view(&self) -> View {
         View { own: self.state.clone(), fallback: self.fallback.as_ref().map(|fallback| fallback.state.clone()) }
     }
 
-    /// Why nothing of its own is served, if it is withdrawn.
+    /// The withdrawal, while the bundle is withdrawn.
     pub fn withdrawal(&self) -> Option<Withdrawal> {
         match &*self.state.borrow() {
             State::Withdrawn(withdrawal) => Some(withdrawal.clone()),
@@ -124,7 +124,7 @@ impl Handle {
         }
     }
 
-    /// What stands in for it; `None` while it is not withdrawn, or without a fallback.
+    /// The fallback; `None` while the bundle is not withdrawn, or without a fallback.
     pub fn fallback_status(&self) -> Option<FallbackStatus> {
         self.withdrawal()?;
         let fallback = self.fallback.as_ref()?;
@@ -140,14 +140,14 @@ impl Handle {
 }
 
 impl View {
-    /// What is to be seen now, marked as seen.
+    /// The states now, marked as seen.
     pub fn seen(&mut self) -> Seen {
         let own = self.own.borrow_and_update().clone();
         let fallback = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
         Seen { own, fallback }
     }
 
-    /// Until there is something else to see. Cancel-safe.
+    /// Waits until there is something else to see. Cancel-safe.
     ///
     /// # Errors
     /// When the bundle's watcher is gone.
@@ -160,7 +160,7 @@ impl View {
                     if changed.is_err() {
                         self.fallback = None;
                     }
-                    // Otherwise it is nobody's business.
+                    // While the bundle itself is served, its fallback does not matter.
                     if matches!(*self.own.borrow(), State::Withdrawn(_)) {
                         return Ok(());
                     }
@@ -176,12 +176,14 @@ impl Seen {
         &self.own
     }
 
-    /// What a client is to have at this time. `runs` is asked with an entity tag: the fallback's,
-    /// where there is one to serve, and then perhaps that of what was lost.
+    /// The state to answer a client with at this time. `version_of` compares the client's version
+    /// with an entity tag: the fallback's, where there is one to serve, and then perhaps that of
+    /// the withdrawn version.
     pub fn select(&self, now: Timestamp, mut version_of: impl FnMut(&str) -> ClientVersion) -> Selection {
         let own = self.own.clone().at(now);
         let fallback = self.fallback.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
-        // Not for the moment in which a verdict is reached again.
+        // The fallback is not served in the moment between an expired verification and the next
+        // one.
         if let (State::Withdrawn(withdrawal), Some(fallback)) = (&self.own, fallback) {
             let is_due = match version_of(fallback.etag()) {
                 ClientVersion::None | ClientVersion::Same => true,
@@ -195,7 +197,7 @@ impl Seen {
     }
 }
 
-/// Whether a client that runs something of its own gets the fallback for it.
+/// Whether a client that runs another version gets the fallback.
 fn gets_fallback(withdrawal: &Withdrawal, mut version_of: impl FnMut(&str) -> ClientVersion) -> bool {
     match &withdrawal.version {
         None => false,
@@ -245,14 +247,14 @@ mod tests {
     }
 
     #[test]
-    fn the_fallback_is_for_the_withdrawn_and_leaves_alone_who_may_be_served_elsewhere() {
+    fn on_withdraw_serves_the_fallback_only_while_withdrawn_and_not_to_clients_of_other_versions() {
         const ALL: [ClientVersion; 3] = [ClientVersion::None, ClientVersion::Other, ClientVersion::Same];
         for (own, fallback, offered) in [
             (State::Pending, serving(2), [false, false, false]),
             (serving(1), serving(2), [false, false, false]),
             (withdrawn(1), serving(2), [true, true, true]),
             (never(), serving(2), [true, false, true]),
-            // One that has nothing either is none.
+            // A fallback that has nothing to serve is none.
             (withdrawn(1), State::Pending, [false, false, false]),
             (withdrawn(1), withdrawn(2), [false, false, false]),
         ] {
@@ -266,9 +268,9 @@ mod tests {
         }
     }
 
-    /// Somebody has moved the tag to an old artifact of a revoked key, and this replica is new.
+    /// A tag was moved to an old artifact of a revoked key, and this replica is new.
     #[test]
-    fn what_was_never_served_here_is_lost_for_those_alone_who_run_it() {
+    fn a_revoked_version_that_was_never_served_here_affects_only_its_own_clients() {
         let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(1))));
         let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: false });
         let seen = Pair::showing(revoked.clone(), serving(2)).view.seen();
@@ -286,7 +288,7 @@ mod tests {
             };
             assert_eq!(seen.select(telemetry::now(), version_of).is_fallback, fallback, "{first:?}");
         }
-        // Once it was served here, it is lost for everybody.
+        // Once it was served here, every client gets the fallback.
         let seen = Pair::showing(revoked.served_before(), serving(2)).view.seen();
         assert!(seen.select(telemetry::now(), |_| ClientVersion::Other).is_fallback);
     }
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_who_wait_wake_for_the_fallback_only_while_it_stands_in() {
+    async fn a_change_of_the_fallback_wakes_waiters_only_while_the_bundle_is_withdrawn() {
         let mut pair = Pair::showing(serving(1), serving(2));
         pair.view.seen();
         pair.fallback.send_replace(serving(3));
@@ -321,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_fallback_whose_watcher_is_gone_costs_nothing_else() {
+    async fn a_fallback_whose_watcher_is_gone_changes_nothing_else() {
         let mut pair = Pair::showing(serving(1), serving(2));
         drop(pair.fallback);
         let view = &mut pair.view;

@@ -1,5 +1,5 @@
-//! Writes to disk what a watcher has decided, beside its work: a disk in trouble delays what
-//! is published by a moment, and the next check not at all.
+//! Writes a watcher's decisions to disk, in the background: a failing disk delays a publication by
+//! [`FLUSH_TIMEOUT`], and the next check not at all.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,14 +13,14 @@ use tokio::{
 use super::Pipeline;
 use crate::{publish::Snapshot, store::Change};
 
-/// What a disk in order needs at most.
+/// How long a publication waits for the disk; a healthy one needs less.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// A confirmation that a crash takes away costs a check of the registry. So it waits for those
-/// of other bundles, which are written together.
+/// How long a confirmation waits for those of other bundles, to be written together. One that a
+/// crash loses costs a check of the registry.
 const CONFIRM_DELAY: Duration = Duration::from_secs(1);
 
-/// Holds what is to be written next. One thing at a time is written, so that they follow each
-/// other as they were decided; of what a slow disk has not come to, the newest replaces the rest.
+/// The updates of one bundle to be written. They are written one at a time, in the order of the
+/// decisions; of several that wait for a slow disk, the newest replaces the others.
 #[derive(Debug, Default)]
 pub(super) struct PersistQueue {
     next: Mutex<Next>,
@@ -35,19 +35,19 @@ struct Next {
     number: u64,
 }
 
-/// What the disk should say from now on.
+/// A change of what the disk records.
 #[derive(Debug)]
 pub(super) enum Update {
-    /// This is served, and that is what was served so far.
+    /// The version is served; `history` includes it.
     Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp>, history: Bytes },
-    /// What is served was confirmed, by the registry or by the judge.
+    /// The version being served was confirmed by the registry, or verified again.
     Confirm { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
-    /// Nothing is served.
+    /// The bundle is withdrawn.
     Forget { history: Bytes },
 }
 
 impl PersistQueue {
-    /// Never waits. Gives the update's number.
+    /// Adds an update, and returns its number. Never waits.
     pub(super) fn enqueue(&self, update: Update) -> u64 {
         let mut next = self.lock();
         next.update = Some(coalesce(next.update.take(), update));
@@ -56,17 +56,17 @@ impl PersistQueue {
         next.number
     }
 
-    /// Waits until an update, or what replaced it, has been written or could not be; on a disk
-    /// in trouble no longer than a moment.
+    /// Waits until an update, or the one that replaced it, has been written or has failed, for
+    /// [`FLUSH_TIMEOUT`] at most.
     pub(super) async fn flushed(&self, number: u64) {
         let mut flushed = self.flushed.subscribe();
         let _ = timeout(FLUSH_TIMEOUT, flushed.wait_for(|flushed| *flushed >= number)).await;
     }
 
-    /// Writes for ever. When it is dropped, what is being written is still completed, what
-    /// waits is not.
+    /// Writes for ever. When it is dropped, the write under way is still completed, and updates
+    /// that wait are not written.
     pub(super) async fn work(&self, pipeline: &Pipeline) {
-        // What has been confirmed and is not on the disk yet.
+        // A confirmation that is not on disk yet.
         let mut confirmed = None;
         loop {
             tokio::select! {
@@ -104,7 +104,7 @@ impl PersistQueue {
     }
 }
 
-/// The change, when it is time to bring it to the disk.
+/// Waits until a confirmation is to be written.
 async fn later(confirmed: &Option<(Change, Instant)>) -> Change {
     match confirmed {
         Some((change, at)) => {
@@ -115,10 +115,10 @@ async fn later(confirmed: &Option<(Change, Instant)>) -> Change {
     }
 }
 
-/// What to write when `newer` comes while `waiting` has not been written.
+/// The update to write when `newer` comes while `waiting` has not been written.
 fn coalesce(waiting: Option<Update>, newer: Update) -> Update {
     match (waiting, newer) {
-        // The time of a check says nothing without the bundle.
+        // The time of a check means nothing without the bundle.
         (Some(Update::Keep { history, .. }), Update::Confirm { snapshot, checked }) => {
             Update::Keep { snapshot, checked, history }
         }
@@ -144,7 +144,7 @@ mod tests {
         Update::Confirm { snapshot: snapshot(1), checked: Timestamp::from_second(seconds).ok() }
     }
 
-    /// What a disk writes that could write nothing while all of these were decided.
+    /// The update that is written if the disk hangs until all of these were enqueued.
     fn after_all(updates: impl IntoIterator<Item = Update>) -> Update {
         updates.into_iter().fold(None, |waiting, update| Some(coalesce(waiting, update))).unwrap()
     }
@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_in_trouble_is_waited_for_no_longer_than_a_moment() {
+    async fn a_failing_disk_delays_a_publication_by_flush_timeout() {
         let (queue, began) = (PersistQueue::default(), Instant::now());
         let first = queue.enqueue(keep(1));
         queue.flushed(first).await;
         assert_eq!(began.elapsed(), FLUSH_TIMEOUT);
-        // What replaced it has been written.
+        // Its replacement has been written.
         queue.enqueue(keep(2));
         queue.flushed.send_replace(queue.take().1);
         queue.flushed(first).await;

@@ -1,5 +1,5 @@
-//! Where verdicts are reached: off the async threads, a few at a time for all watchers, and
-//! always with a conclusion.
+//! The threads that verify and open artifacts: off the async threads, a few at a time for all
+//! watchers, each with a deadline.
 
 use std::{
     num::NonZero,
@@ -25,56 +25,57 @@ use crate::{
     verify::{Circumstances, Evidence, TrustPolicy, Verdicts, Verified},
 };
 
-/// Waiting for a turn included. What is served by a policy of yesterday is not served for ever
-/// because a judge hangs.
+/// For one verification, the wait for a permit included. A verification that hangs must not keep a
+/// version in service that only an earlier policy accepted.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
-/// For one bundle, once it is its turn. The limits of a bundle end it long before.
+/// For opening one bundle, once it has its permit. The limits of a bundle end it long before.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bundles that are restored from the disk at a time: each holds its evidence in memory while
 /// it waits to be verified and opened.
 const MAX_RESTORES: usize = 16;
 
-/// Shared by all watchers; cheap to clone. Signatures cost milliseconds of computing, so that
-/// five hundred at once would take every core from those who answer clients.
+/// The threads for verifying and opening, shared by all watchers. A signature costs milliseconds of
+/// computing: five hundred at once would take every core from the server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct VerificationPool {
     verify_permits: Arc<Semaphore>,
-    /// Apart from `verify_permits`: a large bundle takes seconds to open, and a verdict has a deadline.
+    /// Apart from `verify_permits`: a large bundle takes seconds to open, and a verification has a
+    /// deadline.
     open_permits: Arc<Semaphore>,
     restore_permits: Arc<Semaphore>,
     verdicts: Verdicts,
 }
 
-/// Why a bundle was not opened, whatever is in it.
+/// Why the opening of a bundle did not end, which says nothing about its bytes.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotOpened {
-    #[error("opening the bundle broke off: {0}; please report this")]
+    #[error("opening the bundle panicked: {0}; please report this")]
     Panic(tokio::task::JoinError),
     #[error("opening the bundle took longer than {}", humantime::format_duration(OPEN_TIMEOUT))]
     Timeout,
 }
 
-/// What is to be judged.
+/// An artifact to verify.
 #[derive(Debug, Clone)]
 pub(super) struct VerificationJob {
     pub(super) policy: Arc<TrustPolicy>,
     pub(super) pinned: PinnedReference,
     pub(super) manifest: Manifest,
     pub(super) evidence: Arc<Evidence>,
-    /// By what it was accepted earlier, if it was.
+    /// The policy and the trust roots that accepted it earlier, if any.
     pub(super) accepted: Option<Acceptance>,
 }
 
-/// What was not accepted.
+/// A version that was not accepted.
 #[derive(Debug)]
 pub(super) struct Rejection {
     pub(super) failure: Failure,
-    /// For people, where the judge came to an end.
+    /// The verdict for operators, where the verification came to an end.
     pub(super) verdict: Option<Box<VerdictStatus>>,
 }
 
 impl Default for VerificationPool {
-    /// One core is left to those who answer clients.
+    /// One core is left to the server.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let permits = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
@@ -84,8 +85,8 @@ impl Default for VerificationPool {
 }
 
 impl VerificationPool {
-    /// Comes to a verdict, and within a minute: whatever goes wrong on the way is a refusal.
-    /// `attempt` is waited for when it is its turn.
+    /// Verifies an artifact within [`VERIFY_TIMEOUT`]; every error on the way is a rejection.
+    /// `attempt` is awaited once the job has its permit.
     pub(super) async fn verify(
         &self,
         job: VerificationJob,
@@ -95,7 +96,7 @@ impl VerificationPool {
         self.run(digest, attempt, move || job.verify(&verdicts)).await
     }
 
-    /// Waits for the turn to restore a bundle.
+    /// Waits for the permit to restore a bundle from disk.
     pub(super) async fn restore_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.restore_permits).acquire_owned().await.ok()
     }
@@ -107,12 +108,12 @@ impl VerificationPool {
         Arc::clone(&self.verify_permits).acquire_many_owned(all).await.unwrap()
     }
 
-    /// Opens a bundle off the async threads, a few at a time. `attempt` is waited for when it
-    /// is its turn.
+    /// Opens a bundle off the async threads, a few at a time. `attempt` is awaited once the job has
+    /// its permit.
     ///
     /// # Errors
-    /// When `open` panics, or does not come to an end: it then keeps its thread, and another
-    /// one takes its place.
+    /// When `open` panics, or does not end: it then keeps its thread, and gives its permit to
+    /// another job.
     pub(super) async fn open<T: Send + 'static>(
         &self,
         attempt: impl Future<Output = Attempt>,
@@ -125,7 +126,7 @@ impl VerificationPool {
         let opening = spawn_blocking(move || {
             let opened = attempt.run(open);
             if let (true, Ok(permit)) = (settled.swap(true, Ordering::AcqRel), permit) {
-                // Somebody else has it.
+                // The deadline has passed, and the permit was given to another job.
                 permit.forget();
             }
             opened
@@ -160,10 +161,10 @@ impl VerificationPool {
         let working = async move {
             let permit = verify_permits.acquire_owned().await;
             let attempt = attempt.await;
-            // They are anybody's bytes in the hands of parsers, where a panic must end no more
-            // than this attempt.
+            // Parsers read foreign bytes here, and a panic of theirs must end no more than this
+            // attempt.
             spawn_blocking(move || {
-                // Goes with the work, which goes on when nobody waits for it any more.
+                // Held by the work, which goes on after the deadline.
                 let _permit = permit;
                 attempt.run(work)
             })
@@ -221,7 +222,7 @@ impl VerificationJob {
 }
 
 impl Rejection {
-    /// As a refusal of what is served.
+    /// The same rejection of a version that is served.
     pub(super) fn distrusted(self) -> Self {
         let failure = Failure { class: FailureClass::Distrusted, ..self.failure };
         Self { failure, ..self }
@@ -247,7 +248,8 @@ fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
     }
 }
 
-/// Certificates, and keys with a time, are judged by the clock, and no library reads one so far off.
+/// Certificates, and keys with an end, are verified by the clock, and no library reads one so far
+/// off.
 fn unusable_clock(digest: &Digest) -> Failure {
     let message = "the system's clock is before 1970 or after 9999, so nothing can be verified; set it".to_owned();
     let (class, step) = (FailureClass::Transient, Step::Verify);
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_judge_that_panics_has_refused_and_leaves_the_seat() {
+    async fn a_verification_that_panics_is_a_rejection_and_releases_its_permit() {
         let pool = pool(1);
         let failed =
             pool.run(digest(), no_attempt(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_judge_that_hangs_has_refused() {
+    async fn a_verification_that_hangs_is_a_rejection() {
         let pool = pool(1);
         let _hanging = pool.verify_permits.try_acquire().unwrap();
         let began = tokio::time::Instant::now();
@@ -304,24 +306,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_bundle_that_is_never_opened_takes_no_turn_from_the_others() {
+    async fn a_bundle_that_is_never_opened_takes_no_permit_from_the_others() {
         let pool = VerificationPool { open_permits: Arc::new(Semaphore::new(1)), ..VerificationPool::default() };
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let endless = pool.open(no_attempt(), move || ended.recv());
-        // The paused clock stands still by itself while a thread works.
+        // The paused clock does not advance by itself while a thread works.
         let (late, ()) = tokio::join!(endless, tokio::time::advance(OPEN_TIMEOUT));
         assert_eq!(late.unwrap_err().to_string(), "opening the bundle took longer than 2m");
         assert_eq!(pool.open(no_attempt(), || 1).await.unwrap(), 1);
         let panic = pool.open(no_attempt(), || -> u8 { panic!("at the disco") }).await.unwrap_err();
-        assert!(panic.to_string().contains("broke off"), "{panic}");
+        assert!(panic.to_string().contains("panicked"), "{panic}");
         drop(end);
-        // When it ends after all there is still one turn.
+        // If the job ends after all, there is still one permit.
         assert_eq!(pool.open(no_attempt(), || 2).await.unwrap(), 2);
         assert!(pool.open_permits.available_permits() <= 1);
     }
 
     #[tokio::test]
-    async fn a_few_are_judged_at_a_time_and_all_in_the_end() {
+    async fn a_few_are_verified_at_a_time_and_all_in_the_end() {
         let (pool, now, most) = (pool(2), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut all = JoinSet::new();
         for _ in 0..50 {

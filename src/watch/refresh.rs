@@ -1,6 +1,6 @@
-//! One refresh, straight down: resolve → manifest → evidence → verify → fetch → open →
-//! `opa`, where it is configured → snapshot. Each step consumes the type that the one before it made, so none can be left
-//! out; verification comes before the download.
+//! One refresh as straight-line code: resolve → manifest → evidence → verify → fetch → open →
+//! `opa`, where configured → snapshot. Each step consumes the type that the one before it made, so
+//! none can be left out; verification comes before the download.
 
 use std::sync::Arc;
 
@@ -25,60 +25,60 @@ use crate::{
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
-/// Manifest and evidence read back from disk are not longer than this together.
+/// The limit of manifest and evidence together when they are read back from disk.
 const MAX_STORED_BYTES: u64 = 64 << 20;
 
-/// The reason of a failure that the disk is to blame for.
+/// The reason of a failure of the disk.
 const DISK: &str = "disk";
 
-/// What a bundle is made from.
+/// Everything that a refresh of one bundle needs.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     /// The bundle's name.
     pub name: Arc<str>,
-    /// What to serve.
+    /// The reference to serve.
     pub reference: Reference,
     /// The repository of `reference`.
     pub source: Source,
-    /// Where a policy's other repository for signatures is found.
+    /// The registries, for a policy that names another repository for signatures.
     pub registries: Arc<Registries>,
-    /// What it takes beside signatures.
+    /// The expectations beside signatures (`expect`).
     pub expect: Arc<Expect>,
-    /// Where blobs are kept.
+    /// The cache of blobs.
     pub store: Store,
-    /// How large a bundle may be.
+    /// The limits of a bundle.
     pub limits: bundle::Limits,
-    /// The real `opa`, where it has a say.
+    /// The check by the real `opa`, where configured.
     pub opa_check: Option<OpaCheck>,
-    /// Bytes of signature material (`limits.evidence`).
+    /// The limit of signature material in bytes (`limits.evidence`).
     pub evidence_limit: u64,
-    /// Where it is judged.
+    /// The threads that verify and open.
     pub pool: VerificationPool,
-    /// Where verdicts are counted.
+    /// The metrics in which verifications are counted.
     pub metrics: Metrics,
 }
 
-/// What a look at the registry found.
+/// The result of a check of the registry.
 #[derive(Debug)]
 pub struct RefreshResult {
-    /// What it means.
+    /// The outcome.
     pub outcome: Outcome,
     /// The verdict about a version that was rejected.
     pub rejected: Option<Box<VerdictStatus>>,
 }
 
-/// What the disk remembers.
+/// A version restored from disk.
 #[derive(Debug)]
 pub struct Restored {
-    /// Judged again.
+    /// The version, verified again.
     pub snapshot: Arc<Snapshot>,
-    /// When the registry was noted to have confirmed it; whatever the clock said then.
+    /// When the registry last confirmed it, by the clock of that time.
     pub checked: Option<Timestamp>,
 }
 
 impl Pipeline {
-    /// Looks at the registry once, and judges by one policy. `serving` is what need not be
-    /// fetched again; `known_defect` is a digest that failed for good.
+    /// Checks the registry once, under one policy. The versions `serving` and `known_defect` are
+    /// not fetched again.
     pub(super) async fn refresh(
         &self,
         policy: &Arc<TrustPolicy>,
@@ -135,14 +135,14 @@ impl Pipeline {
         })?;
         let snapshot = self.open(verified, record, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
-        // opa may take long; others can fetch meanwhile.
+        // `opa` may take long; other bundles can be fetched meanwhile.
         drop(turn);
         self.check_with_opa(&snapshot).await?;
         Ok(Some(snapshot))
     }
 
-    /// What was served before the process started, judged again by today's policy.
-    /// `None` when nothing usable is stored.
+    /// The version that was served before the process started, verified again under the current
+    /// policy. `None` when nothing usable is stored.
     pub(super) async fn restore(
         &self,
         policy: &Arc<TrustPolicy>,
@@ -156,7 +156,7 @@ impl Pipeline {
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
         let manifest = Manifest::parse(stored.manifest, None, MAX_STORED_BYTES).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
-        // A digest in the configuration is a decision; the disk can't overrule it.
+        // A digest in the configuration overrides the disk.
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
@@ -173,12 +173,12 @@ impl Pipeline {
             let etag = Some(snapshot.etag().to_owned());
             return Some(Err(Rejection::from(Failure { etag, ..failure }).distrusted()));
         }
-        // The look at the registry that follows finds it again, and says what is wrong with it.
+        // The check of the registry that follows finds it again, and reports what is wrong with it.
         self.check_restored_with_opa(&snapshot).await.ok()?;
         Some(Ok(Restored { snapshot, checked: stored.checked }))
     }
 
-    /// Judges what was accepted before once more, without asking anybody.
+    /// Verifies an accepted version again, from the evidence in hand.
     pub(super) async fn reverify(
         &self,
         snapshot: &Snapshot,
@@ -200,7 +200,7 @@ impl Pipeline {
         again.map(Arc::new).map_err(failed)
     }
 
-    /// Makes [`Self::restore`] find this.
+    /// Writes a version for [`Self::restore`] to find.
     pub(super) async fn persist(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
         let Ok(evidence) = snapshot.record().evidence.to_bytes() else { return };
         let accepted = acceptance(snapshot.record());
@@ -211,14 +211,14 @@ impl Pipeline {
         self.store.keep(served).await;
     }
 
-    /// Makes [`Self::restore`] tell this time, if what it finds has this manifest.
-    /// Gives what is to be flushed for it to survive a crash.
+    /// Records the time of a check for [`Self::restore`], if the stored version has this manifest.
+    /// Returns the change to flush for it to survive a crash.
     pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
         let (reference, accepted) = (self.reference.to_string(), acceptance(snapshot.record()));
         self.store.confirm_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
-    /// Drops what [`Self::restore`] would find.
+    /// Removes the version that [`Self::restore`] would find.
     pub(super) async fn remove(&self, history: Bytes) {
         self.store.forget(&self.name, &self.reference.to_string(), history).await;
     }
@@ -235,8 +235,8 @@ impl Pipeline {
         }
     }
 
-    /// A refusal for want of evidence, of which the registry did not give out a piece, is the
-    /// registry's: the piece may have been the signature.
+    /// Turns a rejection for missing evidence into a failure of the registry where the registry
+    /// withheld a piece of it: that may have been the signature.
     fn or_unavailable(&self, refused: Rejection, evidence: &Evidence) -> Rejection {
         match (refused.failure.class, evidence.unavailable()) {
             (FailureClass::Evidence, Some(error)) => {
@@ -252,7 +252,7 @@ impl Pipeline {
         let digest = job.pinned.digest().clone();
         let mut result = self.pool.verify(job, self.attempt_at(Step::Verify, &digest)).await;
         if let (Err(refused), Ok(layer)) = (&mut result, layer) {
-            // Somebody may run it, all the same.
+            // Clients may run it nevertheless.
             refused.failure.etag = tag_of(&layer.digest);
         }
         let (outcome, reason) = match &result {
@@ -274,7 +274,7 @@ impl Pipeline {
         let open = move || {
             let bytes = blob.clone();
             let bundle = Bundle::open(blob, &limits).map_err(|error| {
-                // What the disk has lost is no property of the bundle.
+                // Bytes that the disk has lost are not a defect of the bundle.
                 let reason = if is_intact(&bytes) { "not_a_bundle" } else { DISK };
                 (Step::Open, reason, error.to_string())
             })?;
@@ -289,12 +289,12 @@ impl Pipeline {
         }
     }
 
-    /// Notes that a step begins which the process may not survive.
+    /// Records that a step begins which may kill the process.
     async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
         self.store.attempt(digest, &step.to_string(), &self.limits_key()).await
     }
 
-    /// Refuses what the process has died of twice.
+    /// Refuses a digest in whose verification or opening the process has died twice.
     fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
         let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else { return Ok(()) };
         let SetAside { step, deaths, .. } = &set_aside;
@@ -303,7 +303,7 @@ impl Pipeline {
         Err(defect(step, digest, "set_aside", set_aside.to_string()))
     }
 
-    /// Another word when a limit changes under which a bundle is verified or opened.
+    /// A key that changes with the limits under which a bundle is verified or opened.
     fn limits_key(&self) -> String {
         let limits = format!("{:?} {}", self.limits, self.evidence_limit);
         Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
@@ -315,8 +315,8 @@ impl Pipeline {
             Class::RateLimited { retry_after } => FailureClass::RateLimited(retry_after),
             Class::Denied => FailureClass::Denied,
             Class::Defect => FailureClass::Defect,
-            // A tag that the registry has just resolved to something which is not there is
-            // a push or a clean-up under way.
+            // A tag that resolves to a missing manifest is a push or a garbage collection under
+            // way.
             Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
             Class::NotFound => FailureClass::Transient,
         };
@@ -324,8 +324,8 @@ impl Pipeline {
     }
 }
 
-/// The layer that is served, byte for byte. What would have to be repacked first, the author's
-/// commands know how to.
+/// The layer that is served, byte for byte. Artifacts that would have to be repacked are the
+/// business of `bundlegate pull` and `save`.
 fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
     let recipe = Recipe::of(manifest, None).map_err(|error| error.to_string())?;
     match recipe.layers() {

@@ -1,6 +1,6 @@
-//! What is served is judged again, from the evidence in hand and before anybody is asked, when
-//! the policy has changed or the verdict is over: a registry that does not answer can't prolong
-//! a revoked key.
+//! Re-verification: when the policy has changed or a verification has expired, the version being
+//! served is verified again from the evidence in hand, before any registry is asked. A registry
+//! that does not answer can't prolong a revoked key.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// The clock that verdicts go by may be set, and stands still for nobody who sleeps: a machine
-/// that was suspended wakes up late. So it is looked at this often.
+/// How often the clock is read that verifications depend on: it may be set, and a timer runs late
+/// on a machine that was suspended.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Waits until the policy changes, or a verdict is to be reached again that was `due`.
-/// Cancel-safe.
+/// Waits until the policy changes, or until a verification that is `due` for renewal has reached
+/// that time. Cancel-safe.
 pub(super) async fn due_or_policy_changed(policy: &mut watch::Receiver<Arc<TrustPolicy>>, due: Option<Timestamp>) {
     tokio::select! {
         changed = policy.changed() => if changed.is_err() {
-            // Nobody is left who could change it.
+            // Every handle is gone, so the policy can't change.
             expiry(due).await;
         },
         () = expiry(due) => {}
@@ -55,7 +55,7 @@ impl Watcher {
     /// now; if it is accepted it stays, and no waiter wakes.
     pub(super) async fn reverify(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        // It publishes nothing that an outdated verification could forbid.
+        // The event publishes no version, so none can be outdated.
         let _ = self.apply(&Event::ReverificationDue, None);
         self.schedule.start_over();
         let Some(current) = self.publisher.machine().current().cloned() else {
@@ -66,7 +66,7 @@ impl Watcher {
             return;
         }
         match self.pipeline.reverify(&current, &policy).await {
-            // Other signers may say something else about its order.
+            // Other signers may give it another place in the order.
             Ok(snapshot) => match self.pipeline.expect_snapshot(&snapshot, &self.history) {
                 // If the policy has changed once more, the caller comes back here.
                 Ok(()) => {
@@ -95,13 +95,14 @@ impl Watcher {
     /// Whatever the reason, a version that only an earlier policy accepted is not served.
     fn withdraw_untrusted(&mut self, failure: Failure, rejected: Option<Box<VerdictStatus>>) {
         let failure = Failure { class: FailureClass::Distrusted, ..failure };
-        // It withdraws, which no verification forbids.
+        // The event withdraws, so no version can be outdated.
         let _ = self.apply(&Event::ReverificationFailed(failure), rejected);
     }
 }
 
-/// Whether what was found wrong last should be looked at again now that the policy has changed.
+/// Whether the registry should be checked now that the policy has changed: after a failure it
+/// should.
 pub(super) fn should_check(publisher: &Publisher) -> bool {
-    // A registry that asks for patience gets it.
+    // A registry that limits the rate of requests is not asked early.
     publisher.failure_class().is_some_and(|class| !matches!(class, FailureClass::RateLimited(_)))
 }

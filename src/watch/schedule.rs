@@ -1,4 +1,4 @@
-//! When to look at the registry again.
+//! The times of the checks of a registry.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -10,21 +10,20 @@ use crate::{
 };
 
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
-/// Refused credentials seldom become right by themselves.
+/// Denied credentials seldom become valid by themselves.
 const DENIED_FACTOR: u32 = 4;
-/// The longest that a registry's `Retry-After` is waited for: it may be in the wrong unit, or read
-/// by a wrong clock, and must not stop updates for days.
+/// The longest wait for a registry's `Retry-After`: it may be in the wrong unit, or come from a
+/// wrong clock, and must not stop updates for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
-/// The longest that bundles which a registry told the same time are kept apart.
+/// The longest time over which bundles are spread that got the same `Retry-After`.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
 /// A poll comes up to this share of the interval before its time.
 const JITTER_DIVISOR: u32 = 20;
 
-/// Remembers how often in a row something went wrong.
+/// The schedule of one bundle: its phase within the interval, and how often in a row it has failed.
 ///
-/// Every bundle has its time within the interval, by its name: thousands that start together,
-/// or that a registry's outage has brought into step, spread over the interval again with their
-/// next successful poll.
+/// The phase follows from the name: thousands of bundles that start together, or that an outage has
+/// brought into step, spread over the interval again with their next successful poll.
 #[derive(Debug)]
 pub(super) struct Schedule {
     interval: Duration,
@@ -43,7 +42,7 @@ impl Schedule {
         Self { interval, phase: interval.mul_f64(share), epoch: Instant::now(), transient: 0, unsigned: None }
     }
 
-    /// What was refused before may be judged otherwise now.
+    /// Starts the retries for evidence over: another policy may accept what was refused.
     pub(super) fn start_over(&mut self) {
         self.unsigned = None;
     }
@@ -61,7 +60,7 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            // All bundles that asked were told the same time.
+            // All bundles that asked got the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
                 let wait = wait.clamp(MIN_BACKOFF, MAX_RETRY_AFTER);
                 let spread = wait.min(self.interval).min(MAX_SPREAD).mul_f64(fastrand::f64());
@@ -88,7 +87,7 @@ impl Schedule {
         }
     }
 
-    /// Until this bundle's time comes, never longer than the interval and its jitter.
+    /// The time until this bundle's phase comes, never longer than the interval and its jitter.
     fn until_due(&self) -> Duration {
         let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_DIVISOR);
         // A poll that came early must not be followed by one at the same time.
@@ -98,9 +97,9 @@ impl Schedule {
         wait - jitter.mul_f64(fastrand::f64())
     }
 
-    /// How long of `wait`, which the registry asked for, a bundle with `max_stale` can wait. While
-    /// something is served that has `left` of it, half of that, so that there are several checks
-    /// before it is over. With nothing to lose, no longer than `max_stale` or the interval.
+    /// Caps the `wait` that a registry asked for by `max_stale`: while a version is served, at half
+    /// of the time `left` of it, so that several checks come before it ends; otherwise at
+    /// `max_stale` or the interval.
     pub(super) fn cap_retry_after(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
         let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
         wait.min(most.max(MIN_BACKOFF))
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_backs_off_to_the_interval_and_success_resets_it() {
+    async fn failures_back_off_to_the_interval_and_success_resets_it() {
         let mut schedule = Schedule::new(Duration::from_secs(30), "a");
         let transient = failed(FailureClass::Transient, None);
         for ceiling in [1, 2, 4, 8, 16, 30, 30] {
@@ -172,7 +171,7 @@ mod tests {
             assert!(first <= interval + interval / JITTER_DIVISOR, "{first:?}");
             advance(first).await;
             for _ in 0..100 {
-                // What the check itself takes makes no difference.
+                // The duration of the check makes no difference.
                 advance(Duration::from_millis(300)).await;
                 let wait = schedule.after(&Outcome::Unchanged) + Duration::from_millis(300);
                 assert!(wait.abs_diff(interval) <= interval / JITTER_DIVISOR, "{wait:?}");
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_that_ends_leaves_nobody_in_step() {
+    async fn an_outage_that_ends_leaves_no_bundles_in_step() {
         let mut bundles = bundles();
         advance(Duration::from_secs(100)).await;
         // All fail at the same moment, eight times, and succeed at the same moment.
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_registry_asks_for_leaves_several_checks_before_max_stale_is_over() {
+    fn retry_after_leaves_several_checks_before_max_stale_ends() {
         let (schedule, seconds) = (Schedule::new(Duration::from_secs(3), "a"), Duration::from_secs);
         for (wait, left, expected) in [
             (900, Some(10), 5),
@@ -241,12 +240,12 @@ mod tests {
             (900, Some(0), 1),
             (4, Some(10), 4),
             (4, Some(3600), 4),
-            // Nothing is served, so nothing can be lost.
+            // Nothing is served, so nothing can expire.
             (900, None, 10),
             (4, None, 4),
         ] {
-            let patience = schedule.cap_retry_after(seconds(wait), seconds(10), left.map(seconds));
-            assert_eq!(patience.as_secs(), expected, "{wait} s with {left:?} left");
+            let capped = schedule.cap_retry_after(seconds(wait), seconds(10), left.map(seconds));
+            assert_eq!(capped.as_secs(), expected, "{wait} s with {left:?} left");
         }
         let mut left = Duration::from_secs(10);
         let mut checks = 0;

@@ -1,10 +1,10 @@
-//! Versions of policy, as tags and annotations have them.
+//! Semantic versions in tags and annotations.
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
 use crate::telemetry::cut;
 
-/// As long as a tag may be; foreign text that is longer is no version.
+/// The longest tag that registries allow; longer text is not a version.
 const MAX_VERSION_BYTES: usize = 128;
 
 /// A semantic version. Compared by precedence, so build metadata make no difference.
@@ -16,7 +16,7 @@ pub struct Version(semver::Version);
 #[error("{0:?} is not a semantic version; write it such as 1.4.0")]
 pub struct NotAVersion(String);
 
-/// What a tag claims about the version behind it.
+/// The version that a tag states, in whole or in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TagVersion {
     /// `1.4.0`, `v1.4.0`, `1.4.0-rc.1`: this one.
@@ -51,7 +51,7 @@ impl TagVersion {
 impl FromStr for Version {
     type Err = NotAVersion;
 
-    /// A `v` in front is passed over, as in tags; and a tag has `_` where a version has `+`.
+    /// Accepts a leading `v`, as in tags, and `_` for `+`, which tags can't contain.
     fn from_str(text: &str) -> Result<Self, NotAVersion> {
         let refused = || NotAVersion(cut(text, MAX_VERSION_BYTES).into_owned());
         if text.len() > MAX_VERSION_BYTES {
@@ -88,7 +88,7 @@ impl PartialEq for Version {
 
 impl Eq for Version {}
 
-/// Digits as semantic versions have them: `007` is something else, a date perhaps.
+/// A number as semantic versions write it, without leading zeros: `007` may be a date.
 fn number(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }

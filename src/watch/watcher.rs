@@ -1,4 +1,5 @@
-//! The task of one bundle: when it checks the registry, verifies again and publishes.
+//! The task of one bundle: it checks the registry, verifies again when that is due, and publishes
+//! what follows.
 
 use std::sync::Arc;
 
@@ -25,16 +26,16 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// How a bundle is watched.
+/// The options of one bundle's watcher.
 #[derive(Debug, Clone, Copy)]
 pub struct WatchOptions {
-    /// Between checks of a healthy registry.
+    /// The time between checks of a healthy registry.
     pub poll: Duration,
     /// How old a check may be that contradicts a client.
     pub confirm_within: Duration,
-    /// What a missing tag means for a bundle that is being served.
+    /// What a missing tag means for a bundle that is served.
     pub on_missing: OnMissing,
-    /// How long to serve without one successful check.
+    /// How long a bundle is served without a successful check.
     pub max_stale: Option<Duration>,
     /// How long a bundle from disk waits for the first check before it is served.
     pub first_wait: Duration,
@@ -140,7 +141,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Restores what the disk holds. A few watchers at a time: at the start all of them are here.
+    /// Restores the state from disk. A few watchers do so at a time: at the start all of them come
+    /// here.
     async fn restore(&mut self, policy: &Arc<TrustPolicy>) {
         let permit = self.pipeline.pool.restore_permit().await;
         self.history = Arc::new(self.pipeline.history().await);
@@ -154,7 +156,7 @@ impl Watcher {
                 (Event::NothingRestored { withdrawal, was_served }, None)
             }
         };
-        // Nothing is published by it that an outdated verification could forbid.
+        // These events publish no version, so none can be outdated.
         let _ = self.apply(&event, rejected);
     }
 
@@ -171,16 +173,16 @@ impl Watcher {
         }
     }
 
-    /// `None` when the policy changed on the way, or the verification of the version being served
-    /// has expired: that comes before anything that a registry could say.
+    /// Checks the registry once. `None` when the policy changed meanwhile, or the verification of
+    /// the version being served expired: then that version is verified again first.
     async fn refresh(&mut self) -> Option<RefreshResult> {
         let pipeline = Arc::clone(&self.pipeline);
         let policy = Arc::clone(&self.policy.borrow());
         let machine = self.publisher.machine();
         let (current, known_defect) = (machine.current().cloned(), machine.known_defect().cloned());
         let (due, past) = (self.verification_due(), Arc::clone(&self.history));
-        // Boxed, here and elsewhere: most of the time a watcher waits, and what it does then
-        // need not have room for everything that it does otherwise.
+        // Boxed, here and elsewhere: a watcher waits most of the time, and its future then needs no
+        // room for the state of a refresh.
         let mut refresh = Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
         let first_wait = Instant::now() + self.options.first_wait;
         loop {
@@ -236,7 +238,7 @@ impl Watcher {
                     }
                 }
                 () = reached(stale_at) => {
-                    // It withdraws, which no verification forbids.
+                    // The event withdraws, so no version can be outdated.
                     let _ = self.apply(&Event::MaxStaleElapsed, None);
                 }
             }
@@ -251,7 +253,7 @@ impl Watcher {
         let number = self.persist_queue.enqueue(Update::Keep { snapshot, checked, history });
         tokio::select! {
             () = self.persist_queue.flushed(number) => {}
-            // Then the version is outdated, which is found out when it should be published.
+            // The version is outdated then, and is not published.
             () = reverify::due_or_policy_changed(&mut self.policy, None) => {}
         }
     }

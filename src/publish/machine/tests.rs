@@ -206,7 +206,7 @@ fn only_the_policy_that_accepted_a_version_admits_it() {
 }
 
 #[test]
-fn a_restored_version_has_what_is_left_of_max_stale() {
+fn a_restored_version_has_the_rest_of_max_stale() {
     for (confirmed, seconds) in
         [(Some(START), 60), (Some(START - MINUTE / 2), 30), (Some(START + MINUTE), 60), (None, 60)]
     {

@@ -104,7 +104,7 @@ fn an_accepted_version_is_served_whatever_was_before() {
 }
 
 #[test]
-fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
+fn the_newest_reason_replaces_the_one_before() {
     let before = State::Withdrawn("earlier".into());
     for (class, reason) in [
         (Transient, "earlier"),
@@ -119,7 +119,7 @@ fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
 
 /// Another replica may serve what this one has never seen, with every right.
 #[test]
-fn what_was_never_served_is_not_lost_unless_it_is_revoked() {
+fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
     let [first, _] = &*VERSIONS;
     let manifest = first.manifest_digest();
     let failed = |class| {
@@ -191,7 +191,7 @@ proptest! {
     }
 
     #[test]
-    fn trouble_that_says_nothing_about_the_served_bytes_never_takes_them_away(
+    fn a_failure_that_says_nothing_about_the_served_bytes_never_withdraws_them(
         version in 0..2_usize,
         class in prop::sample::select(vec![Transient, RateLimited(None), Denied, Evidence, Revoked, Defect]),
         on_missing in on_missing(),

@@ -213,7 +213,7 @@ async fn missing_evidence_is_looked_for_after_1_2_4_seconds_up_to_poll() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn max_stale_ends_what_no_check_confirms_and_a_check_brings_it_back() {
+async fn max_stale_withdraws_a_version_that_no_check_confirms_until_one_does() {
     let world = World::serving(WatchOptions { max_stale: Some(seconds(60)), poll: seconds(10), ..OPTIONS }).await;
     let served = world.version();
     sleep(seconds(600)).await;
@@ -266,7 +266,7 @@ async fn a_registry_that_fails_is_not_asked_more_often_by_clients_that_disagree(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_changed_policy_verifies_what_is_served_before_any_registry_is_asked() {
+async fn a_changed_policy_verifies_the_served_version_before_any_registry_is_asked() {
     let world = World::serving(WatchOptions { poll: seconds(3600), ..OPTIONS }).await;
     let served = world.version();
     world.break_registry();
@@ -320,7 +320,7 @@ async fn a_version_whose_verification_began_under_an_earlier_policy_is_not_publi
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_missing_says_what_a_tag_that_is_gone_means() {
+async fn on_missing_decides_whether_a_missing_tag_withdraws() {
     for (on_missing, state) in [(OnMissing::Keep, "serving"), (OnMissing::Withdraw, "withdrawn")] {
         let world = World::serving(WatchOptions { on_missing, ..OPTIONS }).await;
         Layout::open(world.root()).unwrap().update_index(|index| index.unset("live")).unwrap();
