@@ -20,11 +20,12 @@ use bundlegate::{
     catalog::Catalog,
     metrics::Metrics,
     oci::{Descriptor, Layout, Reference, media_type},
+    publish::OnMissing,
     registry::{ReadLimits, Registries},
     server::{Clients, Deadlines, Drain, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{Court, OnMissing, Pipeline, Rules, Watcher},
+    watch::{Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};
@@ -86,7 +87,7 @@ impl Gate {
                 opa_check: None,
                 limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT },
                 evidence_limit: LIMIT,
-                court: Court::default(),
+                pool: VerificationPool::default(),
                 metrics: metrics.clone(),
             };
             let policy = Arc::new(TrustPolicy::unsigned("bench".into()));
@@ -198,7 +199,7 @@ fn options() -> Options {
     }
 }
 
-const RULES: Rules = Rules {
+const RULES: WatchOptions = WatchOptions {
     poll: Duration::from_secs(3600),
     confirm_within: Duration::from_secs(2),
     on_missing: OnMissing::Keep,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::watch::Handle;
+use crate::publish::Handle;
 
 /// The bundles by name.
 #[derive(Debug, Clone, Default)]

@@ -21,9 +21,10 @@
 //! | [`sign`] | cosign's key files and signatures in both its formats, made and attached; decides nothing | `oci`, `registry` |
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
 //! | [`transfer`] | copies an artifact with what vouches for it, between any two places | `oci`, `registry` |
-//! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | which name means which bundle | `watch` |
-//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog` and what a snapshot holds; never `registry`, `verify`, `store` |
+//! | [`publish`] | what is seen of a bundle: snapshots, its state and the one state machine, the view that a request subscribes to, its status; no I/O, no task | `bundle`, `oci`, `verify` |
+//! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all above it but `cli`, `config`, `images`, `sign`, `transfer` |
+//! | [`catalog`] | which name means which bundle | `publish` |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |
 //!
 //! A test reads the sources and holds the last column.
@@ -48,7 +49,7 @@
 //!   published, because the code that would do it does not compile.
 //! - [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in a file
 //!   without a name; [`bundle::Bundle`] is a blob that opens as a bundle within limits.
-//! - [`watch::Snapshot`] joins a verified manifest and a bundle that is one of its layers,
+//! - [`publish::Snapshot`] joins a verified manifest and a bundle that is one of its layers,
 //!   with response headers made up beforehand. It is all that the server ever sees.
 //!
 //! # Life of a bundle
@@ -62,15 +63,15 @@
 //! ```
 //!
 //! Verification comes before the download: a refused artifact costs a manifest, not its
-//! layers. Clients see [`watch::State`], `Pending | Serving | Withdrawn`, which is changed by
-//! one pure function, [`watch::next`]. What is being served survives every trouble of the
+//! layers. Clients see [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by
+//! one pure state machine, [`publish::StateMachine::apply`]. What is being served survives every trouble of the
 //! registry and every bad push; it is withdrawn only when it lost its trust, when its tag is
 //! gone and the configuration says so, or when it became too stale.
 //!
 //! A request subscribes to that state, marks it as seen, compares, and waits: no change falls
 //! between looking and waiting. A client that runs something else than we serve, on whichever
 //! side of a push or rollback, is answered after a look at the registry that is no older than
-//! `confirm_within` ([`watch::Handle::confirm`]). That is why replicas which poll at different
+//! `confirm_within` ([`publish::Handle::confirm`]). That is why replicas which poll at different
 //! moments need not know of each other.
 //!
 //! A bundle is opened as OPA 1.22 loads it ([`bundle::Bundle::open`]), by a reader of JSON and a
@@ -113,7 +114,7 @@
 //! Whom to trust is part of the configuration, and the part that changes while it is served:
 //! on SIGHUP, when a file that it names becomes another one, or when a trust root was
 //! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
-//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
+//! (`cli::reload`). Each watcher gets its policy through [`publish::Handle::set_policy`], and judges
 //! what it serves again from the evidence in hand, before anybody is asked; so it does when the
 //! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
 //! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
@@ -127,7 +128,7 @@
 //! the revision of the policy while holding what a change of the policy waits for. Nor does the
 //! server hand out anything by a verdict that is over, however late its watcher comes to that.
 //! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
-//! hundred of them at once delay no answer ([`watch::Court`]).
+//! hundred of them at once delay no answer ([`watch::VerificationPool`]).
 //!
 //! # Memory and disk
 //!
@@ -198,7 +199,7 @@
 //! whenever the bundle is withdrawn. Clients that run something else get it where this replica has
 //! served the bundle itself and then withdrawn it. A replica without such a history, with an empty
 //! cache say, gives it only to clients whose first tag is that of a version which is revoked
-//! ([`watch::Withdrawal::lost`]): the others may run a good version that other replicas serve, and
+//! ([`publish::Withdrawal::version`]): the others may run a good version that other replicas serve, and
 //! neither a push before its signature nor a tag that somebody moves to an old revoked artifact
 //! takes that away.
 
@@ -210,6 +211,7 @@ pub mod images;
 pub mod metrics;
 pub mod oci;
 pub mod opa_check;
+pub mod publish;
 pub mod registry;
 pub mod server;
 pub mod sign;

@@ -20,12 +20,13 @@ use crate::{
     config::{BundleConfig, ClientConfig, Config, Credential, Secret},
     metrics::Metrics,
     opa_check::{Checker, Checkers},
+    publish::{self, Handle},
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
     telemetry,
     verify::TrustRoots,
-    watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
+    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 
 /// A gateway that has its listeners, and its watchers running.
@@ -63,16 +64,17 @@ impl Gate {
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
         tell_where_blobs_go(opened, &store);
         let opa_checks = opa_checks(&config, &store).await?;
-        let court = Court::default();
+        let pool = VerificationPool::default();
         let mut watchers = Vec::new();
         let mut handles = Vec::new();
         for (bundle, opa_check) in config.bundles.iter().zip(opa_checks) {
-            let pipeline = Pipeline { opa_check, ..pipeline(bundle, &config, &registries, &store, &metrics, &court)? };
-            let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, &config));
+            let pipeline = Pipeline { opa_check, ..pipeline(bundle, &config, &registries, &store, &metrics, &pool)? };
+            let (watcher, handle) =
+                Watcher::new(pipeline, Arc::new(bundle.trust.clone()), watch_options(bundle, &config));
             watchers.push(watcher);
             handles.push(handle);
         }
-        watch::appoint(&mut handles, |name| {
+        publish::link_fallbacks(&mut handles, |name| {
             let bundle = config.bundles.iter().find(|bundle| bundle.name == name)?;
             bundle.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.as_str())
         });
@@ -194,7 +196,7 @@ fn pipeline(
     registries: &Arc<Registries>,
     store: &Store,
     metrics: &Metrics,
-    court: &Court,
+    pool: &VerificationPool,
 ) -> anyhow::Result<Pipeline> {
     Ok(Pipeline {
         name: bundle.name.as_str().into(),
@@ -206,13 +208,13 @@ fn pipeline(
         limits: config.limits.bundle_limits(),
         opa_check: None,
         evidence_limit: config.limits.evidence,
-        court: court.clone(),
+        pool: pool.clone(),
         metrics: metrics.clone(),
     })
 }
 
-fn rules(bundle: &BundleConfig, config: &Config) -> Rules {
-    Rules {
+fn watch_options(bundle: &BundleConfig, config: &Config) -> WatchOptions {
+    WatchOptions {
         poll: bundle.poll,
         confirm_within: bundle.confirm_within,
         on_missing: bundle.on_missing,

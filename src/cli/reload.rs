@@ -22,9 +22,9 @@ use self::files::{Contents, WatchedFiles};
 use crate::{
     config::{BundleConfig, ClientConfig, Config},
     metrics::Metrics,
+    publish::Handle,
     server::LiveClients,
     verify::{TrustPolicy, TrustRoots},
-    watch::Handle,
 };
 
 /// How often a configuration that was refused is tried again: what it lacks may appear where
@@ -245,7 +245,7 @@ impl Reader {
             };
             let key = (policy.name().to_owned(), policy.revision().to_string());
             let policy = shared.entry(key).or_insert_with(|| Arc::new(policy));
-            bundles += usize::from(handle.trust(Arc::clone(policy)));
+            bundles += usize::from(handle.set_policy(Arc::clone(policy)));
         }
         Ok(Taken { bundles, clients, untaken: self.running.differences(config) })
     }

@@ -17,8 +17,9 @@ use super::{
 use crate::{
     oci::Reference,
     opa_check::Options,
+    publish::{OnMissing, OnWithdraw},
     verify::TrustPolicy,
-    watch::{Expect, OnMissing, OnWithdraw},
+    watch::Expect,
 };
 
 /// One entry of `bundles`.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    publish::OnMissing,
     registry::{Credentials, Scheme},
-    watch::OnMissing,
 };
 
 mod hostile;

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 
 use super::{
     connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker, renderer::Renderer, response,
-    response_body::ResponseBody,
+    response_body::ResponseBody, status,
 };
 use crate::{
     catalog::Catalog,
     metrics::Metrics,
-    watch::{Handle, Lost},
+    publish::{Handle, WithdrawnVersion},
 };
 
 /// The handler of the admin API. Cheap to clone.
@@ -108,16 +108,14 @@ impl AdminState {
 
     fn status(&self) -> Value {
         let bundles = self.catalog.iter().map(|handle| {
-            let mut status = serde_json::to_value(handle.status()).unwrap_or_default();
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
-            if let Value::Object(status) = &mut status {
-                status.insert("waiters".to_owned(), waiters.into());
-                let lost = self.withdrawn_version(handle).map(|(lost, clients)| withdrawn_status(&lost, clients));
-                status.insert("lost".to_owned(), lost.unwrap_or_default());
-                let fallback = serde_json::to_value(handle.fallback_status()).unwrap_or_default();
-                status.insert("fallback".to_owned(), fallback);
-            }
-            (handle.name().to_owned(), status)
+            let lost = self.withdrawn_version(handle).map(|(lost, clients)| withdrawn_status(&lost, clients));
+            let mut status = status::bundle(&handle.status());
+            status.insert("waiters".to_owned(), waiters.into());
+            status.insert("lost".to_owned(), lost.unwrap_or_default());
+            let fallback = handle.fallback_status().map(|fallback| status::fallback(&fallback));
+            status.insert("fallback".to_owned(), fallback.unwrap_or_default());
+            (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
         let version = env!("CARGO_PKG_VERSION");
@@ -125,8 +123,8 @@ impl AdminState {
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.
-    fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<Lost>, Option<usize>)> {
-        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.lost) else {
+    fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<WithdrawnVersion>, Option<usize>)> {
+        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.version) else {
             self.holdouts.clear(handle.name());
             return None;
         };
@@ -165,7 +163,7 @@ fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Resp
     response::text(StatusCode::OK, content_type, document)
 }
 
-fn withdrawn_status(lost: &Lost, clients: Option<usize>) -> Value {
+fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
     json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     catalog::{self, Catalog},
     metrics::Metrics,
-    watch::Handle,
+    publish::Handle,
 };
 
 /// The handler of the bundle API.

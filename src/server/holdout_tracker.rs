@@ -23,7 +23,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{clients::Credential, if_none_match::IfNoneMatch};
-use crate::watch::Lost;
+use crate::publish::WithdrawnVersion;
 
 /// How long a client counts after its last request. OPA polls every two minutes at most by default.
 const RETENTION: Duration = Duration::from_secs(300);
@@ -87,7 +87,7 @@ impl HoldoutTracker {
     pub(super) fn record(
         &self,
         bundle: &str,
-        lost: &Lost,
+        lost: &WithdrawnVersion,
         if_none_match: &IfNoneMatch,
         client_id: &ClientId,
     ) -> Option<WaitGuard> {
@@ -119,7 +119,7 @@ impl HoldoutTracker {
 
     /// The number of clients that still run the withdrawn version; `None` where its tag is
     /// unknown.
-    pub(super) fn count(&self, bundle: &str, lost: &Lost) -> Option<usize> {
+    pub(super) fn count(&self, bundle: &str, lost: &WithdrawnVersion) -> Option<usize> {
         let etag = lost.etag.as_deref()?;
         let mut bundles = self.lock();
         let Some(holdouts) = bundles.get_mut(bundle).filter(|holdouts| holdouts.etag == etag) else { return Some(0) };
@@ -179,7 +179,7 @@ impl Holdouts {
     }
 
     /// Logs a warning at 1, 2, 4, 8 … clients.
-    fn log_growth(&mut self, bundle: &str, lost: &Lost) {
+    fn log_growth(&mut self, bundle: &str, lost: &WithdrawnVersion) {
         let clients = self.total;
         if clients.is_power_of_two() && clients > self.logged {
             self.logged = clients;
@@ -209,8 +209,8 @@ mod tests {
     use super::*;
     use crate::oci::Digest;
 
-    fn lost(etag: &str) -> Lost {
-        Lost { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
+    fn lost(etag: &str) -> WithdrawnVersion {
+        WithdrawnVersion { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
     }
 
     fn ask(
@@ -286,7 +286,7 @@ mod tests {
         tracker.clear("authz");
         assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(0));
         drop(second);
-        let unknown = Lost { etag: None, ..lost("\"b\"") };
+        let unknown = WithdrawnVersion { etag: None, ..lost("\"b\"") };
         assert_eq!(tracker.count("authz", &unknown), None);
     }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     metrics::InFlight,
-    watch::{Handle, Offer, Runs, Seen, Snapshot, State, Withdrawal},
+    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
 };
 
 /// Delay before a client that runs another version gets the fallback. Withdrawing is a decision of
@@ -60,11 +60,11 @@ impl BundleApi {
         loop {
             // The state is marked as seen before it is compared: a later change wakes this task.
             let seen = view.seen();
-            if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
+            if let State::Withdrawn(Withdrawal { version: Some(lost), .. }) = seen.own() {
                 let track = || self.holdouts.record(handle.name(), lost, &request.if_none_match, &request.client);
                 tracked.get_or_insert_with(track);
             }
-            let Offer { state, is_fallback } = request.offer(&seen);
+            let Selection { state, is_fallback } = request.offer(&seen);
             if let Some(reply) = immediate_reply(&state, request, confirmed) {
                 return reply;
             }
@@ -94,14 +94,14 @@ impl BundleApi {
 }
 
 impl BundleRequest {
-    fn offer(&self, seen: &Seen) -> Offer {
-        seen.offer(crate::telemetry::now(), |fallback| {
+    fn offer(&self, seen: &Seen) -> Selection {
+        seen.select(crate::telemetry::now(), |fallback| {
             if self.if_none_match.is_empty() {
-                Runs::Nothing
+                ClientVersion::None
             } else if self.if_none_match.is_current(fallback) {
-                Runs::Fallback
+                ClientVersion::Same
             } else {
-                Runs::Something
+                ClientVersion::Other
             }
         })
     }

@@ -40,6 +40,7 @@ mod prefixed_stream;
 mod renderer;
 mod response;
 mod response_body;
+mod status;
 mod trusted_proxies;
 mod unsent_response;
 mod write_timeout;

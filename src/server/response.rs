@@ -8,7 +8,7 @@ use hyper::{
 use serde_json::json;
 
 use super::{connection::CONNECTION_CLOSE, response_body::ResponseBody};
-use crate::watch::Snapshot;
+use crate::publish::Snapshot;
 
 /// The content type by which OPA recognises a bundle service with long polling.
 const BUNDLE_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.openpolicyagent.bundles");

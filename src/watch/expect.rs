@@ -1,67 +1,68 @@
-//! What a bundle has to be beside signed. A signature says who, not which or when, and in
-//! Sigstore's bundle format not for which repository: whoever can move tags could else put an
-//! old version back, or another repository's, with the signatures that it really has.
+//! The expectations of a bundle beside its signatures (`expect`). A signature says who signed, not
+//! which version or when, and in Sigstore's bundle format not for which repository: otherwise,
+//! anyone who can move tags could put back an old version, or another repository's, with its
+//! genuine signatures.
 //!
-//! Only signed or content-addressed data are read: the verified manifest, the bundle that it
-//! names, and times that a log or a timestamp authority vouches for.
+//! Only signed or content-addressed data are read: the verified manifest, the bundle that it names,
+//! and times that a transparency log or a timestamp authority proves.
 
 use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
 use super::{
-    Snapshot,
     history::{History, Position},
-    version::{Claim, Version},
+    version::{TagVersion, Version},
 };
 use crate::{
     bundle::BundleManifest,
     oci::{Digest, Manifest},
+    publish::Snapshot,
     telemetry,
     verify::Verified,
 };
 
-/// What is expected of everything that a bundle's reference ever means. The default expects
-/// nothing, and raises an alarm when a digest comes back that newer ones had replaced.
+/// The expectations of every version that a bundle's reference names. The default expects nothing,
+/// and raises an alarm when a digest comes back that newer ones had replaced.
 #[derive(Debug, Clone, Default)]
 pub struct Expect {
     /// Annotations of the manifest, each with exactly this value; it may have others. They say
-    /// where a bundle belongs that was copied here with all its signatures.
+    /// where a bundle belongs that was copied with all its signatures.
     pub annotations: BTreeMap<String, String>,
-    /// Where the roots in the bundle's `.manifest` have to lie, in whole segments: `authz`
-    /// allows `authz` and `authz/users`, not `authzx`. A bundle without `.manifest`, or
-    /// without roots in it, claims everything, and that only `""` allows. Without slashes at
-    /// either end. Empty = anywhere, so a list that somebody wrote must not be empty.
+    /// The paths that contain the roots of the bundle's `.manifest`, in whole segments: `authz`
+    /// allows `authz` and `authz/users`, not `authzx`. A bundle without `.manifest`, or without
+    /// roots in it, claims everything, which only `""` allows. Without slashes at either end. An
+    /// empty list allows every root, so a list in the configuration must not be empty.
     pub roots: Vec<String>,
-    /// In which order versions follow each other.
+    /// The order of versions.
     pub order: Option<Order>,
-    /// What to do about one that is older than what was served.
+    /// What to do about a version that is older than one that was served.
     pub on_older: OnOlder,
 }
 
-/// What puts versions in order. The highest that was served is the floor, for this bundle and
-/// reference; it is kept with the cache on disk. `minimum` is a floor from the start, the only
-/// one that a machine without a cache has.
+/// The order of versions. The highest that was served is the floor for this bundle and reference;
+/// it is kept with the cache on disk. `minimum` is a floor from the start, and the only one of a
+/// machine without a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// The semantic version that the manifest states in `org.opencontainers.image.version`, or
-    /// else the bundle as its revision. One that states none is refused, and so is one whose
-    /// tag is a version, if it is another: `1.4.0` has to be that, `1.4` and `v1` some release
+    /// By the semantic version that the manifest states in `org.opencontainers.image.version`, or
+    /// else the bundle as its revision. A version that states none is refused, and so is one whose
+    /// tag is another version: the tag `1.4.0` requires exactly that, `1.4` and `v1` some release
     /// of it.
     Version {
         /// The lowest.
         minimum: Option<Version>,
     },
-    /// The manifest's `org.opencontainers.image.created`. One without is refused. Reproducible
-    /// builds all state the epoch, unless they are told the time.
+    /// By the manifest's `org.opencontainers.image.created`. A version without it is refused.
+    /// Reproducible builds all state the epoch, unless they are given a time.
     Created {
         /// The earliest.
         minimum: Option<Timestamp>,
     },
-    /// When it was signed, as a log or a timestamp authority vouches ([`Verified::signed_at`]);
-    /// with several signers that is the last signature. One without a time is refused, until it
-    /// is signed again: so the policy has to be one under which there are such times. Signing an
-    /// old version again makes it a new one.
+    /// By the time of signing that a transparency log or a timestamp authority proves
+    /// ([`Verified::signed_at`]); with several signers, by the last signature. A version without a
+    /// time is refused until it is signed again, so the policy must be one under which such times
+    /// exist. Signing an old version again makes it a new one.
     ///
     /// [`Verified::signed_at`]: crate::verify::Verified::signed_at
     SignedTime {
@@ -70,21 +71,21 @@ pub enum Order {
     },
 }
 
-/// What to do about a version below the floor; and, where nothing else decides, about a digest
-/// that was served before a newer one.
+/// What to do about a version below the floor, and, without an order, about a digest that was
+/// served before a newer one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnOlder {
-    /// Serve it, and take it for the newest: the floor goes down with it. This is how somebody
-    /// goes back on purpose. Makes no sense with a `minimum`.
+    /// Serve it as the newest: the floor goes down with it. This allows deliberate rollbacks. Makes
+    /// no sense with a `minimum`.
     Serve,
-    /// Serve it, and say so in the log, in `/status` and to Prometheus. The floor stays.
+    /// Serve it, with an alarm in the log, in `/status` and in the metrics. The floor stays.
     #[default]
     Alarm,
-    /// Keep serving what is served, with an alarm.
+    /// Keep the version being served, with an alarm.
     Refuse,
 }
 
-/// What is known about a version. Without `bundle` it has not been fetched yet.
+/// The facts about a version. Without `bundle` it has not been fetched yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a> {
     pub(super) digest: &'a Digest,
@@ -94,56 +95,56 @@ pub(super) struct Facts<'a> {
     pub(super) bundle: Option<&'a BundleManifest>,
 }
 
-/// Something that was expected, and is not so.
+/// An expectation that a version does not meet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unmet {
     #[error("annotation {key} is {found}, not {expected:?} as expected")]
     Annotation { key: String, expected: String, found: Quoted },
-    #[error("roots outside what is expected: {root:?} is not within {expected}")]
+    #[error("root {root:?} is outside expect.roots, {expected}")]
     Roots { root: String, expected: String },
     #[error("{0}")]
     Version(String),
-    #[error("it does not say when it was created, in org.opencontainers.image.created ({0})")]
+    #[error("it states no time of creation in org.opencontainers.image.created ({0})")]
     Created(Quoted),
-    #[error("nothing proves when it was signed, which its order goes by")]
+    #[error("no log or timestamp proves when it was signed, which `order: signed_time` needs")]
     SignedTime,
     #[error("{0}")]
     Older(Older),
 }
 
-/// How something is older.
+/// How a version is older.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Older {
     #[error("{position} is older than the minimum, {minimum}")]
     Minimum { position: Position, minimum: Position },
-    #[error("{position} is older than what was served before, {floor}")]
+    #[error("{position} is older than a version served before, {floor}")]
     Floor { position: Position, floor: Position },
-    #[error("{digest} was served earlier, and replaced since, at last by {newest}")]
+    #[error("{digest} was served earlier and has been replaced, last by {newest}")]
     Digest { digest: Digest, newest: Digest },
 }
 
-/// Foreign text, or none.
+/// Foreign text as a message quotes it, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Quoted(Option<String>);
 
 impl<'a> Facts<'a> {
-    /// Before the download.
+    /// The facts before the download.
     pub(super) fn of(manifest: &'a Verified<Manifest>, tag: Option<&'a str>) -> Self {
         let (digest, signed_at) = (manifest.pinned().digest(), manifest.signed_at());
         Self { digest, annotations: manifest.value().annotations(), signed_at, tag, bundle: None }
     }
 
-    /// Once it can be served.
+    /// The facts about a version that can be served.
     pub(super) fn of_snapshot(snapshot: &'a Snapshot, tag: Option<&'a str>) -> Self {
         Self { bundle: Some(snapshot.bundle().manifest()), ..Self::of(snapshot.manifest(), tag) }
     }
 }
 
 impl Expect {
-    /// Whether something may be served, as far as its facts are known.
+    /// Whether a version may be served, as far as its facts are known.
     ///
     /// # Errors
-    /// What is not as expected; its age counts only where older versions are refused.
+    /// The first expectation that is not met; the age counts only where older versions are refused.
     pub(super) fn check(&self, facts: &Facts<'_>, past: &History) -> Result<(), Unmet> {
         self.check_annotations(facts)?;
         self.check_roots(facts)?;
@@ -154,14 +155,14 @@ impl Expect {
         }
     }
 
-    /// Whether something is older than what was served, or than the minimum.
+    /// Whether a version is older than one that was served, or than the minimum.
     ///
     /// # Errors
-    /// When it does not say where it stands.
+    /// When it has no position in the order.
     pub(super) fn older(&self, facts: &Facts<'_>, past: &History) -> Result<Option<Older>, Unmet> {
         let position = self.position(facts)?;
         if self.order.is_some() && position.is_none() {
-            // Not known before the download.
+            // The position is not known before the download.
             return Ok(None);
         }
         if let (Some(position), Some(minimum)) = (&position, self.minimum())
@@ -181,11 +182,11 @@ impl Expect {
         })
     }
 
-    /// Where something stands in the order; `None` without an order, or while only the bundle
-    /// could tell, which is not there yet.
+    /// The position of a version in the order; `None` without an order, or before the download of a
+    /// bundle that states it.
     ///
     /// # Errors
-    /// When it does not say so.
+    /// When it states no position.
     pub(super) fn position(&self, facts: &Facts<'_>) -> Result<Option<Position>, Unmet> {
         match &self.order {
             None => Ok(None),
@@ -223,8 +224,8 @@ impl Expect {
 
     fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
         let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else { return Ok(()) };
-        match (Claim::of(tag), stated_version(facts)?) {
-            (Some(claim), Some(version)) if !claim.holds_for(&version) => {
+        match (TagVersion::of(tag), stated_version(facts)?) {
+            (Some(tag_version), Some(version)) if !tag_version.holds_for(&version) => {
                 Err(Unmet::Version(format!("the tag {tag} is on version {version}")))
             }
             _ => Ok(()),
@@ -233,8 +234,8 @@ impl Expect {
 }
 
 impl Unmet {
-    /// Whether signing it again, without another byte in it, may change that.
-    pub(super) fn is_curable(&self) -> bool {
+    /// Whether a new signature of the same bytes could meet the expectation.
+    pub(super) fn changes_by_signing(&self) -> bool {
         match self {
             Self::SignedTime => true,
             Self::Older(Older::Minimum { position, .. } | Older::Floor { position, .. }) => {
@@ -273,7 +274,7 @@ impl fmt::Display for Quoted {
     }
 }
 
-/// The annotation speaks, if it is there: an author who wrote it wanted it read.
+/// The version that the annotation states, or else the revision of the bundle.
 fn stated_version(facts: &Facts<'_>) -> Result<Option<Version>, Unmet> {
     let (stated, place) = match (facts.annotations.get(VERSION), facts.bundle) {
         (Some(stated), _) => (stated.as_str(), VERSION),
@@ -284,12 +285,12 @@ fn stated_version(facts: &Facts<'_>) -> Result<Option<Version>, Unmet> {
     version.map_err(|error| Unmet::Version(format!("it states no version: {place}: {error}")))
 }
 
-/// As OPA reads roots: in whole segments, and the empty one is everything.
+/// Compares roots as OPA does: in whole segments, and the empty one is everything.
 fn lies_within(root: &str, within: &str) -> bool {
     within.is_empty() || root.strip_prefix(within).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A hostile author must not be able to fill the log.
+/// Cuts foreign text: a hostile author must not be able to fill the log.
 fn cut(text: &str) -> String {
     telemetry::cut(text, 128).into_owned()
 }

@@ -1,5 +1,5 @@
-//! What a bundle has served so far, as much of it as tells whether something is older. It lies
-//! with the cache on disk, and stays there when the bundle itself has to go.
+//! The history of the versions that a bundle has served, as far as it tells whether another one is
+//! older. It is kept with the cache on disk, and stays when the bundle is removed.
 
 use std::{cmp::Ordering, fmt, sync::Arc};
 
@@ -7,36 +7,36 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    expect::OnOlder,
-    state::{Lost, State, Withdrawal},
-    version::Version,
+use super::{expect::OnOlder, version::Version};
+use crate::{
+    oci::Digest,
+    publish::{State, Withdrawal, WithdrawnVersion},
 };
-use crate::oci::Digest;
 
-/// Digests that are remembered. What comes back after so many others looks new.
-const MEMORY: usize = 64;
+/// The digests that a history holds. One that comes back after so many others looks new.
+const MAX_DIGESTS: usize = 64;
 
-/// The past of one bundle under one reference.
+/// The history of one bundle under one reference.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct History {
-    /// The highest position that was served.
+    /// The highest position that was served so far.
     floor: Option<Position>,
-    /// What was served, oldest first: in the order in which it came, but for what was known
-    /// to be older when it came.
+    /// The digests that were served, oldest first: in the order in which they came, but for those
+    /// that were known to be older.
     served: Vec<Digest>,
-    /// Set where something was served and then withdrawn.
-    withdrawn: Option<Loss>,
+    /// Set while a version that was served is withdrawn.
+    withdrawn: Option<WithdrawalRecord>,
 }
 
-/// A [`Withdrawal`] of something that had been served.
+/// A [`Withdrawal`] of a version that had been served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Loss {
+struct WithdrawalRecord {
     reason: String,
-    lost: Lost,
+    #[serde(rename = "lost")]
+    version: WithdrawnVersion,
 }
 
-/// Where a version stands. Positions in different orders can't be compared.
+/// The position of a version in an order. Positions in different orders can't be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(super) enum Position {
@@ -45,7 +45,7 @@ pub(super) enum Position {
     Signed(Timestamp),
 }
 
-/// Stored, but not by this version of the program.
+/// A stored position that this version of the program can't read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no position")]
 pub(super) struct NotAPosition(String);
@@ -55,18 +55,18 @@ impl History {
         self.floor.as_ref()
     }
 
-    /// Why nothing is served, as far as it outlives a restart.
+    /// The withdrawal that outlives a restart.
     pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
-        let Loss { reason, lost } = self.withdrawn.as_ref()?;
-        Some(Withdrawal { reason: reason.as_str().into(), lost: Some(Arc::new(lost.clone())), was_served: true })
+        let WithdrawalRecord { reason, version } = self.withdrawn.as_ref()?;
+        Some(Withdrawal { reason: reason.as_str().into(), version: Some(Arc::new(version.clone())), was_served: true })
     }
 
-    /// Whether the bundle was ever served here.
+    /// Whether the bundle was never served here.
     pub(super) fn is_empty(&self) -> bool {
         self.served.is_empty()
     }
 
-    /// How `digest` compares with what was served: less than equal if it is older.
+    /// Compares `digest` with the versions that were served: `Less` if it is older.
     pub(super) fn compare(&self, digest: &Digest, position: Option<&Position>) -> Ordering {
         let by_position = position.zip(self.floor()).and_then(|(position, floor)| position.partial_cmp(floor));
         match by_position {
@@ -77,7 +77,7 @@ impl History {
         }
     }
 
-    /// What replaced it, for one that was served before something newer.
+    /// The newest digest that was served.
     pub(super) fn newest(&self) -> Option<&Digest> {
         self.served.last()
     }
@@ -96,7 +96,7 @@ impl History {
         match (known, compared) {
             (Some(at), Ordering::Less) if goes_back => served.truncate(at + 1),
             (Some(at), Ordering::Greater) => {
-                // Signed again, say: the old one is the newest now.
+                // After a new signature, for example, an old one is the newest.
                 let digest = served.remove(at);
                 served.push(digest);
             }
@@ -104,7 +104,7 @@ impl History {
             (None, Ordering::Less) if !goes_back => served.insert(0, digest.clone()),
             (None, _) => served.push(digest.clone()),
         }
-        let excess = served.len().saturating_sub(MEMORY);
+        let excess = served.len().saturating_sub(MAX_DIGESTS);
         served.drain(..excess);
         let floor = match (position, &self.floor) {
             (None, floor) => floor.clone(),
@@ -114,25 +114,26 @@ impl History {
         Self { floor, served, withdrawn: None }
     }
 
-    /// The history after a change of state. Only a loss of what was served is remembered: a
-    /// bundle that has never been there, is not missed after a restart either.
+    /// The history after a change of state. It records only the withdrawal of a version that was
+    /// served: a bundle that was never served is not missed after a restart either.
     #[must_use]
     pub(super) fn after_showing(&self, state: &State) -> Self {
-        let State::Withdrawn(Withdrawal { reason, lost: Some(lost), .. }) = state else { return self.clone() };
-        let withdrawn = Some(Loss { reason: reason.to_string(), lost: Lost::clone(lost) });
+        let State::Withdrawn(Withdrawal { reason, version: Some(version), .. }) = state else { return self.clone() };
+        let withdrawn =
+            Some(WithdrawalRecord { reason: reason.to_string(), version: WithdrawnVersion::clone(version) });
         Self { withdrawn, ..self.clone() }
     }
 
-    /// Reads what [`Self::to_bytes`] wrote. What can't be read is as good as lost, which is
-    /// logged: nothing in a cache is worth refusing to serve for.
+    /// Reads the output of [`Self::to_bytes`]. A history that can't be read is dropped, with an
+    /// entry in the log: a damaged cache is no reason not to serve.
     pub(super) fn from_bytes(bundle: &str, bytes: &[u8]) -> Self {
         serde_json::from_slice(bytes).unwrap_or_else(|error| {
-            tracing::error!(bundle, %error, "what was served before can't be read; `expect` knows `minimum` alone");
+            tracing::error!(bundle, %error, "the history of the versions served can't be read; `expect` has only `minimum`");
             Self::default()
         })
     }
 
-    /// For the disk.
+    /// The history as it is stored.
     pub(super) fn to_bytes(&self) -> Bytes {
         // Every part is a string.
         serde_json::to_vec(self).unwrap_or_default().into()
@@ -185,7 +186,8 @@ impl TryFrom<String> for Position {
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
-    use super::{super::state::tests::snapshot, *};
+    use super::*;
+    use crate::publish::snapshot;
 
     fn digest(number: u8) -> Digest {
         Digest::sha256(&[number])
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_back_on_purpose_starts_from_there() {
+    fn a_deliberate_rollback_starts_the_order_over_from_there() {
         let back = serving(&[1, 2, 3]).after_serving(&digest(1), None, OnOlder::Serve);
         assert_eq!(back, serving(&[1]));
         let versions = History::default().after_serving(&digest(1), version("1.0.0"), OnOlder::Serve).after_serving(
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_version_that_nobody_has_seen_does_not_make_the_newest_look_old() {
+    fn an_old_version_that_was_never_served_does_not_make_the_newest_look_old() {
         let history = History::default().after_serving(&digest(2), version("2.0.0"), OnOlder::Alarm).after_serving(
             &digest(1),
             version("1.0.0"),
@@ -265,28 +267,31 @@ mod tests {
     }
 
     #[test]
-    fn it_remembers_so_many_digests_and_no_more() {
+    fn it_holds_so_many_digests_and_no_more() {
         let history = serving(&(0..=100).collect::<Vec<_>>());
-        assert_eq!(history.served.len(), MEMORY);
+        assert_eq!(history.served.len(), MAX_DIGESTS);
         assert_eq!(history.compare(&digest(100 - 63), None), Ordering::Less);
         assert_eq!(history.compare(&digest(0), None), Ordering::Greater, "forgotten");
         assert!(history.to_bytes().len() < 8 << 10);
     }
 
     #[test]
-    fn a_loss_is_remembered_until_something_is_served_and_what_never_was_is_not() {
-        let withdrawal =
-            Withdrawal { reason: "revoked".into(), lost: Some(Lost::of(&snapshot(1)).into()), was_served: true };
+    fn a_withdrawal_is_kept_until_a_version_is_served_and_only_if_one_was_served() {
+        let withdrawal = Withdrawal {
+            reason: "revoked".into(),
+            version: Some(WithdrawnVersion::of(&snapshot(1)).into()),
+            was_served: true,
+        };
         let history = serving(&[1]).after_showing(&State::Withdrawn(withdrawal.clone()));
         let read = History::from_bytes("authz", &history.to_bytes());
         assert_eq!(read.withdrawal(), Some(withdrawal));
         assert_eq!(read.after_serving(&digest(1), None, OnOlder::Alarm).withdrawal(), None);
-        let never = Withdrawal { reason: "no signature".into(), lost: None, was_served: false };
+        let never = Withdrawal { reason: "no signature".into(), version: None, was_served: false };
         assert_eq!(serving(&[1]).after_showing(&State::Withdrawn(never)), serving(&[1]));
     }
 
     #[test]
-    fn damaged_notes_are_lost_and_nothing_else() {
+    fn a_damaged_history_is_dropped_and_nothing_else() {
         for text in ["", "{}", "[1]", r#"{"floor":"version x","served":[],"withdrawn":null}"#] {
             assert_eq!(History::from_bytes("authz", text.as_bytes()), History::default(), "{text}");
         }
@@ -322,7 +327,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_served_is_never_news_and_older_only_if_it_was_when_it_came(steps in steps()) {
+        fn a_served_version_is_never_newer_and_older_only_if_it_was_when_it_came(steps in steps()) {
             let mut history = History::default();
             for (number, position, _) in steps {
                 let before = history.compare(&digest(number), position.as_ref());
@@ -341,7 +346,7 @@ mod tests {
                 history = history.after_serving(&digest(number), position, on_older);
                 let distinct: std::collections::HashSet<_> = history.served.iter().collect();
                 prop_assert_eq!(distinct.len(), history.served.len());
-                prop_assert!(history.served.len() <= MEMORY && history.served.contains(&digest(number)));
+                prop_assert!(history.served.len() <= MAX_DIGESTS && history.served.contains(&digest(number)));
             }
         }
     }

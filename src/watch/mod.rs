@@ -1,32 +1,20 @@
-//! Watchers: one task per bundle turns a moving reference into snapshots.
+//! Watchers: one task per bundle turns a moving reference into published snapshots.
 
-mod board;
-mod court;
-mod doubt;
 mod expect;
-mod fallback;
-mod freshness;
-mod handle;
+mod expectations;
 mod history;
 mod opa_check;
-mod pipeline;
+mod persist;
+mod pool;
+mod refresh;
+mod reverify;
 mod schedule;
-mod scribe;
-mod snapshot;
-mod standing;
-mod state;
-mod verdict;
 mod version;
 mod watcher;
 
-pub use court::{Court, Proof};
 pub use expect::{Expect, OnOlder, Order};
-pub use fallback::{FallbackStatus, Offer, OnWithdraw, Runs, Seen, View, appoint};
-pub use handle::{FailureStatus, Handle, SignerStatus, Status};
 pub use opa_check::OpaCheck;
-pub use pipeline::{Found, Pipeline, Remembered};
-pub use snapshot::{Headers, Snapshot, Unpublishable};
-pub use state::{Failure, FailureClass, Lost, OnMissing, Outcome, State, Step, Withdrawal, next};
-pub use verdict::VerdictStatus;
+pub use pool::VerificationPool;
+pub use refresh::{Pipeline, RefreshResult, Restored};
 pub use version::{NotAVersion, Version};
-pub use watcher::{Rules, Watcher};
+pub use watcher::{WatchOptions, Watcher};

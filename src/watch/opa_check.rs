@@ -1,17 +1,14 @@
-//! The real `opa` on a bundle before it is published, each bundle once for each `opa`.
+//! The check of a bundle by the real `opa` before it is published, once for each bundle and `opa`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::timeout;
 
-use super::{
-    Snapshot,
-    pipeline::{Pipeline, defect, transient},
-    state::{Failure, Step},
-};
+use super::refresh::{Pipeline, defect, transient};
 use crate::{
     oci::Blob,
     opa_check::{Checker, Opa, Problems, Unavailable, Verdict},
+    publish::{Failure, Snapshot, Step},
     store::CheckResults,
 };
 
@@ -25,12 +22,12 @@ const UNAVAILABLE: &str = "opa_unavailable";
 pub struct OpaCheck {
     checker: Checker,
     results: CheckResults,
-    /// The program that refused something last.
+    /// The program that made the last refusal.
     refused_by: Arc<Mutex<Option<Arc<Opa>>>>,
 }
 
 impl OpaCheck {
-    /// A check that looks for its result among `results` first.
+    /// A check that looks into `results` before it runs `opa`.
     pub fn new(checker: Checker, results: CheckResults) -> Self {
         Self { checker, results, refused_by: Arc::default() }
     }
@@ -59,7 +56,7 @@ impl OpaCheck {
         *self.refused_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(opa));
     }
 
-    /// Whether the program that refused something last is still the one on disk.
+    /// Whether the program that made the last refusal is still the one on disk.
     async fn refusal_holds(&self) -> bool {
         let refused_by = self.refused_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match refused_by {
@@ -70,7 +67,7 @@ impl OpaCheck {
 }
 
 impl Pipeline {
-    /// Lets `opa` load what is about to be published.
+    /// Lets `opa` load a version that is about to be published.
     pub(super) async fn check_with_opa(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let Some(check) = &self.opa_check else { return Ok(()) };
         match self.opa_verdict(check, snapshot.bundle().blob()).await {
@@ -86,10 +83,10 @@ impl Pipeline {
         }
     }
 
-    /// The same for what was served before the process started. An `opa` that gives no answer
-    /// speaks against nothing, and one that was replaced since it accepted these bytes takes
-    /// nothing away: clients run them. Nor do they wait longer than one check may take, however
-    /// many bundles are checked at the start.
+    /// The same for a version that was served before the process started. An `opa` that gives no
+    /// answer does not withhold it, nor does a new `opa` that refuses bytes which an earlier one
+    /// accepted: clients run them. Clients wait no longer than one check may take, however many
+    /// bundles are checked at the start.
     pub(super) async fn check_restored_with_opa(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let Some(check) = &self.opa_check else { return Ok(()) };
         let (bundle, blob) = (&*self.name, snapshot.bundle().blob());
@@ -107,13 +104,13 @@ impl Pipeline {
             }
             Ok(Some(problems)) => Err(refused(snapshot, &problems)),
             Err(error) => {
-                tracing::warn!(bundle, %error, "what was served before the restart could not be checked");
+                tracing::warn!(bundle, %error, "the version served before the restart could not be checked");
                 Ok(())
             }
         }
     }
 
-    /// Whether a defect that is known need not be looked for again: `opa` may be another one.
+    /// Whether a known defect still holds: `opa` may have been replaced.
     pub(super) async fn defect_holds(&self, known: &Failure) -> bool {
         match &self.opa_check {
             Some(check) if known.reason == REFUSED => check.refusal_holds().await,

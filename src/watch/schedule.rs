@@ -1,28 +1,29 @@
-//! When to look at the registry again.
+//! The times of the checks of a registry.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use tokio::time::{Duration, Instant};
 
-use super::state::{FailureClass, Outcome};
-use crate::oci::Digest;
+use crate::{
+    oci::Digest,
+    publish::{FailureClass, Outcome},
+};
 
-const FIRST: Duration = Duration::from_secs(1);
-/// Refused credentials seldom become right by themselves.
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+/// Denied credentials seldom become valid by themselves.
 const DENIED_FACTOR: u32 = 4;
-/// The longest that a registry's `Retry-After` is waited for: it may be in the wrong unit, or read
-/// by a wrong clock, and must not stop updates for days.
-const MAX_PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// The longest that bundles which a registry told the same time are kept apart.
+/// The longest wait for a registry's `Retry-After`: it may be in the wrong unit, or come from a
+/// wrong clock, and must not stop updates for days.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
+/// The longest time over which bundles are spread that got the same `Retry-After`.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
 /// A poll comes up to this share of the interval before its time.
-const JITTER_SHARE: u32 = 20;
+const JITTER_DIVISOR: u32 = 20;
 
-/// Remembers how often in a row something went wrong.
+/// The schedule of one bundle: its phase within the interval, and how often in a row it has failed.
 ///
-/// Every bundle has its time within the interval, by its name: thousands that start together,
-/// or that a registry's outage has brought into step, spread over the interval again with their
-/// next successful poll.
+/// The phase follows from the name: thousands of bundles that start together, or that an outage has
+/// brought into step, spread over the interval again with their next successful poll.
 #[derive(Debug)]
 pub(super) struct Schedule {
     interval: Duration,
@@ -41,7 +42,7 @@ impl Schedule {
         Self { interval, phase: interval.mul_f64(share), epoch: Instant::now(), transient: 0, unsigned: None }
     }
 
-    /// What was refused before may be judged otherwise now.
+    /// Starts the retries for evidence over: another policy may accept what was refused.
     pub(super) fn start_over(&mut self) {
         self.unsigned = None;
     }
@@ -59,11 +60,11 @@ impl Schedule {
                 // Jitter, so that replicas and bundles don't come back in step.
                 self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            // All bundles that asked were told the same time.
+            // All bundles that asked got the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
-                let wait = wait.clamp(FIRST, MAX_PATIENCE);
+                let wait = wait.clamp(MIN_BACKOFF, MAX_RETRY_AFTER);
                 let spread = wait.min(self.interval).min(MAX_SPREAD).mul_f64(fastrand::f64());
-                if wait + spread > MAX_PATIENCE { MAX_PATIENCE - spread } else { wait + spread }
+                if wait + spread > MAX_RETRY_AFTER { MAX_RETRY_AFTER - spread } else { wait + spread }
             }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
@@ -86,9 +87,9 @@ impl Schedule {
         }
     }
 
-    /// Until this bundle's time comes, never longer than the interval and its jitter.
+    /// The time until this bundle's phase comes, never longer than the interval and its jitter.
     fn until_due(&self) -> Duration {
-        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_SHARE);
+        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_DIVISOR);
         // A poll that came early must not be followed by one at the same time.
         let from = (self.epoch.elapsed() + jitter).as_nanos();
         let since = (from + interval - self.phase.as_nanos() % interval) % interval;
@@ -96,17 +97,17 @@ impl Schedule {
         wait - jitter.mul_f64(fastrand::f64())
     }
 
-    /// How long of `wait`, which the registry asked for, a bundle with `max_stale` can wait. While
-    /// something is served that has `left` of it, half of that, so that there are several checks
-    /// before it is over. With nothing to lose, no longer than `max_stale` or the interval.
-    pub(super) fn patience(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
+    /// Caps the `wait` that a registry asked for by `max_stale`: while a version is served, at half
+    /// of the time `left` of it, so that several checks come before it ends; otherwise at
+    /// `max_stale` or the interval.
+    pub(super) fn cap_retry_after(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
         let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
-        wait.min(most.max(FIRST))
+        wait.min(most.max(MIN_BACKOFF))
     }
 
     /// 1, 2, 4 … seconds up to the interval.
     fn doubling(&self, count: u32) -> Duration {
-        FIRST.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
+        MIN_BACKOFF.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
     }
 }
 
@@ -114,10 +115,8 @@ impl Schedule {
 mod tests {
     use tokio::time::advance;
 
-    use super::{
-        super::state::{Failure, Step},
-        *,
-    };
+    use super::*;
+    use crate::publish::{Failure, Step};
 
     fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
         let message = String::new();
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trouble_backs_off_to_the_interval_and_success_resets_it() {
+    async fn failures_back_off_to_the_interval_and_success_resets_it() {
         let mut schedule = Schedule::new(Duration::from_secs(30), "a");
         let transient = failed(FailureClass::Transient, None);
         for ceiling in [1, 2, 4, 8, 16, 30, 30] {
@@ -156,11 +155,11 @@ mod tests {
         assert!(waits.iter().all(|waited| (wait..wait + interval).contains(waited)), "{waits:?}");
         assert!(waits.iter().max().unwrap().abs_diff(*waits.iter().min().unwrap()) > interval / 2, "{waits:?}");
         let years = Duration::from_secs(u32::MAX.into());
-        let capped = MAX_PATIENCE - interval..=MAX_PATIENCE;
+        let capped = MAX_RETRY_AFTER - interval..=MAX_RETRY_AFTER;
         assert!((0..100).all(|_| capped.contains(&after(years))));
         let mut seldom = Schedule::new(Duration::from_secs(24 * 3600), "a");
         let waited = seldom.after(&failed(FailureClass::RateLimited(Some(years)), None));
-        assert!((MAX_PATIENCE - MAX_SPREAD..=MAX_PATIENCE).contains(&waited), "{waited:?}");
+        assert!((MAX_RETRY_AFTER - MAX_SPREAD..=MAX_RETRY_AFTER).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -169,13 +168,13 @@ mod tests {
         for name in ["a", "b", "authz/main"] {
             let mut schedule = Schedule::new(interval, name);
             let first = schedule.after(&Outcome::Unchanged);
-            assert!(first <= interval + interval / JITTER_SHARE, "{first:?}");
+            assert!(first <= interval + interval / JITTER_DIVISOR, "{first:?}");
             advance(first).await;
             for _ in 0..100 {
-                // What the check itself takes makes no difference.
+                // The duration of the check makes no difference.
                 advance(Duration::from_millis(300)).await;
                 let wait = schedule.after(&Outcome::Unchanged) + Duration::from_millis(300);
-                assert!(wait.abs_diff(interval) <= interval / JITTER_SHARE, "{wait:?}");
+                assert!(wait.abs_diff(interval) <= interval / JITTER_DIVISOR, "{wait:?}");
                 advance(wait - Duration::from_millis(300)).await;
             }
         }
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_that_ends_leaves_nobody_in_step() {
+    async fn an_outage_that_ends_leaves_no_bundles_in_step() {
         let mut bundles = bundles();
         advance(Duration::from_secs(100)).await;
         // All fail at the same moment, eight times, and succeed at the same moment.
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_registry_asks_for_leaves_several_checks_before_max_stale_is_over() {
+    fn retry_after_leaves_several_checks_before_max_stale_ends() {
         let (schedule, seconds) = (Schedule::new(Duration::from_secs(3), "a"), Duration::from_secs);
         for (wait, left, expected) in [
             (900, Some(10), 5),
@@ -241,17 +240,17 @@ mod tests {
             (900, Some(0), 1),
             (4, Some(10), 4),
             (4, Some(3600), 4),
-            // Nothing is served, so nothing can be lost.
+            // Nothing is served, so nothing can expire.
             (900, None, 10),
             (4, None, 4),
         ] {
-            let patience = schedule.patience(seconds(wait), seconds(10), left.map(seconds));
-            assert_eq!(patience.as_secs(), expected, "{wait} s with {left:?} left");
+            let capped = schedule.cap_retry_after(seconds(wait), seconds(10), left.map(seconds));
+            assert_eq!(capped.as_secs(), expected, "{wait} s with {left:?} left");
         }
         let mut left = Duration::from_secs(10);
         let mut checks = 0;
-        while left >= FIRST {
-            left = left.saturating_sub(schedule.patience(MAX_PATIENCE, seconds(10), Some(left)));
+        while left >= MIN_BACKOFF {
+            left = left.saturating_sub(schedule.cap_retry_after(MAX_RETRY_AFTER, seconds(10), Some(left)));
             checks += 1;
         }
         assert!(checks >= 4, "{checks} checks in ten seconds");

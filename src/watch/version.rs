@@ -1,11 +1,11 @@
-//! Versions of policy, as tags and annotations have them.
+//! Semantic versions in tags and annotations.
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
 use crate::telemetry::cut;
 
-/// As long as a tag may be; foreign text that is longer is no version.
-const LONGEST: usize = 128;
+/// The longest tag that registries allow; longer text is not a version.
+const MAX_VERSION_BYTES: usize = 128;
 
 /// A semantic version. Compared by precedence, so build metadata make no difference.
 #[derive(Debug, Clone)]
@@ -16,16 +16,16 @@ pub struct Version(semver::Version);
 #[error("{0:?} is not a semantic version; write it such as 1.4.0")]
 pub struct NotAVersion(String);
 
-/// What a tag claims about the version behind it.
+/// The version that a tag states, in whole or in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(super) enum TagVersion {
     /// `1.4.0`, `v1.4.0`, `1.4.0-rc.1`: this one.
     Exactly(Version),
     /// `1`, `v1.4`: some release of it.
     Within { major: u64, minor: Option<u64> },
 }
 
-impl Claim {
+impl TagVersion {
     /// `None` for tags that are no versions, such as `live`.
     pub(super) fn of(tag: &str) -> Option<Self> {
         if let Ok(version) = tag.parse() {
@@ -40,7 +40,7 @@ impl Claim {
 
     pub(super) fn holds_for(&self, version: &Version) -> bool {
         match self {
-            Self::Exactly(claimed) => claimed == version,
+            Self::Exactly(stated) => stated == version,
             Self::Within { major, minor } => {
                 version.0.major == *major && minor.is_none_or(|minor| version.0.minor == minor)
             }
@@ -51,10 +51,10 @@ impl Claim {
 impl FromStr for Version {
     type Err = NotAVersion;
 
-    /// A `v` in front is passed over, as in tags; and a tag has `_` where a version has `+`.
+    /// Accepts a leading `v`, as in tags, and `_` for `+`, which tags can't contain.
     fn from_str(text: &str) -> Result<Self, NotAVersion> {
-        let refused = || NotAVersion(cut(text, LONGEST).into_owned());
-        if text.len() > LONGEST {
+        let refused = || NotAVersion(cut(text, MAX_VERSION_BYTES).into_owned());
+        if text.len() > MAX_VERSION_BYTES {
             return Err(refused());
         }
         let version = text.strip_prefix('v').unwrap_or(text).replacen('_', "+", 1);
@@ -88,7 +88,7 @@ impl PartialEq for Version {
 
 impl Eq for Version {}
 
-/// Digits as semantic versions have them: `007` is something else, a date perhaps.
+/// A number as semantic versions write it, without leading zeros: `007` may be a date.
 fn number(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }
@@ -107,7 +107,7 @@ mod tests {
         for text in ["1.4.0", "v1.4.0", "1.4.0-rc.1", "1.4.0+build.7", "1.4.0_build.7"] {
             version(text);
         }
-        let long = format!("1.4.0-{}", "a".repeat(LONGEST));
+        let long = format!("1.4.0-{}", "a".repeat(MAX_VERSION_BYTES));
         for text in ["", "v", "1", "1.4", "live", "vv1.4.0", "1.4.0 ", "01.4.0", "V1.4.0", "1.4.0.0", &long] {
             assert!(text.parse::<Version>().is_err(), "{text:?}");
         }
@@ -132,12 +132,12 @@ mod tests {
             ("v1", &["1.0.0", "1.99.1"], &["0.1.0", "2.0.0"]),
             ("0", &["0.3.1"], &["1.0.0"]),
         ] {
-            let claim = Claim::of(tag).unwrap();
-            assert!(holds.iter().all(|text| claim.holds_for(&version(text))), "{tag} holds");
-            assert!(!fails.iter().any(|text| claim.holds_for(&version(text))), "{tag} fails");
+            let tag_version = TagVersion::of(tag).unwrap();
+            assert!(holds.iter().all(|text| tag_version.holds_for(&version(text))), "{tag} holds");
+            assert!(!fails.iter().any(|text| tag_version.holds_for(&version(text))), "{tag} fails");
         }
         for tag in ["live", "", "v", "1.", ".1", "1.x", "007", "1.04", "sha256-1", "99999999999999999999"] {
-            assert_eq!(Claim::of(tag), None, "{tag:?}");
+            assert_eq!(TagVersion::of(tag), None, "{tag:?}");
         }
     }
 }

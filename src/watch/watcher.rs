@@ -1,4 +1,5 @@
-//! The task behind a bundle: checks the registry, decides with [`next`], tells the world.
+//! The task of one bundle: it checks the registry, verifies again when that is due, and publishes
+//! what follows.
 
 use std::sync::Arc;
 
@@ -9,96 +10,74 @@ use tokio::{
 };
 
 use super::{
-    Snapshot,
-    board::{Admitted, Board, Outdated},
-    court::Refused,
-    doubt, freshness,
-    handle::{Checks, Handle},
     history::History,
-    pipeline::{Found, Pipeline, Remembered},
+    persist::{PersistQueue, Update},
+    pool::Rejection,
+    refresh::{Pipeline, RefreshResult, Restored},
+    reverify,
     schedule::Schedule,
-    scribe::{Entry, Scribe},
-    state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal, next},
 };
-use crate::{metrics::Metrics, telemetry, verify::TrustPolicy};
+use crate::{
+    publish::{
+        Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist, Publisher, PublisherOptions,
+        Snapshot, VerdictStatus,
+    },
+    telemetry,
+    verify::TrustPolicy,
+};
 
-/// How a bundle is watched.
+/// The options of one bundle's watcher.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    /// Between checks of a healthy registry.
+pub struct WatchOptions {
+    /// The time between checks of a healthy registry.
     pub poll: Duration,
     /// How old a check may be that contradicts a client.
     pub confirm_within: Duration,
-    /// What a missing tag means for a bundle that is being served.
+    /// What a missing tag means for a bundle that is served.
     pub on_missing: OnMissing,
-    /// How long to serve without one successful check.
+    /// How long a bundle is served without a successful check.
     pub max_stale: Option<Duration>,
     /// How long a bundle from disk waits for the first check before it is served.
     pub first_wait: Duration,
 }
 
-/// Runs until it is dropped; owned by whoever spawned it.
+/// The task of one bundle; runs until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     pub(super) pipeline: Arc<Pipeline>,
-    pub(super) rules: Rules,
-    metrics: Metrics,
+    options: WatchOptions,
     pub(super) schedule: Schedule,
-    pub(super) board: Board,
-    /// Whose signature it takes.
+    pub(super) publisher: Publisher,
+    /// The policy that decides.
     pub(super) policy: watch::Receiver<Arc<TrustPolicy>>,
-    checks: watch::Sender<Checks>,
+    /// When a client last asked for a check.
     wanted: watch::Receiver<Option<Instant>>,
-    pub(super) scribe: Arc<Scribe>,
-    /// What follows from the disk, but is not shown before the registry had its say: something
-    /// accepted, or that its `max_stale` is over.
-    pub(super) prepared: Option<State>,
-    /// What was withdrawn for want of trust, until something else is accepted: should the policy
-    /// change back, no registry is needed for it.
-    pub(super) doubted: Option<Arc<Snapshot>>,
-    /// The last final defect, which is not fetched again.
-    pub(super) hopeless: Option<Failure>,
-    fresh_until: Option<Instant>,
-    /// When the registry last confirmed what is served, as the disk has it.
-    pub(super) noted: Option<Timestamp>,
-    /// What was served so far.
+    pub(super) persist_queue: Arc<PersistQueue>,
+    /// The versions served so far.
     pub(super) history: Arc<History>,
 }
 
 impl Watcher {
     /// A watcher, not yet running, and the handle to it. `policy` decides until the handle
-    /// brings another one.
-    pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, rules: Rules) -> (Self, Handle) {
-        let (checks, checks_seen) = watch::channel(Checks::default());
-        let (wanted, wanted_seen) = watch::channel(None);
-        let (name, reference) = (Arc::clone(&pipeline.name), pipeline.reference.to_string());
-        let (board, state, status) = Board::new(Arc::clone(&name), reference, &policy, pipeline.metrics.clone());
-        let (policy, policy_seen) = watch::channel(policy);
-        let handle = Handle {
-            name,
-            state,
-            checks: checks_seen,
-            wanted: Arc::new(wanted),
-            confirm_within: rules.confirm_within,
-            policy: Arc::new(policy),
-            status,
-            fallback: None,
-        };
-        let watcher = Self {
+    /// sets another one.
+    pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, options: WatchOptions) -> (Self, Handle) {
+        let (publisher, handle, requests) = Publisher::new(PublisherOptions {
+            bundle: Arc::clone(&pipeline.name),
+            reference: pipeline.reference.clone(),
+            policy,
+            on_missing: options.on_missing,
+            max_stale: options.max_stale,
+            confirm_within: options.confirm_within,
             metrics: pipeline.metrics.clone(),
-            schedule: Schedule::new(rules.poll, &pipeline.name),
+        });
+        let watcher = Self {
+            schedule: Schedule::new(options.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
-            rules,
-            board,
-            policy: policy_seen,
-            checks,
-            wanted: wanted_seen,
-            scribe: Arc::default(),
-            prepared: None,
-            doubted: None,
-            hopeless: None,
-            fresh_until: None,
-            noted: None,
+            options,
+            publisher,
+            policy: requests.policy,
+            wanted: requests.check,
+            persist_queue: Arc::default(),
             history: Arc::default(),
         };
         (watcher, handle)
@@ -106,292 +85,187 @@ impl Watcher {
 
     /// Watches for ever. Cancel by dropping.
     pub async fn run(mut self) {
-        let (scribe, pipeline) = (Arc::clone(&self.scribe), Arc::clone(&self.pipeline));
+        let (queue, pipeline) = (Arc::clone(&self.persist_queue), Arc::clone(&self.pipeline));
         tokio::select! {
             () = self.watch() => {}
-            () = scribe.work(&pipeline) => {}
+            () = queue.work(&pipeline) => {}
         }
     }
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
-        match self.restore(&policy).await {
-            Some(Ok(remembered)) => self.prepare(remembered),
-            Some(Err(refused)) => {
-                self.board.refuse(refused.status);
-                self.board.note(&refused.failure);
-                let distrusted = Outcome::Failed(refused.failure);
-                let after = next(&State::Pending, &distrusted, self.rules.on_missing).served_before();
-                if let State::Withdrawn(withdrawal) = after {
-                    self.board.withdraw(withdrawal);
-                }
-            }
-            None => self.prepared = self.history.withdrawal().map(State::Withdrawn),
-        }
+        self.restore(&policy).await;
         loop {
             let began = Instant::now();
-            let found = self.check().await;
-            let noted = self.noted;
-            if let Outcome::Accepted(snapshot) = &found.outcome {
-                self.keep(Arc::clone(snapshot)).await;
+            let RefreshResult { outcome, rejected } = self.check().await;
+            let at = telemetry::now();
+            if let Outcome::Accepted(snapshot) = &outcome {
+                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at)).await;
             }
-            if self.conclude(began, &found).is_err() {
-                self.noted = noted;
-                self.take_back();
-                Box::pin(self.reconsider()).await;
+            let checked = Event::Checked { outcome, at };
+            if self.apply(&checked, rejected).is_err() {
+                self.revert_persisted();
+                Box::pin(self.reverify()).await;
                 continue;
             }
-            let wait = self.schedule.after(&found.outcome);
-            let wait = self.within_max_stale(wait, &found.outcome);
-            self.pause(began, wait).await;
+            let Event::Checked { outcome, .. } = checked else { continue };
+            let answered = match &outcome {
+                Outcome::Accepted(_) | Outcome::Unchanged => true,
+                Outcome::Failed(failure) => failure.class.registry_answered(),
+            };
+            // After the state: a client that waits for a check reads what it found.
+            self.publisher.record_check(began, answered);
+            let wait = self.schedule.after(&outcome);
+            let wait = self.within_max_stale(wait, &outcome);
+            self.wait(began, wait).await;
         }
     }
 
-    /// A few watchers at a time: at the start all of them are here.
-    async fn restore(&mut self, policy: &Arc<TrustPolicy>) -> Option<Result<Remembered, Refused>> {
-        let _turn = self.pipeline.court.restore_turn().await;
-        self.history = Arc::new(self.pipeline.history().await);
-        Box::pin(self.pipeline.recall(policy, &self.history)).await
-    }
-
-    /// What the disk remembers is as fresh as it was noted to be, not as if it were new.
-    fn prepare(&mut self, Remembered { snapshot, checked }: Remembered) {
-        self.remember(&snapshot);
-        self.prepared = Some(State::Serving(Arc::clone(&snapshot)));
-        let now = telemetry::now();
-        self.noted = freshness::believable(checked, now);
-        let Some(max_stale) = self.rules.max_stale else {
-            // Nobody keeps it up, and it would be taken for the truth if `max_stale` came back.
-            if checked.is_some() {
-                self.noted = None;
-                self.scribe.put_down(Entry::Confirm { snapshot, checked: None });
+    /// Applies an event, and records on disk what follows.
+    ///
+    /// # Errors
+    /// When the event would publish a version by an outdated verification. Then nothing has
+    /// changed.
+    pub(super) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<(), Outdated> {
+        let effects = self.publisher.apply(event, rejected)?;
+        if let Some(snapshot) = effects.served {
+            self.record_served(&snapshot);
+        }
+        match effects.persist {
+            Some(Persist::Confirm { snapshot, confirmed }) => {
+                self.persist_queue.enqueue(Update::Confirm { snapshot, checked: confirmed });
             }
-            return;
-        };
-        if self.noted.is_none() {
-            self.noted = Some(now);
-            self.scribe.put_down(Entry::Confirm { snapshot, checked: self.noted });
+            Some(Persist::Remove) => self.persist_withdrawal(),
+            None => {}
         }
-        let left = freshness::left(max_stale, self.noted, now);
-        if left.is_zero() {
-            self.expire();
-        } else {
-            self.fresh_until = Some(Instant::now() + left);
-        }
+        Ok(())
     }
 
-    async fn check(&mut self) -> Found {
+    /// Restores the state from disk. A few watchers do so at a time: at the start all of them come
+    /// here.
+    async fn restore(&mut self, policy: &Arc<TrustPolicy>) {
+        let permit = self.pipeline.pool.restore_permit().await;
+        self.history = Arc::new(self.pipeline.history().await);
+        let restored = Box::pin(self.pipeline.restore(policy, &self.history)).await;
+        drop(permit);
+        let (event, rejected) = match restored {
+            Some(Ok(Restored { snapshot, checked })) => (Event::Restored { snapshot, confirmed: checked }, None),
+            Some(Err(Rejection { failure, verdict })) => (Event::RestoreFailed(failure), verdict),
+            None => {
+                let (withdrawal, was_served) = (self.history.withdrawal(), !self.history.is_empty());
+                (Event::NothingRestored { withdrawal, was_served }, None)
+            }
+        };
+        // These events publish no version, so none can be outdated.
+        let _ = self.apply(&event, rejected);
+    }
+
+    async fn check(&mut self) -> RefreshResult {
         loop {
-            let Some(found) = self.look().await else {
-                Box::pin(self.reconsider()).await;
+            let Some(result) = self.refresh().await else {
+                Box::pin(self.reverify()).await;
                 continue;
             };
-            // What was found unchanged may have been withdrawn meanwhile (`max_stale`).
-            if !matches!(found.outcome, Outcome::Unchanged) || self.known().is_some() {
-                return found;
+            // A version that was found unchanged may have been withdrawn meanwhile (`max_stale`).
+            if !matches!(result.outcome, Outcome::Unchanged) || self.publisher.machine().current().is_some() {
+                return result;
             }
         }
     }
 
-    /// What need not be fetched again.
-    pub(super) fn known(&self) -> Option<Arc<Snapshot>> {
-        let state = self.board.state();
-        state.snapshot().or_else(|| self.prepared.as_ref()?.snapshot()).cloned()
-    }
-
-    /// `None` when the policy changed on the way, or the verdict about what is served is over:
-    /// that comes before anything that a registry could say.
-    async fn look(&mut self) -> Option<Found> {
+    /// Checks the registry once. `None` when the policy changed meanwhile, or the verification of
+    /// the version being served expired: then that version is verified again first.
+    async fn refresh(&mut self) -> Option<RefreshResult> {
         let pipeline = Arc::clone(&self.pipeline);
         let policy = Arc::clone(&self.policy.borrow());
-        let known = self.known();
-        let due = self.due();
-        let (hopeless, past) = (self.hopeless.clone(), Arc::clone(&self.history));
-        // Boxed, here and elsewhere: most of the time a watcher waits, and what it does then
-        // need not have room for everything that it does otherwise.
-        let mut refresh = Box::pin(pipeline.refresh(&policy, known.as_deref(), hopeless.as_ref(), &past));
-        let first_wait = Instant::now() + self.rules.first_wait;
+        let machine = self.publisher.machine();
+        let (current, known_defect) = (machine.current().cloned(), machine.known_defect().cloned());
+        let (due, past) = (self.verification_due(), Arc::clone(&self.history));
+        // Boxed, here and elsewhere: a watcher waits most of the time, and its future then needs no
+        // room for the state of a refresh.
+        let mut refresh = Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
+        let first_wait = Instant::now() + self.options.first_wait;
         loop {
-            let (waiting, stale) = (self.prepared.is_some(), self.fresh_until);
-            tokio::select! {
+            let machine = self.publisher.machine();
+            let (waiting, stale_at) = (machine.has_restored(), machine.stale_at());
+            let event = tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, due) => return None,
-                found = &mut refresh => return Some(found),
-                () = sleep_until(first_wait), if waiting => self.show_prepared(),
-                () = reached(stale) => self.expire(),
-            }
+                () = reverify::due_or_policy_changed(&mut self.policy, due) => return None,
+                result = &mut refresh => return Some(result),
+                () = sleep_until(first_wait), if waiting => Event::FirstWaitElapsed,
+                () = reached(stale_at) => Event::MaxStaleElapsed,
+            };
+            // An outdated version stays unpublished until it has been verified again.
+            let _ = self.apply(&event, None);
         }
     }
 
-    /// What the registry asked for, as far as `max_stale` leaves time for it.
+    /// The wait that the registry asked for, as far as `max_stale` leaves time for it.
     fn within_max_stale(&self, wait: Duration, outcome: &Outcome) -> Duration {
-        match (outcome, self.rules.max_stale) {
+        match (outcome, self.options.max_stale) {
             (Outcome::Failed(Failure { class: FailureClass::RateLimited(Some(_)), .. }), Some(max_stale)) => {
-                let left = self.fresh_until.map(|until| until.saturating_duration_since(Instant::now()));
-                self.schedule.patience(wait, max_stale, left)
+                let stale_at = self.publisher.machine().stale_at();
+                let left = stale_at.map(|stale_at| stale_at.saturating_duration_since(Instant::now()));
+                self.schedule.cap_retry_after(wait, max_stale, left)
             }
             _ => wait,
         }
     }
 
-    /// Until the next check is due, or a client's disagreement calls for one.
-    async fn pause(&mut self, began: Instant, wait: Duration) {
+    /// Waits until the next check is due, or a client's disagreement calls for one.
+    async fn wait(&mut self, began: Instant, wait: Duration) {
         let due = Instant::now() + wait;
         loop {
-            // While the registry fails, its back-off binds those who disagree as well.
-            let healthy = self.checks.borrow().answered == Some(began);
-            let (stale, again) = (self.fresh_until, self.due());
+            // While the registry fails, its back-off holds for clients that disagree as well.
+            let healthy = self.publisher.has_answered(began);
+            let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
             tokio::select! {
                 biased;
-                () = doubt::arises(&mut self.policy, again) => {
-                    Box::pin(self.reconsider()).await;
-                    if doubt::is_worth_a_look(&self.board) {
+                () = reverify::due_or_policy_changed(&mut self.policy, expiry) => {
+                    Box::pin(self.reverify()).await;
+                    if reverify::should_check(&self.publisher) {
                         return;
                     }
                 }
                 () = sleep_until(due) => return,
                 changed = self.wanted.changed(), if healthy => {
                     let asked = *self.wanted.borrow_and_update();
-                    if changed.is_ok() && asked.is_some_and(|asked| asked > began + self.rules.confirm_within) {
+                    if changed.is_ok() && asked.is_some_and(|asked| asked > began + self.options.confirm_within) {
                         return;
                     }
                     if changed.is_err() {
                         return sleep_until(due).await;
                     }
                 }
-                () = reached(stale) => self.expire(),
-            }
-        }
-    }
-
-    /// Publishes what follows from a look at the registry, unless that has become outdated.
-    fn conclude(&mut self, began: Instant, Found { outcome, refused }: &Found) -> Result<(), Outdated> {
-        // What lies prepared counts as served, but it is shown only if it stays.
-        let before = self.prepared.clone().unwrap_or_else(|| self.board.state());
-        let mut after = next(&before, outcome, self.rules.on_missing);
-        if !self.history.is_empty() {
-            after = after.served_before();
-        }
-        let withdrawn = matches!((&before, &after), (State::Serving(_), State::Withdrawn(_)));
-        let policy = self.policy.clone();
-        let admitted = Admitted::new(&policy, after)?;
-        self.prepared = None;
-        let answered = match outcome {
-            Outcome::Accepted(_) | Outcome::Unchanged => true,
-            Outcome::Failed(failure) => failure.class.registry_answered(),
-        };
-        let label = match outcome {
-            Outcome::Accepted(_) => "accepted",
-            Outcome::Unchanged => "unchanged",
-            Outcome::Failed(failure) => failure.reason,
-        };
-        self.metrics.refreshes.with_label_values(&[&*self.pipeline.name, label]).inc();
-        match outcome {
-            Outcome::Failed(failure) => {
-                self.board.refuse(refused.clone());
-                self.board.note(failure);
-                // It stays known through trouble of other kinds: the same bytes have the same defect.
-                if failure.class == FailureClass::Defect {
-                    self.hopeless = Some(failure.clone());
+                () = reached(stale_at) => {
+                    // The event withdraws, so no version can be outdated.
+                    let _ = self.apply(&Event::MaxStaleElapsed, None);
                 }
             }
-            Outcome::Accepted(_) | Outcome::Unchanged => {
-                self.board.forgive();
-                self.hopeless = None;
-                // From now on: a check that takes longer than this would else end stale.
-                self.fresh_until = self.rules.max_stale.map(|age| Instant::now() + age);
-            }
         }
-        self.board.show(admitted);
-        match outcome {
-            Outcome::Accepted(snapshot) => {
-                self.doubted = None;
-                self.remember(snapshot);
-            }
-            Outcome::Unchanged => self.confirm(),
-            Outcome::Failed(failure) if failure.class == FailureClass::NotFound => self.doubted = None,
-            Outcome::Failed(_) => {}
-        }
-        if withdrawn {
-            self.forget(&self.board.state());
-        }
-        if answered {
-            self.board.checked();
-        }
-        // After the state: whoever waits for a check reads what it found.
-        self.checks.send_modify(|checks| {
-            checks.concluded = true;
-            if answered {
-                checks.answered = Some(began);
-            } else {
-                checks.failed = Some(began);
-            }
-        });
-        Ok(())
     }
 
-    /// What clients get should be there after a crash: one without a registry would else offer
-    /// them the version before it. But a disk in trouble must not keep it from them.
-    async fn keep(&mut self, snapshot: Arc<Snapshot>) {
-        self.noted = self.rules.max_stale.map(|_| telemetry::now());
-        self.write(snapshot).await;
-    }
-
-    /// As [`Self::keep`], for what nobody has just confirmed.
-    pub(super) async fn write(&mut self, snapshot: Arc<Snapshot>) {
-        let history = self.history_with(&snapshot).to_bytes();
-        let number = self.scribe.put_down(Entry::Keep { snapshot, checked: self.noted, history });
+    /// Writes a version to disk before it is published: after a crash without a registry, clients
+    /// would otherwise get the version before it. A failing disk delays the publication no longer
+    /// than [`PersistQueue::flushed`] does. `checked` is when the registry last confirmed it.
+    pub(super) async fn persist(&mut self, snapshot: Arc<Snapshot>, checked: Option<Timestamp>) {
+        let history = self.history_serving(&snapshot).to_bytes();
+        let number = self.persist_queue.enqueue(Update::Keep { snapshot, checked, history });
         tokio::select! {
-            () = self.scribe.written(number) => {}
-            // Then it is outdated, which is found out when it should be published.
-            () = doubt::arises(&mut self.policy, None) => {}
+            () = self.persist_queue.flushed(number) => {}
+            // The version is outdated then, and is not published.
+            () = reverify::due_or_policy_changed(&mut self.policy, None) => {}
         }
     }
 
-    /// What was kept was not published: the disk goes back to what is.
-    pub(super) fn take_back(&self) {
-        let (checked, history) = (self.noted, self.history.to_bytes());
-        self.scribe.put_down(match self.known() {
-            Some(snapshot) => Entry::Keep { snapshot, checked, history },
-            None => Entry::Forget { history },
+    /// Makes the disk record the published version again after another one was written to it, but
+    /// not published.
+    pub(super) fn revert_persisted(&self) {
+        let (machine, history) = (self.publisher.machine(), self.history.to_bytes());
+        self.persist_queue.enqueue(match machine.current() {
+            Some(current) => Update::Keep { snapshot: Arc::clone(current), checked: machine.last_confirmed(), history },
+            None => Update::Forget { history },
         });
-    }
-
-    /// Notes on disk that the registry has confirmed what is served, now and then.
-    fn confirm(&mut self) {
-        let (Some(max_stale), Some(snapshot)) = (self.rules.max_stale, self.known()) else { return };
-        let now = telemetry::now();
-        if freshness::is_due(max_stale, self.noted, now) {
-            // Whether or not it can be written: a disk in trouble is not tried at each poll.
-            self.noted = Some(now);
-            self.scribe.put_down(Entry::Confirm { snapshot, checked: self.noted });
-        }
-    }
-
-    fn show_prepared(&mut self) {
-        let policy = self.policy.clone();
-        // What is outdated stays until it has been judged again.
-        if let Some(Ok(admitted)) = self.prepared.clone().map(|state| Admitted::new(&policy, state)) {
-            self.prepared = None;
-            self.board.show(admitted);
-        }
-    }
-
-    /// The bytes stay where they are: a check that finds them right again need not fetch them.
-    fn expire(&mut self) {
-        (self.fresh_until, self.doubted) = (None, None);
-        let age = humantime::format_duration(self.rules.max_stale.unwrap_or_default());
-        let before = self.prepared.as_ref().map_or_else(|| self.board.state(), State::clone);
-        if before.snapshot().is_none() {
-            return;
-        }
-        let reason = format!("no successful check for {age} (max_stale)").into();
-        let withdrawal = Withdrawal { reason, lost: before.lost(), was_served: true };
-        if self.prepared.is_some() {
-            self.prepared = Some(State::Withdrawn(withdrawal));
-        } else {
-            self.board.withdraw(withdrawal);
-        }
     }
 }
 
@@ -401,3 +275,6 @@ async fn reached(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,10 @@ use std::fs;
 use bundlegate::{
     bundle,
     oci::{Descriptor, Digest},
+    publish::OnMissing,
     store,
     verify::TrustPolicy,
-    watch::{Expect, OnMissing, OnOlder, Order},
+    watch::{Expect, OnOlder, Order},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -269,7 +270,7 @@ async fn by_default_what_comes_back_is_served_with_an_alarm_until_something_newe
     assert_eq!((&gate.shown().await["older"], &*gate.gauge("bundlegate_bundle_older").await), (&Value::Null, "0"));
     let first = world.push(&[], &bundle("first"));
     serves(&gate, &first).await;
-    let expected = format!("{} was served earlier, and replaced since, at last by {}", first.digest, second.digest);
+    let expected = format!("{} was served earlier and has been replaced, last by {}", first.digest, second.digest);
     let gate = {
         eventually("the alarm", || gate.metrics.bundle_older.with_label_values(&[gate.name]).get() == 1).await;
         assert_eq!(gate.shown().await["older"], json!(expected));

@@ -7,13 +7,12 @@ use bundlegate::{
     catalog::Catalog,
     metrics::Metrics,
     opa_check::Checker,
+    publish::{Handle, OnMissing, State, Status, link_fallbacks},
     registry::{Options as RegistryOptions, Timeouts},
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Server, TrustedProxies},
     store::{self, Store},
     verify::TrustPolicy,
-    watch::{
-        Court, Expect, FailureStatus, Handle, OnMissing, OpaCheck, Pipeline, Rules, State, Status, Watcher, appoint,
-    },
+    watch::{Expect, OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
@@ -39,7 +38,7 @@ pub(crate) struct Setup {
     pub(crate) tag: &'static str,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
-    pub(crate) rules: Rules,
+    pub(crate) rules: WatchOptions,
     /// Everybody may read everything unless this says otherwise.
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
@@ -60,7 +59,7 @@ impl Default for Setup {
             tag: "live",
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
-            rules: Rules {
+            rules: WatchOptions {
                 poll: Duration::from_millis(100),
                 confirm_within: Duration::ZERO,
                 on_missing: OnMissing::Keep,
@@ -95,6 +94,15 @@ pub(crate) struct Gate {
     watcher: JoinSet<()>,
 }
 
+/// `last_failure` in the words of `/status`.
+#[derive(Debug)]
+pub(crate) struct LastFailure {
+    pub(crate) class: &'static str,
+    pub(crate) step: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) message: String,
+}
+
 impl Gate {
     pub(crate) async fn before(registry: &FaultyRegistry, poll: Duration) -> Self {
         let mut setup = Setup::default();
@@ -117,7 +125,7 @@ impl Gate {
             store,
             limits,
             evidence_limit: 1 << 20,
-            court: Court::default(),
+            pool: VerificationPool::default(),
             metrics: metrics.clone(),
         };
         let second = setup.fallback.map(|tag| {
@@ -130,7 +138,7 @@ impl Gate {
             let (watcher, handle) = Watcher::new(pipeline, Arc::new(TrustPolicy::unsigned("any".into())), setup.rules);
             running.push(watcher);
             handles.push(handle);
-            appoint(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
+            link_fallbacks(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
         }
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
@@ -200,7 +208,7 @@ impl Gate {
     }
 
     pub(crate) fn state(&self) -> &'static str {
-        self.handle.status().state
+        self.handle.status().state.label()
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -209,7 +217,7 @@ impl Gate {
 
     /// As when the configuration says so from now on.
     pub(crate) fn trust(&self, policy: TrustPolicy) {
-        assert!(self.handle.trust(Arc::new(policy)), "it is the same policy");
+        assert!(self.handle.set_policy(Arc::new(policy)), "it is the same policy");
     }
 
     /// What the server sees from now on.
@@ -222,8 +230,13 @@ impl Gate {
         self.handle.fallback_status().is_some_and(|fallback| fallback.since.is_some())
     }
 
-    pub(crate) fn last_failure(&self) -> Option<FailureStatus> {
-        self.handle.status().last_failure
+    pub(crate) fn last_failure(&self) -> Option<LastFailure> {
+        self.handle.status().last_failure.map(|failure| LastFailure {
+            class: failure.class.label(),
+            step: failure.step.to_string(),
+            digest: failure.digest.map(|digest| digest.to_string()),
+            message: failure.message,
+        })
     }
 
     pub(crate) fn waiters(&self) -> i64 {

@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "images",
             "oci",
             "opa_check",
+            "publish",
             "registry",
             "server",
             "sign",
@@ -30,7 +31,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     // It builds the options that the rooms below define; none of them knows it.
-    ("config", &["bundle", "oci", "opa_check", "registry", "server", "store", "verify", "watch"]),
+    ("config", &["bundle", "oci", "opa_check", "publish", "registry", "server", "store", "verify", "watch"]),
     ("oci", &[]),
     ("bundle", &["oci"]),
     // Another program's verdict about bytes: it knows nothing of where they come from.
@@ -42,12 +43,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     // What it lacks it fetches from the `Source` that it is handed: that is where a
     // thousand wishes become one transfer. It resolves nothing and knows no host.
     ("store", &["oci", "registry"]),
-    ("watch", &["bundle", "oci", "opa_check", "registry", "store", "verify"]),
-    ("catalog", &["watch"]),
-    // `watch` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
-    // `Blob`, the noun for bytes that are what they claim to be. Never a room that could
-    // fetch, judge or cache.
-    ("server", &["catalog", "oci", "watch"]),
+    // What is seen: `verify` for `Verified`, which no other module can make.
+    ("publish", &["bundle", "oci", "verify"]),
+    ("watch", &["bundle", "oci", "opa_check", "publish", "registry", "store", "verify"]),
+    ("catalog", &["publish"]),
+    // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
+    // `Blob`. Never a module that fetches, verifies, stores or watches.
+    ("server", &["catalog", "oci", "publish"]),
     ("transfer", &["oci", "registry"]),
     ("metrics", &[]),
     ("telemetry", &[]),

@@ -5,8 +5,8 @@ use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
 use bundlegate::{
     metrics::Metrics,
     oci::{Digest, media_type},
+    publish::OnMissing,
     store::{self, Store},
-    watch::OnMissing,
 };
 use jiff::{SignedDuration, Timestamp};
 use reqwest::StatusCode;

@@ -25,7 +25,7 @@ async fn a_tag_moved_back_to_an_old_validly_signed_digest_is_refused() {
     scene.tag(&new, "live").await;
     opa.answers("two").await;
     scene.tag(&old, "live").await;
-    refused(&gate, &old, "older", "version 1.0.0 is older than what was served before, version 2.0.0").await;
+    refused(&gate, &old, "older", "version 1.0.0 is older than a version served before, version 2.0.0").await;
     assert_eq!(opa.decision("authz/answer").await, Some(json!("two")));
 
     gate.restart().await;
@@ -88,7 +88,7 @@ async fn roots_outside_what_is_expected_are_refused() {
     let bad = built("wrong", r#"{"roots": ["authz", "system/authz"]}"#).await;
     scene.tag(&good, "live").await;
     let moved = async || scene.tag(&bad, "live").await;
-    let says = r#"roots outside what is expected: "system/authz" is not within authz"#;
+    let says = r#"root "system/authz" is outside expect.roots, authz"#;
     let expected = Expected { reason: "expect_roots", says };
     scene.holds_to("live", &json!({ "roots": ["authz"] }), [&good, &bad], moved, &expected).await;
 }

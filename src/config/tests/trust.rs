@@ -12,7 +12,10 @@ use crate::oci::cosign::SIGN_PREDICATE;
 use crate::verify::{
     Authority, AuthorityKind, ClaimedRepository, Format, Requirements, San, SigningTime, TlogPolicy, TrustRoot, X509,
 };
-use crate::watch::{OnOlder, OnWithdraw, Order};
+use crate::{
+    publish::OnWithdraw,
+    watch::{OnOlder, Order},
+};
 
 /// A folder with the files that are named here.
 pub(super) fn folder() -> Folder {

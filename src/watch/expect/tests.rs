@@ -63,7 +63,7 @@ fn having_served(version: &str) -> History {
 }
 
 #[test]
-fn nothing_is_expected_by_default_but_what_comes_back_is_noticed() {
+fn nothing_is_expected_by_default_but_a_digest_that_comes_back_is_noticed() {
     let (expect, given) = (Expect::default(), Given::annotated(&[]).opened("", &[""]));
     assert_eq!(verdict(&expect, &given, &History::default()), "ok");
     let past = History::default().after_serving(&DIGEST, None, OnOlder::Alarm);
@@ -99,10 +99,10 @@ fn annotations_are_there_with_exactly_the_expected_values() {
 }
 
 #[test]
-fn roots_lie_within_what_is_expected_by_whole_segments() {
+fn roots_lie_within_the_expected_ones_by_whole_segments() {
     for (expected, roots, outcome) in [
         (&["authz"][..], &["authz"][..], "ok"),
-        (&["authz"], &["authz/users", "authz/rules"], "ok"),
+        (&["authz"], &["authz/users", "authz/options"], "ok"),
         (&["authz"], &["authzx"], "expect_roots"),
         (&["authz/users"], &["authz"], "expect_roots"),
         (&["authz"], &["authz", "system"], "expect_roots"),
@@ -122,7 +122,7 @@ fn roots_lie_within_what_is_expected_by_whole_segments() {
     let expect = Expect { roots: vec!["authz".to_owned()], ..Expect::default() };
     let given = Given { bundle: Some(BundleManifest::default()), ..Given::annotated(&[]) };
     let unmet = expect.check(&given.facts(), &History::default()).unwrap_err();
-    assert_eq!(unmet.to_string(), r#"roots outside what is expected: "" is not within authz"#);
+    assert_eq!(unmet.to_string(), r#"root "" is outside expect.roots, authz"#);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn times_of_signing_only_go_up_and_are_proved() {
 
 /// The others are properties of the bytes, which are not fetched again.
 #[test]
-fn only_what_a_new_signature_may_change_is_looked_at_again() {
+fn only_a_failure_that_a_new_signature_may_change_is_checked_again() {
     let past = History::default().after_serving(&DIGEST, None, OnOlder::Alarm);
     let past = past.after_serving(&Digest::sha256(b"another"), None, OnOlder::Alarm);
     let by_time = |minimum| refusing(Order::SignedTime { minimum: Some(time(minimum)) });
@@ -250,7 +250,7 @@ fn only_what_a_new_signature_may_change_is_looked_at_again() {
         (versions(None), &Given::version("x"), false),
     ] {
         let unmet = expect.check(&given.facts(), &past).unwrap_err();
-        assert_eq!(unmet.is_curable(), curable, "{unmet}");
+        assert_eq!(unmet.changes_by_signing(), curable, "{unmet}");
     }
 }
 

@@ -1,6 +1,6 @@
-//! What a client gets: one verified bundle with its headers made up beforehand.
+//! One immutable, verified version of a bundle, with its response headers built in advance.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use etag::EntityTag;
@@ -9,28 +9,41 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::{court, court::Proof};
+use super::status::VerdictStatus;
 use crate::{
     bundle::Bundle,
     oci::{Blob, Digest, Manifest},
     telemetry::cut,
-    verify::{Signer, Verified},
+    verify::{Evidence, PolicyRevision, Signer, Verified},
 };
 
-/// A header that is longer makes clients and proxies refuse the answer. Percent-encoding makes
-/// three bytes of one.
+/// Clients and proxies refuse answers with longer headers. Percent-encoding makes three bytes of
+/// one.
 const MAX_HEADER_BYTES: usize = 1024;
-/// Outside visible ASCII, and `%` itself.
+/// Everything outside visible ASCII, and `%` itself.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 /// A bundle that may be served: verified, complete, immutable.
 #[derive(Debug)]
 pub struct Snapshot {
     manifest: Verified<Manifest>,
-    proof: Proof,
+    record: VerificationRecord,
     bundle: Bundle,
     etag: String,
     headers: Headers,
+}
+
+/// How a snapshot was verified.
+#[derive(Debug, Clone)]
+pub struct VerificationRecord {
+    /// The signature material, from which the snapshot can be verified again without the network.
+    pub evidence: Arc<Evidence>,
+    /// The revision of the policy that accepted it.
+    pub policy_revision: PolicyRevision,
+    /// The revisions of the trust roots that the policy relies on, in order.
+    pub root_revisions: Vec<String>,
+    /// The verdict for operators, if there is one to show.
+    pub verdict: Option<VerdictStatus>,
 }
 
 /// Values that go out with every answer.
@@ -47,8 +60,8 @@ pub struct Headers {
     pub signer: Option<HeaderValue>,
 }
 
-/// A bundle that is no layer of the manifest, which would be a bug of ours, or a header
-/// that can't be written.
+/// A bundle that is not a layer of the manifest, which would be a bug, or a header that can't be
+/// written.
 #[derive(Debug, thiserror::Error)]
 #[error("bundle {bundle} can't be published for manifest {manifest}: {reason}")]
 pub struct Unpublishable {
@@ -58,26 +71,30 @@ pub struct Unpublishable {
 }
 
 impl Snapshot {
-    /// Joins a verified manifest, what speaks for it, and the bundle that is one of its layers.
-    /// Hashes the bundle, so blocks for about a millisecond per MiB.
+    /// Joins a verified manifest, the record of its verification, and the bundle that is one of its
+    /// layers. Hashes the bundle, so it blocks for about a millisecond per MiB.
     ///
     /// # Errors
     /// When the bundle is not a layer of the manifest.
-    pub fn new(manifest: Verified<Manifest>, proof: Proof, bundle: Bundle) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, proof, bundle, entity_tag)
+    pub fn new(
+        manifest: Verified<Manifest>,
+        record: VerificationRecord,
+        bundle: Bundle,
+    ) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, record, bundle, entity_tag)
     }
 
-    /// The same bytes by a later verdict. Hashes nothing.
+    /// The same bytes with a later verification. Hashes nothing.
     ///
     /// # Errors
-    /// When the verdict is about another manifest.
-    pub fn judged_again(&self, manifest: Verified<Manifest>, proof: Proof) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, proof, self.bundle.clone(), |_| Some(self.etag.clone()))
+    /// When the verification is of another manifest.
+    pub fn reverified(&self, manifest: Verified<Manifest>, record: VerificationRecord) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, record, self.bundle.clone(), |_| Some(self.etag.clone()))
     }
 
     fn with_tag(
         manifest: Verified<Manifest>,
-        proof: Proof,
+        record: VerificationRecord,
         bundle: Bundle,
         tag: impl FnOnce(&Bundle) -> Option<String>,
     ) -> Result<Self, Unpublishable> {
@@ -99,7 +116,7 @@ impl Snapshot {
             revision: Some(header(&revision)?),
             signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
         };
-        Ok(Self { manifest, proof, bundle, etag, headers })
+        Ok(Self { manifest, record, bundle, etag, headers })
     }
 
     /// The entity tag as it is sent, quotes included.
@@ -127,32 +144,37 @@ impl Snapshot {
         &self.manifest
     }
 
-    /// What speaks for it.
-    pub fn proof(&self) -> &Proof {
-        &self.proof
+    /// The record of its verification.
+    pub fn record(&self) -> &VerificationRecord {
+        &self.record
     }
 
-    /// Whether the verdict about it holds at this time.
+    /// Whether its verification holds at this time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
-        !court::is_over(self.manifest.valid_until(), now)
+        !is_expired(self.manifest.valid_until(), now)
     }
 
-    /// Who vouched for it.
+    /// The signers that the policy counted.
     pub fn signers(&self) -> &[Signer] {
         self.manifest.signers()
     }
 }
 
+/// Whether a verification with this end has expired.
+pub(crate) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool {
+    valid_until.is_some_and(|until| now > until)
+}
+
 /// Text as a header, of at most [`MAX_HEADER_BYTES`].
 fn encoded(text: &str) -> String {
     let encode = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
-    // What is longer than that unencoded is so encoded.
+    // Encoding never makes text shorter.
     let whole = (text.len() <= MAX_HEADER_BYTES).then(|| encode(text)).filter(|whole| whole.len() <= MAX_HEADER_BYTES);
     whole.unwrap_or_else(|| encode(&cut(text, MAX_HEADER_BYTES / 3)))
 }
 
-/// The tag of a bundle by its digest alone; only SHA-256 tells.
-pub(super) fn tag_of(layer: &Digest) -> Option<String> {
+/// The entity tag of a bundle, from its digest alone; `None` unless that is SHA-256.
+pub(crate) fn tag_of(layer: &Digest) -> Option<String> {
     let digits = layer.hex().as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
     let hash = digits.collect::<Option<Vec<u8>>>().filter(|_| layer.algorithm() == "sha256")?;
     Some(tag(&hash))
@@ -164,10 +186,10 @@ fn entity_tag(bundle: &Bundle) -> Option<String> {
     Some(tag(&hasher.finalize()))
 }
 
-/// Whether the bytes of a blob can still be read and are still those of its digest. A blob in a
-/// temporary file may have been lost with the disk, and then whatever reads it finds a defect that
-/// is no property of the blob. Blocks, and hashes the whole.
-pub(super) fn is_intact(blob: &Blob) -> bool {
+/// Whether the bytes of a blob can still be read and still match its digest. The file of a blob may
+/// have been lost with the disk; a reader then finds a defect that is not a property of the blob.
+/// Blocks, and hashes the whole blob.
+pub(crate) fn is_intact(blob: &Blob) -> bool {
     let mut hasher = blob.digest().hasher();
     each_piece(blob, |piece| hasher.update(piece)).is_ok() && hasher.finish() == *blob.digest()
 }
@@ -193,11 +215,11 @@ fn tag(hash: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::state::tests::snapshot, *};
+    use super::{super::snapshot, *};
     use crate::oci::{BlobWriter, Descriptor};
 
     #[test]
-    fn the_tag_of_what_was_never_fetched_is_the_one_that_it_has_elsewhere() {
+    fn the_entity_tag_from_the_digest_is_that_of_the_bytes() {
         let snapshot = snapshot(1);
         assert_eq!(tag_of(snapshot.bundle().blob().digest()).as_deref(), Some(snapshot.etag()));
         let longer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();

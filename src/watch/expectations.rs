@@ -1,37 +1,35 @@
-//! Where what is served, or should be, stands among what a bundle has served before: how
-//! [`Expect`](super::Expect) reaches into the pipeline and the watcher.
+//! The use of [`Expect`](super::Expect) in the pipeline and the watcher, with the history of the
+//! versions served.
 
 use std::sync::Arc;
 
 use super::{
-    Snapshot,
     expect::{Facts, OnOlder, Unmet},
     history::History,
-    pipeline::Pipeline,
-    scribe::Entry,
-    state::{Failure, FailureClass, State, Step},
+    persist::Update,
+    refresh::Pipeline,
     watcher::Watcher,
 };
 use crate::{
     oci::{Digest, Manifest},
+    publish::{Failure, FailureClass, Snapshot, Step},
     verify::Verified,
 };
 
 impl Pipeline {
-    /// What this bundle has served before the process started.
+    /// The versions that this bundle served before the process started.
     pub(super) async fn history(&self) -> History {
         let stored = self.store.history(&self.name, &self.reference.to_string(), HISTORY_LIMIT).await;
         stored.map_or_else(History::default, |bytes| History::from_bytes(&self.name, &bytes))
     }
 
-    /// Refuses what is not as expected, as far as the manifest tells: a manifest is all that it
-    /// costs.
+    /// Checks the expectations as far as the manifest tells, before the download.
     pub(super) fn expect_manifest(&self, manifest: &Verified<Manifest>, past: &History) -> Result<(), Failure> {
         let met = self.expect.check(&Facts::of(manifest, self.reference.tag()), past);
         met.map_err(|unmet| unexpected(Step::Verify, manifest.pinned().digest(), &unmet))
     }
 
-    /// Refuses what is not as expected.
+    /// Checks all expectations.
     pub(super) fn expect_snapshot(&self, snapshot: &Snapshot, past: &History) -> Result<(), Failure> {
         let met = self.expect.check(&self.facts(snapshot), past);
         met.map_err(|unmet| unexpected(Step::Open, snapshot.manifest_digest(), &unmet))
@@ -43,36 +41,38 @@ impl Pipeline {
 }
 
 impl Watcher {
-    /// The history if this is served.
-    pub(super) fn history_with(&self, snapshot: &Snapshot) -> History {
+    /// The history with this version served.
+    pub(super) fn history_serving(&self, snapshot: &Snapshot) -> History {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
-        // Where there is an order, what does not say where it stands was refused.
+        // A version without a position in a configured order was refused.
         let position = expect.position(&facts).ok().flatten();
         self.history.after_serving(facts.digest, position, expect.on_older)
     }
 
-    /// Notes that this is served, or lies prepared; with an alarm if it is older than it should
-    /// be.
-    pub(super) fn remember(&mut self, snapshot: &Snapshot) {
+    /// Adds a served or restored version to the history, and raises the alarm if it is older than
+    /// one served before.
+    pub(super) fn record_served(&mut self, snapshot: &Snapshot) {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         let older = expect.older(&facts, &self.history).ok().flatten();
-        self.board.alarm(older.filter(|_| expect.on_older != OnOlder::Serve).as_ref());
-        self.history = Arc::new(self.history_with(snapshot));
+        let older = older.filter(|_| expect.on_older != OnOlder::Serve);
+        self.publisher.set_downgrade(older.map(|older| older.to_string()).as_deref());
+        self.history = Arc::new(self.history_serving(snapshot));
     }
 
-    /// Lets the disk forget what it has just withdrawn, but for the fact.
-    pub(super) fn forget(&mut self, withdrawn: &State) {
-        self.history = Arc::new(self.history.after_showing(withdrawn));
-        self.scribe.put_down(Entry::Forget { history: self.history.to_bytes() });
+    /// Removes the withdrawn version from the disk, and records that it was withdrawn.
+    pub(super) fn persist_withdrawal(&mut self) {
+        self.history = Arc::new(self.history.after_showing(self.publisher.machine().published()));
+        self.persist_queue.enqueue(Update::Forget { history: self.history.to_bytes() });
     }
 }
 
-/// The bytes are what they are, so that they are not fetched again; a signature may follow.
+/// The failure of an expectation: a defect, which is not fetched again, unless a new signature
+/// could meet the expectation.
 fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
-    let class = if unmet.is_curable() { FailureClass::Evidence } else { FailureClass::Defect };
+    let class = if unmet.changes_by_signing() { FailureClass::Evidence } else { FailureClass::Defect };
     let message = format!("{unmet} (digest {digest}); see `expect`");
     Failure { class, step, digest: Some(digest.clone()), etag: None, reason: unmet.label(), message }
 }
 
-/// Sixty-four digests and a few words take a tenth of it.
+/// The limit of a stored history; sixty-four digests take a tenth of it.
 const HISTORY_LIMIT: u64 = 64 << 10;

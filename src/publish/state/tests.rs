@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 
 use super::{FailureClass::*, OnMissing::*, *};
-use crate::watch::Proof;
+use crate::publish::VerificationRecord;
 use crate::{
     bundle,
     oci::{Descriptor, Manifest, Reference, media_type},
@@ -16,7 +16,7 @@ use crate::{
 /// Two versions of a bundle, made as the pipeline makes them.
 static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), snapshot(2)]);
 
-pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
+pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
     let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
@@ -30,7 +30,13 @@ pub(in crate::watch) fn snapshot(version: u8) -> Arc<Snapshot> {
     let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
     let policy = TrustPolicy::unsigned("test".into());
     let verified = Verified::verify(&policy, &pinned, manifest, &Evidence::default()).unwrap();
-    Arc::new(Snapshot::new(verified, Proof::default(), bundle).unwrap())
+    let record = VerificationRecord {
+        evidence: Arc::default(),
+        policy_revision: policy.revision().clone(),
+        root_revisions: Vec::new(),
+        verdict: None,
+    };
+    Arc::new(Snapshot::new(verified, record, bundle).unwrap())
 }
 
 fn failed(class: FailureClass) -> Outcome {
@@ -98,7 +104,7 @@ fn an_accepted_version_is_served_whatever_was_before() {
 }
 
 #[test]
-fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
+fn the_newest_reason_replaces_the_one_before() {
     let before = State::Withdrawn("earlier".into());
     for (class, reason) in [
         (Transient, "earlier"),
@@ -113,7 +119,7 @@ fn the_newest_reason_for_withdrawing_is_the_one_that_people_read() {
 
 /// Another replica may serve what this one has never seen, with every right.
 #[test]
-fn what_was_never_served_is_not_lost_unless_it_is_revoked() {
+fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
     let [first, _] = &*VERSIONS;
     let manifest = first.manifest_digest();
     let failed = |class| {
@@ -121,21 +127,25 @@ fn what_was_never_served_is_not_lost_unless_it_is_revoked() {
         Outcome::Failed(Failure { digest: Some(manifest.clone()), etag: Some("\"e\"".to_owned()), ..failure })
     };
     for class in [NotFound, Evidence, Defect] {
-        assert_eq!(next(&State::Pending, &failed(class), Keep).lost(), None, "{class:?}");
+        assert_eq!(next(&State::Pending, &failed(class), Keep).withdrawn_version(), None, "{class:?}");
     }
     for class in [Revoked, Distrusted] {
-        let lost = next(&State::Pending, &failed(class), Keep).lost().unwrap();
-        assert_eq!((&lost.manifest, lost.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
+        let version = next(&State::Pending, &failed(class), Keep).withdrawn_version().unwrap();
+        assert_eq!((&version.manifest, version.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
     }
     for (class, on_missing) in [(Distrusted, Keep), (NotFound, Withdraw)] {
         let served = State::Serving(Arc::clone(first));
         let withdrawn = next(&served, &failed(class), on_missing);
-        assert_eq!(withdrawn.lost().as_deref(), Some(&Lost::of(first)), "{class:?}");
+        assert_eq!(withdrawn.withdrawn_version().as_deref(), Some(&WithdrawnVersion::of(first)), "{class:?}");
         // Whatever is wrong with what comes next.
         for class in [NotFound, Evidence, Revoked, Defect, Distrusted] {
-            assert_eq!(next(&withdrawn, &failed(class), Keep).lost(), withdrawn.lost(), "{class:?}");
+            assert_eq!(
+                next(&withdrawn, &failed(class), Keep).withdrawn_version(),
+                withdrawn.withdrawn_version(),
+                "{class:?}"
+            );
         }
-        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).lost(), withdrawn.lost());
+        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).withdrawn_version(), withdrawn.withdrawn_version());
     }
 }
 
@@ -181,7 +191,7 @@ proptest! {
     }
 
     #[test]
-    fn trouble_that_says_nothing_about_the_served_bytes_never_takes_them_away(
+    fn a_failure_that_says_nothing_about_the_served_bytes_never_withdraws_them(
         version in 0..2_usize,
         class in prop::sample::select(vec![Transient, RateLimited(None), Denied, Evidence, Revoked, Defect]),
         on_missing in on_missing(),

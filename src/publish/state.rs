@@ -1,4 +1,5 @@
-//! What clients see of a bundle, and how a refresh changes it: one pure function.
+//! The state of a bundle that clients see, and the table of what a check of the registry makes of
+//! it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,15 +12,26 @@ use crate::{
     telemetry::{SENTENCE_BYTES, cut},
 };
 
-/// What clients see.
+/// The state of a bundle that clients see.
 #[derive(Debug, Clone)]
 pub enum State {
-    /// No attempt has come to an end yet, or none with a fact about the artifact.
+    /// No check has ended yet, or none has established a fact about the artifact.
     Pending,
-    /// There is something to serve.
+    /// A version is served.
     Serving(Arc<Snapshot>),
-    /// There is nothing to serve.
+    /// Nothing is served.
     Withdrawn(Withdrawal),
+}
+
+/// Which state it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateKind {
+    /// [`State::Pending`].
+    Pending,
+    /// [`State::Serving`].
+    Serving,
+    /// [`State::Withdrawn`].
+    Withdrawn,
 }
 
 /// Why there is nothing to serve.
@@ -27,44 +39,44 @@ pub enum State {
 pub struct Withdrawal {
     /// For people.
     pub reason: Arc<str>,
-    /// What clients should not run any more. `None` where nothing was served before: what they
-    /// run may be all right, and another replica's to judge.
-    pub lost: Option<Arc<Lost>>,
-    /// Whether this replica has served the bundle: then what its clients run came from here, or
-    /// is older. Otherwise only those that run `lost` itself are known to run it.
+    /// The version that clients should no longer run. `None` where nothing was served before: the
+    /// version that clients run may be valid, and served by another replica.
+    pub version: Option<Arc<WithdrawnVersion>>,
+    /// Whether this replica has served the bundle: then the versions that its clients run came from
+    /// here, or are older. Otherwise only clients that run `version` itself are affected.
     pub was_served: bool,
 }
 
-/// What was served, and is not to be.
+/// A version that clients should no longer run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lost {
-    /// Digest of the manifest.
+pub struct WithdrawnVersion {
+    /// The digest of its manifest.
     pub manifest: Digest,
-    /// Entity tag, by which those are known who run it.
+    /// Its entity tag, by which the clients that run it are recognised.
     pub etag: Option<String>,
 }
 
-/// How a refresh ended.
+/// The outcome of a check of the registry.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// A new digest, accepted.
+    /// The reference means a new digest, which the policy accepts.
     Accepted(Arc<Snapshot>),
     /// The reference still means the digest being served.
     Unchanged,
-    /// Anything else.
+    /// Every other outcome.
     Failed(Failure),
 }
 
-/// Why a refresh did not end with something to serve.
+/// Why a check did not end with a version to serve.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// What kind of trouble.
+    /// The kind of failure.
     pub class: FailureClass,
-    /// Where in the pipeline.
+    /// The step of the pipeline.
     pub step: Step,
-    /// The manifest it was about, where known.
+    /// The digest of the manifest, where known.
     pub digest: Option<Digest>,
-    /// The entity tag of the bundle that it was about, where known.
+    /// The entity tag of the bundle, where known.
     pub etag: Option<String>,
     /// A metric label.
     pub reason: &'static str,
@@ -72,24 +84,24 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The rows of the table in [`next`].
+/// The kinds of failure: the rows of the table in [`next`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
     /// May pass by itself.
     Transient,
-    /// The registry asks for patience.
+    /// The registry limits the rate of requests, and may have named a time to wait.
     RateLimited(Option<Duration>),
-    /// The reference points at nothing.
+    /// The reference names nothing.
     NotFound,
-    /// The registry refuses us.
+    /// The registry denies access.
     Denied,
     /// Evidence is missing or insufficient; it may follow.
     Evidence,
-    /// The configuration names it, or the key that signed it, as revoked.
+    /// The configuration revokes the digest, or the key that signed it.
     Revoked,
-    /// A property of the bytes: never again for this digest.
+    /// A property of the bytes: this digest is not fetched again.
     Defect,
-    /// What is being served lost its trust.
+    /// The version being served no longer passes verification.
     Distrusted,
 }
 
@@ -106,13 +118,13 @@ pub enum Step {
     Publish,
 }
 
-/// What happens to a served bundle whose tag is gone.
+/// What happens to a served bundle whose tag is gone (`on_missing`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnMissing {
     /// Keep serving, with an alarm.
     #[default]
     Keep,
-    /// Stop serving.
+    /// Withdraw the bundle.
     Withdraw,
 }
 
@@ -127,11 +139,11 @@ pub enum OnMissing {
 /// | evidence, revoked, defect | Withdrawn | stay | stay |
 /// | distrusted | Withdrawn | Withdrawn | stay |
 ///
-/// What was served and then withdrawn is lost, until something is accepted. So is what is
-/// revoked without having been served here: somewhere it was, or nobody would have revoked it.
-/// But then other clients may run something else with every right, so it is lost for those alone
-/// that run it: anybody who can move the tag could else have the fallback served to all of them.
-pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
+/// A withdrawal names the version that was served last, until another one is accepted. It also
+/// names a revoked version that was never served here, because it was served somewhere. In that
+/// case other clients may run a valid version, so only the clients of the revoked one are affected:
+/// otherwise anyone who can move the tag could have the fallback served to all of them.
+pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
     let failure = match outcome {
         Outcome::Accepted(snapshot) => return State::Serving(Arc::clone(snapshot)),
         Outcome::Unchanged => return state.clone(),
@@ -141,16 +153,17 @@ pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
         let was_served = state.was_served();
         let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
         let manifest = failure.digest.clone().filter(|_| revoked);
-        let named = manifest.map(|manifest| Arc::new(Lost { manifest, etag: failure.etag.clone() }));
-        // Of what was never served here, the newest is what can be said.
-        let lost = if was_served { state.lost().or(named) } else { named.or_else(|| state.lost()) };
-        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), lost, was_served })
+        let named = manifest.map(|manifest| Arc::new(WithdrawnVersion { manifest, etag: failure.etag.clone() }));
+        // Where nothing was served here, the newest revoked version is named.
+        let version =
+            if was_served { state.withdrawn_version().or(named) } else { named.or_else(|| state.withdrawn_version()) };
+        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), version, was_served })
     };
     match (failure.class, state) {
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
         | (FailureClass::Evidence | FailureClass::Revoked | FailureClass::Defect, State::Serving(_)) => state.clone(),
         (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => state.clone(),
-        // The newest reason is the one worth reading.
+        // The newest reason replaces the one before.
         (
             FailureClass::NotFound
             | FailureClass::Evidence
@@ -163,28 +176,33 @@ pub fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> State {
 }
 
 impl State {
-    /// As `/status` and the metrics have it.
-    pub fn label(&self) -> &'static str {
+    /// Which state it is.
+    pub fn kind(&self) -> StateKind {
         match self {
-            Self::Pending => "pending",
-            Self::Serving(_) => "serving",
-            Self::Withdrawn(_) => "withdrawn",
+            Self::Pending => StateKind::Pending,
+            Self::Serving(_) => StateKind::Serving,
+            Self::Withdrawn(_) => StateKind::Withdrawn,
         }
     }
 
-    /// What clients see at this time: nothing is served by a verdict that is over, in the
-    /// moment until it has been reached again.
+    /// As `/status` and the metrics have it.
+    pub fn label(&self) -> &'static str {
+        self.kind().label()
+    }
+
+    /// The state that clients see at this time: a version whose verification has expired is not
+    /// served until it has been verified again.
     #[must_use]
     pub fn at(self, now: Timestamp) -> Self {
         match self.snapshot() {
             Some(snapshot) if !snapshot.is_valid_at(now) => {
-                Self::Withdrawn("what speaks for it has run out; it is being judged again".into())
+                Self::Withdrawn("the verification has expired; re-verifying".into())
             }
             Some(_) | None => self,
         }
     }
 
-    /// What is being served.
+    /// The version being served.
     pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
         match self {
             Self::Serving(snapshot) => Some(snapshot),
@@ -192,12 +210,12 @@ impl State {
         }
     }
 
-    /// What is lost if nothing is served from now on.
-    pub(super) fn lost(&self) -> Option<Arc<Lost>> {
+    /// The version that a withdrawal names if nothing is served from now on.
+    pub(crate) fn withdrawn_version(&self) -> Option<Arc<WithdrawnVersion>> {
         match self {
             Self::Pending => None,
-            Self::Serving(snapshot) => Some(Arc::new(Lost::of(snapshot))),
-            Self::Withdrawn(withdrawal) => withdrawal.lost.clone(),
+            Self::Serving(snapshot) => Some(Arc::new(WithdrawnVersion::of(snapshot))),
+            Self::Withdrawn(withdrawal) => withdrawal.version.clone(),
         }
     }
 }
@@ -214,7 +232,7 @@ impl State {
 
     /// The same state of a bundle that this replica has served before.
     #[must_use]
-    pub(super) fn served_before(mut self) -> Self {
+    pub(crate) fn served_before(mut self) -> Self {
         if let Self::Withdrawn(withdrawal) = &mut self {
             withdrawal.was_served = true;
         }
@@ -222,16 +240,30 @@ impl State {
     }
 }
 
-impl Lost {
-    pub(super) fn of(snapshot: &Snapshot) -> Self {
+impl WithdrawnVersion {
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
         Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
     }
 }
 
+impl StateKind {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Pending, Self::Serving, Self::Withdrawn];
+
+    /// As `/status` and the metrics have it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Serving => "serving",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+}
+
 impl From<&str> for Withdrawal {
-    /// Of something that was never there.
+    /// The withdrawal of a bundle that was never served.
     fn from(reason: &str) -> Self {
-        Self { reason: reason.into(), lost: None, was_served: false }
+        Self { reason: reason.into(), version: None, was_served: false }
     }
 }
 
@@ -249,8 +281,8 @@ impl FailureClass {
         }
     }
 
-    /// Whether the registry said what the reference means, so that a client which runs
-    /// something else may be contradicted.
+    /// Whether the registry said what the reference means, so that the check confirms an answer to
+    /// a client that runs another version.
     pub fn registry_answered(self) -> bool {
         matches!(self, Self::NotFound | Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted)
     }

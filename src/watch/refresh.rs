@@ -1,6 +1,6 @@
-//! One refresh, straight down: resolve → manifest → evidence → verify → fetch → open →
-//! `opa`, where it is configured → snapshot. Each step consumes the type that the one before it made, so none can be left
-//! out; verification comes before the download.
+//! One refresh as straight-line code: resolve → manifest → evidence → verify → fetch → open →
+//! `opa`, where configured → snapshot. Each step consumes the type that the one before it made, so
+//! none can be left out; verification comes before the download.
 
 use std::sync::Arc;
 
@@ -8,87 +8,90 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
-    Expect, OpaCheck, Snapshot, Unpublishable,
-    court::{Case, Court, NotOpened, Proof, Refused},
+    Expect, OpaCheck,
     history::History,
-    snapshot::{is_intact, tag_of},
-    state::{Failure, FailureClass, Outcome, Step},
-    verdict::VerdictStatus,
+    pool::{NotOpened, Rejection, VerificationJob, VerificationPool},
 };
 use crate::{
     bundle::{self, Bundle, LayerPlan},
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
+    publish::{
+        Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus, VerificationRecord, is_intact,
+        tag_of,
+    },
     registry::{Class, Registries, RegistryError, Source},
-    store::{Attempt, Change, SetAside, Store, StoredBundle},
+    store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
     verify::{self, Evidence, Rule, TrustPolicy, Verified},
 };
 
-/// Manifest and evidence read back from disk are not longer than this together.
-const SMALL: u64 = 64 << 20;
+/// The limit of manifest and evidence together when they are read back from disk.
+const MAX_STORED_BYTES: u64 = 64 << 20;
 
-/// The reason of a failure that the disk is to blame for.
+/// The reason of a failure of the disk.
 const DISK: &str = "disk";
 
-/// What a bundle is made from.
+/// Everything that a refresh of one bundle needs.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     /// The bundle's name.
     pub name: Arc<str>,
-    /// What to serve.
+    /// The reference to serve.
     pub reference: Reference,
     /// The repository of `reference`.
     pub source: Source,
-    /// Where a policy's other repository for signatures is found.
+    /// The registries, for a policy that names another repository for signatures.
     pub registries: Arc<Registries>,
-    /// What it takes beside signatures.
+    /// The expectations beside signatures (`expect`).
     pub expect: Arc<Expect>,
-    /// Where blobs are kept.
+    /// The cache of blobs.
     pub store: Store,
-    /// How large a bundle may be.
+    /// The limits of a bundle.
     pub limits: bundle::Limits,
-    /// The real `opa`, where it has a say.
+    /// The check by the real `opa`, where configured.
     pub opa_check: Option<OpaCheck>,
-    /// Bytes of signature material (`limits.evidence`).
+    /// The limit of signature material in bytes (`limits.evidence`).
     pub evidence_limit: u64,
-    /// Where it is judged.
-    pub court: Court,
-    /// Where verdicts are counted.
+    /// The threads that verify and open.
+    pub pool: VerificationPool,
+    /// The metrics in which verifications are counted.
     pub metrics: Metrics,
 }
 
-/// What a look at the registry found.
+/// The result of a check of the registry.
 #[derive(Debug)]
-pub struct Found {
-    /// What it means.
+pub struct RefreshResult {
+    /// The outcome.
     pub outcome: Outcome,
-    /// The verdict about what was refused.
-    pub refused: Option<Box<VerdictStatus>>,
+    /// The verdict about a version that was rejected.
+    pub rejected: Option<Box<VerdictStatus>>,
 }
 
-/// What the disk remembers.
+/// A version restored from disk.
 #[derive(Debug)]
-pub struct Remembered {
-    /// Judged again.
+pub struct Restored {
+    /// The version, verified again.
     pub snapshot: Arc<Snapshot>,
-    /// When the registry was noted to have confirmed it; whatever the clock said then.
+    /// When the registry last confirmed it, by the clock of that time.
     pub checked: Option<Timestamp>,
 }
 
 impl Pipeline {
-    /// Looks at the registry once, and judges by one policy. `serving` is what need not be
-    /// fetched again; `hopeless` is a digest that failed for good.
+    /// Checks the registry once, under one policy. The versions `serving` and `known_defect` are
+    /// not fetched again.
     pub(super) async fn refresh(
         &self,
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
-        hopeless: Option<&Failure>,
+        known_defect: Option<&Failure>,
         past: &History,
-    ) -> Found {
-        match self.attempt(policy, serving, hopeless, past).await {
-            Ok(Some(snapshot)) => Found { outcome: Outcome::Accepted(snapshot), refused: None },
-            Ok(None) => Found { outcome: Outcome::Unchanged, refused: None },
-            Err(Refused { failure, status }) => Found { outcome: Outcome::Failed(failure), refused: status },
+    ) -> RefreshResult {
+        match self.attempt(policy, serving, known_defect, past).await {
+            Ok(Some(snapshot)) => RefreshResult { outcome: Outcome::Accepted(snapshot), rejected: None },
+            Ok(None) => RefreshResult { outcome: Outcome::Unchanged, rejected: None },
+            Err(Rejection { failure, verdict }) => {
+                RefreshResult { outcome: Outcome::Failed(failure), rejected: verdict }
+            }
         }
     }
 
@@ -96,16 +99,16 @@ impl Pipeline {
         &self,
         policy: &Arc<TrustPolicy>,
         serving: Option<&Snapshot>,
-        hopeless: Option<&Failure>,
+        known_defect: Option<&Failure>,
         past: &History,
-    ) -> Result<Option<Arc<Snapshot>>, Refused> {
+    ) -> Result<Option<Arc<Snapshot>>, Rejection> {
         let resolved = self.source.resolve(&self.reference).await;
         let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
         if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
             return Ok(None);
         }
-        if let Some(known) = hopeless.filter(|failure| failure.digest.as_ref() == Some(digest))
+        if let Some(known) = known_defect.filter(|failure| failure.digest.as_ref() == Some(digest))
             && self.defect_holds(known).await
         {
             return Err(known.clone().into());
@@ -116,9 +119,9 @@ impl Pipeline {
         let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
         let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
         let (policy, pinned) = (Arc::clone(policy), pinned.clone());
-        let case = Case { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
-        let judged = self.judge(case).await;
-        let (verified, proof) = judged.map_err(|refused| self.or_unavailable(refused, &evidence))?;
+        let job = VerificationJob { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
+        let verified = self.verify(job).await;
+        let (verified, record) = verified.map_err(|refused| self.or_unavailable(refused, &evidence))?;
         self.expect_manifest(&verified, past)?;
         let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
@@ -130,77 +133,77 @@ impl Pipeline {
             Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
             None => transient(Step::Fetch, digest, "disk", error.to_string()),
         })?;
-        let snapshot = self.open(verified, proof, blob).await?;
+        let snapshot = self.open(verified, record, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
-        // opa may take long; others can fetch meanwhile.
+        // `opa` may take long; other bundles can be fetched meanwhile.
         drop(turn);
         self.check_with_opa(&snapshot).await?;
         Ok(Some(snapshot))
     }
 
-    /// What was served before the process started, judged again by today's policy.
-    /// `None` when nothing usable is stored.
-    pub(super) async fn recall(
+    /// The version that was served before the process started, verified again under the current
+    /// policy. `None` when nothing usable is stored.
+    pub(super) async fn restore(
         &self,
         policy: &Arc<TrustPolicy>,
         past: &History,
-    ) -> Option<Result<Remembered, Refused>> {
+    ) -> Option<Result<Restored, Rejection>> {
         let reference = self.reference.to_string();
-        let stored = self.store.get(&self.name, &reference, self.source.identity(), SMALL).await?;
+        let stored = self.store.get(&self.name, &reference, self.source.identity(), MAX_STORED_BYTES).await?;
         if let Err(set_aside) = self.check_set_aside(&stored.digest) {
             return Some(Err(set_aside.into()));
         }
         let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
-        let manifest = Manifest::parse(stored.manifest, None, SMALL).ok()?;
+        let manifest = Manifest::parse(stored.manifest, None, MAX_STORED_BYTES).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
-        // A digest in the configuration is a decision; the disk can't overrule it.
+        // A digest in the configuration overrides the disk.
         if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
             return None;
         }
-        let case = Case { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
-        let (verified, proof) = match self.judge(case).await {
+        let job = VerificationJob { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
+        let (verified, record) = match self.verify(job).await {
             Ok(accepted) => accepted,
             Err(refused) if matches!(refused.failure.class, FailureClass::Evidence | FailureClass::Revoked) => {
                 return Some(Err(refused.distrusted()));
             }
             Err(_) => return None,
         };
-        let snapshot = self.open(verified, proof, stored.layer).await.ok()?;
+        let snapshot = self.open(verified, record, stored.layer).await.ok()?;
         if let Err(failure) = self.expect_snapshot(&snapshot, past) {
             let etag = Some(snapshot.etag().to_owned());
-            return Some(Err(Refused::from(Failure { etag, ..failure }).distrusted()));
+            return Some(Err(Rejection::from(Failure { etag, ..failure }).distrusted()));
         }
-        // The look at the registry that follows finds it again, and says what is wrong with it.
+        // The check of the registry that follows finds it again, and reports what is wrong with it.
         self.check_restored_with_opa(&snapshot).await.ok()?;
-        Some(Ok(Remembered { snapshot, checked: stored.checked }))
+        Some(Ok(Restored { snapshot, checked: stored.checked }))
     }
 
-    /// Judges what was accepted before once more, without asking anybody.
-    pub(super) async fn judge_again(
+    /// Verifies an accepted version again, from the evidence in hand.
+    pub(super) async fn reverify(
         &self,
         snapshot: &Snapshot,
         policy: &Arc<TrustPolicy>,
-    ) -> Result<Arc<Snapshot>, Refused> {
-        let (manifest, proof) = (snapshot.manifest(), snapshot.proof());
-        let case = Case {
+    ) -> Result<Arc<Snapshot>, Rejection> {
+        let (manifest, record) = (snapshot.manifest(), snapshot.record());
+        let job = VerificationJob {
             policy: Arc::clone(policy),
             pinned: manifest.pinned().clone(),
             manifest: manifest.value().clone(),
-            evidence: Arc::clone(&proof.evidence),
-            accepted: Some(proof.accepted.clone()),
+            evidence: Arc::clone(&record.evidence),
+            accepted: Some(acceptance(record)),
         };
-        let (verified, proof) = self.judge(case).await?;
-        let again = snapshot.judged_again(verified, proof);
+        let (verified, record) = self.verify(job).await?;
+        let again = snapshot.reverified(verified, record);
         let failed = |error: Unpublishable| {
             defect(Step::Publish, snapshot.manifest_digest(), "unpublishable", error.to_string()).into()
         };
         again.map(Arc::new).map_err(failed)
     }
 
-    /// Makes [`Self::recall`] find this.
-    pub(super) async fn keep(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
-        let Ok(evidence) = snapshot.proof().evidence.to_bytes() else { return };
-        let accepted = snapshot.proof().accepted.clone();
+    /// Writes a version for [`Self::restore`] to find.
+    pub(super) async fn persist(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
+        let Ok(evidence) = snapshot.record().evidence.to_bytes() else { return };
+        let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
@@ -208,15 +211,15 @@ impl Pipeline {
         self.store.put(stored).await;
     }
 
-    /// Makes [`Self::recall`] tell this time, if what it finds has this manifest.
-    /// Gives what is to be flushed for it to survive a crash.
+    /// Records the time of a check for [`Self::restore`], if the stored version has this manifest.
+    /// Returns the change to flush for it to survive a crash.
     pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
-        let (reference, accepted) = (self.reference.to_string(), snapshot.proof().accepted.clone());
+        let (reference, accepted) = (self.reference.to_string(), acceptance(snapshot.record()));
         self.store.touch_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
     }
 
-    /// Drops what [`Self::recall`] would find.
-    pub(super) async fn forget(&self, history: Bytes) {
+    /// Removes the version that [`Self::restore`] would find.
+    pub(super) async fn remove(&self, history: Bytes) {
         self.store.remove(&self.name, &self.reference.to_string(), history).await;
     }
 
@@ -231,47 +234,52 @@ impl Pipeline {
         }
     }
 
-    /// A refusal for want of evidence, of which the registry did not give out a piece, is the
-    /// registry's: the piece may have been the signature.
-    fn or_unavailable(&self, refused: Refused, evidence: &Evidence) -> Refused {
+    /// Turns a rejection for missing evidence into a failure of the registry where the registry
+    /// withheld a piece of it: that may have been the signature.
+    fn or_unavailable(&self, refused: Rejection, evidence: &Evidence) -> Rejection {
         match (refused.failure.class, evidence.unavailable()) {
             (FailureClass::Evidence, Some(error)) => {
                 let digest = refused.failure.digest.as_ref();
-                Refused { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
+                Rejection { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
             }
             _ => refused,
         }
     }
 
-    async fn judge(&self, case: Case) -> Result<(Verified<Manifest>, Proof), Refused> {
-        let layer = bundle_layer(&case.manifest);
-        let digest = case.pinned.digest().clone();
-        let mut verdict = self.court.judge(case, self.attempt_at(Step::Verify, &digest)).await;
-        if let (Err(refused), Ok(layer)) = (&mut verdict, layer) {
-            // Somebody may run it, all the same.
+    async fn verify(&self, job: VerificationJob) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let layer = bundle_layer(&job.manifest);
+        let digest = job.pinned.digest().clone();
+        let mut result = self.pool.verify(job, self.attempt_at(Step::Verify, &digest)).await;
+        if let (Err(refused), Ok(layer)) = (&mut result, layer) {
+            // Clients may run it nevertheless.
             refused.failure.etag = tag_of(&layer.digest);
         }
-        let (outcome, reason) = match &verdict {
+        let (outcome, reason) = match &result {
             Ok(_) => ("accepted", "none"),
             Err(refused) => ("rejected", refused.failure.reason),
         };
         self.metrics.verifications.with_label_values(&[&*self.name, outcome, reason]).inc();
-        verdict
+        result
     }
 
-    async fn open(&self, verified: Verified<Manifest>, proof: Proof, blob: Blob) -> Result<Arc<Snapshot>, Failure> {
+    async fn open(
+        &self,
+        verified: Verified<Manifest>,
+        record: VerificationRecord,
+        blob: Blob,
+    ) -> Result<Arc<Snapshot>, Failure> {
         let limits = self.limits;
         let digest = verified.pinned().digest().clone();
         let open = move || {
             let bytes = blob.clone();
             let bundle = Bundle::open(blob, &limits).map_err(|error| {
-                // What the disk has lost is no property of the bundle.
+                // Bytes that the disk has lost are not a defect of the bundle.
                 let reason = if is_intact(&bytes) { "not_a_bundle" } else { DISK };
                 (Step::Open, reason, error.to_string())
             })?;
-            Snapshot::new(verified, proof, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
+            Snapshot::new(verified, record, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };
-        match self.court.open(self.attempt_at(Step::Open, &digest), open).await {
+        match self.pool.open(self.attempt_at(Step::Open, &digest), open).await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
             Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
@@ -280,22 +288,22 @@ impl Pipeline {
         }
     }
 
-    /// Notes that a step begins which the process may not survive.
+    /// Records that a step begins which may kill the process.
     async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
-        self.store.attempt(digest, &step.to_string(), &self.limits_word()).await
+        self.store.attempt(digest, &step.to_string(), &self.limits_key()).await
     }
 
-    /// Refuses what the process has died of twice.
+    /// Refuses a digest in whose verification or opening the process has died twice.
     fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
-        let Some(set_aside) = self.store.set_aside(digest, &self.limits_word()) else { return Ok(()) };
+        let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else { return Ok(()) };
         let SetAside { step, deaths, .. } = &set_aside;
         tracing::error!(bundle = &*self.name, %digest, step, deaths, "not opened again: {set_aside}");
         let step = if *step == Step::Verify.to_string() { Step::Verify } else { Step::Open };
         Err(defect(step, digest, "set_aside", set_aside.to_string()))
     }
 
-    /// Another word when a limit changes under which a bundle is verified or opened.
-    fn limits_word(&self) -> String {
+    /// A key that changes with the limits under which a bundle is verified or opened.
+    fn limits_key(&self) -> String {
         let limits = format!("{:?} {}", self.limits, self.evidence_limit);
         Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
     }
@@ -306,8 +314,8 @@ impl Pipeline {
             Class::RateLimited { retry_after } => FailureClass::RateLimited(retry_after),
             Class::Denied => FailureClass::Denied,
             Class::Defect => FailureClass::Defect,
-            // A tag that the registry has just resolved to something which is not there is
-            // a push or a clean-up under way.
+            // A tag that resolves to a missing manifest is a push or a garbage collection under
+            // way.
             Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
             Class::NotFound => FailureClass::Transient,
         };
@@ -315,8 +323,8 @@ impl Pipeline {
     }
 }
 
-/// The layer that is served, byte for byte. What would have to be repacked first, the author's
-/// commands know how to.
+/// The layer that is served, byte for byte. Artifacts that would have to be repacked are the
+/// business of `bundlegate pull` and `save`.
 fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
     let plan = LayerPlan::of(manifest, None).map_err(|error| error.to_string())?;
     match plan.layers() {
@@ -326,6 +334,10 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
             many.len()
         )),
     }
+}
+
+fn acceptance(record: &VerificationRecord) -> Acceptance {
+    Acceptance { policy: record.policy_revision.to_string(), roots: record.root_revisions.clone() }
 }
 
 pub(super) fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {

@@ -1,0 +1,23 @@
+//! The published view of a bundle: immutable snapshots, the state that clients see, and the status
+//! that operators see. No I/O and no task: watchers publish here, and the server reads.
+
+mod freshness;
+mod handle;
+mod machine;
+mod publisher;
+mod snapshot;
+mod state;
+mod status;
+mod view;
+
+pub use handle::Handle;
+pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
+pub(crate) use publisher::{Publisher, PublisherOptions};
+pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
+pub(crate) use snapshot::{is_expired, is_intact, tag_of};
+pub use state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion};
+pub use status::{FailureStatus, Status, VerdictStatus};
+pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
+
+#[cfg(test)]
+pub(crate) use state::tests::snapshot;

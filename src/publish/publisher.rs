@@ -1,0 +1,386 @@
+//! The publisher of a bundle: it sends the state to the server, keeps status and metrics for
+//! operators, and writes the log.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Snapshot,
+    handle::{Checks, Handle, Requests},
+    machine::{Change, Effects, Event, Now, Outdated, StateMachine},
+    state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Withdrawal},
+    status::{FailureStatus, Status, VerdictStatus},
+};
+use crate::{
+    metrics::Metrics,
+    oci::Reference,
+    telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
+    verify::TrustPolicy,
+};
+
+/// The only sender of a bundle's state: it applies events to the [`StateMachine`], and tells clients,
+/// operators and the log what follows.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    bundle: Arc<str>,
+    metrics: Metrics,
+    machine: StateMachine,
+    policy: watch::Receiver<Arc<TrustPolicy>>,
+    state: watch::Sender<State>,
+    checks: watch::Sender<Checks>,
+    status: Arc<Mutex<Status>>,
+    /// The labels under which `bundle_info` has it.
+    published: Option<[String; 2]>,
+}
+
+/// What a publisher is made from.
+#[derive(Debug)]
+pub(crate) struct PublisherOptions {
+    /// The bundle's name.
+    pub(crate) bundle: Arc<str>,
+    /// As configured.
+    pub(crate) reference: Reference,
+    /// The policy that decides until a handle sets another one.
+    pub(crate) policy: Arc<TrustPolicy>,
+    /// What a missing tag means for a bundle that is being served.
+    pub(crate) on_missing: OnMissing,
+    /// How long to serve without a successful check.
+    pub(crate) max_stale: Option<Duration>,
+    /// How old a check may be that contradicts a client.
+    pub(crate) confirm_within: Duration,
+    /// Where states are counted.
+    pub(crate) metrics: Metrics,
+}
+
+/// The policy that decides. While this lives, a change of the policy waits: no revocation comes
+/// between the comparison of revisions and the publication.
+#[derive(Debug)]
+struct HeldPolicy<'a>(watch::Ref<'a, Arc<TrustPolicy>>);
+
+impl<'a> HeldPolicy<'a> {
+    fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>) -> Self {
+        Self(policy.borrow())
+    }
+
+    fn now(&self) -> Now<'_> {
+        Now { instant: Instant::now(), time: telemetry::now(), policy: self.0.revision() }
+    }
+}
+
+impl Publisher {
+    /// A publisher of `pending`, the handle to what it publishes, and what handles ask for.
+    pub(crate) fn new(options: PublisherOptions) -> (Self, Handle, Requests) {
+        let PublisherOptions { bundle, reference, policy, on_missing, max_stale, confirm_within, metrics } = options;
+        let (state, state_seen) = watch::channel(State::Pending);
+        let (checks, checks_seen) = watch::channel(Checks::default());
+        let (wanted, wanted_seen) = watch::channel(None);
+        let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
+        let (policy, policy_seen) = watch::channel(policy);
+        let handle = Handle {
+            name: Arc::clone(&bundle),
+            state: state_seen,
+            checks: checks_seen,
+            wanted: Arc::new(wanted),
+            confirm_within,
+            policy: Arc::new(policy),
+            status: Arc::clone(&status),
+            fallback: None,
+        };
+        let machine = StateMachine::new(on_missing, max_stale);
+        let policy = policy_seen.clone();
+        let mut publisher = Self { bundle, metrics, machine, policy, state, checks, status, published: None };
+        publisher.update_state_metrics();
+        (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
+    }
+
+    /// What is published, and what else is known.
+    pub(crate) fn machine(&self) -> &StateMachine {
+        &self.machine
+    }
+
+    /// Applies an event, and publishes the state that follows. Waiters wake only if what they would
+    /// get has changed. `rejected` is the verdict about a version that the event refuses.
+    ///
+    /// # Errors
+    /// When the event would publish a version by an outdated verification. Then nothing has
+    /// changed.
+    pub(crate) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<Effects, Outdated> {
+        let policy = self.policy.clone();
+        let policy = HeldPolicy::new(&policy);
+        let effects = self.machine.apply(event, &policy.now())?;
+        self.set_policy(&policy.0);
+        if let Event::Checked { outcome, .. } = event {
+            let outcome = match outcome {
+                Outcome::Accepted(_) => "accepted",
+                Outcome::Unchanged => "unchanged",
+                Outcome::Failed(failure) => failure.reason,
+            };
+            self.metrics.refreshes.with_label_values(&[&*self.bundle, outcome]).inc();
+        }
+        match event.failure() {
+            Some(failure) => {
+                self.record_rejection(rejected);
+                self.record_failure(failure);
+            }
+            None if matches!(event, Event::Checked { .. }) => self.clear_failure(),
+            None => {}
+        }
+        self.publish(effects.change);
+        Ok(effects)
+    }
+
+    fn publish(&mut self, change: Change) {
+        if change == Change::None {
+            return;
+        }
+        let before = self.state.borrow().clone();
+        let after = self.machine.published().clone();
+        self.update_status(&before, &after);
+        self.state.send_if_modified(|state| {
+            *state = after;
+            change == Change::Visible
+        });
+        self.update_state_metrics();
+    }
+
+    fn update_status(&self, before: &State, after: &State) {
+        let bundle = &*self.bundle;
+        let mut status = self.lock();
+        let Some(snapshot) = after.snapshot() else {
+            (status.since, status.state) = (telemetry::now(), after.kind());
+            (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
+            status.older = None;
+            self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
+            (status.signers, status.verdict) = (Vec::new(), None);
+            // A bundle that was never served is not missed, and the log has the reason already.
+            if let State::Withdrawn(Withdrawal { reason, version, .. }) = after
+                && (version.is_some() || before.snapshot().is_some())
+            {
+                match &status.fallback {
+                    Some(fallback) => {
+                        tracing::error!(bundle, %reason, fallback = &**fallback, "withdrawn: its fallback is served instead");
+                    }
+                    None => tracing::error!(
+                        bundle,
+                        %reason,
+                        "withdrawn: nothing is served any more; running OPAs keep their last policy, restarted ones have none"
+                    ),
+                }
+            }
+            return;
+        };
+        let manifest = snapshot.manifest_digest();
+        let revision = revision_of(snapshot);
+        if before.snapshot().is_some_and(|before| before.manifest_digest() == manifest) {
+            tracing::info!(bundle, %manifest, policy = status.policy, "verified again: still trusted");
+        } else {
+            tracing::info!(bundle, %manifest, revision, etag = snapshot.etag(), "serving");
+            (status.since, status.state) = (telemetry::now(), after.kind());
+        }
+        status.manifest = Some(manifest.clone());
+        status.etag = Some(snapshot.etag().to_owned());
+        status.revision = Some(revision);
+        status.size = Some(snapshot.bundle().blob().size());
+        status.signers = snapshot.signers().to_vec();
+        status.verdict = snapshot.record().verdict.clone();
+    }
+
+    /// Records a failure in the status; logs it once, not at every repetition.
+    fn record_failure(&self, failure: &Failure) {
+        let message = cut(&failure.message, SENTENCE_BYTES);
+        let status = FailureStatus {
+            at: telemetry::now(),
+            class: failure.class,
+            step: failure.step,
+            digest: failure.digest.clone(),
+            message: message.clone().into_owned(),
+        };
+        let last = self.lock().last_failure.replace(status);
+        let known = last.is_some_and(|last| last.message == message && last.class.label() == failure.class.label());
+        if !known {
+            let (bundle, class, step) = (&*self.bundle, failure.class.label(), failure.step.to_string());
+            let serving = self.state.borrow().label();
+            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{message}");
+        }
+    }
+
+    /// Records the verdict about a refused version in the status.
+    fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
+        if let Some(verdict) = verdict {
+            self.lock().rejected = Some(*verdict);
+        }
+    }
+
+    /// Records whether the version that is served, or about to be, is older than one that was
+    /// served before.
+    pub(crate) fn set_downgrade(&self, older: Option<&str>) {
+        let bundle = &*self.bundle;
+        self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
+        let older = older.map(|older| cut(older, SENTENCE_BYTES).into_owned());
+        let mut status = self.lock();
+        if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
+            tracing::warn!(bundle, older, "serving an older version than before; set expect.on_older to refuse it");
+        }
+        status.older = older;
+    }
+
+    /// Clears the last failure after a success.
+    fn clear_failure(&self) {
+        let mut status = self.lock();
+        (status.last_failure, status.rejected) = (None, None);
+    }
+
+    /// The class of the last failure, if no success has followed.
+    pub(crate) fn failure_class(&self) -> Option<FailureClass> {
+        self.lock().last_failure.as_ref().map(|failure| failure.class)
+    }
+
+    /// Records the policy that decides.
+    pub(crate) fn set_policy(&self, policy: &TrustPolicy) {
+        let mut status = self.lock();
+        policy.name().clone_into(&mut status.policy);
+        status.policy_revision = policy.revision().clone();
+    }
+
+    /// Records a check that began at `began`, and whether the registry answered it.
+    pub(crate) fn record_check(&self, began: Instant, answered: bool) {
+        if answered {
+            self.lock().last_check = Some(telemetry::now());
+            let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
+            self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
+        }
+        // After the state: a client that waits for a check reads what it found.
+        self.checks.send_modify(|checks| {
+            checks.concluded = true;
+            if answered {
+                checks.answered = Some(began);
+            } else {
+                checks.failed = Some(began);
+            }
+        });
+    }
+
+    /// Whether the registry answered the check that began at `began`.
+    pub(crate) fn has_answered(&self, began: Instant) -> bool {
+        self.checks.borrow().answered == Some(began)
+    }
+
+    fn update_state_metrics(&mut self) {
+        let name = &*self.bundle;
+        let state = self.state.borrow();
+        let published =
+            state.snapshot().map(|snapshot| [snapshot.manifest_digest().to_string(), revision_of(snapshot)]);
+        if let Some([manifest, revision]) = &self.published {
+            // It may have been set never or twice; either way it has to go.
+            let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
+        }
+        if let Some([manifest, revision]) = &published {
+            self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
+        }
+        self.published = published;
+        for kind in StateKind::ALL {
+            let value = i64::from(kind == state.kind());
+            self.metrics.bundle_state.with_label_values(&[name, kind.label()]).set(value);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bundle's revision as a label, in the log and in the status.
+fn revision_of(snapshot: &Snapshot) -> String {
+    cut(snapshot.bundle().revision().as_str(), NAME_BYTES).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::{
+        super::{snapshot, state::Step},
+        *,
+    };
+    use crate::verify::{Authority, PublicKey, Requirements};
+
+    fn unsigned() -> Arc<TrustPolicy> {
+        Arc::new(TrustPolicy::unsigned("dev".into()))
+    }
+
+    fn signed() -> Arc<TrustPolicy> {
+        let key = PublicKey::from_pem(&rcgen::KeyPair::generate().unwrap().public_key_pem()).unwrap();
+        let requirements = Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]);
+        Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
+    }
+
+    /// A publisher of version 1, which was accepted without a signature.
+    fn serving() -> (Publisher, Handle) {
+        let options = PublisherOptions {
+            bundle: "authz".into(),
+            reference: "r.example/a:live".parse().unwrap(),
+            policy: unsigned(),
+            on_missing: OnMissing::Keep,
+            max_stale: None,
+            confirm_within: Duration::ZERO,
+            metrics: Metrics::new().unwrap(),
+        };
+        let (mut publisher, handle, _requests) = Publisher::new(options);
+        publisher.apply(&accepted(1), None).unwrap();
+        (publisher, handle)
+    }
+
+    fn accepted(version: u8) -> Event {
+        Event::Checked { outcome: Outcome::Accepted(snapshot(version)), at: telemetry::now() }
+    }
+
+    #[test]
+    fn a_version_that_another_policy_accepted_is_not_published_and_withdrawing_always_is() {
+        let (mut publisher, handle) = serving();
+        handle.set_policy(signed());
+        assert_eq!(publisher.apply(&accepted(2), None).unwrap_err(), Outdated);
+        assert_eq!(handle.subscribe().borrow().snapshot().unwrap().etag(), snapshot(1).etag());
+        assert_eq!(handle.status().last_failure.map(|failure| failure.message), None);
+        handle.set_policy(unsigned());
+        publisher.apply(&accepted(2), None).expect("the name of a policy is not compared");
+        handle.set_policy(signed());
+        let digest = Some(snapshot(2).manifest_digest().clone());
+        let (class, step, message) = (FailureClass::Distrusted, Step::Verify, "refused".to_owned());
+        let failure = Failure { class, step, digest, etag: None, reason: "test", message };
+        publisher.apply(&Event::ReverificationFailed(failure), None).unwrap();
+        assert_eq!(handle.withdrawal().unwrap().reason, "refused".into());
+    }
+
+    #[test]
+    fn a_waiter_wakes_only_for_other_bytes() {
+        let (mut publisher, handle) = serving();
+        let mut seen = handle.subscribe();
+        seen.mark_unchanged();
+        publisher.apply(&Event::Reverified(snapshot(1)), None).unwrap();
+        assert!(!seen.has_changed().unwrap(), "it has the same entity tag");
+        publisher.apply(&accepted(2), None).unwrap();
+        assert!(seen.has_changed().unwrap());
+    }
+
+    /// Between the comparison and the publication there is no moment for a revocation.
+    #[test]
+    fn the_policy_does_not_change_while_a_version_is_published() {
+        let (policy, seen) = watch::channel(unsigned());
+        let held = HeldPolicy::new(&seen);
+        let (changed, wait) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                policy.send_replace(signed());
+                changed.send(()).unwrap();
+            });
+            let early = wait.recv_timeout(Duration::from_millis(200));
+            assert!(early.is_err(), "the policy changed under what is being published");
+            drop(held);
+            wait.recv_timeout(Duration::from_secs(60)).expect("the policy never changes");
+        });
+    }
+}

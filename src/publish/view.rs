@@ -1,0 +1,338 @@
+//! The view that a request subscribes to: the state of a bundle, and of its fallback while it is
+//! withdrawn.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::watch::{self, error::RecvError};
+
+use super::{
+    Handle, Snapshot,
+    state::{State, Withdrawal},
+    status::Status,
+};
+use crate::oci::Digest;
+
+/// What clients get while a bundle is withdrawn (`on_withdraw`).
+///
+/// Withdrawing stops distribution, not enforcement: OPA keeps its last policy on every error.
+/// Only another bundle takes a policy out of a running fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnWithdraw {
+    /// The bundle that is served instead, under the name of the withdrawn one, while that is
+    /// withdrawn and this one is not. It has its own trust policy. It must be configured, must not
+    /// be the bundle itself, and must not have a fallback of its own, so that there are no chains
+    /// or cycles.
+    ///
+    /// Clients that run nothing yet, or the fallback, get it whenever the bundle is withdrawn.
+    /// Clients that run another version get it where this replica has served the bundle, before or
+    /// after its last start, and then withdrawn it. A replica without such a history (an empty
+    /// cache) can't know whether other replicas serve a valid version: there, only clients get it
+    /// whose first tag is that of a revoked version. Otherwise anyone who can move the tag to an
+    /// old revoked artifact could have the fallback served to every client of the valid one.
+    pub fallback: String,
+}
+
+/// The bundle that is served while another one is withdrawn.
+#[derive(Debug, Clone)]
+pub(super) struct Fallback {
+    name: Arc<str>,
+    state: watch::Receiver<State>,
+    status: Arc<Mutex<Status>>,
+}
+
+/// The fallback of a withdrawn bundle. All but `bundle` are `None` while the fallback itself has
+/// nothing to serve.
+#[derive(Debug, Clone)]
+pub struct FallbackStatus {
+    /// Its name in the configuration.
+    pub bundle: Arc<str>,
+    /// The digest of its manifest.
+    pub manifest: Option<Digest>,
+    /// Its entity tag.
+    pub etag: Option<String>,
+    /// Since when it is served in place of the other.
+    pub since: Option<Timestamp>,
+}
+
+/// A subscription to a bundle and its fallback: mark it seen ([`Self::seen`]) before comparing,
+/// wait for [`Self::changed`] after.
+#[derive(Debug, Clone)]
+pub struct View {
+    own: watch::Receiver<State>,
+    fallback: Option<watch::Receiver<State>>,
+}
+
+/// The states of a [`View`] at one moment.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    own: State,
+    fallback: Option<Arc<Snapshot>>,
+}
+
+/// The version that a client runs, compared with the one asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientVersion {
+    /// The client runs nothing yet.
+    None,
+    /// The client runs another version.
+    Other,
+    /// The client runs that version.
+    Same,
+}
+
+/// The state to answer a client with.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// The state; serving the fallback where that is selected.
+    pub state: State,
+    /// Whether the fallback is selected.
+    pub is_fallback: bool,
+}
+
+/// Links each bundle for which `fallback_of` names another one to it.
+pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> Option<&'a str>) {
+    let fallbacks: Vec<_> = handles
+        .iter()
+        .map(|handle| {
+            let name = fallback_of(handle.name())?;
+            handles.iter().find(|other| other.name() == name).map(|other| Fallback {
+                name: Arc::clone(&other.name),
+                state: other.state.clone(),
+                status: Arc::clone(&other.status),
+            })
+        })
+        .collect();
+    for (handle, fallback) in handles.iter_mut().zip(fallbacks) {
+        handle.status.lock().unwrap_or_else(PoisonError::into_inner).fallback =
+            fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
+        handle.fallback = fallback;
+    }
+}
+
+impl Handle {
+    /// A new subscription.
+    pub fn view(&self) -> View {
+        View { own: self.state.clone(), fallback: self.fallback.as_ref().map(|fallback| fallback.state.clone()) }
+    }
+
+    /// The withdrawal, while the bundle is withdrawn.
+    pub fn withdrawal(&self) -> Option<Withdrawal> {
+        match &*self.state.borrow() {
+            State::Withdrawn(withdrawal) => Some(withdrawal.clone()),
+            State::Pending | State::Serving(_) => None,
+        }
+    }
+
+    /// The fallback; `None` while the bundle is not withdrawn, or without a fallback.
+    pub fn fallback_status(&self) -> Option<FallbackStatus> {
+        self.withdrawal()?;
+        let fallback = self.fallback.as_ref()?;
+        let withdrawn = self.status().since;
+        let status = fallback.status.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(FallbackStatus {
+            bundle: Arc::clone(&fallback.name),
+            manifest: status.manifest.clone(),
+            etag: status.etag.clone(),
+            since: status.manifest.is_some().then(|| status.since.max(withdrawn)),
+        })
+    }
+}
+
+impl View {
+    /// The states now, marked as seen.
+    pub fn seen(&mut self) -> Seen {
+        let own = self.own.borrow_and_update().clone();
+        let fallback = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
+        Seen { own, fallback }
+    }
+
+    /// Waits until there is something else to see. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the bundle's watcher is gone.
+    pub async fn changed(&mut self) -> Result<(), RecvError> {
+        loop {
+            let Some(fallback) = &mut self.fallback else { return self.own.changed().await };
+            tokio::select! {
+                changed = self.own.changed() => return changed,
+                changed = fallback.changed() => {
+                    if changed.is_err() {
+                        self.fallback = None;
+                    }
+                    // While the bundle itself is served, its fallback does not matter.
+                    if matches!(*self.own.borrow(), State::Withdrawn(_)) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Seen {
+    /// The bundle's own state.
+    pub fn own(&self) -> &State {
+        &self.own
+    }
+
+    /// The state to answer a client with at this time. `version_of` compares the client's version
+    /// with an entity tag: the fallback's, where there is one to serve, and then perhaps that of
+    /// the withdrawn version.
+    pub fn select(&self, now: Timestamp, mut version_of: impl FnMut(&str) -> ClientVersion) -> Selection {
+        let own = self.own.clone().at(now);
+        let fallback = self.fallback.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
+        // The fallback is not served in the moment between an expired verification and the next
+        // one.
+        if let (State::Withdrawn(withdrawal), Some(fallback)) = (&self.own, fallback) {
+            let is_due = match version_of(fallback.etag()) {
+                ClientVersion::None | ClientVersion::Same => true,
+                ClientVersion::Other => gets_fallback(withdrawal, version_of),
+            };
+            if is_due {
+                return Selection { state: State::Serving(Arc::clone(fallback)), is_fallback: true };
+            }
+        }
+        Selection { state: own, is_fallback: false }
+    }
+}
+
+/// Whether a client that runs another version gets the fallback.
+fn gets_fallback(withdrawal: &Withdrawal, mut version_of: impl FnMut(&str) -> ClientVersion) -> bool {
+    match &withdrawal.version {
+        None => false,
+        Some(_) if withdrawal.was_served => true,
+        Some(version) => version.etag.as_deref().is_some_and(|etag| version_of(etag) == ClientVersion::Same),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Duration, timeout};
+
+    use super::{
+        super::{snapshot, state::WithdrawnVersion},
+        *,
+    };
+    use crate::telemetry;
+
+    struct Pair {
+        own: watch::Sender<State>,
+        fallback: watch::Sender<State>,
+        view: View,
+    }
+
+    impl Pair {
+        fn showing(own: State, fallback: State) -> Self {
+            let ((own, own_seen), (fallback, fallback_seen)) = (watch::channel(own), watch::channel(fallback));
+            Self { own, fallback, view: View { own: own_seen, fallback: Some(fallback_seen) } }
+        }
+
+        async fn has_changed(&mut self) -> bool {
+            timeout(Duration::from_millis(50), self.view.changed()).await.is_ok()
+        }
+    }
+
+    fn serving(version: u8) -> State {
+        State::Serving(snapshot(version))
+    }
+
+    fn withdrawn(version: u8) -> State {
+        let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(version))));
+        State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: true })
+    }
+
+    fn never() -> State {
+        State::Withdrawn("no signature".into())
+    }
+
+    #[test]
+    fn on_withdraw_serves_the_fallback_only_while_withdrawn_and_not_to_clients_of_other_versions() {
+        const ALL: [ClientVersion; 3] = [ClientVersion::None, ClientVersion::Other, ClientVersion::Same];
+        for (own, fallback, offered) in [
+            (State::Pending, serving(2), [false, false, false]),
+            (serving(1), serving(2), [false, false, false]),
+            (withdrawn(1), serving(2), [true, true, true]),
+            (never(), serving(2), [true, false, true]),
+            // A fallback that has nothing to serve is none.
+            (withdrawn(1), State::Pending, [false, false, false]),
+            (withdrawn(1), withdrawn(2), [false, false, false]),
+        ] {
+            let seen = Pair::showing(own, fallback).view.seen();
+            for (version_of, is_fallback) in ALL.into_iter().zip(offered) {
+                let offer = seen.select(telemetry::now(), |_| version_of);
+                assert_eq!(offer.is_fallback, is_fallback, "{version_of:?} {seen:?}");
+                let own = seen.own().label();
+                assert_eq!(offer.state.label(), if is_fallback { "serving" } else { own });
+            }
+        }
+    }
+
+    /// A tag was moved to an old artifact of a revoked key, and this replica is new.
+    #[test]
+    fn a_revoked_version_that_was_never_served_here_affects_only_its_own_clients() {
+        let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(1))));
+        let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: false });
+        let seen = Pair::showing(revoked.clone(), serving(2)).view.seen();
+        let of_another_replica = "\"v2\"".to_owned();
+        for (first, fallback) in [
+            (None, true),
+            (Some(snapshot(2).etag().to_owned()), true),
+            (Some(snapshot(1).etag().to_owned()), true),
+            (Some(of_another_replica), false),
+        ] {
+            let version_of = |etag: &str| match &first {
+                None => ClientVersion::None,
+                Some(first) if first == etag => ClientVersion::Same,
+                Some(_) => ClientVersion::Other,
+            };
+            assert_eq!(seen.select(telemetry::now(), version_of).is_fallback, fallback, "{first:?}");
+        }
+        // Once it was served here, every client gets the fallback.
+        let seen = Pair::showing(revoked.served_before(), serving(2)).view.seen();
+        assert!(seen.select(telemetry::now(), |_| ClientVersion::Other).is_fallback);
+    }
+
+    #[test]
+    fn a_client_is_asked_about_the_fallbacks_tag() {
+        let seen = Pair::showing(withdrawn(1), serving(2)).view.seen();
+        let mut asked = String::new();
+        seen.select(telemetry::now(), |etag| {
+            asked = etag.to_owned();
+            ClientVersion::Other
+        });
+        assert_eq!(asked, snapshot(2).etag());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_the_fallback_wakes_waiters_only_while_the_bundle_is_withdrawn() {
+        let mut pair = Pair::showing(serving(1), serving(2));
+        pair.view.seen();
+        pair.fallback.send_replace(serving(3));
+        assert!(!pair.has_changed().await, "the bundle itself is served");
+        pair.own.send_replace(withdrawn(1));
+        assert!(pair.has_changed().await);
+        pair.view.seen();
+        pair.fallback.send_replace(serving(2));
+        assert!(pair.has_changed().await, "a new fallback");
+        let offer = pair.view.seen().select(telemetry::now(), |_| ClientVersion::Other);
+        assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
+        pair.own.send_replace(serving(1));
+        assert!(pair.has_changed().await, "trusted again");
+        assert!(!pair.view.seen().select(telemetry::now(), |_| ClientVersion::Same).is_fallback);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fallback_whose_watcher_is_gone_changes_nothing_else() {
+        let mut pair = Pair::showing(serving(1), serving(2));
+        drop(pair.fallback);
+        let view = &mut pair.view;
+        view.seen();
+        assert!(timeout(Duration::from_millis(50), view.changed()).await.is_err());
+        pair.own.send_replace(withdrawn(1));
+        view.changed().await.unwrap();
+        drop(pair.own);
+        view.seen();
+        assert!(view.changed().await.is_err());
+    }
+}

@@ -1,0 +1,80 @@
+//! `/status` as JSON.
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    publish::{FailureStatus, FallbackStatus, Status, VerdictStatus},
+    telemetry::{NAME_BYTES, cut},
+};
+
+/// The part of a bundle, but for what the server counts.
+pub(super) fn bundle(status: &Status) -> Map<String, Value> {
+    let signers = status.signers.iter().map(|signer| {
+        json!({
+            "authority": signer.authority,
+            "identity": cut(&signer.identity, NAME_BYTES),
+            "format": signer.format.label(),
+            "signed_at": signer.signed_at.map(milliseconds),
+        })
+    });
+    let status = json!({
+        "state": status.state.label(),
+        "reference": status.reference.to_string(),
+        "manifest": status.manifest,
+        "etag": status.etag,
+        "revision": status.revision,
+        "size": status.size,
+        "policy": status.policy,
+        "policy_revision": status.policy_revision.to_string(),
+        "signers": signers.collect::<Vec<_>>(),
+        "since": milliseconds(status.since),
+        "last_check": status.last_check.map(milliseconds),
+        "last_failure": status.last_failure.as_ref().map(failure),
+        "older": status.older,
+        "verdict": status.verdict.as_ref().map(verdict),
+        "refused": status.rejected.as_ref().map(verdict),
+    });
+    match status {
+        Value::Object(status) => status,
+        _ => Map::new(),
+    }
+}
+
+/// `fallback` of a bundle: what is served in its place, and since when.
+pub(super) fn fallback(fallback: &FallbackStatus) -> Value {
+    json!({
+        "bundle": &*fallback.bundle,
+        "manifest": fallback.manifest,
+        "etag": fallback.etag,
+        "since": fallback.since.map(milliseconds),
+    })
+}
+
+fn failure(failure: &FailureStatus) -> Value {
+    json!({
+        "at": milliseconds(failure.at),
+        "class": failure.class.label(),
+        "step": failure.step.to_string(),
+        "digest": failure.digest,
+        "message": failure.message,
+    })
+}
+
+fn verdict(verdict: &VerdictStatus) -> Value {
+    json!({
+        "digest": verdict.digest,
+        "verified": verdict.verified,
+        "policy": verdict.policy,
+        "policy_revision": verdict.policy_revision.to_string(),
+        "at": milliseconds(verdict.at),
+        "valid_until": verdict.valid_until.map(milliseconds),
+        "signatures": verdict.signatures,
+        "skipped": verdict.skipped,
+    })
+}
+
+/// RFC 3339, UTC, milliseconds.
+fn milliseconds(time: Timestamp) -> String {
+    format!("{time:.3}")
+}
