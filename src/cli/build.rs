@@ -13,9 +13,10 @@ use super::{
     diagnostics::SourceErrors,
     interruptible,
     opa::{lacks_wasm, located},
-    place::{LIMITS, StoreFlag, annotation, reference, source_date},
     progress::Working,
-    say, say_json, table, tell,
+    say, say_json,
+    store_flag::{LIMITS, StoreFlag, annotation, reference, source_date},
+    table, tell,
 };
 use crate::{
     bundle::{Artifact, Folder, Ignore, Labels, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},

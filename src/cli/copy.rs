@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::{flags::RegistryFlags, interruptible, place::reference, progress::Bars, say, say_json, tell};
+use super::{flags::RegistryFlags, interruptible, progress::Bars, say, say_json, store_flag::reference, tell};
 use crate::{
     config::Size,
     oci::{Digest, Reference, Selector},

@@ -7,13 +7,13 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
+    artifact::Found,
     diagnostics::SourceErrors,
     flags::RegistryFlags,
-    found::Found,
     local::{self, Subject},
-    location::Location,
-    place::{LIMITS, StoreFlag, Stored},
     read, say_json,
+    store_flag::{LIMITS, StoreFlag, Stored},
+    target::Location,
 };
 use crate::{
     bundle::{Bundle, Limits, Parse, Policy, nests_too_deep},

@@ -8,7 +8,7 @@ use globset::{Glob, GlobSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{flags::RegistryFlags, place::StoreFlag, remote, say, say_json, table};
+use super::{flags::RegistryFlags, remote_list, say, say_json, store_flag::StoreFlag, table};
 use crate::images::Image;
 
 /// How to run `images`.
@@ -50,8 +50,8 @@ store; the registry may have more, and `bundlegate verify` judges them.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(from) = &options.remote {
-        let form = remote::Form::of(options.json, options.quiet);
-        return remote::run(from, options.search.as_deref(), form, &options.registry).await;
+        let form = remote_list::Form::of(options.json, options.quiet);
+        return remote_list::run(from, options.search.as_deref(), form, &options.registry).await;
     }
     let filter = options.filter()?;
     let mut images = options.store.open()?.list()?;

@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
+    artifact::{self, Found},
     flags::RegistryFlags,
-    found::{self, Found},
     interruptible,
     local::{self, Subject},
-    place::{LIMITS, StoreFlag, Stored},
-    say, say_json, table,
+    say, say_json,
+    store_flag::{LIMITS, StoreFlag, Stored},
+    table,
 };
 use crate::{
     bundle::{Bundle, Contents, Limits, Parse},
@@ -96,7 +97,7 @@ async fn look(options: &Options) -> anyhow::Result<Report> {
             spawn_blocking(move || digest.find(&store.open()?)).await??
         }
     };
-    let found = found::anywhere(&options.store, &options.registry, options.remote, &reference).await?;
+    let found = artifact::anywhere(&options.store, &options.registry, options.remote, &reference).await?;
     let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.recipe(None) {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     diagnostics::SourceErrors,
-    place::{Stored, stored},
+    store_flag::{Stored, stored},
     table,
 };
 use crate::{

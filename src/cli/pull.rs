@@ -5,10 +5,10 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
-    each,
     flags::RegistryFlags,
-    place::{StoreFlag, reference},
+    for_each,
     progress::Bars,
+    store_flag::{StoreFlag, reference},
     tell,
     trust::TrustFlags,
 };
@@ -51,7 +51,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
     let work = async |reference: &Reference| pull(&options, access.as_ref(), &images, reference).await;
-    each::in_turn(&options.references, options.json, work).await
+    for_each::in_turn(&options.references, options.json, work).await
 }
 
 async fn pull(

@@ -5,10 +5,10 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
-    each,
     flags::RegistryFlags,
-    place::{StoreFlag, Stored, stored},
+    for_each,
     progress::Bars,
+    store_flag::{StoreFlag, Stored, stored},
     tell,
 };
 use crate::{
@@ -55,7 +55,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await??;
     let work = async |reference: &Reference| push(&options, access.as_ref(), &images, reference).await;
-    each::in_turn(&references, options.json, work).await
+    for_each::in_turn(&references, options.json, work).await
 }
 
 async fn push(

@@ -5,8 +5,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    place::{StoreFlag, Stored, stored},
-    say, say_json, sentence, tell,
+    say, say_json, sentence,
+    store_flag::{StoreFlag, Stored, stored},
+    tell,
 };
 use crate::oci::Digest;
 

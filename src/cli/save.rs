@@ -12,9 +12,9 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
-    found, interruptible,
-    place::{LIMITS, StoreFlag, Stored, stored},
-    say, say_json, table, tell,
+    artifact, interruptible, say, say_json,
+    store_flag::{LIMITS, StoreFlag, Stored, stored},
+    table, tell,
 };
 use crate::{
     bundle::{Bundle, Limits},
@@ -74,7 +74,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     .await??;
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
     let (found, bundle) = interruptible(async {
-        let found = found::in_store(&images, &reference).await?;
+        let found = artifact::in_store(&images, &reference).await?;
         let recipe = found.recipe(options.data_root.as_deref())?;
         if let Some(root) = recipe.guessed_root() {
             tell(&format!("data is taken to begin below {root:?}, for the artifact does not say; --data-root says it"));

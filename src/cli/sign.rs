@@ -8,11 +8,9 @@ use serde::Serialize;
 
 use super::{
     flags::RegistryFlags,
-    interruptible,
-    location::Location,
-    password,
-    place::{StoreFlag, Stored, annotation, stored},
-    read, say, say_json,
+    interruptible, password, read, say, say_json,
+    store_flag::{StoreFlag, Stored, annotation, stored},
+    target::Location,
 };
 use crate::{
     oci::{PinnedReference, Reference},

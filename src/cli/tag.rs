@@ -4,8 +4,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    place::{StoreFlag, Stored, reference, stored},
-    say, say_json, tell,
+    say, say_json,
+    store_flag::{StoreFlag, Stored, reference, stored},
+    tell,
 };
 use crate::oci::Reference;
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{flags::RegistryFlags, remote};
+use super::{flags::RegistryFlags, remote_list};
 
 /// How to run `tags`.
 #[derive(Debug, Args)]
@@ -26,6 +26,6 @@ pub(super) const EXAMPLES: &str = "Example:
 SIGNED says that a signature lies under a tag of its own; `bundlegate verify` judges it.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let form = remote::Form::of(options.json, options.quiet);
-    remote::tags(&options.repository, form, &options.registry).await
+    let form = remote_list::Form::of(options.json, options.quiet);
+    remote_list::tags(&options.repository, form, &options.registry).await
 }

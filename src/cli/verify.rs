@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use super::{
     flags::RegistryFlags,
-    location::Location,
-    place::{StoreFlag, Stored, stored},
-    say, say_json, table, tell,
+    say, say_json,
+    store_flag::{StoreFlag, Stored, stored},
+    table,
+    target::Location,
+    tell,
     trust::TrustFlags,
 };
 use crate::{

@@ -6,10 +6,10 @@
 mod bundles;
 mod clients;
 mod difference;
+mod errors;
 mod expect;
 mod files;
 mod keys;
-mod mistakes;
 mod opa_check;
 mod problem;
 mod raw;
@@ -224,7 +224,7 @@ impl Config {
                 Ok(config) => return Ok(Ok(config)),
                 Err(first) => first,
             };
-            let mistakes = mistakes::all(text, folder);
+            let mistakes = errors::all(text, folder);
             Ok(Err(if mistakes.is_empty() { vec![first] } else { mistakes }))
         });
         match config {

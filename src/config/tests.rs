@@ -8,10 +8,10 @@ use crate::{
     watch::OnMissing,
 };
 
+mod errors;
+mod errors_in_signers;
+mod errors_in_trust;
 mod hostile;
-mod mistakes;
-mod mistakes_in_signers;
-mod mistakes_in_trust;
 mod shapes;
 mod trust;
 mod trusted_root;

@@ -1,12 +1,12 @@
 //! `bundlegate dev`: an author's loop. Builds a folder, signs it with a key of its own, and
 //! serves it verified. What serves is `serve`, on a configuration that this writes.
 
+mod builder;
 mod example;
 mod hints;
-mod shelf;
+mod layout;
 mod state;
 mod test_run;
-mod workshop;
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
-use self::{state::State, workshop::Workshop};
+use self::{builder::Workshop, state::State};
 use super::{gate::Gate, opa::OpaChoice, say, tell};
 use crate::{config::Config, sign::KeyPair};
 
@@ -61,7 +61,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let key = KeyPair::generate()?;
     fs::write(state.join(PUBLIC_KEY), key.public_pem()).context("write the public key")?;
     let config = write_config(&state, &options)?;
-    let workshop = Workshop::open(workshop::Options {
+    let workshop = Workshop::open(builder::Options {
         policy: policy.clone(),
         parse: !options.no_parse,
         limits: config.limits.bundle_limits(),
@@ -122,7 +122,7 @@ fn write_config(state: &State, options: &Options) -> anyhow::Result<Config> {
         },
         "bundles": {
             &options.name: {
-                "reference": format!("oci-layout:{LAYOUT}:{}", shelf::TAG),
+                "reference": format!("oci-layout:{LAYOUT}:{}", layout::TAG),
                 "trust": "dev",
                 "poll": "250ms",
                 // Undoing an edit is no alarm.

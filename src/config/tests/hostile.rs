@@ -1,7 +1,7 @@
 //! Configurations that are large, deep or name odd files: each is refused or read, in time.
 
 use super::*;
-use crate::config::{difference, mistakes::all, values};
+use crate::config::{difference, errors::all, values};
 
 #[test]
 fn braces_that_nest_are_refused_and_panic_nothing() {

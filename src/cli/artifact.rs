@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, anyhow, bail};
 use tokio::task::spawn_blocking;
 
-use super::{flags::RegistryFlags, place::StoreFlag, table};
+use super::{flags::RegistryFlags, store_flag::StoreFlag, table};
 use crate::{
     bundle::{Bundle, Limits, Recipe},
     images::{Images, ImagesError},

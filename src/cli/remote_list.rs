@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{flags::RegistryFlags, interruptible, place, say, say_json, table, tell};
+use super::{flags::RegistryFlags, interruptible, say, say_json, store_flag, table, tell};
 use crate::{
     oci::{Digest, Reference, Repository},
     registry::{Class, Registries, RegistryError, Source},
@@ -68,7 +68,7 @@ pub(super) async fn run(remote: &str, search: Option<&str>, form: Form, flags: &
 /// Lists the tags of a repository.
 pub(super) async fn tags(repository: &str, form: Form, flags: &RegistryFlags) -> anyhow::Result<()> {
     let access = flags.access()?;
-    let repository = place::repository(repository).map_err(anyhow::Error::msg)?;
+    let repository = store_flag::repository(repository).map_err(anyhow::Error::msg)?;
     let (registries, _) = flags.registries(access.as_ref(), &repository)?;
     let tags = interruptible(tagged(&registries, &repository)).await??;
     shown(&repository, &tags, form)

@@ -1,6 +1,6 @@
 //! The table for `registries`, `trust` and `bundles`.
 
-use super::mistakes::check;
+use super::errors::check;
 
 const AUTHORITIES: &str = "authorities: { a: { keys: [release.pub], tlog: none }, b: { keys: [other.pub], tlog: none }, \
                            same: { keys: [release.pub], tlog: none } }";

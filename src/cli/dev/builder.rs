@@ -23,7 +23,7 @@ use super::{
         opa::{lacks_wasm, located},
         table, tell, tell_more,
     },
-    shelf::Shelf,
+    layout::Shelf,
     test_run,
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! The table for `trust.roots` and `trust.authorities`.
 
-use super::mistakes::check;
+use super::errors::check;
 
 const ROOTS: &str = "roots: { corp: { trusted_root: corp.json }, no_log: { trusted_root: no_log.json }, \
                      no_tsa: { trusted_root: no_tsa.json }, no_ca: { trusted_root: no_ca.json } }";

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
-use super::{flags::RegistryFlags, place::StoreFlag};
+use super::{flags::RegistryFlags, store_flag::StoreFlag};
 use crate::{
     config::Access,
     images::{Filling, Images},
