@@ -15,7 +15,7 @@ use crate::{
     command::Author,
     faulty::FaultyRegistry,
     gate::{Gate, PATIENCE, Setup, bundle, eventually, tag},
-    trouble::on_disk,
+    refresh_failures::on_disk,
 };
 
 /// A script in the place of `opa`, and how often it was asked to load something.

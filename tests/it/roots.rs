@@ -1,7 +1,7 @@
 //! Trust roots from a TUF repository: what replaces one, and how long each lasts.
 
 mod attacks;
-mod live;
+mod refresh;
 
 use std::{fs, path::Path, time::Duration};
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    intake::Manners,
+    uploads::Manners,
 };
 
 const MIB: usize = 1 << 20;

@@ -6,7 +6,7 @@ use bundlegate::verify::{
 };
 use serde_json::{Value, json};
 
-use super::scene::{Scene, identified, keyed, keyless, policy};
+use super::fixture::{Scene, identified, keyed, keyless, policy};
 use crate::forge::{
     By, CERTIFICATE, CHAIN, Certified, Content, Envelope, ISSUER, Key, Legacy, SIGNATURE, SUBJECT, San, Sct, Sigstore,
     Window, ca, minutes, trust, window,

@@ -7,7 +7,7 @@ use bundlegate::{
 };
 use serde_json::{Value, json};
 
-use super::scene::{Scene, keyed, keyed_in_log, keyless, policy, policy_with};
+use super::fixture::{Scene, keyed, keyed_in_log, keyless, policy, policy_with};
 use crate::forge::{By, Envelope, Legacy, SIGNATURE, payload, statement};
 
 const SLSA: &str = "https://slsa.dev/provenance/v1";

@@ -14,7 +14,7 @@ use bundlegate::{
 };
 use serde_json::{Value, json};
 
-use super::scene::{Scene, keyed, keyed_in_log, keyless, policy};
+use super::fixture::{Scene, keyed, keyed_in_log, keyless, policy};
 use crate::forge::{By, Envelope, Legacy, pem};
 
 /// Bytes of a blob that are flipped, at most; evenly spread.

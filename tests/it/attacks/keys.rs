@@ -8,7 +8,7 @@ use bundlegate::verify::{Authority, AuthorityKey, Circumstances, Log, Proof, Rea
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::scene::{Scene, keyed, keyed_in_log, policy, policy_with, public};
+use super::fixture::{Scene, keyed, keyed_in_log, policy, policy_with, public};
 use crate::forge::{By, Envelope, Key, Legacy, SIGNATURE, minutes};
 
 /// Case 33 (CVE-2026-54787).

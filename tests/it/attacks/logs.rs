@@ -7,7 +7,7 @@ use bundlegate::{
 };
 use serde_json::{Value, json};
 
-use super::scene::{Scene, identified, keyed, keyed_in_log, keyless, policy, policy_with};
+use super::fixture::{Scene, identified, keyed, keyed_in_log, keyless, policy, policy_with};
 use crate::forge::{
     By, Entry, Envelope, Generation, ISSUER, Key, Legacy, Log, Proof, SUBJECT, Sigstore, TimestampAuthority, Window,
     minutes, payload, statement, trust, window,

@@ -28,8 +28,8 @@
 //! | 20 | `claims::a_compressed_bundle_…`; tarballs: `bundle/open.rs`, `limits_hold_for_…` |
 //! | 21 | `bundle/open.rs`: `nothing_lies_outside_…`, `a_size_that_an_extension_…` |
 //! | 22 | `logs::a_signature_grows_too_old_…`; orders and floors: `watch/expect/tests.rs` |
-//! | 23 | `trouble::max_stale_…` and the two about restarts |
-//! | 24 | `serving::what_is_in_the_cache_…`, `keys::a_revoked_key_…`, `verify/hearing/tests.rs`: `every_part_of_a_policy_…`; `live`, `reload` |
+//! | 23 | `refresh_failures::max_stale_…` and the two about restarts |
+//! | 24 | `serving::what_is_in_the_cache_…`, `keys::a_revoked_key_…`, `verify/hearing/tests.rs`: `every_part_of_a_policy_…`; `policy_change`, `reload` |
 //! | 25 | `serving::what_one_tenant_has_…`, `server/clients.rs`, `store/tests.rs` |
 //! | 26 | `registries::a_header_names_no_digest_…`, `reads::without_a_digest_header_…` |
 //! | 27 | `registries::a_manifest_of_two_kinds_…`, `oci/manifest.rs` |
@@ -51,10 +51,10 @@
 mod certificates;
 mod claims;
 mod fields;
+mod fixture;
 mod keys;
 mod logs;
 mod registries;
-mod scene;
 mod serving;
 
-pub(crate) use scene::{Scene, keyed, keyless, policy, policy_with};
+pub(crate) use fixture::{Scene, keyed, keyless, policy, policy_with};

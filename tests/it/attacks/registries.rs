@@ -11,7 +11,7 @@ use bundlegate::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::scene::Scene;
+use super::fixture::Scene;
 use crate::{
     faulty::{Fault, FaultyRegistry},
     forge::Legacy,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use reqwest::StatusCode;
 use tokio::time::timeout;
 
-use super::scene::{keyed, keyless, policy};
+use super::fixture::{keyed, keyless, policy};
 use crate::{
     faulty::{Fault, FaultyRegistry},
     forge::Key,

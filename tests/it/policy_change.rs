@@ -14,8 +14,8 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
 use crate::{
     faulty::{Fault, FaultyRegistry},
     gate::{Gate, HOUR, Setup, bundle, error, eventually, tag},
+    refresh_failures::{HangingDisk, blob_path, index, on_disk},
     signing::{Signer, any_of},
-    trouble::{HangingDisk, blob_path, index, on_disk},
 };
 
 /// One that answers no request any more, and refuses none either.

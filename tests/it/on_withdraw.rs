@@ -20,7 +20,7 @@ use crate::{
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, statement},
     gate::{FALLBACK, Gate, Setup, bundle, error, eventually, header, tag, wishing},
-    trouble::blob_path,
+    refresh_failures::blob_path,
 };
 
 /// A registry with a bundle, signed by a key, and one that denies everything.
