@@ -1,4 +1,4 @@
-//! What a registry has: `bundlegate tags` and `bundlegate images --remote`.
+//! Lists the content of a registry, for `bundlegate tags` and `bundlegate images --remote`.
 
 use std::collections::HashSet;
 
@@ -6,32 +6,32 @@ use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{flags::RegistryFlags, interruptible, say, say_json, store_flag, table, tell};
+use super::{eprint, flags::RegistryFlags, interruptible, print, print_json, store_flag, table};
 use crate::{
     oci::{Digest, Reference, Repository},
     registry::{Class, Registries, RegistryError, Source},
 };
 
-/// Tags that are resolved at a time.
-const AT_ONCE: usize = 8;
+/// Tags that are resolved at the same time.
+const MAX_CONCURRENT_RESOLVES: usize = 8;
 
-/// How a list is printed.
+/// The output format of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ListFormat {
     Table,
     Json,
-    /// Names alone.
+    /// One name per line.
     Quiet,
 }
 
-/// A tag, what it names, and whether signatures of that lie under tags of their own.
-struct Tagged {
+/// A tag, its digest, and whether a signature tag exists for that digest.
+struct ListedTag {
     tag: String,
     digest: Option<Digest>,
     signed: bool,
 }
 
-impl Form {
+impl ListFormat {
     pub(super) fn of(json: bool, quiet: bool) -> Self {
         match (json, quiet) {
             (true, _) => Self::Json,
@@ -42,105 +42,110 @@ impl Form {
 }
 
 /// Lists `HOST/REPOSITORY`'s tags, or `HOST`'s repositories that contain `search`.
-pub(super) async fn run(remote: &str, search: Option<&str>, form: Form, flags: &RegistryFlags) -> anyhow::Result<()> {
+pub(super) async fn run(
+    remote: &str,
+    search: Option<&str>,
+    format: ListFormat,
+    flags: &RegistryFlags,
+) -> anyhow::Result<()> {
     if remote.contains('/') {
         if search.is_some() {
-            bail!("--search: it looks for repositories; name the registry alone, without {remote:?}'s path");
+            bail!("--search searches repositories; name only the registry, without the path of {remote:?}");
         }
-        return tags(remote.trim_end_matches('/'), form, flags).await;
+        return tags(remote.trim_end_matches('/'), format, flags).await;
     }
-    let access = flags.access()?;
+    let cli_config = flags.cli_config()?;
     let host = Repository::Registry { host: remote.to_owned(), path: String::new() };
-    let (registries, _) = flags.registries(access.as_ref(), &host)?;
+    let (registries, _) = flags.registries(cli_config.as_ref(), &host)?;
     let found = interruptible(registries.repositories(remote)).await??;
     let found = found.with_context(|| {
-        format!("{remote}: the registry keeps no list; name a repository, such as {remote}/acme/authz")
+        format!("{remote}: the registry does not list its repositories; name a repository, such as {remote}/acme/authz")
     })?;
     let found: Vec<_> = found.into_iter().filter(|name| search.is_none_or(|word| name.contains(word))).collect();
     let names = found.iter().map(|name| format!("{remote}/{name}"));
-    match form {
-        Form::Json => say_json(&names.map(|name| json!({ "repository": name })).collect::<Value>()),
-        Form::Quiet => say_lines(names.map(|name| table::printable(&name))),
-        Form::Table => say(&table::columns(["REPOSITORY"], &names.map(|name| [name]).collect::<Vec<_>>())),
+    match format {
+        ListFormat::Json => print_json(&names.map(|name| json!({ "repository": name })).collect::<Value>()),
+        ListFormat::Quiet => print_lines(names.map(|name| table::printable(&name))),
+        ListFormat::Table => print(&table::columns(["REPOSITORY"], &names.map(|name| [name]).collect::<Vec<_>>())),
     }
 }
 
 /// Lists the tags of a repository.
-pub(super) async fn tags(repository: &str, form: Form, flags: &RegistryFlags) -> anyhow::Result<()> {
-    let access = flags.access()?;
+pub(super) async fn tags(repository: &str, format: ListFormat, flags: &RegistryFlags) -> anyhow::Result<()> {
+    let cli_config = flags.cli_config()?;
     let repository = store_flag::repository(repository).map_err(anyhow::Error::msg)?;
-    let (registries, _) = flags.registries(access.as_ref(), &repository)?;
-    let tags = interruptible(tagged(&registries, &repository)).await??;
-    shown(&repository, &tags, form)
+    let (registries, _) = flags.registries(cli_config.as_ref(), &repository)?;
+    let tags = interruptible(list_tags(&registries, &repository)).await??;
+    print_tags(&repository, &tags, format)
 }
 
-async fn tagged(registries: &Registries, repository: &Repository) -> anyhow::Result<Vec<Tagged>> {
+async fn list_tags(registries: &Registries, repository: &Repository) -> anyhow::Result<Vec<ListedTag>> {
     let all = registries.tags(repository).await?;
     let source = registries.source(repository)?;
-    // One look for any number of tags.
+    // A set, so that each tag costs one lookup.
     let signatures: HashSet<&str> =
-        all.iter().filter(|tag| is_of_signatures(tag)).filter_map(|tag| signed_stem(tag)).collect();
-    let resolved = stream::iter(all.iter().filter(|tag| !is_of_signatures(tag)).map(|tag| {
+        all.iter().filter(|tag| is_signature_tag(tag)).filter_map(|tag| signed_stem(tag)).collect();
+    let resolved = stream::iter(all.iter().filter(|tag| !is_signature_tag(tag)).map(|tag| {
         let source = &source;
         async move { Ok::<_, anyhow::Error>((tag.clone(), digest(source, repository, tag).await?)) }
     }));
-    let mut resolved = resolved.buffered(AT_ONCE);
+    let mut resolved = resolved.buffered(MAX_CONCURRENT_RESOLVES);
     let mut tagged = Vec::new();
     while let Some(one) = resolved.next().await {
         let (tag, digest) = one?;
         let stem = digest.as_ref().map(|digest| format!("{}-{}", digest.algorithm(), digest.hex()));
         let signed = stem.is_some_and(|stem| signatures.contains(stem.as_str()));
-        tagged.push(Tagged { tag, digest, signed });
+        tagged.push(ListedTag { tag, digest, signed });
     }
     Ok(tagged)
 }
 
-/// What a tag names. One that can't be asked for, or that the registry has no sound manifest
-/// for, is listed without a digest: a pusher must not be able to hide the others.
+/// The digest of a tag. `None` for a tag that is not a valid reference or whose manifest is
+/// broken: one bad tag must not fail the whole list.
 async fn digest(source: &Source, repository: &Repository, tag: &str) -> anyhow::Result<Option<Digest>> {
     let Ok(reference) = format!("{repository}:{tag}").parse::<Reference>() else { return Ok(None) };
     match source.resolve(&reference).await {
         Ok(pinned) => Ok(Some(pinned.digest().clone())),
-        // Gone since it was listed.
+        // Deleted since the tags were listed.
         Err(RegistryError::NoSuchReference { .. }) => Ok(None),
         Err(error) if error.class() == Class::Defect || matches!(error, RegistryError::Protocol { .. }) => {
-            tell(&format!("{reference}: {error}"));
+            eprint(&format!("{reference}: {error}"));
             Ok(None)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn shown(repository: &Repository, tags: &[Tagged], form: Form) -> anyhow::Result<()> {
-    match form {
-        Form::Json => {
+fn print_tags(repository: &Repository, tags: &[ListedTag], format: ListFormat) -> anyhow::Result<()> {
+    match format {
+        ListFormat::Json => {
             let tags = tags.iter().map(|one| {
-                // A signature that only the registry's own list of referrers knows was not
-                // looked for, so nothing is known where no tag tells of one.
+                // `null` and not `false`: the referrers API was not asked, so the digest may
+                // have a signature without a tag.
                 let signed = one.signed.then_some(true);
                 json!({ "repository": repository.to_string(), "tag": one.tag, "digest": one.digest, "signed": signed })
             });
-            say_json(&tags.collect::<Value>())
+            print_json(&tags.collect::<Value>())
         }
-        Form::Quiet => say_lines(tags.iter().map(|one| format!("{repository}:{}", table::printable(&one.tag)))),
-        Form::Table => {
-            let row = |one: &Tagged| {
+        ListFormat::Quiet => print_lines(tags.iter().map(|one| format!("{repository}:{}", table::printable(&one.tag)))),
+        ListFormat::Table => {
+            let row = |one: &ListedTag| {
                 let digest = one.digest.as_ref().map_or("-", |digest| &digest.hex()[..12]);
                 let signed = if one.signed { "yes" } else { "-" };
                 [repository.to_string(), one.tag.clone(), digest.to_owned(), signed.to_owned()]
             };
             let rows: Vec<_> = tags.iter().map(row).collect();
-            say(&table::columns(["REPOSITORY", "TAG", "DIGEST", "SIGNED"], &rows))
+            print(&table::columns(["REPOSITORY", "TAG", "DIGEST", "SIGNED"], &rows))
         }
     }
 }
 
-fn say_lines(lines: impl Iterator<Item = String>) -> anyhow::Result<()> {
+fn print_lines(lines: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let lines: Vec<_> = lines.collect();
-    if lines.is_empty() { Ok(()) } else { say(&lines.join("\n")) }
+    if lines.is_empty() { Ok(()) } else { print(&lines.join("\n")) }
 }
 
-/// The digest in a tag of a signature: cosign's own (`.sig`), or the list of referrers.
+/// The digest in a signature tag: cosign's `.sig` tag or the referrers tag.
 fn signed_stem(tag: &str) -> Option<&str> {
     match tag.split_once('.') {
         None => Some(tag),
@@ -149,8 +154,8 @@ fn signed_stem(tag: &str) -> Option<&str> {
     }
 }
 
-/// `sha256-<hex>`, with or without an ending.
-fn is_of_signatures(tag: &str) -> bool {
+/// Whether a tag has the form `sha256-<hex>`, with or without a suffix.
+fn is_signature_tag(tag: &str) -> bool {
     let stem = tag.split('.').next().unwrap_or_default();
     stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }

@@ -72,7 +72,7 @@ pub struct Config {
 /// What the command line takes from a configuration: how registries are reached, and whose
 /// signatures count. What else is in the file must make sense, but may be missing.
 #[derive(Debug)]
-pub struct Access {
+pub struct CliConfig {
     /// The hosts with settings of their own.
     pub registries: BTreeMap<String, registry::Options>,
     /// The trust policies.
@@ -118,7 +118,7 @@ pub struct Cache {
     pub memory: u64,
 }
 
-impl Access {
+impl CliConfig {
     /// Reads a configuration file; relative paths in it start from its folder.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Config {
     ///
     /// # Errors
     /// The mistakes; never none.
-    pub fn load_or_mistakes(file: &Path) -> Result<Self, Vec<ConfigError>> {
+    pub fn load_or_errors(file: &Path) -> Result<Self, Vec<ConfigError>> {
         let config = read(file, |text, folder| {
             let first = match Self::parse(text, folder) {
                 Ok(config) => return Ok(Ok(config)),

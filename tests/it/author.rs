@@ -176,9 +176,7 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
     ] {
         author.line(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
     }
-    for (arguments, expected) in
-        [("syntax", "syntax/p.rego:5:1: "), ("newer", "--opa asks the real opa, --no-parse skips this")]
-    {
+    for (arguments, expected) in [("syntax", "syntax/p.rego:5:1: "), ("newer", "or --no-parse to skip parsing")] {
         let ran = author.line(&format!("build {arguments} -t r.example/a:v1"));
         assert!(ran.code == 1 && ran.stdout.is_empty(), "{ran:?}");
         assert!(ran.stderr.lines().next().unwrap().contains(expected), "{ran:?}");
@@ -368,11 +366,11 @@ fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
     assert_eq!(made["files"].as_array().unwrap().len(), 6);
     author.digest("build project/policy -t r.example/a:v1 --test");
     author.write("project/README.md", "mine");
-    author.line("init project").refused("there already; --force replaces");
+    author.line("init project").refused("already exists; overwrite with --force");
     author.line("init project/policy/..").refused("--force");
     assert_eq!(fs::read(author.path("project/README.md")).unwrap(), b"mine");
     author.write("second/README.md", "mine");
-    author.line("init second").refused("second/README.md: there already");
+    author.line("init second").refused("second/README.md: already exists");
     assert_eq!(fs::read_dir(author.path("second")).unwrap().count(), 1, "all or nothing");
     author.line("init project --force").ok();
 }

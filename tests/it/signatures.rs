@@ -31,10 +31,10 @@ fn a_key_pair_is_sealed_private_and_never_overwritten_by_accident() {
     assert!(key.starts_with("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n"), "{key}");
     assert_eq!(fs::metadata(author.path("cosign.key")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(fs::read_to_string(author.path("cosign.pub")).unwrap().starts_with("-----BEGIN PUBLIC KEY-----\n"));
-    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.key: it is there already"));
+    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.key: already exists"));
     assert_eq!(fs::read_to_string(author.path("cosign.key")).unwrap(), key);
     fs::rename(author.path("cosign.key"), author.path("mine.key")).unwrap();
-    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.pub: it is there already"));
+    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.pub: already exists"));
     assert!(!author.path("cosign.key").exists());
     fs::rename(author.path("mine.key"), author.path("cosign.key")).unwrap();
     author.run(&["generate-key-pair", "--force"]).ok();

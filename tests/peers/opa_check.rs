@@ -275,7 +275,8 @@ async fn the_cost_of_a_check_is_told() {
 async fn build_lets_the_real_opa_load_what_it_packed() {
     let author = Author::with(&[("policy/lib/p.rego", "package p\n\nx if y == z\n")]);
     let refused = author.shell("bundlegate build policy -t r.example/a:v1").await;
-    let told = refused.refused("build: opa can't load it: policy/lib/p.rego:3: rego_unsafe_var_error: var y is unsafe");
+    let told = refused
+        .refused("build: opa can't load the bundle: policy/lib/p.rego:3: rego_unsafe_var_error: var y is unsafe");
     println!("opa_check | {}", told.trim());
     author.line("bundlegate build policy -t r.example/a:v1 --opa=none").await;
     author.write("policy/lib/p.rego", "package p\n\nx if input.y\n");
@@ -306,7 +307,7 @@ async fn dev_loads_builds_and_runs_tests_with_the_real_opa() {
     let failed = line(&mut dev, "FAIL ").await;
     assert!(failed.contains("policy/authz_test.rego:3: test data.authz_test.test_answer failed"), "{failed}");
     assert!(failed.ends_with("policy/authz_test.rego:5: x == 1"), "{failed}");
-    line(&mut dev, "1 of 2 tests failed; this build is served all the same").await;
+    line(&mut dev, "1 of 2 tests failed; this build is served anyway").await;
     author.write("policy/authz.rego", "package authz\n\nanswer := 2 if y == z\n");
     let kept = line(&mut dev, "the last good build is still served").await;
     assert!(kept.contains("policy/authz.rego:3: rego_unsafe_var_error"), "{kept}");
