@@ -23,7 +23,7 @@ use crate::{
 #[command(
     override_usage = "bundlegate verify [OPTIONS] <TRUST> <REF>\n  TRUST: --key FILE, --certificate-identity NAME or --config FILE"
 )]
-#[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("signer").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local also a
     /// digest prefix.

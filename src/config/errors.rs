@@ -1,24 +1,47 @@
-//! Every mistake of a configuration, not the first alone: what a mistake is about is taken out,
-//! and the rest is read again.
+//! Finds all errors of a configuration, not only the first: each erroneous value is removed, and
+//! the rest is checked again.
 
 use std::path::Path;
 
 use super::{
-    Config, ConfigError, check_tree,
     files::Files,
-    problem::{Problem, Segment},
+    key_path::Segment,
+    load::{Config, check_tree, read},
+    problem::{ConfigError, Problem},
     tree::Node,
 };
 
-/// More are told together by nobody's wish, and each takes another reading.
-const MOST: usize = 50;
-/// Readings, of which some find only what follows from an earlier mistake.
-const READINGS: usize = 150;
-/// Stands in for a reference that is wrong: without any, the rest of its bundle would not be
-/// read.
-const REFERENCE: &str = "bundlegate.invalid/x:x";
+/// The maximum number of errors. Each costs another pass.
+const MAX_ERRORS: usize = 50;
+/// The maximum number of passes, including those that find only consequences of earlier errors.
+const MAX_PASSES: usize = 150;
+/// Replaces an invalid reference: without one, the rest of the bundle would not be checked.
+const PLACEHOLDER_REFERENCE: &str = "bundlegate.invalid/x:x";
 
-/// The mistakes in the order of their lines.
+impl Config {
+    /// Loads a configuration file, or returns all errors in it, ordered by line. Errors that only
+    /// follow from another one are left out, and the number is limited to a few dozen.
+    ///
+    /// # Errors
+    /// The errors; never empty.
+    pub fn load_or_errors(file: &Path) -> Result<Self, Vec<ConfigError>> {
+        let config = read(file, |text, folder| {
+            let first = match Self::parse(text, folder) {
+                Ok(config) => return Ok(Ok(config)),
+                Err(first) => first,
+            };
+            let errors = all(text, folder);
+            Ok(Err(if errors.is_empty() { vec![first] } else { errors }))
+        });
+        match config {
+            Ok(Ok(config)) => Ok(config),
+            Ok(Err(errors)) => Err(errors.into_iter().map(|error| error.in_file(file)).collect()),
+            Err(error) => Err(vec![error]),
+        }
+    }
+}
+
+/// All errors, ordered by line.
 pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
     let mut root = match Node::parse(text) {
         Ok(root) => root,
@@ -28,9 +51,9 @@ pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
     let mut unique = false;
     let mut removed: Vec<Vec<Segment>> = Vec::new();
     let mut found: Vec<ConfigError> = Vec::new();
-    for _ in 0..READINGS {
+    for _ in 0..MAX_PASSES {
         let roots = &|name: &str, source: &crate::verify::RootSource| source.initial(name);
-        // Looks at every key, so it is done until it passes, and not for each mistake.
+        // This check visits every key, so it is not repeated once it has passed.
         let duplicate = if unique { None } else { root.unique_keys().err() };
         unique = duplicate.is_none();
         let checked = match duplicate {
@@ -39,13 +62,13 @@ pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
         };
         let Err(problem) = checked else { break };
         let path = root.in_file(&problem.path());
-        let follows = follows(&problem, &path, &removed);
-        let error = problem.into_error(&root);
-        if !follows {
+        let is_consequence = is_consequence(&problem, &path, &removed);
+        let error = root.locate(problem);
+        if !is_consequence {
             found.push(error);
         }
-        match take_out(&mut root, &path) {
-            Some(path) if found.len() < MOST => removed.push(path),
+        match remove(&mut root, &path) {
+            Some(path) if found.len() < MAX_ERRORS => removed.push(path),
             _ => break,
         }
     }
@@ -53,29 +76,29 @@ pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
     found
 }
 
-fn take_out(root: &mut Node, path: &[Segment]) -> Option<Vec<Segment>> {
+fn remove(root: &mut Node, path: &[Segment]) -> Option<Vec<Segment>> {
     if let [Segment::Key(bundles), Segment::Key(_), Segment::Key(key)] = path
         && (bundles.as_str(), key.as_str()) == ("bundles", "reference")
-        && root.replace(path, REFERENCE)
+        && root.replace(path, PLACEHOLDER_REFERENCE)
     {
         return Some(path.to_vec());
     }
     root.remove(path)
 }
 
-/// Whether a problem is there only because something was taken out: that which is missing now,
-/// what holds it, or what refers to it by name.
-fn follows(problem: &Problem, path: &[Segment], removed: &[Vec<Segment>]) -> bool {
-    let sentence = problem.to_string();
-    if sentence.contains(REFERENCE.split('/').next().unwrap_or(REFERENCE)) {
+/// Whether a problem exists only because of a removed value: the problem is about that value, an
+/// ancestor, or a reference to it by name.
+fn is_consequence(problem: &Problem, path: &[Segment], removed: &[Vec<Segment>]) -> bool {
+    let message = problem.to_string();
+    if message.contains(PLACEHOLDER_REFERENCE.split('/').next().unwrap_or(PLACEHOLDER_REFERENCE)) {
         return true;
     }
     removed.iter().any(|removed| {
         let Some((Segment::Key(name), holder)) = removed.split_last() else { return removed.starts_with(path) };
-        let names_it = sentence.contains(&format!("has no {name:?}"));
-        let sibling = path.starts_with(holder) && sentence.contains(&format!("`{name}"));
-        // A policy that was taken out matches nothing.
+        let names_it = message.contains(&format!("has no {name:?}"));
+        let sibling = path.starts_with(holder) && message.contains(&format!("`{name}"));
+        // A removed policy matches nothing.
         let policy = matches!(holder, [Segment::Key(trust), Segment::Key(policies), ..] if trust == "trust" && policies == "policies");
-        removed.starts_with(path) || names_it || sibling || (policy && sentence.starts_with("no policy matches"))
+        removed.starts_with(path) || names_it || sibling || (policy && message.starts_with("no policy matches"))
     })
 }
