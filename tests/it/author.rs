@@ -104,7 +104,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
 
     // Another user, with another time zone and mask, where this one may become one.
     if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
-        assert_eq!(as_nobody(&other), digest);
+        assert_eq!(run_unprivileged(&other), digest);
     } else {
         unavailable("the build by another user, which takes root");
     }
@@ -124,7 +124,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
 }
 
 /// Builds `elsewhere/deep` by `nobody`, who may read it and write to a store of his own.
-fn as_nobody(author: &Author) -> String {
+fn run_unprivileged(author: &Author) -> String {
     let program = author.path("bundlegate");
     fs::copy(env!("CARGO_BIN_EXE_bundlegate"), &program).unwrap();
     fs::set_permissions(author.home(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -278,7 +278,7 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
+async fn save_can_be_interrupted_at_a_pipe_without_a_reader() {
     let author = Author::with(&[("policy/data.json", &noise(1 << 20))]);
     author.digest("build policy -t r.example/a:v1");
     let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
@@ -360,7 +360,7 @@ fn a_pipe_that_does_not_listen_any_more_is_an_error_not_a_panic() {
 }
 
 #[test]
-fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
+fn a_new_project_can_be_built_and_tested_and_is_not_overwritten() {
     let author = Author::new();
     let made = author.json("init project");
     assert_eq!(made["files"].as_array().unwrap().len(), 6);

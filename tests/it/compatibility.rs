@@ -1,4 +1,4 @@
-//! What somebody meets in the first hour, with the habits of docker, cosign and opa.
+//! Names, flags and messages for users of docker, cosign and opa.
 
 use std::fs;
 
@@ -145,7 +145,7 @@ fn every_error_of_a_file_is_shown_with_its_line() {
 }
 
 #[test]
-fn config_check_tells_every_mistake() {
+fn config_check_reports_all_errors() {
     let author = Author::with(&[(
         "bundlegate.yaml",
         "version: 1\nserver: { listen: nonsense, max_conections: 3 }\nclients: [{ name: a, anonymous: true, bundles: ['**'] }]\n\

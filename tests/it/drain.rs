@@ -1,4 +1,4 @@
-//! How a replica leaves without anybody seeing an error.
+//! `server.drain`: a replica stops without an error for any client.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn not_ready(gate: &Gate) {
 }
 
 #[tokio::test]
-async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewhere() {
+async fn requests_during_drain_notice_are_answered_at_once_with_connection_close() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, HOUR, HOUR).await;
     let etag = tag(&gate.get("", 0).await);
@@ -51,7 +51,7 @@ async fn those_who_come_during_the_notice_are_answered_at_once_and_sent_elsewher
 }
 
 #[tokio::test]
-async fn those_who_wait_are_let_go_with_304_and_the_tag_they_sent() {
+async fn waiting_clients_are_released_over_drain_over_with_304_and_the_tag_they_sent() {
     let registry = FaultyRegistry::start().await;
     let notice = Duration::from_secs(1);
     let mut gate = gate(&registry, notice, Duration::from_secs(1)).await;
@@ -86,7 +86,7 @@ async fn a_wait_for_a_silent_registry_ends_with_304_too() {
 }
 
 #[tokio::test]
-async fn with_nobody_connected_there_is_nothing_to_wait_for() {
+async fn drain_ends_early_when_no_client_is_connected() {
     let registry = FaultyRegistry::start().await;
     let mut lonely = gate(&registry, HOUR, HOUR).await;
     lonely.begin_to_drain();
@@ -150,7 +150,7 @@ async fn over_http_2_an_answer_closes_the_connection_to_new_requests_only() {
 }
 
 #[tokio::test]
-async fn over_http_2_too_those_who_wait_are_let_go_with_304() {
+async fn over_http_2_too_waiting_clients_are_released_with_304() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, Duration::from_millis(500), Duration::from_millis(500)).await;
     let etag = tag(&gate.get("", 0).await);

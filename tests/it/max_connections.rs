@@ -1,5 +1,5 @@
-//! Clients that want to hold every place, and one that only wants its bundle. None of the former
-//! shows a credential that the latter does not have, too.
+//! Clients that try to take all connections, and one that only wants its bundle. The former have no
+//! more credentials than the latter.
 
 use std::{sync::Arc, time::Duration};
 
@@ -78,7 +78,7 @@ async fn sending(address: std::net::SocketAddr, bytes: &'static [u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_sends_no_request_or_half_of_one_or_wants_nothing_more_keeps_nobody_out() {
+async fn an_absent_or_incomplete_request_blocks_no_other_client() {
     for bytes in [
         &b""[..],
         b"G",
@@ -99,7 +99,7 @@ async fn who_sends_no_request_or_half_of_one_or_wants_nothing_more_keeps_nobody_
 
 /// Two such clients held all places for ever once.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_gives_no_room_for_its_responses_keeps_nobody_out() {
+async fn a_client_that_reads_no_response_blocks_no_other_client() {
     for window in [0, 1] {
         an_honest_client_gets_in(patient(), move |address| async move {
             loop {
@@ -118,7 +118,7 @@ async fn who_gives_no_room_for_its_responses_keeps_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_begins_tls_and_does_not_go_on_keeps_nobody_out() {
+async fn an_unfinished_tls_handshake_blocks_no_other_client() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let tls = rustls::ServerConfig::builder()
@@ -169,7 +169,7 @@ async fn a_response_that_is_not_taken_is_given_up_alone() {
 /// A client that could only be told to wait is told to come back, and one that asks for what there
 /// is gets it.
 #[tokio::test]
-async fn long_polls_take_nine_tenths_of_the_places_and_the_next_one_gets_503() {
+async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one_gets_503() {
     let registry = FaultyRegistry::start().await;
     let gate = gate(&registry, Setup { max_connections: 10, ..Setup::default() }).await;
     let etag = tag(&gate.get("", 0).await);
@@ -285,7 +285,7 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
 
 /// Behind a fleet's balancer there are many addresses; anybody can write one.
 #[tokio::test]
-async fn an_address_that_a_client_writes_itself_counts_only_from_a_trusted_proxy() {
+async fn x_forwarded_for_counts_only_from_trusted_proxies() {
     for (trusted, counted) in [(&["127.0.0.0/8"][..], "5"), (&["192.0.2.0/24"], "1"), (&[], "1")] {
         let registry = FaultyRegistry::start().await;
         let signer = crate::signing::Signer::new();

@@ -1,4 +1,4 @@
-//! Every answer of the data listener, to the letter of what users were promised.
+//! The responses of the data listener: statuses, headers and bodies.
 
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ async fn an_old_opa_that_did_not_ask_to_wait_is_not_invited_to() {
 }
 
 #[tokio::test]
-async fn ready_is_who_has_concluded_one_attempt_whatever_came_of_it() {
+async fn a_replica_is_ready_once_each_bundle_has_concluded_one_attempt() {
     let registry = FaultyRegistry::start().await;
     let gate = Gate::before(&registry, HOUR).await;
     eventually("the missing tag is noticed", || gate.state() == "withdrawn").await;

@@ -1,4 +1,4 @@
-//! Many clients, one registry.
+//! Many clients with one registry.
 
 use std::{collections::BTreeMap, time::Duration};
 

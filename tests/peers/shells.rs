@@ -37,7 +37,7 @@ async fn completes(shell: &mut Terminal) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
+async fn a_password_is_prompted_twice_and_not_shown() {
     let author = Author::new();
     let mut terminal = Terminal::running("bundlegate generate-key-pair", author.home());
     terminal.shows("New password for cosign.key").await;
