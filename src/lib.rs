@@ -1,207 +1,205 @@
-//! bundlegate: an OPA bundle service in front of any OCI registry, which serves only
-//! what a cosign signature vouches for.
+//! bundlegate: an OPA bundle service in front of any OCI registry that serves only bundles whose
+//! cosign signatures satisfy a trust policy.
 //!
-//! OPA pulls policy from a *bundle service*: plain HTTP with entity tags and long polling.
-//! Teams keep versioned artifacts in OCI registries and sign them with cosign. This is the
-//! gateway between the two. In one sentence: **watchers turn a moving reference into an
-//! immutable, verified snapshot; the server only ever looks at snapshots.**
+//! OPA pulls policy from a *bundle service*: plain HTTP with entity tags and long polling. Teams
+//! keep versioned artifacts in OCI registries and sign them with cosign. bundlegate is the gateway
+//! between the two. In one sentence: **watchers turn a moving reference into an immutable, verified
+//! snapshot; the server only ever looks at snapshots.**
 //!
-//! # Rooms
+//! # Modules
 //!
 //! | module | owns | may use |
 //! |---|---|---|
-//! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
-//! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
-//! | [`oci`] | the specification's nouns; the image layout on disk; reading files that somebody names | – |
-//! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
-//! | [`opa_check`] | running the real `opa` on a bundle, within limits | `bundle`, `oci` |
+//! | [`cli`] | the subcommands, all terminal output, the composition of everything else | everything |
+//! | [`config`] | the way from YAML to checked values; builds the option types of the modules below | their option types |
+//! | [`oci`] | the nouns of the specification; the image layout on disk; reading named files | – |
+//! | [`bundle`] | OPA bundle bytes: opening within limits, reproducible packing, the artifact around them; a built-in evaluator | `oci` |
+//! | [`opa_check`] | running `opa` on a bundle, within limits | `bundle`, `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
-//! | [`registry`] | the only code that talks to a registry, be it a server or a layout folder | `oci` |
-//! | [`verify`] | trust policy, evidence, verdicts: the only maker of [`verify::Verified`] | `oci`, `registry` |
-//! | [`sign`] | cosign's key files and signatures in both its formats, made and attached; decides nothing | `oci`, `registry` |
+//! | [`registry`] | the only code that accesses a registry, be it a server or a layout folder | `oci` |
+//! | [`verify`] | trust policy, evidence, verdicts: the only constructor of [`verify::Verified`] | `oci`, `registry` |
+//! | [`sign`] | cosign's key files, and signatures in both formats; makes no trust decision | `oci`, `registry` |
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
-//! | [`transfer`] | copies an artifact with what vouches for it, between any two places | `oci`, `registry` |
-//! | [`publish`] | what is seen of a bundle: snapshots, its state and the one state machine, the view that a request subscribes to, its status; no I/O, no task | `bundle`, `oci`, `verify` |
-//! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all above it but `cli`, `config`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | which name means which bundle | `publish` |
+//! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
+//! | [`publish`] | what is seen of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
+//! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
+//! | [`catalog`] | maps names to bundles | `publish` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
-//! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |
+//! | [`metrics`], [`telemetry`] | Prometheus metrics and logs | – ; every module may use `metrics` |
 //!
-//! A test reads the sources and holds the last column.
+//! A test reads the sources and checks the last column.
 //!
-//! # What an answer can't do
+//! # Untrusted input
 //!
-//! Anybody who may push can attach referrers, and write into the image of signatures. Evidence is
-//! therefore bounded in bytes (`limits.evidence`) and not in number: likely candidates first, then
-//! small ones, and a piece that is missing, malformed, too large or contradicts itself is noted
-//! beside the others ([`verify::collect()`]). Only what a matching digest proves is final for a
-//! version; every other answer is asked for again. A registry's wish for patience is cut to a
-//! quarter of an hour, and to what `max_stale` leaves. No answer leads to a link-local address or
-//! a cloud's metadata service, whatever name it gives it. Text from outside is cut
+//! Anyone who may push can attach referrers and extend the signature image. Evidence is therefore
+//! bounded in bytes (`limits.evidence`), not in number: likely signatures are read first, then
+//! small ones, and a piece that is missing, malformed, too large or contradictory is reported next
+//! to the others ([`verify::collect()`]). Only content with a matching digest can be a final defect
+//! of a version; every other answer is retried. A registry's `Retry-After` is honoured for at most
+//! a quarter of an hour, and within what `max_stale` leaves. No registry answer can lead to a
+//! link-local address or a cloud metadata service, under any name. Foreign text is truncated
 //! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
 //!
-//! # Types that rule out mistakes
+//! # Types that rule out errors
 //!
-//! - [`oci::Reference`] may mean another digest tomorrow; resolving it once gives an
+//! - An [`oci::Reference`] may resolve to another digest tomorrow; resolving it once gives an
 //!   [`oci::PinnedReference`], and only that can be verified or fetched.
-//! - [`oci::Manifest`] keeps its raw bytes, and its digest is computed from them.
-//! - [`verify::Verified`] has no constructor but the judge. What is unverified can't be
-//!   published, because the code that would do it does not compile.
-//! - [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in a file
-//!   without a name; [`bundle::Bundle`] is a blob that opens as a bundle within limits.
-//! - [`publish::Snapshot`] joins a verified manifest and a bundle that is one of its layers,
-//!   with response headers made up beforehand. It is all that the server ever sees.
+//! - An [`oci::Manifest`] keeps its raw bytes, and its digest is computed from them.
+//! - A [`verify::Verified`] is constructed only by verification. Unverified content can't be
+//!   published, because the code to do so does not compile.
+//! - An [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in an
+//!   unlinked file; a [`bundle::Bundle`] is a blob that opens as a bundle within limits.
+//! - A [`publish::Snapshot`] joins a verified manifest and a bundle that is one of its layers, with
+//!   prebuilt response headers. The server sees nothing else.
 //!
 //! # Life of a bundle
 //!
-//! A refresh is straight-line code ([`watch::Pipeline`]); each step consumes what the one
-//! before it made:
+//! A refresh is straight-line code ([`watch::Pipeline`]); each step consumes the result of the one
+//! before it:
 //!
 //! ```text
 //! resolve (HEAD) → the digest being served? done
-//!   → manifest → evidence → judge → blob → open → snapshot → `opa`, where configured → publish
+//!   → manifest → evidence → verify → blob → open → snapshot → `opa`, if configured → publish
 //! ```
 //!
-//! Verification comes before the download: a refused artifact costs a manifest, not its
-//! layers. Clients see [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by
-//! one pure state machine, [`publish::StateMachine::apply`]. What is being served survives every trouble of the
-//! registry and every bad push; it is withdrawn only when it lost its trust, when its tag is
-//! gone and the configuration says so, or when it became too stale.
+//! Verification precedes the download: a rejected artifact costs a manifest, not its layers.
+//! Clients see a [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by one pure
+//! function, [`publish::StateMachine::apply`]. A served bundle survives all registry failures and every bad push; it
+//! is withdrawn only if it is no longer trusted, if its tag is gone and the configuration says so,
+//! or if it is too stale.
 //!
-//! A request subscribes to that state, marks it as seen, compares, and waits: no change falls
-//! between looking and waiting. A client that runs something else than we serve, on whichever
-//! side of a push or rollback, is answered after a look at the registry that is no older than
-//! `confirm_within` ([`publish::Handle::confirm`]). That is why replicas which poll at different
-//! moments need not know of each other.
+//! A request subscribes to that state, marks it as seen, compares, and waits, so no change is
+//! missed between comparing and waiting. A client that runs another version than the served one, on
+//! either side of a push or rollback, is answered after a registry check that is no older than
+//! `confirm_within` ([`publish::Handle::confirm`]). This is why replicas that poll at different
+//! moments need no coordination.
 //!
-//! A bundle is opened as OPA 1.22 loads it ([`bundle::Bundle::open`]), by a reader of JSON and a
-//! parser of YAML that take and refuse what Go's do: otherwise the gateway would serve what no
-//! OPA can load, or withhold what every OPA can.
+//! A bundle is opened as OPA 1.22 loads it ([`bundle::Bundle::open`]), with a JSON reader and a
+//! YAML parser that accept and reject the same input as Go's: otherwise the gateway would serve
+//! bundles that no OPA can load, or withhold bundles that every OPA can load.
 //!
-//! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes
-//! again wakes nobody, and replicas agree.
+//! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes again
+//! wakes no client, and all replicas have the same tag.
 //!
-//! Where `opa_check` is configured, the real `opa` loads each new version once before it is
-//! published ([`opa_check`]). What it refuses is a defect of the bytes, as far as this program
-//! and these options go: another program is asked again. That it gives no answer says nothing
-//! about the bytes, so the version waits, and what is served stays. Results lie in the cache
-//! folder, by bundle, program and options, so that a restart repeats no check; what any `opa`
-//! accepted before is served again after a restart, whatever the `opa` of that day says.
+//! With `opa_check`, `opa` loads each new version once before it is published ([`opa_check`]). A
+//! rejection is a defect of the bytes for this program and these options; another program is asked
+//! again. A failure to run says nothing about the bytes: the new version waits, and the served one
+//! stays. Results are stored in the cache folder, by bundle, program and options, so that a restart
+//! repeats no check; a version that any `opa` has accepted is served again after a restart,
+//! whatever the current `opa` says.
 //!
 //! # Trust
 //!
-//! A policy ([`verify::TrustPolicy`]) is a checked value: one that nothing could meet, or
-//! anything, can't be made. Its revision is a hash of all that it decides by, trust roots
-//! included. Signatures are gathered without being judged ([`verify::collect`]) and judged
-//! without asking anybody ([`verify::Verified::verify_with_report`]), so that the same evidence can be
-//! judged again: after a restart, by another policy, when a verdict is over.
+//! A policy ([`verify::TrustPolicy`]) is a checked value: a policy that nothing or everything
+//! satisfies can't be constructed. Its revision is a hash of all its inputs, including trust roots.
+//! Signatures are collected without being verified ([`verify::collect`]) and verified without
+//! network access ([`verify::Verified::verify_with_report`]), so the same evidence can be verified again:
+//! after a restart, under another policy, when a verdict expires.
 //!
 //! ```text
-//! candidate, taken apart within bounds (bundle v0.3 or simple signing)
-//!   → each authority of the policy: is it yours? (key | keyless | private CA; log; timestamp; identity)
-//!   → only then what it says: statement, digest, referrer, repository, annotations, age
-//!   → votes, one for each authority and each key → attestations → Verified, until when
+//! candidate, parsed within bounds (bundle v0.3 or simple signing)
+//!   → each authority of the policy: does it match? (key | keyless | private CA; log; timestamp; identity)
+//!   → only then the content: statement, digest, referrer, repository, annotations, age
+//!   → votes, one per authority and per key → attestations → Verified, with its expiry
 //! ```
 //!
-//! Certificates, transparency logs and timestamps are judged by sigstore-verify alone, and by
+//! Certificates, transparency logs and timestamps are verified by sigstore-verify alone, through
 //! the same calls for the gateway, for `verify` and for sigstore-conformance
-//! ([`verify::conformance`]). It does not look at the validity of trusted certificates
-//! themselves, so a root is narrowed when it is read: no certificate vouches beyond its own
-//! time, or that of those above it.
+//! ([`verify::conformance`]). It does not check the validity of trusted certificates themselves, so
+//! the validity of a root is limited when it is read: no certificate is accepted beyond its own
+//! validity, or that of its issuers.
 //!
-//! # Trust that changes
+//! # Live trust
 //!
-//! Whom to trust is part of the configuration, and the part that changes while it is served:
-//! on SIGHUP, when a file that it names becomes another one, or when a trust root was
-//! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
-//! (`cli::reload`). Each watcher gets its policy through [`publish::Handle::set_policy`], and judges
-//! what it serves again from the evidence in hand, before anybody is asked; so it does when the
-//! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
-//! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
+//! The trust policies are the part of the configuration that changes while serving: on SIGHUP, when
+//! a file that they name changes, or when a trust root was refreshed, the whole configuration is
+//! read again, and its trust is applied as a whole or rejected as a whole (`cli::reload`). Each
+//! watcher gets its policy through [`publish::Handle::set_policy`], and verifies what it serves again from
+//! the stored evidence, before any network access; it does the same when the verdict that it serves
+//! by expires ([`verify::Verified::valid_until`]). A bundle that is rejected then is withdrawn at
+//! once, and its evidence is collected again: it may have been signed again.
 //!
-//! Bundles can't be renamed while the program runs: what the file has no more, or under another
-//! reference, is served until the next start. Revoked keys and digests and removed trust roots
-//! count for it all the same, whatever else the same edit renames
+//! Bundles can't be renamed while serving: a bundle that was removed from the file, or has another
+//! reference there, is served until the restart. Revoked keys and digests and removed trust roots
+//! apply to it all the same, including when the same edit renames something
 //! ([`verify::TrustPolicy::restricted`]).
 //!
-//! A verdict that was reached before a change can't be published after it: publishing compares
-//! the revision of the policy while holding what a change of the policy waits for. Nor does the
-//! server hand out anything by a verdict that is over, however late its watcher comes to that.
-//! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
-//! hundred of them at once delay no answer ([`watch::VerificationPool`]).
+//! A verdict that was reached before a change can't be published after it: publishing compares the
+//! revision of the policy while holding the lock that a change of the policy takes. Nor does the
+//! server serve by an expired verdict while its watcher is late. Verification runs off the async
+//! threads, on a few threads for all watchers, so that five hundred verifications at once delay no
+//! answer ([`watch::VerificationPool`]).
 //!
 //! # Memory and disk
 //!
-//! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are
-//! read; the index is replaced in one step after the blobs it names. With each served bundle
-//! it keeps manifest and evidence, never a verdict: after a restart everything is judged
-//! again by the policy of that day, and shown only once the registry had its say or did not
-//! answer in time. Where `max_stale` is set it notes when the registry last confirmed a bundle,
-//! so that a restart does not begin that time anew. What is published is on disk first, where
-//! the disk is in order, so that it outlives a crash; a disk that hangs delays it by two
-//! seconds. The index is held in memory, and one write of it serves all who wait, so that a
-//! change costs the same among five bundles and five thousand. A folder that can't be used
-//! costs persistence, not service.
+//! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are read;
+//! the index is replaced atomically after the blobs that it names. With each served bundle it
+//! stores manifest and evidence, never a verdict: after a restart everything is verified again
+//! under the current policy, and published only after the first registry check or its timeout. With
+//! `max_stale` it records when the registry last confirmed a bundle, so that a restart does not
+//! start that time again. A published version is on disk first, if the disk works, so that it
+//! survives a crash; a hanging disk delays publication by two seconds. The index is kept in memory,
+//! and one write serves all pending changes, so that a change costs the same with five bundles and
+//! with five thousand. An unusable folder costs persistence, not service.
 //!
-//! Before an artifact is verified or opened, that is noted in a file of the folder. What the
-//! process died of twice in the same step is set aside by its digest (a defect), until the
-//! limits or the version change: nothing that was accepted once makes every start fail.
+//! Before an artifact is verified or opened, a file in the folder records it. A digest on which the
+//! process has died twice in the same step is set aside (a defect) until limits or version change:
+//! no accepted artifact can make every start fail.
 //!
-//! Beside it lies, a few KiB for each bundle, what was served before: the floor that
-//! [`watch::Expect`] has reached and the last digests. It outlives the bundle and its
-//! withdrawal, so that neither a restart nor a tag that is deleted first brings an old version
-//! back. On a machine without a cache only a configured `minimum` does that.
+//! A few KiB per bundle record its history: the floor that [`watch::Expect`] has reached and the
+//! last digests. The history outlives the bundle and its withdrawal, so that neither a restart nor
+//! deleting a tag first brings an old version back. On a machine without a cache only a configured
+//! `minimum` does that.
 //!
-//! What a blob weighs in memory counts for as long as anything refers to it; beyond
-//! `cache.memory` bodies lie in files without a name. A blob is handed out only for the
-//! repository and credential that delivered it.
+//! A blob counts against `cache.memory` for as long as anything refers to it; beyond `cache.memory`
+//! bodies are in unlinked files. A blob is only returned for the repository and credential that
+//! delivered it.
 //!
-//! # Budgets
+//! # Limits
 //!
-//! Whatever comes from outside has a limit, and what exceeds it is refused by name. Nothing is
-//! held in memory beyond these sizes, apart from what `cache.memory` counts.
+//! All external input has a limit, and what exceeds it is rejected by name. Memory holds nothing
+//! beyond these sizes, apart from what `cache.memory` counts.
 //!
-//! | what is parsed | limit | set by |
+//! | input | limit | set by |
 //! |---|---|---|
-//! | tarball of a bundle; what it unpacks to; files in it | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
-//! | `.manifest` in a bundle, of which metadata is not kept | 1 MiB | `limits.bundle_manifest` |
-//! | `.signatures.json` in a bundle; a file's name | 16 MiB; 4 096 bytes | – |
+//! | tarball of a bundle; its uncompressed size; its files | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
+//! | `.manifest` in a bundle, whose metadata is not kept | 1 MiB | `limits.bundle_manifest` |
+//! | `.signatures.json` in a bundle; a file name | 16 MiB; 4 096 bytes | – |
 //! | JSON data | read a token at a time, 10 000 levels deep | – |
-//! | keys that are compared, of data files that overlap or lie outside of the roots | 1 048 576 | – |
+//! | compared keys of data files that overlap or are outside the roots | 1 048 576 | – |
 //! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |
 //! | signature material of one artifact | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |
-//! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB where it is served from or kept | – |
+//! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |
 //! | configuration, and each file that it names | 1 MiB | – |
-//! | token of a registry; what an error of its says | 1 MiB; 16 KiB | – |
+//! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | TUF metadata of a root | 16 MiB | – |
-//! | what `opa` prints; its memory | 1 MiB; 2 GiB | – |
+//! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
-//! | text that becomes a label or status value; a header; a sentence | 256 bytes; 1 024; 4 096 | – |
+//! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
 //!
-//! A root that a TUF repository delivers is fetched in the background; the last good one stays
-//! through every failure, in memory and, with all metadata that proves it, in one file of the
-//! cache folder (`tuf/NAME.json`), which is verified again whenever it is read. When the
-//! metadata expires, the root accepts nothing new; what it has accepted stays, across restarts
-//! too. A refresh that finds the same root prolongs it in place; another root is another
-//! policy, and goes the way of every change of the configuration.
+//! A root from a TUF repository is fetched in the background; the last good one stays through every
+//! failure, in memory and, with all metadata that proves it, in one file of the cache folder
+//! (`tuf/NAME.json`), which is verified again whenever it is read. When the metadata expires, the
+//! root accepts nothing new; what it has accepted stays, across restarts as well. A refresh that
+//! finds the same root extends it in place; another root is another policy, and is applied like
+//! every change of the configuration.
 //!
-//! # What withdrawing does not do
+//! # Limits of withdrawal
 //!
-//! It stops distribution, not enforcement: OPA keeps its last policy on every error. Only an
-//! OPA that restarts comes up without one. `/status` tells how many clients still run what was
-//! withdrawn; `on_withdraw` names a bundle that is served in its place, which is the only way
-//! to take a policy out of a running fleet. Clients that run nothing, or the fallback, get it
-//! whenever the bundle is withdrawn. Clients that run something else get it where this replica has
-//! served the bundle itself and then withdrawn it. A replica without such a history, with an empty
-//! cache say, gives it only to clients whose first tag is that of a version which is revoked
-//! ([`publish::Withdrawal::version`]): the others may run a good version that other replicas serve, and
-//! neither a push before its signature nor a tag that somebody moves to an old revoked artifact
-//! takes that away.
+//! Withdrawing stops distribution, not enforcement: OPA keeps its last policy on every error, and
+//! only a restarted OPA comes up without one. `/status` reports how many clients still run a
+//! withdrawn version; `on_withdraw` names a bundle that is served instead, which is the only way to
+//! take a policy out of a running fleet. Clients that run nothing or the fallback get it whenever
+//! the bundle is withdrawn. Clients that run something else get it if this replica has served the
+//! bundle itself and then withdrawn it. A replica without such a history, with an empty cache for
+//! example, gives it only to clients whose first tag is that of a revoked version
+//! ([`publish::Withdrawal::version`]): the others may run a valid version that other replicas serve, and
+//! neither a push before its signature nor a tag moved to an old revoked artifact takes that away.
 
 pub mod bundle;
 pub mod catalog;

@@ -11,11 +11,12 @@ use tokio::task::spawn_blocking;
 
 use super::{
     diagnostics::SourceErrors,
-    interruptible,
-    opa::{lacks_wasm, located},
-    place::{LIMITS, StoreFlag, annotation, reference, source_date},
-    progress::Working,
-    say, say_json, table, tell,
+    eprint, interruptible,
+    opa::{describe_problems, lacks_wasm},
+    print, print_json,
+    progress::Spinner,
+    store_flag::{LIMITS, StoreFlag, annotation, reference, source_date},
+    table,
 };
 use crate::{
     bundle::{Annotations, Artifact, Folder, Ignore, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},
@@ -25,39 +26,39 @@ use crate::{
     opa_check::{Checker, Verdict},
 };
 
-/// How to run `build`.
+/// Arguments of `build`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Folders with policy and data, or single files; several become one bundle.
+    /// Folders with policy and data, or single files; several are merged into one bundle.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// What to call the image, such as ghcr.io/acme/authz:v1.
+    /// Name of the image, such as ghcr.io/acme/authz:v1.
     #[arg(short, long, value_name = "REF", value_parser = reference)]
     tag: Reference,
-    /// Pass over files and folders with this name (`old_*`) or path (`lib/*.rego`); repeatable.
+    /// Ignore files and folders with this name (`old_*`) or path (`lib/*.rego`); repeatable.
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// The bundle's revision; default: what .manifest says, or else derived from the content.
+    /// Revision of the bundle; default: the one in .manifest, or else a hash of the content.
     #[arg(short, long)]
     revision: Option<String>,
-    /// A part of `data` that the bundle owns, instead of those in .manifest; repeatable.
+    /// Root in `data` that the bundle owns; replaces the roots in .manifest; repeatable.
     #[arg(long = "root", value_name = "PATH")]
     roots: Vec<String>,
-    /// An annotation for manifest and layer; repeatable.
+    /// Annotation of manifest and layer; repeatable.
     #[arg(short, long = "annotation", value_name = "KEY=VALUE", value_parser = annotation)]
     annotations: Vec<(String, String)>,
-    /// The Rego is written for OPA before 1.0 (Rego v0).
+    /// Parse the Rego as v0, the language of OPA before 1.0.
     #[arg(long)]
     v0_compatible: bool,
-    /// Run the tests (test_… rules of *_test.rego) first, and build only if all pass.
+    /// Run the tests (test_… rules in *_test.rego) first, and build only if all pass.
     #[arg(long)]
     test: bool,
-    /// Don't parse the Rego: the built-in parser lags behind the newest OPA.
+    /// Don't parse the Rego: the built-in parser may lag behind the newest OPA.
     #[arg(long)]
     no_parse: bool,
     #[command(flatten)]
     compiler: compile::Compiler,
-    /// The largest bundle to build.
+    /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
     #[command(flatten)]
@@ -67,24 +68,24 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// Braces that are nested without end would take the stack.
-const PATTERN_BYTES: usize = 1024;
+/// The maximum length of a pattern, in bytes: deeply nested braces would overflow the stack.
+const MAX_PATTERN_BYTES: usize = 1024;
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate build policy -t ghcr.io/acme/authz:v1             check and pack a folder
   bundlegate build policy common -t ghcr.io/acme/authz:v1 --test -r \"$(git describe)\"
   bundlegate build policy -t ghcr.io/acme/authz:v1 --opa -e authz/allow --target wasm
 
-The same files give the same digest on every machine and day; SOURCE_DATE_EPOCH sets the
-image's date where it is wanted.";
+The same files give the same digest on every machine and at any time; SOURCE_DATE_EPOCH sets
+the creation date of the image.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let created = source_date()?.to_string();
     let annotations = Annotations { created, further: options.annotations.iter().cloned().collect() };
     Images::check_name(&options.tag)?;
-    let working = Working::on("packing");
-    // Until here nothing is written anywhere but to files without a name.
-    let (options, packed) = interruptible(checked(options)).await??;
+    let working = Spinner::on("packing");
+    // Until this point only unlinked files are written, so an interruption leaves nothing.
+    let (options, packed) = interruptible(pack_and_check(options)).await??;
     let (name, store) = (options.tag.clone(), options.store.clone());
     let artifact = Artifact::new(&packed, &annotations)?;
     let kept = artifact.clone();
@@ -93,8 +94,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     report(&options, &artifact, &packed)
 }
 
-/// What is packed, once the real opa has loaded it where there is one.
-async fn checked(options: Options) -> anyhow::Result<(Options, Packed)> {
+/// Packs the folders, and lets opa load the bundle if there is one.
+async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
     let (options, packed) = spawn_blocking(move || {
         let packed = pack(&options);
         (options, packed)
@@ -102,16 +103,16 @@ async fn checked(options: Options) -> anyhow::Result<(Options, Packed)> {
     .await?;
     let packed = packed?;
     if let Some(checker) = options.compiler.check().checker().await? {
-        load(&checker, &packed, &options.paths).await?;
+        check_with_opa(&checker, &packed, &options.paths).await?;
     }
     Ok((options, packed))
 }
 
-/// An opa that gives no answer says nothing about the bundle.
-async fn load(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::Result<()> {
+/// Lets opa load the bundle. An opa that cannot be run is reported and does not fail the build.
+async fn check_with_opa(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::Result<()> {
     let verdict = match checker.opa().await {
         Ok(opa) if lacks_wasm(&opa, &packed.bundle) => {
-            tell("--opa=auto: this opa has no WebAssembly; going on without it");
+            eprint("--opa=auto: this opa has no WebAssembly; continuing without it");
             return Ok(());
         }
         Ok(opa) => checker.check(&opa, packed.bundle.blob()).await,
@@ -120,38 +121,38 @@ async fn load(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::
     match verdict {
         Ok(Verdict::Passed { .. }) => Ok(()),
         Ok(Verdict::Refused(problems)) => {
-            bail!("build: opa can't load it: {}; mend it, or build with --opa=none", located(&problems, paths))
+            bail!(
+                "build: opa can't load the bundle: {}; fix it, or build with --opa=none",
+                describe_problems(&problems, paths)
+            )
         }
         Err(error) => {
-            tell(&format!("--opa=auto: {error}; going on without it"));
+            eprint(&format!("--opa=auto: {error}; continuing without it"));
             Ok(())
         }
     }
 }
 
 fn pack(options: &Options) -> anyhow::Result<Packed> {
-    if let Some(long) = options.ignore.iter().find(|pattern| pattern.len() > PATTERN_BYTES) {
-        bail!(
-            "--ignore: a pattern has {PATTERN_BYTES} bytes at most, and this one {}; write a shorter one",
-            long.len()
-        );
+    if let Some(long) = options.ignore.iter().find(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
+        bail!("--ignore: the pattern has {} bytes, above the maximum of {MAX_PATTERN_BYTES}; shorten it", long.len());
     }
     let ignore = Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
     let sources = Folder::gather(&options.paths, &ignore)?;
     if let Some(file) = sources.ignored_signatures() {
-        tell(&format!("{} is left out: packing anew breaks OPA's own signature", file.display()));
+        eprint(&format!("{} is left out: repacking invalidates OPA's own signature", file.display()));
     }
     let how = PackOptions {
         limits: Limits { bundle: options.max_size.bytes(), ..LIMITS },
-        parse: if options.no_parse || options.compiler.is_wanted() { Parse::No } else { Parse::Strictly },
+        parse: if options.no_parse || options.compiler.is_requested() { Parse::No } else { Parse::Strictly },
         revision: options.revision.clone(),
         roots: options.roots.clone(),
         rego_version: options.v0_compatible.then_some(RegoVersion::V0),
     };
-    let packed = if options.compiler.is_wanted() {
+    let packed = if options.compiler.is_requested() {
         options.compiler.compile(&sources, &how)?
     } else {
-        sources.pack(&how).map_err(with_way_out)?
+        sources.pack(&how).map_err(with_hint)?
     };
     if options.test {
         test(&sources, &how)?;
@@ -159,29 +160,29 @@ fn pack(options: &Options) -> anyhow::Result<Packed> {
     Ok(packed)
 }
 
-/// The tests are about what the author wrote, not about what a compiler made of it.
+/// Runs the tests on the sources, not on the output of a compiler.
 fn test(sources: &Folder, how: &PackOptions) -> anyhow::Result<()> {
-    let run = sources.test(how).map_err(with_way_out)?;
+    let run = sources.test(how).map_err(with_hint)?;
     for failure in &run.failures {
-        tell(&format!("FAIL {failure}"));
+        eprint(&format!("FAIL {failure}"));
     }
     let count = run.passed + run.failures.len();
     match (count, run.failures.len()) {
-        (0, _) => bail!("--test: no test_… rule in a *_test.rego file; write one, or leave --test out"),
+        (0, _) => bail!("--test: no test_… rule in a *_test.rego file; write one, or omit --test"),
         (_, 0) => {
-            tell(&format!("{count} test{} passed", if count == 1 { "" } else { "s" }));
+            eprint(&format!("{count} test{} passed", if count == 1 { "" } else { "s" }));
             Ok(())
         }
         (_, failed) => bail!("--test: {failed} of {count} tests failed; nothing was built"),
     }
 }
 
-fn with_way_out(error: PackError) -> anyhow::Error {
+fn with_hint(error: PackError) -> anyhow::Error {
     match error {
         PackError::Refused(refused) => anyhow::Error::new(refused).context("build"),
         error => SourceErrors::of(
             error,
-            "if only the built-in parser can't read it, --opa asks the real opa, --no-parse skips this",
+            "if only the built-in parser can't read it, use --opa to compile with opa, or --no-parse to skip parsing",
         ),
     }
 }
@@ -194,10 +195,10 @@ fn report(options: &Options, artifact: &Artifact, packed: &Packed) -> anyhow::Re
         let reference = options.tag.to_string();
         let report = json!({ "reference": reference, "digest": digest, "layer": layer,
             "size": size, "revision": revision, "roots": roots });
-        return say_json(&report);
+        return print_json(&report);
     }
     let roots = if manifest.owns("") { "everything".to_owned() } else { roots.join(", ") };
-    say(&table::facts(&[
+    print(&table::facts(&[
         ("reference", options.tag.to_string()),
         ("digest", digest.to_string()),
         ("layer", layer.to_string()),

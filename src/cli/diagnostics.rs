@@ -1,20 +1,20 @@
-//! Errors in source files as people read them: the place, the line, and a mark below it.
+//! Errors in source files, printed with file, line, column and an excerpt with a caret.
 
 use std::{fmt, path::Path};
 
 use super::{read, table::printable};
 use crate::bundle::{Diagnostic, PackError};
 
-/// What is shown of a long line.
+/// The maximum length of an excerpt, in characters.
 const WIDTH: usize = 100;
-/// A longer file is not read to show a line of it.
+/// The maximum size of a file that is read for an excerpt, in bytes.
 const SOURCE_LIMIT: u64 = 16 << 20;
 
-/// Errors in source files. Displayed, it is one line about the first of them.
+/// Errors in source files. `Display` prints the first one, on one line.
 #[derive(Debug)]
 pub(super) struct SourceErrors {
     errors: Vec<Diagnostic>,
-    way_out: Option<&'static str>,
+    hint: Option<&'static str>,
 }
 
 impl fmt::Display for SourceErrors {
@@ -22,26 +22,26 @@ impl fmt::Display for SourceErrors {
         if let Some(first) = self.errors.first() {
             write!(f, "{first}")?;
         }
-        self.way_out.map_or(Ok(()), |way_out| write!(f, "; {way_out}"))
+        self.hint.map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }
 
 impl std::error::Error for SourceErrors {}
 
 impl SourceErrors {
-    /// What a folder's files are refused for; `way_out` ends the sentence about Rego.
-    pub(super) fn of(error: PackError, way_out: &'static str) -> anyhow::Error {
+    /// Converts an error in the files of a folder. `hint` is appended to errors in Rego.
+    pub(super) fn of(error: PackError, hint: &'static str) -> anyhow::Error {
         match error {
-            PackError::Rego { errors, .. } => Self { errors, way_out: Some(way_out) }.into(),
+            PackError::Rego { errors, .. } => Self { errors, hint: Some(hint) }.into(),
             PackError::File { place, reason } => match located(&place, &reason) {
-                Some(error) => Self { errors: vec![error], way_out: None }.into(),
+                Some(error) => Self { errors: vec![error], hint: None }.into(),
                 None => PackError::File { place, reason }.into(),
             },
             error => error.into(),
         }
     }
 
-    /// An error of a JSON text that was not read from a file of a folder.
+    /// An error in a JSON text. `place` names the text in the message.
     pub(super) fn json(place: &str, text: &str, error: &serde_json::Error) -> anyhow::Error {
         let error = Diagnostic {
             file: place.to_owned(),
@@ -50,12 +50,13 @@ impl SourceErrors {
             reason: without_place(&error.to_string()).to_owned(),
             source: line_of(text, error.line()),
         };
-        Self { errors: vec![error], way_out: None }.into()
+        Self { errors: vec![error], hint: None }.into()
     }
 }
 
-/// The lines below an error's own: the source line of the first, and every further one.
-pub(super) fn pictures(error: &anyhow::Error) -> Vec<String> {
+/// The lines to print below the message: the excerpt of the first error, then message and excerpt
+/// of all others.
+pub(super) fn source_excerpts(error: &anyhow::Error) -> Vec<String> {
     let Some(SourceErrors { errors, .. }) = error.chain().find_map(|cause| cause.downcast_ref()) else {
         return Vec::new();
     };
@@ -64,13 +65,13 @@ pub(super) fn pictures(error: &anyhow::Error) -> Vec<String> {
         if index > 0 {
             lines.push(printable(&error.to_string()));
         }
-        lines.extend(picture(error));
+        lines.extend(excerpt(error));
     }
     lines
 }
 
-/// The source line and a caret below the column; nothing where the line is not known.
-fn picture(error: &Diagnostic) -> Vec<String> {
+/// The source line and a caret below the column; empty if the line is unknown.
+fn excerpt(error: &Diagnostic) -> Vec<String> {
     if error.line == 0 {
         return Vec::new();
     }
@@ -78,7 +79,7 @@ fn picture(error: &Diagnostic) -> Vec<String> {
     let column = error.column.saturating_sub(1).min(source.len());
     let from = column.saturating_sub(WIDTH / 2);
     let shown: String = source.iter().skip(from).take(WIDTH).collect();
-    // What is escaped is wider than it was, and so is what stands before the mark.
+    // Escaped characters are wider, which moves the caret.
     let before = printable(&source[from..column].iter().collect::<String>()).chars().count();
     let number = error.line.to_string();
     vec![
@@ -87,7 +88,7 @@ fn picture(error: &Diagnostic) -> Vec<String> {
     ]
 }
 
-/// An error with a place in a file (`FILE:LINE:COLUMN`), as those of JSON and YAML have.
+/// Parses an error location `FILE:LINE:COLUMN`, the form of errors in JSON and YAML.
 fn located(place: &str, reason: &str) -> Option<Diagnostic> {
     let (rest, column) = place.rsplit_once(':')?;
     let (file, line) = rest.rsplit_once(':')?;
@@ -106,7 +107,7 @@ fn line_of(text: &str, line: usize) -> String {
     line.checked_sub(1).and_then(|line| text.lines().nth(line)).unwrap_or_default().to_owned()
 }
 
-/// `… at line 3 column 5`, with or without a comma.
+/// The location in `… at line 3 column 5`, with or without a comma.
 fn place_in(reason: &str) -> Option<(usize, usize)> {
     let (_, place) = reason.rsplit_once(" line ")?;
     let (line, column) = place.split_once(" column ")?;
@@ -130,23 +131,23 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_stands_below_the_column() {
-        assert_eq!(picture(&error("\tx := 1 +", 9)), ["  12 |  x := 1 +", "     |         ^"]);
-        assert_eq!(picture(&error("", 1)), ["  12 | ", "     | ^"]);
+    fn the_caret_is_below_the_column() {
+        assert_eq!(excerpt(&error("\tx := 1 +", 9)), ["  12 |  x := 1 +", "     |         ^"]);
+        assert_eq!(excerpt(&error("", 1)), ["  12 | ", "     | ^"]);
         let long = format!("{}!{}", "a".repeat(5000), "b".repeat(5000));
-        let [line, mark] = picture(&error(&long, 5001)).try_into().unwrap();
+        let [line, mark] = excerpt(&error(&long, 5001)).try_into().unwrap();
         assert_eq!(line.find('!'), mark.find('^'));
         assert!(line.chars().count() < 120);
-        assert!(!picture(&error("a\u{1b}[2J", 2)).concat().contains('\u{1b}'));
+        assert!(!excerpt(&error("a\u{1b}[2J", 2)).concat().contains('\u{1b}'));
     }
 
     #[test]
-    fn an_error_of_json_tells_its_place_in_front() {
+    fn a_json_error_begins_with_its_location() {
         let text = "{\n  \"a\": 1,\n}\n";
         let reason = serde_json::from_str::<serde_json::Value>(text).unwrap_err();
         let error = SourceErrors::json("data.json", text, &reason);
         assert_eq!(error.to_string(), "data.json:3:1: trailing comma");
-        assert_eq!(pictures(&error), ["  3 | }", "    | ^"]);
+        assert_eq!(source_excerpts(&error), ["  3 | }", "    | ^"]);
         assert_eq!(place_in("did not find it at line 3, column 5, while"), Some((3, 5)));
         assert_eq!(place_in("no place"), None);
     }

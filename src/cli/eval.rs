@@ -7,13 +7,13 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
+    artifact::ResolvedArtifact,
     diagnostics::SourceErrors,
     flags::RegistryFlags,
-    found::Found,
-    local::{self, Subject},
-    location::Location,
-    place::{LIMITS, StoreFlag, Stored},
-    read, say_json,
+    local::{self, ArtifactOrPath},
+    print_json, read,
+    store_flag::{ImageName, LIMITS, StoreFlag},
+    target::Target,
 };
 use crate::{
     bundle::{Bundle, Limits, Parse, Policy, nests_too_deep},
@@ -21,17 +21,17 @@ use crate::{
     oci::Reference,
 };
 
-/// Which policy, and where it is looked for.
+/// Arguments that select a policy.
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct PolicyArgs {
     /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, oci-layout:PATH; or a policy folder or
     /// bundle file on this machine.
     #[arg(value_name = "REF|PATH")]
-    pub(super) subject: Subject,
-    /// Look into the registry only, not into the image store first.
+    pub(super) source: ArtifactOrPath,
+    /// Look only in the registry; default: in the image store first.
     #[arg(long)]
     remote: bool,
-    /// The largest bundle to load.
+    /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
     #[command(flatten)]
@@ -40,12 +40,12 @@ pub(super) struct Which {
     registry: RegistryFlags,
 }
 
-/// A question and its input.
+/// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
-    which: Which,
-    /// The question, such as data.authz.allow.
+    policy_args: PolicyArgs,
+    /// The query, such as data.authz.allow.
     query: String,
     /// The input document, JSON or YAML; - reads standard input.
     #[arg(short, long, value_name = "FILE")]
@@ -54,47 +54,47 @@ pub(super) struct Options {
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate eval ghcr.io/acme/authz:v1 data.authz.allow --input input.json
-  bundlegate eval policy/ data.authz.allow                                 of a folder
+  bundlegate eval policy/ data.authz.allow                                 a folder
   echo '{\"user\": \"alice\"}' | bundlegate eval oci-layout:out 'x := data.authz' -i -";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let mut policy = options.which.load().await?;
+    let mut policy = options.policy_args.load().await?;
     if let Some(file) = &options.input {
         let failed = || format!("--input {}", file.display());
         set_input(&mut policy, &file.display().to_string(), &read_input(file)?).with_context(failed)?;
     }
     check_query(&options.query)?;
-    let answer = policy.query(&options.query).with_context(|| options.which.subject.to_string())?;
-    say_json(&answer)
+    let answer = policy.query(&options.query).with_context(|| options.policy_args.source.to_string())?;
+    print_json(&answer)
 }
 
-impl Which {
+impl PolicyArgs {
     /// Fetches and loads the policy.
     pub(super) async fn load(&self) -> anyhow::Result<Policy> {
         let limits = Limits { bundle: self.max_size.bytes(), ..LIMITS };
-        let stored = match &self.subject {
-            Subject::Artifact(stored) => stored.clone(),
-            Subject::Path(path) => {
+        let image_name = match &self.source {
+            ArtifactOrPath::Artifact(image_name) => image_name.clone(),
+            ArtifactOrPath::Path(path) => {
                 let path = path.clone();
                 let bundle = spawn_blocking(move || local::bundle(&path, limits, Parse::Strictly)).await??;
                 return self.policy(bundle).await;
             }
         };
-        let reference = &self.reference(stored).await?;
-        let access = self.registry.access()?;
-        let location = match self.remote {
-            true => Location::of(reference, false, &self.store, &self.registry, access.as_ref())?,
-            false => Location::nearest(reference, &self.store, &self.registry, access.as_ref()).await?,
+        let reference = &self.reference(image_name).await?;
+        let cli_config = self.registry.cli_config()?;
+        let target = match self.remote {
+            true => Target::new(reference, false, &self.store, &self.registry, cli_config.as_ref())?,
+            false => Target::store_or_registry(reference, &self.store, &self.registry, cli_config.as_ref()).await?,
         };
-        let pinned = location.resolve(reference).await;
-        let pinned = match location.is_registry() && !self.remote {
+        let pinned = target.resolve(reference).await;
+        let pinned = match target.is_registry() && !self.remote {
             true => pinned.with_context(|| format!("{reference}: not in the image store"))?,
             false => pinned?,
         };
-        let manifest = location.source().manifest(&pinned).await?;
-        let found = Found {
+        let manifest = target.source().manifest(&pinned).await?;
+        let found = ResolvedArtifact {
             reference: reference.clone(),
-            source: location.source().clone(),
+            source: target.source().clone(),
             pinned,
             manifest,
             in_store: false,
@@ -104,17 +104,17 @@ impl Which {
     }
 
     async fn policy(&self, bundle: Bundle) -> anyhow::Result<Policy> {
-        spawn_blocking(move || Policy::load(&bundle)).await?.with_context(|| self.subject.to_string())
+        spawn_blocking(move || Policy::load(&bundle)).await?.with_context(|| self.source.to_string())
     }
 
-    async fn reference(&self, stored: Stored) -> anyhow::Result<Reference> {
+    async fn reference(&self, image_name: ImageName) -> anyhow::Result<Reference> {
         if self.remote {
-            return stored.reference().cloned();
+            return image_name.reference().cloned();
         }
         let store = self.store.clone();
-        match stored {
-            Stored::Reference(reference) => Ok(reference),
-            digest @ Stored::Digest { .. } => spawn_blocking(move || digest.find(&store.open()?)).await?,
+        match image_name {
+            ImageName::Reference(reference) => Ok(reference),
+            digest @ ImageName::Digest { .. } => spawn_blocking(move || digest.find(&store.open()?)).await?,
         }
     }
 }
@@ -126,16 +126,16 @@ fn read_input(file: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Refuses a query that the evaluator would parse for hours.
+/// Rejects a query with deeply nested brackets: the evaluator would parse it for hours.
 pub(super) fn check_query(query: &str) -> anyhow::Result<()> {
     if nests_too_deep(query) {
-        bail!("query: brackets in it are nested too deep; write it in parts");
+        bail!("query: brackets are nested too deep; split the query");
     }
     Ok(())
 }
 
-/// Sets the input document. What begins like JSON is JSON, and its errors are told as such: it
-/// would be YAML as well, with other errors.
+/// Sets the input document. Text that begins like JSON gets JSON errors: the parser reads YAML,
+/// whose errors would mislead.
 pub(super) fn set_input(policy: &mut Policy, place: &str, text: &str) -> anyhow::Result<()> {
     if text.trim_start().starts_with(['{', '['])
         && let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text)

@@ -1,4 +1,4 @@
-//! Flags of every verb that speaks to a registry, and what becomes of them.
+//! Flags of the subcommands that access a registry, and the client made from them.
 
 use std::{collections::BTreeMap, env, path::PathBuf};
 
@@ -7,58 +7,60 @@ use clap::Args;
 
 use super::read;
 use crate::{
-    config::Access,
+    config::CliConfig,
     metrics::Metrics,
     oci::Repository,
     registry::{Credentials, DockerConfig, Options, ReadLimits, Registries, Scheme, TlsTrust},
 };
 
-/// What the command line reads at most; the bundle's own limit comes on top.
+/// Read limits. The limit of bundles is `--max-size`.
 const LIMITS: ReadLimits = ReadLimits { manifest: 4 << 20, evidence: 16 << 20, bundle: 2 << 30 };
 
-/// How registries are reached.
+/// Flags for registry access.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RegistryFlags {
-    /// Speak plain HTTP to the registry, in the clear.
+    /// Use plain HTTP for the registry, unencrypted.
     #[arg(long, help_heading = "Registry")]
     pub(super) plain_http: bool,
-    /// Trust the certificates in this PEM file, too.
+    /// Trust the certificates in this PEM file in addition.
     #[arg(long, value_name = "FILE", help_heading = "Registry", conflicts_with = "plain_http")]
     ca_file: Option<PathBuf>,
-    /// Don't check the registry's certificate: anybody on the way can answer in its place.
+    /// Don't verify the registry's certificate; open to man-in-the-middle attacks.
     #[arg(long, help_heading = "Registry", conflicts_with = "plain_http")]
     insecure_skip_tls_verify: bool,
-    /// Take `registries` and `trust` from this configuration.
+    /// Use `registries` and `trust` of this configuration file.
     #[arg(long, value_name = "FILE", help_heading = "Registry")]
     pub(super) config: Option<PathBuf>,
 }
 
 impl RegistryFlags {
-    /// What the configuration says, if one is named.
-    pub(super) fn access(&self) -> anyhow::Result<Option<Access>> {
-        Ok(self.config.as_deref().map(Access::load).transpose()?)
+    /// Loads the configuration, if there is one.
+    pub(super) fn cli_config(&self) -> anyhow::Result<Option<CliConfig>> {
+        Ok(self.config.as_deref().map(CliConfig::load).transpose()?)
     }
 
-    /// The registries, of which the flags describe the one that `repository` is in.
+    /// The registry clients, and the read limits. The flags apply to the registry of
+    /// `repository`.
     pub(super) fn registries(
         &self,
-        access: Option<&Access>,
+        cli_config: Option<&CliConfig>,
         repository: &Repository,
     ) -> anyhow::Result<(Registries, ReadLimits)> {
-        Ok((self.registries_as(access, &[(repository.host(), self)], self.login())?, LIMITS))
+        Ok((self.registries_as(cli_config, &[(repository.host(), self)], self.login())?, LIMITS))
     }
 
-    /// The registries, of which some are described by flags, under one way to log in for
-    /// those that the configuration gives none.
+    /// The registry clients. `hosts` lists the flags per host; `login` is used for hosts without
+    /// credentials in the configuration.
     pub(super) fn registries_as(
         &self,
-        access: Option<&Access>,
-        described: &[(&str, &Self)],
+        cli_config: Option<&CliConfig>,
+        hosts: &[(&str, &Self)],
         login: Option<Credentials>,
     ) -> anyhow::Result<Registries> {
-        let mut options: BTreeMap<_, _> = access.map(|access| access.registries.clone()).unwrap_or_default();
-        for (host, flags) in described {
-            flags.describe(options.entry((*host).to_owned()).or_default())?;
+        let mut options: BTreeMap<_, _> =
+            cli_config.map(|cli_config| cli_config.registries.clone()).unwrap_or_default();
+        for (host, flags) in hosts {
+            flags.apply_to(options.entry((*host).to_owned()).or_default())?;
         }
         for options in options.values_mut().filter(|options| options.credentials.is_none()) {
             options.credentials.clone_from(&login);
@@ -67,12 +69,12 @@ impl RegistryFlags {
         Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).with_default(others).one_shot())
     }
 
-    /// As docker logs in.
+    /// The credentials in docker's configuration.
     pub(super) fn login(&self) -> Option<Credentials> {
         docker_config().map(|config| Credentials::DockerConfig { file: config.file().to_owned() })
     }
 
-    fn describe(&self, options: &mut Options) -> anyhow::Result<()> {
+    fn apply_to(&self, options: &mut Options) -> anyhow::Result<()> {
         if self.plain_http {
             options.scheme = Scheme::Http;
         }
@@ -87,7 +89,7 @@ impl RegistryFlags {
     }
 }
 
-/// Docker's own configuration: in `DOCKER_CONFIG`, or in the home folder.
+/// Docker's configuration: in `DOCKER_CONFIG`, or else in the home folder.
 pub(super) fn docker_config() -> Option<DockerConfig> {
     let given = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let folder = given("DOCKER_CONFIG").or_else(|| Some(given("HOME")?.join(".docker")))?;

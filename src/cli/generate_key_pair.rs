@@ -11,16 +11,16 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{password, say, say_json};
+use super::{password, print, print_json};
 use crate::sign::KeyPair;
 
-/// Where the files go.
+/// Arguments of `generate-key-pair`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Write PREFIX.key and PREFIX.pub; may hold a folder.
+    /// Write PREFIX.key and PREFIX.pub; may include a folder.
     #[arg(long, value_name = "PREFIX", default_value = "cosign")]
     output_key_prefix: PathBuf,
-    /// Replace files that are there already.
+    /// Overwrite existing files.
     #[arg(long)]
     force: bool,
     /// Print one JSON document.
@@ -29,38 +29,39 @@ pub(super) struct Options {
 }
 
 #[derive(Serialize)]
-struct Made<'a> {
+struct KeyPairReport<'a> {
     private_key: &'a Path,
     public_key: &'a Path,
     identity: String,
 }
 
 pub(super) const EXAMPLES: &str = "Example:
-  bundlegate generate-key-pair --output-key-prefix release   makes release.key and release.pub";
+  bundlegate generate-key-pair --output-key-prefix release   writes release.key and release.pub";
 
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let (private, public) = (options.file("key"), options.file("pub"));
     if !options.force {
         for file in [&private, &public] {
-            // Asked before anybody types a password.
+            // Checked before the password prompt.
             if fs::symlink_metadata(file).is_ok() {
-                bail!("{}: it is there already; name others with --output-key-prefix", file.display());
+                bail!("{}: already exists; choose another name with --output-key-prefix", file.display());
             }
         }
     }
-    let password = password::for_new(&private)?;
+    let password = password::for_new_key_file(&private)?;
     let pair = KeyPair::generate()?;
     options.write(&private, &pair.to_key_file(password.as_bytes())?, 0o600)?;
     options.write(&public, pair.public_pem(), 0o644).inspect_err(|_| {
-        // Half a pair would be in the way of the next attempt; what was replaced is gone.
+        // A leftover private key would block the next attempt. With --force the old key is gone
+        // already.
         if !options.force {
             let _ = fs::remove_file(&private);
         }
     })?;
     if options.json {
-        return say_json(&Made { private_key: &private, public_key: &public, identity: pair.identity() });
+        return print_json(&KeyPairReport { private_key: &private, public_key: &public, identity: pair.identity() });
     }
-    say(&format!("private key: {}\npublic key: {} ({})", private.display(), public.display(), pair.identity()))
+    print(&format!("private key: {}\npublic key: {} ({})", private.display(), public.display(), pair.identity()))
 }
 
 impl Options {
@@ -70,7 +71,7 @@ impl Options {
         name.into()
     }
 
-    /// The whole file appears at once, and over another one only with `--force`.
+    /// Writes the file atomically. Overwrites only with `--force`.
     fn write(&self, file: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let failed = || format!("write {}", file.display());
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));

@@ -8,26 +8,26 @@ use globset::{Glob, GlobSet};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{flags::RegistryFlags, place::StoreFlag, remote, say, say_json, table};
+use super::{flags::RegistryFlags, print, print_json, remote_list, store_flag::StoreFlag, table};
 use crate::images::Image;
 
-/// How to run `images`.
+/// Arguments of `images`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Only images whose name contains this, or matches it where it has `*` in it.
+    /// List only images whose name contains FILTER, or matches it if it has a `*`.
     #[arg(value_name = "FILTER", conflicts_with = "remote")]
     word: Option<String>,
-    /// The same, as a flag; `reference=FILTER` as docker has it will do.
+    /// Same as FILTER; docker's `reference=FILTER` works as well.
     #[arg(short, long, value_name = "FILTER", conflicts_with_all = ["remote", "word"])]
     filter: Option<String>,
-    /// Print short digests alone, each once: what `rm`, `tag`, `push`, `save` and `inspect` take.
+    /// Print only short digests, each once; `rm`, `tag`, `push`, `save` and `inspect` accept them.
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
-    /// List what a registry has instead: the tags of HOST/REPOSITORY, or the repositories
-    /// of HOST where it keeps a list of them.
+    /// List a registry instead: the tags of HOST/REPOSITORY, or the repositories of HOST if the
+    /// registry lists them.
     #[arg(long, value_name = "HOST[/REPOSITORY]")]
     remote: Option<String>,
-    /// Only repositories whose name contains this.
+    /// List only repositories whose name contains WORD.
     #[arg(long, value_name = "WORD", requires = "remote")]
     search: Option<String>,
     #[command(flatten)]
@@ -45,32 +45,32 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate rm $(bundlegate images -q 'ghcr.io/acme/*')
   bundlegate images --remote registry.lan:5000 --search authz
 
-RECEIVED is when the store got the image. SIGNED says that a signature lies beside it in the
-store; the registry may have more, and `bundlegate verify` judges them.";
+RECEIVED is when the image was added to the store. SIGNED means that the store has a signature
+of it, unverified; the registry may have more. `bundlegate verify` verifies them.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(from) = &options.remote {
-        let form = remote::Form::of(options.json, options.quiet);
-        return remote::run(from, options.search.as_deref(), form, &options.registry).await;
+        let format = remote_list::ListFormat::of(options.json, options.quiet);
+        return remote_list::run(from, options.search.as_deref(), format, &options.registry).await;
     }
     let filter = options.filter()?;
     let mut images = options.store.open()?.list()?;
-    images.retain(|image| filter.as_ref().is_none_or(|filter| filter.fits(&image.name())));
+    images.retain(|image| filter.as_ref().is_none_or(|filter| filter.matches(&image.name())));
     if options.json {
-        return say_json(&images.iter().map(in_json).collect::<Value>());
+        return print_json(&images.iter().map(to_json).collect::<Value>());
     }
     if options.quiet {
         let mut seen = HashSet::new();
         let digests = images.iter().filter(|image| seen.insert(&image.digest));
         let lines: Vec<_> = digests.map(|image| short(image).to_owned()).collect();
-        return if lines.is_empty() { Ok(()) } else { say(&lines.join("\n")) };
+        return if lines.is_empty() { Ok(()) } else { print(&lines.join("\n")) };
     }
     let now = crate::telemetry::now();
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();
-    say(&table::columns(["REPOSITORY", "TAG", "DIGEST", "REVISION", "RECEIVED", "SIZE", "SIGNED"], &rows))
+    print(&table::columns(["REPOSITORY", "TAG", "DIGEST", "REVISION", "RECEIVED", "SIZE", "SIGNED"], &rows))
 }
 
-/// Which names are listed.
+/// A filter of image names.
 enum Filter {
     Word(String),
     Glob(Box<GlobSet>),
@@ -79,13 +79,13 @@ enum Filter {
 impl Filter {
     fn new(text: &str) -> anyhow::Result<Self> {
         let text = text.strip_prefix("reference=").unwrap_or(text);
-        if text.len() > FILTER_BYTES {
-            bail!("a filter has {FILTER_BYTES} bytes at most; write a shorter one");
+        if text.len() > MAX_FILTER_BYTES {
+            bail!("the filter is longer than {MAX_FILTER_BYTES} bytes; shorten it");
         }
         if !text.contains('*') {
             return Ok(Self::Word(text.to_owned()));
         }
-        // A repository stands for all its tags, as in docker.
+        // As in docker, a repository matches all its tags.
         let mut globs = GlobSet::builder();
         for text in [text.to_owned(), format!("{text}:*"), format!("{text}@*")] {
             globs.add(Glob::new(&text).with_context(|| format!("--filter {text:?}"))?);
@@ -93,7 +93,7 @@ impl Filter {
         Ok(Self::Glob(Box::new(globs.build().with_context(|| format!("--filter {text:?}"))?)))
     }
 
-    fn fits(&self, name: &str) -> bool {
+    fn matches(&self, name: &str) -> bool {
         match self {
             Self::Word(word) => name.contains(word.as_str()),
             Self::Glob(globs) => globs.is_match(name),
@@ -119,18 +119,18 @@ fn row(image: &Image, now: Timestamp) -> [String; 7] {
         image.revision.clone(),
         image.created.map_or_else(|| "-".to_owned(), |created| table::age(created, now)),
         table::size(image.size),
-        // `sign` writes to the registry, so that nothing here says nothing of there.
-        if image.signed { "yes" } else { NOT_HERE }.to_owned(),
+        // Not `no`: `sign` writes to the registry, which may have a signature.
+        if image.signed { "yes" } else { NOT_IN_STORE }.to_owned(),
     ]
 }
 
-fn in_json(image: &Image) -> Value {
+fn to_json(image: &Image) -> Value {
     json!({ "repository": image.repository, "tag": image.tag, "digest": image.digest,
         "revision": image.revision, "created": image.created.map(|created| format!("{created:.3}")),
         "size": image.size, "signed": image.signed })
 }
 
-/// No name of an image is longer.
-const FILTER_BYTES: usize = 1024;
-/// What is told of signatures that may be in the registry.
-pub(super) const NOT_HERE: &str = "not in the store";
+/// The maximum length of a filter, in bytes; image names are shorter.
+const MAX_FILTER_BYTES: usize = 1024;
+/// The SIGNED column of an image without a signature in the store.
+pub(super) const NOT_IN_STORE: &str = "not in the store";

@@ -10,15 +10,15 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::{say, say_json};
+use super::{print, print_json};
 
-/// How to run `init`.
+/// Arguments of `init`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The project's folder.
+    /// Folder of the project.
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// Replace files that are there already.
+    /// Overwrite existing files.
     #[arg(long)]
     force: bool,
     /// Print JSON.
@@ -29,8 +29,8 @@ pub(super) struct Options {
 pub(super) const EXAMPLES: &str = "Example:
   bundlegate init authz && bundlegate build authz/policy -t ghcr.io/acme/authz:v1 --test
 
-Writes a policy with a test, and CI files for GitHub and GitLab that test, build, push, and
-sign keyless with cosign whenever a version tag such as v1.0.0 is pushed.";
+Writes a policy with a test, and CI files for GitHub and GitLab that test every push. For a
+version tag such as v1.0.0 they also build, push, and sign keyless with cosign.";
 
 /// Name and content of each file.
 const FILES: [(&str, &str); 6] = [
@@ -45,11 +45,11 @@ const FILES: [(&str, &str); 6] = [
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let files: Vec<_> = FILES.iter().map(|(name, content)| (options.path.join(name), *content)).collect();
     if !options.force {
-        // All or nothing: a project half of which is somebody else's helps nobody.
+        // All or nothing: a mix of old and new files would not work.
         let there: Vec<_> = files.iter().filter(|(path, _)| path.symlink_metadata().is_ok()).collect();
         if let [(first, _), rest @ ..] = there.as_slice() {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            bail!("{}{more}: there already; --force replaces, another PATH leaves it alone", first.display());
+            bail!("{}{more}: already exists; overwrite with --force, or choose another PATH", first.display());
         }
     }
     for (path, content) in &files {
@@ -57,9 +57,9 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     }
     if options.json {
         let names: Vec<_> = files.iter().map(|(path, _)| path.display().to_string()).collect();
-        return say_json(&json!({ "files": names }));
+        return print_json(&json!({ "files": names }));
     }
-    files.iter().try_for_each(|(path, _)| say(&path.display().to_string()))
+    files.iter().try_for_each(|(path, _)| print(&path.display().to_string()))
 }
 
 fn write(path: &Path, content: &str, force: bool) -> io::Result<()> {
@@ -69,6 +69,6 @@ fn write(path: &Path, content: &str, force: bool) -> io::Result<()> {
     if force {
         return fs::write(path, content);
     }
-    // Not even one that came into being a moment ago.
+    // Fails if the file was created since the check.
     fs::File::create_new(path)?.write_all(content.as_bytes())
 }

@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
+    artifact::{self, ResolvedArtifact},
     flags::RegistryFlags,
-    found::{self, Found},
     interruptible,
-    local::{self, Subject},
-    place::{LIMITS, StoreFlag, Stored},
-    say, say_json, table,
+    local::{self, ArtifactOrPath},
+    print, print_json,
+    store_flag::{ImageName, LIMITS, StoreFlag},
+    table,
 };
 use crate::{
     bundle::{Bundle, Contents, Limits, Parse},
@@ -18,20 +19,20 @@ use crate::{
     oci::{Descriptor, media_type},
 };
 
-/// Signatures that are listed at most; whoever can push can attach more.
+/// The maximum number of listed signatures: anyone who can push can attach more.
 const MAX_SIGNATURES: usize = 256;
 
-/// How to run `inspect`.
+/// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// An image of the store or of a registry, oci-layout:FOLDER:TAG, or a policy folder or bundle
+    /// An image in the store or in a registry, oci-layout:FOLDER:TAG, or a policy folder or bundle
     /// file on this machine.
     #[arg(value_name = "REF|PATH")]
-    subject: Subject,
-    /// The largest bundle to look into.
+    source: ArtifactOrPath,
+    /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
-    /// Look in the registry alone; without it, in the store first.
+    /// Look only in the registry; default: in the store first.
     #[arg(long)]
     remote: bool,
     #[command(flatten)]
@@ -48,55 +49,55 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate inspect --remote ghcr.io/acme/authz:v1
   bundlegate inspect ghcr.io/acme/authz:v1 --json | jq .packages
 
-Signatures are listed, not judged: `bundlegate verify` does that.";
+Signatures are listed, not verified; `bundlegate verify` verifies them.";
 
-/// What there is to say about an artifact, or about what would become one.
+/// A description of an artifact, or of the bundle that a folder would build.
 struct Report {
-    /// As it was asked for.
+    /// The argument as given.
     name: String,
-    artifact: Option<Found>,
+    artifact: Option<ResolvedArtifact>,
     layers: Vec<Descriptor>,
-    /// The bundle and what it holds, or why there is none.
+    /// The bundle and its contents, or the reason why there is none.
     bundle: Result<(Bundle, Contents), String>,
-    /// `None` where there is nothing that could be signed.
+    /// `None` for a folder or file, which cannot be signed.
     signatures: Option<Vec<Signature>>,
 }
 
 struct Signature {
     format: &'static str,
-    /// The manifest that holds it.
+    /// Digest of the manifest with the signature.
     manifest: String,
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let report = interruptible(look(&options)).await??;
-    if options.json { say_json(&report.in_json()) } else { say(&report.in_words()) }
+    let report = interruptible(inspect(&options)).await??;
+    if options.json { print_json(&report.to_json()) } else { print(&report.to_text()) }
 }
 
-async fn look(options: &Options) -> anyhow::Result<Report> {
+async fn inspect(options: &Options) -> anyhow::Result<Report> {
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
-    let stored = match &options.subject {
-        Subject::Artifact(stored) => stored.clone(),
-        Subject::Path(path) => {
+    let image_name = match &options.source {
+        ArtifactOrPath::Artifact(image_name) => image_name.clone(),
+        ArtifactOrPath::Path(path) => {
             let path = path.clone();
-            // What the built-in parser can't read is still worth a look.
+            // Rego that the built-in parser can't read can still be inspected.
             let bundle = spawn_blocking(move || local::bundle(&path, limits, Parse::No)).await??;
             let blob = bundle.blob();
             let layers = vec![Descriptor::new(media_type::LAYER_TAR_GZIP, blob.digest().clone(), blob.size())];
             let contents = Contents::of(&bundle)?;
-            let name = options.subject.to_string();
+            let name = options.source.to_string();
             return Ok(Report { name, artifact: None, layers, bundle: Ok((bundle, contents)), signatures: None });
         }
     };
-    let reference = match stored {
-        Stored::Reference(reference) => reference,
+    let reference = match image_name {
+        ImageName::Reference(reference) => reference,
         digest if options.remote => digest.reference()?.clone(),
         digest => {
             let store = options.store.clone();
             spawn_blocking(move || digest.find(&store.open()?)).await??
         }
     };
-    let found = found::anywhere(&options.store, &options.registry, options.remote, &reference).await?;
+    let found = artifact::find(&options.store, &options.registry, options.remote, &reference).await?;
     let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.layer_plan(None) {
@@ -112,7 +113,7 @@ async fn look(options: &Options) -> anyhow::Result<Report> {
     Ok(Report { name, artifact: Some(found), layers, bundle, signatures: Some(signatures) })
 }
 
-async fn signatures(found: &Found) -> anyhow::Result<Vec<Signature>> {
+async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> {
     let digest = found.pinned.digest();
     let mut signatures = Vec::new();
     for referrer in found.source.referrers(&found.pinned, MAX_SIGNATURES).await?.entries {
@@ -128,13 +129,13 @@ async fn signatures(found: &Found) -> anyhow::Result<Vec<Signature>> {
     Ok(signatures)
 }
 
-/// Metadata as a value, or as its text where a number in it is too large for one.
+/// The metadata as JSON, or as text if it has a number too large for a JSON value.
 fn metadata(text: &str) -> Value {
     if text.is_empty() { json!({}) } else { serde_json::from_str(text).unwrap_or_else(|_| text.into()) }
 }
 
 impl Report {
-    fn in_json(&self) -> Value {
+    fn to_json(&self) -> Value {
         let artifact = self.artifact.as_ref();
         let signatures = self
             .signatures
@@ -164,7 +165,7 @@ impl Report {
         report
     }
 
-    fn in_words(&self) -> String {
+    fn to_text(&self) -> String {
         let manifest = self.artifact.as_ref().map(|found| &found.manifest);
         let mut parts = vec![table::facts(&self.facts())];
         let annotations = manifest.into_iter().flat_map(|manifest| manifest.annotations());
@@ -212,10 +213,11 @@ impl Report {
         facts
     }
 
-    /// The store says nothing of what lies in the registry, where `sign` writes.
+    /// The text for no signatures. The store does not know those in the registry, where `sign`
+    /// writes.
     fn unsigned(&self) -> &'static str {
         match &self.artifact {
-            Some(found) if found.in_store => "signatures: not in the store; --remote looks into the registry",
+            Some(found) if found.in_store => "signatures: not in the store; --remote looks in the registry",
             _ => "no signatures",
         }
     }

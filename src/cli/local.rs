@@ -1,4 +1,4 @@
-//! A policy folder or a bundle file on this machine in the place of an artifact.
+//! Arguments that name an artifact, or a policy folder or bundle file on this machine.
 
 use std::{
     fmt, io,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     diagnostics::SourceErrors,
-    place::{Stored, stored},
+    store_flag::{ImageName, image_name},
     table,
 };
 use crate::{
@@ -18,60 +18,61 @@ use crate::{
     oci::{NewBlob, open_regular},
 };
 
-/// What a verb looks into: an artifact of the store or of a registry, or something on disk.
+/// An artifact in the store or in a registry, or a path on disk.
 #[derive(Debug, Clone)]
-pub(super) enum Subject {
-    Artifact(Stored),
+pub(super) enum ArtifactOrPath {
+    Artifact(ImageName),
     Path(PathBuf),
 }
 
-impl FromStr for Subject {
+impl FromStr for ArtifactOrPath {
     type Err = String;
 
-    /// A path begins with `/`, `./` or `../`, or is there and no reference.
+    /// Parses a path if the text begins with `/` or `.`, or if it is no reference and the path
+    /// exists.
     fn from_str(text: &str) -> Result<Self, String> {
         let path = Path::new(text);
         if text.starts_with(['/', '.']) {
             return Ok(Self::Path(path.to_owned()));
         }
-        match stored(text) {
+        match image_name(text) {
             Err(_) if path.exists() => Ok(Self::Path(path.to_owned())),
-            // A folder may be called like the beginning of a digest.
-            Ok(Stored::Digest { .. }) if path.exists() => Ok(Self::Path(path.to_owned())),
-            Ok(stored) => Ok(Self::Artifact(stored)),
-            Err(sentence) => Err(format!("{sentence}; nor is there a file or folder of this name")),
+            // The name of a folder may look like a digest prefix.
+            Ok(ImageName::Digest { .. }) if path.exists() => Ok(Self::Path(path.to_owned())),
+            Ok(image_name) => Ok(Self::Artifact(image_name)),
+            Err(message) => Err(format!("{message}; and no file or folder has this name")),
         }
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for ArtifactOrPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Artifact(stored) => stored.fmt(f),
+            Self::Artifact(image_name) => image_name.fmt(f),
             Self::Path(path) => path.display().fmt(f),
         }
     }
 }
 
-/// The bundle that a folder, a single Rego or data file, or a tarball makes. Blocks.
+/// The bundle in a tarball, or built from a folder or a single Rego or data file. Blocks.
 pub(super) fn bundle(path: &Path, limits: Limits, parse: Parse) -> anyhow::Result<Bundle> {
     let name = path.display();
     if path.join("oci-layout").exists() {
-        bail!("{name}: it is an OCI image layout; write oci-layout:{name}");
+        bail!("{name}: this is an OCI image layout; write oci-layout:{name}");
     }
     let is_source = path.extension().is_some_and(|end| end == "rego" || end == "json" || end == "yaml");
     if path.is_dir() || is_source {
         let packed = Folder::gather(&[path.to_owned()], &Ignore::default())
             .and_then(|folder| folder.pack(&PackOptions { parse, ..PackOptions::new(limits) }));
         let packed = packed.map_err(|error| {
-            SourceErrors::of(error, "if only the built-in parser can't read it, ask the real opa (opa eval -d)")
+            SourceErrors::of(error, "if only the built-in parser can't read it, use opa (opa eval -d)")
         })?;
         return Ok(packed.bundle);
     }
     let mut file = open_regular(path).with_context(|| name.to_string())?;
     let size = file.metadata().with_context(|| name.to_string())?.len();
     if size > limits.bundle {
-        bail!("{name}: {} are more than --max-size allows ({})", table::size(size), table::size(limits.bundle));
+        bail!("{name}: {} exceeds --max-size ({})", table::size(size), table::size(limits.bundle));
     }
     let mut blob = NewBlob::create();
     io::copy(&mut file, &mut blob).with_context(|| name.to_string())?;

@@ -8,8 +8,9 @@ use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use super::{
+    eprint,
     flags::{RegistryFlags, docker_config},
-    interruptible, tell,
+    interruptible,
 };
 use crate::{
     oci::Repository,
@@ -17,25 +18,26 @@ use crate::{
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
-  bundlegate login ghcr.io                                        asks for name and password
+  bundlegate login ghcr.io                                        prompts for name and password
   echo \"$TOKEN\" | bundlegate login ghcr.io -u robot --password-stdin
 
-The credentials go where docker's go: to the helper that ~/.docker/config.json (or the one in
-DOCKER_CONFIG) names, else into that file. What `docker login` stored is used, too.";
+The credentials are stored where docker stores them: with the credential helper that
+~/.docker/config.json (or the one in DOCKER_CONFIG) names, or else in that file. Credentials of
+`docker login` are used as well.";
 
 pub(super) const LOGOUT_EXAMPLES: &str = "Example:
   bundlegate logout ghcr.io";
 
-/// A password is longer than this only by mistake.
+/// The maximum length of a password on standard input, in bytes.
 const PASSWORD_LIMIT: u64 = 1 << 20;
 
-/// How to run `login`.
+/// Arguments of `login`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The registry: HOST or HOST:PORT.
     #[arg(value_name = "HOST", value_parser = host)]
     host: String,
-    /// The user's name; asked for where it is missing.
+    /// User name; default: prompt for it.
     #[arg(short, long, value_name = "NAME")]
     username: Option<String>,
     /// Read the password from standard input.
@@ -45,7 +47,7 @@ pub(super) struct Options {
     registry: RegistryFlags,
 }
 
-/// How to run `logout`.
+/// Arguments of `logout`.
 #[derive(Debug, Args)]
 pub(super) struct LogoutOptions {
     /// The registry: HOST or HOST:PORT.
@@ -54,24 +56,24 @@ pub(super) struct LogoutOptions {
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let config = home()?;
+    let config = docker_config_or_error()?;
     let Options { host, username, password_stdin, registry } = options;
-    let (username, password) = spawn_blocking(move || ask(username, password_stdin)).await??;
-    let access = registry.access()?;
+    let (username, password) = spawn_blocking(move || read_credentials(username, password_stdin)).await??;
+    let cli_config = registry.cli_config()?;
     let login = Credentials::Typed { username: username.clone(), password: password.to_string() };
-    // The configuration's own credentials are not what is being tried.
-    let mut access = access;
-    if let Some(options) = access.as_mut().and_then(|access| access.registries.get_mut(&host)) {
+    // Check the given credentials, not those of the configuration.
+    let mut cli_config = cli_config;
+    if let Some(options) = cli_config.as_mut().and_then(|cli_config| cli_config.registries.get_mut(&host)) {
         options.credentials = None;
     }
-    let registries = registry.registries_as(access.as_ref(), &[(&host, &registry)], Some(login))?;
+    let registries = registry.registries_as(cli_config.as_ref(), &[(&host, &registry)], Some(login))?;
     interruptible(registries.check_credentials(&host)).await??;
     match config.store(&host, &username, &password).await? {
         StoredIn::Helper(helper) => {
-            tell(&format!("logged in to {host}; docker-credential-{helper} keeps the password"))
+            eprint(&format!("logged in to {host}; docker-credential-{helper} stores the password"))
         }
         StoredIn::File(file) => {
-            tell(&format!("logged in to {host}; the password is in {}, readable by you alone", file.display()));
+            eprint(&format!("logged in to {host}; the password is stored in {}, readable only by you", file.display()));
         }
     }
     Ok(())
@@ -79,63 +81,63 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 
 pub(super) async fn logout(options: LogoutOptions) -> anyhow::Result<()> {
     let host = options.host;
-    match home()?.erase(&host).await? {
-        true => tell(&format!("logged out of {host}")),
-        false => tell(&format!("{host}: nobody was logged in")),
+    match docker_config_or_error()?.erase(&host).await? {
+        true => eprint(&format!("logged out of {host}")),
+        false => eprint(&format!("{host}: not logged in")),
     }
     Ok(())
 }
 
-fn home() -> anyhow::Result<DockerConfig> {
-    docker_config().context("credentials: there is no home folder; name a folder with DOCKER_CONFIG")
+fn docker_config_or_error() -> anyhow::Result<DockerConfig> {
+    docker_config().context("credentials: no home folder (HOME is unset); name a folder with DOCKER_CONFIG")
 }
 
-/// Blocks on whoever types.
-fn ask(username: Option<String>, password_stdin: bool) -> anyhow::Result<(String, Zeroizing<String>)> {
+/// Reads or prompts for user name and password. Blocks.
+fn read_credentials(username: Option<String>, password_stdin: bool) -> anyhow::Result<(String, Zeroizing<String>)> {
     if !password_stdin && !stdin().is_terminal() {
-        bail!("password: there is no terminal to ask at; use --username and --password-stdin");
+        bail!("password: no terminal to prompt on; use --username and --password-stdin");
     }
-    let username = username.map_or_else(ask_name, Ok)?;
+    let username = username.map_or_else(prompt_username, Ok)?;
     if username.is_empty() || username.contains(':') || username.chars().any(char::is_control) {
-        bail!("user name: it is not empty and has neither colons nor control characters; write another");
+        bail!("user name: empty, or with colons or control characters; enter another");
     }
-    let password = if password_stdin { piped()? } else { typed(&username)? };
+    let password = if password_stdin { read_password()? } else { prompt_password(&username)? };
     if password.is_empty() {
-        bail!("password: it is empty; write one");
+        bail!("password: empty; enter one");
     }
     Ok((username, password))
 }
 
-fn ask_name() -> anyhow::Result<String> {
+fn prompt_username() -> anyhow::Result<String> {
     write!(stderr(), "Username: ").and_then(|()| stderr().flush())?;
     let mut name = String::new();
     stdin().read_line(&mut name).context("user name")?;
     Ok(name.trim().to_owned())
 }
 
-fn typed(username: &str) -> anyhow::Result<Zeroizing<String>> {
+fn prompt_password(username: &str) -> anyhow::Result<Zeroizing<String>> {
     rpassword::prompt_password(format!("Password for {username}: ")).map(Zeroizing::new).context("password")
 }
 
-fn piped() -> anyhow::Result<Zeroizing<String>> {
+fn read_password() -> anyhow::Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::new());
     stdin().take(PASSWORD_LIMIT).read_to_string(&mut text).context("password from standard input")?;
     Ok(Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// `host[:port]`, such as a reference begins with.
+/// Parses `host[:port]`, the first part of a reference.
 fn host(text: &str) -> Result<String, String> {
     let bare = text.split_once("://").map_or(text, |(_, rest)| rest).trim_end_matches('/');
     if bare != text || bare.contains('/') {
         let bare = bare.split('/').next().unwrap_or(bare);
-        return Err(format!("a registry is named by host and port alone; write {bare}"));
+        return Err(format!("name the registry by host and port only; write {bare}"));
     }
     match format!("{text}/x:x").parse::<crate::oci::Reference>() {
         Ok(reference) => match reference.repository() {
             Repository::Registry { host, .. } if host == text => Ok(text.to_owned()),
-            _ => Err(format!("{text:?} is no HOST or HOST:PORT")),
+            _ => Err(format!("{text:?} is not a HOST or HOST:PORT")),
         },
-        Err(_) => Err(format!("{text:?} is no HOST or HOST:PORT such as ghcr.io or registry.lan:5000")),
+        Err(_) => Err(format!("{text:?} is not a HOST or HOST:PORT such as ghcr.io or registry.lan:5000")),
     }
 }
 

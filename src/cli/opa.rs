@@ -1,4 +1,4 @@
-//! The real `opa` for `build` and `dev`.
+//! The `opa` that `build` and `dev` run.
 
 use std::{
     convert::Infallible,
@@ -8,18 +8,18 @@ use std::{
 
 use anyhow::bail;
 
-use super::tell;
+use super::eprint;
 use crate::opa_check::{Checker, Checkers, Opa, Options, Problem, Problems, StartError, find};
 
-/// What `--opa` says.
+/// The value of `--opa`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) enum OpaChoice {
-    /// The one in PATH, if there is one that works.
+    /// The opa in PATH, if there is one that works.
     #[default]
     Auto,
-    /// Not at all.
+    /// No opa.
     None,
-    /// This one, by its name in PATH or by its path.
+    /// A program, by its name in PATH or by its path.
     Program(PathBuf),
 }
 
@@ -36,8 +36,8 @@ impl FromStr for OpaChoice {
 }
 
 impl OpaChoice {
-    /// What checks with the chosen program. `None` without one; why the one in PATH is of no
-    /// use is told.
+    /// Starts a checker with the chosen program. `None` without one; if the opa in PATH cannot be
+    /// used, prints the reason.
     pub(super) async fn checker(&self) -> anyhow::Result<Option<Checker>> {
         match self {
             Self::None => Ok(None),
@@ -45,14 +45,14 @@ impl OpaChoice {
             Self::Auto => match start(Path::new("opa")).await {
                 Ok(checker) => Ok(Some(checker)),
                 Err(error) => {
-                    tell(&format!("--opa=auto: {error}; going on without it"));
+                    eprint(&format!("--opa=auto: {error}; continuing without it"));
                     Ok(None)
                 }
             },
             Self::Program(program) => match start(program).await {
                 Ok(checker) => Ok(Some(checker)),
-                Err(error @ StartError::TooOld { .. }) => bail!("--opa: {error}; name another, or --opa=none"),
-                Err(error) => bail!("--opa: {error}; install opa, name it with --opa=PROGRAM, or --opa=none"),
+                Err(error @ StartError::TooOld { .. }) => bail!("--opa: {error}; name another one, or use --opa=none"),
+                Err(error) => bail!("--opa: {error}; install opa, name it with --opa=PROGRAM, or use --opa=none"),
             },
         }
     }
@@ -62,34 +62,34 @@ async fn start(program: &Path) -> Result<Checker, StartError> {
     Checkers::default().start(&Options { program: program.to_owned(), ..Options::default() }).await
 }
 
-/// Whether a bundle needs what this `opa` was built without.
+/// Whether the bundle has WebAssembly and this `opa` was built without support for it.
 pub(super) fn lacks_wasm(opa: &Opa, bundle: &crate::bundle::Bundle) -> bool {
     !opa.has_wasm() && !bundle.manifest().wasm.is_empty()
 }
 
-/// Problems with the files as their author names them: `policy/a.rego:3: …`.
-pub(super) fn located(problems: &Problems, sources: &[PathBuf]) -> String {
-    let mut told: Vec<_> = problems.first.iter().map(|problem| located_one(problem, sources)).collect();
+/// The problems as text, with paths of the source files: `policy/a.rego:3: …`.
+pub(super) fn describe_problems(problems: &Problems, sources: &[PathBuf]) -> String {
+    let mut told: Vec<_> = problems.first.iter().map(|problem| describe_problem(problem, sources)).collect();
     if problems.more > 0 {
         told.push(format!("and {} more", problems.more));
     }
     told.join("; ")
 }
 
-/// The same for one.
-pub(super) fn located_one(problem: &Problem, sources: &[PathBuf]) -> String {
+/// One problem as text, with the path of the source file.
+pub(super) fn describe_problem(problem: &Problem, sources: &[PathBuf]) -> String {
     match &problem.place {
         Some(place) => {
             let file =
-                on_disk(&place.file, sources).map_or_else(|| place.file.clone(), |file| file.display().to_string());
+                source_file(&place.file, sources).map_or_else(|| place.file.clone(), |file| file.display().to_string());
             format!("{file}:{}: {}", place.row, problem.message)
         }
         None => problem.message.clone(),
     }
 }
 
-/// The file that became this file of the bundle. Single files lie at its root.
-pub(super) fn on_disk(name: &str, sources: &[PathBuf]) -> Option<PathBuf> {
+/// The source of a file in the bundle. Single source files are at the root of the bundle.
+pub(super) fn source_file(name: &str, sources: &[PathBuf]) -> Option<PathBuf> {
     sources.iter().find_map(|source| {
         let is_it = source.is_file() && source.file_name().is_some_and(|own| own == name);
         let file = if is_it { source.clone() } else { source.join(name) };

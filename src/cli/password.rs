@@ -1,4 +1,4 @@
-//! Passwords of key files: from the environment, or typed where nobody sees them.
+//! Passwords of key files: from the environment, or from a prompt without echo.
 
 use std::{
     env,
@@ -9,41 +9,43 @@ use std::{
 use anyhow::{Context as _, bail};
 use zeroize::Zeroizing;
 
-/// cosign's own variable.
+/// The variable that cosign uses.
 const VARIABLE: &str = "COSIGN_PASSWORD";
 
-/// The password that opens a key file.
-pub(super) fn of(file: &Path) -> anyhow::Result<Zeroizing<String>> {
-    match given()? {
+/// The password of an existing key file.
+pub(super) fn for_key_file(file: &Path) -> anyhow::Result<Zeroizing<String>> {
+    match from_environment()? {
         Some(password) => Ok(password),
-        None => typed(&format!("Password for {}: ", file.display())),
+        None => prompt(&format!("Password for {}: ", file.display())),
     }
 }
 
-/// A password for a key file that is about to be made: typed twice.
-pub(super) fn for_new(file: &Path) -> anyhow::Result<Zeroizing<String>> {
-    if let Some(password) = given()? {
+/// The password for a new key file; the prompt asks twice.
+pub(super) fn for_new_key_file(file: &Path) -> anyhow::Result<Zeroizing<String>> {
+    if let Some(password) = from_environment()? {
         return Ok(password);
     }
-    let password = typed(&format!("New password for {} (may be empty): ", file.display()))?;
-    if *typed("The same again: ")? != *password {
-        bail!("{}: the two passwords differ; try again", file.display());
+    let password = prompt(&format!("New password for {} (may be empty): ", file.display()))?;
+    if *prompt("Repeat the password: ")? != *password {
+        bail!("{}: the passwords differ; try again", file.display());
     }
     Ok(password)
 }
 
-/// An empty one is one, too.
-fn given() -> anyhow::Result<Option<Zeroizing<String>>> {
+/// The password in the environment; it may be empty.
+fn from_environment() -> anyhow::Result<Option<Zeroizing<String>>> {
     match env::var(VARIABLE) {
         Ok(password) => Ok(Some(Zeroizing::new(password))),
         Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => bail!("{VARIABLE}: not UTF-8; type the password instead"),
+        Err(env::VarError::NotUnicode(_)) => {
+            bail!("{VARIABLE}: not UTF-8; unset it and enter the password at the prompt")
+        }
     }
 }
 
-fn typed(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
+fn prompt(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     if !stdin().is_terminal() {
-        bail!("password: there is no terminal to ask at; set {VARIABLE}");
+        bail!("password: no terminal to prompt on; set {VARIABLE}");
     }
     rpassword::prompt_password(prompt).map(Zeroizing::new).context("password")
 }

@@ -1,5 +1,4 @@
-//! Bars for blobs on their way, and a sign of life for other long work, on a terminal;
-//! elsewhere nothing.
+//! Progress bars for blob transfers and a spinner for other long work. Drawn only on a terminal.
 
 use std::{
     collections::HashMap,
@@ -15,67 +14,67 @@ use crate::{
     registry::{BlobTransfer, Progress},
 };
 
-const LINE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
-const DONE: &str = "{prefix} {total_bytes:>11} {msg}";
-const WORKING: &str = "{spinner} {msg} {elapsed}";
-const TURN: Duration = Duration::from_millis(200);
-/// A blob that is over in an instant needs no bar.
-const LEAST: u64 = 1 << 20;
+const BAR_TEMPLATE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
+const FINISHED_TEMPLATE: &str = "{prefix} {total_bytes:>11} {msg}";
+const SPINNER_TEMPLATE: &str = "{spinner} {msg} {elapsed}";
+const TICK_INTERVAL: Duration = Duration::from_millis(200);
+/// The minimum size of a blob with a bar, in bytes.
+const MIN_BAR_BYTES: u64 = 1 << 20;
 
-/// Where everything is drawn: a line that is written meanwhile has to know of it.
-static SCREEN: LazyLock<MultiProgress> = LazyLock::new(|| {
+/// Draws all bars and spinners, and hides them while other lines are printed.
+static DISPLAY: LazyLock<MultiProgress> = LazyLock::new(|| {
     MultiProgress::with_draw_target(match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     })
 });
 
-/// Takes bars and spinners off the screen while `write` writes to it.
-pub(super) fn hidden(write: impl FnOnce()) {
-    SCREEN.suspend(write);
+/// Hides bars and spinners while `write` runs.
+pub(super) fn suspend(write: impl FnOnce()) {
+    DISPLAY.suspend(write);
 }
 
-/// A bar for each large blob.
+/// Progress bars, one for each large blob.
 #[derive(Debug)]
 pub(super) struct Bars {
-    screen: MultiProgress,
+    display: MultiProgress,
     bars: Mutex<HashMap<Digest, ProgressBar>>,
 }
 
 impl Bars {
-    /// On stderr, if that is a terminal.
+    /// Bars on stderr, if it is a terminal.
     pub(super) fn new() -> Self {
-        Self { screen: SCREEN.clone(), bars: Mutex::default() }
+        Self { display: DISPLAY.clone(), bars: Mutex::default() }
     }
 
     fn bar(&self, blob: &Descriptor) -> ProgressBar {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = bars.entry(blob.digest.clone()).or_insert_with(|| {
-            let bar = self.screen.add(ProgressBar::new(blob.size).with_style(style(LINE)));
+            let bar = self.display.add(ProgressBar::new(blob.size).with_style(style(BAR_TEMPLATE)));
             bar.with_prefix(blob.digest.hex()[..12].to_owned())
         });
         bar.clone()
     }
 }
 
-/// Turns while something goes on whose end is not known; goes away with the value.
+/// A spinner for work of unknown length; removed on drop.
 #[derive(Debug)]
-pub(super) struct Working(ProgressBar);
+pub(super) struct Spinner(ProgressBar);
 
-impl Working {
-    /// On stderr, if that is a terminal.
+impl Spinner {
+    /// A spinner on stderr, if it is a terminal. `what` names the work.
     pub(super) fn on(what: &str) -> Self {
-        let bar = ProgressBar::new_spinner().with_style(style(WORKING)).with_message(what.to_owned());
-        let bar = SCREEN.add(bar);
-        bar.enable_steady_tick(TURN);
+        let bar = ProgressBar::new_spinner().with_style(style(SPINNER_TEMPLATE)).with_message(what.to_owned());
+        let bar = DISPLAY.add(bar);
+        bar.enable_steady_tick(TICK_INTERVAL);
         Self(bar)
     }
 }
 
-impl Drop for Working {
+impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
-        SCREEN.remove(&self.0);
+        DISPLAY.remove(&self.0);
     }
 }
 
@@ -85,21 +84,21 @@ fn style(template: &str) -> ProgressStyle {
 
 impl Progress for Bars {
     fn update(&self, blob: &Descriptor, done: u64) {
-        if blob.size >= LEAST {
+        if blob.size >= MIN_BAR_BYTES {
             self.bar(blob).set_position(done);
         }
     }
 
     fn finished(&self, blob: &Descriptor, how: BlobTransfer) {
-        if blob.size < LEAST {
+        if blob.size < MIN_BAR_BYTES {
             return;
         }
         let bar = self.bar(blob);
-        bar.set_style(style(DONE));
+        bar.set_style(style(FINISHED_TEMPLATE));
         bar.finish_with_message(match how {
             BlobTransfer::Sent => "done",
-            BlobTransfer::Present => "already there",
-            BlobTransfer::Mounted => "taken over from another repository",
+            BlobTransfer::Present => "already exists",
+            BlobTransfer::Mounted => "mounted from another repository",
         });
     }
 }

@@ -5,15 +5,15 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
-    each,
+    eprint,
     flags::RegistryFlags,
-    place::{StoreFlag, reference},
+    for_each,
     progress::Bars,
-    tell,
+    store_flag::{StoreFlag, reference},
     trust::TrustFlags,
 };
 use crate::{
-    config::{Access, Size},
+    config::{CliConfig, Size},
     images::Images,
     oci::{PinnedReference, Reference, Repository},
     registry::{Registries, Source},
@@ -26,13 +26,13 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate pull ghcr.io/acme/authz:v1 --key cosign.pub
   bundlegate pull ghcr.io/acme/authz:v1 --config bundlegate.yaml";
 
-/// How to run `pull`.
+/// Arguments of `pull`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Artifacts of a registry.
+    /// Artifacts in a registry.
     #[arg(value_name = "REF", required = true, value_parser = reference)]
     references: Vec<Reference>,
-    /// Take nothing larger than this.
+    /// Maximum size of a blob.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
     /// Print JSON.
@@ -47,25 +47,25 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let access = options.registry.access()?;
+    let cli_config = options.registry.cli_config()?;
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
-    let work = async |reference: &Reference| pull(&options, access.as_ref(), &images, reference).await;
-    each::in_turn(&options.references, options.json, work).await
+    let work = async |reference: &Reference| pull(&options, cli_config.as_ref(), &images, reference).await;
+    for_each::in_order(&options.references, options.json, work).await
 }
 
 async fn pull(
     options: &Options,
-    access: Option<&Access>,
+    cli_config: Option<&CliConfig>,
     images: &Images,
     reference: &Reference,
 ) -> anyhow::Result<PinnedReference> {
     let repository = reference.repository();
     if let Repository::Layout { .. } = repository {
-        bail!("pull {reference}: a folder has no name in the image store; `bundlegate copy` takes from folders");
+        bail!("pull {reference}: artifacts of folders can't be stored; use `bundlegate copy`");
     }
-    let policy = options.trust.policy(access, reference).await?;
-    let (registries, limits) = options.registry.registries(access, repository)?;
+    let policy = options.trust.policy(cli_config, reference).await?;
+    let (registries, limits) = options.registry.registries(cli_config, repository)?;
     let from = registries.source(repository)?;
     let pinned = from.resolve(reference).await?;
     if let Some(policy) = policy {
@@ -74,11 +74,11 @@ async fn pull(
     }
     let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
     manifest.with_context(|| format!("pull {reference}"))?;
-    tell(&format!("pulled {reference} into the image store"));
+    eprint(&format!("pulled {reference} into the image store"));
     Ok(pinned)
 }
 
-/// Verification precedes the download.
+/// Verifies the artifact before it is downloaded.
 async fn check(
     source: &Source,
     signatures: &Source,
@@ -90,7 +90,7 @@ async fn check(
     let evidence = verify::collect(signatures, pinned, limit).await?;
     Verified::verify(policy, pinned, manifest, &evidence)
         .map(drop)
-        .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, `bundlegate verify` explains"))
+        .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, see `bundlegate verify`"))
 }
 
 async fn fetch(
@@ -115,7 +115,7 @@ async fn fetch(
     };
     let (manifest, copied) = transfer.copy_tree(pinned).await?;
     for skipped in copied.skipped {
-        tell(&format!("pull {reference}: left out a signature: {skipped}"));
+        eprint(&format!("pull {reference}: skipped a signature: {skipped}"));
     }
     let (store, name) = (images.clone(), reference.clone());
     spawn_blocking(move || store.set_name(&lease, manifest.descriptor(), &name)).await??;

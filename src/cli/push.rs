@@ -5,14 +5,14 @@ use clap::Args;
 use tokio::task::spawn_blocking;
 
 use super::{
-    each,
+    eprint,
     flags::RegistryFlags,
-    place::{StoreFlag, Stored, stored},
+    for_each,
     progress::Bars,
-    tell,
+    store_flag::{ImageName, StoreFlag, image_name},
 };
 use crate::{
-    config::{Access, Size},
+    config::{CliConfig, Size},
     images::Images,
     oci::{PinnedReference, Reference, Repository},
     transfer::{Signatures, Transfer},
@@ -23,16 +23,16 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate push ghcr.io/acme/authz:v1 ghcr.io/acme/authz:live
   bundlegate push --plain-http localhost:5000/acme/authz:v1";
 
-/// How to run `push`.
+/// Arguments of `push`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Images of the store; the registry is in their names.
-    #[arg(value_name = "REF", required = true, value_parser = stored)]
-    references: Vec<Stored>,
-    /// Leave the signatures that lie in the store.
+    /// Images in the store; their names contain the registry.
+    #[arg(value_name = "REF", required = true, value_parser = image_name)]
+    references: Vec<ImageName>,
+    /// Don't push the signatures in the store.
     #[arg(long)]
     no_signatures: bool,
-    /// Send nothing larger than this.
+    /// Maximum size of a blob.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
     /// Print JSON.
@@ -45,34 +45,33 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let access = options.registry.access()?;
+    let cli_config = options.registry.cli_config()?;
     let store = options.store.clone();
     let names = options.references.clone();
     let (images, references) = spawn_blocking(move || -> anyhow::Result<_> {
         let images = store.open()?;
-        let references = names.iter().map(|name| name.find_one(&images)).collect::<anyhow::Result<Vec<_>>>()?;
+        let references = names.iter().map(|name| name.find_unique(&images)).collect::<anyhow::Result<Vec<_>>>()?;
         Ok((images, references))
     })
     .await??;
-    let work = async |reference: &Reference| push(&options, access.as_ref(), &images, reference).await;
-    each::in_turn(&references, options.json, work).await
+    let work = async |reference: &Reference| push(&options, cli_config.as_ref(), &images, reference).await;
+    for_each::in_order(&references, options.json, work).await
 }
 
 async fn push(
     options: &Options,
-    access: Option<&Access>,
+    cli_config: Option<&CliConfig>,
     images: &Images,
     reference: &Reference,
 ) -> anyhow::Result<PinnedReference> {
     let repository = reference.repository();
-    let (registries, _) = options.registry.registries(access, repository)?;
+    let (registries, _) = options.registry.registries(cli_config, repository)?;
     let from = registries.source(&images.repository())?.with_tag_prefix(repository);
     let to = registries.destination(repository)?;
     let (store, name) = (images.clone(), reference.clone());
     let (found, neighbours) = spawn_blocking(move || -> anyhow::Result<_> {
         let found = store.resolve(&name)?;
-        let found =
-            found.with_context(|| format!("{name}: not in the image store; `bundlegate images` lists what is"))?;
+        let found = found.with_context(|| format!("{name}: not in the image store; see `bundlegate images`"))?;
         let neighbours = neighbours(&store, &name)?;
         Ok((found, neighbours))
     })
@@ -91,7 +90,7 @@ async fn push(
     let copied = transfer.run(&images.repository().pin(found.digest.clone()), &tags).await;
     let copied = copied.with_context(|| format!("push {reference}"))?;
     for skipped in copied.skipped {
-        tell(&format!("push {reference}: left out a signature: {skipped}"));
+        eprint(&format!("push {reference}: skipped a signature: {skipped}"));
     }
     drop(bars);
     let signatures = match copied.referrers {
@@ -99,21 +98,21 @@ async fn push(
         1 => " with 1 signature or referrer".to_owned(),
         many => format!(" with {many} signatures and referrers"),
     };
-    tell(&format!("pushed {reference}{signatures}"));
+    eprint(&format!("pushed {reference}{signatures}"));
     Ok(repository.pin(found.digest))
 }
 
-/// Other repositories of the same registry that the image has a name in: what was pushed
-/// there need not go over again.
+/// Other repositories of the same registry in which the image has a name. Blobs that were pushed
+/// there can be mounted.
 fn neighbours(images: &Images, reference: &Reference) -> anyhow::Result<Vec<Repository>> {
-    const ENOUGH: usize = 3;
+    const MAX_NEIGHBOURS: usize = 3;
     let Some(digest) = images.resolve(reference)?.map(|found| found.digest) else { return Ok(Vec::new()) };
     let mut found: Vec<Repository> = Vec::new();
     for image in images.list()?.iter().filter(|image| image.digest == digest) {
         let Ok(other) = image.name().parse::<Reference>() else { continue };
         let other = other.repository();
         let near = other.host() == reference.repository().host() && other != reference.repository();
-        if near && !found.contains(other) && found.len() < ENOUGH {
+        if near && !found.contains(other) && found.len() < MAX_NEIGHBOURS {
             found.push(other.clone());
         }
     }

@@ -1,4 +1,4 @@
-//! Reading the files that flags name: each within a limit, and never waiting for ever.
+//! Reads files named by flags, within a size limit and with a timeout for pipes.
 
 use std::{
     io::{self, Read as _},
@@ -9,32 +9,31 @@ use anyhow::{Context as _, anyhow};
 
 use crate::oci::{read_regular, read_regular_or_pipe};
 
-/// Keys, certificates and trusted roots; real ones have a few KiB.
+/// Limit of keys, certificates and trusted roots, in bytes; real ones have a few KiB.
 pub(super) const KEY_LIMIT: u64 = 1 << 20;
-/// Sigstore bundles.
+/// Limit of Sigstore bundles, in bytes.
 pub(super) const EVIDENCE_LIMIT: u64 = 16 << 20;
-/// Input documents and other files that are held in memory as a whole.
+/// Limit of input documents and other files that are read into memory, in bytes.
 pub(super) const DOCUMENT_LIMIT: u64 = 256 << 20;
 
-/// The bytes of a file or pipe (`<(command)`) of at most `limit` bytes; errors begin with
-/// `what`, such as `--key`, and name the file.
+/// Reads a file or pipe (`<(command)`) of at most `limit` bytes. Errors begin with `what`, such as
+/// `--key`, and name the file.
 pub(super) fn bytes(what: &str, file: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     read_regular_or_pipe(file, limit).with_context(|| format!("{what} {}", file.display()))
 }
 
-/// The same as text.
+/// Reads a file or pipe as text; see [`bytes`].
 pub(super) fn text(what: &str, file: &Path, limit: u64) -> anyhow::Result<String> {
     let bytes = bytes(what, file, limit)?;
-    String::from_utf8(bytes)
-        .map_err(|_| anyhow!("{what} {}: it is no text in UTF-8; name the right file", file.display()))
+    String::from_utf8(bytes).map_err(|_| anyhow!("{what} {}: not UTF-8 text; name the right file", file.display()))
 }
 
-/// A regular file alone, for what is looked at beside the way: a pipe would be emptied.
+/// Reads a regular file, for a second look at it: a pipe would be consumed.
 pub(super) fn regular(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_regular(file, limit)
 }
 
-/// Standard input to its end, at most `limit` bytes, as text.
+/// Reads standard input to its end as text of at most `limit` bytes.
 pub(super) fn stdin(what: &str, limit: u64) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     let read = io::stdin().lock().take(limit.saturating_add(1)).read_to_end(&mut bytes);
@@ -42,5 +41,5 @@ pub(super) fn stdin(what: &str, limit: u64) -> anyhow::Result<String> {
     if bytes.len() as u64 > limit {
         return Err(anyhow!("{what}: standard input is longer than {} MiB", limit >> 20));
     }
-    String::from_utf8(bytes).map_err(|_| anyhow!("{what}: standard input is no text in UTF-8"))
+    String::from_utf8(bytes).map_err(|_| anyhow!("{what}: standard input is not UTF-8 text"))
 }

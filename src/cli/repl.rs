@@ -1,4 +1,4 @@
-//! `bundlegate repl`: questions to a policy, one a line.
+//! `bundlegate repl`: evaluates queries on a policy, one per line.
 
 use std::io::{self, BufRead, IsTerminal as _, Read as _};
 
@@ -10,33 +10,34 @@ use rustyline::{
 };
 
 use super::{
-    eval::{Which, check_query, set_input},
-    read, say, tell,
+    eprint,
+    eval::{PolicyArgs, check_query, set_input},
+    print, read,
 };
 use crate::bundle::{Exact, Policy};
 
-/// A line holds a query or an input document, in bytes.
+/// The maximum length of a line, which holds a query or an input document. In bytes.
 const LINE_LIMIT: u64 = 16 << 20;
 
-const HELP: &str = "Type a query, such as data.authz.allow, or input.user; x := 1 prints what x is bound to.
-  :input JSON      set the input document (JSON or YAML, in one line)
+const HELP: &str = "Enter a query, such as data.authz.allow or input.user; x := 1 prints the bindings.
+  :input JSON      set the input document (JSON or YAML, on one line)
   :input @FILE     set it from a file
-  :input           forget it
+  :input           clear it
   :packages        list the packages
-  :help            this
-  :quit            or Ctrl-D, leave";
+  :help            show this help
+  :quit            exit, like Ctrl-D";
 
-/// Which policy.
+/// Arguments of `repl`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
-    which: Which,
-    /// The input document to begin with, JSON or YAML.
+    policy_args: PolicyArgs,
+    /// Initial input document, JSON or YAML.
     #[arg(short, long, value_name = "FILE")]
     input: Option<String>,
 }
 
-/// What a line comes to.
+/// The result of a line.
 enum Reply {
     Text(String),
     Nothing,
@@ -48,78 +49,78 @@ pub(super) const EXAMPLES: &str = "Examples:
   printf ':input {\"user\": \"alice\"}\\ndata.authz.allow\\n' | bundlegate repl ghcr.io/acme/authz:v1";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let mut policy = options.which.load().await?;
+    let mut policy = options.policy_args.load().await?;
     if let Some(file) = &options.input {
-        answer(&mut policy, &format!(":input @{file}")).context("--input")?;
+        execute(&mut policy, &format!(":input @{file}")).context("--input")?;
     }
-    if io::stdin().is_terminal() { converse(&mut policy, &options) } else { follow(&mut policy) }
+    if io::stdin().is_terminal() { run_interactive(&mut policy, &options) } else { run_script(&mut policy) }
 }
 
-/// With a line editor, for people.
-fn converse(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
+/// Runs the prompt on a terminal, with a line editor.
+fn run_interactive(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
     let settings = rustyline::Config::builder().completion_type(CompletionType::List).build();
-    let mut editor: Editor<Words, MemHistory> =
+    let mut editor: Editor<Completions, MemHistory> =
         Editor::with_history(settings, MemHistory::new()).context("terminal")?;
-    editor.set_helper(Some(Words::of(policy)));
-    tell(&format!("{}: {}; :help lists what can be typed", options.which.subject, policy.packages().join(", ")));
+    editor.set_helper(Some(Completions::of(policy)));
+    eprint(&format!("{}: {}; :help lists the commands", options.policy_args.source, policy.packages().join(", ")));
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
-            // As in a shell: the line goes, the prompt stays.
+            // As in a shell, Ctrl-C discards the line.
             Err(ReadlineError::Interrupted) => continue,
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(error).context("terminal"),
         };
         let _ = editor.add_history_entry(&line);
-        match answer(policy, &line) {
-            Ok(Reply::Text(text)) => say(&text)?,
+        match execute(policy, &line) {
+            Ok(Reply::Text(text)) => print(&text)?,
             Ok(Reply::Nothing) => {}
             Ok(Reply::Quit) => return Ok(()),
-            Err(error) => tell(&format!("{error:#}")),
+            Err(error) => eprint(&format!("{error:#}")),
         }
     }
 }
 
-/// Without a terminal, for scripts: answers every line, and fails if one of them did.
-fn follow(policy: &mut Policy) -> anyhow::Result<()> {
+/// Runs all lines of a script, and fails at the end if one of them failed.
+fn run_script(policy: &mut Policy) -> anyhow::Result<()> {
     let mut failed = 0;
     let mut input = io::stdin().lock();
     for at in 0.. {
         let Some(line) = next_line(&mut input)? else { break };
-        match answer(policy, &line) {
-            Ok(Reply::Text(text)) => say(&text)?,
+        match execute(policy, &line) {
+            Ok(Reply::Text(text)) => print(&text)?,
             Ok(Reply::Nothing) => {}
             Ok(Reply::Quit) => break,
             Err(error) => {
                 failed += 1;
-                tell(&format!("line {}: {error:#}", at + 1));
+                eprint(&format!("line {}: {error:#}", at + 1));
             }
         }
     }
     match failed {
         0 => Ok(()),
-        1 => bail!("one line has no answer; see above"),
-        many => bail!("{many} lines have no answer; see above"),
+        1 => bail!("one line failed; see above"),
+        many => bail!("{many} lines failed; see above"),
     }
 }
 
-/// The next line of a script, if there is one; what never ends is no line.
+/// The next line of a script; an error above [`LINE_LIMIT`].
 fn next_line(input: &mut impl BufRead) -> anyhow::Result<Option<String>> {
     let mut line = Vec::new();
     input.take(LINE_LIMIT + 1).read_until(b'\n', &mut line).context("standard input")?;
     if line.len() as u64 > LINE_LIMIT {
         bail!("standard input: a line is longer than {} MiB", LINE_LIMIT >> 20);
     }
-    let text = String::from_utf8(line).map_err(|_| anyhow!("standard input: it is no text in UTF-8"))?;
+    let text = String::from_utf8(line).map_err(|_| anyhow!("standard input: not UTF-8 text"))?;
     Ok((!text.is_empty()).then_some(text))
 }
 
-fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
+fn execute(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(Reply::Nothing);
     }
-    let Some(command) = line.strip_prefix(':') else { return Ok(Reply::Text(ask(policy, line)?)) };
+    let Some(command) = line.strip_prefix(':') else { return Ok(Reply::Text(evaluate(policy, line)?)) };
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     match (name, rest.trim()) {
         ("help", _) => Ok(Reply::Text(HELP.to_owned())),
@@ -137,20 +138,20 @@ fn answer(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
             set_input(policy, text_place(rest), &text)?;
             Ok(Reply::Nothing)
         }
-        _ => bail!(":{name}: no such command; :help lists them"),
+        _ => bail!(":{name}: unknown command; see :help"),
     }
 }
 
-/// What errors of an input document call it.
+/// The name of an input document in errors.
 fn text_place(rest: &str) -> &str {
     rest.trim().strip_prefix('@').unwrap_or("input")
 }
 
-/// Every answer on a line of its own: the value of a single expression, else what the
-/// variables are bound to.
-fn ask(policy: &mut Policy, question: &str) -> anyhow::Result<String> {
-    check_query(question)?;
-    let answers = policy.query(question)?.0.result;
+/// Evaluates a query. Each result is a line: the values of the expressions, or the variable
+/// bindings if there are any.
+fn evaluate(policy: &mut Policy, query: &str) -> anyhow::Result<String> {
+    check_query(query)?;
+    let answers = policy.query(query)?.0.result;
     if answers.is_empty() {
         return Ok("undefined".to_owned());
     }
@@ -168,33 +169,33 @@ fn ask(policy: &mut Policy, question: &str) -> anyhow::Result<String> {
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What Tab completes: packages and commands.
-struct Words(Vec<String>);
+/// The words that Tab completes: packages and commands.
+struct Completions(Vec<String>);
 
-impl Words {
+impl Completions {
     fn of(policy: &Policy) -> Self {
         let commands = [":input", ":packages", ":help", ":quit", "input"];
         Self(policy.packages().iter().cloned().chain(commands.map(str::to_owned)).collect())
     }
 }
 
-impl Completer for Words {
+impl Completer for Completions {
     type Candidate = String;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
         let typed = line.get(..at).unwrap_or_default();
-        let of_a_word = |character: char| character.is_alphanumeric() || "_.:".contains(character);
-        let start = typed.trim_end_matches(of_a_word).len();
-        let begun = &typed[start..];
-        let fitting = self.0.iter().filter(|word| !begun.is_empty() && word.starts_with(begun));
-        Ok((start, fitting.cloned().collect()))
+        let is_word_char = |character: char| character.is_alphanumeric() || "_.:".contains(character);
+        let start = typed.trim_end_matches(is_word_char).len();
+        let prefix = &typed[start..];
+        let matching = self.0.iter().filter(|word| !prefix.is_empty() && word.starts_with(prefix));
+        Ok((start, matching.cloned().collect()))
     }
 }
 
-impl Hinter for Words {
+impl Hinter for Completions {
     type Hint = String;
 }
 
-impl Highlighter for Words {}
-impl Validator for Words {}
-impl Helper for Words {}
+impl Highlighter for Completions {}
+impl Validator for Completions {}
+impl Helper for Completions {}

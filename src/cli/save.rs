@@ -12,9 +12,9 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
-    found, interruptible,
-    place::{LIMITS, StoreFlag, Stored, stored},
-    say, say_json, table, tell,
+    artifact, eprint, interruptible, print, print_json,
+    store_flag::{ImageName, LIMITS, StoreFlag, image_name},
+    table,
 };
 use crate::{
     bundle::{Bundle, Limits},
@@ -22,13 +22,13 @@ use crate::{
     oci::Blob,
 };
 
-/// How to run `save`.
+/// Arguments of `save`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// An image of the store, or oci-layout:FOLDER:TAG.
-    #[arg(value_name = "REF", value_parser = stored)]
-    reference: Stored,
-    /// Where to write the bundle; - is the standard output.
+    /// An image in the store, or oci-layout:FOLDER:TAG.
+    #[arg(value_name = "REF", value_parser = image_name)]
+    reference: ImageName,
+    /// Output file; - is standard output.
     #[arg(
         short,
         long,
@@ -38,11 +38,11 @@ pub(super) struct Options {
         default_value = "bundle.tar.gz"
     )]
     file: PathBuf,
-    /// For what conftest pushed: the folder below which its data begins; default: the one
-    /// that its policies have in common.
+    /// For artifacts pushed by conftest: the folder in which `data` begins; default: the common
+    /// folder of the policies.
     #[arg(long, value_name = "DIR")]
     data_root: Option<String>,
-    /// The largest bundle to write.
+    /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
     #[command(flatten)]
@@ -56,13 +56,13 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate save ghcr.io/acme/authz:v1 -f bundle.tar.gz
   bundlegate save ghcr.io/acme/authz:v1 -f - | tar tz
 
-The bundle is what was pushed, byte for byte. What oras packed as a folder, and conftest's
-single files, become a bundle first, the same bytes every time.";
+The bundle is written as it was pushed, byte for byte. A folder pushed with oras and the single
+files pushed with conftest are packed into a bundle first, reproducibly.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let to_stdout = options.file == Path::new("-");
     if to_stdout && options.json {
-        bail!("--json: the standard output is the bundle's with -f -; name a file");
+        bail!("--json: with -f - standard output is used for the bundle; name a file");
     }
     let store = options.store.clone();
     let name = options.reference.clone();
@@ -74,22 +74,22 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     .await??;
     let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
     let (found, bundle) = interruptible(async {
-        let found = found::in_store(&images, &reference).await?;
+        let found = artifact::find_in_store(&images, &reference).await?;
         let plan = found.layer_plan(options.data_root.as_deref())?;
         if let Some(root) = plan.guessed_root() {
-            tell(&format!("data is taken to begin below {root:?}, for the artifact does not say; --data-root says it"));
+            eprint(&format!("assuming that data begins in {root:?}; set it with --data-root"));
         }
         let blob = found.bytes(&plan, limits).await?;
         anyhow::Ok((found, blob))
     })
     .await??;
     let (file, blob) = (options.file.clone(), bundle.clone());
-    // A pipe can take for ever; a file is brought to its end.
+    // Writing to a pipe may block without end; writing to a file is not interrupted.
     let may_wait = to_stdout || options.file.metadata().is_ok_and(|there| !there.is_file());
     let writing = spawn_blocking(move || {
-        // Whoever asks for the bytes gets them; that OPA will not is worth a word.
+        // The bytes are written even if OPA would reject them, with a warning.
         if let Err(error) = Bundle::open(blob.clone(), &limits) {
-            tell(&format!("OPA would not load this: {error}"));
+            eprint(&format!("OPA would not load this: {error}"));
         }
         if to_stdout {
             write_to(&mut io::stdout().lock(), &blob).context("standard output")
@@ -110,13 +110,13 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         let reference = found.reference.to_string();
         let report = json!({ "reference": reference, "digest": found.pinned.digest(), "layer": layer,
             "size": size, "file": file.to_string() });
-        return say_json(&report);
+        return print_json(&report);
     }
-    say(&format!("{file}: {}, {layer}", table::size(size)))
+    print(&format!("{file}: {}, {layer}", table::size(size)))
 }
 
-/// Writes beside the file and puts it in its place at the end, so that there is the old one
-/// or the new one; what is no regular file, such as a pipe, is written to as it is.
+/// Replaces the file atomically. A file that is not regular, such as a pipe, is written in
+/// place.
 fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
     let what = || format!("write {}", path.display());
     if path.metadata().is_ok_and(|there| !there.is_file()) {
@@ -124,7 +124,7 @@ fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
         return write_to(&mut file, blob).with_context(what);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    // What the user's mask leaves of it, as for any file.
+    // Subject to the umask, as for any new file.
     let mode = fs::Permissions::from_mode(0o666);
     let new = tempfile::Builder::new().prefix(".bundlegate-").permissions(mode).tempfile_in(folder);
     let mut new = new.with_context(what)?;

@@ -8,11 +8,9 @@ use serde::Serialize;
 
 use super::{
     flags::RegistryFlags,
-    interruptible,
-    location::Location,
-    password,
-    place::{StoreFlag, Stored, annotation, stored},
-    read, say, say_json,
+    interruptible, password, print, print_json, read,
+    store_flag::{ImageName, StoreFlag, annotation, image_name},
+    target::Target,
 };
 use crate::{
     oci::{PinnedReference, Reference},
@@ -20,24 +18,24 @@ use crate::{
     verify::Format,
 };
 
-/// What to sign, and how.
+/// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local, the
-    /// beginning of a digest, too.
-    #[arg(value_name = "REF", value_parser = stored)]
-    reference: Stored,
-    /// The private key file, as `cosign generate-key-pair` or `cosign import-key-pair` makes
-    /// it. COSIGN_PASSWORD opens it, or it is asked for.
+    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local also a
+    /// digest prefix.
+    #[arg(value_name = "REF", value_parser = image_name)]
+    reference: ImageName,
+    /// Private key file of `cosign generate-key-pair` or `cosign import-key-pair`. The password
+    /// comes from COSIGN_PASSWORD or a prompt.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// Sign this along; may be repeated.
+    /// Annotation to sign as well; repeatable.
     #[arg(short, long = "annotations", value_name = "KEY=VALUE", value_parser = annotation)]
     annotations: Vec<(String, String)>,
-    /// Write cosign's first format, under the tag sha256-….sig, instead of a Sigstore bundle.
+    /// Write the format of cosign 2, with the tag sha256-….sig, instead of a Sigstore bundle.
     #[arg(long)]
     legacy: bool,
-    /// Sign what is in the image store; `push` takes the signature along.
+    /// Sign an image in the store; `push` pushes the signature as well.
     #[arg(long)]
     local: bool,
     /// Print one JSON document.
@@ -63,31 +61,31 @@ struct Signed {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let key = options.open_key()?;
-    let reference = options.reference.in_place(&options.store, options.local).await?;
+    let reference = options.reference.resolve_name(&options.store, options.local).await?;
     let pinned = interruptible(sign(&options, &reference, &key)).await??;
-    // The name that the author knows, also where the image store was written to.
+    // The name that the user gave, also if the image is in the store.
     let name = format!("{}@{}", reference.repository(), pinned.digest());
     let format = if options.legacy { Format::Legacy } else { Format::Bundle }.label();
     if options.json {
         let (reference, digest) = (reference.to_string(), pinned.digest().to_string());
-        return say_json(&Signed { reference, digest, format, identity: key.identity() });
+        return print_json(&Signed { reference, digest, format, identity: key.identity() });
     }
-    say(&format!("{name}\nsigned by {} ({format})", key.identity()))
+    print(&format!("{name}\nsigned by {} ({format})", key.identity()))
 }
 
-/// Resolves once; everything else is about that digest.
+/// Resolves the reference once, and signs that digest.
 async fn sign(options: &Options, reference: &Reference, key: &KeyPair) -> anyhow::Result<PinnedReference> {
-    let access = options.registry.access()?;
-    let location = Location::of(reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let pinned = location.resolve(reference).await?;
-    let subject = location.source().manifest(&pinned).await?.descriptor();
+    let cli_config = options.registry.cli_config()?;
+    let target = Target::new(reference, options.local, &options.store, &options.registry, cli_config.as_ref())?;
+    let pinned = target.resolve(reference).await?;
+    let subject = target.source().manifest(&pinned).await?.descriptor();
     let claim =
         SigningRequest { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
-    let destination = location.destination()?;
+    let destination = target.destination()?;
     if options.legacy {
         let repository = reference.repository().to_string();
         let signature = LegacySignature::sign(key, &claim, &repository)?;
-        signature.append(&pinned, location.source(), &destination).await?;
+        signature.append(&pinned, target.source(), &destination).await?;
     } else {
         Attachment::sign(key, &claim)?.attach(&pinned, &destination).await?;
     }
@@ -99,7 +97,7 @@ impl Options {
         let file = self.key.display();
         let text = read::text("--key", &self.key, read::KEY_LIMIT)?;
         KeyPair::check(&text).map_err(|error| anyhow!("--key {file}: {error}"))?;
-        let password = password::of(&self.key)?;
+        let password = password::for_key_file(&self.key)?;
         KeyPair::open(&text, password.as_bytes()).map_err(|error| anyhow!("--key {file}: {error}"))
     }
 }

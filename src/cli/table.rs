@@ -1,8 +1,8 @@
-//! Results as people read them: columns, sizes, ages.
+//! Formats results for people: columns, sizes, ages.
 
 use jiff::Timestamp;
 
-/// Columns, each as wide as its widest cell, two spaces between.
+/// A table with columns as wide as their widest cell, separated by two spaces.
 pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let mut widths = header.map(|title| title.chars().count());
@@ -19,15 +19,15 @@ pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -
     [line(header)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
 }
 
-/// Names and values, a line each.
+/// Names and values, one pair per line.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable(value)).trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Annotations are written by whoever can push: none moves the cursor, clears the screen, or
-/// begins a line that looks like ours.
+/// Escapes control and invisible characters. Annotations, for example, come from anyone who can
+/// push; they must not move the cursor, clear the screen or fake a line of output.
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -36,16 +36,16 @@ pub(super) fn printable(text: &str) -> String {
     shown
 }
 
-/// Lines that others had a part in, each on its own line.
+/// Joins lines, each escaped by [`printable`].
 pub(super) fn printable_lines(lines: &[String]) -> String {
     lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
-/// The same for a JSON document: what it escapes can only stand in strings.
+/// Escapes the same characters in a JSON document, where they can occur only in strings.
 pub(super) fn printable_json(document: &str) -> String {
     let mut shown = String::with_capacity(document.len());
     for character in document.chars() {
-        // The document's own line ends.
+        // The line breaks of the document.
         if character == '\n' || !is_hidden(character) {
             shown.push(character);
             continue;
@@ -56,8 +56,8 @@ pub(super) fn printable_json(document: &str) -> String {
     shown
 }
 
-/// Controls (C0, C1, DEL) and what changes the order or the width of other characters without
-/// being seen: directional marks, line and paragraph separators, zero-width characters, tags
+/// Whether a character is a control (C0, C1, DEL), or changes the order or width of others while
+/// invisible: directional marks, line and paragraph separators, zero-width characters, tags
 /// (Unicode TR 36, TR 9).
 fn is_hidden(character: char) -> bool {
     character.is_control()
@@ -66,7 +66,7 @@ fn is_hidden(character: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// `1.5 MiB`.
+/// A size such as `1.5 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
@@ -81,7 +81,7 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
-/// `3 hours ago`.
+/// An age such as `3 hours ago`.
 pub(super) fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(then).as_secs().max(0);
     let (count, unit) = match seconds {
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_end_where_they_end() {
+    fn columns_are_aligned_without_trailing_spaces() {
         let table = columns(["A", "LONG"], &[["xyz".into(), "1".into()], ["é".into(), String::new()]]);
         assert_eq!(table, "A    LONG\nxyz  1\né");
         assert_eq!(facts(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2");
     }
 
     #[test]
-    fn what_others_wrote_stays_on_its_line_and_out_of_the_terminal() {
+    fn foreign_text_cannot_break_lines_or_control_the_terminal() {
         let foreign = || "r1\nsigned  yes\u{1b}[2J\u{9b}".to_owned();
         assert_eq!(columns(["A"], &[[foreign()]]), "A\nr1\\nsigned  yes\\u{1b}[2J\\u{9b}");
         assert_eq!(facts(&[("a", foreign())]), "a  r1\\nsigned  yes\\u{1b}[2J\\u{9b}");

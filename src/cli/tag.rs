@@ -4,18 +4,18 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    place::{StoreFlag, Stored, reference, stored},
-    say, say_json, tell,
+    eprint, print, print_json,
+    store_flag::{ImageName, StoreFlag, image_name, reference},
 };
 use crate::oci::Reference;
 
-/// How to run `tag`.
+/// Arguments of `tag`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// An image of the store, by tag, digest or the beginning of one.
-    #[arg(value_name = "SRC", value_parser = stored)]
-    source: Stored,
-    /// What to call it, too.
+    /// Source: an image in the store, by tag, digest or digest prefix.
+    #[arg(value_name = "SRC", value_parser = image_name)]
+    source: ImageName,
+    /// Destination: the new name.
     #[arg(value_name = "DST", value_parser = reference)]
     name: Reference,
     #[command(flatten)]
@@ -32,10 +32,10 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let images = options.store.open()?;
     let source = options.source.find(&images)?;
     let tagged = images.tag(&source, &options.name)?;
-    tell(&format!("tagged {source} as {}", options.name));
+    eprint(&format!("tagged {source} as {}", options.name));
     let (reference, digest) = (options.name.to_string(), tagged.digest);
     if options.json {
-        return say_json(&json!({ "reference": reference, "digest": digest }));
+        return print_json(&json!({ "reference": reference, "digest": digest }));
     }
-    say(&format!("{reference}@{digest}"))
+    print(&format!("{reference}@{digest}"))
 }

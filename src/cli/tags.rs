@@ -2,15 +2,15 @@
 
 use clap::Args;
 
-use super::{flags::RegistryFlags, remote};
+use super::{flags::RegistryFlags, remote_list};
 
-/// How to run `tags`.
+/// Arguments of `tags`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The repository, such as ghcr.io/acme/authz.
     #[arg(value_name = "HOST/REPOSITORY")]
     repository: String,
-    /// Print names alone, one a line.
+    /// Print only names, one per line.
     #[arg(short, long, conflicts_with = "json")]
     quiet: bool,
     /// Print JSON.
@@ -23,9 +23,9 @@ pub(super) struct Options {
 pub(super) const EXAMPLES: &str = "Example:
   bundlegate tags ghcr.io/acme/authz
 
-SIGNED says that a signature lies under a tag of its own; `bundlegate verify` judges it.";
+SIGNED means that a signature tag exists, unverified; `bundlegate verify` verifies it.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let form = remote::Form::of(options.json, options.quiet);
-    remote::tags(&options.repository, form, &options.registry).await
+    let format = remote_list::ListFormat::of(options.json, options.quiet);
+    remote_list::tags(&options.repository, format, &options.registry).await
 }

@@ -1,4 +1,5 @@
-//! Whom a verb trusts: keys or identities from flags, or a policy of the configuration.
+//! The trust policy of a subcommand: keys or identities from flags, or a policy of the
+//! configuration.
 
 use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf};
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::read;
 use crate::{
-    config::Access,
+    config::CliConfig,
     metrics::Metrics,
     oci::Reference,
     verify::{
@@ -17,13 +18,13 @@ use crate::{
     },
 };
 
-/// Whose signatures count.
+/// Flags for the trust policy.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TrustFlags {
-    /// Trust this public key (PEM, such as cosign.pub); several: any of them.
+    /// Trusted public key (PEM, such as cosign.pub); repeatable, any of them.
     #[arg(long = "key", value_name = "FILE", help_heading = "Trust")]
     keys: Vec<PathBuf>,
-    /// How the keys sign, where that is not what is usual for their kind; several: any.
+    /// Signature scheme of the keys; default: the usual one for the key type; repeatable, any of them.
     #[arg(
         long = "key-scheme",
         value_name = "SCHEME",
@@ -32,7 +33,7 @@ pub(super) struct TrustFlags {
         value_parser = PossibleValuesParser::new(Scheme::names())
     )]
     schemes: Vec<String>,
-    /// Trust this signer: the e-mail address or URI in a keyless certificate.
+    /// Trusted signer: the e-mail address or URI in a keyless certificate.
     #[arg(
         long = "certificate-identity",
         value_name = "IDENTITY",
@@ -41,7 +42,7 @@ pub(super) struct TrustFlags {
         conflicts_with_all = ["keys", "identity_regexp"]
     )]
     identity: Option<String>,
-    /// The same as a regular expression for the whole name.
+    /// Same, as a regular expression that matches the whole identity.
     #[arg(
         long = "certificate-identity-regexp",
         value_name = "REGEXP",
@@ -50,7 +51,7 @@ pub(super) struct TrustFlags {
         conflicts_with = "keys"
     )]
     identity_regexp: Option<String>,
-    /// The OIDC issuer that vouched for the signer.
+    /// OIDC issuer in the certificate.
     #[arg(
         long = "certificate-oidc-issuer",
         value_name = "URL",
@@ -59,61 +60,64 @@ pub(super) struct TrustFlags {
         conflicts_with = "issuer_regexp"
     )]
     issuer: Option<String>,
-    /// The same as a regular expression for the whole URL.
+    /// Same, as a regular expression that matches the whole URL.
     #[arg(long = "certificate-oidc-issuer-regexp", value_name = "REGEXP", group = "issued_by", help_heading = "Trust")]
     issuer_regexp: Option<String>,
-    /// The trusted_root.json of the Sigstore instance; default: the public-good one, as it was
-    /// when this program was built.
+    /// trusted_root.json of the Sigstore instance; default: the built-in one of the public-good
+    /// instance.
     #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "config")]
     trusted_root: Option<PathBuf>,
-    /// Whether a transparency log has to have seen the signature; default: none for keys,
-    /// require for certificates.
+    /// Whether the signature must be in a transparency log; default: none for keys, require for
+    /// certificates.
     #[arg(long, value_name = "WHETHER", help_heading = "Trust", conflicts_with = "config")]
     tlog: Option<Tlog>,
-    /// What has to be signed beside the digest; several: all of them.
-    #[arg(short = 'a', long = "annotations", value_name = "KEY=VALUE", help_heading = "Trust", value_parser = pair,
+    /// Annotation that must be signed; repeatable, all of them.
+    #[arg(short = 'a', long = "annotations", value_name = "KEY=VALUE", help_heading = "Trust", value_parser = key_value,
         conflicts_with = "config")]
     annotations: Vec<(String, String)>,
-    /// Judge by this policy of the configuration; default: the one of the bundle that has REF, else
-    /// the one whose `match` fits.
+    /// Policy of the configuration; default: the policy of the bundle with this REF, or else the one
+    /// whose `match` matches.
     #[arg(long, value_name = "NAME", requires = "config", help_heading = "Trust",
         conflicts_with_all = ["keys", "identity", "identity_regexp"])]
     policy: Option<String>,
 }
 
-/// As the configuration has it.
+/// The values of `tlog`, as in the configuration.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Tlog {
-    /// No.
+    /// Ignore transparency logs.
     None,
-    /// What is there has to be right.
+    /// Verify the log entry if there is one.
     #[value(name = "if_present", alias = "if-present")]
     IfPresent,
-    /// Yes.
+    /// Require a log entry.
     Require,
 }
 
 impl TrustFlags {
-    /// The policy for an artifact; `None` where nothing says whom to trust.
+    /// The policy for an artifact; `None` without trust flags and without policies in the
+    /// configuration.
     pub(super) async fn policy(
         &self,
-        access: Option<&Access>,
+        cli_config: Option<&CliConfig>,
         reference: &Reference,
     ) -> anyhow::Result<Option<TrustPolicy>> {
         if !self.keys.is_empty() {
-            return self.requiring("--key", self.key_holders()?).map(Some);
+            return self.requiring("--key", self.key_authorities()?).map(Some);
         }
         if let Some(identity) = self.certificate()? {
             return self.requiring("--certificate-identity", vec![identity]).map(Some);
         }
-        let Some(access) = access.filter(|access| self.policy.is_some() || !access.trust.is_empty()) else {
+        let Some(cli_config) = cli_config.filter(|cli_config| self.policy.is_some() || !cli_config.trust.is_empty())
+        else {
             return Ok(None);
         };
-        let chosen = access.policy_for(self.policy.as_deref(), reference);
-        // In the configuration "here" is a bundle; on the command line it is a flag.
-        let here = |sentence: String| sentence.replacen(" here", " with --policy", 1);
-        let chosen = chosen.map_err(|sentence| anyhow!("{reference}: {}", here(sentence)))?;
-        with_usable_roots(access, chosen).await.map(Some)
+        let chosen = cli_config.policy_for(self.policy.as_deref(), reference);
+        // These messages say "name one here", which means a bundle's `trust` in the
+        // configuration and `--policy` on the command line.
+        let here = |message: String| message.replacen(" here", " with --policy", 1);
+        let chosen = chosen.map_err(|message| anyhow!("{reference}: {}", here(message)))?;
+        with_fresh_roots(cli_config, chosen).await.map(Some)
     }
 
     fn requiring(&self, name: &'static str, authorities: Vec<Authority>) -> anyhow::Result<TrustPolicy> {
@@ -123,8 +127,8 @@ impl TrustFlags {
         TrustPolicy::signed(name.to_owned(), requirements).context(name)
     }
 
-    /// Each key is an authority of its own, with the file's name.
-    fn key_holders(&self) -> anyhow::Result<Vec<Authority>> {
+    /// An authority for each key, named after the file.
+    fn key_authorities(&self) -> anyhow::Result<Vec<Authority>> {
         let schemes: Vec<Scheme> = self.schemes.iter().filter_map(|name| Scheme::named(name)).collect();
         let tlog = self.tlog_policy(TlogPolicy::None);
         let root = if tlog == TlogPolicy::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
@@ -135,7 +139,7 @@ impl TrustFlags {
                 if schemes.is_empty() { PublicKey::from_pem(&text) } else { PublicKey::with_schemes(&text, &schemes) };
             let key = read.map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
             let known = |authority: &Authority| authority.keys().iter().any(|one| one.key.identity() == key.identity());
-            // One key is one voter, however often it is named.
+            // A key that is given several times counts once.
             if !authorities.iter().any(known) {
                 let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
                 let kind = AuthorityKind::Keys(vec![AuthorityKey::from(key)]);
@@ -180,11 +184,11 @@ impl TrustFlags {
     }
 }
 
-/// A root that its repository is yet to deliver, or has to vouch for anew, is fetched: the
-/// gateway has it by now.
-async fn with_usable_roots(access: &Access, policy: TrustPolicy) -> anyhow::Result<TrustPolicy> {
+/// Fetches the TUF roots of the policy that are missing or expired: a running gateway would have
+/// refreshed them.
+async fn with_fresh_roots(cli_config: &CliConfig, policy: TrustPolicy) -> anyhow::Result<TrustPolicy> {
     let Some(mut requirements) = policy.requirements().cloned() else { return Ok(policy) };
-    let sources = access.trust.roots_of([&policy]);
+    let sources = cli_config.trust.roots_of([&policy]);
     let mut fetched: BTreeMap<String, TrustRoot> = BTreeMap::new();
     for root in requirements.authorities.iter_mut().filter_map(|authority| authority.root.as_mut()) {
         if root.unusable_reason(crate::telemetry::now()).is_none() {
@@ -205,7 +209,7 @@ async fn with_usable_roots(access: &Access, policy: TrustPolicy) -> anyhow::Resu
     Ok(TrustPolicy::signed(policy.name().to_owned(), requirements)?)
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write KEY=VALUE".to_owned()),

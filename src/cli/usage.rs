@@ -1,10 +1,9 @@
-//! What is told to somebody who calls the program in a way that it does not know: the flags of
-//! other tools lead to ours, and never to less security than was asked for.
+//! Usage errors as one line. Flags of other tools get a hint to the matching flag, and no hint
+//! suggests less security than the user asked for.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// Flags of docker, cosign, oras, skopeo, podman, opa and the policy CLI, and what to write
-/// instead.
+/// Flags of docker, cosign, oras, skopeo, podman, opa and the policy CLI, with a hint for each.
 const FLAGS: &[(&[&str], &str)] = &[
     (
         &[
@@ -19,47 +18,47 @@ const FLAGS: &[(&[&str], &str)] = &[
             "--skip-tls-verify",
             "-k",
         ],
-        "for a registry that speaks plain HTTP write --plain-http, for one with a certificate of your own CA --ca-file FILE",
+        "for a registry with plain HTTP use --plain-http, for one with a certificate of your own CA --ca-file FILE",
     ),
-    (&["--allow-http-registry", "--http", "--use-http"], "write --plain-http"),
+    (&["--allow-http-registry", "--http", "--use-http"], "use --plain-http"),
     (
         &["-p", "--password"],
-        "a password on the command line can be read by every user of the machine; write --password-stdin",
+        "a password on the command line can be read by every user of the machine; use --password-stdin",
     ),
     (
         &["--insecure-ignore-tlog", "--ignore-tlog"],
-        "leave it out: with --key no transparency log is asked for unless --tlog require says so, and keyless \
+        "omit it: with --key a transparency log is required only with --tlog require, and keyless \
          signatures need one",
     ),
     (
         &["--insecure-ignore-sct", "--private-infrastructure", "--insecure-skip-log-verify", "--offline"],
-        "leave it out: what a certificate has to prove is in the trusted root; name your own with --trusted-root FILE",
+        "omit it: the trusted root decides what a certificate must prove; name your own with --trusted-root FILE",
     ),
     (
         &["--rekor-url", "--fulcio-url", "--certificate-chain", "--certificate", "--tuf-url"],
-        "name the trusted root of your Sigstore instance with --trusted-root FILE",
+        "use the trusted root of your Sigstore instance: --trusted-root FILE",
     ),
     (
         &["--tlog-upload", "-y", "--yes", "--use-signing-config"],
-        "leave it out: nothing is asked and no log is written to",
+        "omit it: there are no confirmation prompts, and no log is written to",
     ),
-    (&["--no-trunc", "--all", "-a", "--force", "-f", "--force-rm"], "leave it out"),
-    (&["-b", "--bundle", "-d", "--data"], "leave it out: name the folder or tarball as an argument"),
+    (&["--no-trunc", "--all", "-a", "--force", "-f", "--force-rm"], "omit it"),
+    (&["-b", "--bundle", "-d", "--data"], "omit it: the folder or tarball is an argument"),
     (
         &["--output", "-o"],
-        "`bundlegate build` fills the image store; write the bundle to a file with `bundlegate save`",
+        "`bundlegate build` writes to the image store; use `bundlegate save` to write the bundle to a file",
     ),
-    (&["--format"], "write --json"),
+    (&["--format"], "use --json"),
     (
         &["--registry", "--server"],
-        "the registry is part of REF; BUNDLEGATE_REGISTRY is put in front of one without a host",
+        "the registry is part of REF; BUNDLEGATE_REGISTRY is the prefix for a REF without a host",
     ),
 ];
-/// Never suggested by a similar spelling: it has to be looked for.
+/// The flag that is never suggested for a similar spelling.
 const DANGEROUS: &str = "--insecure-skip-tls-verify";
 
-/// One line that says what is wrong with the call, and what to write.
-pub(super) fn sentence(error: &clap::Error) -> String {
+/// The error as one line, with a hint.
+pub(super) fn one_line(error: &clap::Error) -> String {
     let unknown = (error.kind() == ErrorKind::UnknownArgument).then(|| flag(error)).flatten();
     if let Some(flag) = unknown
         && let Some(hint) = hint(flag)
@@ -92,19 +91,25 @@ mod tests {
     use super::*;
 
     fn told(line: &str) -> String {
-        sentence(&crate::cli::Arguments::try_parse_from(line.split(' ')).unwrap_err())
+        one_line(&crate::cli::Arguments::try_parse_from(line.split(' ')).unwrap_err())
     }
 
     #[test]
-    fn flags_of_other_tools_lead_to_ours() {
+    fn flags_of_other_tools_get_hints() {
         for (line, expected) in [
             ("bundlegate pull r.io/a:v1 --insecure", "--plain-http"),
             ("bundlegate pull r.io/a:v1 --tls-verify=false", "--ca-file"),
-            ("bundlegate verify r.io/a:v1 --key k --allow-http-registry", "write --plain-http"),
-            ("bundlegate verify r.io/a:v1 --key k --insecure-ignore-tlog", "no transparency log is asked for"),
-            ("bundlegate verify r.io/a:v1 --key k --insecure-ignore-tlog=true", "no transparency log is asked for"),
+            ("bundlegate verify r.io/a:v1 --key k --allow-http-registry", "use --plain-http"),
+            (
+                "bundlegate verify r.io/a:v1 --key k --insecure-ignore-tlog",
+                "a transparency log is required only with --tlog require",
+            ),
+            (
+                "bundlegate verify r.io/a:v1 --key k --insecure-ignore-tlog=true",
+                "a transparency log is required only with --tlog require",
+            ),
             ("bundlegate login r.io -u me -p secret", "--password-stdin"),
-            ("bundlegate sign r.io/a:v1 --key k -y", "leave it out"),
+            ("bundlegate sign r.io/a:v1 --key k -y", "omit it"),
             ("bundlegate build . -t r.io/a:v1 -o bundle.tar.gz", "bundlegate save"),
         ] {
             let told = told(line);
@@ -114,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn no_slip_of_the_pen_leads_to_less_security() {
+    fn no_typo_leads_to_less_security() {
         for flag in ["--insecure-skip-tls", "--insecure-skip-tls-verfy", "--insecure-skip", "--skip-tls", "--insecur"] {
             let told = told(&format!("bundlegate pull r.io/a:v1 {flag}"));
             assert!(!told.contains(DANGEROUS), "{told}");

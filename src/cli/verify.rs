@@ -1,14 +1,16 @@
-//! `bundlegate verify`: the gateway's own judge, with its reasons.
+//! `bundlegate verify`: the verification of the gateway, with a report.
 
 use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Args};
 use serde::Serialize;
 
 use super::{
+    eprint,
     flags::RegistryFlags,
-    location::Location,
-    place::{StoreFlag, Stored, stored},
-    say, say_json, table, tell,
+    print, print_json,
+    store_flag::{ImageName, StoreFlag, image_name},
+    table,
+    target::Target,
     trust::TrustFlags,
 };
 use crate::{
@@ -16,21 +18,21 @@ use crate::{
     verify::{self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError, Verified},
 };
 
-/// What to verify, and whom to trust.
+/// Arguments of `verify`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "bundlegate verify [OPTIONS] <WHOM> <REF>\n  WHOM: --key FILE, --certificate-identity NAME or --config FILE"
+    override_usage = "bundlegate verify [OPTIONS] <TRUST> <REF>\n  TRUST: --key FILE, --certificate-identity NAME or --config FILE"
 )]
-#[command(group = ArgGroup::new("whom").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
+#[command(group = ArgGroup::new("signer").args(["keys", "identity", "identity_regexp", "config"]).required(true).multiple(true))]
 pub(super) struct Options {
-    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local, the
-    /// beginning of a digest, too.
-    #[arg(value_name = "REF", value_parser = stored)]
-    reference: Stored,
+    /// The artifact: HOST/REPOSITORY:TAG, …@sha256:…, or oci-layout:PATH; with --local also a
+    /// digest prefix.
+    #[arg(value_name = "REF", value_parser = image_name)]
+    reference: ImageName,
     /// Show every signature and every check.
     #[arg(short, long, conflicts_with = "json")]
     verbose: bool,
-    /// Look into the image store instead of the registry.
+    /// Look in the image store instead of the registry.
     #[arg(long)]
     local: bool,
     /// Print one JSON document.
@@ -53,8 +55,8 @@ struct Document<'a> {
     signatures: &'a [SignatureReport],
 }
 
-/// A judgement and everything that was seen on the way.
-struct Judged {
+/// A verdict and the report of all checks.
+struct VerifyResult {
     pinned: PinnedReference,
     verdict: Result<Verified<Manifest>, VerificationError>,
     report: Report,
@@ -67,88 +69,92 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate verify ghcr.io/acme/authz:v1 --config bundlegate.yaml --policy release";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
-    let access = options.registry.access()?;
-    let reference = options.reference.in_place(&options.store, options.local).await?;
-    let policy = options.trust.policy(access.as_ref(), &reference).await?;
+    let cli_config = options.registry.cli_config()?;
+    let reference = options.reference.resolve_name(&options.store, options.local).await?;
+    let policy = options.trust.policy(cli_config.as_ref(), &reference).await?;
     let policy = policy
-        .context("--config: it names no trust policy; name a key (--key) or a signer (--certificate-identity)")?;
-    let location = Location::of(&reference, options.local, &options.store, &options.registry, access.as_ref())?;
-    let judged = judge(&reference, &location, &policy).await?;
-    for skipped in &judged.report.skipped {
-        tell(&format!("{reference}: skipped {skipped}"));
+        .context("--config: no trust policy in the file; name a key (--key) or a signer (--certificate-identity)")?;
+    let target = Target::new(&reference, options.local, &options.store, &options.registry, cli_config.as_ref())?;
+    let result = verify_reference(&reference, &target, &policy).await?;
+    for skipped in &result.report.skipped {
+        eprint(&format!("{reference}: skipped {skipped}"));
     }
     if options.json {
-        say_json(&document(&reference, &judged, &policy))?;
+        print_json(&document(&reference, &result, &policy))?;
     } else {
-        say(&text(&reference, &judged, &policy, options.verbose))?;
+        print(&text(&reference, &result, &policy, options.verbose))?;
     }
-    match judged.verdict {
+    match result.verdict {
         Ok(_) => Ok(()),
         Err(rejection) => {
-            let more = match options.verbose || options.json || judged.report.signatures.is_empty() {
+            let more = match options.verbose || options.json || result.report.signatures.is_empty() {
                 true => "",
                 false => " (-v shows every check)",
             };
-            bail!("{reference}: {rejection}; {}{more}", way_out(rejection.reason))
+            bail!("{reference}: {rejection}; {}{more}", hint(rejection.reason))
         }
     }
 }
 
-/// Resolves once; everything else is about that digest.
-async fn judge(reference: &Reference, location: &Location, policy: &TrustPolicy) -> anyhow::Result<Judged> {
-    let pinned = location.resolve(reference).await?;
-    let manifest = location.source().manifest(&pinned).await?;
-    let evidence = verify::collect(&location.signatures(policy)?, &pinned, location.limits().evidence).await?;
+/// Resolves the reference once, and verifies that digest.
+async fn verify_reference(
+    reference: &Reference,
+    target: &Target,
+    policy: &TrustPolicy,
+) -> anyhow::Result<VerifyResult> {
+    let pinned = target.resolve(reference).await?;
+    let manifest = target.source().manifest(&pinned).await?;
+    let evidence = verify::collect(&target.signatures(policy)?, &pinned, target.limits().evidence).await?;
     let (verdict, report) =
         Verified::verify_with_report(policy, &pinned, manifest, &evidence, VerificationContext::now());
-    Ok(Judged { pinned, verdict, report })
+    Ok(VerifyResult { pinned, verdict, report })
 }
 
-fn document<'a>(reference: &Reference, judged: &'a Judged, policy: &'a TrustPolicy) -> Document<'a> {
+fn document<'a>(reference: &Reference, result: &'a VerifyResult, policy: &'a TrustPolicy) -> Document<'a> {
     Document {
         reference: reference.to_string(),
-        digest: judged.pinned.digest().as_str(),
-        verified: judged.verdict.is_ok(),
+        digest: result.pinned.digest().as_str(),
+        verified: result.verdict.is_ok(),
         policy: policy.name(),
-        signatures: &judged.report.signatures,
+        signatures: &result.report.signatures,
     }
 }
 
-/// The verdict first, and what it is about; with `-v` every check.
-fn text(reference: &Reference, judged: &Judged, policy: &TrustPolicy, verbose: bool) -> String {
-    // By the name that the author knows, also where the image store was looked into.
-    let pinned = format!("{}@{}", reference.repository(), judged.pinned.digest());
-    let mut lines = vec![verdict(judged), pinned];
-    // Flags make a policy of their own, whose name says nothing.
+/// The verdict and the pinned reference; with `-v` also every check.
+fn text(reference: &Reference, result: &VerifyResult, policy: &TrustPolicy, verbose: bool) -> String {
+    // The name that the user gave, also if the image is in the store.
+    let pinned = format!("{}@{}", reference.repository(), result.pinned.digest());
+    let mut lines = vec![verdict(result), pinned];
+    // A policy made from flags has no useful name.
     if !policy.name().starts_with("--") {
         lines.push(format!("policy {}", policy.name()));
     }
     if verbose {
-        lines.extend(judged.report.signatures.iter().flat_map(details));
+        lines.extend(result.report.signatures.iter().flat_map(details));
     }
     table::printable_lines(&lines)
 }
 
-fn verdict(judged: &Judged) -> String {
-    match &judged.verdict {
+fn verdict(result: &VerifyResult) -> String {
+    match &result.verdict {
         Ok(verified) if verified.signers().is_empty() => "accepted without a signature".to_owned(),
         Ok(verified) => {
-            let voters: Vec<_> = verified
+            let signers: Vec<_> = verified
                 .signers()
                 .iter()
                 .map(|signer| match signer.identity.starts_with("sha256:") {
-                    // A key, which the authority names.
+                    // A key; the authority identifies it.
                     true => signer.authority.clone(),
                     false => format!("{} ({})", signer.authority, signer.identity),
                 })
                 .collect();
-            format!("verified by {}", voters.join(", "))
+            format!("verified by {}", signers.join(", "))
         }
         Err(_) => "not verified".to_owned(),
     }
 }
 
-/// A signature, and a line for each of its checks.
+/// A signature with one line for each check.
 fn details(finding: &SignatureReport) -> Vec<String> {
     let signer = finding.signer.as_ref().map_or("an unknown signer", |signer| &signer.authority);
     let width = finding.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
@@ -160,26 +166,26 @@ fn details(finding: &SignatureReport) -> Vec<String> {
     lines
 }
 
-fn way_out(reason: Reason) -> &'static str {
+fn hint(reason: Reason) -> &'static str {
     match reason {
         Reason::Unsigned => "sign it (bundlegate sign)",
         Reason::AnotherKey | Reason::Certificate | Reason::Identity | Reason::Claim => {
-            "name whoever signed it, or have it signed by somebody trusted"
+            "trust the signer, or have it signed by a trusted one"
         }
         Reason::Scheme => "declare the scheme for this key (trust.authorities.NAME.keys: schemes)",
         Reason::Format => "allow the format (formats), or sign it in the other one",
         Reason::Root => "refresh the trust root, or name a newer one (trust.roots)",
-        Reason::Log | Reason::Timestamp => "sign it with the log and the timestamp authority of the trust root",
-        Reason::Unsupported => "sign with another kind of key, or trust this one by itself (tlog: none, no root)",
-        Reason::Validity | Reason::RevokedKey | Reason::TooOld => "sign it again, with a key that counts today",
-        Reason::TooFewVotes => "have it signed by more of the policy's authorities",
-        Reason::Attestation => "attest what the policy asks for (cosign attest)",
+        Reason::Log | Reason::Timestamp => "sign it with a log and timestamp authority of the trust root",
+        Reason::Unsupported => "sign with another key type, or trust this key without a log (tlog: none, no root)",
+        Reason::Validity | Reason::RevokedKey | Reason::TooOld => "sign it again, with a valid key",
+        Reason::TooFewVotes => "have it signed by more authorities of the policy",
+        Reason::Attestation => "add the attestation that the policy requires (cosign attest)",
         Reason::RevokedDigest => "use another version",
         Reason::Malformed
         | Reason::NotASignature
         | Reason::Signature
         | Reason::OtherDigest
         | Reason::Repository
-        | Reason::Annotations => "sign this digest as the policy asks (bundlegate sign)",
+        | Reason::Annotations => "sign this digest as the policy requires (bundlegate sign)",
     }
 }

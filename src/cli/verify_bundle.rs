@@ -1,5 +1,5 @@
 //! `bundlegate verify-bundle`, hidden: the client protocol of sigstore-conformance
-//! (`docs/cli_protocol.md` there).
+//! (its `docs/cli_protocol.md`).
 
 use std::path::PathBuf;
 
@@ -15,26 +15,26 @@ use crate::{
     },
 };
 
-/// A bundle, what it is about, and who is to have signed it.
+/// Arguments of `verify-bundle`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("signer").args(["identity", "key"]).required(true))]
 pub(super) struct Options {
     /// Trust Sigstore's staging instance instead of the public-good one.
     #[arg(long, conflicts_with = "trusted_root")]
     staging: bool,
-    /// The bundle.
+    /// The Sigstore bundle.
     #[arg(long, value_name = "FILE")]
     bundle: PathBuf,
-    /// The name that the certificate has to have.
+    /// Identity in the certificate.
     #[arg(long = "certificate-identity", value_name = "IDENTITY", requires = "issuer")]
     identity: Option<String>,
-    /// The OIDC issuer that it has to be by.
+    /// OIDC issuer in the certificate.
     #[arg(long = "certificate-oidc-issuer", value_name = "URL", requires = "identity")]
     issuer: Option<String>,
-    /// A public key instead.
+    /// Public key instead of a certificate identity.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// A trusted_root.json instead of the built-in one.
+    /// trusted_root.json instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     trusted_root: Option<PathBuf>,
     /// A file, or `sha256:` and 64 hexadecimal digits.

@@ -1,4 +1,4 @@
-//! `bundles`: what is served under which name.
+//! `bundles`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,10 +9,11 @@ use super::{
     expect,
     files::Base,
     keys,
-    opa_check::{self, Written},
+    opa_check::{self, PartialOptions},
     problem::Problem,
     raw,
     trust::Policies,
+    values,
 };
 use crate::{
     oci::Reference,
@@ -27,23 +28,24 @@ use crate::{
 pub struct BundleConfig {
     /// The name in the URL; may contain `/`.
     pub name: String,
-    /// What is watched.
+    /// The watched reference.
     pub reference: Reference,
-    /// Whose signature it needs.
+    /// The trust policy.
     pub trust: TrustPolicy,
-    /// How often the registry is asked.
+    /// The poll interval of the registry.
     pub poll: Duration,
-    /// How old a check may be that contradicts a client.
+    /// The maximum age of the registry check on which an answer to a client with another version is
+    /// based.
     pub confirm_within: Duration,
-    /// What to do when the reference points at nothing any more.
+    /// The reaction to a reference that no longer exists.
     pub on_missing: OnMissing,
-    /// How long to serve without one successful check.
+    /// The maximum time without a successful check before the bundle is withdrawn.
     pub max_stale: Option<Duration>,
-    /// What it has to be beside signed.
+    /// The expectations in addition to the trust policy.
     pub expect: Expect,
-    /// What is served instead while it is withdrawn.
+    /// The fallback that is served while the bundle is withdrawn.
     pub on_withdraw: Option<OnWithdraw>,
-    /// How the real `opa` checks it before it is published; `None` is not at all.
+    /// How `opa` checks the bundle before it is published; `None` disables the check.
     pub opa_check: Option<Options>,
 }
 
@@ -51,7 +53,7 @@ pub struct BundleConfig {
 pub(super) fn read(
     raw: BTreeMap<String, raw::Bundle>,
     policies: &Policies,
-    opa_check: Option<&Written>,
+    opa_check: Option<&PartialOptions>,
     base: Base<'_>,
 ) -> Result<Vec<BundleConfig>, Problem> {
     unambiguous(raw.keys())?;
@@ -72,7 +74,7 @@ fn bundle(
     name: String,
     raw: raw::Bundle,
     policies: &Policies,
-    default: Option<&Written>,
+    default: Option<&PartialOptions>,
     base: Base<'_>,
 ) -> Result<BundleConfig, Problem> {
     let reference: Reference =
@@ -82,10 +84,11 @@ fn bundle(
         Some(policy) => policies.named(policy),
         None => policies.matching(reference.repository()),
     };
-    let poll = raw.poll.map_or(Ok(POLL), |time| time.at_least(LEAST, "30s")).map_err(|problem| problem.at("poll"))?;
-    let confirm_within = raw.confirm_within.map_or(Ok(CONFIRM_WITHIN), |time| time.at_least(LEAST, "2s"));
-    // A shorter time would withdraw a healthy bundle between two polls, or while the second
-    // one takes its time.
+    let poll =
+        raw.poll.map_or(Ok(POLL), |time| time.at_least(MIN_INTERVAL, "30s")).map_err(|problem| problem.at("poll"))?;
+    let confirm_within = raw.confirm_within.map_or(Ok(CONFIRM_WITHIN), |time| time.at_least(MIN_INTERVAL, "2s"));
+    // A shorter time could withdraw a healthy bundle between two polls, or during a slow second
+    // poll.
     let max_stale = raw.max_stale.map(|time| time.at_least(poll.saturating_mul(2), "24h")).transpose();
     let trust = trust.map_err(|problem| problem.at("trust"))?;
     Ok(BundleConfig {
@@ -104,14 +107,14 @@ fn bundle(
 
 fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {
     let words = [("keep", OnMissing::Keep), ("withdraw", OnMissing::Withdraw)];
-    word.map_or(Ok(OnMissing::Keep), |word| keys::word(word, &words))
+    word.map_or(Ok(OnMissing::Keep), |word| values::word(word, &words))
 }
 
-/// A fallback is there, and ends the search: neither chains nor circles.
+/// Checks that the fallback exists and has no fallback itself, which excludes chains and loops.
 fn check_fallback(bundle: &BundleConfig, all: &HashMap<&str, &BundleConfig>) -> Result<(), Problem> {
     let Some(OnWithdraw { fallback }) = &bundle.on_withdraw else { return Ok(()) };
     if *fallback == bundle.name {
-        return Err(Problem::new("it would stand in for itself; name another bundle"));
+        return Err(Problem::new("a bundle can't be its own fallback; name another bundle"));
     }
     let Some(found) = all.get(fallback.as_str()) else {
         let mut names: Vec<&str> = all.keys().copied().collect();
@@ -128,32 +131,32 @@ fn check_fallback(bundle: &BundleConfig, all: &HashMap<&str, &BundleConfig>) -> 
     }
 }
 
-/// A name that survives every URL library on the way: those fold `.`, `..` and `//`.
+/// Checks a bundle name. URL libraries normalise `.`, `..` and `//`, so names can't have them.
 fn check_name(name: &str) -> Result<(), Problem> {
     let refused = |what: &str| Err(Problem::new(format!("{what}; write a name such as authz/main")));
     if name.is_empty() {
-        return refused("a bundle's name is not empty");
+        return refused("a bundle name must not be empty");
     }
     if name.chars().any(char::is_control) {
-        return refused("a bundle's name has no control characters");
+        return refused("a bundle name must not have control characters");
     }
     if name.split('/').any(str::is_empty) {
-        return refused("a bundle's name has no slash at either end and no empty segment");
+        return refused("a bundle name must not begin or end with a slash or have an empty segment");
     }
     if name.split('/').any(|segment| matches!(segment, "." | "..")) {
-        return refused("a bundle's name has no segment `.` or `..`");
+        return refused("a bundle name must not have a segment `.` or `..`");
     }
     Ok(())
 }
 
-/// Every bundle answers on three paths; no path may mean two bundles.
+/// Checks that no path stands for two bundles: each bundle is served on three paths.
 fn unambiguous<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Problem> {
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for name in names {
         for path in [format!("/bundles/{name}"), format!("/bundle/{name}"), format!("/{name}")] {
             if let Some(other) = owners.insert(path.clone(), name) {
-                let sentence = format!("the path {path} could mean this bundle or {other}; rename one of them");
-                return Err(Problem::new(sentence).at(name));
+                let message = format!("the path {path} could mean this bundle or {other}; rename one of them");
+                return Err(Problem::new(message).at(name));
             }
         }
     }
@@ -162,4 +165,4 @@ fn unambiguous<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Proble
 
 const POLL: Duration = Duration::from_secs(30);
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
-const LEAST: Duration = Duration::from_millis(100);
+const MIN_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! `clients`: who may read what.
+//! `clients`: credentials, and the bundles that each client may read.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -17,47 +17,47 @@ use crate::oci::read_regular;
 /// One entry of `clients`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// For people and logs; unique.
+    /// The name in logs; unique.
     pub name: String,
-    /// How it is recognised.
+    /// The credential of the client.
     pub credential: Credential,
-    /// Globs over bundle names, each checked: `*` within a segment, `**` across.
+    /// Valid globs over bundle names: `*` within a segment, `**` across segments.
     pub bundles: Vec<String>,
 }
 
-/// How a client is recognised.
+/// The credential of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
-    /// By showing nothing at all.
+    /// No credential.
     Anonymous,
-    /// By any bearer token in a file.
+    /// Any bearer token in a file.
     Tokens {
-        /// Where they are.
+        /// The token file.
         file: PathBuf,
-        /// Empty only if all were taken away.
+        /// The tokens; empty only if all were revoked.
         tokens: Vec<Secret>,
     },
 }
 
-/// Text that is never printed.
+/// A text that `Debug` does not print.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// The bytes, for a comparison in constant time.
+    /// The bytes, for a constant-time comparison.
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }
 
 impl ClientConfig {
-    /// Takes away the tokens that are not in their file any more, whatever else is wrong with it,
-    /// and tells whether there were any: a token that was taken out because it leaked must not
-    /// live on because of a mistake elsewhere. A file that is gone holds none; one that can't be
-    /// read for another reason tells nothing. Blocks.
+    /// Removes the tokens that are no longer in the token file, and returns whether there were any.
+    /// It ignores errors elsewhere in the configuration: they must not keep a leaked token valid. A
+    /// deleted file has no tokens; a file that can't be read for another reason changes nothing.
+    /// Blocks.
     pub fn revoke(&mut self) -> bool {
         let Credential::Tokens { file, tokens } = &mut self.credential else { return false };
-        let left = match read_regular(file, files::LARGEST) {
+        let left = match read_regular(file, files::MAX_FILE_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(_) => return false,
@@ -81,7 +81,7 @@ pub(super) fn read(raw: Option<Vec<raw::Client>>, base: Base<'_>) -> Result<Vec<
     let raw = raw.unwrap_or_default();
     if raw.is_empty() {
         let example = "clients: [{ name: anyone, anonymous: true, bundles: [\"**\"] }]";
-        return Err(Problem::new(format!("nobody may read anything; say who may, such as {example}")));
+        return Err(Problem::new(format!("no client is configured; write one, such as {example}")));
     }
     let mut clients: Vec<ClientConfig> = Vec::new();
     let mut names = HashSet::new();
@@ -112,12 +112,12 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
             return Err(Problem::new("a client has one credential; keep `anonymous` or `bearer_token_file`"));
         }
         (Some(false) | None, None) => {
-            let sentence = "nothing tells who this client is; write `bearer_token_file: FILE` or `anonymous: true`";
-            return Err(Problem::new(sentence));
+            let message = "the client has no credential; write `bearer_token_file: FILE` or `anonymous: true`";
+            return Err(Problem::new(message));
         }
     };
     if raw.bundles.is_empty() {
-        return Err(Problem::new("the client may read nothing; write globs such as [\"authz/**\"]").at("bundles"));
+        return Err(Problem::new("the list is empty; write globs such as [\"authz/**\"]").at("bundles"));
     }
     for (index, text) in raw.bundles.iter().enumerate() {
         glob(text).map_err(|problem| problem.at_index(index).at("bundles"))?;
@@ -125,7 +125,7 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
     Ok(ClientConfig { name: raw.name, credential, bundles: raw.bundles })
 }
 
-/// One token a line. The errors count lines instead of quoting them.
+/// Reads one token per line. Errors name the line and do not quote it.
 fn tokens(text: &str) -> Result<Vec<Secret>, String> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -133,22 +133,22 @@ fn tokens(text: &str) -> Result<Vec<Secret>, String> {
         if token.is_empty() {
             continue;
         }
-        // Nothing else passes through an Authorization header.
+        // The characters that an Authorization header can carry.
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             let line = index + 1;
             return Err(format!(
-                "line {line} has white space or other than ASCII in its token; write one token a line"
+                "line {line} has a token with white space or non-ASCII characters; write one token per line"
             ));
         }
         tokens.push(Secret(token.into()));
     }
     if tokens.is_empty() {
-        return Err("there is no token in it; write one token a line".to_owned());
+        return Err("the file has no token; write one token per line".to_owned());
     }
     Ok(tokens)
 }
 
-/// One token must not mean two clients: the answer would depend on their order.
+/// Checks that no two clients share a token: the result would depend on their order.
 fn distinct_tokens(clients: &[ClientConfig]) -> Result<(), Problem> {
     let mut owners: BTreeMap<&[u8], &str> = BTreeMap::new();
     for (index, client) in clients.iter().enumerate() {
@@ -156,8 +156,8 @@ fn distinct_tokens(clients: &[ClientConfig]) -> Result<(), Problem> {
         for token in tokens {
             match owners.insert(token.expose(), &client.name) {
                 Some(other) if other != client.name => {
-                    let sentence = format!("it shares a token with client {other}; give each its own");
-                    return Err(Problem::new(sentence).at("bearer_token_file").at_index(index));
+                    let message = format!("the file shares a token with client {other}; use different tokens");
+                    return Err(Problem::new(message).at("bearer_token_file").at_index(index));
                 }
                 _ => {}
             }

@@ -1,15 +1,14 @@
-//! In which keys two configurations differ.
+//! The keys in which two configurations differ.
 
 use std::collections::HashMap;
 
 use super::tree::{Key, Node, Value};
 
-/// The keys in which two texts differ, as people write them, but for those that are taken at once:
-/// whom to trust, and who may read. A key that is written with its default differs from one that is
-/// not written.
+/// The paths of the keys in which two texts differ, without those that are applied while serving.
+/// A key with its default value differs from an absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
-    // Both have been read before.
+    // Both have been parsed before.
     if let (Ok(old), Ok(new)) = (Node::parse(old), Node::parse(new)) {
         compare(&mut Vec::new(), Some(&old), Some(&new), &mut keys);
     }
@@ -31,7 +30,7 @@ fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a N
                 path.pop();
             }
         }
-        (Some(old), Some(new)) if same(old, new) => {}
+        (Some(old), Some(new)) if is_equal(old, new) => {}
         (Some(_), Some(_)) => keys.push(path.join(".")),
         (None, Some(_)) => keys.push(format!("{} (new)", path.join("."))),
         (Some(_), None) => keys.push(format!("{} (gone)", path.join("."))),
@@ -47,8 +46,8 @@ fn is_live(path: &[&str]) -> bool {
     matches!(path, ["trust" | "clients"] | ["bundles", _, "trust"])
 }
 
-/// Wherever it stands, and however it is written.
-fn same(old: &Value, new: &Value) -> bool {
+/// Whether two values are equal, regardless of position and YAML style.
+fn is_equal(old: &Value, new: &Value) -> bool {
     match (old, new) {
         (Value::Null, Value::Null) => true,
         (Value::Bool(old), Value::Bool(new)) => old == new,
@@ -56,14 +55,14 @@ fn same(old: &Value, new: &Value) -> bool {
         (Value::Float(old), Value::Float(new)) => old.to_bits() == new.to_bits(),
         (Value::Text(old), Value::Text(new)) => old == new,
         (Value::List(old), Value::List(new)) => {
-            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| same(&old.value, &new.value))
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| is_equal(&old.value, &new.value))
         }
         (Value::Mapping(old), Value::Mapping(new)) => {
             let new = by_name(new);
             old.len() == new.len()
-                && old
-                    .iter()
-                    .all(|(key, node)| new.get(key.name.as_str()).is_some_and(|other| same(&node.value, &other.value)))
+                && old.iter().all(|(key, node)| {
+                    new.get(key.name.as_str()).is_some_and(|other| is_equal(&node.value, &other.value))
+                })
         }
         _ => false,
     }
@@ -84,10 +83,10 @@ bundles:
 ";
 
     #[test]
-    fn what_is_written_another_way_or_is_live_is_no_difference() {
+    fn style_and_live_keys_make_no_difference() {
         let same = "
 bundles:
-  # The order is nobody's business.
+  # The order does not matter.
   'b/c': { trust: release, reference: r.example/b:v1 }
   a: { poll: \"30s\", reference: r.example/a:v1 }
 trust:
@@ -101,7 +100,7 @@ version: 1
     }
 
     #[test]
-    fn every_other_key_is_told_by_its_path() {
+    fn every_other_key_is_named_by_its_path() {
         let new = "
 version: 1
 server: { listen: ':8081', drain: { notice: 5s } }

@@ -1,22 +1,26 @@
-//! `bundles.NAME.expect`: what a bundle has to be beside signed.
+//! `bundles.NAME.expect`.
 
-use super::{keys, problem::Problem, raw, values::Moment};
+use super::{
+    problem::Problem,
+    raw,
+    values::{self, PointInTime},
+};
 use crate::{
     verify::{Authority, TrustPolicy},
     watch::{Expect, OnOlder, Order, Version},
 };
 
-/// Reads it; `trust` tells whether signatures have a time.
+/// Reads `expect`. `trust` decides whether signatures have a proven time.
 pub(super) fn read(raw: raw::Expect, trust: &TrustPolicy) -> Result<Expect, Problem> {
     if raw.annotations.contains_key("") {
-        return Err(Problem::new("an annotation has a name; write it").at("annotations"));
+        return Err(Problem::new("an annotation has an empty name; write one").at("annotations"));
     }
     let minimum = raw.minimum.as_deref();
     let on_older = raw.on_older.as_deref().map_or(Ok(OnOlder::Alarm), on_older);
     let on_older = on_older.map_err(|problem| problem.at("on_older"))?;
     if on_older == OnOlder::Serve && minimum.is_some() {
-        let sentence = "what is below `minimum` would be served all the same; write `alarm` or `refuse`";
-        return Err(Problem::new(sentence).at("on_older"));
+        let message = "versions below `minimum` would be served; write `alarm` or `refuse`";
+        return Err(Problem::new(message).at("on_older"));
     }
     Ok(Expect {
         annotations: raw.annotations,
@@ -27,31 +31,31 @@ pub(super) fn read(raw: raw::Expect, trust: &TrustPolicy) -> Result<Expect, Prob
 }
 
 fn on_older(word: &str) -> Result<OnOlder, Problem> {
-    keys::word(word, &[("serve", OnOlder::Serve), ("alarm", OnOlder::Alarm), ("refuse", OnOlder::Refuse)])
+    values::word(word, &[("serve", OnOlder::Serve), ("alarm", OnOlder::Alarm), ("refuse", OnOlder::Refuse)])
 }
 
 fn order(word: Option<&str>, minimum: Option<&str>, trust: &TrustPolicy) -> Result<Option<Order>, Problem> {
     let Some(word) = word else {
         return match minimum {
-            Some(_) => Err(Problem::new("nothing says what it is a minimum of; write `order`, too").at("minimum")),
+            Some(_) => Err(Problem::new("`minimum` needs an `order`; write `order` as well").at("minimum")),
             None => Ok(None),
         };
     };
     let version = |text: &str| text.parse::<Version>().map_err(|error| Problem::new(error.to_string()).at("minimum"));
-    let moment = |text: &str| match text.parse::<Moment>() {
-        Ok(Moment(at)) => Ok(at),
-        Err(sentence) => Err(Problem::new(sentence).at("minimum")),
+    let moment = |text: &str| match text.parse::<PointInTime>() {
+        Ok(PointInTime(at)) => Ok(at),
+        Err(message) => Err(Problem::new(message).at("minimum")),
     };
-    // Each with a minimum of its own kind.
+    // Each order has its own type of minimum.
     let words = [("version", Kind::Version), ("created", Kind::Created), ("signed_time", Kind::SignedTime)];
-    let kind = keys::word(word, &words).map_err(|problem| problem.at("order"))?;
+    let kind = values::word(word, &words).map_err(|problem| problem.at("order"))?;
     if kind == Kind::SignedTime && !proves_time(trust) {
         let policy = trust.name();
-        let sentence = format!(
+        let message = format!(
             "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
              authorities for a log (tlog: require)"
         );
-        return Err(Problem::new(sentence).at("order"));
+        return Err(Problem::new(message).at("order"));
     }
     Ok(Some(match kind {
         Kind::Version => Order::Version { minimum: minimum.map(version).transpose()? },
@@ -67,7 +71,7 @@ enum Kind {
     SignedTime,
 }
 
-/// Whether among the votes that it takes there is always one with a time.
+/// Whether every accepted set of signatures includes one with a proven time.
 fn proves_time(trust: &TrustPolicy) -> bool {
     let untimed = |authority: &&Authority| !authority.proves_time();
     trust
@@ -77,15 +81,15 @@ fn proves_time(trust: &TrustPolicy) -> bool {
 
 fn roots(raw: Vec<String>) -> Result<Vec<String>, Problem> {
     if raw.is_empty() {
-        let sentence = "no bundle has its roots nowhere; write some such as [\"authz\"], or remove the key";
-        return Err(Problem::new(sentence));
+        let message = "the list is empty; write roots such as [\"authz\"], or remove the key";
+        return Err(Problem::new(message));
     }
     for (index, root) in raw.iter().enumerate() {
-        // `""` is everything.
+        // `""` is the root of `data`.
         let malformed = !root.is_empty() && root.split('/').any(|segment| segment.is_empty() || segment == "..");
         if malformed || root.chars().any(char::is_control) {
-            let sentence = format!("{root:?} is no root; write it as `.manifest` has it, such as authz/users");
-            return Err(Problem::new(sentence).at_index(index));
+            let message = format!("{root:?} is not a root; write it as in `.manifest`, such as authz/users");
+            return Err(Problem::new(message).at_index(index));
         }
     }
     Ok(raw)

@@ -1,4 +1,4 @@
-//! The files that a configuration names, relative to its own folder.
+//! The files that a configuration names, relative to its folder.
 
 use std::{
     cell::RefCell,
@@ -16,25 +16,25 @@ use rustls::{
 use super::problem::Problem;
 use crate::oci::read_regular_or_pipe;
 
-/// What has been read so far. A file that is named twice is read once: between two looks it
-/// could change, and half of the configuration would mean the one content, half the other.
+/// The files read so far. A file that is named twice is read once: if it changed in between, the
+/// configuration would use two different contents.
 #[derive(Debug)]
 pub(super) struct Files<'a> {
     folder: &'a Path,
     read: RefCell<BTreeMap<PathBuf, Entry>>,
 }
 
-/// The folder that relative paths start from, and what was read there.
+/// Reads files relative to the folder of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base<'a> {
     files: &'a Files<'a>,
-    /// Whether a change of what is read through it is to be noticed.
+    /// Whether changes of the files read through this value are applied while serving.
     live: bool,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Nothing where it can't be read.
+    /// `None` if the file can't be read.
     bytes: Option<Rc<[u8]>>,
     live: bool,
 }
@@ -44,41 +44,41 @@ impl<'a> Files<'a> {
         Self { folder, read: RefCell::default() }
     }
 
-    /// For what is read once, or as often as it is needed.
+    /// For files that are read once, or by their users.
     pub(super) fn base(&'a self) -> Base<'a> {
         Base { files: self, live: false }
     }
 
-    /// For what is taken again whenever it changes.
+    /// For files whose changes are applied while serving.
     pub(super) fn live(&'a self) -> Base<'a> {
         Base { files: self, live: true }
     }
 
-    /// What is taken again whenever it changes.
-    pub(super) fn all_live(&self) -> Vec<PathBuf> {
+    /// The paths of the files whose changes are applied while serving.
+    pub(super) fn live_paths(&self) -> Vec<PathBuf> {
         self.read.borrow().iter().filter(|(_, entry)| entry.live).map(|(path, _)| path.clone()).collect()
     }
 }
 
 impl<'a> Base<'a> {
-    /// Where relative paths start from.
+    /// The folder of the configuration.
     pub(super) fn folder(self) -> &'a Path {
         self.files.folder
     }
 
-    /// Where the file is.
+    /// The path of a file, relative to the folder of the configuration.
     pub(super) fn path(self, path: &Path) -> Result<PathBuf, Problem> {
         if path.as_os_str().is_empty() {
             return Err(Problem::new("the path is empty; write one, or remove the key"));
         }
-        // Errors and logs that name it are one line.
+        // The path appears in errors and logs, which are one line.
         if path.to_string_lossy().chars().any(char::is_control) {
             return Err(Problem::new(format!("the path {path:?} has control characters; write another")));
         }
         Ok(self.files.folder.join(path))
     }
 
-    /// Its whole content.
+    /// The content of a file.
     pub(super) fn bytes(self, path: &Path) -> Result<Rc<[u8]>, Problem> {
         let path = self.path(path)?;
         let mut read = self.files.read.borrow_mut();
@@ -90,30 +90,30 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// Its content as text. The error doesn't quote it: it may be a secret.
+    /// The content of a file as text. The error does not quote it, as it may be a secret.
     pub(super) fn text(self, path: &Path) -> Result<String, Problem> {
         let bytes = self.bytes(path)?;
         let text = std::str::from_utf8(&bytes)
-            .map_err(|_| Problem::new(format!("{} is no text in UTF-8; name the right file", path.display())))?;
+            .map_err(|_| Problem::new(format!("{} is not UTF-8 text; name the right file", path.display())))?;
         Ok(text.to_owned())
     }
 
-    /// The certificates of a PEM file, at least one.
+    /// The certificates in a PEM file, at least one.
     pub(super) fn certificates(self, path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
         let bytes = self.bytes(path)?;
         let refused = |what: &str| {
-            Problem::new(format!("{} {what}; give PEM certificates (-----BEGIN CERTIFICATE-----)", path.display()))
+            Problem::new(format!("{} {what}; use PEM certificates (-----BEGIN CERTIFICATE-----)", path.display()))
         };
         let chain = CertificateDer::pem_slice_iter(&bytes)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| refused("holds malformed PEM"))?;
+            .map_err(|_| refused("has malformed PEM"))?;
         if chain.is_empty() {
-            return Err(refused("holds no certificate"));
+            return Err(refused("has no certificate"));
         }
         Ok(chain)
     }
 
-    /// The bytes of a PEM file of trust anchors.
+    /// The bytes of a PEM file with valid trust anchors.
     pub(super) fn roots(self, path: &Path) -> Result<Vec<u8>, Problem> {
         let mut store = RootCertStore::empty();
         for (index, certificate) in self.certificates(path)?.into_iter().enumerate() {
@@ -126,9 +126,9 @@ impl<'a> Base<'a> {
     }
 }
 
-/// The content of a file that is named somewhere.
+/// Reads a file or pipe.
 fn content(path: &Path) -> Result<Vec<u8>, Problem> {
-    match read_regular_or_pipe(path, LARGEST) {
+    match read_regular_or_pipe(path, MAX_FILE_BYTES) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == ErrorKind::FileTooLarge => {
             Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())))
@@ -140,5 +140,5 @@ fn content(path: &Path) -> Result<Vec<u8>, Problem> {
     }
 }
 
-/// Neither the configuration nor a file that it names is longer, in bytes.
-pub(super) const LARGEST: u64 = 1 << 20;
+/// The maximum size of the configuration and of each file that it names, in bytes.
+pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;

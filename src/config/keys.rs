@@ -1,11 +1,10 @@
-//! Words about keys and names that don't exist.
+//! Messages about unknown keys and names, with suggestions.
 
-use super::problem::{Problem, Segment};
+use super::key_path::Segment;
 
-/// What to say about a key that the schema lacks: it may be one of a later version, or a
-/// slip of the pen.
+/// The message about an unknown key, which may be reserved for a later version or a typo.
 pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
-    if LATER.iter().any(|pattern| matches(pattern, path)) {
+    if RESERVED.iter().any(|pattern| matches(pattern, path)) {
         return "not supported yet; remove it".to_owned();
     }
     let Some(Segment::Key(name)) = path.last() else { return "unknown key".to_owned() };
@@ -15,26 +14,26 @@ pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
     }
 }
 
-/// The candidate that a person most likely meant.
+/// The candidate that was most likely meant.
 pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // A longer name is no slip of the pen, and comparing two long ones costs their product.
-    if name.len() > COMPARED_BYTES {
+    // The distance of two long names is expensive: its cost is the product of their lengths.
+    if name.len() > MAX_COMPARED_BYTES {
         return None;
     }
     let most = 1 + name.chars().count() / 4;
     candidates
-        .filter(|candidate| candidate.len() <= 2 * COMPARED_BYTES)
+        .filter(|candidate| candidate.len() <= 2 * MAX_COMPARED_BYTES)
         .map(|candidate| (distance(name, candidate), candidate))
-        // `password` for `password_file`.
+        // Accepts `password` for `password_file`.
         .filter(|(distance, candidate)| *distance <= most || (name.len() > 2 && candidate.starts_with(name)))
         .min()
         .map(|(_, candidate)| candidate)
 }
 
-/// `release, dev`, or a word for nothing.
+/// The names as a list such as `release, dev`; `none` if there are none.
 pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let mut names = names;
-    let mut listed: Vec<String> = names.by_ref().take(LISTED).map(str::to_owned).collect();
+    let mut listed: Vec<String> = names.by_ref().take(MAX_LISTED).map(str::to_owned).collect();
     match names.count() {
         0 if listed.is_empty() => return "none".to_owned(),
         0 => {}
@@ -43,26 +42,12 @@ pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     listed.join(", ")
 }
 
-/// `; did you mean …?` or the names that exist.
+/// `did you mean …?`, or the list of known names.
 pub(super) fn suggestion<'a>(name: &str, names: impl Iterator<Item = &'a str> + Clone) -> String {
     match nearest(name, names.clone()) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("there is: {}", list(names)),
+        None => format!("available: {}", list(names)),
     }
-}
-
-/// The value of the word that is written, or the error that lists the words there are.
-pub(super) fn word<T: Copy>(written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
-    words.iter().find(|(word, _)| *word == written).map(|(_, value)| *value).ok_or_else(|| {
-        let names = words.iter().map(|(word, _)| *word);
-        let quoted: Vec<_> = names.clone().map(|word| format!("`{word}`")).collect();
-        let none = match quoted.as_slice() {
-            [one, other] => format!("neither {one} nor {other}"),
-            [rest @ .., last] => format!("none of {} and {last}", rest.join(", ")),
-            [] => "no word".to_owned(),
-        };
-        Problem::new(format!("{written:?} is {none}; {}", suggestion(written, names)))
-    })
 }
 
 fn matches(pattern: &str, path: &[Segment]) -> bool {
@@ -75,7 +60,7 @@ fn matches(pattern: &str, path: &[Segment]) -> bool {
     all && steps.next().is_none()
 }
 
-/// Optimal string alignment: insertions, deletions, replacements and swapped neighbours.
+/// The optimal string alignment distance: insertions, deletions, replacements and transpositions.
 fn distance(left: &str, right: &str) -> usize {
     let (left, right) = (left.chars().collect::<Vec<_>>(), right.chars().collect::<Vec<_>>());
     let mut rows: Vec<Vec<usize>> = vec![(0..=right.len()).collect()];
@@ -93,12 +78,12 @@ fn distance(left: &str, right: &str) -> usize {
     rows[left.len()][right.len()]
 }
 
-/// Names are compared up to this length.
-const COMPARED_BYTES: usize = 64;
-/// So many names are listed in a sentence.
-const LISTED: usize = 12;
-/// Keys with a meaning that this version does not implement.
-const LATER: &[&str] = &[
+/// The maximum length of a compared name, in bytes.
+const MAX_COMPARED_BYTES: usize = 64;
+/// The maximum number of names in a list.
+const MAX_LISTED: usize = 12;
+/// Keys that are reserved for later versions.
+const RESERVED: &[&str] = &[
     "server.tls.client_ca",
     "clients.[].basic_file",
     "clients.[].mtls",

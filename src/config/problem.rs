@@ -1,61 +1,60 @@
-//! What is wrong with a configuration, said in one sentence that names the key.
+//! Errors in a configuration: one line that names the key.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
 };
 
-use super::{keys, tree::Node};
+use super::key_path::{Segment, render};
 
-/// Why a configuration is refused: the key, what is wrong with it, and the way out.
-///
-/// Holds no value of a secret file.
+/// An error in a configuration: key, problem and fix. Contains no content of secret files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     file: Option<PathBuf>,
     line: Option<u64>,
     key: String,
-    sentence: String,
+    message: String,
 }
 
-/// A problem on its way up to the root, which collects the path of its key.
+/// An error whose key path is still incomplete: each level adds its key on the way to the root.
 #[derive(Debug)]
 pub(super) struct Problem {
-    /// From the inside out.
+    /// The innermost key comes first.
     path: Vec<Segment>,
-    what: What,
+    pub(super) message: Message,
 }
 
-/// One step from a value to one inside it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Segment {
-    Key(String),
-    Index(usize),
-}
-
+/// The text of a problem.
 #[derive(Debug)]
-enum What {
-    Sentence(String),
-    /// A key that the schema lacks, and those that it has in that place.
+pub(super) enum Message {
+    Text(String),
+    /// An unknown key, with the known keys of its mapping.
     UnknownKey(&'static [&'static str]),
 }
 
 impl ConfigError {
-    /// The path of the key, such as `bundles.authz/main.poll`; empty when the file as a
-    /// whole is meant.
+    /// The path of the key, such as `bundles.authz/main.poll`; empty if the error is about the
+    /// whole file.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The line in the file, from 1.
+    /// The line in the file, counted from 1.
     pub fn line(&self) -> Option<u64> {
         self.line
     }
 
-    pub(super) fn unreadable(line: Option<u64>, sentence: String) -> Self {
-        Self { file: None, line, key: String::new(), sentence }
+    /// An error about the whole file.
+    pub(super) fn unreadable(line: Option<u64>, message: String) -> Self {
+        Self { file: None, line, key: String::new(), message }
     }
 
+    /// An error about a key.
+    pub(super) fn at(path: &[Segment], line: u64, message: String) -> Self {
+        Self { file: None, line: Some(line), key: render(path), message }
+    }
+
+    /// Adds the name of the file.
     pub(super) fn in_file(self, file: &Path) -> Self {
         Self { file: Some(file.to_owned()), ..self }
     }
@@ -72,54 +71,44 @@ impl fmt::Display for ConfigError {
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.sentence)
+        f.write_str(&self.message)
     }
 }
 
 impl Problem {
-    /// Something that `sentence` says completely.
-    pub(super) fn new(sentence: impl Into<String>) -> Self {
-        Self { path: Vec::new(), what: What::Sentence(sentence.into()) }
+    /// A problem with this message.
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self { path: Vec::new(), message: Message::Text(message.into()) }
     }
 
-    /// A key that nobody knows in this place.
+    /// An unknown key, with the known keys of its mapping.
     pub(super) fn unknown_key(name: &str, known: &'static [&'static str]) -> Self {
-        Self { path: vec![Segment::Key(name.to_owned())], what: What::UnknownKey(known) }
+        Self { path: vec![Segment::Key(name.to_owned())], message: Message::UnknownKey(known) }
     }
 
-    /// The same problem seen from the mapping that holds it under `key`.
+    /// Adds the key of the mapping that contains the value.
     pub(super) fn at(mut self, key: &str) -> Self {
         self.path.push(Segment::Key(key.to_owned()));
         self
     }
 
-    /// The same problem seen from the list that holds it.
+    /// Adds the index in the list that contains the value.
     pub(super) fn at_index(mut self, index: usize) -> Self {
         self.path.push(Segment::Index(index));
         self
     }
 
-    /// The path from the root, once it is complete.
+    /// The path of the key. Complete once the root has been reached.
     pub(super) fn path(&self) -> Vec<Segment> {
         self.path.iter().rev().cloned().collect()
-    }
-
-    /// Adds the line, once the path is complete.
-    pub(super) fn into_error(self, root: &Node) -> ConfigError {
-        let path = root.in_file(&self.path());
-        let sentence = match &self.what {
-            What::Sentence(sentence) => shortened(sentence, SENTENCE_CHARS),
-            What::UnknownKey(known) => keys::unknown(&path, known),
-        };
-        ConfigError { file: None, line: Some(root.line_of(&path)), key: render(&path), sentence }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.what {
-            What::Sentence(sentence) => f.write_str(sentence),
-            What::UnknownKey(_) => f.write_str("unknown key"),
+        match &self.message {
+            Message::Text(message) => f.write_str(message),
+            Message::UnknownKey(_) => f.write_str("unknown key"),
         }
     }
 }
@@ -134,7 +123,7 @@ impl serde::de::Error for Problem {
     fn invalid_type(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
         let expected = match expected.to_string().as_str() {
             "a map" => "a mapping of keys".to_owned(),
-            // Its name is ours.
+            // serde names the Rust struct.
             text if text.starts_with("struct ") => "a mapping of keys".to_owned(),
             "a sequence" => "a list".to_owned(),
             "a string" | "path string" => "text".to_owned(),
@@ -143,14 +132,14 @@ impl serde::de::Error for Problem {
             other => other.to_owned(),
         };
         let scalar = !matches!(unexpected, serde::de::Unexpected::Seq | serde::de::Unexpected::Map);
-        let way_out = if expected == "text" && scalar { "put it into quotes" } else { "write that instead" };
+        let hint = if expected == "text" && scalar { "put it in quotes" } else { "correct the value" };
         let unexpected = match unexpected {
             serde::de::Unexpected::Seq => "a list".to_owned(),
             serde::de::Unexpected::Map => "a mapping of keys".to_owned(),
             serde::de::Unexpected::Str(text) => format!("{text:?}"),
             other => format!("the {other}"),
         };
-        Self::new(format!("{unexpected} stands where {expected} is wanted; {way_out}"))
+        Self::new(format!("expected {expected}, found {unexpected}; {hint}"))
     }
 
     fn invalid_value(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
@@ -162,41 +151,6 @@ impl serde::de::Error for Problem {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::new("is missing; write it").at(field)
+        Self::new("missing; write it").at(field)
     }
-}
-
-/// The beginning and the end of a text that is too long for a line: the end has the way out.
-fn shortened(text: &str, chars: usize) -> String {
-    let length = text.chars().count();
-    if length <= chars {
-        return text.to_owned();
-    }
-    let start: String = text.chars().take(chars / 2).collect();
-    let end: String = text.chars().skip(length - chars / 2).collect();
-    format!("{start} … {end}")
-}
-
-/// What a person reads of a sentence that quotes something long.
-const SENTENCE_CHARS: usize = 1000;
-const KEY_CHARS: usize = 200;
-
-/// `clients[0].bundles`; a key with dots in it, such as a host, stays as it is written.
-fn render(path: &[Segment]) -> String {
-    let mut text = String::new();
-    for segment in path {
-        match segment {
-            Segment::Key(key) => {
-                if !text.is_empty() {
-                    text.push('.');
-                }
-                // Errors are one line.
-                for char in shortened(key, KEY_CHARS).chars() {
-                    if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
-                }
-            }
-            Segment::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
 }

@@ -1,5 +1,5 @@
-//! The configuration as it is typed: names and shapes, no meaning yet. The only way from
-//! here to something usable is [`super::Config`].
+//! The configuration as written: keys and types, with no further checks. [`super::Config`] is the
+//! checked form.
 
 mod trust;
 
@@ -7,17 +7,17 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::values::{Address, Size, Time};
+use super::values::{Address, Period, Size};
 
 pub(super) use trust::{
-    Attestation, Authority, Globs, KeyFile, Keyless, Policy, PolicyRules, Require, Root as TrustRoot, Scalar, Trust,
-    Tuf, Word, Worded, X509,
+    Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, Policy, PolicyRules, Require,
+    Root as TrustRoot, Scalar, Trust, Tuf, X509,
 };
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Root {
-    /// Checked before the rest: another version has other keys.
+    /// Checked before all other keys, which depend on it.
     #[serde(rename = "version")]
     pub(super) _version: u64,
     #[serde(default)]
@@ -46,7 +46,7 @@ pub(super) struct Server {
     pub(super) tls: Option<Tls>,
     pub(super) trusted_proxies: Option<Vec<String>>,
     pub(super) max_connections: Option<usize>,
-    pub(super) ready_after: Option<Time>,
+    pub(super) ready_after: Option<Period>,
     #[serde(default)]
     pub(super) drain: Drain,
 }
@@ -61,8 +61,8 @@ pub(super) struct Tls {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Drain {
-    pub(super) notice: Option<Time>,
-    pub(super) over: Option<Time>,
+    pub(super) notice: Option<Period>,
+    pub(super) over: Option<Period>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,8 +77,8 @@ pub(super) struct Client {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LongPoll {
-    pub(super) max_wait: Option<Time>,
-    pub(super) first_wait: Option<Time>,
+    pub(super) max_wait: Option<Period>,
+    pub(super) first_wait: Option<Period>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -120,9 +120,9 @@ pub(super) struct Credentials {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
-    pub(super) connect: Option<Time>,
-    pub(super) read: Option<Time>,
-    pub(super) total: Option<Time>,
+    pub(super) connect: Option<Period>,
+    pub(super) read: Option<Period>,
+    pub(super) total: Option<Period>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,28 +130,28 @@ pub(super) struct Timeouts {
 pub(super) struct Bundle {
     pub(super) reference: String,
     pub(super) trust: Option<String>,
-    pub(super) poll: Option<Time>,
-    pub(super) confirm_within: Option<Time>,
+    pub(super) poll: Option<Period>,
+    pub(super) confirm_within: Option<Period>,
     pub(super) on_missing: Option<String>,
-    pub(super) max_stale: Option<Time>,
+    pub(super) max_stale: Option<Period>,
     #[serde(default)]
     pub(super) expect: Expect,
     pub(super) on_withdraw: Option<OnWithdraw>,
     pub(super) opa_check: Option<OpaCheck>,
 }
 
-/// `none`, or how the real `opa` checks a bundle.
-pub(super) type OpaCheck = Word<OpaCheckKeys>;
+/// `none`, or the options of the check.
+pub(super) type OpaCheck = KeywordOr<OpaCheckKeys>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OpaCheckKeys {
     pub(super) opa: Option<PathBuf>,
     pub(super) tests: Option<bool>,
-    pub(super) timeout: Option<Time>,
+    pub(super) timeout: Option<Period>,
 }
 
-impl Worded for OpaCheckKeys {
+impl Expected for OpaCheckKeys {
     const EXPECTED: &'static str = "`none` or a mapping of keys such as `{ opa: opa }`";
 }
 

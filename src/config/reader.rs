@@ -1,4 +1,4 @@
-//! From the tree to the raw types, with the path of the key in every error.
+//! Deserializes the tree into the raw types; every error has the path of its key.
 
 use serde::{
     de::{DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor, value::StrDeserializer},
@@ -10,7 +10,7 @@ use super::{
     tree::{Key, Node, Value},
 };
 
-/// Reads `T` from a tree.
+/// Deserializes a tree.
 pub(super) fn read<'de, T: serde::Deserialize<'de>>(node: &'de Node) -> Result<T, Problem> {
     T::deserialize(node)
 }
@@ -20,8 +20,8 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         match &self.value {
-            // An empty `tls:` must not turn TLS off, so nothing stands for a default.
-            Value::Null => Err(Problem::new("has no value; write one, or remove the key to get its default")),
+            // An error instead of the default: an empty `tls:` must not turn TLS off.
+            Value::Null => Err(Problem::new("no value; write one, or remove the key to use its default")),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => match (u64::try_from(*value), i64::try_from(*value)) {
                 (Ok(value), _) => visitor.visit_u64(value),
@@ -31,7 +31,7 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_borrowed_str(value),
             Value::List(items) => visitor.visit_seq(Items { items: items.iter(), index: 0 }),
-            Value::Removed => Err(Problem::new("it was taken out")),
+            Value::Removed => Err(Problem::new("the value was removed")),
             Value::Mapping(entries) => visitor.visit_map(Entries { entries: entries.iter(), current: None }),
         }
     }
@@ -50,7 +50,7 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Problem> {
-        // serde would take a list for a struct.
+        // serde would accept a list as a struct.
         match &self.value {
             Value::List(_) => Err(serde::de::Error::invalid_type(Unexpected::Seq, &"a mapping of keys")),
             _ => self.deserialize_any(visitor),
@@ -95,7 +95,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Problem> {
-        let Some((key, node)) = self.current.take() else { return Err(Problem::new("a value was asked for twice")) };
+        let Some((key, node)) = self.current.take() else { return Err(Problem::new("the value was read twice")) };
         seed.deserialize(node).map_err(|problem| problem.at(&key.name))
     }
 }

@@ -1,10 +1,10 @@
-//! `registries`: how to talk to each host.
+//! `registries`.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use super::{files::Base, problem::Problem, raw, values::Time};
+use super::{files::Base, problem::Problem, raw, values::Period};
 use crate::registry::{Credentials, Options, Scheme, Timeouts, TlsTrust};
 
 /// Reads all of `registries`.
@@ -24,7 +24,7 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
         None | Some("https") => Scheme::Https,
         Some("http") => Scheme::Http,
         Some(other) => {
-            return Err(Problem::new(format!("{other:?} is no scheme; write `https` or `http`")).at("scheme"));
+            return Err(Problem::new(format!("{other:?} is not a scheme; write `https` or `http`")).at("scheme"));
         }
     };
     let extra_roots = match &raw.ca_file {
@@ -46,16 +46,16 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
     })
 }
 
-/// Reads the password once, so that a wrong path stops the start and not the first poll.
+/// Reads the password once, so that a wrong path fails the start and not the first poll.
 fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Problem> {
     if raw.username.is_empty() || raw.username.contains(':') || raw.username.chars().any(char::is_control) {
-        let sentence = "a user name is not empty and has neither colons nor control characters; write another";
-        return Err(Problem::new(sentence).at("username"));
+        let message = "the user name is empty, or has colons or control characters; write another";
+        return Err(Problem::new(message).at("username"));
     }
     let at_file = |problem: Problem| problem.at("password_file");
     if base.text(&raw.password_file).map_err(at_file)?.trim().is_empty() {
         let file = raw.password_file.display();
-        return Err(at_file(Problem::new(format!("{file} is empty; put the password into it"))));
+        return Err(at_file(Problem::new(format!("{file} is empty; write the password to it"))));
     }
     Ok(Credentials::PasswordFile {
         username: raw.username,
@@ -65,8 +65,8 @@ fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Pro
 
 fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {
     let default = Timeouts::default();
-    let one = |time: Option<Time>, key: &str, default: Duration| {
-        time.map_or(Ok(default), |time| time.at_least(LEAST, "5s")).map_err(|problem| problem.at(key))
+    let one = |time: Option<Period>, key: &str, default: Duration| {
+        time.map_or(Ok(default), |time| time.at_least(MIN_TIMEOUT, "5s")).map_err(|problem| problem.at(key))
     };
     Ok(Timeouts {
         connect: one(raw.connect, "connect", default.connect)?,
@@ -75,17 +75,17 @@ fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {
     })
 }
 
-/// `host[:port]`, spelled so that a reference can name it.
+/// Checks `host[:port]`, which must be possible in a reference.
 fn check_host(host: &str) -> Result<(), Problem> {
     if let Some((scheme, rest)) = host.split_once("://") {
         let rest = rest.trim_end_matches('/');
-        let way_out = match scheme {
+        let hint = match scheme {
             "http" => format!("write `{rest}: {{ scheme: http }}`"),
             _ => format!("write `{rest}`"),
         };
-        return Err(Problem::new(format!("a registry is named by host and port alone; {way_out}")));
+        return Err(Problem::new(format!("name the registry by host and port only; {hint}")));
     }
-    let malformed = || Problem::new("this is no HOST or HOST:PORT; write one such as `registry.lan:5000`");
+    let malformed = || Problem::new("not a HOST or HOST:PORT; write one such as `registry.lan:5000`");
     if host.contains(['/', '@', '?', '#', '\\']) || host.chars().any(|char| char.is_whitespace() || char.is_control()) {
         return Err(malformed());
     }
@@ -93,7 +93,7 @@ fn check_host(host: &str) -> Result<(), Problem> {
     if url.host_str().is_none_or(str::is_empty) || host.ends_with(':') {
         return Err(malformed());
     }
-    // The rule by which a reference tells its host from its repository.
+    // The rule that separates host and repository in a reference.
     if !(host.contains(['.', ':']) || host == "localhost") {
         return Err(Problem::new(format!(
             "no reference can name this host; write it with its port, such as `{host}:443`"
@@ -102,4 +102,4 @@ fn check_host(host: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-const LEAST: Duration = Duration::from_millis(100);
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);

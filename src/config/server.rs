@@ -13,47 +13,47 @@ use rustls::{
     pki_types::{PrivateKeyDer, pem::PemObject as _},
 };
 
-use super::{files::Base, problem::Problem, raw, values::Time};
+use super::{files::Base, problem::Problem, raw, values::Period};
 use crate::server::TrustedProxies;
 
-/// The two listeners.
+/// `server`.
 #[derive(Clone)]
 pub struct Server {
-    /// Where OPAs come.
+    /// The address of the data listener, for OPA.
     pub listen: SocketAddr,
-    /// Where probes and scrapes come.
+    /// The address of the admin listener, for probes and metrics.
     pub admin: SocketAddr,
     /// TLS for the data listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
-    /// Whose `X-Forwarded-For` counts; none by default.
+    /// Networks whose `X-Forwarded-For` is trusted; none by default.
     pub trusted_proxies: TrustedProxies,
-    /// Connections to the data listener at one time.
+    /// The maximum number of concurrent connections to the data listener.
     pub max_connections: usize,
-    /// Ready at the latest after this, whatever the registries do.
+    /// The time after which the replica is ready even if registries fail.
     pub ready_after: Duration,
-    /// How to stop.
+    /// The drain times.
     pub drain: Drain,
 }
 
-/// How long stopping takes.
+/// `server.drain`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drain {
-    /// Not ready but still accepting.
+    /// The time in which the replica is not ready but still accepts connections.
     pub notice: Duration,
-    /// Waiters are released over this time.
+    /// The time over which waiting clients are released.
     pub over: Duration,
 }
 
-/// How long requests are held.
+/// `long_poll`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LongPoll {
-    /// A longer wish is cut to it.
+    /// The maximum wait; a longer requested wait is reduced to it.
     pub max_wait: Duration,
-    /// For a request without a wish.
+    /// The wait for a request that requests none, while there is nothing to serve yet.
     pub first_wait: Duration,
 }
 
-// rustls' own Debug goes through the key's provider, so it is not asked.
+// Written by hand, because rustls' `Debug` depends on the key's provider.
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
@@ -72,10 +72,10 @@ impl fmt::Debug for Server {
 pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
     let max_connections = raw.max_connections.unwrap_or(20_000);
     if max_connections == 0 {
-        return Err(Problem::new("nobody could connect; write a number from 1 up").at("max_connections"));
+        return Err(Problem::new("no client could connect; write a number of at least 1").at("max_connections"));
     }
     let tls = raw.tls.as_ref().map(|raw| tls(raw, base)).transpose().map_err(|problem| problem.at("tls"))?;
-    let or = |time: Option<Time>, seconds| time.map_or_else(|| Duration::from_secs(seconds), |time| time.0);
+    let or = |time: Option<Period>, seconds| time.map_or_else(|| Duration::from_secs(seconds), |time| time.0);
     let server = Server {
         listen: raw.listen.map_or(LISTEN, |address| address.0),
         admin: raw.admin.map_or(ADMIN, |address| address.0),
@@ -86,7 +86,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
         drain: Drain { notice: or(raw.drain.notice, 5), over: or(raw.drain.over, 10) },
     };
     if server.listen == server.admin && server.listen.port() != 0 {
-        return Err(Problem::new("it is the address of `server.listen`, too; write another").at("admin"));
+        return Err(Problem::new("the same address as `server.listen`; write another").at("admin"));
     }
     Ok(server)
 }
@@ -95,7 +95,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
 pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
     let max_wait = raw.max_wait.map_or(Ok(MAX_WAIT), |time| time.at_least(Duration::from_secs(1), "5m"));
     let first_wait = raw.first_wait.map_or(Ok(FIRST_WAIT), |time| {
-        time.at_most(Duration::from_secs(9), "an OPA that doesn't long-poll gives up after 10s")
+        time.at_most(Duration::from_secs(9), "an OPA without long polling times out after 10s")
     });
     Ok(LongPoll {
         max_wait: max_wait.map_err(|problem| problem.at("max_wait"))?,
@@ -111,16 +111,16 @@ fn trusted_proxies(raw: &Option<Vec<String>>) -> Result<TrustedProxies, Problem>
     Ok(TrustedProxies::new(networks.collect::<Result<_, _>>()?))
 }
 
-/// A network, or one address.
+/// Parses a network or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
     }
-    let network: IpNet = text
-        .parse()
-        .map_err(|_| format!("{text:?} is no network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address"))?;
+    let network: IpNet = text.parse().map_err(|_| {
+        format!("{text:?} is not a network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address")
+    })?;
     let canonical = network.trunc();
-    // Somebody meant either the one address or the network, and they differ much.
+    // Ambiguous: either the address or the network could be meant.
     if network != canonical {
         return Err(format!("{text} has address bits beyond its length; write {canonical} or {}", network.addr()));
     }
@@ -131,19 +131,16 @@ fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
     let chain = base.certificates(&raw.certificate).map_err(|problem| problem.at("certificate"))?;
     let key = base.bytes(&raw.key).and_then(|bytes| {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
-            // The reason could quote the key.
+            // The error is not quoted: it could contain the key.
             let file = raw.key.display();
-            Problem::new(format!(
-                "{file} holds no usable private key; give an unencrypted PEM one (PKCS#8, SEC1, PKCS#1)"
-            ))
+            Problem::new(format!("{file} has no usable private key; use an unencrypted PEM key (PKCS#8, SEC1, PKCS#1)"))
         })
     });
     let key = key.map_err(|problem| problem.at("key"))?;
-    let refused = |error: rustls::Error| {
-        Problem::new(format!("certificate and key make no TLS server: {error}; give a pair that belongs together"))
-    };
-    // Another crate in the tree could enable a second provider, and rustls would then ask
-    // at run time which one is meant.
+    let refused =
+        |error: rustls::Error| Problem::new(format!("certificate and key can't be used: {error}; use a matching pair"));
+    // The provider is explicit: if another crate enabled a second one, rustls would have no
+    // default.
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(refused)?

@@ -1,17 +1,18 @@
-//! Whole configurations: the example, the defaults, and what each mistake is told.
+//! Whole configurations: the example, the defaults, and errors.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::*;
 use crate::{
     publish::OnMissing,
-    registry::{Credentials, Scheme},
+    registry::{self, Credentials, Scheme},
+    verify::RootSource,
 };
 
+mod errors;
+mod errors_in_signers;
+mod errors_in_trust;
 mod hostile;
-mod mistakes;
-mod mistakes_in_signers;
-mod mistakes_in_trust;
 mod shapes;
 mod trust;
 mod trusted_root;
@@ -43,7 +44,7 @@ impl Folder {
         Config::parse(text, self.0.path())
     }
 
-    /// The least configuration with `rest` below it.
+    /// The minimal configuration followed by `rest`.
     fn with(&self, rest: &str) -> Result<Config, ConfigError> {
         self.parse(&format!("{LEAST}{rest}"))
     }
@@ -99,7 +100,7 @@ fn the_example_shows_the_defaults() {
 }
 
 #[test]
-fn what_is_not_written_has_the_promised_default() {
+fn absent_keys_have_the_documented_defaults() {
     let config = Folder::new().with("").unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8080");
     assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
@@ -157,7 +158,7 @@ bundles:
 }
 
 #[test]
-fn a_bundles_opa_check_has_the_keys_of_the_top_level_where_it_has_none_of_its_own() {
+fn opa_check_of_a_bundle_inherits_absent_keys_from_the_top_level() {
     let folder = Folder::new();
     let checks = |top: &str| {
         let config = folder.with(&format!(
@@ -172,7 +173,7 @@ fn a_bundles_opa_check_has_the_keys_of_the_top_level_where_it_has_none_of_its_ow
     let options = |program: &str, tests, timeout| {
         Some(crate::opa_check::Options { program: program.into(), tests, timeout: secs(timeout) })
     };
-    // A path starts from the configuration, and a name is one in PATH.
+    // A path is relative to the configuration, and a name is searched in PATH.
     let own = folder.0.path().join("bin/opa").display().to_string();
     for top in ["", "opa_check: none\n"] {
         assert_eq!(checks(top), [None, None, options("opa", true, 30), options(&own, false, 1)]);
@@ -218,7 +219,7 @@ fn an_error_says_file_line_and_key() {
         format!("{}, line {line}: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms", file.display());
     assert_eq!(error.to_string(), expected);
     let missing = Config::load(&folder.0.path().join("none.yaml")).unwrap_err().to_string();
-    assert!(missing.contains("none.yaml: it can't be read"), "{missing}");
+    assert!(missing.contains("none.yaml: can't read the file: "), "{missing}");
     let endless = Config::load(Path::new("/dev/zero")).unwrap_err().to_string();
     assert_eq!(endless, "/dev/zero: it is larger than 1 MiB; name the right file");
 }

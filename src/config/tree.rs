@@ -1,5 +1,4 @@
-//! The YAML text as a tree that remembers its lines, so that every later sentence about a
-//! key can say where it stands.
+//! The YAML text as a tree with line numbers, so that every error can name the line of its key.
 
 use std::{collections::HashMap, fmt};
 
@@ -9,16 +8,20 @@ use serde::{
 };
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-use super::problem::{ConfigError, Problem, Segment};
+use super::{
+    key_path::{Segment, shortened},
+    keys,
+    problem::{ConfigError, Message, Problem},
+};
 
-/// One value and the line on which it starts.
+/// A value and the line on which it begins.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) line: u64,
     pub(super) value: Value,
 }
 
-/// The shapes that YAML knows.
+/// A YAML value.
 #[derive(Debug)]
 pub(super) enum Value {
     Null,
@@ -27,9 +30,9 @@ pub(super) enum Value {
     Float(f64),
     Text(String),
     List(Vec<Node>),
-    /// In the order of the file.
+    /// The entries in the order of the file.
     Mapping(Vec<(Key, Node)>),
-    /// An item of a list that was taken out, which stays so that the others keep their index.
+    /// A placeholder for a removed list item, so that the others keep their index.
     Removed,
 }
 
@@ -41,19 +44,19 @@ pub(super) struct Key {
 }
 
 impl Node {
-    /// Reads YAML; the budget of the parser bounds depth, aliases and size.
+    /// Parses YAML. The parser's budget bounds depth, aliases and size.
     pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! {
-            // The visitor below sees them all and names the key's whole path.
+            // `unique_keys` finds duplicates, and names the whole path of the key.
             duplicate_keys: DuplicateKeyPolicy::PassThrough,
-            // YAML 1.2: only `true` and `false` are; an annotation `no` is a text, say.
+            // YAML 1.2 has only `true` and `false`; `no` is text, in an annotation for example.
             strict_booleans: true,
             with_snippet: false,
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
             if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
-                return ConfigError::unreadable(line, "a second YAML document begins; keep one".to_owned());
+                return ConfigError::unreadable(line, "a second YAML document begins here; keep one".to_owned());
             }
             let reason = error.without_snippet().to_string();
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -62,9 +65,9 @@ impl Node {
         Ok(node)
     }
 
-    /// Takes out what `path` leads to, or the nearest thing above it that is there; the last of
-    /// several keys of one name. Gives the path of what was taken out; `None` where that would
-    /// be everything.
+    /// Removes the value at `path`, or its nearest existing ancestor. Of several keys with the same
+    /// name the last one is removed. Returns the path of the removed value; `None` if that would be
+    /// the root.
     pub(super) fn remove(&mut self, path: &[Segment]) -> Option<Vec<Segment>> {
         let (first, rest) = path.split_first()?;
         match (&mut self.value, first) {
@@ -88,7 +91,7 @@ impl Node {
         }
     }
 
-    /// Puts another text in the place of a value.
+    /// Replaces the value at `path` with a text. Returns whether it exists.
     pub(super) fn replace(&mut self, path: &[Segment], text: &str) -> bool {
         let Some((first, rest)) = path.split_first() else {
             self.value = Value::Text(text.to_owned());
@@ -107,8 +110,8 @@ impl Node {
         }
     }
 
-    /// The same path with the indices that items have in the file: those who read the tree
-    /// count without what was taken out.
+    /// Converts a path to the indices in the file: readers of the tree do not count removed
+    /// items.
     pub(super) fn in_file(&self, path: &[Segment]) -> Vec<Segment> {
         let Some((first, rest)) = path.split_first() else { return Vec::new() };
         let (first, below) = match (&self.value, first) {
@@ -129,11 +132,11 @@ impl Node {
         std::iter::once(first).chain(rest).collect()
     }
 
-    /// The line of the value at `path`, or of the nearest thing above it that exists.
+    /// The line of the value at `path`, or of its nearest existing ancestor.
     pub(super) fn line_of(&self, path: &[Segment]) -> u64 {
         let Some((first, rest)) = path.split_first() else { return self.line };
         match (&self.value, first) {
-            // The last of several is the one that a duplicate key is about.
+            // An error about a duplicate key is about the last one.
             (Value::Mapping(entries), Segment::Key(name)) => {
                 entries.iter().rev().find(|(key, _)| key.name == *name).map_or(self.line, |(key, node)| {
                     match (rest, &node.value) {
@@ -149,7 +152,17 @@ impl Node {
         }
     }
 
-    /// The value behind `name` in a mapping.
+    /// Adds line and key path to a problem whose path begins at this node.
+    pub(super) fn locate(&self, problem: Problem) -> ConfigError {
+        let path = self.in_file(&problem.path());
+        let message = match &problem.message {
+            Message::Text(text) => shortened(text, MAX_MESSAGE_CHARS),
+            Message::UnknownKey(known) => keys::unknown(&path, known),
+        };
+        ConfigError::at(&path, self.line_of(&path), message)
+    }
+
+    /// The value of the key `name` in a mapping.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
@@ -157,15 +170,15 @@ impl Node {
         }
     }
 
-    /// Refuses a key that is written twice.
+    /// An error for the first duplicate key.
     pub(super) fn unique_keys(&self) -> Result<(), Problem> {
         match &self.value {
             Value::Mapping(entries) => {
                 let mut first_lines: HashMap<&str, u64> = HashMap::with_capacity(entries.len());
                 entries.iter().try_for_each(|(key, node)| {
                     if let Some(first) = first_lines.insert(&key.name, key.line) {
-                        let sentence = format!("is written twice, first on line {first}; keep one");
-                        return Err(Problem::new(sentence).at(&key.name));
+                        let message = format!("duplicate key, first on line {first}; keep one");
+                        return Err(Problem::new(message).at(&key.name));
                     }
                     node.unique_keys().map_err(|problem| problem.at(&key.name))
                 })
@@ -262,3 +275,6 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Mapping(entries))
     }
 }
+
+/// The maximum length of a message that quotes a long value, in characters.
+const MAX_MESSAGE_CHARS: usize = 1000;

@@ -1,4 +1,4 @@
-//! `trust`: roots, authorities, policies, and which policy a repository falls under.
+//! `trust`: roots, authorities and policies, and the policy that applies to a repository.
 
 mod authority;
 mod policy;
@@ -17,7 +17,7 @@ use roots::Roots;
 
 pub use roots::CurrentRoot;
 
-/// All policies by name.
+/// The trust policies by name.
 #[derive(Debug, Clone)]
 pub struct Policies {
     policies: BTreeMap<String, Policy>,
@@ -26,7 +26,7 @@ pub struct Policies {
 }
 
 impl Policies {
-    /// Reads all of `trust`, whether anything uses it or not.
+    /// Reads all of `trust`, including unused parts.
     pub(super) fn read(raw: raw::Trust, current: CurrentRoot<'_>, base: Base<'_>) -> Result<Self, Problem> {
         let roots = Roots::read(raw.roots, current, base).map_err(|problem| problem.at("roots"))?;
         let authorities =
@@ -43,19 +43,19 @@ impl Policies {
         Ok(Self { policies, sources, base: TrustBase { authorities, roots, revoked_digests } })
     }
 
-    /// Whom it speaks of, whether a policy or a bundle uses it or not.
+    /// All authorities, roots and revoked digests, including unused ones.
     pub fn base(&self) -> &TrustBase {
         &self.base
     }
 
-    /// Where the roots come from that `policies` rely on, by name.
+    /// The sources of the roots that `policies` use, by name.
     pub fn roots_of<'a>(&self, policies: impl IntoIterator<Item = &'a TrustPolicy>) -> BTreeMap<String, RootSource> {
         let requirements = policies.into_iter().filter_map(TrustPolicy::requirements);
         let roots = requirements.flat_map(|requirements| &requirements.authorities).filter_map(|a| a.root.as_ref());
         roots.filter_map(|root| self.sources.get_key_value(root.name())).map(|(n, s)| (n.clone(), s.clone())).collect()
     }
 
-    /// The policy that a bundle asks for.
+    /// The policy with this name.
     pub(super) fn named(&self, name: &str) -> Result<TrustPolicy, Problem> {
         self.policies.get(name).map(|policy| policy.trust.clone()).ok_or_else(|| {
             let suggestion = keys::suggestion(name, self.names());
@@ -63,16 +63,16 @@ impl Policies {
         })
     }
 
-    /// Whether there is none.
+    /// Whether there are no policies.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
     }
 
-    /// The policy that somebody asks for by `name`, or else the one that a bundle from
-    /// `repository` would fall under.
+    /// The policy with this name, or without a name the one that applies to a bundle from
+    /// `repository`.
     ///
     /// # Errors
-    /// A sentence that lists what there is.
+    /// A message that lists the known policies.
     pub fn choose(&self, name: Option<&str>, repository: &Repository) -> Result<TrustPolicy, String> {
         let chosen = match name {
             Some(name) => self.named(name),
@@ -85,8 +85,8 @@ impl Policies {
     pub(super) fn matching(&self, repository: &Repository) -> Result<TrustPolicy, Problem> {
         let named = keys::list(self.names());
         let Repository::Registry { .. } = repository else {
-            let sentence = format!("a folder falls under no policy by itself; name one here (trust.policies: {named})");
-            return Err(Problem::new(sentence));
+            let message = format!("no `match` applies to a folder; name one here (trust.policies: {named})");
+            return Err(Problem::new(message));
         };
         let text = repository.to_string();
         let mut found: Vec<(usize, &str, &Policy)> = self
@@ -111,7 +111,7 @@ impl Policies {
     }
 }
 
-/// The key that something unmeetable is about may be several levels deep.
+/// Converts the error, whose key may be several levels deep.
 fn unmeetable(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
     key.split('.').rev().fold(Problem::new(sentence), Problem::at)
 }

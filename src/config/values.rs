@@ -1,4 +1,4 @@
-//! Durations, sizes, addresses and globs as people write them.
+//! Parsing of durations, times, sizes, addresses, globs and keywords.
 
 use std::{
     fmt,
@@ -10,33 +10,33 @@ use globset::{GlobBuilder, GlobSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::Visitor};
 
-use super::problem::Problem;
+use super::{keys, problem::Problem};
 
-/// `30s`.
+/// A duration such as `30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Time(pub(super) Duration);
+pub(super) struct Period(pub(super) Duration);
 
-/// `2027-01-01T00:00:00Z`.
+/// A time such as `2027-01-01T00:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment(pub(super) Timestamp);
+pub(super) struct PointInTime(pub(super) Timestamp);
 
-/// `64MiB`; never zero.
+/// A size such as `64MiB`; never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub(super) u64);
 
 impl Size {
-    /// In bytes.
+    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.0
     }
 }
 
-/// `":8443"`.
+/// An address such as `":8443"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Address(pub(super) SocketAddr);
 
-impl Time {
-    /// The duration if it is at least `least`.
+impl Period {
+    /// The duration, which must be at least `least`.
     pub(super) fn at_least(self, least: Duration, example: &str) -> Result<Duration, Problem> {
         if self.0 < least {
             let (this, least) = (humantime::format_duration(self.0), humantime::format_duration(least));
@@ -47,7 +47,7 @@ impl Time {
         Ok(self.0)
     }
 
-    /// The duration if it is at most `most`.
+    /// The duration, which must be at most `most`; `why` explains the limit.
     pub(super) fn at_most(self, most: Duration, why: &str) -> Result<Duration, Problem> {
         if self.0 > most {
             let (this, most) = (humantime::format_duration(self.0), humantime::format_duration(most));
@@ -57,11 +57,12 @@ impl Time {
     }
 }
 
-impl std::str::FromStr for Time {
+impl std::str::FromStr for Period {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no duration; write a whole number with its unit, such as {TIME_EXAMPLE}");
+        let wrong =
+            || format!("{text:?} is not a duration; write a whole number with its unit, such as {PERIOD_EXAMPLE}");
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
         let factor = match unit {
             "ms" => 1,
@@ -71,19 +72,19 @@ impl std::str::FromStr for Time {
             "" => return Err(format!("{text:?} has no unit; write {number}s or {number}ms")),
             _ => return Err(wrong()),
         };
-        // A bound keeps every later sum of times within range.
+        // The limit keeps sums of durations within range.
         match number.checked_mul(factor) {
-            Some(millis) if millis <= LONGEST_HOURS * 3600 * 1000 => Ok(Self(Duration::from_millis(millis))),
-            _ => Err(format!("{text:?} is above the maximum of {LONGEST_HOURS}h; write a shorter time")),
+            Some(millis) if millis <= MAX_HOURS * 3600 * 1000 => Ok(Self(Duration::from_millis(millis))),
+            _ => Err(format!("{text:?} is above the maximum of {MAX_HOURS}h; write a shorter time")),
         }
     }
 }
 
-impl std::str::FromStr for Moment {
+impl std::str::FromStr for PointInTime {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no moment; write one with its zone, such as {MOMENT_EXAMPLE}");
+        let wrong = || format!("{text:?} is not a time; write one with its zone, such as {TIME_EXAMPLE}");
         // A weekday or a named zone could contradict the rest.
         if text.contains(['[', ' ']) {
             return Err(wrong());
@@ -96,7 +97,7 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no size; write a whole number with its unit, such as {SIZE_EXAMPLE}");
+        let wrong = || format!("{text:?} is not a size; write a whole number with its unit, such as {SIZE_EXAMPLE}");
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
         let shift = match unit {
             "B" => 0,
@@ -108,10 +109,10 @@ impl std::str::FromStr for Size {
             _ => return Err(format!("{text:?}: units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB")),
         };
         match number.checked_mul(1_u64 << shift) {
-            Some(0) => Err(format!("{text:?} leaves room for nothing; write a size such as 64MiB")),
+            Some(0) => Err(format!("{text:?} is zero; write a size such as 64MiB")),
             // File offsets are signed.
             Some(bytes) if i64::try_from(bytes).is_ok() => Ok(Self(bytes)),
-            _ => Err(format!("{text:?} is more than can be counted; write a smaller size such as 10GiB")),
+            _ => Err(format!("{text:?} is too large; write a smaller size such as 10GiB")),
         }
     }
 }
@@ -124,52 +125,52 @@ impl std::str::FromStr for Address {
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
         let port = port.parse::<u16>().map_err(|_| wrong("has no port from 0 to 65535"))?;
         let ip = match host {
-            // Binding the IPv6 wildcard takes IPv4 along (the socket is not IPV6_V6ONLY).
+            // The IPv6 wildcard includes IPv4 (the socket is not IPV6_V6ONLY).
             "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
             host => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
                 Some(inner) => IpAddr::V6(inner.parse().map_err(|_| wrong("has no IPv6 address in the brackets"))?),
                 None if host.contains(':') => return Err(wrong("needs brackets around its IPv6 address")),
-                None => IpAddr::V4(host.parse().map_err(|_| wrong("names no IP address of this machine"))?),
+                None => IpAddr::V4(host.parse().map_err(|_| wrong("has no IP address"))?),
             },
         };
         Ok(Self(SocketAddr::new(ip, port)))
     }
 }
 
-/// A number and what follows it.
+/// Splits a number and its unit.
 fn split_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit))
 }
 
-/// A glob over names with `/` in them: `*` within a segment, `**` across.
+/// Parses a glob over names with `/`: `*` within a segment, `**` across segments.
 pub(super) fn glob(text: &str) -> Result<GlobSet, Problem> {
     if text.is_empty() {
         return Err(Problem::new("an empty glob matches nothing; write one such as \"authz/**\""));
     }
     if text.split('/').any(|segment| segment.contains("**") && segment != "**") {
-        let sentence = format!("glob {text:?}: `**` stands for whole segments; write `*`, or put a / around it");
-        return Err(Problem::new(sentence));
+        let message = format!("glob {text:?}: `**` stands for whole segments; write `*`, or put a / around it");
+        return Err(Problem::new(message));
     }
-    if text.chars().count() > GLOB_CHARS {
-        return Err(Problem::new(format!("a glob has {GLOB_CHARS} characters at most; write a shorter one")));
+    if text.chars().count() > MAX_GLOB_CHARS {
+        return Err(Problem::new(format!("a glob has {MAX_GLOB_CHARS} characters at most; write a shorter one")));
     }
-    if brace_depth(text) > GLOB_BRACES {
-        let sentence = format!("glob {text:?} nests more than {GLOB_BRACES} braces; write several globs");
-        return Err(Problem::new(sentence));
+    if brace_depth(text) > MAX_GLOB_BRACES {
+        let message = format!("glob {text:?} nests more than {MAX_GLOB_BRACES} braces; write several globs");
+        return Err(Problem::new(message));
     }
     let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
-    // A set of one: `Glob::compile_matcher` panics where this gives an error.
+    // A set with one glob, because `Glob::compile_matcher` panics on errors.
     glob.and_then(|glob| GlobSet::builder().add(glob).build()).map_err(|error| {
         let reason = error.kind();
         Problem::new(format!("glob {text:?} is malformed: {reason}; write one such as \"authz/**\""))
     })
 }
 
-/// How deep braces are nested. What is escaped or in a class counts as well: no glob that
-/// means anything is near the limit.
+/// The nesting depth of braces. Escaped braces and braces in classes count as well: no useful glob is
+/// near the limit.
 fn brace_depth(text: &str) -> usize {
     let mut depth = 0_usize;
     let mut deepest = 0;
@@ -184,18 +185,32 @@ fn brace_depth(text: &str) -> usize {
     deepest
 }
 
-/// Refuses a name that would be ambiguous in a header, a log line or a list.
+/// Checks a name, which must be unambiguous in headers, log lines and lists.
 pub(super) fn name(text: &str) -> Result<(), Problem> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte)) {
-        return Err(Problem::new(format!("{text:?} is no name; use letters, digits and . _ - / alone")));
+        return Err(Problem::new(format!("{text:?} is not a name; use only letters, digits and . _ - /")));
     }
     Ok(())
 }
 
-/// Reads a text through `FromStr`; a number gets the same words as a text of its digits.
-struct Written<T>(&'static str, std::marker::PhantomData<T>);
+/// The value of a keyword, or an error that lists all keywords.
+pub(super) fn word<T: Copy>(written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
+    words.iter().find(|(word, _)| *word == written).map(|(_, value)| *value).ok_or_else(|| {
+        let names = words.iter().map(|(word, _)| *word);
+        let quoted: Vec<_> = names.clone().map(|word| format!("`{word}`")).collect();
+        let none = match quoted.as_slice() {
+            [one, other] => format!("neither {one} nor {other}"),
+            [rest @ .., last] => format!("not one of {} and {last}", rest.join(", ")),
+            [] => "no word".to_owned(),
+        };
+        Problem::new(format!("{written:?} is {none}; {}", keys::suggestion(written, names)))
+    })
+}
 
-impl<T: std::str::FromStr<Err = String>> Visitor<'_> for Written<T> {
+/// Deserializes with `FromStr`. A number is read like the text of its digits.
+struct FromText<T>(&'static str, std::marker::PhantomData<T>);
+
+impl<T: std::str::FromStr<Err = String>> Visitor<'_> for FromText<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -219,39 +234,39 @@ impl<T: std::str::FromStr<Err = String>> Visitor<'_> for Written<T> {
     }
 }
 
-impl<'de> Deserialize<'de> for Time {
+impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Written("a duration such as 30s", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText("a duration such as 30s", std::marker::PhantomData))
     }
 }
 
-impl<'de> Deserialize<'de> for Moment {
+impl<'de> Deserialize<'de> for PointInTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Written("a moment such as 2027-01-01T00:00:00Z", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText("a time such as 2027-01-01T00:00:00Z", std::marker::PhantomData))
     }
 }
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Written("a size such as 64MiB", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText("a size such as 64MiB", std::marker::PhantomData))
     }
 }
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Written("an address such as \":8443\"", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText("an address such as \":8443\"", std::marker::PhantomData))
     }
 }
 
-/// Far more than any `HOST/REPOSITORY` or bundle name needs.
-const GLOB_CHARS: usize = 1024;
-const GLOB_BRACES: usize = 10;
-const TIME_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
-const MOMENT_EXAMPLE: &str = "2027-01-01T00:00:00Z";
+/// The maximum length of a glob, in characters.
+const MAX_GLOB_CHARS: usize = 1024;
+const MAX_GLOB_BRACES: usize = 10;
+const PERIOD_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
+const TIME_EXAMPLE: &str = "2027-01-01T00:00:00Z";
 const SIZE_EXAMPLE: &str = "512KiB, 64MiB or 10GiB";
 const ADDRESS_EXAMPLE: &str = "\":8443\" (all addresses) or \"127.0.0.1:8443\"";
-/// Ten years.
-const LONGEST_HOURS: u64 = 87_600;
+/// The maximum duration, ten years.
+const MAX_HOURS: u64 = 87_600;
 
 #[cfg(test)]
 mod tests {
@@ -260,20 +275,20 @@ mod tests {
     #[test]
     fn times_have_units() {
         for (text, millis) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("24h", 86_400_000), ("0s", 0)] {
-            assert_eq!(text.parse::<Time>().unwrap().0, Duration::from_millis(millis), "{text}");
+            assert_eq!(text.parse::<Period>().unwrap().0, Duration::from_millis(millis), "{text}");
         }
         for text in ["", "s", "-1s", "1.5s", "1 s", "1d", "1h30m", "٣s", "99999999999999999999s", "1000000h"] {
-            assert!(text.parse::<Time>().is_err(), "{text}");
+            assert!(text.parse::<Period>().is_err(), "{text}");
         }
-        assert_eq!("30".parse::<Time>().unwrap_err(), "\"30\" has no unit; write 30s or 30ms");
+        assert_eq!("30".parse::<Period>().unwrap_err(), "\"30\" has no unit; write 30s or 30ms");
     }
 
     #[test]
     fn moments_have_a_zone() {
-        let utc = "2027-01-01T00:00:00Z".parse::<Moment>().unwrap();
-        assert_eq!("2027-01-01T01:00:00+01:00".parse::<Moment>().unwrap(), utc);
+        let utc = "2027-01-01T00:00:00Z".parse::<PointInTime>().unwrap();
+        assert_eq!("2027-01-01T01:00:00+01:00".parse::<PointInTime>().unwrap(), utc);
         for text in ["", "2027", "2027-01-01", "2027-01-01T00:00:00", "2027-02-30T00:00:00Z", "tomorrow"] {
-            assert!(text.parse::<Moment>().is_err(), "{text}");
+            assert!(text.parse::<PointInTime>().is_err(), "{text}");
         }
     }
 

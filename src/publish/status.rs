@@ -8,7 +8,7 @@ use super::state::{FailureClass, StateKind, Step};
 use crate::{
     oci::{Digest, Reference},
     telemetry,
-    verify::{SignatureReport, PolicyRevision, Report, Signer, TrustPolicy},
+    verify::{PolicyRevision, Report, SignatureReport, Signer, TrustPolicy},
 };
 
 /// A bundle's part of `/status`, but for what the server counts.

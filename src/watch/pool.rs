@@ -22,7 +22,7 @@ use crate::{
     publish::{Failure, FailureClass, Step, VerdictStatus, VerificationRecord, is_expired},
     store::{Acceptance, Attempt},
     telemetry,
-    verify::{VerificationContext, Evidence, TrustPolicy, VerdictCache, Verified},
+    verify::{Evidence, TrustPolicy, VerdictCache, VerificationContext, Verified},
 };
 
 /// For one verification, the wait for a permit included. A verification that hangs must not keep a

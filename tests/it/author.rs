@@ -104,7 +104,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
 
     // Another user, with another time zone and mask, where this one may become one.
     if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
-        assert_eq!(as_nobody(&other), digest);
+        assert_eq!(run_unprivileged(&other), digest);
     } else {
         unavailable("the build by another user, which takes root");
     }
@@ -124,7 +124,7 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
 }
 
 /// Builds `elsewhere/deep` by `nobody`, who may read it and write to a store of his own.
-fn as_nobody(author: &Author) -> String {
+fn run_unprivileged(author: &Author) -> String {
     let program = author.path("bundlegate");
     fs::copy(env!("CARGO_BIN_EXE_bundlegate"), &program).unwrap();
     fs::set_permissions(author.home(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -176,9 +176,7 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
     ] {
         author.line(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
     }
-    for (arguments, expected) in
-        [("syntax", "syntax/p.rego:5:1: "), ("newer", "--opa asks the real opa, --no-parse skips this")]
-    {
+    for (arguments, expected) in [("syntax", "syntax/p.rego:5:1: "), ("newer", "or --no-parse to skip parsing")] {
         let ran = author.line(&format!("build {arguments} -t r.example/a:v1"));
         assert!(ran.code == 1 && ran.stdout.is_empty(), "{ran:?}");
         assert!(ran.stderr.lines().next().unwrap().contains(expected), "{ran:?}");
@@ -280,7 +278,7 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn save_ends_when_it_is_told_to_before_a_pipe_that_nobody_reads() {
+async fn save_can_be_interrupted_at_a_pipe_without_a_reader() {
     let author = Author::with(&[("policy/data.json", &noise(1 << 20))]);
     author.digest("build policy -t r.example/a:v1");
     let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
@@ -362,17 +360,17 @@ fn a_pipe_that_does_not_listen_any_more_is_an_error_not_a_panic() {
 }
 
 #[test]
-fn a_new_project_is_built_and_tested_at_once_and_is_nobodys_to_overwrite() {
+fn a_new_project_can_be_built_and_tested_and_is_not_overwritten() {
     let author = Author::new();
     let made = author.json("init project");
     assert_eq!(made["files"].as_array().unwrap().len(), 6);
     author.digest("build project/policy -t r.example/a:v1 --test");
     author.write("project/README.md", "mine");
-    author.line("init project").refused("there already; --force replaces");
+    author.line("init project").refused("already exists; overwrite with --force");
     author.line("init project/policy/..").refused("--force");
     assert_eq!(fs::read(author.path("project/README.md")).unwrap(), b"mine");
     author.write("second/README.md", "mine");
-    author.line("init second").refused("second/README.md: there already");
+    author.line("init second").refused("second/README.md: already exists");
     assert_eq!(fs::read_dir(author.path("second")).unwrap().count(), 1, "all or nothing");
     author.line("init project --force").ok();
 }

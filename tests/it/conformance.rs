@@ -114,7 +114,7 @@ async fn the_gateway_reads_no_bundle_of_an_older_version_or_without_an_envelope(
         let version_3 =
             ["application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.dev.sigstore.bundle+json;version=0.3"]
                 .contains(&bundle["mediaType"].as_str().unwrap());
-        let finding = judged_by_the_gateway(case).await;
+        let finding = verified_by_the_gateway(case).await;
         let [format, rest @ ..] = finding.checks.as_slice() else { panic!("{finding:?}") };
         if version_3 && bundle.get("dsseEnvelope").is_some() {
             // It is about no OCI artifact of ours, and for this reason alone refused.
@@ -131,7 +131,7 @@ async fn the_gateway_reads_no_bundle_of_an_older_version_or_without_an_envelope(
 }
 
 /// What the gateway makes of a case's bundle, attached to some artifact.
-async fn judged_by_the_gateway(case: &Case) -> SignatureReport {
+async fn verified_by_the_gateway(case: &Case) -> SignatureReport {
     let registry = FaultyRegistry::start().await;
     let (digest, _) = registry.put_artifact("v1", b"bundle");
     let mut layer = json!(registry.put_blob(&case.bundle()));

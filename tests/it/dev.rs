@@ -149,7 +149,7 @@ async fn the_tests_of_the_folder_are_run_and_a_failing_one_is_reported_and_delay
     let tag = header(&get(&dev.url, None).await, "etag");
     write(&dev.policy().join("p.rego"), "package p\n\nx := 2\n");
     dev.hears("FAIL data.p_test.test_x").await;
-    dev.hears("1 of 2 tests failed; this build is served all the same").await;
+    dev.hears("1 of 2 tests failed; this build is served anyway").await;
     assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
     // A change of the test alone is no new build, but its result is told.
     let built = dev.count("built and signed");
@@ -228,7 +228,7 @@ async fn nothing_but_what_the_author_needs_is_told() {
     // The last policy is gone, and the data is still there.
     fs::remove_file(dev.policy().join("p.rego")).unwrap();
     for _ in 0..600 {
-        if dev.complained("no .rego file is left") {
+        if dev.complained("no .rego file left") {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! `drain`: a replica that shuts down without an error for any client.
+//! `server.drain`: a replica stops without an error for any client.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn not_ready(gate: &Gate) {
 }
 
 #[tokio::test]
-async fn during_the_notice_new_requests_are_answered_at_once_with_connection_close() {
+async fn requests_during_drain_notice_are_answered_at_once_with_connection_close() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, HOUR, HOUR).await;
     let etag = tag(&gate.get("", 0).await);
@@ -51,7 +51,7 @@ async fn during_the_notice_new_requests_are_answered_at_once_with_connection_clo
 }
 
 #[tokio::test]
-async fn held_requests_are_released_with_304_and_their_own_tag() {
+async fn waiting_clients_are_released_over_drain_over_with_304_and_the_tag_they_sent() {
     let registry = FaultyRegistry::start().await;
     let notice = Duration::from_secs(1);
     let mut gate = gate(&registry, notice, Duration::from_secs(1)).await;
@@ -86,7 +86,7 @@ async fn a_request_that_waits_for_a_silent_registry_is_released_with_304_too() {
 }
 
 #[tokio::test]
-async fn the_drain_ends_early_when_no_connection_is_left() {
+async fn drain_ends_early_when_no_client_is_connected() {
     let registry = FaultyRegistry::start().await;
     let mut unconnected = gate(&registry, HOUR, HOUR).await;
     unconnected.begin_to_drain();
@@ -150,7 +150,7 @@ async fn over_http_2_a_response_closes_the_connection_to_new_requests_only() {
 }
 
 #[tokio::test]
-async fn over_http_2_held_requests_are_released_with_304() {
+async fn over_http_2_too_waiting_clients_are_released_with_304() {
     let registry = FaultyRegistry::start().await;
     let mut gate = gate(&registry, Duration::from_millis(500), Duration::from_millis(500)).await;
     let etag = tag(&gate.get("", 0).await);

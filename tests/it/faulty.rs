@@ -26,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use crate::intake::{self, Manners, Taken, Uploads, Wish};
+use crate::uploads::{self, Manners, Taken, Uploads, Wish};
 
 type Body = BoxBody<Bytes, io::Error>;
 
@@ -245,7 +245,7 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
             response
         }
         Some(Fault::Cut(length)) => {
-            let (bytes, _) = intake::body(request, length).await;
+            let (bytes, _) = uploads::body(request, length).await;
             inner.lock().unwrap().uploads.keep_part(&path, &bytes);
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -279,7 +279,7 @@ async fn granted(inner: &Mutex<Inner>, request: Request<Incoming>, content: Opti
     }
     let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
     let (host, range, kind) = (header("host"), header("content-range"), header("content-type"));
-    let (bytes, _) = intake::body(request, usize::MAX).await;
+    let (bytes, _) = uploads::body(request, usize::MAX).await;
     let wish = Wish { host: host.unwrap(), method, path, range, kind: kind.unwrap_or_default(), bytes };
     let mut inner = inner.lock().unwrap();
     let Inner { manners, uploads, .. } = &mut *inner;

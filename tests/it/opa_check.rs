@@ -15,7 +15,7 @@ use crate::{
     command::Author,
     faulty::FaultyRegistry,
     gate::{Gate, PATIENCE, Setup, bundle, eventually, tag},
-    trouble::on_disk,
+    refresh_failures::on_disk,
 };
 
 /// A script in the place of `opa`, and how often it was asked to load something.
@@ -251,7 +251,7 @@ fn build(author: &Author, opa: &FakeOpa, flags: &[&str]) -> crate::command::Ran 
 fn build_lets_the_opa_in_path_load_what_it_packed() {
     let (author, opa) = (Author::with(POLICY), FakeOpa::refusing("unsafe"));
     let expected =
-        "build: opa can't load it: policy/p.rego:3: rego_unsafe_var_error: m; mend it, or build with --opa=none";
+        "build: opa can't load the bundle: policy/p.rego:3: rego_unsafe_var_error: m; fix it, or build with --opa=none";
     for flags in [&[][..], &["--opa=auto"]] {
         let refused = build(&author, &opa, flags);
         assert_eq!(refused.error(), expected);
@@ -264,7 +264,7 @@ fn build_lets_the_opa_in_path_load_what_it_packed() {
     let built = build(&author, &opa, &[]);
     assert_eq!((built.code, built.stderr.as_str(), opa.runs()), (0, "", runs + 1));
     let refused = build(&author, &opa, &["--opa=none", "-e", "p/x"]);
-    assert_eq!(refused.error(), "--opa=none: -O, -e and --target need an opa; leave it out");
+    assert_eq!(refused.error(), "--opa=none: -O, -e and --target need an opa; omit --opa=none");
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn an_opa_in_path_that_is_of_no_use_is_told_in_a_line_and_builds_nothing_less() 
         break_it();
         let built = build(&author, &opa, &[]);
         assert_eq!((built.code, built.stderr.lines().count()), (0, 1), "{built:?}");
-        assert!(built.stderr.contains(says) && built.stderr.ends_with("; going on without it\n"), "{built:?}");
+        assert!(built.stderr.contains(says) && built.stderr.ends_with("; continuing without it\n"), "{built:?}");
     }
 }
 

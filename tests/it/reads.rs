@@ -58,7 +58,7 @@ async fn passing_trouble_is_retried_and_lasting_trouble_is_transient() {
 }
 
 #[tokio::test]
-async fn a_registry_that_asks_for_patience_is_given_it() {
+async fn retry_after_is_honoured() {
     let registry = FaultyRegistry::start().await;
     registry.fail("manifests/live", 1, Fault::Status(429, vec![("retry-after", "600".into())]));
     let error = registry.source().resolve(&registry.reference("live")).await.unwrap_err();

@@ -1,7 +1,7 @@
 //! Trust roots from a TUF repository: what replaces one, and how long each lasts.
 
 mod attacks;
-mod live;
+mod refresh;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -212,7 +212,7 @@ async fn a_repository_that_stands_still_is_believed_until_its_metadata_expires_a
 }
 
 #[tokio::test]
-async fn a_file_on_disk_that_somebody_changed_counts_for_nothing() {
+async fn a_modified_file_on_disk_is_ignored() {
     let kept = Kept::new().await;
     let file = kept.folder.path().join("corp.json");
     let text = fs::read_to_string(&file).unwrap();

@@ -31,10 +31,10 @@ fn a_key_pair_is_sealed_private_and_never_overwritten_by_accident() {
     assert!(key.starts_with("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n"), "{key}");
     assert_eq!(fs::metadata(author.path("cosign.key")).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(fs::read_to_string(author.path("cosign.pub")).unwrap().starts_with("-----BEGIN PUBLIC KEY-----\n"));
-    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.key: it is there already"));
+    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.key: already exists"));
     assert_eq!(fs::read_to_string(author.path("cosign.key")).unwrap(), key);
     fs::rename(author.path("cosign.key"), author.path("mine.key")).unwrap();
-    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.pub: it is there already"));
+    assert!(author.run(&["generate-key-pair"]).error().contains("cosign.pub: already exists"));
     assert!(!author.path("cosign.key").exists());
     fs::rename(author.path("mine.key"), author.path("cosign.key")).unwrap();
     author.run(&["generate-key-pair", "--force"]).ok();
@@ -82,7 +82,7 @@ fn a_signature_in_either_format_is_accepted_and_both_may_lie_side_by_side() {
 }
 
 #[test]
-fn several_people_sign_and_nobodys_signature_is_lost() {
+fn several_people_sign_and_no_signature_is_lost() {
     let (author, _) = author();
     other_key(&author);
     for key in ["cosign.key", "other.key"] {
@@ -161,7 +161,7 @@ fn a_configuration_says_whom_to_trust() {
 
 /// As the gateway would: by the bundle that has the reference, and only then by `match`.
 #[test]
-fn a_configuration_judges_a_reference_by_the_bundle_that_has_it() {
+fn a_configuration_applies_the_policy_of_the_bundle_with_the_reference() {
     let (author, digest) = author();
     author.run(&["sign", REF, "--key", "cosign.key"]).ok();
     other_key(&author);
@@ -186,7 +186,7 @@ fn a_configuration_judges_a_reference_by_the_bundle_that_has_it() {
     // However the folder is written.
     verify(&format!("oci-layout:{}:v1", author.path("layout").display())).ok();
     let two = verify("oci-layout:second:v1");
-    assert!(two.error().contains("the bundles b and c have it under two policies, theirs and ours"), "{two:?}");
+    assert!(two.error().contains("the bundles b and c use two policies for it, theirs and ours"), "{two:?}");
     let none = verify("oci-layout:second:v2");
     assert!(none.error().contains("name one with --policy"), "{none:?}");
 }

@@ -114,7 +114,7 @@ async fn mistakes_are_told_in_one_line_with_the_way_out() {
         (&["push"], 2, "REF"),
         (&["pull", "authz:v1"], 2, "names no registry host"),
         (&["login", "https://ghcr.io"], 2, "write ghcr.io"),
-        (&["push", &name, "--plain-http"], 1, "`bundlegate images` lists what is"),
+        (&["push", &name, "--plain-http"], 1, "see `bundlegate images`"),
         (&["pull", &none, "--plain-http"], 1, "no such tag"),
         (&["pull", "oci-layout:x:v1"], 1, "bundlegate copy"),
         (&["images", "--remote", &host, "--plain-http"], 1, "name a repository"),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    intake::Manners,
+    uploads::Manners,
 };
 
 const MIB: usize = 1 << 20;
@@ -409,7 +409,7 @@ fn docker_config(entry: &serde_json::Value, host: &str) -> (Credentials, tempfil
 }
 
 #[tokio::test]
-async fn an_identity_token_is_exchanged_by_a_form_and_shown_to_nobody_else() {
+async fn an_identity_token_is_exchanged_by_a_form_and_shown_to_no_other_host() {
     let registry = FaultyRegistry::start().await;
     let host = registry.address.to_string();
     let realm = format!("http://{host}/v2/acme/authz/oauth2/token");

@@ -12,17 +12,17 @@ const FORMATS: [Format; 2] = [Format::Bundle, Format::Legacy];
 #[tokio::test(flavor = "multi_thread")]
 async fn both_cosigns_verify_what_is_signed_here() {
     for kind in KINDS {
-        let scene = Scene::start(kind).await;
+        let fixture = Fixture::start(kind).await;
         for format in FORMATS {
-            let name = scene.push(format.label()).await;
-            scene.sign("cosign.key", format, &name, &["-a", "env=prod"]).await.ok();
+            let name = fixture.push(format.label()).await;
+            fixture.sign("cosign.key", format, &name, &["-a", "env=prod"]).await.ok();
             for cosign in [Cosign::V3, Cosign::V2] {
-                scene.cosign_verify(cosign, format, "cosign.pub", &name, &["-a", "env=prod"]).await.ok();
+                fixture.cosign_verify(cosign, format, "cosign.pub", &name, &["-a", "env=prod"]).await.ok();
                 if (cosign, format) != (Cosign::V2, Format::Bundle) {
                     // cosign 2 does not look for annotations in a bundle.
-                    scene.cosign_verify(cosign, format, "cosign.pub", &name, &["-a", "env=dev"]).await.failed();
+                    fixture.cosign_verify(cosign, format, "cosign.pub", &name, &["-a", "env=dev"]).await.failed();
                 }
-                scene.cosign_verify(cosign, format, "other.pub", &name, &[]).await.failed();
+                fixture.cosign_verify(cosign, format, "other.pub", &name, &[]).await.failed();
             }
         }
     }
@@ -30,109 +30,109 @@ async fn both_cosigns_verify_what_is_signed_here() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_key_that_cosign_imports_signs_here_as_it_does_there() {
-    let scene = Scene::start(Kind::Debian).await;
+    let fixture = Fixture::start(Kind::Debian).await;
     for (kind, algorithm) in [
         ("rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"][..]),
         ("ed25519", &["-algorithm", "ed25519"]),
         ("p384", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]),
     ] {
         let file = format!("{kind}.pem");
-        scene.author.peer("openssl", &[&["genpkey", "-out", &file], algorithm].concat()).await.ok();
-        scene.cosign(Cosign::V3, &["import-key-pair", "--key", &file, "--output-key-prefix", kind]).await.ok();
+        fixture.author.peer("openssl", &[&["genpkey", "-out", &file], algorithm].concat()).await.ok();
+        fixture.cosign(Cosign::V3, &["import-key-pair", "--key", &file, "--output-key-prefix", kind]).await.ok();
         let (private, public) = (format!("{kind}.key"), format!("{kind}.pub"));
         // cosign takes SHA-256 for granted, also of its own signatures by such a key.
         let hash = if kind == "p384" { &["--signature-digest-algorithm", "sha384"][..] } else { &[] };
         for format in FORMATS {
-            let name = scene.push(&format!("{kind}-{}", format.label())).await;
-            scene.sign(&private, format, &name, &[]).await.ok();
+            let name = fixture.push(&format!("{kind}-{}", format.label())).await;
+            fixture.sign(&private, format, &name, &[]).await.ok();
             for cosign in [Cosign::V3, Cosign::V2] {
-                scene.cosign_verify(cosign, format, &public, &name, hash).await.ok();
+                fixture.cosign_verify(cosign, format, &public, &name, hash).await.ok();
             }
-            scene.verify(&public, &name).await.ok();
+            fixture.verify(&public, &name).await.ok();
             if kind == "ed25519" {
                 // cosign hashes first what such a key signs (Ed25519ph), a scheme that is not
                 // verified here; it does verify the plain one.
                 continue;
             }
-            let name = scene.push(&format!("{kind}-{}-theirs", format.label())).await;
-            scene.cosign_sign(Cosign::V3, format, &private, &name).await.ok();
-            scene.verify(&public, &name).await.ok();
+            let name = fixture.push(&format!("{kind}-{}-theirs", format.label())).await;
+            fixture.cosign_sign(Cosign::V3, format, &private, &name).await.ok();
+            fixture.verify(&public, &name).await.ok();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cosigns_key_files_open_here_and_ours_open_there() {
-    let scene = Scene::start(Kind::Debian).await;
-    let name = scene.push("v1").await;
+    let fixture = Fixture::start(Kind::Debian).await;
+    let name = fixture.push("v1").await;
     for (cosign, prefix) in [(Cosign::V3, "three"), (Cosign::V2, "two")] {
-        scene.cosign(cosign, &["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
+        fixture.cosign(cosign, &["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
         let (private, public) = (format!("{prefix}.key"), format!("{prefix}.pub"));
-        scene.sign(&private, Format::Legacy, &name, &[]).await.ok();
-        scene.cosign_verify(cosign, Format::Legacy, &public, &name, &[]).await.ok();
-        let ours = scene.cosign(cosign, &["public-key", "--key", "cosign.key"]).await.ok();
-        assert_eq!(ours, fs::read_to_string(scene.author.path("cosign.pub")).unwrap(), "{cosign:?}");
-        let other = scene.push(prefix).await;
-        scene.cosign_sign(cosign, Format::Legacy, "cosign.key", &other).await.ok();
-        scene.verify("cosign.pub", &other).await.ok();
+        fixture.sign(&private, Format::Legacy, &name, &[]).await.ok();
+        fixture.cosign_verify(cosign, Format::Legacy, &public, &name, &[]).await.ok();
+        let ours = fixture.cosign(cosign, &["public-key", "--key", "cosign.key"]).await.ok();
+        assert_eq!(ours, fs::read_to_string(fixture.author.path("cosign.pub")).unwrap(), "{cosign:?}");
+        let other = fixture.push(prefix).await;
+        fixture.cosign_sign(cosign, Format::Legacy, "cosign.key", &other).await.ok();
+        fixture.verify("cosign.pub", &other).await.ok();
     }
-    let sign = format!("bundlegate sign {} --plain-http --key three.key", scene.registry.reference(&name));
-    scene.author.shell(&format!("COSIGN_PASSWORD=wrong {sign}")).await.refused("password");
+    let sign = format!("bundlegate sign {} --plain-http --key three.key", fixture.registry.reference(&name));
+    fixture.author.shell(&format!("COSIGN_PASSWORD=wrong {sign}")).await.refused("password");
     // No password is a password.
-    scene.author.shell("COSIGN_PASSWORD= bundlegate generate-key-pair --output-key-prefix empty").await.ok();
-    let shown = scene.author.shell("COSIGN_PASSWORD= cosign public-key --key empty.key").await.ok();
-    assert_eq!(shown, fs::read_to_string(scene.author.path("empty.pub")).unwrap());
+    fixture.author.shell("COSIGN_PASSWORD= bundlegate generate-key-pair --output-key-prefix empty").await.ok();
+    let shown = fixture.author.shell("COSIGN_PASSWORD= cosign public-key --key empty.key").await.ok();
+    assert_eq!(shown, fs::read_to_string(fixture.author.path("empty.pub")).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn signatures_of_all_programs_lie_side_by_side() {
     for kind in KINDS {
-        let scene = Scene::start(kind).await;
-        let name = scene.push("v1").await;
+        let fixture = Fixture::start(kind).await;
+        let name = fixture.push("v1").await;
         for (cosign, prefix) in [(Cosign::V3, "three"), (Cosign::V2, "two")] {
-            scene.cosign(cosign, &["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
+            fixture.cosign(cosign, &["generate-key-pair", "--output-key-prefix", prefix]).await.ok();
         }
-        scene.cosign_sign(Cosign::V3, Format::Legacy, "three.key", &name).await.ok();
-        scene.sign("cosign.key", Format::Legacy, &name, &[]).await.ok();
-        scene.cosign_sign(Cosign::V2, Format::Legacy, "two.key", &name).await.ok();
+        fixture.cosign_sign(Cosign::V3, Format::Legacy, "three.key", &name).await.ok();
+        fixture.sign("cosign.key", Format::Legacy, &name, &[]).await.ok();
+        fixture.cosign_sign(Cosign::V2, Format::Legacy, "two.key", &name).await.ok();
         for public in ["cosign.pub", "three.pub", "two.pub"] {
             // cosign 2 looks at `.sig` alone, cosign 3 at it while there is no bundle.
-            scene.cosign_verify(Cosign::V2, Format::Legacy, public, &name, &[]).await.ok();
-            scene.cosign_verify(Cosign::V3, Format::Legacy, public, &name, &[]).await.ok();
+            fixture.cosign_verify(Cosign::V2, Format::Legacy, public, &name, &[]).await.ok();
+            fixture.cosign_verify(Cosign::V3, Format::Legacy, public, &name, &[]).await.ok();
             assert_eq!(
-                scene.votes(public, &name).await,
+                fixture.votes(public, &name).await,
                 [("legacy", false), ("legacy", false), ("legacy", true)].map(votes_of),
                 "{kind:?}"
             );
         }
-        scene.cosign_sign(Cosign::V3, Format::Bundle, "three.key", &name).await.ok();
-        scene.sign("cosign.key", Format::Bundle, &name, &[]).await.ok();
+        fixture.cosign_sign(Cosign::V3, Format::Bundle, "three.key", &name).await.ok();
+        fixture.sign("cosign.key", Format::Bundle, &name, &[]).await.ok();
         for public in ["cosign.pub", "three.pub"] {
-            scene.cosign_verify(Cosign::V3, Format::Bundle, public, &name, &[]).await.ok();
+            fixture.cosign_verify(Cosign::V3, Format::Bundle, public, &name, &[]).await.ok();
             let expected =
                 [("bundle", false), ("bundle", true), ("legacy", false), ("legacy", false), ("legacy", true)];
-            assert_eq!(scene.votes(public, &name).await, expected.map(votes_of), "{kind:?}");
+            assert_eq!(fixture.votes(public, &name).await, expected.map(votes_of), "{kind:?}");
         }
-        scene.verify("other.pub", &name).await.refused("signature by another key");
+        fixture.verify("other.pub", &name).await.refused("signature by another key");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configuration() {
+async fn a_protected_registry_is_signed_into_and_verified_with_the_gateways_configuration() {
     let ca = Ca::new();
     for kind in [Kind::Debian, Kind::Distribution] {
-        let scene = Scene::at(Registry::protected(kind, &ca).await).await;
-        let name = scene.push("v1").await;
-        let config = json!({ "version": 1, "registries": { &scene.registry.host: scene.registry.settings() },
+        let fixture = Fixture::at(Registry::protected(kind, &ca).await).await;
+        let name = fixture.push("v1").await;
+        let config = json!({ "version": 1, "registries": { &fixture.registry.host: fixture.registry.settings() },
             "trust": { "authorities": { "us": { "keys": ["cosign.pub"], "tlog": "none" },
                                         "them": { "keys": ["other.pub"], "tlog": "none" } },
-                       "policies": { "release": { "require": { "any_of": ["us"] }, "match": format!("{}/**", scene.registry.host) },
+                       "policies": { "release": { "require": { "any_of": ["us"] }, "match": format!("{}/**", fixture.registry.host) },
                                      "strict": { "require": { "any_of": ["them"] } } } } });
-        scene.author.write("bundlegate.yaml", &config.to_string());
-        let reference = scene.registry.reference(&name);
+        fixture.author.write("bundlegate.yaml", &config.to_string());
+        let reference = fixture.registry.reference(&name);
         let with = |verb: &'static str, rest: &'static [&'static str]| {
             let reference = reference.clone();
-            let author = &scene.author;
+            let author = &fixture.author;
             async move { author.run(&[&[verb, &reference, "--config", "bundlegate.yaml"], rest].concat()).await }
         };
         with("verify", &[]).await.refused("no signature");
@@ -142,22 +142,22 @@ async fn a_protected_registry_is_signed_into_and_judged_by_the_gateways_configur
         assert_eq!((&verified["policy"], &verified["signatures"][0]["authority"]), (&json!("release"), &json!("us")));
         with("verify", &["--policy", "strict"]).await.refused("signature by another key");
         for format in FORMATS {
-            scene.cosign_verify(Cosign::V3, format, "cosign.pub", &name, &[]).await.ok();
+            fixture.cosign_verify(Cosign::V3, format, "cosign.pub", &name, &[]).await.ok();
         }
         // Who has no credentials is told so, and not that nothing is signed.
         let ca = ca.file();
         let stranger = ["verify", &reference, "--key", "cosign.pub", "--ca-file", ca.to_str().unwrap()];
-        scene.author.run(&stranger).await.refused("401");
+        fixture.author.run(&stranger).await.refused("401");
     }
 }
 
 /// A registry, and somebody with key pairs of bundlegate's: `cosign` and `other`.
-struct Scene {
+struct Fixture {
     registry: Registry,
     author: Author,
 }
 
-impl Scene {
+impl Fixture {
     async fn start(kind: Kind) -> Self {
         Self::at(Registry::start(kind).await).await
     }

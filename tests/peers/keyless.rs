@@ -18,14 +18,14 @@ const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 #[tokio::test(flavor = "multi_thread")]
 async fn every_private_signature_reaches_opa_and_only_under_its_own_root_and_identity() {
     let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
-    let scenes = KINDS.map(|kind| signed_and_judged(kind, &sigstore, &other));
+    let scenes = KINDS.map(|kind| signed_and_verified(kind, &sigstore, &other));
     for line in futures_util::future::join_all(scenes).await.concat() {
         println!("keyless matrix | {line}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keyless_attestation_is_required_and_judged_by_its_rule() {
+async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
     let (sigstore, registry) = (Sigstore::start().await, Registry::start(Kind::Debian).await);
     let job = Identity::release_job();
     let author = Author::with(&[("ours.rego", &rule(BUILDER)), ("theirs.rego", &rule("https://example.com/other"))]);
@@ -103,7 +103,7 @@ async fn the_command_takes_cosigns_flags_and_matches_whole_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_root_exchanged_while_serving_takes_away_what_it_vouched_for_and_gives_it_back() {
+async fn a_root_exchanged_while_serving_withdraws_its_bundles_and_gives_them_back() {
     let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
     let (mut registry, author) = (Registry::start(Kind::Distribution).await, Author::new());
     let job = Identity::release_job();
@@ -149,7 +149,7 @@ async fn a_root_exchanged_while_serving_takes_away_what_it_vouched_for_and_gives
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_key_is_verified_with_as_much_as_can_be_judged() {
+async fn every_kind_of_key_is_verified_with_as_much_evidence_as_possible() {
     let (sigstore, registry, author) = (Sigstore::start().await, Registry::start(Kind::Debian).await, Author::new());
     // P-256, the usual one, has its matrix above.
     let kinds = KeyKind::ALL.into_iter().filter(|kind| *kind != KeyKind::P256);
@@ -250,7 +250,7 @@ fn declared(sigstore: &Sigstore, kind: KeyKind) -> Value {
 }
 
 /// Signs in every way, and gives a line about what became of each.
-async fn signed_and_judged(kind: Kind, sigstore: &Sigstore, other: &Sigstore) -> Vec<String> {
+async fn signed_and_verified(kind: Kind, sigstore: &Sigstore, other: &Sigstore) -> Vec<String> {
     let registry = Registry::start(kind).await;
     let mut config = GateConfig::with_trust(trust(sigstore, other));
     let ways = Signing::every();

@@ -46,11 +46,11 @@ async fn every_row_of_format_and_key_that_cosign_can_make_is_verified() {
     }
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for registry in REGISTRIES {
-        let scene = Scene { registry: Registry::start(registry).await, author: &author };
+        let fixture = Fixture { registry: Registry::start(registry).await, author: &author };
         for kind in &KEYS {
             for (cosign, format, label, flags) in WRITERS {
                 let row = format!("{registry:?} | {cosign:?} | {label} | {}", kind.name);
-                let outcome = scene.row(kind, cosign, format, flags).await;
+                let outcome = fixture.row(kind, cosign, format, flags).await;
                 if let Err(why) = &outcome {
                     wrong.push(format!("{row}: {why}"));
                 }
@@ -62,12 +62,12 @@ async fn every_row_of_format_and_key_that_cosign_can_make_is_verified() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-struct Scene<'a> {
+struct Fixture<'a> {
     registry: Registry,
     author: &'a Author,
 }
 
-impl Scene<'_> {
+impl Fixture<'_> {
     async fn row(
         &self,
         kind: &KeyKind,
@@ -136,22 +136,22 @@ async fn signatures_that_cosign_puts_into_another_repository_are_found_there_and
     let author = Author::new();
     author.run(&["generate-key-pair"]).await.ok();
     for kind in REGISTRIES {
-        let scene = Scene { registry: Registry::start(kind).await, author: &author };
-        let host = scene.registry.host.clone();
+        let fixture = Fixture { registry: Registry::start(kind).await, author: &author };
+        let host = fixture.registry.host.clone();
         // cosign 2 puts its bundles beside the artifact all the same.
         for (cosign, _, label, flags) in [&WRITERS[0], &WRITERS[1], &WRITERS[3]] {
             let tag = format!("acme/authz:{}", fastrand::u64(..));
-            let digest = scene.registry.push(&tag, &Artifact::answering(&tag).await.file()).await;
-            let reference = scene.registry.reference(&format!("acme/authz@{digest}"));
+            let digest = fixture.registry.push(&tag, &Artifact::answering(&tag).await.file()).await;
+            let reference = fixture.registry.reference(&format!("acme/authz@{digest}"));
             let program = if *cosign == Cosign::V3 { "cosign" } else { "cosign-2" };
-            let more = scene.registry.cosign_flags().join(" ");
+            let more = fixture.registry.cosign_flags().join(" ");
             let flags = flags.join(" ");
             let line = format!(
                 "COSIGN_REPOSITORY={host}/acme/signatures {program} sign -y --key cosign.key --tlog-upload=false {flags} {more} {reference}"
             );
-            scene.author.shell(&line).await.ok();
+            fixture.author.shell(&line).await.ok();
             let config = |signatures: serde_json::Value| {
-                json!({ "version": 1, "registries": { &host: scene.registry.settings() },
+                json!({ "version": 1, "registries": { &host: fixture.registry.settings() },
                     "trust": { "authorities": { "us": { "keys": ["cosign.pub"], "tlog": "none" } },
                         "policies": { "release": { "match": format!("{host}/**"), "require": { "any_of": ["us"] },
                             "signatures": signatures } } } })

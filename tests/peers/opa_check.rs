@@ -75,28 +75,28 @@ const REFUSED: &[Case<'_>] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_opa_can_refuse_never_replaces_the_last_good_version() {
-    let scene = Scene::start(&program("opa"), json!({ "tests": true })).await;
-    let opas = [scene.opa(BOTH[0]).await, scene.opa(BOTH[1]).await];
+    let fixture = Fixture::start(&program("opa"), json!({ "tests": true })).await;
+    let opas = [fixture.opa(BOTH[0]).await, fixture.opa(BOTH[1]).await];
     for opa in &opas {
         opa.answers("first").await;
     }
     for (case, files, says) in REFUSED {
-        let digest = scene.publish(&tarball(files)).await;
+        let digest = fixture.publish(&tarball(files)).await;
         let is_it = |status: &Value| status["last_failure"]["digest"] == digest.as_str();
-        let status = scene.gate.status_when("authz", case, is_it).await;
+        let status = fixture.gate.status_when("authz", case, is_it).await;
         let failure = &status["last_failure"];
         assert_eq!((&failure["class"], &failure["step"]), (&json!("defect"), &json!("open")), "{case}: {failure}");
         let message = failure["message"].as_str().unwrap();
         assert!(message.starts_with("opa: ") && message.contains(says), "{case}: {message}");
         println!("opa_check | {case} | {message}");
-        let looks = scene.refreshes("opa_check").await;
-        eventually("another look", async || (scene.refreshes("opa_check").await > looks).then_some(())).await;
-        assert_eq!(scene.gate.status("authz").await["state"], "serving");
+        let looks = fixture.refreshes("opa_check").await;
+        eventually("another look", async || (fixture.refreshes("opa_check").await > looks).then_some(())).await;
+        assert_eq!(fixture.gate.status("authz").await["state"], "serving");
         for opa in &opas {
             assert_eq!(opa.decision("authz/answer").await, Some(json!("first")), "{case}: {:?}", opa.version);
         }
     }
-    scene.publish(&answering("second")).await;
+    fixture.publish(&answering("second")).await;
     for opa in &opas {
         opa.answers("second").await;
     }
@@ -117,8 +117,8 @@ async fn without_the_check_what_opa_refuses_is_published() {
 /// What OPA loads, although one of its commands complains about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_running_opa_takes_is_published() {
-    let scene = Scene::start(&program("opa"), json!({})).await;
-    let opa = scene.opa(OpaVersion::Newest).await;
+    let fixture = Fixture::start(&program("opa"), json!({})).await;
+    let opa = fixture.opa(OpaVersion::Newest).await;
     let schema = |schema: &str| {
         format!(
             "package authz\n\n# METADATA\n# schemas:\n# - input: {schema}\nanswer := \"{{}}\" if input.b == 1\n\nanswer := \"A\" if not input.b\n"
@@ -142,7 +142,7 @@ async fn what_a_running_opa_takes_is_published() {
     ];
     for ((case, files), answer) in cases.iter().zip(["closed", "remote", "old", "data"]) {
         let files: Vec<_> = files.iter().map(|(name, content)| (*name, content.as_str())).collect();
-        scene.publish(&tarball(&files)).await;
+        fixture.publish(&tarball(&files)).await;
         println!("opa_check | {case} | {:?}", opa.answers(answer).await);
     }
 }
@@ -169,10 +169,10 @@ async fn a_test_in_a_bundle_does_not_reach_the_network() {
     let alone = author.peer("opa", &["test", "--bundle", "bundle.tar.gz"]).await;
     assert_eq!((alone.code, seen.load(Ordering::SeqCst)), (Some(0), 1), "{alone:?}");
 
-    let scene = Scene::start(&program("opa"), json!({ "tests": true })).await;
-    let digest = scene.publish(&bundle).await;
+    let fixture = Fixture::start(&program("opa"), json!({ "tests": true })).await;
+    let digest = fixture.publish(&bundle).await;
     let is_it = |status: &Value| status["last_failure"]["digest"] == digest.as_str();
-    let status = scene.gate.status_when("authz", "refused", is_it).await;
+    let status = fixture.gate.status_when("authz", "refused", is_it).await;
     assert_eq!(status["last_failure"]["class"], "defect", "{status}");
     assert_eq!(seen.load(Ordering::SeqCst), 1, "the test reached the network");
 }
@@ -180,20 +180,20 @@ async fn a_test_in_a_bundle_does_not_reach_the_network() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opa_that_is_killed_hangs_or_is_missing_delays_a_version_and_takes_nothing_away() {
     let wrapper = Wrapper::new();
-    let scene = Scene::start(&wrapper.program(), json!({ "timeout": "10s" })).await;
-    let opa = scene.opa(OpaVersion::Newest).await;
+    let fixture = Fixture::start(&wrapper.program(), json!({ "timeout": "10s" })).await;
+    let opa = fixture.opa(OpaVersion::Newest).await;
     opa.answers("first").await;
     let transient = async |says: &str| {
         let is_it = |status: &Value| {
             let failure = &status["last_failure"];
             failure["class"] == "transient" && failure["message"].as_str().is_some_and(|text| text.contains(says))
         };
-        let status = scene.gate.status_when("authz", says, is_it).await;
+        let status = fixture.gate.status_when("authz", says, is_it).await;
         println!("opa_check | {} | {}", status["state"], status["last_failure"]["message"]);
         assert_eq!(opa.decision("authz/answer").await, Some(json!("first")));
     };
     wrapper.behave("exec sleep 1000");
-    scene.publish(&answering("second")).await;
+    fixture.publish(&answering("second")).await;
     let (process, _) = eventually("a check", async || wrapper.running()).await;
     assert!(Command::new("kill").args(["-9", &process]).status().unwrap().success());
     transient("opa was ended by signal 9").await;
@@ -213,17 +213,17 @@ async fn a_restart_repeats_no_check() {
     let (registry, key) = (Registry::start(Kind::Distribution).await, KeyPair::generate().await);
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
     let config = config.with("/bundles/authz/opa_check", json!({ "opa": wrapper.program(), "tests": true }));
-    let mut scene = Scene::before(registry, key, config).await;
+    let mut fixture = Fixture::before(registry, key, config).await;
     let (_, files, says) = REFUSED[0];
-    scene.publish(&tarball(files)).await;
+    fixture.publish(&tarball(files)).await;
     let refused = |status: &Value| status["last_failure"]["message"].as_str().is_some_and(|text| text.contains(says));
-    scene.gate.status_when("authz", "refused", refused).await;
+    fixture.gate.status_when("authz", "refused", refused).await;
     // Two loads and one test.
     assert_eq!(wrapper.runs(), ["eval", "test", "eval"]);
-    scene.gate.restart().await;
-    let status = scene.gate.status_when("authz", "refused again", refused).await;
+    fixture.gate.restart().await;
+    let status = fixture.gate.status_when("authz", "refused again", refused).await;
     assert_eq!((&status["state"], wrapper.runs().len()), (&json!("serving"), 3));
-    scene.opa(OpaVersion::Newest).await.answers("first").await;
+    fixture.opa(OpaVersion::Newest).await.answers("first").await;
 }
 
 #[tokio::test]
@@ -252,14 +252,14 @@ async fn an_opa_that_is_missing_or_too_old_stops_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cost_of_a_check_is_told() {
     let wrapper = Wrapper::new();
-    let scene = Scene::start(&wrapper.program(), json!({ "tests": true })).await;
-    let opa = scene.opa(OpaVersion::Newest).await;
+    let fixture = Fixture::start(&wrapper.program(), json!({ "tests": true })).await;
+    let opa = fixture.opa(OpaVersion::Newest).await;
     opa.answers("first").await;
     for (answer, count) in [("none", 0), ("ten-thousand", 10_000), ("a-million", 1_000_000)] {
         let rego = format!("package authz\n\nanswer := \"{answer}\"\n");
         let bundle = tarball(&[("p.rego", &rego), ("x/data.json", &numbers(count))]);
         let began = Instant::now();
-        scene.publish(&bundle).await;
+        fixture.publish(&bundle).await;
         opa.answers(answer).await;
         let times = wrapper.times();
         let [load, test] = &times[times.len() - 2..] else { panic!("{times:?}") };
@@ -275,7 +275,8 @@ async fn the_cost_of_a_check_is_told() {
 async fn build_lets_the_real_opa_load_what_it_packed() {
     let author = Author::with(&[("policy/lib/p.rego", "package p\n\nx if y == z\n")]);
     let refused = author.shell("bundlegate build policy -t r.example/a:v1").await;
-    let told = refused.refused("build: opa can't load it: policy/lib/p.rego:3: rego_unsafe_var_error: var y is unsafe");
+    let told = refused
+        .refused("build: opa can't load the bundle: policy/lib/p.rego:3: rego_unsafe_var_error: var y is unsafe");
     println!("opa_check | {}", told.trim());
     author.line("bundlegate build policy -t r.example/a:v1 --opa=none").await;
     author.write("policy/lib/p.rego", "package p\n\nx if input.y\n");
@@ -306,7 +307,7 @@ async fn dev_loads_builds_and_runs_tests_with_the_real_opa() {
     let failed = line(&mut dev, "FAIL ").await;
     assert!(failed.contains("policy/authz_test.rego:3: test data.authz_test.test_answer failed"), "{failed}");
     assert!(failed.ends_with("policy/authz_test.rego:5: x == 1"), "{failed}");
-    line(&mut dev, "1 of 2 tests failed; this build is served all the same").await;
+    line(&mut dev, "1 of 2 tests failed; this build is served anyway").await;
     author.write("policy/authz.rego", "package authz\n\nanswer := 2 if y == z\n");
     let kept = line(&mut dev, "the last good build is still served").await;
     assert!(kept.contains("policy/authz.rego:3: rego_unsafe_var_error"), "{kept}");
@@ -317,13 +318,13 @@ async fn dev_loads_builds_and_runs_tests_with_the_real_opa() {
 }
 
 /// A gateway that checks, in front of a registry.
-struct Scene {
+struct Fixture {
     registry: Registry,
     key: KeyPair,
     gate: Gate,
 }
 
-impl Scene {
+impl Fixture {
     async fn start(opa: &Path, mut check: Value) -> Self {
         let (registry, key) = (Registry::start(Kind::Distribution).await, KeyPair::generate().await);
         check["opa"] = json!(opa);

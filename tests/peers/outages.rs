@@ -10,122 +10,122 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_registry_stops_neither_old_opas_nor_new_ones() {
-    let mut scene = Scene::start().await;
-    scene.registry.kill();
-    scene.gate.status_when("authz", "a failed check", |status| status["last_failure"]["class"] == "transient").await;
-    let not_modified = scene.answers(304).await;
-    let newcomer = Opa::polling(OpaVersion::V0_70, &scene.gate.url, "authz").await;
+    let mut fixture = Fixture::start().await;
+    fixture.registry.kill();
+    fixture.gate.status_when("authz", "a failed check", |status| status["last_failure"]["class"] == "transient").await;
+    let not_modified = fixture.answers(304).await;
+    let newcomer = Opa::polling(OpaVersion::V0_70, &fixture.gate.url, "authz").await;
     newcomer.answers("first").await;
-    let waited = async || (scene.answers(304).await > not_modified).then_some(());
+    let waited = async || (fixture.answers(304).await > not_modified).then_some(());
     eventually("another 304", waited).await;
-    assert_eq!(scene.gate.status("authz").await["state"], "serving");
-    println!("outages | registry dead | a new OPA got 200, the old one {} × 304", scene.answers(304).await);
+    assert_eq!(fixture.gate.status("authz").await["state"], "serving");
+    println!("outages | registry dead | a new OPA got 200, the old one {} × 304", fixture.answers(304).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_killed_and_restarted_without_a_registry_serves_the_verified_bundle_from_disk() {
-    let mut scene = Scene::start().await;
-    let before = scene.gate.status("authz").await;
-    scene.registry.kill();
-    scene.gate.restart().await;
-    let status = scene.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
+    let mut fixture = Fixture::start().await;
+    let before = fixture.gate.status("authz").await;
+    fixture.registry.kill();
+    fixture.gate.restart().await;
+    let status = fixture.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
     for key in ["manifest", "etag", "revision", "signers"] {
         assert_eq!(status[key], before[key], "{key}");
     }
     let accepted = r#"bundlegate_verifications_total{bundle="authz",outcome="accepted",reason="none"}"#;
-    assert!(scene.gate.metric(accepted).await >= 1.0, "served without a new verdict");
-    let newcomer = Opa::polling(OpaVersion::Newest, &scene.gate.url, "authz").await;
+    assert!(fixture.gate.metric(accepted).await >= 1.0, "served without a new verdict");
+    let newcomer = Opa::polling(OpaVersion::Newest, &fixture.gate.url, "authz").await;
     newcomer.answers("first").await;
     println!("outages | gateway restarted, registry dead | judged again and served, a new OPA decides by it");
     // And goes on as if nothing had been when the registry is back.
-    scene.registry.restart().await;
-    scene.publish("second").await;
-    scene.opa.answers("second").await;
+    fixture.registry.restart().await;
+    fixture.publish("second").await;
+    fixture.opa.answers("second").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
-    let mut scene = Scene::start().await;
-    scene.registry.kill();
-    let trusted = scene.gate.config.0["trust"]["authorities"]["release-key"]["keys"].take();
+    let mut fixture = Fixture::start().await;
+    fixture.registry.kill();
+    let trusted = fixture.gate.config.0["trust"]["authorities"]["release-key"]["keys"].take();
     let another = KeyPair::generate().await;
-    scene.gate.config =
-        scene.gate.config.clone().with("/trust/authorities/release-key/keys", json!([another.public()]));
-    scene.gate.restart().await;
-    let refused = scene.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
+    fixture.gate.config =
+        fixture.gate.config.clone().with("/trust/authorities/release-key/keys", json!([another.public()]));
+    fixture.gate.restart().await;
+    let refused = fixture.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
     assert_eq!(refused["manifest"], Value::Null, "{refused}");
-    let (status, reason, message) = scene.error().await;
+    let (status, reason, message) = fixture.error().await;
     assert_eq!((status, reason.as_str()), (404, "withdrawn"));
     assert!(message.contains("signature by another key"), "{message}");
-    assert_eq!(scene.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
+    assert_eq!(fixture.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
     println!("outages | key replaced, registry dead | {message}");
     // The key of before, from a backup of the configuration: judged again, and accepted.
-    scene.gate.config = scene.gate.config.clone().with("/trust/authorities/release-key/keys", trusted);
-    scene.gate.restart().await;
-    scene.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
+    fixture.gate.config = fixture.gate.config.clone().with("/trust/authorities/release-key/keys", trusted);
+    fixture.gate.restart().await;
+    fixture.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
 }
 
 /// The bundle on disk waits for the first check, which says that nothing is to be served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_went_while_the_gateway_was_down_is_not_served_for_an_instant() {
-    let mut scene = Scene::start().await;
-    scene.gate.config = scene.gate.config.clone().with("/bundles/authz/on_missing", json!("withdraw"));
-    scene.gate.process.kill();
-    let url = format!("http://{}/v2/acme/authz/manifests/live", scene.registry.host);
+    let mut fixture = Fixture::start().await;
+    fixture.gate.config = fixture.gate.config.clone().with("/bundles/authz/on_missing", json!("withdraw"));
+    fixture.gate.process.kill();
+    let url = format!("http://{}/v2/acme/authz/manifests/live", fixture.registry.host);
     assert_eq!(http().delete(url).send().await.unwrap().status(), 202);
-    scene.gate.restart().await;
-    scene.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
-    let log = scene.gate.log();
+    fixture.gate.restart().await;
+    fixture.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
+    let log = fixture.gate.log();
     assert!(log.iter().all(|line| line["message"] != "serving"), "{log:#?}");
     let accepted = r#"bundlegate_verifications_total{bundle="authz",outcome="accepted",reason="none"}"#;
-    assert!(scene.gate.metric(accepted).await >= 1.0, "there was nothing on disk");
+    assert!(fixture.gate.metric(accepted).await >= 1.0, "there was nothing on disk");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_byte_flipped_on_disk_is_not_served_and_fetched_again() {
-    let mut scene = Scene::start().await;
-    let bundle = http().get(scene.url()).send().await.unwrap().bytes().await.unwrap();
-    scene.registry.kill();
-    scene.gate.process.kill();
-    let blobs = fs::read_dir(scene.gate.folder().join("cache/blobs/sha256")).unwrap();
+    let mut fixture = Fixture::start().await;
+    let bundle = http().get(fixture.url()).send().await.unwrap().bytes().await.unwrap();
+    fixture.registry.kill();
+    fixture.gate.process.kill();
+    let blobs = fs::read_dir(fixture.gate.folder().join("cache/blobs/sha256")).unwrap();
     let mut files = blobs.map(|entry| entry.unwrap().path());
     let file = files.find(|file| fs::read(file).unwrap() == bundle).expect("the bundle is on disk");
     let mut altered = bundle.to_vec();
     let middle = altered.len() / 2;
     altered[middle] ^= 1;
     fs::write(&file, altered).unwrap();
-    scene.gate.restart().await;
-    scene.gate.status_when("authz", "a failed check", |status| status["last_failure"]["class"] == "transient").await;
-    let (status, reason, message) = scene.error().await;
+    fixture.gate.restart().await;
+    fixture.gate.status_when("authz", "a failed check", |status| status["last_failure"]["class"] == "transient").await;
+    let (status, reason, message) = fixture.error().await;
     assert_eq!((status, reason.as_str()), (404, "pending"), "{message}");
-    let log = scene.gate.log();
+    let log = fixture.gate.log();
     let said = log.iter().any(|line| line["message"].as_str().is_some_and(|text| text.contains("blob is damaged")));
     assert!(said, "{log:#?}");
-    scene.registry.restart().await;
-    scene.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
-    assert_eq!(http().get(scene.url()).send().await.unwrap().bytes().await.unwrap(), bundle);
+    fixture.registry.restart().await;
+    fixture.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
+    assert_eq!(http().get(fixture.url()).send().await.unwrap().bytes().await.unwrap(), bundle);
     println!("outages | flipped byte | {message}");
 }
 
 /// A bundle that is signed, served from a gateway with a cache folder, and decided by.
-struct Scene {
+struct Fixture {
     registry: Registry,
     key: KeyPair,
     gate: Gate,
     opa: Opa,
 }
 
-impl Scene {
+impl Fixture {
     async fn start() -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;
         let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
         let gate = Gate::start(config.with("/long_poll", json!({ "max_wait": "4s", "first_wait": "1s" }))).await;
         let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
-        let scene = Self { registry, key, gate, opa };
-        scene.publish("first").await;
-        scene.opa.answers("first").await;
-        scene
+        let fixture = Self { registry, key, gate, opa };
+        fixture.publish("first").await;
+        fixture.opa.answers("first").await;
+        fixture
     }
 
     /// Pushes, signs in both formats, and moves the tag.

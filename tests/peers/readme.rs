@@ -10,7 +10,7 @@ use crate::support::{Gate, GateConfig, Kind, Opa, OpaVersion, Registry, run};
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
     let registry = Registry::start(Kind::Debian).await;
-    let (section, yaml) = written("From a registry to a decision", &registry.host);
+    let (section, yaml) = written("Serve bundles from a registry", &registry.host);
     let [publish, serve, opa] = blocks(&section).try_into().unwrap();
     let yaml = yaml.unwrap();
     let folder = policy_folder().await;
@@ -31,7 +31,7 @@ async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authors_commands_lead_from_a_folder_to_a_signed_artifact() {
     let registry = Registry::start(Kind::Distribution).await;
-    let (section, _) = written("From a folder to a registry", &registry.host);
+    let (section, _) = written("Build, sign and push policies", &registry.host);
     let [commands] = blocks(&section).try_into().unwrap();
     let folder = policy_folder().await;
     run("cosign", folder.path(), &["generate-key-pair"]).await;

@@ -11,111 +11,115 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unsigned_version_is_not_published() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.push("second").await;
-    scene.tag(&digest).await;
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.push("second").await;
+    fixture.tag(&digest).await;
     let failure = Failure { class: "evidence", step: "verify", reason: "unsigned", says: "no signature" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_signed_by_another_key_is_not_published() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.push("second").await;
-    KeyPair::generate().await.sign(&scene.registry, &format!("acme/authz@{digest}")).await;
-    scene.tag(&digest).await;
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.push("second").await;
+    KeyPair::generate().await.sign(&fixture.registry, &format!("acme/authz@{digest}")).await;
+    fixture.tag(&digest).await;
     let failure =
         Failure { class: "evidence", step: "verify", reason: "another_key", says: "signature by another key" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signature_of_another_digest_vouches_for_nothing() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.push("second").await;
-    let signature = format!("acme/authz:{}.sig", scene.first.replace(':', "-"));
-    scene.registry.tag(&signature, &format!("{}.sig", digest.replace(':', "-"))).await;
-    scene.tag(&digest).await;
-    let says = format!("the signature is for {}", scene.first);
+async fn a_signature_of_another_digest_proves_nothing() {
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.push("second").await;
+    let signature = format!("acme/authz:{}.sig", fixture.first.replace(':', "-"));
+    fixture.registry.tag(&signature, &format!("{}.sig", digest.replace(':', "-"))).await;
+    fixture.tag(&digest).await;
+    let says = format!("the signature is for {}", fixture.first);
     let failure = Failure { class: "evidence", step: "verify", reason: "other_digest", says: &says };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_altered_in_the_registrys_storage_is_not_published_until_it_is_repaired() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.push_signed("second").await;
-    let file = scene.registry.blob_file(&scene.layer(&digest).await);
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.push_signed("second").await;
+    let file = fixture.registry.blob_file(&fixture.layer(&digest).await);
     let good = fs::read(&file).unwrap();
     let mut altered = good.clone();
     altered[good.len() / 2] ^= 1;
     fs::write(&file, altered).unwrap();
-    scene.tag(&digest).await;
+    fixture.tag(&digest).await;
     let failure = Failure { class: "transient", step: "fetch", reason: "corrupt", says: "storage is corrupt" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
     fs::write(&file, good).unwrap();
-    println!("refusals: {:?} from the repair of an altered blob to OPA's decision", scene.opa.answers("second").await);
+    println!(
+        "refusals: {:?} from the repair of an altered blob to OPA's decision",
+        fixture.opa.answers("second").await
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncated_layer_is_not_published_until_it_is_repaired() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.push_signed("second").await;
-    let file = scene.registry.blob_file(&scene.layer(&digest).await);
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.push_signed("second").await;
+    let file = fixture.registry.blob_file(&fixture.layer(&digest).await);
     let good = fs::read(&file).unwrap();
     fs::write(&file, &good[..good.len() / 2]).unwrap();
-    scene.tag(&digest).await;
+    fixture.tag(&digest).await;
     let failure = Failure { class: "transient", step: "fetch", reason: "truncated", says: "bytes" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
     fs::write(&file, good).unwrap();
-    println!("refusals: {:?} from the repair of a cut blob to OPA's decision", scene.opa.answers("second").await);
+    println!("refusals: {:?} from the repair of a cut blob to OPA's decision", fixture.opa.answers("second").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_larger_than_the_limit_is_not_published() {
-    let scene = Scene::start(|config| config.with("/limits", json!({ "manifest": "8KiB" }))).await;
+    let fixture = Fixture::start(|config| config.with("/limits", json!({ "manifest": "8KiB" }))).await;
     let annotation = format!("padding={}", "x".repeat(16 << 10));
     let artifact = Artifact::answering("second").await;
-    let digest = scene.registry.push_with("acme/authz:second", &artifact.file(), &["--annotation", &annotation]).await;
-    scene.key.sign(&scene.registry, &format!("acme/authz@{digest}")).await;
-    scene.tag(&digest).await;
+    let digest =
+        fixture.registry.push_with("acme/authz:second", &artifact.file(), &["--annotation", &annotation]).await;
+    fixture.key.sign(&fixture.registry, &format!("acme/authz@{digest}")).await;
+    fixture.tag(&digest).await;
     let failure = Failure { class: "defect", step: "manifest", reason: "too_large", says: "limits.manifest" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_gzip_tarball_is_not_published() {
-    let scene = Scene::start(|config| config).await;
-    let digest = scene.registry.push("acme/authz:second", &Artifact::raw(b"package authz").file()).await;
-    scene.key.sign(&scene.registry, &format!("acme/authz@{digest}")).await;
-    scene.tag(&digest).await;
+    let fixture = Fixture::start(|config| config).await;
+    let digest = fixture.registry.push("acme/authz:second", &Artifact::raw(b"package authz").file()).await;
+    fixture.key.sign(&fixture.registry, &format!("acme/authz@{digest}")).await;
+    fixture.tag(&digest).await;
     let failure = Failure { class: "defect", step: "open", reason: "not_a_bundle", says: "not a gzip tarball" };
-    refused(&scene, &digest, &failure).await;
+    refused(&fixture, &digest, &failure).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_tag_is_an_alarm_and_the_bundle_stays() {
-    let scene = Scene::start(|config| config).await;
-    scene.delete_tag().await;
+    let fixture = Fixture::start(|config| config).await;
+    fixture.delete_tag().await;
     let failure = Failure { class: "not_found", step: "resolve", reason: "no_such_tag", says: "no such tag" };
-    told(&scene, &Value::Null, &failure).await;
-    assert_eq!(scene.gate.status("authz").await["state"], "serving");
-    let newcomer = Opa::polling(OpaVersion::V0_70, &scene.gate.url, "authz").await;
+    told(&fixture, &Value::Null, &failure).await;
+    assert_eq!(fixture.gate.status("authz").await["state"], "serving");
+    let newcomer = Opa::polling(OpaVersion::V0_70, &fixture.gate.url, "authz").await;
     newcomer.answers("first").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_tag_withdraws_where_the_configuration_says_so() {
-    let scene = Scene::start(|config| config.with("/bundles/authz/on_missing", json!("withdraw"))).await;
-    scene.delete_tag().await;
-    scene.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
+    let fixture = Fixture::start(|config| config.with("/bundles/authz/on_missing", json!("withdraw"))).await;
+    fixture.delete_tag().await;
+    fixture.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
     let failure = Failure { class: "not_found", step: "resolve", reason: "no_such_tag", says: "no such tag" };
-    told(&scene, &Value::Null, &failure).await;
-    let reply = http().get(format!("{}/bundles/authz", scene.gate.url)).send().await.unwrap();
+    told(&fixture, &Value::Null, &failure).await;
+    let reply = http().get(format!("{}/bundles/authz", fixture.gate.url)).send().await.unwrap();
     assert_eq!(reply.status(), 404);
     let body: Value = serde_json::from_slice(&reply.bytes().await.unwrap()).unwrap();
     assert_eq!(body["error"]["reason"], "withdrawn", "{body}");
-    assert_eq!(scene.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
+    assert_eq!(fixture.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
 }
 
 /// What is expected of `/status`, the metrics and the log.
@@ -128,32 +132,32 @@ struct Failure<'a> {
 
 /// The failure stands in all three places, and nothing but the first version was published,
 /// though the gate looked twice more.
-async fn refused(scene: &Scene, digest: &str, failure: &Failure<'_>) {
-    told(scene, &json!(digest), failure).await;
+async fn refused(fixture: &Fixture, digest: &str, failure: &Failure<'_>) {
+    told(fixture, &json!(digest), failure).await;
     if failure.step == "verify" {
         let (name, reason) = ("bundlegate_verifications_total", failure.reason);
         let sample = format!(r#"{name}{{bundle="authz",outcome="rejected",reason="{reason}"}}"#);
-        assert!(scene.gate.metric(&sample).await >= 1.0, "{sample}");
+        assert!(fixture.gate.metric(&sample).await >= 1.0, "{sample}");
     }
-    let looked = scene.refreshes(failure.reason).await;
-    let more = async || (scene.refreshes(failure.reason).await >= looked + 2.0).then_some(());
+    let looked = fixture.refreshes(failure.reason).await;
+    let more = async || (fixture.refreshes(failure.reason).await >= looked + 2.0).then_some(());
     eventually("two more looks", more).await;
-    let status = scene.gate.status("authz").await;
-    assert_eq!((&status["state"], &status["manifest"]), (&json!("serving"), &json!(scene.first)));
-    let served = scene.gate.log().into_iter().filter(|line| line["message"] == "serving");
-    assert!(served.into_iter().all(|line| line["manifest"] == scene.first.as_str()));
-    assert_eq!(scene.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
+    let status = fixture.gate.status("authz").await;
+    assert_eq!((&status["state"], &status["manifest"]), (&json!("serving"), &json!(fixture.first)));
+    let served = fixture.gate.log().into_iter().filter(|line| line["message"] == "serving");
+    assert!(served.into_iter().all(|line| line["manifest"] == fixture.first.as_str()));
+    assert_eq!(fixture.opa.decision("authz/answer").await, Some(json!("first")), "OPA keeps what it has");
 }
 
-async fn told(scene: &Scene, digest: &Value, failure: &Failure<'_>) {
+async fn told(fixture: &Fixture, digest: &Value, failure: &Failure<'_>) {
     let is_it = |status: &Value| status["last_failure"]["class"] == failure.class;
-    let status = scene.gate.status_when("authz", failure.class, is_it).await;
+    let status = fixture.gate.status_when("authz", failure.class, is_it).await;
     let last = &status["last_failure"];
     assert_eq!((&last["step"], &last["digest"]), (&json!(failure.step), digest), "{last}");
     let message = last["message"].as_str().unwrap();
     assert!(message.contains(failure.says), "{message}");
-    assert!(scene.refreshes(failure.reason).await >= 1.0, "{last}");
-    let log = scene.gate.log();
+    assert!(fixture.refreshes(failure.reason).await >= 1.0, "{last}");
+    let log = fixture.gate.log();
     let line = log.iter().find(|line| line["reason"] == failure.reason && line["level"] == "WARN");
     let line = line.unwrap_or_else(|| panic!("no line about {}", failure.reason));
     assert_eq!((&line["bundle"], &line["class"], &line["step"]), (&json!("authz"), &last["class"], &last["step"]));
@@ -162,7 +166,7 @@ async fn told(scene: &Scene, digest: &Value, failure: &Failure<'_>) {
 }
 
 /// The first version is signed, served, and what OPA decides by.
-struct Scene {
+struct Fixture {
     registry: Registry,
     key: KeyPair,
     gate: Gate,
@@ -171,7 +175,7 @@ struct Scene {
     first: String,
 }
 
-impl Scene {
+impl Fixture {
     async fn start(adjust: impl FnOnce(GateConfig) -> GateConfig) -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;

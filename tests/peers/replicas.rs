@@ -27,24 +27,24 @@ async fn a_push_a_rollback_and_restarts_cost_every_opa_two_downloads_at_most() {
     registry.tag(&first, "live").await;
     let [eager, lazy] = [replica(&registry, &key, "500ms").await, replica(&registry, &key, "1h").await];
     let balancer = Balancer::before(&[&eager, &lazy]).await;
-    let mut scene = Scene { balancer, replicas: [eager, lazy], opas: Vec::new() };
+    let mut fixture = Fixture { balancer, replicas: [eager, lazy], opas: Vec::new() };
     for (name, version, superseded) in OPAS {
-        let mut config = long_polling(&scene.balancer.url, name);
+        let mut config = long_polling(&fixture.balancer.url, name);
         let polling = &mut config["bundles"][name]["polling"];
         polling["long_polling_timeout_seconds"] = json!(8);
         if let Some(seconds) = superseded {
             polling["superseded_etag_ttl_seconds"] = json!(seconds);
         }
-        scene.opas.push((name, Opa::start(version, &config).await));
+        fixture.opas.push((name, Opa::start(version, &config).await));
     }
-    scene.settles("the start", "first", async |_| {}).await;
-    scene.settles("a push", "second", async |_| registry.tag(&second, "live").await).await;
-    scene.settles("a rollback", "first", async |_| registry.tag(&first, "live").await).await;
-    scene.settles("a restart of the eager one", "first", async |replicas| replicas[0].restart().await).await;
-    scene.settles("a push again", "second", async |_| registry.tag(&second, "live").await).await;
-    scene.settles("a restart of the lazy one", "second", async |replicas| replicas[1].restart().await).await;
-    scene.settles("a rollback again", "first", async |_| registry.tag(&first, "live").await).await;
-    scene.settles("a restart after a rollback", "first", async |replicas| replicas[0].restart().await).await;
+    fixture.settles("the start", "first", async |_| {}).await;
+    fixture.settles("a push", "second", async |_| registry.tag(&second, "live").await).await;
+    fixture.settles("a rollback", "first", async |_| registry.tag(&first, "live").await).await;
+    fixture.settles("a restart of the eager one", "first", async |replicas| replicas[0].restart().await).await;
+    fixture.settles("a push again", "second", async |_| registry.tag(&second, "live").await).await;
+    fixture.settles("a restart of the lazy one", "second", async |replicas| replicas[1].restart().await).await;
+    fixture.settles("a rollback again", "first", async |_| registry.tag(&first, "live").await).await;
+    fixture.settles("a restart after a rollback", "first", async |replicas| replicas[0].restart().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,13 +115,13 @@ async fn a_transfer_that_arrives_corrupt_once_is_served_at_the_next_try() {
     println!("replicas | one corrupt transfer | decided {:.1} s after the start", began.elapsed().as_secs_f64());
 }
 
-struct Scene {
+struct Fixture {
     balancer: Balancer,
     replicas: [Gate; 2],
     opas: Vec<(&'static str, Opa)>,
 }
 
-impl Scene {
+impl Fixture {
     /// After `change`, every OPA decides `answer`, still does so a while later, and has
     /// downloaded at most twice; both replicas serve what OPAs decide by.
     async fn settles(&mut self, what: &str, answer: &str, change: impl AsyncFnOnce(&mut [Gate; 2])) {

@@ -37,12 +37,12 @@ async fn completes(shell: &mut Terminal) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_is_asked_for_twice_and_seen_by_nobody() {
+async fn a_password_is_prompted_twice_and_not_shown() {
     let author = Author::new();
     let mut terminal = Terminal::running("bundlegate generate-key-pair", author.home());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
-    terminal.shows("The same again").await;
+    terminal.shows("Repeat the password").await;
     terminal.type_in("tulip\n");
     terminal.shows("public key: cosign.pub").await;
     assert_eq!(terminal.ended().await, Some(0));
@@ -57,9 +57,9 @@ async fn two_different_passwords_make_no_key() {
     let mut terminal = Terminal::running("bundlegate generate-key-pair", author.home());
     terminal.shows("New password for cosign.key").await;
     terminal.type_in("tulip\n");
-    terminal.shows("The same again").await;
+    terminal.shows("Repeat the password").await;
     terminal.type_in("rose\n");
-    terminal.shows("the two passwords differ").await;
+    terminal.shows("the passwords differ").await;
     assert_eq!(terminal.ended().await, Some(1));
     assert!(!author.path("cosign.key").exists() && !author.path("cosign.pub").exists());
 }

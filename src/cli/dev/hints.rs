@@ -1,4 +1,4 @@
-//! What to type next.
+//! The commands that `dev` prints.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,19 +10,19 @@ use serde_json::{Value, json};
 
 use super::super::read;
 
-/// What neither a URL, nor a shell, nor OPA's `--set` reads as anything but itself.
+/// Escapes all characters with a meaning in a URL, in a shell or in OPA's `--set`.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// A longer example input makes no command to copy.
+/// The maximum size of an example input in a command, in bytes.
 const INPUT_LIMIT: u64 = 4096;
 
-/// Where `dev` listens.
+/// The addresses that `dev` listens on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Addresses {
     pub(super) data: SocketAddr,
     pub(super) admin: SocketAddr,
 }
 
-/// Comments and commands: OPA on the bundle, a query, the state, and the bundle itself.
+/// Comments and commands: run OPA on the bundle, query it, show the status, fetch the bundle.
 pub(super) fn lines(addresses: Addresses, name: &str, policy: &Path, package: Option<&str>) -> Vec<String> {
     let url = format!("http://{}", reachable(addresses.data));
     let resource = format!("/bundles/{}", utf8_percent_encode(name, ESCAPED));
@@ -34,26 +34,26 @@ pub(super) fn lines(addresses: Addresses, name: &str, policy: &Path, package: Op
     ];
     let query = package.unwrap_or_default().replace('.', "/");
     vec![
-        "# decide by the policy:".to_owned(),
+        "# run OPA with the policy:".to_owned(),
         format!("opa run --server --set {}", set.join(" --set ")),
-        "# ask OPA:".to_owned(),
-        format!("curl -s http://127.0.0.1:8181/v1/data/{query} -d {}", quoted(&question(policy).to_string())),
-        "# see what is served, and why something is not:".to_owned(),
+        "# query OPA:".to_owned(),
+        format!("curl -s http://127.0.0.1:8181/v1/data/{query} -d {}", quoted(&request_body(policy).to_string())),
+        "# show what is served, and any failure:".to_owned(),
         format!("curl -s http://{}/status", reachable(addresses.admin)),
-        "# without OPA, look at the bundle:".to_owned(),
+        "# fetch the bundle without OPA:".to_owned(),
         format!("curl -s -D - -o bundle.tar.gz {url}{resource}"),
     ]
 }
 
-/// `input.json` beside the policy, as other tools for Rego have it.
-fn question(policy: &Path) -> Value {
+/// The body of the query: `input.json` in the policy folder, a convention of Rego tools.
+fn request_body(policy: &Path) -> Value {
     let file = policy.join("input.json");
     let input = read::regular(&file, INPUT_LIMIT).ok();
     let input: Option<Value> = input.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     input.map_or_else(|| json!({}), |input| json!({ "input": input }))
 }
 
-/// An address that listens everywhere is reached here.
+/// The address to connect to: the loopback address if `listen` is a wildcard.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port()) } else { listen }
 }
@@ -82,6 +82,6 @@ mod tests {
 
     #[test]
     fn without_an_input_the_question_is_empty() {
-        assert_eq!(question(Path::new("/nonexistent")), json!({}));
+        assert_eq!(request_body(Path::new("/nonexistent")), json!({}));
     }
 }

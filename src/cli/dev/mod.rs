@@ -1,12 +1,13 @@
-//! `bundlegate dev`: an author's loop. Builds a folder, signs it with a key of its own, and
-//! serves it verified. What serves is `serve`, on a configuration that this writes.
+//! `bundlegate dev`: builds a policy folder, signs it with a temporary key, and serves it
+//! verified, again after every change. It serves with the same gateway as `serve`, with a
+//! configuration that it generates.
 
+mod builder;
 mod example;
 mod hints;
-mod shelf;
+mod layout;
 mod state;
 mod test_run;
-mod workshop;
 
 use std::{
     fs,
@@ -19,13 +20,13 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
-use self::{state::State, workshop::Workshop};
-use super::{gate::Gate, opa::OpaChoice, say, tell};
+use self::{builder::Builder, state::State};
+use super::{eprint, gate::Gate, opa::OpaChoice, print};
 use crate::{config::Config, sign::KeyPair};
 
-/// The warning about few open files does not matter on a machine for editing.
+/// Log filter. The warning about the limit of open files does not matter for one author.
 pub(super) const LOG: &str = "warn,bundlegate::cli::open_files=error";
-/// The local disk answers in milliseconds.
+/// Timeout of the first publication. The source is the local disk, which takes milliseconds.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
 const LAYOUT: &str = "layout";
 const PUBLIC_KEY: &str = "cosign.pub";
@@ -33,23 +34,23 @@ const PUBLIC_KEY: &str = "cosign.pub";
 /// How to run `dev`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The policy folder; without it, a copy of the built-in example.
+    /// The policy folder; default: a copy of the built-in example.
     path: Option<PathBuf>,
-    /// Where OPA is served.
+    /// Listen address for OPA.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8282")]
     listen: SocketAddr,
-    /// The bundle's name in the URL.
+    /// Name of the bundle in the URL.
     #[arg(long, default_value = "dev")]
     name: String,
-    /// Keep the artifacts and the configuration that serves them in this folder, outside
-    /// PATH; default: a temporary one, removed at the end.
+    /// Keep the artifacts and the generated configuration in this folder, outside PATH; default: a
+    /// temporary folder, removed on exit.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Serve even Rego that the built-in parser, which lags behind the newest OPA, can't read.
+    /// Don't parse the Rego: the built-in parser may lag behind the newest OPA.
     #[arg(long)]
     no_parse: bool,
-    /// The real opa (1.0 or newer) that loads each build before it is served, and runs the
-    /// tests: auto is the one in PATH, if there is one; none is the built-in evaluator.
+    /// The opa (1.0 or newer) that loads each build before it is served and runs the tests: auto
+    /// is the one in PATH if there is one, none is the built-in evaluator.
     #[arg(long, value_name = "PROGRAM", default_value = "auto")]
     opa: OpaChoice,
 }
@@ -61,7 +62,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let key = KeyPair::generate()?;
     fs::write(state.join(PUBLIC_KEY), key.public_pem()).context("write the public key")?;
     let config = write_config(&state, &options)?;
-    let workshop = Workshop::open(workshop::Options {
+    let builder = Builder::open(builder::Options {
         policy: policy.clone(),
         parse: !options.no_parse,
         limits: config.limits.bundle_limits(),
@@ -69,27 +70,27 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         layout: state.join(LAYOUT),
         checker: options.opa.checker().await?,
     })?;
-    let (workshop, package) = workshop.first_build().await?;
+    let (builder, package) = builder.first_build().await?;
     let server = super::gate::server_options(&config)?;
-    let gate = Gate::start(config, server, None).await.map_err(naming_the_flag)?;
+    let gate = Gate::start(config, server, None).await.map_err(with_flag_name)?;
     gate.first_snapshots(FIRST_SNAPSHOT).await?;
     let addresses = hints::Addresses { data: gate.data_address()?, admin: gate.admin_address()? };
     for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
-        say(&line)?;
+        print(&line)?;
     }
-    let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (gone at the end)" } else { "" };
-    tell(&format!("watching {}{fate}; edit it, and OPA decides by the new policy; Ctrl-C ends", policy.display()));
+    let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (removed on exit)" } else { "" };
+    eprint(&format!("watching {}{fate}; edits take effect in OPA; Ctrl-C exits", policy.display()));
     tokio::select! {
         ended = gate.run() => ended,
-        broken = workshop.follow() => broken,
+        broken = builder.follow() => broken,
     }
 }
 
-/// The configuration is written here, and the author writes flags.
-fn naming_the_flag(error: anyhow::Error) -> anyhow::Error {
-    let sentence = format!("{error:#}");
-    if sentence.starts_with("server.listen ") {
-        anyhow!("{}", sentence.replace("server.listen", "--listen"))
+/// Names the flag instead of the key: the configuration is generated from the flags.
+fn with_flag_name(error: anyhow::Error) -> anyhow::Error {
+    let message = format!("{error:#}");
+    if message.starts_with("server.listen ") {
+        anyhow!("{}", message.replace("server.listen", "--listen"))
     } else {
         error
     }
@@ -109,8 +110,8 @@ fn example_in(state: &State) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Writes the configuration that serves the layout, and reads it as `serve` would. JSON is
-/// YAML, and has one way to quote a name.
+/// Writes the configuration that serves the layout, and loads it as `serve` would. The file is
+/// JSON, which is valid YAML and has only one way to quote a name.
 fn write_config(state: &State, options: &Options) -> anyhow::Result<Config> {
     let text = json!({
         "version": 1,
@@ -122,10 +123,10 @@ fn write_config(state: &State, options: &Options) -> anyhow::Result<Config> {
         },
         "bundles": {
             &options.name: {
-                "reference": format!("oci-layout:{LAYOUT}:{}", shelf::TAG),
+                "reference": format!("oci-layout:{LAYOUT}:{}", layout::TAG),
                 "trust": "dev",
                 "poll": "250ms",
-                // Undoing an edit is no alarm.
+                // An undone edit is no rollback to warn about.
                 "expect": { "on_older": "serve" },
             },
         },

@@ -1,5 +1,4 @@
-//! Where `dev` keeps what it makes: a folder of the user's choice, or one that goes with
-//! the process.
+//! The state folder of `dev`: `--state`, or a temporary folder that is removed on exit.
 
 use std::{
     fs,
@@ -8,18 +7,17 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// The folder, locked for as long as this lives.
+/// The state folder, locked while this value exists.
 #[derive(Debug)]
 pub(super) struct State {
     path: PathBuf,
     _lock: fs::File,
-    /// Removes the folder when dropped.
+    /// Removes the folder on drop.
     temporary: Option<tempfile::TempDir>,
 }
 
 impl State {
-    /// Makes or opens the folder. `policy` is the folder being served, which must not hold
-    /// its own product.
+    /// Creates or opens the folder. It must not be inside `policy`, the folder being built.
     pub(super) fn open(wanted: Option<&Path>, policy: Option<&Path>) -> anyhow::Result<Self> {
         let (path, temporary) = match wanted {
             Some(path) => {
@@ -33,17 +31,17 @@ impl State {
             }
         };
         if temporary.is_none() && policy.is_some_and(|policy| path.starts_with(policy)) {
-            bail!("--state {}: it lies inside the policy folder; name a folder outside", path.display());
+            bail!("--state {}: the folder is inside the policy folder; name one outside", path.display());
         }
         let lock = crate::oci::open_lock(&path.join(".lock"));
         let lock = lock.with_context(|| format!("--state {}", path.display()))?;
         if lock.try_lock().is_err() {
-            bail!("--state {}: another process uses it; give each a folder of its own", path.display());
+            bail!("--state {}: another process uses the folder; name a different one", path.display());
         }
         Ok(Self { path, _lock: lock, temporary })
     }
 
-    /// A file or folder in it.
+    /// The path of a file or folder inside.
     pub(super) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -52,7 +50,7 @@ impl State {
         &self.path
     }
 
-    /// Whether it goes with the process.
+    /// Whether the folder is removed on exit.
     pub(super) fn is_temporary(&self) -> bool {
         self.temporary.is_some()
     }

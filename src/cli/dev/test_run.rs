@@ -1,4 +1,4 @@
-//! Running the tests of the folder that is served.
+//! Runs the Rego tests of the policy folder.
 
 use std::{
     collections::HashMap,
@@ -10,20 +10,21 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 
-use super::super::opa::{located, located_one, on_disk};
+use super::super::opa::{describe_problem, describe_problems, source_file};
 use crate::{
     bundle::{Folder, PackOptions, Packed},
     oci::{Blob, Descriptor},
     opa_check::{Checker, Opa, Place, TestOutcome},
 };
 
-/// Characters of an expression that is shown.
+/// The maximum length of a printed expression, in characters.
 const MAX_EXPRESSION: usize = 120;
-/// Test files, and folders deep, that are looked at.
+/// Limits of the search for test files: files, and levels of folders.
 const MAX_FILES: usize = 10_000;
 const MAX_DEPTH: usize = 64;
 
-/// How the tests went, a line for each failure and one for all; nothing where there is none.
+/// Runs the tests with `opa`. Returns a line for each failure and a summary; no line if there are
+/// no tests.
 pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed: &Packed) -> Vec<String> {
     let tests = match test_files(policy) {
         Ok(tests) if tests.is_empty() => return Vec::new(),
@@ -44,16 +45,18 @@ pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed
             };
             let failures = run.failures.iter().map(|(name, problem)| {
                 let expression = places.get(name).and_then(|place| expression(place, &sources));
-                format!("FAIL {}{}", located_one(problem, &sources), expression.unwrap_or_default())
+                format!("FAIL {}{}", describe_problem(problem, &sources), expression.unwrap_or_default())
             });
             failures.chain(summary(run.passed, run.skipped, run.failures.len())).collect()
         }
-        Ok(TestOutcome::NotLoaded(problems)) => vec![format!("the tests don't load: {}", located(&problems, &sources))],
+        Ok(TestOutcome::NotLoaded(problems)) => {
+            vec![format!("the tests don't load: {}", describe_problems(&problems, &sources))]
+        }
         Err(error) => vec![format!("the tests were not run: {error}")],
     }
 }
 
-/// The same by the built-in evaluator. Blocks.
+/// Runs the tests with the built-in evaluator. Blocks.
 pub(super) fn built_in(folder: &Folder, options: &PackOptions) -> Vec<String> {
     match folder.test(options) {
         Ok(run) => {
@@ -64,7 +67,7 @@ pub(super) fn built_in(folder: &Folder, options: &PackOptions) -> Vec<String> {
     }
 }
 
-/// `4 tests passed`.
+/// A summary such as `4 tests passed`.
 fn summary(passed: usize, skipped: usize, failed: usize) -> Option<String> {
     let tests = |count: usize| format!("{count} test{}", if count == 1 { "" } else { "s" });
     let beside = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
@@ -73,28 +76,28 @@ fn summary(passed: usize, skipped: usize, failed: usize) -> Option<String> {
         (passed, 0) => Some(format!("{} passed{beside}", tests(passed))),
         (passed, failed) => {
             let all = tests(passed + failed);
-            Some(format!("{failed} of {all} failed{beside}; this build is served all the same"))
+            Some(format!("{failed} of {all} failed{beside}; this build is served anyway"))
         }
     }
 }
 
-/// The line of the file on which a test fails.
+/// The source line on which a test fails.
 fn expression(place: &Place, sources: &[PathBuf]) -> Option<String> {
-    let file = on_disk(&place.file, sources)?;
+    let file = source_file(&place.file, sources)?;
     let text = fs::read_to_string(&file).ok()?;
     let line = text.lines().nth(usize::try_from(place.row).ok()?.checked_sub(1)?)?.trim();
     let line: String = line.chars().take(MAX_EXPRESSION).collect();
     Some(format!(": {}:{}: {line}", file.display(), place.row))
 }
 
-/// The test files of a folder, by their names in it. Hidden folders are left out, as everywhere.
+/// The test files of a folder: relative name and path. Hidden folders are skipped, as in `build`.
 fn test_files(policy: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let (mut found, mut folders) = (Vec::new(), vec![(policy.to_owned(), 0)]);
     while let Some((folder, depth)) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            // Not by a link: it may lead around in a circle.
+            // Links are not followed: they may form a loop.
             if fs::symlink_metadata(&path)?.is_dir() {
                 if !name.starts_with('.') && depth < MAX_DEPTH {
                     folders.push((path, depth + 1));
@@ -109,8 +112,8 @@ fn test_files(policy: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// What was packed with the tests beside it. Its roots are left out: tests usually have a
-/// package of their own outside.
+/// The packed bundle together with the tests, without `roots`: the package of a test is usually
+/// outside of them.
 fn tarball(packed: &Packed, tests: &[(String, PathBuf)]) -> io::Result<Blob> {
     let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut output = tar::Builder::new(encoder);
@@ -149,13 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_counted_in_words() {
+    fn the_summary_counts_tests() {
         let told = |passed, skipped, failed| summary(passed, skipped, failed).unwrap_or_default();
         assert_eq!(told(0, 0, 0), "");
         assert_eq!(told(1, 0, 0), "1 test passed");
         assert_eq!(told(4, 0, 0), "4 tests passed");
         assert_eq!(told(4, 1, 0), "4 tests passed, 1 skipped");
-        assert_eq!(told(3, 0, 1), "1 of 4 tests failed; this build is served all the same");
+        assert_eq!(told(3, 0, 1), "1 of 4 tests failed; this build is served anyway");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `trust` as it is typed.
+//! `trust` as written.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData, path::PathBuf};
 
@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use crate::config::values::{Moment, Time};
+use crate::config::values::{Period, PointInTime};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,15 +29,15 @@ pub(in crate::config) struct Root {
     pub(in crate::config) tuf: Option<Tuf>,
 }
 
-/// `none`, or where from and how often.
-pub(in crate::config) type Tuf = Word<TufKeys>;
+/// `none`, or the source and the refresh interval.
+pub(in crate::config) type Tuf = KeywordOr<TufKeys>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct TufKeys {
     pub(in crate::config) url: Option<String>,
     pub(in crate::config) root: Option<PathBuf>,
-    pub(in crate::config) refresh: Option<Time>,
+    pub(in crate::config) refresh: Option<Period>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,15 +51,15 @@ pub(in crate::config) struct Authority {
 }
 
 /// `release.pub`, or `{ file: release.pub, … }`.
-pub(in crate::config) type KeyFile = Word<Key>;
+pub(in crate::config) type KeyFile = KeywordOr<Key>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Key {
     pub(in crate::config) file: PathBuf,
     pub(in crate::config) schemes: Option<Vec<String>>,
-    pub(in crate::config) not_before: Option<Moment>,
-    pub(in crate::config) not_after: Option<Moment>,
+    pub(in crate::config) not_before: Option<PointInTime>,
+    pub(in crate::config) not_after: Option<PointInTime>,
     #[serde(default)]
     pub(in crate::config) revoked: bool,
 }
@@ -88,8 +88,8 @@ pub(in crate::config) struct X509 {
     pub(in crate::config) root: Option<String>,
 }
 
-/// `unsigned`, or what it takes.
-pub(in crate::config) type Policy = Word<PolicyRules>;
+/// `unsigned`, or the rules.
+pub(in crate::config) type Policy = KeywordOr<PolicyRules>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,7 +105,7 @@ pub(in crate::config) struct PolicyRules {
     pub(in crate::config) annotations: BTreeMap<String, Scalar>,
     pub(in crate::config) claimed_repository: Option<String>,
     pub(in crate::config) signatures: Option<Signatures>,
-    pub(in crate::config) max_signature_age: Option<Time>,
+    pub(in crate::config) max_signature_age: Option<Period>,
     #[serde(default)]
     pub(in crate::config) revoked_digests: Vec<String>,
 }
@@ -132,57 +132,57 @@ pub(in crate::config) struct Signatures {
     pub(in crate::config) repository: String,
 }
 
-/// One text or a list of them.
+/// One glob or a list of globs.
 #[derive(Debug)]
 pub(in crate::config) struct Globs(pub(in crate::config) Vec<String>);
 
-/// A text, a number, or true or false; which of them, matters.
+/// A text, a number, or a boolean; the type is significant.
 #[derive(Debug)]
 pub(in crate::config) struct Scalar(pub(in crate::config) Value);
 
-/// One word, or a mapping of keys.
+/// A keyword, or a mapping of keys.
 #[derive(Debug)]
-pub(in crate::config) enum Word<T> {
-    Word(String),
+pub(in crate::config) enum KeywordOr<T> {
+    Keyword(String),
     Keys(T),
 }
 
-/// What may stand in the place of a [`Word`] of it.
-pub(in crate::config) trait Worded {
+/// The text for "expected …" in errors about a [`KeywordOr`] of the type.
+pub(in crate::config) trait Expected {
     const EXPECTED: &'static str;
 }
 
-impl Worded for TufKeys {
+impl Expected for TufKeys {
     const EXPECTED: &'static str = "`none` or a mapping of keys such as `{ refresh: 24h }`";
 }
 
-impl Worded for Key {
+impl Expected for Key {
     const EXPECTED: &'static str = "the path of a PEM public key";
 }
 
-impl Worded for PolicyRules {
+impl Expected for PolicyRules {
     const EXPECTED: &'static str = "`unsigned` or `{ require: { any_of: [AUTHORITY] } }`";
 }
 
-impl<'de, T: Worded + Deserialize<'de>> Deserialize<'de> for Word<T> {
+impl<'de, T: Expected + Deserialize<'de>> Deserialize<'de> for KeywordOr<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct WordVisitor<T>(PhantomData<T>);
-        impl<'de, T: Worded + Deserialize<'de>> Visitor<'de> for WordVisitor<T> {
-            type Value = Word<T>;
+        struct KeywordVisitor<T>(PhantomData<T>);
+        impl<'de, T: Expected + Deserialize<'de>> Visitor<'de> for KeywordVisitor<T> {
+            type Value = KeywordOr<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(T::EXPECTED)
             }
 
-            fn visit_str<E>(self, word: &str) -> Result<Word<T>, E> {
-                Ok(Word::Word(word.to_owned()))
+            fn visit_str<E>(self, word: &str) -> Result<KeywordOr<T>, E> {
+                Ok(KeywordOr::Keyword(word.to_owned()))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<Word<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(access)).map(Word::Keys)
+            fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<KeywordOr<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(access)).map(KeywordOr::Keys)
             }
         }
-        deserializer.deserialize_any(WordVisitor(PhantomData))
+        deserializer.deserialize_any(KeywordVisitor(PhantomData))
     }
 }
 
@@ -239,7 +239,7 @@ impl<'de> Deserialize<'de> for Scalar {
             }
 
             fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Scalar, E> {
-                // JSON has neither infinity nor "not a number", so nobody can have signed them.
+                // JSON has neither infinity nor NaN, so they can't be signed.
                 let number = serde_json::Number::from_f64(number)
                     .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Float(number), &self))?;
                 Ok(Scalar(number.into()))

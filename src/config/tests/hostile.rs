@@ -1,7 +1,7 @@
-//! Configurations that are large, deep or name odd files: each is refused or read, in time.
+//! Configurations that are large, deep or name odd files: each is rejected or loaded, in bounded time.
 
 use super::*;
-use crate::config::{difference, mistakes::all, values};
+use crate::config::{difference, errors::all, values};
 
 #[test]
 fn braces_that_nest_are_refused_and_panic_nothing() {
@@ -24,7 +24,7 @@ fn braces_that_nest_are_refused_and_panic_nothing() {
     }
 }
 
-/// Sixty thousand keys took minutes once, each being compared with all before it.
+/// Sixty thousand keys once took minutes: each was compared with all others.
 #[test]
 fn no_number_of_keys_takes_its_square() {
     let folder = Folder::new();
@@ -75,7 +75,7 @@ fn depth_and_aliases_are_bounded() {
     assert!(folder.parse(&laughs).is_err());
 }
 
-/// The evaluator's parser takes twice as long with every level.
+/// The time of the parser of the evaluator doubles with every level.
 #[test]
 fn a_rule_that_nests_without_end_is_refused() {
     let folder = trust::folder();
@@ -121,14 +121,14 @@ fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
 }
 
 #[test]
-fn every_mistake_is_told_and_nothing_that_follows_from_one() {
+fn all_errors_are_reported_without_their_consequences() {
     let folder = trust::folder();
     let told = |typed: &str| {
         let found = all(&format!("{LEAST}{typed}"), folder.0.path());
         found.iter().map(|error| error.key().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(told(""), [""; 0]);
-    // One in every section, and several in one.
+    // One in each section, and several in one section.
     let typed = "
 server: { listen: x, admin: y, severs: 1, tls: { certificate: none.crt, key: tls.key } }
 long_poll: { first_wait: 1h }
@@ -146,7 +146,7 @@ trust:
     r: { require: { any_of: [c] } }
 bundles:
   one: { reference: 'r.io/A:v1', trust: r, poll: 1ms, on_missing: x }
-  two: { reference: 'r.io/a:v1', trust: nobody, on_withdraw: { fallback: one } }
+  two: { reference: 'r.io/a:v1', trust: missing, on_withdraw: { fallback: one } }
   thr: { reference: 'r.io/a:v1', trust: q, expect: { order: x, minimum: 1.0.0 } }
 ";
     let told = told(typed);

@@ -1,10 +1,10 @@
-//! Whatever stands where: an answer in one line, never a panic.
+//! Values of every type at every key: an error on one line, never a panic.
 
 use serde_json::{Value, json};
 
 use super::*;
 
-/// Where a value is inside another.
+/// The path of a value inside another.
 type Path = Vec<String>;
 
 fn paths(value: &Value, at: &Path, all: &mut Vec<Path>) {

@@ -1,6 +1,6 @@
-//! What each key of `trust` comes to.
+//! The value of each key of `trust`.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::{collections::BTreeSet, path::PathBuf, sync::LazyLock};
 
 use serde_json::{Value, json};
 
@@ -98,7 +98,7 @@ fn root_name(authority: &Authority) -> Option<&str> {
 }
 
 #[test]
-fn keys_need_the_public_log_unless_something_else_is_written() {
+fn keys_need_the_public_log_by_default() {
     for (keys, log, root) in [
         ("keys: [release.pub]", TlogPolicy::Require, Some("sigstore")),
         ("keys: [release.pub], tlog: require", TlogPolicy::Require, Some("sigstore")),
@@ -138,7 +138,7 @@ fn a_key_is_a_file_or_a_file_with_conditions() {
 }
 
 #[test]
-fn a_key_that_is_revoked_in_one_place_speaks_nowhere() {
+fn a_revoked_key_is_rejected_everywhere() {
     let requirements = requirements(
         "authorities: { a: { keys: [release.pub, other.pub] }, leaked: { keys: [{ file: release.pub, revoked: true }] } },
          policies: { p: { require: { any_of: [a] } } }",
@@ -206,7 +206,7 @@ fn a_private_authority_is_its_certificates_a_name_and_a_proof_of_time() {
 }
 
 #[test]
-fn votes_are_any_all_or_so_many() {
+fn any_of_all_of_and_at_least_are_read() {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     assert_eq!(votes("{ any_of: [a, b] }"), (1, names(&["a", "b"])));
     assert_eq!(votes("{ all_of: [a, b, c] }"), (3, names(&["a", "b", "c"])));
@@ -215,7 +215,7 @@ fn votes_are_any_all_or_so_many() {
 }
 
 #[test]
-fn what_a_policy_does_not_say_has_the_promised_default() {
+fn absent_policy_keys_have_the_documented_defaults() {
     let policy = policy("match: '**'");
     assert_eq!(policy.predicate_types, BTreeSet::from([SIGN_PREDICATE.to_owned()]));
     assert_eq!(policy.formats, BTreeSet::from([Format::Bundle, Format::Legacy]));
@@ -225,7 +225,7 @@ fn what_a_policy_does_not_say_has_the_promised_default() {
 }
 
 #[test]
-fn statements_count_by_type_and_rule() {
+fn predicate_types_and_attestations_are_read() {
     let slsa = "https://slsa.dev/provenance/v1";
     let policy = policy(&format!(
         "predicate_types: ['{SIGN_PREDICATE}', 'https://example.com/approval'], \
@@ -247,7 +247,7 @@ fn annotations_keep_the_type_that_they_are_written_with() {
 }
 
 #[test]
-fn formats_places_ages_and_revoked_digests_are_read() {
+fn formats_signatures_max_signature_age_and_revoked_digests_are_read() {
     assert_eq!(policy("formats: [bundle]").formats, BTreeSet::from([Format::Bundle]));
     for (word, expected) in [
         ("ignore", ClaimedRepository::Ignore),
@@ -265,7 +265,7 @@ fn formats_places_ages_and_revoked_digests_are_read() {
 }
 
 #[test]
-fn expectations_and_fallbacks_are_read() {
+fn expect_and_on_withdraw_are_read() {
     let config = |authorities: &str, require: &str, bundle: &str| {
         let config = folder().with(&format!(
             "trust: {{ authorities: {{ {authorities} }}, policies: {{ p: {{ require: {require} }} }} }}\n\
@@ -297,7 +297,7 @@ fn expectations_and_fallbacks_are_read() {
     assert_eq!(serve.expect.order, Some(Order::SignedTime { minimum: None }));
     assert_eq!(serve.expect.on_older, OnOlder::Serve);
 
-    // One of the two votes has a time, whoever they are.
+    // One of the two votes always has a time.
     let authorities = "a: { keys: [release.pub] }, b: { keys: [other.pub], tlog: none }";
     let two =
         config(authorities, "{ all_of: [a, b] }", "expect: { order: signed_time, minimum: 2026-01-01T00:00:00Z }");
@@ -335,7 +335,7 @@ fn roots_come_from_the_program_a_file_or_a_repository() {
 }
 
 #[test]
-fn a_root_is_taken_as_it_is_at_the_moment() {
+fn a_root_is_used_in_its_current_state() {
     let folder = folder();
     let file = folder.0.path().join("bundlegate.yaml");
     folder.write(
@@ -354,7 +354,7 @@ fn a_root_is_taken_as_it_is_at_the_moment() {
 }
 
 #[test]
-fn the_files_that_decide_about_trust_are_known() {
+fn trust_files_lists_the_live_files() {
     let folder = folder();
     let trust = "trust: { roots: { corp: { trusted_root: corp.json }, again: { trusted_root: ./corp.json } }, \
                  authorities: { a: { keys: [release.pub] }, b: { x509: { roots: ca.pem, san_uri: 'spiffe://a/b', \

@@ -44,7 +44,7 @@ fn authority() -> Value {
     })
 }
 
-/// A certificate authority of one's own.
+/// A private certificate authority.
 pub(super) fn ca() -> rcgen::Certificate {
     let mut ca = rcgen::CertificateParams::new([]).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

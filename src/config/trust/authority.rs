@@ -1,4 +1,4 @@
-//! `trust.authorities`: who speaks, and how one knows.
+//! `trust.authorities`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use crate::{
         keys,
         problem::Problem,
         raw,
-        values::{Moment, name},
+        values::{self, PointInTime, name},
     },
     verify::{
         Authority, AuthorityKey, AuthorityKind, BadKey, BadPattern, CaRoots, FulcioExtension, Identity, Pattern,
@@ -36,7 +36,7 @@ pub(super) fn read(
 }
 
 fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base<'_>) -> Result<Authority, Problem> {
-    // The names stand in a header, separated by commas.
+    // The names appear in a header, separated by commas.
     name(authority)?;
     let mut tlog = tlog_policy(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
     let misplaced = |kind: &str| match &raw.root {
@@ -46,7 +46,7 @@ fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base
     let (kind, root) = match (raw.keys, raw.keyless, raw.x509) {
         (Some(keys), None, None) => {
             let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None, roots)?;
-            (AuthorityKind::Keys(own_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
+            (AuthorityKind::Keys(authority_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
         }
         (None, Some(keyless), None) => {
             misplaced("keyless")?;
@@ -55,20 +55,20 @@ fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base
         }
         (None, None, Some(x509)) => {
             misplaced("x509")?;
-            // Then no log is looked at.
+            // No log is checked in this case.
             let now = x509.time.as_deref() == Some("now");
             if now && raw.tlog.is_some() && tlog != TlogPolicy::None {
-                let sentence = "by `time: now` no log is looked at; write `tlog: none`, or another time";
-                return Err(Problem::new(sentence).at("tlog"));
+                let message = "with `time: now` no log is checked; write `tlog: none`, or another time";
+                return Err(Problem::new(message).at("tlog"));
             }
             tlog = if now { TlogPolicy::None } else { tlog };
-            let (x509, root) = own_ca(x509, tlog, roots, base).map_err(|problem| problem.at("x509"))?;
+            let (x509, root) = private_ca(x509, tlog, roots, base).map_err(|problem| problem.at("x509"))?;
             (AuthorityKind::X509(x509), root)
         }
         (None, None, None) => {
-            return Err(Problem::new("nothing tells who this is; write one of `keys`, `keyless` and `x509`"));
+            return Err(Problem::new("the authority has no kind; write one of `keys`, `keyless` and `x509`"));
         }
-        _ => return Err(Problem::new("an authority is known in one way; keep one of `keys`, `keyless` and `x509`")),
+        _ => return Err(Problem::new("an authority has one kind; keep one of `keys`, `keyless` and `x509`")),
     };
     let authority = Authority { name: authority.to_owned(), kind, tlog, root };
     authority.check().map_err(unmeetable)?;
@@ -77,10 +77,10 @@ fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base
 
 fn tlog_policy(word: Option<&str>) -> Result<TlogPolicy, Problem> {
     let words = [("none", TlogPolicy::None), ("if_present", TlogPolicy::IfPresent), ("require", TlogPolicy::Require)];
-    word.map_or(Ok(TlogPolicy::Require), |word| keys::word(word, &words))
+    word.map_or(Ok(TlogPolicy::Require), |word| values::word(word, &words))
 }
 
-/// The root of this name, or the public-good one where there has to be one.
+/// The root with this name. Without a name, the public-good root if one is needed.
 fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option<TrustRoot>, Problem> {
     match name {
         Some(name) => roots.named(name).map(Some).map_err(|problem| problem.at("root")),
@@ -89,17 +89,17 @@ fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option
     }
 }
 
-fn own_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, Problem> {
+fn authority_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, Problem> {
     if raw.is_empty() {
-        return Err(Problem::new("without a key nobody speaks for it; name a PEM public key file"));
+        return Err(Problem::new("the list is empty; name a PEM public key file"));
     }
     let mut keys: Vec<AuthorityKey> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for (index, raw) in raw.iter().enumerate() {
         let key = key(raw, base).and_then(|key| {
             match places.insert(key.key.identity().to_owned(), index) {
-                // Two sets of conditions, and the looser one would count.
-                Some(twin) => Err(Problem::new(format!("it is the same key as keys[{twin}]; keep one of them"))),
+                // With two sets of conditions the looser one would apply.
+                Some(twin) => Err(Problem::new(format!("the same key as keys[{twin}]; keep one of them"))),
                 None => Ok(key),
             }
         });
@@ -110,13 +110,13 @@ fn own_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, P
 
 fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
     let raw = match raw {
-        raw::KeyFile::Word(path) => return public_key(path.as_ref(), None, base).map(AuthorityKey::from),
+        raw::KeyFile::Keyword(path) => return public_key(path.as_ref(), None, base).map(AuthorityKey::from),
         raw::KeyFile::Keys(raw) => raw,
     };
     let key = AuthorityKey {
         key: public_key(&raw.file, raw.schemes.as_deref(), base)?,
-        not_before: raw.not_before.map(|Moment(at)| at),
-        not_after: raw.not_after.map(|Moment(at)| at),
+        not_before: raw.not_before.map(|PointInTime(at)| at),
+        not_after: raw.not_after.map(|PointInTime(at)| at),
         revoked: raw.revoked,
     };
     key.check().map_err(unmeetable)?;
@@ -127,7 +127,7 @@ fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result
     let text = base.text(path)?;
     let refused = |reason: String| Problem::new(format!("{}: {reason}", path.display()));
     if text.matches("-----BEGIN PUBLIC KEY-----").count() > 1 {
-        return Err(refused("it holds several keys; put each into a file of its own".to_owned()));
+        return Err(refused("the file has several keys; put each in its own file".to_owned()));
     }
     let Some(schemes) = schemes else {
         return PublicKey::from_pem(&text).map_err(|error| refused(error.to_string()));
@@ -135,7 +135,7 @@ fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result
     let named = schemes.iter().enumerate().map(|(index, name)| {
         Scheme::named(name).ok_or_else(|| {
             let suggestion = keys::suggestion(name, Scheme::names());
-            Problem::new(format!("{name:?} is no signature scheme; {suggestion}")).at_index(index).at("schemes")
+            Problem::new(format!("{name:?} is not a signature scheme; {suggestion}")).at_index(index).at("schemes")
         })
     });
     let named = named.collect::<Result<Vec<_>, _>>()?;
@@ -145,8 +145,8 @@ fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result
     })
 }
 
-/// A key that is revoked in one place speaks nowhere: whoever revokes a stolen key must not
-/// have to find every place that names it first.
+/// Applies each revocation to the same key in all authorities: a stolen key is revoked completely,
+/// even if one of the places that name it was overlooked.
 fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
     let keys = authorities.values().flat_map(Authority::keys);
     let revoked: BTreeSet<_> = keys.filter(|key| key.revoked).map(|key| key.key.identity().to_owned()).collect();
@@ -159,52 +159,52 @@ fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
 
 fn identity(raw: raw::Keyless) -> Result<Identity, Problem> {
     let url = "a URL such as \"https://token.actions.githubusercontent.com\"";
-    let issuer = Named { key: "issuer", is: |text| text.contains("://"), kind: url };
+    let issuer = NameMatcher { key: "issuer", is: |text| text.contains("://"), kind: url };
     let issuer = issuer
         .pattern(raw.issuer, raw.issuer_regex)?
-        .ok_or_else(|| missing("issuer", "whoever has an account anywhere", url))?;
+        .ok_or_else(|| missing("issuer", "anyone with an account anywhere", url))?;
     let signer = "an e-mail address or a workflow's URI";
-    let subject = Named { key: "subject", is: |text| text.contains(['@', ':']), kind: signer };
+    let subject = NameMatcher { key: "subject", is: |text| text.contains(['@', ':']), kind: signer };
     let subject = subject
         .pattern(raw.subject, raw.subject_regex)?
-        .ok_or_else(|| missing("subject", "whoever the issuer knows", signer))?;
+        .ok_or_else(|| missing("subject", "anyone known to the issuer", signer))?;
     let claims = raw.claims.into_iter().map(|(name, text)| claim(&name, &text).map_err(|problem| problem.at(&name)));
     let claims = claims.collect::<Result<_, _>>().map_err(|problem| problem.at("claims"))?;
     Ok(Identity { issuer, subject, claims })
 }
 
-fn missing(key: &str, everybody: &str, wanted: &str) -> Problem {
-    Problem::new(format!("without it {everybody} could sign; write `{key}`, {wanted}")).at(key)
+fn missing(key: &str, anyone: &str, wanted: &str) -> Problem {
+    Problem::new(format!("without it {anyone} could sign; write `{key}`, {wanted}")).at(key)
 }
 
 fn claim(name: &str, text: &str) -> Result<(FulcioExtension, Pattern), Problem> {
     let claim = FulcioExtension::named(name).ok_or_else(|| {
         let suggestion = keys::suggestion(name, FulcioExtension::names());
-        Problem::new(format!("no certificate has such a claim; {suggestion}"))
+        Problem::new(format!("unknown claim; {suggestion}"))
     })?;
     Ok((claim, Pattern::glob(text).map_err(refused)?))
 }
 
 /// A name in a certificate: `KEY`, with `*` in it, or `KEY_regex`.
-struct Named {
+struct NameMatcher {
     key: &'static str,
-    /// Whether a text without `*` could be one: one that couldn't, never matches.
+    /// Whether a certificate can have this name; a pattern for an impossible name never matches.
     is: fn(&str) -> bool,
     kind: &'static str,
 }
 
-impl Named {
+impl NameMatcher {
     fn pattern(self, glob: Option<String>, regex: Option<String>) -> Result<Option<Pattern>, Problem> {
         let Self { key, is, kind } = self;
         let key_regex = format!("{key}_regex");
         match (glob, regex) {
             (Some(_), Some(_)) => {
-                Err(Problem::new(format!("`{key}` and `{key_regex}` are two ways to say it; keep one")).at(&key_regex))
+                Err(Problem::new(format!("`{key}` and `{key_regex}` are alternatives; keep one")).at(&key_regex))
             }
             (Some(text), None) => {
                 let pattern = Pattern::glob(&text).map_err(|error| refused(error).at(key))?;
                 if !is(&text) || text.chars().any(char::is_control) {
-                    return Err(Problem::new(format!("no certificate has {text:?} there; write {kind}")).at(key));
+                    return Err(Problem::new(format!("no certificate has {text:?} here; write {kind}")).at(key));
                 }
                 Ok(Some(pattern))
             }
@@ -221,7 +221,7 @@ fn refused(error: BadPattern) -> Problem {
     })
 }
 
-fn own_ca(
+fn private_ca(
     raw: raw::X509,
     tlog: TlogPolicy,
     roots: &Roots<'_>,
@@ -229,28 +229,29 @@ fn own_ca(
 ) -> Result<(X509, Option<TrustRoot>), Problem> {
     let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
     if time == SigningTime::Rekor && tlog == TlogPolicy::None {
-        let sentence = "the log that proves the time is not looked at; write `tlog: require`, or another time";
-        return Err(Problem::new(sentence).at("time"));
+        let message = "the log that proves the time is not checked; write `tlog: require`, or another time";
+        return Err(Problem::new(message).at("time"));
     }
     let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None || time != SigningTime::Now, roots)?;
-    let uri = Named { key: "san_uri", is: |text| text.contains(':'), kind: "a URI such as \"spiffe://corp/ci/*\"" };
-    let email = Named { key: "san_email", is: |text| text.contains('@'), kind: "an e-mail address" };
+    let uri =
+        NameMatcher { key: "san_uri", is: |text| text.contains(':'), kind: "a URI such as \"spiffe://corp/ci/*\"" };
+    let email = NameMatcher { key: "san_email", is: |text| text.contains('@'), kind: "an e-mail address" };
     let uri = uri.pattern(raw.san_uri, raw.san_uri_regex)?;
     let email = email.pattern(raw.san_email, raw.san_email_regex)?;
     let subject = match (uri, email) {
         (Some(pattern), None) => San::Uri(pattern),
         (None, Some(pattern)) => San::Email(pattern),
         (None, None) => {
-            let everybody = "without it whoever has a certificate could sign";
-            return Err(Problem::new(format!("{everybody}; write `san_uri` or `san_email`")).at("san_uri"));
+            let anyone = "without it anyone with a certificate could sign";
+            return Err(Problem::new(format!("{anyone}; write `san_uri` or `san_email`")).at("san_uri"));
         }
         (Some(_), Some(_)) => {
-            return Err(Problem::new("a certificate is known by one name; keep `san_uri` or `san_email`"));
+            return Err(Problem::new("a certificate is matched by one name; keep `san_uri` or `san_email`"));
         }
     };
     let roots = base.text(&raw.roots).and_then(|text| {
         CaRoots::from_pem(&text).map_err(|error| {
-            Problem::new(format!("{}: {error}; give PEM certificates of the authority", raw.roots.display()))
+            Problem::new(format!("{}: {error}; use PEM certificates of the authority", raw.roots.display()))
         })
     });
     Ok((X509 { roots: roots.map_err(|problem| problem.at("roots"))?, subject, time }, root))
@@ -258,8 +259,8 @@ fn own_ca(
 
 fn signing_time(word: Option<&str>) -> Result<SigningTime, Problem> {
     let words = [("tsa", SigningTime::Tsa), ("rekor", SigningTime::Rekor), ("now", SigningTime::Now)];
-    word.map(|word| keys::word(word, &words)).ok_or_else(|| {
+    word.map(|word| values::word(word, &words)).ok_or_else(|| {
         let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
-        Problem::new(format!("nothing proves when a certificate was used; write {ways}"))
+        Problem::new(format!("without it nothing proves when a certificate was used; write {ways}"))
     })?
 }

@@ -1,4 +1,4 @@
-//! `trust.policies`: what it takes.
+//! `trust.policies`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::{
         keys,
         problem::Problem,
         raw,
-        values::{glob, name},
+        values::{self, glob, name},
     },
     oci::{Digest, Repository, cosign::SIGN_PREDICATE},
     verify::{Attestation, AttestationRule, Authority, ClaimedRepository, Format, Requirements, TrustPolicy},
@@ -47,17 +47,17 @@ pub(super) fn read(
 ) -> Result<Policy, Problem> {
     name(policy)?;
     let rules = match raw {
-        raw::Policy::Word(word) if word == "unsigned" => {
+        raw::Policy::Keyword(word) if word == "unsigned" => {
             return Ok(Policy { trust: TrustPolicy::unsigned(policy.to_owned()), matches: Vec::new() });
         }
-        raw::Policy::Word(word) => {
-            let way_out = "write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`";
-            return Err(Problem::new(format!("{word:?} is no policy; {way_out}")));
+        raw::Policy::Keyword(word) => {
+            let hint = "write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`";
+            return Err(Problem::new(format!("{word:?} is not a policy; {hint}")));
         }
         raw::Policy::Keys(rules) => rules,
     };
     let globs = rules.matches.iter().flat_map(|raw::Globs(globs)| globs);
-    let matches = each(globs, |text| matcher(text)).map_err(|problem| problem.at("match"))?;
+    let matches = each(globs, |text| match_pattern(text)).map_err(|problem| problem.at("match"))?;
     let requirements = requirements(rules, authorities, base)?;
     Ok(Policy { trust: TrustPolicy::signed(policy.to_owned(), requirements).map_err(unmeetable)?, matches })
 }
@@ -67,14 +67,15 @@ fn requirements(
     authorities: &BTreeMap<String, Authority>,
     base: Base<'_>,
 ) -> Result<Requirements, Problem> {
-    let (authorities, at_least) = votes(&raw.require, authorities).map_err(|problem| problem.at("require"))?;
+    let (authorities, at_least) =
+        authorities_and_threshold(&raw.require, authorities).map_err(|problem| problem.at("require"))?;
     let mut requirements = Requirements { at_least, ..Requirements::any_of(authorities) };
     if let Some(types) = &raw.predicate_types {
         let types = each(types, |text| predicate_type(text)).map_err(|problem| problem.at("predicate_types"))?;
         requirements.predicate_types = types.into_iter().collect();
         if requirements.predicate_types.is_empty() {
-            let sentence = format!("no bundle could count as a signature; write [\"{SIGN_PREDICATE}\"]");
-            return Err(Problem::new(sentence).at("predicate_types"));
+            let message = format!("nothing would count as a signature; write [\"{SIGN_PREDICATE}\"]");
+            return Err(Problem::new(message).at("predicate_types"));
         }
     }
     requirements.attestations =
@@ -85,18 +86,19 @@ fn requirements(
     }
     for (key, raw::Scalar(value)) in raw.annotations {
         if key.is_empty() {
-            return Err(Problem::new("an annotation has a name; write it").at("annotations"));
+            return Err(Problem::new("an annotation has an empty name; write one").at("annotations"));
         }
         requirements.annotations.insert(key, value);
     }
     if let Some(text) = &raw.claimed_repository {
-        requirements.claimed_repository = claimed(text).map_err(|problem| problem.at("claimed_repository"))?;
+        requirements.claimed_repository =
+            claimed_repository(text).map_err(|problem| problem.at("claimed_repository"))?;
     }
     if let Some(raw) = &raw.signatures {
         let signatures = repository(&raw.repository).map_err(|problem| problem.at("repository").at("signatures"))?;
         requirements.signatures = Some(signatures);
     }
-    let age = raw.max_signature_age.map(|time| time.at_least(LEAST_AGE, "2160h")).transpose();
+    let age = raw.max_signature_age.map(|time| time.at_least(MIN_SIGNATURE_AGE, "2160h")).transpose();
     requirements.max_signature_age = age.map_err(|problem| problem.at("max_signature_age"))?;
     let digests = each(&raw.revoked_digests, |text| {
         text.parse::<Digest>().map_err(|error| Problem::new(format!("{error}; write one such as sha256:…")))
@@ -106,32 +108,35 @@ fn requirements(
     Ok(requirements)
 }
 
-/// Who may vote, and how many have to.
-fn votes(raw: &raw::Require, all: &BTreeMap<String, Authority>) -> Result<(Vec<Authority>, usize), Problem> {
+/// The authorities that count, and the number of them that must have signed.
+fn authorities_and_threshold(
+    raw: &raw::Require,
+    all: &BTreeMap<String, Authority>,
+) -> Result<(Vec<Authority>, usize), Problem> {
     let named = |key: &str, names: &[String]| authorities(names, all).map_err(|problem| problem.at(key));
     match (&raw.any_of, &raw.all_of, raw.at_least, &raw.of) {
         (Some(names), None, None, None) => Ok((named("any_of", names)?, 1)),
         (None, Some(names), None, None) => Ok((named("all_of", names)?, names.len())),
         (None, None, Some(at_least), Some(names)) => Ok((named("of", names)?, at_least)),
-        (None, None, None, Some(_)) => Err(Problem::new("nothing says how many of them; write `at_least: 1`, or more")),
-        (None, None, Some(_), None) => Err(Problem::new("nothing says of whom; write `of: [AUTHORITY, AUTHORITY]`")),
+        (None, None, None, Some(_)) => Err(Problem::new("`of` needs `at_least`; write `at_least: 1`, or more")),
+        (None, None, Some(_), None) => Err(Problem::new("`at_least` needs `of`; write `of: [AUTHORITY, AUTHORITY]`")),
         (None, None, None, None) => {
             Err(Problem::new("nothing is required; write `any_of: [AUTHORITY]`, `all_of`, or `at_least` and `of`"))
         }
-        _ => Err(Problem::new("it says more than one thing; keep `any_of`, `all_of`, or `at_least` with `of`")),
+        _ => Err(Problem::new("these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`")),
     }
 }
 
 fn authorities(names: &[String], all: &BTreeMap<String, Authority>) -> Result<Vec<Authority>, Problem> {
     if names.is_empty() {
         let known = keys::list(all.keys().map(String::as_str));
-        let sentence = format!("without an authority nothing could pass; name one of trust.authorities: {known}");
-        return Err(Problem::new(sentence));
+        let message = format!("the list is empty; name one of trust.authorities: {known}");
+        return Err(Problem::new(message));
     }
     let mut votes: Vec<Authority> = Vec::new();
     let mut named = BTreeSet::new();
     for (index, name) in names.iter().enumerate() {
-        let refused = |sentence: String| Err(Problem::new(sentence).at_index(index));
+        let refused = |message: String| Err(Problem::new(message).at_index(index));
         let Some(authority) = all.get(name) else {
             let suggestion = keys::suggestion(name, all.keys().map(String::as_str));
             return refused(format!("trust.authorities has no {name:?}; {suggestion}"));
@@ -145,10 +150,10 @@ fn authorities(names: &[String], all: &BTreeMap<String, Authority>) -> Result<Ve
 }
 
 fn predicate_type(text: &str) -> Result<String, Problem> {
-    // The short names of cosign's command line are never in a statement.
+    // Statements have URIs, never the short names of cosign's command line.
     if !text.contains(':') || text.chars().any(|char| char.is_whitespace() || char.is_control()) {
-        let sentence = format!("{text:?} is no predicate type; write a URI such as \"{SIGN_PREDICATE}\"");
-        return Err(Problem::new(sentence));
+        let message = format!("{text:?} is not a predicate type; write a URI such as \"{SIGN_PREDICATE}\"");
+        return Err(Problem::new(message));
     }
     Ok(text.to_owned())
 }
@@ -159,8 +164,8 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
         let rule = base.text(path).and_then(|text| {
             let name = path.display().to_string();
             if nests_too_deep(&text) {
-                let sentence = format!("{name}: brackets in it are nested too deep; write intermediate rules");
-                return Err(Problem::new(sentence));
+                let message = format!("{name}: brackets are nested too deep; use intermediate rules");
+                return Err(Problem::new(message));
             }
             AttestationRule::parse(&name, &text).map_err(|error| Problem::new(format!("{name}: {error}")))
         });
@@ -170,14 +175,14 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
 }
 
 fn format(word: &str) -> Result<Format, Problem> {
-    keys::word(word, &[Format::Bundle, Format::Legacy].map(|format| (format.label(), format)))
+    values::word(word, &[Format::Bundle, Format::Legacy].map(|format| (format.label(), format)))
 }
 
-fn claimed(text: &str) -> Result<ClaimedRepository, Problem> {
+fn claimed_repository(text: &str) -> Result<ClaimedRepository, Problem> {
     match text {
         "ignore" => Ok(ClaimedRepository::Ignore),
         "match" => Ok(ClaimedRepository::Match),
-        // A repository has a host with a dot, a colon or `localhost`, and a slash.
+        // A repository always has a slash.
         word if !word.contains('/') => {
             let suggestion = keys::suggestion(word, ["ignore", "match", "HOST/REPOSITORY"].into_iter());
             Err(Problem::new(format!("{word:?} is neither `ignore`, `match` nor a repository; {suggestion}")))
@@ -190,8 +195,8 @@ fn repository(text: &str) -> Result<Repository, Problem> {
     text.parse().map_err(|error| Problem::new(format!("{error}")))
 }
 
-/// A pattern that can match some `HOST/REPOSITORY`.
-fn matcher(text: &str) -> Result<Match, Problem> {
+/// Reads a pattern, which must be able to match some `HOST/REPOSITORY`.
+fn match_pattern(text: &str) -> Result<Match, Problem> {
     if text.contains("://") {
         return Err(Problem::new(format!("{text:?} has a scheme; write HOST/REPOSITORY, such as \"ghcr.io/acme/**\"")));
     }
@@ -205,7 +210,7 @@ fn matcher(text: &str) -> Result<Match, Problem> {
     Ok(Match { length: text.chars().count(), glob: glob(text)? })
 }
 
-/// Every item of a list, each problem with its index.
+/// Reads every item of a list; each problem gets the index of its item.
 fn each<'a, I, T>(
     items: impl IntoIterator<Item = &'a I>,
     read: impl Fn(&'a I) -> Result<T, Problem>,
@@ -217,5 +222,6 @@ where
     items.into_iter().enumerate().map(read).collect()
 }
 
-/// A younger age would refuse signatures on their way from the signer to here.
-const LEAST_AGE: std::time::Duration = std::time::Duration::from_secs(1);
+/// The minimum of `max_signature_age`. A shorter one would reject signatures that have just been
+/// made.
+const MIN_SIGNATURE_AGE: std::time::Duration = std::time::Duration::from_secs(1);

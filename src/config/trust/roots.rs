@@ -1,4 +1,4 @@
-//! `trust.roots`: certificate authorities, logs and timestamp authorities that are believed.
+//! `trust.roots`: trusted certificate authorities, logs and timestamp authorities.
 
 use std::{cell::OnceCell, collections::BTreeMap, time::Duration};
 
@@ -11,20 +11,20 @@ use crate::{
         keys,
         problem::Problem,
         raw,
-        values::{Time, name},
+        values::{Period, name},
     },
     verify::{BadRoot, BadSource, RootSource, TrustRoot, TufOptions},
 };
 
-/// How a root is at the moment: what its repository delivered last, say. For a root of which
-/// nothing is known, [`RootSource::initial`].
+/// Returns the current state of a root, such as the last one fetched from its TUF repository. For an
+/// unknown root this is [`RootSource::initial`].
 pub type CurrentRoot<'a> = &'a dyn Fn(&str, &RootSource) -> Result<TrustRoot, BadRoot>;
 
-/// All roots by name.
+/// The roots by name.
 pub(super) struct Roots<'a> {
     written: BTreeMap<String, (RootSource, TrustRoot)>,
     current: CurrentRoot<'a>,
-    /// The public-good one, where it is not written and somebody relies on it.
+    /// The public-good root, if it is used without being configured.
     sigstore: OnceCell<TrustRoot>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Roots<'a> {
         Ok(Self { written, current, sigstore: OnceCell::new() })
     }
 
-    /// The root of this name.
+    /// The root with this name.
     pub(super) fn named(&self, name: &str) -> Result<TrustRoot, Problem> {
         match self.written.get(name) {
             Some((_, root)) => Ok(root.clone()),
@@ -56,12 +56,12 @@ impl<'a> Roots<'a> {
         }
     }
 
-    /// The one that is meant where none is named.
+    /// The default root.
     pub(super) fn sigstore(&self) -> Result<TrustRoot, Problem> {
         self.named(SIGSTORE)
     }
 
-    /// Where they come from, and how they are.
+    /// The sources and the roots, by name.
     pub(super) fn into_parts(self) -> (BTreeMap<String, RootSource>, BTreeMap<String, TrustRoot>) {
         let unwritten = self.sigstore.into_inner().map(|root| (SIGSTORE.to_owned(), (RootSource::sigstore(), root)));
         let all = self.written.into_iter().chain(unwritten);
@@ -93,7 +93,7 @@ fn read(
         (None, Some(file), None) => {
             let text = base.text(&file).map_err(|problem| problem.at("trusted_root"))?;
             let root = current(root, &RootSource::File(text.clone())).map_err(|error| {
-                Problem::new(format!("{}: {error}; give a trusted_root.json", file.display())).at("trusted_root")
+                Problem::new(format!("{}: {error}; use a trusted_root.json", file.display())).at("trusted_root")
             })?;
             return Ok((RootSource::File(text), root));
         }
@@ -101,17 +101,16 @@ fn read(
             (RootSource::Tuf(repository(tuf, base).map_err(|problem| problem.at("tuf"))?), "tuf")
         }
         (None, Some(_), Some(_)) => {
-            let sentence =
-                "a file is not refreshed; remove it, or take the root from a repository without `trusted_root`";
-            return Err(Problem::new(sentence).at("tuf"));
+            let message = "a `trusted_root` file is not refreshed; keep `tuf` or `trusted_root`";
+            return Err(Problem::new(message).at("tuf"));
         }
         (Some(_), Some(_), _) => {
-            return Err(Problem::new("a root comes from one place; keep `builtin` or `trusted_root`"));
+            return Err(Problem::new("a root has one source; keep `builtin` or `trusted_root`"));
         }
         (None, None, None) => {
-            let sentence = "nothing says where it comes from; write `builtin: sigstore`, `trusted_root: FILE` or \
+            let message = "the root has no source; write `builtin: sigstore`, `trusted_root: FILE` or \
                             `tuf: { url: URL, root: FILE }`";
-            return Err(Problem::new(sentence));
+            return Err(Problem::new(message));
         }
     };
     let root = current(root, &source).map_err(|error| Problem::new(error.to_string()).at(key))?;
@@ -129,15 +128,15 @@ fn check_builtin(word: &str) -> Result<(), Problem> {
 fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
     match raw {
         None => Ok(RootSource::sigstore().tuf().cloned()),
-        Some(raw::Tuf::Word(word)) if word == "none" => Ok(None),
-        Some(raw::Tuf::Word(word)) => {
+        Some(raw::Tuf::Keyword(word)) if word == "none" => Ok(None),
+        Some(raw::Tuf::Keyword(word)) => {
             Err(Problem::new(format!("{word:?} is neither `none` nor `{{ refresh: TIME }}`; write one of them")))
         }
         Some(raw::Tuf::Keys(tuf)) => {
             let foreign = tuf.url.as_ref().map(|_| "url").or_else(|| tuf.root.as_ref().map(|_| "root"));
             if let Some(key) = foreign {
-                let sentence = "the built-in root comes from its own repository; remove this, or remove `builtin`";
-                return Err(Problem::new(sentence).at(key));
+                let message = "the built-in root comes from its own repository; remove this, or remove `builtin`";
+                return Err(Problem::new(message).at(key));
             }
             let Some(refresh) = refresh(tuf.refresh)? else { return builtin_tuf(None) };
             Ok(Some(TufOptions::sigstore(refresh)))
@@ -147,22 +146,22 @@ fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
 
 fn repository(raw: raw::Tuf, base: Base<'_>) -> Result<TufOptions, Problem> {
     let tuf = match raw {
-        raw::Tuf::Word(word) => {
-            let sentence = format!("{word:?} is no repository; write `{{ url: URL, root: FILE }}`, or add `builtin`");
-            return Err(Problem::new(sentence));
+        raw::Tuf::Keyword(word) => {
+            let message = format!("{word:?} is not a repository; write `{{ url: URL, root: FILE }}`, or add `builtin`");
+            return Err(Problem::new(message));
         }
         raw::Tuf::Keys(tuf) => tuf,
     };
-    let Some(url) = &tuf.url else { return Err(Problem::new("is missing; write it, or add `builtin`").at("url")) };
+    let Some(url) = &tuf.url else { return Err(Problem::new("missing; write it, or add `builtin`").at("url")) };
     let Some(file) = &tuf.root else {
-        let sentence = "without it whoever answers would be believed; name the repository's first trusted root.json";
-        return Err(Problem::new(sentence).at("root"));
+        let message = "without it any answer would be trusted; name the repository's first trusted root.json";
+        return Err(Problem::new(message).at("root"));
     };
     let url = Url::parse(url).map_err(|error| {
-        Problem::new(format!("{url:?} is no URL: {error}; write one such as https://tuf.example.com/")).at("url")
+        Problem::new(format!("{url:?} is not a URL: {error}; write one such as https://tuf.example.com/")).at("url")
     })?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Problem::new("a secret is not written in a URL; remove user and password").at("url"));
+        return Err(Problem::new("a URL must not contain a secret; remove user and password").at("url"));
     }
     let refresh = refresh(tuf.refresh)?;
     let root = base.bytes(file).map_err(|problem| problem.at("root"))?;
@@ -172,10 +171,11 @@ fn repository(raw: raw::Tuf, base: Base<'_>) -> Result<TufOptions, Problem> {
     })
 }
 
-fn refresh(time: Option<Time>) -> Result<Option<Duration>, Problem> {
-    time.map(|time| time.at_least(LEAST_REFRESH, "24h")).transpose().map_err(|problem| problem.at("refresh"))
+fn refresh(time: Option<Period>) -> Result<Option<Duration>, Problem> {
+    time.map(|time| time.at_least(MIN_REFRESH, "24h")).transpose().map_err(|problem| problem.at("refresh"))
 }
 
 const SIGSTORE: &str = "sigstore";
-/// Often enough to watch a rotation happen; a repository that many ask should be asked daily.
-const LEAST_REFRESH: Duration = Duration::from_secs(1);
+/// The minimum refresh interval, short enough for tests of a rotation. A public repository should be
+/// refreshed daily.
+const MIN_REFRESH: Duration = Duration::from_secs(1);

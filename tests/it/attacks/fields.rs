@@ -14,7 +14,7 @@ use bundlegate::{
 };
 use serde_json::{Value, json};
 
-use super::scene::{Scene, keyed, keyed_in_log, keyless, policy};
+use super::fixture::{Fixture, keyed, keyed_in_log, keyless, policy};
 use crate::forge::{By, Envelope, Legacy, pem};
 
 /// Bytes of a blob that are flipped, at most; evenly spread.
@@ -256,14 +256,14 @@ struct Counts {
 }
 
 impl Good {
-    async fn new(name: &'static str, scene: &Scene, policy: TrustPolicy) -> Self {
-        let (pinned, manifest, evidence) = scene.gather().await;
+    async fn new(name: &'static str, fixture: &Fixture, policy: TrustPolicy) -> Self {
+        let (pinned, manifest, evidence) = fixture.gather().await;
         let signers = Verified::verify(&policy, &pinned, manifest.clone(), &evidence).unwrap().signers().to_vec();
         let evidence = serde_json::from_slice(&evidence.to_bytes().unwrap()).unwrap();
         Self { name, policy, pinned, manifest, evidence, signers }
     }
 
-    fn judge(&self, evidence: &Value, place: &str, counts: &mut Counts) {
+    fn verify(&self, evidence: &Value, place: &str, counts: &mut Counts) {
         counts.tried += 1;
         let Ok(evidence) = Evidence::from_bytes(evidence.to_string().as_bytes()) else { return };
         let judging = || Verified::verify(&self.policy, &self.pinned, self.manifest.clone(), &evidence);
@@ -304,7 +304,7 @@ impl Good {
             evidence["bundles"][0] = json!({
                 "bundle": STANDARD.encode(text), "referrer": STANDARD.encode(referrer.to_string()),
             });
-            self.judge(&evidence, place.trim_start_matches('.'), counts);
+            self.verify(&evidence, place.trim_start_matches('.'), counts);
         }
     }
 
@@ -317,7 +317,7 @@ impl Good {
             let bent: Value = serde_json::from_str(&bent.text()).unwrap();
             let mut evidence = self.evidence.clone();
             evidence["legacy"][0] = bent;
-            self.judge(&evidence, &format!("legacy{place}"), counts);
+            self.verify(&evidence, &format!("legacy{place}"), counts);
         }
     }
 
@@ -332,25 +332,25 @@ impl Good {
 
 #[tokio::test]
 async fn no_field_of_a_bundle_can_be_bent() {
-    let scene = Scene::new().await;
-    let forge = &scene.forge;
-    let statement = scene.statement();
-    let (by, envelope) = (By::Certificate(&scene.signer), Envelope::sign(&scene.signer.key, &statement));
-    let (by_key, by_key_envelope) = (By::Key(&scene.key), Envelope::sign(&scene.key, &statement));
+    let fixture = Fixture::new().await;
+    let forge = &fixture.forge;
+    let statement = fixture.statement();
+    let (by, envelope) = (By::Certificate(&fixture.signer), Envelope::sign(&fixture.signer.key, &statement));
+    let (by_key, by_key_envelope) = (By::Key(&fixture.key), Envelope::sign(&fixture.key, &statement));
     let stamp = [forge.stamp(&envelope.signature)];
-    let workflow = || scene.trusts_workflow();
+    let workflow = || fixture.trusts_workflow();
     for (name, bundle, policy) in [
         ("keyless, log, timestamp", envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &stamp), workflow()),
         ("keyless, log v2, timestamp", envelope.bundle(by, &[forge.log2_envelope(by, &envelope)], &stamp), workflow()),
-        ("keyed", by_key_envelope.bundle(by_key, &[], &[]), scene.trusts_key()),
+        ("keyed", by_key_envelope.bundle(by_key, &[], &[]), fixture.trusts_key()),
         (
             "keyed, log",
             by_key_envelope.bundle(by_key, &[forge.log_envelope(by_key, &by_key_envelope)], &[]),
-            policy([keyed_in_log(&scene.key, forge.trust())]),
+            policy([keyed_in_log(&fixture.key, forge.trust())]),
         ),
     ] {
-        scene.registry.put_bundles(&scene.digest, &[bundle]);
-        let (good, mut counts) = (Good::new(name, &scene, policy).await, Counts::default());
+        fixture.registry.put_bundles(&fixture.digest, &[bundle]);
+        let (good, mut counts) = (Good::new(name, &fixture, policy).await, Counts::default());
         good.bend_bundle(&mut counts);
         good.tell(&counts);
     }
@@ -358,28 +358,28 @@ async fn no_field_of_a_bundle_can_be_bent() {
 
 #[tokio::test]
 async fn no_field_of_a_legacy_signature_can_be_bent() {
-    let scene = Scene::new().await;
-    let forge = &scene.forge;
-    let by_key = Legacy::sign(&scene.key, &scene.payload());
-    let entry = forge.log_payload(By::Key(&scene.key), &by_key.payload, &by_key.signature());
-    let keyless_legacy = scene.legacy_keyless(&scene.payload());
+    let fixture = Fixture::new().await;
+    let forge = &fixture.forge;
+    let by_key = Legacy::sign(&fixture.key, &fixture.payload());
+    let entry = forge.log_payload(By::Key(&fixture.key), &by_key.payload, &by_key.signature());
+    let keyless_legacy = fixture.legacy_keyless(&fixture.payload());
     let stamped = {
-        let legacy = Legacy::sign(&scene.signer.key, &scene.payload()).certified(&scene.signer);
+        let legacy = Legacy::sign(&fixture.signer.key, &fixture.payload()).certified(&fixture.signer);
         let stamp = forge.stamp(&legacy.signature());
         legacy.stamped(&stamp)
     };
     for (name, legacy, policy) in [
-        ("legacy keyed", by_key.clone(), policy([keyed(&scene.key)])),
-        ("legacy keyed, log", by_key.logged(&entry), policy([keyed_in_log(&scene.key, forge.trust())])),
-        ("legacy keyless, log", keyless_legacy, scene.trusts_workflow()),
+        ("legacy keyed", by_key.clone(), policy([keyed(&fixture.key)])),
+        ("legacy keyed, log", by_key.logged(&entry), policy([keyed_in_log(&fixture.key, forge.trust())])),
+        ("legacy keyless, log", keyless_legacy, fixture.trusts_workflow()),
         (
             "legacy keyless, timestamp",
             stamped,
             policy([Authority { tlog: TlogPolicy::None, ..keyless(forge.trust()) }]),
         ),
     ] {
-        scene.registry.put_legacy(&scene.digest, &[legacy]);
-        let (good, mut counts) = (Good::new(name, &scene, policy).await, Counts::default());
+        fixture.registry.put_legacy(&fixture.digest, &[legacy]);
+        let (good, mut counts) = (Good::new(name, &fixture, policy).await, Counts::default());
         good.bend_legacy(&mut counts);
         good.tell(&counts);
     }
@@ -387,9 +387,9 @@ async fn no_field_of_a_legacy_signature_can_be_bent() {
 
 #[tokio::test]
 async fn a_referrer_that_is_bent_attaches_nothing_else() {
-    let scene = Scene::new().await;
-    scene.registry.put_bundles(&scene.digest, &[scene.bare(&scene.statement())]);
-    let good = Good::new("referrer", &scene, scene.trusts_key()).await;
+    let fixture = Fixture::new().await;
+    fixture.registry.put_bundles(&fixture.digest, &[fixture.bare(&fixture.statement())]);
+    let good = Good::new("referrer", &fixture, fixture.trusts_key()).await;
     let referrer = good.evidence["bundles"][0]["referrer"].as_str().unwrap();
     let referrer: Value = serde_json::from_slice(&STANDARD.decode(referrer).unwrap()).unwrap();
     let mut accepted = BTreeMap::<String, usize>::new();

@@ -8,32 +8,32 @@ use bundlegate::verify::{Authority, AuthorityKey, AuthorityKind, Reason, TlogPol
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::scene::{Scene, keyed, keyed_in_log, policy, policy_with, public};
+use super::fixture::{Fixture, keyed, keyed_in_log, policy, policy_with, public};
 use crate::forge::{By, Envelope, Key, Legacy, SIGNATURE, minutes};
 
 /// Case 33 (CVE-2026-54787).
 #[tokio::test]
 async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_otherwise() {
-    let scene = Scene::new().await;
-    let forge = &scene.forge;
+    let fixture = Fixture::new().await;
+    let forge = &fixture.forge;
     let windowed = |authority: Authority, not_before, not_after| {
-        let key = AuthorityKey { not_before, not_after, ..public(&scene.key).into() };
+        let key = AuthorityKey { not_before, not_after, ..public(&fixture.key).into() };
         policy([Authority { kind: AuthorityKind::Keys(vec![key]), ..authority }])
     };
     let at = |minute: i64| Some(forge.then + minutes(minute));
     let now = |minute: i64| Some(Timestamp::now() + minutes(minute));
-    let (by, envelope) = (By::Key(&scene.key), Envelope::sign(&scene.key, &scene.statement()));
+    let (by, envelope) = (By::Key(&fixture.key), Envelope::sign(&fixture.key, &fixture.statement()));
     let logged = [envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[])];
     let stamped = [envelope.bundle(by, &[], &[forge.stamp(&envelope.signature)])];
     let bare = [envelope.bundle(by, &[], &[])];
-    let in_log = || keyed_in_log(&scene.key, forge.trust());
+    let in_log = || keyed_in_log(&fixture.key, forge.trust());
     let by_stamp = || Authority { tlog: TlogPolicy::None, ..in_log() };
     // It was signed an hour ago; since then the key has ended.
     for (not_before, not_after, good) in
         [(None, at(1), true), (at(-1), at(1), true), (None, at(-1), false), (at(1), None, false)]
     {
         for (bundle, authority) in [(&logged, in_log()), (&stamped, by_stamp())] {
-            let judged = scene.bundles(bundle, &windowed(authority, not_before, not_after)).await;
+            let judged = fixture.bundles(bundle, &windowed(authority, not_before, not_after)).await;
             if good {
                 assert_eq!(judged.accepted().valid_until(), None);
             } else {
@@ -41,7 +41,7 @@ async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_oth
             }
         }
         // Nothing proves it, so the clock decides.
-        let judged = scene.bundles(&bare, &windowed(keyed(&scene.key), not_before, not_after)).await;
+        let judged = fixture.bundles(&bare, &windowed(keyed(&fixture.key), not_before, not_after)).await;
         if not_after.is_none() {
             judged.accepted();
         } else {
@@ -49,77 +49,77 @@ async fn a_key_counts_in_its_time_by_the_log_where_it_tells_and_by_the_clock_oth
         }
     }
     let soon = now(10);
-    let policy = windowed(keyed(&scene.key), None, soon);
-    assert_eq!(scene.bundles(&bare, &policy).await.accepted().valid_until(), soon);
+    let policy = windowed(keyed(&fixture.key), None, soon);
+    assert_eq!(fixture.bundles(&bare, &policy).await.accepted().valid_until(), soon);
     let later = VerificationContext { now: now(11).unwrap(), ..VerificationContext::now() };
-    scene.judge_at(&policy, later).await.refused(Reason::Validity, "validity", "it is");
+    fixture.verify_at(&policy, later).await.refused(Reason::Validity, "validity", "it is");
     // A log entry that another key's owner made proves no time.
     let stranger = Key::p256();
-    let stolen = forge.log_envelope(By::Key(&stranger), &Envelope::sign(&stranger, &scene.statement()));
+    let stolen = forge.log_envelope(By::Key(&stranger), &Envelope::sign(&stranger, &fixture.statement()));
     let backdated = [envelope.bundle(by, &[stolen], &[])];
-    let judged = scene.bundles(&backdated, &windowed(in_log(), None, at(1))).await;
+    let judged = fixture.bundles(&backdated, &windowed(in_log(), None, at(1))).await;
     judged.refused(Reason::Log, "log", "does not match");
 }
 
 /// Case 33: a hint is the signer's word.
 #[tokio::test]
 async fn a_hint_chooses_no_key() {
-    let scene = Scene::new().await;
+    let fixture = Fixture::new().await;
     let other = Key::p256();
-    let both = policy([keyed(&scene.key), Authority { name: "other".into(), ..keyed(&other) }]);
+    let both = policy([keyed(&fixture.key), Authority { name: "other".into(), ..keyed(&other) }]);
     for hint in [STANDARD.encode(other.id()), String::new(), "x".repeat(1000), "\u{1b}[31m".into()] {
-        let mut bundle = scene.bare(&scene.statement());
+        let mut bundle = fixture.bare(&fixture.statement());
         bundle["verificationMaterial"]["publicKey"] = json!({"hint": hint});
-        let verified = scene.bundles(&[bundle], &both).await.accepted();
+        let verified = fixture.bundles(&[bundle], &both).await.accepted();
         let signers: Vec<_> = verified.signers().iter().map(|signer| signer.authority.as_str()).collect();
         assert_eq!(signers, ["key"], "{hint}");
     }
     // Nor does it make a stranger's signature a known key's.
     let stranger = Key::p256();
-    let envelope = Envelope::sign(&stranger, &scene.statement());
-    let bundle = envelope.bundle(By::Key(&scene.key), &[], &[]);
-    scene.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "no authority");
-    let mut keyid = scene.bare(&scene.statement());
+    let envelope = Envelope::sign(&stranger, &fixture.statement());
+    let bundle = envelope.bundle(By::Key(&fixture.key), &[], &[]);
+    fixture.bundles(&[bundle], &both).await.refused(Reason::AnotherKey, "signature", "no authority");
+    let mut keyid = fixture.bare(&fixture.statement());
     keyid["dsseEnvelope"]["signatures"][0]["keyid"] = STANDARD.encode(other.id()).into();
-    scene.bundles(&[keyid], &both).await.accepted();
+    fixture.bundles(&[keyid], &both).await.accepted();
 }
 
 /// Case 24: the same evidence, another policy.
 #[tokio::test]
 async fn a_revoked_key_or_digest_is_refused_whatever_else_is_right() {
-    let scene = Scene::new().await;
+    let fixture = Fixture::new().await;
     let other = Key::p256();
-    let revoked = AuthorityKey { revoked: true, ..public(&scene.key).into() };
+    let revoked = AuthorityKey { revoked: true, ..public(&fixture.key).into() };
     let keys = AuthorityKind::Keys(vec![revoked, public(&other).into()]);
-    let without = policy([Authority { kind: keys, ..keyed(&scene.key) }]);
-    let bundle = [scene.bare(&scene.statement())];
-    scene.bundles(&bundle, &scene.trusts_key()).await.accepted();
-    scene.bundles(&bundle, &without).await.refused(Reason::RevokedKey, "signature", "revoked key");
-    let digest = policy_with([keyed(&scene.key)], |wanted| wanted.revoked_digests = [scene.digest.clone()].into());
-    scene.bundles(&bundle, &digest).await.refused_as_a_whole(Reason::RevokedDigest, scene.digest.as_str());
+    let without = policy([Authority { kind: keys, ..keyed(&fixture.key) }]);
+    let bundle = [fixture.bare(&fixture.statement())];
+    fixture.bundles(&bundle, &fixture.trusts_key()).await.accepted();
+    fixture.bundles(&bundle, &without).await.refused(Reason::RevokedKey, "signature", "revoked key");
+    let digest = policy_with([keyed(&fixture.key)], |wanted| wanted.revoked_digests = [fixture.digest.clone()].into());
+    fixture.bundles(&bundle, &digest).await.refused_as_a_whole(Reason::RevokedDigest, fixture.digest.as_str());
 }
 
 /// Case 36. ECDSA has two signatures for each: both count, and as one. Every other spelling is
 /// refused.
 #[tokio::test]
 async fn one_signature_has_two_values_and_one_spelling() {
-    let scene = Scene::new().await;
-    let key = scene.trusts_key();
-    let good = Legacy::sign(&scene.key, &scene.payload());
+    let fixture = Fixture::new().await;
+    let key = fixture.trusts_key();
+    let good = Legacy::sign(&fixture.key, &fixture.payload());
     let raw = good.signature();
     let spelled = |text: String| good.clone().with(SIGNATURE, text);
     let high = spelled(STANDARD.encode(twin(&raw)));
-    scene.legacy(std::slice::from_ref(&high), &key).await.accepted();
-    scene.legacy(std::slice::from_ref(&good), &key).await.accepted();
+    fixture.legacy(std::slice::from_ref(&high), &key).await.accepted();
+    fixture.legacy(std::slice::from_ref(&good), &key).await.accepted();
     let other = Key::p256();
-    let two = policy_with([keyed(&scene.key), Authority { name: "other".into(), ..keyed(&other) }], |wanted| {
+    let two = policy_with([keyed(&fixture.key), Authority { name: "other".into(), ..keyed(&other) }], |wanted| {
         wanted.at_least = 2;
     });
-    scene.legacy(&[good.clone(), high], &two).await.refused_as_a_whole(Reason::TooFewVotes, "1 of 2");
+    fixture.legacy(&[good.clone(), high], &two).await.refused_as_a_whole(Reason::TooFewVotes, "1 of 2");
 
     let wrapped = STANDARD.encode(&raw);
     let (front, back) = wrapped.split_at(40);
-    scene.legacy(&[spelled(format!("{front}\n{back}\n"))], &key).await.accepted();
+    fixture.legacy(&[spelled(format!("{front}\n{back}\n"))], &key).await.accepted();
     let url_safe = URL_SAFE.encode(&raw);
     for text in [
         format!("{front} {back}"),
@@ -129,26 +129,26 @@ async fn one_signature_has_two_values_and_one_spelling() {
         wrapped.trim_end_matches('=').to_owned() + "====",
         format!("{wrapped}{wrapped}"),
     ] {
-        let judged = scene.legacy(&[spelled(text.clone())], &key).await;
+        let judged = fixture.legacy(&[spelled(text.clone())], &key).await;
         let reason = judged.verdict.unwrap_err().reason;
         assert!(matches!(reason, Reason::Malformed | Reason::AnotherKey), "{text}: {reason:?}");
     }
     if url_safe != wrapped {
-        scene.legacy(&[spelled(url_safe)], &key).await.refused(Reason::Malformed, "format", "not base64");
+        fixture.legacy(&[spelled(url_safe)], &key).await.refused(Reason::Malformed, "format", "not base64");
     }
     for bytes in not_der(&raw) {
-        let judged = scene.legacy(&[spelled(STANDARD.encode(&bytes))], &key).await;
+        let judged = fixture.legacy(&[spelled(STANDARD.encode(&bytes))], &key).await;
         judged.refused(Reason::AnotherKey, "signature", "no authority");
-        scene.registry.put_legacy(&scene.digest, &[]);
-        let mut bundle = scene.bare(&scene.statement());
+        fixture.registry.put_legacy(&fixture.digest, &[]);
+        let mut bundle = fixture.bare(&fixture.statement());
         let signature = bundle["dsseEnvelope"]["signatures"][0]["sig"].as_str().unwrap();
         let signature = STANDARD.decode(signature).unwrap();
         for bytes in not_der(&signature) {
             bundle["dsseEnvelope"]["signatures"][0]["sig"] = STANDARD.encode(bytes).into();
-            let judged = scene.bundles(std::slice::from_ref(&bundle), &key).await;
+            let judged = fixture.bundles(std::slice::from_ref(&bundle), &key).await;
             judged.refused(Reason::AnotherKey, "signature", "no authority");
         }
-        scene.registry.put_bundles(&scene.digest, &[]);
+        fixture.registry.put_bundles(&fixture.digest, &[]);
     }
 }
 

@@ -11,7 +11,7 @@ use bundlegate::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::scene::Scene;
+use super::fixture::Fixture;
 use crate::{
     faulty::{Fault, FaultyRegistry},
     forge::Legacy,
@@ -21,52 +21,52 @@ use crate::{
 /// Case 18.
 #[tokio::test]
 async fn ten_thousand_signatures_cost_as_much_as_a_few() {
-    let scene = Scene::new().await;
-    let key = scene.trusts_key();
-    let good = Legacy::sign(&scene.key, &scene.payload());
+    let fixture = Fixture::new().await;
+    let key = fixture.trusts_key();
+    let good = Legacy::sign(&fixture.key, &fixture.payload());
     // Junk in front, so that there is work for whoever has no bound.
-    let mut layer = json!(scene.registry.put_blob(b"{}"));
+    let mut layer = json!(fixture.registry.put_blob(b"{}"));
     layer["mediaType"] = "application/vnd.dev.cosign.simplesigning.v1+json".into();
     layer["annotations"] = json!({"dev.cosignproject.cosign/signature": "AAAA"});
     let manifest = json!({
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": vec![layer; 10_000],
     });
-    let tag = format!("manifests/sha256-{}.sig", scene.digest.hex());
-    scene.registry.put(&tag, media_type::OCI_MANIFEST, manifest.to_string());
-    let judged = scene.judge(&key).await;
+    let tag = format!("manifests/sha256-{}.sig", fixture.digest.hex());
+    fixture.registry.put(&tag, media_type::OCI_MANIFEST, manifest.to_string());
+    let judged = fixture.verify(&key).await;
     // They are one and the same signature.
     assert_eq!(judged.report.signatures.len(), 1);
     judged.refused(Reason::AnotherKey, "signature", "no authority");
-    assert_eq!(scene.registry.asked("blobs/").len(), 1);
+    assert_eq!(fixture.registry.asked("blobs/").len(), 1);
 
-    scene.registry.put_legacy(&scene.digest, &[good]);
+    fixture.registry.put_legacy(&fixture.digest, &[good]);
     let entry = |number: usize| Descriptor::of(media_type::OCI_MANIFEST, number.to_string().as_bytes());
     let entries: Vec<_> = (0..10_000).map(entry).collect();
-    scene.registry.list_referrers(&scene.digest, &json!(entries));
-    let before = scene.registry.asked("manifests/sha256:").len();
-    scene.judge(&key).await.accepted();
-    let asked = scene.registry.asked("manifests/sha256:").len() - before;
+    fixture.registry.list_referrers(&fixture.digest, &json!(entries));
+    let before = fixture.registry.asked("manifests/sha256:").len();
+    fixture.verify(&key).await.accepted();
+    let asked = fixture.registry.asked("manifests/sha256:").len() - before;
     assert!(asked <= 65, "{asked} manifests were asked for");
 }
 
 /// Case 18: a list of pages that leads back to itself, to another host, or never ends.
 #[tokio::test]
 async fn pages_of_referrers_come_to_an_end() {
-    let scene = Scene::new().await;
+    let fixture = Fixture::new().await;
     let elsewhere = FaultyRegistry::start().await;
-    let bundle = scene.bare(&scene.statement()).to_string();
-    let entry = scene.registry.put_referrer(&scene.digest, bundle.as_bytes(), |_| {});
-    scene.registry.list_referrers(&scene.digest, &json!([entry]));
+    let bundle = fixture.bare(&fixture.statement()).to_string();
+    let entry = fixture.registry.put_referrer(&fixture.digest, bundle.as_bytes(), |_| {});
+    fixture.registry.list_referrers(&fixture.digest, &json!([entry]));
     for next in [
-        format!("</v2/acme/authz/referrers/{}>; rel=\"next\"", scene.digest),
-        format!("<http://{}/v2/acme/authz/referrers/{}>; rel=\"next\"", elsewhere.address, scene.digest),
+        format!("</v2/acme/authz/referrers/{}>; rel=\"next\"", fixture.digest),
+        format!("<http://{}/v2/acme/authz/referrers/{}>; rel=\"next\"", elsewhere.address, fixture.digest),
     ] {
-        scene.registry.heal();
-        scene.registry.fail("referrers/", usize::MAX, Fault::With("link", next));
-        let before = scene.registry.asked("referrers/").len();
-        scene.judge(&scene.trusts_key()).await.accepted();
-        assert!(scene.registry.asked("referrers/").len() - before <= 8);
+        fixture.registry.heal();
+        fixture.registry.fail("referrers/", usize::MAX, Fault::With("link", next));
+        let before = fixture.registry.asked("referrers/").len();
+        fixture.verify(&fixture.trusts_key()).await.accepted();
+        assert!(fixture.registry.asked("referrers/").len() - before <= 8);
     }
     assert!(elsewhere.asked("").is_empty(), "another host's list was asked for");
 }
@@ -74,40 +74,40 @@ async fn pages_of_referrers_come_to_an_end() {
 /// Case 19.
 #[tokio::test]
 async fn what_is_said_to_be_huge_is_not_asked_for_and_what_turns_out_so_ends() {
-    let scene = Scene::new().await;
-    let key = scene.trusts_key();
-    let good = Legacy::sign(&scene.key, &scene.payload());
-    scene.registry.put_legacy(&scene.digest, &[good]);
-    let tag = format!("manifests/sha256-{}.sig", scene.digest.hex());
-    let (kind, bytes) = scene.registry.held(&tag).unwrap();
+    let fixture = Fixture::new().await;
+    let key = fixture.trusts_key();
+    let good = Legacy::sign(&fixture.key, &fixture.payload());
+    fixture.registry.put_legacy(&fixture.digest, &[good]);
+    let tag = format!("manifests/sha256-{}.sig", fixture.digest.hex());
+    let (kind, bytes) = fixture.registry.held(&tag).unwrap();
     let mut manifest: Value = serde_json::from_slice(&bytes).unwrap();
     manifest["layers"][0]["size"] = 5_000_000_000_u64.into();
-    scene.registry.put(&tag, &kind, manifest.to_string());
-    scene.judge(&key).await.refused_as_a_whole(Reason::Unsigned, "too many for a signature");
-    assert!(scene.registry.asked("blobs/").is_empty());
-    scene.registry.put(&tag, &kind, bytes);
-    scene.judge(&key).await.accepted();
-    scene.registry.fail("blobs/", usize::MAX, Fault::Endless);
-    scene.judge(&key).await.refused_as_a_whole(Reason::Unsigned, "");
-    scene.registry.heal();
-    scene.registry.fail(".sig", usize::MAX, Fault::Endless);
-    scene.judge(&key).await.refused_as_a_whole(Reason::Unsigned, "limits.manifest");
+    fixture.registry.put(&tag, &kind, manifest.to_string());
+    fixture.verify(&key).await.refused_as_a_whole(Reason::Unsigned, "too many for a signature");
+    assert!(fixture.registry.asked("blobs/").is_empty());
+    fixture.registry.put(&tag, &kind, bytes);
+    fixture.verify(&key).await.accepted();
+    fixture.registry.fail("blobs/", usize::MAX, Fault::Endless);
+    fixture.verify(&key).await.refused_as_a_whole(Reason::Unsigned, "");
+    fixture.registry.heal();
+    fixture.registry.fail(".sig", usize::MAX, Fault::Endless);
+    fixture.verify(&key).await.refused_as_a_whole(Reason::Unsigned, "limits.manifest");
 }
 
 /// Case 19: one byte now and then.
 #[tokio::test]
-async fn whoever_trickles_is_left_after_the_time_for_the_whole() {
-    let scene = Scene::new().await;
-    let bundle = scene.bare(&scene.statement()).to_string();
-    let entry = scene.registry.put_referrer(&scene.digest, bundle.as_bytes(), |_| {});
-    scene.registry.list_referrers(&scene.digest, &json!([entry]));
+async fn a_trickling_response_is_given_up_after_the_total_timeout() {
+    let fixture = Fixture::new().await;
+    let bundle = fixture.bare(&fixture.statement()).to_string();
+    let entry = fixture.registry.put_referrer(&fixture.digest, bundle.as_bytes(), |_| {});
+    fixture.registry.list_referrers(&fixture.digest, &json!([entry]));
     let timeouts =
         Timeouts { connect: Duration::from_secs(5), read: Duration::from_secs(5), total: Duration::from_millis(700) };
-    let hasty = scene.registry.source_with(Options { timeouts, ..scene.registry.options() });
-    let pinned = pin(&scene.registry, &scene.digest);
+    let hasty = fixture.registry.source_with(Options { timeouts, ..fixture.registry.options() });
+    let pinned = pin(&fixture.registry, &fixture.digest);
     for part in ["referrers/", "manifests/sha256:", "blobs/", ".sig"] {
-        scene.registry.heal();
-        scene.registry.fail(part, usize::MAX, Fault::Trickle);
+        fixture.registry.heal();
+        fixture.registry.fail(part, usize::MAX, Fault::Trickle);
         let collecting = timeout(PATIENCE, verify::collect(&hasty, &pinned, 1 << 20));
         let error = collecting.await.unwrap_or_else(|_| panic!("{part}: it waits for ever")).unwrap_err();
         assert_eq!(error.class(), Class::Transient, "{part}: {error}");
@@ -117,36 +117,36 @@ async fn whoever_trickles_is_left_after_the_time_for_the_whole() {
 /// Case 26.
 #[tokio::test]
 async fn a_header_names_no_digest_that_the_bytes_do_not_have() {
-    let scene = Scene::new().await;
-    scene.registry.put_legacy(&scene.digest, &[Legacy::sign(&scene.key, &scene.payload())]);
-    let (evil, _) = scene.registry.put_artifact("evil", b"evil");
-    let source = scene.registry.source();
-    let live = scene.registry.reference("live");
+    let fixture = Fixture::new().await;
+    fixture.registry.put_legacy(&fixture.digest, &[Legacy::sign(&fixture.key, &fixture.payload())]);
+    let (evil, _) = fixture.registry.put_artifact("evil", b"evil");
+    let source = fixture.registry.source();
+    let live = fixture.registry.reference("live");
     // HEAD says one digest, and what lies under it is another.
-    let (kind, good) = scene.registry.held(&format!("manifests/{}", scene.digest)).unwrap();
-    let (_, bad) = scene.registry.held(&format!("manifests/{evil}")).unwrap();
-    scene.registry.put(&format!("manifests/{}", scene.digest), &kind, bad.clone());
+    let (kind, good) = fixture.registry.held(&format!("manifests/{}", fixture.digest)).unwrap();
+    let (_, bad) = fixture.registry.held(&format!("manifests/{evil}")).unwrap();
+    fixture.registry.put(&format!("manifests/{}", fixture.digest), &kind, bad.clone());
     let pinned = source.resolve(&live).await.unwrap();
-    assert_eq!(pinned.digest(), &scene.digest);
+    assert_eq!(pinned.digest(), &fixture.digest);
     let error = source.manifest(&pinned).await.unwrap_err();
     assert_eq!((error.class(), error.label()), (Class::Transient, "corrupt"), "{error}");
-    scene.registry.put(&format!("manifests/{}", scene.digest), &kind, good);
+    fixture.registry.put(&format!("manifests/{}", fixture.digest), &kind, good);
     // It says the evil one's: then it is the evil one that needs a signature.
-    scene.registry.fail("HEAD", 1, Fault::With("docker-content-digest", evil.to_string()));
-    scene.judge(&scene.trusts_key()).await.refused_as_a_whole(Reason::Unsigned, evil.as_str());
+    fixture.registry.fail("HEAD", 1, Fault::With("docker-content-digest", evil.to_string()));
+    fixture.verify(&fixture.trusts_key()).await.refused_as_a_whole(Reason::Unsigned, evil.as_str());
     // Headers of a GET are not even read.
-    scene.registry.fail("GET", usize::MAX, Fault::With("docker-content-digest", evil.to_string()));
-    assert_eq!(scene.judge(&scene.trusts_key()).await.accepted().pinned().digest(), &scene.digest);
-    scene.registry.heal();
+    fixture.registry.fail("GET", usize::MAX, Fault::With("docker-content-digest", evil.to_string()));
+    assert_eq!(fixture.verify(&fixture.trusts_key()).await.accepted().pinned().digest(), &fixture.digest);
+    fixture.registry.heal();
     // A digest of another algorithm is a name for bytes like any other, and they are recomputed.
     let sha512 = format!("sha512:{}", "ab".repeat(64));
-    scene.registry.fail("HEAD", 1, Fault::With("docker-content-digest", sha512.clone()));
-    scene.registry.put(&format!("manifests/{sha512}"), &kind, bad);
+    fixture.registry.fail("HEAD", 1, Fault::With("docker-content-digest", sha512.clone()));
+    fixture.registry.put(&format!("manifests/{sha512}"), &kind, bad);
     let pinned = source.resolve(&live).await.unwrap();
     assert_eq!(source.manifest(&pinned).await.unwrap_err().label(), "corrupt");
     for nonsense in ["", "sha256:12", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
-        scene.registry.fail("HEAD", 1, Fault::With("docker-content-digest", nonsense.to_owned()));
-        assert_eq!(source.resolve(&live).await.unwrap().digest(), &scene.digest, "{nonsense:?}");
+        fixture.registry.fail("HEAD", 1, Fault::With("docker-content-digest", nonsense.to_owned()));
+        assert_eq!(source.resolve(&live).await.unwrap().digest(), &fixture.digest, "{nonsense:?}");
     }
 }
 
@@ -190,7 +190,7 @@ fn with_password(registry: &FaultyRegistry) -> (Source, tempfile::NamedTempFile)
 
 /// Case 37: the host that a registry sends us to may ask for a password, and gets none.
 #[tokio::test]
-async fn whoever_a_redirect_leads_to_can_not_ask_for_the_password() {
+async fn the_target_of_a_redirect_can_not_ask_for_the_password() {
     let (registry, elsewhere) = (FaultyRegistry::start().await, FaultyRegistry::start().await);
     let (_, layer) = registry.put_artifact("live", b"bundle");
     let to = format!("http://{}/v2/acme/authz/blobs/{}", elsewhere.address, layer.digest);
@@ -213,7 +213,7 @@ async fn whoever_a_redirect_leads_to_can_not_ask_for_the_password() {
 
 /// Case 37: what lies inside is nobody's to point at. Clouds keep their credentials there.
 #[tokio::test]
-async fn nobody_sends_us_to_a_link_local_address() {
+async fn no_answer_leads_to_a_link_local_address() {
     let registry = FaultyRegistry::start().await;
     let (_, layer) = registry.put_artifact("live", b"bundle");
     let (source, _file) = with_password(&registry);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use reqwest::StatusCode;
 use tokio::time::timeout;
 
-use super::scene::{keyed, keyless, policy};
+use super::fixture::{keyed, keyless, policy};
 use crate::{
     faulty::{Fault, FaultyRegistry},
     forge::Key,
@@ -107,7 +107,7 @@ async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
 
 /// Case 24. The cache holds bytes and evidence, no verdict: that is today's policy's.
 #[tokio::test]
-async fn what_is_in_the_cache_is_judged_by_the_policy_of_today() {
+async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
     let (registry, signer, cache) = (FaultyRegistry::start().await, Signer::new(), tempfile::tempdir().unwrap());
     let (digest, _) = registry.put_artifact("live", &bundle("one"));
     signer.sign_bundle(&registry, &digest);

@@ -114,7 +114,7 @@ async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
 
 /// The command line has nothing on disk, and asks the repository itself.
 #[tokio::test]
-async fn verify_judges_by_the_root_that_the_repository_has_now() {
+async fn verify_uses_the_root_that_the_repository_has_now() {
     let mut world = World::new().await;
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("root.json"), world.tuf.bytes("1.root.json")).unwrap();

@@ -1,8 +1,8 @@
-//! A table: what is typed, and the sentence that it gets.
+//! A table of invalid configurations and their errors.
 
 use super::*;
 
-/// `(what follows the least configuration, the error)`.
+/// `(text after the minimal configuration, error)`.
 type Row<'a> = (&'a str, &'a str);
 
 #[track_caller]
@@ -22,7 +22,7 @@ pub(super) fn check(rows: &[Row<'_>]) {
             Err(error) => error.to_string(),
         };
         assert!(!error.contains('\n'), "{error}");
-        // The line is looked at elsewhere, the temporary folder has no name to rely on.
+        // Other tests check the line; the name of the temporary folder varies.
         let (_, error) = error.split_once(": ").unwrap();
         let error = error.replace(&format!("{}/", folder.0.path().display()), "");
         if error != *expected {
@@ -46,8 +46,8 @@ fn unknown_keys_are_named() {
             "registries: { ghcr.io: { credentials: { username: a, password: b } } }",
             "registries.ghcr.io.credentials.password: unknown key; did you mean `password_file`?",
         ),
-        ("cache: {}\nlimits: {}\ncache: {}", "cache: is written twice, first on line 3; keep one"),
-        ("bundles: { a: { poll: 1s, poll: 2s } }", "bundles.a.poll: is written twice, first on line 3; keep one"),
+        ("cache: {}\nlimits: {}\ncache: {}", "cache: duplicate key, first on line 3; keep one"),
+        ("bundles: { a: { poll: 1s, poll: 2s } }", "bundles.a.poll: duplicate key, first on line 3; keep one"),
     ]);
 }
 
@@ -75,25 +75,25 @@ fn keys_of_later_versions_are_known_as_such() {
 #[test]
 fn values_of_the_wrong_kind_are_named() {
     check(&[
-        ("server:", "server: has no value; write one, or remove the key to get its default"),
-        ("server: { tls: }", "server.tls: has no value; write one, or remove the key to get its default"),
-        ("server: [1]", "server: a list stands where a mapping of keys is wanted; write that instead"),
-        ("bundles: []", "bundles: a list stands where a mapping of keys is wanted; write that instead"),
-        ("limits: { files: many }", "limits.files: \"many\" stands where a whole number is wanted; write that instead"),
-        ("clients: x\n", "clients: is written twice, first on line 2; keep one"),
+        ("server:", "server: no value; write one, or remove the key to use its default"),
+        ("server: { tls: }", "server.tls: no value; write one, or remove the key to use its default"),
+        ("server: [1]", "server: expected a mapping of keys, found a list; correct the value"),
+        ("bundles: []", "bundles: expected a mapping of keys, found a list; correct the value"),
+        ("limits: { files: many }", "limits.files: expected a whole number, found \"many\"; correct the value"),
+        ("clients: x\n", "clients: duplicate key, first on line 2; keep one"),
         (
             "trust: { authorities: { a: { keys: x, tlog: none } } }",
-            "trust.authorities.a.keys: \"x\" stands where a list is wanted; write that instead",
+            "trust.authorities.a.keys: expected a list, found \"x\"; correct the value",
         ),
-        ("cache: { directory: 5 }", "cache.directory: the integer `5` stands where text is wanted; put it into quotes"),
+        ("cache: { directory: 5 }", "cache.directory: expected text, found the integer `5`; put it in quotes"),
         (
             "bundles: { x: { reference: r.io/a, trust: true } }",
-            "bundles.x.trust: the boolean `true` stands where text is wanted; put it into quotes",
+            "bundles.x.trust: expected text, found the boolean `true`; put it in quotes",
         ),
         ("long_poll: { max_wait: 30 }", "long_poll.max_wait: \"30\" has no unit; write 30s or 30ms"),
         (
             "long_poll: { max_wait: 5 minutes }",
-            "long_poll.max_wait: \"5 minutes\" is no duration; write a whole number with its unit, such as 250ms, \
+            "long_poll.max_wait: \"5 minutes\" is not a duration; write a whole number with its unit, such as 250ms, \
              30s, 5m or 24h",
         ),
         ("limits: { bundle: 64 }", "limits.bundle: \"64\" has no unit; write 64MiB or 64B"),
@@ -101,35 +101,35 @@ fn values_of_the_wrong_kind_are_named() {
             "limits: { bundle: 64MB }",
             "limits.bundle: \"64MB\": units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB",
         ),
-        ("cache: { memory: 0B }", "cache.memory: \"0B\" leaves room for nothing; write a size such as 64MiB"),
+        ("cache: { memory: 0B }", "cache.memory: \"0B\" is zero; write a size such as 64MiB"),
         ("cache: { directory: '' }", "cache.directory: the path is empty; write one, or remove the key"),
-        ("limits: { files: 0 }", "limits.files: no bundle could pass; write a number from 1 up"),
+        ("limits: { files: 0 }", "limits.files: no bundle would pass; write a number of at least 1"),
     ]);
 }
 
 #[test]
-fn server_mistakes_have_a_way_out() {
+fn server_errors_name_the_key_and_a_fix() {
     const EXAMPLES: &str = "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
     let port = format!("server.listen: \"8443\" has no port; {EXAMPLES}");
-    let host = format!("server.admin: \"gate.example:80\" names no IP address of this machine; {EXAMPLES}");
+    let host = format!("server.admin: \"gate.example:80\" has no IP address; {EXAMPLES}");
     for (typed, expected) in [("server: { listen: 8443 }", port), ("server: { admin: 'gate.example:80' }", host)] {
         assert!(Folder::new().with(typed).unwrap_err().to_string().ends_with(&expected), "{typed}");
     }
     check(&[
         (
             "server: { trusted_proxies: [10.0.0.0/8, proxy] }",
-            "server.trusted_proxies[1]: \"proxy\" is no network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address",
+            "server.trusted_proxies[1]: \"proxy\" is not a network; write one such as \"10.0.0.0/8\", \"fd00::/8\" or an address",
         ),
         (
             "server: { trusted_proxies: [10.1.2.3/8] }",
             "server.trusted_proxies[0]: 10.1.2.3/8 has address bits beyond its length; write 10.0.0.0/8 or 10.1.2.3",
         ),
-        ("server: { max_connections: 0 }", "server.max_connections: nobody could connect; write a number from 1 up"),
         (
-            "server: { listen: '127.0.0.1:8090' }",
-            "server.admin: it is the address of `server.listen`, too; write another",
+            "server: { max_connections: 0 }",
+            "server.max_connections: no client could connect; write a number of at least 1",
         ),
-        ("server: { tls: { certificate: tls.crt } }", "server.tls.key: is missing; write it"),
+        ("server: { listen: '127.0.0.1:8090' }", "server.admin: the same address as `server.listen`; write another"),
+        ("server: { tls: { certificate: tls.crt } }", "server.tls.key: missing; write it"),
         (
             "server: { tls: { certificate: none.crt, key: tls.key } }",
             "server.tls.certificate: none.crt can't be read: No such file or directory (os error 2); correct the path \
@@ -137,22 +137,20 @@ fn server_mistakes_have_a_way_out() {
         ),
         (
             "server: { tls: { certificate: tls.key, key: tls.key } }",
-            "server.tls.certificate: tls.key holds no certificate; give PEM certificates \
+            "server.tls.certificate: tls.key has no certificate; use PEM certificates \
              (-----BEGIN CERTIFICATE-----)",
         ),
         (
             "server: { tls: { certificate: tls.crt, key: tls.crt } }",
-            "server.tls.key: tls.crt holds no usable private key; give an unencrypted PEM one (PKCS#8, SEC1, PKCS#1)",
+            "server.tls.key: tls.crt has no usable private key; use an unencrypted PEM key (PKCS#8, SEC1, PKCS#1)",
         ),
         (
             "server: { tls: { certificate: tls.crt, key: other.key } }",
-            "server.tls: certificate and key make no TLS server: keys may not be consistent: KeyMismatch; give a \
-             pair that belongs together",
+            "server.tls: certificate and key can't be used: keys may not be consistent: KeyMismatch; use a matching pair",
         ),
         (
             "long_poll: { first_wait: 10s }",
-            "long_poll.first_wait: 10s is above the maximum of 9s (an OPA that doesn't long-poll gives up after \
-             10s); write 9s or less",
+            "long_poll.first_wait: 10s is above the maximum of 9s (an OPA without long polling times out after 10s); write 9s or less",
         ),
         (
             "long_poll: { max_wait: 0s }",
@@ -162,29 +160,29 @@ fn server_mistakes_have_a_way_out() {
 }
 
 #[test]
-fn client_mistakes_have_a_way_out() {
+fn client_errors_name_the_key_and_a_fix() {
     let clients = |typed: &str, expected: &str| {
         let error = Folder::new().parse(&format!("version: 1\n{typed}")).unwrap_err().to_string();
         assert_eq!(error.split_once(": ").unwrap().1, expected, "{typed}");
     };
-    let nobody = "clients: nobody may read anything; say who may, such as clients: [{ name: anyone, anonymous: true, \
+    let none = "clients: no client is configured; write one, such as clients: [{ name: anyone, anonymous: true, \
                   bundles: [\"**\"] }]";
-    clients("cache: {}", nobody);
-    clients("clients: []", nobody);
+    clients("cache: {}", none);
+    clients("clients: []", none);
     for (client, expected) in [
         (
             "name: a, bundles: ['**']",
-            ": nothing tells who this client is; write `bearer_token_file: FILE` or \
+            ": the client has no credential; write `bearer_token_file: FILE` or \
           `anonymous: true`",
         ),
         (
             "name: a, anonymous: true, bearer_token_file: edge.tokens, bundles: ['**']",
             ": a client has one credential; keep `anonymous` or `bearer_token_file`",
         ),
-        ("name: a, anonymous: true", ".bundles: is missing; write it"),
+        ("name: a, anonymous: true", ".bundles: missing; write it"),
         (
             "name: a, anonymous: true, bundles: []",
-            ".bundles: the client may read nothing; write globs such as \
+            ".bundles: the list is empty; write globs such as \
           [\"authz/**\"]",
         ),
         (
@@ -194,8 +192,7 @@ fn client_mistakes_have_a_way_out() {
         ),
         (
             "name: 'a b', anonymous: true, bundles: [x]",
-            ".name: \"a b\" is no name; use letters, digits and . _ - / \
-          alone",
+            ".name: \"a b\" is not a name; use only letters, digits and . _ - /",
         ),
     ] {
         clients(&format!("clients: [{{ {client} }}]"), &format!("clients[0]{expected}"));
@@ -204,11 +201,11 @@ fn client_mistakes_have_a_way_out() {
     clients(&format!("clients: [{twice}, {twice}]"), "clients[1].name: a is the name of two clients; rename one");
     clients(
         &format!("clients: [{twice}, {}]", twice.replace("name: a", "name: b")),
-        "clients[1].bearer_token_file: it shares a token with client a; give each its own",
+        "clients[1].bearer_token_file: the file shares a token with client a; use different tokens",
     );
     for (content, expected) in [
-        ("\n \n", "there is no token in it; write one token a line"),
-        ("one\ntwo three", "line 2 has white space or other than ASCII in its token; write one token a line"),
+        ("\n \n", "the file has no token; write one token per line"),
+        ("one\ntwo three", "line 2 has a token with white space or non-ASCII characters; write one token per line"),
     ] {
         let folder = Folder::new();
         folder.write("edge.tokens", content);
@@ -220,11 +217,11 @@ fn client_mistakes_have_a_way_out() {
 #[test]
 fn the_version_comes_first() {
     for (text, expected) in [
-        ("", "the configuration is a mapping of keys; begin with `version: 1`"),
-        ("clients: []", "version: is missing; write `version: 1`"),
+        ("", "the configuration must be a mapping; begin with `version: 1`"),
+        ("clients: []", "version: missing; write `version: 1`"),
         ("version: 2\nfuture: x", "version: this bundlegate reads version 1; write `version: 1`"),
         ("version: '1'", "version: this bundlegate reads version 1; write `version: 1`"),
-        ("version: 1\n---\nversion: 1", "line 3: a second YAML document begins; keep one"),
+        ("version: 1\n---\nversion: 1", "line 3: a second YAML document begins here; keep one"),
         ("version: [1", "this is not YAML: "),
         ("version: 1\n\tserver: {}", "this is not YAML: "),
     ] {
@@ -235,7 +232,7 @@ fn the_version_comes_first() {
 }
 
 #[test]
-fn opa_check_mistakes_have_a_way_out() {
+fn opa_check_errors_name_the_key_and_a_fix() {
     let dev = "trust: { policies: { dev: unsigned } }\n";
     let of_bundle =
         |check: &str| format!("{dev}bundles: {{ a: {{ reference: 'r.io/a:1', trust: dev, opa_check: {check} }} }}");
@@ -244,16 +241,13 @@ fn opa_check_mistakes_have_a_way_out() {
         ("opa_check: opa", "opa_check: \"opa\" is not `none`; write that, or keys such as { opa: opa }"),
         (
             "opa_check: false",
-            "opa_check: the boolean `false` stands where `none` or a mapping of keys such as `{ opa: opa }` is wanted; \
-             write that instead",
+            "opa_check: expected `none` or a mapping of keys such as `{ opa: opa }`, found the boolean `false`; \
+             correct the value",
         ),
-        ("opa_check:", "opa_check: has no value; write one, or remove the key to get its default"),
+        ("opa_check:", "opa_check: no value; write one, or remove the key to use its default"),
         ("opa_check: { opa: '' }", "opa_check.opa: the path is empty; write one, or remove the key"),
         ("opa_check: { test: true }", "opa_check.test: unknown key; did you mean `tests`?"),
-        (
-            "opa_check: { tests: 'yes' }",
-            "opa_check.tests: \"yes\" stands where true or false is wanted; write that instead",
-        ),
+        ("opa_check: { tests: 'yes' }", "opa_check.tests: expected true or false, found \"yes\"; correct the value"),
         ("opa_check: { timeout: 500ms }", &format!("opa_check.{too_short}")),
         (
             "opa_check: { timeout: 11m }",

@@ -15,16 +15,16 @@ const VERSION: &str = "org.opencontainers.image.version";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_moved_back_to_an_old_validly_signed_digest_is_refused() {
-    let scene = Scene::start().await;
-    let old = scene.push("live", "one", &[&format!("{VERSION}=1.0.0")]).await;
-    let new = scene.push("next", "two", &[&format!("{VERSION}=2.0.0")]).await;
+    let fixture = Fixture::start().await;
+    let old = fixture.push("live", "one", &[&format!("{VERSION}=1.0.0")]).await;
+    let new = fixture.push("next", "two", &[&format!("{VERSION}=2.0.0")]).await;
     let expect = json!({ "order": "version", "on_older": "refuse" });
-    let mut gate = scene.gate("live", &expect).await;
+    let mut gate = fixture.gate("live", &expect).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("one").await;
-    scene.tag(&new, "live").await;
+    fixture.tag(&new, "live").await;
     opa.answers("two").await;
-    scene.tag(&old, "live").await;
+    fixture.tag(&old, "live").await;
     refused(&gate, &old, "older", "version 1.0.0 is older than a version served before, version 2.0.0").await;
     assert_eq!(opa.decision("authz/answer").await, Some(json!("two")));
 
@@ -35,74 +35,76 @@ async fn a_tag_moved_back_to_an_old_validly_signed_digest_is_refused() {
     newcomer.answers("two").await;
 
     // A machine that has never seen the new one can't know, unless it is told.
-    let fresh = scene.gate("live", &expect).await;
+    let fresh = fixture.gate("live", &expect).await;
     fresh.status_when("authz", "serving", |status| status["manifest"] == json!(old)).await;
-    let told = scene.gate("live", &json!({ "order": "version", "on_older": "refuse", "minimum": "2.0.0" })).await;
+    let told = fixture.gate("live", &json!({ "order": "version", "on_older": "refuse", "minimum": "2.0.0" })).await;
     let status = refused(&told, &old, "older", "older than the minimum, version 2.0.0").await;
     assert_eq!(status["state"], "withdrawn");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_tag_put_on_another_versions_digest_is_refused() {
-    let scene = Scene::start().await;
-    let good = scene.push("v1.4.0", "right", &[&format!("{VERSION}=1.4.0")]).await;
-    let bad = scene.push("v1.3.9", "wrong", &[&format!("{VERSION}=1.3.9")]).await;
-    let moved = async || scene.tag(&bad, "v1.4.0").await;
+    let fixture = Fixture::start().await;
+    let good = fixture.push("v1.4.0", "right", &[&format!("{VERSION}=1.4.0")]).await;
+    let bad = fixture.push("v1.3.9", "wrong", &[&format!("{VERSION}=1.3.9")]).await;
+    let moved = async || fixture.tag(&bad, "v1.4.0").await;
     let expected = Expected { reason: "expect_version", says: "the tag v1.4.0 is on version 1.3.9" };
-    scene.holds_to("v1.4.0", &json!({ "order": "version" }), [&good, &bad], moved, &expected).await;
+    fixture.holds_to("v1.4.0", &json!({ "order": "version" }), [&good, &bad], moved, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bundle_copied_with_its_signatures_from_another_repository_is_refused() {
-    let scene = Scene::start().await;
+    let fixture = Fixture::start().await;
     let source = "org.opencontainers.image.source";
-    let good = scene.push("live", "right", &[&format!("{source}=acme/authz")]).await;
+    let good = fixture.push("live", "right", &[&format!("{source}=acme/authz")]).await;
     let theirs = Artifact::answering("wrong").await;
     let flags = ["--annotation", &format!("{source}=acme/billing")];
-    let bad = scene.registry.push_with("acme/billing:live", &theirs.file(), &flags).await;
-    scene.key.sign(&scene.registry, &format!("acme/billing@{bad}")).await;
+    let bad = fixture.registry.push_with("acme/billing:live", &theirs.file(), &flags).await;
+    fixture.key.sign(&fixture.registry, &format!("acme/billing@{bad}")).await;
     let copied = async || {
-        let [from, to] = ["billing", "authz"].map(|name| scene.registry.reference(&format!("acme/{name}:live")));
+        let [from, to] = ["billing", "authz"].map(|name| fixture.registry.reference(&format!("acme/{name}:live")));
         let words = ["cp", "--recursive", "--from-plain-http", "--to-plain-http", &from, &to];
-        run("oras", scene.registry.folder(), &words).await;
+        run("oras", fixture.registry.folder(), &words).await;
     };
     let expected = Expected {
         reason: "expect_annotations",
         says: r#"annotation org.opencontainers.image.source is "acme/billing", not "acme/authz" as expected"#,
     };
-    scene.holds_to("live", &json!({ "annotations": { source: "acme/authz" } }), [&good, &bad], copied, &expected).await;
+    fixture
+        .holds_to("live", &json!({ "annotations": { source: "acme/authz" } }), [&good, &bad], copied, &expected)
+        .await;
     // It is the expectation that refuses it: its signatures are good here as well.
-    let gate = scene.gate("live", &json!({})).await;
+    let gate = fixture.gate("live", &json!({})).await;
     gate.status_when("authz", "serving", |status| status["manifest"] == json!(bad)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roots_outside_what_is_expected_are_refused() {
-    let scene = Scene::start().await;
+    let fixture = Fixture::start().await;
     let built = async |answer: &str, roots: &str| {
         let policy = format!("package authz\n\nanswer := \"{answer}\"\n");
         let artifact = Artifact::built(answer, &[("authz/authz.rego", &policy), (".manifest", roots)]).await;
-        scene.push_file(answer, &artifact.file(), &[]).await
+        fixture.push_file(answer, &artifact.file(), &[]).await
     };
     let good = built("right", r#"{"roots": ["authz"]}"#).await;
     let bad = built("wrong", r#"{"roots": ["authz", "system/authz"]}"#).await;
-    scene.tag(&good, "live").await;
-    let moved = async || scene.tag(&bad, "live").await;
+    fixture.tag(&good, "live").await;
+    let moved = async || fixture.tag(&bad, "live").await;
     let says = r#"root "system/authz" is outside expect.roots, authz"#;
     let expected = Expected { reason: "expect_roots", says };
-    scene.holds_to("live", &json!({ "roots": ["authz"] }), [&good, &bad], moved, &expected).await;
+    fixture.holds_to("live", &json!({ "roots": ["authz"] }), [&good, &bad], moved, &expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_afterwards() {
-    let mut scene = Scene::start().await;
-    let bundle = scene.push("live", "allow", &[]).await;
+    let mut fixture = Fixture::start().await;
+    let bundle = fixture.push("live", "allow", &[]).await;
     let other = KeyPair::generate().await;
-    let denial = scene.registry.push("acme/denial:live", &Artifact::answering("deny").await.file()).await;
-    other.sign(&scene.registry, &format!("acme/denial@{denial}")).await;
-    let config = scene
+    let denial = fixture.registry.push("acme/denial:live", &Artifact::answering("deny").await.file()).await;
+    other.sign(&fixture.registry, &format!("acme/denial@{denial}")).await;
+    let config = fixture
         .config("live", &json!({}))
-        .bundle("denial", &scene.registry, "acme/denial:live")
+        .bundle("denial", &fixture.registry, "acme/denial:live")
         .with("/trust/authorities/other", json!({ "keys": [other.public()], "tlog": "none" }))
         .with("/trust/policies/others", json!({ "require": { "any_of": ["other"] } }))
         .with("/bundles/denial/trust", json!("others"))
@@ -113,7 +115,7 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
     for opa in &fleet {
         opa.answers("allow").await;
     }
-    scene.registry.kill();
+    fixture.registry.kill();
     let trusting = gate.config.clone();
     let revoke = trusting.clone().with("/trust/policies/release/revoked_digests", json!([bundle]));
     let began = Instant::now();
@@ -128,7 +130,7 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
     // The same after a restart, and on a machine with an empty cache, for OPAs that run it.
     gate.restart().await;
     fleet[0].answers("deny").await;
-    scene.registry.restart().await;
+    fixture.registry.restart().await;
     let mut fresh = Gate::start(config).await;
     let late = Opa::polling(OpaVersion::Newest, &fresh.url, "authz").await;
     late.answers("allow").await;
@@ -146,9 +148,9 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_fallback_the_status_tells_how_many_opas_still_run_the_revoked_version() {
-    let mut scene = Scene::start().await;
-    let bundle = scene.push("live", "allow", &[]).await;
-    let mut gate = scene.gate("live", &json!({})).await;
+    let mut fixture = Fixture::start().await;
+    let bundle = fixture.push("live", "allow", &[]).await;
+    let mut gate = fixture.gate("live", &json!({})).await;
     let mut fleet = fleet(&gate).await;
     for opa in &fleet {
         opa.answers("allow").await;
@@ -156,7 +158,7 @@ async fn without_a_fallback_the_status_tells_how_many_opas_still_run_the_revoked
     let waiting = r#"bundlegate_waiters{bundle="authz"}"#;
     let all = fleet.len() as f64;
     eventually("all to wait", async || (gate.metric(waiting).await >= all).then_some(())).await;
-    scene.registry.kill();
+    fixture.registry.kill();
     let began = Instant::now();
     gate.reconfigure(gate.config.clone().with("/trust/policies/release/revoked_digests", json!([bundle])));
     let told = |count: usize| move |status: &Value| status["lost"]["clients"] == count;
@@ -217,12 +219,12 @@ struct Expected<'a> {
 }
 
 /// A registry, and a key that the gateways trust.
-struct Scene {
+struct Fixture {
     registry: Registry,
     key: KeyPair,
 }
 
-impl Scene {
+impl Fixture {
     async fn start() -> Self {
         Self { registry: Registry::start(Kind::Distribution).await, key: KeyPair::generate().await }
     }

@@ -1,4 +1,4 @@
-//! From a registry to a client: what a moved tag, a wait and a client's own tags lead to.
+//! Long polling: a moved tag, the wait, and the client's own entity tags.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn one_second_of_waiting_is_held_half_of_it_and_ends_with_the_tag_compared
 
 /// The first tag is what the client runs; that it once had ours too does not make it right.
 #[tokio::test]
-async fn a_client_that_differs_gets_what_the_registry_says_after_one_more_look() {
+async fn confirm_within_answers_a_client_with_another_version_after_a_registry_check() {
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
@@ -62,7 +62,7 @@ async fn a_client_that_differs_gets_what_the_registry_says_after_one_more_look()
 
 /// An outage must not make the gateway forget that it still owes an answer.
 #[tokio::test]
-async fn a_client_that_differs_is_answered_when_the_registry_is_back() {
+async fn confirm_within_answers_once_the_registry_is_back() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::before(&registry, Duration::from_millis(100)).await;

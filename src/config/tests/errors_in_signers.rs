@@ -1,18 +1,18 @@
 //! The table for `trust.roots` and `trust.authorities`.
 
-use super::mistakes::check;
+use super::errors::check;
 
 const ROOTS: &str = "roots: { corp: { trusted_root: corp.json }, no_log: { trusted_root: no_log.json }, \
                      no_tsa: { trusted_root: no_tsa.json }, no_ca: { trusted_root: no_ca.json } }";
 
-/// Rows about one authority: what is written of it, the key, and the sentence.
+/// Rows about one authority: its keys, the path of the key, and the message.
 #[track_caller]
 fn check_authority(rows: &[(&str, &str, &str)]) {
     let rows: Vec<_> = rows
         .iter()
-        .map(|(typed, key, sentence)| {
+        .map(|(typed, key, message)| {
             let typed = format!("trust: {{ {ROOTS}, authorities: {{ a: {{ {typed} }} }} }}");
-            (typed, format!("trust.authorities.a{key}: {sentence}"))
+            (typed, format!("trust.authorities.a{key}: {message}"))
         })
         .collect();
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
@@ -22,28 +22,28 @@ fn check_authority(rows: &[(&str, &str, &str)]) {
 fn check_roots(rows: &[(&str, &str, &str)]) {
     let rows: Vec<_> = rows
         .iter()
-        .map(|(typed, key, sentence)| {
-            (format!("trust: {{ roots: {{ r: {typed} }} }}"), format!("trust.roots.r{key}: {sentence}"))
+        .map(|(typed, key, message)| {
+            (format!("trust: {{ roots: {{ r: {typed} }} }}"), format!("trust.roots.r{key}: {message}"))
         })
         .collect();
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
 }
 
 #[test]
-fn root_mistakes_have_a_way_out() {
+fn root_errors_name_the_key_and_a_fix() {
     check_roots(&[
         (
             "{}",
             "",
-            "nothing says where it comes from; write `builtin: sigstore`, `trusted_root: FILE` or `tuf: { url: URL, \
+            "the root has no source; write `builtin: sigstore`, `trusted_root: FILE` or `tuf: { url: URL, \
              root: FILE }`",
         ),
-        ("sigstore", "", "\"sigstore\" stands where a mapping of keys is wanted; write that instead"),
+        ("sigstore", "", "expected a mapping of keys, found \"sigstore\"; correct the value"),
         ("{ trusted_rot: a }", ".trusted_rot", "unknown key; did you mean `trusted_root`?"),
         (
             "{ builtin: sigstore, trusted_root: corp.json }",
             "",
-            "a root comes from one place; keep `builtin` or `trusted_root`",
+            "a root has one source; keep `builtin` or `trusted_root`",
         ),
         ("{ builtin: sigstor }", ".builtin", "no root \"sigstor\" is built in; did you mean `sigstore`?"),
         (
@@ -54,9 +54,9 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ builtin: sigstore, tuf: [] }",
             ".tuf",
-            "a list stands where `none` or a mapping of keys such as `{ refresh: 24h }` is wanted; write that instead",
+            "expected `none` or a mapping of keys such as `{ refresh: 24h }`, found a list; correct the value",
         ),
-        ("{ builtin: sigstore, tuf: }", ".tuf", "has no value; write one, or remove the key to get its default"),
+        ("{ builtin: sigstore, tuf: }", ".tuf", "no value; write one, or remove the key to use its default"),
         (
             "{ builtin: sigstore, tuf: { refresh: 1ms } }",
             ".tuf.refresh",
@@ -75,24 +75,24 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ trusted_root: release.pub }",
             ".trusted_root",
-            "release.pub: not a trusted root: not strict JSON: invalid number at line 1 column 2; give a trusted_root.json",
+            "release.pub: not a trusted root: not strict JSON: invalid number at line 1 column 2; use a trusted_root.json",
         ),
         (
             "{ trusted_root: corp.json, tuf: { refresh: 1h } }",
             ".tuf",
-            "a file is not refreshed; remove it, or take the root from a repository without `trusted_root`",
+            "a `trusted_root` file is not refreshed; keep `tuf` or `trusted_root`",
         ),
-        ("{ tuf: none }", ".tuf", "\"none\" is no repository; write `{ url: URL, root: FILE }`, or add `builtin`"),
-        ("{ tuf: { refresh: 1h } }", ".tuf.url", "is missing; write it, or add `builtin`"),
+        ("{ tuf: none }", ".tuf", "\"none\" is not a repository; write `{ url: URL, root: FILE }`, or add `builtin`"),
+        ("{ tuf: { refresh: 1h } }", ".tuf.url", "missing; write it, or add `builtin`"),
         (
             "{ tuf: { url: 'https://tuf.example.com' } }",
             ".tuf.root",
-            "without it whoever answers would be believed; name the repository's first trusted root.json",
+            "without it any answer would be trusted; name the repository's first trusted root.json",
         ),
         (
             "{ tuf: { url: tuf.example.com, root: root.json } }",
             ".tuf.url",
-            "\"tuf.example.com\" is no URL: relative URL without a base; write one such as https://tuf.example.com/",
+            "\"tuf.example.com\" is not a URL: relative URL without a base; write one such as https://tuf.example.com/",
         ),
         (
             "{ tuf: { url: 'ftp://tuf.example.com', root: root.json } }",
@@ -102,7 +102,7 @@ fn root_mistakes_have_a_way_out() {
         (
             "{ tuf: { url: 'https://me:secret@tuf.example.com', root: root.json } }",
             ".tuf.url",
-            "a secret is not written in a URL; remove user and password",
+            "a URL must not contain a secret; remove user and password",
         ),
         (
             "{ tuf: { url: 'https://tuf.example.com', root: corp.json } }",
@@ -116,17 +116,17 @@ fn root_mistakes_have_a_way_out() {
 fn an_authority_is_known_in_one_way() {
     let identity = "issuer: 'https://a.example.com', subject: a@example.com";
     check_authority(&[
-        ("", "", "nothing tells who this is; write one of `keys`, `keyless` and `x509`"),
+        ("", "", "the authority has no kind; write one of `keys`, `keyless` and `x509`"),
         (
             &format!("keys: [release.pub], keyless: {{ {identity} }}"),
             "",
-            "an authority is known in one way; keep one of `keys`, `keyless` and `x509`",
+            "an authority has one kind; keep one of `keys`, `keyless` and `x509`",
         ),
-        ("keys: release.pub", ".keys", "\"release.pub\" stands where a list is wanted; write that instead"),
+        ("keys: release.pub", ".keys", "expected a list, found \"release.pub\"; correct the value"),
         (
             "keys: [release.pub], tlog: required",
             ".tlog",
-            "\"required\" is none of `none`, `if_present` and `require`; did you mean `require`?",
+            "\"required\" is not one of `none`, `if_present` and `require`; did you mean `require`?",
         ),
         ("keys: [release.pub], root: crop", ".root", "trust.roots has no \"crop\"; did you mean `corp`?"),
         (
@@ -143,22 +143,22 @@ fn an_authority_is_known_in_one_way() {
 }
 
 #[test]
-fn key_mistakes_have_a_way_out() {
+fn key_errors_name_the_key_and_a_fix() {
     check_authority(&[
-        ("keys: [], tlog: none", ".keys", "without a key nobody speaks for it; name a PEM public key file"),
+        ("keys: [], tlog: none", ".keys", "the list is empty; name a PEM public key file"),
         (
             "keys: [none.pub]",
             ".keys[0]",
             "none.pub can't be read: No such file or directory (os error 2); correct the path or its permissions",
         ),
-        ("keys: [release.pub, two.pub]", ".keys[1]", "two.pub: it holds several keys; put each into a file of its own"),
+        ("keys: [release.pub, two.pub]", ".keys[1]", "two.pub: the file has several keys; put each in its own file"),
         (
             "keys: [other.key]",
             ".keys[0]",
             "other.key: it holds a private key; give the public one (cosign public-key --key FILE)",
         ),
-        ("keys: [[]]", ".keys[0]", "a list stands where the path of a PEM public key is wanted; write that instead"),
-        ("keys: [{ schemes: [ed25519] }]", ".keys[0].file", "is missing; write it"),
+        ("keys: [[]]", ".keys[0]", "expected the path of a PEM public key, found a list; correct the value"),
+        ("keys: [{ schemes: [ed25519] }]", ".keys[0].file", "missing; write it"),
         (
             "keys: [{ file: release.pub, not_afer: 2027-01-01T00:00:00Z }]",
             ".keys[0].not_afer",
@@ -167,7 +167,7 @@ fn key_mistakes_have_a_way_out() {
         (
             "keys: [{ file: release.pub, not_after: 2027-01-01 }]",
             ".keys[0].not_after",
-            "\"2027-01-01\" is no moment; write one with its zone, such as 2027-01-01T00:00:00Z",
+            "\"2027-01-01\" is not a time; write one with its zone, such as 2027-01-01T00:00:00Z",
         ),
         (
             "keys: [{ file: release.pub, not_before: 2028-01-01T00:00:00Z, not_after: 2027-01-01T00:00:00Z }]",
@@ -178,12 +178,12 @@ fn key_mistakes_have_a_way_out() {
         (
             "keys: [{ file: release.pub, revoked: yes }]",
             ".keys[0].revoked",
-            "\"yes\" stands where true or false is wanted; write that instead",
+            "expected true or false, found \"yes\"; correct the value",
         ),
         (
             "keys: [{ file: rsa.pub, schemes: [rsa_pss_sha265] }]",
             ".keys[0].schemes[0]",
-            "\"rsa_pss_sha265\" is no signature scheme; did you mean `rsa_pss_sha256`?",
+            "\"rsa_pss_sha265\" is not a signature scheme; did you mean `rsa_pss_sha256`?",
         ),
         (
             "keys: [{ file: ed25519.pub, schemes: [rsa_pss_sha256] }]",
@@ -198,52 +198,52 @@ fn key_mistakes_have_a_way_out() {
         (
             "keys: [release.pub, { file: ./release.pub, not_after: 2027-01-01T00:00:00Z }]",
             ".keys[1]",
-            "it is the same key as keys[0]; keep one of them",
+            "the same key as keys[0]; keep one of them",
         ),
         ("keys: [p521.pub]", ".tlog", "signatures by these keys can't be verified against a log; write `tlog: none`"),
     ]);
     check(&[(
         "trust: { authorities: { 'a,b': { keys: [release.pub], tlog: none } } }",
-        "trust.authorities.a,b: \"a,b\" is no name; use letters, digits and . _ - / alone",
+        "trust.authorities.a,b: \"a,b\" is not a name; use only letters, digits and . _ - /",
     )]);
 }
 
 #[test]
-fn keyless_mistakes_have_a_way_out() {
+fn keyless_errors_name_the_key_and_a_fix() {
     let issuer = "issuer: 'https://a.example.com'";
     let keyless = |rest: &str| format!("keyless: {{ {issuer}, {rest} }}");
     check_authority(&[
         (
             "keyless: { subject: a@example.com }",
             ".keyless.issuer",
-            "without it whoever has an account anywhere could sign; write `issuer`, a URL such as \
+            "without it anyone with an account anywhere could sign; write `issuer`, a URL such as \
              \"https://token.actions.githubusercontent.com\"",
         ),
         (
             "keyless: { issuer: 'https://a.example.com' }",
             ".keyless.subject",
-            "without it whoever the issuer knows could sign; write `subject`, an e-mail address or a workflow's URI",
+            "without it anyone known to the issuer could sign; write `subject`, an e-mail address or a workflow's URI",
         ),
         (
             &keyless("subject: a@example.com, subject_regex: 'a@example\\.com'"),
             ".keyless.subject_regex",
-            "`subject` and `subject_regex` are two ways to say it; keep one",
+            "`subject` and `subject_regex` are alternatives; keep one",
         ),
         (
             "keyless: { issuer: token.actions.githubusercontent.com, subject: a@example.com }",
             ".keyless.issuer",
-            "no certificate has \"token.actions.githubusercontent.com\" there; write a URL such as \
+            "no certificate has \"token.actions.githubusercontent.com\" here; write a URL such as \
              \"https://token.actions.githubusercontent.com\"",
         ),
         (
             &keyless("subject: release.yml"),
             ".keyless.subject",
-            "no certificate has \"release.yml\" there; write an e-mail address or a workflow's URI",
+            "no certificate has \"release.yml\" here; write an e-mail address or a workflow's URI",
         ),
         (
             &keyless("subject: \"a@example.com\\n\""),
             ".keyless.subject",
-            "no certificate has \"a@example.com\\n\" there; write an e-mail address or a workflow's URI",
+            "no certificate has \"a@example.com\\n\" here; write an e-mail address or a workflow's URI",
         ),
         (&keyless("subject: ''"), ".keyless.subject", "is empty; write the expected text"),
         (&keyless("subject: '*'"), ".keyless.subject", "matches any identity; name the expected one"),
@@ -277,12 +277,12 @@ fn keyless_mistakes_have_a_way_out() {
         (
             &keyless("subject: a@example.com, claims: { runner_enviroment: github-hosted }"),
             ".keyless.claims.runner_enviroment",
-            "no certificate has such a claim; did you mean `runner_environment`?",
+            "unknown claim; did you mean `runner_environment`?",
         ),
         (
             &keyless("subject: a@example.com, claims: { source_repository_id: 123 }"),
             ".keyless.claims.source_repository_id",
-            "the integer `123` stands where text is wanted; put it into quotes",
+            "expected text, found the integer `123`; put it in quotes",
         ),
         (
             &keyless("subject: a@example.com, claims: { source_repository_id: '' }"),
@@ -293,41 +293,41 @@ fn keyless_mistakes_have_a_way_out() {
 }
 
 #[test]
-fn x509_mistakes_have_a_way_out() {
+fn x509_errors_name_the_key_and_a_fix() {
     let x509 = |rest: &str| format!("x509: {{ roots: ca.pem, {rest} }}");
     let name = "san_uri: 'spiffe://corp/ci/*'";
     check_authority(&[
-        ("x509: { san_uri: 'spiffe://corp/ci' }", ".x509.roots", "is missing; write it"),
+        ("x509: { san_uri: 'spiffe://corp/ci' }", ".x509.roots", "missing; write it"),
         (
             &x509(name),
             ".x509.time",
-            "nothing proves when a certificate was used; write `tsa` (a timestamp), `rekor` (a log) or `now` (the \
+            "without it nothing proves when a certificate was used; write `tsa` (a timestamp), `rekor` (a log) or `now` (the \
              certificate is valid while it is served)",
         ),
         (
             &x509(&format!("{name}, time: tas")),
             ".x509.time",
-            "\"tas\" is none of `tsa`, `rekor` and `now`; did you mean `tsa`?",
+            "\"tas\" is not one of `tsa`, `rekor` and `now`; did you mean `tsa`?",
         ),
         (
             &x509("san_uri: corp/ci, time: now"),
             ".x509.san_uri",
-            "no certificate has \"corp/ci\" there; write a URI such as \"spiffe://corp/ci/*\"",
+            "no certificate has \"corp/ci\" here; write a URI such as \"spiffe://corp/ci/*\"",
         ),
         (
             &x509("san_email: 'ci.example.com', time: now"),
             ".x509.san_email",
-            "no certificate has \"ci.example.com\" there; write an e-mail address",
+            "no certificate has \"ci.example.com\" here; write an e-mail address",
         ),
         (
             &x509("time: now"),
             ".x509.san_uri",
-            "without it whoever has a certificate could sign; write `san_uri` or `san_email`",
+            "without it anyone with a certificate could sign; write `san_uri` or `san_email`",
         ),
         (
             &x509(&format!("{name}, san_email: a@example.com, time: now")),
             ".x509",
-            "a certificate is known by one name; keep `san_uri` or `san_email`",
+            "a certificate is matched by one name; keep `san_uri` or `san_email`",
         ),
         (
             &x509("san_email_regex: '.+', time: now"),
@@ -337,7 +337,7 @@ fn x509_mistakes_have_a_way_out() {
         (
             &format!("x509: {{ roots: release.pub, {name}, time: now }}"),
             ".x509.roots",
-            "release.pub: no PEM certificate (-----BEGIN CERTIFICATE-----); give PEM certificates of the authority",
+            "release.pub: no PEM certificate (-----BEGIN CERTIFICATE-----); use PEM certificates of the authority",
         ),
         (
             &x509(&format!("{name}, time: tsa, root: no_tsa")),
@@ -352,12 +352,12 @@ fn x509_mistakes_have_a_way_out() {
         (
             &(x509(&format!("{name}, time: rekor")) + ", tlog: none"),
             ".x509.time",
-            "the log that proves the time is not looked at; write `tlog: require`, or another time",
+            "the log that proves the time is not checked; write `tlog: require`, or another time",
         ),
         (
             &(x509(&format!("{name}, time: now")) + ", tlog: require"),
             ".tlog",
-            "by `time: now` no log is looked at; write `tlog: none`, or another time",
+            "with `time: now` no log is checked; write `tlog: none`, or another time",
         ),
     ]);
 }

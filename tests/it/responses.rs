@@ -1,4 +1,4 @@
-//! Every response of the bundle API, to the letter of its documentation.
+//! The responses of the data listener: statuses, headers and bodies.
 
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ async fn opa_before_0_39_without_prefer_wait_gets_another_content_type() {
 }
 
 #[tokio::test]
-async fn readyz_is_ready_after_one_completed_refresh_whatever_its_outcome() {
+async fn a_replica_is_ready_once_each_bundle_has_concluded_one_attempt() {
     let registry = FaultyRegistry::start().await;
     let gate = Gate::before(&registry, HOUR).await;
     eventually("the missing tag is noticed", || gate.state() == "withdrawn").await;

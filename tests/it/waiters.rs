@@ -1,4 +1,4 @@
-//! Many clients: one fetch for all of them, waiters, and idle connections.
+//! Many clients with one registry.
 
 use std::{collections::BTreeMap, time::Duration};
 

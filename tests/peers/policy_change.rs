@@ -1,4 +1,4 @@
-//! Whom to trust changes while real OPAs decide by what is served.
+//! Trust policies that change while real OPAs run.
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -12,12 +12,12 @@ const KEYS: &str = "/trust/authorities/release-key/keys";
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_withdraws_with_the_registry_dead_and_opa_keeps_its_last_decision() {
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
-        let mut scene = Scene::start(version).await;
-        scene.registry.kill();
+        let mut fixture = Fixture::start(version).await;
+        fixture.registry.kill();
         let new = KeyPair::generate().await;
         let began = Instant::now();
-        scene.trust(&new);
-        let status = scene.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
+        fixture.trust(&new);
+        let status = fixture.gate.status_when("authz", "withdrawn", |status| status["state"] == "withdrawn").await;
         println!("live | {version:?} | key revoked, registry dead | withdrawn after {:?}", began.elapsed());
         assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
         let reason = status["last_failure"]["message"].as_str().unwrap();
@@ -25,48 +25,48 @@ async fn a_revoked_key_withdraws_with_the_registry_dead_and_opa_keeps_its_last_d
         let withdrawn = |line: &Value| {
             line["message"].as_str().is_some_and(|text| text.starts_with("withdrawn")) && line["reason"] == reason
         };
-        assert!(scene.gate.log().iter().any(withdrawn), "{:#?}", scene.gate.log());
+        assert!(fixture.gate.log().iter().any(withdrawn), "{:#?}", fixture.gate.log());
         // OPA comes back for it, is told that there is none, and goes on deciding.
-        let absent = async || scene.requests(404).await;
+        let absent = async || fixture.requests(404).await;
         let before = absent().await;
         eventually("404s", async || (absent().await > before).then_some(())).await;
-        assert_eq!(scene.opa.decision("authz/answer").await, Some(json!("first")));
+        assert_eq!(fixture.opa.decision("authz/answer").await, Some(json!("first")));
 
         // The registry comes back; the same digest gets a signature by the new key.
-        scene.registry.restart().await;
-        new.sign(&scene.registry, &scene.pinned).await;
-        let status = scene.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
-        assert_eq!((&status["manifest"], &status["last_failure"]), (&json!(scene.digest()), &Value::Null));
-        scene.publish("second", &new).await;
-        scene.opa.answers("second").await;
+        fixture.registry.restart().await;
+        new.sign(&fixture.registry, &fixture.pinned).await;
+        let status = fixture.gate.status_when("authz", "serving", |status| status["state"] == "serving").await;
+        assert_eq!((&status["manifest"], &status["last_failure"]), (&json!(fixture.digest()), &Value::Null));
+        fixture.publish("second", &new).await;
+        fixture.opa.answers("second").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_key_is_served_again_at_once_and_opa_does_not_notice() {
-    let mut scene = Scene::start(OpaVersion::Newest).await;
-    let before = scene.gate.status("authz").await;
-    let bundles = scene.requests(200).await;
+    let mut fixture = Fixture::start(OpaVersion::Newest).await;
+    let before = fixture.gate.status("authz").await;
+    let bundles = fixture.requests(200).await;
     let new = KeyPair::generate().await;
     for (cosign, format) in [(Cosign::V3, Format::Bundle), (Cosign::V2, Format::Legacy)] {
-        new.sign_with(cosign, format, &scene.registry, &scene.pinned).await;
+        new.sign_with(cosign, format, &fixture.registry, &fixture.pinned).await;
     }
     let began = Instant::now();
-    scene.trust(&new);
+    fixture.trust(&new);
     let signer = before["signers"][0]["identity"].clone();
     let by_the_new = |status: &Value| status["state"] == "serving" && status["signers"][0]["identity"] != signer;
-    let after = scene.gate.status_when("authz", "serving by the new key", by_the_new).await;
+    let after = fixture.gate.status_when("authz", "serving by the new key", by_the_new).await;
     println!("live | key rotated on the same digest | served by the new one after {:?}", began.elapsed());
     for key in ["manifest", "etag", "revision"] {
         assert_eq!(after[key], before[key], "{key}");
     }
-    assert_eq!((&after["last_failure"], scene.requests(200).await), (&Value::Null, bundles));
-    scene.publish("second", &new).await;
-    scene.opa.answers("second").await;
+    assert_eq!((&after["last_failure"], fixture.requests(200).await), (&Value::Null, bundles));
+    fixture.publish("second", &new).await;
+    fixture.opa.answers("second").await;
 }
 
 /// A bundle that is signed, served, and decided by. The registry is looked at twice a second.
-struct Scene {
+struct Fixture {
     registry: Registry,
     gate: Gate,
     opa: Opa,
@@ -74,17 +74,17 @@ struct Scene {
     pinned: String,
 }
 
-impl Scene {
+impl Fixture {
     async fn start(version: OpaVersion) -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;
         let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
         let gate = Gate::start(config.with("/long_poll", json!({ "max_wait": "3s", "first_wait": "1s" }))).await;
         let opa = Opa::polling(version, &gate.url, "authz").await;
-        let mut scene = Self { registry, gate, opa, pinned: String::new() };
-        scene.publish("first", &key).await;
-        scene.opa.answers("first").await;
-        scene
+        let mut fixture = Self { registry, gate, opa, pinned: String::new() };
+        fixture.publish("first", &key).await;
+        fixture.opa.answers("first").await;
+        fixture
     }
 
     /// Pushes, signs, and moves the tag.

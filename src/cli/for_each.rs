@@ -1,13 +1,13 @@
-//! Verbs that take several references.
+//! Runs a subcommand on several references.
 
 use serde_json::{Value, json};
 
-use super::{interruptible, say, say_json};
+use super::{interruptible, print, print_json};
 use crate::oci::{PinnedReference, Reference};
 
-/// Does `work` for one after the other until one fails, and tells what was done: a pinned
-/// reference a line, or one JSON list. What came before a failure has happened, and is told.
-pub(super) async fn in_turn(
+/// Runs `work` on one reference after the other until one fails. Prints the pinned references, one
+/// per line or as one JSON list; those before a failure are printed as well.
+pub(super) async fn in_order(
     references: &[Reference],
     json: bool,
     work: impl AsyncFn(&Reference) -> anyhow::Result<PinnedReference>,
@@ -19,7 +19,7 @@ pub(super) async fn in_turn(
             Ok(pinned) if json => {
                 done.push(json!({ "reference": reference.to_string(), "digest": pinned.digest() }));
             }
-            Ok(pinned) => say(&pinned.to_string())?,
+            Ok(pinned) => print(&pinned.to_string())?,
             Err(error) => {
                 ended = Err(error);
                 break;
@@ -27,7 +27,7 @@ pub(super) async fn in_turn(
         }
     }
     if json {
-        say_json(&Value::from(done))?;
+        print_json(&Value::from(done))?;
     }
     ended
 }

@@ -1,4 +1,4 @@
-//! An artifact in a registry, what is forged about it, and its judge.
+//! An artifact in a registry with forged signatures, and its verification.
 
 use bundlegate::{
     oci::{Digest, Manifest, PinnedReference},
@@ -14,7 +14,7 @@ use crate::{
     forge::{By, Certified, Envelope, ISSUER, Key, Legacy, SUBJECT, Sigstore, payload, statement},
 };
 
-pub(crate) struct Scene {
+pub(crate) struct Fixture {
     pub(crate) registry: FaultyRegistry,
     pub(crate) digest: Digest,
     pub(crate) forge: Sigstore,
@@ -23,12 +23,12 @@ pub(crate) struct Scene {
 }
 
 /// What came of it.
-pub(crate) struct Judged {
+pub(crate) struct Outcome {
     pub(crate) verdict: Result<Verified<Manifest>, VerificationError>,
     pub(crate) report: Report,
 }
 
-impl Scene {
+impl Fixture {
     pub(crate) async fn new() -> Self {
         let registry = FaultyRegistry::start().await;
         let (digest, _) = registry.put_artifact("live", b"bundle");
@@ -90,14 +90,14 @@ impl Scene {
     }
 
     /// Gathers what the registry has, and judges.
-    pub(crate) async fn judge(&self, policy: &TrustPolicy) -> Judged {
-        self.judge_at(policy, VerificationContext::now()).await
+    pub(crate) async fn verify(&self, policy: &TrustPolicy) -> Outcome {
+        self.verify_at(policy, VerificationContext::now()).await
     }
 
-    pub(crate) async fn judge_at(&self, policy: &TrustPolicy, circumstances: VerificationContext) -> Judged {
+    pub(crate) async fn verify_at(&self, policy: &TrustPolicy, circumstances: VerificationContext) -> Outcome {
         let (pinned, manifest, evidence) = self.gather().await;
         let (verdict, report) = Verified::verify_with_report(policy, &pinned, manifest, &evidence, circumstances);
-        Judged { verdict, report }
+        Outcome { verdict, report }
     }
 
     /// What the tag means.
@@ -114,19 +114,19 @@ impl Scene {
     }
 
     /// Judges these bundles and no other.
-    pub(crate) async fn bundles(&self, bundles: &[Value], policy: &TrustPolicy) -> Judged {
+    pub(crate) async fn bundles(&self, bundles: &[Value], policy: &TrustPolicy) -> Outcome {
         self.registry.put_bundles(&self.digest, bundles);
-        self.judge(policy).await
+        self.verify(policy).await
     }
 
     /// Judges these legacy signatures and no other.
-    pub(crate) async fn legacy(&self, signatures: &[Legacy], policy: &TrustPolicy) -> Judged {
+    pub(crate) async fn legacy(&self, signatures: &[Legacy], policy: &TrustPolicy) -> Outcome {
         self.registry.put_legacy(&self.digest, signatures);
-        self.judge(policy).await
+        self.verify(policy).await
     }
 }
 
-impl Judged {
+impl Outcome {
     #[track_caller]
     pub(crate) fn accepted(self) -> Verified<Manifest> {
         self.verdict.unwrap_or_else(|rejection| panic!("{rejection}\n{:#?}", self.report))

@@ -1,4 +1,4 @@
-//! The half of the faulty registry that takes things in.
+//! The upload side of the faulty registry.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What somebody meets in the first hour, with the habits of docker, cosign and opa.
+//! Names, flags and messages for users of docker, cosign and opa.
 
 use std::fs;
 
@@ -100,7 +100,7 @@ fn a_folder_or_a_tarball_is_looked_into_without_being_built() {
         assert_eq!(asked.ok(), "{\"ann\":{\"admin\":true}}\n");
     }
     let none = author.line("inspect nowhere");
-    assert!(none.code == 2 && none.stderr.contains("nor is there a file or folder of this name"), "{none:?}");
+    assert!(none.code == 2 && none.stderr.contains("and no file or folder has this name"), "{none:?}");
     author.write("policy/authz/authz.rego", "package authz\n\nallow if {\n\tinput.x ==\n}\n");
     let broken = author.run(&["eval", "policy", "data.authz.allow"]);
     assert!(broken.stderr.starts_with("bundlegate: policy/authz/authz.rego:5:1: "), "{broken:?}");
@@ -145,7 +145,7 @@ fn every_error_of_a_file_is_shown_with_its_line() {
 }
 
 #[test]
-fn config_check_tells_every_mistake() {
+fn config_check_reports_all_errors() {
     let author = Author::with(&[(
         "bundlegate.yaml",
         "version: 1\nserver: { listen: nonsense, max_conections: 3 }\nclients: [{ name: a, anonymous: true, bundles: ['**'] }]\n\
@@ -161,7 +161,7 @@ fn config_check_tells_every_mistake() {
         "line 6: bundles.one.reference: ",
         "line 6: bundles.one.poll: ",
         "line 7: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
-        "5 mistakes",
+        "5 errors",
     ]) {
         assert!(line.contains(expected), "{line} lacks {expected}");
     }

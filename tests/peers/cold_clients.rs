@@ -1,4 +1,4 @@
-//! What a thousand clients cost the registry.
+//! Registry requests caused by a thousand clients.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 

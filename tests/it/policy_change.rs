@@ -1,4 +1,4 @@
-//! Trust that changes while a bundle is served.
+//! Trust policies that change while a bundle is served.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,8 +14,8 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
 use crate::{
     faulty::{Fault, FaultyRegistry},
     gate::{Gate, HOUR, Setup, bundle, error, eventually, tag},
+    refresh_failures::{HangingDisk, blob_path, index, on_disk},
     signing::{Signer, any_of},
-    trouble::{HangingDisk, blob_path, index, on_disk},
 };
 
 /// One that answers no request any more, and refuses none either.
@@ -124,7 +124,7 @@ async fn a_revoked_key_is_withdrawn_at_once_though_the_registry_is_dead() {
 }
 
 #[tokio::test]
-async fn a_policy_that_accepts_what_is_served_wakes_nobody_and_asks_nobody() {
+async fn a_policy_that_accepts_what_is_served_wakes_no_client_and_asks_no_registry() {
     let (registry, signer, other) = (FaultyRegistry::start().await, Signer::new(), Signer::new());
     let (digest, _) = registry.put_artifact("live", &bundle("one"));
     signer.sign_legacy(&registry, &digest);
@@ -215,7 +215,7 @@ async fn what_was_refused_or_absent_is_looked_at_again_when_the_policy_changes()
 
 /// A bundle that is too large is not fetched again, until somebody changes something.
 #[tokio::test]
-async fn a_hopeless_digest_is_given_another_chance_under_another_policy() {
+async fn a_known_defect_is_checked_again_under_another_policy() {
     let (registry, signer, other) = (FaultyRegistry::start().await, Signer::new(), Signer::new());
     let (digest, layer) = registry.put_artifact("live", b"no bundle");
     signer.sign_bundle(&registry, &digest);
@@ -334,7 +334,7 @@ async fn evidence_that_runs_out_is_collected_afresh_at_once() {
 
 /// Nobody can judge: the only thread for that is taken. What is over is over all the same.
 #[test]
-fn nothing_is_served_by_a_verdict_that_is_over_while_it_is_being_judged_again() {
+fn nothing_is_served_by_an_expired_verdict_during_reverification() {
     let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let (registry, signer) = (FaultyRegistry::start().await, Signer::new());

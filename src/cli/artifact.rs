@@ -1,12 +1,12 @@
-//! The artifact that a reference means: in the store, in a folder, or in a registry; and
-//! the bundle in it.
+//! Finds the artifact that a reference names, in the store, in a layout folder or in a
+//! registry, and reads the bundle in it.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, anyhow, bail};
 use tokio::task::spawn_blocking;
 
-use super::{flags::RegistryFlags, place::StoreFlag, table};
+use super::{flags::RegistryFlags, store_flag::StoreFlag, table};
 use crate::{
     bundle::{Bundle, LayerPlan, Limits},
     images::{Images, ImagesError},
@@ -15,93 +15,91 @@ use crate::{
     registry::{ReadLimits, Registries, Source},
 };
 
-/// What is read of an artifact on this machine at most; bundles have a limit of their own.
+/// Read limits for artifacts on this machine. Bundles have a limit of their own (`--max-size`).
 const LIMITS: ReadLimits = ReadLimits { manifest: 16 << 20, evidence: 16 << 20, bundle: u64::MAX };
-/// Larger bundles go through a file without a name.
+/// Layers up to this size are read into memory, larger ones into an unlinked file. In bytes.
 const IN_MEMORY: u64 = 4 << 20;
 
-/// An artifact, resolved once.
+/// An artifact, resolved to a digest.
 #[derive(Debug)]
-pub(super) struct Found {
-    /// As it was asked for.
+pub(super) struct ResolvedArtifact {
+    /// The reference as given.
     pub(super) reference: Reference,
-    /// Where it is.
+    /// The repository that has it.
     pub(super) source: Source,
     pub(super) pinned: PinnedReference,
     pub(super) manifest: Manifest,
-    /// Whether that is the image store.
+    /// Whether the repository is the image store.
     pub(super) in_store: bool,
 }
 
-/// What the store, or the layout folder that the reference names, has under it.
-pub(super) async fn on_this_machine(images: &Images, reference: &Reference) -> anyhow::Result<Option<Found>> {
+/// Looks a reference up in the store, or in the layout folder that it names.
+pub(super) async fn find_local(images: &Images, reference: &Reference) -> anyhow::Result<Option<ResolvedArtifact>> {
     let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().context("metrics")?);
     if reference.repository().host() == "oci-layout" {
-        return elsewhere(&registries, reference).await.map(Some);
+        return find_in_registry(&registries, reference).await.map(Some);
     }
     let (store, name) = (images.clone(), reference.clone());
     let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else { return Ok(None) };
     let source = registries.source(&images.repository())?.with_tag_prefix(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
-    Ok(Some(Found { reference: reference.clone(), source, pinned, manifest, in_store: true }))
+    Ok(Some(ResolvedArtifact { reference: reference.clone(), source, pinned, manifest, in_store: true }))
 }
 
-/// What the store has under a reference, or the sentence that it has not.
-pub(super) async fn in_store(images: &Images, reference: &Reference) -> anyhow::Result<Found> {
-    let found = on_this_machine(images, reference).await?;
+/// Looks a reference up in the store; an error if it is not there.
+pub(super) async fn find_in_store(images: &Images, reference: &Reference) -> anyhow::Result<ResolvedArtifact> {
+    let found = find_local(images, reference).await?;
     found.ok_or_else(|| ImagesError::NotFound(reference.clone()).into())
 }
 
-/// What the store has under a reference, or else its registry; `only_there` asks the
-/// registry alone.
-pub(super) async fn anywhere(
+/// Looks a reference up in the store, and then in its registry; with `registry_only` only in the
+/// registry.
+pub(super) async fn find(
     store: &StoreFlag,
     flags: &RegistryFlags,
-    only_there: bool,
+    registry_only: bool,
     reference: &Reference,
-) -> anyhow::Result<Found> {
-    if !only_there || reference.repository().host() == "oci-layout" {
+) -> anyhow::Result<ResolvedArtifact> {
+    if !registry_only || reference.repository().host() == "oci-layout" {
         let store = store.clone();
         let images = spawn_blocking(move || store.open()).await??;
-        if let Some(found) = on_this_machine(&images, reference).await? {
+        if let Some(found) = find_local(&images, reference).await? {
             return Ok(found);
         }
     }
-    let access = flags.access()?;
-    let (registries, _) = flags.registries(access.as_ref(), reference.repository())?;
-    let found = elsewhere(&registries, reference).await;
-    if only_there {
+    let cli_config = flags.cli_config()?;
+    let (registries, _) = flags.registries(cli_config.as_ref(), reference.repository())?;
+    let found = find_in_registry(&registries, reference).await;
+    if registry_only {
         found
     } else {
-        found.map_err(|error| error.context(format!("{reference}: not in the image store, and in the registry")))
+        found.map_err(|error| error.context(format!("{reference}: not in the image store; in the registry")))
     }
 }
 
-/// What a registry has under a reference.
-pub(super) async fn elsewhere(registries: &Registries, reference: &Reference) -> anyhow::Result<Found> {
+/// Looks a reference up in its registry or layout folder.
+pub(super) async fn find_in_registry(
+    registries: &Registries,
+    reference: &Reference,
+) -> anyhow::Result<ResolvedArtifact> {
     let source = registries.source(reference.repository())?;
     let pinned = source.resolve(reference).await?;
     let manifest = source.manifest(&pinned).await?;
-    Ok(Found { reference: reference.clone(), source, pinned, manifest, in_store: false })
+    Ok(ResolvedArtifact { reference: reference.clone(), source, pinned, manifest, in_store: false })
 }
 
-impl Found {
+impl ResolvedArtifact {
     /// How its layers become a bundle.
     pub(super) fn layer_plan(&self, data_root: Option<&str>) -> anyhow::Result<LayerPlan> {
         LayerPlan::of(&self.manifest, data_root).with_context(|| self.reference.to_string())
     }
 
-    /// The bundle's bytes, by the plan.
+    /// Fetches the layers and assembles the bundle's bytes.
     pub(super) async fn bytes(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Blob> {
         let size = Descriptor::total(plan.layers());
         if size > limits.bundle {
-            bail!(
-                "{}: {} are more than --max-size allows ({})",
-                self.reference,
-                table::size(size),
-                table::size(limits.bundle)
-            );
+            bail!("{}: {} exceeds --max-size ({})", self.reference, table::size(size), table::size(limits.bundle));
         }
         let mut blobs = Vec::new();
         for layer in plan.layers() {
@@ -112,7 +110,7 @@ impl Found {
         made.with_context(|| self.reference.to_string())
     }
 
-    /// The bundle, opened as OPA would.
+    /// Fetches the bundle and opens it as OPA would.
     pub(super) async fn bundle(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Bundle> {
         let blob = self.bytes(plan, limits).await?;
         let opened = spawn_blocking(move || Bundle::open(blob, &limits)).await?;
@@ -124,12 +122,13 @@ impl Found {
         if layer.size <= IN_MEMORY {
             return Ok(stream.collect().await?);
         }
-        let no_room =
-            |error: std::io::Error| anyhow!("temporary file: {error}; make room, or name a folder with TMPDIR");
-        let mut writer = BlobWriter::in_file(layer.clone(), tempfile::tempfile().map_err(no_room)?);
+        let spool_error = |error: std::io::Error| {
+            anyhow!("temporary file: {error}; free some space, or name another folder with TMPDIR")
+        };
+        let mut writer = BlobWriter::in_file(layer.clone(), tempfile::tempfile().map_err(spool_error)?);
         while let Some(piece) = stream.next().await? {
             writer.write(&piece).map_err(|error| match error {
-                WriteError::Io(error) => no_room(error),
+                WriteError::Io(error) => spool_error(error),
                 WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
             })?;
         }

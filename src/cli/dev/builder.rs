@@ -1,4 +1,4 @@
-//! From a folder to a signed artifact, again after every change.
+//! Builds the policy folder into a signed artifact, again after every change.
 
 use std::{
     fs,
@@ -20,10 +20,11 @@ use tokio::{
 use super::{
     super::{
         diagnostics::{self, SourceErrors},
-        opa::{lacks_wasm, located},
-        table, tell, tell_more,
+        eprint, eprint_lines,
+        opa::{describe_problems, lacks_wasm},
+        table,
     },
-    shelf::Shelf,
+    layout::DevLayout,
     test_run,
 };
 use crate::{
@@ -32,131 +33,129 @@ use crate::{
     sign::KeyPair,
 };
 
-/// Editors write a file in several steps.
-const SETTLE: Duration = Duration::from_millis(100);
-/// How often a folder that was replaced as a whole is looked for.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Delay after an event before a build starts: editors write a file in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How often the identity of the folder is checked: a folder that replaces it sends no events.
+const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a workshop works with.
+/// The options of a builder.
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) policy: PathBuf,
-    /// Whether Rego must be readable by our own parser.
+    /// Whether the built-in parser must accept the Rego.
     pub(super) parse: bool,
     pub(super) limits: Limits,
     pub(super) key: KeyPair,
-    /// Where signed artifacts go.
+    /// The layout folder for signed artifacts.
     pub(super) layout: PathBuf,
-    /// The real opa, where there is one.
+    /// The opa that loads builds and runs tests, if there is one.
     pub(super) checker: Option<Checker>,
 }
 
-/// A folder under watch, and where its artifacts go.
-pub(super) struct Workshop {
-    bench: Bench,
+/// Watches a folder and builds it after every change.
+pub(super) struct Builder {
+    task: BuildTask,
     watcher: RecommendedWatcher,
     changed: Arc<Notify>,
-    /// The device and inode of the folder that is watched: a folder that replaces it sends
-    /// no events.
+    /// Device and inode of the watched folder.
     watched: Option<(u64, u64)>,
-    /// What was said last about a build that failed.
-    complaint: Option<String>,
-    /// What was said last about the tests.
+    /// The last printed build error; `None` after a successful build.
+    last_error: Option<String>,
+    /// The last printed test report.
     tests: Vec<String>,
 }
 
-/// The part that blocks, and so travels between threads.
-struct Bench {
+/// The blocking part, which moves to a blocking thread and back.
+struct BuildTask {
     options: Options,
-    shelf: Shelf,
+    layout: DevLayout,
 }
 
-struct Built {
+struct BuildResult {
     packed: Packed,
-    /// Of the first Rego file.
+    /// The package of the first Rego file.
     package: Option<String>,
-    /// Whether it is another one than before.
+    /// Whether the artifact differs from the previous one.
     is_new: bool,
-    /// What to say about the tests.
+    /// The test report.
     tests: Vec<String>,
 }
 
-impl Workshop {
-    /// Watches from now on, so that no edit falls between the first build and the first
-    /// look.
+impl Builder {
+    /// Starts watching, so that no edit is missed between the first build and the first event.
     pub(super) fn open(options: Options) -> anyhow::Result<Self> {
         let changed = Arc::new(Notify::new());
         let notified = Arc::clone(&changed);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading makes events, too.
+            // Reading the files causes access events.
             if event.is_ok_and(|event| !event.kind.is_access()) {
                 notified.notify_one();
             }
         })?;
-        let shelf = Shelf::open(&options.layout)?;
-        let mut workshop = Self {
-            bench: Bench { options, shelf },
+        let layout = DevLayout::open(&options.layout)?;
+        let mut builder = Self {
+            task: BuildTask { options, layout },
             watcher,
             changed,
             watched: None,
-            complaint: None,
+            last_error: None,
             tests: Vec::new(),
         };
-        workshop.watch()?;
-        Ok(workshop)
+        builder.watch()?;
+        Ok(builder)
     }
 
-    /// Builds for the first time; gives the package of the first Rego file.
+    /// Runs the first build. Returns the package of the first Rego file.
     pub(super) async fn first_build(mut self) -> anyhow::Result<(Self, Option<String>)> {
-        let (bench, built) = self.bench.build_elsewhere().await?;
-        self.bench = bench;
+        let (task, built) = self.task.run().await?;
+        self.task = task;
         let built = built?;
-        built.tell();
-        self.tell_tests(&built);
+        built.report();
+        self.report_tests(&built);
         Ok((self, built.package))
     }
 
-    /// Builds after every change, for ever. A build that fails leaves what is served.
+    /// Builds after every change, without end. After a failed build the last good one stays.
     pub(super) async fn follow(mut self) -> anyhow::Result<()> {
         loop {
             self.next_change().await;
-            let (bench, built) = self.bench.build_elsewhere().await?;
-            self.bench = bench;
+            let (task, built) = self.task.run().await?;
+            self.task = task;
             match built {
                 Ok(built) => {
-                    if built.is_new || self.complaint.is_some() {
-                        built.tell();
+                    if built.is_new || self.last_error.is_some() {
+                        built.report();
                     }
-                    self.tell_tests(&built);
-                    self.complaint = None;
+                    self.report_tests(&built);
+                    self.last_error = None;
                 }
                 Err(error) => {
-                    let complaint = format!("{error:#}; the last good build is still served");
-                    if self.complaint.as_ref() != Some(&complaint) {
-                        tell(&complaint);
-                        tell_more(&diagnostics::pictures(&error));
+                    let last_error = format!("{error:#}; the last good build is still served");
+                    if self.last_error.as_ref() != Some(&last_error) {
+                        eprint(&last_error);
+                        eprint_lines(&diagnostics::source_excerpts(&error));
                     }
-                    self.complaint = Some(complaint);
+                    self.last_error = Some(last_error);
                 }
             }
         }
     }
 
-    /// After each new build, and when nothing but a test changed.
-    fn tell_tests(&mut self, built: &Built) {
+    /// Prints the test report after each new build, and when only the report changed.
+    fn report_tests(&mut self, built: &BuildResult) {
         if built.is_new || built.tests != self.tests {
-            built.tests.iter().for_each(|line| tell(line));
+            built.tests.iter().for_each(|line| eprint(line));
             self.tests.clone_from(&built.tests);
         }
     }
 
     async fn next_change(&mut self) {
         loop {
-            if timeout(LOOK_AGAIN, self.changed.notified()).await.is_ok() {
-                return sleep(SETTLE).await;
+            if timeout(IDENTITY_INTERVAL, self.changed.notified()).await.is_ok() {
+                return sleep(DEBOUNCE).await;
             }
-            if identity(&self.bench.options.policy) != self.watched {
-                // What fails now is tried again, and the build says what is wrong.
+            if identity(&self.task.options.policy) != self.watched {
+                // A failure is retried after the next interval, and the build reports the cause.
                 let _ = self.watch();
                 return;
             }
@@ -164,16 +163,16 @@ impl Workshop {
     }
 
     fn watch(&mut self) -> anyhow::Result<()> {
-        let policy = &self.bench.options.policy;
+        let policy = &self.task.options.policy;
         let _ = self.watcher.unwatch(policy);
         self.watched = identity(policy);
         self.watcher.watch(policy, RecursiveMode::Recursive).with_context(|| format!("watch {}", policy.display()))
     }
 }
 
-impl Bench {
-    /// Builds off the async threads, where what blocks is done in between with opa's answers.
-    async fn build_elsewhere(mut self) -> anyhow::Result<(Self, anyhow::Result<Built>)> {
+impl BuildTask {
+    /// Runs a build on a blocking thread, which waits for opa in between.
+    async fn run(mut self) -> anyhow::Result<(Self, anyhow::Result<BuildResult>)> {
         let runtime = Handle::current();
         Ok(spawn_blocking(move || {
             let built = self.build(&runtime);
@@ -182,63 +181,66 @@ impl Bench {
         .await?)
     }
 
-    fn build(&mut self, runtime: &Handle) -> anyhow::Result<Built> {
+    fn build(&mut self, runtime: &Handle) -> anyhow::Result<BuildResult> {
         let folder = Folder::read(&self.options.policy)?;
         let parse = if self.options.parse { Parse::Strictly } else { Parse::No };
         let options = PackOptions { parse, ..PackOptions::new(self.options.limits) };
-        let packed = folder.pack(&options).map_err(with_way_out)?;
+        let packed = folder.pack(&options).map_err(with_hint)?;
         let opa = runtime.block_on(self.load(&packed))?;
         let package = packed.modules.iter().find_map(|module| module.package.clone());
-        let is_new = self.shelf.publish(&packed, &self.options.key)?;
+        let is_new = self.layout.publish(&packed, &self.options.key)?;
         let tests = match (&self.options.checker, opa) {
             (Some(checker), Some(opa)) => {
                 runtime.block_on(test_run::with_opa(checker, &opa, &self.options.policy, &packed))
             }
             _ => test_run::built_in(&folder, &options),
         };
-        Ok(Built { packed, package, is_new, tests })
+        Ok(BuildResult { packed, package, is_new, tests })
     }
 
-    /// Lets opa load what was packed. Gives the opa, unless it gave no answer.
+    /// Lets opa load the packed bundle. Returns the opa, or `None` if it could not be run.
     async fn load(&self, packed: &Packed) -> anyhow::Result<Option<Arc<Opa>>> {
         let Some(checker) = &self.options.checker else { return Ok(None) };
         let opa = match checker.opa().await {
             Ok(opa) if lacks_wasm(&opa, &packed.bundle) => return Ok(None),
             Ok(opa) => opa,
             Err(error) => {
-                tell(&format!("--opa: {error}; going on without it"));
+                eprint(&format!("--opa: {error}; continuing without it"));
                 return Ok(None);
             }
         };
         match checker.check(&opa, packed.bundle.blob()).await {
             Ok(Verdict::Passed { .. }) => Ok(Some(opa)),
             Ok(Verdict::Refused(problems)) => {
-                bail!("opa can't load it: {}", located(&problems, std::slice::from_ref(&self.options.policy)))
+                bail!(
+                    "opa can't load the bundle: {}",
+                    describe_problems(&problems, std::slice::from_ref(&self.options.policy))
+                )
             }
             Err(error) => {
-                tell(&format!("--opa: {error}; going on without it"));
+                eprint(&format!("--opa: {error}; continuing without it"));
                 Ok(None)
             }
         }
     }
 }
 
-impl Built {
-    fn tell(&self) {
+impl BuildResult {
+    fn report(&self) {
         let (files, bundle) = (self.packed.files, &self.packed.bundle);
-        tell(&format!(
+        eprint(&format!(
             "built and signed revision {}: {files} files, {}",
             bundle.revision(),
             table::size(bundle.blob().size())
         ));
         if self.packed.modules.is_empty() {
-            tell("no .rego file is left: OPA gets the data and no policy, and every decision is undefined");
+            eprint("no .rego file left: OPA gets only data, and every decision is undefined");
         }
     }
 }
 
-fn with_way_out(error: PackError) -> anyhow::Error {
-    SourceErrors::of(error, "if only the built-in parser can't read it, --no-parse serves it all the same")
+fn with_hint(error: PackError) -> anyhow::Error {
+    SourceErrors::of(error, "if only the built-in parser can't read it, --no-parse serves it anyway")
 }
 
 fn identity(folder: &Path) -> Option<(u64, u64)> {

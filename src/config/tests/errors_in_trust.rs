@@ -1,6 +1,6 @@
 //! The table for `registries`, `trust` and `bundles`.
 
-use super::mistakes::check;
+use super::errors::check;
 
 const AUTHORITIES: &str = "authorities: { a: { keys: [release.pub], tlog: none }, b: { keys: [other.pub], tlog: none }, \
                            same: { keys: [release.pub], tlog: none } }";
@@ -11,20 +11,20 @@ fn policies(policies: &str) -> String {
 }
 
 #[test]
-fn registry_mistakes_have_a_way_out() {
+fn registry_errors_name_the_key_and_a_fix() {
     check(&[
         (
             "registries: { 'http://registry.lan:5000/': {} }",
-            "registries.http://registry.lan:5000/: a registry is named by host and port alone; write \
+            "registries.http://registry.lan:5000/: name the registry by host and port only; write \
              `registry.lan:5000: { scheme: http }`",
         ),
         (
             "registries: { ghcr.io/acme: {} }",
-            "registries.ghcr.io/acme: this is no HOST or HOST:PORT; write one such as `registry.lan:5000`",
+            "registries.ghcr.io/acme: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
         ),
         (
             "registries: { 'r.io:99999': {} }",
-            "registries.r.io:99999: this is no HOST or HOST:PORT; write one such as `registry.lan:5000`",
+            "registries.r.io:99999: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
         ),
         (
             "registries: { registry: {} }",
@@ -32,7 +32,7 @@ fn registry_mistakes_have_a_way_out() {
         ),
         (
             "registries: { r.io: { scheme: ftp } }",
-            "registries.r.io.scheme: \"ftp\" is no scheme; write `https` or `http`",
+            "registries.r.io.scheme: \"ftp\" is not a scheme; write `https` or `http`",
         ),
         (
             "registries: { r.io: { scheme: http, ca_file: registry-ca.pem } }",
@@ -40,12 +40,12 @@ fn registry_mistakes_have_a_way_out() {
         ),
         (
             "registries: { r.io: { ca_file: empty } }",
-            "registries.r.io.ca_file: empty holds no certificate; give PEM certificates \
+            "registries.r.io.ca_file: empty has no certificate; use PEM certificates \
              (-----BEGIN CERTIFICATE-----)",
         ),
         (
             "registries: { r.io: { credentials: { username: a } } }",
-            "registries.r.io.credentials.password_file: is missing; write it",
+            "registries.r.io.credentials.password_file: missing; write it",
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: none } } }",
@@ -54,7 +54,7 @@ fn registry_mistakes_have_a_way_out() {
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: empty } } }",
-            "registries.r.io.credentials.password_file: empty is empty; put the password into it",
+            "registries.r.io.credentials.password_file: empty is empty; write the password to it",
         ),
         (
             "registries: { r.io: { timeouts: { read: 0s } } }",
@@ -64,18 +64,18 @@ fn registry_mistakes_have_a_way_out() {
 }
 
 #[test]
-fn policy_mistakes_have_a_way_out() {
+fn policy_errors_name_the_key_and_a_fix() {
     let require = |names: &str| policies(&format!("p: {{ require: {{ any_of: [{names}] }} }}"));
     let matching = |glob: &str| policies(&format!("p: {{ match: {glob}, require: {{ any_of: [a] }} }}"));
     check(&[
         (
             &policies("p: unsinged"),
-            "trust.policies.p: \"unsinged\" is no policy; write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`",
+            "trust.policies.p: \"unsinged\" is not a policy; write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`",
         ),
-        (&policies("p: { match: r.io/** }"), "trust.policies.p.require: is missing; write it"),
+        (&policies("p: { match: r.io/** }"), "trust.policies.p.require: missing; write it"),
         (
             &require(""),
-            "trust.policies.p.require.any_of: without an authority nothing could pass; name one of \
+            "trust.policies.p.require.any_of: the list is empty; name one of \
              trust.authorities: a, b, same",
         ),
         (
@@ -118,10 +118,10 @@ fn policy_mistakes_have_a_way_out() {
 }
 
 #[test]
-fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
+fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
     let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
     let require = |rest: &str| policies(&format!("p: {{ require: {rest} }}"));
-    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
     let rows = [
         (
             require("{}"),
@@ -129,35 +129,35 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
         ),
         (
             require("{ any_of: [a], all_of: [b] }"),
-            key("require", "it says more than one thing; keep `any_of`, `all_of`, or `at_least` with `of`"),
+            key("require", "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`"),
         ),
         (
             require("{ any_of: [a], at_least: 1 }"),
-            key("require", "it says more than one thing; keep `any_of`, `all_of`, or `at_least` with `of`"),
+            key("require", "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`"),
         ),
-        (require("{ of: [a] }"), key("require", "nothing says how many of them; write `at_least: 1`, or more")),
-        (require("{ at_least: 1 }"), key("require", "nothing says of whom; write `of: [AUTHORITY, AUTHORITY]`")),
+        (require("{ of: [a] }"), key("require", "`of` needs `at_least`; write `at_least: 1`, or more")),
+        (require("{ at_least: 1 }"), key("require", "`at_least` needs `of`; write `of: [AUTHORITY, AUTHORITY]`")),
         (
             require("{ at_least: 1, of: [] }"),
-            key("require.of", "without an authority nothing could pass; name one of trust.authorities: a, b, same"),
+            key("require.of", "the list is empty; name one of trust.authorities: a, b, same"),
         ),
         (
             require("{ all_of: [] }"),
-            key("require.all_of", "without an authority nothing could pass; name one of trust.authorities: a, b, same"),
+            key("require.all_of", "the list is empty; name one of trust.authorities: a, b, same"),
         ),
         (require("{ at_least: 0, of: [a] }"), key("require", "at_least: 0 would accept anything; write 1 or more")),
         (require("{ at_least: 3, of: [a, b] }"), key("require", "3 of 2 authorities can never sign; lower at_least")),
         (
             require("{ at_least: -1, of: [a, b] }"),
-            key("require.at_least", "the integer `-1` stands where a whole number is wanted; write that instead"),
+            key("require.at_least", "expected a whole number, found the integer `-1`; correct the value"),
         ),
-        (require("[a]"), key("require", "a list stands where a mapping of keys is wanted; write that instead")),
+        (require("[a]"), key("require", "expected a mapping of keys, found a list; correct the value")),
         (with("formats: []"), key("formats", "no signature could be accepted; write bundle, legacy or both")),
         (
             with("predicate_types: []"),
             key(
                 "predicate_types",
-                "no bundle could count as a signature; write [\"https://sigstore.dev/cosign/sign/v1\"]",
+                "nothing would count as a signature; write [\"https://sigstore.dev/cosign/sign/v1\"]",
             ),
         ),
         (
@@ -174,7 +174,7 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
         ),
     ];
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
-    // Whatever uses them, or nothing.
+    // Used or unused.
     let keyless = "{ keyless: { issuer: 'https://a.example.com', subject: a@example.com } }";
     check(&[(
         &format!(
@@ -186,9 +186,9 @@ fn a_policy_that_nothing_or_anything_could_meet_is_refused() {
 }
 
 #[test]
-fn details_of_a_policy_have_a_way_out() {
+fn policy_details_name_the_key_and_a_fix() {
     let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
-    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
     let rows = [
         (with("fromats: [bundle]"), key("fromats", "unknown key; did you mean `formats`?")),
         (
@@ -199,10 +199,10 @@ fn details_of_a_policy_have_a_way_out() {
             with("predicate_types: [slsaprovenance]"),
             key(
                 "predicate_types[0]",
-                "\"slsaprovenance\" is no predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
+                "\"slsaprovenance\" is not a predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
             ),
         ),
-        (with("attestations: [{}]"), key("attestations[0].predicate_type", "is missing; write it")),
+        (with("attestations: [{}]"), key("attestations[0].predicate_type", "missing; write it")),
         (
             with("attestations: [{ predicate_type: 'a:b', rego: corp.rego }]"),
             key(
@@ -216,20 +216,20 @@ fn details_of_a_policy_have_a_way_out() {
         ),
         (
             with("annotations: { a: [1] }"),
-            key("annotations.a", "a list stands where a text, a number, true or false is wanted; write that instead"),
+            key("annotations.a", "expected a text, a number, true or false, found a list; correct the value"),
         ),
         (
             with("annotations: { a: { b: c } }"),
             key(
                 "annotations.a",
-                "a mapping of keys stands where a text, a number, true or false is wanted; write that instead",
+                "expected a text, a number, true or false, found a mapping of keys; correct the value",
             ),
         ),
         (
             with("annotations: { a: }"),
-            key("annotations.a", "has no value; write one, or remove the key to get its default"),
+            key("annotations.a", "no value; write one, or remove the key to use its default"),
         ),
-        (with("annotations: { '': x }"), key("annotations", "an annotation has a name; write it")),
+        (with("annotations: { '': x }"), key("annotations", "an annotation has an empty name; write one")),
         (
             with("claimed_repository: mach"),
             key("claimed_repository", "\"mach\" is neither `ignore`, `match` nor a repository; did you mean `match`?"),
@@ -250,7 +250,7 @@ fn details_of_a_policy_have_a_way_out() {
         ),
         (
             with("signatures: r.io/a"),
-            key("signatures", "\"r.io/a\" stands where a mapping of keys is wanted; write that instead"),
+            key("signatures", "expected a mapping of keys, found \"r.io/a\"; correct the value"),
         ),
         (
             with("max_signature_age: 0s"),
@@ -269,18 +269,18 @@ fn details_of_a_policy_have_a_way_out() {
 
 // Attack 38 of the threat list.
 #[test]
-fn a_place_for_signatures_means_no_other_one() {
+fn a_malformed_signatures_repository_is_refused() {
     let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
     let repository = |text: &str| with(&format!("signatures: {{ repository: '{text}' }}"));
-    let key = |key: &str, sentence: &str| format!("trust.policies.p.{key}: {sentence}");
+    let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
     let malformed = |text: &str, reason: &str| {
         key("signatures.repository", &format!("reference \"{text}\" is malformed: {reason}"))
     };
-    let way_out = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
+    let hint = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
     let rows = [
-        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", way_out)),
-        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", way_out)),
-        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", way_out)),
+        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", hint)),
+        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", hint)),
+        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", hint)),
         (repository("https://r.io/a"), malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY")),
         (repository("oci-layout:sigs"), malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY")),
         (
@@ -296,11 +296,11 @@ fn a_place_for_signatures_means_no_other_one() {
 }
 
 #[test]
-fn bundle_mistakes_have_a_way_out() {
+fn bundle_errors_name_the_key_and_a_fix() {
     let bundle = |rest: &str| format!("trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {{ {rest} }} }}");
     let good = "reference: 'r.io/a:1', trust: dev";
     check(&[
-        (&bundle("trust: dev"), "bundles.x.reference: is missing; write it"),
+        (&bundle("trust: dev"), "bundles.x.reference: missing; write it"),
         (
             &bundle("reference: 'authz:v1', trust: dev"),
             "bundles.x.reference: reference \"authz:v1\" names no registry host; write it out, such as \
@@ -312,7 +312,7 @@ fn bundle_mistakes_have_a_way_out() {
         ),
         (
             &bundle("reference: 'oci-layout:x'"),
-            "bundles.x.trust: a folder falls under no policy by itself; name one here (trust.policies: dev)",
+            "bundles.x.trust: no `match` applies to a folder; name one here (trust.policies: dev)",
         ),
         (
             &bundle(&format!("{good}, poll: 50ms")),
@@ -335,10 +335,11 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
         let entries = names.iter().map(|name| format!("\"{name}\": {{ reference: 'r.io/a:1', trust: dev }}"));
         format!("trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ {} }}", entries.collect::<Vec<_>>().join(", "))
     };
-    let slash = "a bundle's name has no slash at either end and no empty segment; write a name such as authz/main";
-    let dots = "a bundle's name has no segment `.` or `..`; write a name such as authz/main";
+    let slash =
+        "a bundle name must not begin or end with a slash or have an empty segment; write a name such as authz/main";
+    let dots = "a bundle name must not have a segment `.` or `..`; write a name such as authz/main";
     check(&[
-        (&bundles(&[""]), "bundles.: a bundle's name is not empty; write a name such as authz/main"),
+        (&bundles(&[""]), "bundles.: a bundle name must not be empty; write a name such as authz/main"),
         (&bundles(&["/a"]), &format!("bundles./a: {slash}")),
         (&bundles(&["a/"]), &format!("bundles.a/: {slash}")),
         (&bundles(&["a//b"]), &format!("bundles.a//b: {slash}")),
@@ -346,7 +347,7 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
         (&bundles(&["."]), &format!("bundles..: {dots}")),
         (
             &bundles(&["a\\nb"]),
-            "bundles.a\\nb: a bundle's name has no control characters; write a name such as authz/main",
+            "bundles.a\\nb: a bundle name must not have control characters; write a name such as authz/main",
         ),
         (
             &bundles(&["x", "bundles/x"]),
@@ -360,7 +361,7 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
 }
 
 #[test]
-fn expectations_have_a_way_out() {
+fn expect_errors_name_the_key_and_a_fix() {
     let bundle = |policy: &str, expect: &str| {
         format!(
             "trust: {{ {AUTHORITIES}, policies: {{ dev: unsigned, a: {{ require: {{ any_of: [a] }} }} }} }}\nbundles: \
@@ -373,49 +374,49 @@ fn expectations_have_a_way_out() {
              authorities for a log (tlog: require)"
         )
     };
-    let key = |key: &str, sentence: &str| format!("bundles.x.expect.{key}: {sentence}");
+    let key = |key: &str, message: &str| format!("bundles.x.expect.{key}: {message}");
     let rows = [
         (bundle("a", "oder: version"), key("oder", "unknown key; did you mean `order`?")),
         (
             bundle("a", "order: versions"),
-            key("order", "\"versions\" is none of `version`, `created` and `signed_time`; did you mean `version`?"),
+            key("order", "\"versions\" is not one of `version`, `created` and `signed_time`; did you mean `version`?"),
         ),
         (bundle("a", "order: signed_time"), key("order", &untimed("a"))),
         (bundle("dev", "order: signed_time"), key("order", &untimed("dev"))),
-        (bundle("a", "minimum: 1.4.0"), key("minimum", "nothing says what it is a minimum of; write `order`, too")),
+        (bundle("a", "minimum: 1.4.0"), key("minimum", "`minimum` needs an `order`; write `order` as well")),
         (
             bundle("a", "order: version, minimum: '1.4'"),
             key("minimum", "\"1.4\" is not a semantic version; write it such as 1.4.0"),
         ),
         (
             bundle("a", "order: version, minimum: 1.4"),
-            key("minimum", "the floating point `1.4` stands where text is wanted; put it into quotes"),
+            key("minimum", "expected text, found the floating point `1.4`; put it in quotes"),
         ),
         (
             bundle("a", "order: created, minimum: 1.4.0"),
-            key("minimum", "\"1.4.0\" is no moment; write one with its zone, such as 2027-01-01T00:00:00Z"),
+            key("minimum", "\"1.4.0\" is not a time; write one with its zone, such as 2027-01-01T00:00:00Z"),
         ),
         (
             bundle("a", "order: version, minimum: 1.4.0, on_older: serve"),
-            key("on_older", "what is below `minimum` would be served all the same; write `alarm` or `refuse`"),
+            key("on_older", "versions below `minimum` would be served; write `alarm` or `refuse`"),
         ),
         (
             bundle("a", "on_older: ignore"),
-            key("on_older", "\"ignore\" is none of `serve`, `alarm` and `refuse`; there is: serve, alarm, refuse"),
+            key("on_older", "\"ignore\" is not one of `serve`, `alarm` and `refuse`; available: serve, alarm, refuse"),
         ),
         (
             bundle("a", "roots: []"),
-            key("roots", "no bundle has its roots nowhere; write some such as [\"authz\"], or remove the key"),
+            key("roots", "the list is empty; write roots such as [\"authz\"], or remove the key"),
         ),
         (
             bundle("a", "roots: [authz, authz/]"),
-            key("roots[1]", "\"authz/\" is no root; write it as `.manifest` has it, such as authz/users"),
+            key("roots[1]", "\"authz/\" is not a root; write it as in `.manifest`, such as authz/users"),
         ),
         (
             bundle("a", "annotations: { a: 1 }"),
-            key("annotations.a", "the integer `1` stands where text is wanted; put it into quotes"),
+            key("annotations.a", "expected text, found the integer `1`; put it in quotes"),
         ),
-        (bundle("a", "annotations: { '': x }"), key("annotations", "an annotation has a name; write it")),
+        (bundle("a", "annotations: { '': x }"), key("annotations", "an annotation has an empty name; write one")),
     ];
     check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
 }
@@ -435,7 +436,7 @@ fn a_fallback_is_there_and_has_none() {
     };
     let key = "bundles.x.on_withdraw.fallback";
     check(&[
-        (&bundles("x", "deny"), &format!("{key}: it would stand in for itself; name another bundle")),
+        (&bundles("x", "deny"), &format!("{key}: a bundle can't be its own fallback; name another bundle")),
         (&bundles("dney", "deny"), &format!("{key}: bundles has no \"dney\"; did you mean `deny`?")),
         (
             &bundles("y", "deny"),

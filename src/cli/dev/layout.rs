@@ -1,5 +1,5 @@
-//! The OCI layout between author and gateway: `dev` puts signed artifacts in, a watcher
-//! takes them out as from any registry.
+//! The OCI image layout between builder and gateway: `dev` writes signed artifacts to it, and a
+//! watcher reads them as from any registry.
 
 use std::{collections::HashSet, path::Path};
 
@@ -9,18 +9,18 @@ use crate::{
     sign::{Attachment, KeyPair, SignError, SigningRequest},
 };
 
-/// What the newest artifact is called.
+/// The tag of the newest artifact.
 pub(super) const TAG: &str = "dev";
 
-/// A layout that holds the newest artifact and the one before, which somebody may be
+/// A layout with the newest artifact and the one before it, which a watcher may still be
 /// reading.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct DevLayout {
     layout: Layout,
     newest: Option<Version>,
 }
 
-/// One signed artifact.
+/// A signed artifact.
 #[derive(Debug)]
 struct Version {
     artifact: Descriptor,
@@ -28,9 +28,9 @@ struct Version {
     signatures: (String, Descriptor),
 }
 
-/// Why an artifact could not be put there.
+/// An error while publishing an artifact.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ShelfError {
+pub(super) enum DevLayoutError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -39,17 +39,18 @@ pub(super) enum ShelfError {
     Manifest(#[from] serde_json::Error),
 }
 
-impl Shelf {
-    /// Opens or makes the layout. The first [`Self::publish`] drops what an earlier process
-    /// left: its key is gone, so nothing could vouch for it.
-    pub(super) fn open(path: &Path) -> Result<Self, ShelfError> {
+impl DevLayout {
+    /// Opens or creates the layout. The first [`Self::publish`] removes artifacts of earlier
+    /// processes: their keys are gone, so they could not be verified.
+    pub(super) fn open(path: &Path) -> Result<Self, DevLayoutError> {
         let layout = Layout::create(path)?;
         layout.remove_leftovers()?;
         Ok(Self { layout, newest: None })
     }
 
-    /// Signs a bundle and makes it the newest. `false` when it is already. Blocks.
-    pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, ShelfError> {
+    /// Signs a bundle and publishes it as the newest. Returns `false` if it already is the newest.
+    /// Blocks.
+    pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, DevLayoutError> {
         let artifact = Artifact::new(packed, &Annotations::default())?;
         if self.newest.as_ref().is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest) {
             return Ok(false);
@@ -59,7 +60,7 @@ impl Shelf {
         let mut named = version.blobs.clone();
         for version in self.newest.iter().chain([&version]) {
             index.set(&version.signatures.0, version.signatures.1.clone());
-            // The newest comes last and so takes the tag.
+            // The newest is set last, so the tag refers to it.
             index.set(TAG, version.artifact.clone());
             named.extend(version.blobs.iter().cloned());
         }
@@ -73,7 +74,7 @@ impl Shelf {
         Ok(true)
     }
 
-    fn store(&self, artifact: &Artifact, key: &KeyPair) -> Result<Version, ShelfError> {
+    fn store(&self, artifact: &Artifact, key: &KeyPair) -> Result<Version, DevLayoutError> {
         let signature = Attachment::sign(key, &SigningRequest::of(artifact.descriptor.clone()))?;
         self.layout.store_blob(&artifact.layer)?;
         let mut blobs = HashSet::from([artifact.layer.digest().clone()]);

@@ -1,4 +1,4 @@
-//! The walls between the modules: who may name whom.
+//! The module dependency rules.
 
 use std::{
     collections::BTreeSet,
@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every room, and the rooms that its code may name. `metrics` and `telemetry` are open to
-/// all.
-const ROOMS: &[(&str, &[&str])] = &[
+/// Every module, and the modules that its code may name. Every module may use `metrics` and
+/// `telemetry`.
+const MODULES: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
     (
@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "watch",
         ],
     ),
-    // It builds the options that the rooms below define; none of them knows it.
+    // It builds the options that the modules below define; none of them knows it.
     ("config", &["bundle", "oci", "opa_check", "publish", "registry", "server", "store", "verify", "watch"]),
     ("oci", &[]),
     ("bundle", &["oci"]),
@@ -60,21 +60,21 @@ const OPEN: &[&str] = &["metrics", "telemetry"];
 fn no_module_names_one_that_it_may_not() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut checked = 0;
-    let mut trespasses = Vec::new();
+    let mut violations = Vec::new();
     for file in rust_files(&root) {
         let inside = file.strip_prefix(&root).unwrap();
-        let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
-        let row = ROOMS.iter().find(|(name, _)| *name == room);
-        let (_, allowed) = row.unwrap_or_else(|| panic!("src/{room} is not in the table; give it a row"));
-        for used in named_rooms(&fs::read_to_string(&file).unwrap()) {
+        let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let row = MODULES.iter().find(|(name, _)| *name == module);
+        let (_, allowed) = row.unwrap_or_else(|| panic!("src/{module} is not in the table; give it a row"));
+        for used in named_modules(&fs::read_to_string(&file).unwrap()) {
             checked += 1;
-            if used != room && !allowed.contains(&used.as_str()) && !OPEN.contains(&used.as_str()) {
-                trespasses.push(format!("src/{}: `{room}` may not use `{used}`", inside.display()));
+            if used != module && !allowed.contains(&used.as_str()) && !OPEN.contains(&used.as_str()) {
+                violations.push(format!("src/{}: `{module}` may not use `{used}`", inside.display()));
             }
         }
     }
-    assert!(trespasses.is_empty(), "\n{}\n", trespasses.join("\n"));
-    assert!(checked > 30, "only {checked} uses were found: the test has lost its eyes");
+    assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
+    assert!(checked > 30, "only {checked} uses were found: the search is broken");
 }
 
 /// `jiff::Timestamp::now` panics where the clock stands beyond the year 9999; `telemetry::now`
@@ -104,15 +104,15 @@ fn paths_are_found_wherever_they_hide() {
         pub(in crate::config) fn f(x: crate::registry::Source) { bundlegate::cli::main() }
         use crate::verify as judge;
     ";
-    let rooms: Vec<_> = named_rooms(code).into_iter().collect();
-    assert_eq!(rooms, ["cli", "config", "oci", "registry", "store", "verify", "watch"]);
+    let modules: Vec<_> = named_modules(code).into_iter().collect();
+    assert_eq!(modules, ["cli", "config", "oci", "registry", "store", "verify", "watch"]);
 }
 
 /// The first names after `crate::` (`bundlegate::` in the binary), in `use` groups too.
-fn named_rooms(code: &str) -> BTreeSet<String> {
+fn named_modules(code: &str) -> BTreeSet<String> {
     let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
     let code = lines.collect::<Vec<_>>().join("\n");
-    let mut rooms = BTreeSet::new();
+    let mut modules = BTreeSet::new();
     for start in ["crate::", "bundlegate::"] {
         for (at, _) in code.match_indices(start) {
             if code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') {
@@ -120,12 +120,12 @@ fn named_rooms(code: &str) -> BTreeSet<String> {
             }
             let rest = &code[at + start.len()..];
             match rest.strip_prefix('{') {
-                Some(group) => rooms.extend(group_heads(group)),
-                None => rooms.extend([head(rest)]),
+                Some(group) => modules.extend(group_heads(group)),
+                None => modules.extend([head(rest)]),
             }
         }
     }
-    rooms
+    modules
 }
 
 /// The names that the entries of a `use` group begin with.

@@ -1,4 +1,4 @@
-//! A bundle that loses its trust: what its clients get instead, and who is left behind.
+//! `on_withdraw`: what clients of a withdrawn bundle get, and how many still run it.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::{
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, statement},
     gate::{FALLBACK, Gate, Setup, bundle, error, eventually, header, tag, wishing},
-    trouble::blob_path,
+    refresh_failures::blob_path,
 };
 
 /// A registry with a bundle, signed by a key, and one that denies everything.
@@ -286,7 +286,7 @@ async fn a_cold_replica_serves_the_fallback_for_what_is_named_as_revoked() {
 /// Whoever can move the tag points it at an old artifact of a revoked key; the others serve the
 /// good version, and this replica has an empty cache.
 #[tokio::test]
-async fn a_cold_replica_takes_the_good_version_from_nobody_when_the_tag_leads_to_a_revoked_one() {
+async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads_to_a_revoked_one() {
     let world = World::new().await;
     let old = world.gate(None).await;
     let revoked = tag_of(&old, old.name).await;

@@ -1,5 +1,5 @@
-//! Clients that try to occupy all of `max_connections`, and one that fetches its bundle. None of
-//! the former sends a credential that the latter does not have.
+//! Clients that try to take all connections, and one that only wants its bundle. The former have no
+//! more credentials than the latter.
 
 use std::{sync::Arc, time::Duration};
 
@@ -79,7 +79,7 @@ async fn send_repeatedly(address: std::net::SocketAddr, bytes: &'static [u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_without_a_complete_request_are_evicted() {
+async fn an_absent_or_incomplete_request_blocks_no_other_client() {
     for bytes in [
         &b""[..],
         b"G",
@@ -100,7 +100,7 @@ async fn connections_without_a_complete_request_are_evicted() {
 
 /// Once, two such clients occupied all connections for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_whose_client_gives_no_window_are_evicted() {
+async fn a_client_that_reads_no_response_blocks_no_other_client() {
     for window in [0, 1] {
         assert_client_is_served_during(long_deadlines(), move |address| async move {
             loop {
@@ -119,7 +119,7 @@ async fn connections_whose_client_gives_no_window_are_evicted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_with_an_incomplete_tls_handshake_are_evicted() {
+async fn an_unfinished_tls_handshake_blocks_no_other_client() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let tls = rustls::ServerConfig::builder()
@@ -174,7 +174,7 @@ async fn a_response_that_is_not_read_is_reset_alone() {
 
 /// A request that would have to be held gets 503, and one that can be answered at once is answered.
 #[tokio::test]
-async fn held_requests_occupy_nine_tenths_of_max_connections_and_the_next_one_gets_503() {
+async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one_gets_503() {
     let registry = FaultyRegistry::start().await;
     let gate = gate(&registry, Setup { max_connections: 10, ..Setup::default() }).await;
     let etag = tag(&gate.get("", 0).await);

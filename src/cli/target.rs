@@ -1,45 +1,46 @@
-//! Where an artifact is looked for: its registry, a layout folder, or the image store.
+//! The place that a subcommand reads an artifact from and writes to: a registry, an OCI image
+//! layout, or the image store.
 
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
 
-use super::{flags::RegistryFlags, place::StoreFlag};
+use super::{flags::RegistryFlags, store_flag::StoreFlag};
 use crate::{
-    config::Access,
+    config::CliConfig,
     images::{Images, WriteLease},
     oci::{PinnedReference, Reference, Repository},
     registry::{Destination, ReadLimits, Registries, Source},
     verify::TrustPolicy,
 };
 
-/// Somewhere to read an artifact, and what is attached to it, and to attach more.
+/// A repository with access to it: a source of artifacts and referrers, and a destination.
 #[derive(Debug)]
-pub(super) struct Location {
+pub(super) struct Target {
     registries: Registries,
     limits: ReadLimits,
     source: Source,
-    /// The repository that the reference names; in the store, part of every name.
+    /// The repository in the reference. In the store it is part of every name.
     named: Repository,
-    /// Where the source is the image store.
+    /// The image store, if the source is one.
     images: Option<Images>,
-    /// What is read, or was just put beside it, is not swept away meanwhile.
+    /// Keeps the store's garbage collection away from what is read and written.
     _write_lease: Option<WriteLease>,
 }
 
-impl Location {
-    /// The store where `local` says so, else what the reference names.
-    pub(super) fn of(
+impl Target {
+    /// Opens the image store if `local` is set, and else the repository in the reference.
+    pub(super) fn new(
         reference: &Reference,
         local: bool,
         store: &StoreFlag,
         registry: &RegistryFlags,
-        access: Option<&Access>,
+        cli_config: Option<&CliConfig>,
     ) -> anyhow::Result<Self> {
         let named = reference.repository().clone();
-        let (registries, limits) = registry.registries(access, &named)?;
+        let (registries, limits) = registry.registries(cli_config, &named)?;
         let images = local.then(|| store.open()).transpose()?;
-        // A store that may only be read is not swept by those who may not write either, and
-        // who can't take the lock can't write.
+        // Without the lock this process can only read. It goes on: a process that may not
+        // write to the store does not collect garbage either.
         let lease = images.as_ref().and_then(|images| images.write_lease().ok());
         let source = match &images {
             Some(images) => registries.source(&images.repository())?.with_tag_prefix(&named),
@@ -48,24 +49,24 @@ impl Location {
         Ok(Self { registries, limits, source, named, images, _write_lease: lease })
     }
 
-    /// The store if it has what the reference means, else its registry. A folder is what it
-    /// is.
-    pub(super) async fn nearest(
+    /// Opens the image store if it has the reference, and else the registry. A reference to a
+    /// layout folder is always read from that folder.
+    pub(super) async fn store_or_registry(
         reference: &Reference,
         store: &StoreFlag,
         registry: &RegistryFlags,
-        access: Option<&Access>,
+        cli_config: Option<&CliConfig>,
     ) -> anyhow::Result<Self> {
         if matches!(reference.repository(), Repository::Registry { .. }) {
-            let location = Self::of(reference, true, store, registry, access)?;
-            if location.find(reference).await?.is_some() {
-                return Ok(location);
+            let target = Self::new(reference, true, store, registry, cli_config)?;
+            if target.find(reference).await?.is_some() {
+                return Ok(target);
             }
         }
-        Self::of(reference, false, store, registry, access)
+        Self::new(reference, false, store, registry, cli_config)
     }
 
-    /// Whether it is neither the store nor a folder.
+    /// Whether it is a registry, neither the store nor a folder.
     pub(super) fn is_registry(&self) -> bool {
         matches!(self.source.repository(), Repository::Registry { .. })
     }
@@ -74,8 +75,8 @@ impl Location {
         &self.source
     }
 
-    /// Where what vouches for the artifact is: beside it, unless the policy says otherwise. The
-    /// store and folders have everything in one place.
+    /// The source of the signatures: the artifact's own repository unless the policy names
+    /// another. In the store and in folders they are always beside the artifact.
     pub(super) fn signatures(&self, policy: &TrustPolicy) -> anyhow::Result<Source> {
         match policy.signatures() {
             Some(repository) if self.is_registry() => Ok(self.registries.source(repository)?),
@@ -87,13 +88,13 @@ impl Location {
         self.limits
     }
 
-    /// The same place, to write to.
+    /// The same repository, to write to.
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
         Ok(if self.images.is_some() { destination.with_tag_prefix(&self.named) } else { destination })
     }
 
-    /// What the reference means here, now.
+    /// Resolves the reference to a digest.
     pub(super) async fn resolve(&self, reference: &Reference) -> anyhow::Result<PinnedReference> {
         if self.images.is_none() {
             return Ok(self.source.resolve(reference).await?);
@@ -102,7 +103,7 @@ impl Location {
         found.with_context(|| format!("{reference}: not in the image store; pull it, or drop --local"))
     }
 
-    /// What the reference means in the store.
+    /// Looks the reference up in the store.
     async fn find(&self, reference: &Reference) -> anyhow::Result<Option<PinnedReference>> {
         let Some(images) = self.images.clone() else { return Ok(None) };
         let name = reference.clone();

@@ -1,4 +1,4 @@
-//! What clients see while the registry is in trouble, or has nothing fit to serve.
+//! What clients see while refreshes fail: `on_missing`, `max_stale`, `first_wait`, the cache.
 
 use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
 
@@ -132,7 +132,7 @@ async fn a_registry_in_trouble_stops_neither_200_nor_304() {
 }
 
 #[tokio::test]
-async fn a_deleted_tag_is_an_alarm_and_no_more_unless_it_is_to_withdraw() {
+async fn on_missing_keep_serves_a_deleted_tag_and_on_missing_withdraw_does_not() {
     for (on_missing, status, state) in
         [(OnMissing::Keep, StatusCode::OK, "serving"), (OnMissing::Withdraw, StatusCode::NOT_FOUND, "withdrawn")]
     {
@@ -365,7 +365,7 @@ async fn what_does_not_fit_on_the_disk_is_served_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_cold_start_without_a_registry_waits_and_then_says_what_is_pending() {
+async fn first_wait_holds_requests_of_a_cold_start_and_ends_with_pending() {
     let registry = FaultyRegistry::start().await;
     registry.fail("", usize::MAX, unwell());
     let gate = Gate::before(&registry, Duration::from_millis(100)).await;
@@ -410,7 +410,7 @@ async fn what_is_refused_is_404_at_once_and_with_wait_200_the_moment_it_is_signe
 }
 
 #[tokio::test]
-async fn while_the_registry_asks_for_patience_nobody_makes_it_look_again() {
+async fn during_retry_after_no_client_causes_another_check() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::before(&registry, Duration::from_millis(50)).await;
@@ -426,7 +426,7 @@ async fn while_the_registry_asks_for_patience_nobody_makes_it_look_again() {
 }
 
 #[tokio::test]
-async fn one_wish_for_an_hour_of_patience_withdraws_no_healthy_bundle() {
+async fn a_retry_after_of_an_hour_withdraws_no_healthy_bundle() {
     for wish in ["3600", "4294967296", "soon", "-1", "Fri, 01 Jan 2100 00:00:00 GMT"] {
         let registry = FaultyRegistry::start().await;
         registry.put_artifact("live", &bundle("one"));

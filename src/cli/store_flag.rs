@@ -1,4 +1,4 @@
-//! Where the image store is, and how references are written on the command line.
+//! The `--store` flag, and the arguments that name images, references and annotations.
 
 use std::{env, fmt, path::PathBuf};
 
@@ -12,24 +12,24 @@ use crate::{
     oci::{Reference, ReferenceError, Repository},
 };
 
-/// What a bundle may hold on the command line, unless `--max-size` says otherwise: mistakes
-/// are to be noticed, not large policies refused.
+/// Limits of bundles on the command line, unless `--max-size` sets another. They catch mistakes
+/// and are far above any real policy.
 pub(super) const LIMITS: Limits =
     Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000, bundle_manifest: 64 << 20 };
 
-/// Digits of a digest below which it is no use to look for it.
-const LEAST_PREFIX: usize = 4;
+/// The minimum length of a digest prefix, in hexadecimal digits.
+const MIN_DIGEST_PREFIX: usize = 4;
 
-/// Which image store.
+/// The image store that a subcommand uses.
 #[derive(Debug, Clone, Args)]
 pub(super) struct StoreFlag {
-    /// The image store's folder; default: bundlegate/images in the user's data folder.
+    /// Folder of the image store; default: bundlegate/images in the user's data folder.
     #[arg(long, value_name = "DIR", env = "BUNDLEGATE_STORE", hide_env_values = true)]
     store: Option<PathBuf>,
 }
 
 impl StoreFlag {
-    /// Opens the store, making it first where there is none. Blocks.
+    /// Opens the store, and creates it if it does not exist. Blocks.
     pub(super) fn open(&self) -> anyhow::Result<Images> {
         let path = self.store.clone().map_or_else(default_store, Ok)?;
         Ok(Images::open(&path)?)
@@ -39,12 +39,12 @@ impl StoreFlag {
 fn default_store() -> anyhow::Result<PathBuf> {
     let given = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let data = given("XDG_DATA_HOME").or_else(|| Some(given("HOME")?.join(".local/share")));
-    let Some(data) = data else { bail!("image store: there is no home folder; name a folder with --store") };
+    let Some(data) = data else { bail!("image store: no home folder (HOME is unset); name a folder with --store") };
     Ok(data.join("bundlegate/images"))
 }
 
-/// Reads a reference; one without a host is taken from `BUNDLEGATE_REGISTRY` where that is
-/// set, such as `ghcr.io/acme`.
+/// Parses a reference. `BUNDLEGATE_REGISTRY`, such as `ghcr.io/acme`, is put in front of one
+/// without a host.
 pub(super) fn reference(text: &str) -> Result<Reference, String> {
     let registry = registry();
     in_registry(text, &registry).map_err(|error| match error {
@@ -53,12 +53,12 @@ pub(super) fn reference(text: &str) -> Result<Reference, String> {
     })
 }
 
-/// What is put in front of a name without a host.
+/// The prefix for names without a host; empty if there is none.
 pub(super) fn registry() -> String {
     env::var("BUNDLEGATE_REGISTRY").unwrap_or_default()
 }
 
-/// `HOST/REPOSITORY`, or a repository of `BUNDLEGATE_REGISTRY`.
+/// Parses `HOST/REPOSITORY`, or a repository below `BUNDLEGATE_REGISTRY`.
 pub(super) fn repository(text: &str) -> Result<Repository, String> {
     let registry = registry();
     let parsed = match text.parse() {
@@ -73,40 +73,40 @@ pub(super) fn repository(text: &str) -> Result<Repository, String> {
     })
 }
 
-/// An image of the store as it is named on the command line.
+/// An image of the store as named on the command line.
 #[derive(Debug, Clone)]
-pub(super) enum Stored {
+pub(super) enum ImageName {
     Reference(Reference),
-    /// The beginning of a digest, as `images` shows it.
+    /// The prefix of a digest, as `images` prints it.
     Digest {
-        /// Only in this repository.
+        /// Restricts the search to this repository.
         repository: Option<Repository>,
         /// Hexadecimal digits.
         prefix: String,
     },
 }
 
-/// Reads a reference, or the beginning of a digest: `3f2a9c1b0d4e`, `sha256:3f2a9c`,
+/// Parses a reference or the prefix of a digest: `3f2a9c1b0d4e`, `sha256:3f2a9c`,
 /// `HOST/REPOSITORY@sha256:3f2a9c`.
-pub(super) fn stored(text: &str) -> Result<Stored, String> {
+pub(super) fn image_name(text: &str) -> Result<ImageName, String> {
     match reference(text) {
-        Ok(reference) => Ok(Stored::Reference(reference)),
-        Err(sentence) => digest_prefix(text).ok_or(sentence),
+        Ok(reference) => Ok(ImageName::Reference(reference)),
+        Err(message) => digest_prefix(text).ok_or(message),
     }
 }
 
-fn digest_prefix(text: &str) -> Option<Stored> {
+fn digest_prefix(text: &str) -> Option<ImageName> {
     let (named, digest) = match text.rsplit_once('@') {
         Some((named, digest)) => (Some(repository(named).ok()?), digest.strip_prefix("sha256:")?),
         None => (None, text.strip_prefix("sha256:").unwrap_or(text)),
     };
     let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    let fits = (LEAST_PREFIX..=64).contains(&digest.len()) && digest.bytes().all(is_hex);
-    fits.then(|| Stored::Digest { repository: named, prefix: digest.to_owned() })
+    let fits = (MIN_DIGEST_PREFIX..=64).contains(&digest.len()) && digest.bytes().all(is_hex);
+    fits.then(|| ImageName::Digest { repository: named, prefix: digest.to_owned() })
 }
 
-impl Stored {
-    /// What it means in the store; of an image in several repositories, one. Blocks.
+impl ImageName {
+    /// The reference of the image; if the image is in several repositories, any of them. Blocks.
     pub(super) fn find(&self, images: &Images) -> anyhow::Result<Reference> {
         match self {
             Self::Reference(reference) => Ok(reference.clone()),
@@ -117,24 +117,22 @@ impl Stored {
         }
     }
 
-    /// The same, where it has to be one repository.
-    pub(super) fn find_one(&self, images: &Images) -> anyhow::Result<Reference> {
+    /// The reference of the image, which must be in exactly one repository. Blocks.
+    pub(super) fn find_unique(&self, images: &Images) -> anyhow::Result<Reference> {
         let Self::Digest { repository, prefix } = self else { return self.find(images) };
         let found = images.with_prefix(repository.as_ref(), prefix)?;
         match found.as_slice() {
             [only] => Ok(only.clone()),
             several => {
                 let names: Vec<_> = several.iter().map(|one| one.repository().to_string()).collect();
-                bail!(
-                    "{prefix}: this image is in several repositories; write one of {}, with its tag",
-                    names.join(", ")
-                )
+                bail!("{prefix}: the image is in several repositories; write one of {}, with its tag", names.join(", "))
             }
         }
     }
 
-    /// What it means where the store is looked into, or else the reference that it is.
-    pub(super) async fn in_place(&self, store: &StoreFlag, local: bool) -> anyhow::Result<Reference> {
+    /// The reference that the name stands for. A digest prefix is looked up in the store, and only
+    /// if `local` is set.
+    pub(super) async fn resolve_name(&self, store: &StoreFlag, local: bool) -> anyhow::Result<Reference> {
         match self {
             Self::Digest { .. } if local => {
                 let (name, store) = (self.clone(), store.clone());
@@ -144,18 +142,18 @@ impl Stored {
         }
     }
 
-    /// The reference, where nothing but one will do.
+    /// The reference, or an error for a digest prefix.
     pub(super) fn reference(&self) -> anyhow::Result<&Reference> {
         match self {
             Self::Reference(reference) => Ok(reference),
             Self::Digest { prefix, .. } => {
-                bail!("{prefix}: a part of a digest is looked for in the image store alone; write HOST/REPOSITORY:TAG")
+                bail!("{prefix}: a digest prefix works for the image store only; write HOST/REPOSITORY:TAG")
             }
         }
     }
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reference(reference) => reference.fmt(f),
@@ -174,21 +172,21 @@ fn in_registry(text: &str, registry: &str) -> Result<Reference, ReferenceError> 
     }
 }
 
-/// `KEY=VALUE`.
+/// Parses `KEY=VALUE`.
 pub(super) fn annotation(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-        _ => Err(format!("{text:?} is no annotation; write KEY=VALUE")),
+        _ => Err(format!("{text:?} is not an annotation; write KEY=VALUE")),
     }
 }
 
-/// `SOURCE_DATE_EPOCH`, the agreed way to date a build that must be the same again, or the
-/// epoch itself.
+/// The time in `SOURCE_DATE_EPOCH`, the convention for reproducible builds
+/// (reproducible-builds.org), or else the Unix epoch.
 pub(super) fn source_date() -> anyhow::Result<jiff::Timestamp> {
     let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(jiff::Timestamp::UNIX_EPOCH) };
     let seconds = text.to_str().and_then(|text| text.trim().parse().ok());
     let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.with_context(|| format!("SOURCE_DATE_EPOCH: {text:?} is no time; write seconds since 1970, or unset it"))
+    time.with_context(|| format!("SOURCE_DATE_EPOCH: {text:?} is not a time; write seconds since 1970, or unset it"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,78 @@
+//! `limits` and `cache`.
+
+use std::path::PathBuf;
+
+use super::{files::Base, problem::Problem, raw, values::Size};
+use crate::{bundle, registry};
+
+/// `limits`. In bytes, except `files`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The tarball of a bundle.
+    pub bundle: u64,
+    /// The uncompressed tar stream of a bundle.
+    pub unpacked: u64,
+    /// Files in a bundle.
+    pub files: u64,
+    /// The `.manifest` of a bundle.
+    pub bundle_manifest: u64,
+    /// An image manifest or index.
+    pub manifest: u64,
+    /// All signature material of one artifact together.
+    pub evidence: u64,
+}
+
+/// `cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// The cache folder; `None` is memory only.
+    pub directory: Option<PathBuf>,
+    /// Maximum size on disk, in bytes.
+    pub disk: u64,
+    /// Maximum size in memory, in bytes.
+    pub memory: u64,
+}
+
+impl Limits {
+    /// The limits of the registry client.
+    pub fn read_limits(&self) -> registry::ReadLimits {
+        registry::ReadLimits { manifest: self.manifest, evidence: self.evidence, bundle: self.bundle }
+    }
+
+    /// The limits for opening a bundle.
+    pub fn bundle_limits(&self) -> bundle::Limits {
+        bundle::Limits {
+            bundle: self.bundle,
+            unpacked: self.unpacked,
+            files: self.files,
+            bundle_manifest: self.bundle_manifest,
+        }
+    }
+}
+
+/// Reads `limits`.
+pub(super) fn read(raw: &raw::Limits) -> Result<Limits, Problem> {
+    let bytes = |size: Option<Size>, mebibytes: u64| size.map_or(mebibytes << 20, |size| size.0);
+    let files = raw.files.unwrap_or(20_000);
+    if files == 0 {
+        return Err(Problem::new("no bundle would pass; write a number of at least 1").at("files"));
+    }
+    Ok(Limits {
+        bundle: bytes(raw.bundle, 64),
+        unpacked: bytes(raw.unpacked, 512),
+        files,
+        bundle_manifest: bytes(raw.bundle_manifest, 1),
+        manifest: bytes(raw.manifest, 4),
+        evidence: bytes(raw.evidence, 16),
+    })
+}
+
+/// Reads `cache`.
+pub(super) fn cache(raw: raw::Cache, base: Base<'_>) -> Result<Cache, Problem> {
+    let directory = raw.directory.map(|path| base.path(&path)).transpose();
+    Ok(Cache {
+        directory: directory.map_err(|problem| problem.at("directory"))?,
+        disk: raw.disk.map_or(10 << 30, |size| size.0),
+        memory: raw.memory.map_or(512 << 20, |size| size.0),
+    })
+}

@@ -1,0 +1,180 @@
+//! Loads and checks a whole configuration.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    bundles::{self, BundleConfig},
+    clients::{self, ClientConfig},
+    difference,
+    files::{self, Files},
+    limits::{self, Cache, Limits},
+    opa_check,
+    problem::{ConfigError, Problem},
+    raw, reader, registries,
+    server::{self, LongPoll, Server},
+    tree,
+    trust::{CurrentRoot, Policies},
+};
+use crate::{oci::read_regular_or_pipe, registry, verify::RootSource};
+
+/// A configuration with checked values, all of whose files could be read.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Settings by registry host.
+    pub registries: BTreeMap<String, registry::Options>,
+    /// Size limits.
+    pub limits: Limits,
+    /// The cache.
+    pub cache: Cache,
+    /// The bundles, ordered by name.
+    pub bundles: Vec<BundleConfig>,
+    /// Limits of long polling.
+    pub long_poll: LongPoll,
+    /// The listeners.
+    pub server: Server,
+    /// The clients and what each may read; never empty.
+    pub clients: Vec<ClientConfig>,
+    /// Sources of the trust roots that the policies of the bundles use, by name.
+    pub roots: BTreeMap<String, RootSource>,
+    /// The trust policies.
+    pub trust: Policies,
+    trust_files: Vec<PathBuf>,
+    /// The text of the file.
+    text: String,
+}
+
+impl Config {
+    /// Loads a configuration file. Relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::load_with(file, &|name, source| source.initial(name))
+    }
+
+    /// Loads a configuration file with the current trust roots.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
+        let mut config = read(file, |text, folder| Self::read(text, folder, roots))?;
+        config.trust_files.insert(0, file.to_owned());
+        Ok(config)
+    }
+
+    /// Parses a configuration. Relative paths in it are relative to `base_dir`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(text: &str, base_dir: &Path) -> Result<Self, ConfigError> {
+        Self::read(text, base_dir, &|name, source| source.initial(name))
+    }
+
+    /// The files whose changes are applied while serving: the configuration, the keys,
+    /// certificates, roots and rules that `trust` names, and the token files of `clients`.
+    pub fn trust_files(&self) -> &[PathBuf] {
+        &self.trust_files
+    }
+
+    /// The paths of the keys that differ in `newer`, without those that are applied while serving
+    /// (`trust`, `clients`).
+    pub fn differences(&self, newer: &Self) -> Vec<String> {
+        difference::keys(&self.text, &newer.text)
+    }
+
+    fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
+        let config = parse(text, base_dir, |raw, files| Self::check(raw, roots, files))?;
+        Ok(Self { text: text.to_owned(), ..config })
+    }
+
+    pub(super) fn check(raw: raw::Root, roots: CurrentRoot<'_>, files: &Files<'_>) -> Result<Self, Problem> {
+        let (registries, policies) = registries_and_policies(raw.registries, raw.trust, roots, files)?;
+        let base = files.base();
+        let opa_check = opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
+        let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
+        let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
+        Ok(Self {
+            registries,
+            limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+            cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
+            roots: policies.roots_of(bundles.iter().map(|bundle| &bundle.trust)),
+            trust: policies,
+            bundles,
+            long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
+            server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
+            clients: clients::read(raw.clients, files.live()).map_err(|problem| problem.at("clients"))?,
+            trust_files: files.live_paths(),
+            text: String::new(),
+        })
+    }
+}
+
+/// Reads the file, and passes its text and folder to `parse`.
+pub(super) fn read<T>(
+    file: &Path,
+    parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>,
+) -> Result<T, ConfigError> {
+    let refused = |message: String| ConfigError::unreadable(None, message).in_file(file);
+    let bytes = read_regular_or_pipe(file, files::MAX_FILE_BYTES).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => refused(format!("{error}; name the right file")),
+        _ => refused(format!("can't read the file: {error}; name the right file")),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|_| refused("not UTF-8 text; name the right file".to_owned()))?;
+    let folder = file.parent().unwrap_or_else(|| Path::new(""));
+    parse(&text, folder).map_err(|error| error.in_file(file))
+}
+
+pub(super) fn parse<T>(
+    text: &str,
+    folder: &Path,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, Problem>,
+) -> Result<T, ConfigError> {
+    let root = tree::Node::parse(text)?;
+    let files = Files::new(folder);
+    parse_tree(&root, &files, check).map_err(|problem| root.locate(problem))
+}
+
+fn parse_tree<T>(
+    root: &tree::Node,
+    files: &Files<'_>,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, Problem>,
+) -> Result<T, Problem> {
+    root.unique_keys()?;
+    check_tree(root, files, check)
+}
+
+/// Checks a tree without duplicate keys.
+pub(super) fn check_tree<T>(
+    root: &tree::Node,
+    files: &Files<'_>,
+    check: impl FnOnce(raw::Root, &Files<'_>) -> Result<T, Problem>,
+) -> Result<T, Problem> {
+    check_version(root)?;
+    check(reader::read(root)?, files)
+}
+
+pub(super) fn registries_and_policies(
+    registries: BTreeMap<String, raw::Registry>,
+    trust: raw::Trust,
+    roots: CurrentRoot<'_>,
+    files: &Files<'_>,
+) -> Result<(BTreeMap<String, registry::Options>, Policies), Problem> {
+    let registries = registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
+    let policies = Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
+    Ok((registries, policies))
+}
+
+/// Checks `version` before all other keys: errors about the keys of another version would
+/// mislead.
+fn check_version(root: &tree::Node) -> Result<(), Problem> {
+    let refused = |message: &str| Err(Problem::new(message).at("version"));
+    match (&root.value, root.get("version").map(|node| &node.value)) {
+        (tree::Value::Mapping(_), Some(tree::Value::Integer(1))) => Ok(()),
+        (tree::Value::Mapping(_), None) => refused("missing; write `version: 1`"),
+        (tree::Value::Mapping(_), Some(_)) => refused("this bundlegate reads version 1; write `version: 1`"),
+        _ => Err(Problem::new("the configuration must be a mapping; begin with `version: 1`")),
+    }
+}
