@@ -10,7 +10,8 @@
 //!
 //! | module | owns | may use |
 //! |---|---|---|
-//! | [`cli`] | the verbs, all terminal output, the wiring of everything else | everything |
+//! | [`cli`] | the verbs, all terminal output | everything |
+//! | [`gateway`] | watchers, trust roots and server, made from a configuration and changed with it | everything but `cli` |
 //! | [`config`] | from YAML to checked values; builds the option types of the rooms below | their option types |
 //! | [`oci`] | the specification's nouns; the image layout on disk; reading files that somebody names | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, packing reproducibly, the artifact around them; evaluating them for a look | `oci` |
@@ -113,7 +114,7 @@
 //! Whom to trust is part of the configuration, and the part that changes while it is served:
 //! on SIGHUP, when a file that it names becomes another one, or when a trust root was
 //! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
-//! (`cli::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
+//! (`gateway::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
 //! what it serves again from the evidence in hand, before anybody is asked; so it does when the
 //! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
 //! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
@@ -206,6 +207,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod gateway;
 pub mod images;
 pub mod metrics;
 pub mod oci;

@@ -9,7 +9,6 @@ mod each;
 mod eval;
 mod flags;
 mod found;
-mod gate;
 mod generate_key_pair;
 mod images;
 mod init;
@@ -18,14 +17,12 @@ mod local;
 mod location;
 mod login;
 mod opa;
-mod open_files;
 mod password;
 mod place;
 mod progress;
 mod pull;
 mod push;
 mod read;
-mod reload;
 mod remote;
 mod repl;
 mod rm;
@@ -50,7 +47,7 @@ use tokio::signal::{
     unix::{SignalKind, signal},
 };
 
-use crate::{config::Config, opa_check, telemetry};
+use crate::{config::Config, gateway, opa_check, telemetry};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -280,7 +277,7 @@ async fn check(file: &std::path::Path) -> anyhow::Result<()> {
             bail!("{}: {} mistakes; correct them", file.display(), all.len())
         }
     })?;
-    gate::checkers(&config).await.with_context(|| file.display().to_string())?;
+    gateway::checkers(&config).await.with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
     say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
 }

@@ -20,11 +20,15 @@ use clap::Args;
 use serde_json::json;
 
 use self::{state::State, workshop::Workshop};
-use super::{gate::Gate, opa::OpaChoice, say, tell};
-use crate::{config::Config, sign::KeyPair};
+use super::{opa::OpaChoice, say, tell};
+use crate::{
+    config::Config,
+    gateway::{self, Gateway, StopSignals},
+    sign::KeyPair,
+};
 
 /// The warning about few open files does not matter on a machine for editing.
-pub(super) const LOG: &str = "warn,bundlegate::cli::open_files=error";
+pub(super) const LOG: &str = "warn,bundlegate::gateway::open_files=error";
 /// The local disk answers in milliseconds.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
 const LAYOUT: &str = "layout";
@@ -70,17 +74,18 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         checker: options.opa.checker().await?,
     })?;
     let (workshop, package) = workshop.first_build().await?;
-    let server = super::gate::server_options(&config)?;
-    let gate = Gate::start(config, server, None).await.map_err(naming_the_flag)?;
-    gate.first_snapshots(FIRST_SNAPSHOT).await?;
-    let addresses = hints::Addresses { data: gate.data_address()?, admin: gate.admin_address()? };
+    let server = gateway::server_options(&config)?;
+    let (drain, exit) = StopSignals::install()?.drain_and_exit();
+    let gateway = Gateway::start(config, server, None).await.map_err(naming_the_flag)?;
+    gateway.first_snapshots(FIRST_SNAPSHOT).await?;
+    let addresses = hints::Addresses { data: gateway.data_address()?, admin: gateway.admin_address()? };
     for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
         say(&line)?;
     }
     let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (gone at the end)" } else { "" };
     tell(&format!("watching {}{fate}; edit it, and OPA decides by the new policy; Ctrl-C ends", policy.display()));
     tokio::select! {
-        ended = gate.run() => ended,
+        ended = gateway.run(drain, exit) => ended,
         broken = workshop.follow() => broken,
     }
 }

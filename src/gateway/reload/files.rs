@@ -31,6 +31,7 @@ const LARGEST: u64 = 2 << 20;
 ///
 /// The folders are watched, not the files: editors put a new file in the place of the old one,
 /// and Kubernetes swaps the link that leads to all of them. What counts is the content alone.
+#[derive(Debug)]
 pub(super) struct WatchedFiles {
     /// `None` where the system has no more to give; then there is only [`LOOK_AGAIN`].
     watcher: Option<RecommendedWatcher>,

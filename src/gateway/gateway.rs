@@ -1,4 +1,5 @@
-//! Start-up wiring: from a checked configuration to watchers and a server.
+//! The gateway as a whole: from a checked configuration to watchers and a server, until it has
+//! drained.
 
 use std::{
     net::SocketAddr,
@@ -8,11 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{task::JoinSet, time::timeout};
 
 use super::{open_files, reload::Reload};
 use crate::{
@@ -28,29 +25,34 @@ use crate::{
     watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
 };
 
-/// A gateway that has its listeners, and its watchers running.
-pub(super) struct Gate {
+/// A gateway whose listeners are bound and whose watchers run. `serve`, `dev`, the tests and the
+/// benches all compose it here.
+#[derive(Debug)]
+pub struct Gateway {
     server: Server,
     watchers: JoinSet<()>,
     handles: Vec<Handle>,
     store: Store,
-    /// What the configuration says anew about trust and clients, where it may.
+    metrics: Metrics,
+    /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
-    /// Caught from the start on: whoever has been told that it runs may already want it to end.
-    signals: [Signal; 2],
 }
 
-impl Gate {
-    /// Opens the cache, starts the watchers, binds the listeners. Follows the trust and the clients
-    /// that `file` speaks of, if there is one: `config` was read from it.
-    pub(super) async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
+impl Gateway {
+    /// Opens the cache, starts the watchers and binds the listeners. `file` is the file that
+    /// `config` was read from; changes of it are applied while the gateway runs. Without it the
+    /// configuration never changes.
+    ///
+    /// # Errors
+    /// When the clock is unusable, an `opa` does not start, a registry's options make no client,
+    /// or an address can't be bound.
+    pub async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
         anyhow::ensure!(
             telemetry::is_clock_usable(),
             "the system's clock is before 1970 or after 9999 ({}); set it, and start again",
             telemetry::now()
         );
-        let signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let metrics = Metrics::new().context("metrics")?;
         let registries =
             Arc::new(Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone()));
@@ -61,7 +63,7 @@ impl Gate {
         };
         let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
-        tell_where_blobs_go(opened, &store);
+        log_cache_directory(opened, &store);
         let opa_checks = opa_checks(&config, &store).await?;
         let court = Court::default();
         let mut watchers = Vec::new();
@@ -88,49 +90,60 @@ impl Gate {
             None => None,
         };
         let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
-        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics).await?;
+        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics.clone()).await?;
         let watchers = watchers.into_iter().map(Watcher::run).collect();
-        Ok(Self { server, watchers, handles, store, reload, signals })
+        Ok(Self { server, watchers, handles, store, metrics, reload })
     }
 
-    /// Where bundles are served.
-    pub(super) fn data_address(&self) -> anyhow::Result<SocketAddr> {
+    /// The address of the data listener.
+    ///
+    /// # Errors
+    /// When the system does not report it.
+    pub fn data_address(&self) -> anyhow::Result<SocketAddr> {
         Ok(self.server.data_address()?)
     }
 
-    /// Where operators look.
-    pub(super) fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+    /// The address of the admin listener.
+    ///
+    /// # Errors
+    /// When the system does not report it.
+    pub fn admin_address(&self) -> anyhow::Result<SocketAddr> {
         Ok(self.server.admin_address()?)
     }
 
-    /// Waits until every bundle is being served, `patience` at most.
-    pub(super) async fn first_snapshots(&self, patience: Duration) -> anyhow::Result<()> {
+    /// The metrics that the admin listener renders.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The handle of a bundle, by its configured name.
+    pub fn handle(&self, name: &str) -> Option<&Handle> {
+        self.handles.iter().find(|handle| handle.name() == name)
+    }
+
+    /// Waits until every bundle is served, for at most `limit` each.
+    ///
+    /// # Errors
+    /// When a bundle is not served in time, with its last failure.
+    pub async fn first_snapshots(&self, limit: Duration) -> anyhow::Result<()> {
         for handle in &self.handles {
             let mut state = handle.subscribe();
             let serving = state.wait_for(|state| state.snapshot().is_some());
-            if timeout(patience, serving).await.is_ok_and(|served| served.is_ok()) {
+            if timeout(limit, serving).await.is_ok_and(|served| served.is_ok()) {
                 continue;
             }
             let failure = handle.status().last_failure.map_or_else(|| "no answer yet".to_owned(), |last| last.message);
-            anyhow::bail!("{}: not served within {patience:?}: {failure}", handle.name());
+            anyhow::bail!("{}: not served within {limit:?}: {failure}", handle.name());
         }
         Ok(())
     }
 
-    /// Serves until the first SIGTERM or Ctrl-C, then drains. A second signal exits at once.
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let [mut terminate, mut interrupt] = self.signals;
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let signals = async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::info!("draining; a second signal exits at once");
-            let _ = stop.send(());
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::warn!("exiting without draining");
-        };
-        let serve = self.server.run(async move {
-            let _ = stopped.await;
-        });
+    /// Serves until `drain` completes, then drains. Ends at once when `exit` completes.
+    ///
+    /// # Errors
+    /// When a watcher ends, or the configuration can't be read again, which are bugs.
+    pub async fn run(mut self, drain: impl Future<Output = ()>, exit: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let serve = self.server.run(drain);
         let reload = async move {
             match self.reload {
                 Some(reload) => reload.follow().await,
@@ -139,7 +152,7 @@ impl Gate {
         };
         tokio::select! {
             () = serve => tracing::info!("drained"),
-            () = signals => {}
+            () = exit => {}
             broken = reload => broken.context("the configuration can't be read anew")?,
             Some(ended) = self.watchers.join_next() => {
                 // Watchers run for ever; one that ends has found a bug of ours.
@@ -152,7 +165,7 @@ impl Gate {
     }
 }
 
-fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
+fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
     match directory {
         None => tracing::info!("no cache.directory: blobs live in memory only, a cold start needs the registry"),
         Some(directory) if store.is_persistent() => tracing::info!(directory = %directory.display(), "cache opened"),
@@ -161,14 +174,18 @@ fn tell_where_blobs_go(directory: Option<PathBuf>, store: &Store) {
     }
 }
 
-/// A check for each bundle that has one, in the order of the configuration.
+/// The check of each bundle that has one, in the order of the configuration.
 async fn opa_checks(config: &Config, store: &Store) -> anyhow::Result<Vec<Option<OpaCheck>>> {
     let checkers = checkers(config).await?.into_iter();
     Ok(checkers.map(|checker| Some(OpaCheck::new(checker?, store.check_results().clone()))).collect())
 }
 
-/// Starts every `opa` that the configuration names.
-pub(super) async fn checkers(config: &Config) -> anyhow::Result<Vec<Option<Checker>>> {
+/// Starts every `opa` that the configuration names: a checker for each bundle, in the order of
+/// the configuration.
+///
+/// # Errors
+/// When a program is missing, does not work as `opa`, or is older than 1.0.
+pub async fn checkers(config: &Config) -> anyhow::Result<Vec<Option<Checker>>> {
     let mut checkers = Checkers::default();
     let mut started = Vec::new();
     for bundle in &config.bundles {
@@ -221,8 +238,11 @@ fn rules(bundle: &BundleConfig, config: &Config) -> Rules {
     }
 }
 
-/// What the configuration says about the server.
-pub(super) fn server_options(config: &Config) -> anyhow::Result<server::Options> {
+/// The server's options, from the configuration.
+///
+/// # Errors
+/// When a client's glob is malformed.
+pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
     let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
@@ -238,7 +258,7 @@ pub(super) fn server_options(config: &Config) -> anyhow::Result<server::Options>
     })
 }
 
-/// Who may read what.
+/// The clients that may read bundles, from the configuration.
 pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
     let mut clients = server::Clients::default();
     for client in config {

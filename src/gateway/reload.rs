@@ -34,6 +34,7 @@ const AGAIN: Duration = Duration::from_secs(3);
 const READINGS: usize = 5;
 
 /// Takes over what a changed configuration says about trust.
+#[derive(Debug)]
 pub(super) struct Reload {
     reader: Reader,
     metrics: Metrics,
@@ -46,6 +47,7 @@ pub(super) struct Reload {
 }
 
 /// The part that blocks, and so travels between threads.
+#[derive(Debug)]
 struct Reader {
     file: PathBuf,
     /// As it was at the start.
@@ -211,7 +213,7 @@ impl Reader {
                 tracing::warn!(client, "tokens that are not in its bearer_token_file any more are refused from now on");
             }
         }
-        if let Ok(clients) = super::gate::clients(config) {
+        if let Ok(clients) = super::gateway::clients(config) {
             live.replace(clients);
         }
     }
@@ -222,7 +224,7 @@ impl Reader {
         if old == config {
             return Ok(false);
         }
-        live.replace(super::gate::clients(config).map_err(|error| error.to_string())?);
+        live.replace(super::gateway::clients(config).map_err(|error| error.to_string())?);
         *old = config.to_vec();
         Ok(true)
     }
