@@ -74,7 +74,7 @@ impl Gate {
         let (address, etag) = runtime.block_on(async {
             let options = server_options(&config).unwrap();
             let gateway = Gateway::start(config, options, None).await.unwrap();
-            let mut state = gateway.handle(BUNDLE).unwrap().subscribe();
+            let mut state = gateway.catalog().get(BUNDLE).unwrap().handle().subscribe();
             let etag =
                 state.wait_for(|state| state.snapshot().is_some()).await.unwrap().snapshot().unwrap().etag().to_owned();
             let address = gateway.data_address().unwrap();

@@ -23,7 +23,7 @@
 //! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
 //! | [`transfer`] | copies an artifact with what vouches for it, between any two places | `oci`, `registry` |
 //! | [`watch`] | one task per bundle: what to fetch, publish, withdraw, and when | all of the above but `cli`, `config`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | which name means which bundle | `watch` |
+//! | [`catalog`] | which name means which bundle, while bundles come and go | `oci`, `watch` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog` and what a snapshot holds; never `registry`, `verify`, `store` |
 //! | [`metrics`], [`telemetry`] | Prometheus and logs | – ; every room may use `metrics` |
 //!
@@ -111,24 +111,32 @@
 //!
 //! # Trust that changes
 //!
-//! Whom to trust is part of the configuration, and the part that changes while it is served:
+//! Whom to trust is part of the configuration that changes while it is served:
 //! on SIGHUP, when a file that it names becomes another one, or when a trust root was
-//! refreshed, everything is read anew, and its trust is taken as a whole or refused as a whole
+//! refreshed, everything is read anew, and applied as a whole or refused as a whole
 //! (`gateway::reload`). Each watcher gets its policy through [`watch::Handle::trust`], and judges
 //! what it serves again from the evidence in hand, before anybody is asked; so it does when the
 //! verdict is over that it serves by ([`verify::Verified::valid_until`]). What is refused then
 //! is withdrawn at once, and evidence is collected afresh: it may have been signed again.
-//!
-//! Bundles can't be renamed while the program runs: what the file has no more, or under another
-//! reference, is served until the next start. Revoked keys and digests and removed trust roots
-//! count for it all the same, whatever else the same edit renames
-//! ([`verify::TrustPolicy::restricted`]).
 //!
 //! A verdict that was reached before a change can't be published after it: publishing compares
 //! the revision of the policy while holding what a change of the policy waits for. Nor does the
 //! server hand out anything by a verdict that is over, however late its watcher comes to that.
 //! Verdicts are reached off the async threads, by a few threads for all watchers, so that five
 //! hundred of them at once delay no answer ([`watch::Court`]).
+//!
+//! # Bundles that change
+//!
+//! Bundles are added, removed and changed by the same reload (`gateway::plan`, `gateway::bundles`).
+//! Requests that are held for other bundles don't notice. A removed bundle is an unknown one at
+//! once, for held requests too; its history and what it served stay on disk, and it resumes from
+//! them when it is added again. A bundle whose reference or options change gets a second watcher.
+//! What is served stays until the second watcher serves its first version, and then the second one
+//! takes its place ([`catalog::Entry`]); until then `/status` shows the new reference and its last
+//! failure, beside what is served from the earlier one. What is served under an earlier reference
+//! keeps the policy of that time, or the present one of its name, but without the keys and digests
+//! that the same edit revokes and the trust roots that it removes, whatever else it renames
+//! ([`verify::TrustPolicy::restricted`]): revoked, it is withdrawn at once.
 //!
 //! # Memory and disk
 //!

@@ -277,7 +277,7 @@ async fn check(file: &std::path::Path) -> anyhow::Result<()> {
             bail!("{}: {} mistakes; correct them", file.display(), all.len())
         }
     })?;
-    gateway::checkers(&config).await.with_context(|| file.display().to_string())?;
+    gateway::start_opas(&config).await.with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
     say(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::tree::{Key, Node, Value};
 
-/// The keys in which two texts differ, as people write them, but for those that are taken at once:
-/// whom to trust, and who may read. A key that is written with its default differs from one that is
+/// The keys in which two texts differ, as people write them, but for those that are applied while
+/// the gateway runs: bundles, trust and clients. A key that is written with its default differs from one that is
 /// not written.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
@@ -44,7 +44,7 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 }
 
 fn is_live(path: &[&str]) -> bool {
-    matches!(path, ["trust" | "clients"] | ["bundles", _, "trust"])
+    matches!(path, ["trust" | "clients" | "bundles" | "opa_check"])
 }
 
 /// Wherever it stands, and however it is written.
@@ -111,9 +111,9 @@ bundles:
   a: { reference: 'r.example/a:v2', trust: dev, poll: 30s }
   d: { reference: 'r.example/d:v1', trust: dev }
 limits: { bundle: 1MiB }
+registries: { r.example: { scheme: http } }
 ";
-        let expected =
-            ["server.listen", "bundles.a.reference", "bundles.b/c (gone)", "bundles.d (new)", "limits (new)"];
+        let expected = ["server.listen", "limits (new)", "registries (new)"];
         assert_eq!(keys(OLD, new), expected);
     }
 }

@@ -241,10 +241,20 @@ impl Config {
         &self.trust_files
     }
 
-    /// The keys in which `newer` differs from this, as people write them, but for those that
-    /// decide whom to trust and who may read.
+    /// The keys in which `newer` differs from this, as people write them, but for those that are
+    /// applied while the gateway runs ([`Self::adopt_live`]).
     pub fn differences(&self, newer: &Self) -> Vec<String> {
         difference::keys(&self.text, &newer.text)
+    }
+
+    /// Takes over what is applied while the gateway runs: bundles, trust and clients. The rest stays
+    /// as it is.
+    pub fn adopt_live(&mut self, newer: Self) {
+        self.bundles = newer.bundles;
+        self.clients = newer.clients;
+        self.roots = newer.roots;
+        self.trust = newer.trust;
+        self.trust_files = newer.trust_files;
     }
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {

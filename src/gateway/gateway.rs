@@ -4,25 +4,27 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::time::timeout;
 
-use super::{open_files, reload::Reload};
+use super::{
+    bundles::Bundles,
+    open_files,
+    plan::Change,
+    reload::{Cause, Reload},
+};
 use crate::{
     catalog::Catalog,
-    config::{BundleConfig, ClientConfig, Config, Credential, Secret},
+    config::Config,
     metrics::Metrics,
-    opa_check::{Checker, Checkers},
     registry::Registries,
     server::{self, Server},
     store::{self, Store},
     telemetry,
     verify::LiveRoots,
-    watch::{self, Court, Handle, OpaCheck, Pipeline, Rules, Watcher},
 };
 
 /// A gateway whose listeners are bound and whose watchers run. `serve`, `dev`, the tests and the
@@ -30,8 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Gateway {
     server: Server,
-    watchers: JoinSet<()>,
-    handles: Vec<Handle>,
+    bundles: Bundles,
     store: Store,
     metrics: Metrics,
     /// Applies changes of the configuration file, where there is one.
@@ -54,8 +55,7 @@ impl Gateway {
             telemetry::now()
         );
         let metrics = Metrics::new().context("metrics")?;
-        let registries =
-            Arc::new(Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone()));
+        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
         let cache = store::Options {
             directory: config.cache.directory.clone(),
             disk: config.cache.disk,
@@ -64,35 +64,24 @@ impl Gateway {
         let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
         let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
         log_cache_directory(opened, &store);
-        let opa_checks = opa_checks(&config, &store).await?;
-        let court = Court::default();
-        let mut watchers = Vec::new();
-        let mut handles = Vec::new();
-        for (bundle, opa_check) in config.bundles.iter().zip(opa_checks) {
-            let pipeline = Pipeline { opa_check, ..pipeline(bundle, &config, &registries, &store, &metrics, &court)? };
-            let (watcher, handle) = Watcher::new(pipeline, Arc::new(bundle.trust.clone()), rules(bundle, &config));
-            watchers.push(watcher);
-            handles.push(handle);
-        }
-        watch::appoint(&mut handles, |name| {
-            let bundle = config.bundles.iter().find(|bundle| bundle.name == name)?;
-            bundle.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.as_str())
-        });
+        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.clone());
+        let all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
+        let prepared = bundles.prepare(&all).await?;
+        bundles.apply(&all, prepared, &config).await?;
         let reload = match file {
             Some(file) => {
                 let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
                 let roots = LiveRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
-                let clients = options.clients.clone();
-                let reload = Reload::new(file.to_owned(), config, handles.clone(), clients, roots, metrics.clone())?;
-                // Nothing is judged by roots that are older than those on disk.
-                Some(reload.begin().await?)
+                let reload = Reload::new(file.to_owned(), config, options.clients.clone(), roots, metrics.clone())?;
+                // Nothing is verified with trust roots that are older than those on disk.
+                Some(reload.read(Cause::Start, &mut bundles).await?)
             }
             None => None,
         };
         let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
-        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics.clone()).await?;
-        let watchers = watchers.into_iter().map(Watcher::run).collect();
-        Ok(Self { server, watchers, handles, store, metrics, reload })
+        let server = Server::bind(options, bundles.catalog().clone(), metrics.clone()).await?;
+        bundles.run();
+        Ok(Self { server, bundles, store, metrics, reload })
     }
 
     /// The address of the data listener.
@@ -116,9 +105,9 @@ impl Gateway {
         &self.metrics
     }
 
-    /// The handle of a bundle, by its configured name.
-    pub fn handle(&self, name: &str) -> Option<&Handle> {
-        self.handles.iter().find(|handle| handle.name() == name)
+    /// The bundles that are served.
+    pub fn catalog(&self) -> &Catalog {
+        self.bundles.catalog()
     }
 
     /// Waits until every bundle is served, for at most `limit` each.
@@ -126,7 +115,8 @@ impl Gateway {
     /// # Errors
     /// When a bundle is not served in time, with its last failure.
     pub async fn first_snapshots(&self, limit: Duration) -> anyhow::Result<()> {
-        for handle in &self.handles {
+        for entry in self.catalog().entries() {
+            let handle = entry.handle();
             let mut state = handle.subscribe();
             let serving = state.wait_for(|state| state.snapshot().is_some());
             if timeout(limit, serving).await.is_ok_and(|served| served.is_ok()) {
@@ -142,26 +132,34 @@ impl Gateway {
     ///
     /// # Errors
     /// When a watcher ends, or the configuration can't be read again, which are bugs.
-    pub async fn run(mut self, drain: impl Future<Output = ()>, exit: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let serve = self.server.run(drain);
-        let reload = async move {
-            match self.reload {
-                Some(reload) => reload.follow().await,
-                None => std::future::pending().await,
+    pub async fn run(self, drain: impl Future<Output = ()>, exit: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { server, mut bundles, store, reload, .. } = self;
+        let ended = tokio::select! {
+            () = server.run(drain) => {
+                tracing::info!("drained");
+                Ok(())
             }
+            () = exit => Ok(()),
+            broken = follow(reload, &mut bundles) => Err(broken),
         };
-        tokio::select! {
-            () = serve => tracing::info!("drained"),
-            () = exit => {}
-            broken = reload => broken.context("the configuration can't be read anew")?,
-            Some(ended) = self.watchers.join_next() => {
-                // Watchers run for ever; one that ends has found a bug of ours.
-                anyhow::bail!("a watcher stopped: {ended:?}; please report this");
-            }
+        bundles.shutdown().await;
+        store.close().await;
+        ended
+    }
+}
+
+/// Keeps the bundles as the configuration wants them, for ever.
+async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Error {
+    loop {
+        let Some(mut current) = reload.take() else { return bundles.keep().await };
+        let cause = tokio::select! {
+            cause = current.next_cause() => cause,
+            broken = bundles.keep() => return broken,
+        };
+        match current.read(cause, bundles).await {
+            Ok(read) => reload = Some(read),
+            Err(broken) => return broken.context("the configuration can't be read again"),
         }
-        self.watchers.shutdown().await;
-        self.store.close().await;
-        Ok(())
     }
 }
 
@@ -172,103 +170,4 @@ fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
         // The store has said why.
         Some(_) => {}
     }
-}
-
-/// The check of each bundle that has one, in the order of the configuration.
-async fn opa_checks(config: &Config, store: &Store) -> anyhow::Result<Vec<Option<OpaCheck>>> {
-    let checkers = checkers(config).await?.into_iter();
-    Ok(checkers.map(|checker| Some(OpaCheck::new(checker?, store.check_results().clone()))).collect())
-}
-
-/// Starts every `opa` that the configuration names: a checker for each bundle, in the order of
-/// the configuration.
-///
-/// # Errors
-/// When a program is missing, does not work as `opa`, or is older than 1.0.
-pub async fn checkers(config: &Config) -> anyhow::Result<Vec<Option<Checker>>> {
-    let mut checkers = Checkers::default();
-    let mut started = Vec::new();
-    for bundle in &config.bundles {
-        started.push(match &bundle.opa_check {
-            Some(options) => {
-                let checker = checkers.start(options).await;
-                Some(checker.map_err(|error| {
-                    let name = &bundle.name;
-                    anyhow::anyhow!(
-                        "bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`"
-                    )
-                })?)
-            }
-            None => None,
-        });
-    }
-    Ok(started)
-}
-
-fn pipeline(
-    bundle: &BundleConfig,
-    config: &Config,
-    registries: &Arc<Registries>,
-    store: &Store,
-    metrics: &Metrics,
-    court: &Court,
-) -> anyhow::Result<Pipeline> {
-    Ok(Pipeline {
-        name: bundle.name.as_str().into(),
-        source: registries.source(bundle.reference.repository())?,
-        registries: Arc::clone(registries),
-        reference: bundle.reference.clone(),
-        expect: Arc::new(bundle.expect.clone()),
-        store: store.clone(),
-        limits: config.limits.bundle_limits(),
-        opa_check: None,
-        evidence_limit: config.limits.evidence,
-        court: court.clone(),
-        metrics: metrics.clone(),
-    })
-}
-
-fn rules(bundle: &BundleConfig, config: &Config) -> Rules {
-    Rules {
-        poll: bundle.poll,
-        confirm_within: bundle.confirm_within,
-        on_missing: bundle.on_missing,
-        max_stale: bundle.max_stale,
-        first_wait: config.long_poll.first_wait,
-    }
-}
-
-/// The server's options, from the configuration.
-///
-/// # Errors
-/// When a client's glob is malformed.
-pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
-    let (drain, long_poll) = (config.server.drain, config.long_poll);
-    Ok(server::Options {
-        listen: config.server.listen,
-        admin: config.server.admin,
-        tls: config.server.tls.clone(),
-        max_connections: config.server.max_connections,
-        ready_after: config.server.ready_after,
-        drain: server::Drain { notice: drain.notice, over: drain.over },
-        long_poll: server::LongPoll { max_wait: long_poll.max_wait, first_wait: long_poll.first_wait },
-        clients: clients(&config.clients)?.into(),
-        trusted_proxies: config.server.trusted_proxies.clone(),
-        deadlines: server::Deadlines::default(),
-    })
-}
-
-/// The clients that may read bundles, from the configuration.
-pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
-    let mut clients = server::Clients::default();
-    for client in config {
-        match &client.credential {
-            Credential::Anonymous => clients.allow(&client.bundles, None)?,
-            Credential::Tokens { tokens, .. } => {
-                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
-                clients.allow(&client.bundles, Some(&tokens))?;
-            }
-        }
-    }
-    Ok(clients)
 }

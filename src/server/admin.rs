@@ -10,14 +10,15 @@ use hyper::{
     Method, Request, Response, StatusCode,
     header::{ALLOW, HeaderValue},
 };
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{connection::Caller, content::Content, drain::Leaving, report::Report, respond, survey::Survey};
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, Entry},
     metrics::Metrics,
-    watch::{Handle, Lost},
+    watch::{Handle, Lost, Status},
 };
 
 /// What the admin listener tells. Cheap to clone.
@@ -98,13 +99,22 @@ impl Facts {
         false
     }
 
-    fn lacking(&self) -> Vec<&str> {
-        self.catalog.iter().filter(|handle| !handle.has_concluded()).map(|handle| handle.name()).collect()
+    fn lacking(&self) -> Vec<String> {
+        let entries = self.catalog.entries().into_iter();
+        entries.filter(|entry| !entry.has_concluded()).map(|entry| entry.name().to_owned()).collect()
+    }
+
+    /// All bundles. What is known of clients of others is dropped.
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        self.survey.retain(|bundle| self.catalog.get(bundle).is_some());
+        self.catalog.entries()
     }
 
     fn status(&self) -> Value {
-        let bundles = self.catalog.iter().map(|handle| {
-            let mut status = serde_json::to_value(handle.status()).unwrap_or_default();
+        let entries = self.entries();
+        let bundles = entries.iter().map(|entry| {
+            let handle = entry.handle();
+            let mut status = serde_json::to_value(entry.status()).unwrap_or_default();
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
             if let Value::Object(status) = &mut status {
                 status.insert("waiters".to_owned(), waiters.into());
@@ -131,14 +141,31 @@ impl Facts {
         Some((lost, clients))
     }
 
-    /// Brings up to date what nobody keeps up to date.
+    /// Sets the gauges that are derived from what is served. One caller at a time.
     fn count(&self) {
-        for handle in self.catalog.iter() {
+        self.metrics.reset_bundle_gauges();
+        for entry in &self.entries() {
+            let handle = entry.handle();
+            self.count_status(handle.name(), &entry.status());
             let clients = self.lost(handle).and_then(|(_, clients)| clients).unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
             self.metrics.lost_clients.with_label_values(&[handle.name()]).set(clients);
             let stands_in = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
             self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(stands_in.into());
+        }
+    }
+
+    fn count_status(&self, bundle: &str, status: &Status) {
+        for state in ["pending", "serving", "withdrawn"] {
+            self.metrics.bundle_state.with_label_values(&[bundle, state]).set((state == status.state).into());
+        }
+        if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
+            self.metrics.bundle_info.with_label_values(&[bundle, manifest, revision]).set(1);
+        }
+        self.metrics.bundle_older.with_label_values(&[bundle]).set(status.older.is_some().into());
+        let last_check = status.last_check.as_ref().and_then(|time| time.parse::<Timestamp>().ok());
+        if let Some(time) = last_check {
+            self.metrics.last_check.with_label_values(&[bundle]).set(time.as_millisecond() as f64 / 1000.0);
         }
     }
 

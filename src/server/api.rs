@@ -28,7 +28,7 @@ use super::{
     survey::{Survey, Who},
 };
 use crate::{
-    catalog::{self, Catalog},
+    catalog::{self, Catalog, Entry},
     metrics::{InFlight, Metrics},
     watch::{Handle, Offer, Runs, Seen, Snapshot, State, Withdrawal},
 };
@@ -61,10 +61,10 @@ struct Question {
 }
 
 /// What a request is about.
-enum Route<'a> {
+enum Route {
     /// It can be answered as it is.
     Answered(Response<Content>),
-    Bundle(&'a Handle, Question),
+    Bundle(Arc<Entry>, Question),
 }
 
 enum Answer {
@@ -76,24 +76,29 @@ enum Answer {
     },
     /// It would have to be held, and too many are.
     Unavailable,
+    /// The bundle was removed while the request was held.
+    Removed,
 }
 
 impl Api {
     /// Answers a request of the data listener.
     pub(super) async fn answer(&self, request: Request<()>, caller: Caller) -> Response<Content> {
-        let (response, bundle) = match self.route(request, caller) {
-            Route::Answered(response) => (response, "other"),
-            Route::Bundle(handle, question) => (self.serve(handle, question).await, handle.name()),
+        let (response, entry) = match self.route(request, caller) {
+            Route::Answered(response) => (response, None),
+            Route::Bundle(mut entry, question) => match self.serve(&mut entry, question).await {
+                Some(response) => (response, Some(entry)),
+                None => (not_found(), None),
+            },
         };
         // Nothing is told of a bundle to whom it is hidden, and nothing counted for it.
         let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
-        let bundle = if is_hidden { "other" } else { bundle };
+        let bundle = entry.as_ref().filter(|_| !is_hidden).map_or("other", |entry| entry.name());
         self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
         response
     }
 
     /// The request itself ends here: its headers are not kept while it is held.
-    fn route(&self, request: Request<()>, caller: Caller) -> Route<'_> {
+    fn route(&self, request: Request<()>, caller: Caller) -> Route {
         if caller.is_too_many {
             return Route::Answered(respond::unavailable(None));
         }
@@ -108,13 +113,13 @@ impl Api {
             return Route::Answered(respond::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
         };
         let found = self.catalog.find(&resource);
-        let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
+        let name = found.as_ref().map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
         let headers = request.headers();
         let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
         match (self.refusal(credential, name), found) {
             (Some(refusal), _) => Route::Answered(refusal),
             (None, None) => Route::Answered(not_found()),
-            (None, Some(handle)) => {
+            (None, Some(entry)) => {
                 let question = Question {
                     tags: Tags::of(headers),
                     wait: prefer::wait(headers),
@@ -127,7 +132,7 @@ impl Api {
                     is_head: request.method() == Method::HEAD,
                     seat: caller.seat,
                 };
-                Route::Bundle(handle, question)
+                Route::Bundle(entry, question)
             }
         }
     }
@@ -141,44 +146,47 @@ impl Api {
         }
     }
 
-    async fn serve(&self, handle: &Handle, question: Question) -> Response<Content> {
-        let answer = self.settle(handle, &question).await;
+    /// `None` when the bundle has been removed; `entry` is then the last one.
+    async fn serve(&self, entry: &mut Arc<Entry>, question: Question) -> Option<Response<Content>> {
+        let answer = self.settle(entry, &question).await;
         // A token may have been taken away while its request was held.
-        if let Some(refusal) = self.refusal(question.who.credential, handle.name()) {
-            return refusal;
+        if let Some(refusal) = self.refusal(question.who.credential, entry.name()) {
+            return Some(refusal);
         }
-        match answer {
+        Some(match answer {
             Answer::NotModified(snapshot) => respond::not_modified(&snapshot),
             Answer::Absent { reason, message } => {
-                respond::error(StatusCode::NOT_FOUND, reason, &message, Some(handle.name()))
+                respond::error(StatusCode::NOT_FOUND, reason, &message, Some(entry.name()))
             }
-            Answer::Unavailable => respond::unavailable(Some(handle.name())),
+            Answer::Unavailable => respond::unavailable(Some(entry.name())),
+            Answer::Removed => return None,
             Answer::Bundle(snapshot) => {
                 let plain = question.wait.is_none() && question.predates_long_polling;
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
                 let response = respond::bundle(&snapshot, content_type);
                 // HEAD has the same answer at the same time, but for the body.
                 if !question.is_head {
-                    let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
+                    let sent = self.metrics.sent_bytes.with_label_values(&[entry.name()]);
                     sent.inc_by(snapshot.bundle().blob().size());
                 }
                 response
             }
-        }
+        })
     }
 
-    /// Answers at once, or when something changes, or at the deadline. Cancel-safe.
-    async fn settle(&self, handle: &Handle, question: &Question) -> Answer {
+    /// Answers at once, or when something changes, or at the deadline. A request that is held while
+    /// its bundle is configured anew goes on with the new entry. Cancel-safe.
+    async fn settle(&self, entry: &mut Arc<Entry>, question: &Question) -> Answer {
         // During the drain nothing new is held; only a confirming check may take its time.
         let leaving = self.leaving.has_begun();
         let held = question.wait.filter(|_| !leaving).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
         let began = Instant::now();
         let deadline = began + held.unwrap_or(self.long_poll.first_wait);
-        let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
+        let waiters = self.metrics.waiters.with_label_values(&[entry.name()]);
         let _waiting = held.map(|_| InFlight::enter(&waiters));
         let let_go = self.leaving.clone().let_go();
         tokio::pin!(let_go);
-        let mut view = handle.view();
+        let mut view = entry.handle().view();
         let mut counted = None;
         // Whether the registry, or a change just seen, speaks for what we serve.
         let mut confirmed = false;
@@ -187,7 +195,7 @@ impl Api {
             // Marked as seen before it is compared: a change after this line wakes us.
             let seen = view.seen();
             if let State::Withdrawn(Withdrawal { lost: Some(lost), .. }) = seen.own() {
-                let count = || self.survey.count(handle.name(), lost, &question.tags, &question.who);
+                let count = || self.survey.count(entry.name(), lost, &question.tags, &question.who);
                 counted.get_or_insert_with(count);
             }
             let Offer { state, is_fallback } = question.offered(&seen);
@@ -196,7 +204,7 @@ impl Api {
             }
             let unsure = !confirmed && disagrees(&state, question);
             if leaving && !unsure {
-                return at_deadline(&seen, question, handle);
+                return at_deadline(&seen, question, entry.handle());
             }
             // Who can be answered at once needs no place among those who wait.
             if place.is_none() {
@@ -205,15 +213,24 @@ impl Api {
             if place.is_none() {
                 return Answer::Unavailable;
             }
+            let handle = entry.handle();
             tokio::select! {
                 changed = view.changed() => match changed {
                     Ok(()) => confirmed = true,
+                    // Its watcher has ended, because another one took its place.
+                    Err(_) if entry.is_outdated() => {}
                     Err(_) => return at_deadline(&seen, question, handle),
                 },
+                () = entry.outdated() => {}
                 () = handle.confirm(), if unsure && !is_fallback => confirmed = true,
                 () = sleep_until(began + HESITATION), if unsure && is_fallback => confirmed = true,
                 () = sleep_until(deadline) => return at_deadline(&seen, question, handle),
                 () = &mut let_go => return at_deadline(&seen, question, handle),
+            }
+            if entry.is_outdated() {
+                let Some(current) = self.catalog.get(entry.name()) else { return Answer::Removed };
+                view = current.handle().view();
+                *entry = current;
             }
         }
     }

@@ -127,6 +127,11 @@ impl Survey {
         self.lock().remove(bundle);
     }
 
+    /// Drops what is known of bundles that are not configured any more.
+    pub(super) fn retain(&self, is_configured: impl Fn(&str) -> bool) {
+        self.lock().retain(|bundle, _| is_configured(bundle));
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Holdouts>> {
         self.0.bundles.lock().unwrap_or_else(PoisonError::into_inner)
     }

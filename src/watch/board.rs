@@ -1,5 +1,5 @@
-//! What the world sees of a bundle: its state for the server, its status and metrics for
-//! operators, and the log.
+//! What the world sees of a bundle: its state for the server, its status for operators, and the
+//! log.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,6 @@ use super::{
     verdict::{VerdictStatus, milliseconds},
 };
 use crate::{
-    metrics::Metrics,
     telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
     verify::TrustPolicy,
 };
@@ -23,11 +22,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Board {
     bundle: Arc<str>,
-    metrics: Metrics,
     state: watch::Sender<State>,
     status: Arc<Mutex<Status>>,
-    /// The labels under which `bundle_info` has it.
-    published: Option<[String; 2]>,
 }
 
 /// A state that may be shown, as long as this lives: what is served in it was accepted by the
@@ -60,14 +56,12 @@ impl Board {
         bundle: Arc<str>,
         reference: String,
         policy: &TrustPolicy,
-        metrics: Metrics,
     ) -> (Self, watch::Receiver<State>, Arc<Mutex<Status>>) {
         let (state, state_seen) = watch::channel(State::Pending);
         let status = Status { state: State::Pending.label(), reference, since: now(), ..Status::default() };
         let status = Arc::new(Mutex::new(status));
-        let mut board = Self { bundle, metrics, state, status: Arc::clone(&status), published: None };
+        let board = Self { bundle, state, status: Arc::clone(&status) };
         board.name_policy(policy);
-        board.count_state();
         (board, state_seen, status)
     }
 
@@ -102,7 +96,6 @@ impl Board {
             *state = after;
             !same_bytes
         });
-        self.count_state();
     }
 
     fn describe(&self, before: &State, after: &State) {
@@ -112,7 +105,6 @@ impl Board {
             (status.since, status.state) = (now(), after.label());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             status.older = None;
-            self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
             // What was never served is not missed; why it is not has been told.
             if let State::Withdrawn(Withdrawal { reason, lost, .. }) = after
@@ -185,7 +177,6 @@ impl Board {
     /// Says whether what is served, or is about to be, is older than what was served before.
     pub(super) fn alarm(&self, older: Option<&Older>) {
         let bundle = &*self.bundle;
-        self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
         let older = older.map(|older| cut(&older.to_string(), SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
@@ -215,27 +206,6 @@ impl Board {
     /// Notes that the registry has answered.
     pub(super) fn checked(&self) {
         self.lock().last_check = Some(now());
-        let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
-        self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
-    }
-
-    fn count_state(&mut self) {
-        let name = &*self.bundle;
-        let state = self.state.borrow();
-        let published =
-            state.snapshot().map(|snapshot| [snapshot.manifest_digest().to_string(), revision_of(snapshot)]);
-        if let Some([manifest, revision]) = &self.published {
-            // It may have been set never or twice; either way it has to go.
-            let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
-        }
-        if let Some([manifest, revision]) = &published {
-            self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
-        }
-        self.published = published;
-        for label in ["pending", "serving", "withdrawn"] {
-            let value = i64::from(label == state.label());
-            self.metrics.bundle_state.with_label_values(&[name, label]).set(value);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {

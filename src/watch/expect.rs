@@ -23,7 +23,7 @@ use crate::{
 
 /// What is expected of everything that a bundle's reference ever means. The default expects
 /// nothing, and raises an alarm when a digest comes back that newer ones had replaced.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expect {
     /// Annotations of the manifest, each with exactly this value; it may have others. They say
     /// where a bundle belongs that was copied here with all its signatures.

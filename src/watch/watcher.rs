@@ -72,7 +72,7 @@ impl Watcher {
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
         let (name, reference) = (Arc::clone(&pipeline.name), pipeline.reference.to_string());
-        let (board, state, status) = Board::new(Arc::clone(&name), reference, &policy, pipeline.metrics.clone());
+        let (board, state, status) = Board::new(Arc::clone(&name), reference, &policy);
         let (policy, policy_seen) = watch::channel(policy);
         let handle = Handle {
             name,

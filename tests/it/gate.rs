@@ -89,7 +89,7 @@ impl Setup {
             "bundles": {},
         });
         let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
-        // As patient as a busy machine needs.
+        // Long enough for a busy machine.
         let options = RegistryOptions { timeouts: Timeouts::default(), ..registry.options() };
         config.registries.insert(registry.address.to_string(), options);
         config.limits = Limits {
@@ -173,7 +173,8 @@ impl Gate {
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let (data, admin) = (gateway.data_address().unwrap(), gateway.admin_address().unwrap());
-        let (metrics, handle) = (gateway.metrics().clone(), gateway.handle(setup.name).unwrap().clone());
+        let (metrics, handle) =
+            (gateway.metrics().clone(), gateway.catalog().get(setup.name).unwrap().handle().clone());
         let (stop, stopped) = oneshot::channel();
         let drain = async {
             let _ = stopped.await;

@@ -62,7 +62,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // thousand wishes become one transfer. It resolves nothing and knows no host.
     ("store", &["oci", "registry"]),
     ("watch", &["bundle", "oci", "opa_check", "registry", "store", "verify"]),
-    ("catalog", &["watch"]),
+    // `oci` for the reference by which a push finds its bundles.
+    ("catalog", &["oci", "watch"]),
     // `watch` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`, the noun for bytes that are what they claim to be. Never a room that could
     // fetch, judge or cache.

@@ -11,7 +11,7 @@ const FILES: [(&str, &str); 5] = [
     ("input.json", include_str!("../../../config/example/input.json")),
 ];
 
-/// Writes the example to `folder`; what is there already is somebody's edit and stays.
+/// Writes the example to `folder`; a file that is there already was edited and stays.
 pub(super) fn write(folder: &Path) -> io::Result<()> {
     for (name, content) in FILES {
         let path = folder.join(name);

@@ -1,4 +1,4 @@
-//! Files whose content matters, whoever replaces them and however.
+//! Files under watch by their content, however they are replaced.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,8 +21,8 @@ use crate::oci::{Digest, read_regular};
 const LOOK_AGAIN: Duration = Duration::from_millis(750);
 /// Editors write a file in several steps, and people several files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// A program that writes all the time is not waited for: a token that is taken away counts no more
-/// after two seconds at most.
+/// A program that writes all the time is not waited for: a token that is removed is refused after
+/// two seconds at most.
 const STEPS: usize = 10;
 /// No file of a configuration is longer.
 const LARGEST: u64 = 2 << 20;
@@ -61,7 +61,7 @@ impl WatchedFiles {
         Self { watcher: watcher.ok(), happened, folders: BTreeSet::new(), contents: Contents::default() }
     }
 
-    /// As they were when somebody last looked.
+    /// The contents at the last [`Self::watch`].
     pub(super) fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -79,7 +79,7 @@ impl WatchedFiles {
         self.folders.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
     }
 
-    /// Waits until a file holds something else than when somebody last looked. Cancel-safe.
+    /// Waits until a file holds something else than at the last [`Self::watch`]. Cancel-safe.
     pub(super) async fn changed(&self) {
         loop {
             let _ = timeout(LOOK_AGAIN, self.happened.notified()).await;
@@ -119,7 +119,7 @@ impl Contents {
     }
 }
 
-/// Of files only: a pipe would be read by whoever comes first.
+/// The digest of a regular file: a pipe can be read only once.
 fn content(path: &Path) -> Option<Digest> {
     read_regular(path, LARGEST).ok().map(|bytes| Digest::sha256(&bytes))
 }
