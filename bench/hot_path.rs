@@ -1,39 +1,30 @@
 //! The hot path: the cost of a request that is answered at once.
 //!
-//! The client sends requests over one loopback connection to the real server, which a real watcher
-//! feeds. Requests go out in batches, so that a figure shows the server's work and not the time in
+//! The client sends requests over one loopback connection to a whole gateway in this
+//! process. Requests go out in batches, so that a figure shows the server's work and not the time in
 //! which two threads wake each other. Compare figures of one machine with each other only; for the
 //! comparison with nginx see `bench/load`.
 #![expect(clippy::unwrap_used, reason = "a failed setup must abort the bench")]
 
 use std::{
-    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
-    sync::Arc,
-    time::Duration,
 };
 
 use bundlegate::{
-    bundle,
-    catalog::Catalog,
-    metrics::Metrics,
-    oci::{Descriptor, Layout, Reference, media_type},
-    publish::OnMissing,
-    registry::{ReadLimits, Registries},
-    server::{Clients, Deadlines, Drain, LongPoll, Options, Server, TrustedProxies},
-    store::{self, Store},
-    verify::TrustPolicy,
-    watch::{Pipeline, VerificationPool, WatchOptions, Watcher},
+    config::Config,
+    gateway::{Gateway, server_options},
+    oci::{Descriptor, Layout, media_type},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flate2::{Compression, GzBuilder};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 /// Requests in flight at a time.
 const BATCH: usize = 16;
-const LIMIT: u64 = 1 << 20;
+const BUNDLE: &str = "authz/main";
 
 criterion_group!(benches, not_modified, whole_bundles);
 criterion_main!(benches);
@@ -70,35 +61,24 @@ impl Gate {
     /// Serves a bundle of about `size` bytes, which a watcher reads from an OCI layout.
     fn serving(size: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let reference = put_artifact(folder.path(), &bundle_of(size));
+        put_artifact(folder.path(), &bundle_of(size));
+        let config = json!({
+            "version": 1,
+            "server": { "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" },
+            "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
+            "trust": { "policies": { "bench": "unsigned" } },
+            "bundles": { BUNDLE: { "reference": "oci-layout:.:live", "trust": "bench", "poll": "1h" } },
+        });
+        let config = Config::parse(&config.to_string(), folder.path()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (address, etag) = runtime.block_on(async {
-            let metrics = Metrics::new().unwrap();
-            let limits = ReadLimits { manifest: LIMIT, evidence: LIMIT, bundle: LIMIT };
-            let registries = Registries::new(BTreeMap::new(), limits, metrics.clone());
-            let cache = store::Options { directory: None, disk: 0, memory: LIMIT };
-            let pipeline = Pipeline {
-                name: "authz/main".into(),
-                source: registries.source(reference.repository()).unwrap(),
-                registries: Arc::new(registries),
-                reference,
-                expect: Arc::default(),
-                store: Store::open(cache, metrics.clone()),
-                opa_check: None,
-                limits: bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT },
-                evidence_limit: LIMIT,
-                pool: VerificationPool::default(),
-                metrics: metrics.clone(),
-            };
-            let policy = Arc::new(TrustPolicy::unsigned("bench".into()));
-            let (watcher, handle) = Watcher::new(pipeline, policy, RULES);
-            tokio::spawn(watcher.run());
-            let mut state = handle.subscribe();
+            let options = server_options(&config).unwrap();
+            let gateway = Gateway::start(config, options, None).await.unwrap();
+            let mut state = gateway.catalog().get(BUNDLE).unwrap().handle().subscribe();
             let etag =
                 state.wait_for(|state| state.snapshot().is_some()).await.unwrap().snapshot().unwrap().etag().to_owned();
-            let server = Server::bind(options(), Catalog::new([handle]), metrics).await.unwrap();
-            let address = server.data_address().unwrap();
-            tokio::spawn(server.run(std::future::pending()));
+            let address = gateway.data_address().unwrap();
+            tokio::spawn(gateway.run(std::future::pending(), std::future::pending()));
             (address, etag)
         });
         Self { address, etag, _runtime: runtime, _folder: folder }
@@ -118,7 +98,7 @@ impl Client {
     fn connect(address: SocketAddr, headers: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
-        let request = format!("GET /bundles/authz/main HTTP/1.1\r\nHost: gate\r\n{headers}\r\n");
+        let request = format!("GET /bundles/{BUNDLE} HTTP/1.1\r\nHost: gate\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).unwrap();
         let response = one_response(&mut stream);
         let buffer = vec![0; response.len() * BATCH];
@@ -166,7 +146,7 @@ fn bundle_of(size: usize) -> Vec<u8> {
     tarball.into_inner().unwrap().finish().unwrap()
 }
 
-fn put_artifact(folder: &Path, bundle: &[u8]) -> Reference {
+fn put_artifact(folder: &Path, bundle: &[u8]) {
     let layout = Layout::create(folder).unwrap();
     layout.write_blob(bundle).unwrap();
     let manifest = serde_json::json!({
@@ -179,30 +159,4 @@ fn put_artifact(folder: &Path, bundle: &[u8]) -> Reference {
     let mut index = layout.index().unwrap();
     index.set("live", Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()));
     layout.write_index(&index).unwrap();
-    format!("oci-layout:{}:live", folder.display()).parse().unwrap()
 }
-
-fn options() -> Options {
-    let mut clients = Clients::default();
-    clients.allow(&["**".to_owned()], None).unwrap();
-    Options {
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin: ([127, 0, 0, 1], 0).into(),
-        tls: None,
-        max_connections: 100,
-        ready_after: Duration::from_secs(30),
-        drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
-        long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: Duration::from_secs(5) },
-        clients: clients.into(),
-        trusted_proxies: TrustedProxies::default(),
-        deadlines: Deadlines::default(),
-    }
-}
-
-const RULES: WatchOptions = WatchOptions {
-    poll: Duration::from_secs(3600),
-    confirm_within: Duration::from_secs(2),
-    on_missing: OnMissing::Keep,
-    max_stale: None,
-    first_wait: Duration::from_secs(5),
-};

@@ -1,35 +1,127 @@
-//! Which name means which bundle.
+//! The bundles that are served, by name. Entries come and go while requests run.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use crate::publish::Handle;
+use tokio::sync::watch;
 
-/// The bundles by name.
+use crate::{
+    oci::{Reference, Repository},
+    publish::{Handle, Status},
+};
+
+/// The bundles by name. Cheap to clone; the clones are one catalog.
 #[derive(Debug, Clone, Default)]
-pub struct Catalog {
-    entries: BTreeMap<String, Handle>,
+pub struct Catalog(Arc<RwLock<BTreeMap<String, Arc<Entry>>>>);
+
+/// One bundle, as it is configured at one time. A change of the bundle's watcher or of its
+/// fallback makes another entry, and this one outdated.
+#[derive(Debug)]
+pub struct Entry {
+    handle: Handle,
+    reference: Reference,
+    /// Watches the configured reference while the bundle is still served from an earlier one.
+    successor: Option<Handle>,
+    outdated: watch::Sender<bool>,
 }
 
 impl Catalog {
-    /// A catalog of these bundles, each under its own name.
-    pub fn new(handles: impl IntoIterator<Item = Handle>) -> Self {
-        Self { entries: handles.into_iter().map(|handle| (handle.name().to_owned(), handle)).collect() }
+    /// Replaces all entries. Requests that are held for another entry than the one that now has
+    /// its name wake up, and no others.
+    pub fn replace(&self, entries: impl IntoIterator<Item = Arc<Entry>>) {
+        let entries = entries.into_iter().map(|entry| (entry.name().to_owned(), entry)).collect();
+        let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), entries);
+        let now = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        for (name, entry) in before {
+            if now.get(&name).is_none_or(|current| !Arc::ptr_eq(current, &entry)) {
+                entry.outdated.send_replace(true);
+            }
+        }
     }
 
-    /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or
-    /// `/NAME`, without the leading slash.
-    pub fn find(&self, resource: &str) -> Option<&Handle> {
-        self.entries.get(resource).or_else(|| self.entries.get(bundle_name(resource)))
+    /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or `/NAME`,
+    /// without the leading slash. The configuration rules out names that make this ambiguous.
+    pub fn find(&self, resource: &str) -> Option<Arc<Entry>> {
+        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(bundle_name(resource)).or_else(|| entries.get(resource)).cloned()
+    }
+
+    /// The bundle of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The bundles whose configured reference is in this repository, and by this tag where one is
+    /// given: those that a push concerns.
+    pub fn find_by_reference(&self, repository: &Repository, tag: Option<&str>) -> Vec<Arc<Entry>> {
+        let is_concerned = |entry: &Entry| {
+            entry.reference.repository() == repository && tag.is_none_or(|tag| entry.reference.tag() == Some(tag))
+        };
+        self.entries().into_iter().filter(|entry| is_concerned(entry)).collect()
     }
 
     /// All bundles, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Handle> {
-        self.entries.values()
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
-/// The name in a resource, for one that no bundle has: access is judged by it as if there
-/// were such a bundle.
+impl Entry {
+    /// A bundle that is served by way of `handle`, and configured with `reference`. While these
+    /// differ, `successor` watches the reference.
+    pub fn new(handle: Handle, reference: Reference, successor: Option<Handle>) -> Self {
+        Self { handle, reference, successor, outdated: watch::Sender::new(false) }
+    }
+
+    /// The bundle's name.
+    pub fn name(&self) -> &str {
+        self.handle.name()
+    }
+
+    /// What clients get.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// What is to be served, as configured.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// For `/status`: what is served; and about the registry, what is known of the configured
+    /// reference.
+    pub fn status(&self) -> Status {
+        let mut status = self.handle.status();
+        if let Some(successor) = self.successor.as_ref().map(Handle::status) {
+            status.reference = successor.reference;
+            status.last_check = successor.last_check.or(status.last_check);
+            status.last_failure = successor.last_failure.or(status.last_failure);
+            status.rejected = successor.rejected.or(status.rejected);
+        }
+        status
+    }
+
+    /// Whether one attempt to fetch it has ended, with whatever outcome.
+    pub fn has_concluded(&self) -> bool {
+        self.handle.has_concluded() || self.successor.as_ref().is_some_and(Handle::has_concluded)
+    }
+
+    /// Whether the catalog has another entry of this name, or none.
+    pub fn is_outdated(&self) -> bool {
+        *self.outdated.borrow()
+    }
+
+    /// Waits until [`Self::is_outdated`]. Cancel-safe.
+    pub async fn outdated(&self) {
+        // Can't be closed: the sender is in `self`.
+        let _ = self.outdated.subscribe().wait_for(|outdated| *outdated).await;
+    }
+}
+
+/// The name in a resource. For a resource that names no bundle, access is checked as if there
+/// were a bundle of this name.
 pub fn bundle_name(resource: &str) -> &str {
     let stripped = resource.strip_prefix("bundles/").or_else(|| resource.strip_prefix("bundle/"));
     stripped.unwrap_or(resource)

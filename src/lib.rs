@@ -10,7 +10,8 @@
 //!
 //! | module | owns | may use |
 //! |---|---|---|
-//! | [`cli`] | the subcommands, all terminal output, the composition of everything else | everything |
+//! | [`cli`] | the subcommands, all terminal output | everything |
+//! | [`gateway`] | composition: watchers, trust roots and server, made from a configuration and changed with it | everything but `cli` |
 //! | [`config`] | the way from YAML to checked values; builds the option types of the modules below | their option types |
 //! | [`oci`] | the nouns of the specification; the image layout on disk; reading named files | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, reproducible packing, the artifact around them; a built-in evaluator | `oci` |
@@ -23,7 +24,7 @@
 //! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
 //! | [`publish`] | what is seen of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | maps names to bundles | `publish` |
+//! | [`catalog`] | maps names to bundles while bundles come and go | `oci`, `publish` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | Prometheus metrics and logs | – ; every module may use `metrics` |
 //!
@@ -111,24 +112,32 @@
 //!
 //! # Live trust
 //!
-//! The trust policies are the part of the configuration that changes while serving: on SIGHUP, when
+//! The trust policies change while serving: on SIGHUP, when
 //! a file that they name changes, or when a trust root was refreshed, the whole configuration is
-//! read again, and its trust is applied as a whole or rejected as a whole (`cli::reload`). Each
+//! read again, and applied as a whole or rejected as a whole (`gateway::reload`). Each
 //! watcher gets its policy through [`publish::Handle::set_policy`], and verifies what it serves again from
 //! the stored evidence, before any network access; it does the same when the verdict that it serves
 //! by expires ([`verify::Verified::valid_until`]). A bundle that is rejected then is withdrawn at
 //! once, and its evidence is collected again: it may have been signed again.
-//!
-//! Bundles can't be renamed while serving: a bundle that was removed from the file, or has another
-//! reference there, is served until the restart. Revoked keys and digests and removed trust roots
-//! apply to it all the same, including when the same edit renames something
-//! ([`verify::TrustPolicy::restricted`]).
 //!
 //! A verdict that was reached before a change can't be published after it: publishing compares the
 //! revision of the policy while holding the lock that a change of the policy takes. Nor does the
 //! server serve by an expired verdict while its watcher is late. Verification runs off the async
 //! threads, on a few threads for all watchers, so that five hundred verifications at once delay no
 //! answer ([`watch::VerificationPool`]).
+//!
+//! # Bundles that change
+//!
+//! The same reload adds, removes and changes bundles (`gateway::plan`, `gateway::bundles`) without
+//! waking the requests that are held for other bundles. A removed bundle is unknown at once, also to
+//! held requests; its history and its last version stay on disk, and it resumes from them when it is
+//! added again. A bundle whose reference or options change gets a second watcher. The served version
+//! stays until the second watcher serves its first version and takes the place of the first
+//! ([`catalog::Entry`]); until then `/status` shows the new reference and its last failure beside
+//! the served version. A version under an earlier reference keeps the policy of that time, or the
+//! present policy of its name, without the keys and digests that the same edit revokes and the trust
+//! roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is withdrawn at
+//! once.
 //!
 //! # Memory and disk
 //!
@@ -205,6 +214,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod gateway;
 pub mod images;
 pub mod metrics;
 pub mod oci;

@@ -1,9 +1,11 @@
 //! Prometheus metrics. The registry is injected, never the process-global one. Label values are
 //! configured names or variants of an enum, so cardinality is bounded.
 
+use std::collections::HashMap;
+
 use prometheus::{
     Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    core::{Collector, MetricVec, MetricVecBuilder},
 };
 
 /// Every metric of the process. Cheap to clone.
@@ -181,6 +183,25 @@ impl Metrics {
         })
     }
 
+    /// Removes every series of the gauges that are derived from what is served, so that they can be
+    /// set anew: those of bundles and versions that are gone don't remain.
+    pub fn reset_bundle_gauges(&self) {
+        for gauge in
+            [&self.bundle_state, &self.bundle_info, &self.bundle_older, &self.bundle_fallback, &self.lost_clients]
+        {
+            gauge.reset();
+        }
+        self.last_check.reset();
+    }
+
+    /// Removes the series of a bundle that is not configured any more.
+    pub fn remove_bundle(&self, bundle: &str) {
+        for counters in [&self.http_requests, &self.sent_bytes, &self.refreshes, &self.verifications] {
+            remove_bundle(counters, bundle);
+        }
+        remove_bundle(&self.waiters, bundle);
+    }
+
     /// The exposition format that Prometheus scrapes, and its content type.
     ///
     /// # Errors
@@ -190,6 +211,21 @@ impl Metrics {
         let mut text = Vec::new();
         encoder.encode(&self.registry.gather(), &mut text)?;
         Ok((encoder.format_type().to_owned(), text))
+    }
+}
+
+fn remove_bundle<T: MetricVecBuilder>(metrics: &MetricVec<T>, bundle: &str)
+where
+    MetricVec<T>: Collector,
+{
+    for family in metrics.collect() {
+        for metric in family.get_metric() {
+            let labels: HashMap<_, _> = metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
+            if labels.get("bundle") == Some(&bundle) {
+                // It may be gone already.
+                let _ = metrics.remove(&labels);
+            }
+        }
     }
 }
 
@@ -212,6 +248,23 @@ mod tests {
         assert!(text.contains(r#"bundlegate_http_requests_total{bundle="authz",code="200"} 1"#), "{text}");
         assert!(text.contains("bundlegate_build_info{version="), "{text}");
         assert!(text.contains(r#"bundlegate_cache_hits_total{tier="disk"} 0"#), "{text}");
+    }
+
+    #[test]
+    fn a_removed_bundle_leaves_no_series_and_others_keep_theirs() {
+        let metrics = Metrics::new().unwrap();
+        for bundle in ["going", "staying"] {
+            metrics.http_requests.with_label_values(&[bundle, "200"]).inc();
+            metrics.http_requests.with_label_values(&[bundle, "304"]).inc();
+            metrics.sent_bytes.with_label_values(&[bundle]).inc();
+            metrics.refreshes.with_label_values(&[bundle, "accepted"]).inc();
+            metrics.verifications.with_label_values(&[bundle, "verified", ""]).inc();
+            metrics.waiters.with_label_values(&[bundle]).inc();
+        }
+        metrics.remove_bundle("going");
+        let text = String::from_utf8(metrics.render().unwrap().1).unwrap();
+        assert!(!text.contains("going"), "{text}");
+        assert_eq!(text.matches("staying").count(), 6, "{text}");
     }
 
     #[tokio::test]

@@ -9,11 +9,11 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
-    block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval, gate, generate_key_pair, images,
-    init, inspect, login, one_line, print, pull, push, repl, rm, save, serve, sign, tag, tags, usage, verify,
-    verify_bundle, version,
+    block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval, generate_key_pair, images, init,
+    inspect, login, one_line, print, pull, push, repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle,
+    version,
 };
-use crate::{config::Config, telemetry};
+use crate::{config::Config, gateway, telemetry};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -246,7 +246,7 @@ async fn check(file: &Path) -> anyhow::Result<()> {
             bail!("{}: {} errors; correct them", file.display(), all.len())
         }
     })?;
-    gate::checkers(&config).await.with_context(|| file.display().to_string())?;
+    gateway::start_opas(&config).await.with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
     print(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
 }

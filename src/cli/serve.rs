@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use super::gate::Gate;
-use crate::config::Config;
+use crate::{
+    config::Config,
+    gateway::{self, Gateway, StopSignals},
+};
 
 pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     // What is read again whenever it changes can't be a pipe, which is read once.
@@ -14,6 +16,7 @@ pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
         );
     }
     let config = Config::load(file)?;
-    let options = super::gate::server_options(&config)?;
-    Gate::start(config, options, Some(file)).await?.run().await
+    let options = gateway::server_options(&config)?;
+    let (drain, exit) = StopSignals::install()?.drain_and_exit();
+    Gateway::start(config, options, Some(file)).await?.run(drain, exit).await
 }

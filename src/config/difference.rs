@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use super::tree::{Key, Node, Value};
 
-/// The paths of the keys in which two texts differ, without those that are applied while serving.
-/// A key with its default value differs from an absent key.
+/// The paths of the keys in which two texts differ, without those that are applied while serving
+/// (`bundles`, `opa_check`, `trust`, `clients`). A key with its default value differs from an absent
+/// key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been parsed before.
@@ -43,7 +44,7 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 }
 
 fn is_live(path: &[&str]) -> bool {
-    matches!(path, ["trust" | "clients"] | ["bundles", _, "trust"])
+    matches!(path, ["trust" | "clients" | "bundles" | "opa_check"])
 }
 
 /// Whether two values are equal, regardless of position and YAML style.
@@ -110,9 +111,9 @@ bundles:
   a: { reference: 'r.example/a:v2', trust: dev, poll: 30s }
   d: { reference: 'r.example/d:v1', trust: dev }
 limits: { bundle: 1MiB }
+registries: { r.example: { scheme: http } }
 ";
-        let expected =
-            ["server.listen", "bundles.a.reference", "bundles.b/c (gone)", "bundles.d (new)", "limits (new)"];
+        let expected = ["server.listen", "limits (new)", "registries (new)"];
         assert_eq!(keys(OLD, new), expected);
     }
 }

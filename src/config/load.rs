@@ -80,9 +80,18 @@ impl Config {
     }
 
     /// The paths of the keys that differ in `newer`, without those that are applied while serving
-    /// (`trust`, `clients`).
+    /// ([`Self::adopt_live`]).
     pub fn differences(&self, newer: &Self) -> Vec<String> {
         difference::keys(&self.text, &newer.text)
+    }
+
+    /// Takes over what is applied while serving: bundles, trust and clients. Everything else stays.
+    pub fn adopt_live(&mut self, newer: Self) {
+        self.bundles = newer.bundles;
+        self.clients = newer.clients;
+        self.roots = newer.roots;
+        self.trust = newer.trust;
+        self.trust_files = newer.trust_files;
     }
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {

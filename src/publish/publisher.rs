@@ -12,7 +12,7 @@ use super::{
     Snapshot,
     handle::{Checks, Handle, Requests},
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
-    state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Withdrawal},
+    state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal},
     status::{FailureStatus, Status, VerdictStatus},
 };
 use crate::{
@@ -33,8 +33,6 @@ pub(crate) struct Publisher {
     state: watch::Sender<State>,
     checks: watch::Sender<Checks>,
     status: Arc<Mutex<Status>>,
-    /// The labels under which `bundle_info` has it.
-    published: Option<[String; 2]>,
 }
 
 /// What a publisher is made from.
@@ -92,8 +90,7 @@ impl Publisher {
         };
         let machine = StateMachine::new(on_missing, max_stale);
         let policy = policy_seen.clone();
-        let mut publisher = Self { bundle, metrics, machine, policy, state, checks, status, published: None };
-        publisher.update_state_metrics();
+        let publisher = Self { bundle, metrics, machine, policy, state, checks, status };
         (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
     }
 
@@ -144,7 +141,6 @@ impl Publisher {
             *state = after;
             change == Change::Visible
         });
-        self.update_state_metrics();
     }
 
     fn update_status(&self, before: &State, after: &State) {
@@ -154,7 +150,6 @@ impl Publisher {
             (status.since, status.state) = (telemetry::now(), after.kind());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             status.older = None;
-            self.metrics.bundle_older.with_label_values(&[bundle]).set(0);
             (status.signers, status.verdict) = (Vec::new(), None);
             // A bundle that was never served is not missed, and the log has the reason already.
             if let State::Withdrawn(Withdrawal { reason, version, .. }) = after
@@ -219,7 +214,6 @@ impl Publisher {
     /// served before.
     pub(crate) fn set_downgrade(&self, older: Option<&str>) {
         let bundle = &*self.bundle;
-        self.metrics.bundle_older.with_label_values(&[bundle]).set(older.is_some().into());
         let older = older.map(|older| cut(older, SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
         if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
@@ -250,8 +244,6 @@ impl Publisher {
     pub(crate) fn record_check(&self, began: Instant, answered: bool) {
         if answered {
             self.lock().last_check = Some(telemetry::now());
-            let seconds = telemetry::now().as_millisecond() as f64 / 1000.0;
-            self.metrics.last_check.with_label_values(&[&*self.bundle]).set(seconds);
         }
         // After the state: a client that waits for a check reads what it found.
         self.checks.send_modify(|checks| {
@@ -267,25 +259,6 @@ impl Publisher {
     /// Whether the registry answered the check that began at `began`.
     pub(crate) fn has_answered(&self, began: Instant) -> bool {
         self.checks.borrow().answered == Some(began)
-    }
-
-    fn update_state_metrics(&mut self) {
-        let name = &*self.bundle;
-        let state = self.state.borrow();
-        let published =
-            state.snapshot().map(|snapshot| [snapshot.manifest_digest().to_string(), revision_of(snapshot)]);
-        if let Some([manifest, revision]) = &self.published {
-            // It may have been set never or twice; either way it has to go.
-            let _ = self.metrics.bundle_info.remove_label_values(&[name, manifest, revision]);
-        }
-        if let Some([manifest, revision]) = &published {
-            self.metrics.bundle_info.with_label_values(&[name, manifest, revision]).set(1);
-        }
-        self.published = published;
-        for kind in StateKind::ALL {
-            let value = i64::from(kind == state.kind());
-            self.metrics.bundle_state.with_label_values(&[name, kind.label()]).set(value);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {

@@ -15,9 +15,9 @@ use super::{
     response_body::ResponseBody, status,
 };
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, Entry},
     metrics::Metrics,
-    publish::{Handle, WithdrawnVersion},
+    publish::{Handle, Status, WithdrawnVersion},
 };
 
 /// The handler of the admin API. Cheap to clone.
@@ -102,15 +102,24 @@ impl AdminState {
         false
     }
 
-    fn waiting_for(&self) -> Vec<&str> {
-        self.catalog.iter().filter(|handle| !handle.has_concluded()).map(|handle| handle.name()).collect()
+    fn waiting_for(&self) -> Vec<String> {
+        let entries = self.catalog.entries().into_iter();
+        entries.filter(|entry| !entry.has_concluded()).map(|entry| entry.name().to_owned()).collect()
+    }
+
+    /// All bundles. Drops the clients of bundles that are no longer configured.
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        self.holdouts.retain(|bundle| self.catalog.get(bundle).is_some());
+        self.catalog.entries()
     }
 
     fn status(&self) -> Value {
-        let bundles = self.catalog.iter().map(|handle| {
+        let entries = self.entries();
+        let bundles = entries.iter().map(|entry| {
+            let handle = entry.handle();
             let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
             let lost = self.withdrawn_version(handle).map(|(lost, clients)| withdrawn_status(&lost, clients));
-            let mut status = status::bundle(&handle.status());
+            let mut status = status::bundle(&entry.status());
             status.insert("waiters".to_owned(), waiters.into());
             status.insert("lost".to_owned(), lost.unwrap_or_default());
             let fallback = handle.fallback_status().map(|fallback| status::fallback(&fallback));
@@ -132,14 +141,30 @@ impl AdminState {
         Some((lost, clients))
     }
 
-    /// Updates the gauges that depend on time or on other bundles, just before they are read.
+    /// Sets the gauges that are derived from the published state. One caller at a time.
     fn update_gauges(&self) {
-        for handle in self.catalog.iter() {
+        self.metrics.reset_bundle_gauges();
+        for entry in &self.entries() {
+            let handle = entry.handle();
+            self.update_status_gauges(handle.name(), &entry.status());
             let clients = self.withdrawn_version(handle).and_then(|(_, clients)| clients).unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
             self.metrics.lost_clients.with_label_values(&[handle.name()]).set(clients);
             let is_serving = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
             self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(is_serving.into());
+        }
+    }
+
+    fn update_status_gauges(&self, bundle: &str, status: &Status) {
+        for state in ["pending", "serving", "withdrawn"] {
+            self.metrics.bundle_state.with_label_values(&[bundle, state]).set((state == status.state.label()).into());
+        }
+        if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
+            self.metrics.bundle_info.with_label_values(&[bundle, manifest.as_str(), revision.as_str()]).set(1);
+        }
+        self.metrics.bundle_older.with_label_values(&[bundle]).set(status.older.is_some().into());
+        if let Some(time) = status.last_check {
+            self.metrics.last_check.with_label_values(&[bundle]).set(time.as_millisecond() as f64 / 1000.0);
         }
     }
 

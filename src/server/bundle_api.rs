@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
 };
 
 use hyper::{
@@ -25,9 +26,8 @@ use super::{
     trusted_proxies::TrustedProxies,
 };
 use crate::{
-    catalog::{self, Catalog},
+    catalog::{self, Catalog, Entry},
     metrics::Metrics,
-    publish::Handle,
 };
 
 /// The handler of the bundle API.
@@ -43,28 +43,31 @@ pub(super) struct BundleApi {
 }
 
 /// The target of a request.
-enum Route<'a> {
+enum Route {
     /// The response is complete without looking at a bundle.
     Done(Response<ResponseBody>),
-    Bundle(&'a Handle, BundleRequest),
+    Bundle(Arc<Entry>, BundleRequest),
 }
 
 impl BundleApi {
     /// Answers a request, and counts the response.
     pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
-        let (response, bundle) = match self.route(request, peer) {
-            Route::Done(response) => (response, "other"),
-            Route::Bundle(handle, request) => (self.serve(handle, request).await, handle.name()),
+        let (response, entry) = match self.route(request, peer) {
+            Route::Done(response) => (response, None),
+            Route::Bundle(mut entry, request) => match self.serve(&mut entry, request).await {
+                Some(response) => (response, Some(entry)),
+                None => (response::not_found(), None),
+            },
         };
         // A client without a token must not learn which bundles exist, not even from the metrics.
         let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
-        let bundle = if is_hidden { "other" } else { bundle };
+        let bundle = entry.as_ref().filter(|_| !is_hidden).map_or("other", |entry| entry.name());
         self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
         response
     }
 
     /// Consumes the request, so that its headers are not kept while it is held.
-    fn route(&self, request: Request<()>, peer: Peer) -> Route<'_> {
+    fn route(&self, request: Request<()>, peer: Peer) -> Route {
         if peer.is_over_limit {
             return Route::Done(response::unavailable(None));
         }
@@ -76,13 +79,13 @@ impl BundleApi {
             return Route::Done(response::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
         };
         let found = self.catalog.find(&resource);
-        let name = found.map_or_else(|| catalog::bundle_name(&resource), Handle::name);
+        let name = found.as_ref().map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
         let headers = request.headers();
         let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
         match (self.denial(credential, name), found) {
             (Some(denial), _) => Route::Done(denial),
             (None, None) => Route::Done(response::not_found()),
-            (None, Some(handle)) => {
+            (None, Some(entry)) => {
                 let request = BundleRequest {
                     if_none_match: IfNoneMatch::parse(headers),
                     wait: prefer::wait(headers),
@@ -95,7 +98,7 @@ impl BundleApi {
                     is_head: request.method() == Method::HEAD,
                     slot: peer.slot,
                 };
-                Route::Bundle(handle, request)
+                Route::Bundle(entry, request)
             }
         }
     }
@@ -109,28 +112,30 @@ impl BundleApi {
         }
     }
 
-    async fn serve(&self, handle: &Handle, request: BundleRequest) -> Response<ResponseBody> {
-        let reply = self.respond(handle, &request).await;
+    /// `None` if the bundle was removed while the request was held; `entry` is then the last one.
+    async fn serve(&self, entry: &mut Arc<Entry>, request: BundleRequest) -> Option<Response<ResponseBody>> {
+        let reply = self.respond(entry, &request).await;
         // The client's token may have been removed while its request was held.
-        if let Some(denial) = self.denial(request.client.credential, handle.name()) {
-            return denial;
+        if let Some(denial) = self.denial(request.client.credential, entry.name()) {
+            return Some(denial);
         }
-        match reply {
+        Some(match reply {
             BundleReply::NotModified(snapshot) => response::not_modified(&snapshot),
-            BundleReply::Absent { reason, message } => response::absent(reason, &message, handle.name()),
-            BundleReply::Unavailable => response::unavailable(Some(handle.name())),
+            BundleReply::Absent { reason, message } => response::absent(reason, &message, entry.name()),
+            BundleReply::Unavailable => response::unavailable(Some(entry.name())),
+            BundleReply::Removed => return None,
             BundleReply::Bundle(snapshot) => {
                 let plain = request.wait.is_none() && request.predates_long_polling;
                 let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
                 let response = response::bundle(&snapshot, content_type);
                 // HEAD gets the same response at the same time, without the body.
                 if !request.is_head {
-                    let sent = self.metrics.sent_bytes.with_label_values(&[handle.name()]);
+                    let sent = self.metrics.sent_bytes.with_label_values(&[entry.name()]);
                     sent.inc_by(snapshot.bundle().blob().size());
                 }
                 response
             }
-        }
+        })
     }
 }
 

@@ -132,6 +132,11 @@ impl HoldoutTracker {
         self.lock().remove(bundle);
     }
 
+    /// Removes the clients of bundles that are no longer configured.
+    pub(super) fn retain(&self, is_configured: impl Fn(&str) -> bool) {
+        self.lock().retain(|bundle, _| is_configured(bundle));
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Holdouts>> {
         self.0.bundles.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,6 +8,7 @@ use super::{
     bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot, if_none_match::IfNoneMatch, prefer,
 };
 use crate::{
+    catalog::Entry,
     metrics::InFlight,
     publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
 };
@@ -38,21 +39,24 @@ pub(super) enum BundleReply {
     },
     /// The request would have to be held, and the maximum number of held requests is reached.
     Unavailable,
+    /// The bundle was removed while the request was held.
+    Removed,
 }
 
 impl BundleApi {
-    /// Replies at once, when the bundle changes, or at the deadline. Cancel-safe.
-    pub(super) async fn respond(&self, handle: &Handle, request: &BundleRequest) -> BundleReply {
+    /// Replies at once, when the bundle changes, or at the deadline. If the bundle is reconfigured
+    /// while the request is held, the request continues with the new `entry`. Cancel-safe.
+    pub(super) async fn respond(&self, entry: &mut Arc<Entry>, request: &BundleRequest) -> BundleReply {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
         let held = request.wait.filter(|_| !draining).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
         let began = Instant::now();
         let deadline = began + held.unwrap_or(self.long_poll.first_wait);
-        let waiters = self.metrics.waiters.with_label_values(&[handle.name()]);
+        let waiters = self.metrics.waiters.with_label_values(&[entry.name()]);
         let _waiting = held.map(|_| InFlight::enter(&waiters));
         let released = self.drain.clone().released();
         tokio::pin!(released);
-        let mut view = handle.view();
+        let mut view = entry.handle().view();
         let mut tracked = None;
         // Whether the registry, or a change seen by this request, confirms the served version.
         let mut confirmed = false;
@@ -61,16 +65,16 @@ impl BundleApi {
             // The state is marked as seen before it is compared: a later change wakes this task.
             let seen = view.seen();
             if let State::Withdrawn(Withdrawal { version: Some(lost), .. }) = seen.own() {
-                let track = || self.holdouts.record(handle.name(), lost, &request.if_none_match, &request.client);
+                let track = || self.holdouts.record(entry.name(), lost, &request.if_none_match, &request.client);
                 tracked.get_or_insert_with(track);
             }
-            let Selection { state, is_fallback } = request.offer(&seen);
+            let Selection { state, is_fallback } = request.select(&seen);
             if let Some(reply) = immediate_reply(&state, request, confirmed) {
                 return reply;
             }
             let needs_confirmation = !confirmed && differs(&state, request);
             if draining && !needs_confirmation {
-                return deadline_reply(&seen, request, handle);
+                return deadline_reply(&seen, request, entry.handle());
             }
             // A request that is answered at once does not count against the limit of held requests.
             if hold.is_none() {
@@ -79,22 +83,31 @@ impl BundleApi {
             if hold.is_none() {
                 return BundleReply::Unavailable;
             }
+            let handle = entry.handle();
             tokio::select! {
                 changed = view.changed() => match changed {
                     Ok(()) => confirmed = true,
+                    // The watcher has ended because another one replaces it.
+                    Err(_) if entry.is_outdated() => {}
                     Err(_) => return deadline_reply(&seen, request, handle),
                 },
+                () = entry.outdated() => {}
                 () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
                 () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
                 () = sleep_until(deadline) => return deadline_reply(&seen, request, handle),
                 () = &mut released => return deadline_reply(&seen, request, handle),
+            }
+            if entry.is_outdated() {
+                let Some(current) = self.catalog.get(entry.name()) else { return BundleReply::Removed };
+                view = current.handle().view();
+                *entry = current;
             }
         }
     }
 }
 
 impl BundleRequest {
-    fn offer(&self, seen: &Seen) -> Selection {
+    fn select(&self, seen: &Seen) -> Selection {
         seen.select(crate::telemetry::now(), |fallback| {
             if self.if_none_match.is_empty() {
                 ClientVersion::None
@@ -131,7 +144,7 @@ fn differs(state: &State, request: &BundleRequest) -> bool {
 }
 
 fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> BundleReply {
-    match &request.offer(seen).state {
+    match &request.select(seen).state {
         State::Serving(snapshot) if request.if_none_match.contains(snapshot.etag()) => {
             BundleReply::NotModified(Arc::clone(snapshot))
         }

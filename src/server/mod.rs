@@ -14,7 +14,7 @@
 //! | `long_poll` | when a request is answered at once and when it is held |
 //! | `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `response` | every status line, header and error body |
-//! | `admin`, `renderer` | probes, `/metrics` and `/status` |
+//! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// The expectations of every version that a bundle's reference names. The default expects nothing,
 /// and raises an alarm when a digest comes back that newer ones had replaced.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expect {
     /// Annotations of the manifest, each with exactly this value; it may have others. They say
     /// where a bundle belongs that was copied with all its signatures.

@@ -17,6 +17,25 @@ const MODULES: &[(&str, &[&str])] = &[
             "bundle",
             "catalog",
             "config",
+            "gateway",
+            "images",
+            "oci",
+            "opa_check",
+            "registry",
+            "server",
+            "sign",
+            "store",
+            "transfer",
+            "verify",
+            "watch",
+        ],
+    ),
+    (
+        "gateway",
+        &[
+            "bundle",
+            "catalog",
+            "config",
             "images",
             "oci",
             "opa_check",
@@ -46,7 +65,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // What is seen: `verify` for `Verified`, which no other module can make.
     ("publish", &["bundle", "oci", "verify"]),
     ("watch", &["bundle", "oci", "opa_check", "publish", "registry", "store", "verify"]),
-    ("catalog", &["publish"]),
+    // `oci` for the reference by which a push finds its bundles.
+    ("catalog", &["oci", "publish"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`. Never a module that fetches, verifies, stores or watches.
     ("server", &["catalog", "oci", "publish"]),

@@ -272,7 +272,8 @@ async fn by_default_what_comes_back_is_served_with_an_alarm_until_something_newe
     serves(&gate, &first).await;
     let expected = format!("{} was served earlier and has been replaced, last by {}", first.digest, second.digest);
     let gate = {
-        eventually("the alarm", || gate.metrics.bundle_older.with_label_values(&[gate.name]).get() == 1).await;
+        eventually("the alarm", || gate.status().older.is_some()).await;
+        assert_eq!(gate.gauge("bundlegate_bundle_older").await, "1");
         assert_eq!(gate.shown().await["older"], json!(expected));
         world.restart(gate).await
     };
@@ -280,7 +281,8 @@ async fn by_default_what_comes_back_is_served_with_an_alarm_until_something_newe
     assert_eq!(gate.shown().await["older"], json!(expected), "also after a restart");
     let second = world.push(&[], &bundle("second"));
     serves(&gate, &second).await;
-    eventually("no alarm", || gate.metrics.bundle_older.with_label_values(&[gate.name]).get() == 0).await;
+    eventually("no alarm", || gate.status().older.is_none()).await;
+    assert_eq!(gate.gauge("bundlegate_bundle_older").await, "0");
     assert_eq!(gate.shown().await["older"], Value::Null);
 }
 

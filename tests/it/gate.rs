@@ -1,24 +1,25 @@
-//! Watcher, store and server as `serve` wires them, in front of a registry.
+//! The gateway as `serve` composes it, in front of a registry, in the process of the test.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
-    catalog::Catalog,
+    config::{BundleConfig, Cache, Config, Limits},
+    gateway::Gateway,
     metrics::Metrics,
-    opa_check::Checker,
-    publish::{Handle, OnMissing, State, Status, link_fallbacks},
+    opa_check,
+    publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Options as RegistryOptions, Timeouts},
-    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Server, TrustedProxies},
-    store::{self, Store},
+    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
+    store,
     verify::TrustPolicy,
-    watch::{Expect, OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
+    watch::{Expect, WatchOptions},
 };
 use reqwest::{Method, RequestBuilder, Response};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -49,7 +50,7 @@ pub(crate) struct Setup {
     pub(crate) cache: store::Options,
     /// The tag of an unsigned artifact that is served while the bundle is withdrawn.
     pub(crate) fallback: Option<&'static str>,
-    pub(crate) opa_check: Option<Checker>,
+    pub(crate) opa_check: Option<opa_check::Options>,
 }
 
 impl Default for Setup {
@@ -79,6 +80,57 @@ impl Default for Setup {
     }
 }
 
+impl Setup {
+    /// The configuration that says the same.
+    fn config(&self, registry: &FaultyRegistry) -> Config {
+        let empty = json!({
+            "version": 1,
+            "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
+            "trust": { "policies": { "dev": "unsigned" } },
+            "bundles": {},
+        });
+        let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
+        // Long enough for a busy machine.
+        let options = RegistryOptions { timeouts: Timeouts::default(), ..registry.options() };
+        config.registries.insert(registry.address.to_string(), options);
+        config.limits = Limits {
+            bundle: 1 << 20,
+            unpacked: 1 << 20,
+            files: 100,
+            bundle_manifest: 1 << 20,
+            manifest: 4 << 20,
+            evidence: 1 << 20,
+        };
+        let store::Options { directory, disk, memory } = self.cache.clone();
+        config.cache = Cache { directory, disk, memory };
+        config.long_poll.first_wait = self.rules.first_wait;
+        let bundle = BundleConfig {
+            name: self.name.to_owned(),
+            reference: registry.reference(self.tag),
+            trust: self.policy.clone(),
+            poll: self.rules.poll,
+            confirm_within: self.rules.confirm_within,
+            on_missing: self.rules.on_missing,
+            max_stale: self.rules.max_stale,
+            expect: self.expect.clone(),
+            on_withdraw: self.fallback.map(|_| OnWithdraw { fallback: FALLBACK.to_owned() }),
+            opa_check: self.opa_check.clone(),
+        };
+        if let Some(tag) = self.fallback {
+            config.bundles.push(BundleConfig {
+                name: FALLBACK.to_owned(),
+                reference: registry.reference(tag),
+                trust: TrustPolicy::unsigned("any".into()),
+                expect: Expect::default(),
+                on_withdraw: None,
+                ..bundle.clone()
+            });
+        }
+        config.bundles.push(bundle);
+        config
+    }
+}
+
 /// Serves until it is dropped.
 pub(crate) struct Gate {
     pub(crate) name: &'static str,
@@ -90,8 +142,7 @@ pub(crate) struct Gate {
     pub(crate) clients: LiveClients,
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
-    server: JoinHandle<()>,
-    watcher: JoinSet<()>,
+    gateway: JoinHandle<()>,
 }
 
 /// `last_failure` in the words of `/status`.
@@ -111,35 +162,7 @@ impl Gate {
     }
 
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
-        let metrics = Metrics::new().unwrap();
-        let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
-        let store = Store::open(setup.cache, metrics.clone());
-        let pipeline = Pipeline {
-            name: setup.name.into(),
-            reference: registry.reference(setup.tag),
-            // As patient as a busy machine needs.
-            source: registry.source_with(RegistryOptions { timeouts: Timeouts::default(), ..registry.options() }),
-            registries: Arc::new(registry.registries(registry.options())),
-            expect: Arc::new(setup.expect),
-            opa_check: setup.opa_check.map(|checker| OpaCheck::new(checker, store.check_results().clone())),
-            store,
-            limits,
-            evidence_limit: 1 << 20,
-            pool: VerificationPool::default(),
-            metrics: metrics.clone(),
-        };
-        let second = setup.fallback.map(|tag| {
-            let (name, reference) = (FALLBACK.into(), registry.reference(tag));
-            Pipeline { name, reference, expect: Arc::default(), ..pipeline.clone() }
-        });
-        let (watcher, handle) = Watcher::new(pipeline, Arc::new(setup.policy), setup.rules);
-        let (mut running, mut handles) = (vec![watcher], vec![handle]);
-        if let Some(pipeline) = second {
-            let (watcher, handle) = Watcher::new(pipeline, Arc::new(TrustPolicy::unsigned("any".into())), setup.rules);
-            running.push(watcher);
-            handles.push(handle);
-            link_fallbacks(&mut handles, |name| (name == setup.name).then_some(FALLBACK));
-        }
+        let config = setup.config(registry);
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
             clients.allow(&["**".to_owned()], None).unwrap();
@@ -158,17 +181,17 @@ impl Gate {
             trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
         };
-        let server = Server::bind(options, Catalog::new(handles.iter().cloned()), metrics.clone()).await.unwrap();
-        let (data, admin) = (server.data_address().unwrap(), server.admin_address().unwrap());
+        let gateway = Gateway::start(config, options, None).await.unwrap();
+        let (data, admin) = (gateway.data_address().unwrap(), gateway.admin_address().unwrap());
+        let (metrics, handle) =
+            (gateway.metrics().clone(), gateway.catalog().get(setup.name).unwrap().handle().clone());
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(server.run(async {
+        let drain = async {
             let _ = stopped.await;
-        }));
-        let watchers = running.into_iter().map(Watcher::run).collect();
-        let handle = handles.swap_remove(0);
-        let http = reqwest::Client::new();
-        let (name, stop, watcher) = (setup.name, Some(stop), watchers);
-        Self { name, data, admin, http, metrics, clients, handle, stop, server, watcher }
+        };
+        let gateway = tokio::spawn(async { gateway.run(drain, std::future::pending()).await.unwrap() });
+        let (name, stop, http) = (setup.name, Some(stop), reqwest::Client::new());
+        Self { name, data, admin, http, metrics, clients, handle, stop, gateway }
     }
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
@@ -253,20 +276,20 @@ impl Gate {
     }
 
     /// As a crash does. What is being written to the cache comes to its end.
-    pub(crate) async fn end(mut self, cache: &Path) {
-        self.watcher.shutdown().await;
+    pub(crate) async fn end(self, cache: &Path) {
+        self.gateway.abort();
         let lock = fs::File::open(cache.join(".lock")).unwrap();
         eventually("the cache is let go", || lock.try_lock().is_ok()).await;
     }
 
     pub(crate) async fn until_drained(&mut self) {
-        timeout(PATIENCE, &mut self.server).await.expect("the drain has no end").unwrap();
+        timeout(PATIENCE, &mut self.gateway).await.expect("the drain has no end").unwrap();
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.server.abort();
+        self.gateway.abort();
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bundlegate::opa_check::{Checker, Checkers, Options};
+use bundlegate::opa_check::Options;
 use tempfile::TempDir;
 
 use crate::{
@@ -62,17 +62,16 @@ impl FakeOpa {
         fs::read_to_string(self.0.path().join("runs")).unwrap_or_default().lines().count()
     }
 
-    async fn checker(&self, timeout: Duration) -> Checker {
-        let options = Options { program: self.program(), tests: false, timeout };
-        Checkers::default().start(&options).await.unwrap()
+    fn options(&self, timeout: Duration) -> Options {
+        Options { program: self.program(), tests: false, timeout }
     }
 
-    async fn setup(&self) -> Setup {
-        Setup { opa_check: Some(self.checker(PATIENCE).await), ..Setup::default() }
+    fn setup(&self) -> Setup {
+        Setup { opa_check: Some(self.options(PATIENCE)), ..Setup::default() }
     }
 
-    async fn setup_with(&self, cache: &TempDir) -> Setup {
-        Setup { cache: on_disk(cache), ..self.setup().await }
+    fn setup_with(&self, cache: &TempDir) -> Setup {
+        Setup { cache: on_disk(cache), ..self.setup() }
     }
 }
 
@@ -95,7 +94,7 @@ async fn serves(gate: &Gate, bytes: &[u8]) {
 async fn a_version_that_opa_refuses_never_replaces_the_last_good_one_and_is_checked_once() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup().await).await;
+    let gate = Gate::with(&registry, opa.setup()).await;
     let good = tag(&gate.get("", 60).await);
     let (digest, _) = registry.put_artifact("live", &bundle("bad"));
     eventually("a defect", || failed(&gate, "defect")).await;
@@ -113,7 +112,7 @@ async fn a_version_that_opa_refuses_never_replaces_the_last_good_one_and_is_chec
 async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(&registry, opa.setup().await).await;
+    let gate = Gate::with(&registry, opa.setup()).await;
     eventually("withdrawn", || gate.state() == "withdrawn").await;
     let error = crate::gate::error(gate.get("", 0).await).await;
     assert!(error["message"].as_str().unwrap().contains("opa: p.rego:3: "), "{error}");
@@ -123,7 +122,7 @@ async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
 async fn another_opa_is_asked_again_about_what_one_refused() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(&registry, opa.setup().await).await;
+    let gate = Gate::with(&registry, opa.setup()).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     opa.become_refusing("worse");
     serves(&gate, &bundle("bad")).await;
@@ -133,8 +132,8 @@ async fn another_opa_is_asked_again_about_what_one_refused() {
 async fn an_opa_that_crashes_hangs_or_is_gone_is_asked_again_and_the_last_good_version_stays() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("0"));
-    let checker = opa.checker(Duration::from_secs(5)).await;
-    let gate = Gate::with(&registry, Setup { opa_check: Some(checker), ..Setup::default() }).await;
+    let options = opa.options(Duration::from_secs(5));
+    let gate = Gate::with(&registry, Setup { opa_check: Some(options), ..Setup::default() }).await;
     serves(&gate, &bundle("0")).await;
     let breaks: [(&str, &dyn Fn()); 4] = [
         ("opa was ended by signal 9", &|| opa.answer_by("kill -9 $$")),
@@ -160,13 +159,13 @@ async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
     let (registry, opa, cache) =
         (FaultyRegistry::start().await, FakeOpa::refusing("bad"), tempfile::tempdir().unwrap());
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     let good = tag(&gate.get("", 60).await);
     registry.put_artifact("live", &bundle("bad"));
     eventually("a defect", || failed(&gate, "defect")).await;
     gate.end(cache.path()).await;
     assert_eq!(opa.runs(), 2);
-    let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!((tag(&gate.get("", 60).await), opa.runs()), (good, 2));
     gate.end(cache.path()).await;
@@ -174,7 +173,7 @@ async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
     for file in fs::read_dir(cache.path().join("opa-check")).unwrap() {
         fs::write(file.unwrap().path(), "{").unwrap();
     }
-    let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!((gate.state(), opa.runs()), ("serving", 4));
 }
@@ -184,12 +183,12 @@ async fn what_one_opa_accepted_outlives_a_restart_with_one_that_refuses_it_or_gi
     let (registry, opa, cache) =
         (FaultyRegistry::start().await, FakeOpa::refusing("bad"), tempfile::tempdir().unwrap());
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     serves(&gate, &bundle("good")).await;
     gate.end(cache.path()).await;
     for (runs, body) in [(2, "kill -9 $$"), (3, "echo '{\"errors\":[{\"message\":\"no\"}]}'; exit 2")] {
         opa.answer_by(body);
-        let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+        let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
         serves(&gate, &bundle("good")).await;
         assert_eq!(opa.runs(), runs, "{body}");
         gate.end(cache.path()).await;
@@ -204,7 +203,7 @@ async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
     let gate = Gate::with(&registry, Setup { cache: on_disk(&cache), ..Setup::default() }).await;
     serves(&gate, &bundle("bad")).await;
     gate.end(cache.path()).await;
-    let gate = Gate::with(&registry, opa.setup_with(&cache).await).await;
+    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!(gate.state(), "withdrawn");
 }

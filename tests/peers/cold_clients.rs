@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry};
 
-const CLIENTS: usize = 1000;
+pub(crate) const CLIENTS: usize = 1000;
 const POLL: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -31,7 +31,7 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("1s"));
     let gate = Gate::start(config).await;
-    let mut crowd = Crowd::ask(&gate, None);
+    let mut crowd = Crowd::ask(&gate, "authz", None);
     waiting(&gate).await;
     proxy.release();
     let tags = crowd.answers(200).await;
@@ -48,7 +48,7 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     }
     assert_eq!(since(&heads, registry.asked("HEAD")).keys().filter(|path| !path.ends_with("/live")).count(), 0);
 
-    let mut crowd = Crowd::ask(&gate, tags.keys().next().cloned());
+    let mut crowd = Crowd::ask(&gate, "authz", tags.keys().next().cloned());
     waiting(&gate).await;
     let (gets, heads, began) = (registry.asked("GET"), registry.asked("HEAD"), Instant::now());
     sleep(10 * POLL).await;
@@ -91,11 +91,11 @@ async fn waiting(gate: &Gate) {
 }
 
 /// A thousand requests at a time, each over a connection of its own.
-struct Crowd(JoinSet<(u16, String)>);
+pub(crate) struct Crowd(JoinSet<(u16, String)>);
 
 impl Crowd {
-    fn ask(gate: &Gate, etag: Option<String>) -> Self {
-        let url = format!("{}/bundles/authz", gate.url);
+    pub(crate) fn ask(gate: &Gate, bundle: &str, etag: Option<String>) -> Self {
+        let url = format!("{}/bundles/{bundle}", gate.url);
         let mut requests = JoinSet::new();
         for _ in 0..CLIENTS {
             // Reading the system's certificates a thousand times would take longest of all.
@@ -111,6 +111,12 @@ impl Crowd {
             });
         }
         Self(requests)
+    }
+
+    /// No request has been answered yet.
+    pub(crate) fn is_untouched(&mut self) {
+        let answered = self.0.try_join_next();
+        assert!(answered.is_none(), "a client was answered: {answered:?}");
     }
 
     /// Every answer has this status; gives the entity tags and how many had them.

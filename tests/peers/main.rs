@@ -23,6 +23,7 @@ mod prometheus;
 mod pushes;
 mod readme;
 mod refusals;
+mod reload;
 mod replicas;
 mod session;
 mod shells;

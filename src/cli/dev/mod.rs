@@ -21,11 +21,15 @@ use clap::Args;
 use serde_json::json;
 
 use self::{builder::Builder, state::State};
-use super::{eprint, gate::Gate, opa::OpaChoice, print};
-use crate::{config::Config, sign::KeyPair};
+use super::{eprint, opa::OpaChoice, print};
+use crate::{
+    config::Config,
+    gateway::{self, Gateway, StopSignals},
+    sign::KeyPair,
+};
 
 /// Log filter. The warning about the limit of open files does not matter for one author.
-pub(super) const LOG: &str = "warn,bundlegate::cli::open_files=error";
+pub(super) const LOG: &str = "warn,bundlegate::gateway::open_files=error";
 /// Timeout of the first publication. The source is the local disk, which takes milliseconds.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
 const LAYOUT: &str = "layout";
@@ -71,17 +75,18 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         checker: options.opa.checker().await?,
     })?;
     let (builder, package) = builder.first_build().await?;
-    let server = super::gate::server_options(&config)?;
-    let gate = Gate::start(config, server, None).await.map_err(with_flag_name)?;
-    gate.first_snapshots(FIRST_SNAPSHOT).await?;
-    let addresses = hints::Addresses { data: gate.data_address()?, admin: gate.admin_address()? };
+    let server = gateway::server_options(&config)?;
+    let (drain, exit) = StopSignals::install()?.drain_and_exit();
+    let gateway = Gateway::start(config, server, None).await.map_err(with_flag_name)?;
+    gateway.first_snapshots(FIRST_SNAPSHOT).await?;
+    let addresses = hints::Addresses { data: gateway.data_address()?, admin: gateway.admin_address()? };
     for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
         print(&line)?;
     }
     let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (removed on exit)" } else { "" };
     eprint(&format!("watching {}{fate}; edits take effect in OPA; Ctrl-C exits", policy.display()));
     tokio::select! {
-        ended = gate.run() => ended,
+        ended = gateway.run(drain, exit) => ended,
         broken = builder.follow() => broken,
     }
 }

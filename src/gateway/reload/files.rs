@@ -1,4 +1,4 @@
-//! Files whose content matters, whoever replaces them and however.
+//! Files under watch by their content, however they are replaced.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +24,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(750);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// Editors write a file in several steps, and people several files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// A program that writes all the time is not waited for: a token that is taken away counts no more
-/// after two seconds at most.
+/// A program that writes all the time is not waited for: a token that is removed is refused after
+/// two seconds at most.
 const STEPS: usize = 10;
 /// No file of a configuration is longer.
 const LARGEST: u64 = 2 << 20;
@@ -34,6 +34,7 @@ const LARGEST: u64 = 2 << 20;
 ///
 /// The folders are watched, not the files: editors put a new file in the place of the old one,
 /// and Kubernetes swaps the link that leads to all of them. What counts is the content alone.
+#[derive(Debug)]
 pub(super) struct WatchedFiles {
     /// `None` where the system has no more to give; then there is only [`LOOK_AGAIN`].
     watcher: Option<RecommendedWatcher>,
@@ -63,7 +64,7 @@ impl WatchedFiles {
         Self { watcher: watcher.ok(), happened, folders: BTreeSet::new(), contents: Contents::default() }
     }
 
-    /// As they were when somebody last looked.
+    /// The contents at the last [`Self::watch`].
     pub(super) fn contents(&self) -> &Contents {
         &self.contents
     }
@@ -81,7 +82,7 @@ impl WatchedFiles {
         self.folders.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
     }
 
-    /// Waits until a file holds something else than when somebody last looked. Cancel-safe.
+    /// Waits until a file holds something else than at the last [`Self::watch`]. Cancel-safe.
     pub(super) async fn changed(&self) {
         loop {
             let _ = timeout(LOOK_AGAIN, self.happened.notified()).await;
@@ -122,7 +123,7 @@ impl Contents {
     }
 }
 
-/// Of files only: a pipe would be read by whoever comes first.
+/// The digest of a regular file: a pipe can be read only once.
 fn content(path: &Path) -> Option<Digest> {
     read_regular(path, LARGEST).ok().map(|bytes| Digest::sha256(&bytes))
 }

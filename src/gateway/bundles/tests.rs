@@ -1,0 +1,116 @@
+use std::path::Path;
+
+use futures_util::FutureExt as _;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{oci::Reference, store};
+
+/// Bundles by name, each with its reference and perhaps a fallback. Nothing is ever fetched.
+fn config(bundles: &[(&str, &str, Option<&str>)]) -> Config {
+    let bundles = bundles.iter().map(|(name, reference, fallback)| {
+        let mut bundle = json!({ "reference": reference, "trust": "dev" });
+        if let Some(fallback) = fallback {
+            bundle["on_withdraw"] = json!({ "fallback": fallback });
+        }
+        ((*name).to_owned(), bundle)
+    });
+    let config = json!({
+        "version": 1,
+        "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
+        "trust": { "policies": { "dev": "unsigned" } },
+        "bundles": bundles.collect::<serde_json::Map<String, Value>>(),
+    });
+    Config::parse(&config.to_string(), Path::new("/")).unwrap()
+}
+
+/// Bundles whose watchers don't run.
+struct Scene {
+    bundles: Bundles,
+    config: Config,
+}
+
+impl Scene {
+    async fn new(configured: &[(&str, &str, Option<&str>)]) -> Self {
+        let (empty, metrics) = (config(&[]), Metrics::new().unwrap());
+        let registries = Registries::new(BTreeMap::new(), empty.limits.read_limits(), metrics.clone());
+        let store = Store::open(store::Options { directory: None, disk: 0, memory: 1 << 20 }, metrics.clone());
+        let bundles = Bundles::new(&empty, registries, store, metrics);
+        let mut scene = Self { bundles, config: empty };
+        scene.configure(configured).await;
+        scene
+    }
+
+    async fn configure(&mut self, configured: &[(&str, &str, Option<&str>)]) -> Applied {
+        let wanted = config(configured);
+        let changes = plan::changes(&self.config, &wanted);
+        let prepared = self.bundles.prepare(&changes).await.unwrap();
+        let applied = self.bundles.apply(&changes, prepared, &wanted).await.unwrap();
+        self.config = wanted;
+        applied
+    }
+
+    fn entry(&self, name: &str) -> Arc<Entry> {
+        self.bundles.catalog().get(name).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_is_found_on_each_of_its_paths_and_by_its_reference() {
+    let configured = [
+        ("authz", "r.example/authz:v1", None),
+        ("bundles/odd", "r.example/authz:v2", None),
+        ("third", "r.example/other:v1", None),
+    ];
+    let scene = Scene::new(&configured).await;
+    let catalog = scene.bundles.catalog();
+    let found = |resource| catalog.find(resource).map(|entry| entry.name().to_owned());
+    for resource in ["authz", "bundle/authz", "bundles/authz"] {
+        assert_eq!(found(resource).as_deref(), Some("authz"), "{resource}");
+    }
+    for resource in ["bundles/odd", "bundles/bundles/odd"] {
+        assert_eq!(found(resource).as_deref(), Some("bundles/odd"), "{resource}");
+    }
+    assert_eq!((found("odd"), found("bundles/authz/x")), (None, None));
+    let reference: Reference = "r.example/authz:v1".parse().unwrap();
+    let concerned = |tag| {
+        let entries = catalog.find_by_reference(reference.repository(), tag);
+        entries.iter().map(|entry| entry.name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(concerned(None), ["authz", "bundles/odd"]);
+    assert_eq!(concerned(Some("v2")), ["bundles/odd"]);
+    assert_eq!(concerned(Some("v3")), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_change_makes_only_the_entries_of_its_own_bundles_outdated() {
+    let (a, b) = (("a", "r.example/a:v1", None), ("b", "r.example/b:v1", None));
+    let mut scene = Scene::new(&[a, b]).await;
+    let (first, other) = (scene.entry("a"), scene.entry("b"));
+    assert_eq!(scene.configure(&[a, b]).await, Applied::default());
+    assert!(Arc::ptr_eq(&first, &scene.entry("a")));
+    let applied = scene.configure(&[("a", "r.example/a:v2", None), b, ("c", "r.example/c:v1", None)]).await;
+    assert_eq!(applied, Applied { added: 1, replaced: 1, ..Applied::default() });
+    assert!(first.is_outdated() && first.outdated().now_or_never().is_some());
+    let second = scene.entry("a");
+    assert!(!second.is_outdated() && second.outdated().now_or_never().is_none());
+    assert_eq!(second.status().reference, "r.example/a:v2");
+    let applied = scene.configure(&[b, ("c", "r.example/c:v1", None)]).await;
+    assert_eq!(applied, Applied { removed: 1, ..Applied::default() });
+    assert!(second.is_outdated() && scene.bundles.catalog().get("a").is_none());
+    assert!(Arc::ptr_eq(&other, &scene.entry("b")) && !other.is_outdated());
+}
+
+#[tokio::test]
+async fn a_fallback_is_linked_anew_when_either_side_changes() {
+    let deny = ("deny", "r.example/deny:v1", None);
+    let mut scene = Scene::new(&[("a", "r.example/a:v1", None), deny]).await;
+    let without = scene.entry("a");
+    let applied = scene.configure(&[("a", "r.example/a:v1", Some("deny")), deny]).await;
+    assert_eq!(applied, Applied { fallbacks: 1, ..Applied::default() });
+    let with = scene.entry("a");
+    assert!(without.is_outdated() && !with.is_outdated());
+    // Another watcher stands behind the fallback now.
+    scene.configure(&[("a", "r.example/a:v1", Some("deny")), ("deny", "r.example/deny:v2", None)]).await;
+    assert!(with.is_outdated());
+}

@@ -1,0 +1,173 @@
+//! The gateway as a whole: from a checked configuration to watchers and a server, until it has
+//! drained.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::time::timeout;
+
+use super::{
+    bundles::Bundles,
+    open_files,
+    plan::Change,
+    reload::{Cause, Reload},
+};
+use crate::{
+    catalog::Catalog,
+    config::Config,
+    metrics::Metrics,
+    registry::Registries,
+    server::{self, Server},
+    store::{self, Store},
+    telemetry,
+    verify::TrustRoots,
+};
+
+/// A gateway whose listeners are bound and whose watchers run. `serve`, `dev`, the tests and the
+/// benches all compose it here.
+#[derive(Debug)]
+pub struct Gateway {
+    server: Server,
+    bundles: Bundles,
+    store: Store,
+    metrics: Metrics,
+    /// Applies changes of the configuration file, where there is one.
+    reload: Option<Reload>,
+}
+
+impl Gateway {
+    /// Opens the cache, starts the watchers and binds the listeners. `file` is the file that
+    /// `config` was read from; changes of it are applied while the gateway runs. Without it the
+    /// configuration never changes.
+    ///
+    /// # Errors
+    /// When the clock is unusable, an `opa` does not start, a registry's options make no client,
+    /// or an address can't be bound.
+    pub async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
+        // hyper panics where it can't write the time into a `Date` header.
+        anyhow::ensure!(
+            telemetry::is_clock_usable(),
+            "the system's clock is before 1970 or after 9999 ({}); set it, and start again",
+            telemetry::now()
+        );
+        let metrics = Metrics::new().context("metrics")?;
+        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
+        let cache = store::Options {
+            directory: config.cache.directory.clone(),
+            disk: config.cache.disk,
+            memory: config.cache.memory,
+        };
+        let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
+        let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
+        log_cache_directory(opened, &store);
+        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.clone());
+        let all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
+        let prepared = bundles.prepare(&all).await?;
+        bundles.apply(&all, prepared, &config).await?;
+        let reload = match file {
+            Some(file) => {
+                let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
+                let roots = TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
+                let reload = Reload::new(file.to_owned(), config, options.clients.clone(), roots, metrics.clone())?;
+                // Nothing is verified with trust roots that are older than those on disk.
+                Some(reload.read(Cause::Start, &mut bundles).await?)
+            }
+            None => None,
+        };
+        let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
+        let server = Server::bind(options, bundles.catalog().clone(), metrics.clone()).await?;
+        bundles.run();
+        Ok(Self { server, bundles, store, metrics, reload })
+    }
+
+    /// The address of the data listener.
+    ///
+    /// # Errors
+    /// When the system does not report it.
+    pub fn data_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.server.data_address()?)
+    }
+
+    /// The address of the admin listener.
+    ///
+    /// # Errors
+    /// When the system does not report it.
+    pub fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.server.admin_address()?)
+    }
+
+    /// The metrics that the admin listener renders.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The bundles that are served.
+    pub fn catalog(&self) -> &Catalog {
+        self.bundles.catalog()
+    }
+
+    /// Waits until every bundle is served, for at most `limit` each.
+    ///
+    /// # Errors
+    /// When a bundle is not served in time, with its last failure.
+    pub async fn first_snapshots(&self, limit: Duration) -> anyhow::Result<()> {
+        for entry in self.catalog().entries() {
+            let handle = entry.handle();
+            let mut state = handle.subscribe();
+            let serving = state.wait_for(|state| state.snapshot().is_some());
+            if timeout(limit, serving).await.is_ok_and(|served| served.is_ok()) {
+                continue;
+            }
+            let failure = handle.status().last_failure.map_or_else(|| "no answer yet".to_owned(), |last| last.message);
+            anyhow::bail!("{}: not served within {limit:?}: {failure}", handle.name());
+        }
+        Ok(())
+    }
+
+    /// Serves until `drain` completes, then drains. Ends at once when `exit` completes.
+    ///
+    /// # Errors
+    /// When a watcher ends, or the configuration can't be read again, which are bugs.
+    pub async fn run(self, drain: impl Future<Output = ()>, exit: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { server, mut bundles, store, reload, .. } = self;
+        let ended = tokio::select! {
+            () = server.run(drain) => {
+                tracing::info!("drained");
+                Ok(())
+            }
+            () = exit => Ok(()),
+            broken = follow(reload, &mut bundles) => Err(broken),
+        };
+        bundles.shutdown().await;
+        store.close().await;
+        ended
+    }
+}
+
+/// Keeps the bundles as the configuration wants them, for ever.
+async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Error {
+    loop {
+        let Some(mut current) = reload.take() else { return bundles.keep().await };
+        let cause = tokio::select! {
+            cause = current.next_cause() => cause,
+            broken = bundles.keep() => return broken,
+        };
+        match current.read(cause, bundles).await {
+            Ok(read) => reload = Some(read),
+            Err(broken) => return broken.context("the configuration can't be read again"),
+        }
+    }
+}
+
+fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
+    match directory {
+        None => tracing::info!("no cache.directory: blobs live in memory only, a cold start needs the registry"),
+        Some(directory) if store.is_persistent() => tracing::info!(directory = %directory.display(), "cache opened"),
+        // The store has said why.
+        Some(_) => {}
+    }
+}

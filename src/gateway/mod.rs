@@ -1,0 +1,15 @@
+//! Composition: watchers, trust roots and server, made from one configuration and changed with it.
+
+mod bundles;
+#[expect(clippy::module_inception, reason = "the file is named after the type that it holds")]
+mod gateway;
+mod open_files;
+mod options;
+mod plan;
+mod reload;
+mod signals;
+
+pub use bundles::start_opas;
+pub use gateway::Gateway;
+pub use options::server_options;
+pub use signals::StopSignals;

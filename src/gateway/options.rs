@@ -1,0 +1,41 @@
+//! The options of the server, from the configuration.
+
+use crate::{
+    config::{ClientConfig, Config, Credential, Secret},
+    server,
+};
+
+/// The server's options, from the configuration.
+///
+/// # Errors
+/// When a client's glob is malformed.
+pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
+    let (drain, long_poll) = (config.server.drain, config.long_poll);
+    Ok(server::Options {
+        listen: config.server.listen,
+        admin: config.server.admin,
+        tls: config.server.tls.clone(),
+        max_connections: config.server.max_connections,
+        ready_after: config.server.ready_after,
+        drain: server::Drain { notice: drain.notice, over: drain.over },
+        long_poll: server::LongPoll { max_wait: long_poll.max_wait, first_wait: long_poll.first_wait },
+        clients: clients(&config.clients)?.into(),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        deadlines: server::Deadlines::default(),
+    })
+}
+
+/// The clients that may read bundles, from the configuration.
+pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
+    let mut clients = server::Clients::default();
+    for client in config {
+        match &client.credential {
+            Credential::Anonymous => clients.allow(&client.bundles, None)?,
+            Credential::Tokens { tokens, .. } => {
+                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
+                clients.allow(&client.bundles, Some(&tokens))?;
+            }
+        }
+    }
+    Ok(clients)
+}

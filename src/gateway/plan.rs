@@ -1,0 +1,216 @@
+//! What has to change while the gateway runs, so that a wanted configuration is in force.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    config::{BundleConfig, ClientConfig, Config},
+    oci::Reference,
+    verify::TrustPolicy,
+};
+
+/// One change. Changes of a bundle that is added or replaced are part of its configuration.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// A bundle is new.
+    Add(BundleConfig),
+    /// A bundle has another reference, or another option of its watcher.
+    Replace(BundleConfig),
+    /// A bundle is gone.
+    Remove(String),
+    /// A bundle has another policy, or the same one with another content.
+    SetPolicy { bundle: String, policy: TrustPolicy },
+    /// A bundle has another fallback, or none.
+    SetFallback { bundle: String, fallback: Option<String> },
+    /// Other clients may read, or other bundles.
+    SetClients(Vec<ClientConfig>),
+    /// A key whose change takes effect at the next start.
+    NeedsRestart(String),
+}
+
+/// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
+/// then the clients, then the keys that need a restart.
+pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
+    let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
+    let mut names: Vec<_> = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name))).collect();
+    names.sort_unstable();
+    let mut changes = Vec::new();
+    for name in names {
+        match (before.get(name), after.get(name)) {
+            (Some(before), Some(after)) => bundle_changes(before, after, &mut changes),
+            (None, Some(after)) => changes.push(Change::Add(BundleConfig::clone(after))),
+            (Some(_), None) => changes.push(Change::Remove((*name).to_owned())),
+            (None, None) => {}
+        }
+    }
+    if running.clients != wanted.clients {
+        changes.push(Change::SetClients(wanted.clients.clone()));
+    }
+    changes.extend(running.differences(wanted).into_iter().map(Change::NeedsRestart));
+    changes
+}
+
+fn by_name(bundles: &[BundleConfig]) -> BTreeMap<&str, &BundleConfig> {
+    bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect()
+}
+
+fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec<Change>) {
+    let bundle = || before.name.clone();
+    // First: no watcher of this reference goes on by the policy of before.
+    if before.reference == after.reference && !same_policy(&before.trust, &after.trust) {
+        changes.push(Change::SetPolicy { bundle: bundle(), policy: after.trust.clone() });
+    }
+    if !same_watcher(before, after) {
+        changes.push(Change::Replace(after.clone()));
+    } else if before.on_withdraw != after.on_withdraw {
+        let fallback = after.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.clone());
+        changes.push(Change::SetFallback { bundle: bundle(), fallback });
+    }
+}
+
+/// Whether two policies have one name and content.
+fn same_policy(one: &TrustPolicy, other: &TrustPolicy) -> bool {
+    one.name() == other.name() && one.revision() == other.revision()
+}
+
+/// Whether one watcher does for both, but for the policy.
+pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
+    one.reference == other.reference
+        && one.poll == other.poll
+        && one.confirm_within == other.confirm_within
+        && one.on_missing == other.on_missing
+        && one.max_stale == other.max_stale
+        && one.expect == other.expect
+        && one.opa_check == other.opa_check
+}
+
+/// The policy for what is still served from `reference` while the configuration has another
+/// reference for the bundle: the wanted policy of the same name as `last`, or else `last` itself.
+/// In either case without the keys, digests and roots that `wanted` revokes or removes, under
+/// whatever name. No policy of the same name turns a signed bundle into an unsigned one.
+pub(super) fn policy_of_earlier_reference(last: &TrustPolicy, reference: &Reference, wanted: &Config) -> TrustPolicy {
+    let named = wanted.trust.choose(Some(last.name()), reference.repository()).ok();
+    let named = named.filter(|named| named.requirements().is_some() || last.requirements().is_none());
+    named.as_ref().unwrap_or(last).restricted(wanted.trust.base())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Edits, each a JSON pointer with a value, and the changes that follow.
+    type Row<'a> = (&'a [(&'a str, Value)], &'a [&'a str]);
+
+    /// Two unsigned bundles, one with the other as its fallback.
+    fn base() -> Value {
+        json!({
+            "version": 1,
+            "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
+            "trust": { "policies": { "dev": "unsigned", "other": "unsigned" } },
+            "bundles": {
+                "a": { "reference": "r.example/a:v1", "trust": "dev", "on_withdraw": { "fallback": "deny" } },
+                "deny": { "reference": "r.example/deny:v1", "trust": "dev" },
+            },
+        })
+    }
+
+    fn config(value: &Value) -> Config {
+        Config::parse(&value.to_string(), Path::new("/etc/bundlegate")).unwrap()
+    }
+
+    /// The changes that lead from the base to the base with these values at JSON pointers; `null`
+    /// removes the key.
+    fn changes_by(edits: &[(&str, Value)]) -> Vec<String> {
+        let mut edited = base();
+        for (pointer, value) in edits {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            let parent = edited.pointer_mut(parent).unwrap();
+            match value {
+                Value::Null => drop(parent.as_object_mut().unwrap().remove(key)),
+                value => parent[key] = value.clone(),
+            }
+        }
+        changes(&config(&base()), &config(&edited)).iter().map(word).collect()
+    }
+
+    fn word(change: &Change) -> String {
+        match change {
+            Change::Add(bundle) => format!("add {}", bundle.name),
+            Change::Replace(bundle) => format!("replace {} {}", bundle.name, bundle.reference),
+            Change::Remove(bundle) => format!("remove {bundle}"),
+            Change::SetPolicy { bundle, policy } => format!("policy of {bundle}: {}", policy.name()),
+            Change::SetFallback { bundle, fallback } => format!("fallback of {bundle}: {fallback:?}"),
+            Change::SetClients(clients) => format!("clients {}", clients.len()),
+            Change::NeedsRestart(key) => format!("restart {key}"),
+        }
+    }
+
+    #[test]
+    fn each_edit_has_its_change() {
+        let bundle = |reference: &str| json!({ "reference": reference, "trust": "dev" });
+        let minimum = json!({ "order": "version", "minimum": "1.0.0" });
+        let replaced = "replace deny r.example/deny:v1";
+        let table: &[Row<'_>] = &[
+            (&[], &[]),
+            (&[("/bundles/b", bundle("r.example/b:v1"))], &["add b"]),
+            (&[("/bundles/a", Value::Null)], &["remove a"]),
+            (&[("/bundles/deny/reference", json!("r.example/deny:v2"))], &["replace deny r.example/deny:v2"]),
+            (&[("/bundles/deny/poll", json!("1s"))], &[replaced]),
+            (&[("/bundles/deny/confirm_within", json!("1s"))], &[replaced]),
+            (&[("/bundles/deny/on_missing", json!("withdraw"))], &[replaced]),
+            (&[("/bundles/deny/max_stale", json!("1h"))], &[replaced]),
+            (&[("/bundles/deny/expect", minimum)], &[replaced]),
+            (&[("/bundles/deny/opa_check", json!({ "opa": "opa" }))], &[replaced]),
+            (&[("/opa_check", json!({ "opa": "opa" }))], &["replace a r.example/a:v1", replaced]),
+            // A default that is written out is no change.
+            (&[("/bundles/deny/poll", json!("30s"))], &[]),
+            (&[("/bundles/a/on_withdraw", Value::Null)], &["fallback of a: None"]),
+            (&[("/bundles/a/trust", json!("other"))], &["policy of a: other"]),
+            (
+                &[("/bundles/a/trust", json!("other")), ("/bundles/a/poll", json!("1s"))],
+                &["policy of a: other", "replace a r.example/a:v1"],
+            ),
+            // What is served from the earlier reference keeps a policy of its own.
+            (
+                &[("/bundles/a/trust", json!("other")), ("/bundles/a/reference", json!("r.example/a:v2"))],
+                &["replace a r.example/a:v2"],
+            ),
+            (&[("/clients/0/bundles", json!(["a"]))], &["clients 1"]),
+            (&[("/clients/0/name", json!("everyone"))], &["clients 1"]),
+            (&[("/trust/policies/third", json!("unsigned"))], &[]),
+            (&[("/server", json!({ "listen": ":8081" }))], &["restart server (new)"]),
+            (&[("/limits", json!({ "bundle": "1MiB" }))], &["restart limits (new)"]),
+            (
+                &[
+                    ("/cache", json!({ "memory": "1MiB" })),
+                    ("/bundles/a", Value::Null),
+                    ("/bundles/c", bundle("r.example/c:v1")),
+                    ("/clients/0/bundles", json!(["c"])),
+                ],
+                &["remove a", "add c", "clients 1", "restart cache (new)"],
+            ),
+        ];
+        for (edits, expected) in table {
+            assert_eq!(changes_by(edits), *expected, "{edits:?}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_reference_keeps_its_policy_and_never_loses_its_signatures() {
+        let wanted = config(&base());
+        let reference: Reference = "r.example/a:v0".parse().unwrap();
+        let unsigned = TrustPolicy::unsigned("gone".into());
+        let policy = policy_of_earlier_reference(&unsigned, &reference, &wanted);
+        assert!(same_policy(&policy, &unsigned));
+        let key = rcgen::KeyPair::generate().unwrap().public_key_pem();
+        let key = crate::verify::PublicKey::from_pem(&key).unwrap();
+        let authority = crate::verify::Authority::with_keys("release".into(), [key]);
+        let signed = crate::verify::Requirements::any_of(vec![authority]);
+        let signed = TrustPolicy::signed("dev".into(), signed).unwrap();
+        let policy = policy_of_earlier_reference(&signed, &reference, &wanted);
+        assert!(policy.requirements().is_some(), "the unsigned policy of that name has taken its place");
+    }
+}

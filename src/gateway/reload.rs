@@ -1,0 +1,262 @@
+//! Applies changes of the configuration while it is served: bundles, trust and clients at once
+//! and as a whole, or not at all; every other key waits for the next start. Only a token that is
+//! removed from its file is refused even if the rest of the configuration is.
+
+mod files;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+    time::sleep,
+};
+
+use self::files::{Contents, WatchedFiles};
+use super::{
+    bundles::{Applied, Bundles},
+    options,
+    plan::{self, Change},
+};
+use crate::{config::Config, metrics::Metrics, server::LiveClients, verify::TrustRoots};
+
+/// How often a configuration that was refused is tried again: a file that it lacks may appear
+/// where nothing is watched.
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
+/// Files that change while they are read are read so often.
+const MAX_READS: usize = 5;
+
+/// Reads the configuration again whenever there is a cause, and applies it to the bundles.
+#[derive(Debug)]
+pub(super) struct Reload {
+    reader: Reader,
+    clients: LiveClients,
+    metrics: Metrics,
+    hangup: Signal,
+    files: WatchedFiles,
+    /// Why the configuration is refused at the moment.
+    refusal: Option<String>,
+    /// The keys that wait for the next start, as last logged.
+    restart_keys: Vec<String>,
+}
+
+/// The part that blocks, and so travels between threads.
+#[derive(Debug)]
+struct Reader {
+    file: PathBuf,
+    /// The configuration in force.
+    running: Config,
+    roots: TrustRoots,
+}
+
+/// Why the configuration is read. Another cause gets a variant here, and an arm in
+/// [`Reload::next_cause`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    Start,
+    /// SIGHUP.
+    Signal,
+    /// The configuration, or a file that its trust or its clients name, has another content.
+    Files,
+    /// A trust root was refreshed.
+    Roots,
+    /// It was refused before.
+    Again,
+}
+
+impl Reload {
+    /// Watches the file, and the files that its trust and its clients name, from the first
+    /// [`Self::read`] on. `running` was read from it.
+    pub(super) fn new(
+        file: PathBuf,
+        running: Config,
+        clients: LiveClients,
+        roots: TrustRoots,
+        metrics: Metrics,
+    ) -> std::io::Result<Self> {
+        let hangup = signal(SignalKind::hangup())?;
+        let reader = Reader { file, running, roots };
+        let (files, restart_keys) = (WatchedFiles::new(), Vec::new());
+        Ok(Self { reader, clients, metrics, hangup, files, refusal: None, restart_keys })
+    }
+
+    /// Waits until there is a cause to read the configuration again.
+    pub(super) async fn next_cause(&mut self) -> Cause {
+        tokio::select! {
+            _ = self.hangup.recv() => Cause::Signal,
+            () = self.files.changed() => Cause::Files,
+            () = self.reader.roots.changed() => Cause::Roots,
+            () = sleep(RETRY_INTERVAL), if self.refusal.is_some() => Cause::Again,
+        }
+    }
+
+    /// Reads the configuration, with the trust roots as they are, and applies it or refuses it.
+    ///
+    /// # Errors
+    /// When a task panicked, which is a bug.
+    pub(super) async fn read(mut self, cause: Cause, bundles: &mut Bundles) -> anyhow::Result<Self> {
+        let known = self.files.contents().clone();
+        let reader = self.reader;
+        // Off the async threads: files may lie on a network.
+        let (reader, outcome, contents) = spawn_blocking(move || {
+            let read = catch_unwind(AssertUnwindSafe(|| reader.read(&known)));
+            let (outcome, contents) =
+                read.unwrap_or_else(|_| (Err("reading it panicked; please report this".to_owned()), known.again()));
+            (reader, outcome, contents)
+        })
+        .await?;
+        self.reader = reader;
+        self.files.watch(contents);
+        let applied = match outcome {
+            Ok((wanted, changes)) => self.apply(wanted, changes, bundles).await?,
+            Err(refusal) => Err(refusal),
+        };
+        match applied {
+            Ok((applied, clients)) => self.log_applied(cause, applied, clients),
+            Err(refusal) => {
+                self.revoke_tokens();
+                self.log_refused(cause, refusal);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Everything that may fail comes before everything that has an effect. Gives what was
+    /// applied, and whether other clients may read now; or why the configuration is refused.
+    async fn apply(
+        &mut self,
+        wanted: Config,
+        changes: Vec<Change>,
+        bundles: &mut Bundles,
+    ) -> anyhow::Result<Result<(Applied, bool), String>> {
+        let clients = changes.iter().find_map(|change| match change {
+            Change::SetClients(clients) => Some(options::clients(clients)),
+            _ => None,
+        });
+        let clients = match clients.transpose() {
+            Ok(clients) => clients,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let prepared = match bundles.prepare(&changes).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        if let Err(error) = self.reader.roots.set_sources(&wanted.roots) {
+            return Ok(Err(error.to_string()));
+        }
+        let has_clients = clients.is_some();
+        if let Some(clients) = clients {
+            self.clients.replace(clients);
+        }
+        let applied = bundles.apply(&changes, prepared, &wanted).await?;
+        let keys = changes.into_iter().filter_map(|change| match change {
+            Change::NeedsRestart(key) => Some(key),
+            _ => None,
+        });
+        self.log_restart_keys(keys.collect());
+        self.reader.running.adopt_live(wanted);
+        Ok(Ok((applied, has_clients)))
+    }
+
+    /// Refuses the tokens that are not in their file any more.
+    fn revoke_tokens(&mut self) {
+        let config = &mut self.reader.running.clients;
+        for client in config.iter_mut() {
+            if client.revoke() {
+                let client = &client.name;
+                tracing::warn!(client, "tokens that are not in its bearer_token_file any more are refused from now on");
+            }
+        }
+        if let Ok(clients) = options::clients(config) {
+            self.clients.replace(clients);
+        }
+    }
+
+    fn log_applied(&mut self, cause: Cause, applied: Applied, clients: bool) {
+        self.refusal = None;
+        self.metrics.config_last_reload_successful.set(1);
+        if cause != Cause::Start {
+            let outcome = if clients || applied != Applied::default() { "applied" } else { "unchanged" };
+            self.metrics.config_reloads.with_label_values(&[outcome]).inc();
+            let Applied { policies: bundles, added, replaced, removed, fallbacks } = applied;
+            let cause = cause.label();
+            tracing::info!(
+                cause,
+                bundles,
+                added,
+                replaced,
+                removed,
+                fallbacks,
+                clients,
+                outcome,
+                "configuration read again"
+            );
+        }
+    }
+
+    fn log_restart_keys(&mut self, keys: Vec<String>) {
+        if !keys.is_empty() && keys != self.restart_keys {
+            let keys = keys.join(", ");
+            tracing::warn!(keys, "these changes of the configuration take effect at the next start");
+        }
+        self.restart_keys = keys;
+    }
+
+    fn log_refused(&mut self, cause: Cause, refusal: String) {
+        if cause == Cause::Again && self.refusal.as_ref() == Some(&refusal) {
+            return;
+        }
+        self.metrics.config_last_reload_successful.set(0);
+        self.metrics.config_reloads.with_label_values(&["refused"]).inc();
+        tracing::warn!(cause = cause.label(), error = refusal, "configuration refused: the old trust stays");
+        self.refusal = Some(refusal);
+    }
+}
+
+impl Reader {
+    /// Reads everything until it holds still, and plans the changes. Also gives what the files
+    /// held. Blocks.
+    fn read(&self, known: &Contents) -> (Result<(Config, Vec<Change>), String>, Contents) {
+        let mut contents = known.again();
+        let mut loaded = None;
+        for _ in 0..MAX_READS {
+            let config = Config::load_with(&self.file, &|name, source| self.roots.current(name, source));
+            let now = match &config {
+                Ok(config) => Contents::of(config.trust_files()),
+                Err(_) => contents.again(),
+            };
+            loaded = Some(config);
+            // A configuration that was read half before a change and half after it is no version
+            // that was ever written.
+            if now == contents {
+                break;
+            }
+            contents = now;
+        }
+        let outcome = match loaded {
+            Some(Ok(wanted)) => {
+                let changes = plan::changes(&self.running, &wanted);
+                Ok((wanted, changes))
+            }
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("it was not read".to_owned()),
+        };
+        (outcome, contents)
+    }
+}
+
+impl Cause {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Signal => "SIGHUP",
+            Self::Files => "files",
+            Self::Roots => "roots",
+            Self::Again => "again",
+        }
+    }
+}
