@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::{spawn, time::Instant};
 
 use crate::{
-    crowd::{CLIENTS, Crowd},
+    cold_clients::{CLIENTS, Crowd},
     support::{Artifact, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry, http},
 };
 

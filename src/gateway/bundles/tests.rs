@@ -94,7 +94,7 @@ async fn a_change_makes_only_the_entries_of_its_own_bundles_outdated() {
     assert!(first.is_outdated() && first.outdated().now_or_never().is_some());
     let second = scene.entry("a");
     assert!(!second.is_outdated() && second.outdated().now_or_never().is_none());
-    assert_eq!(second.status().reference, "r.example/a:v2");
+    assert_eq!(second.status().reference.to_string(), "r.example/a:v2");
     let applied = scene.configure(&[b, ("c", "r.example/c:v1", None)]).await;
     assert_eq!(applied, Applied { removed: 1, ..Applied::default() });
     assert!(second.is_outdated() && scene.bundles.catalog().get("a").is_none());
