@@ -145,8 +145,17 @@ impl StateMachine {
         }
     }
 
-    /// Applies an event. The table of [`next`] says what a check makes of the published state, or
-    /// of the restored one, which counts as published.
+    /// Applies an event. This is what a check of the registry makes of the published state, or of the
+    /// restored one, which counts as published:
+    ///
+    /// | outcome | Pending | Serving | Withdrawn |
+    /// |---|---|---|---|
+    /// | accepted | Serving | Serving | Serving |
+    /// | unchanged | stay | stay | stay |
+    /// | transient, rate-limited, denied | stay | stay | stay |
+    /// | not found | Withdrawn | stay, or Withdrawn where configured | stay |
+    /// | evidence, revoked, defect | Withdrawn | stay | stay |
+    /// | distrusted | Withdrawn | Withdrawn | stay |
     ///
     /// # Errors
     /// When the event would publish a version by an outdated verification. Then nothing has

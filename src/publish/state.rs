@@ -84,7 +84,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The kinds of failure: the rows of the table in [`next`].
+/// The kinds of failure; [`StateMachine::apply`](super::StateMachine::apply) says what each changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
     /// May pass by itself.
@@ -128,16 +128,7 @@ pub enum OnMissing {
     Withdraw,
 }
 
-/// The state after `outcome`. The table of the crate documentation, row by row:
-///
-/// | outcome | Pending | Serving | Withdrawn |
-/// |---|---|---|---|
-/// | accepted | Serving | Serving | Serving |
-/// | unchanged | stay | stay | stay |
-/// | transient, rate-limited, denied | stay | stay | stay |
-/// | not found | Withdrawn | stay, or Withdrawn where configured | stay |
-/// | evidence, revoked, defect | Withdrawn | stay | stay |
-/// | distrusted | Withdrawn | Withdrawn | stay |
+/// The state after `outcome`, by the table of [`StateMachine::apply`](super::StateMachine::apply).
 ///
 /// A withdrawal names the version that was served last, until another one is accepted. It also
 /// names a revoked version that was never served here, because it was served somewhere. In that
