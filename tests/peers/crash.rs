@@ -12,7 +12,7 @@ use crate::support::{Artifact, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy,
 const KILLS: usize = 200;
 /// The longest life, counted from the launch or, for most, from the moment when the cache is
 /// open: on a busy machine the start alone takes longer than this.
-const LIFE: Duration = Duration::from_millis(250);
+const LIFE: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_truth() {
