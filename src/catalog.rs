@@ -41,6 +41,15 @@ impl Catalog {
         }
     }
 
+    /// Replaces the entry of one bundle. Requests that are held for the earlier entry wake up.
+    pub fn insert(&self, entry: Arc<Entry>) {
+        let name = entry.name().to_owned();
+        let before = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&entry));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &entry)) {
+            before.outdated.send_replace(true);
+        }
+    }
+
     /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or `/NAME`,
     /// without the leading slash. The configuration rules out names that make this ambiguous.
     pub fn find(&self, resource: &str) -> Option<Arc<Entry>> {

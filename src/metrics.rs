@@ -194,12 +194,13 @@ impl Metrics {
         self.last_check.reset();
     }
 
-    /// Removes the series of a bundle that is not configured any more.
-    pub fn remove_bundle(&self, bundle: &str) {
+    /// Removes the series of the bundles that are no longer configured. Each call reads every
+    /// series once, so that callers remove many bundles in one call.
+    pub fn remove_bundles(&self, is_removed: impl Fn(&str) -> bool) {
         for counters in [&self.http_requests, &self.sent_bytes, &self.refreshes, &self.verifications] {
-            remove_bundle(counters, bundle);
+            remove_bundles(counters, &is_removed);
         }
-        remove_bundle(&self.waiters, bundle);
+        remove_bundles(&self.waiters, &is_removed);
     }
 
     /// The exposition format that Prometheus scrapes, and its content type.
@@ -214,14 +215,14 @@ impl Metrics {
     }
 }
 
-fn remove_bundle<T: MetricVecBuilder>(metrics: &MetricVec<T>, bundle: &str)
+fn remove_bundles<T: MetricVecBuilder>(metrics: &MetricVec<T>, is_removed: &impl Fn(&str) -> bool)
 where
     MetricVec<T>: Collector,
 {
     for family in metrics.collect() {
         for metric in family.get_metric() {
             let labels: HashMap<_, _> = metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
-            if labels.get("bundle") == Some(&bundle) {
+            if labels.get("bundle").is_some_and(|bundle| is_removed(bundle)) {
                 // It may be gone already.
                 let _ = metrics.remove(&labels);
             }
@@ -261,7 +262,7 @@ mod tests {
             metrics.verifications.with_label_values(&[bundle, "verified", ""]).inc();
             metrics.waiters.with_label_values(&[bundle]).inc();
         }
-        metrics.remove_bundle("going");
+        metrics.remove_bundles(|bundle| bundle == "going");
         let text = String::from_utf8(metrics.render().unwrap().1).unwrap();
         assert!(!text.contains("going"), "{text}");
         assert_eq!(text.matches("staying").count(), 6, "{text}");

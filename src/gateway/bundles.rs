@@ -1,7 +1,7 @@
 //! The watchers of the configured bundles, and the catalog that shows what they publish.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -37,8 +37,10 @@ pub(super) struct Bundles {
     watchers: JoinSet<()>,
     /// Each ends when a bundle's second watcher is to take the place of the first.
     promotions: JoinSet<(String, Number)>,
-    /// The watchers that were ended with their bundle.
+    /// The aborted watchers of removed bundles that have not ended yet.
     removed: HashMap<Id, String>,
+    /// Removed bundles whose watchers have ended and whose metrics remain.
+    ended: HashSet<String>,
     numbers: Number,
     /// Whether watchers start at once.
     is_running: bool,
@@ -128,6 +130,7 @@ impl Bundles {
             watchers: JoinSet::new(),
             promotions: JoinSet::new(),
             removed: HashMap::new(),
+            ended: HashSet::new(),
             numbers: 0,
             is_running: false,
         }
@@ -236,6 +239,7 @@ impl Bundles {
             watched.end();
         }
         gone.into_iter().for_each(|bundle| self.end_removed(bundle));
+        self.remove_series();
         Ok(applied)
     }
 
@@ -322,34 +326,46 @@ impl Bundles {
         bundle.promotion = None;
         let before = std::mem::replace(&mut bundle.shown, successor);
         tracing::info!(bundle = name, reference = %bundle.config.reference, "the changed bundle is served from now on");
-        self.show();
+        self.show_changed(name);
         before.end();
     }
 
     /// Brings the catalog up to date. Entries whose bundle has not changed stay as they are, and
     /// with them the requests that they hold.
     fn show(&mut self) {
-        let mut entries = BTreeMap::new();
-        for (name, bundle) in &self.bundles {
-            let fallback = bundle.config.on_withdraw.as_ref();
-            let fallback = fallback.and_then(|on_withdraw| self.bundles.get(&on_withdraw.fallback));
-            let fallback = fallback.map(|fallback| &fallback.shown);
-            let successor = bundle.successor.as_ref();
-            let number = |watched: &Watched| watched.number;
-            let shown = Shown(bundle.shown.number, successor.map(number), fallback.map(number));
-            let known = self.entries.get(name).filter(|(known, _)| *known == shown);
-            let entry = known.map_or_else(
-                || {
-                    let handle = with_fallback(&bundle.shown.handle, fallback.map(|fallback| &fallback.handle));
-                    let successor = successor.map(|successor| successor.handle.clone());
-                    Arc::new(Entry::new(handle, bundle.config.reference.clone(), successor))
-                },
-                |(_, entry)| Arc::clone(entry),
-            );
-            entries.insert(name.clone(), (shown, entry));
-        }
-        self.entries = entries;
+        let entries = self.bundles.iter().map(|(name, bundle)| (name.clone(), self.entry(name, bundle)));
+        self.entries = entries.collect();
         self.catalog.replace(self.entries.values().map(|(_, entry)| Arc::clone(entry)));
+    }
+
+    /// Brings the entries of one bundle, and of the bundles that have it as their fallback, up to
+    /// date.
+    fn show_changed(&mut self, changed: &str) {
+        let is_concerned = |name: &str, bundle: &Bundle| {
+            name == changed || bundle.config.on_withdraw.as_ref().is_some_and(|it| it.fallback == changed)
+        };
+        let concerned = self.bundles.iter().filter(|(name, bundle)| is_concerned(name, bundle));
+        let entries: Vec<_> = concerned.map(|(name, bundle)| (name.clone(), self.entry(name, bundle))).collect();
+        for (name, entry) in entries {
+            self.catalog.insert(Arc::clone(&entry.1));
+            self.entries.insert(name, entry);
+        }
+    }
+
+    /// The entry of a bundle: the present one unless its watcher, successor or fallback changed.
+    fn entry(&self, name: &str, bundle: &Bundle) -> (Shown, Arc<Entry>) {
+        let fallback = bundle.config.on_withdraw.as_ref();
+        let fallback = fallback.and_then(|on_withdraw| self.bundles.get(&on_withdraw.fallback));
+        let fallback = fallback.map(|fallback| &fallback.shown);
+        let successor = bundle.successor.as_ref();
+        let number = |watched: &Watched| watched.number;
+        let shown = Shown(bundle.shown.number, successor.map(number), fallback.map(number));
+        if let Some((_, entry)) = self.entries.get(name).filter(|(known, _)| *known == shown) {
+            return (shown, Arc::clone(entry));
+        }
+        let handle = with_fallback(&bundle.shown.handle, fallback.map(|fallback| &fallback.handle));
+        let successor = successor.map(|successor| successor.handle.clone());
+        (shown, Arc::new(Entry::new(handle, bundle.config.reference.clone(), successor)))
     }
 
     /// What is on disk of it stays: its history, and what it serves again if it comes back.
@@ -359,7 +375,7 @@ impl Bundles {
         tracing::info!(bundle = name, "bundle removed");
         match bundle.shown.end() {
             Some(id) => drop(self.removed.insert(id, name)),
-            None => self.parts.metrics.remove_bundle(&name),
+            None => drop(self.ended.insert(name)),
         }
     }
 
@@ -371,7 +387,7 @@ impl Bundles {
         loop {
             tokio::select! {
                 Some(ended) = self.watchers.join_next() => match ended {
-                    Err(error) if error.is_cancelled() => self.is_ended(error.id()),
+                    Err(error) if error.is_cancelled() => self.record_end(error.id()),
                     // They run for ever.
                     ended => return anyhow::anyhow!("a watcher stopped: {ended:?}; please report this"),
                 },
@@ -386,13 +402,20 @@ impl Bundles {
         }
     }
 
-    /// Only now nothing is counted for it any more.
-    fn is_ended(&mut self, id: Id) {
-        if let Some(name) = self.removed.remove(&id)
-            && !self.bundles.contains_key(&name)
-        {
-            self.parts.metrics.remove_bundle(&name);
+    /// Records that an aborted watcher has ended. Only then it counts nothing any more.
+    fn record_end(&mut self, id: Id) {
+        self.ended.extend(self.removed.remove(&id));
+        self.remove_series();
+    }
+
+    /// Removes the metrics of the removed bundles once all their watchers have ended: in one pass,
+    /// because each pass reads the series of all bundles.
+    fn remove_series(&mut self) {
+        if !self.removed.is_empty() || self.ended.is_empty() {
+            return;
         }
+        let (ended, bundles) = (std::mem::take(&mut self.ended), &self.bundles);
+        self.parts.metrics.remove_bundles(|bundle| ended.contains(bundle) && !bundles.contains_key(bundle));
     }
 
     /// Ends all watchers.

@@ -114,3 +114,40 @@ async fn a_fallback_is_linked_anew_when_either_side_changes() {
     scene.configure(&[("a", "r.example/a:v1", Some("deny")), ("deny", "r.example/deny:v2", None)]).await;
     assert!(with.is_outdated());
 }
+
+#[tokio::test]
+async fn a_promotion_wakes_the_bundle_and_those_that_fall_back_to_it_alone() {
+    let configured =
+        [("a", "r.example/a:v1", Some("deny")), ("b", "r.example/b:v1", None), ("deny", "r.example/deny:v1", None)];
+    let mut scene = Scene::new(&configured).await;
+    let [a, b, deny] = ["a", "b", "deny"].map(|name| scene.entry(name));
+    scene.bundles.show_changed("deny");
+    assert!([&a, &b, &deny].iter().all(|entry| !entry.is_outdated()), "nothing has changed yet");
+    scene.bundles.bundles.get_mut("deny").unwrap().shown.number += 100;
+    scene.bundles.show_changed("deny");
+    assert_eq!([&a, &b, &deny].map(|entry| entry.is_outdated()), [true, false, true]);
+    assert!(Arc::ptr_eq(&b, &scene.entry("b")));
+    assert!(!scene.entry("a").is_outdated() && !scene.entry("deny").is_outdated());
+}
+
+#[tokio::test]
+async fn the_metrics_of_removed_bundles_go_once_their_watchers_have_ended() {
+    let names = ["a", "b", "c"];
+    let configured = names.map(|name| (name, "r.example/a:v1", None));
+    let mut scene = Scene::new(&configured).await;
+    let metrics = scene.bundles.parts.metrics.clone();
+    for name in names {
+        metrics.sent_bytes.with_label_values(&[name]).inc();
+    }
+    let has =
+        |name: &str| String::from_utf8(metrics.render().unwrap().1).unwrap().contains(&format!("bundle=\"{name}\""));
+    scene.bundles.run();
+    scene.configure(&configured[2..]).await;
+    assert!(names.iter().all(|name| has(name)), "the watchers have not ended yet");
+    while !scene.bundles.removed.is_empty() {
+        let ended = scene.bundles.watchers.join_next().await.unwrap().unwrap_err();
+        assert!(names.iter().all(|name| has(name)));
+        scene.bundles.record_end(ended.id());
+    }
+    assert_eq!(names.map(has), [false, false, true]);
+}
