@@ -10,10 +10,11 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use serde_json::value::RawValue;
 
 use super::{
-    BundleManifest, PackError,
+    BundleManifest, Limits, PackError,
     document::{Collision, Detail, Document},
     paths::{base, data_path, is_data, mount},
 };
+use crate::oci::read_regular;
 
 /// The members of a `.manifest`, as JSON. Unchanged members keep their text.
 pub(super) type Members = BTreeMap<String, Box<RawValue>>;
@@ -26,6 +27,8 @@ pub struct Folder {
     /// The merged `.manifest` files.
     pub(super) manifest: Members,
     ignored_signatures: Option<PathBuf>,
+    /// The limits of the files that are read as a whole.
+    limits: Limits,
 }
 
 /// The source of a file's content.
@@ -78,19 +81,25 @@ impl Folder {
     ///
     /// # Errors
     /// The first file that can't be packed, by name.
-    pub fn read(path: &Path) -> Result<Self, PackError> {
-        Self::gather(&[path.to_owned()], &Ignore::default())
+    pub fn read(path: &Path, limits: &Limits) -> Result<Self, PackError> {
+        Self::gather(&[path.to_owned()], &Ignore::default(), limits)
     }
 
     /// Finds the files that OPA loads in folders, or takes single files, except ignored files and
     /// hidden folders. Tests are kept apart. Data files of two folders with the same name are merged.
-    /// Blocks.
+    /// No file may be larger than the bundle may be unpacked, and no `.manifest` larger than its own
+    /// limit. Blocks.
     ///
     /// # Errors
     /// The first file that can't be packed, by name.
-    pub fn gather(paths: &[PathBuf], ignore: &Ignore) -> Result<Self, PackError> {
-        let mut folder =
-            Self { files: BTreeMap::new(), tests: BTreeMap::new(), manifest: Members::new(), ignored_signatures: None };
+    pub fn gather(paths: &[PathBuf], ignore: &Ignore, limits: &Limits) -> Result<Self, PackError> {
+        let mut folder = Self {
+            files: BTreeMap::new(),
+            tests: BTreeMap::new(),
+            manifest: Members::new(),
+            ignored_signatures: None,
+            limits: *limits,
+        };
         for path in paths {
             let real = fs::canonicalize(path).map_err(|source| match source.kind() {
                 io::ErrorKind::NotFound => PackError::Missing(path.clone()),
@@ -138,7 +147,7 @@ impl Folder {
     /// The content of a file of the bundle.
     pub(super) fn content(&self, name: &str) -> Result<Vec<u8>, PackError> {
         match self.files.get(name) {
-            Some(Origin::Disk(path)) => fs::read(path).map_err(|source| PackError::io(path, source)),
+            Some(Origin::Disk(path)) => read(path, self.limits.unpacked),
             Some(Origin::Merged { document, .. }) => Ok(document.to_bytes()),
             None => Err(PackError::io(Path::new(name), io::ErrorKind::NotFound.into())),
         }
@@ -173,7 +182,7 @@ impl Folder {
             self.files.insert(name, Origin::Disk(path));
             return Ok(());
         };
-        let origin = before.merged(&name, path)?;
+        let origin = before.merged(&name, path, self.limits.unpacked)?;
         self.files.insert(name, origin);
         Ok(())
     }
@@ -183,7 +192,7 @@ impl Folder {
         if name != ".manifest" {
             return Err(refused("OPA reads one .manifest, at the root of the bundle; move or remove it".to_owned()));
         }
-        let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
+        let content = read(path, self.limits.bundle_manifest)?;
         BundleManifest::parse(&content).map_err(refused)?;
         let document = Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
         for (key, text) in document.members().unwrap_or_default() {
@@ -218,7 +227,7 @@ pub(super) fn raw(value: &impl serde::Serialize) -> Option<Box<RawValue>> {
 
 impl Origin {
     /// Joins two files of the same name: data is merged, anything else is an error.
-    fn merged(self, name: &str, path: PathBuf) -> Result<Self, PackError> {
+    fn merged(self, name: &str, path: PathBuf, limit: u64) -> Result<Self, PackError> {
         let same_name = |first: PathBuf, second: &Path| PackError::SameName {
             first,
             second: second.to_owned(),
@@ -227,13 +236,13 @@ impl Origin {
         let (mut from, mut document) = match self {
             Self::Disk(first) if !is_data(name) => return Err(same_name(first, &path)),
             Self::Disk(first) => {
-                let document = read_data(&first)?.numbered(0);
+                let document = read_data(&first, limit)?.numbered(0);
                 (vec![first], document)
             }
             Self::Merged { from, document } => (from, document),
         };
         let number = u32::try_from(from.len()).unwrap_or(u32::MAX);
-        document.merge(read_data(&path)?.numbered(number)).map_err(|Collision { path: at, first }| {
+        document.merge(read_data(&path, limit)?.numbered(number)).map_err(|Collision { path: at, first }| {
             let first = usize::try_from(first).ok().and_then(|first| from.get(first)).unwrap_or(&path);
             let at = data_path(&[mount(name), at].concat());
             PackError::Conflict { first: first.display().to_string(), second: path.display().to_string(), at }
@@ -245,11 +254,15 @@ impl Origin {
 }
 
 /// Reads a data file that is merged with another. In a folder, OPA skips a byte order mark.
-fn read_data(path: &Path) -> Result<Document, PackError> {
-    let content = fs::read(path).map_err(|source| PackError::io(path, source))?;
+fn read_data(path: &Path, limit: u64) -> Result<Document, PackError> {
+    let content = read(path, limit)?;
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
     let name = path.to_string_lossy();
     Document::of_file(&name, content, Detail::Values).map_err(|error| PackError::at(path, &error.to_string()))
+}
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, PackError> {
+    read_regular(path, limit).map_err(|source| PackError::io(path, source))
 }
 
 struct FolderWalk<'a> {
@@ -333,4 +346,40 @@ fn is_loaded(name: &str) -> bool {
 /// them at every activation.
 fn is_test(name: &str) -> bool {
     name.ends_with("_test.rego")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::PackOptions;
+
+    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 10, files: 9, bundle_manifest: 1 << 6 };
+
+    #[test]
+    fn what_is_no_regular_file_or_too_large_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let refusal = |paths: &[PathBuf]| {
+            let gathered = Folder::gather(paths, &Ignore::default(), &LIMITS);
+            let packed = gathered.and_then(|folder| folder.pack(&PackOptions::new(LIMITS)));
+            packed.unwrap_err().to_string().replace(&format!("{}/", folder.path().display()), "")
+        };
+        // A pipe without a writer would block for ever.
+        for name in ["data.json", ".manifest"] {
+            rustix::fs::mkfifoat(rustix::fs::CWD, at(name), rustix::fs::Mode::RWXU).unwrap();
+            assert_eq!(refusal(&[at(name)]), format!("read {name}: it is a pipe, not a regular file"));
+            assert!(refusal(&[folder.path().to_owned()]).contains("is not a regular file"));
+            fs::remove_file(at(name)).unwrap();
+        }
+        let sparse = |name: &str| fs::File::create(at(name)).unwrap().set_len(1 << 40).unwrap();
+        sparse(".manifest");
+        assert_eq!(refusal(&[folder.path().to_owned()]), "read .manifest: it is larger than 64 bytes");
+        fs::remove_file(at(".manifest")).unwrap();
+        sparse("data.json");
+        assert_eq!(refusal(&[folder.path().to_owned()]), "read data.json: it is larger than 1024 bytes");
+        let other = tempfile::tempdir().unwrap();
+        fs::write(other.path().join("data.json"), "{}").unwrap();
+        let both = [other.path().to_owned(), folder.path().to_owned()];
+        assert_eq!(refusal(&both), "read data.json: it is larger than 1024 bytes");
+    }
 }

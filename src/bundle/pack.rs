@@ -1,6 +1,6 @@
 //! Packs a folder into a bundle, reproducibly: the same content gives the same bytes.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde_json::value::RawValue;
 
@@ -10,7 +10,7 @@ use super::{
     folder::{Members, Origin, raw},
     tarball::TarballWriter,
 };
-use crate::oci::{Blob, Digest, Hasher};
+use crate::oci::{Blob, Digest, Hasher, open_regular_within};
 
 /// How a folder is packed.
 #[derive(Debug, Clone)]
@@ -63,7 +63,7 @@ impl Folder {
         let mut tarball = TarballWriter::create();
         let mut list = String::new();
         for (name, origin) in &self.files {
-            let digest = add(&mut tarball, name, origin)?;
+            let digest = add(&mut tarball, name, origin, options.limits.unpacked)?;
             list.push_str(&format!("{digest} {name}\n"));
         }
         if manifest.get("revision").is_none_or(|revision| matches!(revision.get(), "null" | "\"\"")) {
@@ -162,11 +162,11 @@ pub(super) fn members_text(members: &Members) -> String {
 /// # Errors
 /// The first file that can't be packed, by name; see [`PackError`].
 pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
-    Folder::read(folder)?.pack(&PackOptions::new(*limits))
+    Folder::read(folder, limits)?.pack(&PackOptions::new(*limits))
 }
 
-/// Adds a file and returns the digest of its content.
-fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Digest, PackError> {
+/// Adds a file of at most `limit` bytes, and returns the digest of its content.
+fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin, limit: u64) -> Result<Digest, PackError> {
     match origin {
         Origin::Merged { document, .. } => {
             let content = document.to_bytes();
@@ -175,8 +175,7 @@ fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin) -> Result<Diges
         }
         Origin::Disk(path) => {
             let failed = |source| PackError::io(path, source);
-            let file = fs::File::open(path).map_err(failed)?;
-            let size = file.metadata().map_err(failed)?.len();
+            let (file, size) = open_regular_within(path, limit).map_err(failed)?;
             let mut content = Hashed { inner: file, hasher: Hasher::sha256(), error: None };
             let added = tarball.add(name, size, &mut content);
             match (added, content.error.take()) {
@@ -216,6 +215,8 @@ impl<R: io::Read> io::Read for Hashed<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::bundle::Ignore;
 
@@ -292,7 +293,7 @@ mod tests {
             rego_version: Some(RegoVersion::V0),
             ..PackOptions::new(LIMITS)
         };
-        let packed = Folder::read(stated.path()).unwrap().pack(&options).unwrap();
+        let packed = Folder::read(stated.path(), &LIMITS).unwrap().pack(&options).unwrap();
         let manifest = packed.bundle.manifest();
         assert_eq!((manifest.revision.as_str(), &manifest.roots[..]), ("v2", &["a".to_owned()][..]));
         assert_eq!(manifest.rego_version, Some(0));
@@ -310,7 +311,7 @@ mod tests {
         let sources =
             folder(&[("p.rego", "package a\n"), ("old/x.rego", "???"), ("lib/y.rego", "???"), ("z.rego", "?")]);
         let patterns = ["old", "lib/*.rego", "z.*"].map(str::to_owned);
-        let found = Folder::gather(&[sources.path().to_owned()], &Ignore::new(&patterns).unwrap()).unwrap();
+        let found = Folder::gather(&[sources.path().to_owned()], &Ignore::new(&patterns).unwrap(), &LIMITS).unwrap();
         assert_eq!(found.pack(&PackOptions::new(LIMITS)).unwrap().files, 2);
         assert!(Ignore::new(&["[".to_owned()]).is_err());
     }
@@ -328,7 +329,8 @@ mod tests {
             (".manifest", r#"{"roots":["b","x"]}"#),
         ]);
         let paths = [one.path().to_owned(), two.path().to_owned()];
-        let packed = Folder::gather(&paths, &Ignore::default()).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
+        let packed =
+            Folder::gather(&paths, &Ignore::default(), &LIMITS).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
         assert_eq!(packed.bundle.manifest().roots, ["a", "b", "x"]);
         let mut data = Vec::new();
         let found = packed.bundle.walk(|entry| -> Result<(), BundleError> {
@@ -340,10 +342,10 @@ mod tests {
         found.unwrap();
         assert_eq!(data, br#"{"x":{"m":2,"n":1.10}}"#);
         fs::write(two.path().join("data.json"), r#"{"x":{"n":1.10}}"#).unwrap();
-        let error = Folder::gather(&paths, &Ignore::default()).unwrap_err().to_string();
+        let error = Folder::gather(&paths, &Ignore::default(), &LIMITS).unwrap_err().to_string();
         assert!(error.contains("both set data.x.n"), "{error}");
         fs::write(two.path().join("p.rego"), "package b\n").unwrap();
-        let error = Folder::gather(&paths, &Ignore::new(&["data.json".to_owned()]).unwrap()).unwrap_err();
+        let error = Folder::gather(&paths, &Ignore::new(&["data.json".to_owned()]).unwrap(), &LIMITS).unwrap_err();
         assert!(matches!(error, PackError::SameName { .. }), "{error}");
     }
 
@@ -414,10 +416,13 @@ mod tests {
     fn rego_that_only_opa_can_parse_passes_without_parsing() {
         let sources = folder(&[("p.rego", "package a\n\nimport rego.v9\n???\n"), (".manifest", r#"{"roots":["a"]}"#)]);
         let options = PackOptions { parse: Parse::No, ..PackOptions::new(LIMITS) };
-        let packed = Folder::read(sources.path()).unwrap().pack(&options).unwrap();
+        let packed = Folder::read(sources.path(), &LIMITS).unwrap().pack(&options).unwrap();
         assert_eq!(packed.modules[0].package.as_deref(), Some("a"));
         let options = PackOptions { roots: vec!["b".into()], ..options };
-        assert!(matches!(Folder::read(sources.path()).unwrap().pack(&options), Err(PackError::PackageOutside { .. })));
+        assert!(matches!(
+            Folder::read(sources.path(), &LIMITS).unwrap().pack(&options),
+            Err(PackError::PackageOutside { .. })
+        ));
     }
 
     #[test]

@@ -211,7 +211,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        Folder::read(folder.path()).unwrap().test(&PackOptions::new(LIMITS)).unwrap()
+        Folder::read(folder.path(), &LIMITS).unwrap().test(&PackOptions::new(LIMITS)).unwrap()
     }
 
     const POLICY: (&str, &str) = ("a/p.rego", "package a.b\n\nallow if data.users[input.user].admin\n");

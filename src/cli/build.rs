@@ -138,12 +138,13 @@ fn pack(options: &Options) -> anyhow::Result<Packed> {
         bail!("--ignore: the pattern has {} bytes, above the maximum of {MAX_PATTERN_BYTES}; shorten it", long.len());
     }
     let ignore = Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
-    let sources = Folder::gather(&options.paths, &ignore)?;
+    let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let sources = Folder::gather(&options.paths, &ignore, &limits)?;
     if let Some(file) = sources.ignored_signatures() {
         eprint(&format!("{} is left out: repacking invalidates OPA's own signature", file.display()));
     }
     let how = PackOptions {
-        limits: Limits { bundle: options.max_size.bytes(), ..LIMITS },
+        limits,
         parse: if options.no_parse || options.compiler.is_requested() { Parse::No } else { Parse::Strictly },
         revision: options.revision.clone(),
         roots: options.roots.clone(),

@@ -62,7 +62,7 @@ pub(super) fn bundle(path: &Path, limits: Limits, parse: Parse) -> anyhow::Resul
     }
     let is_source = path.extension().is_some_and(|end| end == "rego" || end == "json" || end == "yaml");
     if path.is_dir() || is_source {
-        let packed = Folder::gather(&[path.to_owned()], &Ignore::default())
+        let packed = Folder::gather(&[path.to_owned()], &Ignore::default(), &limits)
             .and_then(|folder| folder.pack(&PackOptions { parse, ..PackOptions::new(limits) }));
         let packed = packed.map_err(|error| {
             SourceErrors::of(error, "if only the built-in parser can't read it, use opa (opa eval -d)")

@@ -39,17 +39,26 @@ pub fn open_regular(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
+/// Opens a regular file that has at most `limit` bytes now, and returns it with its size.
+///
+/// # Errors
+/// As [`read_regular`].
+pub fn open_regular_within(path: &Path, limit: u64) -> io::Result<(fs::File, u64)> {
+    let file = open_regular(path)?;
+    match file.metadata()?.len() {
+        size if size > limit => Err(too_large(limit)),
+        size => Ok((file, size)),
+    }
+}
+
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
 /// `InvalidInput` for anything but a regular file, `FileTooLarge` beyond the limit, else the error
 /// of the system.
 pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = open_regular(path)?;
+    let (file, _) = open_regular_within(path, limit)?;
     // `/proc` has endless files of length 0, so the read is limited as well.
-    if file.metadata()?.len() > limit {
-        return Err(too_large(limit));
-    }
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     within(bytes, limit)

@@ -17,7 +17,7 @@ use super::{
     scratch::Scratch,
     text::one_line,
 };
-use crate::oci::{Digest, Hasher};
+use crate::oci::{Digest, Hasher, open_regular};
 
 /// The oldest supported major version, the first one with Rego v1.
 const MIN_MAJOR_VERSION: u64 = 1;
@@ -201,7 +201,7 @@ async fn fingerprint(path: &Path) -> Result<(FileStamp, Digest), Unavailable> {
     let file = path.to_owned();
     let read = spawn_blocking(move || {
         let stamp = FileStamp::of(&file)?;
-        let mut opened = fs::File::open(&file)?;
+        let mut opened = open_regular(&file)?;
         let (mut hasher, mut piece) = (Hasher::sha256(), vec![0; 1 << 20]);
         loop {
             match opened.read(&mut piece)? {

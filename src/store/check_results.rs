@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, open_regular};
 
 /// The maximum number of files. Beyond it, the oldest are removed.
 const MAX_FILES: usize = 10_000;
@@ -138,7 +138,7 @@ fn file_name(bundle: &Digest, options: &str) -> String {
 
 /// Reads a file. A damaged one counts as absent, and the next result replaces it.
 fn read(path: &Path, bundle: &str, options: &str) -> Vec<Entry> {
-    let Ok(file) = fs::File::open(path) else { return Vec::new() };
+    let Ok(file) = open_regular(path) else { return Vec::new() };
     let mut text = Vec::new();
     if file.take(MAX_FILE_BYTES).read_to_end(&mut text).is_err() {
         return Vec::new();

@@ -67,7 +67,7 @@ impl Compiler {
         let tarball = temporary.path().join("bundle.tar.gz");
         self.run_opa(sources, how, &before, &tarball)?;
         unpack(fs::File::open(&tarball).context("opa build wrote no bundle")?, &after)?;
-        let compiled = Folder::read(&after)?.with_revision(sources.revision().as_deref());
+        let compiled = Folder::read(&after, &how.limits)?.with_revision(sources.revision().as_deref());
         compiled.pack(how).map_err(with_hint)
     }
 

@@ -182,7 +182,7 @@ impl BuildTask {
     }
 
     fn build(&mut self, runtime: &Handle) -> anyhow::Result<BuildResult> {
-        let folder = Folder::read(&self.options.policy)?;
+        let folder = Folder::read(&self.options.policy, &self.options.limits)?;
         let parse = if self.options.parse { Parse::Strictly } else { Parse::No };
         let options = PackOptions { parse, ..PackOptions::new(self.options.limits) };
         let packed = folder.pack(&options).map_err(with_hint)?;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::super::opa::{describe_problem, describe_problems, source_file};
 use crate::{
     bundle::{Folder, PackOptions, Packed},
-    oci::{Blob, Descriptor},
+    oci::{Blob, Descriptor, read_regular},
     opa_check::{Checker, Opa, Place, TestOutcome},
 };
 
@@ -22,6 +22,8 @@ const MAX_EXPRESSION: usize = 120;
 /// Limits of the search for test files: files, and levels of folders.
 const MAX_FILES: usize = 10_000;
 const MAX_DEPTH: usize = 64;
+/// The maximum size of a test file, in bytes.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Runs the tests with `opa`. Returns a line for each failure and a summary; no line if there are
 /// no tests.
@@ -84,7 +86,7 @@ fn summary(passed: usize, skipped: usize, failed: usize) -> Option<String> {
 /// The source line on which a test fails.
 fn expression(place: &Place, sources: &[PathBuf]) -> Option<String> {
     let file = source_file(&place.file, sources)?;
-    let text = fs::read_to_string(&file).ok()?;
+    let text = String::from_utf8(read_regular(&file, MAX_FILE_BYTES).ok()?).ok()?;
     let line = text.lines().nth(usize::try_from(place.row).ok()?.checked_sub(1)?)?.trim();
     let line: String = line.chars().take(MAX_EXPRESSION).collect();
     Some(format!(": {}:{}: {line}", file.display(), place.row))
@@ -135,7 +137,7 @@ fn tarball(packed: &Packed, tests: &[(String, PathBuf)]) -> io::Result<Blob> {
         add(&name, &content)?;
     }
     for (name, path) in tests {
-        add(name, &fs::read(path)?)?;
+        add(name, &read_regular(path, MAX_FILE_BYTES)?)?;
     }
     let bytes = output.into_inner()?.finish()?;
     Blob::check(&Descriptor::of("", &bytes), bytes.into()).map_err(io::Error::other)

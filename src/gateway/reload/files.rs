@@ -1,4 +1,4 @@
-//! Files under watch by their content, however they are replaced.
+//! Watches files by their content, whichever way they are replaced.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,51 +17,53 @@ use tokio::{
 
 use crate::oci::{Digest, read_regular};
 
-/// Not every file system tells of changes, and a link may change anywhere on the way.
-const LOOK_AGAIN: Duration = Duration::from_millis(750);
-/// Between two looks at least: a folder in which a log is written has thousands of events a
+/// The files are read this often even without an event: not every file system reports changes, and
+/// any link on the way to a file may change.
+const SCAN_INTERVAL: Duration = Duration::from_millis(750);
+/// The minimum time between two scans: a folder in which a log is written has thousands of events a
 /// second, each of which would read and hash all files.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
-/// Editors write a file in several steps, and people several files.
-const SETTLE: Duration = Duration::from_millis(100);
-/// A program that writes all the time is not waited for: a token that is removed is refused after
-/// two seconds at most.
-const STEPS: usize = 10;
-/// No file of a configuration is longer.
-const LARGEST: u64 = 2 << 20;
+const MIN_SCAN_INTERVAL: Duration = Duration::from_millis(200);
+/// A change is reported once the files have not changed for this long: an editor writes a file in
+/// several steps, and an operator changes several files.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+/// The maximum number of times that settling is waited for. A program that writes continuously delays
+/// no reload: a token that is removed is refused after two seconds at most.
+const MAX_SETTLE_STEPS: usize = 10;
+/// The maximum size of a watched file, in bytes.
+const MAX_FILE_BYTES: u64 = 2 << 20;
 
-/// Tells when the content of a file becomes another one.
+/// Waits for a change of the content of files.
 ///
-/// The folders are watched, not the files: editors put a new file in the place of the old one,
-/// and Kubernetes swaps the link that leads to all of them. What counts is the content alone.
+/// The folders are watched, not the files: editors replace a file by a new one, and Kubernetes
+/// replaces the link through which all of them are reached. Only the content is compared.
 #[derive(Debug)]
 pub(super) struct WatchedFiles {
-    /// `None` where the system has no more to give; then there is only [`LOOK_AGAIN`].
+    /// `None` where the system's limit of watches is reached; then [`SCAN_INTERVAL`] remains.
     watcher: Option<RecommendedWatcher>,
-    happened: Arc<Notify>,
+    event: Arc<Notify>,
     folders: BTreeSet<PathBuf>,
     contents: Contents,
 }
 
-/// What files hold, by path; `None` for one that can't be read.
+/// The digests of files by path; `None` for a file that can't be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Contents(BTreeMap<PathBuf, Option<Digest>>);
 
 impl WatchedFiles {
-    /// None yet.
+    /// Watches no file yet.
     pub(super) fn new() -> Self {
-        let happened = Arc::new(Notify::new());
-        let notified = Arc::clone(&happened);
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading makes events, too.
-            if event.is_ok_and(|event| !event.kind.is_access()) {
+        let event = Arc::new(Notify::new());
+        let notified = Arc::clone(&event);
+        let watcher = notify::recommended_watcher(move |result: notify::Result<notify::Event>| {
+            // A scan causes access events itself.
+            if result.is_ok_and(|event| !event.kind.is_access()) {
                 notified.notify_one();
             }
         });
         if let Err(error) = &watcher {
-            tracing::warn!(%error, "files can't be watched; they are looked at every {LOOK_AGAIN:?}");
+            tracing::warn!(%error, "files can't be watched; they are read every {SCAN_INTERVAL:?}");
         }
-        Self { watcher: watcher.ok(), happened, folders: BTreeSet::new(), contents: Contents::default() }
+        Self { watcher: watcher.ok(), event, folders: BTreeSet::new(), contents: Contents::default() }
     }
 
     /// The contents at the last [`Self::watch`].
@@ -73,27 +75,27 @@ impl WatchedFiles {
     pub(super) fn watch(&mut self, contents: Contents) {
         self.contents = contents;
         let Some(watcher) = &mut self.watcher else { return };
-        // Anew each time: a folder that was replaced tells nothing any more.
+        // Each time again: the watch of a folder that was replaced reports nothing.
         for folder in &self.folders {
             let _ = watcher.unwatch(folder);
         }
         self.folders = self.contents.0.keys().flat_map(|path| folders(path)).collect();
-        // One that is not there can't be watched, and one in it is looked for all the same.
+        // A missing folder can't be watched; the scans find its files once it exists.
         self.folders.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
     }
 
-    /// Waits until a file holds something else than at the last [`Self::watch`]. Cancel-safe.
+    /// Waits until the content of a file differs from that of the last [`Self::watch`]. Cancel-safe.
     pub(super) async fn changed(&self) {
         loop {
-            let _ = timeout(LOOK_AGAIN, self.happened.notified()).await;
-            let mut now = self.look().await;
+            let _ = timeout(SCAN_INTERVAL, self.event.notified()).await;
+            let mut now = self.scan().await;
             if now == self.contents {
-                sleep(BETWEEN_LOOKS).await;
+                sleep(MIN_SCAN_INTERVAL).await;
                 continue;
             }
-            for _ in 0..STEPS {
-                sleep(SETTLE).await;
-                let later = self.look().await;
+            for _ in 0..MAX_SETTLE_STEPS {
+                sleep(SETTLE_TIME).await;
+                let later = self.scan().await;
                 if later == now {
                     break;
                 }
@@ -103,8 +105,8 @@ impl WatchedFiles {
         }
     }
 
-    /// Off the async threads.
-    async fn look(&self) -> Contents {
+    /// Reads the files on a blocking thread.
+    async fn scan(&self) -> Contents {
         let contents = self.contents.clone();
         let now = spawn_blocking(move || contents.again()).await;
         now.unwrap_or_default()
@@ -112,23 +114,23 @@ impl WatchedFiles {
 }
 
 impl Contents {
-    /// What these files hold now. Blocks.
+    /// Reads these files. Blocks.
     pub(super) fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
         Self(paths.into_iter().map(|path| (path.clone(), content(path))).collect())
     }
 
-    /// What the same files hold now. Blocks.
+    /// Reads the same files again. Blocks.
     pub(super) fn again(&self) -> Self {
         Self::of(self.0.keys())
     }
 }
 
-/// The digest of a regular file: a pipe can be read only once.
+/// The digest of a regular file. A pipe is not read: its content can be read only once.
 fn content(path: &Path) -> Option<Digest> {
-    read_regular(path, LARGEST).ok().map(|bytes| Digest::sha256(&bytes))
+    read_regular(path, MAX_FILE_BYTES).ok().map(|bytes| Digest::sha256(&bytes))
 }
 
-/// Where a file is looked for, and where it is.
+/// The folders of a path and of the file that it leads to.
 fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
     let real = fs::canonicalize(path).ok();
     let parent = |path: &Path| match path.parent() {
@@ -137,4 +139,52 @@ fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
         None => None,
     };
     [parent(path), real.as_deref().and_then(parent)].into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use notify::event::{AccessKind, EventKind};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn events_of_other_files_do_not_set_the_pace_of_the_scans() {
+        let folder = tempfile::tempdir().unwrap();
+        let (token, log) = (folder.path().join("token"), folder.path().join("log"));
+        fs::write(&token, "1").unwrap();
+        let mut files = WatchedFiles::new();
+        files.watch(Contents::of([&token]));
+        // Counts how often the file is opened.
+        let opened = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&opened);
+        let mut observer = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if matches!(event.unwrap().kind, EventKind::Access(AccessKind::Open(_))) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+        .unwrap();
+        observer.watch(&token, RecursiveMode::NonRecursive).unwrap();
+        const SCANS: u32 = 6;
+        let written = async {
+            let end = tokio::time::Instant::now() + MIN_SCAN_INTERVAL * SCANS;
+            let mut lines = 0;
+            while tokio::time::Instant::now() < end {
+                fs::write(&log, format!("{lines}")).unwrap();
+                lines += 1;
+                sleep(Duration::from_millis(1)).await;
+            }
+            lines
+        };
+        let lines = tokio::select! {
+            lines = written => lines,
+            () = files.changed() => panic!("the log is no watched file"),
+        };
+        let scans = opened.load(Ordering::Relaxed);
+        assert!((1..=SCANS + 1).contains(&scans), "{scans} scans while {lines} lines were written");
+        // A change that comes between two scans is not lost.
+        fs::write(&token, "2").unwrap();
+        timeout(Duration::from_secs(60), files.changed()).await.expect("the change is noticed");
+    }
 }
