@@ -1,8 +1,8 @@
 //! The hot path: the cost of a request that is answered at once.
 //!
-//! The client sends requests over one loopback connection to a whole gateway in this
-//! process. Requests go out in batches, so that a figure shows the server's work and not the time in
-//! which two threads wake each other. Compare figures of one machine with each other only; for the
+//! The client sends requests over one loopback connection to a whole gateway in this process.
+//! Requests go out in batches, so that a figure shows the server's work and not the time in which
+//! two threads wake each other. Compare figures of one machine with each other only; for the
 //! comparison with nginx see `bench/load`.
 #![expect(clippy::unwrap_used, reason = "a failed setup must abort the bench")]
 
@@ -41,7 +41,11 @@ fn not_modified(criterion: &mut Criterion) {
 fn whole_bundles(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("hot path");
     group.throughput(Throughput::Elements(BATCH as u64));
-    for (name, size) in [("200, 2 KB", 2_000), ("200, 20 KB", 20_000), ("200, 200 KB", 200_000)] {
+    for (name, size) in [
+        ("200, 2 KB", 2_000),
+        ("200, 20 KB", 20_000),
+        ("200, 200 KB", 200_000),
+    ] {
         let gate = Gate::serving(size);
         let mut client = Client::connect(gate.address, "");
         client.expect(b"HTTP/1.1 200 ");
@@ -70,18 +74,33 @@ impl Gate {
             "bundles": { BUNDLE: { "reference": "oci-layout:.:live", "trust": "bench", "poll": "1h" } },
         });
         let config = Config::parse(&config.to_string(), folder.path()).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let (address, etag) = runtime.block_on(async {
             let options = server_options(&config).unwrap();
             let gateway = Gateway::start(config, options, None).await.unwrap();
             let mut state = gateway.catalog().get(BUNDLE).unwrap().handle().subscribe();
-            let etag =
-                state.wait_for(|state| state.snapshot().is_some()).await.unwrap().snapshot().unwrap().etag().to_owned();
+            let etag = state
+                .wait_for(|state| state.snapshot().is_some())
+                .await
+                .unwrap()
+                .snapshot()
+                .unwrap()
+                .etag()
+                .to_owned();
             let address = gateway.data_address().unwrap();
             tokio::spawn(gateway.run(std::future::pending(), std::future::pending()));
             (address, etag)
         });
-        Self { address, etag, _runtime: runtime, _folder: folder }
+        Self {
+            address,
+            etag,
+            _runtime: runtime,
+            _folder: folder,
+        }
     }
 }
 
@@ -102,12 +121,21 @@ impl Client {
         stream.write_all(request.as_bytes()).unwrap();
         let response = one_response(&mut stream);
         let buffer = vec![0; response.len() * BATCH];
-        Self { stream, requests: request.repeat(BATCH).into_bytes(), response, buffer }
+        Self {
+            stream,
+            requests: request.repeat(BATCH).into_bytes(),
+            response,
+            buffer,
+        }
     }
 
     /// Asserts that the responses have the status of the bench's name.
     fn expect(&self, start: &[u8]) {
-        assert!(self.response.starts_with(start), "{}", String::from_utf8_lossy(&self.response[..60]));
+        assert!(
+            self.response.starts_with(start),
+            "{}",
+            String::from_utf8_lossy(&self.response[..60])
+        );
     }
 
     fn batch(&mut self) {
@@ -126,9 +154,13 @@ fn one_response(stream: &mut TcpStream) -> Vec<u8> {
         stream.read_exact(&mut byte).unwrap();
         response.push(byte[0]);
     }
-    let head = String::from_utf8(response.clone()).unwrap().to_ascii_lowercase();
-    let length =
-        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+    let head = String::from_utf8(response.clone())
+        .unwrap()
+        .to_ascii_lowercase();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .map_or(0, |text| text.parse().unwrap());
     let start = response.len();
     response.resize(start + length, 0);
     stream.read_exact(&mut response[start..]).unwrap();
@@ -138,11 +170,15 @@ fn one_response(stream: &mut TcpStream) -> Vec<u8> {
 /// A bundle that can't be compressed.
 fn bundle_of(size: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
-    let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(size).collect();
+    let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..))
+        .take(size)
+        .collect();
     let mut header = tar::Header::new_gnu();
     header.set_size(size as u64);
     let mut tarball = tar::Builder::new(GzBuilder::new().write(Vec::new(), Compression::fast()));
-    tarball.append_data(&mut header, "noise.bin", noise.as_slice()).unwrap();
+    tarball
+        .append_data(&mut header, "noise.bin", noise.as_slice())
+        .unwrap();
     tarball.into_inner().unwrap().finish().unwrap()
 }
 
@@ -157,6 +193,9 @@ fn put_artifact(folder: &Path, bundle: &[u8]) {
     let manifest = manifest.to_string();
     layout.write_blob(manifest.as_bytes()).unwrap();
     let mut index = layout.index().unwrap();
-    index.set("live", Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()));
+    index.set(
+        "live",
+        Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()),
+    );
     layout.write_index(&index).unwrap();
 }

@@ -28,8 +28,8 @@ use bundlegate::{
     registry::{Destination, ReadLimits, Registries, Source},
     sign::{Attachment, KeyPair, LegacySignature, SigningRequest},
     verify::{
-        self, Authority, Identity, Pattern, PublicKey, Requirements, TrustPolicy, TrustRoot, VerificationContext,
-        Verified,
+        self, Authority, Identity, Pattern, PublicKey, Requirements, TrustPolicy, TrustRoot,
+        VerificationContext, Verified,
         conformance::{ExpectedSigner, Subject, verify_bundle},
     },
 };
@@ -73,11 +73,20 @@ fn keyed(criterion: &mut Criterion) {
             let source = place.source();
             let pinned = source.resolve(&reference).await.unwrap();
             let evidence = verify::collect(&source, &pinned, LIMIT).await.unwrap();
-            (pinned.clone(), evidence, source.manifest(&pinned).await.unwrap())
+            (
+                pinned.clone(),
+                evidence,
+                source.manifest(&pinned).await.unwrap(),
+            )
         });
-        let mut requirements = Requirements::any_of(vec![Authority::with_keys("team".into(), [place.key()])]);
-        requirements.formats =
-            [if format == "legacy" { verify::Format::Legacy } else { verify::Format::Bundle }].into();
+        let mut requirements =
+            Requirements::any_of(vec![Authority::with_keys("team".into(), [place.key()])]);
+        requirements.formats = [if format == "legacy" {
+            verify::Format::Legacy
+        } else {
+            verify::Format::Bundle
+        }]
+        .into();
         let policy = TrustPolicy::signed("release".into(), requirements).unwrap();
         group.bench_function(format!("keyed, {format}"), |bencher| {
             bencher.iter(|| {
@@ -97,18 +106,28 @@ fn keyed(criterion: &mut Criterion) {
 
 /// Signatures by certificates, with transparency logs and timestamps.
 fn keyless(criterion: &mut Criterion) {
-    let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(|| "../shared/fixtures".into(), PathBuf::from);
+    let folder = std::env::var_os("BUNDLEGATE_FIXTURES")
+        .map_or_else(|| "../shared/fixtures".into(), PathBuf::from);
     let suite = folder.join("sigstore-conformance/bundle-verify");
     if !suite.exists() {
-        println!("skipped: keyless signatures, because {} is missing", suite.display());
+        println!(
+            "skipped: keyless signatures, because {} is missing",
+            suite.display()
+        );
         return;
     }
     let mut group = criterion.benchmark_group("verdict");
     for (name, case) in KEYLESS {
         let bundle = fs::read(suite.join(case).join("bundle.sigstore.json")).unwrap();
         let root = fs::read_to_string(suite.join(case).join("trusted_root.json"));
-        let root = root.map_or_else(|_| TrustRoot::sigstore(), |text| TrustRoot::from_json("own", &text)).unwrap();
-        let artifact = fs::read(suite.join(case).join("artifact")).or_else(|_| fs::read(suite.join("a.txt")));
+        let root = root
+            .map_or_else(
+                |_| TrustRoot::sigstore(),
+                |text| TrustRoot::from_json("own", &text),
+            )
+            .unwrap();
+        let artifact =
+            fs::read(suite.join(case).join("artifact")).or_else(|_| fs::read(suite.join("a.txt")));
         let subject = Subject::Bytes(artifact.unwrap());
         let signer = ExpectedSigner::Identity(Identity {
             issuer: Pattern::exact(ISSUER).unwrap(),
@@ -158,14 +177,18 @@ fn reverification_latency() {
             micros(times, 1.0)
         );
     }
-    println!("p99 during / before: {:.2}", quantile(&busy, 0.99).as_secs_f64() / quantile(&calm, 0.99).as_secs_f64());
+    println!(
+        "p99 during / before: {:.2}",
+        quantile(&busy, 0.99).as_secs_f64() / quantile(&calm, 0.99).as_secs_f64()
+    );
 }
 
 /// Sends a request as soon as the last one is answered, and calls `disturb` once a second.
 fn latencies(gate: &Gate, etag: &str, mut disturb: impl FnMut()) -> Vec<Duration> {
     let mut stream = TcpStream::connect(gate.data).unwrap();
     stream.set_nodelay(true).unwrap();
-    let request = format!("GET /bundles/b0 HTTP/1.1\r\nHost: gate\r\nIf-None-Match: {etag}\r\n\r\n");
+    let request =
+        format!("GET /bundles/b0 HTTP/1.1\r\nHost: gate\r\nIf-None-Match: {etag}\r\n\r\n");
     let (began, mut times, mut next) = (Instant::now(), Vec::new(), Instant::now());
     while began.elapsed() < WINDOW {
         if Instant::now() >= next {
@@ -181,7 +204,11 @@ fn latencies(gate: &Gate, etag: &str, mut disturb: impl FnMut()) -> Vec<Duration
             answer.push(byte[0]);
         }
         times.push(asked.elapsed());
-        assert!(answer.starts_with(b"HTTP/1.1 304 "), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.starts_with(b"HTTP/1.1 304 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     times.sort_unstable();
     times
@@ -206,11 +233,20 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let limits = ReadLimits { manifest: LIMIT, evidence: LIMIT, bundle: LIMIT };
+        let limits = ReadLimits {
+            manifest: LIMIT,
+            evidence: LIMIT,
+            bundle: LIMIT,
+        };
         let registries = Registries::new(BTreeMap::new(), limits, Metrics::new().unwrap());
         let (folder, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
         fs::write(folder.path().join("key.pub"), key.public_pem()).unwrap();
-        Self { folder, key, registries, runtime: Runtime::new().unwrap() }
+        Self {
+            folder,
+            key,
+            registries,
+            runtime: Runtime::new().unwrap(),
+        }
     }
 
     fn key(&self) -> PublicKey {
@@ -218,15 +254,24 @@ impl Place {
     }
 
     fn reference(&self, tag: &str) -> Reference {
-        format!("oci-layout:{}:{tag}", self.folder.path().join("layout").display()).parse().unwrap()
+        format!(
+            "oci-layout:{}:{tag}",
+            self.folder.path().join("layout").display()
+        )
+        .parse()
+        .unwrap()
     }
 
     fn source(&self) -> Source {
-        self.registries.source(self.reference("v").repository()).unwrap()
+        self.registries
+            .source(self.reference("v").repository())
+            .unwrap()
     }
 
     fn destination(&self) -> Destination {
-        self.registries.destination(self.reference("v").repository()).unwrap()
+        self.registries
+            .destination(self.reference("v").repository())
+            .unwrap()
     }
 
     fn put(&self, tag: &str, tarball: &[u8]) -> Reference {
@@ -240,7 +285,10 @@ impl Place {
         let manifest = manifest.to_string();
         layout.write_blob(manifest.as_bytes()).unwrap();
         let mut index = layout.index().unwrap();
-        index.set(tag, Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()));
+        index.set(
+            tag,
+            Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes()),
+        );
         layout.write_index(&index).unwrap();
         self.reference(tag)
     }
@@ -251,11 +299,18 @@ impl Place {
             let pinned = source.resolve(reference).await.unwrap();
             let claim = SigningRequest::of(source.manifest(&pinned).await.unwrap().descriptor());
             if format == "legacy" {
-                let signature = LegacySignature::sign(&self.key, &claim, "r.example/acme/authz").unwrap();
-                signature.append(&pinned, &source, &self.destination()).await.unwrap();
+                let signature =
+                    LegacySignature::sign(&self.key, &claim, "r.example/acme/authz").unwrap();
+                signature
+                    .append(&pinned, &source, &self.destination())
+                    .await
+                    .unwrap();
             } else {
                 let attachment = Attachment::sign(&self.key, &claim).unwrap();
-                attachment.attach(&pinned, &self.destination()).await.unwrap();
+                attachment
+                    .attach(&pinned, &self.destination())
+                    .await
+                    .unwrap();
             }
         });
     }
@@ -266,12 +321,20 @@ fn tarball(number: usize) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     let mut tarball = tar::Builder::new(GzBuilder::new().write(Vec::new(), Compression::fast()));
-    tarball.append_data(&mut header, "data.json", data.as_bytes()).unwrap();
+    tarball
+        .append_data(&mut header, "data.json", data.as_bytes())
+        .unwrap();
     let tarball = tarball.into_inner().unwrap().finish().unwrap();
     assert!(
         tarball.len()
             < usize::try_from(
-                bundle::Limits { bundle: LIMIT, unpacked: LIMIT, files: 10, bundle_manifest: LIMIT }.bundle
+                bundle::Limits {
+                    bundle: LIMIT,
+                    unpacked: LIMIT,
+                    files: 10,
+                    bundle_manifest: LIMIT
+                }
+                .bundle
             )
             .unwrap()
     );
@@ -301,7 +364,8 @@ impl Gate {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (mut data, mut admin) = (None, None);
         while data.is_none() || admin.is_none() {
-            let line: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            let line: serde_json::Value =
+                serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
             let text = line.to_string();
             let address = || -> Option<SocketAddr> {
                 let fields = line.get("fields").unwrap_or(&line);
@@ -321,8 +385,10 @@ impl Gate {
             data: data.unwrap(),
             admin: admin.unwrap(),
         };
-        while !gate.get(gate.admin, "/metrics").contains(&format!("bundle=\"b{}\",state=\"serving\"}} 1", BUNDLES - 1))
-        {
+        while !gate.get(gate.admin, "/metrics").contains(&format!(
+            "bundle=\"b{}\",state=\"serving\"}} 1",
+            BUNDLES - 1
+        )) {
             std::thread::sleep(Duration::from_millis(100));
         }
         gate
@@ -339,14 +405,21 @@ impl Gate {
 
     fn etag(&self, bundle: &str) -> String {
         let answer = self.get(self.data, &format!("/bundles/{bundle}"));
-        let line = answer.lines().find(|line| line.to_ascii_lowercase().starts_with("etag: ")).unwrap();
+        let line = answer
+            .lines()
+            .find(|line| line.to_ascii_lowercase().starts_with("etag: "))
+            .unwrap();
         line[6..].trim().to_owned()
     }
 
     fn verdicts(&self) -> u64 {
         let metrics = self.get(self.admin, "/metrics");
-        let lines = metrics.lines().filter(|line| line.starts_with("bundlegate_verifications_total"));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+        let lines = metrics
+            .lines()
+            .filter(|line| line.starts_with("bundlegate_verifications_total"));
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
     }
 
     fn get(&self, address: SocketAddr, path: &str) -> String {

@@ -31,11 +31,20 @@ impl Catalog {
     /// Replaces all entries. Requests that are held for another entry than the one that now has
     /// its name wake up, and no others.
     pub fn replace(&self, entries: impl IntoIterator<Item = Arc<Entry>>) {
-        let entries = entries.into_iter().map(|entry| (entry.name().to_owned(), entry)).collect();
-        let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), entries);
+        let entries = entries
+            .into_iter()
+            .map(|entry| (entry.name().to_owned(), entry))
+            .collect();
+        let before = std::mem::replace(
+            &mut *self.0.write().unwrap_or_else(PoisonError::into_inner),
+            entries,
+        );
         let now = self.0.read().unwrap_or_else(PoisonError::into_inner);
         for (name, entry) in before {
-            if now.get(&name).is_none_or(|current| !Arc::ptr_eq(current, &entry)) {
+            if now
+                .get(&name)
+                .is_none_or(|current| !Arc::ptr_eq(current, &entry))
+            {
                 entry.outdated.send_replace(true);
             }
         }
@@ -44,7 +53,11 @@ impl Catalog {
     /// Replaces the entry of one bundle. Requests that are held for the earlier entry wake up.
     pub fn insert(&self, entry: Arc<Entry>) {
         let name = entry.name().to_owned();
-        let before = self.0.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&entry));
+        let before = self
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, Arc::clone(&entry));
         if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &entry)) {
             before.outdated.send_replace(true);
         }
@@ -54,26 +67,42 @@ impl Catalog {
     /// without the leading slash. The configuration rules out names that make this ambiguous.
     pub fn find(&self, resource: &str) -> Option<Arc<Entry>> {
         let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        entries.get(bundle_name(resource)).or_else(|| entries.get(resource)).cloned()
+        entries
+            .get(bundle_name(resource))
+            .or_else(|| entries.get(resource))
+            .cloned()
     }
 
     /// The bundle of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     /// The bundles whose configured reference is in this repository, and by this tag where one is
     /// given: those that a push concerns.
     pub fn find_by_reference(&self, repository: &Repository, tag: Option<&str>) -> Vec<Arc<Entry>> {
         let is_concerned = |entry: &Entry| {
-            entry.reference.repository() == repository && tag.is_none_or(|tag| entry.reference.tag() == Some(tag))
+            entry.reference.repository() == repository
+                && tag.is_none_or(|tag| entry.reference.tag() == Some(tag))
         };
-        self.entries().into_iter().filter(|entry| is_concerned(entry)).collect()
+        self.entries()
+            .into_iter()
+            .filter(|entry| is_concerned(entry))
+            .collect()
     }
 
     /// All bundles, by name.
     pub fn entries(&self) -> Vec<Arc<Entry>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 }
 
@@ -81,7 +110,12 @@ impl Entry {
     /// A bundle that is served by way of `handle`, and configured with `reference`. While these
     /// differ, `successor` watches the reference.
     pub fn new(handle: Handle, reference: Reference, successor: Option<Handle>) -> Self {
-        Self { handle, reference, successor, outdated: watch::Sender::new(false) }
+        Self {
+            handle,
+            reference,
+            successor,
+            outdated: watch::Sender::new(false),
+        }
     }
 
     /// The bundle's name.
@@ -125,13 +159,19 @@ impl Entry {
     /// Waits until [`Self::is_outdated`]. Cancel-safe.
     pub async fn outdated(&self) {
         // Can't be closed: the sender is in `self`.
-        let _ = self.outdated.subscribe().wait_for(|outdated| *outdated).await;
+        let _ = self
+            .outdated
+            .subscribe()
+            .wait_for(|outdated| *outdated)
+            .await;
     }
 }
 
 /// The name in a resource. For a resource that names no bundle, access is checked as if there
 /// were a bundle of this name.
 pub fn bundle_name(resource: &str) -> &str {
-    let stripped = resource.strip_prefix("bundles/").or_else(|| resource.strip_prefix("bundle/"));
+    let stripped = resource
+        .strip_prefix("bundles/")
+        .or_else(|| resource.strip_prefix("bundle/"));
     stripped.unwrap_or(resource)
 }

@@ -65,9 +65,9 @@
 //!
 //! Verification precedes the download: a rejected artifact costs a manifest, not its layers.
 //! Clients see a [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by one pure
-//! function, [`publish::StateMachine::apply`]. A served bundle survives all registry failures and every bad push; it
-//! is withdrawn only if it is no longer trusted, if its tag is gone and the configuration says so,
-//! or if it is too stale.
+//! function, [`publish::StateMachine::apply`]. A served bundle survives all registry failures and
+//! every bad push; it is withdrawn only if it is no longer trusted, if its tag is gone and the
+//! configuration says so, or if it is too stale.
 //!
 //! A request subscribes to that state, marks it as seen, compares, and waits, so no change is
 //! missed between comparing and waiting. A client that runs another version than the served one, on
@@ -94,8 +94,8 @@
 //! A policy ([`verify::TrustPolicy`]) is a checked value: a policy that nothing or everything
 //! satisfies can't be constructed. Its revision is a hash of all its inputs, including trust roots.
 //! Signatures are collected without being verified ([`verify::collect`]) and verified without
-//! network access ([`verify::Verified::verify_with_report`]), so the same evidence can be verified again:
-//! after a restart, under another policy, when a verdict expires.
+//! network access ([`verify::Verified::verify_with_report`]), so the same evidence can be verified
+//! again: after a restart, under another policy, when a verdict expires.
 //!
 //! ```text
 //! candidate, parsed within bounds (bundle v0.3 or simple signing)
@@ -112,13 +112,13 @@
 //!
 //! # Live trust
 //!
-//! The trust policies change while serving: on SIGHUP, when
-//! a file that they name changes, or when a trust root was refreshed, the whole configuration is
-//! read again, and applied as a whole or rejected as a whole (`gateway::reload`). Each
-//! watcher gets its policy through [`publish::Handle::set_policy`], and verifies what it serves again from
-//! the stored evidence, before any network access; it does the same when the verdict that it serves
-//! by expires ([`verify::Verified::valid_until`]). A bundle that is rejected then is withdrawn at
-//! once, and its evidence is collected again: it may have been signed again.
+//! The trust policies change while serving: on SIGHUP, when a file that they name changes, or when
+//! a trust root was refreshed, the whole configuration is read again, and applied as a whole or
+//! rejected as a whole (`gateway::reload`). Each watcher gets its policy through
+//! [`publish::Handle::set_policy`], and verifies what it serves again from the stored evidence,
+//! before any network access; it does the same when the verdict that it serves by expires
+//! ([`verify::Verified::valid_until`]). A bundle that is rejected then is withdrawn at once, and
+//! its evidence is collected again: it may have been signed again.
 //!
 //! A verdict that was reached before a change can't be published after it: publishing compares the
 //! revision of the policy while holding the lock that a change of the policy takes. Nor does the
@@ -129,15 +129,15 @@
 //! # Bundles that change
 //!
 //! The same reload adds, removes and changes bundles (`gateway::plan`, `gateway::bundles`) without
-//! waking the requests that are held for other bundles. A removed bundle is unknown at once, also to
-//! held requests; its history and its last version stay on disk, and it resumes from them when it is
-//! added again. A bundle whose reference or options change gets a second watcher. The served version
-//! stays until the second watcher serves its first version and takes the place of the first
+//! waking the requests that are held for other bundles. A removed bundle is unknown at once, also
+//! to held requests; its history and its last version stay on disk, and it resumes from them when
+//! it is added again. A bundle whose reference or options change gets a second watcher. The served
+//! version stays until the second watcher serves its first version and takes the place of the first
 //! ([`catalog::Entry`]); until then `/status` shows the new reference and its last failure beside
 //! the served version. A version under an earlier reference keeps the policy of that time, or the
-//! present policy of its name, without the keys and digests that the same edit revokes and the trust
-//! roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is withdrawn at
-//! once.
+//! present policy of its name, without the keys and digests that the same edit revokes and the
+//! trust roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is
+//! withdrawn at once.
 //!
 //! # Memory and disk
 //!
@@ -207,8 +207,9 @@
 //! the bundle is withdrawn. Clients that run something else get it if this replica has served the
 //! bundle itself and then withdrawn it. A replica without such a history, with an empty cache for
 //! example, gives it only to clients whose first tag is that of a revoked version
-//! ([`publish::Withdrawal::version`]): the others may run a valid version that other replicas serve, and
-//! neither a push before its signature nor a tag moved to an old revoked artifact takes that away.
+//! ([`publish::Withdrawal::version`]): the others may run a valid version that other replicas
+//! serve, and neither a push before its signature nor a tag moved to an old revoked artifact takes
+//! that away.
 
 pub mod bundle;
 pub mod catalog;

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use prometheus::{
-    Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
     core::{Collector, MetricVec, MetricVecBuilder},
 };
 
@@ -81,13 +82,25 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            add(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+            add(
+                &registry,
+                IntCounterVec::new(Opts::new(name, help), labels)?,
+            )
         };
-        let gauges =
-            |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
-        let build = gauges("bundlegate_build_info", "The running version; always 1.", &["version"])?;
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            add(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let build = gauges(
+            "bundlegate_build_info",
+            "The running version; always 1.",
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let cache_hits = counters("bundlegate_cache_hits_total", "Blobs that were found in the cache.", &["tier"])?;
+        let cache_hits = counters(
+            "bundlegate_cache_hits_total",
+            "Blobs that were found in the cache.",
+            &["tier"],
+        )?;
         for tier in ["memory", "disk"] {
             // A rate needs a series that starts at zero.
             let _ = cache_hits.with_label_values(&[tier]);
@@ -103,14 +116,25 @@ impl Metrics {
                 "Bytes of bundle bodies in responses with status 200.",
                 &["bundle"],
             )?,
-            waiters: gauges("bundlegate_waiters", "Requests that are held until the bundle changes.", &["bundle"])?,
-            connections: add(&registry, IntGauge::new("bundlegate_connections", "Open client connections.")?)?,
+            waiters: gauges(
+                "bundlegate_waiters",
+                "Requests that are held until the bundle changes.",
+                &["bundle"],
+            )?,
+            connections: add(
+                &registry,
+                IntGauge::new("bundlegate_connections", "Open client connections.")?,
+            )?,
             registry_requests: counters(
                 "bundlegate_registry_requests_total",
                 "Requests to registries, including retries.",
                 &["registry", "operation", "outcome"],
             )?,
-            refreshes: counters("bundlegate_refreshes_total", "Completed refreshes.", &["bundle", "outcome"])?,
+            refreshes: counters(
+                "bundlegate_refreshes_total",
+                "Completed refreshes.",
+                &["bundle", "outcome"],
+            )?,
             verifications: counters(
                 "bundlegate_verifications_total",
                 "Signature verifications.",
@@ -176,7 +200,10 @@ impl Metrics {
             cache_hits,
             cache_misses: add(
                 &registry,
-                IntCounter::new("bundlegate_cache_misses_total", "Blobs that were fetched from a registry.")?,
+                IntCounter::new(
+                    "bundlegate_cache_misses_total",
+                    "Blobs that were fetched from a registry.",
+                )?,
             )?,
             cache_bytes: gauges("bundlegate_cache_bytes", "Bytes in the cache.", &["tier"])?,
             registry,
@@ -186,9 +213,13 @@ impl Metrics {
     /// Removes every series of the gauges that are derived from what is served, so that they can be
     /// set anew: those of bundles and versions that are gone don't remain.
     pub fn reset_bundle_gauges(&self) {
-        for gauge in
-            [&self.bundle_state, &self.bundle_info, &self.bundle_older, &self.bundle_fallback, &self.lost_clients]
-        {
+        for gauge in [
+            &self.bundle_state,
+            &self.bundle_info,
+            &self.bundle_older,
+            &self.bundle_fallback,
+            &self.lost_clients,
+        ] {
             gauge.reset();
         }
         self.last_check.reset();
@@ -197,7 +228,12 @@ impl Metrics {
     /// Removes the series of the bundles that are no longer configured. Each call reads every
     /// series once, so that callers remove many bundles in one call.
     pub fn remove_bundles(&self, is_removed: impl Fn(&str) -> bool) {
-        for counters in [&self.http_requests, &self.sent_bytes, &self.refreshes, &self.verifications] {
+        for counters in [
+            &self.http_requests,
+            &self.sent_bytes,
+            &self.refreshes,
+            &self.verifications,
+        ] {
             remove_bundles(counters, &is_removed);
         }
         remove_bundles(&self.waiters, &is_removed);
@@ -221,8 +257,15 @@ where
 {
     for family in metrics.collect() {
         for metric in family.get_metric() {
-            let labels: HashMap<_, _> = metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
-            if labels.get("bundle").is_some_and(|bundle| is_removed(bundle)) {
+            let labels: HashMap<_, _> = metric
+                .get_label()
+                .iter()
+                .map(|label| (label.name(), label.value()))
+                .collect();
+            if labels
+                .get("bundle")
+                .is_some_and(|bundle| is_removed(bundle))
+            {
                 // It may be gone already.
                 let _ = metrics.remove(&labels);
             }
@@ -230,7 +273,10 @@ where
     }
 }
 
-fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+fn add<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }
@@ -242,24 +288,45 @@ mod tests {
     #[test]
     fn every_metric_registers_and_renders() {
         let metrics = Metrics::new().unwrap();
-        metrics.http_requests.with_label_values(&["authz", "200"]).inc();
+        metrics
+            .http_requests
+            .with_label_values(&["authz", "200"])
+            .inc();
         let (kind, text) = metrics.render().unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(kind.starts_with("text/plain"));
-        assert!(text.contains(r#"bundlegate_http_requests_total{bundle="authz",code="200"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"bundlegate_http_requests_total{bundle="authz",code="200"} 1"#),
+            "{text}"
+        );
         assert!(text.contains("bundlegate_build_info{version="), "{text}");
-        assert!(text.contains(r#"bundlegate_cache_hits_total{tier="disk"} 0"#), "{text}");
+        assert!(
+            text.contains(r#"bundlegate_cache_hits_total{tier="disk"} 0"#),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_removed_bundle_leaves_no_series_and_others_keep_theirs() {
         let metrics = Metrics::new().unwrap();
         for bundle in ["going", "staying"] {
-            metrics.http_requests.with_label_values(&[bundle, "200"]).inc();
-            metrics.http_requests.with_label_values(&[bundle, "304"]).inc();
+            metrics
+                .http_requests
+                .with_label_values(&[bundle, "200"])
+                .inc();
+            metrics
+                .http_requests
+                .with_label_values(&[bundle, "304"])
+                .inc();
             metrics.sent_bytes.with_label_values(&[bundle]).inc();
-            metrics.refreshes.with_label_values(&[bundle, "accepted"]).inc();
-            metrics.verifications.with_label_values(&[bundle, "verified", ""]).inc();
+            metrics
+                .refreshes
+                .with_label_values(&[bundle, "accepted"])
+                .inc();
+            metrics
+                .verifications
+                .with_label_values(&[bundle, "verified", ""])
+                .inc();
             metrics.waiters.with_label_values(&[bundle]).inc();
         }
         metrics.remove_bundles(|bundle| bundle == "going");

@@ -28,7 +28,9 @@ pub fn init() {
 
 /// As [`init`], with another filter where `BUNDLEGATE_LOG` is not set.
 pub fn init_with(default: &str) {
-    let wanted = env::var("BUNDLEGATE_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
+    let wanted = env::var("BUNDLEGATE_LOG")
+        .ok()
+        .filter(|wanted| !wanted.trim().is_empty());
     let (filter, refused) = filter(wanted.as_deref().or(Some(default)));
     let terminal = io::stderr().is_terminal();
     let style = match terminal {
@@ -56,7 +58,11 @@ pub fn is_clock_usable() -> bool {
 }
 
 fn nearest(time: SystemTime) -> Timestamp {
-    let end = if time < UNIX_EPOCH { Timestamp::MIN } else { Timestamp::MAX };
+    let end = if time < UNIX_EPOCH {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    };
     Timestamp::try_from(time).unwrap_or(end)
 }
 
@@ -77,7 +83,11 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let hash = Sha256::digest(text.as_bytes());
-    let hash: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let marker = format!("…[{} bytes, sha256:{hash}]", text.len());
     let end = text.floor_char_boundary(limit.saturating_sub(marker.len()));
     Cow::Owned(format!("{}{marker}", &text[..end]))
@@ -100,32 +110,61 @@ impl FormatTime for Utc {
     }
 }
 
-fn install<W>(style: Style, filter: EnvFilter, writer: W) -> Result<(), tracing_subscriber::util::TryInitError>
+fn install<W>(
+    style: Style,
+    filter: EnvFilter,
+    writer: W,
+) -> Result<(), tracing_subscriber::util::TryInitError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     subscriber(style, filter, writer).try_init()
 }
 
-fn subscriber<W>(style: Style, filter: EnvFilter, writer: W) -> Box<dyn tracing::Subscriber + Send + Sync>
+fn subscriber<W>(
+    style: Style,
+    filter: EnvFilter,
+    writer: W,
+) -> Box<dyn tracing::Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_timer(Utc);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_timer(Utc);
     match style {
-        Style::Colours => Box::new(builder.with_ansi(true).with_target(false).fmt_fields(TextFields).finish()),
-        Style::Plain => Box::new(builder.with_ansi(false).with_target(false).fmt_fields(TextFields).finish()),
+        Style::Colours => Box::new(
+            builder
+                .with_ansi(true)
+                .with_target(false)
+                .fmt_fields(TextFields)
+                .finish(),
+        ),
+        Style::Plain => Box::new(
+            builder
+                .with_ansi(false)
+                .with_target(false)
+                .fmt_fields(TextFields)
+                .finish(),
+        ),
         Style::Json => Box::new(builder.with_ansi(false).event_format(JsonLines).finish()),
     }
 }
 
 /// The filter, and the error of a malformed one.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
-    let text = wanted.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("info");
+    let text = wanted
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .unwrap_or("info");
     // The directives of the user come last, so that they override those for dependencies.
     match EnvFilter::try_new(format!("{QUIET},{text}")) {
         Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(format!("{QUIET},info")), Some(error.to_string())),
+        Err(error) => (
+            EnvFilter::new(format!("{QUIET},info")),
+            Some(error.to_string()),
+        ),
     }
 }
 
@@ -158,13 +197,18 @@ mod tests {
     fn logged(style: Style, wanted: Option<&str>, log: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        tracing::subscriber::with_default(subscriber(style, filter(wanted).0, move || writer.clone()), log);
+        tracing::subscriber::with_default(
+            subscriber(style, filter(wanted).0, move || writer.clone()),
+            log,
+        );
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
     }
 
     #[test]
     fn json_lines_have_flat_fields_and_millisecond_times() {
-        let text = logged(Style::Json, None, || tracing::info!(listener = "data", "listening"));
+        let text = logged(Style::Json, None, || {
+            tracing::info!(listener = "data", "listening")
+        });
         let line: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(line["listener"], "data");
         assert_eq!(line["message"], "listening");
@@ -182,8 +226,16 @@ mod tests {
             (UNIX_EPOCH, "1970-01-01T00:00:00.000Z", true),
             (UNIX_EPOCH - seconds(1), "1969-12-31T23:59:59.000Z", false),
             (UNIX_EPOCH - year_1, "0002-02-17T", false),
-            (UNIX_EPOCH + seconds(2_147_483_648), "2038-01-19T03:14:08.000Z", true),
-            (UNIX_EPOCH + seconds(253_370_764_800), "9999-01-01T00:00:00.000Z", true),
+            (
+                UNIX_EPOCH + seconds(2_147_483_648),
+                "2038-01-19T03:14:08.000Z",
+                true,
+            ),
+            (
+                UNIX_EPOCH + seconds(253_370_764_800),
+                "9999-01-01T00:00:00.000Z",
+                true,
+            ),
             (UNIX_EPOCH + seconds(253_402_300_799), "9999-12-30T", false),
             (UNIX_EPOCH + year_10200, "9999-12-30T", false),
             (UNIX_EPOCH + seconds(u64::MAX >> 1), "9999-12-30T", false),
@@ -203,10 +255,21 @@ mod tests {
         for unit in ["x", "ä", "€", "𝄞", "xä"] {
             let long = unit.repeat(100_000);
             let shown = cut(&long, NAME_BYTES).into_owned();
-            assert!(shown.len() <= NAME_BYTES && shown.len() > NAME_BYTES - 8, "{shown}");
-            assert!(shown.starts_with(unit) && shown.contains(&format!("…[{} bytes, sha256:", long.len())), "{shown}");
+            assert!(
+                shown.len() <= NAME_BYTES && shown.len() > NAME_BYTES - 8,
+                "{shown}"
+            );
+            assert!(
+                shown.starts_with(unit)
+                    && shown.contains(&format!("…[{} bytes, sha256:", long.len())),
+                "{shown}"
+            );
             let other = cut(&format!("{long}."), NAME_BYTES).into_owned();
-            let twin = cut(&format!("{}y", &long[..long.len() - unit.len()]), NAME_BYTES).into_owned();
+            let twin = cut(
+                &format!("{}y", &long[..long.len() - unit.len()]),
+                NAME_BYTES,
+            )
+            .into_owned();
             assert!(shown != other && shown != twin);
         }
     }
@@ -222,11 +285,20 @@ mod tests {
     fn a_value_is_escaped_once() {
         let text = r#"line 3: "a\b" is no name"#;
         let log = || tracing::warn!(error = text, shown = %text, "refused\u{1b}[2J");
-        let line: serde_json::Value = serde_json::from_str(&logged(Style::Json, None, log)).unwrap();
-        assert_eq!((&line["error"], &line["shown"]), (&text.into(), &text.into()));
+        let line: serde_json::Value =
+            serde_json::from_str(&logged(Style::Json, None, log)).unwrap();
+        assert_eq!(
+            (&line["error"], &line["shown"]),
+            (&text.into(), &text.into())
+        );
         assert_eq!(line["message"], "refused\u{1b}[2J");
         let plain = logged(Style::Plain, None, log);
-        assert!(plain.ends_with(&format!("WARN refused\\u{{1b}}[2J error={text} shown={text}\n")), "{plain}");
+        assert!(
+            plain.ends_with(&format!(
+                "WARN refused\\u{{1b}}[2J error={text} shown={text}\n"
+            )),
+            "{plain}"
+        );
     }
 
     /// The event has the form of a record of the `log` crate that `tracing-log` converts.
@@ -246,8 +318,15 @@ mod tests {
         };
         let json = logged(Style::Json, None, log);
         let line: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!((&line["target"], &line["message"]), (&"rustls::conn".into(), &"sending an alert".into()));
-        for line in [json, logged(Style::Plain, None, log), logged(Style::Colours, None, log)] {
+        assert_eq!(
+            (&line["target"], &line["message"]),
+            (&"rustls::conn".into(), &"sending an alert".into())
+        );
+        for line in [
+            json,
+            logged(Style::Plain, None, log),
+            logged(Style::Colours, None, log),
+        ] {
             assert!(!line.contains(".cargo") && !line.contains("log."), "{line}");
         }
     }

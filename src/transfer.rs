@@ -7,7 +7,10 @@
 use std::collections::HashSet;
 
 use crate::{
-    oci::{Blob, BlobWriter, Descriptor, Digest, Document, Manifest, PinnedReference, Repository, WriteError},
+    oci::{
+        Blob, BlobWriter, Descriptor, Digest, Document, Manifest, PinnedReference, Repository,
+        WriteError,
+    },
     registry::{BlobStream, BlobTransfer, Destination, Progress, RegistryError, Source},
 };
 
@@ -56,7 +59,9 @@ pub enum TransferError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// A blob is over the limit.
-    #[error("blob {digest} has {size} bytes, over the limit of {limit}; allow more with --max-size")]
+    #[error(
+        "blob {digest} has {size} bytes, over the limit of {limit}; allow more with --max-size"
+    )]
     TooLarge {
         /// The blob.
         digest: Digest,
@@ -103,10 +108,16 @@ impl Transfer<'_> {
     ///
     /// # Errors
     /// See [`TransferError`]. The failing tag and those after it are then unchanged.
-    pub async fn run(&self, artifact: &PinnedReference, tags: &[String]) -> Result<Copied, TransferError> {
+    pub async fn run(
+        &self,
+        artifact: &PinnedReference,
+        tags: &[String],
+    ) -> Result<Copied, TransferError> {
         let (manifest, copied) = self.copy_tree(artifact).await?;
         for tag in tags {
-            self.to.put_manifest(manifest.raw(), manifest.media_type(), Some(tag)).await?;
+            self.to
+                .put_manifest(manifest.raw(), manifest.media_type(), Some(tag))
+                .await?;
         }
         if tags.is_empty() {
             self.to.list(&manifest.descriptor()).await?;
@@ -118,10 +129,14 @@ impl Transfer<'_> {
     ///
     /// # Errors
     /// See [`TransferError`].
-    pub async fn copy_tree(&self, artifact: &PinnedReference) -> Result<(Manifest, Copied), TransferError> {
+    pub async fn copy_tree(
+        &self,
+        artifact: &PinnedReference,
+    ) -> Result<(Manifest, Copied), TransferError> {
         let manifest = self.from.manifest(artifact).await?;
         let mut state = CopyState::default();
-        self.copy_manifest(&manifest, PutMode::ByDigest, &mut state, 0).await?;
+        self.copy_manifest(&manifest, PutMode::ByDigest, &mut state, 0)
+            .await?;
         Ok((manifest, state.copied))
     }
 
@@ -137,7 +152,9 @@ impl Transfer<'_> {
             return Ok(());
         }
         if depth > MAX_DEPTH || state.seen.len() > MAX_MANIFESTS {
-            return Err(TransferError::TooDeep(self.from.repository().pin(manifest.digest().clone())));
+            return Err(TransferError::TooDeep(
+                self.from.repository().pin(manifest.digest().clone()),
+            ));
         }
         match manifest.document() {
             Document::Image { config, layers, .. } => {
@@ -147,15 +164,31 @@ impl Transfer<'_> {
             }
             Document::Index { manifests } => {
                 for child in manifests {
-                    let child = self.from.manifest(&self.from.repository().pin(child.digest.clone())).await?;
-                    Box::pin(self.copy_manifest(&child, PutMode::ByDigest, state, depth + 1)).await?;
+                    let child = self
+                        .from
+                        .manifest(&self.from.repository().pin(child.digest.clone()))
+                        .await?;
+                    Box::pin(self.copy_manifest(&child, PutMode::ByDigest, state, depth + 1))
+                        .await?;
                 }
             }
         }
         match mode {
-            PutMode::ByDigest => self.to.put_manifest(manifest.raw(), manifest.media_type(), None).await?,
-            PutMode::UnderTag(tag) => self.to.put_manifest(manifest.raw(), manifest.media_type(), Some(tag)).await?,
-            PutMode::Attached(to) => self.to.attach(manifest.raw(), &self.to.repository().pin(to.clone())).await?,
+            PutMode::ByDigest => {
+                self.to
+                    .put_manifest(manifest.raw(), manifest.media_type(), None)
+                    .await?
+            }
+            PutMode::UnderTag(tag) => {
+                self.to
+                    .put_manifest(manifest.raw(), manifest.media_type(), Some(tag))
+                    .await?
+            }
+            PutMode::Attached(to) => {
+                self.to
+                    .attach(manifest.raw(), &self.to.repository().pin(to.clone()))
+                    .await?
+            }
         }
         match self.signatures {
             Signatures::Include => self.copy_referrers(manifest.digest(), state, depth).await,
@@ -163,12 +196,21 @@ impl Transfer<'_> {
         }
     }
 
-    async fn copy_referrers(&self, subject: &Digest, state: &mut CopyState, depth: usize) -> Result<(), TransferError> {
+    async fn copy_referrers(
+        &self,
+        subject: &Digest,
+        state: &mut CopyState,
+        depth: usize,
+    ) -> Result<(), TransferError> {
         let pinned = self.from.repository().pin(subject.clone());
         let listed = self.from.referrers(&pinned, MAX_REFERRERS).await?;
         state.copied.skipped.extend(listed.skipped);
         for entry in listed.entries {
-            let referrer = match self.from.manifest(&self.from.repository().pin(entry.digest.clone())).await {
+            let referrer = match self
+                .from
+                .manifest(&self.from.repository().pin(entry.digest.clone()))
+                .await
+            {
                 // Any client that may push can list a manifest that is missing.
                 Err(error @ (RegistryError::Missing { .. } | RegistryError::Manifest(_))) => {
                     state.copied.skipped.push(error.to_string());
@@ -176,13 +218,17 @@ impl Transfer<'_> {
                 }
                 found => found?,
             };
-            Box::pin(self.copy_manifest(&referrer, PutMode::Attached(subject), state, depth + 1)).await?;
+            Box::pin(self.copy_manifest(&referrer, PutMode::Attached(subject), state, depth + 1))
+                .await?;
             state.copied.referrers += 1;
         }
         for kind in COSIGN_SUFFIXES {
             let tag = format!("{}-{}.{kind}", subject.algorithm(), subject.hex());
-            let Some(manifest) = self.from.tagged_manifest(&tag).await? else { continue };
-            Box::pin(self.copy_manifest(&manifest, PutMode::UnderTag(&tag), state, depth + 1)).await?;
+            let Some(manifest) = self.from.tagged_manifest(&tag).await? else {
+                continue;
+            };
+            Box::pin(self.copy_manifest(&manifest, PutMode::UnderTag(&tag), state, depth + 1))
+                .await?;
             state.copied.referrers += 1;
         }
         Ok(())
@@ -191,7 +237,11 @@ impl Transfer<'_> {
     async fn copy_blob(&self, descriptor: &Descriptor) -> Result<(), TransferError> {
         if descriptor.size > self.max_size {
             let (digest, size, limit) = (descriptor.digest.clone(), descriptor.size, self.max_size);
-            return Err(TransferError::TooLarge { digest, size, limit });
+            return Err(TransferError::TooLarge {
+                digest,
+                size,
+                limit,
+            });
         }
         if self.to.has_blob(descriptor).await? {
             self.progress.finished(descriptor, BlobTransfer::Present);
@@ -204,7 +254,9 @@ impl Transfer<'_> {
             }
         }
         let stream = self.from.blob(descriptor).await?;
-        let Some(stream) = self.to.put_stream(stream, self.progress).await? else { return Ok(()) };
+        let Some(stream) = self.to.put_stream(stream, self.progress).await? else {
+            return Ok(());
+        };
         let blob = self.spool(stream).await?;
         Ok(self.to.send_blob(descriptor, &blob, self.progress).await?)
     }
@@ -214,19 +266,29 @@ impl Transfer<'_> {
         let descriptor = stream.descriptor().clone();
         let writer = match descriptor.size {
             0..=MAX_IN_MEMORY_BYTES => BlobWriter::in_memory(descriptor),
-            _ => BlobWriter::in_file(descriptor, tempfile::tempfile().map_err(TransferError::Spool)?),
+            _ => BlobWriter::in_file(
+                descriptor,
+                tempfile::tempfile().map_err(TransferError::Spool)?,
+            ),
         };
-        let writer = stream.copy_to(writer, BlobWriter::write, self.progress).await?;
+        let writer = stream
+            .copy_to(writer, BlobWriter::write, self.progress)
+            .await?;
         let writer = writer.map_err(|error| match error {
             WriteError::Io(error) => TransferError::Spool(error),
             WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
         })?;
-        writer.finish(Into::into).map_err(|mismatch| stream.mismatch(&mismatch).into())
+        writer
+            .finish(Into::into)
+            .map_err(|mismatch| stream.mismatch(&mismatch).into())
     }
 }
 
 impl std::fmt::Debug for Transfer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transfer").field("from", self.from).field("to", self.to).finish_non_exhaustive()
+        f.debug_struct("Transfer")
+            .field("from", self.from)
+            .field("to", self.to)
+            .finish_non_exhaustive()
     }
 }

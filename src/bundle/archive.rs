@@ -40,24 +40,36 @@ impl Entry<'_> {
         self.size
     }
 
-    /// Parses a data file. JSON is parsed as a stream, so a large file takes no more memory than the
-    /// detail that is kept.
+    /// Parses a data file. JSON is parsed as a stream, so a large file takes no more memory than
+    /// the detail that is kept.
     pub(super) fn document(&mut self, detail: Detail<'_>) -> Result<Document, BundleError> {
-        let refused = |reason: String| BundleError::File { path: self.name.clone(), reason };
+        let refused = |reason: String| BundleError::File {
+            path: self.name.clone(),
+            reason,
+        };
         let document = if base(&self.name).ends_with(".json") {
             let mut content = BufReader::with_capacity(1 << 16, &mut self.content);
-            let start = content.fill_buf().map_err(|error| archive_error(&error, self.limits))?;
+            let start = content
+                .fill_buf()
+                .map_err(|error| archive_error(&error, self.limits))?;
             if start.starts_with(b"\xef\xbb\xbf") {
                 // OPA skips it in folders, and refuses it in tarballs.
-                return Err(refused("it starts with a byte order mark, which OPA refuses; save it without".to_owned()));
+                return Err(refused(
+                    "it starts with a byte order mark, which OPA refuses; save it without"
+                        .to_owned(),
+                ));
             }
             Document::of_json(content, detail)
         } else {
             if self.size > MAX_YAML_BYTES {
-                return Err(refused(format!("YAML of more than {MAX_YAML_BYTES} bytes; write it as data.json")));
+                return Err(refused(format!(
+                    "YAML of more than {MAX_YAML_BYTES} bytes; write it as data.json"
+                )));
             }
             let mut content = Vec::new();
-            self.content.read_to_end(&mut content).map_err(|error| archive_error(&error, self.limits))?;
+            self.content
+                .read_to_end(&mut content)
+                .map_err(|error| archive_error(&error, self.limits))?;
             Document::of_yaml(&content, detail)
         };
         document.map_err(|error| match error {
@@ -70,14 +82,18 @@ impl Entry<'_> {
     pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, BundleError> {
         let mut start = Vec::new();
         let mut content = (&mut self.content).take(length);
-        content.read_to_end(&mut start).map_err(|error| archive_error(&error, self.limits))?;
+        content
+            .read_to_end(&mut start)
+            .map_err(|error| archive_error(&error, self.limits))?;
         Ok(start)
     }
 
     /// Reads the whole content.
     pub(super) fn content(&mut self) -> Result<Vec<u8>, BundleError> {
         let mut content = Vec::new();
-        self.content.read_to_end(&mut content).map_err(|error| archive_error(&error, self.limits))?;
+        self.content
+            .read_to_end(&mut content)
+            .map_err(|error| archive_error(&error, self.limits))?;
         Ok(content)
     }
 }
@@ -91,7 +107,10 @@ pub(super) fn walk<E: From<BundleError>>(
 ) -> Result<(), E> {
     let failed = |error: io::Error| archive_error(&error, limits);
     let left = Rc::new(Cell::new(limits.unpacked));
-    let inflated = LimitedReader { inner: MultiGzDecoder::new(blob.reader()), left: Rc::clone(&left) };
+    let inflated = LimitedReader {
+        inner: MultiGzDecoder::new(blob.reader()),
+        left: Rc::clone(&left),
+    };
     let mut archive = TarReader::new(inflated);
     let mut files = 0;
     while let Some(mut member) = archive.next().map_err(failed)? {
@@ -99,7 +118,11 @@ pub(super) fn walk<E: From<BundleError>>(
         check_member(member.kind, &name)?;
         // One reader would see content where another sees further files.
         if member.is_ambiguous {
-            return Err(BundleError::File { path: name, reason: "tar readers disagree about its size".into() }.into());
+            return Err(BundleError::File {
+                path: name,
+                reason: "tar readers disagree about its size".into(),
+            }
+            .into());
         }
         // OPA ignores other members.
         if !member.is_file() {
@@ -107,16 +130,29 @@ pub(super) fn walk<E: From<BundleError>>(
         }
         files += 1;
         if files > limits.files {
-            return Err(BundleError::TooManyFiles { limit: limits.files }.into());
+            return Err(BundleError::TooManyFiles {
+                limit: limits.files,
+            }
+            .into());
         }
         let size = member.size;
         if member.is_sparse() {
             // Holes are not part of the stream, so they are counted here.
-            let rest = left.get().checked_sub(size).ok_or(BundleError::UnpacksTooLarge { limit: limits.unpacked })?;
+            let rest = left
+                .get()
+                .checked_sub(size)
+                .ok_or(BundleError::UnpacksTooLarge {
+                    limit: limits.unpacked,
+                })?;
             left.set(rest);
         }
         let mut content = archive.content(&mut member);
-        visit(&mut Entry { name, size, content: &mut content, limits })?;
+        visit(&mut Entry {
+            name,
+            size,
+            content: &mut content,
+            limits,
+        })?;
         // OPA reads every file to its end, and fails if it is truncated.
         io::copy(&mut content, &mut io::sink()).map_err(failed)?;
     }
@@ -128,14 +164,19 @@ pub(super) fn walk<E: From<BundleError>>(
 fn check_member(kind: u8, name: &str) -> Result<(), BundleError> {
     let refused = |reason: &str| {
         let path = name.chars().take(MAX_NAME_BYTES / 16).collect();
-        Err(BundleError::File { path, reason: reason.to_owned() })
+        Err(BundleError::File {
+            path,
+            reason: reason.to_owned(),
+        })
     };
     match kind {
         b'1' | b'2' => refused("it is a link"),
         b'3' | b'4' | b'6' => refused("it is a device"),
         _ if name.len() > MAX_NAME_BYTES => refused("its name is longer than 4096 bytes"),
         // A leading slash is allowed: `opa build` writes one in front of every name.
-        _ if name.split(['/', '\\']).any(|part| part == "..") => refused("its name leads out of the bundle"),
+        _ if name.split(['/', '\\']).any(|part| part == "..") => {
+            refused("its name leads out of the bundle")
+        }
         _ => Ok(()),
     }
 }
@@ -149,17 +190,25 @@ pub(super) fn repack(
 ) -> Result<Blob, LayerError> {
     let mut tarball = TarballWriter::create();
     walk(blob, limits, |entry| {
-        let Some(name) = rename(entry.name()) else { return Ok(()) };
+        let Some(name) = rename(entry.name()) else {
+            return Ok(());
+        };
         let size = entry.size;
-        tarball.add(&name, size, &mut entry.content).map_err(LayerError::Temporary)
+        tarball
+            .add(&name, size, &mut entry.content)
+            .map_err(LayerError::Temporary)
     })?;
     tarball.finish().map_err(LayerError::Temporary)
 }
 
 fn archive_error(error: &io::Error, limits: &Limits) -> BundleError {
     match error.kind() {
-        io::ErrorKind::QuotaExceeded => BundleError::UnpacksTooLarge { limit: limits.unpacked },
-        _ => BundleError::Archive { reason: error.to_string() },
+        io::ErrorKind::QuotaExceeded => BundleError::UnpacksTooLarge {
+            limit: limits.unpacked,
+        },
+        _ => BundleError::Archive {
+            reason: error.to_string(),
+        },
     }
 }
 
@@ -173,7 +222,11 @@ struct LimitedReader<R> {
 impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::QuotaExceeded)?;
+        let left = self
+            .left
+            .get()
+            .checked_sub(count as u64)
+            .ok_or(io::ErrorKind::QuotaExceeded)?;
         self.left.set(left);
         Ok(count)
     }

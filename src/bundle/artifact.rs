@@ -31,7 +31,10 @@ pub struct Annotations {
 
 impl Default for Annotations {
     fn default() -> Self {
-        Self { created: "1970-01-01T00:00:00Z".to_owned(), further: BTreeMap::new() }
+        Self {
+            created: "1970-01-01T00:00:00Z".to_owned(),
+            further: BTreeMap::new(),
+        }
     }
 }
 
@@ -43,10 +46,17 @@ impl Artifact {
     /// Never in practice: every part is a string or a number.
     pub fn new(packed: &Packed, chosen: &Annotations) -> Result<Self, serde_json::Error> {
         let layer = packed.bundle.blob().clone();
-        let version = if packed.bundle.manifest().rego_version == Some(0) { "rego.v0" } else { "rego.v1" };
+        let version = if packed.bundle.manifest().rego_version == Some(0) {
+            "rego.v0"
+        } else {
+            "rego.v1"
+        };
         let mut annotations: BTreeMap<String, String> = [
             ("org.opencontainers.image.created", chosen.created.as_str()),
-            ("org.opencontainers.image.revision", packed.bundle.revision().as_str()),
+            (
+                "org.opencontainers.image.revision",
+                packed.bundle.revision().as_str(),
+            ),
             ("org.opencontainers.image.title", "bundle.tar.gz"),
             ("org.openpolicyregistry.type", "policy"),
             ("rego.version", version),
@@ -54,9 +64,19 @@ impl Artifact {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
         annotations.extend(chosen.further.clone());
-        let mut described = Descriptor::new(media_type::LAYER_TAR_GZIP, layer.digest().clone(), layer.size());
+        let mut described = Descriptor::new(
+            media_type::LAYER_TAR_GZIP,
+            layer.digest().clone(),
+            layer.size(),
+        );
         described.annotations = Some(annotations.clone());
-        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![described]).annotated(annotations).to_bytes()?;
-        Ok(Self { descriptor: Descriptor::of(media_type::OCI_MANIFEST, &manifest), manifest, layer })
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![described])
+            .annotated(annotations)
+            .to_bytes()?;
+        Ok(Self {
+            descriptor: Descriptor::of(media_type::OCI_MANIFEST, &manifest),
+            manifest,
+            layer,
+        })
     }
 }

@@ -1,6 +1,9 @@
 //! A summary of a bundle, for display.
 
-use super::{Bundle, BundleError, BundleManifest, Module, check::version_of, document::Document, paths::is_manifest};
+use super::{
+    Bundle, BundleError, BundleManifest, Module, check::version_of, document::Document,
+    paths::is_manifest,
+};
 
 /// The files of a bundle and a summary of their content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,22 +31,37 @@ impl Contents {
             contents.files.push((name.clone(), entry.size()));
             if is_manifest(&name) {
                 let manifest = Document::of_first_value(&entry.content()?).ok();
-                let members = manifest.and_then(|manifest| manifest.members()).unwrap_or_default();
-                let metadata = members.into_iter().find(|(key, _)| BundleManifest::member(key.clone()) == "metadata");
-                contents.metadata =
-                    metadata.map(|(_, text)| text).filter(|text| text.starts_with('{')).unwrap_or_default();
+                let members = manifest
+                    .and_then(|manifest| manifest.members())
+                    .unwrap_or_default();
+                let metadata = members
+                    .into_iter()
+                    .find(|(key, _)| BundleManifest::member(key.clone()) == "metadata");
+                contents.metadata = metadata
+                    .map(|(_, text)| text)
+                    .filter(|text| text.starts_with('{'))
+                    .unwrap_or_default();
             }
             if name.ends_with(".rego") {
                 let content = entry.content()?;
                 let text = String::from_utf8_lossy(&content);
                 let version = version_of(bundle.manifest(), &name);
                 let module = Module::parse(&name, &name, &text, version);
-                contents.modules.push(module.unwrap_or_else(|_| Module::scan_package(&name, &text)));
+                contents
+                    .modules
+                    .push(module.unwrap_or_else(|_| Module::scan_package(&name, &text)));
             }
             Ok(())
         })?;
-        let compiled = bundle.manifest().wasm.iter().map(|wasm| wasm.entrypoint.clone());
-        let annotated = contents.modules.iter().flat_map(|module| module.entrypoints.clone());
+        let compiled = bundle
+            .manifest()
+            .wasm
+            .iter()
+            .map(|wasm| wasm.entrypoint.clone());
+        let annotated = contents
+            .modules
+            .iter()
+            .flat_map(|module| module.entrypoints.clone());
         contents.entrypoints = annotated.chain(compiled).collect();
         contents.entrypoints.sort();
         contents.entrypoints.dedup();
@@ -52,7 +70,11 @@ impl Contents {
 
     /// The distinct packages, sorted by name.
     pub fn packages(&self) -> Vec<String> {
-        let mut packages: Vec<_> = self.modules.iter().filter_map(|module| module.package.clone()).collect();
+        let mut packages: Vec<_> = self
+            .modules
+            .iter()
+            .filter_map(|module| module.package.clone())
+            .collect();
         packages.sort();
         packages.dedup();
         packages

@@ -27,8 +27,17 @@ impl Diagnostic {
             (Some(file), Some(line), Some(column)) => (file, line, column),
             _ => (place, 0, 0),
         };
-        let source = line.checked_sub(1).and_then(|line| text.lines().nth(line)).unwrap_or_default();
-        Self { file: file.to_owned(), line, column, reason, source: source.to_owned() }
+        let source = line
+            .checked_sub(1)
+            .and_then(|line| text.lines().nth(line))
+            .unwrap_or_default();
+        Self {
+            file: file.to_owned(),
+            line,
+            column,
+            reason,
+            source: source.to_owned(),
+        }
     }
 
     /// `FILE:LINE:COLUMN`, or `FILE` for the whole file.

@@ -93,7 +93,9 @@ impl<'a> Iterator for Members<'a> {
     type Item = (&'a str, Part<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.nodes.next().map(|(key, node)| (&**key, self.document.part(*node)))
+        self.nodes
+            .next()
+            .map(|(key, node)| (&**key, self.document.part(*node)))
     }
 }
 
@@ -116,7 +118,9 @@ pub(super) enum DocumentError {
     #[error(transparent)]
     Io(io::Error),
     /// It has too many keys to compare.
-    #[error("more than {MAX_OUTLINE_KEYS} keys to compare with other data files or roots; put all data into one file")]
+    #[error(
+        "more than {MAX_OUTLINE_KEYS} keys to compare with other data files or roots; put all data into one file"
+    )]
     TooManyKeys,
 }
 
@@ -132,14 +136,20 @@ impl From<JsonError> for DocumentError {
 impl Document {
     /// An empty object.
     pub(super) fn empty() -> Self {
-        Self { nodes: vec![Node::Object(BTreeMap::new())], origins: vec![0] }
+        Self {
+            nodes: vec![Node::Object(BTreeMap::new())],
+            origins: vec![0],
+        }
     }
 
     /// Parses a `data.json` as OPA does.
     ///
     /// # Errors
     /// When OPA would refuse it.
-    pub(super) fn of_json(content: impl BufRead, detail: Detail<'_>) -> Result<Self, DocumentError> {
+    pub(super) fn of_json(
+        content: impl BufRead,
+        detail: Detail<'_>,
+    ) -> Result<Self, DocumentError> {
         let mut reader = JsonReader::new(content);
         let document = Builder::read(&mut reader, detail)?;
         reader.end()?;
@@ -163,7 +173,8 @@ impl Document {
         if is_json(content) {
             return Self::of_json(content, detail);
         }
-        let json = yaml::to_json(content).map_err(|error| DocumentError::Syntax(error.to_string()))?;
+        let json =
+            yaml::to_json(content).map_err(|error| DocumentError::Syntax(error.to_string()))?;
         Self::of_json(json.as_slice(), detail)
     }
 
@@ -171,8 +182,16 @@ impl Document {
     ///
     /// # Errors
     /// When OPA would refuse it.
-    pub(super) fn of_file(name: &str, content: &[u8], detail: Detail<'_>) -> Result<Self, DocumentError> {
-        if name.ends_with(".json") { Self::of_json(content, detail) } else { Self::of_yaml(content, detail) }
+    pub(super) fn of_file(
+        name: &str,
+        content: &[u8],
+        detail: Detail<'_>,
+    ) -> Result<Self, DocumentError> {
+        if name.ends_with(".json") {
+            Self::of_json(content, detail)
+        } else {
+            Self::of_yaml(content, detail)
+        }
     }
 
     /// Whether it is an object, as the root of all data has to be.
@@ -182,10 +201,17 @@ impl Document {
 
     /// Mounts the document at `path` from the root of all data.
     pub(super) fn mounted(self, path: &[String]) -> Self {
-        let Some(depth) = path.len().checked_sub(1) else { return self };
-        let mut above = Self { nodes: Vec::new(), origins: Vec::new() };
+        let Some(depth) = path.len().checked_sub(1) else {
+            return self;
+        };
+        let mut above = Self {
+            nodes: Vec::new(),
+            origins: Vec::new(),
+        };
         for (at, key) in path.iter().enumerate() {
-            above.nodes.push(Node::Object([(key.as_str().into(), at + 1)].into()));
+            above
+                .nodes
+                .push(Node::Object([(key.as_str().into(), at + 1)].into()));
         }
         above.origins.resize(depth + 1, self.origins[ROOT]);
         above.append(self);
@@ -207,22 +233,36 @@ impl Document {
         let root = self.append(other);
         let mut pairs = vec![(ROOT, root, Vec::new())];
         while let Some((ours, theirs, path)) = pairs.pop() {
-            if matches!(self.nodes[ours], Node::Pruned) || matches!(self.nodes[theirs], Node::Pruned) {
+            if matches!(self.nodes[ours], Node::Pruned)
+                || matches!(self.nodes[theirs], Node::Pruned)
+            {
                 continue;
             }
-            let collision = |path| Err(Collision { path, first: self.origins[ours] });
-            let (Node::Object(_), Node::Object(_)) = (&self.nodes[ours], &self.nodes[theirs]) else {
+            let collision = |path| {
+                Err(Collision {
+                    path,
+                    first: self.origins[ours],
+                })
+            };
+            let (Node::Object(_), Node::Object(_)) = (&self.nodes[ours], &self.nodes[theirs])
+            else {
                 return collision(path);
             };
             let Node::Object(added) = std::mem::replace(&mut self.nodes[theirs], Node::Null) else {
                 return collision(path);
             };
-            let Node::Object(members) = &mut self.nodes[ours] else { return collision(path) };
+            let Node::Object(members) = &mut self.nodes[ours] else {
+                return collision(path);
+            };
             for (key, theirs) in added {
                 match members.entry(key) {
                     Entry::Vacant(place) => drop(place.insert(theirs)),
                     Entry::Occupied(ours) => {
-                        let below = path.iter().cloned().chain([ours.key().to_string()]).collect();
+                        let below = path
+                            .iter()
+                            .cloned()
+                            .chain([ours.key().to_string()])
+                            .collect();
                         pairs.push((*ours.get(), theirs, below));
                     }
                 }
@@ -251,8 +291,8 @@ impl Document {
         None
     }
 
-    /// Whether a rule at this path conflicts with data: with data at the path, or with a value above
-    /// it that is not an object (`storage.NonEmpty`).
+    /// Whether a rule at this path conflicts with data: with data at the path, or with a value
+    /// above it that is not an object (`storage.NonEmpty`).
     pub(super) fn conflicts_with_rule(&self, path: &[String]) -> bool {
         let mut node = ROOT;
         for key in path {
@@ -325,14 +365,21 @@ impl Document {
 
     /// The members of an object, each as JSON; `None` for any other value.
     pub(super) fn members(&self) -> Option<BTreeMap<String, String>> {
-        let Node::Object(members) = &self.nodes[ROOT] else { return None };
+        let Node::Object(members) = &self.nodes[ROOT] else {
+            return None;
+        };
         let text = |node| {
             let mut bytes = Vec::new();
             // Can't fail: writes to memory succeed, and JSON is UTF-8.
             let _ = self.write_node(node, &mut bytes);
             String::from_utf8(bytes).unwrap_or_default()
         };
-        Some(members.iter().map(|(key, node)| (key.to_string(), text(*node))).collect())
+        Some(
+            members
+                .iter()
+                .map(|(key, node)| (key.to_string(), text(*node)))
+                .collect(),
+        )
     }
 
     /// As [`Self::write`], into memory.
@@ -354,8 +401,14 @@ impl Document {
             Node::Bool(value) => Part::Bool(*value),
             Node::Number(text) => Part::Number(text),
             Node::String(text) => Part::String(text),
-            Node::Array(items) => Part::Array(Items { document: self, nodes: items.iter() }),
-            Node::Object(members) => Part::Object(Members { document: self, nodes: members.iter() }),
+            Node::Array(items) => Part::Array(Items {
+                document: self,
+                nodes: items.iter(),
+            }),
+            Node::Object(members) => Part::Object(Members {
+                document: self,
+                nodes: members.iter(),
+            }),
         }
     }
 
@@ -392,9 +445,20 @@ struct OpenContainer {
 }
 
 impl<'a> Builder<'a> {
-    fn read<R: BufRead>(reader: &mut JsonReader<R>, detail: Detail<'a>) -> Result<Document, DocumentError> {
-        let document = Document { nodes: Vec::new(), origins: Vec::new() };
-        let mut builder = Self { document, detail, open: Vec::new(), keys: 0 };
+    fn read<R: BufRead>(
+        reader: &mut JsonReader<R>,
+        detail: Detail<'a>,
+    ) -> Result<Document, DocumentError> {
+        let document = Document {
+            nodes: Vec::new(),
+            origins: Vec::new(),
+        };
+        let mut builder = Self {
+            document,
+            detail,
+            open: Vec::new(),
+            keys: 0,
+        };
         while let Some(token) = reader.next()? {
             match token {
                 Token::Key(key) => builder.key(key)?,
@@ -421,7 +485,10 @@ impl<'a> Builder<'a> {
                 Token::EndArray | Token::EndObject => drop(builder.open.pop()),
             }
         }
-        builder.document.origins.resize(builder.document.nodes.len(), 0);
+        builder
+            .document
+            .origins
+            .resize(builder.document.nodes.len(), 0);
         Ok(builder.document)
     }
 
@@ -445,14 +512,20 @@ impl<'a> Builder<'a> {
 
     fn container(&mut self, node: Node, path: String) {
         let node = self.add(node);
-        self.open.push(OpenContainer { node, key: None, path });
+        self.open.push(OpenContainer {
+            node,
+            key: None,
+            path,
+        });
     }
 
     /// Adds a node to the open container. Of duplicate members the last counts.
     fn add(&mut self, node: Node) -> NodeId {
         let id = self.document.nodes.len();
         self.document.nodes.push(node);
-        let Some(open) = self.open.last_mut() else { return id };
+        let Some(open) = self.open.last_mut() else {
+            return id;
+        };
         match (&mut self.document.nodes[open.node], open.key.take()) {
             (Node::Object(members), Some(key)) => drop(members.insert(key, id)),
             (Node::Array(items), _) => items.push(id),
@@ -463,7 +536,9 @@ impl<'a> Builder<'a> {
 
     fn path(&self) -> String {
         match (self.detail, self.open.last()) {
-            (Detail::Outline { mount, .. }, None) => mount.iter().map(|key| format!("/{key}")).collect(),
+            (Detail::Outline { mount, .. }, None) => {
+                mount.iter().map(|key| format!("/{key}")).collect()
+            }
             (Detail::Outline { .. }, Some(open)) => {
                 format!("{}/{}", open.path, open.key.as_deref().unwrap_or_default())
             }
@@ -512,26 +587,52 @@ mod tests {
     }
 
     fn path(text: &str) -> Vec<String> {
-        text.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        text.split('/')
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]
     fn values_keep_their_text() {
         let mut one = document(r#"{"a":{"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
         one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap();
-        assert_eq!(text(&one), r#"{"a":{"b":1e3,"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#);
-        assert_eq!(one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err().path, ["a", "b"]);
+        assert_eq!(
+            text(&one),
+            r#"{"a":{"b":1e3,"n":12345678901234567890123.10},"l":[1e400,[],{}]}"#
+        );
+        assert_eq!(
+            one.merge(document(r#"{"a":{"b":1e3}}"#)).unwrap_err().path,
+            ["a", "b"]
+        );
     }
 
     #[test]
     fn a_collision_names_the_first_file() {
         let mut data = document(r#"{"x":1}"#).numbered(7).mounted(&path("a"));
-        data.merge(document(r#"{"b":{"y":1}}"#).numbered(8).mounted(&path("a"))).unwrap();
-        let collision = data.merge(document("{}").numbered(9).mounted(&path("a/b/y"))).unwrap_err();
-        assert_eq!(collision, Collision { path: path("a/b/y"), first: 8 });
+        data.merge(document(r#"{"b":{"y":1}}"#).numbered(8).mounted(&path("a")))
+            .unwrap();
+        let collision = data
+            .merge(document("{}").numbered(9).mounted(&path("a/b/y")))
+            .unwrap_err();
+        assert_eq!(
+            collision,
+            Collision {
+                path: path("a/b/y"),
+                first: 8
+            }
+        );
         let mut data = document("[]").numbered(1).mounted(&path("a"));
-        let collision = data.merge(document("1").numbered(2).mounted(&path("a/b"))).unwrap_err();
-        assert_eq!(collision, Collision { path: path("a"), first: 1 });
+        let collision = data
+            .merge(document("1").numbered(2).mounted(&path("a/b")))
+            .unwrap_err();
+        assert_eq!(
+            collision,
+            Collision {
+                path: path("a"),
+                first: 1
+            }
+        );
     }
 
     #[test]
@@ -548,21 +649,31 @@ mod tests {
 
     #[test]
     fn the_last_of_duplicate_members_counts() {
-        assert_eq!(text(&document(r#"{"a":{"x":1},"a":{"y":2}}"#)), r#"{"a":{"y":2}}"#);
+        assert_eq!(
+            text(&document(r#"{"a":{"x":1},"a":{"y":2}}"#)),
+            r#"{"a":{"y":2}}"#
+        );
     }
 
     #[test]
     fn yaml_that_is_json_keeps_its_numbers() {
-        let read = |content: &[u8]| Document::of_yaml(content, Detail::Values).map(|document| text(&document));
+        let read = |content: &[u8]| {
+            Document::of_yaml(content, Detail::Values).map(|document| text(&document))
+        };
         assert_eq!(read(b"{\"n\": 1.10}").unwrap(), r#"{"n":1.10}"#);
         assert_eq!(read(b"\xef\xbb\xbfn: 1.10\n").unwrap(), r#"{"n":1.1}"#);
-        assert!(read(b"a: [\n").unwrap_err().to_string().contains("2:1") || read(b"a: [\n").is_err());
+        assert!(
+            read(b"a: [\n").unwrap_err().to_string().contains("2:1") || read(b"a: [\n").is_err()
+        );
     }
 
     fn outside(json: &str, roots: &str) -> Option<String> {
         let owner = BundleManifest::parse(format!(r#"{{"roots":{roots}}}"#).as_bytes()).unwrap();
         let found = document(json).first_outside(&owner);
-        let detail = Detail::Outline { mount: &[], prunes: &|path| owner.owns(path) };
+        let detail = Detail::Outline {
+            mount: &[],
+            prunes: &|path| owner.owns(path),
+        };
         let outlined = Document::of_json(json.as_bytes(), detail).unwrap();
         assert_eq!(outlined.first_outside(&owner), found, "{json} {roots}");
         found
@@ -571,7 +682,13 @@ mod tests {
     #[test]
     fn data_outside_the_roots_is_found() {
         let roots = r#"["a/b"]"#;
-        for inside in [r#"{"a":{"b":{"c":1}}}"#, "{}", r#"{"a":{}}"#, r#"{"a":{"c":{"d":{}}}}"#, r#"{"a/b":1}"#] {
+        for inside in [
+            r#"{"a":{"b":{"c":1}}}"#,
+            "{}",
+            r#"{"a":{}}"#,
+            r#"{"a":{"c":{"d":{}}}}"#,
+            r#"{"a/b":1}"#,
+        ] {
             assert_eq!(outside(inside, roots), None, "{inside}");
         }
         for (json, at) in [
@@ -588,7 +705,10 @@ mod tests {
     #[test]
     fn pruned_objects_are_not_kept() {
         let json = r#"{"a":{"b":{"c":1}},"d":{"e":[{}]}}"#;
-        let detail = Detail::Outline { mount: &[], prunes: &|path| path == "a" };
+        let detail = Detail::Outline {
+            mount: &[],
+            prunes: &|path| path == "a",
+        };
         let outline = Document::of_json(json.as_bytes(), detail).unwrap();
         assert_eq!(text(&outline), r#"{"a":null,"d":{"e":null}}"#);
     }
@@ -596,9 +716,14 @@ mod tests {
     #[test]
     fn a_rule_conflicts_with_data_at_its_path_and_with_values_above_it() {
         let data = document(r#"{"a":{"allow":true,"l":[1]}}"#);
-        for (rule, conflicts) in
-            [("a/allow", true), ("a/allow/x", true), ("a", true), ("a/l/0", true), ("a/deny", false), ("b/c", false)]
-        {
+        for (rule, conflicts) in [
+            ("a/allow", true),
+            ("a/allow/x", true),
+            ("a", true),
+            ("a/l/0", true),
+            ("a/deny", false),
+            ("b/c", false),
+        ] {
             assert_eq!(data.conflicts_with_rule(&path(rule)), conflicts, "{rule}");
         }
     }

@@ -118,7 +118,9 @@ pub enum LayerError {
     #[error(transparent)]
     Refused(#[from] BundleError),
     /// The assembled bundle could not be written.
-    #[error("write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR")]
+    #[error(
+        "write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR"
+    )]
     Temporary(io::Error),
 }
 
@@ -134,7 +136,9 @@ pub enum PackError {
         source: io::Error,
     },
     /// The bundle could not be written.
-    #[error("write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR")]
+    #[error(
+        "write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR"
+    )]
     Temporary(io::Error),
     /// A path does not exist.
     #[error("{0}: no such file or folder")]
@@ -240,7 +244,10 @@ pub enum PackError {
 
 impl PackError {
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// An error in the file at `path`. If `reason` begins with `LINE:COLUMN: `, the position moves
@@ -259,7 +266,11 @@ impl PackError {
 impl From<RegoError> for PackError {
     fn from(RegoError { place, reason }: RegoError) -> Self {
         let errors = vec![Diagnostic::new(&place, reason.clone(), "")];
-        Self::Rego { place, reason, errors }
+        Self::Rego {
+            place,
+            reason,
+            errors,
+        }
     }
 }
 
@@ -268,7 +279,11 @@ impl From<RegoErrors> for PackError {
         let first = errors.first();
         let place = first.map(Diagnostic::place).unwrap_or_default();
         let reason = first.map(|first| first.reason.clone()).unwrap_or_default();
-        Self::Rego { place, reason, errors }
+        Self::Rego {
+            place,
+            reason,
+            errors,
+        }
     }
 }
 

@@ -50,8 +50,8 @@ pub struct Ignore {
 }
 
 impl Ignore {
-    /// Parses patterns as in `opa build --ignore`: `*_test.rego` matches names of files and folders,
-    /// `lib/*.rego` matches paths.
+    /// Parses patterns as in `opa build --ignore`: `*_test.rego` matches names of files and
+    /// folders, `lib/*.rego` matches paths.
     ///
     /// # Errors
     /// A sentence about the first malformed pattern.
@@ -61,14 +61,19 @@ impl Ignore {
         for pattern in patterns {
             let failed = |error: globset::Error| format!("{pattern:?}: {}", error.kind());
             if pattern.trim_matches('/').contains('/') {
-                let glob = GlobBuilder::new(pattern.trim_matches('/')).literal_separator(true).build();
+                let glob = GlobBuilder::new(pattern.trim_matches('/'))
+                    .literal_separator(true)
+                    .build();
                 paths.add(glob.map_err(failed)?);
             } else {
                 names.add(Glob::new(pattern.trim_matches('/')).map_err(failed)?);
             }
         }
         let failed = |error: globset::Error| error.to_string();
-        Ok(Self { names: names.build().map_err(failed)?, paths: paths.build().map_err(failed)? })
+        Ok(Self {
+            names: names.build().map_err(failed)?,
+            paths: paths.build().map_err(failed)?,
+        })
     }
 
     fn matches(&self, name: &str, path: &Path) -> bool {
@@ -86,9 +91,9 @@ impl Folder {
     }
 
     /// Finds the files that OPA loads in folders, or takes single files, except ignored files and
-    /// hidden folders. Tests are kept apart. Data files of two folders with the same name are merged.
-    /// No file may be larger than the bundle may be unpacked, and no `.manifest` larger than its own
-    /// limit. Blocks.
+    /// hidden folders. Tests are kept apart. Data files of two folders with the same name are
+    /// merged. No file may be larger than the bundle may be unpacked, and no `.manifest` larger
+    /// than its own limit. Blocks.
     ///
     /// # Errors
     /// The first file that can't be packed, by name.
@@ -105,7 +110,12 @@ impl Folder {
                 io::ErrorKind::NotFound => PackError::Missing(path.clone()),
                 _ => PackError::io(path, source),
             })?;
-            let mut walk = FolderWalk { folder: &mut folder, root: path, real: &real, ignore };
+            let mut walk = FolderWalk {
+                folder: &mut folder,
+                root: path,
+                real: &real,
+                ignore,
+            };
             if real.is_dir() {
                 walk.descend(path)?;
             } else {
@@ -113,7 +123,10 @@ impl Folder {
             }
         }
         if folder.files.is_empty() {
-            let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            let names: Vec<_> = paths
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
             return Err(PackError::Empty(names.join(", ")));
         }
         Ok(folder)
@@ -141,7 +154,9 @@ impl Folder {
 
     /// Whether `.manifest` states version 0 of Rego, the default before OPA 1.0.
     pub fn is_v0(&self) -> bool {
-        self.manifest.get("rego_version").is_some_and(|version| version.get() == "0")
+        self.manifest
+            .get("rego_version")
+            .is_some_and(|version| version.get() == "0")
     }
 
     /// The content of a file of the bundle.
@@ -149,7 +164,10 @@ impl Folder {
         match self.files.get(name) {
             Some(Origin::Disk(path)) => read(path, self.limits.unpacked),
             Some(Origin::Merged { document, .. }) => Ok(document.to_bytes()),
-            None => Err(PackError::io(Path::new(name), io::ErrorKind::NotFound.into())),
+            None => Err(PackError::io(
+                Path::new(name),
+                io::ErrorKind::NotFound.into(),
+            )),
         }
     }
 
@@ -188,13 +206,19 @@ impl Folder {
     }
 
     fn add_manifest(&mut self, name: &str, path: &Path) -> Result<(), PackError> {
-        let refused = |reason: String| PackError::File { place: path.display().to_string(), reason };
+        let refused = |reason: String| PackError::File {
+            place: path.display().to_string(),
+            reason,
+        };
         if name != ".manifest" {
-            return Err(refused("OPA reads one .manifest, at the root of the bundle; move or remove it".to_owned()));
+            return Err(refused(
+                "OPA reads one .manifest, at the root of the bundle; move or remove it".to_owned(),
+            ));
         }
         let content = read(path, self.limits.bundle_manifest)?;
         BundleManifest::parse(&content).map_err(refused)?;
-        let document = Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
+        let document =
+            Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
         for (key, text) in document.members().unwrap_or_default() {
             // As OPA folds it. With two spellings of one key in the output, OPA would take either.
             let key = BundleManifest::member(key);
@@ -202,11 +226,14 @@ impl Folder {
             let merged = match self.manifest.get(&key) {
                 None => theirs,
                 Some(ours) => match (items(ours), items(&theirs)) {
-                    (Some(ours), Some(theirs)) => {
-                        raw(&[ours, theirs].concat()).ok_or_else(|| refused(format!("{key} is not JSON")))?
-                    }
+                    (Some(ours), Some(theirs)) => raw(&[ours, theirs].concat())
+                        .ok_or_else(|| refused(format!("{key} is not JSON")))?,
                     _ if ours.get() == theirs.get() => theirs,
-                    _ => return Err(refused(format!("{key} is {theirs}, and {ours} in another folder's .manifest"))),
+                    _ => {
+                        return Err(refused(format!(
+                            "{key} is {theirs}, and {ours} in another folder's .manifest"
+                        )));
+                    }
                 },
             };
             self.manifest.insert(key, merged);
@@ -242,11 +269,20 @@ impl Origin {
             Self::Merged { from, document } => (from, document),
         };
         let number = u32::try_from(from.len()).unwrap_or(u32::MAX);
-        document.merge(read_data(&path, limit)?.numbered(number)).map_err(|Collision { path: at, first }| {
-            let first = usize::try_from(first).ok().and_then(|first| from.get(first)).unwrap_or(&path);
-            let at = data_path(&[mount(name), at].concat());
-            PackError::Conflict { first: first.display().to_string(), second: path.display().to_string(), at }
-        })?;
+        document
+            .merge(read_data(&path, limit)?.numbered(number))
+            .map_err(|Collision { path: at, first }| {
+                let first = usize::try_from(first)
+                    .ok()
+                    .and_then(|first| from.get(first))
+                    .unwrap_or(&path);
+                let at = data_path(&[mount(name), at].concat());
+                PackError::Conflict {
+                    first: first.display().to_string(),
+                    second: path.display().to_string(),
+                    at,
+                }
+            })?;
         from.push(path);
         // JSON is also YAML, and OPA keeps the number texts of YAML that is JSON.
         Ok(Self::Merged { from, document })
@@ -258,7 +294,8 @@ fn read_data(path: &Path, limit: u64) -> Result<Document, PackError> {
     let content = read(path, limit)?;
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&content);
     let name = path.to_string_lossy();
-    Document::of_file(&name, content, Detail::Values).map_err(|error| PackError::at(path, &error.to_string()))
+    Document::of_file(&name, content, Detail::Values)
+        .map_err(|error| PackError::at(path, &error.to_string()))
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, PackError> {
@@ -275,7 +312,10 @@ struct FolderWalk<'a> {
 
 impl FolderWalk<'_> {
     fn single(&mut self, path: &Path) -> Result<(), PackError> {
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.to_owned()))?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| PackError::Name(path.to_owned()))?;
         if !is_loaded(name) {
             return Err(PackError::NotLoaded(path.to_owned()));
         }
@@ -286,22 +326,38 @@ impl FolderWalk<'_> {
         let failed = |source| PackError::io(folder, source);
         // Sorted by name, so that of several errors the same one is always reported.
         let entries: Result<Vec<_>, io::Error> = fs::read_dir(folder).map_err(failed)?.collect();
-        let mut paths: Vec<_> = entries.map_err(failed)?.into_iter().map(|entry| entry.path()).collect();
+        let mut paths: Vec<_> = entries
+            .map_err(failed)?
+            .into_iter()
+            .map(|entry| entry.path())
+            .collect();
         paths.sort();
         paths.into_iter().try_for_each(|path| self.visit(path))
     }
 
     fn visit(&mut self, path: PathBuf) -> Result<(), PackError> {
         let relative = path.strip_prefix(self.root).unwrap_or(&path);
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| PackError::Name(path.clone()))?;
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| PackError::Name(path.clone()))?;
         if self.ignore.matches(name, relative) {
             return Ok(());
         }
-        let relative = relative.to_str().ok_or_else(|| PackError::Name(path.clone()))?.to_owned();
-        let kind = fs::symlink_metadata(&path).map_err(|source| PackError::io(&path, source))?.file_type();
+        let relative = relative
+            .to_str()
+            .ok_or_else(|| PackError::Name(path.clone()))?
+            .to_owned();
+        let kind = fs::symlink_metadata(&path)
+            .map_err(|source| PackError::io(&path, source))?
+            .file_type();
         if kind.is_dir() {
             // Hidden folders, such as `.git` and `.vscode`, hold no policy and are often large.
-            return if name.starts_with('.') { Ok(()) } else { self.descend(&path) };
+            return if name.starts_with('.') {
+                Ok(())
+            } else {
+                self.descend(&path)
+            };
         }
         if kind.is_symlink() && (is_loaded(name) || !name.starts_with('.')) {
             self.check_link(&path, is_loaded(name))?;
@@ -309,14 +365,17 @@ impl FolderWalk<'_> {
         if !is_loaded(name) {
             return Ok(());
         }
-        if !fs::metadata(&path).map_err(|source| PackError::io(&path, source))?.is_file() {
+        if !fs::metadata(&path)
+            .map_err(|source| PackError::io(&path, source))?
+            .is_file()
+        {
             return Err(PackError::NotAFile(path));
         }
         self.folder.add(relative, path)
     }
 
-    /// Checks that a link leads to a file of the folder. Any other link would add a file that the folder
-    /// does not show, or leave out one that it shows.
+    /// Checks that a link leads to a file of the folder. Any other link would add a file that the
+    /// folder does not show, or leave out one that it shows.
     fn check_link(&self, path: &Path, loaded: bool) -> Result<(), PackError> {
         let target = match fs::canonicalize(path) {
             Ok(target) => target,
@@ -328,7 +387,10 @@ impl FolderWalk<'_> {
             return Err(PackError::LinkedFolder(path.to_owned()));
         }
         if loaded && !target.starts_with(self.real) {
-            return Err(PackError::LeadsOut { link: path.to_owned(), folder: self.root.to_owned() });
+            return Err(PackError::LeadsOut {
+                link: path.to_owned(),
+                folder: self.root.to_owned(),
+            });
         }
         Ok(())
     }
@@ -338,12 +400,18 @@ fn is_loaded(name: &str) -> bool {
     name.ends_with(".rego")
         || matches!(
             name,
-            ".manifest" | ".signatures.json" | "data.json" | "data.yaml" | "data.yml" | "policy.wasm" | "plan.json"
+            ".manifest"
+                | ".signatures.json"
+                | "data.json"
+                | "data.yaml"
+                | "data.yml"
+                | "policy.wasm"
+                | "plan.json"
         )
 }
 
-/// Whether a file holds tests. Tests stay out of bundles: they are not policy, and OPA would compile
-/// them at every activation.
+/// Whether a file holds tests. Tests stay out of bundles: they are not policy, and OPA would
+/// compile them at every activation.
 fn is_test(name: &str) -> bool {
     name.ends_with("_test.rego")
 }
@@ -353,7 +421,12 @@ mod tests {
     use super::*;
     use crate::bundle::PackOptions;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 10, files: 9, bundle_manifest: 1 << 6 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 10,
+        files: 9,
+        bundle_manifest: 1 << 6,
+    };
 
     #[test]
     fn what_is_no_regular_file_or_too_large_is_refused() {
@@ -362,24 +435,44 @@ mod tests {
         let refusal = |paths: &[PathBuf]| {
             let gathered = Folder::gather(paths, &Ignore::default(), &LIMITS);
             let packed = gathered.and_then(|folder| folder.pack(&PackOptions::new(LIMITS)));
-            packed.unwrap_err().to_string().replace(&format!("{}/", folder.path().display()), "")
+            packed
+                .unwrap_err()
+                .to_string()
+                .replace(&format!("{}/", folder.path().display()), "")
         };
         // A pipe without a writer would block for ever.
         for name in ["data.json", ".manifest"] {
             rustix::fs::mkfifoat(rustix::fs::CWD, at(name), rustix::fs::Mode::RWXU).unwrap();
-            assert_eq!(refusal(&[at(name)]), format!("read {name}: it is a pipe, not a regular file"));
+            assert_eq!(
+                refusal(&[at(name)]),
+                format!("read {name}: it is a pipe, not a regular file")
+            );
             assert!(refusal(&[folder.path().to_owned()]).contains("is not a regular file"));
             fs::remove_file(at(name)).unwrap();
         }
-        let sparse = |name: &str| fs::File::create(at(name)).unwrap().set_len(1 << 40).unwrap();
+        let sparse = |name: &str| {
+            fs::File::create(at(name))
+                .unwrap()
+                .set_len(1 << 40)
+                .unwrap()
+        };
         sparse(".manifest");
-        assert_eq!(refusal(&[folder.path().to_owned()]), "read .manifest: it is larger than 64 bytes");
+        assert_eq!(
+            refusal(&[folder.path().to_owned()]),
+            "read .manifest: it is larger than 64 bytes"
+        );
         fs::remove_file(at(".manifest")).unwrap();
         sparse("data.json");
-        assert_eq!(refusal(&[folder.path().to_owned()]), "read data.json: it is larger than 1024 bytes");
+        assert_eq!(
+            refusal(&[folder.path().to_owned()]),
+            "read data.json: it is larger than 1024 bytes"
+        );
         let other = tempfile::tempdir().unwrap();
         fs::write(other.path().join("data.json"), "{}").unwrap();
         let both = [other.path().to_owned(), folder.path().to_owned()];
-        assert_eq!(refusal(&both), "read data.json: it is larger than 1024 bytes");
+        assert_eq!(
+            refusal(&both),
+            "read data.json: it is larger than 1024 bytes"
+        );
     }
 }

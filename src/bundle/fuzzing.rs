@@ -8,6 +8,7 @@ pub fn yaml_to_json(text: &[u8]) -> Option<Vec<u8>> {
 /// Parses JSON as OPA does and writes it again, with sorted members; of duplicate members the last
 /// one counts.
 pub fn json_to_json(text: &[u8]) -> Option<Vec<u8>> {
-    let document = super::document::Document::of_json(text, super::document::Detail::Values).ok()?;
+    let document =
+        super::document::Document::of_json(text, super::document::Detail::Values).ok()?;
     Some(document.to_bytes())
 }

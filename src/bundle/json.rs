@@ -2,8 +2,8 @@
 //! strings and as strict in syntax.
 //!
 //! Each byte that is not UTF-8 and each unpaired surrogate is read as U+FFFD, numbers have any size
-//! and keep their text, and nesting ends at 10 000 levels. Values are read one token at a time, so a
-//! document takes no more memory than its longest token.
+//! and keep their text, and nesting ends at 10 000 levels. Values are read one token at a time, so
+//! a document takes no more memory than its longest token.
 
 use std::io::{self, BufRead};
 
@@ -77,7 +77,15 @@ enum State {
 impl<R: BufRead> JsonReader<R> {
     pub(super) fn new(input: R) -> Self {
         let text = String::new();
-        Self { input, line: 1, column: 1, open: Vec::new(), state: State::Value, text, keeps_text: true }
+        Self {
+            input,
+            line: 1,
+            column: 1,
+            open: Vec::new(),
+            state: State::Value,
+            text,
+            keeps_text: true,
+        }
     }
 
     /// The next token; `None` after the last one of the value.
@@ -90,7 +98,9 @@ impl<R: BufRead> JsonReader<R> {
         }
         self.skip_space()?;
         match (self.state, self.peek()?) {
-            (State::FirstItem, Some(b']')) | (State::FirstKey, Some(b'}')) => self.close().map(Some),
+            (State::FirstItem, Some(b']')) | (State::FirstKey, Some(b'}')) => {
+                self.close().map(Some)
+            }
             (State::FirstKey, _) => self.key().map(Some),
             (State::AfterValue, Some(b',')) => {
                 self.bump();
@@ -100,8 +110,12 @@ impl<R: BufRead> JsonReader<R> {
                     _ => self.value().map(Some),
                 }
             }
-            (State::AfterValue, Some(b']')) if self.open.last() == Some(&Container::Array) => self.close().map(Some),
-            (State::AfterValue, Some(b'}')) if self.open.last() == Some(&Container::Object) => self.close().map(Some),
+            (State::AfterValue, Some(b']')) if self.open.last() == Some(&Container::Array) => {
+                self.close().map(Some)
+            }
+            (State::AfterValue, Some(b'}')) if self.open.last() == Some(&Container::Object) => {
+                self.close().map(Some)
+            }
             (State::AfterValue, found) => Err(self.unexpected(found, "after a value")),
             _ => self.value().map(Some),
         }
@@ -197,7 +211,12 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
-    fn open(&mut self, container: Container, state: State, token: Token<'static>) -> Result<Token<'static>, JsonError> {
+    fn open(
+        &mut self,
+        container: Container,
+        state: State,
+        token: Token<'static>,
+    ) -> Result<Token<'static>, JsonError> {
         if self.open.len() == MAX_DEPTH {
             return Err(self.error(format!("nested more than {MAX_DEPTH} levels deep")));
         }
@@ -211,11 +230,19 @@ impl<R: BufRead> JsonReader<R> {
         self.bump();
         let container = self.open.pop();
         self.state = self.after_value();
-        Ok(if container == Some(Container::Array) { Token::EndArray } else { Token::EndObject })
+        Ok(if container == Some(Container::Array) {
+            Token::EndArray
+        } else {
+            Token::EndObject
+        })
     }
 
     fn after_value(&self) -> State {
-        if self.open.is_empty() { State::Done } else { State::AfterValue }
+        if self.open.is_empty() {
+            State::Done
+        } else {
+            State::AfterValue
+        }
     }
 
     fn key(&mut self) -> Result<Token<'_>, JsonError> {
@@ -270,7 +297,9 @@ impl<R: BufRead> JsonReader<R> {
 
     /// Consumes the next byte, an ASCII character, if it is wanted, and adds it to the text.
     fn take_if(&mut self, wanted: impl Fn(u8) -> bool) -> Result<bool, JsonError> {
-        let Some(byte) = self.peek()?.filter(|byte| wanted(*byte)) else { return Ok(false) };
+        let Some(byte) = self.peek()?.filter(|byte| wanted(*byte)) else {
+            return Ok(false);
+        };
         self.bump();
         if self.keeps_text {
             self.text.push(char::from(byte));
@@ -300,12 +329,16 @@ impl<R: BufRead> JsonReader<R> {
         loop {
             let buffer = self.input.fill_buf()?;
             let is_plain = |byte: &u8| (0x20..0x80).contains(byte) && !matches!(byte, b'"' | b'\\');
-            let length = buffer.iter().position(|byte| !is_plain(byte)).unwrap_or(buffer.len());
+            let length = buffer
+                .iter()
+                .position(|byte| !is_plain(byte))
+                .unwrap_or(buffer.len());
             if length == 0 {
                 return Ok(());
             }
             if self.keeps_text {
-                self.text.extend(buffer[..length].iter().copied().map(char::from));
+                self.text
+                    .extend(buffer[..length].iter().copied().map(char::from));
             }
             self.input.consume(length);
             self.column += length as u64;
@@ -350,7 +383,11 @@ impl<R: BufRead> JsonReader<R> {
 
     fn escape(&mut self) -> Result<(), JsonError> {
         self.bump();
-        if self.peek()? == Some(b'u') { self.unicode_escape() } else { self.simple_escape() }
+        if self.peek()? == Some(b'u') {
+            self.unicode_escape()
+        } else {
+            self.simple_escape()
+        }
     }
 
     /// Consumes the letter of an escape other than `\u`.
@@ -444,7 +481,11 @@ impl<R: BufRead> JsonReader<R> {
     }
 
     fn error(&self, reason: String) -> JsonError {
-        JsonError::Syntax { line: self.line, column: self.column, reason }
+        JsonError::Syntax {
+            line: self.line,
+            column: self.column,
+            reason,
+        }
     }
 }
 
@@ -457,5 +498,9 @@ fn continues(first: u8, position: usize, byte: u8) -> bool {
         0xf4 => 0x80..=0x8f,
         _ => 0x80..=0xbf,
     };
-    if position == 1 { second.contains(&byte) } else { (0x80..=0xbf).contains(&byte) }
+    if position == 1 {
+        second.contains(&byte)
+    } else {
+        (0x80..=0xbf).contains(&byte)
+    }
 }

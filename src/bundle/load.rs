@@ -3,16 +3,16 @@
 //! `v1/bundle/bundle.go`, `writeData` in `v1/bundle/store.go`, of OPA 1.22).
 //!
 //! These checks are stricter than OPA's on purpose:
-//! - Links, devices, names that lead out of the bundle or are longer than 4096 bytes, and sizes that
-//!   are stated twice or by a folder are refused, because other programs that unpack the same bytes
-//!   may find other files.
+//! - Links, devices, names that lead out of the bundle or are longer than 4096 bytes, and sizes
+//!   that are stated twice or by a folder are refused, because other programs that unpack the same
+//!   bytes may find other files.
 //! - Delta bundles are refused, because they bypass OPA's signatures before 1.21.3.
 //! - Manifests in protobuf are refused, because OPA before 1.22 ignores them, so OPAs of different
 //!   versions would see different roots.
 //!
 //! These checks are more lenient than OPA's: of Rego only the package is read, so syntax errors and
-//! rules that conflict with data are not found here; `opa_check` leaves them to a real OPA. OPA's own
-//! signatures and WebAssembly are left to the OPA that has the keys and the engine.
+//! rules that conflict with data are not found here; `opa_check` leaves them to a real OPA. OPA's
+//! own signatures and WebAssembly are left to the OPA that has the keys and the engine.
 
 use std::collections::HashSet;
 
@@ -46,12 +46,22 @@ pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, Bundl
         signatures: None,
     };
     walk(blob, limits, |entry| listing.add(entry))?;
-    let Listing { manifest, data, packages, wasm, .. } = listing;
+    let Listing {
+        manifest,
+        data,
+        packages,
+        wasm,
+        ..
+    } = listing;
     let (path, manifest) = manifest.unwrap_or_default();
     for (file, package) in packages {
         if !manifest.owns_segments(&package) {
             let (package, roots) = (package.join("."), manifest.roots);
-            return Err(BundleError::PackageOutside { path: file, package, roots });
+            return Err(BundleError::PackageOutside {
+                path: file,
+                package,
+                roots,
+            });
         }
     }
     check_wasm(&manifest, &wasm).map_err(|reason| BundleError::File { path, reason })?;
@@ -77,7 +87,10 @@ struct Listing<'a> {
 impl Listing<'_> {
     fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
-        let refused = |reason: String| BundleError::File { path: name.clone(), reason };
+        let refused = |reason: String| BundleError::File {
+            path: name.clone(),
+            reason,
+        };
         match base(&name) {
             // OPA takes an empty list of patches for a snapshot that erases everything.
             "patch.json" => return Err(BundleError::Delta { path: name }),
@@ -93,10 +106,14 @@ impl Listing<'_> {
             }
             ".signatures.json" => {
                 if entry.size() > MAX_SIGNATURES_BYTES {
-                    return Err(refused(format!("signatures of more than {MAX_SIGNATURES_BYTES} bytes")));
+                    return Err(refused(format!(
+                        "signatures of more than {MAX_SIGNATURES_BYTES} bytes"
+                    )));
                 }
                 if let Some(first) = &self.signatures {
-                    return Err(refused(format!("a second signature file; the first is {first}")));
+                    return Err(refused(format!(
+                        "a second signature file; the first is {first}"
+                    )));
                 }
                 check_signatures(&entry.content()?).map_err(refused)?;
                 self.signatures = Some(name);
@@ -104,14 +121,21 @@ impl Listing<'_> {
             "policy.wasm" => drop(self.wasm.insert(name)),
             _ if is_data(&name) => self.data.push(name),
             _ if name.ends_with(".manifest.pb") => {
-                return Err(refused("a manifest in protobuf, which OPA before 1.22 ignores; write .manifest".into()));
+                return Err(refused(
+                    "a manifest in protobuf, which OPA before 1.22 ignores; write .manifest".into(),
+                ));
             }
             _ if is_manifest(&name) => {
                 if let Some((first, _)) = &self.manifest {
-                    return Err(refused(format!("a second manifest; OPA allows one, and the first is {first}")));
+                    return Err(refused(format!(
+                        "a second manifest; OPA allows one, and the first is {first}"
+                    )));
                 }
                 if entry.size() > self.limits.bundle_manifest {
-                    return Err(BundleError::ManifestTooLarge { path: name, limit: self.limits.bundle_manifest });
+                    return Err(BundleError::ManifestTooLarge {
+                        path: name,
+                        limit: self.limits.bundle_manifest,
+                    });
                 }
                 let manifest = BundleManifest::parse(&entry.content()?).map_err(refused)?;
                 self.manifest = Some((name, manifest));
@@ -129,11 +153,15 @@ fn check_wasm(manifest: &BundleManifest, wasm: &HashSet<String>) -> Result<(), S
     for resolver in &manifest.wasm {
         let (entrypoint, module) = (resolver.entrypoint.as_str(), resolver.module.as_str());
         if !wasm.contains(module) {
-            return Err(format!("wasm names module {module:?}, which is not in the bundle"));
+            return Err(format!(
+                "wasm names module {module:?}, which is not in the bundle"
+            ));
         }
         if !manifest.owns(entrypoint) {
             let roots = &manifest.roots;
-            return Err(format!("wasm entrypoint {entrypoint:?} is outside the roots {roots:?}"));
+            return Err(format!(
+                "wasm entrypoint {entrypoint:?} is outside the roots {roots:?}"
+            ));
         }
         if !seen.insert(entrypoint) {
             return Err(format!("wasm entrypoint {entrypoint:?} is named twice"));
@@ -154,11 +182,22 @@ struct DataCheck<'a> {
 
 impl<'a> DataCheck<'a> {
     fn new(manifest: &'a BundleManifest, names: &'a [String]) -> Self {
-        Self { manifest, overlapping: overlapping(names), merged: Document::empty(), files: Vec::new() }
+        Self {
+            manifest,
+            overlapping: overlapping(names),
+            merged: Document::empty(),
+            files: Vec::new(),
+        }
     }
 
     fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), BundleError> {
-        walk(blob, limits, |entry| if is_data(entry.name()) { self.add(entry) } else { Ok(()) })
+        walk(blob, limits, |entry| {
+            if is_data(entry.name()) {
+                self.add(entry)
+            } else {
+                Ok(())
+            }
+        })
     }
 
     fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
@@ -166,22 +205,40 @@ impl<'a> DataCheck<'a> {
         let mount = mount(&name);
         let overlaps = self.overlapping.contains(name.as_str());
         let owned = |path: &str| self.manifest.owns(path);
-        let outline = Detail::Outline { mount: &mount, prunes: &owned };
+        let outline = Detail::Outline {
+            mount: &mount,
+            prunes: &owned,
+        };
         let document = entry.document(if overlaps { Detail::Objects } else { outline })?;
         if mount.is_empty() && !document.is_object() {
-            return Err(BundleError::File { path: name, reason: "the root of data is not an object".to_owned() });
+            return Err(BundleError::File {
+                path: name,
+                reason: "the root of data is not an object".to_owned(),
+            });
         }
         let number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
         let document = document.numbered(number).mounted(&mount);
         if let Some(at) = document.first_outside(self.manifest) {
-            return Err(BundleError::DataOutside { path: name, at, roots: self.manifest.roots.clone() });
+            return Err(BundleError::DataOutside {
+                path: name,
+                at,
+                roots: self.manifest.roots.clone(),
+            });
         }
         if overlaps {
-            self.merged.merge(document).map_err(|Collision { path, first }| {
-                let first = usize::try_from(first).ok().and_then(|first| self.files.get(first));
-                let first = first.cloned().unwrap_or_default();
-                BundleError::Collision { first, second: name.clone(), at: data_path(&path) }
-            })?;
+            self.merged
+                .merge(document)
+                .map_err(|Collision { path, first }| {
+                    let first = usize::try_from(first)
+                        .ok()
+                        .and_then(|first| self.files.get(first));
+                    let first = first.cloned().unwrap_or_default();
+                    BundleError::Collision {
+                        first,
+                        second: name.clone(),
+                        at: data_path(&path),
+                    }
+                })?;
         }
         self.files.push(name);
         Ok(())
@@ -190,13 +247,19 @@ impl<'a> DataCheck<'a> {
 
 /// The data files whose mount point is that of another file, or above or below it.
 fn overlapping(names: &[String]) -> HashSet<&str> {
-    let mut mounts: Vec<_> = names.iter().map(|name| (mount(name), name.as_str())).collect();
+    let mut mounts: Vec<_> = names
+        .iter()
+        .map(|name| (mount(name), name.as_str()))
+        .collect();
     // Sorted, so that a mount point is followed by those below it.
     mounts.sort_unstable();
     let mut overlapping = HashSet::new();
     let mut above: Vec<&(Vec<String>, &str)> = Vec::new();
     for one in &mounts {
-        while above.last().is_some_and(|(place, _)| !one.0.starts_with(place)) {
+        while above
+            .last()
+            .is_some_and(|(place, _)| !one.0.starts_with(place))
+        {
             above.pop();
         }
         if let Some((_, name)) = above.last() {
@@ -219,11 +282,41 @@ mod tests {
             found.sort_unstable();
             found
         };
-        assert_eq!(of(&["a/data.json", "ab/data.json", "a-b/data.json", "b/c/data.json"]), [""; 0]);
-        assert_eq!(of(&["a/data.json", "a/data.yaml", "b/data.json"]), ["a/data.json", "a/data.yaml"]);
-        let deep = ["a/b/c/data.json", "a/data.json", "a/x/data.json", "b/data.json"];
-        assert_eq!(of(&["b/data.json", "a/x/data.json", "a/data.json", "a/b/c/data.json"]), deep[..3]);
-        assert_eq!(of(&["data.json", "b/data.json", "a/b/data.json"]), ["a/b/data.json", "b/data.json", "data.json"]);
-        assert_eq!(of(&["a/data.json", "./a/data.json"]), ["./a/data.json", "a/data.json"]);
+        assert_eq!(
+            of(&[
+                "a/data.json",
+                "ab/data.json",
+                "a-b/data.json",
+                "b/c/data.json"
+            ]),
+            [""; 0]
+        );
+        assert_eq!(
+            of(&["a/data.json", "a/data.yaml", "b/data.json"]),
+            ["a/data.json", "a/data.yaml"]
+        );
+        let deep = [
+            "a/b/c/data.json",
+            "a/data.json",
+            "a/x/data.json",
+            "b/data.json",
+        ];
+        assert_eq!(
+            of(&[
+                "b/data.json",
+                "a/x/data.json",
+                "a/data.json",
+                "a/b/c/data.json"
+            ]),
+            deep[..3]
+        );
+        assert_eq!(
+            of(&["data.json", "b/data.json", "a/b/data.json"]),
+            ["a/b/data.json", "b/data.json", "data.json"]
+        );
+        assert_eq!(
+            of(&["a/data.json", "./a/data.json"]),
+            ["./a/data.json", "a/data.json"]
+        );
     }
 }

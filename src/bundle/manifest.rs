@@ -67,7 +67,14 @@ impl Default for BundleManifest {
 /// The newest version of Rego in OPA 1.22 (`RegoVersionFromIntStrict`).
 const MAX_REGO_VERSION: i64 = 2;
 /// The names of the members.
-const MEMBERS: [&str; 6] = ["revision", "roots", "rego_version", "file_rego_versions", "wasm", "metadata"];
+const MEMBERS: [&str; 6] = [
+    "revision",
+    "roots",
+    "rego_version",
+    "file_rego_versions",
+    "wasm",
+    "metadata",
+];
 
 impl BundleManifest {
     /// Parses the file as OPA does (`Manifest` in `v1/bundle/bundle.go`): unknown members and
@@ -79,22 +86,31 @@ impl BundleManifest {
         let raw = RawManifest::read(bytes)?;
         for (version, file) in raw.versions() {
             if !(0..=MAX_REGO_VERSION).contains(&version) {
-                return Err(format!("rego_version {version}{file} does not exist; the newest is {MAX_REGO_VERSION}"));
+                return Err(format!(
+                    "rego_version {version}{file} does not exist; the newest is {MAX_REGO_VERSION}"
+                ));
             }
         }
         let mut roots: Vec<String> = match raw.roots {
             None => vec![String::new()],
-            Some(roots) => roots.iter().map(|root| root.trim_matches('/').to_owned()).collect(),
+            Some(roots) => roots
+                .iter()
+                .map(|root| root.trim_matches('/').to_owned())
+                .collect(),
         };
         if roots.is_empty() {
-            return Err("roots is empty, so the bundle may hold nothing; omit it to own everything".into());
+            return Err(
+                "roots is empty, so the bundle may hold nothing; omit it to own everything".into(),
+            );
         }
         roots.sort();
         if let Some((a, b)) = overlap(&roots) {
             return Err(format!("roots {a:?} and {b:?} overlap"));
         }
         if let Some(root) = roots.iter().find(|root| !is_unescapable(root)) {
-            return Err(format!("root {root:?} has a % that is not followed by two hexadecimal digits"));
+            return Err(format!(
+                "root {root:?} has a % that is not followed by two hexadecimal digits"
+            ));
         }
         Ok(Self {
             revision: Revision(raw.revision),
@@ -108,7 +124,11 @@ impl BundleManifest {
     /// The canonical name of a member; see [`fold_case`].
     pub(super) fn member(name: String) -> String {
         let folded = fold_case(&name);
-        if MEMBERS.contains(&folded.as_str()) { folded } else { name }
+        if MEMBERS.contains(&folded.as_str()) {
+            folded
+        } else {
+            name
+        }
     }
 
     /// Whether a path below `data`, such as `a/b`, lies inside the roots.
@@ -120,7 +140,10 @@ impl BundleManifest {
     pub(super) fn owns_segments(&self, path: &[String]) -> bool {
         self.roots.iter().any(|root| {
             let mut path = path.iter();
-            root.is_empty() || root.split('/').all(|segment| path.next().is_some_and(|other| other == segment))
+            root.is_empty()
+                || root
+                    .split('/')
+                    .all(|segment| path.next().is_some_and(|other| other == segment))
         })
     }
 
@@ -168,7 +191,9 @@ impl RawManifest {
                 true => self.roots = None,
                 false => {
                     let mut roots = self.roots.take().unwrap_or_default();
-                    array(reader, &mut roots, |reader, root| string(reader, name, root))?;
+                    array(reader, &mut roots, |reader, root| {
+                        string(reader, name, root)
+                    })?;
                     self.roots = Some(roots);
                 }
             },
@@ -200,7 +225,10 @@ impl RawManifest {
     fn versions(&self) -> impl Iterator<Item = (i64, String)> {
         let files = self.file_rego_versions.iter();
         let files = files.map(|(glob, version)| (*version, format!(" for {glob:?}")));
-        self.rego_version.into_iter().map(|version| (version, String::new())).chain(files)
+        self.rego_version
+            .into_iter()
+            .map(|version| (version, String::new()))
+            .chain(files)
     }
 }
 
@@ -240,7 +268,9 @@ pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
         match key.as_str() {
             "signatures" => {
                 if !is_null(&mut reader, &key, Token::StartArray)? {
-                    array(&mut reader, &mut Vec::new(), |reader, item| string(reader, "signatures", item))?;
+                    array(&mut reader, &mut Vec::new(), |reader, item| {
+                        string(reader, "signatures", item)
+                    })?;
                 }
             }
             "plugin" => string(&mut reader, &key, &mut String::new())?,
@@ -267,11 +297,23 @@ fn fold_case(name: &str) -> String {
 }
 
 /// Reads the next token. Returns whether it is null; anything but null or `wanted` is an error.
-fn is_null(reader: &mut JsonReader<&[u8]>, what: &str, wanted: Token<'static>) -> Result<bool, String> {
+fn is_null(
+    reader: &mut JsonReader<&[u8]>,
+    what: &str,
+    wanted: Token<'static>,
+) -> Result<bool, String> {
     match reader.next().map_err(to_text)? {
         Some(Token::Null) => Ok(true),
         Some(token) if token == wanted => Ok(false),
-        found => Err(mismatch(what, if wanted == Token::StartArray { "a list" } else { "an object" }, found)),
+        found => Err(mismatch(
+            what,
+            if wanted == Token::StartArray {
+                "a list"
+            } else {
+                "an object"
+            },
+            found,
+        )),
     }
 }
 
@@ -354,7 +396,11 @@ fn overlap(roots: &[String]) -> Option<(&str, &str)> {
 }
 
 fn contains(root: &str, path: &str) -> bool {
-    root.is_empty() || path == root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/'))
+    root.is_empty()
+        || path == root
+        || path
+            .strip_prefix(root)
+            .is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -363,29 +409,47 @@ mod tests {
 
     #[test]
     fn absent_members_have_the_defaults_of_opa() {
-        assert_eq!(BundleManifest::parse(b"{}").unwrap(), BundleManifest::default());
+        assert_eq!(
+            BundleManifest::parse(b"{}").unwrap(),
+            BundleManifest::default()
+        );
         assert!(BundleManifest::default().owns("anything/at/all"));
     }
 
     #[test]
     fn names_of_members_are_case_insensitive_as_in_opa() {
-        let manifest = BundleManifest::parse(br#"{"Revision":"r1","ROOTS":["a"],"Rego_Version":0}"#).unwrap();
-        assert_eq!((manifest.revision.as_str(), manifest.rego_version), ("r1", Some(0)));
+        let manifest =
+            BundleManifest::parse(br#"{"Revision":"r1","ROOTS":["a"],"Rego_Version":0}"#).unwrap();
+        assert_eq!(
+            (manifest.revision.as_str(), manifest.rego_version),
+            ("r1", Some(0))
+        );
         assert_eq!(manifest.roots, ["a"]);
     }
 
     #[test]
     fn roots_are_trimmed_and_match_whole_segments() {
-        let manifest = BundleManifest::parse(br#"{"revision":"r1","roots":["/a/b/","c"],"x":1} trailing"#).unwrap();
+        let manifest =
+            BundleManifest::parse(br#"{"revision":"r1","roots":["/a/b/","c"],"x":1} trailing"#)
+                .unwrap();
         assert_eq!(manifest.roots, ["a/b", "c"]);
         assert_eq!(manifest.revision.as_str(), "r1");
-        assert!(manifest.owns("a/b/c") && manifest.owns("c") && !manifest.owns("a") && !manifest.owns("cc"));
+        assert!(
+            manifest.owns("a/b/c")
+                && manifest.owns("c")
+                && !manifest.owns("a")
+                && !manifest.owns("cc")
+        );
     }
 
     /// Checked against OPA 1.22.2, which accepts each of these.
     #[test]
     fn manifests_that_opa_accepts_are_accepted() {
-        let deep = format!(r#"{{"metadata":{{"a":{}1{}}}}}"#, "[".repeat(200), "]".repeat(200));
+        let deep = format!(
+            r#"{{"metadata":{{"a":{}1{}}}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
         for text in [
             "null",
             "{} trailing",
@@ -396,12 +460,18 @@ mod tests {
             r#"{"roots":["a b","c%20d"]}"#,
             &deep,
         ] {
-            BundleManifest::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text:.60}: {error}"));
+            BundleManifest::parse(text.as_bytes())
+                .unwrap_or_else(|error| panic!("{text:.60}: {error}"));
         }
         BundleManifest::parse(b"{\"metadata\":{\"\xe9\":\"\xff\"}}").unwrap();
         let lone = BundleManifest::parse(br#"{"revision":"a\ud800b"}"#).unwrap();
         assert_eq!(lone.revision.as_str(), "a\u{fffd}b");
-        assert_eq!(BundleManifest::parse("{\"root\u{17f}\":[\"a\"]}".as_bytes()).unwrap().roots, ["a"]);
+        assert_eq!(
+            BundleManifest::parse("{\"root\u{17f}\":[\"a\"]}".as_bytes())
+                .unwrap()
+                .roots,
+            ["a"]
+        );
     }
 
     #[test]
@@ -433,10 +503,22 @@ mod tests {
 
     #[test]
     fn the_form_of_signatures_is_checked() {
-        for good in ["null", "{}", r#"{"signatures":["x"],"plugin":"p","other":[1]} x"#, r#"{"signatures":null}"#] {
+        for good in [
+            "null",
+            "{}",
+            r#"{"signatures":["x"],"plugin":"p","other":[1]} x"#,
+            r#"{"signatures":null}"#,
+        ] {
             check_signatures(good.as_bytes()).unwrap();
         }
-        for bad in ["", "x", "[]", r#"{"signatures":"x"}"#, r#"{"signatures":[1]}"#, r#"{"plugin":1}"#] {
+        for bad in [
+            "",
+            "x",
+            "[]",
+            r#"{"signatures":"x"}"#,
+            r#"{"signatures":[1]}"#,
+            r#"{"plugin":1}"#,
+        ] {
             assert!(check_signatures(bad.as_bytes()).is_err(), "{bad}");
         }
     }
@@ -453,8 +535,16 @@ mod tests {
 
     #[test]
     fn overlapping_roots_are_refused_in_any_order() {
-        for roots in [r#"["a","a/b"]"#, r#"["a/b","a-b","a"]"#, r#"["","x"]"#, r#"["a","a"]"#] {
-            assert!(BundleManifest::parse(format!(r#"{{"roots":{roots}}}"#).as_bytes()).is_err(), "{roots}");
+        for roots in [
+            r#"["a","a/b"]"#,
+            r#"["a/b","a-b","a"]"#,
+            r#"["","x"]"#,
+            r#"["a","a"]"#,
+        ] {
+            assert!(
+                BundleManifest::parse(format!(r#"{{"roots":{roots}}}"#).as_bytes()).is_err(),
+                "{roots}"
+            );
         }
         BundleManifest::parse(br#"{"roots":["a","a-b","ab/c"]}"#).unwrap();
     }
@@ -463,7 +553,13 @@ mod tests {
     fn a_list_of_200_000_roots_is_parsed_quickly() {
         let roots: Vec<String> = (0..200_000).map(|number| format!("a/{number}")).collect();
         let manifest = |roots: &[String]| serde_json::json!({ "roots": roots }).to_string();
-        assert_eq!(BundleManifest::parse(manifest(&roots).as_bytes()).unwrap().roots.len(), roots.len());
+        assert_eq!(
+            BundleManifest::parse(manifest(&roots).as_bytes())
+                .unwrap()
+                .roots
+                .len(),
+            roots.len()
+        );
         let overlapping = [roots, vec!["a/7/b".to_owned()]].concat();
         assert!(BundleManifest::parse(manifest(&overlapping).as_bytes()).is_err());
     }

@@ -19,24 +19,35 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Reads `blob` to the end of its archive, as OPA's reader does. One file is in memory at a time,
-    /// and of data files only the part that has to be compared. Blocks while inflating, twice if the
-    /// bundle has data.
+    /// Reads `blob` to the end of its archive, as OPA's reader does. One file is in memory at a
+    /// time, and of data files only the part that has to be compared. Blocks while inflating, twice
+    /// if the bundle has data.
     ///
     /// # Errors
     /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn open(blob: Blob, limits: &Limits) -> Result<Self, BundleError> {
         let size = blob.size();
         if size > limits.bundle {
-            return Err(BundleError::TooLarge { size, limit: limits.bundle });
+            return Err(BundleError::TooLarge {
+                size,
+                limit: limits.bundle,
+            });
         }
-        let unreadable = |error: io::Error| BundleError::Archive { reason: error.to_string() };
+        let unreadable = |error: io::Error| BundleError::Archive {
+            reason: error.to_string(),
+        };
         let start = blob.read_at(0, 4).map_err(unreadable)?;
         if !start.starts_with(&[0x1f, 0x8b]) {
-            return Err(BundleError::NotGzip { start: start.to_vec() });
+            return Err(BundleError::NotGzip {
+                start: start.to_vec(),
+            });
         }
         let manifest = load(&blob, limits)?;
-        Ok(Self { blob, manifest, limits: *limits })
+        Ok(Self {
+            blob,
+            manifest,
+            limits: *limits,
+        })
     }
 
     /// Calls `visit` for every file, in the order of the tarball. Inflates the tarball again.
@@ -76,7 +87,12 @@ mod tests {
     use super::*;
     use crate::oci::Descriptor;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 10,
+        bundle_manifest: 1 << 20,
+    };
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -104,12 +120,18 @@ mod tests {
     }
 
     fn open(bytes: Bytes, limits: &Limits) -> Result<Bundle, BundleError> {
-        Bundle::open(Blob::check(&Descriptor::of("", &bytes), bytes).unwrap(), limits)
+        Bundle::open(
+            Blob::check(&Descriptor::of("", &bytes), bytes).unwrap(),
+            limits,
+        )
     }
 
     #[test]
     fn revision_and_roots_come_from_the_manifest() {
-        let bytes = tarball(&[(".manifest", br#"{"revision":"r7","roots":["a"]}"#), ("a/data.json", b"[1]")]);
+        let bytes = tarball(&[
+            (".manifest", br#"{"revision":"r7","roots":["a"]}"#),
+            ("a/data.json", b"[1]"),
+        ]);
         let bundle = open(bytes, &LIMITS).unwrap();
         assert_eq!(bundle.revision().as_str(), "r7");
         assert_eq!(bundle.manifest().roots, ["a"]);
@@ -117,20 +139,35 @@ mod tests {
 
     #[test]
     fn errors_name_the_file_that_opa_refuses() {
-        for (path, content) in [(".manifest", "{"), ("x/data.json", "{} x"), ("data.json", "[]"), ("./data.json", " 1")]
-        {
+        for (path, content) in [
+            (".manifest", "{"),
+            ("x/data.json", "{} x"),
+            ("data.json", "[]"),
+            ("./data.json", " 1"),
+        ] {
             let error = open(tarball(&[(path, content.as_bytes())]), &LIMITS).unwrap_err();
-            assert!(matches!(&error, BundleError::File { .. }), "{path} {content}: {error}");
+            assert!(
+                matches!(&error, BundleError::File { .. }),
+                "{path} {content}: {error}"
+            );
         }
         let delta = tarball(&[("patch.json", br#"{"data":[]}"#)]);
-        assert!(matches!(open(delta, &LIMITS).unwrap_err(), BundleError::Delta { .. }));
+        assert!(matches!(
+            open(delta, &LIMITS).unwrap_err(),
+            BundleError::Delta { .. }
+        ));
     }
 
     #[test]
     fn bytes_that_are_no_tarball_are_refused() {
         let good = tarball(&[("data.json", b"{}"), ("a/data.json", &[b' '; 9000])]);
         let truncated = good.slice(..good.len() / 2);
-        for bytes in [Bytes::new(), Bytes::from_static(b"hello"), gzip(b"hello").into(), truncated] {
+        for bytes in [
+            Bytes::new(),
+            Bytes::from_static(b"hello"),
+            gzip(b"hello").into(),
+            truncated,
+        ] {
             assert!(open(bytes.clone(), &LIMITS).is_err(), "{bytes:?}");
         }
     }
@@ -167,20 +204,45 @@ mod tests {
         archive.extend(b"{}");
         archive.resize(1024, 0);
         let with = |end: &[u8]| open(gzip(&[&archive, end].concat()).into(), &LIMITS);
-        for end in [&[][..], &[0; 512], &[0; 1024], &[[0; 1024], [b'x'; 1024]].concat()] {
+        for end in [
+            &[][..],
+            &[0; 512],
+            &[0; 1024],
+            &[[0; 1024], [b'x'; 1024]].concat(),
+        ] {
             with(end).unwrap();
         }
         for end in [&[0; 100][..], &[0; 612], &[[0; 512], [b'x'; 512]].concat()] {
-            assert!(matches!(with(end).unwrap_err(), BundleError::Archive { .. }), "{}", end.len());
+            assert!(
+                matches!(with(end).unwrap_err(), BundleError::Archive { .. }),
+                "{}",
+                end.len()
+            );
         }
     }
 
     #[test]
     fn files_of_one_name_are_merged_as_opa_merges_them() {
-        open(tarball(&[("a/data.json", br#"{"x":1}"#), ("a/data.json", br#"{"y":1}"#)]), &LIMITS).unwrap();
-        let twice = open(tarball(&[("a/data.json", br#"{"x":1}"#), ("/a/data.json", br#"{"x":1}"#)]), &LIMITS);
+        open(
+            tarball(&[
+                ("a/data.json", br#"{"x":1}"#),
+                ("a/data.json", br#"{"y":1}"#),
+            ]),
+            &LIMITS,
+        )
+        .unwrap();
+        let twice = open(
+            tarball(&[
+                ("a/data.json", br#"{"x":1}"#),
+                ("/a/data.json", br#"{"x":1}"#),
+            ]),
+            &LIMITS,
+        );
         let error = twice.unwrap_err();
-        assert_eq!(error.to_string(), "bundle files a/data.json and /a/data.json both set data.a.x");
+        assert_eq!(
+            error.to_string(),
+            "bundle files a/data.json and /a/data.json both set data.a.x"
+        );
         let rego: &[u8] = b"package a\n";
         open(tarball(&[("a/p.rego", rego), ("a/p.rego", rego)]), &LIMITS).unwrap();
     }
@@ -195,16 +257,27 @@ mod tests {
             &[manifest("{}"), ("x.manifest", b"{}")],
             &[manifest(r#"{"roots":["a"]}"#), ("data.json", br#"{"b":1}"#)],
             &[manifest(r#"{"roots":["a"]}"#), ("b/data.yaml", b"x: 1")],
-            &[manifest(r#"{"roots":["a/b"]}"#), ("data.json", br#"{"a":{"c":1}}"#)],
+            &[
+                manifest(r#"{"roots":["a/b"]}"#),
+                ("data.json", br#"{"a":{"c":1}}"#),
+            ],
             &[manifest(r#"{"roots":[]}"#)],
             &[manifest(r#"{"roots":[" a"]}"#), rego("package a")],
-            &[manifest(r#"{"roots":["a/"]}"#), ("data.json", br#"{"b":{}}"#)],
+            &[
+                manifest(r#"{"roots":["a/"]}"#),
+                ("data.json", br#"{"b":{}}"#),
+            ],
             &[manifest(r#"{"roots":["a%zz"]}"#), ("a%zz/data.json", b"{}")],
             &[manifest(r#"{"roots":["b"]}"#), rego("package a.b")],
             &[manifest(r#"{"roots":["a/b"]}"#), rego("package a[\"b/c\"]")],
             &[manifest(r#"{"rego_version":3}"#)],
-            &[manifest(r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#)],
-            &[manifest(r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#), ("policy.wasm", b"")],
+            &[manifest(
+                r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#,
+            )],
+            &[
+                manifest(r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#),
+                ("policy.wasm", b""),
+            ],
             &[("a/data.json", b"1"), ("a/data.yaml", b"1")],
             &[("a/data.json", br#"{"b":1}"#), ("a/b/data.json", b"{}")],
             &[("data.yaml", b"a: [")],
@@ -226,7 +299,9 @@ mod tests {
         let deep = format!("{}1{}", "{\"a\":".repeat(300), "}".repeat(300));
         let cases: &[&[(&str, &[u8])]] = &[
             &[manifest("null"), ("data.json", b"{}")],
-            &[manifest(r#"{"metadata":{"a":1e400,"b":"\ud800"}} trailing"#)],
+            &[manifest(
+                r#"{"metadata":{"a":1e400,"b":"\ud800"}} trailing"#,
+            )],
             &[(".manifest", b"{\"metadata\":{\"a\":\"\xe9\"}}")],
             &[("data.json", br#"{"\ud800":1,"n":1e400}"#)],
             &[("data.json", b"{\"\xff\":\"\xfe\"}")],
@@ -234,9 +309,19 @@ mod tests {
             &[("data.json", deep.as_bytes())],
             &[("a/data.json", b"{} null")],
             &[manifest(r#"{"roots":["a b"]}"#), ("a b/data.json", b"{}")],
-            &[manifest(r#"{"roots":["a/b"]}"#), ("data.json", br#"{"a":{"c":{"d":{}}}}"#)],
-            &[manifest(r#"{"wasm":[{"entrypoint":"a/b","module":"policy.wasm"}]}"#), ("policy.wasm", b"")],
-            &[("a/Data.json", b"["), ("a/x.yaml", b"["), ("data.json.bak", b"[")],
+            &[
+                manifest(r#"{"roots":["a/b"]}"#),
+                ("data.json", br#"{"a":{"c":{"d":{}}}}"#),
+            ],
+            &[
+                manifest(r#"{"wasm":[{"entrypoint":"a/b","module":"policy.wasm"}]}"#),
+                ("policy.wasm", b""),
+            ],
+            &[
+                ("a/Data.json", b"["),
+                ("a/x.yaml", b"["),
+                ("data.json.bak", b"["),
+            ],
         ];
         for files in cases {
             open(tarball(files), &LIMITS).unwrap_or_else(|error| panic!("{error}: {files:?}"));
@@ -248,9 +333,17 @@ mod tests {
     fn a_sparse_file_is_read_with_its_holes() {
         let sparse = |size: &str, map: &[u8]| {
             let mut builder = tar::Builder::new(Vec::new());
-            let records = [("major", "1"), ("minor", "0"), ("name", "data.json"), ("realsize", size)];
-            let records = records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()));
-            builder.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), *value))).unwrap();
+            let records = [
+                ("major", "1"),
+                ("minor", "0"),
+                ("name", "data.json"),
+                ("realsize", size),
+            ];
+            let records =
+                records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()));
+            builder
+                .append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), *value)))
+                .unwrap();
             let mut content = map.to_vec();
             content.resize(512, 0);
             content.extend(b"{\"a\":1}");
@@ -262,18 +355,40 @@ mod tests {
             open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
         };
         sparse("7", b"1\n0\n7\n").unwrap();
-        assert!(matches!(sparse("9", b"1\n0\n7\n").unwrap_err(), BundleError::File { .. }), "zeros are not JSON");
+        assert!(
+            matches!(
+                sparse("9", b"1\n0\n7\n").unwrap_err(),
+                BundleError::File { .. }
+            ),
+            "zeros are not JSON"
+        );
         let error = sparse("9999999", b"1\n0\n7\n").unwrap_err();
-        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
+        assert!(
+            matches!(error, BundleError::UnpacksTooLarge { .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_manifest_has_a_limit_of_its_own() {
         let large = format!(r#"{{"metadata":{{"a":"{}"}}}}"#, "x".repeat(2 << 20));
-        let limits = Limits { unpacked: 8 << 20, ..LIMITS };
+        let limits = Limits {
+            unpacked: 8 << 20,
+            ..LIMITS
+        };
         let error = open(tarball(&[(".manifest", large.as_bytes())]), &limits).unwrap_err();
-        assert!(error.to_string().contains("limits.bundle_manifest"), "{error}");
-        open(tarball(&[(".manifest", large.as_bytes())]), &Limits { bundle_manifest: 4 << 20, ..limits }).unwrap();
+        assert!(
+            error.to_string().contains("limits.bundle_manifest"),
+            "{error}"
+        );
+        open(
+            tarball(&[(".manifest", large.as_bytes())]),
+            &Limits {
+                bundle_manifest: 4 << 20,
+                ..limits
+            },
+        )
+        .unwrap();
     }
 
     #[test]
@@ -290,7 +405,9 @@ mod tests {
                     header.set_link_name("/etc/passwd").unwrap();
                 }
                 header.set_cksum();
-                builder.append(&header, if kind.is_file() { &b"{}"[..] } else { b"" }).unwrap();
+                builder
+                    .append(&header, if kind.is_file() { &b"{}"[..] } else { b"" })
+                    .unwrap();
             }
             open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS)
         };
@@ -317,17 +434,22 @@ mod tests {
             ("a/x.rego", Kind::Fifo, "a device"),
         ] {
             let error = with(path, kind).unwrap_err();
-            assert!(matches!(&error, BundleError::File { .. }), "{path}: {error}");
+            assert!(
+                matches!(&error, BundleError::File { .. }),
+                "{path}: {error}"
+            );
             assert!(error.to_string().contains(words), "{path}: {error}");
         }
     }
 
-    /// RUSTSEC-2026-0067: one reader uses the size of the header, another that of the extended header,
-    /// so one sees content where the other sees a file.
+    /// RUSTSEC-2026-0067: one reader uses the size of the header, another that of the extended
+    /// header, so one sees content where the other sees a file.
     #[test]
     fn a_size_that_an_extension_contradicts_hides_no_file() {
         let mut builder = tar::Builder::new(Vec::new());
-        builder.append_pax_extensions([("size", b"1024".as_slice())]).unwrap();
+        builder
+            .append_pax_extensions([("size", b"1024".as_slice())])
+            .unwrap();
         let mut header = tar::Header::new_ustar();
         header.set_path("a.txt").unwrap();
         header.set_size(0);
@@ -339,12 +461,20 @@ mod tests {
         hidden.set_cksum();
         builder.append(&hidden, &b"{}"[..]).unwrap();
         let error = open(gzip(&builder.into_inner().unwrap()).into(), &LIMITS).unwrap_err();
-        assert!(error.to_string().contains("disagree about its size"), "{error}");
+        assert!(
+            error.to_string().contains("disagree about its size"),
+            "{error}"
+        );
     }
 
     #[test]
     fn large_documents_are_checked_like_small_ones() {
-        let limits = Limits { bundle: 1 << 30, unpacked: 1 << 30, files: 10, bundle_manifest: 1 << 20 };
+        let limits = Limits {
+            bundle: 1 << 30,
+            unpacked: 1 << 30,
+            files: 10,
+            bundle_manifest: 1 << 20,
+        };
         let document = |end: &str| format!("{{\"a\":\"{}\"}}{end}", "x".repeat(9 << 20));
         open(tarball(&[("data.json", document("").as_bytes())]), &limits).unwrap();
         for (path, content) in [
@@ -355,19 +485,40 @@ mod tests {
             let error = open(tarball(&[(path, content.as_bytes())]), &limits).unwrap_err();
             assert!(matches!(&error, BundleError::File { .. }), "{error}");
         }
-        let tight = Limits { unpacked: 9 << 20, ..limits };
+        let tight = Limits {
+            unpacked: 9 << 20,
+            ..limits
+        };
         let error = open(tarball(&[("data.json", document("").as_bytes())]), &tight).unwrap_err();
-        assert!(matches!(error, BundleError::UnpacksTooLarge { .. }), "{error}");
+        assert!(
+            matches!(error, BundleError::UnpacksTooLarge { .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn limits_hold_for_the_tarball_its_content_and_its_files() {
         let bomb = tarball(&[("x", &vec![0; 2 << 20])]);
-        assert!(matches!(open(bomb, &LIMITS).unwrap_err(), BundleError::UnpacksTooLarge { .. }));
+        assert!(matches!(
+            open(bomb, &LIMITS).unwrap_err(),
+            BundleError::UnpacksTooLarge { .. }
+        ));
         let many: Vec<_> = (0..11).map(|n| (format!("f{n}"), b"".as_slice())).collect();
-        let many: Vec<_> = many.iter().map(|(name, content)| (name.as_str(), *content)).collect();
-        assert!(matches!(open(tarball(&many), &LIMITS).unwrap_err(), BundleError::TooManyFiles { .. }));
-        let small = Limits { bundle: 10, ..LIMITS };
-        assert!(matches!(open(tarball(&[]), &small).unwrap_err(), BundleError::TooLarge { .. }));
+        let many: Vec<_> = many
+            .iter()
+            .map(|(name, content)| (name.as_str(), *content))
+            .collect();
+        assert!(matches!(
+            open(tarball(&many), &LIMITS).unwrap_err(),
+            BundleError::TooManyFiles { .. }
+        ));
+        let small = Limits {
+            bundle: 10,
+            ..LIMITS
+        };
+        assert!(matches!(
+            open(tarball(&[]), &small).unwrap_err(),
+            BundleError::TooLarge { .. }
+        ));
     }
 }

@@ -42,7 +42,13 @@ pub struct Packed {
 impl PackOptions {
     /// Options without overrides.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, parse: Parse::Strictly, revision: None, roots: Vec::new(), rego_version: None }
+        Self {
+            limits,
+            parse: Parse::Strictly,
+            revision: None,
+            roots: Vec::new(),
+            rego_version: None,
+        }
     }
 }
 
@@ -55,7 +61,11 @@ impl Folder {
         let (blob, files) = self.write(options)?;
         let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.with_paths(error))?;
         let modules = check(&bundle, self, options.parse)?;
-        Ok(Packed { bundle, files, modules })
+        Ok(Packed {
+            bundle,
+            files,
+            modules,
+        })
     }
 
     fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
@@ -66,7 +76,10 @@ impl Folder {
             let digest = add(&mut tarball, name, origin, options.limits.unpacked)?;
             list.push_str(&format!("{digest} {name}\n"));
         }
-        if manifest.get("revision").is_none_or(|revision| matches!(revision.get(), "null" | "\"\"")) {
+        if manifest
+            .get("revision")
+            .is_none_or(|revision| matches!(revision.get(), "null" | "\"\""))
+        {
             manifest.remove("revision");
             list.push_str(&members_text(&manifest));
             let revision = raw(&&Digest::sha256(list.as_bytes()).hex()[..12]);
@@ -74,10 +87,15 @@ impl Folder {
         }
         let manifest = members_text(&manifest);
         // Parsed here, because opening the bundle would report a file in a bundle instead.
-        let refused = |reason| PackError::File { place: ".manifest".to_owned(), reason };
+        let refused = |reason| PackError::File {
+            place: ".manifest".to_owned(),
+            reason,
+        };
         BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
-        let blob = written.and_then(|()| tarball.finish()).map_err(PackError::Temporary)?;
+        let blob = written
+            .and_then(|()| tarball.finish())
+            .map_err(PackError::Temporary)?;
         Ok((blob, self.files.len() + 1))
     }
 
@@ -89,8 +107,18 @@ impl Folder {
             manifest.extend(value.map(|value| (key.to_owned(), value)));
         };
         set("revision", options.revision.as_ref().and_then(raw));
-        set("roots", Some(&options.roots).filter(|roots| !roots.is_empty()).and_then(raw));
-        set("rego_version", options.rego_version.and_then(|version| raw(&version.number())));
+        set(
+            "roots",
+            Some(&options.roots)
+                .filter(|roots| !roots.is_empty())
+                .and_then(raw),
+        );
+        set(
+            "rego_version",
+            options
+                .rego_version
+                .and_then(|version| raw(&version.number())),
+        );
         let mut default = |key: &str, value: Option<Box<RawValue>>| {
             if let Some(value) = value {
                 manifest.entry(key.to_owned()).or_insert(value);
@@ -98,7 +126,10 @@ impl Folder {
         };
         default("roots", raw(&[""]));
         default("rego_version", raw(&RegoVersion::V1.number()));
-        for (key, change) in [("file_rego_versions", with_and_without_slash as Change), ("wasm", without_slash)] {
+        for (key, change) in [
+            ("file_rego_versions", with_and_without_slash as Change),
+            ("wasm", without_slash),
+        ] {
             if let Some(changed) = manifest.get(key).and_then(|value| change(value)) {
                 manifest.insert(key.to_owned(), changed);
             }
@@ -110,15 +141,25 @@ impl Folder {
     fn with_paths(&self, error: BundleError) -> PackError {
         match error {
             BundleError::File { path, reason } => PackError::in_file(&self.place(&path), &reason),
-            BundleError::PackageOutside { path, package, roots } => {
-                PackError::PackageOutside { place: self.place(&path), package, roots }
-            }
-            BundleError::DataOutside { path, at, roots } => {
-                PackError::DataOutside { place: self.place(&path), at, roots }
-            }
-            BundleError::Collision { first, second, at } => {
-                PackError::Conflict { first: self.place(&first), second: self.place(&second), at }
-            }
+            BundleError::PackageOutside {
+                path,
+                package,
+                roots,
+            } => PackError::PackageOutside {
+                place: self.place(&path),
+                package,
+                roots,
+            },
+            BundleError::DataOutside { path, at, roots } => PackError::DataOutside {
+                place: self.place(&path),
+                at,
+                roots,
+            },
+            BundleError::Collision { first, second, at } => PackError::Conflict {
+                first: self.place(&first),
+                second: self.place(&second),
+                at,
+            },
             error => error.into(),
         }
     }
@@ -133,7 +174,9 @@ fn with_and_without_slash(versions: &RawValue) -> Option<Box<RawValue>> {
     let mut versions: Members = serde_json::from_str(versions.get()).ok()?;
     for (glob, version) in versions.clone() {
         let bare = glob.trim_start_matches('/');
-        versions.entry(format!("/{bare}")).or_insert_with(|| version.clone());
+        versions
+            .entry(format!("/{bare}"))
+            .or_insert_with(|| version.clone());
         versions.entry(bare.to_owned()).or_insert(version);
     }
     raw(&versions)
@@ -144,7 +187,9 @@ fn with_and_without_slash(versions: &RawValue) -> Option<Box<RawValue>> {
 fn without_slash(resolvers: &RawValue) -> Option<Box<RawValue>> {
     let mut resolvers: Vec<Members> = serde_json::from_str(resolvers.get()).ok()?;
     for resolver in &mut resolvers {
-        let module = resolver.get("module").and_then(|module| serde_json::from_str::<String>(module.get()).ok());
+        let module = resolver
+            .get("module")
+            .and_then(|module| serde_json::from_str::<String>(module.get()).ok());
         let module = module.and_then(|module| raw(&module.trim_start_matches('/')));
         resolver.extend(module.map(|module| ("module".to_owned(), module)));
     }
@@ -166,17 +211,28 @@ pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
 }
 
 /// Adds a file of at most `limit` bytes, and returns the digest of its content.
-fn add(tarball: &mut TarballWriter, name: &str, origin: &Origin, limit: u64) -> Result<Digest, PackError> {
+fn add(
+    tarball: &mut TarballWriter,
+    name: &str,
+    origin: &Origin,
+    limit: u64,
+) -> Result<Digest, PackError> {
     match origin {
         Origin::Merged { document, .. } => {
             let content = document.to_bytes();
-            tarball.add(name, content.len() as u64, content.as_slice()).map_err(PackError::Temporary)?;
+            tarball
+                .add(name, content.len() as u64, content.as_slice())
+                .map_err(PackError::Temporary)?;
             Ok(Digest::sha256(&content))
         }
         Origin::Disk(path) => {
             let failed = |source| PackError::io(path, source);
             let (file, size) = open_regular_within(path, limit).map_err(failed)?;
-            let mut content = Hashed { inner: file, hasher: Hasher::sha256(), error: None };
+            let mut content = Hashed {
+                inner: file,
+                hasher: Hasher::sha256(),
+                error: None,
+            };
             let added = tarball.add(name, size, &mut content);
             match (added, content.error.take()) {
                 (Ok(()), _) => Ok(content.hasher.finish()),
@@ -220,7 +276,12 @@ mod tests {
     use super::*;
     use crate::bundle::Ignore;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -245,7 +306,11 @@ mod tests {
 
     #[test]
     fn the_same_content_gives_the_same_bytes_in_any_folder() {
-        let files = [("a/p.rego", "package a\n"), ("data.json", "{}"), ("b/data.yaml", "x: 1\n")];
+        let files = [
+            ("a/p.rego", "package a\n"),
+            ("data.json", "{}"),
+            ("b/data.yaml", "x: 1\n"),
+        ];
         let mut reversed = files;
         reversed.reverse();
         let one = pack(folder(&files).path(), &LIMITS).unwrap();
@@ -256,11 +321,19 @@ mod tests {
 
     #[test]
     fn an_unpacked_bundle_packs_to_the_same_bytes() {
-        let files = [("a/p.rego", "package a\n"), (".manifest", r#"{"roots":["a"],"metadata":{"z":1.0,"b":[]}} x"#)];
+        let files = [
+            ("a/p.rego", "package a\n"),
+            (
+                ".manifest",
+                r#"{"roots":["a"],"metadata":{"z":1.0,"b":[]}} x"#,
+            ),
+        ];
         let one = pack(folder(&files).path(), &LIMITS).unwrap();
         let unpacked = tempfile::tempdir().unwrap();
         let tarball = bytes(&one);
-        tar::Archive::new(flate2::read::GzDecoder::new(&tarball[..])).unpack(unpacked.path()).unwrap();
+        tar::Archive::new(flate2::read::GzDecoder::new(&tarball[..]))
+            .unpack(unpacked.path())
+            .unwrap();
         assert_eq!(bytes(&pack(unpacked.path(), &LIMITS).unwrap()), tarball);
     }
 
@@ -268,10 +341,21 @@ mod tests {
     fn a_webassembly_module_is_named_as_in_the_tarball() {
         let compiled = folder(&[
             ("policy.wasm", "x"),
-            (".manifest", r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#),
+            (
+                ".manifest",
+                r#"{"wasm":[{"entrypoint":"a/b","module":"/policy.wasm"}]}"#,
+            ),
         ]);
         // With a leading slash, which no name in the tarball has, OPA does not find the file.
-        assert_eq!(pack(compiled.path(), &LIMITS).unwrap().bundle.manifest().wasm[0].module, "policy.wasm");
+        assert_eq!(
+            pack(compiled.path(), &LIMITS)
+                .unwrap()
+                .bundle
+                .manifest()
+                .wasm[0]
+                .module,
+            "policy.wasm"
+        );
     }
 
     #[test]
@@ -279,39 +363,70 @@ mod tests {
         let one = pack(folder(&[("p.rego", "package a\n")]).path(), &LIMITS).unwrap();
         let two = pack(folder(&[("p.rego", "package b\n")]).path(), &LIMITS).unwrap();
         assert_ne!(one.bundle.revision(), two.bundle.revision());
-        let stated = folder(&[("p.rego", "package a\n"), (".manifest", r#"{"revision":"v1","roots":["a"]}"#)]);
+        let stated = folder(&[
+            ("p.rego", "package a\n"),
+            (".manifest", r#"{"revision":"v1","roots":["a"]}"#),
+        ]);
         let packed = pack(stated.path(), &LIMITS).unwrap();
-        assert_eq!((packed.bundle.revision().as_str(), packed.bundle.manifest().roots.len()), ("v1", 1));
+        assert_eq!(
+            (
+                packed.bundle.revision().as_str(),
+                packed.bundle.manifest().roots.len()
+            ),
+            ("v1", 1)
+        );
     }
 
     #[test]
     fn options_override_the_manifest() {
-        let stated = folder(&[("p.rego", "package a\n"), (".manifest", r#"{"revision":"v1","roots":["b"]}"#)]);
+        let stated = folder(&[
+            ("p.rego", "package a\n"),
+            (".manifest", r#"{"revision":"v1","roots":["b"]}"#),
+        ]);
         let options = PackOptions {
             revision: Some("v2".into()),
             roots: vec!["a".into()],
             rego_version: Some(RegoVersion::V0),
             ..PackOptions::new(LIMITS)
         };
-        let packed = Folder::read(stated.path(), &LIMITS).unwrap().pack(&options).unwrap();
+        let packed = Folder::read(stated.path(), &LIMITS)
+            .unwrap()
+            .pack(&options)
+            .unwrap();
         let manifest = packed.bundle.manifest();
-        assert_eq!((manifest.revision.as_str(), &manifest.roots[..]), ("v2", &["a".to_owned()][..]));
+        assert_eq!(
+            (manifest.revision.as_str(), &manifest.roots[..]),
+            ("v2", &["a".to_owned()][..])
+        );
         assert_eq!(manifest.rego_version, Some(0));
     }
 
     #[test]
     fn tests_hidden_folders_and_other_files_stay_out() {
-        let files =
-            [("p.rego", "package a\n"), ("p_test.rego", "package a\n"), (".git/x.rego", "x"), ("README.md", "")];
+        let files = [
+            ("p.rego", "package a\n"),
+            ("p_test.rego", "package a\n"),
+            (".git/x.rego", "x"),
+            ("README.md", ""),
+        ];
         assert_eq!(pack(folder(&files).path(), &LIMITS).unwrap().files, 2);
     }
 
     #[test]
     fn ignored_files_are_not_parsed() {
-        let sources =
-            folder(&[("p.rego", "package a\n"), ("old/x.rego", "???"), ("lib/y.rego", "???"), ("z.rego", "?")]);
+        let sources = folder(&[
+            ("p.rego", "package a\n"),
+            ("old/x.rego", "???"),
+            ("lib/y.rego", "???"),
+            ("z.rego", "?"),
+        ]);
         let patterns = ["old", "lib/*.rego", "z.*"].map(str::to_owned);
-        let found = Folder::gather(&[sources.path().to_owned()], &Ignore::new(&patterns).unwrap(), &LIMITS).unwrap();
+        let found = Folder::gather(
+            &[sources.path().to_owned()],
+            &Ignore::new(&patterns).unwrap(),
+            &LIMITS,
+        )
+        .unwrap();
         assert_eq!(found.pack(&PackOptions::new(LIMITS)).unwrap().files, 2);
         assert!(Ignore::new(&["[".to_owned()]).is_err());
     }
@@ -329,8 +444,10 @@ mod tests {
             (".manifest", r#"{"roots":["b","x"]}"#),
         ]);
         let paths = [one.path().to_owned(), two.path().to_owned()];
-        let packed =
-            Folder::gather(&paths, &Ignore::default(), &LIMITS).unwrap().pack(&PackOptions::new(LIMITS)).unwrap();
+        let packed = Folder::gather(&paths, &Ignore::default(), &LIMITS)
+            .unwrap()
+            .pack(&PackOptions::new(LIMITS))
+            .unwrap();
         assert_eq!(packed.bundle.manifest().roots, ["a", "b", "x"]);
         let mut data = Vec::new();
         let found = packed.bundle.walk(|entry| -> Result<(), BundleError> {
@@ -342,10 +459,17 @@ mod tests {
         found.unwrap();
         assert_eq!(data, br#"{"x":{"m":2,"n":1.10}}"#);
         fs::write(two.path().join("data.json"), r#"{"x":{"n":1.10}}"#).unwrap();
-        let error = Folder::gather(&paths, &Ignore::default(), &LIMITS).unwrap_err().to_string();
+        let error = Folder::gather(&paths, &Ignore::default(), &LIMITS)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("both set data.x.n"), "{error}");
         fs::write(two.path().join("p.rego"), "package b\n").unwrap();
-        let error = Folder::gather(&paths, &Ignore::new(&["data.json".to_owned()]).unwrap(), &LIMITS).unwrap_err();
+        let error = Folder::gather(
+            &paths,
+            &Ignore::new(&["data.json".to_owned()]).unwrap(),
+            &LIMITS,
+        )
+        .unwrap_err();
         assert!(matches!(error, PackError::SameName { .. }), "{error}");
     }
 
@@ -353,43 +477,96 @@ mod tests {
     fn errors_name_the_file_that_opa_would_refuse() {
         let rego = ("p.rego", "package a\n");
         for (files, expected) in [
-            (&[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..], r#".manifest: roots "a" and "a/b" overlap"#),
-            (&[rego, (".manifest", r#"{"roots":["b"]}"#)], r#"p.rego: package a is outside the roots ["b"]"#),
             (
-                &[rego, ("data.json", r#"{"x":1}"#), (".manifest", r#"{"roots":["a"]}"#)],
+                &[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..],
+                r#".manifest: roots "a" and "a/b" overlap"#,
+            ),
+            (
+                &[rego, (".manifest", r#"{"roots":["b"]}"#)],
+                r#"p.rego: package a is outside the roots ["b"]"#,
+            ),
+            (
+                &[
+                    rego,
+                    ("data.json", r#"{"x":1}"#),
+                    (".manifest", r#"{"roots":["a"]}"#),
+                ],
                 r#"data.json: data at "x" is outside"#,
             ),
             (
-                &[rego, ("x/data.yaml", "y: 1\n"), (".manifest", r#"{"roots":["a"]}"#)],
+                &[
+                    rego,
+                    ("x/data.yaml", "y: 1\n"),
+                    (".manifest", r#"{"roots":["a"]}"#),
+                ],
                 r#"x/data.yaml: data at "x" is outside"#,
             ),
-            (&[rego, ("data.json", "[]")], "data.json: the root of data is not an object"),
-            (&[rego, (".manifest", r#"{"revision":7}"#)], ".manifest: revision is a number instead of a string"),
-            (&[rego, ("data.yaml", "- 1\n")], "data.yaml: the root of data is not an object"),
-            (&[rego, ("data.yaml", "a: [\n")], "data.yaml:2:1: "),
-            (&[rego, ("data.json", "\u{feff}{}")], "data.json: it starts with a byte order mark"),
-            (&[rego, ("x/data.json", "{")], "x/data.json:1:2: unexpected end of input"),
             (
-                &[("data.json", r#"{"a":{"b":1}}"#), ("a/data.json", r#"{"b":1}"#)],
+                &[rego, ("data.json", "[]")],
+                "data.json: the root of data is not an object",
+            ),
+            (
+                &[rego, (".manifest", r#"{"revision":7}"#)],
+                ".manifest: revision is a number instead of a string",
+            ),
+            (
+                &[rego, ("data.yaml", "- 1\n")],
+                "data.yaml: the root of data is not an object",
+            ),
+            (&[rego, ("data.yaml", "a: [\n")], "data.yaml:2:1: "),
+            (
+                &[rego, ("data.json", "\u{feff}{}")],
+                "data.json: it starts with a byte order mark",
+            ),
+            (
+                &[rego, ("x/data.json", "{")],
+                "x/data.json:1:2: unexpected end of input",
+            ),
+            (
+                &[
+                    ("data.json", r#"{"a":{"b":1}}"#),
+                    ("a/data.json", r#"{"b":1}"#),
+                ],
                 "a/data.json and data.json both set data.a.b",
             ),
             (
-                &[("a/p.rego", "package a\n\ndefault allow := false\n"), ("a/data.json", r#"{"allow":true}"#)],
+                &[
+                    ("a/p.rego", "package a\n\ndefault allow := false\n"),
+                    ("a/data.json", r#"{"allow":true}"#),
+                ],
                 "a/p.rego:3:1: the rule conflicts with data that sets data.a.allow",
             ),
-            (&[rego, ("a/data.json", "{\n\"b\": nul}")], "a/data.json:2:9: unexpected '}'"),
+            (
+                &[rego, ("a/data.json", "{\n\"b\": nul}")],
+                "a/data.json:2:9: unexpected '}'",
+            ),
             (
                 &[("a/data.json", "{\"b\":1}"), ("a/data.yaml", "b: 2\n")],
                 "a/data.json and a/data.yaml both set data.a.b",
             ),
-            (&[rego, ("a/.manifest", "{}")], "a/.manifest: OPA reads one .manifest, at the root"),
-            (&[rego, (".manifest", "[]")], ".manifest: "),
-            (&[rego, (".manifest", r#"{"rego_version":-1}"#)], ".manifest: rego_version -1 does not exist"),
             (
-                &[rego, (".manifest", r#"{"wasm":[{"entrypoint":"a/x","module":"/policy.wasm"}]}"#)],
+                &[rego, ("a/.manifest", "{}")],
+                "a/.manifest: OPA reads one .manifest, at the root",
+            ),
+            (&[rego, (".manifest", "[]")], ".manifest: "),
+            (
+                &[rego, (".manifest", r#"{"rego_version":-1}"#)],
+                ".manifest: rego_version -1 does not exist",
+            ),
+            (
+                &[
+                    rego,
+                    (
+                        ".manifest",
+                        r#"{"wasm":[{"entrypoint":"a/x","module":"/policy.wasm"}]}"#,
+                    ),
+                ],
                 "which is not in the bundle",
             ),
-            (&[("p.rego", "package a\n\nallow { input.x }\n")], "p.rego:3:"),
+            (
+                &[("p.rego", "package a\n\nallow { input.x }\n")],
+                "p.rego:3:",
+            ),
         ] {
             let error = refusal(files);
             assert!(error.contains(expected), "{error}\nlacks {expected}");
@@ -399,14 +576,24 @@ mod tests {
     #[test]
     fn folders_that_opa_would_load_are_packed() {
         for files in [
-            &[("a/data.json", r#"{"b":1}"#), ("data.json", r#"{"a":{"c":2}}"#), ("a/d/data.yaml", "e: 1\n")][..],
-            &[("p.rego", "package a\n\nallow { input.x }\n"), (".manifest", r#"{"rego_version":0}"#)],
+            &[
+                ("a/data.json", r#"{"b":1}"#),
+                ("data.json", r#"{"a":{"c":2}}"#),
+                ("a/d/data.yaml", "e: 1\n"),
+            ][..],
+            &[
+                ("p.rego", "package a\n\nallow { input.x }\n"),
+                (".manifest", r#"{"rego_version":0}"#),
+            ],
             &[
                 ("old/p.rego", "package a\n\nallow { input.x }\n"),
                 ("q.rego", "package b\n\nx if input.y\n"),
                 (".manifest", r#"{"file_rego_versions":{"/old/*.rego":0}}"#),
             ],
-            &[("data.json", r#"{"a":{"b":1}}"#), (".manifest", r#"{"roots":["/a/b/"]}"#)],
+            &[
+                ("data.json", r#"{"a":{"b":1}}"#),
+                (".manifest", r#"{"roots":["/a/b/"]}"#),
+            ],
         ] {
             pack(folder(files).path(), &LIMITS).unwrap();
         }
@@ -414,21 +601,41 @@ mod tests {
 
     #[test]
     fn rego_that_only_opa_can_parse_passes_without_parsing() {
-        let sources = folder(&[("p.rego", "package a\n\nimport rego.v9\n???\n"), (".manifest", r#"{"roots":["a"]}"#)]);
-        let options = PackOptions { parse: Parse::No, ..PackOptions::new(LIMITS) };
-        let packed = Folder::read(sources.path(), &LIMITS).unwrap().pack(&options).unwrap();
+        let sources = folder(&[
+            ("p.rego", "package a\n\nimport rego.v9\n???\n"),
+            (".manifest", r#"{"roots":["a"]}"#),
+        ]);
+        let options = PackOptions {
+            parse: Parse::No,
+            ..PackOptions::new(LIMITS)
+        };
+        let packed = Folder::read(sources.path(), &LIMITS)
+            .unwrap()
+            .pack(&options)
+            .unwrap();
         assert_eq!(packed.modules[0].package.as_deref(), Some("a"));
-        let options = PackOptions { roots: vec!["b".into()], ..options };
+        let options = PackOptions {
+            roots: vec!["b".into()],
+            ..options
+        };
         assert!(matches!(
-            Folder::read(sources.path(), &LIMITS).unwrap().pack(&options),
+            Folder::read(sources.path(), &LIMITS)
+                .unwrap()
+                .pack(&options),
             Err(PackError::PackageOutside { .. })
         ));
     }
 
     #[test]
     fn empty_and_missing_folders_are_refused() {
-        assert!(matches!(pack(folder(&[]).path(), &LIMITS), Err(PackError::Empty(_))));
-        assert!(matches!(pack(Path::new("/nonexistent"), &LIMITS), Err(PackError::Missing(_))));
+        assert!(matches!(
+            pack(folder(&[]).path(), &LIMITS),
+            Err(PackError::Empty(_))
+        ));
+        assert!(matches!(
+            pack(Path::new("/nonexistent"), &LIMITS),
+            Err(PackError::Missing(_))
+        ));
     }
 
     #[test]
@@ -441,10 +648,16 @@ mod tests {
         symlink("nowhere", linked.path().join("dangling.txt")).unwrap();
         assert_eq!(pack(linked.path(), &LIMITS).unwrap().files, 3);
         symlink("/etc", linked.path().join("folder")).unwrap();
-        assert!(matches!(pack(linked.path(), &LIMITS), Err(PackError::LinkedFolder(_))));
+        assert!(matches!(
+            pack(linked.path(), &LIMITS),
+            Err(PackError::LinkedFolder(_))
+        ));
         fs::remove_file(linked.path().join("folder")).unwrap();
         fs::remove_file(linked.path().join("data.json")).unwrap();
         symlink("/etc/passwd", linked.path().join("data.json")).unwrap();
-        assert!(matches!(pack(linked.path(), &LIMITS), Err(PackError::LeadsOut { .. })));
+        assert!(matches!(
+            pack(linked.path(), &LIMITS),
+            Err(PackError::LeadsOut { .. })
+        ));
     }
 }

@@ -43,7 +43,9 @@ pub(super) fn declaration(text: &str) -> Declaration {
         } else {
             return Declaration::Package(path);
         };
-        let Some((segment, after)) = segment else { return Declaration::NeedsParser };
+        let Some((segment, after)) = segment else {
+            return Declaration::NeedsParser;
+        };
         path.push(segment);
         rest = after;
     }
@@ -52,15 +54,23 @@ pub(super) fn declaration(text: &str) -> Declaration {
 fn skip_space(mut text: &str) -> &str {
     loop {
         text = text.trim_start_matches([' ', '\t', '\r', '\n']);
-        let Some(comment) = text.strip_prefix('#') else { return text };
+        let Some(comment) = text.strip_prefix('#') else {
+            return text;
+        };
         text = comment.split_once('\n').map_or("", |(_, rest)| rest);
     }
 }
 
 fn split_identifier(text: &str) -> (&str, &str) {
     let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
-    let end = text.find(|character| !is_part(character)).unwrap_or(text.len());
-    if text.starts_with(|character: char| character.is_ascii_digit()) { ("", text) } else { text.split_at(end) }
+    let end = text
+        .find(|character| !is_part(character))
+        .unwrap_or(text.len());
+    if text.starts_with(|character: char| character.is_ascii_digit()) {
+        ("", text)
+    } else {
+        text.split_at(end)
+    }
 }
 
 /// Splits off a string and the bracket after it.
@@ -84,11 +94,16 @@ mod tests {
     fn a_package_is_found_where_opa_finds_it() {
         for (text, path) in [
             ("package a", "a"),
-            ("\u{feff}# a comment\r\n\t\n  package\ta.b_1.c2 # another\nimport x", "a.b_1.c2"),
+            (
+                "\u{feff}# a comment\r\n\t\n  package\ta.b_1.c2 # another\nimport x",
+                "a.b_1.c2",
+            ),
             ("package a[\"b.c\"].d[`e`]\n", "a.b.c.d.e"),
             ("package a[\"\\u0062\"]", "a.b"),
         ] {
-            let Declaration::Package(found) = declaration(text) else { panic!("{text}: {:?}", declaration(text)) };
+            let Declaration::Package(found) = declaration(text) else {
+                panic!("{text}: {:?}", declaration(text))
+            };
             assert_eq!(found.join("."), path, "{text}");
         }
     }
@@ -104,9 +119,18 @@ mod tests {
             "package.x",
             "package a;x := 1",
         ] {
-            assert!(matches!(declaration(text), Declaration::Invalid(_)), "{text:?}");
+            assert!(
+                matches!(declaration(text), Declaration::Invalid(_)),
+                "{text:?}"
+            );
         }
-        for text in ["package", "package\na", "package \u{e9}", "package a[x]", "package 1"] {
+        for text in [
+            "package",
+            "package\na",
+            "package \u{e9}",
+            "package a[x]",
+            "package 1",
+        ] {
             assert_eq!(declaration(text), Declaration::NeedsParser, "{text:?}");
         }
     }

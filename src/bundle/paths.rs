@@ -2,7 +2,10 @@
 
 /// The last segment of a name. Trailing slashes are ignored, as in Go's `filepath.Base`.
 pub(super) fn base(name: &str) -> &str {
-    name.trim_end_matches('/').rsplit('/').next().unwrap_or(name)
+    name.trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or(name)
 }
 
 /// Whether OPA loads a file as data.
@@ -19,10 +22,17 @@ pub(super) fn is_manifest(name: &str) -> bool {
 /// slashes (`getNormalizedPath` in `v1/bundle/bundle.go`).
 pub(super) fn mount(name: &str) -> Vec<String> {
     let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let parts: Vec<_> = folder.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let parts: Vec<_> = folder
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .collect();
     let folder = parts.join("/");
     let folder = folder.trim_start_matches(['/', '.']);
-    if folder.is_empty() { Vec::new() } else { folder.split('/').map(str::to_owned).collect() }
+    if folder.is_empty() {
+        Vec::new()
+    } else {
+        folder.split('/').map(str::to_owned).collect()
+    }
 }
 
 /// A path in the notation `data.a.b`.

@@ -28,7 +28,9 @@ pub enum PolicyError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     /// The evaluator can't parse a Rego file; OPA may.
-    #[error("{place}: {reason}; if a newer OPA accepts it, save the bundle and use that (opa eval -b)")]
+    #[error(
+        "{place}: {reason}; if a newer OPA accepts it, save the bundle and use that (opa eval -b)"
+    )]
     Rego {
         /// `FILE:LINE:COLUMN`.
         place: String,
@@ -79,21 +81,38 @@ impl Policy {
         if let Some(compiled) = loader.compiled.filter(|_| loader.modules.is_empty()) {
             return Err(PolicyError::Compiled(compiled));
         }
-        let mut policy = Self { engine: evaluator()?, packages: Vec::new() };
+        let mut policy = Self {
+            engine: evaluator()?,
+            packages: Vec::new(),
+        };
         let mut rules = Vec::new();
         for (place, (name, text)) in &loader.modules {
             let version = version_of(bundle.manifest(), name);
             rules.extend(Module::parse(name, place, text, version)?.rules);
             policy.engine.set_rego_v0(version == RegoVersion::V0);
-            policy.packages.push(rego::add(&mut policy.engine, place, text)?);
+            policy
+                .packages
+                .push(rego::add(&mut policy.engine, place, text)?);
         }
-        if let Some(rule) = rules.iter().find(|rule| loader.data.conflicts_with_rule(&rule.path)) {
-            return Err(PolicyError::RuleOverData { place: rule.place.clone(), at: data_path(&rule.path) });
+        if let Some(rule) = rules
+            .iter()
+            .find(|rule| loader.data.conflicts_with_rule(&rule.path))
+        {
+            return Err(PolicyError::RuleOverData {
+                place: rule.place.clone(),
+                at: data_path(&rule.path),
+            });
         }
         let data = value_of(&loader.data);
-        let refused = |reason: String| PolicyError::Data { path: loader.data_files.join(", "), reason };
+        let refused = |reason: String| PolicyError::Data {
+            path: loader.data_files.join(", "),
+            reason,
+        };
         let data = data.map_err(refused)?;
-        policy.engine.add_data(data).map_err(|error| refused(one_line(&error.to_string())))?;
+        policy
+            .engine
+            .add_data(data)
+            .map_err(|error| refused(one_line(&error.to_string())))?;
         // Queries are in Rego v1, whatever the version of the bundle.
         policy.engine.set_rego_v0(false);
         policy.packages.sort();
@@ -111,7 +130,8 @@ impl Policy {
     /// # Errors
     /// When it is neither.
     pub fn set_input(&mut self, text: &str) -> Result<(), PolicyError> {
-        let input = read_exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
+        let input =
+            read_exact("input.yaml", text.as_bytes()).and_then(|document| value_of(&document));
         self.engine.set_input(input.map_err(PolicyError::Input)?);
         Ok(())
     }
@@ -130,11 +150,16 @@ impl Policy {
         let answers = self.engine.eval_query(query.to_owned(), false);
         let mut answers = answers.map_err(|error| {
             let RegoError { place, reason } = RegoError::from_report("query", &error.to_string());
-            PolicyError::Query { place: place.replace("<query.rego>", "query"), reason }
+            PolicyError::Query {
+                place: place.replace("<query.rego>", "query"),
+                reason,
+            }
         })?;
         for answer in &mut answers.result {
             // OPA does not list declarations (`some x`) among the expressions.
-            answer.expressions.retain(|one| !one.text.starts_with("some ") || one.text.contains(" in "));
+            answer
+                .expressions
+                .retain(|one| !one.text.starts_with("some ") || one.text.contains(" in "));
         }
         Ok(Answers(answers))
     }
@@ -152,26 +177,39 @@ struct Loader {
 
 impl Default for Loader {
     fn default() -> Self {
-        Self { modules: BTreeMap::new(), data: Document::empty(), data_files: Vec::new(), compiled: None }
+        Self {
+            modules: BTreeMap::new(),
+            data: Document::empty(),
+            data_files: Vec::new(),
+            compiled: None,
+        }
     }
 }
 
 impl Loader {
     fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), PolicyError> {
         let name = entry.name().to_owned();
-        let parts: Vec<_> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        let parts: Vec<_> = name
+            .split('/')
+            .filter(|part| !matches!(*part, "" | "."))
+            .collect();
         let place = parts.join("/");
         let refused = |reason: String| {
             let (path, reason) = with_position(&place, &reason);
             PolicyError::Data { path, reason }
         };
         if name.ends_with(".rego") {
-            let text = String::from_utf8(entry.content()?).map_err(|_| refused("it is not UTF-8".to_owned()))?;
+            let text = String::from_utf8(entry.content()?)
+                .map_err(|_| refused("it is not UTF-8".to_owned()))?;
             self.modules.insert(place, (name, text));
         } else if is_data(&name) {
-            let document = read_exact(&name, &entry.content()?).map_err(refused)?.mounted(&mount(&name));
+            let document = read_exact(&name, &entry.content()?)
+                .map_err(refused)?
+                .mounted(&mount(&name));
             // Never fails: opening the bundle found no collision.
-            self.data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
+            self.data
+                .merge(document)
+                .map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             self.data_files.push(place);
         } else if matches!(base(&name), "policy.wasm" | "plan.json") {
             self.compiled = Some(place);
@@ -184,8 +222,14 @@ impl From<RegoErrors> for PolicyError {
     fn from(RegoErrors(errors): RegoErrors) -> Self {
         let first = errors.into_iter().next();
         first.map_or_else(
-            || Self::Rego { place: String::new(), reason: String::new() },
-            |first| Self::Rego { place: first.place(), reason: first.reason },
+            || Self::Rego {
+                place: String::new(),
+                reason: String::new(),
+            },
+            |first| Self::Rego {
+                place: first.place(),
+                reason: first.reason,
+            },
         )
     }
 }
@@ -202,21 +246,31 @@ pub(super) fn evaluator() -> Result<Engine, PolicyError> {
     let unmarshal = |arguments: Vec<Value>| {
         let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
         // As in OPA, the result is undefined if the text can't be parsed.
-        Ok(read.and_then(|document| value_of(&document)).unwrap_or(Value::Undefined))
+        Ok(read
+            .and_then(|document| value_of(&document))
+            .unwrap_or(Value::Undefined))
     };
     let is_valid = |arguments: Vec<Value>| {
         let read = text_of(&arguments).and_then(|text| read_exact("data.yaml", text.as_bytes()));
         Ok(Value::from(read.is_ok()))
     };
-    let failed = |error: anyhow::Error| PolicyError::Query { place: "yaml".to_owned(), reason: error.to_string() };
-    engine.add_extension("yaml.unmarshal".to_owned(), 1, Box::new(unmarshal)).map_err(failed)?;
-    engine.add_extension("yaml.is_valid".to_owned(), 1, Box::new(is_valid)).map_err(failed)?;
+    let failed = |error: anyhow::Error| PolicyError::Query {
+        place: "yaml".to_owned(),
+        reason: error.to_string(),
+    };
+    engine
+        .add_extension("yaml.unmarshal".to_owned(), 1, Box::new(unmarshal))
+        .map_err(failed)?;
+    engine
+        .add_extension("yaml.is_valid".to_owned(), 1, Box::new(is_valid))
+        .map_err(failed)?;
     Ok(engine)
 }
 
 fn text_of(arguments: &[Value]) -> Result<String, String> {
     let text = arguments.first().and_then(|value| value.as_string().ok());
-    text.map(ToString::to_string).ok_or_else(|| "not a string".to_owned())
+    text.map(ToString::to_string)
+        .ok_or_else(|| "not a string".to_owned())
 }
 
 fn one_line(message: &str) -> String {
@@ -225,7 +279,9 @@ fn one_line(message: &str) -> String {
 
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policy").field("packages", &self.packages).finish_non_exhaustive()
+        f.debug_struct("Policy")
+            .field("packages", &self.packages)
+            .finish_non_exhaustive()
     }
 }
 
@@ -237,7 +293,12 @@ mod tests {
         oci::{Blob, Descriptor},
     };
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 10,
+        bundle_manifest: 1 << 20,
+    };
 
     fn load(files: &[(&str, &str)]) -> Result<Policy, PolicyError> {
         let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -247,7 +308,9 @@ mod tests {
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
             // As `opa build` writes names.
-            builder.append_data(&mut header, format!("./{path}"), content.as_bytes()).unwrap();
+            builder
+                .append_data(&mut header, format!("./{path}"), content.as_bytes())
+                .unwrap();
         }
         let bytes = bytes::Bytes::from(builder.into_inner().unwrap().finish().unwrap());
         let blob = Blob::check(&Descriptor::of("", &bytes), bytes).unwrap();
@@ -255,7 +318,9 @@ mod tests {
     }
 
     fn answer(policy: &mut Policy, query: &str) -> String {
-        serde_json::to_value(policy.query(query).unwrap()).unwrap().to_string()
+        serde_json::to_value(policy.query(query).unwrap())
+            .unwrap()
+            .to_string()
     }
 
     #[test]
@@ -272,7 +337,13 @@ mod tests {
         assert_eq!(allowed.0.result[0].expressions[0].value, Value::from(true));
         policy.set_input("user: bob\n").unwrap();
         assert!(answer(&mut policy, "data.authz.allow").contains(r#""value":false"#));
-        assert!(answer(&mut policy, "data.people.more.x + count(data.people.guests)").contains(r#""value":1"#));
+        assert!(
+            answer(
+                &mut policy,
+                "data.people.more.x + count(data.people.guests)"
+            )
+            .contains(r#""value":1"#)
+        );
         assert!(answer(&mut policy, "x := 1; y := x + 1").contains(r#""bindings":{"x":1,"y":2}"#));
         assert_eq!(answer(&mut policy, "data.authz.nothing"), "{}");
         assert_eq!(policy.packages(), ["data.authz"]);
@@ -290,16 +361,25 @@ mod tests {
             ("package a\n\np contains 1\n", r#"{"p":[]}"#),
         ] {
             let error = load(&[rule(rego), ("a/data.json", data)]).unwrap_err();
-            assert!(matches!(error, PolicyError::RuleOverData { .. }), "{rego}: {error}");
+            assert!(
+                matches!(error, PolicyError::RuleOverData { .. }),
+                "{rego}: {error}"
+            );
         }
-        load(&[rule("package a\n\nallow := 1\n"), ("a/data.json", r#"{"deny":{}}"#)]).unwrap();
+        load(&[
+            rule("package a\n\nallow := 1\n"),
+            ("a/data.json", r#"{"deny":{}}"#),
+        ])
+        .unwrap();
     }
 
     #[test]
     fn yaml_in_data_input_and_rules_is_parsed_as_by_opa() {
-        let mut policy =
-            load(&[("data.yaml", "c: [NO, SE]\n"), ("p.rego", "package p\n\nx := yaml.unmarshal(\"- on\")\n")])
-                .unwrap();
+        let mut policy = load(&[
+            ("data.yaml", "c: [NO, SE]\n"),
+            ("p.rego", "package p\n\nx := yaml.unmarshal(\"- on\")\n"),
+        ])
+        .unwrap();
         assert!(answer(&mut policy, "data.c").contains(r#"["NO","SE"]"#));
         assert!(answer(&mut policy, "data.p.x").contains(r#"["on"]"#));
         policy.set_input("off").unwrap();
@@ -309,7 +389,10 @@ mod tests {
     #[test]
     fn rego_v0_is_parsed_if_the_manifest_states_it() {
         let old = "package authz\n\nallow { input.x }\n";
-        assert!(matches!(load(&[("a.rego", old)]), Err(PolicyError::Rego { .. })));
+        assert!(matches!(
+            load(&[("a.rego", old)]),
+            Err(PolicyError::Rego { .. })
+        ));
         let mut policy = load(&[(".manifest", r#"{"rego_version":0}"#), ("a.rego", old)]).unwrap();
         policy.set_input(r#"{"x":true}"#).unwrap();
         assert!(answer(&mut policy, "data.authz.allow").contains("true"));
@@ -317,18 +400,39 @@ mod tests {
 
     #[test]
     fn every_error_is_one_line_with_its_place() {
-        let broken = load(&[("dir/a.rego", "package a\n\nallow if {\n")]).unwrap_err().to_string();
-        assert!(broken.starts_with("dir/a.rego:") && !broken.contains('\n'), "{broken}");
+        let broken = load(&[("dir/a.rego", "package a\n\nallow if {\n")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            broken.starts_with("dir/a.rego:") && !broken.contains('\n'),
+            "{broken}"
+        );
         let rule = ("a/p.rego", "package a\n\ndefault allow := false\n");
-        let conflict = load(&[rule, ("a/data.json", r#"{"allow":true}"#)]).unwrap_err().to_string();
-        assert!(conflict.starts_with("a/p.rego:3:1: ") && !conflict.contains('\n'), "{conflict}");
-        let inexact = load(&[("a/data.json", r#"{"n":0.12345678901234567890}"#)]).unwrap_err().to_string();
-        assert!(inexact.starts_with("bundle file a/data.json:1:6: "), "{inexact}");
-        assert!(matches!(load(&[("policy.wasm", "x")]), Err(PolicyError::Compiled(_))));
+        let conflict = load(&[rule, ("a/data.json", r#"{"allow":true}"#)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            conflict.starts_with("a/p.rego:3:1: ") && !conflict.contains('\n'),
+            "{conflict}"
+        );
+        let inexact = load(&[("a/data.json", r#"{"n":0.12345678901234567890}"#)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            inexact.starts_with("bundle file a/data.json:1:6: "),
+            "{inexact}"
+        );
+        assert!(matches!(
+            load(&[("policy.wasm", "x")]),
+            Err(PolicyError::Compiled(_))
+        ));
         let mut policy = load(&[("a.rego", "package a\n\nb := to_number(\"x\")\n")]).unwrap();
         for query in ["data.a.", "nothing(1)", "1 +"] {
             let error = policy.query(query).unwrap_err().to_string();
-            assert!(!error.contains('\n') && !error.is_empty(), "{query}: {error}");
+            assert!(
+                !error.contains('\n') && !error.is_empty(),
+                "{query}: {error}"
+            );
         }
         assert!(policy.set_input("{").is_err());
     }

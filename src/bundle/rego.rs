@@ -77,18 +77,34 @@ impl Module {
         };
         let package = (!path.is_empty()).then(|| path.join("."));
         let entrypoints = entrypoints(&path, without_bom(text));
-        Self { file: file.to_owned(), package, entrypoints, path, rules: Vec::new() }
+        Self {
+            file: file.to_owned(),
+            package,
+            entrypoints,
+            path,
+            rules: Vec::new(),
+        }
     }
 
     /// Parses a file; `place` is its name in messages.
     ///
     /// The parser is regorus, which lags behind the newest OPA.
-    pub(super) fn parse(file: &str, place: &str, text: &str, version: RegoVersion) -> Result<Self, RegoErrors> {
+    pub(super) fn parse(
+        file: &str,
+        place: &str,
+        text: &str,
+        version: RegoVersion,
+    ) -> Result<Self, RegoErrors> {
         let text = without_bom(text);
         let mut engine = engine(version);
-        add(&mut engine, place, text).map_err(|first| RegoErrors(errors(place, text, version, &first)))?;
+        add(&mut engine, place, text)
+            .map_err(|first| RegoErrors(errors(place, text, version, &first)))?;
         let packages = engine.get_policy_package_components().unwrap_or_default();
-        let path = packages.into_iter().next().map(|package| package.components).unwrap_or_default();
+        let path = packages
+            .into_iter()
+            .next()
+            .map(|package| package.components)
+            .unwrap_or_default();
         let rules = rule_paths(&mut engine, place, &path);
         Ok(Self {
             package: Some(path.join(".")),
@@ -105,8 +121,13 @@ impl Module {
 fn errors(place: &str, text: &str, version: RegoVersion, first: &RegoError) -> Vec<Diagnostic> {
     let first = Diagnostic::new(&first.place, first.reason.clone(), text);
     let statements = statements(text);
-    let is_head = |one: &&Statement<'_>| one.text.starts_with("package") || one.text.starts_with("import");
-    let head: String = statements.iter().take_while(is_head).map(|one| one.text).collect();
+    let is_head =
+        |one: &&Statement<'_>| one.text.starts_with("package") || one.text.starts_with("import");
+    let head: String = statements
+        .iter()
+        .take_while(is_head)
+        .map(|one| one.text)
+        .collect();
     let head_lines = head.lines().count();
     let mut found: Vec<Diagnostic> = Vec::new();
     // Bounds the total size that is parsed again, for any number of statements.
@@ -117,7 +138,9 @@ fn errors(place: &str, text: &str, version: RegoVersion, first: &RegoError) -> V
         if left == 0 || found.len() == MAX_ERRORS {
             break;
         }
-        let Err(error) = add(&mut engine(version), place, &alone) else { continue };
+        let Err(error) = add(&mut engine(version), place, &alone) else {
+            continue;
+        };
         let mut error = Diagnostic::new(&error.place, error.reason, &alone);
         // An error in the package or the imports is the first error of the file.
         if error.line > head_lines {
@@ -133,11 +156,18 @@ fn errors(place: &str, text: &str, version: RegoVersion, first: &RegoError) -> V
 }
 
 /// Adds a file to an evaluator, and returns its package.
-pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Result<String, RegoError> {
+pub(super) fn add(
+    engine: &mut regorus::Engine,
+    place: &str,
+    text: &str,
+) -> Result<String, RegoError> {
     let text = without_bom(text);
     if nests_too_deep(text) {
         let reason = "its brackets are nested too deeply for the built-in parser".to_owned();
-        return Err(RegoError { place: place.to_owned(), reason });
+        return Err(RegoError {
+            place: place.to_owned(),
+            reason,
+        });
     }
     let added = engine.add_policy(place.to_owned(), text.to_owned());
     added.map_err(|error| RegoError::from_report(place, &error.to_string()))
@@ -145,12 +175,13 @@ pub(super) fn add(engine: &mut regorus::Engine, place: &str, text: &str) -> Resu
 
 /// Whether the built-in parser would take hours for this text, a file or a query.
 pub fn nests_too_deep(text: &str) -> bool {
-    parse_effort(text) > BASE_EFFORT.saturating_add(EFFORT_PER_BYTE.saturating_mul(text.len() as u64))
+    parse_effort(text)
+        > BASE_EFFORT.saturating_add(EFFORT_PER_BYTE.saturating_mul(text.len() as u64))
 }
 
-/// An estimate of the characters that regorus parses. It parses the first element in brackets as the
-/// head of a comprehension, and then again as what it is, which doubles the work at every level:
-/// thirty nested brackets would take hours.
+/// An estimate of the characters that regorus parses. It parses the first element in brackets as
+/// the head of a comprehension, and then again as what it is, which doubles the work at every
+/// level: thirty nested brackets would take hours.
 fn parse_effort(text: &str) -> u64 {
     let mut sum = 0_u64;
     // For each open bracket, whether the position is still in its first element.
@@ -205,32 +236,52 @@ pub(super) fn engine(version: RegoVersion) -> regorus::Engine {
 impl RegoError {
     /// Parses an error report of regorus: `--> FILE:LINE:COLUMN`, the source line, `error: REASON`.
     pub(super) fn from_report(place: &str, report: &str) -> Self {
-        let after = |mark: &str| report.lines().find_map(|line| line.trim_start().strip_prefix(mark)).map(str::trim);
-        let first = report.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let after = |mark: &str| {
+            report
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix(mark))
+                .map(str::trim)
+        };
+        let first = report
+            .lines()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or_default();
         let place = after("-->").unwrap_or(place).to_owned();
         let reason = match after("error:").unwrap_or(first) {
             // regorus does not name the end of input.
             "expecting" => "unexpected end of input",
             reason => reason,
         };
-        Self { place, reason: reason.to_owned() }
+        Self {
+            place,
+            reason: reason.to_owned(),
+        }
     }
 }
 
 /// The rules of the only file of an evaluator, with their paths below `package`.
 fn rule_paths(engine: &mut regorus::Engine, place: &str, package: &[String]) -> Vec<RulePath> {
-    let rules = engine.get_modules().iter().flat_map(|module| &module.policy);
+    let rules = engine
+        .get_modules()
+        .iter()
+        .flat_map(|module| &module.policy);
     rules
         .map(|rule| {
             let span = rule.span();
             let head = match &**rule {
                 Rule::Default { refr, .. } => refr,
                 Rule::Spec { head, .. } => match head {
-                    RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
+                    RuleHead::Compr { refr, .. }
+                    | RuleHead::Set { refr, .. }
+                    | RuleHead::Func { refr, .. } => refr,
                 },
             };
             let path = package.iter().cloned().chain(ground_prefix(head)).collect();
-            RulePath { path, place: format!("{place}:{}:{}", span.line, span.col) }
+            RulePath {
+                path,
+                place: format!("{place}:{}:{}", span.line, span.col),
+            }
         })
         .collect()
 }
@@ -262,13 +313,22 @@ fn ground_prefix(reference: &Expr) -> Vec<String> {
             _ => break,
         }
     }
-    segments.into_iter().rev().map_while(|segment| segment).collect()
+    segments
+        .into_iter()
+        .rev()
+        .map_while(|segment| segment)
+        .collect()
 }
 
 /// The segments of a reference such as `a.b["c d"]`.
 fn segments(path: &str) -> Vec<String> {
-    let segments = path.split(['.', '[', ']']).map(|segment| segment.trim_matches(['"', '`']));
-    segments.filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
+    let segments = path
+        .split(['.', '[', ']'])
+        .map(|segment| segment.trim_matches(['"', '`']));
+    segments
+        .filter(|segment| !segment.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The rules and packages below a `# METADATA` comment with `entrypoint: true`, as paths of `data`.
@@ -299,7 +359,9 @@ fn entrypoints(package: &[String], text: &str) -> Vec<String> {
 fn is_entrypoint(comment: &str) -> bool {
     // A deeper indentation belongs to `custom:` or another key.
     let comment = comment.strip_prefix(' ').unwrap_or(comment);
-    comment.strip_prefix("entrypoint:").is_some_and(|value| value.trim() == "true")
+    comment
+        .strip_prefix("entrypoint:")
+        .is_some_and(|value| value.trim() == "true")
 }
 
 /// The path that a statement declares: of a package, or of a rule.
@@ -308,7 +370,8 @@ fn declared(package: &[String], line: &str) -> Vec<String> {
         return package.to_vec();
     }
     let head = line.strip_prefix("default ").unwrap_or(line).trim_start();
-    let end = head.find(|character: char| !(character.is_alphanumeric() || "_.".contains(character)));
+    let end =
+        head.find(|character: char| !(character.is_alphanumeric() || "_.".contains(character)));
     let head = &head[..end.unwrap_or(head.len())];
     package.iter().cloned().chain(segments(head)).collect()
 }
@@ -323,19 +386,39 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_is_skipped() {
-        assert_eq!(parse("\u{feff}package a\nx := 1\n", RegoVersion::V1).unwrap().path, ["a"]);
-        assert_eq!(Module::scan_package("a.rego", "\u{feff}package a\n???").path, ["a"]);
+        assert_eq!(
+            parse("\u{feff}package a\nx := 1\n", RegoVersion::V1)
+                .unwrap()
+                .path,
+            ["a"]
+        );
+        assert_eq!(
+            Module::scan_package("a.rego", "\u{feff}package a\n???").path,
+            ["a"]
+        );
     }
 
     #[test]
     fn deeply_nested_brackets_are_refused_instead_of_parsed_for_hours() {
         let nested = |open: &str, close: &str, depth: usize| {
-            format!("package a\nx := {}1{}\n", open.repeat(depth), close.repeat(depth))
+            format!(
+                "package a\nx := {}1{}\n",
+                open.repeat(depth),
+                close.repeat(depth)
+            )
         };
-        for (open, close) in
-            [("[", "]"), ("{", "}"), ("{\"k\": ", "}"), ("[ # ,\n", "]"), ("[count([1,", "])]"), ("[`,`, [", "]]")]
-        {
-            assert!(parse(&nested(open, close, 5), RegoVersion::V1).is_ok(), "{open}");
+        for (open, close) in [
+            ("[", "]"),
+            ("{", "}"),
+            ("{\"k\": ", "}"),
+            ("[ # ,\n", "]"),
+            ("[count([1,", "])]"),
+            ("[`,`, [", "]]"),
+        ] {
+            assert!(
+                parse(&nested(open, close, 5), RegoVersion::V1).is_ok(),
+                "{open}"
+            );
             for depth in [30, 10_000] {
                 let error = parse(&nested(open, close, depth), RegoVersion::V1).unwrap_err();
                 assert!(!error.0[0].reason.is_empty(), "{open}: {error:?}");
@@ -349,7 +432,10 @@ mod tests {
     #[test]
     fn a_package_is_named_without_data() {
         let text = "package authz.api\n\nimport rego.v1\n\nallow if input.user == \"alice\"\n";
-        assert_eq!(parse(text, RegoVersion::V1).unwrap().package.as_deref(), Some("authz.api"));
+        assert_eq!(
+            parse(text, RegoVersion::V1).unwrap().package.as_deref(),
+            Some("authz.api")
+        );
         assert_eq!(parse(text, RegoVersion::V0).unwrap().path, ["authz", "api"]);
         let old = "package authz\n\nallow { input.x }\n";
         assert_eq!(parse(old, RegoVersion::V0).unwrap().path, ["authz"]);
@@ -360,18 +446,35 @@ mod tests {
     fn the_package_of_a_file_that_cannot_be_parsed_is_found() {
         let text = "# a comment\n\npackage a.b[\"c.d\"] # another\n\nimport rego.v9\n???";
         assert_eq!(Module::scan_package("a.rego", text).path, ["a", "b", "c.d"]);
-        assert_eq!(Module::scan_package("a.rego", "package a.b\n???").package.as_deref(), Some("a.b"));
+        assert_eq!(
+            Module::scan_package("a.rego", "package a.b\n???")
+                .package
+                .as_deref(),
+            Some("a.b")
+        );
         assert_eq!(Module::scan_package("a.rego", "???").package, None);
     }
 
     #[test]
     fn an_error_names_file_line_and_reason_in_one_line() {
-        for text in ["package a\n\nallow if {\n\tinput.x ==\n}\n", "package a\nallow if", "", "x"] {
+        for text in [
+            "package a\n\nallow if {\n\tinput.x ==\n}\n",
+            "package a\nallow if",
+            "",
+            "x",
+        ] {
             let error = parse(text, RegoVersion::V1).unwrap_err();
             let first = &error.0[0];
-            assert!(first.place().starts_with("dir/a.rego") && !first.reason.contains('\n'), "{error:?}");
+            assert!(
+                first.place().starts_with("dir/a.rego") && !first.reason.contains('\n'),
+                "{error:?}"
+            );
         }
-        let error = parse("package a\n\nallow if {\n\tinput.x ==\n}\n", RegoVersion::V1).unwrap_err();
+        let error = parse(
+            "package a\n\nallow if {\n\tinput.x ==\n}\n",
+            RegoVersion::V1,
+        )
+        .unwrap_err();
         assert_eq!(error.0[0].place(), "dir/a.rego:5:1");
     }
 
@@ -380,25 +483,44 @@ mod tests {
         let text = "package a\n\nimport data.b\n\nallow if {\n\tinput.x ==\n}\n\nfine if b.x\n\ndeny contains x if {\n\tx := [1, 2\n}\n\nlast := :=\n";
         let errors = parse(text, RegoVersion::V1).unwrap_err().0;
         let places: Vec<_> = errors.iter().map(Diagnostic::place).collect();
-        assert_eq!(places, ["dir/a.rego:7:1", "dir/a.rego:12:7", "dir/a.rego:15:9"], "{errors:?}");
+        assert_eq!(
+            places,
+            ["dir/a.rego:7:1", "dir/a.rego:12:7", "dir/a.rego:15:9"],
+            "{errors:?}"
+        );
         assert_eq!(errors[2].source, "last := :=");
         // A missing brace is one error, not one for each rule below it.
         let open = "package a\n\nallow if {\n\tinput.x\n\nfine if input.y\n\nother if input.z\n";
         assert_eq!(parse(open, RegoVersion::V1).unwrap_err().0.len(), 1);
         // An error in the imports is reported once, not for every rule below them.
-        let head = parse("package a\n\nimport :=\n\nx := 1\n\ny := 2\n", RegoVersion::V1).unwrap_err().0;
+        let head = parse(
+            "package a\n\nimport :=\n\nx := 1\n\ny := 2\n",
+            RegoVersion::V1,
+        )
+        .unwrap_err()
+        .0;
         assert_eq!((head.len(), head[0].line), (1, 3), "{head:?}");
         // The number of reported errors is limited.
         let many = format!("package a\n{}", "x := :=\n".repeat(1000));
-        assert_eq!(parse(&many, RegoVersion::V1).unwrap_err().0.len(), MAX_ERRORS);
+        assert_eq!(
+            parse(&many, RegoVersion::V1).unwrap_err().0.len(),
+            MAX_ERRORS
+        );
     }
 
     #[test]
     fn rules_have_paths_up_to_the_first_variable() {
         let text = "package a.b\n\ndefault allow := false\n\nx.y[\"z w\"] := 1\n\np contains 1\n\nq[k].r := k if some k in [1]\n\nf(x) := x\n";
         let module = parse(text, RegoVersion::V1).unwrap();
-        let rules: Vec<_> = module.rules.iter().map(|rule| rule.path.join("/")).collect();
-        assert_eq!(rules, ["a/b/allow", "a/b/x/y/z w", "a/b/p", "a/b/q", "a/b/f"]);
+        let rules: Vec<_> = module
+            .rules
+            .iter()
+            .map(|rule| rule.path.join("/"))
+            .collect();
+        assert_eq!(
+            rules,
+            ["a/b/allow", "a/b/x/y/z w", "a/b/p", "a/b/q", "a/b/f"]
+        );
         assert_eq!(module.rules[1].place, "dir/a.rego:5:1");
     }
 

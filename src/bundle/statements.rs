@@ -29,13 +29,28 @@ pub(super) fn statements(text: &str) -> Vec<Statement<'_>> {
         in_raw_string ^= toggles_raw_string(line, in_raw_string);
         offset += line.len();
     }
-    let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([text.len()]);
-    starts.iter().zip(ends).map(|((line, start), end)| Statement { line: *line, text: &text[*start..end] }).collect()
+    let ends = starts
+        .iter()
+        .skip(1)
+        .map(|(_, start)| *start)
+        .chain([text.len()]);
+    starts
+        .iter()
+        .zip(ends)
+        .map(|((line, start), end)| Statement {
+            line: *line,
+            text: &text[*start..end],
+        })
+        .collect()
 }
 
 fn begins_statement(line: &str) -> bool {
-    let word = line.split(|character: char| !character.is_alphanumeric()).next().unwrap_or_default();
-    line.starts_with(|character: char| !character.is_whitespace() && !"})]#".contains(character)) && word != "else"
+    let word = line
+        .split(|character: char| !character.is_alphanumeric())
+        .next()
+        .unwrap_or_default();
+    line.starts_with(|character: char| !character.is_whitespace() && !"})]#".contains(character))
+        && word != "else"
 }
 
 /// Whether a raw string begins or ends in a line; `open` tells whether one is open before it.
@@ -67,7 +82,9 @@ pub(super) fn skip_quoted(characters: &mut std::str::Chars<'_>) {
 /// The expressions of a rule's body, which is `{ … }` at its end, or the text after `if`. Empty if
 /// the rule has no body, or more than one.
 pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
-    let Some((start, end)) = body(rule) else { return Vec::new() };
+    let Some((start, end)) = body(rule) else {
+        return Vec::new();
+    };
     let mut found: Vec<(usize, usize)> = Vec::new();
     let mut add = |from: usize, to: usize| {
         let text = &rule[from..to];
@@ -98,8 +115,10 @@ pub(super) fn expressions(rule: &str) -> Vec<Expression<'_>> {
         }
     });
     add(from, to.max(from));
-    let expression =
-        |(from, to): &(usize, usize)| Expression { line: rule[..*from].matches('\n').count(), text: &rule[*from..*to] };
+    let expression = |(from, to): &(usize, usize)| Expression {
+        line: rule[..*from].matches('\n').count(),
+        text: &rule[*from..*to],
+    };
     found.iter().map(expression).collect()
 }
 
@@ -123,7 +142,10 @@ fn body(rule: &str) -> Option<(usize, usize)> {
     }
     let close = start + closing_bracket(&rule[start..])?;
     // Otherwise an `else`, a second body or the rest of an expression follows.
-    let alone = rule[close + 1..].lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#'));
+    let alone = rule[close + 1..]
+        .lines()
+        .map(str::trim)
+        .all(|line| line.is_empty() || line.starts_with('#'));
     alone.then_some((start + 1, close))
 }
 
@@ -182,7 +204,10 @@ mod tests {
     use super::*;
 
     fn texts(rule: &str) -> Vec<(usize, &str)> {
-        expressions(rule).into_iter().map(|one| (one.line, one.text)).collect()
+        expressions(rule)
+            .into_iter()
+            .map(|one| (one.line, one.text))
+            .collect()
     }
 
     #[test]
@@ -201,11 +226,21 @@ mod tests {
             texts(
                 "test_a if {\n\tx := [1,\n\t\t2]; y\n\t# no\n\tb.allow\n\t\twith input as {\"a\": \"};\"}\n\tz ==\n\t\t1\n}\n"
             ),
-            [(1, "x := [1,\n\t\t2]"), (2, "y"), (4, "b.allow\n\t\twith input as {\"a\": \"};\"}"), (6, "z ==\n\t\t1")]
+            [
+                (1, "x := [1,\n\t\t2]"),
+                (2, "y"),
+                (4, "b.allow\n\t\twith input as {\"a\": \"};\"}"),
+                (6, "z ==\n\t\t1")
+            ]
         );
         assert_eq!(texts("test_old {\n  not x\n}\n"), [(1, "not x")]);
-        for none in ["test_a := 1", "test_a if {\n x\n}\nelse := true", "test_a if {\"a\": 1} == y", "test_a if {", ""]
-        {
+        for none in [
+            "test_a := 1",
+            "test_a if {\n x\n}\nelse := true",
+            "test_a if {\"a\": 1} == y",
+            "test_a if {",
+            "",
+        ] {
             assert_eq!(texts(none), [], "{none}");
         }
     }

@@ -13,7 +13,9 @@ pub(super) struct TarballWriter {
 
 impl TarballWriter {
     pub(super) fn create() -> Self {
-        Self { builder: tar::Builder::new(gzip_encoder()) }
+        Self {
+            builder: tar::Builder::new(gzip_encoder()),
+        }
     }
 
     /// Adds a file. Fails unless `content` has exactly `size` bytes.
@@ -22,7 +24,10 @@ impl TarballWriter {
         header.set_size(size);
         header.set_mode(0o644);
         header.set_mtime(0);
-        let mut content = ExactReader { inner: content, left: size };
+        let mut content = ExactReader {
+            inner: content,
+            left: size,
+        };
         self.builder.append_data(&mut header, name, &mut content)?;
         content.end()
     }
@@ -42,7 +47,10 @@ pub(super) fn compress(bare: &Blob) -> io::Result<Blob> {
 /// A gzip encoder without time and name and with a fixed level, so that its output depends on the
 /// content only.
 fn gzip_encoder() -> GzEncoder<NewBlob> {
-    GzBuilder::new().mtime(0).operating_system(255).write(NewBlob::create(), Compression::new(6))
+    GzBuilder::new()
+        .mtime(0)
+        .operating_system(255)
+        .write(NewBlob::create(), Compression::new(6))
 }
 
 /// Fails if a file is longer or shorter than its header states, which would corrupt the archive.
@@ -66,7 +74,10 @@ impl<R: Read> Read for ExactReader<R> {
         if count == 0 && self.left > 0 && !buffer.is_empty() {
             return Err(size_changed());
         }
-        self.left = self.left.checked_sub(count as u64).ok_or_else(size_changed)?;
+        self.left = self
+            .left
+            .checked_sub(count as u64)
+            .ok_or_else(size_changed)?;
         Ok(count)
     }
 }

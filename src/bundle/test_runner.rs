@@ -32,24 +32,44 @@ impl Folder {
     /// When the tests can't be run. A failed test is not an error.
     pub fn test(&self, options: &PackOptions) -> Result<TestSummary, PackError> {
         let manifest = members_text(&self.manifest_for(options));
-        let manifest = BundleManifest::parse(manifest.as_bytes())
-            .map_err(|reason| BundleError::File { path: ".manifest".to_owned(), reason })?;
-        let refused = |reason: String| PackError::File { place: ".manifest".to_owned(), reason };
+        let manifest =
+            BundleManifest::parse(manifest.as_bytes()).map_err(|reason| BundleError::File {
+                path: ".manifest".to_owned(),
+                reason,
+            })?;
+        let refused = |reason: String| PackError::File {
+            place: ".manifest".to_owned(),
+            reason,
+        };
         let mut engine = evaluator().map_err(|error| refused(error.to_string()))?;
         let mut data = Document::empty();
         for name in self.files.keys() {
             let content = self.content(name)?;
             if name.ends_with(".rego") {
-                let text = String::from_utf8(content).map_err(|_| PackError::NotText(self.place(name)))?;
-                add(&mut engine, &self.place(name), &text, version_of(&manifest, name))?;
+                let text =
+                    String::from_utf8(content).map_err(|_| PackError::NotText(self.place(name)))?;
+                add(
+                    &mut engine,
+                    &self.place(name),
+                    &text,
+                    version_of(&manifest, name),
+                )?;
             } else if is_data(name) {
                 let refused = |reason: String| PackError::in_file(&self.place(name), &reason);
-                let document = read_exact(name, &content).map_err(refused)?.mounted(&mount(name));
-                data.merge(document).map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
+                let document = read_exact(name, &content)
+                    .map_err(refused)?
+                    .mounted(&mount(name));
+                data.merge(document)
+                    .map_err(|at| refused(format!("another file sets {}", data_path(&at.path))))?;
             }
         }
-        let data = value_of(&data).map_err(|reason| PackError::File { place: "data".to_owned(), reason })?;
-        engine.add_data(data).map_err(|error| refused(error.to_string()))?;
+        let data = value_of(&data).map_err(|reason| PackError::File {
+            place: "data".to_owned(),
+            reason,
+        })?;
+        engine
+            .add_data(data)
+            .map_err(|error| refused(error.to_string()))?;
         let mut found = Vec::new();
         for (name, path) in &self.tests {
             let place = path.display().to_string();
@@ -58,9 +78,18 @@ impl Folder {
             let module = Module::parse(name, &place, &text, version)?;
             add(&mut engine, &place, &text, version)?;
             let rules = test_rules(&text).into_iter();
-            let declared = rules.filter(|rule| engine.has_declared_rule_rooted_at(&place, rule).unwrap_or(false));
+            let declared = rules.filter(|rule| {
+                engine
+                    .has_declared_rule_rooted_at(&place, rule)
+                    .unwrap_or(false)
+            });
             let declared: Vec<_> = declared.collect();
-            let file = Rc::new(TestFile { place, text, version, module });
+            let file = Rc::new(TestFile {
+                place,
+                text,
+                version,
+                module,
+            });
             found.extend(declared.into_iter().map(|rule| (Rc::clone(&file), rule)));
         }
         let mut run = TestSummary::default();
@@ -70,7 +99,8 @@ impl Folder {
                 Ok(()) => run.passed += 1,
                 Err(reason) => {
                     let (line, reason) = file.explain(&engine, &rule, reason);
-                    run.failures.push(format!("{path} ({}:{line}): {reason}", file.place));
+                    run.failures
+                        .push(format!("{path} ({}:{line}): {reason}", file.place));
                 }
             }
         }
@@ -90,48 +120,81 @@ impl TestFile {
     /// The line and the expression at which a test fails, if they can be determined; otherwise the
     /// line of the test and `reason`.
     fn explain(&self, engine: &regorus::Engine, rule: &str, reason: String) -> (usize, String) {
-        let is_rule = |line: &str| line.strip_prefix(rule).is_some_and(|rest| !rest.starts_with(is_identifier_char));
+        let is_rule = |line: &str| {
+            line.strip_prefix(rule)
+                .is_some_and(|rest| !rest.starts_with(is_identifier_char))
+        };
         let statements = statements(&self.text);
         let own: Vec<_> = statements.iter().filter(|one| is_rule(one.text)).collect();
         let line = own.first().map_or(0, |one| one.line);
-        let [only] = own.as_slice() else { return (line, reason) };
+        let [only] = own.as_slice() else {
+            return (line, reason);
+        };
         if reason != UNDEFINED {
             return (line, reason);
         }
         match self.first_undefined(engine, &expressions(only.text)) {
             Some(expression) => {
-                let text = expression.text.split_whitespace().collect::<Vec<_>>().join(" ");
+                let text = expression
+                    .text
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" ");
                 (line + expression.line, format!("{reason}: {text}"))
             }
             None => (line, reason),
         }
     }
 
-    /// The first expression of a body at which the body becomes undefined. For each expression, a rule
-    /// with the body up to it is added to the package and evaluated.
-    fn first_undefined<'a>(&self, engine: &regorus::Engine, body: &[Expression<'a>]) -> Option<Expression<'a>> {
-        let head = if self.version == RegoVersion::V0 { "" } else { " if" };
+    /// The first expression of a body at which the body becomes undefined. For each expression, a
+    /// rule with the body up to it is added to the package and evaluated.
+    fn first_undefined<'a>(
+        &self,
+        engine: &regorus::Engine,
+        body: &[Expression<'a>],
+    ) -> Option<Expression<'a>> {
+        let head = if self.version == RegoVersion::V0 {
+            ""
+        } else {
+            " if"
+        };
         let mut engine = engine.clone();
         let mut text = String::new();
         for count in 1..=body.len().min(MAX_EXPRESSIONS) {
-            let lines: Vec<_> = body[..count].iter().map(|expression| expression.text).collect();
-            text.push_str(&format!("\n{PROBE_PREFIX}{count}{head} {{\n{}\n}}\n", lines.join("\n")));
+            let lines: Vec<_> = body[..count]
+                .iter()
+                .map(|expression| expression.text)
+                .collect();
+            text.push_str(&format!(
+                "\n{PROBE_PREFIX}{count}{head} {{\n{}\n}}\n",
+                lines.join("\n")
+            ));
         }
-        let imports = statements(&self.text).into_iter().filter(|one| one.text.starts_with("import"));
+        let imports = statements(&self.text)
+            .into_iter()
+            .filter(|one| one.text.starts_with("import"));
         let imports: String = imports.map(|one| one.text).collect();
         let package = rule_path(&self.module, "");
         let package = package.trim_start_matches("data.").trim_end_matches('.');
-        add(&mut engine, "", &format!("package {package}\n{imports}{text}"), self.version).ok()?;
+        add(
+            &mut engine,
+            "",
+            &format!("package {package}\n{imports}{text}"),
+            self.version,
+        )
+        .ok()?;
         (1..=body.len().min(MAX_EXPRESSIONS)).find_map(|count| {
             let probe = rule_path(&self.module, &format!("{PROBE_PREFIX}{count}"));
-            (outcome(&mut engine.clone(), &probe).err().as_deref() == Some(UNDEFINED)).then(|| body[count - 1])
+            (outcome(&mut engine.clone(), &probe).err().as_deref() == Some(UNDEFINED))
+                .then(|| body[count - 1])
         })
     }
 }
 
 /// Reads a test file.
 fn read_text(path: &Path) -> Result<String, PackError> {
-    let bytes = read_regular(path, MAX_TEST_FILE_BYTES).map_err(|source| PackError::io(path, source))?;
+    let bytes =
+        read_regular(path, MAX_TEST_FILE_BYTES).map_err(|source| PackError::io(path, source))?;
     String::from_utf8(bytes).map_err(|_| PackError::NotText(path.display().to_string()))
 }
 
@@ -148,7 +211,12 @@ const MAX_EXPRESSIONS: usize = 100;
 /// The maximum size of a test file.
 const MAX_TEST_FILE_BYTES: u64 = 64 << 20;
 
-fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersion) -> Result<(), PackError> {
+fn add(
+    engine: &mut regorus::Engine,
+    place: &str,
+    text: &str,
+    version: RegoVersion,
+) -> Result<(), PackError> {
     engine.set_rego_v0(version == RegoVersion::V0);
     rego::add(engine, place, text)?;
     Ok(())
@@ -157,7 +225,11 @@ fn add(engine: &mut regorus::Engine, place: &str, text: &str, version: RegoVersi
 /// The names at the start of lines that may be names of test rules.
 fn test_rules(text: &str) -> Vec<String> {
     let mut rules: Vec<String> = Vec::new();
-    for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("test_")) {
+    for line in text
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with("test_"))
+    {
         let end = line.find(|character: char| !(character.is_alphanumeric() || character == '_'));
         let name = &line[..end.unwrap_or(line.len())];
         if !rules.iter().any(|known| known == name) {
@@ -169,9 +241,17 @@ fn test_rules(text: &str) -> Vec<String> {
 
 /// The path of a rule, such as `data.a["b-c"].test_x`.
 fn rule_path(module: &Module, rule: &str) -> String {
-    let plain = |segment: &str| segment.chars().all(|character| character.is_alphanumeric() || character == '_');
+    let plain = |segment: &str| {
+        segment
+            .chars()
+            .all(|character| character.is_alphanumeric() || character == '_')
+    };
     let package = module.path.iter().map(|segment| {
-        if plain(segment) { format!(".{segment}") } else { format!("[{}]", serde_json::Value::from(segment.as_str())) }
+        if plain(segment) {
+            format!(".{segment}")
+        } else {
+            format!("[{}]", serde_json::Value::from(segment.as_str()))
+        }
     });
     format!("data{}.{rule}", package.collect::<String>())
 }
@@ -180,13 +260,21 @@ fn rule_path(module: &Module, rule: &str) -> String {
 fn outcome(engine: &mut regorus::Engine, rule: &str) -> Result<(), String> {
     let results = engine.eval_query(rule.to_owned(), false).map_err(|error| {
         let error = RegoError::from_report("", &error.to_string());
-        format!("{} {}", error.place, error.reason).trim().to_owned()
+        format!("{} {}", error.place, error.reason)
+            .trim()
+            .to_owned()
     })?;
-    let value = results.result.first().and_then(|result| result.expressions.first()).map(|found| &found.value);
+    let value = results
+        .result
+        .first()
+        .and_then(|result| result.expressions.first())
+        .map(|found| &found.value);
     match value {
         Some(regorus::Value::Bool(true)) => Ok(()),
         Some(regorus::Value::Object(cases)) => {
-            let failed = cases.iter().find(|(_, passed)| **passed != regorus::Value::Bool(true));
+            let failed = cases
+                .iter()
+                .find(|(_, passed)| **passed != regorus::Value::Bool(true));
             failed.map_or(Ok(()), |(case, _)| Err(format!("case {case} fails")))
         }
         Some(regorus::Value::Bool(false)) => Err("its value is false".to_owned()),
@@ -202,7 +290,12 @@ mod tests {
     use super::*;
     use crate::bundle::Limits;
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
 
     fn run(files: &[(&str, &str)]) -> TestSummary {
         let folder = tempfile::tempdir().unwrap();
@@ -211,10 +304,16 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        Folder::read(folder.path(), &LIMITS).unwrap().test(&PackOptions::new(LIMITS)).unwrap()
+        Folder::read(folder.path(), &LIMITS)
+            .unwrap()
+            .test(&PackOptions::new(LIMITS))
+            .unwrap()
     }
 
-    const POLICY: (&str, &str) = ("a/p.rego", "package a.b\n\nallow if data.users[input.user].admin\n");
+    const POLICY: (&str, &str) = (
+        "a/p.rego",
+        "package a.b\n\nallow if data.users[input.user].admin\n",
+    );
 
     #[test]
     fn tests_see_policy_data_and_input() {
@@ -244,11 +343,20 @@ mod tests {
             ),
         ]);
         assert_eq!(run.passed, 1);
-        for (failure, expected) in
-            run.failures.iter().zip(["undefined or false: 1 == 2", "is false", "is 7", "case \"two\""])
-        {
-            assert!(failure.starts_with("data.p_test.test_") && failure.contains(expected), "{failure}");
-            assert!(failure.contains("p_test.rego:") && !failure.contains('\n'), "{failure}");
+        for (failure, expected) in run.failures.iter().zip([
+            "undefined or false: 1 == 2",
+            "is false",
+            "is 7",
+            "case \"two\"",
+        ]) {
+            assert!(
+                failure.starts_with("data.p_test.test_") && failure.contains(expected),
+                "{failure}"
+            );
+            assert!(
+                failure.contains("p_test.rego:") && !failure.contains('\n'),
+                "{failure}"
+            );
         }
         assert_eq!(run.failures.len(), 4);
     }
@@ -264,8 +372,11 @@ mod tests {
                  test_twice if false\n\ntest_twice if {\n\tfalse\n}\n\ntest_line if data.nothing.here == 1 # no\n",
             ),
         ]);
-        let failures: Vec<_> =
-            run.failures.iter().map(|failure| failure.split_once("p_test.rego:").unwrap().1).collect();
+        let failures: Vec<_> = run
+            .failures
+            .iter()
+            .map(|failure| failure.split_once("p_test.rego:").unwrap().1)
+            .collect();
         let expected = [
             "8): undefined or false: b.allow with input as {\"user\": name}",
             "13): undefined or false",

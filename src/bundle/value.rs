@@ -22,8 +22,8 @@ const MAX_DIGITS: i64 = 10_000;
 /// # Errors
 /// When it can't, or OPA would refuse the file; begins with `LINE:COLUMN` if that is known.
 pub(super) fn read_exact(name: &str, content: &[u8]) -> Result<Document, String> {
-    let document =
-        Document::of_file(name, content, Detail::Values).map_err(|error: DocumentError| error.to_string())?;
+    let document = Document::of_file(name, content, Detail::Values)
+        .map_err(|error: DocumentError| error.to_string())?;
     let is_text = name.ends_with(".json") || is_json(content);
     match inexact_number(content).filter(|_| is_text) {
         Some((line, column, number)) => {
@@ -56,18 +56,28 @@ pub struct Exact<'a>(pub &'a Value);
 impl Serialize for Exact<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
-            Value::Number(number) if number.as_f64().is_some_and(|float| float == 0.0 && float.is_sign_negative()) => {
+            Value::Number(number)
+                if number
+                    .as_f64()
+                    .is_some_and(|float| float == 0.0 && float.is_sign_negative()) =>
+            {
                 serializer.serialize_f64(-0.0)
             }
             Value::Number(number) if number.is_integer() => {
-                RawValue::from_string(number.format_decimal()).map_err(S::Error::custom)?.serialize(serializer)
+                RawValue::from_string(number.format_decimal())
+                    .map_err(S::Error::custom)?
+                    .serialize(serializer)
             }
             Value::Array(items) => serializer.collect_seq(items.iter().map(Exact)),
             Value::Set(items) => serializer.collect_seq(items.iter().map(Exact)),
-            Value::Object(members) => serializer.collect_map(members.iter().map(|(key, member)| {
-                let key = key.as_string().map_or_else(|_| Exact(key).to_string(), ToString::to_string);
-                (key, Exact(member))
-            })),
+            Value::Object(members) => {
+                serializer.collect_map(members.iter().map(|(key, member)| {
+                    let key = key
+                        .as_string()
+                        .map_or_else(|_| Exact(key).to_string(), ToString::to_string);
+                    (key, Exact(member))
+                }))
+            }
             value => value.serialize(serializer),
         }
     }
@@ -122,11 +132,18 @@ fn of_part(part: Part<'_>, depth: usize) -> Result<Value, String> {
         Part::Bool(value) => Value::from(value),
         // Negative zero exists in IEEE 754 and in the text that OPA keeps.
         Part::Number(text) if is_negative_zero(text) => Value::from(-0.0),
-        Part::Number(text) => Value::from_numeric_string(text).map_err(|error| error.to_string())?,
+        Part::Number(text) => {
+            Value::from_numeric_string(text).map_err(|error| error.to_string())?
+        }
         Part::String(text) => Value::from(text),
-        Part::Array(items) => Value::from(items.map(|item| of_part(item, depth)).collect::<Result<Vec<_>, _>>()?),
+        Part::Array(items) => Value::from(
+            items
+                .map(|item| of_part(item, depth))
+                .collect::<Result<Vec<_>, _>>()?,
+        ),
         Part::Object(members) => {
-            let members = members.map(|(key, member)| Ok((Value::from(key), of_part(member, depth)?)));
+            let members =
+                members.map(|(key, member)| Ok((Value::from(key), of_part(member, depth)?)));
             Value::from(members.collect::<Result<BTreeMap<_, _>, String>>()?)
         }
     })
@@ -152,11 +169,16 @@ fn is_negative_zero(text: &str) -> bool {
 }
 
 fn is_exact(text: &str) -> bool {
-    let Some(decimal) = Decimal::of(text) else { return false };
+    let Some(decimal) = Decimal::of(text) else {
+        return false;
+    };
     if decimal.exponent >= 0 {
-        return decimal.digits.len() as i64 + decimal.exponent <= MAX_DIGITS || !text.contains(['e', 'E', '.']);
+        return decimal.digits.len() as i64 + decimal.exponent <= MAX_DIGITS
+            || !text.contains(['e', 'E', '.']);
     }
-    let Ok(float) = text.parse::<f64>() else { return false };
+    let Ok(float) = text.parse::<f64>() else {
+        return false;
+    };
     // The shortest text of the float, which reproduces a decimal of up to 15 digits.
     Decimal::of(&format!("{float:e}")).is_some_and(|other| other == decimal)
 }
@@ -179,10 +201,18 @@ impl Decimal {
         let dropped = i64::try_from(digits.len() - significant.len()).ok()?;
         let significant = significant.trim_start_matches('0').to_owned();
         if significant.is_empty() {
-            return Some(Self { digits: significant, exponent: 0 });
+            return Some(Self {
+                digits: significant,
+                exponent: 0,
+            });
         }
-        let exponent = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?.checked_add(dropped)?;
-        Some(Self { digits: significant, exponent })
+        let exponent = exponent
+            .checked_sub(i64::try_from(fraction.len()).ok()?)?
+            .checked_add(dropped)?;
+        Some(Self {
+            digits: significant,
+            exponent,
+        })
     }
 }
 
@@ -196,19 +226,42 @@ mod tests {
 
     #[test]
     fn numbers_that_can_be_represented_are_kept() {
-        for text in ["0", "-1", "12345678901234567890123456789", "1.5", "0.1", "1.10", "123456.789", "5e-324", "0.0"] {
+        for text in [
+            "0",
+            "-1",
+            "12345678901234567890123456789",
+            "1.5",
+            "0.1",
+            "1.10",
+            "123456.789",
+            "5e-324",
+            "0.0",
+        ] {
             round_trip(&format!("[{text}]")).unwrap();
         }
-        assert_eq!(round_trip("[12345678901234567890123456789]").unwrap(), "[12345678901234567890123456789]");
+        assert_eq!(
+            round_trip("[12345678901234567890123456789]").unwrap(),
+            "[12345678901234567890123456789]"
+        );
         assert_eq!(round_trip("[-0, -0.0, 0]").unwrap(), "[-0.0,-0.0,0]");
-        assert!(round_trip("[1e400]").unwrap().contains(&format!("1{}", "0".repeat(400))));
+        assert!(
+            round_trip("[1e400]")
+                .unwrap()
+                .contains(&format!("1{}", "0".repeat(400)))
+        );
     }
 
     #[test]
     fn numbers_that_would_change_are_refused_with_their_position() {
         let error = round_trip("{\n \"a\": 0.12345678901234567890}").unwrap_err();
         assert!(error.starts_with("2:7: "), "{error}");
-        for text in ["1e-400", "1e999999999", "3.14159265358979323846", "1e-9999999999999999999", "1.0e99999"] {
+        for text in [
+            "1e-400",
+            "1e999999999",
+            "3.14159265358979323846",
+            "1e-9999999999999999999",
+            "1.0e99999",
+        ] {
             assert!(round_trip(&format!("[{text}]")).is_err(), "{text}");
         }
     }
@@ -217,6 +270,10 @@ mod tests {
     fn values_that_are_nested_too_deeply_are_refused() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         round_trip(&nested(MAX_DEPTH)).unwrap();
-        assert!(round_trip(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested"));
+        assert!(
+            round_trip(&nested(MAX_DEPTH + 1))
+                .unwrap_err()
+                .contains("nested")
+        );
     }
 }

@@ -16,7 +16,11 @@ use crate::{
 };
 
 /// Read limits for artifacts on this machine. Bundles have a limit of their own (`--max-size`).
-const LIMITS: ReadLimits = ReadLimits { manifest: 16 << 20, evidence: 16 << 20, bundle: u64::MAX };
+const LIMITS: ReadLimits = ReadLimits {
+    manifest: 16 << 20,
+    evidence: 16 << 20,
+    bundle: u64::MAX,
+};
 /// Layers up to this size are read into memory, larger ones into an unlinked file. In bytes.
 const IN_MEMORY: u64 = 4 << 20;
 
@@ -34,21 +38,37 @@ pub(super) struct ResolvedArtifact {
 }
 
 /// Looks a reference up in the store, or in the layout folder that it names.
-pub(super) async fn find_local(images: &Images, reference: &Reference) -> anyhow::Result<Option<ResolvedArtifact>> {
+pub(super) async fn find_local(
+    images: &Images,
+    reference: &Reference,
+) -> anyhow::Result<Option<ResolvedArtifact>> {
     let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().context("metrics")?);
     if reference.repository().host() == "oci-layout" {
         return find_in_registry(&registries, reference).await.map(Some);
     }
     let (store, name) = (images.clone(), reference.clone());
-    let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else { return Ok(None) };
-    let source = registries.source(&images.repository())?.with_tag_prefix(reference.repository());
+    let Some(entry) = spawn_blocking(move || store.resolve(&name)).await?? else {
+        return Ok(None);
+    };
+    let source = registries
+        .source(&images.repository())?
+        .with_tag_prefix(reference.repository());
     let pinned = images.repository().pin(entry.digest);
     let manifest = source.manifest(&pinned).await?;
-    Ok(Some(ResolvedArtifact { reference: reference.clone(), source, pinned, manifest, in_store: true }))
+    Ok(Some(ResolvedArtifact {
+        reference: reference.clone(),
+        source,
+        pinned,
+        manifest,
+        in_store: true,
+    }))
 }
 
 /// Looks a reference up in the store; an error if it is not there.
-pub(super) async fn find_in_store(images: &Images, reference: &Reference) -> anyhow::Result<ResolvedArtifact> {
+pub(super) async fn find_in_store(
+    images: &Images,
+    reference: &Reference,
+) -> anyhow::Result<ResolvedArtifact> {
     let found = find_local(images, reference).await?;
     found.ok_or_else(|| ImagesError::NotFound(reference.clone()).into())
 }
@@ -74,7 +94,11 @@ pub(super) async fn find(
     if registry_only {
         found
     } else {
-        found.map_err(|error| error.context(format!("{reference}: not in the image store; in the registry")))
+        found.map_err(|error| {
+            error.context(format!(
+                "{reference}: not in the image store; in the registry"
+            ))
+        })
     }
 }
 
@@ -86,7 +110,13 @@ pub(super) async fn find_in_registry(
     let source = registries.source(reference.repository())?;
     let pinned = source.resolve(reference).await?;
     let manifest = source.manifest(&pinned).await?;
-    Ok(ResolvedArtifact { reference: reference.clone(), source, pinned, manifest, in_store: false })
+    Ok(ResolvedArtifact {
+        reference: reference.clone(),
+        source,
+        pinned,
+        manifest,
+        in_store: false,
+    })
 }
 
 impl ResolvedArtifact {
@@ -99,7 +129,12 @@ impl ResolvedArtifact {
     pub(super) async fn bytes(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Blob> {
         let size = Descriptor::total(plan.layers());
         if size > limits.bundle {
-            bail!("{}: {} exceeds --max-size ({})", self.reference, table::size(size), table::size(limits.bundle));
+            bail!(
+                "{}: {} exceeds --max-size ({})",
+                self.reference,
+                table::size(size),
+                table::size(limits.bundle)
+            );
         }
         let mut blobs = Vec::new();
         for layer in plan.layers() {
@@ -125,13 +160,16 @@ impl ResolvedArtifact {
         let spool_error = |error: std::io::Error| {
             anyhow!("temporary file: {error}; free some space, or name another folder with TMPDIR")
         };
-        let mut writer = BlobWriter::in_file(layer.clone(), tempfile::tempfile().map_err(spool_error)?);
+        let mut writer =
+            BlobWriter::in_file(layer.clone(), tempfile::tempfile().map_err(spool_error)?);
         while let Some(piece) = stream.next().await? {
             writer.write(&piece).map_err(|error| match error {
                 WriteError::Io(error) => spool_error(error),
                 WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
             })?;
         }
-        Ok(writer.finish(Into::into).map_err(|mismatch| stream.mismatch(&mismatch))?)
+        Ok(writer
+            .finish(Into::into)
+            .map_err(|mismatch| stream.mismatch(&mismatch))?)
     }
 }

@@ -19,7 +19,10 @@ use super::{
     table,
 };
 use crate::{
-    bundle::{Annotations, Artifact, Folder, Ignore, Limits, PackError, PackOptions, Packed, Parse, RegoVersion},
+    bundle::{
+        Annotations, Artifact, Folder, Ignore, Limits, PackError, PackOptions, Packed, Parse,
+        RegoVersion,
+    },
     config::Size,
     images::Images,
     oci::Reference,
@@ -81,7 +84,10 @@ the creation date of the image.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let created = source_date()?.to_string();
-    let annotations = Annotations { created, further: options.annotations.iter().cloned().collect() };
+    let annotations = Annotations {
+        created,
+        further: options.annotations.iter().cloned().collect(),
+    };
     Images::check_name(&options.tag)?;
     let working = Spinner::on("packing");
     // Until this point only unlinked files are written, so an interruption leaves nothing.
@@ -109,7 +115,11 @@ async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
 }
 
 /// Lets opa load the bundle. An opa that cannot be run is reported and does not fail the build.
-async fn check_with_opa(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -> anyhow::Result<()> {
+async fn check_with_opa(
+    checker: &Checker,
+    packed: &Packed,
+    paths: &[PathBuf],
+) -> anyhow::Result<()> {
     let verdict = match checker.opa().await {
         Ok(opa) if lacks_wasm(&opa, &packed.bundle) => {
             eprint("--opa=auto: this opa has no WebAssembly; continuing without it");
@@ -134,18 +144,36 @@ async fn check_with_opa(checker: &Checker, packed: &Packed, paths: &[PathBuf]) -
 }
 
 fn pack(options: &Options) -> anyhow::Result<Packed> {
-    if let Some(long) = options.ignore.iter().find(|pattern| pattern.len() > MAX_PATTERN_BYTES) {
-        bail!("--ignore: the pattern has {} bytes, above the maximum of {MAX_PATTERN_BYTES}; shorten it", long.len());
+    if let Some(long) = options
+        .ignore
+        .iter()
+        .find(|pattern| pattern.len() > MAX_PATTERN_BYTES)
+    {
+        bail!(
+            "--ignore: the pattern has {} bytes, above the maximum of {MAX_PATTERN_BYTES}; shorten it",
+            long.len()
+        );
     }
-    let ignore = Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
-    let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let ignore =
+        Ignore::new(&options.ignore).map_err(|reason| anyhow::anyhow!("--ignore {reason}"))?;
+    let limits = Limits {
+        bundle: options.max_size.bytes(),
+        ..LIMITS
+    };
     let sources = Folder::gather(&options.paths, &ignore, &limits)?;
     if let Some(file) = sources.ignored_signatures() {
-        eprint(&format!("{} is left out: repacking invalidates OPA's own signature", file.display()));
+        eprint(&format!(
+            "{} is left out: repacking invalidates OPA's own signature",
+            file.display()
+        ));
     }
     let how = PackOptions {
         limits,
-        parse: if options.no_parse || options.compiler.is_requested() { Parse::No } else { Parse::Strictly },
+        parse: if options.no_parse || options.compiler.is_requested() {
+            Parse::No
+        } else {
+            Parse::Strictly
+        },
         revision: options.revision.clone(),
         roots: options.roots.clone(),
         rego_version: options.v0_compatible.then_some(RegoVersion::V0),
@@ -171,7 +199,10 @@ fn test(sources: &Folder, how: &PackOptions) -> anyhow::Result<()> {
     match (count, run.failures.len()) {
         (0, _) => bail!("--test: no test_… rule in a *_test.rego file; write one, or omit --test"),
         (_, 0) => {
-            eprint(&format!("{count} test{} passed", if count == 1 { "" } else { "s" }));
+            eprint(&format!(
+                "{count} test{} passed",
+                if count == 1 { "" } else { "s" }
+            ));
             Ok(())
         }
         (_, failed) => bail!("--test: {failed} of {count} tests failed; nothing was built"),
@@ -191,19 +222,30 @@ fn with_hint(error: PackError) -> anyhow::Error {
 fn report(options: &Options, artifact: &Artifact, packed: &Packed) -> anyhow::Result<()> {
     let (digest, layer) = (&artifact.descriptor.digest, artifact.layer.digest());
     let manifest = packed.bundle.manifest();
-    let (size, revision, roots) = (artifact.layer.size(), manifest.revision.as_str(), &manifest.roots);
+    let (size, revision, roots) = (
+        artifact.layer.size(),
+        manifest.revision.as_str(),
+        &manifest.roots,
+    );
     if options.json {
         let reference = options.tag.to_string();
         let report = json!({ "reference": reference, "digest": digest, "layer": layer,
             "size": size, "revision": revision, "roots": roots });
         return print_json(&report);
     }
-    let roots = if manifest.owns("") { "everything".to_owned() } else { roots.join(", ") };
+    let roots = if manifest.owns("") {
+        "everything".to_owned()
+    } else {
+        roots.join(", ")
+    };
     print(&table::facts(&[
         ("reference", options.tag.to_string()),
         ("digest", digest.to_string()),
         ("layer", layer.to_string()),
-        ("size", format!("{}, {} files", table::size(size), packed.files)),
+        (
+            "size",
+            format!("{}, {} files", table::size(size), packed.files),
+        ),
         ("revision", revision.to_owned()),
         ("roots", roots),
     ]))

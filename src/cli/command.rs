@@ -9,9 +9,9 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
-    block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval, generate_key_pair, images, init,
-    inspect, login, one_line, print, pull, push, repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle,
-    version,
+    block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval,
+    generate_key_pair, images, init, inspect, login, one_line, print, pull, push, repl, rm, save,
+    serve, sign, tag, tags, usage, verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 
@@ -215,7 +215,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Copy(options) => block_on(copy::run(options)),
         Command::Login(options) => block_on(login::run(options)),
         Command::Logout(options) => block_on(login::logout(options)),
-        Command::Config { command: ConfigCommand::Check { file } } => block_on(check(&file)),
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => block_on(check(&file)),
         Command::GenerateKeyPair(options) => generate_key_pair::run(&options),
         Command::Sign(options) => block_on(sign::run(options)),
         Command::Verify(options) => block_on(verify::run(options)),
@@ -246,7 +248,13 @@ async fn check(file: &Path) -> anyhow::Result<()> {
             bail!("{}: {} errors; correct them", file.display(), all.len())
         }
     })?;
-    gateway::start_opas(&config).await.with_context(|| file.display().to_string())?;
+    gateway::start_opas(&config)
+        .await
+        .with_context(|| file.display().to_string())?;
     let count = config.bundles.len();
-    print(&format!("{}: ok, {count} bundle{}", file.display(), if count == 1 { "" } else { "s" }))
+    print(&format!(
+        "{}: ok, {count} bundle{}",
+        file.display(),
+        if count == 1 { "" } else { "s" }
+    ))
 }

@@ -4,7 +4,10 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::{eprint, flags::RegistryFlags, interruptible, print, print_json, progress::Bars, store_flag::reference};
+use super::{
+    eprint, flags::RegistryFlags, interruptible, print, print_json, progress::Bars,
+    store_flag::reference,
+};
 use crate::{
     config::Size,
     oci::{Digest, Reference, Selector},
@@ -54,11 +57,24 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn copy(options: &Options) -> anyhow::Result<Digest> {
-    let Options { source, destination, .. } = options;
+    let Options {
+        source,
+        destination,
+        ..
+    } = options;
     let cli_config = options.registry.cli_config()?;
-    let (from_flags, to_flags) = (options.flags(options.from_plain_http), options.flags(options.to_plain_http));
-    let hosts = [(source.repository().host(), &from_flags), (destination.repository().host(), &to_flags)];
-    let registries = options.registry.registries_as(cli_config.as_ref(), &hosts, options.registry.login())?;
+    let (from_flags, to_flags) = (
+        options.flags(options.from_plain_http),
+        options.flags(options.to_plain_http),
+    );
+    let hosts = [
+        (source.repository().host(), &from_flags),
+        (destination.repository().host(), &to_flags),
+    ];
+    let registries =
+        options
+            .registry
+            .registries_as(cli_config.as_ref(), &hosts, options.registry.login())?;
     let from = registries.source(source.repository())?;
     let to = registries.destination(destination.repository())?;
     let pinned = from.resolve(source).await?;
@@ -67,19 +83,29 @@ async fn copy(options: &Options) -> anyhow::Result<Digest> {
         Selector::Only => source.tag().map(str::to_owned).into_iter().collect(),
         Selector::Digest(digest) if digest == pinned.digest() => Vec::new(),
         Selector::Digest(digest) => {
-            bail!("copy {source}: its digest is {}, not {digest}; name a tag for the copy", pinned.digest());
+            bail!(
+                "copy {source}: its digest is {}, not {digest}; name a tag for the copy",
+                pinned.digest()
+            );
         }
     };
     let bars = Bars::new();
     let transfer = Transfer {
         from: &from,
         to: &to,
-        signatures: if options.no_signatures { Signatures::Exclude } else { Signatures::Include },
+        signatures: if options.no_signatures {
+            Signatures::Exclude
+        } else {
+            Signatures::Include
+        },
         mount_from: &[],
         max_size: options.max_size.bytes(),
         progress: &bars,
     };
-    let copied = transfer.run(&pinned, &tags).await.with_context(|| format!("copy {source}"))?;
+    let copied = transfer
+        .run(&pinned, &tags)
+        .await
+        .with_context(|| format!("copy {source}"))?;
     for skipped in copied.skipped {
         eprint(&format!("copy {source}: skipped a signature: {skipped}"));
     }

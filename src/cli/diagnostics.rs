@@ -32,9 +32,17 @@ impl SourceErrors {
     /// Converts an error in the files of a folder. `hint` is appended to errors in Rego.
     pub(super) fn of(error: PackError, hint: &'static str) -> anyhow::Error {
         match error {
-            PackError::Rego { errors, .. } => Self { errors, hint: Some(hint) }.into(),
+            PackError::Rego { errors, .. } => Self {
+                errors,
+                hint: Some(hint),
+            }
+            .into(),
             PackError::File { place, reason } => match located(&place, &reason) {
-                Some(error) => Self { errors: vec![error], hint: None }.into(),
+                Some(error) => Self {
+                    errors: vec![error],
+                    hint: None,
+                }
+                .into(),
                 None => PackError::File { place, reason }.into(),
             },
             error => error.into(),
@@ -50,14 +58,19 @@ impl SourceErrors {
             reason: without_place(&error.to_string()).to_owned(),
             source: line_of(text, error.line()),
         };
-        Self { errors: vec![error], hint: None }.into()
+        Self {
+            errors: vec![error],
+            hint: None,
+        }
+        .into()
     }
 }
 
 /// The lines to print below the message: the excerpt of the first error, then message and excerpt
 /// of all others.
 pub(super) fn source_excerpts(error: &anyhow::Error) -> Vec<String> {
-    let Some(SourceErrors { errors, .. }) = error.chain().find_map(|cause| cause.downcast_ref()) else {
+    let Some(SourceErrors { errors, .. }) = error.chain().find_map(|cause| cause.downcast_ref())
+    else {
         return Vec::new();
     };
     let mut lines = Vec::new();
@@ -75,12 +88,18 @@ fn excerpt(error: &Diagnostic) -> Vec<String> {
     if error.line == 0 {
         return Vec::new();
     }
-    let source: Vec<char> = error.source.chars().map(|shown| if shown == '\t' { ' ' } else { shown }).collect();
+    let source: Vec<char> = error
+        .source
+        .chars()
+        .map(|shown| if shown == '\t' { ' ' } else { shown })
+        .collect();
     let column = error.column.saturating_sub(1).min(source.len());
     let from = column.saturating_sub(WIDTH / 2);
     let shown: String = source.iter().skip(from).take(WIDTH).collect();
     // Escaped characters are wider, which moves the caret.
-    let before = printable(&source[from..column].iter().collect::<String>()).chars().count();
+    let before = printable(&source[from..column].iter().collect::<String>())
+        .chars()
+        .count();
     let number = error.line.to_string();
     vec![
         format!("  {number} | {}", printable(shown.trim_end())),
@@ -104,7 +123,10 @@ fn located(place: &str, reason: &str) -> Option<Diagnostic> {
 }
 
 fn line_of(text: &str, line: usize) -> String {
-    line.checked_sub(1).and_then(|line| text.lines().nth(line)).unwrap_or_default().to_owned()
+    line.checked_sub(1)
+        .and_then(|line| text.lines().nth(line))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// The location in `… at line 3 column 5`, with or without a comma.
@@ -112,12 +134,17 @@ fn place_in(reason: &str) -> Option<(usize, usize)> {
     let (_, place) = reason.rsplit_once(" line ")?;
     let (line, column) = place.split_once(" column ")?;
     let column: String = column.chars().take_while(char::is_ascii_digit).collect();
-    Some((line.trim_end_matches(',').parse().ok()?, column.parse().ok()?))
+    Some((
+        line.trim_end_matches(',').parse().ok()?,
+        column.parse().ok()?,
+    ))
 }
 
 fn without_place(reason: &str) -> &str {
     match place_in(reason) {
-        Some(_) => reason.rsplit_once(" at line ").map_or(reason, |(reason, _)| reason),
+        Some(_) => reason
+            .rsplit_once(" at line ")
+            .map_or(reason, |(reason, _)| reason),
         None => reason,
     }
 }
@@ -127,12 +154,21 @@ mod tests {
     use super::*;
 
     fn error(source: &str, column: usize) -> Diagnostic {
-        Diagnostic { file: "p.rego".into(), line: 12, column, reason: "no".into(), source: source.into() }
+        Diagnostic {
+            file: "p.rego".into(),
+            line: 12,
+            column,
+            reason: "no".into(),
+            source: source.into(),
+        }
     }
 
     #[test]
     fn the_caret_is_below_the_column() {
-        assert_eq!(excerpt(&error("\tx := 1 +", 9)), ["  12 |  x := 1 +", "     |         ^"]);
+        assert_eq!(
+            excerpt(&error("\tx := 1 +", 9)),
+            ["  12 |  x := 1 +", "     |         ^"]
+        );
         assert_eq!(excerpt(&error("", 1)), ["  12 | ", "     | ^"]);
         let long = format!("{}!{}", "a".repeat(5000), "b".repeat(5000));
         let [line, mark] = excerpt(&error(&long, 5001)).try_into().unwrap();
@@ -148,7 +184,10 @@ mod tests {
         let error = SourceErrors::json("data.json", text, &reason);
         assert_eq!(error.to_string(), "data.json:3:1: trailing comma");
         assert_eq!(source_excerpts(&error), ["  3 | }", "    | ^"]);
-        assert_eq!(place_in("did not find it at line 3, column 5, while"), Some((3, 5)));
+        assert_eq!(
+            place_in("did not find it at line 3, column 5, while"),
+            Some((3, 5))
+        );
         assert_eq!(place_in("no place"), None);
     }
 }

@@ -61,30 +61,51 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let mut policy = options.policy_args.load().await?;
     if let Some(file) = &options.input {
         let failed = || format!("--input {}", file.display());
-        set_input(&mut policy, &file.display().to_string(), &read_input(file)?).with_context(failed)?;
+        set_input(&mut policy, &file.display().to_string(), &read_input(file)?)
+            .with_context(failed)?;
     }
     check_query(&options.query)?;
-    let answer = policy.query(&options.query).with_context(|| options.policy_args.source.to_string())?;
+    let answer = policy
+        .query(&options.query)
+        .with_context(|| options.policy_args.source.to_string())?;
     print_json(&answer)
 }
 
 impl PolicyArgs {
     /// Fetches and loads the policy.
     pub(super) async fn load(&self) -> anyhow::Result<Policy> {
-        let limits = Limits { bundle: self.max_size.bytes(), ..LIMITS };
+        let limits = Limits {
+            bundle: self.max_size.bytes(),
+            ..LIMITS
+        };
         let image_name = match &self.source {
             ArtifactOrPath::Artifact(image_name) => image_name.clone(),
             ArtifactOrPath::Path(path) => {
                 let path = path.clone();
-                let bundle = spawn_blocking(move || local::bundle(&path, limits, Parse::Strictly)).await??;
+                let bundle =
+                    spawn_blocking(move || local::bundle(&path, limits, Parse::Strictly)).await??;
                 return self.policy(bundle).await;
             }
         };
         let reference = &self.reference(image_name).await?;
         let cli_config = self.registry.cli_config()?;
         let target = match self.remote {
-            true => Target::new(reference, false, &self.store, &self.registry, cli_config.as_ref())?,
-            false => Target::store_or_registry(reference, &self.store, &self.registry, cli_config.as_ref()).await?,
+            true => Target::new(
+                reference,
+                false,
+                &self.store,
+                &self.registry,
+                cli_config.as_ref(),
+            )?,
+            false => {
+                Target::store_or_registry(
+                    reference,
+                    &self.store,
+                    &self.registry,
+                    cli_config.as_ref(),
+                )
+                .await?
+            }
         };
         let pinned = target.resolve(reference).await;
         let pinned = match target.is_registry() && !self.remote {
@@ -104,7 +125,9 @@ impl PolicyArgs {
     }
 
     async fn policy(&self, bundle: Bundle) -> anyhow::Result<Policy> {
-        spawn_blocking(move || Policy::load(&bundle)).await?.with_context(|| self.source.to_string())
+        spawn_blocking(move || Policy::load(&bundle))
+            .await?
+            .with_context(|| self.source.to_string())
     }
 
     async fn reference(&self, image_name: ImageName) -> anyhow::Result<Reference> {
@@ -114,7 +137,9 @@ impl PolicyArgs {
         let store = self.store.clone();
         match image_name {
             ImageName::Reference(reference) => Ok(reference),
-            digest @ ImageName::Digest { .. } => spawn_blocking(move || digest.find(&store.open()?)).await?,
+            digest @ ImageName::Digest { .. } => {
+                spawn_blocking(move || digest.find(&store.open()?)).await?
+            }
         }
     }
 }

@@ -14,7 +14,11 @@ use crate::{
 };
 
 /// Read limits. The limit of bundles is `--max-size`.
-const LIMITS: ReadLimits = ReadLimits { manifest: 4 << 20, evidence: 16 << 20, bundle: 2 << 30 };
+const LIMITS: ReadLimits = ReadLimits {
+    manifest: 4 << 20,
+    evidence: 16 << 20,
+    bundle: 2 << 30,
+};
 
 /// Flags for registry access.
 #[derive(Debug, Clone, Args)]
@@ -23,7 +27,12 @@ pub(super) struct RegistryFlags {
     #[arg(long, help_heading = "Registry")]
     pub(super) plain_http: bool,
     /// Trust the certificates in this PEM file in addition.
-    #[arg(long, value_name = "FILE", help_heading = "Registry", conflicts_with = "plain_http")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Registry",
+        conflicts_with = "plain_http"
+    )]
     ca_file: Option<PathBuf>,
     /// Don't verify the registry's certificate; open to man-in-the-middle attacks.
     #[arg(long, help_heading = "Registry", conflicts_with = "plain_http")]
@@ -46,7 +55,10 @@ impl RegistryFlags {
         cli_config: Option<&CliConfig>,
         repository: &Repository,
     ) -> anyhow::Result<(Registries, ReadLimits)> {
-        Ok((self.registries_as(cli_config, &[(repository.host(), self)], self.login())?, LIMITS))
+        Ok((
+            self.registries_as(cli_config, &[(repository.host(), self)], self.login())?,
+            LIMITS,
+        ))
     }
 
     /// The registry clients. `hosts` lists the flags per host; `login` is used for hosts without
@@ -57,21 +69,34 @@ impl RegistryFlags {
         hosts: &[(&str, &Self)],
         login: Option<Credentials>,
     ) -> anyhow::Result<Registries> {
-        let mut options: BTreeMap<_, _> =
-            cli_config.map(|cli_config| cli_config.registries.clone()).unwrap_or_default();
+        let mut options: BTreeMap<_, _> = cli_config
+            .map(|cli_config| cli_config.registries.clone())
+            .unwrap_or_default();
         for (host, flags) in hosts {
             flags.apply_to(options.entry((*host).to_owned()).or_default())?;
         }
-        for options in options.values_mut().filter(|options| options.credentials.is_none()) {
+        for options in options
+            .values_mut()
+            .filter(|options| options.credentials.is_none())
+        {
             options.credentials.clone_from(&login);
         }
-        let others = Options { credentials: login, ..Options::default() };
-        Ok(Registries::new(options, LIMITS, Metrics::new().context("metrics")?).with_default(others).one_shot())
+        let others = Options {
+            credentials: login,
+            ..Options::default()
+        };
+        Ok(
+            Registries::new(options, LIMITS, Metrics::new().context("metrics")?)
+                .with_default(others)
+                .one_shot(),
+        )
     }
 
     /// The credentials in docker's configuration.
     pub(super) fn login(&self) -> Option<Credentials> {
-        docker_config().map(|config| Credentials::DockerConfig { file: config.file().to_owned() })
+        docker_config().map(|config| Credentials::DockerConfig {
+            file: config.file().to_owned(),
+        })
     }
 
     fn apply_to(&self, options: &mut Options) -> anyhow::Result<()> {
@@ -91,7 +116,11 @@ impl RegistryFlags {
 
 /// Docker's configuration: in `DOCKER_CONFIG`, or else in the home folder.
 pub(super) fn docker_config() -> Option<DockerConfig> {
-    let given = |name: &str| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let given = |name: &str| {
+        env::var_os(name)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     let folder = given("DOCKER_CONFIG").or_else(|| Some(given("HOME")?.join(".docker")))?;
     Some(DockerConfig::new(folder.join("config.json")))
 }

@@ -44,24 +44,38 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         for file in [&private, &public] {
             // Checked before the password prompt.
             if fs::symlink_metadata(file).is_ok() {
-                bail!("{}: already exists; choose another name with --output-key-prefix", file.display());
+                bail!(
+                    "{}: already exists; choose another name with --output-key-prefix",
+                    file.display()
+                );
             }
         }
     }
     let password = password::for_new_key_file(&private)?;
     let pair = KeyPair::generate()?;
     options.write(&private, &pair.to_key_file(password.as_bytes())?, 0o600)?;
-    options.write(&public, pair.public_pem(), 0o644).inspect_err(|_| {
-        // A leftover private key would block the next attempt. With --force the old key is gone
-        // already.
-        if !options.force {
-            let _ = fs::remove_file(&private);
-        }
-    })?;
+    options
+        .write(&public, pair.public_pem(), 0o644)
+        .inspect_err(|_| {
+            // A leftover private key would block the next attempt. With --force the old key is gone
+            // already.
+            if !options.force {
+                let _ = fs::remove_file(&private);
+            }
+        })?;
     if options.json {
-        return print_json(&KeyPairReport { private_key: &private, public_key: &public, identity: pair.identity() });
+        return print_json(&KeyPairReport {
+            private_key: &private,
+            public_key: &public,
+            identity: pair.identity(),
+        });
     }
-    print(&format!("private key: {}\npublic key: {} ({})", private.display(), public.display(), pair.identity()))
+    print(&format!(
+        "private key: {}\npublic key: {} ({})",
+        private.display(),
+        public.display(),
+        pair.identity()
+    ))
 }
 
 impl Options {
@@ -74,13 +88,25 @@ impl Options {
     /// Writes the file atomically. Overwrites only with `--force`.
     fn write(&self, file: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let failed = || format!("write {}", file.display());
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let folder = file
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
         temporary.write_all(text.as_bytes()).with_context(failed)?;
-        temporary.as_file().set_permissions(fs::Permissions::from_mode(mode)).with_context(failed)?;
+        temporary
+            .as_file()
+            .set_permissions(fs::Permissions::from_mode(mode))
+            .with_context(failed)?;
         temporary.as_file().sync_all().with_context(failed)?;
-        let persisted = if self.force { temporary.persist(file) } else { temporary.persist_noclobber(file) };
-        persisted.map_err(|error| error.error).with_context(failed)?;
+        let persisted = if self.force {
+            temporary.persist(file)
+        } else {
+            temporary.persist_noclobber(file)
+        };
+        persisted
+            .map_err(|error| error.error)
+            .with_context(failed)?;
         Ok(())
     }
 }

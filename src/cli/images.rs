@@ -55,7 +55,11 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     }
     let filter = options.filter()?;
     let mut images = options.store.open()?.list()?;
-    images.retain(|image| filter.as_ref().is_none_or(|filter| filter.matches(&image.name())));
+    images.retain(|image| {
+        filter
+            .as_ref()
+            .is_none_or(|filter| filter.matches(&image.name()))
+    });
     if options.json {
         return print_json(&images.iter().map(to_json).collect::<Value>());
     }
@@ -63,11 +67,26 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         let mut seen = HashSet::new();
         let digests = images.iter().filter(|image| seen.insert(&image.digest));
         let lines: Vec<_> = digests.map(|image| short(image).to_owned()).collect();
-        return if lines.is_empty() { Ok(()) } else { print(&lines.join("\n")) };
+        return if lines.is_empty() {
+            Ok(())
+        } else {
+            print(&lines.join("\n"))
+        };
     }
     let now = crate::telemetry::now();
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();
-    print(&table::columns(["REPOSITORY", "TAG", "DIGEST", "REVISION", "RECEIVED", "SIZE", "SIGNED"], &rows))
+    print(&table::columns(
+        [
+            "REPOSITORY",
+            "TAG",
+            "DIGEST",
+            "REVISION",
+            "RECEIVED",
+            "SIZE",
+            "SIGNED",
+        ],
+        &rows,
+    ))
 }
 
 /// A filter of image names.
@@ -90,7 +109,11 @@ impl Filter {
         for text in [text.to_owned(), format!("{text}:*"), format!("{text}@*")] {
             globs.add(Glob::new(&text).with_context(|| format!("--filter {text:?}"))?);
         }
-        Ok(Self::Glob(Box::new(globs.build().with_context(|| format!("--filter {text:?}"))?)))
+        Ok(Self::Glob(Box::new(
+            globs
+                .build()
+                .with_context(|| format!("--filter {text:?}"))?,
+        )))
     }
 
     fn matches(&self, name: &str) -> bool {
@@ -103,7 +126,11 @@ impl Filter {
 
 impl Options {
     fn filter(&self) -> anyhow::Result<Option<Filter>> {
-        self.word.as_ref().or(self.filter.as_ref()).map(|text| Filter::new(text)).transpose()
+        self.word
+            .as_ref()
+            .or(self.filter.as_ref())
+            .map(|text| Filter::new(text))
+            .transpose()
     }
 }
 
@@ -117,7 +144,9 @@ fn row(image: &Image, now: Timestamp) -> [String; 7] {
         image.tag.clone().unwrap_or_else(|| "-".to_owned()),
         short(image).to_owned(),
         image.revision.clone(),
-        image.created.map_or_else(|| "-".to_owned(), |created| table::age(created, now)),
+        image
+            .created
+            .map_or_else(|| "-".to_owned(), |created| table::age(created, now)),
         table::size(image.size),
         // Not `no`: `sign` writes to the registry, which may have a signature.
         if image.signed { "yes" } else { NOT_IN_STORE }.to_owned(),

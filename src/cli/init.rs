@@ -36,30 +36,54 @@ version tag such as v1.0.0 they also build, push, and sign keyless with cosign."
 const FILES: [(&str, &str); 6] = [
     ("policy/.manifest", include_str!("init/manifest.json")),
     ("policy/authz.rego", include_str!("init/authz.rego")),
-    ("policy/authz_test.rego", include_str!("init/authz_test.rego")),
-    (".github/workflows/policy.yaml", include_str!("init/github.yaml")),
+    (
+        "policy/authz_test.rego",
+        include_str!("init/authz_test.rego"),
+    ),
+    (
+        ".github/workflows/policy.yaml",
+        include_str!("init/github.yaml"),
+    ),
     (".gitlab-ci.yml", include_str!("init/gitlab.yaml")),
     ("README.md", include_str!("init/readme.md")),
 ];
 
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
-    let files: Vec<_> = FILES.iter().map(|(name, content)| (options.path.join(name), *content)).collect();
+    let files: Vec<_> = FILES
+        .iter()
+        .map(|(name, content)| (options.path.join(name), *content))
+        .collect();
     if !options.force {
         // All or nothing: a mix of old and new files would not work.
-        let there: Vec<_> = files.iter().filter(|(path, _)| path.symlink_metadata().is_ok()).collect();
+        let there: Vec<_> = files
+            .iter()
+            .filter(|(path, _)| path.symlink_metadata().is_ok())
+            .collect();
         if let [(first, _), rest @ ..] = there.as_slice() {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            bail!("{}{more}: already exists; overwrite with --force, or choose another PATH", first.display());
+            let more = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(" and {} more", rest.len())
+            };
+            bail!(
+                "{}{more}: already exists; overwrite with --force, or choose another PATH",
+                first.display()
+            );
         }
     }
     for (path, content) in &files {
         write(path, content, options.force).with_context(|| format!("write {}", path.display()))?;
     }
     if options.json {
-        let names: Vec<_> = files.iter().map(|(path, _)| path.display().to_string()).collect();
+        let names: Vec<_> = files
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect();
         return print_json(&json!({ "files": names }));
     }
-    files.iter().try_for_each(|(path, _)| print(&path.display().to_string()))
+    files
+        .iter()
+        .try_for_each(|(path, _)| print(&path.display().to_string()))
 }
 
 fn write(path: &Path, content: &str, force: bool) -> io::Result<()> {

@@ -71,11 +71,18 @@ struct Signature {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let report = interruptible(inspect(&options)).await??;
-    if options.json { print_json(&report.to_json()) } else { print(&report.to_text()) }
+    if options.json {
+        print_json(&report.to_json())
+    } else {
+        print(&report.to_text())
+    }
 }
 
 async fn inspect(options: &Options) -> anyhow::Result<Report> {
-    let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let limits = Limits {
+        bundle: options.max_size.bytes(),
+        ..LIMITS
+    };
     let image_name = match &options.source {
         ArtifactOrPath::Artifact(image_name) => image_name.clone(),
         ArtifactOrPath::Path(path) => {
@@ -83,10 +90,20 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
             // Rego that the built-in parser can't read can still be inspected.
             let bundle = spawn_blocking(move || local::bundle(&path, limits, Parse::No)).await??;
             let blob = bundle.blob();
-            let layers = vec![Descriptor::new(media_type::LAYER_TAR_GZIP, blob.digest().clone(), blob.size())];
+            let layers = vec![Descriptor::new(
+                media_type::LAYER_TAR_GZIP,
+                blob.digest().clone(),
+                blob.size(),
+            )];
             let contents = Contents::of(&bundle)?;
             let name = options.source.to_string();
-            return Ok(Report { name, artifact: None, layers, bundle: Ok((bundle, contents)), signatures: None });
+            return Ok(Report {
+                name,
+                artifact: None,
+                layers,
+                bundle: Ok((bundle, contents)),
+                signatures: None,
+            });
         }
     };
     let reference = match image_name {
@@ -97,7 +114,13 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
             spawn_blocking(move || digest.find(&store.open()?)).await??
         }
     };
-    let found = artifact::find(&options.store, &options.registry, options.remote, &reference).await?;
+    let found = artifact::find(
+        &options.store,
+        &options.registry,
+        options.remote,
+        &reference,
+    )
+    .await?;
     let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.layer_plan(None) {
@@ -105,25 +128,51 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
             layers = plan.layers().to_vec();
             let bundle = found.bundle(&plan, limits).await;
             let contents = bundle.and_then(|bundle| Ok((Contents::of(&bundle)?, bundle)));
-            contents.map(|(contents, bundle)| (bundle, contents)).map_err(|error| format!("{error:#}"))
+            contents
+                .map(|(contents, bundle)| (bundle, contents))
+                .map_err(|error| format!("{error:#}"))
         }
         Err(error) => Err(format!("{error:#}")),
     };
     let name = found.reference.to_string();
-    Ok(Report { name, artifact: Some(found), layers, bundle, signatures: Some(signatures) })
+    Ok(Report {
+        name,
+        artifact: Some(found),
+        layers,
+        bundle,
+        signatures: Some(signatures),
+    })
 }
 
 async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> {
     let digest = found.pinned.digest();
     let mut signatures = Vec::new();
-    for referrer in found.source.referrers(&found.pinned, MAX_SIGNATURES).await?.entries {
+    for referrer in found
+        .source
+        .referrers(&found.pinned, MAX_SIGNATURES)
+        .await?
+        .entries
+    {
         let kind = referrer.artifact_type.unwrap_or_default();
-        let format = if kind.starts_with("application/vnd.dev.sigstore.bundle") { "bundle" } else { "other" };
-        signatures.push(Signature { format, manifest: referrer.digest.to_string() });
+        let format = if kind.starts_with("application/vnd.dev.sigstore.bundle") {
+            "bundle"
+        } else {
+            "other"
+        };
+        signatures.push(Signature {
+            format,
+            manifest: referrer.digest.to_string(),
+        });
     }
-    let legacy = found.source.tagged_manifest(&format!("{}-{}.sig", digest.algorithm(), digest.hex())).await?;
+    let legacy = found
+        .source
+        .tagged_manifest(&format!("{}-{}.sig", digest.algorithm(), digest.hex()))
+        .await?;
     if let Some(manifest) = legacy {
-        let one = || Signature { format: "legacy", manifest: manifest.digest().to_string() };
+        let one = || Signature {
+            format: "legacy",
+            manifest: manifest.digest().to_string(),
+        };
         signatures.extend(manifest.layers().iter().map(|_| one()));
     }
     Ok(signatures)
@@ -131,17 +180,20 @@ async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> 
 
 /// The metadata as JSON, or as text if it has a number too large for a JSON value.
 fn metadata(text: &str) -> Value {
-    if text.is_empty() { json!({}) } else { serde_json::from_str(text).unwrap_or_else(|_| text.into()) }
+    if text.is_empty() {
+        json!({})
+    } else {
+        serde_json::from_str(text).unwrap_or_else(|_| text.into())
+    }
 }
 
 impl Report {
     fn to_json(&self) -> Value {
         let artifact = self.artifact.as_ref();
-        let signatures = self
-            .signatures
-            .iter()
-            .flatten()
-            .map(|signature| json!({ "format": signature.format, "manifest": signature.manifest }));
+        let signatures =
+            self.signatures.iter().flatten().map(
+                |signature| json!({ "format": signature.format, "manifest": signature.manifest }),
+            );
         let mut report = json!({
             "reference": self.name, "digest": artifact.map(|found| found.pinned.digest()),
             "annotations": artifact.map(|found| found.manifest.annotations()),
@@ -157,7 +209,10 @@ impl Report {
                     "rego_version": said.rego_version, "metadata": metadata(&contents.metadata) });
                 report["packages"] = contents.packages().into();
                 report["entrypoints"] = contents.entrypoints.clone().into();
-                let files = contents.files.iter().map(|(name, size)| json!({ "path": name, "size": size }));
+                let files = contents
+                    .files
+                    .iter()
+                    .map(|(name, size)| json!({ "path": name, "size": size }));
                 report["files"] = files.collect();
             }
             Err(reason) => report["error"] = reason.clone().into(),
@@ -168,18 +223,28 @@ impl Report {
     fn to_text(&self) -> String {
         let manifest = self.artifact.as_ref().map(|found| &found.manifest);
         let mut parts = vec![table::facts(&self.facts())];
-        let annotations = manifest.into_iter().flat_map(|manifest| manifest.annotations());
-        let annotations: Vec<_> = annotations.map(|(key, value)| [key.clone(), value.clone()]).collect();
+        let annotations = manifest
+            .into_iter()
+            .flat_map(|manifest| manifest.annotations());
+        let annotations: Vec<_> = annotations
+            .map(|(key, value)| [key.clone(), value.clone()])
+            .collect();
         if !annotations.is_empty() {
             parts.push(table::columns(["ANNOTATION", ""], &annotations));
         }
         if let Ok((_, contents)) = &self.bundle {
-            let files: Vec<_> = contents.files.iter().map(|(name, size)| [name.clone(), table::size(*size)]).collect();
+            let files: Vec<_> = contents
+                .files
+                .iter()
+                .map(|(name, size)| [name.clone(), table::size(*size)])
+                .collect();
             parts.push(table::columns(["FILE", "SIZE"], &files));
         }
         if let Some(signatures) = &self.signatures {
-            let rows: Vec<_> =
-                signatures.iter().map(|signature| [signature.format.to_owned(), signature.manifest.clone()]).collect();
+            let rows: Vec<_> = signatures
+                .iter()
+                .map(|signature| [signature.format.to_owned(), signature.manifest.clone()])
+                .collect();
             parts.push(match rows.as_slice() {
                 [] => self.unsigned().to_owned(),
                 rows => table::columns(["SIGNATURE", "MANIFEST"], rows),
@@ -192,14 +257,27 @@ impl Report {
         let mut facts = vec![("reference", self.name.clone())];
         if let Some(found) = &self.artifact {
             facts.push(("digest", found.pinned.digest().to_string()));
-            facts.extend(found.manifest.artifact_type().map(|kind| ("artifact type", kind.to_owned())));
+            facts.extend(
+                found
+                    .manifest
+                    .artifact_type()
+                    .map(|kind| ("artifact type", kind.to_owned())),
+            );
         }
-        facts.extend(self.layers.iter().map(|layer| ("layer", format!("{} ({})", layer.digest, layer.media_type))));
+        facts.extend(
+            self.layers
+                .iter()
+                .map(|layer| ("layer", format!("{} ({})", layer.digest, layer.media_type))),
+        );
         facts.push(("size", table::size(Descriptor::total(&self.layers))));
         match &self.bundle {
             Ok((bundle, contents)) => {
                 let said = bundle.manifest();
-                let roots = if said.owns("") { "everything".to_owned() } else { said.roots.join(", ") };
+                let roots = if said.owns("") {
+                    "everything".to_owned()
+                } else {
+                    said.roots.join(", ")
+                };
                 facts.push(("revision", said.revision.to_string()));
                 facts.push(("roots", roots));
                 if !contents.metadata.is_empty() {
@@ -217,7 +295,9 @@ impl Report {
     /// writes.
     fn unsigned(&self) -> &'static str {
         match &self.artifact {
-            Some(found) if found.in_store => "signatures: not in the store; --remote looks in the registry",
+            Some(found) if found.in_store => {
+                "signatures: not in the store; --remote looks in the registry"
+            }
             _ => "no signatures",
         }
     }

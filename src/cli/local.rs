@@ -60,19 +60,33 @@ pub(super) fn bundle(path: &Path, limits: Limits, parse: Parse) -> anyhow::Resul
     if path.join("oci-layout").exists() {
         bail!("{name}: this is an OCI image layout; write oci-layout:{name}");
     }
-    let is_source = path.extension().is_some_and(|end| end == "rego" || end == "json" || end == "yaml");
+    let is_source = path
+        .extension()
+        .is_some_and(|end| end == "rego" || end == "json" || end == "yaml");
     if path.is_dir() || is_source {
-        let packed = Folder::gather(&[path.to_owned()], &Ignore::default(), &limits)
-            .and_then(|folder| folder.pack(&PackOptions { parse, ..PackOptions::new(limits) }));
+        let packed =
+            Folder::gather(&[path.to_owned()], &Ignore::default(), &limits).and_then(|folder| {
+                folder.pack(&PackOptions {
+                    parse,
+                    ..PackOptions::new(limits)
+                })
+            });
         let packed = packed.map_err(|error| {
-            SourceErrors::of(error, "if only the built-in parser can't read it, use opa (opa eval -d)")
+            SourceErrors::of(
+                error,
+                "if only the built-in parser can't read it, use opa (opa eval -d)",
+            )
         })?;
         return Ok(packed.bundle);
     }
     let mut file = open_regular(path).with_context(|| name.to_string())?;
     let size = file.metadata().with_context(|| name.to_string())?.len();
     if size > limits.bundle {
-        bail!("{name}: {} exceeds --max-size ({})", table::size(size), table::size(limits.bundle));
+        bail!(
+            "{name}: {} exceeds --max-size ({})",
+            table::size(size),
+            table::size(limits.bundle)
+        );
     }
     let mut blob = NewBlob::create();
     io::copy(&mut file, &mut blob).with_context(|| name.to_string())?;

@@ -51,15 +51,24 @@ impl OpaChoice {
             },
             Self::Program(program) => match start(program).await {
                 Ok(checker) => Ok(Some(checker)),
-                Err(error @ StartError::TooOld { .. }) => bail!("--opa: {error}; name another one, or use --opa=none"),
-                Err(error) => bail!("--opa: {error}; install opa, name it with --opa=PROGRAM, or use --opa=none"),
+                Err(error @ StartError::TooOld { .. }) => {
+                    bail!("--opa: {error}; name another one, or use --opa=none")
+                }
+                Err(error) => bail!(
+                    "--opa: {error}; install opa, name it with --opa=PROGRAM, or use --opa=none"
+                ),
             },
         }
     }
 }
 
 async fn start(program: &Path) -> Result<Checker, StartError> {
-    Checkers::default().start(&Options { program: program.to_owned(), ..Options::default() }).await
+    Checkers::default()
+        .start(&Options {
+            program: program.to_owned(),
+            ..Options::default()
+        })
+        .await
 }
 
 /// Whether the bundle has WebAssembly and this `opa` was built without support for it.
@@ -69,7 +78,11 @@ pub(super) fn lacks_wasm(opa: &Opa, bundle: &crate::bundle::Bundle) -> bool {
 
 /// The problems as text, with paths of the source files: `policy/a.rego:3: …`.
 pub(super) fn describe_problems(problems: &Problems, sources: &[PathBuf]) -> String {
-    let mut told: Vec<_> = problems.first.iter().map(|problem| describe_problem(problem, sources)).collect();
+    let mut told: Vec<_> = problems
+        .first
+        .iter()
+        .map(|problem| describe_problem(problem, sources))
+        .collect();
     if problems.more > 0 {
         told.push(format!("and {} more", problems.more));
     }
@@ -80,8 +93,8 @@ pub(super) fn describe_problems(problems: &Problems, sources: &[PathBuf]) -> Str
 pub(super) fn describe_problem(problem: &Problem, sources: &[PathBuf]) -> String {
     match &problem.place {
         Some(place) => {
-            let file =
-                source_file(&place.file, sources).map_or_else(|| place.file.clone(), |file| file.display().to_string());
+            let file = source_file(&place.file, sources)
+                .map_or_else(|| place.file.clone(), |file| file.display().to_string());
             format!("{file}:{}: {}", place.row, problem.message)
         }
         None => problem.message.clone(),
@@ -92,7 +105,11 @@ pub(super) fn describe_problem(problem: &Problem, sources: &[PathBuf]) -> String
 pub(super) fn source_file(name: &str, sources: &[PathBuf]) -> Option<PathBuf> {
     sources.iter().find_map(|source| {
         let is_it = source.is_file() && source.file_name().is_some_and(|own| own == name);
-        let file = if is_it { source.clone() } else { source.join(name) };
+        let file = if is_it {
+            source.clone()
+        } else {
+            source.join(name)
+        };
         file.is_file().then_some(file)
     })
 }

@@ -18,7 +18,9 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
 /// Prints a result for programs: one JSON document on stdout. Characters that could control a
 /// terminal are escaped, as they are in text.
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&table::printable_json(&serde_json::to_string_pretty(value)?))
+    print(&table::printable_json(&serde_json::to_string_pretty(
+        value,
+    )?))
 }
 
 /// Prints a message on stderr, with the program's name in front. Errors are ignored: stderr may
@@ -29,13 +31,20 @@ pub(super) fn eprint(text: &str) {
 
 /// Prints lines on stderr as they are; progress bars are hidden meanwhile.
 pub(super) fn eprint_lines(lines: &[String]) {
-    progress::suspend(|| lines.iter().for_each(|line| drop(writeln!(io::stderr(), "{line}"))));
+    progress::suspend(|| {
+        lines
+            .iter()
+            .for_each(|line| drop(writeln!(io::stderr(), "{line}")))
+    });
 }
 
 /// An error and its causes as one line. A cause that the text already contains is left out.
 pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
-    for cause in error.chain().map(|cause| cause.to_string().replace(['\n', '\r'], " ")) {
+    for cause in error
+        .chain()
+        .map(|cause| cause.to_string().replace(['\n', '\r'], " "))
+    {
         if line.is_empty() {
             line = cause;
         } else if !line.contains(&cause) {
@@ -52,7 +61,11 @@ mod tests {
     #[test]
     fn an_error_is_one_line_without_repetitions() {
         let io = || io::Error::other("disk on fire");
-        let told = crate::oci::LayoutError::Io { operation: "write", path: "x".into(), source: io() };
+        let told = crate::oci::LayoutError::Io {
+            operation: "write",
+            path: "x".into(),
+            source: io(),
+        };
         assert_eq!(one_line(&told.into()), "write x: disk on fire");
         let untold = Err::<(), _>(io()).context("write y").unwrap_err();
         assert_eq!(one_line(&untold), "write y: disk on fire");

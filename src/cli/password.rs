@@ -25,7 +25,10 @@ pub(super) fn for_new_key_file(file: &Path) -> anyhow::Result<Zeroizing<String>>
     if let Some(password) = from_environment()? {
         return Ok(password);
     }
-    let password = prompt(&format!("New password for {} (may be empty): ", file.display()))?;
+    let password = prompt(&format!(
+        "New password for {} (may be empty): ",
+        file.display()
+    ))?;
     if *prompt("Repeat the password: ")? != *password {
         bail!("{}: the passwords differ; try again", file.display());
     }
@@ -47,5 +50,7 @@ fn prompt(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     if !stdin().is_terminal() {
         bail!("password: no terminal to prompt on; set {VARIABLE}");
     }
-    rpassword::prompt_password(prompt).map(Zeroizing::new).context("password")
+    rpassword::prompt_password(prompt)
+        .map(Zeroizing::new)
+        .context("password")
 }

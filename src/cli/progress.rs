@@ -14,7 +14,8 @@ use crate::{
     registry::{BlobTransfer, Progress},
 };
 
-const BAR_TEMPLATE: &str = "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
+const BAR_TEMPLATE: &str =
+    "{prefix} [{bar:30}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec:>13} {msg}";
 const FINISHED_TEMPLATE: &str = "{prefix} {total_bytes:>11} {msg}";
 const SPINNER_TEMPLATE: &str = "{spinner} {msg} {elapsed}";
 const TICK_INTERVAL: Duration = Duration::from_millis(200);
@@ -44,13 +45,18 @@ pub(super) struct Bars {
 impl Bars {
     /// Bars on stderr, if it is a terminal.
     pub(super) fn new() -> Self {
-        Self { display: DISPLAY.clone(), bars: Mutex::default() }
+        Self {
+            display: DISPLAY.clone(),
+            bars: Mutex::default(),
+        }
     }
 
     fn bar(&self, blob: &Descriptor) -> ProgressBar {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = bars.entry(blob.digest.clone()).or_insert_with(|| {
-            let bar = self.display.add(ProgressBar::new(blob.size).with_style(style(BAR_TEMPLATE)));
+            let bar = self
+                .display
+                .add(ProgressBar::new(blob.size).with_style(style(BAR_TEMPLATE)));
             bar.with_prefix(blob.digest.hex()[..12].to_owned())
         });
         bar.clone()
@@ -64,7 +70,9 @@ pub(super) struct Spinner(ProgressBar);
 impl Spinner {
     /// A spinner on stderr, if it is a terminal. `what` names the work.
     pub(super) fn on(what: &str) -> Self {
-        let bar = ProgressBar::new_spinner().with_style(style(SPINNER_TEMPLATE)).with_message(what.to_owned());
+        let bar = ProgressBar::new_spinner()
+            .with_style(style(SPINNER_TEMPLATE))
+            .with_message(what.to_owned());
         let bar = DISPLAY.add(bar);
         bar.enable_steady_tick(TICK_INTERVAL);
         Self(bar)
@@ -79,7 +87,9 @@ impl Drop for Spinner {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 impl Progress for Bars {

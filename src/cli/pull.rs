@@ -50,7 +50,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let cli_config = options.registry.cli_config()?;
     let store = options.store.clone();
     let images = spawn_blocking(move || store.open()).await??;
-    let work = async |reference: &Reference| pull(&options, cli_config.as_ref(), &images, reference).await;
+    let work =
+        async |reference: &Reference| pull(&options, cli_config.as_ref(), &images, reference).await;
     for_each::in_order(&options.references, options.json, work).await
 }
 
@@ -69,8 +70,18 @@ async fn pull(
     let from = registries.source(repository)?;
     let pinned = from.resolve(reference).await?;
     if let Some(policy) = policy {
-        let signatures = policy.signatures().map(|repository| registries.source(repository)).transpose()?;
-        check(&from, signatures.as_ref().unwrap_or(&from), &pinned, &policy, limits.evidence).await?;
+        let signatures = policy
+            .signatures()
+            .map(|repository| registries.source(repository))
+            .transpose()?;
+        check(
+            &from,
+            signatures.as_ref().unwrap_or(&from),
+            &pinned,
+            &policy,
+            limits.evidence,
+        )
+        .await?;
     }
     let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
     manifest.with_context(|| format!("pull {reference}"))?;
@@ -90,7 +101,9 @@ async fn check(
     let evidence = verify::collect(signatures, pinned, limit).await?;
     Verified::verify(policy, pinned, manifest, &evidence)
         .map(drop)
-        .map_err(|rejection| anyhow!("{pinned}: {rejection}; nothing was pulled, see `bundlegate verify`"))
+        .map_err(|rejection| {
+            anyhow!("{pinned}: {rejection}; nothing was pulled, see `bundlegate verify`")
+        })
 }
 
 async fn fetch(
@@ -103,7 +116,9 @@ async fn fetch(
 ) -> anyhow::Result<()> {
     let store = images.clone();
     let lease = spawn_blocking(move || store.write_lease()).await??;
-    let to = registries.destination(&images.repository())?.with_tag_prefix(reference.repository());
+    let to = registries
+        .destination(&images.repository())?
+        .with_tag_prefix(reference.repository());
     let bars = Bars::new();
     let transfer = Transfer {
         from,

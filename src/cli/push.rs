@@ -50,11 +50,15 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let names = options.references.clone();
     let (images, references) = spawn_blocking(move || -> anyhow::Result<_> {
         let images = store.open()?;
-        let references = names.iter().map(|name| name.find_unique(&images)).collect::<anyhow::Result<Vec<_>>>()?;
+        let references = names
+            .iter()
+            .map(|name| name.find_unique(&images))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         Ok((images, references))
     })
     .await??;
-    let work = async |reference: &Reference| push(&options, cli_config.as_ref(), &images, reference).await;
+    let work =
+        async |reference: &Reference| push(&options, cli_config.as_ref(), &images, reference).await;
     for_each::in_order(&references, options.json, work).await
 }
 
@@ -66,18 +70,25 @@ async fn push(
 ) -> anyhow::Result<PinnedReference> {
     let repository = reference.repository();
     let (registries, _) = options.registry.registries(cli_config, repository)?;
-    let from = registries.source(&images.repository())?.with_tag_prefix(repository);
+    let from = registries
+        .source(&images.repository())?
+        .with_tag_prefix(repository);
     let to = registries.destination(repository)?;
     let (store, name) = (images.clone(), reference.clone());
     let (found, neighbours) = spawn_blocking(move || -> anyhow::Result<_> {
         let found = store.resolve(&name)?;
-        let found = found.with_context(|| format!("{name}: not in the image store; see `bundlegate images`"))?;
+        let found = found
+            .with_context(|| format!("{name}: not in the image store; see `bundlegate images`"))?;
         let neighbours = neighbours(&store, &name)?;
         Ok((found, neighbours))
     })
     .await??;
     let bars = Bars::new();
-    let signatures = if options.no_signatures { Signatures::Exclude } else { Signatures::Include };
+    let signatures = if options.no_signatures {
+        Signatures::Exclude
+    } else {
+        Signatures::Include
+    };
     let transfer = Transfer {
         from: &from,
         to: &to,
@@ -87,7 +98,9 @@ async fn push(
         progress: &bars,
     };
     let tags: Vec<_> = reference.tag().map(str::to_owned).into_iter().collect();
-    let copied = transfer.run(&images.repository().pin(found.digest.clone()), &tags).await;
+    let copied = transfer
+        .run(&images.repository().pin(found.digest.clone()), &tags)
+        .await;
     let copied = copied.with_context(|| format!("push {reference}"))?;
     for skipped in copied.skipped {
         eprint(&format!("push {reference}: skipped a signature: {skipped}"));
@@ -106,10 +119,14 @@ async fn push(
 /// there can be mounted.
 fn neighbours(images: &Images, reference: &Reference) -> anyhow::Result<Vec<Repository>> {
     const MAX_NEIGHBOURS: usize = 3;
-    let Some(digest) = images.resolve(reference)?.map(|found| found.digest) else { return Ok(Vec::new()) };
+    let Some(digest) = images.resolve(reference)?.map(|found| found.digest) else {
+        return Ok(Vec::new());
+    };
     let mut found: Vec<Repository> = Vec::new();
     for image in images.list()?.iter().filter(|image| image.digest == digest) {
-        let Ok(other) = image.name().parse::<Reference>() else { continue };
+        let Ok(other) = image.name().parse::<Reference>() else {
+            continue;
+        };
         let other = other.repository();
         let near = other.host() == reference.repository().host() && other != reference.repository();
         if near && !found.contains(other) && found.len() < MAX_NEIGHBOURS {

@@ -25,7 +25,12 @@ pub(super) fn bytes(what: &str, file: &Path, limit: u64) -> anyhow::Result<Vec<u
 /// Reads a file or pipe as text; see [`bytes`].
 pub(super) fn text(what: &str, file: &Path, limit: u64) -> anyhow::Result<String> {
     let bytes = bytes(what, file, limit)?;
-    String::from_utf8(bytes).map_err(|_| anyhow!("{what} {}: not UTF-8 text; name the right file", file.display()))
+    String::from_utf8(bytes).map_err(|_| {
+        anyhow!(
+            "{what} {}: not UTF-8 text; name the right file",
+            file.display()
+        )
+    })
 }
 
 /// Reads a regular file, for a second look at it: a pipe would be consumed.
@@ -36,10 +41,16 @@ pub(super) fn regular(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Reads standard input to its end as text of at most `limit` bytes.
 pub(super) fn stdin(what: &str, limit: u64) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    let read = io::stdin().lock().take(limit.saturating_add(1)).read_to_end(&mut bytes);
+    let read = io::stdin()
+        .lock()
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes);
     read.with_context(|| format!("{what}: standard input"))?;
     if bytes.len() as u64 > limit {
-        return Err(anyhow!("{what}: standard input is longer than {} MiB", limit >> 20));
+        return Err(anyhow!(
+            "{what}: standard input is longer than {} MiB",
+            limit >> 20
+        ));
     }
     String::from_utf8(bytes).map_err(|_| anyhow!("{what}: standard input is not UTF-8 text"))
 }

@@ -50,28 +50,47 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     if remote.contains('/') {
         if search.is_some() {
-            bail!("--search searches repositories; name only the registry, without the path of {remote:?}");
+            bail!(
+                "--search searches repositories; name only the registry, without the path of {remote:?}"
+            );
         }
         return tags(remote.trim_end_matches('/'), format, flags).await;
     }
     let cli_config = flags.cli_config()?;
-    let host = Repository::Registry { host: remote.to_owned(), path: String::new() };
+    let host = Repository::Registry {
+        host: remote.to_owned(),
+        path: String::new(),
+    };
     let (registries, _) = flags.registries(cli_config.as_ref(), &host)?;
     let found = interruptible(registries.repositories(remote)).await??;
     let found = found.with_context(|| {
         format!("{remote}: the registry does not list its repositories; name a repository, such as {remote}/acme/authz")
     })?;
-    let found: Vec<_> = found.into_iter().filter(|name| search.is_none_or(|word| name.contains(word))).collect();
+    let found: Vec<_> = found
+        .into_iter()
+        .filter(|name| search.is_none_or(|word| name.contains(word)))
+        .collect();
     let names = found.iter().map(|name| format!("{remote}/{name}"));
     match format {
-        ListFormat::Json => print_json(&names.map(|name| json!({ "repository": name })).collect::<Value>()),
+        ListFormat::Json => print_json(
+            &names
+                .map(|name| json!({ "repository": name }))
+                .collect::<Value>(),
+        ),
         ListFormat::Quiet => print_lines(names.map(|name| table::printable(&name))),
-        ListFormat::Table => print(&table::columns(["REPOSITORY"], &names.map(|name| [name]).collect::<Vec<_>>())),
+        ListFormat::Table => print(&table::columns(
+            ["REPOSITORY"],
+            &names.map(|name| [name]).collect::<Vec<_>>(),
+        )),
     }
 }
 
 /// Lists the tags of a repository.
-pub(super) async fn tags(repository: &str, format: ListFormat, flags: &RegistryFlags) -> anyhow::Result<()> {
+pub(super) async fn tags(
+    repository: &str,
+    format: ListFormat,
+    flags: &RegistryFlags,
+) -> anyhow::Result<()> {
     let cli_config = flags.cli_config()?;
     let repository = store_flag::repository(repository).map_err(anyhow::Error::msg)?;
     let (registries, _) = flags.registries(cli_config.as_ref(), &repository)?;
@@ -79,36 +98,62 @@ pub(super) async fn tags(repository: &str, format: ListFormat, flags: &RegistryF
     print_tags(&repository, &tags, format)
 }
 
-async fn list_tags(registries: &Registries, repository: &Repository) -> anyhow::Result<Vec<ListedTag>> {
+async fn list_tags(
+    registries: &Registries,
+    repository: &Repository,
+) -> anyhow::Result<Vec<ListedTag>> {
     let all = registries.tags(repository).await?;
     let source = registries.source(repository)?;
     // A set, so that each tag costs one lookup.
-    let signatures: HashSet<&str> =
-        all.iter().filter(|tag| is_signature_tag(tag)).filter_map(|tag| signed_stem(tag)).collect();
-    let resolved = stream::iter(all.iter().filter(|tag| !is_signature_tag(tag)).map(|tag| {
-        let source = &source;
-        async move { Ok::<_, anyhow::Error>((tag.clone(), digest(source, repository, tag).await?)) }
-    }));
+    let signatures: HashSet<&str> = all
+        .iter()
+        .filter(|tag| is_signature_tag(tag))
+        .filter_map(|tag| signed_stem(tag))
+        .collect();
+    let resolved =
+        stream::iter(
+            all.iter().filter(|tag| !is_signature_tag(tag)).map(|tag| {
+                let source = &source;
+                async move {
+                    Ok::<_, anyhow::Error>((tag.clone(), digest(source, repository, tag).await?))
+                }
+            }),
+        );
     let mut resolved = resolved.buffered(MAX_CONCURRENT_RESOLVES);
     let mut tagged = Vec::new();
     while let Some(one) = resolved.next().await {
         let (tag, digest) = one?;
-        let stem = digest.as_ref().map(|digest| format!("{}-{}", digest.algorithm(), digest.hex()));
+        let stem = digest
+            .as_ref()
+            .map(|digest| format!("{}-{}", digest.algorithm(), digest.hex()));
         let signed = stem.is_some_and(|stem| signatures.contains(stem.as_str()));
-        tagged.push(ListedTag { tag, digest, signed });
+        tagged.push(ListedTag {
+            tag,
+            digest,
+            signed,
+        });
     }
     Ok(tagged)
 }
 
 /// The digest of a tag. `None` for a tag that is not a valid reference or whose manifest is
 /// broken: one bad tag must not fail the whole list.
-async fn digest(source: &Source, repository: &Repository, tag: &str) -> anyhow::Result<Option<Digest>> {
-    let Ok(reference) = format!("{repository}:{tag}").parse::<Reference>() else { return Ok(None) };
+async fn digest(
+    source: &Source,
+    repository: &Repository,
+    tag: &str,
+) -> anyhow::Result<Option<Digest>> {
+    let Ok(reference) = format!("{repository}:{tag}").parse::<Reference>() else {
+        return Ok(None);
+    };
     match source.resolve(&reference).await {
         Ok(pinned) => Ok(Some(pinned.digest().clone())),
         // Deleted since the tags were listed.
         Err(RegistryError::NoSuchReference { .. }) => Ok(None),
-        Err(error) if error.class() == Class::Defect || matches!(error, RegistryError::Protocol { .. }) => {
+        Err(error)
+            if error.class() == Class::Defect
+                || matches!(error, RegistryError::Protocol { .. }) =>
+        {
             eprint(&format!("{reference}: {error}"));
             Ok(None)
         }
@@ -116,7 +161,11 @@ async fn digest(source: &Source, repository: &Repository, tag: &str) -> anyhow::
     }
 }
 
-fn print_tags(repository: &Repository, tags: &[ListedTag], format: ListFormat) -> anyhow::Result<()> {
+fn print_tags(
+    repository: &Repository,
+    tags: &[ListedTag],
+    format: ListFormat,
+) -> anyhow::Result<()> {
     match format {
         ListFormat::Json => {
             let tags = tags.iter().map(|one| {
@@ -127,22 +176,40 @@ fn print_tags(repository: &Repository, tags: &[ListedTag], format: ListFormat) -
             });
             print_json(&tags.collect::<Value>())
         }
-        ListFormat::Quiet => print_lines(tags.iter().map(|one| format!("{repository}:{}", table::printable(&one.tag)))),
+        ListFormat::Quiet => print_lines(
+            tags.iter()
+                .map(|one| format!("{repository}:{}", table::printable(&one.tag))),
+        ),
         ListFormat::Table => {
             let row = |one: &ListedTag| {
-                let digest = one.digest.as_ref().map_or("-", |digest| &digest.hex()[..12]);
+                let digest = one
+                    .digest
+                    .as_ref()
+                    .map_or("-", |digest| &digest.hex()[..12]);
                 let signed = if one.signed { "yes" } else { "-" };
-                [repository.to_string(), one.tag.clone(), digest.to_owned(), signed.to_owned()]
+                [
+                    repository.to_string(),
+                    one.tag.clone(),
+                    digest.to_owned(),
+                    signed.to_owned(),
+                ]
             };
             let rows: Vec<_> = tags.iter().map(row).collect();
-            print(&table::columns(["REPOSITORY", "TAG", "DIGEST", "SIGNED"], &rows))
+            print(&table::columns(
+                ["REPOSITORY", "TAG", "DIGEST", "SIGNED"],
+                &rows,
+            ))
         }
     }
 }
 
 fn print_lines(lines: impl Iterator<Item = String>) -> anyhow::Result<()> {
     let lines: Vec<_> = lines.collect();
-    if lines.is_empty() { Ok(()) } else { print(&lines.join("\n")) }
+    if lines.is_empty() {
+        Ok(())
+    } else {
+        print(&lines.join("\n"))
+    }
 }
 
 /// The digest in a signature tag: cosign's `.sig` tag or the referrers tag.
@@ -157,5 +224,6 @@ fn signed_stem(tag: &str) -> Option<&str> {
 /// Whether a tag has the form `sha256-<hex>`, with or without a suffix.
 fn is_signature_tag(tag: &str) -> bool {
     let stem = tag.split('.').next().unwrap_or_default();
-    stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+    stem.split_once('-')
+        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }

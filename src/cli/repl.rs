@@ -5,8 +5,8 @@ use std::io::{self, BufRead, IsTerminal as _, Read as _};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use rustyline::{
-    CompletionType, Context, Editor, Helper, completion::Completer, error::ReadlineError, highlight::Highlighter,
-    hint::Hinter, history::MemHistory, validate::Validator,
+    CompletionType, Context, Editor, Helper, completion::Completer, error::ReadlineError,
+    highlight::Highlighter, hint::Hinter, history::MemHistory, validate::Validator,
 };
 
 use super::{
@@ -19,7 +19,8 @@ use crate::bundle::{Exact, Policy};
 /// The maximum length of a line, which holds a query or an input document. In bytes.
 const LINE_LIMIT: u64 = 16 << 20;
 
-const HELP: &str = "Enter a query, such as data.authz.allow or input.user; x := 1 prints the bindings.
+const HELP: &str =
+    "Enter a query, such as data.authz.allow or input.user; x := 1 prints the bindings.
   :input JSON      set the input document (JSON or YAML, on one line)
   :input @FILE     set it from a file
   :input           clear it
@@ -53,16 +54,26 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(file) = &options.input {
         execute(&mut policy, &format!(":input @{file}")).context("--input")?;
     }
-    if io::stdin().is_terminal() { run_interactive(&mut policy, &options) } else { run_script(&mut policy) }
+    if io::stdin().is_terminal() {
+        run_interactive(&mut policy, &options)
+    } else {
+        run_script(&mut policy)
+    }
 }
 
 /// Runs the prompt on a terminal, with a line editor.
 fn run_interactive(policy: &mut Policy, options: &Options) -> anyhow::Result<()> {
-    let settings = rustyline::Config::builder().completion_type(CompletionType::List).build();
+    let settings = rustyline::Config::builder()
+        .completion_type(CompletionType::List)
+        .build();
     let mut editor: Editor<Completions, MemHistory> =
         Editor::with_history(settings, MemHistory::new()).context("terminal")?;
     editor.set_helper(Some(Completions::of(policy)));
-    eprint(&format!("{}: {}; :help lists the commands", options.policy_args.source, policy.packages().join(", ")));
+    eprint(&format!(
+        "{}: {}; :help lists the commands",
+        options.policy_args.source,
+        policy.packages().join(", ")
+    ));
     loop {
         let line = match editor.readline("> ") {
             Ok(line) => line,
@@ -86,7 +97,9 @@ fn run_script(policy: &mut Policy) -> anyhow::Result<()> {
     let mut failed = 0;
     let mut input = io::stdin().lock();
     for at in 0.. {
-        let Some(line) = next_line(&mut input)? else { break };
+        let Some(line) = next_line(&mut input)? else {
+            break;
+        };
         match execute(policy, &line) {
             Ok(Reply::Text(text)) => print(&text)?,
             Ok(Reply::Nothing) => {}
@@ -107,9 +120,15 @@ fn run_script(policy: &mut Policy) -> anyhow::Result<()> {
 /// The next line of a script; an error above [`LINE_LIMIT`].
 fn next_line(input: &mut impl BufRead) -> anyhow::Result<Option<String>> {
     let mut line = Vec::new();
-    input.take(LINE_LIMIT + 1).read_until(b'\n', &mut line).context("standard input")?;
+    input
+        .take(LINE_LIMIT + 1)
+        .read_until(b'\n', &mut line)
+        .context("standard input")?;
     if line.len() as u64 > LINE_LIMIT {
-        bail!("standard input: a line is longer than {} MiB", LINE_LIMIT >> 20);
+        bail!(
+            "standard input: a line is longer than {} MiB",
+            LINE_LIMIT >> 20
+        );
     }
     let text = String::from_utf8(line).map_err(|_| anyhow!("standard input: not UTF-8 text"))?;
     Ok((!text.is_empty()).then_some(text))
@@ -120,8 +139,12 @@ fn execute(policy: &mut Policy, line: &str) -> anyhow::Result<Reply> {
     if line.is_empty() || line.starts_with('#') {
         return Ok(Reply::Nothing);
     }
-    let Some(command) = line.strip_prefix(':') else { return Ok(Reply::Text(evaluate(policy, line)?)) };
-    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let Some(command) = line.strip_prefix(':') else {
+        return Ok(Reply::Text(evaluate(policy, line)?));
+    };
+    let (name, rest) = command
+        .split_once(char::is_whitespace)
+        .unwrap_or((command, ""));
     match (name, rest.trim()) {
         ("help", _) => Ok(Reply::Text(HELP.to_owned())),
         ("quit" | "q" | "exit", _) => Ok(Reply::Quit),
@@ -155,17 +178,31 @@ fn evaluate(policy: &mut Policy, query: &str) -> anyhow::Result<String> {
     if answers.is_empty() {
         return Ok("undefined".to_owned());
     }
-    let lines = answers.iter().map(|answer| match answer.expressions.as_slice() {
-        [only] if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => {
-            Exact(&only.value).to_string()
-        }
-        _ if answer.bindings.as_object().is_ok_and(|bindings| bindings.is_empty()) => {
-            let values: Vec<_> =
-                answer.expressions.iter().map(|expression| Exact(&expression.value).to_string()).collect();
-            values.join(" ")
-        }
-        _ => Exact(&answer.bindings).to_string(),
-    });
+    let lines = answers
+        .iter()
+        .map(|answer| match answer.expressions.as_slice() {
+            [only]
+                if answer
+                    .bindings
+                    .as_object()
+                    .is_ok_and(|bindings| bindings.is_empty()) =>
+            {
+                Exact(&only.value).to_string()
+            }
+            _ if answer
+                .bindings
+                .as_object()
+                .is_ok_and(|bindings| bindings.is_empty()) =>
+            {
+                let values: Vec<_> = answer
+                    .expressions
+                    .iter()
+                    .map(|expression| Exact(&expression.value).to_string())
+                    .collect();
+                values.join(" ")
+            }
+            _ => Exact(&answer.bindings).to_string(),
+        });
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
@@ -175,19 +212,35 @@ struct Completions(Vec<String>);
 impl Completions {
     fn of(policy: &Policy) -> Self {
         let commands = [":input", ":packages", ":help", ":quit", "input"];
-        Self(policy.packages().iter().cloned().chain(commands.map(str::to_owned)).collect())
+        Self(
+            policy
+                .packages()
+                .iter()
+                .cloned()
+                .chain(commands.map(str::to_owned))
+                .collect(),
+        )
     }
 }
 
 impl Completer for Completions {
     type Candidate = String;
 
-    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<String>)> {
         let typed = line.get(..at).unwrap_or_default();
-        let is_word_char = |character: char| character.is_alphanumeric() || "_.:".contains(character);
+        let is_word_char =
+            |character: char| character.is_alphanumeric() || "_.:".contains(character);
         let start = typed.trim_end_matches(is_word_char).len();
         let prefix = &typed[start..];
-        let matching = self.0.iter().filter(|word| !prefix.is_empty() && word.starts_with(prefix));
+        let matching = self
+            .0
+            .iter()
+            .filter(|word| !prefix.is_empty() && word.starts_with(prefix));
         Ok((start, matching.cloned().collect()))
     }
 }

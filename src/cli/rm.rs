@@ -50,12 +50,19 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     if options.json {
-        let list = removed.iter().map(|(reference, digest)| json!({ "reference": reference, "digest": digest }));
+        let list = removed
+            .iter()
+            .map(|(reference, digest)| json!({ "reference": reference, "digest": digest }));
         print_json(&list.collect::<serde_json::Value>())?;
     } else {
-        removed.iter().try_for_each(|(reference, digest)| print(&pinned(reference, digest)))?;
+        removed
+            .iter()
+            .try_for_each(|(reference, digest)| print(&pinned(reference, digest)))?;
     }
-    match (options.references.len(), options.references.len() - removed.len()) {
+    match (
+        options.references.len(),
+        options.references.len() - removed.len(),
+    ) {
         (_, 0) => Ok(()),
         (all, failed) => bail!("rm: {failed} of {all} could not be removed"),
     }
@@ -63,5 +70,9 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The reference with the digest, unless it has one already.
 fn pinned(reference: &str, digest: &Digest) -> String {
-    if reference.ends_with(digest.as_str()) { reference.to_owned() } else { format!("{reference}@{digest}") }
+    if reference.ends_with(digest.as_str()) {
+        reference.to_owned()
+    } else {
+        format!("{reference}@{digest}")
+    }
 }

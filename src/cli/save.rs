@@ -72,12 +72,17 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         Ok((images, reference))
     })
     .await??;
-    let limits = Limits { bundle: options.max_size.bytes(), ..LIMITS };
+    let limits = Limits {
+        bundle: options.max_size.bytes(),
+        ..LIMITS
+    };
     let (found, bundle) = interruptible(async {
         let found = artifact::find_in_store(&images, &reference).await?;
         let plan = found.layer_plan(options.data_root.as_deref())?;
         if let Some(root) = plan.guessed_root() {
-            eprint(&format!("assuming that data begins in {root:?}; set it with --data-root"));
+            eprint(&format!(
+                "assuming that data begins in {root:?}; set it with --data-root"
+            ));
         }
         let blob = found.bytes(&plan, limits).await?;
         anyhow::Ok((found, blob))
@@ -120,16 +125,30 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
     let what = || format!("write {}", path.display());
     if path.metadata().is_ok_and(|there| !there.is_file()) {
-        let mut file = fs::File::options().write(true).open(path).with_context(what)?;
+        let mut file = fs::File::options()
+            .write(true)
+            .open(path)
+            .with_context(what)?;
         return write_to(&mut file, blob).with_context(what);
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
     // Subject to the umask, as for any new file.
     let mode = fs::Permissions::from_mode(0o666);
-    let new = tempfile::Builder::new().prefix(".bundlegate-").permissions(mode).tempfile_in(folder);
+    let new = tempfile::Builder::new()
+        .prefix(".bundlegate-")
+        .permissions(mode)
+        .tempfile_in(folder);
     let mut new = new.with_context(what)?;
-    write_to(new.as_file_mut(), blob).and_then(|()| new.as_file().sync_all()).with_context(what)?;
-    new.persist(path).map(drop).map_err(|error| error.error).with_context(what)
+    write_to(new.as_file_mut(), blob)
+        .and_then(|()| new.as_file().sync_all())
+        .with_context(what)?;
+    new.persist(path)
+        .map(drop)
+        .map_err(|error| error.error)
+        .with_context(what)
 }
 
 fn write_to(out: &mut impl io::Write, blob: &Blob) -> io::Result<()> {

@@ -18,5 +18,8 @@ pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
-    Gateway::start(config, options, Some(file)).await?.run(drain, exit).await
+    Gateway::start(config, options, Some(file))
+        .await?
+        .run(drain, exit)
+        .await
 }

@@ -61,33 +61,66 @@ struct Signed {
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let key = options.open_key()?;
-    let reference = options.reference.resolve_name(&options.store, options.local).await?;
+    let reference = options
+        .reference
+        .resolve_name(&options.store, options.local)
+        .await?;
     let pinned = interruptible(sign(&options, &reference, &key)).await??;
     // The name that the user gave, also if the image is in the store.
     let name = format!("{}@{}", reference.repository(), pinned.digest());
-    let format = if options.legacy { Format::Legacy } else { Format::Bundle }.label();
+    let format = if options.legacy {
+        Format::Legacy
+    } else {
+        Format::Bundle
+    }
+    .label();
     if options.json {
         let (reference, digest) = (reference.to_string(), pinned.digest().to_string());
-        return print_json(&Signed { reference, digest, format, identity: key.identity() });
+        return print_json(&Signed {
+            reference,
+            digest,
+            format,
+            identity: key.identity(),
+        });
     }
     print(&format!("{name}\nsigned by {} ({format})", key.identity()))
 }
 
 /// Resolves the reference once, and signs that digest.
-async fn sign(options: &Options, reference: &Reference, key: &KeyPair) -> anyhow::Result<PinnedReference> {
+async fn sign(
+    options: &Options,
+    reference: &Reference,
+    key: &KeyPair,
+) -> anyhow::Result<PinnedReference> {
     let cli_config = options.registry.cli_config()?;
-    let target = Target::new(reference, options.local, &options.store, &options.registry, cli_config.as_ref())?;
+    let target = Target::new(
+        reference,
+        options.local,
+        &options.store,
+        &options.registry,
+        cli_config.as_ref(),
+    )?;
     let pinned = target.resolve(reference).await?;
     let subject = target.source().manifest(&pinned).await?.descriptor();
-    let claim =
-        SigningRequest { subject, annotations: options.annotations.iter().cloned().collect::<BTreeMap<_, _>>() };
+    let claim = SigningRequest {
+        subject,
+        annotations: options
+            .annotations
+            .iter()
+            .cloned()
+            .collect::<BTreeMap<_, _>>(),
+    };
     let destination = target.destination()?;
     if options.legacy {
         let repository = reference.repository().to_string();
         let signature = LegacySignature::sign(key, &claim, &repository)?;
-        signature.append(&pinned, target.source(), &destination).await?;
+        signature
+            .append(&pinned, target.source(), &destination)
+            .await?;
     } else {
-        Attachment::sign(key, &claim)?.attach(&pinned, &destination).await?;
+        Attachment::sign(key, &claim)?
+            .attach(&pinned, &destination)
+            .await?;
     }
     Ok(pinned)
 }

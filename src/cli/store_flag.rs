@@ -14,8 +14,12 @@ use crate::{
 
 /// Limits of bundles on the command line, unless `--max-size` sets another. They catch mistakes
 /// and are far above any real policy.
-pub(super) const LIMITS: Limits =
-    Limits { bundle: 2 << 30, unpacked: 16 << 30, files: 1_000_000, bundle_manifest: 64 << 20 };
+pub(super) const LIMITS: Limits = Limits {
+    bundle: 2 << 30,
+    unpacked: 16 << 30,
+    files: 1_000_000,
+    bundle_manifest: 64 << 20,
+};
 
 /// The minimum length of a digest prefix, in hexadecimal digits.
 const MIN_DIGEST_PREFIX: usize = 4;
@@ -24,7 +28,12 @@ const MIN_DIGEST_PREFIX: usize = 4;
 #[derive(Debug, Clone, Args)]
 pub(super) struct StoreFlag {
     /// Folder of the image store; default: bundlegate/images in the user's data folder.
-    #[arg(long, value_name = "DIR", env = "BUNDLEGATE_STORE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BUNDLEGATE_STORE",
+        hide_env_values = true
+    )]
     store: Option<PathBuf>,
 }
 
@@ -37,9 +46,15 @@ impl StoreFlag {
 }
 
 fn default_store() -> anyhow::Result<PathBuf> {
-    let given = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let given = |name: &str| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let data = given("XDG_DATA_HOME").or_else(|| Some(given("HOME")?.join(".local/share")));
-    let Some(data) = data else { bail!("image store: no home folder (HOME is unset); name a folder with --store") };
+    let Some(data) = data else {
+        bail!("image store: no home folder (HOME is unset); name a folder with --store")
+    };
     Ok(data.join("bundlegate/images"))
 }
 
@@ -48,7 +63,9 @@ fn default_store() -> anyhow::Result<PathBuf> {
 pub(super) fn reference(text: &str) -> Result<Reference, String> {
     let registry = registry();
     in_registry(text, &registry).map_err(|error| match error {
-        ReferenceError::NoHost(_) => format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it"),
+        ReferenceError::NoHost(_) => {
+            format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it")
+        }
         error => error.to_string(),
     })
 }
@@ -68,7 +85,9 @@ pub(super) fn repository(text: &str) -> Result<Repository, String> {
         parsed => parsed,
     };
     parsed.map_err(|error| match error {
-        ReferenceError::NoHost(_) => format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it"),
+        ReferenceError::NoHost(_) => {
+            format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it")
+        }
         error => error.to_string(),
     })
 }
@@ -97,12 +116,18 @@ pub(super) fn image_name(text: &str) -> Result<ImageName, String> {
 
 fn digest_prefix(text: &str) -> Option<ImageName> {
     let (named, digest) = match text.rsplit_once('@') {
-        Some((named, digest)) => (Some(repository(named).ok()?), digest.strip_prefix("sha256:")?),
+        Some((named, digest)) => (
+            Some(repository(named).ok()?),
+            digest.strip_prefix("sha256:")?,
+        ),
         None => (None, text.strip_prefix("sha256:").unwrap_or(text)),
     };
     let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let fits = (MIN_DIGEST_PREFIX..=64).contains(&digest.len()) && digest.bytes().all(is_hex);
-    fits.then(|| ImageName::Digest { repository: named, prefix: digest.to_owned() })
+    fits.then(|| ImageName::Digest {
+        repository: named,
+        prefix: digest.to_owned(),
+    })
 }
 
 impl ImageName {
@@ -119,20 +144,32 @@ impl ImageName {
 
     /// The reference of the image, which must be in exactly one repository. Blocks.
     pub(super) fn find_unique(&self, images: &Images) -> anyhow::Result<Reference> {
-        let Self::Digest { repository, prefix } = self else { return self.find(images) };
+        let Self::Digest { repository, prefix } = self else {
+            return self.find(images);
+        };
         let found = images.with_prefix(repository.as_ref(), prefix)?;
         match found.as_slice() {
             [only] => Ok(only.clone()),
             several => {
-                let names: Vec<_> = several.iter().map(|one| one.repository().to_string()).collect();
-                bail!("{prefix}: the image is in several repositories; write one of {}, with its tag", names.join(", "))
+                let names: Vec<_> = several
+                    .iter()
+                    .map(|one| one.repository().to_string())
+                    .collect();
+                bail!(
+                    "{prefix}: the image is in several repositories; write one of {}, with its tag",
+                    names.join(", ")
+                )
             }
         }
     }
 
     /// The reference that the name stands for. A digest prefix is looked up in the store, and only
     /// if `local` is set.
-    pub(super) async fn resolve_name(&self, store: &StoreFlag, local: bool) -> anyhow::Result<Reference> {
+    pub(super) async fn resolve_name(
+        &self,
+        store: &StoreFlag,
+        local: bool,
+    ) -> anyhow::Result<Reference> {
         match self {
             Self::Digest { .. } if local => {
                 let (name, store) = (self.clone(), store.clone());
@@ -147,7 +184,9 @@ impl ImageName {
         match self {
             Self::Reference(reference) => Ok(reference),
             Self::Digest { prefix, .. } => {
-                bail!("{prefix}: a digest prefix works for the image store only; write HOST/REPOSITORY:TAG")
+                bail!(
+                    "{prefix}: a digest prefix works for the image store only; write HOST/REPOSITORY:TAG"
+                )
             }
         }
     }
@@ -157,8 +196,14 @@ impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reference(reference) => reference.fmt(f),
-            Self::Digest { repository: Some(repository), prefix } => write!(f, "{repository}@sha256:{prefix}"),
-            Self::Digest { repository: None, prefix } => f.write_str(prefix),
+            Self::Digest {
+                repository: Some(repository),
+                prefix,
+            } => write!(f, "{repository}@sha256:{prefix}"),
+            Self::Digest {
+                repository: None,
+                prefix,
+            } => f.write_str(prefix),
         }
     }
 }
@@ -175,7 +220,9 @@ fn in_registry(text: &str, registry: &str) -> Result<Reference, ReferenceError> 
 /// Parses `KEY=VALUE`.
 pub(super) fn annotation(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_owned(), value.to_owned()))
+        }
         _ => Err(format!("{text:?} is not an annotation; write KEY=VALUE")),
     }
 }
@@ -183,10 +230,14 @@ pub(super) fn annotation(text: &str) -> Result<(String, String), String> {
 /// The time in `SOURCE_DATE_EPOCH`, the convention for reproducible builds
 /// (reproducible-builds.org), or else the Unix epoch.
 pub(super) fn source_date() -> anyhow::Result<jiff::Timestamp> {
-    let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(jiff::Timestamp::UNIX_EPOCH) };
+    let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(jiff::Timestamp::UNIX_EPOCH);
+    };
     let seconds = text.to_str().and_then(|text| text.trim().parse().ok());
     let time = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.with_context(|| format!("SOURCE_DATE_EPOCH: {text:?} is not a time; write seconds since 1970, or unset it"))
+    time.with_context(|| {
+        format!("SOURCE_DATE_EPOCH: {text:?} is not a time; write seconds since 1970, or unset it")
+    })
 }
 
 #[cfg(test)]
@@ -195,17 +246,36 @@ mod tests {
 
     #[test]
     fn a_default_registry_helps_only_where_the_host_is_missing() {
-        let parsed = |text, registry| in_registry(text, registry).map(|reference| reference.to_string());
-        assert_eq!(parsed("authz:v1", "ghcr.io/acme/").unwrap(), "ghcr.io/acme/authz:v1");
-        assert_eq!(parsed("r.example/authz:v1", "ghcr.io/acme").unwrap(), "r.example/authz:v1");
-        assert_eq!(parsed("oci-layout:x:v1", "ghcr.io/acme").unwrap(), "oci-layout:x:v1");
-        assert!(matches!(parsed("authz:v1", ""), Err(ReferenceError::NoHost(_))));
-        assert!(matches!(parsed("authz", "ghcr.io"), Err(ReferenceError::NoVersion(_))));
+        let parsed =
+            |text, registry| in_registry(text, registry).map(|reference| reference.to_string());
+        assert_eq!(
+            parsed("authz:v1", "ghcr.io/acme/").unwrap(),
+            "ghcr.io/acme/authz:v1"
+        );
+        assert_eq!(
+            parsed("r.example/authz:v1", "ghcr.io/acme").unwrap(),
+            "r.example/authz:v1"
+        );
+        assert_eq!(
+            parsed("oci-layout:x:v1", "ghcr.io/acme").unwrap(),
+            "oci-layout:x:v1"
+        );
+        assert!(matches!(
+            parsed("authz:v1", ""),
+            Err(ReferenceError::NoHost(_))
+        ));
+        assert!(matches!(
+            parsed("authz", "ghcr.io"),
+            Err(ReferenceError::NoVersion(_))
+        ));
     }
 
     #[test]
     fn an_annotation_has_a_key_and_may_have_more_than_one_equals_sign() {
-        assert_eq!(annotation("a=b=c").unwrap(), ("a".to_owned(), "b=c".to_owned()));
+        assert_eq!(
+            annotation("a=b=c").unwrap(),
+            ("a".to_owned(), "b=c".to_owned())
+        );
         assert_eq!(annotation("a=").unwrap(), ("a".to_owned(), String::new()));
         assert!(annotation("=b").is_err());
         assert!(annotation("ab").is_err());

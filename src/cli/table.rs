@@ -4,7 +4,10 @@ use jiff::Timestamp;
 
 /// A table with columns as wide as their widest cell, separated by two spaces.
 pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| printable(cell)))
+        .collect();
     let mut widths = header.map(|title| title.chars().count());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -12,17 +15,34 @@ pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -
         }
     }
     let line = |cells: [&str; N]| {
-        let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    let body = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
-    [line(header)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+    let body = rows
+        .iter()
+        .map(|row| line(row.each_ref().map(String::as_str)));
+    [line(header)]
+        .into_iter()
+        .chain(body)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Names and values, one pair per line.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
-    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable(value)).trim_end().to_owned());
+    let width = facts
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or_default();
+    let lines = facts.iter().map(|(name, value)| {
+        format!("{name:width$}  {}", printable(value))
+            .trim_end()
+            .to_owned()
+    });
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -31,14 +51,22 @@ pub(super) fn facts(facts: &[(&str, String)]) -> String {
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        if is_hidden(character) { shown.extend(character.escape_default()) } else { shown.push(character) }
+        if is_hidden(character) {
+            shown.extend(character.escape_default())
+        } else {
+            shown.push(character)
+        }
     }
     shown
 }
 
 /// Joins lines, each escaped by [`printable`].
 pub(super) fn printable_lines(lines: &[String]) -> String {
-    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|line| printable(line))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Escapes the same characters in a JSON document, where they can occur only in strings.
@@ -51,7 +79,10 @@ pub(super) fn printable_json(document: &str) -> String {
             continue;
         }
         let mut units = [0; 2];
-        character.encode_utf16(&mut units).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")));
+        character
+            .encode_utf16(&mut units)
+            .iter()
+            .for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")));
     }
     shown
 }
@@ -99,32 +130,59 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_without_trailing_spaces() {
-        let table = columns(["A", "LONG"], &[["xyz".into(), "1".into()], ["é".into(), String::new()]]);
+        let table = columns(
+            ["A", "LONG"],
+            &[["xyz".into(), "1".into()], ["é".into(), String::new()]],
+        );
         assert_eq!(table, "A    LONG\nxyz  1\né");
-        assert_eq!(facts(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2");
+        assert_eq!(
+            facts(&[("a", "1".into()), ("bcd", "2".into())]),
+            "a    1\nbcd  2"
+        );
     }
 
     #[test]
     fn foreign_text_cannot_break_lines_or_control_the_terminal() {
         let foreign = || "r1\nsigned  yes\u{1b}[2J\u{9b}".to_owned();
-        assert_eq!(columns(["A"], &[[foreign()]]), "A\nr1\\nsigned  yes\\u{1b}[2J\\u{9b}");
-        assert_eq!(facts(&[("a", foreign())]), "a  r1\\nsigned  yes\\u{1b}[2J\\u{9b}");
+        assert_eq!(
+            columns(["A"], &[[foreign()]]),
+            "A\nr1\\nsigned  yes\\u{1b}[2J\\u{9b}"
+        );
+        assert_eq!(
+            facts(&[("a", foreign())]),
+            "a  r1\\nsigned  yes\\u{1b}[2J\\u{9b}"
+        );
     }
 
     #[test]
     fn json_and_text_escape_the_same_characters_and_json_stays_the_same_document() {
-        let hostile = "a\u{7f}b\u{9b}31mc\u{202e}d\u{2066}e\u{200f}f\u{2028}g\u{e0041}h\u{e9}\u{65e5}";
+        let hostile =
+            "a\u{7f}b\u{9b}31mc\u{202e}d\u{2066}e\u{200f}f\u{2028}g\u{e0041}h\u{e9}\u{65e5}";
         let escaped = printable(hostile);
-        assert!(escaped.ends_with("h\u{e9}\u{65e5}") && escaped.chars().all(|shown| !is_hidden(shown)), "{escaped}");
+        assert!(
+            escaped.ends_with("h\u{e9}\u{65e5}") && escaped.chars().all(|shown| !is_hidden(shown)),
+            "{escaped}"
+        );
         let value = serde_json::json!({ "key\u{85}": [hostile] });
         let document = printable_json(&serde_json::to_string_pretty(&value).unwrap());
-        assert!(document.chars().all(|shown| shown == '\n' || !is_hidden(shown)), "{document}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&document).unwrap(), value);
+        assert!(
+            document
+                .chars()
+                .all(|shown| shown == '\n' || !is_hidden(shown)),
+            "{document}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&document).unwrap(),
+            value
+        );
     }
 
     #[test]
     fn sizes_and_ages_are_short() {
-        assert_eq!([0, 1023, 1024, 1536, 5 << 20].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB"]);
+        assert_eq!(
+            [0, 1023, 1024, 1536, 5 << 20].map(size),
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB"]
+        );
         assert_eq!(size(200 << 30), "200.0 GiB");
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         let since = |text: &str| age(text.parse().unwrap(), now);

@@ -43,10 +43,19 @@ impl Target {
         // write to the store does not collect garbage either.
         let lease = images.as_ref().and_then(|images| images.write_lease().ok());
         let source = match &images {
-            Some(images) => registries.source(&images.repository())?.with_tag_prefix(&named),
+            Some(images) => registries
+                .source(&images.repository())?
+                .with_tag_prefix(&named),
             None => registries.source(&named)?,
         };
-        Ok(Self { registries, limits, source, named, images, _write_lease: lease })
+        Ok(Self {
+            registries,
+            limits,
+            source,
+            named,
+            images,
+            _write_lease: lease,
+        })
     }
 
     /// Opens the image store if it has the reference, and else the registry. A reference to a
@@ -91,7 +100,11 @@ impl Target {
     /// The same repository, to write to.
     pub(super) fn destination(&self) -> anyhow::Result<Destination> {
         let destination = self.registries.destination(self.source.repository())?;
-        Ok(if self.images.is_some() { destination.with_tag_prefix(&self.named) } else { destination })
+        Ok(if self.images.is_some() {
+            destination.with_tag_prefix(&self.named)
+        } else {
+            destination
+        })
     }
 
     /// Resolves the reference to a digest.
@@ -100,12 +113,16 @@ impl Target {
             return Ok(self.source.resolve(reference).await?);
         }
         let found = self.find(reference).await?;
-        found.with_context(|| format!("{reference}: not in the image store; pull it, or drop --local"))
+        found.with_context(|| {
+            format!("{reference}: not in the image store; pull it, or drop --local")
+        })
     }
 
     /// Looks the reference up in the store.
     async fn find(&self, reference: &Reference) -> anyhow::Result<Option<PinnedReference>> {
-        let Some(images) = self.images.clone() else { return Ok(None) };
+        let Some(images) = self.images.clone() else {
+            return Ok(None);
+        };
         let name = reference.clone();
         let found = spawn_blocking(move || images.resolve(&name)).await??;
         Ok(found.map(|found| self.source.repository().pin(found.digest)))

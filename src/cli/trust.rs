@@ -13,8 +13,8 @@ use crate::{
     metrics::Metrics,
     oci::Reference,
     verify::{
-        Authority, AuthorityKey, AuthorityKind, Identity, Pattern, PublicKey, Requirements, Scheme, TlogPolicy,
-        TrustPolicy, TrustRoot, TrustRootRefresher,
+        Authority, AuthorityKey, AuthorityKind, Identity, Pattern, PublicKey, Requirements, Scheme,
+        TlogPolicy, TrustPolicy, TrustRoot, TrustRootRefresher,
     },
 };
 
@@ -24,7 +24,8 @@ pub(super) struct TrustFlags {
     /// Trusted public key (PEM, such as cosign.pub); repeatable, any of them.
     #[arg(long = "key", value_name = "FILE", help_heading = "Trust")]
     keys: Vec<PathBuf>,
-    /// Signature scheme of the keys; default: the usual one for the key type; repeatable, any of them.
+    /// Signature scheme of the keys; default: the usual one for the key type; repeatable, any of
+    /// them.
     #[arg(
         long = "key-scheme",
         value_name = "SCHEME",
@@ -61,22 +62,37 @@ pub(super) struct TrustFlags {
     )]
     issuer: Option<String>,
     /// Same, as a regular expression that matches the whole URL.
-    #[arg(long = "certificate-oidc-issuer-regexp", value_name = "REGEXP", group = "issued_by", help_heading = "Trust")]
+    #[arg(
+        long = "certificate-oidc-issuer-regexp",
+        value_name = "REGEXP",
+        group = "issued_by",
+        help_heading = "Trust"
+    )]
     issuer_regexp: Option<String>,
     /// trusted_root.json of the Sigstore instance; default: the built-in one of the public-good
     /// instance.
-    #[arg(long, value_name = "FILE", help_heading = "Trust", conflicts_with = "config")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Trust",
+        conflicts_with = "config"
+    )]
     trusted_root: Option<PathBuf>,
     /// Whether the signature must be in a transparency log; default: none for keys, require for
     /// certificates.
-    #[arg(long, value_name = "WHETHER", help_heading = "Trust", conflicts_with = "config")]
+    #[arg(
+        long,
+        value_name = "WHETHER",
+        help_heading = "Trust",
+        conflicts_with = "config"
+    )]
     tlog: Option<Tlog>,
     /// Annotation that must be signed; repeatable, all of them.
     #[arg(short = 'a', long = "annotations", value_name = "KEY=VALUE", help_heading = "Trust", value_parser = key_value,
         conflicts_with = "config")]
     annotations: Vec<(String, String)>,
-    /// Policy of the configuration; default: the policy of the bundle with this REF, or else the one
-    /// whose `match` matches.
+    /// Policy of the configuration; default: the policy of the bundle with this REF, or else the
+    /// one whose `match` matches.
     #[arg(long, value_name = "NAME", requires = "config", help_heading = "Trust",
         conflicts_with_all = ["keys", "identity", "identity_regexp"])]
     policy: Option<String>,
@@ -106,9 +122,12 @@ impl TrustFlags {
             return self.requiring("--key", self.key_authorities()?).map(Some);
         }
         if let Some(identity) = self.certificate()? {
-            return self.requiring("--certificate-identity", vec![identity]).map(Some);
+            return self
+                .requiring("--certificate-identity", vec![identity])
+                .map(Some);
         }
-        let Some(cli_config) = cli_config.filter(|cli_config| self.policy.is_some() || !cli_config.trust.is_empty())
+        let Some(cli_config) =
+            cli_config.filter(|cli_config| self.policy.is_some() || !cli_config.trust.is_empty())
         else {
             return Ok(None);
         };
@@ -120,30 +139,65 @@ impl TrustFlags {
         with_fresh_roots(cli_config, chosen).await.map(Some)
     }
 
-    fn requiring(&self, name: &'static str, authorities: Vec<Authority>) -> anyhow::Result<TrustPolicy> {
-        let annotations: BTreeMap<_, _> =
-            self.annotations.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
-        let requirements = Requirements { annotations, ..Requirements::any_of(authorities) };
+    fn requiring(
+        &self,
+        name: &'static str,
+        authorities: Vec<Authority>,
+    ) -> anyhow::Result<TrustPolicy> {
+        let annotations: BTreeMap<_, _> = self
+            .annotations
+            .iter()
+            .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
+            .collect();
+        let requirements = Requirements {
+            annotations,
+            ..Requirements::any_of(authorities)
+        };
         TrustPolicy::signed(name.to_owned(), requirements).context(name)
     }
 
     /// An authority for each key, named after the file.
     fn key_authorities(&self) -> anyhow::Result<Vec<Authority>> {
-        let schemes: Vec<Scheme> = self.schemes.iter().filter_map(|name| Scheme::named(name)).collect();
+        let schemes: Vec<Scheme> = self
+            .schemes
+            .iter()
+            .filter_map(|name| Scheme::named(name))
+            .collect();
         let tlog = self.tlog_policy(TlogPolicy::None);
-        let root = if tlog == TlogPolicy::None && self.trusted_root.is_none() { None } else { Some(self.root()?) };
+        let root = if tlog == TlogPolicy::None && self.trusted_root.is_none() {
+            None
+        } else {
+            Some(self.root()?)
+        };
         let mut authorities: Vec<Authority> = Vec::new();
         for file in &self.keys {
             let text = read::text("--key", file, read::KEY_LIMIT)?;
-            let read =
-                if schemes.is_empty() { PublicKey::from_pem(&text) } else { PublicKey::with_schemes(&text, &schemes) };
+            let read = if schemes.is_empty() {
+                PublicKey::from_pem(&text)
+            } else {
+                PublicKey::with_schemes(&text, &schemes)
+            };
             let key = read.map_err(|error| anyhow!("--key {}: {error}", file.display()))?;
-            let known = |authority: &Authority| authority.keys().iter().any(|one| one.key.identity() == key.identity());
+            let known = |authority: &Authority| {
+                authority
+                    .keys()
+                    .iter()
+                    .any(|one| one.key.identity() == key.identity())
+            };
             // A key that is given several times counts once.
             if !authorities.iter().any(known) {
-                let name = file.file_name().unwrap_or_else(|| OsStr::new("key")).to_string_lossy().into_owned();
+                let name = file
+                    .file_name()
+                    .unwrap_or_else(|| OsStr::new("key"))
+                    .to_string_lossy()
+                    .into_owned();
                 let kind = AuthorityKind::Keys(vec![AuthorityKey::from(key)]);
-                authorities.push(Authority { name, kind, tlog, root: root.clone() });
+                authorities.push(Authority {
+                    name,
+                    kind,
+                    tlog,
+                    root: root.clone(),
+                });
             }
         }
         Ok(authorities)
@@ -152,23 +206,35 @@ impl TrustFlags {
     fn certificate(&self) -> anyhow::Result<Option<Authority>> {
         let subject = match (&self.identity, &self.identity_regexp) {
             (Some(exact), _) => Pattern::exact(exact).context("--certificate-identity")?,
-            (None, Some(regexp)) => Pattern::regex(regexp).context("--certificate-identity-regexp")?,
+            (None, Some(regexp)) => {
+                Pattern::regex(regexp).context("--certificate-identity-regexp")?
+            }
             (None, None) => return Ok(None),
         };
         let issuer = match (&self.issuer, &self.issuer_regexp) {
             (Some(exact), _) => Pattern::exact(exact).context("--certificate-oidc-issuer")?,
-            (None, regexp) => {
-                Pattern::regex(regexp.as_deref().unwrap_or_default()).context("--certificate-oidc-issuer-regexp")?
-            }
+            (None, regexp) => Pattern::regex(regexp.as_deref().unwrap_or_default())
+                .context("--certificate-oidc-issuer-regexp")?,
         };
         let name = subject.to_string();
-        let identity = Identity { issuer, subject, claims: BTreeMap::new() };
+        let identity = Identity {
+            issuer,
+            subject,
+            claims: BTreeMap::new(),
+        };
         let (tlog, root) = (self.tlog_policy(TlogPolicy::Require), Some(self.root()?));
-        Ok(Some(Authority { name, kind: AuthorityKind::Keyless(identity), tlog, root }))
+        Ok(Some(Authority {
+            name,
+            kind: AuthorityKind::Keyless(identity),
+            tlog,
+            root,
+        }))
     }
 
     fn root(&self) -> anyhow::Result<TrustRoot> {
-        let Some(file) = &self.trusted_root else { return Ok(TrustRoot::sigstore()?) };
+        let Some(file) = &self.trusted_root else {
+            return Ok(TrustRoot::sigstore()?);
+        };
         let what = || format!("--trusted-root {}", file.display());
         let text = read::text("--trusted-root", file, read::KEY_LIMIT)?;
         TrustRoot::from_json("--trusted-root", &text).with_context(what)
@@ -186,20 +252,33 @@ impl TrustFlags {
 
 /// Fetches the TUF roots of the policy that are missing or expired: a running gateway would have
 /// refreshed them.
-async fn with_fresh_roots(cli_config: &CliConfig, policy: TrustPolicy) -> anyhow::Result<TrustPolicy> {
-    let Some(mut requirements) = policy.requirements().cloned() else { return Ok(policy) };
+async fn with_fresh_roots(
+    cli_config: &CliConfig,
+    policy: TrustPolicy,
+) -> anyhow::Result<TrustPolicy> {
+    let Some(mut requirements) = policy.requirements().cloned() else {
+        return Ok(policy);
+    };
     let sources = cli_config.trust.roots_of([&policy]);
     let mut fetched: BTreeMap<String, TrustRoot> = BTreeMap::new();
-    for root in requirements.authorities.iter_mut().filter_map(|authority| authority.root.as_mut()) {
+    for root in requirements
+        .authorities
+        .iter_mut()
+        .filter_map(|authority| authority.root.as_mut())
+    {
         if root.unusable_reason(crate::telemetry::now()).is_none() {
             continue;
         }
         let name = root.name().to_owned();
         if !fetched.contains_key(&name)
             && let Some(source) = sources.get(&name)
-            && let Some(mut refresher) = TrustRootRefresher::open(&name, source, None, Metrics::new()?)?
+            && let Some(mut refresher) =
+                TrustRootRefresher::open(&name, source, None, Metrics::new()?)?
         {
-            refresher.refresh().await.with_context(|| format!("trust root {name}"))?;
+            refresher
+                .refresh()
+                .await
+                .with_context(|| format!("trust root {name}"))?;
             fetched.insert(name.clone(), refresher.root().clone());
         }
         if let Some(fresh) = fetched.get(&name) {

@@ -20,7 +20,10 @@ const FLAGS: &[(&[&str], &str)] = &[
         ],
         "for a registry with plain HTTP use --plain-http, for one with a certificate of your own CA --ca-file FILE",
     ),
-    (&["--allow-http-registry", "--http", "--use-http"], "use --plain-http"),
+    (
+        &["--allow-http-registry", "--http", "--use-http"],
+        "use --plain-http",
+    ),
     (
         &["-p", "--password"],
         "a password on the command line can be read by every user of the machine; use --password-stdin",
@@ -31,19 +34,36 @@ const FLAGS: &[(&[&str], &str)] = &[
          signatures need one",
     ),
     (
-        &["--insecure-ignore-sct", "--private-infrastructure", "--insecure-skip-log-verify", "--offline"],
+        &[
+            "--insecure-ignore-sct",
+            "--private-infrastructure",
+            "--insecure-skip-log-verify",
+            "--offline",
+        ],
         "omit it: the trusted root decides what a certificate must prove; name your own with --trusted-root FILE",
     ),
     (
-        &["--rekor-url", "--fulcio-url", "--certificate-chain", "--certificate", "--tuf-url"],
+        &[
+            "--rekor-url",
+            "--fulcio-url",
+            "--certificate-chain",
+            "--certificate",
+            "--tuf-url",
+        ],
         "use the trusted root of your Sigstore instance: --trusted-root FILE",
     ),
     (
         &["--tlog-upload", "-y", "--yes", "--use-signing-config"],
         "omit it: there are no confirmation prompts, and no log is written to",
     ),
-    (&["--no-trunc", "--all", "-a", "--force", "-f", "--force-rm"], "omit it"),
-    (&["-b", "--bundle", "-d", "--data"], "omit it: the folder or tarball is an argument"),
+    (
+        &["--no-trunc", "--all", "-a", "--force", "-f", "--force-rm"],
+        "omit it",
+    ),
+    (
+        &["-b", "--bundle", "-d", "--data"],
+        "omit it: the folder or tarball is an argument",
+    ),
     (
         &["--output", "-o"],
         "`bundlegate build` writes to the image store; use `bundlegate save` to write the bundle to a file",
@@ -59,16 +79,23 @@ const DANGEROUS: &str = "--insecure-skip-tls-verify";
 
 /// The error as one line, with a hint.
 pub(super) fn one_line(error: &clap::Error) -> String {
-    let unknown = (error.kind() == ErrorKind::UnknownArgument).then(|| flag(error)).flatten();
+    let unknown = (error.kind() == ErrorKind::UnknownArgument)
+        .then(|| flag(error))
+        .flatten();
     if let Some(flag) = unknown
         && let Some(hint) = hint(flag)
     {
         return format!("unexpected argument '{flag}'; {hint}; see --help");
     }
     let text = error.render().to_string();
-    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("For more"));
-    let lines: Vec<_> = lines.filter(|line| !(line.starts_with("tip:") && line.contains(DANGEROUS))).collect();
+    let lines: Vec<_> = lines
+        .filter(|line| !(line.starts_with("tip:") && line.contains(DANGEROUS)))
+        .collect();
     let line = lines.join(" ").replace(" tip: ", "; ");
     format!("{}; see --help", line.trim_start_matches("error: "))
 }
@@ -81,7 +108,10 @@ fn flag(error: &clap::Error) -> Option<&str> {
 }
 
 fn hint(flag: &str) -> Option<&'static str> {
-    FLAGS.iter().find(|(flags, _)| flags.contains(&flag)).map(|(_, hint)| *hint)
+    FLAGS
+        .iter()
+        .find(|(flags, _)| flags.contains(&flag))
+        .map(|(_, hint)| *hint)
 }
 
 #[cfg(test)]
@@ -99,7 +129,10 @@ mod tests {
         for (line, expected) in [
             ("bundlegate pull r.io/a:v1 --insecure", "--plain-http"),
             ("bundlegate pull r.io/a:v1 --tls-verify=false", "--ca-file"),
-            ("bundlegate verify r.io/a:v1 --key k --allow-http-registry", "use --plain-http"),
+            (
+                "bundlegate verify r.io/a:v1 --key k --allow-http-registry",
+                "use --plain-http",
+            ),
             (
                 "bundlegate verify r.io/a:v1 --key k --insecure-ignore-tlog",
                 "a transparency log is required only with --tlog require",
@@ -110,17 +143,32 @@ mod tests {
             ),
             ("bundlegate login r.io -u me -p secret", "--password-stdin"),
             ("bundlegate sign r.io/a:v1 --key k -y", "omit it"),
-            ("bundlegate build . -t r.io/a:v1 -o bundle.tar.gz", "bundlegate save"),
+            (
+                "bundlegate build . -t r.io/a:v1 -o bundle.tar.gz",
+                "bundlegate save",
+            ),
         ] {
             let told = told(line);
-            assert!(told.contains(expected) && told.ends_with("; see --help"), "{line}: {told}");
-            assert!(!told.contains(DANGEROUS) && !told.contains("secret;"), "{line}: {told}");
+            assert!(
+                told.contains(expected) && told.ends_with("; see --help"),
+                "{line}: {told}"
+            );
+            assert!(
+                !told.contains(DANGEROUS) && !told.contains("secret;"),
+                "{line}: {told}"
+            );
         }
     }
 
     #[test]
     fn no_typo_leads_to_less_security() {
-        for flag in ["--insecure-skip-tls", "--insecure-skip-tls-verfy", "--insecure-skip", "--skip-tls", "--insecur"] {
+        for flag in [
+            "--insecure-skip-tls",
+            "--insecure-skip-tls-verfy",
+            "--insecure-skip",
+            "--skip-tls",
+            "--insecur",
+        ] {
             let told = told(&format!("bundlegate pull r.io/a:v1 {flag}"));
             assert!(!told.contains(DANGEROUS), "{told}");
         }

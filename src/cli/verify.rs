@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     oci::{Manifest, PinnedReference, Reference},
-    verify::{self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError, Verified},
+    verify::{
+        self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError,
+        Verified,
+    },
 };
 
 /// Arguments of `verify`.
@@ -70,11 +73,23 @@ pub(super) const EXAMPLES: &str = "Examples:
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let cli_config = options.registry.cli_config()?;
-    let reference = options.reference.resolve_name(&options.store, options.local).await?;
-    let policy = options.trust.policy(cli_config.as_ref(), &reference).await?;
+    let reference = options
+        .reference
+        .resolve_name(&options.store, options.local)
+        .await?;
+    let policy = options
+        .trust
+        .policy(cli_config.as_ref(), &reference)
+        .await?;
     let policy = policy
         .context("--config: no trust policy in the file; name a key (--key) or a signer (--certificate-identity)")?;
-    let target = Target::new(&reference, options.local, &options.store, &options.registry, cli_config.as_ref())?;
+    let target = Target::new(
+        &reference,
+        options.local,
+        &options.store,
+        &options.registry,
+        cli_config.as_ref(),
+    )?;
     let result = verify_reference(&reference, &target, &policy).await?;
     for skipped in &result.report.skipped {
         eprint(&format!("{reference}: skipped {skipped}"));
@@ -87,7 +102,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     match result.verdict {
         Ok(_) => Ok(()),
         Err(rejection) => {
-            let more = match options.verbose || options.json || result.report.signatures.is_empty() {
+            let more = match options.verbose || options.json || result.report.signatures.is_empty()
+            {
                 true => "",
                 false => " (-v shows every check)",
             };
@@ -104,13 +120,31 @@ async fn verify_reference(
 ) -> anyhow::Result<VerifyResult> {
     let pinned = target.resolve(reference).await?;
     let manifest = target.source().manifest(&pinned).await?;
-    let evidence = verify::collect(&target.signatures(policy)?, &pinned, target.limits().evidence).await?;
-    let (verdict, report) =
-        Verified::verify_with_report(policy, &pinned, manifest, &evidence, VerificationContext::now());
-    Ok(VerifyResult { pinned, verdict, report })
+    let evidence = verify::collect(
+        &target.signatures(policy)?,
+        &pinned,
+        target.limits().evidence,
+    )
+    .await?;
+    let (verdict, report) = Verified::verify_with_report(
+        policy,
+        &pinned,
+        manifest,
+        &evidence,
+        VerificationContext::now(),
+    );
+    Ok(VerifyResult {
+        pinned,
+        verdict,
+        report,
+    })
 }
 
-fn document<'a>(reference: &Reference, result: &'a VerifyResult, policy: &'a TrustPolicy) -> Document<'a> {
+fn document<'a>(
+    reference: &Reference,
+    result: &'a VerifyResult,
+    policy: &'a TrustPolicy,
+) -> Document<'a> {
     Document {
         reference: reference.to_string(),
         digest: result.pinned.digest().as_str(),
@@ -121,7 +155,12 @@ fn document<'a>(reference: &Reference, result: &'a VerifyResult, policy: &'a Tru
 }
 
 /// The verdict and the pinned reference; with `-v` also every check.
-fn text(reference: &Reference, result: &VerifyResult, policy: &TrustPolicy, verbose: bool) -> String {
+fn text(
+    reference: &Reference,
+    result: &VerifyResult,
+    policy: &TrustPolicy,
+    verbose: bool,
+) -> String {
     // The name that the user gave, also if the image is in the store.
     let pinned = format!("{}@{}", reference.repository(), result.pinned.digest());
     let mut lines = vec![verdict(result), pinned];
@@ -156,12 +195,25 @@ fn verdict(result: &VerifyResult) -> String {
 
 /// A signature with one line for each check.
 fn details(finding: &SignatureReport) -> Vec<String> {
-    let signer = finding.signer.as_ref().map_or("an unknown signer", |signer| &signer.authority);
-    let width = finding.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
-    let mut lines = vec![String::new(), format!("{} signature by {signer}", finding.format.label())];
+    let signer = finding
+        .signer
+        .as_ref()
+        .map_or("an unknown signer", |signer| &signer.authority);
+    let width = finding
+        .checks
+        .iter()
+        .map(|check| check.name.len())
+        .max()
+        .unwrap_or_default();
+    let mut lines = vec![
+        String::new(),
+        format!("{} signature by {signer}", finding.format.label()),
+    ];
     lines.extend(finding.checks.iter().map(|check| {
         let outcome = if check.ok { "ok" } else { "failed" };
-        format!("  {outcome:<6}  {:<width$}  {}", check.name, check.detail).trim_end().to_owned()
+        format!("  {outcome:<6}  {:<width$}  {}", check.name, check.detail)
+            .trim_end()
+            .to_owned()
     }));
     lines
 }
@@ -175,8 +227,12 @@ fn hint(reason: Reason) -> &'static str {
         Reason::Scheme => "declare the scheme for this key (trust.authorities.NAME.keys: schemes)",
         Reason::Format => "allow the format (formats), or sign it in the other one",
         Reason::Root => "refresh the trust root, or name a newer one (trust.roots)",
-        Reason::Log | Reason::Timestamp => "sign it with a log and timestamp authority of the trust root",
-        Reason::Unsupported => "sign with another key type, or trust this key without a log (tlog: none, no root)",
+        Reason::Log | Reason::Timestamp => {
+            "sign it with a log and timestamp authority of the trust root"
+        }
+        Reason::Unsupported => {
+            "sign with another key type, or trust this key without a log (tlog: none, no root)"
+        }
         Reason::Validity | Reason::RevokedKey | Reason::TooOld => "sign it again, with a valid key",
         Reason::TooFewVotes => "have it signed by more authorities of the policy",
         Reason::Attestation => "add the attestation that the policy requires (cosign attest)",

@@ -26,10 +26,18 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     bundle: PathBuf,
     /// Identity in the certificate.
-    #[arg(long = "certificate-identity", value_name = "IDENTITY", requires = "issuer")]
+    #[arg(
+        long = "certificate-identity",
+        value_name = "IDENTITY",
+        requires = "issuer"
+    )]
     identity: Option<String>,
     /// OIDC issuer in the certificate.
-    #[arg(long = "certificate-oidc-issuer", value_name = "URL", requires = "identity")]
+    #[arg(
+        long = "certificate-oidc-issuer",
+        value_name = "URL",
+        requires = "identity"
+    )]
     issuer: Option<String>,
     /// Public key instead of a certificate identity.
     #[arg(long, value_name = "FILE")]
@@ -54,12 +62,16 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         _ => return Err(anyhow!("name a signer: --certificate-identity or --key")),
     };
     let root = match &options.trusted_root {
-        Some(file) => TrustRoot::from_json("--trusted-root", &read::text("--trusted-root", file, read::KEY_LIMIT)?)?,
+        Some(file) => TrustRoot::from_json(
+            "--trusted-root",
+            &read::text("--trusted-root", file, read::KEY_LIMIT)?,
+        )?,
         None if options.staging => TrustRoot::sigstore_staging()?,
         None => TrustRoot::sigstore()?,
     };
     let subject = options.subject()?;
-    verify_bundle(&bundle, &subject, &signer, &root).map_err(|reason| anyhow!("{}: {reason}", options.bundle.display()))
+    verify_bundle(&bundle, &subject, &signer, &root)
+        .map_err(|reason| anyhow!("{}: {reason}", options.bundle.display()))
 }
 
 impl Options {

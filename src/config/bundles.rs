@@ -59,10 +59,14 @@ pub(super) fn read(
     unambiguous(raw.keys())?;
     let mut bundles = Vec::new();
     for (name, raw) in raw {
-        let bundle = check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, opa_check, base));
+        let bundle =
+            check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, opa_check, base));
         bundles.push(bundle.map_err(|problem| problem.at(&name))?);
     }
-    let by_name: HashMap<&str, &BundleConfig> = bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect();
+    let by_name: HashMap<&str, &BundleConfig> = bundles
+        .iter()
+        .map(|bundle| (bundle.name.as_str(), bundle))
+        .collect();
     for bundle in &bundles {
         check_fallback(bundle, &by_name)
             .map_err(|problem| problem.at("fallback").at("on_withdraw").at(&bundle.name))?;
@@ -77,19 +81,28 @@ fn bundle(
     default: Option<&PartialOptions>,
     base: Base<'_>,
 ) -> Result<BundleConfig, Problem> {
-    let reference: Reference =
-        raw.reference.parse().map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
+    let reference: Reference = raw
+        .reference
+        .parse()
+        .map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
     let reference = reference.relative_to(base.folder());
     let trust = match &raw.trust {
         Some(policy) => policies.named(policy),
         None => policies.matching(reference.repository()),
     };
-    let poll =
-        raw.poll.map_or(Ok(POLL), |time| time.at_least(MIN_INTERVAL, "30s")).map_err(|problem| problem.at("poll"))?;
-    let confirm_within = raw.confirm_within.map_or(Ok(CONFIRM_WITHIN), |time| time.at_least(MIN_INTERVAL, "2s"));
+    let poll = raw
+        .poll
+        .map_or(Ok(POLL), |time| time.at_least(MIN_INTERVAL, "30s"))
+        .map_err(|problem| problem.at("poll"))?;
+    let confirm_within = raw
+        .confirm_within
+        .map_or(Ok(CONFIRM_WITHIN), |time| time.at_least(MIN_INTERVAL, "2s"));
     // A shorter time could withdraw a healthy bundle between two polls, or during a slow second
     // poll.
-    let max_stale = raw.max_stale.map(|time| time.at_least(poll.saturating_mul(2), "24h")).transpose();
+    let max_stale = raw
+        .max_stale
+        .map(|time| time.at_least(poll.saturating_mul(2), "24h"))
+        .transpose();
     let trust = trust.map_err(|problem| problem.at("trust"))?;
     Ok(BundleConfig {
         name,
@@ -98,10 +111,14 @@ fn bundle(
         reference,
         poll,
         confirm_within: confirm_within.map_err(|problem| problem.at("confirm_within"))?,
-        on_missing: on_missing(raw.on_missing.as_deref()).map_err(|problem| problem.at("on_missing"))?,
+        on_missing: on_missing(raw.on_missing.as_deref())
+            .map_err(|problem| problem.at("on_missing"))?,
         max_stale: max_stale.map_err(|problem| problem.at("max_stale"))?,
-        on_withdraw: raw.on_withdraw.map(|raw| OnWithdraw { fallback: raw.fallback }),
-        opa_check: opa_check::of_bundle(raw.opa_check, default, base).map_err(|problem| problem.at("opa_check"))?,
+        on_withdraw: raw.on_withdraw.map(|raw| OnWithdraw {
+            fallback: raw.fallback,
+        }),
+        opa_check: opa_check::of_bundle(raw.opa_check, default, base)
+            .map_err(|problem| problem.at("opa_check"))?,
     })
 }
 
@@ -111,16 +128,25 @@ fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {
 }
 
 /// Checks that the fallback exists and has no fallback itself, which excludes chains and loops.
-fn check_fallback(bundle: &BundleConfig, all: &HashMap<&str, &BundleConfig>) -> Result<(), Problem> {
-    let Some(OnWithdraw { fallback }) = &bundle.on_withdraw else { return Ok(()) };
+fn check_fallback(
+    bundle: &BundleConfig,
+    all: &HashMap<&str, &BundleConfig>,
+) -> Result<(), Problem> {
+    let Some(OnWithdraw { fallback }) = &bundle.on_withdraw else {
+        return Ok(());
+    };
     if *fallback == bundle.name {
-        return Err(Problem::new("a bundle can't be its own fallback; name another bundle"));
+        return Err(Problem::new(
+            "a bundle can't be its own fallback; name another bundle",
+        ));
     }
     let Some(found) = all.get(fallback.as_str()) else {
         let mut names: Vec<&str> = all.keys().copied().collect();
         names.sort_unstable();
         let suggestion = keys::suggestion(fallback, names.into_iter());
-        return Err(Problem::new(format!("bundles has no {fallback:?}; {suggestion}")));
+        return Err(Problem::new(format!(
+            "bundles has no {fallback:?}; {suggestion}"
+        )));
     };
     match &found.on_withdraw {
         Some(next) => Err(Problem::new(format!(
@@ -133,7 +159,11 @@ fn check_fallback(bundle: &BundleConfig, all: &HashMap<&str, &BundleConfig>) -> 
 
 /// Checks a bundle name. URL libraries normalise `.`, `..` and `//`, so names can't have them.
 fn check_name(name: &str) -> Result<(), Problem> {
-    let refused = |what: &str| Err(Problem::new(format!("{what}; write a name such as authz/main")));
+    let refused = |what: &str| {
+        Err(Problem::new(format!(
+            "{what}; write a name such as authz/main"
+        )))
+    };
     if name.is_empty() {
         return refused("a bundle name must not be empty");
     }
@@ -141,7 +171,9 @@ fn check_name(name: &str) -> Result<(), Problem> {
         return refused("a bundle name must not have control characters");
     }
     if name.split('/').any(str::is_empty) {
-        return refused("a bundle name must not begin or end with a slash or have an empty segment");
+        return refused(
+            "a bundle name must not begin or end with a slash or have an empty segment",
+        );
     }
     if name.split('/').any(|segment| matches!(segment, "." | "..")) {
         return refused("a bundle name must not have a segment `.` or `..`");
@@ -153,9 +185,15 @@ fn check_name(name: &str) -> Result<(), Problem> {
 fn unambiguous<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Problem> {
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for name in names {
-        for path in [format!("/bundles/{name}"), format!("/bundle/{name}"), format!("/{name}")] {
+        for path in [
+            format!("/bundles/{name}"),
+            format!("/bundle/{name}"),
+            format!("/{name}"),
+        ] {
             if let Some(other) = owners.insert(path.clone(), name) {
-                let message = format!("the path {path} could mean this bundle or {other}; rename one of them");
+                let message = format!(
+                    "the path {path} could mean this bundle or {other}; rename one of them"
+                );
                 return Err(Problem::new(message).at(name));
             }
         }

@@ -52,11 +52,20 @@ impl CliConfig {
             parse(text, folder, |raw, files| {
                 let bundles = raw.bundles.into_iter().filter_map(|(name, raw)| {
                     let reference = raw.reference.parse::<Reference>().ok()?.relative_to(folder);
-                    Some(BundleReference { name, reference, trust: raw.trust })
+                    Some(BundleReference {
+                        name,
+                        reference,
+                        trust: raw.trust,
+                    })
                 });
                 let bundles = bundles.collect();
-                let (registries, trust) = registries_and_policies(raw.registries, raw.trust, roots, files)?;
-                Ok(Self { registries, trust, bundles })
+                let (registries, trust) =
+                    registries_and_policies(raw.registries, raw.trust, roots, files)?;
+                Ok(Self {
+                    registries,
+                    trust,
+                    bundles,
+                })
             })
         })
     }
@@ -66,15 +75,25 @@ impl CliConfig {
     ///
     /// # Errors
     /// A message that lists the known policies.
-    pub fn policy_for(&self, name: Option<&str>, reference: &Reference) -> Result<TrustPolicy, String> {
+    pub fn policy_for(
+        &self,
+        name: Option<&str>,
+        reference: &Reference,
+    ) -> Result<TrustPolicy, String> {
         if name.is_some() {
             return self.trust.choose(name, reference.repository());
         }
         let wanted = (canonical_repository(reference), reference.selector());
         let mut found: Vec<(&str, TrustPolicy)> = Vec::new();
         for bundle in &self.bundles {
-            if (canonical_repository(&bundle.reference), bundle.reference.selector()) == wanted {
-                let policy = self.trust.choose(bundle.trust.as_deref(), reference.repository())?;
+            if (
+                canonical_repository(&bundle.reference),
+                bundle.reference.selector(),
+            ) == wanted
+            {
+                let policy = self
+                    .trust
+                    .choose(bundle.trust.as_deref(), reference.repository())?;
                 if !found.iter().any(|(_, known)| known.name() == policy.name()) {
                     found.push((&bundle.name, policy));
                 }
@@ -96,7 +115,10 @@ impl CliConfig {
 fn canonical_repository(reference: &Reference) -> Repository {
     match reference.repository() {
         Repository::Layout { path } => Repository::Layout {
-            path: path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.clone()),
+            path: path
+                .canonicalize()
+                .or_else(|_| std::path::absolute(path))
+                .unwrap_or_else(|_| path.clone()),
         },
         repository @ Repository::Registry { .. } => repository.clone(),
     }

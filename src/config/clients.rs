@@ -56,15 +56,19 @@ impl ClientConfig {
     /// deleted file has no tokens; a file that can't be read for another reason changes nothing.
     /// Blocks.
     pub fn revoke(&mut self) -> bool {
-        let Credential::Tokens { file, tokens } = &mut self.credential else { return false };
+        let Credential::Tokens { file, tokens } = &mut self.credential else {
+            return false;
+        };
         let left = match read_regular(file, files::MAX_FILE_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(_) => return false,
         };
         let before = tokens.len();
-        let is_left =
-            |token: &Secret| left.split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == token.expose());
+        let is_left = |token: &Secret| {
+            left.split(|byte| *byte == b'\n')
+                .any(|line| line.trim_ascii() == token.expose())
+        };
         tokens.retain(is_left);
         tokens.len() < before
     }
@@ -77,19 +81,29 @@ impl fmt::Debug for Secret {
 }
 
 /// Reads all of `clients`.
-pub(super) fn read(raw: Option<Vec<raw::Client>>, base: Base<'_>) -> Result<Vec<ClientConfig>, Problem> {
+pub(super) fn read(
+    raw: Option<Vec<raw::Client>>,
+    base: Base<'_>,
+) -> Result<Vec<ClientConfig>, Problem> {
     let raw = raw.unwrap_or_default();
     if raw.is_empty() {
         let example = "clients: [{ name: anyone, anonymous: true, bundles: [\"**\"] }]";
-        return Err(Problem::new(format!("no client is configured; write one, such as {example}")));
+        return Err(Problem::new(format!(
+            "no client is configured; write one, such as {example}"
+        )));
     }
     let mut clients: Vec<ClientConfig> = Vec::new();
     let mut names = HashSet::new();
     for (index, raw) in raw.into_iter().enumerate() {
-        let client = client(raw, base).and_then(|client| match !names.insert(client.name.clone()) {
-            true => Err(Problem::new(format!("{} is the name of two clients; rename one", client.name)).at("name")),
-            false => Ok(client),
-        });
+        let client =
+            client(raw, base).and_then(|client| match !names.insert(client.name.clone()) {
+                true => Err(Problem::new(format!(
+                    "{} is the name of two clients; rename one",
+                    client.name
+                ))
+                .at("name")),
+                false => Ok(client),
+            });
         clients.push(client.map_err(|problem| problem.at_index(index))?);
     }
     distinct_tokens(&clients)?;
@@ -104,12 +118,17 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
             let of_file = |path: &Path| -> Result<Credential, Problem> {
                 let tokens = tokens(&base.text(path)?)
                     .map_err(|reason| Problem::new(format!("{}: {reason}", path.display())))?;
-                Ok(Credential::Tokens { file: base.path(path)?, tokens })
+                Ok(Credential::Tokens {
+                    file: base.path(path)?,
+                    tokens,
+                })
             };
             of_file(file).map_err(|problem| problem.at("bearer_token_file"))?
         }
         (Some(_), Some(_)) => {
-            return Err(Problem::new("a client has one credential; keep `anonymous` or `bearer_token_file`"));
+            return Err(Problem::new(
+                "a client has one credential; keep `anonymous` or `bearer_token_file`",
+            ));
         }
         (Some(false) | None, None) => {
             let message = "the client has no credential; write `bearer_token_file: FILE` or `anonymous: true`";
@@ -117,12 +136,18 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
         }
     };
     if raw.bundles.is_empty() {
-        return Err(Problem::new("the list is empty; write globs such as [\"authz/**\"]").at("bundles"));
+        return Err(
+            Problem::new("the list is empty; write globs such as [\"authz/**\"]").at("bundles"),
+        );
     }
     for (index, text) in raw.bundles.iter().enumerate() {
         glob(text).map_err(|problem| problem.at_index(index).at("bundles"))?;
     }
-    Ok(ClientConfig { name: raw.name, credential, bundles: raw.bundles })
+    Ok(ClientConfig {
+        name: raw.name,
+        credential,
+        bundles: raw.bundles,
+    })
 }
 
 /// Reads one token per line. Errors name the line and do not quote it.
@@ -152,12 +177,18 @@ fn tokens(text: &str) -> Result<Vec<Secret>, String> {
 fn distinct_tokens(clients: &[ClientConfig]) -> Result<(), Problem> {
     let mut owners: BTreeMap<&[u8], &str> = BTreeMap::new();
     for (index, client) in clients.iter().enumerate() {
-        let Credential::Tokens { tokens, .. } = &client.credential else { continue };
+        let Credential::Tokens { tokens, .. } = &client.credential else {
+            continue;
+        };
         for token in tokens {
             match owners.insert(token.expose(), &client.name) {
                 Some(other) if other != client.name => {
-                    let message = format!("the file shares a token with client {other}; use different tokens");
-                    return Err(Problem::new(message).at("bearer_token_file").at_index(index));
+                    let message = format!(
+                        "the file shares a token with client {other}; use different tokens"
+                    );
+                    return Err(Problem::new(message)
+                        .at("bearer_token_file")
+                        .at_index(index));
                 }
                 _ => {}
             }

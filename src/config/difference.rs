@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::tree::{Key, Node, Value};
 
 /// The paths of the keys in which two texts differ, without those that are applied while serving
-/// (`bundles`, `opa_check`, `trust`, `clients`). A key with its default value differs from an absent
-/// key.
+/// (`bundles`, `opa_check`, `trust`, `clients`). A key with its default value differs from an
+/// absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been parsed before.
@@ -16,14 +16,21 @@ pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     keys
 }
 
-fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a Node>, keys: &mut Vec<String>) {
+fn compare<'a>(
+    path: &mut Vec<&'a str>,
+    old: Option<&'a Node>,
+    new: Option<&'a Node>,
+    keys: &mut Vec<String>,
+) {
     if is_live(path) {
         return;
     }
     match (old.map(|node| &node.value), new.map(|node| &node.value)) {
         (Some(Value::Mapping(old)), Some(Value::Mapping(new))) => {
             let (by_name, new_by_name) = (by_name(old), by_name(new));
-            let added = new.iter().filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
+            let added = new
+                .iter()
+                .filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
             for (key, _) in old.iter().chain(added) {
                 path.push(&key.name);
                 let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
@@ -40,7 +47,10 @@ fn compare<'a>(path: &mut Vec<&'a str>, old: Option<&'a Node>, new: Option<&'a N
 }
 
 fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
-    entries.iter().map(|(key, node)| (key.name.as_str(), node)).collect()
+    entries
+        .iter()
+        .map(|(key, node)| (key.name.as_str(), node))
+        .collect()
 }
 
 fn is_live(path: &[&str]) -> bool {
@@ -56,13 +66,18 @@ fn is_equal(old: &Value, new: &Value) -> bool {
         (Value::Float(old), Value::Float(new)) => old.to_bits() == new.to_bits(),
         (Value::Text(old), Value::Text(new)) => old == new,
         (Value::List(old), Value::List(new)) => {
-            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| is_equal(&old.value, &new.value))
+            old.len() == new.len()
+                && old
+                    .iter()
+                    .zip(new)
+                    .all(|(old, new)| is_equal(&old.value, &new.value))
         }
         (Value::Mapping(old), Value::Mapping(new)) => {
             let new = by_name(new);
             old.len() == new.len()
                 && old.iter().all(|(key, node)| {
-                    new.get(key.name.as_str()).is_some_and(|other| is_equal(&node.value, &other.value))
+                    new.get(key.name.as_str())
+                        .is_some_and(|other| is_equal(&node.value, &other.value))
                 })
         }
         _ => false,

@@ -31,11 +31,18 @@ impl Config {
                 Err(first) => first,
             };
             let errors = all(text, folder);
-            Ok(Err(if errors.is_empty() { vec![first] } else { errors }))
+            Ok(Err(if errors.is_empty() {
+                vec![first]
+            } else {
+                errors
+            }))
         });
         match config {
             Ok(Ok(config)) => Ok(config),
-            Ok(Err(errors)) => Err(errors.into_iter().map(|error| error.in_file(file)).collect()),
+            Ok(Err(errors)) => Err(errors
+                .into_iter()
+                .map(|error| error.in_file(file))
+                .collect()),
             Err(error) => Err(vec![error]),
         }
     }
@@ -54,11 +61,17 @@ pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
     for _ in 0..MAX_PASSES {
         let roots = &|name: &str, source: &crate::verify::RootSource| source.initial(name);
         // This check visits every key, so it is not repeated once it has passed.
-        let duplicate = if unique { None } else { root.unique_keys().err() };
+        let duplicate = if unique {
+            None
+        } else {
+            root.unique_keys().err()
+        };
         unique = duplicate.is_none();
         let checked = match duplicate {
             Some(problem) => Err(problem),
-            None => check_tree(&root, &files, |raw, files| Config::check(raw, roots, files)).map(drop),
+            None => {
+                check_tree(&root, &files, |raw, files| Config::check(raw, roots, files)).map(drop)
+            }
         };
         let Err(problem) = checked else { break };
         let path = root.in_file(&problem.path());
@@ -90,7 +103,12 @@ fn remove(root: &mut Node, path: &[Segment]) -> Option<Vec<Segment>> {
 /// ancestor, or a reference to it by name.
 fn is_consequence(problem: &Problem, path: &[Segment], removed: &[Vec<Segment>]) -> bool {
     let message = problem.to_string();
-    if message.contains(PLACEHOLDER_REFERENCE.split('/').next().unwrap_or(PLACEHOLDER_REFERENCE)) {
+    if message.contains(
+        PLACEHOLDER_REFERENCE
+            .split('/')
+            .next()
+            .unwrap_or(PLACEHOLDER_REFERENCE),
+    ) {
         return true;
     }
     removed.iter().any(|removed| {

@@ -24,30 +24,53 @@ pub(super) fn read(raw: raw::Expect, trust: &TrustPolicy) -> Result<Expect, Prob
     }
     Ok(Expect {
         annotations: raw.annotations,
-        roots: raw.roots.map_or(Ok(Vec::new()), roots).map_err(|problem| problem.at("roots"))?,
+        roots: raw
+            .roots
+            .map_or(Ok(Vec::new()), roots)
+            .map_err(|problem| problem.at("roots"))?,
         order: order(raw.order.as_deref(), minimum, trust)?,
         on_older,
     })
 }
 
 fn on_older(word: &str) -> Result<OnOlder, Problem> {
-    values::word(word, &[("serve", OnOlder::Serve), ("alarm", OnOlder::Alarm), ("refuse", OnOlder::Refuse)])
+    values::word(
+        word,
+        &[
+            ("serve", OnOlder::Serve),
+            ("alarm", OnOlder::Alarm),
+            ("refuse", OnOlder::Refuse),
+        ],
+    )
 }
 
-fn order(word: Option<&str>, minimum: Option<&str>, trust: &TrustPolicy) -> Result<Option<Order>, Problem> {
+fn order(
+    word: Option<&str>,
+    minimum: Option<&str>,
+    trust: &TrustPolicy,
+) -> Result<Option<Order>, Problem> {
     let Some(word) = word else {
         return match minimum {
-            Some(_) => Err(Problem::new("`minimum` needs an `order`; write `order` as well").at("minimum")),
+            Some(_) => {
+                Err(Problem::new("`minimum` needs an `order`; write `order` as well").at("minimum"))
+            }
             None => Ok(None),
         };
     };
-    let version = |text: &str| text.parse::<Version>().map_err(|error| Problem::new(error.to_string()).at("minimum"));
+    let version = |text: &str| {
+        text.parse::<Version>()
+            .map_err(|error| Problem::new(error.to_string()).at("minimum"))
+    };
     let moment = |text: &str| match text.parse::<PointInTime>() {
         Ok(PointInTime(at)) => Ok(at),
         Err(message) => Err(Problem::new(message).at("minimum")),
     };
     // Each order has its own type of minimum.
-    let words = [("version", Kind::Version), ("created", Kind::Created), ("signed_time", Kind::SignedTime)];
+    let words = [
+        ("version", Kind::Version),
+        ("created", Kind::Created),
+        ("signed_time", Kind::SignedTime),
+    ];
     let kind = values::word(word, &words).map_err(|problem| problem.at("order"))?;
     if kind == Kind::SignedTime && !proves_time(trust) {
         let policy = trust.name();
@@ -58,9 +81,15 @@ fn order(word: Option<&str>, minimum: Option<&str>, trust: &TrustPolicy) -> Resu
         return Err(Problem::new(message).at("order"));
     }
     Ok(Some(match kind {
-        Kind::Version => Order::Version { minimum: minimum.map(version).transpose()? },
-        Kind::Created => Order::Created { minimum: minimum.map(moment).transpose()? },
-        Kind::SignedTime => Order::SignedTime { minimum: minimum.map(moment).transpose()? },
+        Kind::Version => Order::Version {
+            minimum: minimum.map(version).transpose()?,
+        },
+        Kind::Created => Order::Created {
+            minimum: minimum.map(moment).transpose()?,
+        },
+        Kind::SignedTime => Order::SignedTime {
+            minimum: minimum.map(moment).transpose()?,
+        },
     }))
 }
 
@@ -74,9 +103,9 @@ enum Kind {
 /// Whether every accepted set of signatures includes one with a proven time.
 fn proves_time(trust: &TrustPolicy) -> bool {
     let untimed = |authority: &&Authority| !authority.proves_time();
-    trust
-        .requirements()
-        .is_some_and(|requirements| requirements.authorities.iter().filter(untimed).count() < requirements.at_least)
+    trust.requirements().is_some_and(|requirements| {
+        requirements.authorities.iter().filter(untimed).count() < requirements.at_least
+    })
 }
 
 fn roots(raw: Vec<String>) -> Result<Vec<String>, Problem> {
@@ -86,9 +115,13 @@ fn roots(raw: Vec<String>) -> Result<Vec<String>, Problem> {
     }
     for (index, root) in raw.iter().enumerate() {
         // `""` is the root of `data`.
-        let malformed = !root.is_empty() && root.split('/').any(|segment| segment.is_empty() || segment == "..");
+        let malformed = !root.is_empty()
+            && root
+                .split('/')
+                .any(|segment| segment.is_empty() || segment == "..");
         if malformed || root.chars().any(char::is_control) {
-            let message = format!("{root:?} is not a root; write it as in `.manifest`, such as authz/users");
+            let message =
+                format!("{root:?} is not a root; write it as in `.manifest`, such as authz/users");
             return Err(Problem::new(message).at_index(index));
         }
     }

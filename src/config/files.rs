@@ -41,22 +41,36 @@ struct Entry {
 
 impl<'a> Files<'a> {
     pub(super) fn new(folder: &'a Path) -> Self {
-        Self { folder, read: RefCell::default() }
+        Self {
+            folder,
+            read: RefCell::default(),
+        }
     }
 
     /// For files that are read once, or by their users.
     pub(super) fn base(&'a self) -> Base<'a> {
-        Base { files: self, live: false }
+        Base {
+            files: self,
+            live: false,
+        }
     }
 
     /// For files whose changes are applied while serving.
     pub(super) fn live(&'a self) -> Base<'a> {
-        Base { files: self, live: true }
+        Base {
+            files: self,
+            live: true,
+        }
     }
 
     /// The paths of the files whose changes are applied while serving.
     pub(super) fn live_paths(&self) -> Vec<PathBuf> {
-        self.read.borrow().iter().filter(|(_, entry)| entry.live).map(|(path, _)| path.clone()).collect()
+        self.read
+            .borrow()
+            .iter()
+            .filter(|(_, entry)| entry.live)
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 }
 
@@ -69,11 +83,15 @@ impl<'a> Base<'a> {
     /// The path of a file, relative to the folder of the configuration.
     pub(super) fn path(self, path: &Path) -> Result<PathBuf, Problem> {
         if path.as_os_str().is_empty() {
-            return Err(Problem::new("the path is empty; write one, or remove the key"));
+            return Err(Problem::new(
+                "the path is empty; write one, or remove the key",
+            ));
         }
         // The path appears in errors and logs, which are one line.
         if path.to_string_lossy().chars().any(char::is_control) {
-            return Err(Problem::new(format!("the path {path:?} has control characters; write another")));
+            return Err(Problem::new(format!(
+                "the path {path:?} has control characters; write another"
+            )));
         }
         Ok(self.files.folder.join(path))
     }
@@ -93,8 +111,12 @@ impl<'a> Base<'a> {
     /// The content of a file as text. The error does not quote it, as it may be a secret.
     pub(super) fn text(self, path: &Path) -> Result<String, Problem> {
         let bytes = self.bytes(path)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| Problem::new(format!("{} is not UTF-8 text; name the right file", path.display())))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| {
+            Problem::new(format!(
+                "{} is not UTF-8 text; name the right file",
+                path.display()
+            ))
+        })?;
         Ok(text.to_owned())
     }
 
@@ -102,7 +124,10 @@ impl<'a> Base<'a> {
     pub(super) fn certificates(self, path: &Path) -> Result<Vec<CertificateDer<'static>>, Problem> {
         let bytes = self.bytes(path)?;
         let refused = |what: &str| {
-            Problem::new(format!("{} {what}; use PEM certificates (-----BEGIN CERTIFICATE-----)", path.display()))
+            Problem::new(format!(
+                "{} {what}; use PEM certificates (-----BEGIN CERTIFICATE-----)",
+                path.display()
+            ))
         };
         let chain = CertificateDer::pem_slice_iter(&bytes)
             .collect::<Result<Vec<_>, _>>()
@@ -119,7 +144,10 @@ impl<'a> Base<'a> {
         for (index, certificate) in self.certificates(path)?.into_iter().enumerate() {
             store.add(certificate).map_err(|error| {
                 let which = index + 1;
-                Problem::new(format!("certificate {which} in {} is unusable: {error}; replace it", path.display()))
+                Problem::new(format!(
+                    "certificate {which} in {} is unusable: {error}; replace it",
+                    path.display()
+                ))
             })?;
         }
         Ok(self.bytes(path)?.to_vec())
@@ -130,12 +158,15 @@ impl<'a> Base<'a> {
 fn content(path: &Path) -> Result<Vec<u8>, Problem> {
     match read_regular_or_pipe(path, MAX_FILE_BYTES) {
         Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == ErrorKind::FileTooLarge => {
-            Err(Problem::new(format!("{} is larger than 1 MiB; name the right file", path.display())))
-        }
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(Problem::new(format!(
+            "{} is larger than 1 MiB; name the right file",
+            path.display()
+        ))),
         Err(error) => {
             let path = path.display();
-            Err(Problem::new(format!("{path} can't be read: {error}; correct the path or its permissions")))
+            Err(Problem::new(format!(
+                "{path} can't be read: {error}; correct the path or its permissions"
+            )))
         }
     }
 }

@@ -19,7 +19,11 @@ pub(super) fn render(path: &[Segment]) -> String {
                 }
                 // Errors are one line.
                 for char in shortened(key, MAX_KEY_CHARS).chars() {
-                    if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
+                    if char.is_control() {
+                        text.extend(char.escape_default())
+                    } else {
+                        text.push(char)
+                    }
                 }
             }
             Segment::Index(index) => text.push_str(&format!("[{index}]")),

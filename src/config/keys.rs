@@ -7,7 +7,9 @@ pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
     if RESERVED.iter().any(|pattern| matches(pattern, path)) {
         return "not supported yet; remove it".to_owned();
     }
-    let Some(Segment::Key(name)) = path.last() else { return "unknown key".to_owned() };
+    let Some(Segment::Key(name)) = path.last() else {
+        return "unknown key".to_owned();
+    };
     match nearest(name, known.iter().copied()) {
         Some(near) => format!("unknown key; did you mean `{near}`?"),
         None => format!("unknown key; known here: {}", known.join(", ")),
@@ -15,7 +17,10 @@ pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
 }
 
 /// The candidate that was most likely meant.
-pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     // The distance of two long names is expensive: its cost is the product of their lengths.
     if name.len() > MAX_COMPARED_BYTES {
         return None;
@@ -25,7 +30,9 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|candidate| candidate.len() <= 2 * MAX_COMPARED_BYTES)
         .map(|candidate| (distance(name, candidate), candidate))
         // Accepts `password` for `password_file`.
-        .filter(|(distance, candidate)| *distance <= most || (name.len() > 2 && candidate.starts_with(name)))
+        .filter(|(distance, candidate)| {
+            *distance <= most || (name.len() > 2 && candidate.starts_with(name))
+        })
         .min()
         .map(|(_, candidate)| candidate)
 }
@@ -62,12 +69,17 @@ fn matches(pattern: &str, path: &[Segment]) -> bool {
 
 /// The optimal string alignment distance: insertions, deletions, replacements and transpositions.
 fn distance(left: &str, right: &str) -> usize {
-    let (left, right) = (left.chars().collect::<Vec<_>>(), right.chars().collect::<Vec<_>>());
+    let (left, right) = (
+        left.chars().collect::<Vec<_>>(),
+        right.chars().collect::<Vec<_>>(),
+    );
     let mut rows: Vec<Vec<usize>> = vec![(0..=right.len()).collect()];
     for (i, l) in left.iter().enumerate() {
         let mut row = vec![i + 1];
         for (j, r) in right.iter().enumerate() {
-            let mut cost = (rows[i][j] + usize::from(l != r)).min(rows[i][j + 1] + 1).min(row[j] + 1);
+            let mut cost = (rows[i][j] + usize::from(l != r))
+                .min(rows[i][j + 1] + 1)
+                .min(row[j] + 1);
             if i > 0 && j > 0 && *l == right[j - 1] && left[i - 1] == *r {
                 cost = cost.min(rows[i - 1][j - 1] + 1);
             }

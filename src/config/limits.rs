@@ -36,7 +36,11 @@ pub struct Cache {
 impl Limits {
     /// The limits of the registry client.
     pub fn read_limits(&self) -> registry::ReadLimits {
-        registry::ReadLimits { manifest: self.manifest, evidence: self.evidence, bundle: self.bundle }
+        registry::ReadLimits {
+            manifest: self.manifest,
+            evidence: self.evidence,
+            bundle: self.bundle,
+        }
     }
 
     /// The limits for opening a bundle.

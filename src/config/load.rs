@@ -96,13 +96,22 @@ impl Config {
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
         let config = parse(text, base_dir, |raw, files| Self::check(raw, roots, files))?;
-        Ok(Self { text: text.to_owned(), ..config })
+        Ok(Self {
+            text: text.to_owned(),
+            ..config
+        })
     }
 
-    pub(super) fn check(raw: raw::Root, roots: CurrentRoot<'_>, files: &Files<'_>) -> Result<Self, Problem> {
-        let (registries, policies) = registries_and_policies(raw.registries, raw.trust, roots, files)?;
+    pub(super) fn check(
+        raw: raw::Root,
+        roots: CurrentRoot<'_>,
+        files: &Files<'_>,
+    ) -> Result<Self, Problem> {
+        let (registries, policies) =
+            registries_and_policies(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
-        let opa_check = opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
+        let opa_check =
+            opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
         let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
         Ok(Self {
@@ -112,9 +121,11 @@ impl Config {
             roots: policies.roots_of(bundles.iter().map(|bundle| &bundle.trust)),
             trust: policies,
             bundles,
-            long_poll: server::long_poll(&raw.long_poll).map_err(|problem| problem.at("long_poll"))?,
+            long_poll: server::long_poll(&raw.long_poll)
+                .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, files.live()).map_err(|problem| problem.at("clients"))?,
+            clients: clients::read(raw.clients, files.live())
+                .map_err(|problem| problem.at("clients"))?,
             trust_files: files.live_paths(),
             text: String::new(),
         })
@@ -127,11 +138,13 @@ pub(super) fn read<T>(
     parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>,
 ) -> Result<T, ConfigError> {
     let refused = |message: String| ConfigError::unreadable(None, message).in_file(file);
-    let bytes = read_regular_or_pipe(file, files::MAX_FILE_BYTES).map_err(|error| match error.kind() {
-        std::io::ErrorKind::FileTooLarge => refused(format!("{error}; name the right file")),
-        _ => refused(format!("can't read the file: {error}; name the right file")),
-    })?;
-    let text = String::from_utf8(bytes).map_err(|_| refused("not UTF-8 text; name the right file".to_owned()))?;
+    let bytes =
+        read_regular_or_pipe(file, files::MAX_FILE_BYTES).map_err(|error| match error.kind() {
+            std::io::ErrorKind::FileTooLarge => refused(format!("{error}; name the right file")),
+            _ => refused(format!("can't read the file: {error}; name the right file")),
+        })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| refused("not UTF-8 text; name the right file".to_owned()))?;
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     parse(&text, folder).map_err(|error| error.in_file(file))
 }
@@ -171,8 +184,10 @@ pub(super) fn registries_and_policies(
     roots: CurrentRoot<'_>,
     files: &Files<'_>,
 ) -> Result<(BTreeMap<String, registry::Options>, Policies), Problem> {
-    let registries = registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
-    let policies = Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
+    let registries =
+        registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
+    let policies =
+        Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
     Ok((registries, policies))
 }
 
@@ -183,7 +198,11 @@ fn check_version(root: &tree::Node) -> Result<(), Problem> {
     match (&root.value, root.get("version").map(|node| &node.value)) {
         (tree::Value::Mapping(_), Some(tree::Value::Integer(1))) => Ok(()),
         (tree::Value::Mapping(_), None) => refused("missing; write `version: 1`"),
-        (tree::Value::Mapping(_), Some(_)) => refused("this bundlegate reads version 1; write `version: 1`"),
-        _ => Err(Problem::new("the configuration must be a mapping; begin with `version: 1`")),
+        (tree::Value::Mapping(_), Some(_)) => {
+            refused("this bundlegate reads version 1; write `version: 1`")
+        }
+        _ => Err(Problem::new(
+            "the configuration must be a mapping; begin with `version: 1`",
+        )),
     }
 }

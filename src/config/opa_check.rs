@@ -17,7 +17,10 @@ pub(super) struct PartialOptions {
 }
 
 /// Reads the top-level key; `None` disables the check.
-pub(super) fn read(raw: Option<raw::OpaCheck>, base: Base<'_>) -> Result<Option<PartialOptions>, Problem> {
+pub(super) fn read(
+    raw: Option<raw::OpaCheck>,
+    base: Base<'_>,
+) -> Result<Option<PartialOptions>, Problem> {
     raw.map_or(Ok(None), |raw| read_options(raw, base))
 }
 
@@ -27,7 +30,9 @@ pub(super) fn of_bundle(
     default: Option<&PartialOptions>,
     base: Base<'_>,
 ) -> Result<Option<Options>, Problem> {
-    let Some(raw) = raw else { return Ok(default.cloned().map(|default| default.or(None))) };
+    let Some(raw) = raw else {
+        return Ok(default.cloned().map(|default| default.or(None)));
+    };
     Ok(read_options(raw, base)?.map(|own| own.or(default)))
 }
 
@@ -35,9 +40,15 @@ impl PartialOptions {
     fn or(self, other: Option<&Self>) -> Options {
         let default = Options::default();
         Options {
-            program: self.program.or_else(|| other?.program.clone()).unwrap_or(default.program),
+            program: self
+                .program
+                .or_else(|| other?.program.clone())
+                .unwrap_or(default.program),
             tests: self.tests.or_else(|| other?.tests).unwrap_or(default.tests),
-            timeout: self.timeout.or_else(|| other?.timeout).unwrap_or(default.timeout),
+            timeout: self
+                .timeout
+                .or_else(|| other?.timeout)
+                .unwrap_or(default.timeout),
         }
     }
 }
@@ -46,24 +57,37 @@ fn read_options(raw: raw::OpaCheck, base: Base<'_>) -> Result<Option<PartialOpti
     let raw = match raw {
         raw::OpaCheck::Keyword(word) if word == "none" => return Ok(None),
         raw::OpaCheck::Keyword(word) => {
-            return Err(Problem::new(format!("{word:?} is not `none`; write that, or keys such as {{ opa: opa }}")));
+            return Err(Problem::new(format!(
+                "{word:?} is not `none`; write that, or keys such as {{ opa: opa }}"
+            )));
         }
         raw::OpaCheck::Keys(raw) => raw,
     };
-    let timeout = raw
-        .timeout
-        .map(|time| time.at_least(MIN_TIMEOUT, "30s").and_then(|_| time.at_most(MAX_TIMEOUT, MAX_TIMEOUT_REASON)));
+    let timeout = raw.timeout.map(|time| {
+        time.at_least(MIN_TIMEOUT, "30s")
+            .and_then(|_| time.at_most(MAX_TIMEOUT, MAX_TIMEOUT_REASON))
+    });
     Ok(Some(PartialOptions {
-        program: raw.opa.map(|opa| program(&opa, base)).transpose().map_err(|problem| problem.at("opa"))?,
+        program: raw
+            .opa
+            .map(|opa| program(&opa, base))
+            .transpose()
+            .map_err(|problem| problem.at("opa"))?,
         tests: raw.tests,
-        timeout: timeout.transpose().map_err(|problem| problem.at("timeout"))?,
+        timeout: timeout
+            .transpose()
+            .map_err(|problem| problem.at("timeout"))?,
     }))
 }
 
 /// A name is searched in `PATH` at start-up; a path is relative to the configuration.
 fn program(opa: &Path, base: Base<'_>) -> Result<PathBuf, Problem> {
     let path = base.path(opa)?;
-    let is_name = opa.as_os_str().as_encoded_bytes().iter().all(|byte| *byte != b'/');
+    let is_name = opa
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .all(|byte| *byte != b'/');
     Ok(if is_name { opa.to_owned() } else { path })
 }
 

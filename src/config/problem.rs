@@ -46,17 +46,30 @@ impl ConfigError {
 
     /// An error about the whole file.
     pub(super) fn unreadable(line: Option<u64>, message: String) -> Self {
-        Self { file: None, line, key: String::new(), message }
+        Self {
+            file: None,
+            line,
+            key: String::new(),
+            message,
+        }
     }
 
     /// An error about a key.
     pub(super) fn at(path: &[Segment], line: u64, message: String) -> Self {
-        Self { file: None, line: Some(line), key: render(path), message }
+        Self {
+            file: None,
+            line: Some(line),
+            key: render(path),
+            message,
+        }
     }
 
     /// Adds the name of the file.
     pub(super) fn in_file(self, file: &Path) -> Self {
-        Self { file: Some(file.to_owned()), ..self }
+        Self {
+            file: Some(file.to_owned()),
+            ..self
+        }
     }
 }
 
@@ -78,12 +91,18 @@ impl fmt::Display for ConfigError {
 impl Problem {
     /// A problem with this message.
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self { path: Vec::new(), message: Message::Text(message.into()) }
+        Self {
+            path: Vec::new(),
+            message: Message::Text(message.into()),
+        }
     }
 
     /// An unknown key, with the known keys of its mapping.
     pub(super) fn unknown_key(name: &str, known: &'static [&'static str]) -> Self {
-        Self { path: vec![Segment::Key(name.to_owned())], message: Message::UnknownKey(known) }
+        Self {
+            path: vec![Segment::Key(name.to_owned())],
+            message: Message::UnknownKey(known),
+        }
     }
 
     /// Adds the key of the mapping that contains the value.
@@ -120,7 +139,10 @@ impl serde::de::Error for Problem {
         Self::new(message.to_string())
     }
 
-    fn invalid_type(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
+    fn invalid_type(
+        unexpected: serde::de::Unexpected<'_>,
+        expected: &dyn serde::de::Expected,
+    ) -> Self {
         let expected = match expected.to_string().as_str() {
             "a map" => "a mapping of keys".to_owned(),
             // serde names the Rust struct.
@@ -131,8 +153,15 @@ impl serde::de::Error for Problem {
             "u64" | "usize" => "a whole number".to_owned(),
             other => other.to_owned(),
         };
-        let scalar = !matches!(unexpected, serde::de::Unexpected::Seq | serde::de::Unexpected::Map);
-        let hint = if expected == "text" && scalar { "put it in quotes" } else { "correct the value" };
+        let scalar = !matches!(
+            unexpected,
+            serde::de::Unexpected::Seq | serde::de::Unexpected::Map
+        );
+        let hint = if expected == "text" && scalar {
+            "put it in quotes"
+        } else {
+            "correct the value"
+        };
         let unexpected = match unexpected {
             serde::de::Unexpected::Seq => "a list".to_owned(),
             serde::de::Unexpected::Map => "a mapping of keys".to_owned(),
@@ -142,7 +171,10 @@ impl serde::de::Error for Problem {
         Self::new(format!("expected {expected}, found {unexpected}; {hint}"))
     }
 
-    fn invalid_value(unexpected: serde::de::Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
+    fn invalid_value(
+        unexpected: serde::de::Unexpected<'_>,
+        expected: &dyn serde::de::Expected,
+    ) -> Self {
         Self::invalid_type(unexpected, expected)
     }
 

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::values::{Address, Period, Size};
 
 pub(super) use trust::{
-    Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, Policy, PolicyRules, Require,
-    Root as TrustRoot, Scalar, Trust, Tuf, X509,
+    Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, Policy, PolicyRules,
+    Require, Root as TrustRoot, Scalar, Trust, Tuf, X509,
 };
 
 #[derive(Debug, Deserialize)]

@@ -1,7 +1,10 @@
 //! Deserializes the tree into the raw types; every error has the path of its key.
 
 use serde::{
-    de::{DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor, value::StrDeserializer},
+    de::{
+        DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+        value::StrDeserializer,
+    },
     forward_to_deserialize_any,
 };
 
@@ -21,7 +24,9 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
         match &self.value {
             // An error instead of the default: an empty `tls:` must not turn TLS off.
-            Value::Null => Err(Problem::new("no value; write one, or remove the key to use its default")),
+            Value::Null => Err(Problem::new(
+                "no value; write one, or remove the key to use its default",
+            )),
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => match (u64::try_from(*value), i64::try_from(*value)) {
                 (Ok(value), _) => visitor.visit_u64(value),
@@ -30,9 +35,15 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
             },
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_borrowed_str(value),
-            Value::List(items) => visitor.visit_seq(Items { items: items.iter(), index: 0 }),
+            Value::List(items) => visitor.visit_seq(Items {
+                items: items.iter(),
+                index: 0,
+            }),
             Value::Removed => Err(Problem::new("the value was removed")),
-            Value::Mapping(entries) => visitor.visit_map(Entries { entries: entries.iter(), current: None }),
+            Value::Mapping(entries) => visitor.visit_map(Entries {
+                entries: entries.iter(),
+                current: None,
+            }),
         }
     }
 
@@ -40,7 +51,11 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Problem> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Problem> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -52,7 +67,10 @@ impl<'de> serde::Deserializer<'de> for &'de Node {
     ) -> Result<V::Value, Problem> {
         // serde would accept a list as a struct.
         match &self.value {
-            Value::List(_) => Err(serde::de::Error::invalid_type(Unexpected::Seq, &"a mapping of keys")),
+            Value::List(_) => Err(serde::de::Error::invalid_type(
+                Unexpected::Seq,
+                &"a mapping of keys",
+            )),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -71,11 +89,21 @@ struct Items<'de> {
 impl<'de> SeqAccess<'de> for Items<'de> {
     type Error = Problem;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
-        let Some(node) = self.items.find(|node| !matches!(node.value, Value::Removed)) else { return Ok(None) };
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Problem> {
+        let Some(node) = self
+            .items
+            .find(|node| !matches!(node.value, Value::Removed))
+        else {
+            return Ok(None);
+        };
         let index = self.index;
         self.index += 1;
-        seed.deserialize(node).map(Some).map_err(|problem| problem.at_index(index))
+        seed.deserialize(node)
+            .map(Some)
+            .map_err(|problem| problem.at_index(index))
     }
 }
 
@@ -87,15 +115,23 @@ struct Entries<'de> {
 impl<'de> MapAccess<'de> for Entries<'de> {
     type Error = Problem;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Problem> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Problem> {
         self.current = self.entries.next();
-        let Some((key, _)) = self.current else { return Ok(None) };
+        let Some((key, _)) = self.current else {
+            return Ok(None);
+        };
         let name: StrDeserializer<'_, Problem> = key.name.as_str().into_deserializer();
         seed.deserialize(name).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Problem> {
-        let Some((key, node)) = self.current.take() else { return Err(Problem::new("the value was read twice")) };
-        seed.deserialize(node).map_err(|problem| problem.at(&key.name))
+        let Some((key, node)) = self.current.take() else {
+            return Err(Problem::new("the value was read twice"));
+        };
+        seed.deserialize(node)
+            .map_err(|problem| problem.at(&key.name))
     }
 }

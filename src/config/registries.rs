@@ -8,7 +8,10 @@ use super::{files::Base, problem::Problem, raw, values::Period};
 use crate::registry::{Credentials, Options, Scheme, Timeouts, TlsTrust};
 
 /// Reads all of `registries`.
-pub(super) fn read(raw: BTreeMap<String, raw::Registry>, base: Base<'_>) -> Result<BTreeMap<String, Options>, Problem> {
+pub(super) fn read(
+    raw: BTreeMap<String, raw::Registry>,
+    base: Base<'_>,
+) -> Result<BTreeMap<String, Options>, Problem> {
     raw.into_iter()
         .map(|(host, registry)| {
             check_host(&host)
@@ -24,19 +27,26 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
         None | Some("https") => Scheme::Https,
         Some("http") => Scheme::Http,
         Some(other) => {
-            return Err(Problem::new(format!("{other:?} is not a scheme; write `https` or `http`")).at("scheme"));
+            return Err(Problem::new(format!(
+                "{other:?} is not a scheme; write `https` or `http`"
+            ))
+            .at("scheme"));
         }
     };
     let extra_roots = match &raw.ca_file {
         Some(_) if scheme == Scheme::Http => {
-            return Err(
-                Problem::new("plain HTTP has no certificates; remove `ca_file` or `scheme: http`").at("ca_file")
-            );
+            return Err(Problem::new(
+                "plain HTTP has no certificates; remove `ca_file` or `scheme: http`",
+            )
+            .at("ca_file"));
         }
         Some(path) => base.roots(path).map_err(|problem| problem.at("ca_file"))?,
         None => Vec::new(),
     };
-    let credentials = raw.credentials.map(|raw| credentials(raw, base)).transpose();
+    let credentials = raw
+        .credentials
+        .map(|raw| credentials(raw, base))
+        .transpose();
     Ok(Options {
         scheme,
         extra_roots,
@@ -48,14 +58,24 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
 
 /// Reads the password once, so that a wrong path fails the start and not the first poll.
 fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Problem> {
-    if raw.username.is_empty() || raw.username.contains(':') || raw.username.chars().any(char::is_control) {
+    if raw.username.is_empty()
+        || raw.username.contains(':')
+        || raw.username.chars().any(char::is_control)
+    {
         let message = "the user name is empty, or has colons or control characters; write another";
         return Err(Problem::new(message).at("username"));
     }
     let at_file = |problem: Problem| problem.at("password_file");
-    if base.text(&raw.password_file).map_err(at_file)?.trim().is_empty() {
+    if base
+        .text(&raw.password_file)
+        .map_err(at_file)?
+        .trim()
+        .is_empty()
+    {
         let file = raw.password_file.display();
-        return Err(at_file(Problem::new(format!("{file} is empty; write the password to it"))));
+        return Err(at_file(Problem::new(format!(
+            "{file} is empty; write the password to it"
+        ))));
     }
     Ok(Credentials::PasswordFile {
         username: raw.username,
@@ -66,7 +86,8 @@ fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Pro
 fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {
     let default = Timeouts::default();
     let one = |time: Option<Period>, key: &str, default: Duration| {
-        time.map_or(Ok(default), |time| time.at_least(MIN_TIMEOUT, "5s")).map_err(|problem| problem.at(key))
+        time.map_or(Ok(default), |time| time.at_least(MIN_TIMEOUT, "5s"))
+            .map_err(|problem| problem.at(key))
     };
     Ok(Timeouts {
         connect: one(raw.connect, "connect", default.connect)?,
@@ -83,10 +104,17 @@ fn check_host(host: &str) -> Result<(), Problem> {
             "http" => format!("write `{rest}: {{ scheme: http }}`"),
             _ => format!("write `{rest}`"),
         };
-        return Err(Problem::new(format!("name the registry by host and port only; {hint}")));
+        return Err(Problem::new(format!(
+            "name the registry by host and port only; {hint}"
+        )));
     }
-    let malformed = || Problem::new("not a HOST or HOST:PORT; write one such as `registry.lan:5000`");
-    if host.contains(['/', '@', '?', '#', '\\']) || host.chars().any(|char| char.is_whitespace() || char.is_control()) {
+    let malformed =
+        || Problem::new("not a HOST or HOST:PORT; write one such as `registry.lan:5000`");
+    if host.contains(['/', '@', '?', '#', '\\'])
+        || host
+            .chars()
+            .any(|char| char.is_whitespace() || char.is_control())
+    {
         return Err(malformed());
     }
     let url = Url::parse(&format!("https://{host}/")).map_err(|_| malformed())?;

@@ -72,18 +72,32 @@ impl fmt::Debug for Server {
 pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
     let max_connections = raw.max_connections.unwrap_or(20_000);
     if max_connections == 0 {
-        return Err(Problem::new("no client could connect; write a number of at least 1").at("max_connections"));
+        return Err(
+            Problem::new("no client could connect; write a number of at least 1")
+                .at("max_connections"),
+        );
     }
-    let tls = raw.tls.as_ref().map(|raw| tls(raw, base)).transpose().map_err(|problem| problem.at("tls"))?;
-    let or = |time: Option<Period>, seconds| time.map_or_else(|| Duration::from_secs(seconds), |time| time.0);
+    let tls = raw
+        .tls
+        .as_ref()
+        .map(|raw| tls(raw, base))
+        .transpose()
+        .map_err(|problem| problem.at("tls"))?;
+    let or = |time: Option<Period>, seconds| {
+        time.map_or_else(|| Duration::from_secs(seconds), |time| time.0)
+    };
     let server = Server {
         listen: raw.listen.map_or(LISTEN, |address| address.0),
         admin: raw.admin.map_or(ADMIN, |address| address.0),
         tls,
-        trusted_proxies: trusted_proxies(&raw.trusted_proxies).map_err(|problem| problem.at("trusted_proxies"))?,
+        trusted_proxies: trusted_proxies(&raw.trusted_proxies)
+            .map_err(|problem| problem.at("trusted_proxies"))?,
         max_connections,
         ready_after: or(raw.ready_after, 30),
-        drain: Drain { notice: or(raw.drain.notice, 5), over: or(raw.drain.over, 10) },
+        drain: Drain {
+            notice: or(raw.drain.notice, 5),
+            over: or(raw.drain.over, 10),
+        },
     };
     if server.listen == server.admin && server.listen.port() != 0 {
         return Err(Problem::new("the same address as `server.listen`; write another").at("admin"));
@@ -93,9 +107,14 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
 
 /// Reads all of `long_poll`.
 pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
-    let max_wait = raw.max_wait.map_or(Ok(MAX_WAIT), |time| time.at_least(Duration::from_secs(1), "5m"));
+    let max_wait = raw.max_wait.map_or(Ok(MAX_WAIT), |time| {
+        time.at_least(Duration::from_secs(1), "5m")
+    });
     let first_wait = raw.first_wait.map_or(Ok(FIRST_WAIT), |time| {
-        time.at_most(Duration::from_secs(9), "an OPA without long polling times out after 10s")
+        time.at_most(
+            Duration::from_secs(9),
+            "an OPA without long polling times out after 10s",
+        )
     });
     Ok(LongPoll {
         max_wait: max_wait.map_err(|problem| problem.at("max_wait"))?,
@@ -122,13 +141,18 @@ fn network(text: &str) -> Result<IpNet, String> {
     let canonical = network.trunc();
     // Ambiguous: either the address or the network could be meant.
     if network != canonical {
-        return Err(format!("{text} has address bits beyond its length; write {canonical} or {}", network.addr()));
+        return Err(format!(
+            "{text} has address bits beyond its length; write {canonical} or {}",
+            network.addr()
+        ));
     }
     Ok(network)
 }
 
 fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
-    let chain = base.certificates(&raw.certificate).map_err(|problem| problem.at("certificate"))?;
+    let chain = base
+        .certificates(&raw.certificate)
+        .map_err(|problem| problem.at("certificate"))?;
     let key = base.bytes(&raw.key).and_then(|bytes| {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
             // The error is not quoted: it could contain the key.
@@ -137,16 +161,21 @@ fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
         })
     });
     let key = key.map_err(|problem| problem.at("key"))?;
-    let refused =
-        |error: rustls::Error| Problem::new(format!("certificate and key can't be used: {error}; use a matching pair"));
+    let refused = |error: rustls::Error| {
+        Problem::new(format!(
+            "certificate and key can't be used: {error}; use a matching pair"
+        ))
+    };
     // The provider is explicit: if another crate enabled a second one, rustls would have no
     // default.
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(refused)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(refused)?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .map_err(refused)?
+    .with_no_client_auth()
+    .with_single_cert(chain, key)
+    .map_err(refused)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -63,21 +63,43 @@ fn the_example_loads_from_beside_its_files() {
     folder.write("bundlegate.yaml", EXAMPLE);
     let config = Config::load(&folder.0.path().join("bundlegate.yaml")).unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8443");
-    assert_eq!(config.server.tls.unwrap().alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
-    assert_eq!(config.cache.directory.unwrap(), folder.0.path().join("cache"));
+    assert_eq!(
+        config.server.tls.unwrap().alpn_protocols,
+        [b"h2".to_vec(), b"http/1.1".to_vec()]
+    );
+    assert_eq!(
+        config.cache.directory.unwrap(),
+        folder.0.path().join("cache")
+    );
     let ghcr = &config.registries["ghcr.io"];
     assert!(ghcr.extra_roots.starts_with(b"-----BEGIN CERTIFICATE"));
     let password_file = folder.0.path().join("ghcr.password");
-    assert_eq!(ghcr.credentials, Some(Credentials::PasswordFile { username: "robot".into(), password_file }));
+    assert_eq!(
+        ghcr.credentials,
+        Some(Credentials::PasswordFile {
+            username: "robot".into(),
+            password_file
+        })
+    );
     assert_eq!(config.registries["registry.lan:5000"].scheme, Scheme::Http);
-    let [authz, hello] = config.bundles.as_slice() else { panic!("two bundles") };
-    assert_eq!((authz.name.as_str(), authz.trust.name()), ("authz/main", "release"));
+    let [authz, hello] = config.bundles.as_slice() else {
+        panic!("two bundles")
+    };
+    assert_eq!(
+        (authz.name.as_str(), authz.trust.name()),
+        ("authz/main", "release")
+    );
     assert_eq!(authz.max_stale, Some(secs(86_400)));
     assert!(hello.trust.requirements().is_none());
     assert_eq!(authz.on_withdraw.as_ref().unwrap().fallback, hello.name);
     assert_eq!(config.roots.keys().collect::<Vec<_>>(), ["sigstore"]);
-    let Credential::Tokens { tokens, .. } = &config.clients[0].credential else { panic!("tokens") };
-    assert_eq!(tokens.iter().map(Secret::expose).collect::<Vec<_>>(), [b"s3cret-one", b"s3cret-two"]);
+    let Credential::Tokens { tokens, .. } = &config.clients[0].credential else {
+        panic!("tokens")
+    };
+    assert_eq!(
+        tokens.iter().map(Secret::expose).collect::<Vec<_>>(),
+        [b"s3cret-one", b"s3cret-two"]
+    );
 }
 
 #[test]
@@ -86,14 +108,23 @@ fn the_example_shows_the_defaults() {
     let (example, least) = (folder.parse(EXAMPLE).unwrap(), folder.with("").unwrap());
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
-    assert_eq!((example.cache.disk, example.cache.memory), (least.cache.disk, least.cache.memory));
+    assert_eq!(
+        (example.cache.disk, example.cache.memory),
+        (least.cache.disk, least.cache.memory)
+    );
     assert_eq!(example.server.drain, least.server.drain);
     assert_eq!(example.server.admin, least.server.admin);
     assert_eq!(example.server.max_connections, least.server.max_connections);
     assert_eq!(example.server.ready_after, least.server.ready_after);
-    assert_eq!(example.registries["ghcr.io"].timeouts, registry::Options::default().timeouts);
+    assert_eq!(
+        example.registries["ghcr.io"].timeouts,
+        registry::Options::default().timeouts
+    );
     let (written, default) = (&example.bundles[0], &example.bundles[1]);
-    assert_eq!((written.poll, written.confirm_within), (default.poll, default.confirm_within));
+    assert_eq!(
+        (written.poll, written.confirm_within),
+        (default.poll, default.confirm_within)
+    );
     assert_eq!(written.on_missing, default.on_missing);
     assert_eq!(written.expect.on_older, default.expect.on_older);
     assert_eq!(example.roots["sigstore"], RootSource::sigstore());
@@ -107,9 +138,28 @@ fn absent_keys_have_the_documented_defaults() {
     assert!(config.server.tls.is_none());
     assert_eq!(config.server.max_connections, 20_000);
     assert_eq!(config.server.ready_after, secs(30));
-    assert_eq!(config.server.drain, Drain { notice: secs(5), over: secs(10) });
-    assert_eq!(config.long_poll, LongPoll { max_wait: secs(300), first_wait: secs(5) });
-    assert_eq!(config.cache, Cache { directory: None, disk: 10 << 30, memory: 512 << 20 });
+    assert_eq!(
+        config.server.drain,
+        Drain {
+            notice: secs(5),
+            over: secs(10)
+        }
+    );
+    assert_eq!(
+        config.long_poll,
+        LongPoll {
+            max_wait: secs(300),
+            first_wait: secs(5)
+        }
+    );
+    assert_eq!(
+        config.cache,
+        Cache {
+            directory: None,
+            disk: 10 << 30,
+            memory: 512 << 20
+        }
+    );
     let limits = Limits {
         bundle: 64 << 20,
         unpacked: 512 << 20,
@@ -125,13 +175,17 @@ fn absent_keys_have_the_documented_defaults() {
     let config = Folder::new()
         .with("trust: { policies: { dev: unsigned } }\nbundles: { a: { reference: 'r.io/a:1', trust: dev } }");
     let bundle = &config.unwrap().bundles[0];
-    assert_eq!((bundle.poll, bundle.confirm_within, bundle.max_stale), (secs(30), secs(2), None));
+    assert_eq!(
+        (bundle.poll, bundle.confirm_within, bundle.max_stale),
+        (secs(30), secs(2), None)
+    );
     assert_eq!(bundle.on_missing, OnMissing::Keep);
 }
 
 #[test]
 fn json_is_yaml() {
-    let text = r#"{"version": 1, "clients": [{"name": "a", "anonymous": true, "bundles": ["**"]}]}"#;
+    let text =
+        r#"{"version": 1, "clients": [{"name": "a", "anonymous": true, "bundles": ["**"]}]}"#;
     assert_eq!(Folder::new().parse(text).unwrap().clients[0].name, "a");
 }
 
@@ -152,9 +206,19 @@ bundles:
   5-five:  { reference: 'oci-layout:policies:v1', trust: all }",
     );
     let config = config.unwrap();
-    let policies: Vec<_> = config.bundles.iter().map(|bundle| bundle.trust.name()).collect();
+    let policies: Vec<_> = config
+        .bundles
+        .iter()
+        .map(|bundle| bundle.trust.name())
+        .collect();
     assert_eq!(policies, ["authz", "acme", "all", "all", "all"]);
-    assert!(config.bundles[4].reference.repository().to_string().ends_with("/policies"));
+    assert!(
+        config.bundles[4]
+            .reference
+            .repository()
+            .to_string()
+            .ends_with("/policies")
+    );
 }
 
 #[test]
@@ -168,21 +232,52 @@ fn opa_check_of_a_bundle_inherits_absent_keys_from_the_top_level() {
   3-tests: {{ reference: 'r.io/a:1', trust: dev, opa_check: {{ tests: true }} }}
   4-other: {{ reference: 'r.io/a:1', trust: dev, opa_check: {{ opa: bin/opa, tests: false, timeout: 1s }} }}"
         ));
-        config.unwrap().bundles.into_iter().map(|bundle| bundle.opa_check).collect::<Vec<_>>()
+        config
+            .unwrap()
+            .bundles
+            .into_iter()
+            .map(|bundle| bundle.opa_check)
+            .collect::<Vec<_>>()
     };
     let options = |program: &str, tests, timeout| {
-        Some(crate::opa_check::Options { program: program.into(), tests, timeout: secs(timeout) })
+        Some(crate::opa_check::Options {
+            program: program.into(),
+            tests,
+            timeout: secs(timeout),
+        })
     };
     // A path is relative to the configuration, and a name is searched in PATH.
     let own = folder.0.path().join("bin/opa").display().to_string();
     for top in ["", "opa_check: none\n"] {
-        assert_eq!(checks(top), [None, None, options("opa", true, 30), options(&own, false, 1)]);
+        assert_eq!(
+            checks(top),
+            [
+                None,
+                None,
+                options("opa", true, 30),
+                options(&own, false, 1)
+            ]
+        );
     }
     let top = "opa_check: { opa: opa-1, timeout: 10m }\n";
-    assert_eq!(checks(top), [options("opa-1", false, 600), None, options("opa-1", true, 600), options(&own, false, 1)]);
-    assert_eq!(checks("opa_check: { tests: true }\n")[0], options("opa", true, 30));
+    assert_eq!(
+        checks(top),
+        [
+            options("opa-1", false, 600),
+            None,
+            options("opa-1", true, 600),
+            options(&own, false, 1)
+        ]
+    );
+    assert_eq!(
+        checks("opa_check: { tests: true }\n")[0],
+        options("opa", true, 30)
+    );
     assert_eq!(checks("opa_check: {}\n")[0], options("opa", false, 30));
-    assert_eq!(checks("opa_check: { opa: /usr/bin/opa }\n")[0], options("/usr/bin/opa", false, 30));
+    assert_eq!(
+        checks("opa_check: { opa: /usr/bin/opa }\n")[0],
+        options("/usr/bin/opa", false, 30)
+    );
 }
 
 #[test]
@@ -203,7 +298,10 @@ fn secrets_are_not_printed() {
         folder.write(file, text);
         let error = folder.parse(EXAMPLE).unwrap_err();
         assert!(error.to_string().contains(file), "{error}");
-        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        assert!(
+            !format!("{error} {error:?}").contains("s3cret"),
+            "{error:?}"
+        );
     }
 }
 
@@ -213,15 +311,33 @@ fn an_error_says_file_line_and_key() {
     let file = folder.0.path().join("bundlegate.yaml");
     folder.write("bundlegate.yaml", &EXAMPLE.replace("poll: 30s", "poll: 30"));
     let error = Config::load(&file).unwrap_err();
-    let line = 1 + EXAMPLE.lines().position(|line| line.contains("poll: 30s")).unwrap() as u64;
-    assert_eq!((error.key(), error.line()), ("bundles.authz/main.poll", Some(line)));
-    let expected =
-        format!("{}, line {line}: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms", file.display());
+    let line = 1 + EXAMPLE
+        .lines()
+        .position(|line| line.contains("poll: 30s"))
+        .unwrap() as u64;
+    assert_eq!(
+        (error.key(), error.line()),
+        ("bundles.authz/main.poll", Some(line))
+    );
+    let expected = format!(
+        "{}, line {line}: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms",
+        file.display()
+    );
     assert_eq!(error.to_string(), expected);
-    let missing = Config::load(&folder.0.path().join("none.yaml")).unwrap_err().to_string();
-    assert!(missing.contains("none.yaml: can't read the file: "), "{missing}");
-    let endless = Config::load(Path::new("/dev/zero")).unwrap_err().to_string();
-    assert_eq!(endless, "/dev/zero: it is larger than 1 MiB; name the right file");
+    let missing = Config::load(&folder.0.path().join("none.yaml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("none.yaml: can't read the file: "),
+        "{missing}"
+    );
+    let endless = Config::load(Path::new("/dev/zero"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        endless,
+        "/dev/zero: it is larger than 1 MiB; name the right file"
+    );
 }
 
 #[test]
@@ -230,10 +346,18 @@ fn the_readme_shows_configurations_that_load() {
     let key = std::fs::read_to_string(folder.0.path().join("release.pub")).unwrap();
     folder.write("cosign.pub", &key);
     let readme = include_str!("../../README.md");
-    let blocks: Vec<_> = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let blocks: Vec<_> = readme
+        .split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
     assert!(blocks.len() > 1);
     for block in blocks {
-        let loaded = if block.starts_with("version:") { folder.parse(block) } else { folder.with(block) };
+        let loaded = if block.starts_with("version:") {
+            folder.parse(block)
+        } else {
+            folder.with(block)
+        };
         loaded.unwrap_or_else(|error| panic!("{error}\n{block}"));
     }
 }
@@ -246,6 +370,11 @@ bundles:
   a: &a { reference: 'r.io/a:1', trust: dev, poll: 5s }
   b: { <<: *a, poll: 1m }",
     );
-    let polls: Vec<_> = config.unwrap().bundles.iter().map(|bundle| bundle.poll).collect();
+    let polls: Vec<_> = config
+        .unwrap()
+        .bundles
+        .iter()
+        .map(|bundle| bundle.poll)
+        .collect();
     assert_eq!(polls, [secs(5), secs(60)]);
 }

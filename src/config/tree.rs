@@ -54,9 +54,15 @@ impl Node {
             with_snippet: false,
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
+            let line = error
+                .location()
+                .map(|location| location.line())
+                .filter(|line| *line > 0);
             if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
-                return ConfigError::unreadable(line, "a second YAML document begins here; keep one".to_owned());
+                return ConfigError::unreadable(
+                    line,
+                    "a second YAML document begins here; keep one".to_owned(),
+                );
             }
             let reason = error.without_snippet().to_string();
             let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -77,7 +83,11 @@ impl Node {
                 if removed.is_none() {
                     entries.remove(at);
                 }
-                Some(std::iter::once(first.clone()).chain(removed.unwrap_or_default()).collect())
+                Some(
+                    std::iter::once(first.clone())
+                        .chain(removed.unwrap_or_default())
+                        .collect(),
+                )
             }
             (Value::List(items), Segment::Index(index)) => {
                 let item = items.get_mut(*index)?;
@@ -85,7 +95,11 @@ impl Node {
                 if removed.is_none() {
                     item.value = Value::Removed;
                 }
-                Some(std::iter::once(first.clone()).chain(removed.unwrap_or_default()).collect())
+                Some(
+                    std::iter::once(first.clone())
+                        .chain(removed.unwrap_or_default())
+                        .collect(),
+                )
             }
             _ => None,
         }
@@ -103,9 +117,9 @@ impl Node {
                 .rev()
                 .find(|(key, _)| key.name == *name)
                 .is_some_and(|(_, node)| node.replace(rest, text)),
-            (Value::List(items), Segment::Index(index)) => {
-                items.get_mut(*index).is_some_and(|item| item.replace(rest, text))
-            }
+            (Value::List(items), Segment::Index(index)) => items
+                .get_mut(*index)
+                .is_some_and(|item| item.replace(rest, text)),
             _ => false,
         }
     }
@@ -113,10 +127,15 @@ impl Node {
     /// Converts a path to the indices in the file: readers of the tree do not count removed
     /// items.
     pub(super) fn in_file(&self, path: &[Segment]) -> Vec<Segment> {
-        let Some((first, rest)) = path.split_first() else { return Vec::new() };
+        let Some((first, rest)) = path.split_first() else {
+            return Vec::new();
+        };
         let (first, below) = match (&self.value, first) {
             (Value::List(items), Segment::Index(index)) => {
-                let mut left = items.iter().enumerate().filter(|(_, item)| !matches!(item.value, Value::Removed));
+                let mut left = items
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, item)| !matches!(item.value, Value::Removed));
                 match left.nth(*index) {
                     Some((index, item)) => (Segment::Index(index), Some(item)),
                     None => (first.clone(), None),
@@ -134,20 +153,22 @@ impl Node {
 
     /// The line of the value at `path`, or of its nearest existing ancestor.
     pub(super) fn line_of(&self, path: &[Segment]) -> u64 {
-        let Some((first, rest)) = path.split_first() else { return self.line };
+        let Some((first, rest)) = path.split_first() else {
+            return self.line;
+        };
         match (&self.value, first) {
             // An error about a duplicate key is about the last one.
-            (Value::Mapping(entries), Segment::Key(name)) => {
-                entries.iter().rev().find(|(key, _)| key.name == *name).map_or(self.line, |(key, node)| {
-                    match (rest, &node.value) {
-                        ([], _) => key.line,
-                        _ => node.line_of(rest),
-                    }
-                })
-            }
-            (Value::List(items), Segment::Index(index)) => {
-                items.get(*index).map_or(self.line, |node| node.line_of(rest))
-            }
+            (Value::Mapping(entries), Segment::Key(name)) => entries
+                .iter()
+                .rev()
+                .find(|(key, _)| key.name == *name)
+                .map_or(self.line, |(key, node)| match (rest, &node.value) {
+                    ([], _) => key.line,
+                    _ => node.line_of(rest),
+                }),
+            (Value::List(items), Segment::Index(index)) => items
+                .get(*index)
+                .map_or(self.line, |node| node.line_of(rest)),
             _ => self.line,
         }
     }
@@ -165,7 +186,10 @@ impl Node {
     /// The value of the key `name` in a mapping.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         match &self.value {
-            Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
+            Value::Mapping(entries) => entries
+                .iter()
+                .find(|(key, _)| key.name == name)
+                .map(|(_, node)| node),
             _ => None,
         }
     }
@@ -183,13 +207,16 @@ impl Node {
                     node.unique_keys().map_err(|problem| problem.at(&key.name))
                 })
             }
-            Value::List(items) => items
-                .iter()
-                .enumerate()
-                .try_for_each(|(index, node)| node.unique_keys().map_err(|problem| problem.at_index(index))),
-            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::Removed => {
-                Ok(())
-            }
+            Value::List(items) => items.iter().enumerate().try_for_each(|(index, node)| {
+                node.unique_keys()
+                    .map_err(|problem| problem.at_index(index))
+            }),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Text(_)
+            | Value::Removed => Ok(()),
         }
     }
 }
@@ -197,14 +224,20 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { line: spanned.referenced.line(), value: spanned.value })
+        Ok(Self {
+            line: spanned.referenced.line(),
+            value: spanned.value,
+        })
     }
 }
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
-        Ok(Self { line: spanned.referenced.line(), name: spanned.value })
+        Ok(Self {
+            line: spanned.referenced.line(),
+            name: spanned.value,
+        })
     }
 }
 

@@ -27,20 +27,36 @@ pub struct Policies {
 
 impl Policies {
     /// Reads all of `trust`, including unused parts.
-    pub(super) fn read(raw: raw::Trust, current: CurrentRoot<'_>, base: Base<'_>) -> Result<Self, Problem> {
+    pub(super) fn read(
+        raw: raw::Trust,
+        current: CurrentRoot<'_>,
+        base: Base<'_>,
+    ) -> Result<Self, Problem> {
         let roots = Roots::read(raw.roots, current, base).map_err(|problem| problem.at("roots"))?;
-        let authorities =
-            authority::read(raw.authorities, &roots, base).map_err(|problem| problem.at("authorities"))?;
+        let authorities = authority::read(raw.authorities, &roots, base)
+            .map_err(|problem| problem.at("authorities"))?;
         let mut policies = BTreeMap::new();
         for (name, raw) in raw.policies {
             let policy = policy::read(&name, raw, &authorities, base);
             let policy = policy.map_err(|problem| problem.at(&name).at("policies"))?;
             policies.insert(name, policy);
         }
-        let digests = policies.values().filter_map(|policy| policy.trust.requirements());
-        let revoked_digests = digests.flat_map(|requirements| requirements.revoked_digests.iter().cloned()).collect();
+        let digests = policies
+            .values()
+            .filter_map(|policy| policy.trust.requirements());
+        let revoked_digests = digests
+            .flat_map(|requirements| requirements.revoked_digests.iter().cloned())
+            .collect();
         let (sources, roots) = roots.into_parts();
-        Ok(Self { policies, sources, base: TrustBase { authorities, roots, revoked_digests } })
+        Ok(Self {
+            policies,
+            sources,
+            base: TrustBase {
+                authorities,
+                roots,
+                revoked_digests,
+            },
+        })
     }
 
     /// All authorities, roots and revoked digests, including unused ones.
@@ -49,18 +65,29 @@ impl Policies {
     }
 
     /// The sources of the roots that `policies` use, by name.
-    pub fn roots_of<'a>(&self, policies: impl IntoIterator<Item = &'a TrustPolicy>) -> BTreeMap<String, RootSource> {
+    pub fn roots_of<'a>(
+        &self,
+        policies: impl IntoIterator<Item = &'a TrustPolicy>,
+    ) -> BTreeMap<String, RootSource> {
         let requirements = policies.into_iter().filter_map(TrustPolicy::requirements);
-        let roots = requirements.flat_map(|requirements| &requirements.authorities).filter_map(|a| a.root.as_ref());
-        roots.filter_map(|root| self.sources.get_key_value(root.name())).map(|(n, s)| (n.clone(), s.clone())).collect()
+        let roots = requirements
+            .flat_map(|requirements| &requirements.authorities)
+            .filter_map(|a| a.root.as_ref());
+        roots
+            .filter_map(|root| self.sources.get_key_value(root.name()))
+            .map(|(n, s)| (n.clone(), s.clone()))
+            .collect()
     }
 
     /// The policy with this name.
     pub(super) fn named(&self, name: &str) -> Result<TrustPolicy, Problem> {
-        self.policies.get(name).map(|policy| policy.trust.clone()).ok_or_else(|| {
-            let suggestion = keys::suggestion(name, self.names());
-            Problem::new(format!("trust.policies has no {name:?}; {suggestion}"))
-        })
+        self.policies
+            .get(name)
+            .map(|policy| policy.trust.clone())
+            .ok_or_else(|| {
+                let suggestion = keys::suggestion(name, self.names());
+                Problem::new(format!("trust.policies has no {name:?}; {suggestion}"))
+            })
     }
 
     /// Whether there are no policies.
@@ -73,7 +100,11 @@ impl Policies {
     ///
     /// # Errors
     /// A message that lists the known policies.
-    pub fn choose(&self, name: Option<&str>, repository: &Repository) -> Result<TrustPolicy, String> {
+    pub fn choose(
+        &self,
+        name: Option<&str>,
+        repository: &Repository,
+    ) -> Result<TrustPolicy, String> {
         let chosen = match name {
             Some(name) => self.named(name),
             None => self.matching(repository),
@@ -85,23 +116,28 @@ impl Policies {
     pub(super) fn matching(&self, repository: &Repository) -> Result<TrustPolicy, Problem> {
         let named = keys::list(self.names());
         let Repository::Registry { .. } = repository else {
-            let message = format!("no `match` applies to a folder; name one here (trust.policies: {named})");
+            let message =
+                format!("no `match` applies to a folder; name one here (trust.policies: {named})");
             return Err(Problem::new(message));
         };
         let text = repository.to_string();
         let mut found: Vec<(usize, &str, &Policy)> = self
             .policies
             .iter()
-            .filter_map(|(name, policy)| Some((policy.longest_match(&text)?, name.as_str(), policy)))
+            .filter_map(|(name, policy)| {
+                Some((policy.longest_match(&text)?, name.as_str(), policy))
+            })
             .collect();
         found.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
         match found.as_slice() {
             [] => Err(Problem::new(format!(
                 "no policy matches {text}; name one here (trust.policies: {named}) or give one `match: \"{text}\"`"
             ))),
-            [(first, one, _), (second, other, _), ..] if first == second => Err(Problem::new(format!(
-                "the policies {one} and {other} match {text} equally well; name one of them here"
-            ))),
+            [(first, one, _), (second, other, _), ..] if first == second => {
+                Err(Problem::new(format!(
+                    "the policies {one} and {other} match {text} equally well; name one of them here"
+                )))
+            }
             [(_, _, policy), ..] => Ok(policy.trust.clone()),
         }
     }
@@ -113,5 +149,7 @@ impl Policies {
 
 /// Converts the error, whose key may be several levels deep.
 fn unmeetable(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
-    key.split('.').rev().fold(Problem::new(sentence), Problem::at)
+    key.split('.')
+        .rev()
+        .fold(Problem::new(sentence), Problem::at)
 }

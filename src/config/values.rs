@@ -39,7 +39,10 @@ impl Period {
     /// The duration, which must be at least `least`.
     pub(super) fn at_least(self, least: Duration, example: &str) -> Result<Duration, Problem> {
         if self.0 < least {
-            let (this, least) = (humantime::format_duration(self.0), humantime::format_duration(least));
+            let (this, least) = (
+                humantime::format_duration(self.0),
+                humantime::format_duration(least),
+            );
             return Err(Problem::new(format!(
                 "{this} is below the minimum of {least}; write a longer time, such as {example}"
             )));
@@ -50,8 +53,13 @@ impl Period {
     /// The duration, which must be at most `most`; `why` explains the limit.
     pub(super) fn at_most(self, most: Duration, why: &str) -> Result<Duration, Problem> {
         if self.0 > most {
-            let (this, most) = (humantime::format_duration(self.0), humantime::format_duration(most));
-            return Err(Problem::new(format!("{this} is above the maximum of {most} ({why}); write {most} or less")));
+            let (this, most) = (
+                humantime::format_duration(self.0),
+                humantime::format_duration(most),
+            );
+            return Err(Problem::new(format!(
+                "{this} is above the maximum of {most} ({why}); write {most} or less"
+            )));
         }
         Ok(self.0)
     }
@@ -61,21 +69,32 @@ impl std::str::FromStr for Period {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not a duration; write a whole number with its unit, such as {PERIOD_EXAMPLE}");
+        let wrong = || {
+            format!(
+                "{text:?} is not a duration; write a whole number with its unit, such as {PERIOD_EXAMPLE}"
+            )
+        };
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
         let factor = match unit {
             "ms" => 1,
             "s" => 1000,
             "m" => 60 * 1000,
             "h" => 3600 * 1000,
-            "" => return Err(format!("{text:?} has no unit; write {number}s or {number}ms")),
+            "" => {
+                return Err(format!(
+                    "{text:?} has no unit; write {number}s or {number}ms"
+                ));
+            }
             _ => return Err(wrong()),
         };
         // The limit keeps sums of durations within range.
         match number.checked_mul(factor) {
-            Some(millis) if millis <= MAX_HOURS * 3600 * 1000 => Ok(Self(Duration::from_millis(millis))),
-            _ => Err(format!("{text:?} is above the maximum of {MAX_HOURS}h; write a shorter time")),
+            Some(millis) if millis <= MAX_HOURS * 3600 * 1000 => {
+                Ok(Self(Duration::from_millis(millis)))
+            }
+            _ => Err(format!(
+                "{text:?} is above the maximum of {MAX_HOURS}h; write a shorter time"
+            )),
         }
     }
 }
@@ -84,7 +103,8 @@ impl std::str::FromStr for PointInTime {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a time; write one with its zone, such as {TIME_EXAMPLE}");
+        let wrong =
+            || format!("{text:?} is not a time; write one with its zone, such as {TIME_EXAMPLE}");
         // A weekday or a named zone could contradict the rest.
         if text.contains(['[', ' ']) {
             return Err(wrong());
@@ -97,7 +117,11 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a size; write a whole number with its unit, such as {SIZE_EXAMPLE}");
+        let wrong = || {
+            format!(
+                "{text:?} is not a size; write a whole number with its unit, such as {SIZE_EXAMPLE}"
+            )
+        };
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
         let shift = match unit {
             "B" => 0,
@@ -105,14 +129,24 @@ impl std::str::FromStr for Size {
             "MiB" => 20,
             "GiB" => 30,
             "TiB" => 40,
-            "" => return Err(format!("{text:?} has no unit; write {number}MiB or {number}B")),
-            _ => return Err(format!("{text:?}: units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB")),
+            "" => {
+                return Err(format!(
+                    "{text:?} has no unit; write {number}MiB or {number}B"
+                ));
+            }
+            _ => {
+                return Err(format!(
+                    "{text:?}: units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB"
+                ));
+            }
         };
         match number.checked_mul(1_u64 << shift) {
             Some(0) => Err(format!("{text:?} is zero; write a size such as 64MiB")),
             // File offsets are signed.
             Some(bytes) if i64::try_from(bytes).is_ok() => Ok(Self(bytes)),
-            _ => Err(format!("{text:?} is too large; write a smaller size such as 10GiB")),
+            _ => Err(format!(
+                "{text:?} is too large; write a smaller size such as 10GiB"
+            )),
         }
     }
 }
@@ -121,16 +155,28 @@ impl std::str::FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |what: &str| format!("{text:?} {what}; write an address such as {ADDRESS_EXAMPLE}");
+        let wrong =
+            |what: &str| format!("{text:?} {what}; write an address such as {ADDRESS_EXAMPLE}");
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
-        let port = port.parse::<u16>().map_err(|_| wrong("has no port from 0 to 65535"))?;
+        let port = port
+            .parse::<u16>()
+            .map_err(|_| wrong("has no port from 0 to 65535"))?;
         let ip = match host {
             // The IPv6 wildcard includes IPv4 (the socket is not IPV6_V6ONLY).
             "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            host => match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-                Some(inner) => IpAddr::V6(inner.parse().map_err(|_| wrong("has no IPv6 address in the brackets"))?),
-                None if host.contains(':') => return Err(wrong("needs brackets around its IPv6 address")),
+            host => match host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'))
+            {
+                Some(inner) => IpAddr::V6(
+                    inner
+                        .parse()
+                        .map_err(|_| wrong("has no IPv6 address in the brackets"))?,
+                ),
+                None if host.contains(':') => {
+                    return Err(wrong("needs brackets around its IPv6 address"));
+                }
                 None => IpAddr::V4(host.parse().map_err(|_| wrong("has no IP address"))?),
             },
         };
@@ -140,7 +186,9 @@ impl std::str::FromStr for Address {
 
 /// Splits a number and its unit.
 fn split_unit(text: &str) -> Option<(u64, &str)> {
-    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit))
 }
@@ -148,29 +196,45 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
 /// Parses a glob over names with `/`: `*` within a segment, `**` across segments.
 pub(super) fn glob(text: &str) -> Result<GlobSet, Problem> {
     if text.is_empty() {
-        return Err(Problem::new("an empty glob matches nothing; write one such as \"authz/**\""));
+        return Err(Problem::new(
+            "an empty glob matches nothing; write one such as \"authz/**\"",
+        ));
     }
-    if text.split('/').any(|segment| segment.contains("**") && segment != "**") {
-        let message = format!("glob {text:?}: `**` stands for whole segments; write `*`, or put a / around it");
+    if text
+        .split('/')
+        .any(|segment| segment.contains("**") && segment != "**")
+    {
+        let message = format!(
+            "glob {text:?}: `**` stands for whole segments; write `*`, or put a / around it"
+        );
         return Err(Problem::new(message));
     }
     if text.chars().count() > MAX_GLOB_CHARS {
-        return Err(Problem::new(format!("a glob has {MAX_GLOB_CHARS} characters at most; write a shorter one")));
+        return Err(Problem::new(format!(
+            "a glob has {MAX_GLOB_CHARS} characters at most; write a shorter one"
+        )));
     }
     if brace_depth(text) > MAX_GLOB_BRACES {
-        let message = format!("glob {text:?} nests more than {MAX_GLOB_BRACES} braces; write several globs");
+        let message =
+            format!("glob {text:?} nests more than {MAX_GLOB_BRACES} braces; write several globs");
         return Err(Problem::new(message));
     }
-    let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
+    let glob = GlobBuilder::new(text)
+        .literal_separator(true)
+        .backslash_escape(true)
+        .build();
     // A set with one glob, because `Glob::compile_matcher` panics on errors.
-    glob.and_then(|glob| GlobSet::builder().add(glob).build()).map_err(|error| {
-        let reason = error.kind();
-        Problem::new(format!("glob {text:?} is malformed: {reason}; write one such as \"authz/**\""))
-    })
+    glob.and_then(|glob| GlobSet::builder().add(glob).build())
+        .map_err(|error| {
+            let reason = error.kind();
+            Problem::new(format!(
+                "glob {text:?} is malformed: {reason}; write one such as \"authz/**\""
+            ))
+        })
 }
 
-/// The nesting depth of braces. Escaped braces and braces in classes count as well: no useful glob is
-/// near the limit.
+/// The nesting depth of braces. Escaped braces and braces in classes count as well: no useful glob
+/// is near the limit.
 fn brace_depth(text: &str) -> usize {
     let mut depth = 0_usize;
     let mut deepest = 0;
@@ -187,24 +251,37 @@ fn brace_depth(text: &str) -> usize {
 
 /// Checks a name, which must be unambiguous in headers, log lines and lists.
 pub(super) fn name(text: &str) -> Result<(), Problem> {
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte)) {
-        return Err(Problem::new(format!("{text:?} is not a name; use only letters, digits and . _ - /")));
+    if text.is_empty()
+        || !text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
+    {
+        return Err(Problem::new(format!(
+            "{text:?} is not a name; use only letters, digits and . _ - /"
+        )));
     }
     Ok(())
 }
 
 /// The value of a keyword, or an error that lists all keywords.
 pub(super) fn word<T: Copy>(written: &str, words: &[(&str, T)]) -> Result<T, Problem> {
-    words.iter().find(|(word, _)| *word == written).map(|(_, value)| *value).ok_or_else(|| {
-        let names = words.iter().map(|(word, _)| *word);
-        let quoted: Vec<_> = names.clone().map(|word| format!("`{word}`")).collect();
-        let none = match quoted.as_slice() {
-            [one, other] => format!("neither {one} nor {other}"),
-            [rest @ .., last] => format!("not one of {} and {last}", rest.join(", ")),
-            [] => "no word".to_owned(),
-        };
-        Problem::new(format!("{written:?} is {none}; {}", keys::suggestion(written, names)))
-    })
+    words
+        .iter()
+        .find(|(word, _)| *word == written)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| {
+            let names = words.iter().map(|(word, _)| *word);
+            let quoted: Vec<_> = names.clone().map(|word| format!("`{word}`")).collect();
+            let none = match quoted.as_slice() {
+                [one, other] => format!("neither {one} nor {other}"),
+                [rest @ .., last] => format!("not one of {} and {last}", rest.join(", ")),
+                [] => "no word".to_owned(),
+            };
+            Problem::new(format!(
+                "{written:?} is {none}; {}",
+                keys::suggestion(written, names)
+            ))
+        })
 }
 
 /// Deserializes with `FromStr`. A number is read like the text of its digits.
@@ -242,7 +319,10 @@ impl<'de> Deserialize<'de> for Period {
 
 impl<'de> Deserialize<'de> for PointInTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FromText("a time such as 2027-01-01T00:00:00Z", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText(
+            "a time such as 2027-01-01T00:00:00Z",
+            std::marker::PhantomData,
+        ))
     }
 }
 
@@ -254,7 +334,10 @@ impl<'de> Deserialize<'de> for Size {
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FromText("an address such as \":8443\"", std::marker::PhantomData))
+        deserializer.deserialize_any(FromText(
+            "an address such as \":8443\"",
+            std::marker::PhantomData,
+        ))
     }
 }
 
@@ -274,30 +357,79 @@ mod tests {
 
     #[test]
     fn times_have_units() {
-        for (text, millis) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("24h", 86_400_000), ("0s", 0)] {
-            assert_eq!(text.parse::<Period>().unwrap().0, Duration::from_millis(millis), "{text}");
+        for (text, millis) in [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+            ("0s", 0),
+        ] {
+            assert_eq!(
+                text.parse::<Period>().unwrap().0,
+                Duration::from_millis(millis),
+                "{text}"
+            );
         }
-        for text in ["", "s", "-1s", "1.5s", "1 s", "1d", "1h30m", "٣s", "99999999999999999999s", "1000000h"] {
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1d",
+            "1h30m",
+            "٣s",
+            "99999999999999999999s",
+            "1000000h",
+        ] {
             assert!(text.parse::<Period>().is_err(), "{text}");
         }
-        assert_eq!("30".parse::<Period>().unwrap_err(), "\"30\" has no unit; write 30s or 30ms");
+        assert_eq!(
+            "30".parse::<Period>().unwrap_err(),
+            "\"30\" has no unit; write 30s or 30ms"
+        );
     }
 
     #[test]
     fn moments_have_a_zone() {
         let utc = "2027-01-01T00:00:00Z".parse::<PointInTime>().unwrap();
-        assert_eq!("2027-01-01T01:00:00+01:00".parse::<PointInTime>().unwrap(), utc);
-        for text in ["", "2027", "2027-01-01", "2027-01-01T00:00:00", "2027-02-30T00:00:00Z", "tomorrow"] {
+        assert_eq!(
+            "2027-01-01T01:00:00+01:00".parse::<PointInTime>().unwrap(),
+            utc
+        );
+        for text in [
+            "",
+            "2027",
+            "2027-01-01",
+            "2027-01-01T00:00:00",
+            "2027-02-30T00:00:00Z",
+            "tomorrow",
+        ] {
             assert!(text.parse::<PointInTime>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn sizes_are_binary() {
-        for (text, bytes) in [("1B", 1), ("512KiB", 512 << 10), ("64MiB", 64 << 20), ("10GiB", 10 << 30)] {
+        for (text, bytes) in [
+            ("1B", 1),
+            ("512KiB", 512 << 10),
+            ("64MiB", 64 << 20),
+            ("10GiB", 10 << 30),
+        ] {
             assert_eq!(text.parse::<Size>().unwrap().0, bytes, "{text}");
         }
-        for text in ["", "MiB", "64MB", "64M", "64mib", "1.5GiB", "0B", "9000000TiB", "8388608TiB"] {
+        for text in [
+            "",
+            "MiB",
+            "64MB",
+            "64M",
+            "64mib",
+            "1.5GiB",
+            "0B",
+            "9000000TiB",
+            "8388608TiB",
+        ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }
@@ -312,7 +444,17 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Address>().unwrap().0.to_string(), expected);
         }
-        for text in ["", "8443", ":", ":65536", "::1:80", "example.com:80", "*:80", "[1.2.3.4]:80", "127.0.0.1"] {
+        for text in [
+            "",
+            "8443",
+            ":",
+            ":65536",
+            "::1:80",
+            "example.com:80",
+            "*:80",
+            "[1.2.3.4]:80",
+            "127.0.0.1",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

@@ -111,7 +111,12 @@ pub(super) struct Applied {
 
 impl Bundles {
     /// No bundles yet. Limits and times are those of `config`, for as long as this lives.
-    pub(super) fn new(config: &Config, registries: Registries, store: Store, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        registries: Registries,
+        store: Store,
+        metrics: Metrics,
+    ) -> Self {
         let parts = Parts {
             registries: Arc::new(registries),
             store,
@@ -176,7 +181,8 @@ impl Bundles {
             expect: Arc::new(config.expect.clone()),
             store: parts.store.clone(),
             limits: parts.limits,
-            opa_check: checker.map(|checker| OpaCheck::new(checker, parts.store.check_results().clone())),
+            opa_check: checker
+                .map(|checker| OpaCheck::new(checker, parts.store.check_results().clone())),
             evidence_limit: parts.evidence_limit,
             pool: parts.pool.clone(),
             metrics: parts.metrics.clone(),
@@ -190,7 +196,12 @@ impl Bundles {
         };
         let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), rules);
         self.numbers += 1;
-        Ok(Watched { number: self.numbers, config: config.clone(), handle, task: Task::Idle(Box::new(watcher)) })
+        Ok(Watched {
+            number: self.numbers,
+            config: config.clone(),
+            handle,
+            task: Task::Idle(Box::new(watcher)),
+        })
     }
 
     /// Puts the changes that lead to `wanted` in force. `prepared` was made for them.
@@ -203,7 +214,10 @@ impl Bundles {
         prepared: Prepared,
         wanted: &Config,
     ) -> anyhow::Result<Applied> {
-        let mut applied = Applied { policies: self.set_policies(changes, wanted).await?, ..Applied::default() };
+        let mut applied = Applied {
+            policies: self.set_policies(changes, wanted).await?,
+            ..Applied::default()
+        };
         let Prepared(mut prepared) = prepared;
         let (mut gone, mut ended) = (Vec::new(), Vec::new());
         for change in changes {
@@ -226,7 +240,8 @@ impl Bundles {
                 }
                 Change::SetFallback { bundle, fallback } => {
                     if let Some(bundle) = self.bundles.get_mut(bundle) {
-                        bundle.config.on_withdraw = fallback.clone().map(|fallback| OnWithdraw { fallback });
+                        bundle.config.on_withdraw =
+                            fallback.clone().map(|fallback| OnWithdraw { fallback });
                         applied.fallbacks += 1;
                     }
                 }
@@ -251,29 +266,50 @@ impl Bundles {
         let mut policies = Vec::new();
         let mut set = |handle: &Handle, policy: &TrustPolicy| {
             let key = (policy.name().to_owned(), policy.revision().to_string());
-            let policy = shared.entry(key).or_insert_with(|| Arc::new(policy.clone()));
+            let policy = shared
+                .entry(key)
+                .or_insert_with(|| Arc::new(policy.clone()));
             policies.push((handle.clone(), Arc::clone(policy)));
         };
         for change in changes {
-            let Change::SetPolicy { bundle, policy } = change else { continue };
-            let Some(bundle) = self.bundles.get_mut(bundle) else { continue };
+            let Change::SetPolicy { bundle, policy } = change else {
+                continue;
+            };
+            let Some(bundle) = self.bundles.get_mut(bundle) else {
+                continue;
+            };
             bundle.config.trust = policy.clone();
             let reference = bundle.config.reference.clone();
-            for watched in bundle.watched_mut().filter(|watched| watched.config.reference == reference) {
+            for watched in bundle
+                .watched_mut()
+                .filter(|watched| watched.config.reference == reference)
+            {
                 watched.config.trust = policy.clone();
                 set(&watched.handle, policy);
             }
         }
-        let references: HashMap<_, _> =
-            wanted.bundles.iter().map(|bundle| (bundle.name.as_str(), &bundle.reference)).collect();
+        let references: HashMap<_, _> = wanted
+            .bundles
+            .iter()
+            .map(|bundle| (bundle.name.as_str(), &bundle.reference))
+            .collect();
         for (name, bundle) in &self.bundles {
             let Watched { config, handle, .. } = &bundle.shown;
-            if references.get(name.as_str()).is_some_and(|reference| **reference != config.reference) {
-                set(handle, &plan::policy_of_earlier_reference(&config.trust, &config.reference, wanted));
+            if references
+                .get(name.as_str())
+                .is_some_and(|reference| **reference != config.reference)
+            {
+                set(
+                    handle,
+                    &plan::policy_of_earlier_reference(&config.trust, &config.reference, wanted),
+                );
             }
         }
         let set = spawn_blocking(move || {
-            policies.iter().filter(|(handle, policy)| handle.set_policy(Arc::clone(policy))).count()
+            policies
+                .iter()
+                .filter(|(handle, policy)| handle.set_policy(Arc::clone(policy)))
+                .count()
         });
         Ok(set.await?)
     }
@@ -283,7 +319,12 @@ impl Bundles {
             tracing::info!(bundle = config.name, reference = %config.reference, "bundle added");
             watched.run(&mut self.watchers);
         }
-        let bundle = Bundle { config: config.clone(), shown: watched, successor: None, promotion: None };
+        let bundle = Bundle {
+            config: config.clone(),
+            shown: watched,
+            successor: None,
+            promotion: None,
+        };
         self.bundles.insert(config.name.clone(), bundle);
     }
 
@@ -321,8 +362,15 @@ impl Bundles {
     }
 
     fn promote(&mut self, name: &str, number: Number) {
-        let Some(bundle) = self.bundles.get_mut(name) else { return };
-        let Some(successor) = bundle.successor.take_if(|successor| successor.number == number) else { return };
+        let Some(bundle) = self.bundles.get_mut(name) else {
+            return;
+        };
+        let Some(successor) = bundle
+            .successor
+            .take_if(|successor| successor.number == number)
+        else {
+            return;
+        };
         bundle.promotion = None;
         let before = std::mem::replace(&mut bundle.shown, successor);
         tracing::info!(bundle = name, reference = %bundle.config.reference, "the changed bundle is served from now on");
@@ -333,19 +381,33 @@ impl Bundles {
     /// Brings the catalog up to date. Entries whose bundle has not changed stay as they are, and
     /// with them the requests that they hold.
     fn show(&mut self) {
-        let entries = self.bundles.iter().map(|(name, bundle)| (name.clone(), self.entry(name, bundle)));
+        let entries = self
+            .bundles
+            .iter()
+            .map(|(name, bundle)| (name.clone(), self.entry(name, bundle)));
         self.entries = entries.collect();
-        self.catalog.replace(self.entries.values().map(|(_, entry)| Arc::clone(entry)));
+        self.catalog
+            .replace(self.entries.values().map(|(_, entry)| Arc::clone(entry)));
     }
 
     /// Brings the entries of one bundle, and of the bundles that have it as their fallback, up to
     /// date.
     fn show_changed(&mut self, changed: &str) {
         let is_concerned = |name: &str, bundle: &Bundle| {
-            name == changed || bundle.config.on_withdraw.as_ref().is_some_and(|it| it.fallback == changed)
+            name == changed
+                || bundle
+                    .config
+                    .on_withdraw
+                    .as_ref()
+                    .is_some_and(|it| it.fallback == changed)
         };
-        let concerned = self.bundles.iter().filter(|(name, bundle)| is_concerned(name, bundle));
-        let entries: Vec<_> = concerned.map(|(name, bundle)| (name.clone(), self.entry(name, bundle))).collect();
+        let concerned = self
+            .bundles
+            .iter()
+            .filter(|(name, bundle)| is_concerned(name, bundle));
+        let entries: Vec<_> = concerned
+            .map(|(name, bundle)| (name.clone(), self.entry(name, bundle)))
+            .collect();
         for (name, entry) in entries {
             self.catalog.insert(Arc::clone(&entry.1));
             self.entries.insert(name, entry);
@@ -359,13 +421,27 @@ impl Bundles {
         let fallback = fallback.map(|fallback| &fallback.shown);
         let successor = bundle.successor.as_ref();
         let number = |watched: &Watched| watched.number;
-        let shown = Shown(bundle.shown.number, successor.map(number), fallback.map(number));
+        let shown = Shown(
+            bundle.shown.number,
+            successor.map(number),
+            fallback.map(number),
+        );
         if let Some((_, entry)) = self.entries.get(name).filter(|(known, _)| *known == shown) {
             return (shown, Arc::clone(entry));
         }
-        let handle = with_fallback(&bundle.shown.handle, fallback.map(|fallback| &fallback.handle));
+        let handle = with_fallback(
+            &bundle.shown.handle,
+            fallback.map(|fallback| &fallback.handle),
+        );
         let successor = successor.map(|successor| successor.handle.clone());
-        (shown, Arc::new(Entry::new(handle, bundle.config.reference.clone(), successor)))
+        (
+            shown,
+            Arc::new(Entry::new(
+                handle,
+                bundle.config.reference.clone(),
+                successor,
+            )),
+        )
     }
 
     /// What is on disk of it stays: its history, and what it serves again if it comes back.
@@ -415,7 +491,9 @@ impl Bundles {
             return;
         }
         let (ended, bundles) = (std::mem::take(&mut self.ended), &self.bundles);
-        self.parts.metrics.remove_bundles(|bundle| ended.contains(bundle) && !bundles.contains_key(bundle));
+        self.parts
+            .metrics
+            .remove_bundles(|bundle| ended.contains(bundle) && !bundles.contains_key(bundle));
     }
 
     /// Ends all watchers.
@@ -486,7 +564,9 @@ async fn takes_place(shown: Handle, successor: Handle) {
 fn with_fallback(handle: &Handle, fallback: Option<&Handle>) -> Handle {
     let mut handles = vec![handle.clone()];
     handles.extend(fallback.cloned());
-    publish::link_fallbacks(&mut handles, |name| fallback.filter(|_| name == handle.name()).map(Handle::name));
+    publish::link_fallbacks(&mut handles, |name| {
+        fallback.filter(|_| name == handle.name()).map(Handle::name)
+    });
     handles.swap_remove(0)
 }
 
@@ -503,7 +583,9 @@ pub async fn start_opas(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn start_opa(opas: &mut Checkers, bundle: &BundleConfig) -> anyhow::Result<Option<Checker>> {
-    let Some(options) = &bundle.opa_check else { return Ok(None) };
+    let Some(options) = &bundle.opa_check else {
+        return Ok(None);
+    };
     let checker = opas.start(options).await.map_err(|error| {
         let name = &bundle.name;
         anyhow::anyhow!("bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`")

@@ -47,7 +47,11 @@ impl Gateway {
     /// # Errors
     /// When the clock is unusable, an `opa` does not start, a registry's options make no client,
     /// or an address can't be bound.
-    pub async fn start(config: Config, options: server::Options, file: Option<&Path>) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        options: server::Options,
+        file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
         anyhow::ensure!(
             telemetry::is_clock_usable(),
@@ -55,7 +59,11 @@ impl Gateway {
             telemetry::now()
         );
         let metrics = Metrics::new().context("metrics")?;
-        let registries = Registries::new(config.registries.clone(), config.limits.read_limits(), metrics.clone());
+        let registries = Registries::new(
+            config.registries.clone(),
+            config.limits.read_limits(),
+            metrics.clone(),
+        );
         let cache = store::Options {
             directory: config.cache.directory.clone(),
             disk: config.cache.disk,
@@ -70,18 +78,38 @@ impl Gateway {
         bundles.apply(&all, prepared, &config).await?;
         let reload = match file {
             Some(file) => {
-                let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
-                let roots = TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
-                let reload = Reload::new(file.to_owned(), config, options.clients.clone(), roots, metrics.clone())?;
+                let folder = config
+                    .cache
+                    .directory
+                    .clone()
+                    .filter(|_| store.is_persistent());
+                let roots =
+                    TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
+                let reload = Reload::new(
+                    file.to_owned(),
+                    config,
+                    options.clients.clone(),
+                    roots,
+                    metrics.clone(),
+                )?;
                 // Nothing is verified with trust roots that are older than those on disk.
                 Some(reload.read(Cause::Start, &mut bundles).await?)
             }
             None => None,
         };
-        let options = server::Options { max_connections: open_files::room_for(options.max_connections), ..options };
+        let options = server::Options {
+            max_connections: open_files::room_for(options.max_connections),
+            ..options
+        };
         let server = Server::bind(options, bundles.catalog().clone(), metrics.clone()).await?;
         bundles.run();
-        Ok(Self { server, bundles, store, metrics, reload })
+        Ok(Self {
+            server,
+            bundles,
+            store,
+            metrics,
+            reload,
+        })
     }
 
     /// The address of the data listener.
@@ -119,10 +147,16 @@ impl Gateway {
             let handle = entry.handle();
             let mut state = handle.subscribe();
             let serving = state.wait_for(|state| state.snapshot().is_some());
-            if timeout(limit, serving).await.is_ok_and(|served| served.is_ok()) {
+            if timeout(limit, serving)
+                .await
+                .is_ok_and(|served| served.is_ok())
+            {
                 continue;
             }
-            let failure = handle.status().last_failure.map_or_else(|| "no answer yet".to_owned(), |last| last.message);
+            let failure = handle
+                .status()
+                .last_failure
+                .map_or_else(|| "no answer yet".to_owned(), |last| last.message);
             anyhow::bail!("{}: not served within {limit:?}: {failure}", handle.name());
         }
         Ok(())
@@ -132,8 +166,18 @@ impl Gateway {
     ///
     /// # Errors
     /// When a watcher ends, or the configuration can't be read again, which are bugs.
-    pub async fn run(self, drain: impl Future<Output = ()>, exit: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { server, mut bundles, store, reload, .. } = self;
+    pub async fn run(
+        self,
+        drain: impl Future<Output = ()>,
+        exit: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            server,
+            mut bundles,
+            store,
+            reload,
+            ..
+        } = self;
         let ended = tokio::select! {
             () = server.run(drain) => {
                 tracing::info!("drained");
@@ -151,7 +195,9 @@ impl Gateway {
 /// Keeps the bundles as the configuration wants them, for ever.
 async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Error {
     loop {
-        let Some(mut current) = reload.take() else { return bundles.keep().await };
+        let Some(mut current) = reload.take() else {
+            return bundles.keep().await;
+        };
         let cause = tokio::select! {
             cause = current.next_cause() => cause,
             broken = bundles.keep() => return broken,
@@ -165,8 +211,12 @@ async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Er
 
 fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
     match directory {
-        None => tracing::info!("no cache.directory: blobs live in memory only, a cold start needs the registry"),
-        Some(directory) if store.is_persistent() => tracing::info!(directory = %directory.display(), "cache opened"),
+        None => tracing::info!(
+            "no cache.directory: blobs live in memory only, a cold start needs the registry"
+        ),
+        Some(directory) if store.is_persistent() => {
+            tracing::info!(directory = %directory.display(), "cache opened")
+        }
         // The store has said why.
         Some(_) => {}
     }

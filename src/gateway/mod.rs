@@ -1,7 +1,10 @@
 //! Composition: watchers, trust roots and server, made from one configuration and changed with it.
 
 mod bundles;
-#[expect(clippy::module_inception, reason = "the file is named after the type that it holds")]
+#[expect(
+    clippy::module_inception,
+    reason = "the file is named after the type that it holds"
+)]
 mod gateway;
 mod open_files;
 mod options;

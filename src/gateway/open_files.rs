@@ -11,8 +11,18 @@ const RESERVE: u64 = 256;
 pub(super) fn room_for(connections: usize) -> usize {
     let wanted = (connections as u64).saturating_add(RESERVE);
     let limit = getrlimit(Resource::Nofile);
-    let allowed = raised(limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX), wanted);
-    let allowed = match setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), maximum: limit.maximum }) {
+    let allowed = raised(
+        limit.current.unwrap_or(u64::MAX),
+        limit.maximum.unwrap_or(u64::MAX),
+        wanted,
+    );
+    let allowed = match setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(allowed),
+            maximum: limit.maximum,
+        },
+    ) {
         Ok(()) => allowed,
         Err(_) => limit.current.unwrap_or(u64::MAX),
     };

@@ -17,8 +17,14 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         tls: config.server.tls.clone(),
         max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
-        drain: server::Drain { notice: drain.notice, over: drain.over },
-        long_poll: server::LongPoll { max_wait: long_poll.max_wait, first_wait: long_poll.first_wait },
+        drain: server::Drain {
+            notice: drain.notice,
+            over: drain.over,
+        },
+        long_poll: server::LongPoll {
+            max_wait: long_poll.max_wait,
+            first_wait: long_poll.first_wait,
+        },
         clients: clients(&config.clients)?.into(),
         trusted_proxies: config.server.trusted_proxies.clone(),
         deadlines: server::Deadlines::default(),

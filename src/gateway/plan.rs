@@ -20,7 +20,10 @@ pub(super) enum Change {
     /// A bundle has another policy, or the same one with another content.
     SetPolicy { bundle: String, policy: TrustPolicy },
     /// A bundle has another fallback, or none.
-    SetFallback { bundle: String, fallback: Option<String> },
+    SetFallback {
+        bundle: String,
+        fallback: Option<String>,
+    },
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
     /// A key whose change takes effect at the next start.
@@ -31,7 +34,10 @@ pub(super) enum Change {
 /// then the clients, then the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
-    let mut names: Vec<_> = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name))).collect();
+    let mut names: Vec<_> = before
+        .keys()
+        .chain(after.keys().filter(|name| !before.contains_key(*name)))
+        .collect();
     names.sort_unstable();
     let mut changes = Vec::new();
     for name in names {
@@ -45,25 +51,42 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     if running.clients != wanted.clients {
         changes.push(Change::SetClients(wanted.clients.clone()));
     }
-    changes.extend(running.differences(wanted).into_iter().map(Change::NeedsRestart));
+    changes.extend(
+        running
+            .differences(wanted)
+            .into_iter()
+            .map(Change::NeedsRestart),
+    );
     changes
 }
 
 fn by_name(bundles: &[BundleConfig]) -> BTreeMap<&str, &BundleConfig> {
-    bundles.iter().map(|bundle| (bundle.name.as_str(), bundle)).collect()
+    bundles
+        .iter()
+        .map(|bundle| (bundle.name.as_str(), bundle))
+        .collect()
 }
 
 fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec<Change>) {
     let bundle = || before.name.clone();
     // First: no watcher of this reference goes on by the policy of before.
     if before.reference == after.reference && !same_policy(&before.trust, &after.trust) {
-        changes.push(Change::SetPolicy { bundle: bundle(), policy: after.trust.clone() });
+        changes.push(Change::SetPolicy {
+            bundle: bundle(),
+            policy: after.trust.clone(),
+        });
     }
     if !same_watcher(before, after) {
         changes.push(Change::Replace(after.clone()));
     } else if before.on_withdraw != after.on_withdraw {
-        let fallback = after.on_withdraw.as_ref().map(|on_withdraw| on_withdraw.fallback.clone());
-        changes.push(Change::SetFallback { bundle: bundle(), fallback });
+        let fallback = after
+            .on_withdraw
+            .as_ref()
+            .map(|on_withdraw| on_withdraw.fallback.clone());
+        changes.push(Change::SetFallback {
+            bundle: bundle(),
+            fallback,
+        });
     }
 }
 
@@ -87,10 +110,21 @@ pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
 /// reference for the bundle: the wanted policy of the same name as `last`, or else `last` itself.
 /// In either case without the keys, digests and roots that `wanted` revokes or removes, under
 /// whatever name. No policy of the same name turns a signed bundle into an unsigned one.
-pub(super) fn policy_of_earlier_reference(last: &TrustPolicy, reference: &Reference, wanted: &Config) -> TrustPolicy {
-    let named = wanted.trust.choose(Some(last.name()), reference.repository()).ok();
-    let named = named.filter(|named| named.requirements().is_some() || last.requirements().is_none());
-    named.as_ref().unwrap_or(last).restricted(wanted.trust.base())
+pub(super) fn policy_of_earlier_reference(
+    last: &TrustPolicy,
+    reference: &Reference,
+    wanted: &Config,
+) -> TrustPolicy {
+    let named = wanted
+        .trust
+        .choose(Some(last.name()), reference.repository())
+        .ok();
+    let named =
+        named.filter(|named| named.requirements().is_some() || last.requirements().is_none());
+    named
+        .as_ref()
+        .unwrap_or(last)
+        .restricted(wanted.trust.base())
 }
 
 #[cfg(test)]
@@ -133,7 +167,10 @@ mod tests {
                 value => parent[key] = value.clone(),
             }
         }
-        changes(&config(&base()), &config(&edited)).iter().map(word).collect()
+        changes(&config(&base()), &config(&edited))
+            .iter()
+            .map(word)
+            .collect()
     }
 
     fn word(change: &Change) -> String {
@@ -141,8 +178,12 @@ mod tests {
             Change::Add(bundle) => format!("add {}", bundle.name),
             Change::Replace(bundle) => format!("replace {} {}", bundle.name, bundle.reference),
             Change::Remove(bundle) => format!("remove {bundle}"),
-            Change::SetPolicy { bundle, policy } => format!("policy of {bundle}: {}", policy.name()),
-            Change::SetFallback { bundle, fallback } => format!("fallback of {bundle}: {fallback:?}"),
+            Change::SetPolicy { bundle, policy } => {
+                format!("policy of {bundle}: {}", policy.name())
+            }
+            Change::SetFallback { bundle, fallback } => {
+                format!("fallback of {bundle}: {fallback:?}")
+            }
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
@@ -157,32 +198,65 @@ mod tests {
             (&[], &[]),
             (&[("/bundles/b", bundle("r.example/b:v1"))], &["add b"]),
             (&[("/bundles/a", Value::Null)], &["remove a"]),
-            (&[("/bundles/deny/reference", json!("r.example/deny:v2"))], &["replace deny r.example/deny:v2"]),
+            (
+                &[("/bundles/deny/reference", json!("r.example/deny:v2"))],
+                &["replace deny r.example/deny:v2"],
+            ),
             (&[("/bundles/deny/poll", json!("1s"))], &[replaced]),
-            (&[("/bundles/deny/confirm_within", json!("1s"))], &[replaced]),
-            (&[("/bundles/deny/on_missing", json!("withdraw"))], &[replaced]),
+            (
+                &[("/bundles/deny/confirm_within", json!("1s"))],
+                &[replaced],
+            ),
+            (
+                &[("/bundles/deny/on_missing", json!("withdraw"))],
+                &[replaced],
+            ),
             (&[("/bundles/deny/max_stale", json!("1h"))], &[replaced]),
             (&[("/bundles/deny/expect", minimum)], &[replaced]),
-            (&[("/bundles/deny/opa_check", json!({ "opa": "opa" }))], &[replaced]),
-            (&[("/opa_check", json!({ "opa": "opa" }))], &["replace a r.example/a:v1", replaced]),
+            (
+                &[("/bundles/deny/opa_check", json!({ "opa": "opa" }))],
+                &[replaced],
+            ),
+            (
+                &[("/opa_check", json!({ "opa": "opa" }))],
+                &["replace a r.example/a:v1", replaced],
+            ),
             // A default that is written out is no change.
             (&[("/bundles/deny/poll", json!("30s"))], &[]),
-            (&[("/bundles/a/on_withdraw", Value::Null)], &["fallback of a: None"]),
-            (&[("/bundles/a/trust", json!("other"))], &["policy of a: other"]),
             (
-                &[("/bundles/a/trust", json!("other")), ("/bundles/a/poll", json!("1s"))],
+                &[("/bundles/a/on_withdraw", Value::Null)],
+                &["fallback of a: None"],
+            ),
+            (
+                &[("/bundles/a/trust", json!("other"))],
+                &["policy of a: other"],
+            ),
+            (
+                &[
+                    ("/bundles/a/trust", json!("other")),
+                    ("/bundles/a/poll", json!("1s")),
+                ],
                 &["policy of a: other", "replace a r.example/a:v1"],
             ),
             // What is served from the earlier reference keeps a policy of its own.
             (
-                &[("/bundles/a/trust", json!("other")), ("/bundles/a/reference", json!("r.example/a:v2"))],
+                &[
+                    ("/bundles/a/trust", json!("other")),
+                    ("/bundles/a/reference", json!("r.example/a:v2")),
+                ],
                 &["replace a r.example/a:v2"],
             ),
             (&[("/clients/0/bundles", json!(["a"]))], &["clients 1"]),
             (&[("/clients/0/name", json!("everyone"))], &["clients 1"]),
             (&[("/trust/policies/third", json!("unsigned"))], &[]),
-            (&[("/server", json!({ "listen": ":8081" }))], &["restart server (new)"]),
-            (&[("/limits", json!({ "bundle": "1MiB" }))], &["restart limits (new)"]),
+            (
+                &[("/server", json!({ "listen": ":8081" }))],
+                &["restart server (new)"],
+            ),
+            (
+                &[("/limits", json!({ "bundle": "1MiB" }))],
+                &["restart limits (new)"],
+            ),
             (
                 &[
                     ("/cache", json!({ "memory": "1MiB" })),
@@ -211,6 +285,9 @@ mod tests {
         let signed = crate::verify::Requirements::any_of(vec![authority]);
         let signed = TrustPolicy::signed("dev".into(), signed).unwrap();
         let policy = policy_of_earlier_reference(&signed, &reference, &wanted);
-        assert!(policy.requirements().is_some(), "the unsigned policy of that name has taken its place");
+        assert!(
+            policy.requirements().is_some(),
+            "the unsigned policy of that name has taken its place"
+        );
     }
 }

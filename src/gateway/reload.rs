@@ -79,9 +79,21 @@ impl Reload {
         metrics: Metrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        let reader = Reader { file, running, roots };
+        let reader = Reader {
+            file,
+            running,
+            roots,
+        };
         let (files, restart_keys) = (WatchedFiles::new(), Vec::new());
-        Ok(Self { reader, clients, metrics, hangup, files, refusal: None, restart_keys })
+        Ok(Self {
+            reader,
+            clients,
+            metrics,
+            hangup,
+            files,
+            refusal: None,
+            restart_keys,
+        })
     }
 
     /// Waits until there is a cause to read the configuration again.
@@ -98,14 +110,22 @@ impl Reload {
     ///
     /// # Errors
     /// When a task panicked, which is a bug.
-    pub(super) async fn read(mut self, cause: Cause, bundles: &mut Bundles) -> anyhow::Result<Self> {
+    pub(super) async fn read(
+        mut self,
+        cause: Cause,
+        bundles: &mut Bundles,
+    ) -> anyhow::Result<Self> {
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Off the async threads: files may lie on a network.
         let (reader, outcome, contents) = spawn_blocking(move || {
             let read = catch_unwind(AssertUnwindSafe(|| reader.read(&known)));
-            let (outcome, contents) =
-                read.unwrap_or_else(|_| (Err("reading it panicked; please report this".to_owned()), known.again()));
+            let (outcome, contents) = read.unwrap_or_else(|_| {
+                (
+                    Err("reading it panicked; please report this".to_owned()),
+                    known.again(),
+                )
+            });
             (reader, outcome, contents)
         })
         .await?;
@@ -168,7 +188,10 @@ impl Reload {
         for client in config.iter_mut() {
             if client.revoke() {
                 let client = &client.name;
-                tracing::warn!(client, "tokens that are not in its bearer_token_file any more are refused from now on");
+                tracing::warn!(
+                    client,
+                    "tokens that are not in its bearer_token_file any more are refused from now on"
+                );
             }
         }
         if let Ok(clients) = options::clients(config) {
@@ -180,9 +203,22 @@ impl Reload {
         self.refusal = None;
         self.metrics.config_last_reload_successful.set(1);
         if cause != Cause::Start {
-            let outcome = if clients || applied != Applied::default() { "applied" } else { "unchanged" };
-            self.metrics.config_reloads.with_label_values(&[outcome]).inc();
-            let Applied { policies: bundles, added, replaced, removed, fallbacks } = applied;
+            let outcome = if clients || applied != Applied::default() {
+                "applied"
+            } else {
+                "unchanged"
+            };
+            self.metrics
+                .config_reloads
+                .with_label_values(&[outcome])
+                .inc();
+            let Applied {
+                policies: bundles,
+                added,
+                replaced,
+                removed,
+                fallbacks,
+            } = applied;
             let cause = cause.label();
             tracing::info!(
                 cause,
@@ -201,7 +237,10 @@ impl Reload {
     fn log_restart_keys(&mut self, keys: Vec<String>) {
         if !keys.is_empty() && keys != self.restart_keys {
             let keys = keys.join(", ");
-            tracing::warn!(keys, "these changes of the configuration take effect at the next start");
+            tracing::warn!(
+                keys,
+                "these changes of the configuration take effect at the next start"
+            );
         }
         self.restart_keys = keys;
     }
@@ -211,8 +250,15 @@ impl Reload {
             return;
         }
         self.metrics.config_last_reload_successful.set(0);
-        self.metrics.config_reloads.with_label_values(&["refused"]).inc();
-        tracing::warn!(cause = cause.label(), error = refusal, "configuration refused: the old trust stays");
+        self.metrics
+            .config_reloads
+            .with_label_values(&["refused"])
+            .inc();
+        tracing::warn!(
+            cause = cause.label(),
+            error = refusal,
+            "configuration refused: the old trust stays"
+        );
         self.refusal = Some(refusal);
     }
 }
@@ -224,7 +270,8 @@ impl Reader {
         let mut contents = known.again();
         let mut loaded = None;
         for _ in 0..MAX_READS {
-            let config = Config::load_with(&self.file, &|name, source| self.roots.current(name, source));
+            let config =
+                Config::load_with(&self.file, &|name, source| self.roots.current(name, source));
             let now = match &config {
                 Ok(config) => Contents::of(config.trust_files()),
                 Err(_) => contents.again(),

@@ -20,7 +20,10 @@ impl StopSignals {
     /// # Errors
     /// When the system refuses them.
     pub fn install() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Two futures: the first completes at the first signal, when the gateway drains, the second

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 
 use crate::{
     bundle::{Bundle, LayerPlan, Limits},
-    oci::{Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector},
+    oci::{
+        Blob, Descriptor, Digest, Layout, LayoutIndex, Manifest, Reference, Repository, Selector,
+    },
 };
 
 /// The annotation of an index entry with the time at which the store got the image.
@@ -16,7 +18,12 @@ const RECEIVED_FORMERLY: &str = "io.bundlegate.received";
 /// The annotation of a manifest with the bundle's revision.
 const REVISION: &str = "org.opencontainers.image.revision";
 /// Larger bundles are not opened for a list.
-const LIST_LIMITS: Limits = Limits { bundle: 8 << 20, unpacked: 64 << 20, files: 100_000, bundle_manifest: 1 << 20 };
+const LIST_LIMITS: Limits = Limits {
+    bundle: 8 << 20,
+    unpacked: 64 << 20,
+    files: 100_000,
+    bundle_manifest: 1 << 20,
+};
 /// A longer manifest is not read.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
@@ -49,7 +56,12 @@ impl Image {
     }
 
     /// The image of an index entry; `None` for an entry that is not an image, such as signatures.
-    pub(super) fn read(layout: &Layout, signed: &HashSet<String>, name: &str, entry: &Descriptor) -> Option<Self> {
+    pub(super) fn read(
+        layout: &Layout,
+        signed: &HashSet<String>,
+        name: &str,
+        entry: &Descriptor,
+    ) -> Option<Self> {
         let name: Reference = name.parse().ok()?;
         // A layout of another program may have entries with any name.
         name_of(&name)?;
@@ -57,9 +69,14 @@ impl Image {
         if tag.as_deref().is_some_and(is_signature_tag) {
             return None;
         }
-        let raw = layout.read_blob(&entry.digest, MAX_MANIFEST_BYTES).ok().flatten();
+        let raw = layout
+            .read_blob(&entry.digest, MAX_MANIFEST_BYTES)
+            .ok()
+            .flatten();
         let manifest = raw.and_then(|raw| Manifest::parse(raw, None, MAX_MANIFEST_BYTES).ok());
-        let revision = manifest.as_ref().and_then(|manifest| revision(layout, manifest));
+        let revision = manifest
+            .as_ref()
+            .and_then(|manifest| revision(layout, manifest));
         let layers = manifest.as_ref().map(Manifest::layers).unwrap_or_default();
         Some(Self {
             repository: name.repository().to_string(),
@@ -101,7 +118,9 @@ pub(super) fn with_received_now(mut manifest: Descriptor) -> Descriptor {
 /// The name of an image in the index; `None` for a layout folder.
 pub(super) fn name_of(reference: &Reference) -> Option<String> {
     match (reference.repository(), reference.selector()) {
-        (Repository::Registry { .. }, Selector::Digest(digest)) => Some(format!("{}@{digest}", reference.repository())),
+        (Repository::Registry { .. }, Selector::Digest(digest)) => {
+            Some(format!("{}@{digest}", reference.repository()))
+        }
         _ => tag_name_of(reference),
     }
 }
@@ -109,7 +128,9 @@ pub(super) fn name_of(reference: &Reference) -> Option<String> {
 /// The name of an image with a tag in the index.
 pub(super) fn tag_name_of(reference: &Reference) -> Option<String> {
     match (reference.repository(), reference.selector()) {
-        (repository @ Repository::Registry { .. }, Selector::Tag(tag)) => Some(format!("{repository}:{tag}")),
+        (repository @ Repository::Registry { .. }, Selector::Tag(tag)) => {
+            Some(format!("{repository}:{tag}"))
+        }
         _ => None,
     }
 }
@@ -118,7 +139,9 @@ pub(super) fn tag_name_of(reference: &Reference) -> Option<String> {
 pub(super) fn find<'a>(index: &'a LayoutIndex, reference: &Reference) -> Option<&'a Descriptor> {
     match reference.selector() {
         Selector::Digest(digest) => {
-            let name = names_of(index, reference.repository(), digest).into_iter().next()?;
+            let name = names_of(index, reference.repository(), digest)
+                .into_iter()
+                .next()?;
             index.named(&name)
         }
         Selector::Tag(_) | Selector::Only => index.named(&tag_name_of(reference)?),
@@ -126,10 +149,19 @@ pub(super) fn find<'a>(index: &'a LayoutIndex, reference: &Reference) -> Option<
 }
 
 /// Every name that a digest has in one repository.
-pub(super) fn names_of(index: &LayoutIndex, repository: &Repository, digest: &Digest) -> Vec<String> {
+pub(super) fn names_of(
+    index: &LayoutIndex,
+    repository: &Repository,
+    digest: &Digest,
+) -> Vec<String> {
     let repository = repository.to_string();
-    let ours = |name: &str| name.strip_prefix(&repository).is_some_and(|rest| rest.starts_with([':', '@']));
-    let named = index.names().filter(|(name, entry)| entry.digest == *digest && ours(name));
+    let ours = |name: &str| {
+        name.strip_prefix(&repository)
+            .is_some_and(|rest| rest.starts_with([':', '@']))
+    };
+    let named = index
+        .names()
+        .filter(|(name, entry)| entry.digest == *digest && ours(name));
     named.map(|(name, _)| name.to_owned()).collect()
 }
 
@@ -150,15 +182,28 @@ pub(super) fn signature_prefixes(index: &LayoutIndex) -> HashSet<String> {
 }
 
 /// The names of a digest's signatures: the index of referrers, cosign's `.sig` and the like.
-pub(super) fn signature_names(index: &LayoutIndex, repository: &Repository, digest: &Digest) -> Vec<String> {
+pub(super) fn signature_names(
+    index: &LayoutIndex,
+    repository: &Repository,
+    digest: &Digest,
+) -> Vec<String> {
     let prefix = signature_prefix(repository, digest);
-    let ours = |name: &str| name.strip_prefix(&prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    index.names().filter(|(name, _)| ours(name)).map(|(name, _)| name.to_owned()).collect()
+    let ours = |name: &str| {
+        name.strip_prefix(&prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    index
+        .names()
+        .filter(|(name, _)| ours(name))
+        .map(|(name, _)| name.to_owned())
+        .collect()
 }
 
 /// Whether a tag is `sha256-<64 hex>`, with or without a suffix.
 pub(super) fn is_signature_tag(tag: &str) -> bool {
-    let Some((algorithm, rest)) = tag.split_once('-') else { return false };
+    let Some((algorithm, rest)) = tag.split_once('-') else {
+        return false;
+    };
     let hex = rest.split('.').next().unwrap_or(rest);
     format!("{algorithm}:{hex}").parse::<Digest>().is_ok()
 }

@@ -11,8 +11,8 @@ use super::image::{self, Image};
 use crate::{
     bundle::Artifact,
     oci::{
-        Descriptor, Digest, Document, Layout, LayoutError, LayoutIndex, LockMode, Manifest, NewManifest, Reference,
-        Repository, Selector, lock_with_timeout, open_lock,
+        Descriptor, Digest, Document, Layout, LayoutError, LayoutIndex, LockMode, Manifest,
+        NewManifest, Reference, Repository, Selector, lock_with_timeout, open_lock,
     },
 };
 
@@ -51,10 +51,14 @@ pub enum ImagesError {
     #[error("{0}: not in the image store; `bundlegate images` lists its images")]
     NotFound(Reference),
     /// No digest has this prefix.
-    #[error("{0}: no digest in the image store begins with it; `bundlegate images` lists its images")]
+    #[error(
+        "{0}: no digest in the image store begins with it; `bundlegate images` lists its images"
+    )]
     NoSuchDigest(String),
     /// Several digests have this prefix.
-    #[error("{prefix}: several digests in the image store begin with it, such as {one} and {other}; write more digits")]
+    #[error(
+        "{prefix}: several digests in the image store begin with it, such as {one} and {other}; write more digits"
+    )]
     Ambiguous {
         /// The prefix.
         prefix: String,
@@ -80,10 +84,19 @@ impl Images {
     /// # Errors
     /// When the folder can't be created, or is not a layout.
     pub fn open(path: &Path) -> Result<Self, ImagesError> {
-        let failed = |source| ImagesError::Folder { path: path.to_owned(), source };
+        let failed = |source| ImagesError::Folder {
+            path: path.to_owned(),
+            source,
+        };
         // Policy may be private. A user can widen the mode to share the store.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        let images = Self { layout: Layout::create(path)? };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed)?;
+        let images = Self {
+            layout: Layout::create(path)?,
+        };
         // A read-only store can be opened; a later write reports the error.
         if let Ok(Some(_lock)) = images.try_exclusive_lock() {
             let _ = images.remove_leftovers();
@@ -93,7 +106,9 @@ impl Images {
 
     /// The store as a layout repository, for reading and writing.
     pub fn repository(&self) -> Repository {
-        Repository::Layout { path: self.layout.root().to_owned() }
+        Repository::Layout {
+            path: self.layout.root().to_owned(),
+        }
     }
 
     /// Keeps other processes from removing blobs while the lease is held.
@@ -142,9 +157,16 @@ impl Images {
     ///
     /// # Errors
     /// When the disk fails; the name is then unchanged.
-    pub fn set_name(&self, _lease: &WriteLease, manifest: Descriptor, name: &Reference) -> Result<(), ImagesError> {
+    pub fn set_name(
+        &self,
+        _lease: &WriteLease,
+        manifest: Descriptor,
+        name: &Reference,
+    ) -> Result<(), ImagesError> {
         let name = image::name_of(name).ok_or_else(|| ImagesError::InvalidName(name.clone()))?;
-        Ok(self.layout.update_index(|index| index.set(&name, image::with_received_now(manifest)))?)
+        Ok(self
+            .layout
+            .update_index(|index| index.set(&name, image::with_received_now(manifest)))?)
     }
 
     /// Tags the image `from`, and its signatures, as `to`.
@@ -178,9 +200,14 @@ impl Images {
     ///
     /// # Errors
     /// When the disk fails; `NotFound` for one name is in the list.
-    pub fn remove_all(&self, names: &[Reference]) -> Result<Vec<Result<Descriptor, ImagesError>>, ImagesError> {
+    pub fn remove_all(
+        &self,
+        names: &[Reference],
+    ) -> Result<Vec<Result<Descriptor, ImagesError>>, ImagesError> {
         let removed = self.layout.update_index(|index| {
-            let unset = |name: &Reference| unset(index, name).ok_or_else(|| ImagesError::NotFound(name.clone()));
+            let unset = |name: &Reference| {
+                unset(index, name).ok_or_else(|| ImagesError::NotFound(name.clone()))
+            };
             names.iter().map(unset).collect::<Vec<_>>()
         })?;
         self.sweep()?;
@@ -200,47 +227,72 @@ impl Images {
     ///
     /// # Errors
     /// When no digest begins with it, or several do.
-    pub fn with_prefix(&self, repository: Option<&Repository>, prefix: &str) -> Result<Vec<Reference>, ImagesError> {
+    pub fn with_prefix(
+        &self,
+        repository: Option<&Repository>,
+        prefix: &str,
+    ) -> Result<Vec<Reference>, ImagesError> {
         let index = self.layout.index()?;
         let mut found: BTreeMap<&Digest, BTreeSet<Repository>> = BTreeMap::new();
-        for (name, entry) in index.names().filter(|(_, entry)| entry.digest.hex().starts_with(prefix)) {
-            let Ok(name) = name.parse::<Reference>() else { continue };
-            let is_image = !name.tag().is_some_and(image::is_signature_tag) && image::name_of(&name).is_some();
+        for (name, entry) in index
+            .names()
+            .filter(|(_, entry)| entry.digest.hex().starts_with(prefix))
+        {
+            let Ok(name) = name.parse::<Reference>() else {
+                continue;
+            };
+            let is_image =
+                !name.tag().is_some_and(image::is_signature_tag) && image::name_of(&name).is_some();
             if is_image && repository.is_none_or(|wanted| wanted == name.repository()) {
-                found.entry(&entry.digest).or_default().insert(name.repository().clone());
+                found
+                    .entry(&entry.digest)
+                    .or_default()
+                    .insert(name.repository().clone());
             }
         }
         let mut digests = found.iter();
         match (digests.next(), digests.next()) {
             (Some((digest, repositories)), None) => {
-                let names = repositories.iter().filter_map(|one| format!("{one}@{digest}").parse().ok());
+                let names = repositories
+                    .iter()
+                    .filter_map(|one| format!("{one}@{digest}").parse().ok());
                 Ok(names.collect())
             }
             (None, _) => Err(ImagesError::NoSuchDigest(prefix.to_owned())),
-            (Some((one, _)), Some((other, _))) => {
-                Err(ImagesError::Ambiguous { prefix: prefix.to_owned(), one: (*one).clone(), other: (*other).clone() })
-            }
+            (Some((one, _)), Some((other, _))) => Err(ImagesError::Ambiguous {
+                prefix: prefix.to_owned(),
+                one: (*one).clone(),
+                other: (*other).clone(),
+            }),
         }
     }
 
-    /// Every image with a name, newest first. An image with missing parts is listed as far as it can
-    /// be read.
+    /// Every image with a name, newest first. An image with missing parts is listed as far as it
+    /// can be read.
     ///
     /// # Errors
     /// When the store can't be read.
     pub fn list(&self) -> Result<Vec<Image>, ImagesError> {
         let index = self.layout.index()?;
         let signed = image::signature_prefixes(&index);
-        let mut images: Vec<_> =
-            index.names().filter_map(|(name, entry)| Image::read(&self.layout, &signed, name, entry)).collect();
-        images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name().cmp(&b.name())));
+        let mut images: Vec<_> = index
+            .names()
+            .filter_map(|(name, entry)| Image::read(&self.layout, &signed, name, entry))
+            .collect();
+        images.sort_by(|a, b| {
+            b.created
+                .cmp(&a.created)
+                .then_with(|| a.name().cmp(&b.name()))
+        });
         Ok(images)
     }
 
     /// Removes every blob that no entry needs, unless a process holds a [`WriteLease`]: then the
     /// next removal does it.
     fn sweep(&self) -> Result<(), ImagesError> {
-        let Some(_lock) = self.try_exclusive_lock()? else { return Ok(()) };
+        let Some(_lock) = self.try_exclusive_lock()? else {
+            return Ok(());
+        };
         self.remove_leftovers()?;
         let mut needed = HashSet::new();
         let index = self.layout.index()?;
@@ -258,7 +310,9 @@ impl Images {
     /// Removes temporary files that a crash left behind.
     fn remove_leftovers(&self) -> Result<(), ImagesError> {
         // Under the lock of the index, whose writers have a temporary file, too.
-        Ok(self.layout.update_index(|_| self.layout.remove_leftovers())??)
+        Ok(self
+            .layout
+            .update_index(|_| self.layout.remove_leftovers())??)
     }
 
     /// The exclusive lock, unless a process holds a [`WriteLease`].
@@ -267,14 +321,22 @@ impl Images {
         match lock.try_lock() {
             Ok(()) => Ok(Some(lock)),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(source)) => Err(LayoutError::Io { operation: "lock", path, source }.into()),
+            Err(fs::TryLockError::Error(source)) => Err(LayoutError::Io {
+                operation: "lock",
+                path,
+                source,
+            }
+            .into()),
         }
     }
 
     fn sweep_lock(&self) -> Result<(PathBuf, fs::File), ImagesError> {
         let path = self.layout.root().join(SWEEP_LOCK);
-        let lock =
-            open_lock(&path).map_err(|source| LayoutError::Io { operation: "lock", path: path.clone(), source })?;
+        let lock = open_lock(&path).map_err(|source| LayoutError::Io {
+            operation: "lock",
+            path: path.clone(),
+            source,
+        })?;
         Ok((path, lock))
     }
 }
@@ -285,7 +347,9 @@ fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
     let found = image::find(index, name)?.clone();
     match name.selector() {
         Selector::Tag(_) | Selector::Only => {
-            image::name_of(name).iter().for_each(|name| index.unset(name));
+            image::name_of(name)
+                .iter()
+                .for_each(|name| index.unset(name));
         }
         Selector::Digest(digest) => {
             for name in image::names_of(index, name.repository(), digest) {
@@ -302,7 +366,11 @@ fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
 }
 
 /// Adds a manifest and everything that it references to `needed`.
-fn mark_reachable(layout: &Layout, digest: &Digest, needed: &mut HashSet<Digest>) -> Result<(), LayoutError> {
+fn mark_reachable(
+    layout: &Layout,
+    digest: &Digest,
+    needed: &mut HashSet<Digest>,
+) -> Result<(), LayoutError> {
     if !needed.insert(digest.clone()) {
         return Ok(());
     }
@@ -311,19 +379,23 @@ fn mark_reachable(layout: &Layout, digest: &Digest, needed: &mut HashSet<Digest>
     let raw = match layout.read_blob(digest, MAX_MANIFEST_BYTES) {
         Ok(Some(raw)) => raw,
         Ok(None) => return Ok(()),
-        Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => return Ok(()),
+        Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(());
+        }
         Err(error) => return Err(error),
     };
-    let Ok(manifest) = Manifest::parse(raw, None, MAX_MANIFEST_BYTES) else { return Ok(()) };
+    let Ok(manifest) = Manifest::parse(raw, None, MAX_MANIFEST_BYTES) else {
+        return Ok(());
+    };
     match manifest.document() {
         Document::Image { config, layers, .. } => {
             needed.insert(config.digest.clone());
             needed.extend(layers.iter().map(|layer| layer.digest.clone()));
             Ok(())
         }
-        Document::Index { manifests } => {
-            manifests.iter().try_for_each(|entry| mark_reachable(layout, &entry.digest, needed))
-        }
+        Document::Index { manifests } => manifests
+            .iter()
+            .try_for_each(|entry| mark_reachable(layout, &entry.digest, needed)),
     }
 }
 
@@ -332,7 +404,9 @@ fn copy_signatures(index: &mut LayoutIndex, from: &Repository, to: &Repository, 
         return;
     }
     for name in image::signature_names(index, from, digest) {
-        let Some(entry) = index.named(&name).cloned() else { continue };
+        let Some(entry) = index.named(&name).cloned() else {
+            continue;
+        };
         let moved = name.replacen(&from.to_string(), &to.to_string(), 1);
         index.set(&moved, entry);
     }
@@ -343,7 +417,12 @@ mod tests {
     use super::*;
     use crate::bundle::{self, Annotations, Limits};
 
-    const LIMITS: Limits = Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
+    const LIMITS: Limits = Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
 
     struct Store {
         folder: tempfile::TempDir,
@@ -361,13 +440,23 @@ mod tests {
             let policies = self.folder.path().join("policy");
             fs::create_dir_all(&policies).unwrap();
             fs::write(policies.join("p.rego"), policy).unwrap();
-            let artifact = Artifact::new(&bundle::pack(&policies, &LIMITS).unwrap(), &Annotations::default()).unwrap();
+            let artifact = Artifact::new(
+                &bundle::pack(&policies, &LIMITS).unwrap(),
+                &Annotations::default(),
+            )
+            .unwrap();
             self.images.put(&artifact, &reference(name)).unwrap();
             artifact.descriptor.digest
         }
 
         fn names(&self) -> Vec<String> {
-            let mut names: Vec<_> = self.images.list().unwrap().iter().map(Image::name).collect();
+            let mut names: Vec<_> = self
+                .images
+                .list()
+                .unwrap()
+                .iter()
+                .map(Image::name)
+                .collect();
             names.sort();
             names
         }
@@ -381,7 +470,10 @@ mod tests {
         }
 
         fn resolve(&self, name: &str) -> Option<Digest> {
-            self.images.resolve(&reference(name)).unwrap().map(|found| found.digest)
+            self.images
+                .resolve(&reference(name))
+                .unwrap()
+                .map(|found| found.digest)
         }
     }
 
@@ -394,8 +486,14 @@ mod tests {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         assert_eq!(store.resolve("r.example/a:v1"), Some(digest.clone()));
-        assert_eq!(store.resolve(&format!("r.example/a@{digest}")), Some(digest.clone()));
-        assert_eq!(store.resolve(&format!("r.example/a:old@{digest}")), Some(digest.clone()));
+        assert_eq!(
+            store.resolve(&format!("r.example/a@{digest}")),
+            Some(digest.clone())
+        );
+        assert_eq!(
+            store.resolve(&format!("r.example/a:old@{digest}")),
+            Some(digest.clone())
+        );
         assert_eq!(store.resolve(&format!("r.example/b@{digest}")), None);
         // A tag that ends the same is another one.
         assert_eq!(store.resolve("example.r.example/a:v1"), None);
@@ -405,25 +503,52 @@ mod tests {
     fn a_digest_prefix_finds_one_image_or_none() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
-        store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();
+        store
+            .images
+            .tag(&reference("r.example/a:v1"), &reference("r.example/b:v1"))
+            .unwrap();
         let with = |repository: Option<&Repository>, prefix: &str| {
             let found = store.images.with_prefix(repository, prefix)?;
             Ok::<_, ImagesError>(found.iter().map(Reference::to_string).collect::<Vec<_>>())
         };
-        let both = [format!("r.example/a@{digest}"), format!("r.example/b@{digest}")];
+        let both = [
+            format!("r.example/a@{digest}"),
+            format!("r.example/b@{digest}"),
+        ];
         assert_eq!(with(None, &digest.hex()[..6]).unwrap(), both);
         let (a, c) = (reference("r.example/a:x"), reference("r.example/c:x"));
-        assert_eq!(with(Some(a.repository()), &digest.hex()[..6]).unwrap(), both[..1]);
-        assert!(matches!(with(Some(c.repository()), &digest.hex()[..6]), Err(ImagesError::NoSuchDigest(_))));
+        assert_eq!(
+            with(Some(a.repository()), &digest.hex()[..6]).unwrap(),
+            both[..1]
+        );
+        assert!(matches!(
+            with(Some(c.repository()), &digest.hex()[..6]),
+            Err(ImagesError::NoSuchDigest(_))
+        ));
         // A digest that differs in its last digit, and signatures, which are not images.
-        let last = if digest.hex().ends_with('0') { '1' } else { '0' };
-        let alike: Digest = format!("sha256:{}{last}", &digest.hex()[..63]).parse().unwrap();
+        let last = if digest.hex().ends_with('0') {
+            '1'
+        } else {
+            '0'
+        };
+        let alike: Digest = format!("sha256:{}{last}", &digest.hex()[..63])
+            .parse()
+            .unwrap();
         let entry = |digest: &Digest| Descriptor::new("application/json", digest.clone(), 1);
-        let set = |name: &str| store.images.layout.update_index(|index| index.set(name, entry(&alike))).unwrap();
+        let set = |name: &str| {
+            store
+                .images
+                .layout
+                .update_index(|index| index.set(name, entry(&alike)))
+                .unwrap()
+        };
         set(&format!("r.example/a:sha256-{}", digest.hex()));
         assert_eq!(with(None, &digest.hex()[..6]).unwrap(), both);
         set("r.example/a:v2");
-        assert!(matches!(with(None, &digest.hex()[..6]), Err(ImagesError::Ambiguous { .. })));
+        assert!(matches!(
+            with(None, &digest.hex()[..6]),
+            Err(ImagesError::Ambiguous { .. })
+        ));
         assert_eq!(with(None, digest.hex()).unwrap(), both);
     }
 
@@ -433,7 +558,8 @@ mod tests {
         let digest = store.put("package a\n", "r.example/a:v1");
         let entry = || Descriptor::new("", digest.clone(), 1);
         let foreign = ["oci-layout:a:v1", "v1", "a:v1", "r.example/a:\u{443}"];
-        let add = |index: &mut LayoutIndex| foreign.iter().for_each(|name| index.set(name, entry()));
+        let add =
+            |index: &mut LayoutIndex| foreign.iter().for_each(|name| index.set(name, entry()));
         store.images.layout.update_index(add).unwrap();
         assert_eq!(store.names(), ["r.example/a:v1"]);
     }
@@ -456,7 +582,10 @@ mod tests {
         let digest = store.put("package a\n", "r.example/a:v1");
         for ending in ["", ".sig"] {
             let name = reference(&format!("r.example/a:sha256-{}{ending}", digest.hex()));
-            let error = store.images.tag(&reference("r.example/a:v1"), &name).unwrap_err();
+            let error = store
+                .images
+                .tag(&reference("r.example/a:v1"), &name)
+                .unwrap_err();
             assert!(matches!(error, ImagesError::SignatureTag(_)), "{error}");
             assert!(Images::check_name(&name).is_err());
         }
@@ -467,15 +596,27 @@ mod tests {
     fn the_blobs_of_an_image_are_removed_with_its_last_name() {
         let store = Store::new();
         let one = store.put("package a\n", "r.example/a:v1");
-        store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v2")).unwrap();
+        store
+            .images
+            .tag(&reference("r.example/a:v1"), &reference("r.example/b:v2"))
+            .unwrap();
         let two = store.put("package b\n", "r.example/a:v1");
-        assert_eq!((store.resolve("r.example/a:v1"), store.resolve("r.example/b:v2")), (Some(two), Some(one)));
+        assert_eq!(
+            (
+                store.resolve("r.example/a:v1"),
+                store.resolve("r.example/b:v2")
+            ),
+            (Some(two), Some(one))
+        );
         assert_eq!(store.blobs(), 5, "two manifests, two layers, one config");
         store.images.remove(&reference("r.example/b:v2")).unwrap();
         assert_eq!(store.blobs(), 3);
         store.images.remove(&reference("r.example/a:v1")).unwrap();
         assert_eq!((store.blobs(), store.names().len()), (0, 0));
-        let unknown = store.images.remove(&reference("r.example/a:v1")).unwrap_err();
+        let unknown = store
+            .images
+            .remove(&reference("r.example/a:v1"))
+            .unwrap_err();
         assert!(matches!(unknown, ImagesError::NotFound(_)));
     }
 
@@ -511,7 +652,11 @@ mod tests {
         let digest = store.put("package a\n", "r.example/a:v1");
         // As `sign` and `pull` store them.
         let signatures = store.put("package signatures\n", "r.example/x:v1");
-        let entry = store.images.resolve(&reference("r.example/x:v1")).unwrap().unwrap();
+        let entry = store
+            .images
+            .resolve(&reference("r.example/x:v1"))
+            .unwrap()
+            .unwrap();
         let lease = store.images.write_lease().unwrap();
         let name = reference(&format!("r.example/a:sha256-{}", digest.hex()));
         store.images.set_name(&lease, entry, &name).unwrap();
@@ -519,10 +664,20 @@ mod tests {
         store.images.remove(&reference("r.example/x:v1")).unwrap();
         assert_eq!(store.names(), ["r.example/a:v1"]);
         assert!(store.images.list().unwrap()[0].signed);
-        store.images.tag(&reference("r.example/a:v1"), &reference("r.example/b:v1")).unwrap();
-        assert_eq!(store.resolve(&format!("r.example/b:sha256-{}", digest.hex())), Some(signatures));
+        store
+            .images
+            .tag(&reference("r.example/a:v1"), &reference("r.example/b:v1"))
+            .unwrap();
+        assert_eq!(
+            store.resolve(&format!("r.example/b:sha256-{}", digest.hex())),
+            Some(signatures)
+        );
         store.images.remove(&reference("r.example/a:v1")).unwrap();
-        assert!(store.resolve(&format!("r.example/a:sha256-{}", digest.hex())).is_none());
+        assert!(
+            store
+                .resolve(&format!("r.example/a:sha256-{}", digest.hex()))
+                .is_none()
+        );
         assert!(store.images.list().unwrap()[0].signed);
         store.images.remove(&reference("r.example/b:v1")).unwrap();
         assert_eq!(store.blobs(), 0);
@@ -533,8 +688,14 @@ mod tests {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
         let image = store.images.list().unwrap().remove(0);
-        assert_eq!((image.repository.as_str(), image.tag.as_deref()), ("r.example/a", Some("v1")));
-        assert!(image.size > 0 && !image.revision.is_empty() && !image.signed, "{image:?}");
+        assert_eq!(
+            (image.repository.as_str(), image.tag.as_deref()),
+            ("r.example/a", Some("v1"))
+        );
+        assert!(
+            image.size > 0 && !image.revision.is_empty() && !image.signed,
+            "{image:?}"
+        );
         let age = crate::telemetry::now().duration_since(image.created.unwrap());
         assert!(age.as_secs() < 600, "{image:?}");
     }
@@ -544,21 +705,37 @@ mod tests {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
         let entry = store.resolve_entry("r.example/a:v1");
-        assert!(entry.annotation("dev.bundlegate.received").is_some(), "{entry:?}");
+        assert!(
+            entry.annotation("dev.bundlegate.received").is_some(),
+            "{entry:?}"
+        );
         assert_eq!(entry.annotation("io.bundlegate.received"), None);
         let time = "2025-01-02T03:04:05.678Z";
         let mut former = Descriptor::new("", digest, 1);
         former.annotations = Some([("io.bundlegate.received".to_owned(), time.to_owned())].into());
-        store.images.layout.update_index(|index| index.set("r.example/a:v1", former)).unwrap();
-        assert_eq!(store.images.list().unwrap()[0].created, Some(time.parse().unwrap()));
+        store
+            .images
+            .layout
+            .update_index(|index| index.set("r.example/a:v1", former))
+            .unwrap();
+        assert_eq!(
+            store.images.list().unwrap()[0].created,
+            Some(time.parse().unwrap())
+        );
     }
 
     #[test]
     fn a_folder_is_not_a_name() {
         let store = Store::new();
         store.put("package a\n", "r.example/a:v1");
-        for to in ["oci-layout:x:v1", &format!("r.example/a@{}", Digest::sha256(b""))] {
-            let error = store.images.tag(&reference("r.example/a:v1"), &reference(to)).unwrap_err();
+        for to in [
+            "oci-layout:x:v1",
+            &format!("r.example/a@{}", Digest::sha256(b"")),
+        ] {
+            let error = store
+                .images
+                .tag(&reference("r.example/a:v1"), &reference(to))
+                .unwrap_err();
             assert!(matches!(error, ImagesError::InvalidName(_)), "{error}");
         }
     }

@@ -70,7 +70,10 @@ impl Blob {
     pub fn check(descriptor: &Descriptor, bytes: Bytes) -> Result<Self, BlobMismatch> {
         let actual = descriptor.digest.recompute(&bytes);
         compare(descriptor, actual, bytes.len() as u64)?;
-        Ok(Self { digest: descriptor.digest.clone(), content: Content::Memory(bytes) })
+        Ok(Self {
+            digest: descriptor.digest.clone(),
+            content: Content::Memory(bytes),
+        })
     }
 
     /// The digest of the bytes.
@@ -98,7 +101,10 @@ impl Blob {
     pub fn reader(&self) -> Box<dyn BufRead + Send + '_> {
         match &self.content {
             Content::Memory(bytes) => Box::new(&bytes[..]),
-            Content::File { file, .. } => Box::new(BufReader::with_capacity(1 << 16, ReadAt { file, offset: 0 })),
+            Content::File { file, .. } => Box::new(BufReader::with_capacity(
+                1 << 16,
+                ReadAt { file, offset: 0 },
+            )),
         }
     }
 
@@ -108,10 +114,13 @@ impl Blob {
     /// # Errors
     /// When the disk fails.
     pub fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let left = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(length);
+        let left = usize::try_from(self.size().saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(length);
         match &self.content {
             Content::Memory(bytes) => {
-                let start = bytes.len() - usize::try_from(self.size().saturating_sub(offset)).unwrap_or(bytes.len());
+                let start = bytes.len()
+                    - usize::try_from(self.size().saturating_sub(offset)).unwrap_or(bytes.len());
                 Ok(bytes.slice(start..start + left))
             }
             Content::File { file, .. } => {
@@ -136,7 +145,12 @@ impl BlobWriter {
     }
 
     fn new(descriptor: Descriptor, sink: Sink) -> Self {
-        Self { hasher: descriptor.digest.hasher(), descriptor, written: 0, sink }
+        Self {
+            hasher: descriptor.digest.hasher(),
+            descriptor,
+            written: 0,
+            sink,
+        }
     }
 
     /// Appends bytes. A byte beyond the descriptor's size is refused at once, so that the length of
@@ -169,9 +183,15 @@ impl BlobWriter {
         compare(&self.descriptor, self.hasher.finish(), self.written)?;
         let content = match self.sink {
             Sink::Memory(bytes) => Content::Memory(into_bytes(bytes)),
-            Sink::File(file) => Content::File { file: Arc::new(file), size: self.written },
+            Sink::File(file) => Content::File {
+                file: Arc::new(file),
+                size: self.written,
+            },
         };
-        Ok(Blob { digest: self.descriptor.digest, content })
+        Ok(Blob {
+            digest: self.descriptor.digest,
+            content,
+        })
     }
 }
 
@@ -181,16 +201,26 @@ impl NewBlob {
 
     /// An empty blob.
     pub fn create() -> Self {
-        Self { sink: Sink::Memory(Vec::new()), hasher: Hasher::sha256(), written: 0 }
+        Self {
+            sink: Sink::Memory(Vec::new()),
+            hasher: Hasher::sha256(),
+            written: 0,
+        }
     }
 
     /// The blob of all bytes written so far.
     pub fn finish(self) -> Blob {
         let content = match self.sink {
             Sink::Memory(bytes) => Content::Memory(bytes.into()),
-            Sink::File(file) => Content::File { file: Arc::new(file), size: self.written },
+            Sink::File(file) => Content::File {
+                file: Arc::new(file),
+                size: self.written,
+            },
         };
-        Blob { digest: self.hasher.finish(), content }
+        Blob {
+            digest: self.hasher.finish(),
+            content,
+        }
     }
 }
 
@@ -278,24 +308,41 @@ mod tests {
 
     #[test]
     fn a_new_blob_has_the_digest_of_its_bytes_in_memory_and_on_disk() {
-        for length in [11, NewBlob::MAX_IN_MEMORY_BYTES, NewBlob::MAX_IN_MEMORY_BYTES + 1] {
+        for length in [
+            11,
+            NewBlob::MAX_IN_MEMORY_BYTES,
+            NewBlob::MAX_IN_MEMORY_BYTES + 1,
+        ] {
             let bytes = vec![7; length];
             let mut new = NewBlob::create();
-            bytes.chunks(100_000).for_each(|piece| new.write_all(piece).unwrap());
+            bytes
+                .chunks(100_000)
+                .for_each(|piece| new.write_all(piece).unwrap());
             let blob = new.finish();
-            assert_eq!((blob.digest(), blob.size()), (&Digest::sha256(&bytes), length as u64));
+            assert_eq!(
+                (blob.digest(), blob.size()),
+                (&Digest::sha256(&bytes), length as u64)
+            );
             assert_eq!(blob.read_at(0, length).unwrap(), bytes);
-            assert_eq!(blob.in_memory().is_some(), length <= NewBlob::MAX_IN_MEMORY_BYTES);
+            assert_eq!(
+                blob.in_memory().is_some(),
+                length <= NewBlob::MAX_IN_MEMORY_BYTES
+            );
         }
     }
 
     #[test]
     fn a_blob_in_a_file_reads_like_one_in_memory() {
-        let mut writer = BlobWriter::in_file(descriptor(b"hello world"), tempfile::tempfile().unwrap());
+        let mut writer =
+            BlobWriter::in_file(descriptor(b"hello world"), tempfile::tempfile().unwrap());
         writer.write(b"hello ").unwrap();
         writer.write(b"world").unwrap();
         let filed = writer.finish(Bytes::from).unwrap();
-        let held = Blob::check(&descriptor(b"hello world"), Bytes::from_static(b"hello world")).unwrap();
+        let held = Blob::check(
+            &descriptor(b"hello world"),
+            Bytes::from_static(b"hello world"),
+        )
+        .unwrap();
         for blob in [filed, held] {
             assert_eq!(blob.read_at(6, 3).unwrap(), "wor");
             assert_eq!(blob.read_at(9, 30).unwrap(), "ld");

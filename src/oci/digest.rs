@@ -67,7 +67,10 @@ impl Digest {
                 text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
             }
         }
-        Self { algorithm, text: text.into() }
+        Self {
+            algorithm,
+            text: text.into(),
+        }
     }
 }
 
@@ -146,7 +149,10 @@ impl FromStr for Digest {
         if hex.len() != algorithm.hex_len() || !hex.bytes().all(lower_hex) {
             return Err(DigestError::NotHex(shown()));
         }
-        Ok(Self { algorithm, text: text.into() })
+        Ok(Self {
+            algorithm,
+            text: text.into(),
+        })
     }
 }
 
@@ -170,7 +176,9 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 

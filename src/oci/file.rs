@@ -79,7 +79,10 @@ fn read_within(path: &Path, limit: u64, timeout: Duration) -> io::Result<Vec<u8>
     }
     let pipe = nonblocking().read(true).open(path)?;
     if !is_stream(&pipe.metadata()?) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file changed while it was opened; try again"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the file changed while it was opened; try again",
+        ));
     }
     read_pipe(pipe, limit, Instant::now() + timeout)
 }
@@ -98,7 +101,12 @@ fn read_pipe(mut pipe: fs::File, limit: u64, deadline: Instant) -> io::Result<Ve
         let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
         let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&left));
         match ready {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the pipe did not end in time")),
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the pipe did not end in time",
+                ));
+            }
             Err(rustix::io::Errno::INTR) => continue,
             ready => drop(ready?),
         }
@@ -106,7 +114,11 @@ fn read_pipe(mut pipe: fs::File, limit: u64, deadline: Instant) -> io::Result<Ve
             Ok(0) => return Ok(bytes),
             Ok(count) if (bytes.len() + count) as u64 > limit => return Err(too_large(limit)),
             Ok(count) => bytes.extend_from_slice(&chunk[..count]),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(error) => return Err(error),
         }
     }
@@ -125,7 +137,11 @@ pub fn open_lock(path: &Path) -> io::Result<fs::File> {
         Err(error) => return Err(error),
     }
     let mut options = fs::File::options();
-    options.custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW).bits().cast_signed());
+    options.custom_flags(
+        (OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW)
+            .bits()
+            .cast_signed(),
+    );
     let file = options.create(true).append(true).open(path)?;
     check_regular(&file.metadata()?)?;
     Ok(file)
@@ -159,7 +175,10 @@ fn lock_within(file: &fs::File, mode: LockMode, timeout: Duration) -> io::Result
             Ok(()) => return Ok(()),
             Err(fs::TryLockError::Error(error)) => return Err(error),
             Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds it; end that process"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "another process holds it; end that process",
+                ));
             }
             Err(fs::TryLockError::WouldBlock) => park_timeout(LOCK_RETRY_INTERVAL),
         }
@@ -182,12 +201,20 @@ fn check_regular(there: &fs::Metadata) -> io::Result<()> {
         _ => "a device",
     };
     let sentence = format!("it is {name}, not a regular file");
-    let kind = if kind.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
+    let kind = if kind.is_dir() {
+        io::ErrorKind::IsADirectory
+    } else {
+        io::ErrorKind::InvalidInput
+    };
     Err(io::Error::new(kind, sentence))
 }
 
 fn within(bytes: Vec<u8>, limit: u64) -> io::Result<Vec<u8>> {
-    if bytes.len() as u64 > limit { Err(too_large(limit)) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit {
+        Err(too_large(limit))
+    } else {
+        Ok(bytes)
+    }
 }
 
 fn too_large(limit: u64) -> io::Error {
@@ -195,7 +222,10 @@ fn too_large(limit: u64) -> io::Error {
         limit if limit.is_multiple_of(1 << 20) => format!("{} MiB", limit >> 20),
         limit => format!("{limit} bytes"),
     };
-    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit}"))
+    io::Error::new(
+        io::ErrorKind::FileTooLarge,
+        format!("it is larger than {limit}"),
+    )
 }
 
 #[cfg(test)]
@@ -214,16 +244,26 @@ mod tests {
     fn only_a_regular_file_is_opened_and_no_open_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = pipe_in(folder.path());
-        for (path, what) in
-            [(pipe.as_path(), "a pipe"), (Path::new("/dev/zero"), "a device"), (folder.path(), "a folder")]
-        {
-            for error in
-                [open_regular(path).unwrap_err(), read_regular(path, 9).unwrap_err(), open_lock(path).unwrap_err()]
-            {
-                assert_eq!(error.to_string(), format!("it is {what}, not a regular file"));
+        for (path, what) in [
+            (pipe.as_path(), "a pipe"),
+            (Path::new("/dev/zero"), "a device"),
+            (folder.path(), "a folder"),
+        ] {
+            for error in [
+                open_regular(path).unwrap_err(),
+                read_regular(path, 9).unwrap_err(),
+                open_lock(path).unwrap_err(),
+            ] {
+                assert_eq!(
+                    error.to_string(),
+                    format!("it is {what}, not a regular file")
+                );
             }
         }
-        assert_eq!(read_regular(Path::new("/nowhere/x"), 9).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            read_regular(Path::new("/nowhere/x"), 9).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
     }
 
     #[test]
@@ -243,11 +283,22 @@ mod tests {
         let path = folder.path().join("file");
         fs::write(&path, "12345").unwrap();
         assert_eq!(read_regular(&path, 5).unwrap(), b"12345");
-        assert_eq!(read_regular(&path, 4).unwrap_err().to_string(), "it is larger than 4 bytes");
+        assert_eq!(
+            read_regular(&path, 4).unwrap_err().to_string(),
+            "it is larger than 4 bytes"
+        );
         assert_eq!(read_regular_or_pipe(&path, 5).unwrap(), b"12345");
         // Sparse: nothing of it is read.
-        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
-        assert_eq!(read_regular(&path, 1 << 20).unwrap_err().to_string(), "it is larger than 1 MiB");
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        assert_eq!(
+            read_regular(&path, 1 << 20).unwrap_err().to_string(),
+            "it is larger than 1 MiB"
+        );
     }
 
     #[test]
@@ -256,19 +307,32 @@ mod tests {
         let pipe = pipe_in(folder.path());
         let writer = |bytes: &'static [u8]| {
             let pipe = pipe.clone();
-            std::thread::spawn(move || fs::File::options().write(true).open(pipe).unwrap().write_all(bytes))
+            std::thread::spawn(move || {
+                fs::File::options()
+                    .write(true)
+                    .open(pipe)
+                    .unwrap()
+                    .write_all(bytes)
+            })
         };
         let writing = writer(b"a key");
         assert_eq!(read_regular_or_pipe(&pipe, 9).unwrap(), b"a key");
         writing.join().unwrap().unwrap();
         let writing = writer(b"more than nine");
-        assert_eq!(read_regular_or_pipe(&pipe, 9).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(
+            read_regular_or_pipe(&pipe, 9).unwrap_err().kind(),
+            io::ErrorKind::FileTooLarge
+        );
         drop(writing.join());
         let no_writer = read_within(&pipe, 9, Duration::from_millis(20)).unwrap_err();
         assert_eq!(no_writer.kind(), io::ErrorKind::TimedOut);
         let endless = read_regular_or_pipe(Path::new("/dev/zero"), 1 << 20).unwrap_err();
         assert_eq!(endless.to_string(), "it is larger than 1 MiB");
-        let held = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+        let held = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&pipe)
+            .unwrap();
         let never_ends = read_within(&pipe, 9, Duration::from_millis(20)).unwrap_err();
         assert_eq!(never_ends.kind(), io::ErrorKind::TimedOut);
         drop(held);
@@ -281,7 +345,8 @@ mod tests {
         let (one, other) = (open_lock(&one).unwrap(), open_lock(&other).unwrap());
         lock_within(&one, LockMode::Shared, Duration::ZERO).unwrap();
         lock_within(&other, LockMode::Shared, Duration::ZERO).unwrap();
-        let refused = lock_within(&one, LockMode::Exclusive, Duration::from_millis(20)).unwrap_err();
+        let refused =
+            lock_within(&one, LockMode::Exclusive, Duration::from_millis(20)).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
     }
 }

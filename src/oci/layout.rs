@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::{
-    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, LockMode, WriteError, lock_with_timeout, media_type, open_lock,
-    open_regular, read_regular,
+    Blob, BlobMismatch, BlobWriter, Descriptor, Digest, LockMode, WriteError, lock_with_timeout,
+    media_type, open_lock, open_regular, read_regular,
 };
 
 /// Locked while the index changes. Readers of layouts ignore this name.
@@ -115,10 +115,14 @@ impl Layout {
         }
         match serde_json::from_slice::<Marker>(&marker) {
             Ok(marker) if marker.image_layout_version.starts_with("1.") => Ok(layout),
-            Ok(marker) => {
-                Err(LayoutError::Malformed { path, reason: format!("version {:?}", marker.image_layout_version) })
-            }
-            Err(error) => Err(LayoutError::Malformed { path, reason: error.to_string() }),
+            Ok(marker) => Err(LayoutError::Malformed {
+                path,
+                reason: format!("version {:?}", marker.image_layout_version),
+            }),
+            Err(error) => Err(LayoutError::Malformed {
+                path,
+                reason: error.to_string(),
+            }),
         }
     }
 
@@ -129,8 +133,15 @@ impl Layout {
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, LayoutError> {
         let layout = Self { root: root.into() };
         let blobs = layout.root.join("blobs/sha256");
-        fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io { operation: "create", path: blobs, source })?;
-        let (index, marker) = (layout.root.join("index.json"), layout.root.join("oci-layout"));
+        fs::create_dir_all(&blobs).map_err(|source| LayoutError::Io {
+            operation: "create",
+            path: blobs,
+            source,
+        })?;
+        let (index, marker) = (
+            layout.root.join("index.json"),
+            layout.root.join("oci-layout"),
+        );
         if !index.exists() || !marker.exists() {
             // Another process may be creating it, and may have written an entry.
             let _lock = layout.lock()?;
@@ -151,7 +162,10 @@ impl Layout {
 
     /// The path of a blob, present or not.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs").join(digest.algorithm()).join(digest.hex())
+        self.root
+            .join("blobs")
+            .join(digest.algorithm())
+            .join(digest.hex())
     }
 
     /// Opens a blob for reading; its bytes are not verified.
@@ -160,7 +174,11 @@ impl Layout {
     /// With `NotFound` inside where the blob is missing.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
-        open_regular(&path).map_err(|source| LayoutError::Io { operation: "open", path, source })
+        open_regular(&path).map_err(|source| LayoutError::Io {
+            operation: "open",
+            path,
+            source,
+        })
     }
 
     /// Reads a blob of at most `limit` bytes; `None` where it is missing.
@@ -197,8 +215,8 @@ impl Layout {
     }
 
     /// As [`Self::store_blob`], without a sync: many blobs are synced together by
-    /// [`Self::sync_blobs`]. Returns `false` where the blob was there. After a power cut the file may
-    /// have other bytes, so no index may name it before the sync.
+    /// [`Self::sync_blobs`]. Returns `false` where the blob was there. After a power cut the file
+    /// may have other bytes, so no index may name it before the sync.
     ///
     /// # Errors
     /// When the disk fails.
@@ -214,7 +232,12 @@ impl Layout {
         self.store_unsynced(&Digest::sha256(bytes), bytes.len() as u64, &mut &bytes[..])
     }
 
-    fn store_unsynced(&self, digest: &Digest, size: u64, from: &mut dyn io::Read) -> Result<bool, LayoutError> {
+    fn store_unsynced(
+        &self,
+        digest: &Digest,
+        size: u64,
+        from: &mut dyn io::Read,
+    ) -> Result<bool, LayoutError> {
         if self.is_intact(digest, size) {
             return Ok(false);
         }
@@ -235,7 +258,11 @@ impl Layout {
             return Ok(());
         }
         let folder = self.root.join("blobs");
-        let failed = |path: &Path, source| LayoutError::Io { operation: "sync", path: path.to_owned(), source };
+        let failed = |path: &Path, source| LayoutError::Io {
+            operation: "sync",
+            path: path.to_owned(),
+            source,
+        };
         if digests.len() >= SYNCFS_MIN_BLOBS {
             let handle = fs::File::open(&folder).map_err(|source| failed(&folder, source))?;
             return rustix::fs::syncfs(handle).map_err(|error| failed(&folder, error.into()));
@@ -261,7 +288,9 @@ impl Layout {
     /// Whether a blob is there with its size and digest; a damaged one is written again by the next
     /// caller that stores it.
     pub fn is_intact(&self, digest: &Digest, size: u64) -> bool {
-        let Ok(mut file) = self.open_blob(digest) else { return false };
+        let Ok(mut file) = self.open_blob(digest) else {
+            return false;
+        };
         if file.metadata().map_or(0, |metadata| metadata.len()) != size {
             return false;
         }
@@ -282,8 +311,15 @@ impl Layout {
     pub fn receive(&self, descriptor: &Descriptor) -> Result<Incoming, LayoutError> {
         let path = self.blob_path(&descriptor.digest);
         let file = self.temporary(&path)?;
-        let writer = file.as_file().try_clone().map_err(|source| failed_to_write(&path, source))?;
-        Ok(Incoming { writer: BlobWriter::in_file(descriptor.clone(), writer), file, path })
+        let writer = file
+            .as_file()
+            .try_clone()
+            .map_err(|source| failed_to_write(&path, source))?;
+        Ok(Incoming {
+            writer: BlobWriter::in_file(descriptor.clone(), writer),
+            file,
+            path,
+        })
     }
 
     /// Removes a blob, if it is there.
@@ -293,9 +329,11 @@ impl Layout {
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), LayoutError> {
         let path = self.blob_path(digest);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(LayoutError::Io { operation: "remove", path, source: error })
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(LayoutError::Io {
+                operation: "remove",
+                path,
+                source: error,
+            }),
             _ => Ok(()),
         }
     }
@@ -308,7 +346,11 @@ impl Layout {
         let mut found = Vec::new();
         for algorithm in ["sha256", "sha512"] {
             let path = self.root.join("blobs").join(algorithm);
-            let failed = |source| LayoutError::Io { operation: "list", path: path.clone(), source };
+            let failed = |source| LayoutError::Io {
+                operation: "list",
+                path: path.clone(),
+                source,
+            };
             let entries = match fs::read_dir(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries.map_err(failed)?,
@@ -332,11 +374,20 @@ impl Layout {
     /// # Errors
     /// When the folder can't be read.
     pub fn remove_leftovers(&self) -> Result<(), LayoutError> {
-        let failed = |source| LayoutError::Io { operation: "clean", path: self.root.clone(), source };
+        let failed = |source| LayoutError::Io {
+            operation: "clean",
+            path: self.root.clone(),
+            source,
+        };
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let is_folder = entry.file_type().map_err(failed)?.is_dir();
-            if !is_folder && entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+            if !is_folder
+                && entry
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(TEMPORARY_PREFIX)
+            {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
@@ -357,8 +408,12 @@ impl Layout {
     /// When it is missing, too long or malformed.
     pub fn index_within(&self, limit: u64) -> Result<LayoutIndex, LayoutError> {
         let path = self.root.join("index.json");
-        let malformed = |reason: String| LayoutError::Malformed { path: path.clone(), reason };
-        let bytes = read_limited(&path, limit)?.ok_or_else(|| malformed("index.json is missing".into()))?;
+        let malformed = |reason: String| LayoutError::Malformed {
+            path: path.clone(),
+            reason,
+        };
+        let bytes =
+            read_limited(&path, limit)?.ok_or_else(|| malformed("index.json is missing".into()))?;
         serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))
     }
 
@@ -368,8 +423,10 @@ impl Layout {
     /// When the disk fails; the old one is then still there.
     pub fn write_index(&self, index: &LayoutIndex) -> Result<(), LayoutError> {
         let path = self.root.join("index.json");
-        let text = serde_json::to_vec(index)
-            .map_err(|error| LayoutError::Malformed { path: path.clone(), reason: error.to_string() })?;
+        let text = serde_json::to_vec(index).map_err(|error| LayoutError::Malformed {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
         self.replace(&path, &text)
     }
 
@@ -387,7 +444,10 @@ impl Layout {
     ///
     /// # Errors
     /// When the disk fails; the old one is then still there.
-    pub fn update_index<T>(&self, change: impl FnOnce(&mut LayoutIndex) -> T) -> Result<T, LayoutError> {
+    pub fn update_index<T>(
+        &self,
+        change: impl FnOnce(&mut LayoutIndex) -> T,
+    ) -> Result<T, LayoutError> {
         let _lock = self.lock()?;
         let before = self.index()?;
         let mut after = before.clone();
@@ -400,7 +460,11 @@ impl Layout {
 
     fn lock(&self) -> Result<fs::File, LayoutError> {
         let path = self.root.join(INDEX_LOCK);
-        let failed = |source| LayoutError::Io { operation: "lock", path: path.clone(), source };
+        let failed = |source| LayoutError::Io {
+            operation: "lock",
+            path: path.clone(),
+            source,
+        };
         let lock = open_lock(&path).map_err(failed)?;
         lock_with_timeout(&lock, LockMode::Exclusive).map_err(failed)?;
         Ok(lock)
@@ -428,7 +492,12 @@ impl Layout {
         // restricts who may read it.
         let mode = fs::Permissions::from_mode(0o666);
         fs::create_dir_all(folder)
-            .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY_PREFIX).permissions(mode).tempfile_in(&self.root))
+            .and_then(|()| {
+                tempfile::Builder::new()
+                    .prefix(TEMPORARY_PREFIX)
+                    .permissions(mode)
+                    .tempfile_in(&self.root)
+            })
             .map_err(|source| failed_to_write(path, source))
     }
 }
@@ -439,11 +508,17 @@ fn persist(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
     file.persist(path).map_err(|error| failed(error.error))?;
     // Without this sync a power cut can undo the rename.
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
 }
 
 fn failed_to_write(path: &Path, source: io::Error) -> LayoutError {
-    LayoutError::Io { operation: "write", path: path.to_owned(), source }
+    LayoutError::Io {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    }
 }
 
 impl Incoming {
@@ -476,7 +551,10 @@ impl LayoutIndex {
     pub fn find(&self, tag: &str) -> Option<&Descriptor> {
         self.manifests.iter().find(|entry| {
             entry.annotation(Self::REF_NAME).is_some_and(|name| {
-                name == tag || name.strip_suffix(tag).is_some_and(|front| front.ends_with(':') && front.contains('/'))
+                name == tag
+                    || name
+                        .strip_suffix(tag)
+                        .is_some_and(|front| front.ends_with(':') && front.contains('/'))
             })
         })
     }
@@ -491,30 +569,42 @@ impl LayoutIndex {
 
     /// The entry with exactly this name.
     pub fn named(&self, name: &str) -> Option<&Descriptor> {
-        self.manifests.iter().find(|entry| entry.annotation(Self::REF_NAME) == Some(name))
+        self.manifests
+            .iter()
+            .find(|entry| entry.annotation(Self::REF_NAME) == Some(name))
     }
 
     /// Every entry with a name, and its name.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Descriptor)> {
-        self.manifests.iter().filter_map(|entry| Some((entry.annotation(Self::REF_NAME)?, entry)))
+        self.manifests
+            .iter()
+            .filter_map(|entry| Some((entry.annotation(Self::REF_NAME)?, entry)))
     }
 
     /// Removes the entry with this name.
     pub fn unset(&mut self, name: &str) {
-        self.manifests.retain(|entry| entry.annotation(Self::REF_NAME) != Some(name));
+        self.manifests
+            .retain(|entry| entry.annotation(Self::REF_NAME) != Some(name));
     }
 
     /// Sets the entry with this name.
     pub fn set(&mut self, name: &str, mut entry: Descriptor) {
         self.unset(name);
-        entry.annotations.get_or_insert_default().insert(Self::REF_NAME.to_owned(), name.to_owned());
+        entry
+            .annotations
+            .get_or_insert_default()
+            .insert(Self::REF_NAME.to_owned(), name.to_owned());
         self.manifests.push(entry);
     }
 }
 
 impl Default for LayoutIndex {
     fn default() -> Self {
-        Self { schema_version: 2, media_type: index_type(), manifests: Vec::new() }
+        Self {
+            schema_version: 2,
+            media_type: index_type(),
+            manifests: Vec::new(),
+        }
     }
 }
 
@@ -523,7 +613,11 @@ fn index_type() -> String {
 }
 
 fn read_limited(path: &Path, limit: u64) -> Result<Option<Bytes>, LayoutError> {
-    let failed = |source| LayoutError::Io { operation: "read", path: path.to_owned(), source };
+    let failed = |source| LayoutError::Io {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    };
     match read_regular(path, limit) {
         Ok(bytes) => Ok(Some(bytes.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -549,7 +643,12 @@ mod tests {
         assert_eq!(again.index().unwrap().find("v1").unwrap().digest, digest);
         assert_eq!(again.read_blob(&digest, 5).unwrap().unwrap(), &b"hello"[..]);
         assert!(again.read_blob(&digest, 4).is_err());
-        assert!(again.read_blob(&Digest::sha256(b"none"), 4).unwrap().is_none());
+        assert!(
+            again
+                .read_blob(&Digest::sha256(b"none"), 4)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -557,7 +656,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
         let digest = layout.write_blob(b"hello").unwrap();
-        let blob = Blob::check(&Descriptor::of("", b"hello"), Bytes::from_static(b"hello")).unwrap();
+        let blob =
+            Blob::check(&Descriptor::of("", b"hello"), Bytes::from_static(b"hello")).unwrap();
         for damage in ["hellp", "hel"] {
             fs::write(layout.blob_path(&digest), damage).unwrap();
             layout.write_blob(b"hello").unwrap();
@@ -576,22 +676,36 @@ mod tests {
         for pieces in [&[&b"hel"[..], b"l"][..], &[b"hellp"], &[b"hello", b"!"]] {
             let mut incoming = layout.receive(&descriptor).unwrap();
             let written = pieces.iter().try_for_each(|piece| incoming.write(piece));
-            assert!(matches!(written.and_then(|()| incoming.finish()), Err(IncomingError::Mismatch(_))));
+            assert!(matches!(
+                written.and_then(|()| incoming.finish()),
+                Err(IncomingError::Mismatch(_))
+            ));
         }
         assert!(layout.blobs().unwrap().is_empty());
         let mut incoming = layout.receive(&descriptor).unwrap();
         incoming.write(b"hel").unwrap();
         incoming.write(b"lo").unwrap();
         incoming.finish().unwrap();
-        assert_eq!(layout.read_blob(&descriptor.digest, 9).unwrap().unwrap(), "hello");
-        let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(TEMPORARY_PREFIX)));
+        assert_eq!(
+            layout.read_blob(&descriptor.digest, 9).unwrap().unwrap(),
+            "hello"
+        );
+        let left = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        assert!(
+            left.into_iter()
+                .all(|name| !name.to_string_lossy().starts_with(TEMPORARY_PREFIX))
+        );
     }
 
     #[test]
     fn an_entry_is_found_by_tag_or_by_full_reference() {
         let mut index = LayoutIndex::default();
-        index.set("ghcr.io/acme/authz:v1", Descriptor::of(media_type::OCI_MANIFEST, b""));
+        index.set(
+            "ghcr.io/acme/authz:v1",
+            Descriptor::of(media_type::OCI_MANIFEST, b""),
+        );
         assert!(index.find("v1").is_some());
         assert!(index.find("ghcr.io/acme/authz:v1").is_some());
         assert!(index.find("1").is_none());
@@ -608,7 +722,9 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..8 {
                         let entry = Descriptor::of(media_type::OCI_MANIFEST, b"x");
-                        layout.update_index(|index| index.set(&format!("{writer}-{round}"), entry)).unwrap();
+                        layout
+                            .update_index(|index| index.set(&format!("{writer}-{round}"), entry))
+                            .unwrap();
                     }
                 });
             }
@@ -626,11 +742,21 @@ mod tests {
                     scope.spawn(move || {
                         let entry = Descriptor::of(media_type::OCI_MANIFEST, b"x");
                         let layout = Layout::create(root).unwrap();
-                        layout.update_index(|index| index.set(&name.to_string(), entry)).unwrap();
+                        layout
+                            .update_index(|index| index.set(&name.to_string(), entry))
+                            .unwrap();
                     });
                 }
             });
-            assert_eq!(Layout::open(folder.path()).unwrap().index().unwrap().names().count(), 8);
+            assert_eq!(
+                Layout::open(folder.path())
+                    .unwrap()
+                    .index()
+                    .unwrap()
+                    .names()
+                    .count(),
+                8
+            );
         }
     }
 
@@ -641,8 +767,17 @@ mod tests {
         let digest = layout.write_blob(b"hello").unwrap();
         fs::write(folder.path().join("any"), "").unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
-        for path in [layout.blob_path(&digest), folder.path().join("index.json"), folder.path().join("oci-layout")] {
-            assert_eq!(mode(&path), mode(&folder.path().join("any")), "{}", path.display());
+        for path in [
+            layout.blob_path(&digest),
+            folder.path().join("index.json"),
+            folder.path().join("oci-layout"),
+        ] {
+            assert_eq!(
+                mode(&path),
+                mode(&folder.path().join("any")),
+                "{}",
+                path.display()
+            );
         }
     }
 
@@ -651,6 +786,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(Layout::open(folder.path()).is_err());
         fs::write(folder.path().join("oci-layout"), "{}").unwrap();
-        assert!(matches!(Layout::open(folder.path()), Err(LayoutError::Malformed { .. })));
+        assert!(matches!(
+            Layout::open(folder.path()),
+            Err(LayoutError::Malformed { .. })
+        ));
     }
 }

@@ -86,7 +86,10 @@ impl NewManifest {
     /// Replaces the config, and keeps its media type.
     #[must_use]
     pub fn configured(self, config: &[u8]) -> Self {
-        Self { config: Descriptor::of(&self.config.media_type, config), ..self }
+        Self {
+            config: Descriptor::of(&self.config.media_type, config),
+            ..self
+        }
     }
 
     /// Makes it a referrer of `subject`.
@@ -94,7 +97,11 @@ impl NewManifest {
     pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
         // Without annotations: they belong to the list in which the descriptor was found.
         let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
-        Self { artifact_type: Some(artifact_type.to_owned()), subject: Some(subject), ..self }
+        Self {
+            artifact_type: Some(artifact_type.to_owned()),
+            subject: Some(subject),
+            ..self
+        }
     }
 
     /// Adds annotations.
@@ -122,7 +129,14 @@ impl Descriptor {
     /// A descriptor with the three required fields.
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
         let media_type = media_type.to_owned();
-        Self { media_type, digest, size, artifact_type: None, annotations: None, platform: None }
+        Self {
+            media_type,
+            digest,
+            size,
+            artifact_type: None,
+            annotations: None,
+            platform: None,
+        }
     }
 
     /// The sum of the sizes, saturating: a manifest may state any number.
@@ -219,23 +233,32 @@ impl Manifest {
     /// # Errors
     /// See [`ManifestError`]; every error but `MediaType` is a property of the bytes, so final for
     /// them.
-    pub fn parse(raw: Bytes, content_type: Option<&str>, limit: u64) -> Result<Self, ManifestError> {
+    pub fn parse(
+        raw: Bytes,
+        content_type: Option<&str>,
+        limit: u64,
+    ) -> Result<Self, ManifestError> {
         let size = raw.len() as u64;
         if size > limit {
             return Err(ManifestError::TooLarge { size, limit });
         }
         strict_json(&raw)?;
-        let parsed: Raw = serde_json::from_slice(&raw).map_err(|error| ManifestError::Shape(error.to_string()))?;
+        let parsed: Raw = serde_json::from_slice(&raw)
+            .map_err(|error| ManifestError::Shape(error.to_string()))?;
         if parsed.schema_version != 2 {
-            return Err(ManifestError::Shape(format!("schemaVersion is {}, not 2", parsed.schema_version)));
+            return Err(ManifestError::Shape(format!(
+                "schemaVersion is {}, not 2",
+                parsed.schema_version
+            )));
         }
         check_media_type(parsed.media_type.as_deref(), content_type)?;
         let document = match (parsed.layers, parsed.manifests) {
             (Some(_), Some(_)) => return Err(ManifestError::Ambiguous),
             (None, Some(manifests)) => Document::Index { manifests },
             (layers, None) => {
-                let config =
-                    parsed.config.ok_or_else(|| ManifestError::Shape("neither config nor manifests".into()))?;
+                let config = parsed
+                    .config
+                    .ok_or_else(|| ManifestError::Shape("neither config nor manifests".into()))?;
                 Document::Image {
                     config: Box::new(config),
                     layers: layers.unwrap_or_default(),
@@ -275,7 +298,11 @@ impl Manifest {
 
     /// The descriptor of this manifest.
     pub fn descriptor(&self) -> Descriptor {
-        Descriptor::new(self.media_type(), self.digest.clone(), self.raw.len() as u64)
+        Descriptor::new(
+            self.media_type(),
+            self.digest.clone(),
+            self.raw.len() as u64,
+        )
     }
 
     /// The descriptor of this manifest in an index of referrers, with its artifact type and its
@@ -325,13 +352,26 @@ impl Manifest {
 }
 
 fn check_media_type(field: Option<&str>, content_type: Option<&str>) -> Result<(), ManifestError> {
-    let (Some(field), Some(header)) = (field, content_type) else { return Ok(()) };
+    let (Some(field), Some(header)) = (field, content_type) else {
+        return Ok(());
+    };
     // Registries that lost the type send a generic one, which contradicts nothing.
     let header = header.split(';').next().unwrap_or_default().trim();
-    if field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header) {
+    if field == header
+        || [
+            "",
+            "application/json",
+            "application/octet-stream",
+            "text/plain",
+        ]
+        .contains(&header)
+    {
         return Ok(());
     }
-    Err(ManifestError::MediaType { field: field.to_owned(), header: header.to_owned() })
+    Err(ManifestError::MediaType {
+        field: field.to_owned(),
+        header: header.to_owned(),
+    })
 }
 
 /// Checks that the `mediaType` field names the kind of manifest that the members form.
@@ -341,12 +381,17 @@ fn check_kind(field: Option<&str>, document: &Document) -> Result<(), ManifestEr
         (Some(field), Document::Image { .. }) => {
             [media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST].contains(&field)
         }
-        (Some(field), Document::Index { .. }) => [media_type::OCI_INDEX, media_type::DOCKER_LIST].contains(&field),
+        (Some(field), Document::Index { .. }) => {
+            [media_type::OCI_INDEX, media_type::DOCKER_LIST].contains(&field)
+        }
     };
     if fits {
         return Ok(());
     }
-    Err(ManifestError::Shape(format!("mediaType {:?} does not fit its members", field.unwrap_or_default())))
+    Err(ManifestError::Shape(format!(
+        "mediaType {:?} does not fit its members",
+        field.unwrap_or_default()
+    )))
 }
 
 #[cfg(test)]
@@ -356,8 +401,10 @@ mod tests {
     const LIMIT: u64 = 1 << 20;
 
     fn image() -> String {
-        let layer = serde_json::to_string(&Descriptor::of(media_type::LAYER_TAR_GZIP, b"x")).unwrap();
-        let config = serde_json::to_string(&Descriptor::of(media_type::IMAGE_CONFIG, b"{}")).unwrap();
+        let layer =
+            serde_json::to_string(&Descriptor::of(media_type::LAYER_TAR_GZIP, b"x")).unwrap();
+        let config =
+            serde_json::to_string(&Descriptor::of(media_type::IMAGE_CONFIG, b"{}")).unwrap();
         format!(
             r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[{layer}]}}"#,
             media_type::OCI_MANIFEST
@@ -380,7 +427,9 @@ mod tests {
     #[test]
     fn an_index_is_distinguished_from_an_image() {
         let manifest = parse(r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
-        assert!(matches!(manifest.document(), Document::Index { manifests } if manifests.is_empty()));
+        assert!(
+            matches!(manifest.document(), Document::Index { manifests } if manifests.is_empty())
+        );
     }
 
     #[test]
@@ -388,11 +437,21 @@ mod tests {
         let both = image().replacen("\"layers\"", "\"manifests\":[],\"layers\"", 1);
         assert_eq!(parse(&both).unwrap_err(), ManifestError::Ambiguous);
         let wrong = image().replacen(media_type::OCI_MANIFEST, media_type::OCI_INDEX, 1);
-        assert!(matches!(parse(&wrong).unwrap_err(), ManifestError::Shape(_)));
+        assert!(matches!(
+            parse(&wrong).unwrap_err(),
+            ManifestError::Shape(_)
+        ));
         let other = Manifest::parse(image().into(), Some(media_type::DOCKER_MANIFEST), LIMIT);
-        assert!(matches!(other.unwrap_err(), ManifestError::MediaType { .. }));
-        Manifest::parse(image().into(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"), LIMIT)
-            .unwrap();
+        assert!(matches!(
+            other.unwrap_err(),
+            ManifestError::MediaType { .. }
+        ));
+        Manifest::parse(
+            image().into(),
+            Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"),
+            LIMIT,
+        )
+        .unwrap();
     }
 
     #[test]
@@ -400,14 +459,27 @@ mod tests {
         let text = image();
         let error = Manifest::parse(text.clone().into(), None, text.len() as u64 - 1).unwrap_err();
         assert!(matches!(error, ManifestError::TooLarge { .. }));
-        let twice = text.replacen("\"schemaVersion\":2", "\"schemaVersion\":2,\"schemaVersion\":2", 1);
-        assert!(matches!(parse(&twice).unwrap_err(), ManifestError::NotStrict(_)));
-        assert!(matches!(parse(r#"{"schemaVersion":1,"manifests":[]}"#).unwrap_err(), ManifestError::Shape(_)));
+        let twice = text.replacen(
+            "\"schemaVersion\":2",
+            "\"schemaVersion\":2,\"schemaVersion\":2",
+            1,
+        );
+        assert!(matches!(
+            parse(&twice).unwrap_err(),
+            ManifestError::NotStrict(_)
+        ));
+        assert!(matches!(
+            parse(r#"{"schemaVersion":1,"manifests":[]}"#).unwrap_err(),
+            ManifestError::Shape(_)
+        ));
     }
 
     #[test]
     fn the_sum_of_sizes_does_not_overflow() {
-        let of = |size| Descriptor { size, ..Descriptor::of("", b"") };
+        let of = |size| Descriptor {
+            size,
+            ..Descriptor::of("", b"")
+        };
         assert_eq!(Descriptor::total(&[of(3), of(4)]), 7);
         assert_eq!(Descriptor::total(&[of(u64::MAX), of(2)]), u64::MAX);
     }

@@ -63,7 +63,9 @@ pub enum ReferenceError {
     #[error("reference {0:?} names neither tag nor digest; add one, such as {0}:v1")]
     NoVersion(String),
     /// A tag or digest in the name of a repository.
-    #[error("repository {0:?} has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz")]
+    #[error(
+        "repository {0:?} has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz"
+    )]
     Version(String),
     /// The text does not follow the grammar of the distribution specification.
     #[error("reference {text:?} is malformed: {reason}")]
@@ -106,16 +108,26 @@ impl Reference {
     #[must_use]
     pub fn relative_to(self, base: &Path) -> Self {
         match self.repository {
-            Repository::Layout { path } => Self { repository: Repository::Layout { path: base.join(path) }, ..self },
+            Repository::Layout { path } => Self {
+                repository: Repository::Layout {
+                    path: base.join(path),
+                },
+                ..self
+            },
             Repository::Registry { .. } => self,
         }
     }
 
     fn layout(text: &str, rest: &str) -> Result<Self, ReferenceError> {
-        let malformed = |reason: &str| ReferenceError::Malformed { text: text.to_owned(), reason: reason.to_owned() };
+        let malformed = |reason: &str| ReferenceError::Malformed {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
         let (path, selector) = match rest.split_once("@sha") {
             Some((path, digest)) => {
-                let digest = format!("sha{digest}").parse().map_err(|error| malformed(&format!("{error}")))?;
+                let digest = format!("sha{digest}")
+                    .parse()
+                    .map_err(|error| malformed(&format!("{error}")))?;
                 (path, Selector::Digest(digest))
             }
             None => match rest.rsplit_once(':') {
@@ -127,7 +139,11 @@ impl Reference {
         if path.is_empty() {
             return Err(malformed("the folder after oci-layout: is empty"));
         }
-        Ok(Self { repository: Repository::Layout { path: path.into() }, selector, text: text.to_owned() })
+        Ok(Self {
+            repository: Repository::Layout { path: path.into() },
+            selector,
+            text: text.to_owned(),
+        })
     }
 }
 
@@ -135,7 +151,10 @@ impl Repository {
     /// This repository at `digest`. The digest must come from a resolution or from
     /// content-addressed data, so this is private to the crate.
     pub(crate) fn pin(&self, digest: Digest) -> PinnedReference {
-        PinnedReference { repository: self.clone(), digest }
+        PinnedReference {
+            repository: self.clone(),
+            digest,
+        }
     }
 
     /// The registry's host (and port), or `oci-layout` for a folder: a metric label.
@@ -167,35 +186,52 @@ impl FromStr for Reference {
             return Self::layout(text, rest);
         }
         if let Some(reason) = scheme_error(text) {
-            return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
+            return Err(ReferenceError::Malformed {
+                text: text.to_owned(),
+                reason,
+            });
         }
         let (host, rest) = text.split_once('/').unwrap_or(("", text));
         // Docker's test for a host. Where it fails, docker assumes docker.io; here it is an error.
         if !(host.contains(['.', ':']) || host == "localhost") {
             return Err(ReferenceError::NoHost(text.to_owned()));
         }
-        let parsed = oci_client::Reference::try_from(text).map_err(|error| ReferenceError::Malformed {
-            text: text.to_owned(),
-            reason: grammar_error(rest).unwrap_or_else(|| error.to_string()),
-        })?;
+        let parsed =
+            oci_client::Reference::try_from(text).map_err(|error| ReferenceError::Malformed {
+                text: text.to_owned(),
+                reason: grammar_error(rest).unwrap_or_else(|| error.to_string()),
+            })?;
         // oci-client accepts letters and digits of every script.
         if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
             let reason = tag_error(tag).unwrap_or_default();
-            return Err(ReferenceError::Malformed { text: text.to_owned(), reason });
+            return Err(ReferenceError::Malformed {
+                text: text.to_owned(),
+                reason,
+            });
         }
         let selector = match (parsed.digest(), parsed.tag()) {
-            (Some(digest), _) => Selector::Digest(
-                digest
-                    .parse()
-                    .map_err(|error| ReferenceError::Malformed { text: text.to_owned(), reason: format!("{error}") })?,
-            ),
+            (Some(digest), _) => {
+                Selector::Digest(digest.parse().map_err(|error| ReferenceError::Malformed {
+                    text: text.to_owned(),
+                    reason: format!("{error}"),
+                })?)
+            }
             // oci-client adds `latest`; only a written tag counts.
-            (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => Selector::Tag(tag.to_owned()),
+            (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => {
+                Selector::Tag(tag.to_owned())
+            }
             (None, _) => return Err(ReferenceError::NoVersion(text.to_owned())),
         };
         let path = rest.split(['@', ':']).next().unwrap_or(rest).to_owned();
-        let repository = Repository::Registry { host: host.to_owned(), path };
-        Ok(Self { repository, selector, text: text.to_owned() })
+        let repository = Repository::Registry {
+            host: host.to_owned(),
+            path,
+        };
+        Ok(Self {
+            repository,
+            selector,
+            text: text.to_owned(),
+        })
     }
 }
 
@@ -204,7 +240,10 @@ impl FromStr for Repository {
 
     /// `HOST/REPOSITORY`, by the same grammar as a [`Reference`].
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let malformed = |reason: &str| ReferenceError::Malformed { text: text.to_owned(), reason: reason.to_owned() };
+        let malformed = |reason: &str| ReferenceError::Malformed {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
         if text.starts_with("oci-layout:") {
             return Err(malformed("this is a folder; write HOST/REPOSITORY"));
         }
@@ -220,7 +259,11 @@ impl FromStr for Repository {
             Err(ReferenceError::Malformed { reason, .. }) if reason.contains("upper case") => {
                 return Err(malformed(&reason));
             }
-            Err(_) => return Err(malformed("write HOST/REPOSITORY, such as ghcr.io/acme/authz")),
+            Err(_) => {
+                return Err(malformed(
+                    "write HOST/REPOSITORY, such as ghcr.io/acme/authz",
+                ));
+            }
         };
         if repository.to_string() != text {
             return Err(ReferenceError::Version(text.to_owned()));
@@ -236,40 +279,63 @@ fn scheme_error(text: &str) -> Option<String> {
         "http" => " (plain HTTP is a setting of the registry: --plain-http, or `scheme: http`)",
         _ => "",
     };
-    Some(format!("it begins with {scheme}://; write {rest} alone{plain}"))
+    Some(format!(
+        "it begins with {scheme}://; write {rest} alone{plain}"
+    ))
 }
 
 /// The first violation of the distribution specification's grammar after the host.
 fn grammar_error(rest: &str) -> Option<String> {
-    if let Some(odd) = rest.chars().find(|odd| odd.is_whitespace() || odd.is_control()) {
+    if let Some(odd) = rest
+        .chars()
+        .find(|odd| odd.is_whitespace() || odd.is_control())
+    {
         return Some(format!("it contains {odd:?}; remove it"));
     }
-    let (named, digest) = rest.split_once('@').map_or((rest, None), |(named, digest)| (named, Some(digest)));
+    let (named, digest) = rest
+        .split_once('@')
+        .map_or((rest, None), |(named, digest)| (named, Some(digest)));
     // A repository has no colon.
-    let (path, tag) = named.split_once(':').map_or((named, None), |(path, tag)| (path, Some(tag)));
+    let (path, tag) = named
+        .split_once(':')
+        .map_or((named, None), |(path, tag)| (path, Some(tag)));
     path_error(path).or_else(|| tag_error(tag?)).or_else(|| {
         let error = digest?.parse::<Digest>().err()?;
-        Some(format!("{error}; a digest is sha256: and 64 hexadecimal digits"))
+        Some(format!(
+            "{error}; a digest is sha256: and 64 hexadecimal digits"
+        ))
     })
 }
 
 fn path_error(path: &str) -> Option<String> {
     if path.is_empty() {
-        return Some("the repository after the host is missing; write one, such as ghcr.io/acme/authz:v1".to_owned());
+        return Some(
+            "the repository after the host is missing; write one, such as ghcr.io/acme/authz:v1"
+                .to_owned(),
+        );
     }
     if path.chars().any(char::is_uppercase) {
         let lower = path.to_lowercase();
         return Some(format!("a repository has no upper case; write {lower:?}"));
     }
     if path.split('/').any(str::is_empty) {
-        return Some("a part of the repository is empty; write single slashes between names".to_owned());
+        return Some(
+            "a part of the repository is empty; write single slashes between names".to_owned(),
+        );
     }
-    let fits = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "/._-".contains(char);
+    let fits =
+        |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "/._-".contains(char);
     if let Some(odd) = path.chars().find(|char| !fits(*char)) {
-        return Some(format!("a repository has no {odd:?}; use a-z, 0-9 and . _ - / only"));
+        return Some(format!(
+            "a repository has no {odd:?}; use a-z, 0-9 and . _ - / only"
+        ));
     }
-    let edge = |part: &str| !part.starts_with(char::is_alphanumeric) || !part.ends_with(char::is_alphanumeric);
-    path.split('/').any(edge).then(|| "every part of a repository begins and ends with a letter or digit".to_owned())
+    let edge = |part: &str| {
+        !part.starts_with(char::is_alphanumeric) || !part.ends_with(char::is_alphanumeric)
+    };
+    path.split('/')
+        .any(edge)
+        .then(|| "every part of a repository begins and ends with a letter or digit".to_owned())
 }
 
 fn tag_error(tag: &str) -> Option<String> {
@@ -280,9 +346,14 @@ fn tag_error(tag: &str) -> Option<String> {
         "" => "the tag after the colon is empty; write one, such as v1".to_owned(),
         // helm replaces the `+` of semantic versions the same way.
         tag if tag.contains('+') => {
-            format!("a tag has no `+`; write `_` for it, as {:?}", tag.replace('+', "_"))
+            format!(
+                "a tag has no `+`; write `_` for it, as {:?}",
+                tag.replace('+', "_")
+            )
         }
-        tag if tag.chars().count() > 128 => "a tag has at most 128 characters; write a shorter one".to_owned(),
+        tag if tag.chars().count() > 128 => {
+            "a tag has at most 128 characters; write a shorter one".to_owned()
+        }
         tag => format!("{tag:?} is not a tag; use letters, digits and . _ - only, at most 128"),
     })
 }
@@ -292,7 +363,9 @@ fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= 128
         && text.bytes().next().is_some_and(word)
-        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 impl fmt::Display for Reference {
@@ -323,28 +396,53 @@ mod tests {
     const HEX: &str = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
     fn parse(text: &str) -> Reference {
-        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+        text.parse()
+            .unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
     #[test]
     fn tags_digests_and_both_are_read() {
         let tagged = parse("registry.lan:5000/acme/authz:v1");
-        assert_eq!(tagged.repository().to_string(), "registry.lan:5000/acme/authz");
+        assert_eq!(
+            tagged.repository().to_string(),
+            "registry.lan:5000/acme/authz"
+        );
         assert_eq!(tagged.selector(), &Selector::Tag("v1".into()));
         assert!(tagged.pinned().is_none());
-        for text in [format!("ghcr.io/a/b@sha256:{HEX}"), format!("ghcr.io/a/b:v1@sha256:{HEX}")] {
-            assert_eq!(parse(&text).pinned().unwrap().to_string(), format!("ghcr.io/a/b@sha256:{HEX}"));
+        for text in [
+            format!("ghcr.io/a/b@sha256:{HEX}"),
+            format!("ghcr.io/a/b:v1@sha256:{HEX}"),
+        ] {
+            assert_eq!(
+                parse(&text).pinned().unwrap().to_string(),
+                format!("ghcr.io/a/b@sha256:{HEX}")
+            );
         }
         assert_eq!(parse("localhost/a:latest").tag(), Some("latest"));
-        assert_eq!(parse("127.0.0.1:5000/a/b:x").repository().host(), "127.0.0.1:5000");
+        assert_eq!(
+            parse("127.0.0.1:5000/a/b:x").repository().host(),
+            "127.0.0.1:5000"
+        );
     }
 
     #[test]
     fn no_host_or_version_is_assumed() {
-        assert!(matches!("authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
-        assert!(matches!("acme/authz:v1".parse::<Reference>(), Err(ReferenceError::NoHost(_))));
-        assert!(matches!("ghcr.io/acme/authz".parse::<Reference>(), Err(ReferenceError::NoVersion(_))));
-        assert!(matches!("localhost:5000/authz".parse::<Reference>(), Err(ReferenceError::NoVersion(_))));
+        assert!(matches!(
+            "authz:v1".parse::<Reference>(),
+            Err(ReferenceError::NoHost(_))
+        ));
+        assert!(matches!(
+            "acme/authz:v1".parse::<Reference>(),
+            Err(ReferenceError::NoHost(_))
+        ));
+        assert!(matches!(
+            "ghcr.io/acme/authz".parse::<Reference>(),
+            Err(ReferenceError::NoVersion(_))
+        ));
+        assert!(matches!(
+            "localhost:5000/authz".parse::<Reference>(),
+            Err(ReferenceError::NoVersion(_))
+        ));
         for text in [
             "",
             "/",
@@ -362,12 +460,30 @@ mod tests {
     #[test]
     fn an_error_says_what_is_wrong() {
         for (text, expected) in [
-            ("ghcr.io/Acme/authz:v1", "a repository has no upper case; write \"acme/authz\""),
-            ("http://ghcr.io/a:v1", "it begins with http://; write ghcr.io/a:v1 alone (plain HTTP is a setting"),
-            ("https://ghcr.io/a:v1", "it begins with https://; write ghcr.io/a:v1 alone"),
-            ("oci://ghcr.io/a:v1", "it begins with oci://; write ghcr.io/a:v1 alone"),
-            ("docker://ghcr.io/a:v1", "it begins with docker://; write ghcr.io/a:v1 alone"),
-            ("ghcr.io/a:1.0.0+build.7", "a tag has no `+`; write `_` for it, as \"1.0.0_build.7\""),
+            (
+                "ghcr.io/Acme/authz:v1",
+                "a repository has no upper case; write \"acme/authz\"",
+            ),
+            (
+                "http://ghcr.io/a:v1",
+                "it begins with http://; write ghcr.io/a:v1 alone (plain HTTP is a setting",
+            ),
+            (
+                "https://ghcr.io/a:v1",
+                "it begins with https://; write ghcr.io/a:v1 alone",
+            ),
+            (
+                "oci://ghcr.io/a:v1",
+                "it begins with oci://; write ghcr.io/a:v1 alone",
+            ),
+            (
+                "docker://ghcr.io/a:v1",
+                "it begins with docker://; write ghcr.io/a:v1 alone",
+            ),
+            (
+                "ghcr.io/a:1.0.0+build.7",
+                "a tag has no `+`; write `_` for it, as \"1.0.0_build.7\"",
+            ),
             ("ghcr.io/a:", "the tag after the colon is empty"),
             ("ghcr.io/a//b:v1", "a part of the repository is empty"),
             ("ghcr.io/a/:v1", "a part of the repository is empty"),
@@ -379,19 +495,38 @@ mod tests {
             ("ghcr.io/a@sha256:12", "sha256: and 64 hexadecimal digits"),
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
-            assert!(error.contains(expected) && !error.contains('\n'), "{text}: {error}");
+            assert!(
+                error.contains(expected) && !error.contains('\n'),
+                "{text}: {error}"
+            );
         }
-        let error = "ghcr.io/Acme".parse::<Repository>().unwrap_err().to_string();
+        let error = "ghcr.io/Acme"
+            .parse::<Repository>()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("upper case"), "{error}");
     }
 
     #[test]
     fn a_repository_is_named_without_version() {
-        for text in ["ghcr.io/acme/authz", "localhost/a", "127.0.0.1:5000/a/b", "r.io:5000/sigs"] {
+        for text in [
+            "ghcr.io/acme/authz",
+            "localhost/a",
+            "127.0.0.1:5000/a/b",
+            "r.io:5000/sigs",
+        ] {
             assert_eq!(text.parse::<Repository>().unwrap().to_string(), text);
         }
-        for text in ["r.io/a:v1", "r.io:5000/a:v1", &format!("r.io/a@sha256:{HEX}"), "r.io/a@"] {
-            assert!(matches!(text.parse::<Repository>(), Err(ReferenceError::Version(_))), "{text}");
+        for text in [
+            "r.io/a:v1",
+            "r.io:5000/a:v1",
+            &format!("r.io/a@sha256:{HEX}"),
+            "r.io/a@",
+        ] {
+            assert!(
+                matches!(text.parse::<Repository>(), Err(ReferenceError::Version(_))),
+                "{text}"
+            );
         }
         for text in [
             "",
@@ -424,9 +559,25 @@ mod tests {
     fn a_tag_follows_the_grammar_of_the_specification() {
         let longest = "x".repeat(128);
         parse(&format!("ghcr.io/a:{longest}"));
-        for tag in ["v\u{661}", "\u{443}", "v1\u{301}", &format!("{longest}x"), ".a", "-a"] {
-            for text in [format!("ghcr.io/a:{tag}"), format!("ghcr.io/a:{tag}@sha256:{HEX}")] {
-                assert!(matches!(text.parse::<Reference>(), Err(ReferenceError::Malformed { .. })), "{text}");
+        for tag in [
+            "v\u{661}",
+            "\u{443}",
+            "v1\u{301}",
+            &format!("{longest}x"),
+            ".a",
+            "-a",
+        ] {
+            for text in [
+                format!("ghcr.io/a:{tag}"),
+                format!("ghcr.io/a:{tag}@sha256:{HEX}"),
+            ] {
+                assert!(
+                    matches!(
+                        text.parse::<Reference>(),
+                        Err(ReferenceError::Malformed { .. })
+                    ),
+                    "{text}"
+                );
             }
         }
     }
@@ -434,12 +585,25 @@ mod tests {
     #[test]
     fn layouts_take_a_tag_a_digest_or_nothing() {
         assert_eq!(parse("oci-layout:dir").selector(), &Selector::Only);
-        assert_eq!(parse("oci-layout:/a/b:v1").selector(), &Selector::Tag("v1".into()));
-        assert_eq!(parse("oci-layout:/a:b/c").repository().to_string(), "oci-layout:/a:b/c");
-        assert!(parse(&format!("oci-layout:x@sha256:{HEX}")).pinned().is_some());
+        assert_eq!(
+            parse("oci-layout:/a/b:v1").selector(),
+            &Selector::Tag("v1".into())
+        );
+        assert_eq!(
+            parse("oci-layout:/a:b/c").repository().to_string(),
+            "oci-layout:/a:b/c"
+        );
+        assert!(
+            parse(&format!("oci-layout:x@sha256:{HEX}"))
+                .pinned()
+                .is_some()
+        );
         assert!("oci-layout:".parse::<Reference>().is_err());
         assert_eq!(
-            parse("oci-layout:x:v1").relative_to(Path::new("/etc")).repository().to_string(),
+            parse("oci-layout:x:v1")
+                .relative_to(Path::new("/etc"))
+                .repository()
+                .to_string(),
             "oci-layout:/etc/x"
         );
     }

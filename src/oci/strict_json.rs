@@ -36,9 +36,13 @@ struct Value {
 impl Value {
     fn deeper<E: de::Error>(self) -> Result<Self, E> {
         if self.depth == MAX_DEPTH {
-            return Err(E::custom(format_args!("nested more than {MAX_DEPTH} levels deep")));
+            return Err(E::custom(format_args!(
+                "nested more than {MAX_DEPTH} levels deep"
+            )));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self {
+            depth: self.depth + 1,
+        })
     }
 }
 
@@ -106,15 +110,31 @@ mod tests {
 
     #[test]
     fn ordinary_documents_pass() {
-        for text in ["{}", "[]", "null", "1.5e3", r#"{"a":{"b":[1,"x",true,null,-2]},"c":{"b":1}}"#, " [1] \n"] {
+        for text in [
+            "{}",
+            "[]",
+            "null",
+            "1.5e3",
+            r#"{"a":{"b":[1,"x",true,null,-2]},"c":{"b":1}}"#,
+            " [1] \n",
+        ] {
             strict_json(text.as_bytes()).unwrap();
         }
     }
 
     #[test]
     fn duplicate_keys_are_refused_at_every_level() {
-        for text in [r#"{"a":1,"a":1}"#, r#"[{"x":{"a":1,"b":2,"a":3}}]"#, r#"{"a":1,"\u0061":2}"#] {
-            assert!(strict_json(text.as_bytes()).unwrap_err().to_string().contains("duplicate key"));
+        for text in [
+            r#"{"a":1,"a":1}"#,
+            r#"[{"x":{"a":1,"b":2,"a":3}}]"#,
+            r#"{"a":1,"\u0061":2}"#,
+        ] {
+            assert!(
+                strict_json(text.as_bytes())
+                    .unwrap_err()
+                    .to_string()
+                    .contains("duplicate key")
+            );
         }
     }
 
@@ -122,7 +142,15 @@ mod tests {
     fn trailing_data_depth_and_broken_text_are_refused() {
         let deep = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
         strict_json(deep(32).as_bytes()).unwrap();
-        for text in ["", "{} {}", "{", "{}x", r#"{"a":01}"#, &deep(33), &deep(5000)] {
+        for text in [
+            "",
+            "{} {}",
+            "{",
+            "{}x",
+            r#"{"a":01}"#,
+            &deep(33),
+            &deep(5000),
+        ] {
             assert!(strict_json(text.as_bytes()).is_err(), "{text:.40}");
         }
         assert!(strict_json(b"\"\xff\"").is_err());

@@ -36,7 +36,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: "opa".into(), tests: false, timeout: Duration::from_secs(30) }
+        Self {
+            program: "opa".into(),
+            tests: false,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -58,7 +62,10 @@ pub struct Checker {
 
 impl Default for Checkers {
     fn default() -> Self {
-        Self { programs: HashMap::new(), permits: Arc::new(Semaphore::new(MAX_CONCURRENT)) }
+        Self {
+            programs: HashMap::new(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+        }
     }
 }
 
@@ -68,7 +75,9 @@ impl Checkers {
     /// # Errors
     /// When the program is missing, does not work as `opa`, or is older than 1.0.
     pub async fn start(&mut self, options: &Options) -> Result<Checker, StartError> {
-        let missing = || StartError::Missing { program: options.program.clone() };
+        let missing = || StartError::Missing {
+            program: options.program.clone(),
+        };
         let path = program::find(&options.program).ok_or_else(missing)?;
         let program = match self.programs.get(&path) {
             Some(program) => Arc::clone(program),
@@ -79,7 +88,12 @@ impl Checkers {
             }
         };
         let permits = Arc::clone(&self.permits);
-        Ok(Checker { program, permits, tests: options.tests, timeout: options.timeout })
+        Ok(Checker {
+            program,
+            permits,
+            tests: options.tests,
+            timeout: options.timeout,
+        })
     }
 }
 
@@ -126,7 +140,11 @@ impl Checker {
         let _permit = self.permit().await?;
         let deadline = Deadline::after(self.timeout);
         let scratch = Scratch::with_bundle(opa.capabilities(), bundle).await?;
-        let run = Run { opa, folder: scratch.path(), deadline };
+        let run = Run {
+            opa,
+            folder: scratch.path(),
+            deadline,
+        };
         let verdict = match run.load().await? {
             Some(problems) => Verdict::Refused(problems),
             None if self.tests => run.test().await?.into_verdict(),
@@ -145,7 +163,11 @@ impl Checker {
         let _permit = self.permit().await?;
         let deadline = Deadline::after(self.timeout);
         let scratch = Scratch::with_bundle(opa.capabilities(), bundle).await?;
-        let run = Run { opa, folder: scratch.path(), deadline };
+        let run = Run {
+            opa,
+            folder: scratch.path(),
+            deadline,
+        };
         let tested = match run.load().await? {
             Some(problems) => TestOutcome::NotLoaded(problems),
             None => run.test().await?,
@@ -156,15 +178,42 @@ impl Checker {
 
     /// The places of the expressions at which tests fail, by the full name of the test. Limited to
     /// the first tests, and to those whose trace names a place.
-    pub async fn failing_places(&self, opa: &Opa, bundle: &Blob, tests: &[&str]) -> HashMap<String, Place> {
-        let Ok(_permit) = self.permit().await else { return HashMap::new() };
+    pub async fn failing_places(
+        &self,
+        opa: &Opa,
+        bundle: &Blob,
+        tests: &[&str],
+    ) -> HashMap<String, Place> {
+        let Ok(_permit) = self.permit().await else {
+            return HashMap::new();
+        };
         let deadline = Deadline::after(self.timeout);
-        let Ok(scratch) = Scratch::with_bundle(opa.capabilities(), bundle).await else { return HashMap::new() };
-        let names: Vec<_> = tests.iter().take(MAX_EXPLAINED).map(|name| regex::escape(name)).collect();
-        let run = Run { opa, folder: scratch.path(), deadline };
-        let output = run.opa_test(&["--explain", "fails", "--run", &format!("^({})$", names.join("|"))]).await;
+        let Ok(scratch) = Scratch::with_bundle(opa.capabilities(), bundle).await else {
+            return HashMap::new();
+        };
+        let names: Vec<_> = tests
+            .iter()
+            .take(MAX_EXPLAINED)
+            .map(|name| regex::escape(name))
+            .collect();
+        let run = Run {
+            opa,
+            folder: scratch.path(),
+            deadline,
+        };
+        let output = run
+            .opa_test(&[
+                "--explain",
+                "fails",
+                "--run",
+                &format!("^({})$", names.join("|")),
+            ])
+            .await;
         drop_in_background(scratch);
-        output.map_or_else(|_| HashMap::new(), |output| report::failing_places(&output.stdout))
+        output.map_or_else(
+            |_| HashMap::new(),
+            |output| report::failing_places(&output.stdout),
+        )
     }
 
     async fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Unavailable> {
@@ -179,7 +228,8 @@ impl TestOutcome {
             Self::NotLoaded(problems) => Verdict::Refused(problems),
             Self::Ran(run) => {
                 let failures = run.failures.into_iter().map(|(_, problem)| problem);
-                Problems::of(failures).map_or(Verdict::Passed { tests: run.passed }, Verdict::Refused)
+                Problems::of(failures)
+                    .map_or(Verdict::Passed { tests: run.passed }, Verdict::Refused)
             }
         }
     }
@@ -196,11 +246,23 @@ impl Run<'_> {
     /// The problems that keep OPA from loading the bundle. `opa eval` activates it as a running OPA
     /// does (`bundle.Activate`) and prints errors as JSON; the query does not use the bundle.
     async fn load(&self) -> Result<Option<Problems>, Unavailable> {
-        let output =
-            self.opa(&["eval", "--bundle", BUNDLE, "--capabilities", CAPABILITIES, "--format", "json", "true"]).await?;
+        let output = self
+            .opa(&[
+                "eval",
+                "--bundle",
+                BUNDLE,
+                "--capabilities",
+                CAPABILITIES,
+                "--format",
+                "json",
+                "true",
+            ])
+            .await?;
         match report::evaluation(output.status.success(), &output.stdout) {
             Some(Loaded::Yes) => Ok(None),
-            Some(Loaded::No { only_types: true, .. }) if self.loads_without_schemas().await? => Ok(None),
+            Some(Loaded::No {
+                only_types: true, ..
+            }) if self.loads_without_schemas().await? => Ok(None),
             Some(Loaded::No { problems, .. }) => Ok(Some(problems)),
             None => Err(output.unreadable()),
         }
@@ -212,7 +274,11 @@ impl Run<'_> {
     /// `opa run` ends at once, because its input is empty.
     async fn loads_without_schemas(&self) -> Result<bool, Unavailable> {
         // All versions have this flag; it turns off the check for updates.
-        Ok(self.opa(&["run", "--disable-telemetry", "--bundle", BUNDLE]).await?.status.success())
+        Ok(self
+            .opa(&["run", "--disable-telemetry", "--bundle", BUNDLE])
+            .await?
+            .status
+            .success())
     }
 
     /// Runs the tests of a bundle that loads.
@@ -220,7 +286,9 @@ impl Run<'_> {
         let output = self.opa_test(&[]).await?;
         let tested = match output.status.code() {
             Some(0 | 2) => report::tests(&output.stdout).map(TestOutcome::Ran),
-            Some(1) if output.stdout.is_empty() => report::compile_errors(&output.stderr).map(TestOutcome::NotLoaded),
+            Some(1) if output.stdout.is_empty() => {
+                report::compile_errors(&output.stderr).map(TestOutcome::NotLoaded)
+            }
             _ => None,
         };
         tested.ok_or_else(|| output.unreadable())
@@ -229,8 +297,18 @@ impl Run<'_> {
     async fn opa_test(&self, further: &[&str]) -> Result<Output, Unavailable> {
         // The timeout of one test; OPA's default is five seconds.
         let timeout = format!("{}s", self.deadline.seconds());
-        let arguments = ["test", "--bundle", BUNDLE, "--capabilities", CAPABILITIES, "--format", "json", "--timeout"];
-        self.opa(&[&arguments[..], &[&timeout], further].concat()).await
+        let arguments = [
+            "test",
+            "--bundle",
+            BUNDLE,
+            "--capabilities",
+            CAPABILITIES,
+            "--format",
+            "json",
+            "--timeout",
+        ];
+        self.opa(&[&arguments[..], &[&timeout], further].concat())
+            .await
     }
 
     async fn opa(&self, arguments: &[&str]) -> Result<Output, Unavailable> {

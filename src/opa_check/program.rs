@@ -107,7 +107,13 @@ impl Opa {
 
     /// Fails if the program was replaced, because either of the two may have given the verdict.
     pub(super) async fn ensure_current(&self) -> Result<(), Unavailable> {
-        if self.is_current().await { Ok(()) } else { Err(Unavailable::Replaced { program: self.path.clone() }) }
+        if self.is_current().await {
+            Ok(())
+        } else {
+            Err(Unavailable::Replaced {
+                program: self.path.clone(),
+            })
+        }
     }
 
     /// The capabilities of the program, with network access removed.
@@ -121,15 +127,39 @@ impl Opa {
         let scratch = Scratch::empty().await?;
         let output = sandbox::run(path, &["version"], scratch.path(), deadline).await?;
         let has_wasm = reports_wasm(&output.stdout);
-        let version = output.status.success().then(|| reported_version(&output.stdout)).flatten();
+        let version = output
+            .status
+            .success()
+            .then(|| reported_version(&output.stdout))
+            .flatten();
         let version = version.ok_or_else(|| output.unreadable())?;
         if major(&version).is_none_or(|major| major < MIN_MAJOR_VERSION) {
-            return Err(Unavailable::TooOld { program: path.to_owned(), version });
+            return Err(Unavailable::TooOld {
+                program: path.to_owned(),
+                version,
+            });
         }
-        let output = sandbox::run(path, &["capabilities", "--current"], scratch.path(), deadline).await?;
-        let capabilities = output.status.success().then(|| without_network(&output.stdout)).flatten();
+        let output = sandbox::run(
+            path,
+            &["capabilities", "--current"],
+            scratch.path(),
+            deadline,
+        )
+        .await?;
+        let capabilities = output
+            .status
+            .success()
+            .then(|| without_network(&output.stdout))
+            .flatten();
         let capabilities = capabilities.ok_or_else(|| output.unreadable())?;
-        Ok(Self { path: path.to_owned(), stamp, digest, version, has_wasm, capabilities })
+        Ok(Self {
+            path: path.to_owned(),
+            stamp,
+            digest,
+            version,
+            has_wasm,
+            capabilities,
+        })
     }
 }
 
@@ -139,12 +169,23 @@ impl Program {
         let found = Opa::identify(&path, timeout).await;
         let opa = found.map_err(|reason| match reason {
             Unavailable::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                StartError::Missing { program: path.clone() }
+                StartError::Missing {
+                    program: path.clone(),
+                }
             }
-            Unavailable::TooOld { version, .. } => StartError::TooOld { program: path.clone(), version },
-            reason => StartError::Broken { program: path.clone(), reason },
+            Unavailable::TooOld { version, .. } => StartError::TooOld {
+                program: path.clone(),
+                version,
+            },
+            reason => StartError::Broken {
+                program: path.clone(),
+                reason,
+            },
         })?;
-        Ok(Self { path, current: Mutex::new(Some(Arc::new(opa))) })
+        Ok(Self {
+            path,
+            current: Mutex::new(Some(Arc::new(opa))),
+        })
     }
 
     /// The program that is on disk now, identified again if it was replaced.
@@ -211,7 +252,10 @@ async fn fingerprint(path: &Path) -> Result<(FileStamp, Digest), Unavailable> {
         }
     });
     match read.await {
-        Ok(read) => read.map_err(|source| Unavailable::Start { program: path.to_owned(), source }),
+        Ok(read) => read.map_err(|source| Unavailable::Start {
+            program: path.to_owned(),
+            source,
+        }),
         Err(error) => Err(Unavailable::Internal(error.to_string())),
     }
 }
@@ -219,14 +263,20 @@ async fn fingerprint(path: &Path) -> Result<(FileStamp, Digest), Unavailable> {
 /// The line `Version: 1.22.2` of `opa version`.
 fn reported_version(output: &[u8]) -> Option<String> {
     let output = String::from_utf8_lossy(output);
-    let version = output.lines().find_map(|line| line.strip_prefix("Version:"))?.trim();
+    let version = output
+        .lines()
+        .find_map(|line| line.strip_prefix("Version:"))?
+        .trim();
     major(version).map(|_| one_line(version))
 }
 
 /// The line `WebAssembly: available` of `opa version`.
 fn reports_wasm(output: &[u8]) -> bool {
     let output = String::from_utf8_lossy(output);
-    output.lines().any(|line| line.strip_prefix("WebAssembly:").is_some_and(|state| state.trim() == "available"))
+    output.lines().any(|line| {
+        line.strip_prefix("WebAssembly:")
+            .is_some_and(|state| state.trim() == "available")
+    })
 }
 
 fn major(version: &str) -> Option<u64> {
@@ -253,7 +303,8 @@ mod tests {
             r#"{"builtins":[{"name":"abs"}],"features":["x"],"allow_net":["example.com"]}"#,
             r#"{"builtins":[{"name":"abs"}],"features":["x"],"allow_net":null}"#,
         ] {
-            let capabilities: Value = serde_json::from_slice(&without_network(output.as_bytes()).unwrap()).unwrap();
+            let capabilities: Value =
+                serde_json::from_slice(&without_network(output.as_bytes()).unwrap()).unwrap();
             let expected = serde_json::json!({ "builtins": [{ "name": "abs" }], "features": ["x"], "allow_net": [] });
             assert_eq!(capabilities, expected);
         }
@@ -265,9 +316,15 @@ mod tests {
     #[test]
     fn versions_are_read_from_what_opa_prints() {
         let reported = |output: &str| reported_version(output.as_bytes());
-        assert_eq!(reported("Version: 1.22.2\nBuild Commit: \n").as_deref(), Some("1.22.2"));
+        assert_eq!(
+            reported("Version: 1.22.2\nBuild Commit: \n").as_deref(),
+            Some("1.22.2")
+        );
         assert_eq!(reported("Version: 0.70.0\n").as_deref(), Some("0.70.0"));
-        assert_eq!(reported("Version: 1.0.0-rc1\n").as_deref(), Some("1.0.0-rc1"));
+        assert_eq!(
+            reported("Version: 1.0.0-rc1\n").as_deref(),
+            Some("1.0.0-rc1")
+        );
         assert_eq!(reported("opa 1.2.3\n"), None);
         assert_eq!(reported("Version: none\n"), None);
     }

@@ -72,7 +72,10 @@ impl Problems {
     pub(super) fn of(problems: impl IntoIterator<Item = Problem>) -> Option<Self> {
         let mut problems = problems.into_iter();
         let first: Vec<_> = problems.by_ref().take(MAX_PROBLEMS).collect();
-        (!first.is_empty()).then(|| Self { first, more: problems.count() })
+        (!first.is_empty()).then(|| Self {
+            first,
+            more: problems.count(),
+        })
     }
 }
 
@@ -100,11 +103,17 @@ impl Problem {
     /// Parses a text that may begin with its place.
     fn of_text(text: &str) -> Self {
         let text = strip_loading_prefix(text);
-        let (place, message) = match text.split_once(": ").map(|(place, rest)| (Place::of_text(place), rest)) {
+        let (place, message) = match text
+            .split_once(": ")
+            .map(|(place, rest)| (Place::of_text(place), rest))
+        {
             Some((Some(place), rest)) => (Some(place), rest),
             _ => (None, text),
         };
-        Self { place, message: one_line(message) }
+        Self {
+            place,
+            message: one_line(message),
+        }
     }
 }
 
@@ -112,7 +121,10 @@ impl Place {
     /// `FILE:LINE`.
     fn of_text(text: &str) -> Option<Self> {
         let (file, row) = text.rsplit_once(':')?;
-        Some(Self { file: file_name(file), row: row.parse().ok()? })
+        Some(Self {
+            file: file_name(file),
+            row: row.parse().ok()?,
+        })
     }
 }
 
@@ -207,8 +219,14 @@ pub(super) fn evaluation(success: bool, output: &[u8]) -> Option<Loaded> {
     match Problems::of(evaluation.errors.iter().map(OpaError::problem)) {
         None if success && evaluation.result.is_some() => Some(Loaded::Yes),
         Some(problems) if !success => {
-            let only_types = evaluation.errors.iter().all(|error| error.code == "rego_type_error");
-            Some(Loaded::No { problems, only_types })
+            let only_types = evaluation
+                .errors
+                .iter()
+                .all(|error| error.code == "rego_type_error");
+            Some(Loaded::No {
+                problems,
+                only_types,
+            })
         }
         _ => None,
     }
@@ -234,7 +252,10 @@ pub(super) fn tests(output: &[u8]) -> Option<TestRun> {
 pub(super) fn failing_places(output: &[u8]) -> HashMap<String, Place> {
     let traced: Vec<Traced> = serde_json::from_slice(output).unwrap_or_default();
     let place = |traced: &Traced| traced.trace.iter().rev().find_map(Event::failing_place);
-    traced.iter().filter_map(|traced| Some((traced.full_name(), place(traced)?))).collect()
+    traced
+        .iter()
+        .filter_map(|traced| Some((traced.full_name(), place(traced)?)))
+        .collect()
 }
 
 /// Parses the text of `opa test` about modules that do not compile: `2 errors occurred:` and the
@@ -247,7 +268,10 @@ pub(super) fn compile_errors(output: &[u8]) -> Option<Problems> {
         return None;
     }
     // Indented lines are details of the line before.
-    let lines = rest.trim().lines().filter(|line| !line.starts_with(char::is_whitespace));
+    let lines = rest
+        .trim()
+        .lines()
+        .filter(|line| !line.starts_with(char::is_whitespace));
     Problems::of(lines.map(Problem::of_text))
 }
 
@@ -256,15 +280,24 @@ impl OpaError {
         let Some(place) = self.location.as_ref().and_then(Location::place) else {
             return Problem::of_text(&self.message);
         };
-        let message =
-            if self.code.is_empty() { self.message.clone() } else { format!("{}: {}", self.code, self.message) };
-        Problem { place: Some(place), message: one_line(&message) }
+        let message = if self.code.is_empty() {
+            self.message.clone()
+        } else {
+            format!("{}: {}", self.code, self.message)
+        };
+        Problem {
+            place: Some(place),
+            message: one_line(&message),
+        }
     }
 }
 
 impl Location {
     fn place(&self) -> Option<Place> {
-        (!self.file.is_empty()).then(|| Place { file: file_name(&self.file), row: self.row })
+        (!self.file.is_empty()).then(|| Place {
+            file: file_name(&self.file),
+            row: self.row,
+        })
     }
 }
 
@@ -277,7 +310,10 @@ impl Traced {
 impl Event {
     fn failing_place(&self) -> Option<Place> {
         // The terms of an `every` are an object; the terms of other expressions are a list.
-        let is_every = self.node.get("terms").is_some_and(serde_json::Value::is_object);
+        let is_every = self
+            .node
+            .get("terms")
+            .is_some_and(serde_json::Value::is_object);
         let place = self.location.as_ref().and_then(Location::place);
         place.filter(|_| self.op == "Fail" && self.query != 0 && !is_every)
     }
@@ -285,7 +321,11 @@ impl Event {
 
 impl TestResult {
     fn is_cancelled(&self) -> bool {
-        self.error.as_ref().is_some_and(|error| error.get("code").is_some_and(|code| code == "eval_cancel_error"))
+        self.error.as_ref().is_some_and(|error| {
+            error
+                .get("code")
+                .is_some_and(|code| code == "eval_cancel_error")
+        })
     }
 
     fn add_to(&self, run: &mut TestRun) {
@@ -294,7 +334,9 @@ impl TestResult {
             return;
         }
         let mut cases = Cases::default();
-        self.sub_results.iter().for_each(|(name, case)| case.count(&mut cases, name, 0));
+        self.sub_results
+            .iter()
+            .for_each(|(name, case)| case.count(&mut cases, name, 0));
         if !self.fail && self.error.is_none() && cases.failed.is_empty() {
             run.passed += cases.passed.max(1);
             return;
@@ -309,8 +351,14 @@ impl TestResult {
             (None, []) => String::new(),
             (None, cases) => format!(": case {}", cases.join(", ")),
         };
-        let of_error = self.error.as_ref().and_then(|error| Location::deserialize(error.get("location")?).ok());
-        let place = of_error.as_ref().or(self.location.as_ref()).and_then(Location::place);
+        let of_error = self
+            .error
+            .as_ref()
+            .and_then(|error| Location::deserialize(error.get("location")?).ok());
+        let place = of_error
+            .as_ref()
+            .or(self.location.as_ref())
+            .and_then(Location::place);
         let message = one_line(&format!("test {name} failed{reason}"));
         run.failures.push((name, Problem { place, message }));
     }
@@ -344,8 +392,13 @@ impl SubResult {
 /// one error.
 fn strip_loading_prefix(text: &str) -> &str {
     let text = text.strip_prefix("loading error: ").unwrap_or(text);
-    let text = text.strip_prefix("bundle activation failed: ").unwrap_or(text);
-    let text = match text.strip_prefix("bundle ").and_then(|rest| rest.split_once(": ")) {
+    let text = text
+        .strip_prefix("bundle activation failed: ")
+        .unwrap_or(text);
+    let text = match text
+        .strip_prefix("bundle ")
+        .and_then(|rest| rest.split_once(": "))
+    {
         Some((name, rest)) if name.ends_with(super::scratch::BUNDLE) => rest,
         _ => text,
     };
@@ -355,7 +408,10 @@ fn strip_loading_prefix(text: &str) -> &str {
 /// The name of a file in the bundle. OPA writes `/a.rego`, `./a.rego` or `bundle.tar.gz/a.rego`.
 fn file_name(file: &str) -> String {
     let file = file.trim_start_matches("./").trim_start_matches('/');
-    let file = file.strip_prefix(super::scratch::BUNDLE).unwrap_or(file).trim_start_matches('/');
+    let file = file
+        .strip_prefix(super::scratch::BUNDLE)
+        .unwrap_or(file)
+        .trim_start_matches('/');
     one_line(file)
 }
 
@@ -375,16 +431,19 @@ mod tests {
         let output = r#"{"errors":[
             {"message":"var y is unsafe","code":"rego_unsafe_var_error","location":{"file":"/a/p.rego","row":6,"col":3}},
             {"message":"match error\n\tleft","code":"rego_type_error","location":{"file":"./q.rego","row":1,"col":1}}]}"#;
-        let expected =
-            "a/p.rego:6: rego_unsafe_var_error: var y is unsafe; q.rego:1: rego_type_error: match error left";
+        let expected = "a/p.rego:6: rego_unsafe_var_error: var y is unsafe; q.rego:1: rego_type_error: match error left";
         assert_eq!(refused(output), expected);
     }
 
     #[test]
     fn the_place_in_a_loading_error_is_found() {
         let output = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: 1 error occurred: ./p.rego:4: rego_parse_error: unexpected eof token\n\tx if {\n\t     ^"}]}"#;
-        assert_eq!(refused(output), "p.rego:4: rego_parse_error: unexpected eof token x if { ^");
-        let output = r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: bundle read failed"}]}"#;
+        assert_eq!(
+            refused(output),
+            "p.rego:4: rego_parse_error: unexpected eof token x if { ^"
+        );
+        let output =
+            r#"{"errors":[{"message":"loading error: bundle bundle.tar.gz: bundle read failed"}]}"#;
         assert_eq!(refused(output), "bundle read failed");
     }
 
@@ -404,17 +463,26 @@ mod tests {
             (false, b"panic: runtime error"),
             (false, b"fatal error: out of memory"),
         ] {
-            assert_eq!(evaluation(success, output), None, "{success} {}", String::from_utf8_lossy(output));
+            assert_eq!(
+                evaluation(success, output),
+                None,
+                "{success} {}",
+                String::from_utf8_lossy(output)
+            );
         }
     }
 
     #[test]
     fn a_hostile_text_is_one_short_line() {
         let message = format!("a\\n\\u001b[31m\\u0000{}", "é".repeat(5000));
-        let error = format!(r#"{{"message":"{message}","code":"c","location":{{"file":"x\n","row":1}}}}"#);
+        let error =
+            format!(r#"{{"message":"{message}","code":"c","location":{{"file":"x\n","row":1}}}}"#);
         let output = format!(r#"{{"errors":[{}]}}"#, vec![error; 50].join(","));
         let text = refused(&output);
-        assert!(text.len() < 1024 && !text.contains(char::is_control), "{text}");
+        assert!(
+            text.len() < 1024 && !text.contains(char::is_control),
+            "{text}"
+        );
         assert!(text.ends_with("; and 40 more"), "{text}");
     }
 
@@ -430,7 +498,11 @@ mod tests {
              "error":{"code":"eval_conflict_error","message":"conflict","location":{"file":"./p.rego","row":2}}}]"#;
         let run = tests(output).unwrap();
         assert_eq!((run.passed, run.skipped), (3, 1));
-        let text: Vec<_> = run.failures.iter().map(|(_, problem)| problem.to_string()).collect();
+        let text: Vec<_> = run
+            .failures
+            .iter()
+            .map(|(_, problem)| problem.to_string())
+            .collect();
         let expected = [
             "p_test.rego:23: test data.t.test_cases failed: case two/a",
             "p_test.rego:7: test data.t.test_bad failed",
@@ -458,7 +530,13 @@ mod tests {
             {"package":"data.t","name":"test_without"}]"#;
         let places = failing_places(output);
         assert_eq!(places.len(), 1);
-        assert_eq!(places["data.t.test_every"], Place { file: "t.rego".into(), row: 5 });
+        assert_eq!(
+            places["data.t.test_every"],
+            Place {
+                file: "t.rego".into(),
+                row: 5
+            }
+        );
         assert!(failing_places(b"panic: x").is_empty());
     }
 
@@ -466,9 +544,16 @@ mod tests {
     fn errors_as_text_are_parsed_line_by_line() {
         let one = compile_errors(b"1 error occurred: ./p.rego:3: rego_compile_error: x\n").unwrap();
         assert_eq!(one.to_string(), "p.rego:3: rego_compile_error: x");
-        let two = compile_errors(b"2 errors occurred:\n./p.rego:3: a: x\n\tleft: y\n./p.rego:4: b: z\n").unwrap();
+        let two =
+            compile_errors(b"2 errors occurred:\n./p.rego:3: a: x\n\tleft: y\n./p.rego:4: b: z\n")
+                .unwrap();
         assert_eq!(two.to_string(), "p.rego:3: a: x; p.rego:4: b: z");
-        for output in ["", "panic: 1 error occurred: x", "Error: unknown flag", "many errors occurred: x"] {
+        for output in [
+            "",
+            "panic: 1 error occurred: x",
+            "Error: unknown flag",
+            "many errors occurred: x",
+        ] {
             assert_eq!(compile_errors(output.as_bytes()), None, "{output}");
         }
     }

@@ -17,7 +17,10 @@ struct Running {
     folders: BTreeSet<PathBuf>,
 }
 
-static RUNNING: Mutex<Running> = Mutex::new(Running { groups: BTreeSet::new(), folders: BTreeSet::new() });
+static RUNNING: Mutex<Running> = Mutex::new(Running {
+    groups: BTreeSet::new(),
+    folders: BTreeSet::new(),
+});
 
 /// Kills every running `opa` and removes the folders of unfinished checks. For the exit of this
 /// process: no check may start afterwards.

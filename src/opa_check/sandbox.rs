@@ -104,17 +104,27 @@ pub(super) struct Output {
 impl Output {
     /// The error for output that can't be parsed.
     pub(super) fn unreadable(&self) -> Unavailable {
-        let output = if self.stderr.is_empty() { &self.stdout } else { &self.stderr };
+        let output = if self.stderr.is_empty() {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
         let output = one_line(&String::from_utf8_lossy(output));
-        // Go prints these when the system refuses it memory; the second was seen with Go 1.26 at the
-        // limit of `RLIMIT_DATA`.
-        if ["fatal error: runtime: out of memory", "fatal error: runtime: cannot allocate memory"]
-            .iter()
-            .any(|words| output.starts_with(words))
+        // Go prints these when the system refuses it memory; the second was seen with Go 1.26 at
+        // the limit of `RLIMIT_DATA`.
+        if [
+            "fatal error: runtime: out of memory",
+            "fatal error: runtime: cannot allocate memory",
+        ]
+        .iter()
+        .any(|words| output.starts_with(words))
         {
             return Unavailable::OutOfMemory;
         }
-        Unavailable::Unreadable { status: self.status.to_string(), output }
+        Unavailable::Unreadable {
+            status: self.status.to_string(),
+            output,
+        }
     }
 }
 
@@ -127,7 +137,10 @@ pub(super) struct Deadline {
 
 impl Deadline {
     pub(super) fn after(limit: Duration) -> Self {
-        Self { limit, at: Instant::now() + limit }
+        Self {
+            limit,
+            at: Instant::now() + limit,
+        }
     }
 
     /// The timeout for the program's own flag, rounded up so that this deadline comes first.
@@ -149,18 +162,33 @@ pub(super) async fn run<A: AsRef<OsStr>>(
 ) -> Result<Output, Unavailable> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(folder).env_clear();
-    command.env("PATH", PATH).env("HOME", folder).env("TMPDIR", folder);
+    command
+        .env("PATH", PATH)
+        .env("HOME", folder)
+        .env("TMPDIR", folder);
     // Makes Go return memory before it reaches the limit, and keeps its crash reports short.
-    command.env("GOMEMLIMIT", format!("{}B", MAX_MEMORY_BYTES / 4 * 3)).env("GOTRACEBACK", "none");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env("GOMEMLIMIT", format!("{}B", MAX_MEMORY_BYTES / 4 * 3))
+        .env("GOTRACEBACK", "none");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
     let started = start(&mut command).await;
-    let child = started.map_err(|source| Unavailable::Start { program: program.to_owned(), source })?;
+    let child = started.map_err(|source| Unavailable::Start {
+        program: program.to_owned(),
+        source,
+    })?;
     let group = Group::of(&child);
     group.limit();
     let ended = match timeout_at(deadline.at, collect(child, &group)).await {
         Ok(ended) => ended?,
-        Err(_) => return Err(Unavailable::TimedOut { limit: deadline.limit }),
+        Err(_) => {
+            return Err(Unavailable::TimedOut {
+                limit: deadline.limit,
+            });
+        }
     };
     match ended.status.signal() {
         Some(signal) => Err(Unavailable::Killed { signal }),
@@ -173,7 +201,9 @@ pub(super) async fn run<A: AsRef<OsStr>>(
 async fn start(command: &mut Command) -> io::Result<Child> {
     for _ in 0..BUSY_RETRIES {
         match command.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => sleep(BUSY_RETRY_DELAY).await,
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                sleep(BUSY_RETRY_DELAY).await
+            }
             started => return started,
         }
     }
@@ -183,21 +213,37 @@ async fn start(command: &mut Command) -> io::Result<Child> {
 async fn collect(mut child: Child, group: &Group) -> Result<Output, Unavailable> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let wait = async {
-        let status = child.wait().await.map_err(|error| Unavailable::Internal(error.to_string()));
+        let status = child
+            .wait()
+            .await
+            .map_err(|error| Unavailable::Internal(error.to_string()));
         // A process left behind would hold the streams open.
         group.kill();
         status
     };
     let (status, stdout, stderr) = tokio::try_join!(wait, capped(stdout), capped(stderr))?;
-    Ok(Output { status, stdout, stderr })
+    Ok(Output {
+        status,
+        stdout,
+        stderr,
+    })
 }
 
 async fn capped(stream: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, Unavailable> {
     let mut bytes = Vec::new();
-    let Some(stream) = stream else { return Ok(bytes) };
-    let read = stream.take(MAX_OUTPUT_BYTES + 1).read_to_end(&mut bytes).await;
+    let Some(stream) = stream else {
+        return Ok(bytes);
+    };
+    let read = stream
+        .take(MAX_OUTPUT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .await;
     read.map_err(|error| Unavailable::Internal(error.to_string()))?;
-    if bytes.len() as u64 > MAX_OUTPUT_BYTES { Err(Unavailable::TooMuchOutput) } else { Ok(bytes) }
+    if bytes.len() as u64 > MAX_OUTPUT_BYTES {
+        Err(Unavailable::TooMuchOutput)
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// The process group of a program, by the id of its first process. Killed when dropped.
@@ -219,7 +265,9 @@ impl Group {
     #[cfg(target_os = "linux")]
     fn limit(&self) {
         use rustix::process::{Pid, Resource, Rlimit, prlimit};
-        let Some(program) = self.0.and_then(Pid::from_raw) else { return };
+        let Some(program) = self.0.and_then(Pid::from_raw) else {
+            return;
+        };
         let limits = [
             // Not the address space: Go reserves much more of it than it uses.
             (Resource::Data, MAX_MEMORY_BYTES),
@@ -228,7 +276,10 @@ impl Group {
             (Resource::Core, 0),
         ];
         for (resource, max) in limits {
-            let limit = Rlimit { current: Some(max), maximum: Some(max) };
+            let limit = Rlimit {
+                current: Some(max),
+                maximum: Some(max),
+            };
             // Fails if the program has ended or has a lower limit already.
             let _ = prlimit(Some(program), resource, limit);
         }

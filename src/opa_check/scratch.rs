@@ -33,7 +33,10 @@ impl Scratch {
     }
 
     /// Creates a folder with a bundle and the capabilities for `opa`.
-    pub(super) async fn with_bundle(capabilities: Arc<[u8]>, bundle: &Blob) -> Result<Self, Unavailable> {
+    pub(super) async fn with_bundle(
+        capabilities: Arc<[u8]>,
+        bundle: &Blob,
+    ) -> Result<Self, Unavailable> {
         let bundle = bundle.clone();
         Self::create(move |folder| {
             fs::write(folder.join(CAPABILITIES), &capabilities)?;
@@ -48,12 +51,20 @@ impl Scratch {
         &self.path
     }
 
-    async fn create(fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> Result<Self, Unavailable> {
+    async fn create(
+        fill: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, Unavailable> {
         let made = spawn_blocking(move || {
             let private = fs::Permissions::from_mode(0o700);
-            let folder = tempfile::Builder::new().prefix("bundlegate-opa-").permissions(private).tempdir()?;
+            let folder = tempfile::Builder::new()
+                .prefix("bundlegate-opa-")
+                .permissions(private)
+                .tempdir()?;
             // The program runs in this folder, where a relative TMPDIR would lead elsewhere.
-            let scratch = Self { path: fs::canonicalize(folder.path())?, _folder: folder };
+            let scratch = Self {
+                path: fs::canonicalize(folder.path())?,
+                _folder: folder,
+            };
             running::register_folder(&scratch.path);
             fill(&scratch.path)?;
             Ok(scratch)

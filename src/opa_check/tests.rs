@@ -51,7 +51,10 @@ impl FakeOpa {
     }
 
     fn read(&self, name: &str) -> Option<String> {
-        fs::read_to_string(self.path(name)).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        fs::read_to_string(self.path(name))
+            .ok()
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty())
     }
 
     async fn wait_for(&self, name: &str) -> String {
@@ -59,7 +62,11 @@ impl FakeOpa {
     }
 
     fn options(&self) -> Options {
-        Options { program: self.path("opa"), tests: false, timeout: TEST_TIMEOUT }
+        Options {
+            program: self.path("opa"),
+            tests: false,
+            timeout: TEST_TIMEOUT,
+        }
     }
 
     async fn start(&self, options: Options) -> Result<Checker, StartError> {
@@ -68,7 +75,9 @@ impl FakeOpa {
 
     async fn check_with(&self, options: Options) -> Result<Verdict, Unavailable> {
         let checker = self.start(options).await.unwrap();
-        checker.check(&checker.opa().await.unwrap(), &bundle()).await
+        checker
+            .check(&checker.opa().await.unwrap(), &bundle())
+            .await
     }
 
     async fn check(&self) -> Result<Verdict, Unavailable> {
@@ -89,13 +98,20 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, looking).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(TEST_TIMEOUT, looking)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 /// A zombie has ended; its new parent may be slow to reap it.
 fn is_running(process: &str) -> bool {
     let state = fs::read_to_string(format!("/proc/{process}/stat"));
-    state.is_ok_and(|state| !state.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    state.is_ok_and(|state| {
+        !state
+            .rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    })
 }
 
 fn refusal(verdict: Verdict) -> String {
@@ -107,7 +123,10 @@ fn refusal(verdict: Verdict) -> String {
 
 #[tokio::test]
 async fn the_json_output_of_opa_is_the_verdict() {
-    assert_eq!(FakeOpa::answering(PASSES).check().await.unwrap(), Verdict::Passed { tests: 0 });
+    assert_eq!(
+        FakeOpa::answering(PASSES).check().await.unwrap(),
+        Verdict::Passed { tests: 0 }
+    );
     let refused = FakeOpa::answering(REFUSES).check().await.unwrap();
     assert_eq!(refusal(refused), "p.rego:3: rego_unsafe_var_error: m");
 }
@@ -118,13 +137,27 @@ async fn the_bundle_is_in_a_folder_of_its_own_that_is_removed() {
         "pwd > $F/folder; stat -c %a . > $F/mode; cp bundle.tar.gz capabilities.json $F; echo \"$@\" > $F/arguments\n{PASSES}"
     ));
     fake.check().await.unwrap();
-    assert_eq!((fake.read("bundle.tar.gz").as_deref(), fake.read("mode").as_deref()), (Some("bundle"), Some("700")));
-    let arguments = "eval --bundle bundle.tar.gz --capabilities capabilities.json --format json true";
+    assert_eq!(
+        (
+            fake.read("bundle.tar.gz").as_deref(),
+            fake.read("mode").as_deref()
+        ),
+        (Some("bundle"), Some("700"))
+    );
+    let arguments =
+        "eval --bundle bundle.tar.gz --capabilities capabilities.json --format json true";
     assert_eq!(fake.read("arguments").unwrap(), arguments);
-    let capabilities: Value = serde_json::from_str(&fake.read("capabilities.json").unwrap()).unwrap();
-    assert_eq!(capabilities, serde_json::json!({ "builtins": [], "allow_net": [] }));
+    let capabilities: Value =
+        serde_json::from_str(&fake.read("capabilities.json").unwrap()).unwrap();
+    assert_eq!(
+        capabilities,
+        serde_json::json!({ "builtins": [], "allow_net": [] })
+    );
     let folder = fake.read("folder").unwrap();
-    eventually("the folder is gone", || (!Path::new(&folder).exists()).then_some(())).await;
+    eventually("the folder is gone", || {
+        (!Path::new(&folder).exists()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -134,11 +167,18 @@ async fn neither_environment_nor_input_reaches_the_program() {
     let fake = FakeOpa::answering(&format!("env > $F/env; cat\n{PASSES}"));
     fake.check().await.unwrap();
     let seen = fake.read("env").unwrap();
-    let mut names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+    let mut names: Vec<_> = seen
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, _)| name)
+        .collect();
     // The shell's own variables.
     names.retain(|name| !matches!(*name, "PWD" | "OLDPWD" | "SHLVL" | "_"));
     names.sort_unstable();
-    assert_eq!(names, ["GOMEMLIMIT", "GOTRACEBACK", "HOME", "PATH", "TMPDIR"]);
+    assert_eq!(
+        names,
+        ["GOMEMLIMIT", "GOTRACEBACK", "HOME", "PATH", "TMPDIR"]
+    );
 }
 
 #[tokio::test]
@@ -146,19 +186,38 @@ async fn a_crash_or_malformed_output_is_not_a_verdict() {
     for (body, expected) in [
         ("kill -9 $$", "opa was ended by signal 9"),
         ("kill -SEGV $$", "opa was ended by signal 11"),
-        ("echo 'panic: index out of range' >&2; exit 2", "(exit status: 2): panic: index out of range"),
-        ("echo 'fatal error: runtime: out of memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
-        ("echo 'fatal error: runtime: cannot allocate memory' >&2; exit 2", "opa needs more than 2048 MiB of memory"),
+        (
+            "echo 'panic: index out of range' >&2; exit 2",
+            "(exit status: 2): panic: index out of range",
+        ),
+        (
+            "echo 'fatal error: runtime: out of memory' >&2; exit 2",
+            "opa needs more than 2048 MiB of memory",
+        ),
+        (
+            "echo 'fatal error: runtime: cannot allocate memory' >&2; exit 2",
+            "opa needs more than 2048 MiB of memory",
+        ),
         ("exit 0", "no readable answer (exit status: 0)"),
         ("exit 137", "exit status: 137"),
         ("echo '{\"result\":[{}'", "no readable answer"),
         ("echo '{\"errors\":[]}'; exit 2", "no readable answer"),
         // The output contradicts the exit status.
         ("echo '{\"result\":[{}]}'; exit 2", "no readable answer"),
-        ("echo '{\"errors\":[{\"message\":\"m\"}]}'", "no readable answer"),
+        (
+            "echo '{\"errors\":[{\"message\":\"m\"}]}'",
+            "no readable answer",
+        ),
     ] {
-        let error = FakeOpa::answering(body).check().await.unwrap_err().to_string();
-        assert!(error.contains(expected) && !error.contains('\n'), "{body}: {error}");
+        let error = FakeOpa::answering(body)
+            .check()
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(expected) && !error.contains('\n'),
+            "{body}: {error}"
+        );
     }
 }
 
@@ -173,12 +232,21 @@ async fn endless_output_is_limited() {
 #[tokio::test]
 async fn a_program_that_hangs_is_killed_after_the_timeout() {
     let fake = FakeOpa::answering("sleep 1000");
-    let options = Options { timeout: Duration::from_millis(500), ..fake.options() };
+    let options = Options {
+        timeout: Duration::from_millis(500),
+        ..fake.options()
+    };
     // The start has the timeout that a busy machine needs.
     let mut checker = fake.start(fake.options()).await.unwrap();
     checker = checker.with_timeout(options.timeout);
-    let error = checker.check(&checker.opa().await.unwrap(), &bundle()).await.unwrap_err();
-    assert!(matches!(error, Unavailable::TimedOut { limit } if limit == options.timeout), "{error}");
+    let error = checker
+        .check(&checker.opa().await.unwrap(), &bundle())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Unavailable::TimedOut { limit } if limit == options.timeout),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -214,16 +282,32 @@ async fn memory_file_size_and_cpu_time_are_limited() {
     // The units are KiB, blocks of 512 bytes (dash) or 1024 (bash), and seconds.
     let limits = fake.read("limits").unwrap();
     let limits: Vec<_> = limits.lines().collect();
-    assert!(matches!(limits.as_slice(), ["2097152", "2048" | "1024", "600"]), "{limits:?}");
+    assert!(
+        matches!(limits.as_slice(), ["2097152", "2048" | "1024", "600"]),
+        "{limits:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_program_that_cannot_check_is_refused_at_the_start() {
-    let start = async |fake: &FakeOpa| fake.start(fake.options()).await.map(drop).unwrap_err().to_string();
+    let start = async |fake: &FakeOpa| {
+        fake.start(fake.options())
+            .await
+            .map(drop)
+            .unwrap_err()
+            .to_string()
+    };
     let old = FakeOpa::script("echo 'Version: 0.70.0'");
-    assert!(start(&old).await.ends_with("/opa is OPA 0.70.0, and 1.0 or newer is needed"));
+    assert!(
+        start(&old)
+            .await
+            .ends_with("/opa is OPA 0.70.0, and 1.0 or newer is needed")
+    );
     for (body, expected) in [
-        ("exit 0", "does not work as opa: opa gave no readable answer (exit status: 0)"),
+        (
+            "exit 0",
+            "does not work as opa: opa gave no readable answer (exit status: 0)",
+        ),
         ("echo 'Version: 1.2.3'", "does not work as opa"),
         ("echo 'Version: 1.2.3'; exit 3", "(exit status: 3)"),
         ("kill -9 $$", "ended by signal 9"),
@@ -234,10 +318,16 @@ async fn a_program_that_cannot_check_is_refused_at_the_start() {
     let missing = FakeOpa::script("");
     fs::remove_file(missing.path("opa")).unwrap();
     let error = start(&missing).await;
-    assert_eq!(error, format!("no program {}", missing.path("opa").display()));
+    assert_eq!(
+        error,
+        format!("no program {}", missing.path("opa").display())
+    );
     fs::create_dir(missing.path("opa")).unwrap();
     assert!(start(&missing).await.contains("it is not a file"));
-    let unnamed = Options { program: "no-such-opa-anywhere".into(), ..Options::default() };
+    let unnamed = Options {
+        program: "no-such-opa-anywhere".into(),
+        ..Options::default()
+    };
     let error = Checkers::default().start(&unnamed).await.unwrap_err();
     assert!(matches!(error, StartError::Missing { .. }), "{error}");
 }
@@ -268,55 +358,96 @@ async fn a_verdict_of_a_program_replaced_meanwhile_does_not_count() {
 
 #[tokio::test]
 async fn at_most_two_checks_run_concurrently() {
-    let fake =
-        FakeOpa::answering(&format!("mkdir $F/run.$$; ls -d $F/run.* | wc -l >> $F/counts; rmdir $F/run.$$\n{PASSES}"));
+    let fake = FakeOpa::answering(&format!(
+        "mkdir $F/run.$$; ls -d $F/run.* | wc -l >> $F/counts; rmdir $F/run.$$\n{PASSES}"
+    ));
     let checker = fake.start(fake.options()).await.unwrap();
     let opa = checker.opa().await.unwrap();
     let bundle = bundle();
-    futures_util::future::join_all((0..12).map(|_| checker.check(&opa, &bundle))).await.into_iter().for_each(|ended| {
-        ended.unwrap();
-    });
+    futures_util::future::join_all((0..12).map(|_| checker.check(&opa, &bundle)))
+        .await
+        .into_iter()
+        .for_each(|ended| {
+            ended.unwrap();
+        });
     let counts = fake.read("counts").unwrap();
     assert_eq!(counts.lines().count(), 12);
-    assert!(counts.lines().all(|count| matches!(count.trim(), "1" | "2")), "{counts}");
+    assert!(
+        counts
+            .lines()
+            .all(|count| matches!(count.trim(), "1" | "2")),
+        "{counts}"
+    );
 }
 
 /// Responds to `opa eval` with one script and to `opa test` with another.
 fn testing(eval: &str, test: &str) -> FakeOpa {
-    FakeOpa::answering(&format!("if [ \"$1\" = test ]; then {test}; else {eval}; fi"))
+    FakeOpa::answering(&format!(
+        "if [ \"$1\" = test ]; then {test}; else {eval}; fi"
+    ))
 }
 
 #[tokio::test]
 async fn tests_run_if_configured_and_must_pass() {
     let check = async |test: &str, tests| {
         let fake = testing(PASSES, test);
-        fake.check_with(Options { tests, ..fake.options() }).await
+        fake.check_with(Options {
+            tests,
+            ..fake.options()
+        })
+        .await
     };
-    let passing = r#"echo '[{"package":"data.t","name":"test_a"},{"package":"data.t","name":"test_b"}]'"#;
-    let failing =
-        r#"echo '[{"package":"data.t","name":"test_a","fail":true,"location":{"file":"t.rego","row":7}}]'; exit 2"#;
-    assert_eq!(check(passing, true).await.unwrap(), Verdict::Passed { tests: 2 });
-    assert_eq!(check("echo '[]'", true).await.unwrap(), Verdict::Passed { tests: 0 });
-    assert_eq!(refusal(check(failing, true).await.unwrap()), "t.rego:7: test data.t.test_a failed");
-    assert_eq!(check(failing, false).await.unwrap(), Verdict::Passed { tests: 0 });
+    let passing =
+        r#"echo '[{"package":"data.t","name":"test_a"},{"package":"data.t","name":"test_b"}]'"#;
+    let failing = r#"echo '[{"package":"data.t","name":"test_a","fail":true,"location":{"file":"t.rego","row":7}}]'; exit 2"#;
+    assert_eq!(
+        check(passing, true).await.unwrap(),
+        Verdict::Passed { tests: 2 }
+    );
+    assert_eq!(
+        check("echo '[]'", true).await.unwrap(),
+        Verdict::Passed { tests: 0 }
+    );
+    assert_eq!(
+        refusal(check(failing, true).await.unwrap()),
+        "t.rego:7: test data.t.test_a failed"
+    );
+    assert_eq!(
+        check(failing, false).await.unwrap(),
+        Verdict::Passed { tests: 0 }
+    );
     let not_compiled = "echo '1 error occurred: t.rego:2: rego_compile_error: x' >&2; exit 1";
-    assert_eq!(refusal(check(not_compiled, true).await.unwrap()), "t.rego:2: rego_compile_error: x");
-    for crash in ["echo 'panic: x' >&2; exit 2", "exit 1", "kill -9 $$", "echo '[{}'; exit 2"] {
+    assert_eq!(
+        refusal(check(not_compiled, true).await.unwrap()),
+        "t.rego:2: rego_compile_error: x"
+    );
+    for crash in [
+        "echo 'panic: x' >&2; exit 2",
+        "exit 1",
+        "kill -9 $$",
+        "echo '[{}'; exit 2",
+    ] {
         assert!(check(crash, true).await.is_err(), "{crash}");
     }
 }
 
 #[tokio::test]
 async fn type_errors_by_annotation_schemas_do_not_refuse_a_bundle() {
-    let types =
-        r#"echo '{"errors":[{"message":"m","code":"rego_type_error","location":{"file":"p.rego","row":1}}]}'; exit 2"#;
-    let answering =
-        |run: &str, eval: &str| FakeOpa::answering(&format!("if [ \"$1\" = run ]; then {run}; else {eval}; fi"));
+    let types = r#"echo '{"errors":[{"message":"m","code":"rego_type_error","location":{"file":"p.rego","row":1}}]}'; exit 2"#;
+    let answering = |run: &str, eval: &str| {
+        FakeOpa::answering(&format!("if [ \"$1\" = run ]; then {run}; else {eval}; fi"))
+    };
     let loads = answering("exit 0", types);
     assert_eq!(loads.check().await.unwrap(), Verdict::Passed { tests: 0 });
     let fails = answering("echo 'error: initialization error' >&2; exit 1", types);
-    assert_eq!(refusal(fails.check().await.unwrap()), "p.rego:1: rego_type_error: m");
+    assert_eq!(
+        refusal(fails.check().await.unwrap()),
+        "p.rego:1: rego_type_error: m"
+    );
     // Other errors are not checked again.
-    assert_eq!(refusal(answering("exit 0", REFUSES).check().await.unwrap()), "p.rego:3: rego_unsafe_var_error: m");
+    assert_eq!(
+        refusal(answering("exit 0", REFUSES).check().await.unwrap()),
+        "p.rego:3: rego_unsafe_var_error: m"
+    );
     assert!(answering("kill -9 $$", types).check().await.is_err());
 }

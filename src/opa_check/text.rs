@@ -5,7 +5,9 @@ const MAX_MESSAGE_BYTES: usize = 400;
 
 /// Foreign text on one line, truncated.
 pub(super) fn one_line(text: &str) -> String {
-    let words: Vec<_> = text.split(|character: char| character.is_whitespace() || character.is_control()).collect();
+    let words: Vec<_> = text
+        .split(|character: char| character.is_whitespace() || character.is_control())
+        .collect();
     let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
     cut(&words.join(" "), MAX_MESSAGE_BYTES)
 }

@@ -41,8 +41,19 @@ mod tests {
 
     #[test]
     fn a_restart_finds_the_rest_of_max_stale() {
-        for (age, seconds) in [(0, 86_400), (1, 86_399), (86_399, 1), (86_400, 0), (86_401, 0), (1_700_000_000, 0)] {
-            assert_eq!(left(DAY, ago(age), NOW), Duration::from_secs(seconds), "{age} s ago");
+        for (age, seconds) in [
+            (0, 86_400),
+            (1, 86_399),
+            (86_399, 1),
+            (86_400, 0),
+            (86_401, 0),
+            (1_700_000_000, 0),
+        ] {
+            assert_eq!(
+                left(DAY, ago(age), NOW),
+                Duration::from_secs(seconds),
+                "{age} s ago"
+            );
         }
         assert_eq!(left(DAY, Some(Timestamp::MIN), NOW), Duration::ZERO);
     }
@@ -52,14 +63,23 @@ mod tests {
         for confirmed in [None, ago(-1), ago(-31_536_000), Some(Timestamp::MAX)] {
             assert_eq!(believable(confirmed, NOW), None);
             assert_eq!(left(DAY, confirmed, NOW), DAY, "{confirmed:?}");
-            assert!(is_due(DAY, confirmed, NOW), "{confirmed:?} stays, and is worth as much at each restart");
+            assert!(
+                is_due(DAY, confirmed, NOW),
+                "{confirmed:?} stays, and is worth as much at each restart"
+            );
         }
         assert_eq!(believable(ago(0), NOW), ago(0));
     }
 
     #[test]
     fn checks_are_recorded_eight_times_in_max_stale_and_not_more_often() {
-        for (age, due) in [(0, false), (10_799, false), (10_800, false), (10_801, true), (86_400, true)] {
+        for (age, due) in [
+            (0, false),
+            (10_799, false),
+            (10_800, false),
+            (10_801, true),
+            (86_400, true),
+        ] {
             assert_eq!(is_due(DAY, ago(age), NOW), due, "{age} s ago");
         }
     }

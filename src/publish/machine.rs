@@ -63,7 +63,8 @@ pub enum Event {
         /// When.
         at: Timestamp,
     },
-    /// `max_stale` has passed without a successful check. Ignored before [`StateMachine::stale_at`].
+    /// `max_stale` has passed without a successful check. Ignored before
+    /// [`StateMachine::stale_at`].
     MaxStaleElapsed,
     /// The policy has changed, or a verification has expired.
     ReverificationDue,
@@ -145,8 +146,8 @@ impl StateMachine {
         }
     }
 
-    /// Applies an event. This is what a check of the registry makes of the published state, or of the
-    /// restored one, which counts as published:
+    /// Applies an event. This is what a check of the registry makes of the published state, or of
+    /// the restored one, which counts as published:
     ///
     /// | outcome | Pending | Serving | Withdrawn |
     /// |---|---|---|---|
@@ -162,9 +163,15 @@ impl StateMachine {
     /// changed.
     pub fn apply(&mut self, event: &Event, now: &Now<'_>) -> Result<Effects, Outdated> {
         match event {
-            Event::Restored { snapshot, confirmed } => Ok(self.restore(snapshot, *confirmed, now)),
+            Event::Restored {
+                snapshot,
+                confirmed,
+            } => Ok(self.restore(snapshot, *confirmed, now)),
             Event::RestoreFailed(failure) => Ok(self.refuse_restored(failure)),
-            Event::NothingRestored { withdrawal, was_served } => {
+            Event::NothingRestored {
+                withdrawal,
+                was_served,
+            } => {
                 self.was_served |= was_served;
                 if self.is_new() {
                     self.restored = withdrawal.clone().map(State::Withdrawn);
@@ -192,7 +199,9 @@ impl StateMachine {
 
     /// The version that is being served, or restored and about to be: it need not be fetched.
     pub fn current(&self) -> Option<&Arc<Snapshot>> {
-        self.published.snapshot().or_else(|| self.restored.as_ref()?.snapshot())
+        self.published
+            .snapshot()
+            .or_else(|| self.restored.as_ref()?.snapshot())
     }
 
     /// Whether a restored state waits to be published.
@@ -225,14 +234,27 @@ impl StateMachine {
     }
 
     /// A version from the disk is as fresh as the disk says, not as if it were new.
-    fn restore(&mut self, snapshot: &Arc<Snapshot>, confirmed: Option<Timestamp>, now: &Now<'_>) -> Effects {
+    fn restore(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        confirmed: Option<Timestamp>,
+        now: &Now<'_>,
+    ) -> Effects {
         if !self.is_new() {
             return Effects::default();
         }
         self.was_served = true;
         self.restored = Some(State::Serving(Arc::clone(snapshot)));
-        let mut effects = Effects { served: Some(Arc::clone(snapshot)), ..Effects::default() };
-        let confirm = |confirmed| Some(Persist::Confirm { snapshot: Arc::clone(snapshot), confirmed });
+        let mut effects = Effects {
+            served: Some(Arc::clone(snapshot)),
+            ..Effects::default()
+        };
+        let confirm = |confirmed| {
+            Some(Persist::Confirm {
+                snapshot: Arc::clone(snapshot),
+                confirmed,
+            })
+        };
         let Some(max_stale) = self.max_stale else {
             // Without `max_stale` the time is not kept up, and would be taken for the truth if
             // `max_stale` came back.
@@ -259,17 +281,34 @@ impl StateMachine {
             return Effects::default();
         }
         self.was_served = true;
-        let after = next(&State::Pending, &Outcome::Failed(failure.clone()), self.on_missing);
-        Effects { change: self.publish(after.served_before()), ..Effects::default() }
+        let after = next(
+            &State::Pending,
+            &Outcome::Failed(failure.clone()),
+            self.on_missing,
+        );
+        Effects {
+            change: self.publish(after.served_before()),
+            ..Effects::default()
+        }
     }
 
     fn publish_restored(&mut self, now: &Now<'_>) -> Result<Effects, Outdated> {
-        let Some(restored) = self.restored.clone() else { return Ok(Effects::default()) };
+        let Some(restored) = self.restored.clone() else {
+            return Ok(Effects::default());
+        };
         admit(&restored, now)?;
-        Ok(Effects { change: self.publish(restored), ..Effects::default() })
+        Ok(Effects {
+            change: self.publish(restored),
+            ..Effects::default()
+        })
     }
 
-    fn conclude_check(&mut self, outcome: &Outcome, at: Timestamp, now: &Now<'_>) -> Result<Effects, Outdated> {
+    fn conclude_check(
+        &mut self,
+        outcome: &Outcome,
+        at: Timestamp,
+        now: &Now<'_>,
+    ) -> Result<Effects, Outdated> {
         let before = self.restored.as_ref().unwrap_or(&self.published);
         let mut after = next(before, outcome, self.on_missing);
         if self.was_served {
@@ -277,7 +316,10 @@ impl StateMachine {
         }
         let is_withdrawn = matches!((before, &after), (State::Serving(_), State::Withdrawn(_)));
         admit(&after, now)?;
-        let mut effects = Effects { change: self.publish(after), ..Effects::default() };
+        let mut effects = Effects {
+            change: self.publish(after),
+            ..Effects::default()
+        };
         match outcome {
             Outcome::Accepted(snapshot) => {
                 self.was_served = true;
@@ -290,7 +332,9 @@ impl StateMachine {
             Outcome::Failed(failure) if failure.class == FailureClass::Defect => {
                 self.known_defect = Some(failure.clone());
             }
-            Outcome::Failed(failure) if failure.class == FailureClass::NotFound => self.distrusted = None,
+            Outcome::Failed(failure) if failure.class == FailureClass::NotFound => {
+                self.distrusted = None
+            }
             Outcome::Failed(_) => {}
         }
         if !matches!(outcome, Outcome::Failed(_)) {
@@ -312,7 +356,10 @@ impl StateMachine {
         }
         // Whether or not it can be written: a failing disk is not tried at each poll.
         self.last_confirmed = Some(now.time);
-        Some(Persist::Confirm { snapshot, confirmed: self.last_confirmed })
+        Some(Persist::Confirm {
+            snapshot,
+            confirmed: self.last_confirmed,
+        })
     }
 
     /// The disk keeps the bytes: a check that finds them current again need not fetch them.
@@ -327,16 +374,30 @@ impl StateMachine {
         }
         let age = humantime::format_duration(self.max_stale.unwrap_or_default());
         let reason = format!("no successful check for {age} (max_stale)").into();
-        let after = State::Withdrawn(Withdrawal { reason, version: before.withdrawn_version(), was_served: true });
+        let after = State::Withdrawn(Withdrawal {
+            reason,
+            version: before.withdrawn_version(),
+            was_served: true,
+        });
         if let Some(restored) = &mut self.restored {
             *restored = after;
             return Effects::default();
         }
-        Effects { change: self.publish(after), ..Effects::default() }
+        Effects {
+            change: self.publish(after),
+            ..Effects::default()
+        }
     }
 
-    fn keep_serving(&mut self, snapshot: &Arc<Snapshot>, now: &Now<'_>) -> Result<Effects, Outdated> {
-        if !self.current().is_some_and(|current| is_same_version(current, snapshot)) {
+    fn keep_serving(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        now: &Now<'_>,
+    ) -> Result<Effects, Outdated> {
+        if !self
+            .current()
+            .is_some_and(|current| is_same_version(current, snapshot))
+        {
             return Ok(Effects::default());
         }
         let after = State::Serving(Arc::clone(snapshot));
@@ -347,36 +408,67 @@ impl StateMachine {
             admit(&after, now)?;
             self.publish(after)
         };
-        let persist = Persist::Confirm { snapshot: Arc::clone(snapshot), confirmed: self.last_confirmed };
-        Ok(Effects { change, persist: Some(persist), ..Effects::default() })
+        let persist = Persist::Confirm {
+            snapshot: Arc::clone(snapshot),
+            confirmed: self.last_confirmed,
+        };
+        Ok(Effects {
+            change,
+            persist: Some(persist),
+            ..Effects::default()
+        })
     }
 
     /// Whatever the reason, a version that only an earlier policy accepted is not served.
     fn withdraw_untrusted(&mut self, failure: &Failure) -> Effects {
-        let Some(current) = self.current().cloned() else { return Effects::default() };
-        let failure = Failure { class: FailureClass::Distrusted, ..failure.clone() };
+        let Some(current) = self.current().cloned() else {
+            return Effects::default();
+        };
+        let failure = Failure {
+            class: FailureClass::Distrusted,
+            ..failure.clone()
+        };
         let before = self.restored.as_ref().unwrap_or(&self.published);
         let after = next(before, &Outcome::Failed(failure), self.on_missing);
         self.distrusted = Some(current);
-        Effects { change: self.publish(after), persist: Some(Persist::Remove), ..Effects::default() }
+        Effects {
+            change: self.publish(after),
+            persist: Some(Persist::Remove),
+            ..Effects::default()
+        }
     }
 
-    fn restore_trust(&mut self, snapshot: &Arc<Snapshot>, now: &Now<'_>) -> Result<Effects, Outdated> {
-        let is_distrusted = self.distrusted.as_ref().is_some_and(|distrusted| is_same_version(distrusted, snapshot));
+    fn restore_trust(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        now: &Now<'_>,
+    ) -> Result<Effects, Outdated> {
+        let is_distrusted = self
+            .distrusted
+            .as_ref()
+            .is_some_and(|distrusted| is_same_version(distrusted, snapshot));
         if !is_distrusted || self.current().is_some() {
             return Ok(Effects::default());
         }
         let after = State::Serving(Arc::clone(snapshot));
         admit(&after, now)?;
         self.distrusted = None;
-        Ok(Effects { change: self.publish(after), served: Some(Arc::clone(snapshot)), persist: None })
+        Ok(Effects {
+            change: self.publish(after),
+            served: Some(Arc::clone(snapshot)),
+            persist: None,
+        })
     }
 
     fn publish(&mut self, after: State) -> Change {
         self.restored = None;
         let change = match (&self.published, &after) {
-            (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => Change::None,
-            (State::Serving(before), State::Serving(after)) if before.etag() == after.etag() => Change::SameBytes,
+            (State::Serving(before), State::Serving(after)) if Arc::ptr_eq(before, after) => {
+                Change::None
+            }
+            (State::Serving(before), State::Serving(after)) if before.etag() == after.etag() => {
+                Change::SameBytes
+            }
             (State::Pending, State::Pending) => Change::None,
             (State::Withdrawn(before), State::Withdrawn(after)) if before == after => Change::None,
             _ => Change::Visible,
@@ -394,7 +486,10 @@ impl Event {
         match self {
             Self::RestoreFailed(failure)
             | Self::ReverificationFailed(failure)
-            | Self::Checked { outcome: Outcome::Failed(failure), .. } => Some(failure),
+            | Self::Checked {
+                outcome: Outcome::Failed(failure),
+                ..
+            } => Some(failure),
             Self::Restored { .. }
             | Self::NothingRestored { .. }
             | Self::FirstWaitElapsed

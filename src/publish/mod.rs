@@ -15,7 +15,9 @@ pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
 pub(crate) use publisher::{Publisher, PublisherOptions};
 pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
 pub(crate) use snapshot::{is_expired, is_intact, tag_of};
-pub use state::{Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion};
+pub use state::{
+    Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion,
+};
 pub use status::{FailureStatus, Status, VerdictStatus};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 

@@ -22,8 +22,8 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// The only sender of a bundle's state: it applies events to the [`StateMachine`], and tells clients,
-/// operators and the log what follows.
+/// The only sender of a bundle's state: it applies events to the [`StateMachine`], and tells
+/// clients, operators and the log what follows.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bundle: Arc<str>,
@@ -65,14 +65,26 @@ impl<'a> HeldPolicy<'a> {
     }
 
     fn now(&self) -> Now<'_> {
-        Now { instant: Instant::now(), time: telemetry::now(), policy: self.0.revision() }
+        Now {
+            instant: Instant::now(),
+            time: telemetry::now(),
+            policy: self.0.revision(),
+        }
     }
 }
 
 impl Publisher {
     /// A publisher of `pending`, the handle to what it publishes, and what handles ask for.
     pub(crate) fn new(options: PublisherOptions) -> (Self, Handle, Requests) {
-        let PublisherOptions { bundle, reference, policy, on_missing, max_stale, confirm_within, metrics } = options;
+        let PublisherOptions {
+            bundle,
+            reference,
+            policy,
+            on_missing,
+            max_stale,
+            confirm_within,
+            metrics,
+        } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(None);
@@ -90,8 +102,23 @@ impl Publisher {
         };
         let machine = StateMachine::new(on_missing, max_stale);
         let policy = policy_seen.clone();
-        let publisher = Self { bundle, metrics, machine, policy, state, checks, status };
-        (publisher, handle, Requests { policy: policy_seen, check: wanted_seen })
+        let publisher = Self {
+            bundle,
+            metrics,
+            machine,
+            policy,
+            state,
+            checks,
+            status,
+        };
+        (
+            publisher,
+            handle,
+            Requests {
+                policy: policy_seen,
+                check: wanted_seen,
+            },
+        )
     }
 
     /// What is published, and what else is known.
@@ -105,7 +132,11 @@ impl Publisher {
     /// # Errors
     /// When the event would publish a version by an outdated verification. Then nothing has
     /// changed.
-    pub(crate) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<Effects, Outdated> {
+    pub(crate) fn apply(
+        &mut self,
+        event: &Event,
+        rejected: Option<Box<VerdictStatus>>,
+    ) -> Result<Effects, Outdated> {
         let policy = self.policy.clone();
         let policy = HeldPolicy::new(&policy);
         let effects = self.machine.apply(event, &policy.now())?;
@@ -116,7 +147,10 @@ impl Publisher {
                 Outcome::Unchanged => "unchanged",
                 Outcome::Failed(failure) => failure.reason,
             };
-            self.metrics.refreshes.with_label_values(&[&*self.bundle, outcome]).inc();
+            self.metrics
+                .refreshes
+                .with_label_values(&[&*self.bundle, outcome])
+                .inc();
         }
         match event.failure() {
             Some(failure) => {
@@ -152,7 +186,9 @@ impl Publisher {
             status.older = None;
             (status.signers, status.verdict) = (Vec::new(), None);
             // A bundle that was never served is not missed, and the log has the reason already.
-            if let State::Withdrawn(Withdrawal { reason, version, .. }) = after
+            if let State::Withdrawn(Withdrawal {
+                reason, version, ..
+            }) = after
                 && (version.is_some() || before.snapshot().is_some())
             {
                 match &status.fallback {
@@ -170,7 +206,10 @@ impl Publisher {
         };
         let manifest = snapshot.manifest_digest();
         let revision = revision_of(snapshot);
-        if before.snapshot().is_some_and(|before| before.manifest_digest() == manifest) {
+        if before
+            .snapshot()
+            .is_some_and(|before| before.manifest_digest() == manifest)
+        {
             tracing::info!(bundle, %manifest, policy = status.policy, "verified again: still trusted");
         } else {
             tracing::info!(bundle, %manifest, revision, etag = snapshot.etag(), "serving");
@@ -195,11 +234,24 @@ impl Publisher {
             message: message.clone().into_owned(),
         };
         let last = self.lock().last_failure.replace(status);
-        let known = last.is_some_and(|last| last.message == message && last.class.label() == failure.class.label());
+        let known = last.is_some_and(|last| {
+            last.message == message && last.class.label() == failure.class.label()
+        });
         if !known {
-            let (bundle, class, step) = (&*self.bundle, failure.class.label(), failure.step.to_string());
+            let (bundle, class, step) = (
+                &*self.bundle,
+                failure.class.label(),
+                failure.step.to_string(),
+            );
             let serving = self.state.borrow().label();
-            tracing::warn!(bundle, class, step, reason = failure.reason, state = serving, "{message}");
+            tracing::warn!(
+                bundle,
+                class,
+                step,
+                reason = failure.reason,
+                state = serving,
+                "{message}"
+            );
         }
     }
 
@@ -216,8 +268,15 @@ impl Publisher {
         let bundle = &*self.bundle;
         let older = older.map(|older| cut(older, SENTENCE_BYTES).into_owned());
         let mut status = self.lock();
-        if let Some(older) = older.as_ref().filter(|older| status.older.as_ref() != Some(older)) {
-            tracing::warn!(bundle, older, "serving an older version than before; set expect.on_older to refuse it");
+        if let Some(older) = older
+            .as_ref()
+            .filter(|older| status.older.as_ref() != Some(older))
+        {
+            tracing::warn!(
+                bundle,
+                older,
+                "serving an older version than before; set expect.on_older to refuse it"
+            );
         }
         status.older = older;
     }
@@ -230,7 +289,10 @@ impl Publisher {
 
     /// The class of the last failure, if no success has followed.
     pub(crate) fn failure_class(&self) -> Option<FailureClass> {
-        self.lock().last_failure.as_ref().map(|failure| failure.class)
+        self.lock()
+            .last_failure
+            .as_ref()
+            .map(|failure| failure.class)
     }
 
     /// Records the policy that decides.
@@ -286,8 +348,10 @@ mod tests {
     }
 
     fn signed() -> Arc<TrustPolicy> {
-        let key = PublicKey::from_pem(&rcgen::KeyPair::generate().unwrap().public_key_pem()).unwrap();
-        let requirements = Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]);
+        let key =
+            PublicKey::from_pem(&rcgen::KeyPair::generate().unwrap().public_key_pem()).unwrap();
+        let requirements =
+            Requirements::any_of(vec![Authority::with_keys("release".into(), [key])]);
         Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
     }
 
@@ -308,7 +372,10 @@ mod tests {
     }
 
     fn accepted(version: u8) -> Event {
-        Event::Checked { outcome: Outcome::Accepted(snapshot(version)), at: telemetry::now() }
+        Event::Checked {
+            outcome: Outcome::Accepted(snapshot(version)),
+            at: telemetry::now(),
+        }
     }
 
     #[test]
@@ -316,15 +383,32 @@ mod tests {
         let (mut publisher, handle) = serving();
         handle.set_policy(signed());
         assert_eq!(publisher.apply(&accepted(2), None).unwrap_err(), Outdated);
-        assert_eq!(handle.subscribe().borrow().snapshot().unwrap().etag(), snapshot(1).etag());
-        assert_eq!(handle.status().last_failure.map(|failure| failure.message), None);
+        assert_eq!(
+            handle.subscribe().borrow().snapshot().unwrap().etag(),
+            snapshot(1).etag()
+        );
+        assert_eq!(
+            handle.status().last_failure.map(|failure| failure.message),
+            None
+        );
         handle.set_policy(unsigned());
-        publisher.apply(&accepted(2), None).expect("the name of a policy is not compared");
+        publisher
+            .apply(&accepted(2), None)
+            .expect("the name of a policy is not compared");
         handle.set_policy(signed());
         let digest = Some(snapshot(2).manifest_digest().clone());
         let (class, step, message) = (FailureClass::Distrusted, Step::Verify, "refused".to_owned());
-        let failure = Failure { class, step, digest, etag: None, reason: "test", message };
-        publisher.apply(&Event::ReverificationFailed(failure), None).unwrap();
+        let failure = Failure {
+            class,
+            step,
+            digest,
+            etag: None,
+            reason: "test",
+            message,
+        };
+        publisher
+            .apply(&Event::ReverificationFailed(failure), None)
+            .unwrap();
         assert_eq!(handle.withdrawal().unwrap().reason, "refused".into());
     }
 
@@ -333,7 +417,9 @@ mod tests {
         let (mut publisher, handle) = serving();
         let mut seen = handle.subscribe();
         seen.mark_unchanged();
-        publisher.apply(&Event::Reverified(snapshot(1)), None).unwrap();
+        publisher
+            .apply(&Event::Reverified(snapshot(1)), None)
+            .unwrap();
         assert!(!seen.has_changed().unwrap(), "it has the same entity tag");
         publisher.apply(&accepted(2), None).unwrap();
         assert!(seen.has_changed().unwrap());
@@ -351,9 +437,13 @@ mod tests {
                 changed.send(()).unwrap();
             });
             let early = wait.recv_timeout(Duration::from_millis(200));
-            assert!(early.is_err(), "the policy changed under what is being published");
+            assert!(
+                early.is_err(),
+                "the policy changed under what is being published"
+            );
             drop(held);
-            wait.recv_timeout(Duration::from_secs(60)).expect("the policy never changes");
+            wait.recv_timeout(Duration::from_secs(60))
+                .expect("the policy never changes");
         });
     }
 }

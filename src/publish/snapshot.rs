@@ -53,8 +53,8 @@ pub struct Headers {
     pub etag: HeaderValue,
     /// `Bundlegate-Manifest`.
     pub manifest: HeaderValue,
-    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; where that takes more than 1024
-    /// bytes its beginning, with the length and the start of the SHA-256 of the whole.
+    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; where that takes more than
+    /// 1024 bytes its beginning, with the length and the start of the SHA-256 of the whole.
     pub revision: Option<HeaderValue>,
     /// `Bundlegate-Signer`; absent where the policy is `unsigned`.
     pub signer: Option<HeaderValue>,
@@ -88,8 +88,14 @@ impl Snapshot {
     ///
     /// # Errors
     /// When the verification is of another manifest.
-    pub fn reverified(&self, manifest: Verified<Manifest>, record: VerificationRecord) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, record, self.bundle.clone(), |_| Some(self.etag.clone()))
+    pub fn reverified(
+        &self,
+        manifest: Verified<Manifest>,
+        record: VerificationRecord,
+    ) -> Result<Self, Unpublishable> {
+        Self::with_tag(manifest, record, self.bundle.clone(), |_| {
+            Some(self.etag.clone())
+        })
     }
 
     fn with_tag(
@@ -103,20 +109,44 @@ impl Snapshot {
             manifest: manifest.pinned().digest().clone(),
             reason,
         };
-        if !manifest.value().layers().iter().any(|layer| layer.digest == *bundle.blob().digest()) {
+        if !manifest
+            .value()
+            .layers()
+            .iter()
+            .any(|layer| layer.digest == *bundle.blob().digest())
+        {
             return Err(failed("it is not one of its layers"));
         }
         let etag = tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
-        let header = |text: &str| HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"));
-        let signers: Vec<_> = manifest.signers().iter().map(|signer| signer.authority.as_str()).collect();
-        let (signers, revision) = (encoded(&signers.join(",")), encoded(bundle.revision().as_str()));
+        let header = |text: &str| {
+            HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"))
+        };
+        let signers: Vec<_> = manifest
+            .signers()
+            .iter()
+            .map(|signer| signer.authority.as_str())
+            .collect();
+        let (signers, revision) = (
+            encoded(&signers.join(",")),
+            encoded(bundle.revision().as_str()),
+        );
         let headers = Headers {
             etag: header(&etag)?,
             manifest: header(manifest.pinned().digest().as_str())?,
             revision: Some(header(&revision)?),
-            signer: if signers.is_empty() { None } else { Some(header(&signers)?) },
+            signer: if signers.is_empty() {
+                None
+            } else {
+                Some(header(&signers)?)
+            },
         };
-        Ok(Self { manifest, record, bundle, etag, headers })
+        Ok(Self {
+            manifest,
+            record,
+            bundle,
+            etag,
+            headers,
+        })
     }
 
     /// The entity tag as it is sent, quotes included.
@@ -169,14 +199,22 @@ pub(crate) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool
 fn encoded(text: &str) -> String {
     let encode = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
     // Encoding never makes text shorter.
-    let whole = (text.len() <= MAX_HEADER_BYTES).then(|| encode(text)).filter(|whole| whole.len() <= MAX_HEADER_BYTES);
+    let whole = (text.len() <= MAX_HEADER_BYTES)
+        .then(|| encode(text))
+        .filter(|whole| whole.len() <= MAX_HEADER_BYTES);
     whole.unwrap_or_else(|| encode(&cut(text, MAX_HEADER_BYTES / 3)))
 }
 
 /// The entity tag of a bundle, from its digest alone; `None` unless that is SHA-256.
 pub(crate) fn tag_of(layer: &Digest) -> Option<String> {
-    let digits = layer.hex().as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
-    let hash = digits.collect::<Option<Vec<u8>>>().filter(|_| layer.algorithm() == "sha256")?;
+    let digits = layer
+        .hex()
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
+    let hash = digits
+        .collect::<Option<Vec<u8>>>()
+        .filter(|_| layer.algorithm() == "sha256")?;
     Some(tag(&hash))
 }
 
@@ -221,7 +259,10 @@ mod tests {
     #[test]
     fn the_entity_tag_from_the_digest_is_that_of_the_bytes() {
         let snapshot = snapshot(1);
-        assert_eq!(tag_of(snapshot.bundle().blob().digest()).as_deref(), Some(snapshot.etag()));
+        assert_eq!(
+            tag_of(snapshot.bundle().blob().digest()).as_deref(),
+            Some(snapshot.etag())
+        );
         let longer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
         assert_eq!(tag_of(&longer), None);
     }
@@ -242,11 +283,20 @@ mod tests {
     #[test]
     fn a_header_is_whole_or_cut_and_never_too_long() {
         assert_eq!(encoded("v1.4.0 of today"), "v1.4.0%20of%20today");
-        assert_eq!(encoded(&"x".repeat(MAX_HEADER_BYTES)), "x".repeat(MAX_HEADER_BYTES));
+        assert_eq!(
+            encoded(&"x".repeat(MAX_HEADER_BYTES)),
+            "x".repeat(MAX_HEADER_BYTES)
+        );
         for unit in ["x", " ", "ä", "𝄞", "\n"] {
             let [one, other] = [1_000_000, 1_000_001].map(|length| encoded(&unit.repeat(length)));
-            assert!(one.len() <= MAX_HEADER_BYTES && HeaderValue::from_str(&one).is_ok(), "{one}");
-            assert!(one.contains("bytes,%20sha256:") && one != other, "{one} {other}");
+            assert!(
+                one.len() <= MAX_HEADER_BYTES && HeaderValue::from_str(&one).is_ok(),
+                "{one}"
+            );
+            assert!(
+                one.contains("bytes,%20sha256:") && one != other,
+                "{one} {other}"
+            );
         }
     }
 }

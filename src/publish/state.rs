@@ -84,7 +84,8 @@ pub struct Failure {
     pub message: String,
 }
 
-/// The kinds of failure; [`StateMachine::apply`](super::StateMachine::apply) says what each changes.
+/// The kinds of failure; [`StateMachine::apply`](super::StateMachine::apply) says what each
+/// changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
     /// May pass by itself.
@@ -142,18 +143,38 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
     };
     let withdrawn = || {
         let was_served = state.was_served();
-        let revoked = matches!(failure.class, FailureClass::Revoked | FailureClass::Distrusted);
+        let revoked = matches!(
+            failure.class,
+            FailureClass::Revoked | FailureClass::Distrusted
+        );
         let manifest = failure.digest.clone().filter(|_| revoked);
-        let named = manifest.map(|manifest| Arc::new(WithdrawnVersion { manifest, etag: failure.etag.clone() }));
+        let named = manifest.map(|manifest| {
+            Arc::new(WithdrawnVersion {
+                manifest,
+                etag: failure.etag.clone(),
+            })
+        });
         // Where nothing was served here, the newest revoked version is named.
-        let version =
-            if was_served { state.withdrawn_version().or(named) } else { named.or_else(|| state.withdrawn_version()) };
-        State::Withdrawn(Withdrawal { reason: cut(&failure.message, SENTENCE_BYTES).into(), version, was_served })
+        let version = if was_served {
+            state.withdrawn_version().or(named)
+        } else {
+            named.or_else(|| state.withdrawn_version())
+        };
+        State::Withdrawn(Withdrawal {
+            reason: cut(&failure.message, SENTENCE_BYTES).into(),
+            version,
+            was_served,
+        })
     };
     match (failure.class, state) {
         (FailureClass::Transient | FailureClass::RateLimited(_) | FailureClass::Denied, _)
-        | (FailureClass::Evidence | FailureClass::Revoked | FailureClass::Defect, State::Serving(_)) => state.clone(),
-        (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => state.clone(),
+        | (
+            FailureClass::Evidence | FailureClass::Revoked | FailureClass::Defect,
+            State::Serving(_),
+        ) => state.clone(),
+        (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => {
+            state.clone()
+        }
         // The newest reason replaces the one before.
         (
             FailureClass::NotFound
@@ -233,7 +254,10 @@ impl State {
 
 impl WithdrawnVersion {
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
-        Self { manifest: snapshot.manifest_digest().clone(), etag: Some(snapshot.etag().to_owned()) }
+        Self {
+            manifest: snapshot.manifest_digest().clone(),
+            etag: Some(snapshot.etag().to_owned()),
+        }
     }
 }
 
@@ -254,7 +278,11 @@ impl StateKind {
 impl From<&str> for Withdrawal {
     /// The withdrawal of a bundle that was never served.
     fn from(reason: &str) -> Self {
-        Self { reason: reason.into(), version: None, was_served: false }
+        Self {
+            reason: reason.into(),
+            version: None,
+            was_served: false,
+        }
     }
 }
 
@@ -275,7 +303,10 @@ impl FailureClass {
     /// Whether the registry said what the reference means, so that the check confirms an answer to
     /// a client that runs another version.
     pub fn registry_answered(self) -> bool {
-        matches!(self, Self::NotFound | Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted)
+        matches!(
+            self,
+            Self::NotFound | Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted
+        )
     }
 }
 

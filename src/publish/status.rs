@@ -111,7 +111,12 @@ impl Status {
 
 impl VerdictStatus {
     /// The verdict of a refusal, until `verified` is set.
-    pub(crate) fn new(digest: &Digest, policy: &TrustPolicy, valid_until: Option<Timestamp>, report: &Report) -> Self {
+    pub(crate) fn new(
+        digest: &Digest,
+        policy: &TrustPolicy,
+        valid_until: Option<Timestamp>,
+        report: &Report,
+    ) -> Self {
         Self {
             digest: digest.clone(),
             verified: false,
@@ -129,20 +134,28 @@ impl VerdictStatus {
 const MAX_SIGNATURES: usize = 64;
 
 fn most_telling(findings: &[SignatureReport]) -> Vec<SignatureReport> {
-    let mut others = MAX_SIGNATURES.saturating_sub(findings.iter().filter(|one| one.is_verified()).count());
+    let mut others =
+        MAX_SIGNATURES.saturating_sub(findings.iter().filter(|one| one.is_verified()).count());
     let is_shown = |one: &&SignatureReport| {
         let is_shown = one.is_verified() || others > 0;
         others = others.saturating_sub(usize::from(!one.is_verified()));
         is_shown
     };
-    findings.iter().filter(is_shown).take(MAX_SIGNATURES).cloned().collect()
+    findings
+        .iter()
+        .filter(is_shown)
+        .take(MAX_SIGNATURES)
+        .cloned()
+        .collect()
 }
 
 fn skipped(report: &Report) -> Vec<String> {
     let mut skipped = report.skipped.clone();
     let more = report.signatures.len().saturating_sub(MAX_SIGNATURES);
     if more > 0 {
-        skipped.push(format!("{more} more signatures were checked and are not shown"));
+        skipped.push(format!(
+            "{more} more signatures were checked and are not shown"
+        ));
     }
     skipped
 }

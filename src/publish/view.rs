@@ -96,16 +96,22 @@ pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> 
         .iter()
         .map(|handle| {
             let name = fallback_of(handle.name())?;
-            handles.iter().find(|other| other.name() == name).map(|other| Fallback {
-                name: Arc::clone(&other.name),
-                state: other.state.clone(),
-                status: Arc::clone(&other.status),
-            })
+            handles
+                .iter()
+                .find(|other| other.name() == name)
+                .map(|other| Fallback {
+                    name: Arc::clone(&other.name),
+                    state: other.state.clone(),
+                    status: Arc::clone(&other.status),
+                })
         })
         .collect();
     for (handle, fallback) in handles.iter_mut().zip(fallbacks) {
-        handle.status.lock().unwrap_or_else(PoisonError::into_inner).fallback =
-            fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
+        handle
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fallback = fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
         handle.fallback = fallback;
     }
 }
@@ -113,7 +119,13 @@ pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> 
 impl Handle {
     /// A new subscription.
     pub fn view(&self) -> View {
-        View { own: self.state.clone(), fallback: self.fallback.as_ref().map(|fallback| fallback.state.clone()) }
+        View {
+            own: self.state.clone(),
+            fallback: self
+                .fallback
+                .as_ref()
+                .map(|fallback| fallback.state.clone()),
+        }
     }
 
     /// The withdrawal, while the bundle is withdrawn.
@@ -129,12 +141,18 @@ impl Handle {
         self.withdrawal()?;
         let fallback = self.fallback.as_ref()?;
         let withdrawn = self.status().since;
-        let status = fallback.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = fallback
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Some(FallbackStatus {
             bundle: Arc::clone(&fallback.name),
             manifest: status.manifest.clone(),
             etag: status.etag.clone(),
-            since: status.manifest.is_some().then(|| status.since.max(withdrawn)),
+            since: status
+                .manifest
+                .is_some()
+                .then(|| status.since.max(withdrawn)),
         })
     }
 }
@@ -143,7 +161,10 @@ impl View {
     /// The states now, marked as seen.
     pub fn seen(&mut self) -> Seen {
         let own = self.own.borrow_and_update().clone();
-        let fallback = self.fallback.as_mut().and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
+        let fallback = self
+            .fallback
+            .as_mut()
+            .and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
         Seen { own, fallback }
     }
 
@@ -153,7 +174,9 @@ impl View {
     /// When the bundle's watcher is gone.
     pub async fn changed(&mut self) -> Result<(), RecvError> {
         loop {
-            let Some(fallback) = &mut self.fallback else { return self.own.changed().await };
+            let Some(fallback) = &mut self.fallback else {
+                return self.own.changed().await;
+            };
             tokio::select! {
                 changed = self.own.changed() => return changed,
                 changed = fallback.changed() => {
@@ -179,9 +202,16 @@ impl Seen {
     /// The state to answer a client with at this time. `version_of` compares the client's version
     /// with an entity tag: the fallback's, where there is one to serve, and then perhaps that of
     /// the withdrawn version.
-    pub fn select(&self, now: Timestamp, mut version_of: impl FnMut(&str) -> ClientVersion) -> Selection {
+    pub fn select(
+        &self,
+        now: Timestamp,
+        mut version_of: impl FnMut(&str) -> ClientVersion,
+    ) -> Selection {
         let own = self.own.clone().at(now);
-        let fallback = self.fallback.as_ref().filter(|snapshot| snapshot.is_valid_at(now));
+        let fallback = self
+            .fallback
+            .as_ref()
+            .filter(|snapshot| snapshot.is_valid_at(now));
         // The fallback is not served in the moment between an expired verification and the next
         // one.
         if let (State::Withdrawn(withdrawal), Some(fallback)) = (&self.own, fallback) {
@@ -190,19 +220,31 @@ impl Seen {
                 ClientVersion::Other => gets_fallback(withdrawal, version_of),
             };
             if is_due {
-                return Selection { state: State::Serving(Arc::clone(fallback)), is_fallback: true };
+                return Selection {
+                    state: State::Serving(Arc::clone(fallback)),
+                    is_fallback: true,
+                };
             }
         }
-        Selection { state: own, is_fallback: false }
+        Selection {
+            state: own,
+            is_fallback: false,
+        }
     }
 }
 
 /// Whether a client that runs another version gets the fallback.
-fn gets_fallback(withdrawal: &Withdrawal, mut version_of: impl FnMut(&str) -> ClientVersion) -> bool {
+fn gets_fallback(
+    withdrawal: &Withdrawal,
+    mut version_of: impl FnMut(&str) -> ClientVersion,
+) -> bool {
     match &withdrawal.version {
         None => false,
         Some(_) if withdrawal.was_served => true,
-        Some(version) => version.etag.as_deref().is_some_and(|etag| version_of(etag) == ClientVersion::Same),
+        Some(version) => version
+            .etag
+            .as_deref()
+            .is_some_and(|etag| version_of(etag) == ClientVersion::Same),
     }
 }
 
@@ -224,12 +266,22 @@ mod tests {
 
     impl Pair {
         fn showing(own: State, fallback: State) -> Self {
-            let ((own, own_seen), (fallback, fallback_seen)) = (watch::channel(own), watch::channel(fallback));
-            Self { own, fallback, view: View { own: own_seen, fallback: Some(fallback_seen) } }
+            let ((own, own_seen), (fallback, fallback_seen)) =
+                (watch::channel(own), watch::channel(fallback));
+            Self {
+                own,
+                fallback,
+                view: View {
+                    own: own_seen,
+                    fallback: Some(fallback_seen),
+                },
+            }
         }
 
         async fn has_changed(&mut self) -> bool {
-            timeout(Duration::from_millis(50), self.view.changed()).await.is_ok()
+            timeout(Duration::from_millis(50), self.view.changed())
+                .await
+                .is_ok()
         }
     }
 
@@ -239,7 +291,11 @@ mod tests {
 
     fn withdrawn(version: u8) -> State {
         let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(version))));
-        State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: true })
+        State::Withdrawn(Withdrawal {
+            reason: "revoked".into(),
+            version,
+            was_served: true,
+        })
     }
 
     fn never() -> State {
@@ -248,7 +304,11 @@ mod tests {
 
     #[test]
     fn on_withdraw_serves_the_fallback_only_while_withdrawn_and_not_to_clients_of_other_versions() {
-        const ALL: [ClientVersion; 3] = [ClientVersion::None, ClientVersion::Other, ClientVersion::Same];
+        const ALL: [ClientVersion; 3] = [
+            ClientVersion::None,
+            ClientVersion::Other,
+            ClientVersion::Same,
+        ];
         for (own, fallback, offered) in [
             (State::Pending, serving(2), [false, false, false]),
             (serving(1), serving(2), [false, false, false]),
@@ -263,7 +323,10 @@ mod tests {
                 let offer = seen.select(telemetry::now(), |_| version_of);
                 assert_eq!(offer.is_fallback, is_fallback, "{version_of:?} {seen:?}");
                 let own = seen.own().label();
-                assert_eq!(offer.state.label(), if is_fallback { "serving" } else { own });
+                assert_eq!(
+                    offer.state.label(),
+                    if is_fallback { "serving" } else { own }
+                );
             }
         }
     }
@@ -272,7 +335,11 @@ mod tests {
     #[test]
     fn a_revoked_version_that_was_never_served_here_affects_only_its_own_clients() {
         let version = Some(Arc::new(WithdrawnVersion::of(&snapshot(1))));
-        let revoked = State::Withdrawn(Withdrawal { reason: "revoked".into(), version, was_served: false });
+        let revoked = State::Withdrawn(Withdrawal {
+            reason: "revoked".into(),
+            version,
+            was_served: false,
+        });
         let seen = Pair::showing(revoked.clone(), serving(2)).view.seen();
         let of_another_replica = "\"v2\"".to_owned();
         for (first, fallback) in [
@@ -286,11 +353,20 @@ mod tests {
                 Some(first) if first == etag => ClientVersion::Same,
                 Some(_) => ClientVersion::Other,
             };
-            assert_eq!(seen.select(telemetry::now(), version_of).is_fallback, fallback, "{first:?}");
+            assert_eq!(
+                seen.select(telemetry::now(), version_of).is_fallback,
+                fallback,
+                "{first:?}"
+            );
         }
         // Once it was served here, every client gets the fallback.
-        let seen = Pair::showing(revoked.served_before(), serving(2)).view.seen();
-        assert!(seen.select(telemetry::now(), |_| ClientVersion::Other).is_fallback);
+        let seen = Pair::showing(revoked.served_before(), serving(2))
+            .view
+            .seen();
+        assert!(
+            seen.select(telemetry::now(), |_| ClientVersion::Other)
+                .is_fallback
+        );
     }
 
     #[test]
@@ -315,11 +391,20 @@ mod tests {
         pair.view.seen();
         pair.fallback.send_replace(serving(2));
         assert!(pair.has_changed().await, "a new fallback");
-        let offer = pair.view.seen().select(telemetry::now(), |_| ClientVersion::Other);
+        let offer = pair
+            .view
+            .seen()
+            .select(telemetry::now(), |_| ClientVersion::Other);
         assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
         pair.own.send_replace(serving(1));
         assert!(pair.has_changed().await, "trusted again");
-        assert!(!pair.view.seen().select(telemetry::now(), |_| ClientVersion::Same).is_fallback);
+        assert!(
+            !pair
+                .view
+                .seen()
+                .select(telemetry::now(), |_| ClientVersion::Same)
+                .is_fallback
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -328,7 +413,11 @@ mod tests {
         drop(pair.fallback);
         let view = &mut pair.view;
         view.seen();
-        assert!(timeout(Duration::from_millis(50), view.changed()).await.is_err());
+        assert!(
+            timeout(Duration::from_millis(50), view.changed())
+                .await
+                .is_err()
+        );
         pair.own.send_replace(withdrawn(1));
         view.changed().await.unwrap();
         drop(pair.own);

@@ -18,8 +18,11 @@ use url::{Host, Url};
 
 /// Metadata services of clouds outside of 169.254.0.0/16: Alibaba Cloud, Azure's WireServer,
 /// Oracle Cloud.
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+const METADATA_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
 /// Metadata services over IPv6: AWS (instances, and pods on EKS), Google Cloud.
 const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
@@ -51,14 +54,19 @@ fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     };
     match address.segments() {
         // Mapped (`::ffff:a.b.c.d`), compatible (`::a.b.c.d`), translated (`::ffff:0:a.b.c.d`).
-        [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => [Some(from(high, low)), None],
+        [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
+            [Some(from(high, low)), None]
+        }
         // NAT64 (RFC 6052).
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => [Some(from(high, low)), None],
         // NAT64 of a site (RFC 8215): any prefix length, so either position.
         [0x64, 0xff9b, 1, high, middle, low, last_high, last_low] => {
             // Bits 64 to 71 are not part of the address (RFC 6052 §2.2).
             let ([_, b], [c, _]) = (middle.to_be_bytes(), low.to_be_bytes());
-            [Some(from(high, u16::from_be_bytes([b, c]))), Some(from(last_high, last_low))]
+            [
+                Some(from(high, u16::from_be_bytes([b, c]))),
+                Some(from(last_high, last_low)),
+            ]
         }
         // 6to4 (RFC 3056).
         [0x2002, high, low, ..] => [Some(from(high, low)), None],
@@ -103,7 +111,9 @@ pub(super) struct GuardedResolver {
 
 /// A name has forbidden addresses only.
 #[derive(Debug, thiserror::Error)]
-#[error("{name} is at {address}, a link-local or cloud metadata address, and no answer of a registry may lead there")]
+#[error(
+    "{name} is at {address}, a link-local or cloud metadata address, and no answer of a registry may lead there"
+)]
 struct Forbidden {
     name: String,
     address: IpAddr,
@@ -120,10 +130,15 @@ impl Resolve for GuardedResolver {
         let text = name.as_str().to_owned();
         let resolving = self.resolver.resolve(name);
         Box::pin(async move {
-            let (forbidden, allowed): (Vec<SocketAddr>, Vec<_>) =
-                resolving.await?.partition(|address| is_forbidden(address.ip()));
+            let (forbidden, allowed): (Vec<SocketAddr>, Vec<_>) = resolving
+                .await?
+                .partition(|address| is_forbidden(address.ip()));
             match forbidden.first() {
-                Some(address) if allowed.is_empty() => Err(Forbidden { name: text, address: address.ip() }.into()),
+                Some(address) if allowed.is_empty() => Err(Forbidden {
+                    name: text,
+                    address: address.ip(),
+                }
+                .into()),
                 _ => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })
@@ -142,14 +157,20 @@ pub(super) mod tests {
 
     /// Resolves these names and no other.
     #[derive(Debug, Clone)]
-    pub(in crate::registry) struct Fixed(pub(in crate::registry) &'static [(&'static str, &'static [&'static str])]);
+    pub(in crate::registry) struct Fixed(
+        pub(in crate::registry) &'static [(&'static str, &'static [&'static str])],
+    );
 
     impl Resolve for Fixed {
         fn resolve(&self, name: Name) -> Resolving {
             let known = self.0.iter().find(|(known, _)| *known == name.as_str());
-            let addresses = known.map(|(_, addresses)| addresses.iter().map(|text| text.parse().unwrap()));
-            let sockets: Option<Vec<_>> = addresses.map(|found| found.map(|ip| SocketAddr::new(ip, 0)).collect());
-            Box::pin(async move { Ok(Box::new(sockets.ok_or("no such name")?.into_iter()) as Addrs) })
+            let addresses =
+                known.map(|(_, addresses)| addresses.iter().map(|text| text.parse().unwrap()));
+            let sockets: Option<Vec<_>> =
+                addresses.map(|found| found.map(|ip| SocketAddr::new(ip, 0)).collect());
+            Box::pin(
+                async move { Ok(Box::new(sockets.ok_or("no such name")?.into_iter()) as Addrs) },
+            )
         }
     }
 
@@ -218,9 +239,19 @@ pub(super) mod tests {
         ])));
         let resolve = |name: &str| resolver.resolve(name.parse().unwrap());
         let refused = resolve("metadata.example").await.err().unwrap().to_string();
-        assert!(refused.starts_with("metadata.example is at 169.254.169.254, a link-local"), "{refused}");
-        let mixed: Vec<_> = resolve("mixed.example").await.unwrap().map(|address| address.ip().to_string()).collect();
+        assert!(
+            refused.starts_with("metadata.example is at 169.254.169.254, a link-local"),
+            "{refused}"
+        );
+        let mixed: Vec<_> = resolve("mixed.example")
+            .await
+            .unwrap()
+            .map(|address| address.ip().to_string())
+            .collect();
         assert_eq!(mixed, ["10.0.0.1"]);
-        assert_eq!(resolve("none.example").await.err().unwrap().to_string(), "no such name");
+        assert_eq!(
+            resolve("none.example").await.err().unwrap().to_string(),
+            "no such name"
+        );
     }
 }

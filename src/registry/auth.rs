@@ -121,7 +121,9 @@ impl Authenticator {
     pub(super) fn cached(&self, scope: TokenScope<'_>) -> Option<HeaderValue> {
         let authorizations = self.lock();
         let authorization = authorizations.get(&scope.key())?;
-        authorization.is_valid().then(|| authorization.value.clone())
+        authorization
+            .is_valid()
+            .then(|| authorization.value.clone())
     }
 
     /// As [`Self::cached`]; an expired header is replaced by answering the same challenge again.
@@ -133,7 +135,9 @@ impl Authenticator {
         let old = self.lock().get(&scope.key()).cloned();
         match old {
             Some(old) if !old.is_valid() => {
-                let answer = self.answer(transport, scope, &old.challenge, Some(&old.value)).await;
+                let answer = self
+                    .answer(transport, scope, &old.challenge, Some(&old.value))
+                    .await;
                 // The registry may have moved its token server: the next request gets a new
                 // challenge.
                 if answer.is_err() {
@@ -164,15 +168,29 @@ impl Authenticator {
             (Challenge::Basic, Login::Basic(value)) => (value, None),
             (Challenge::Basic, Login::Anonymous) => return Err(self.anonymous_denied()),
             (Challenge::Basic, Login::IdentityToken(_)) => {
-                let reason = "the registry requires a password, and only an identity token is stored".to_owned();
+                let reason =
+                    "the registry requires a password, and only an identity token is stored"
+                        .to_owned();
                 return Err(self.credentials_unavailable(reason));
             }
-            (Challenge::Bearer { realm, service, scope: challenged }, login) => {
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope: challenged,
+                },
+                login,
+            ) => {
                 let scopes = scope.requested(challenged.as_deref());
-                self.token(transport, login, realm, service.as_deref(), &scopes).await?
+                self.token(transport, login, realm, service.as_deref(), &scopes)
+                    .await?
             }
         };
-        let authorization = Authorization { value: value.clone(), until, challenge: challenge.clone() };
+        let authorization = Authorization {
+            value: value.clone(),
+            until,
+            challenge: challenge.clone(),
+        };
         self.lock().insert(scope.key(), authorization);
         Ok(value)
     }
@@ -181,23 +199,34 @@ impl Authenticator {
         match &self.credentials {
             None => Ok(Login::Anonymous),
             Some(Credentials::Typed { username, password }) => self.basic(username, password),
-            Some(Credentials::PasswordFile { username, password_file }) => {
+            Some(Credentials::PasswordFile {
+                username,
+                password_file,
+            }) => {
                 let password = read_password(password_file).await.map_err(|error| {
-                    self.credentials_unavailable(format!("{} can't be read: {error}", password_file.display()))
+                    self.credentials_unavailable(format!(
+                        "{} can't be read: {error}",
+                        password_file.display()
+                    ))
                 })?;
                 self.basic(username, password.trim())
             }
             Some(Credentials::DockerConfig { file }) => {
                 let found = DockerConfig::new(file).find(&self.host).await;
-                let found = found.map_err(|error| self.credentials_unavailable(error.to_string()))?;
+                let found =
+                    found.map_err(|error| self.credentials_unavailable(error.to_string()))?;
                 self.logged_in.store(found.is_some(), Ordering::Relaxed);
                 match found {
                     None => Ok(Login::Anonymous),
-                    Some(DockerLogin::Password { username, password }) => self.basic(&username, &password),
+                    Some(DockerLogin::Password { username, password }) => {
+                        self.basic(&username, &password)
+                    }
                     Some(DockerLogin::IdentityToken(token)) => Ok(Login::IdentityToken(token)),
-                    Some(DockerLogin::RegistryToken(token)) => sensitive(&format!("Bearer {token}"))
-                        .map(Login::RegistryToken)
-                        .ok_or_else(|| self.invalid_in_a_header()),
+                    Some(DockerLogin::RegistryToken(token)) => {
+                        sensitive(&format!("Bearer {token}"))
+                            .map(Login::RegistryToken)
+                            .ok_or_else(|| self.invalid_in_a_header())
+                    }
                 }
             }
         }
@@ -205,12 +234,20 @@ impl Authenticator {
 
     fn basic(&self, username: &str, password: &str) -> Result<Login, RegistryError> {
         let pair = STANDARD.encode(format!("{username}:{password}"));
-        sensitive(&format!("Basic {pair}")).map(Login::Basic).ok_or_else(|| self.invalid_in_a_header())
+        sensitive(&format!("Basic {pair}"))
+            .map(Login::Basic)
+            .ok_or_else(|| self.invalid_in_a_header())
     }
 
     fn anonymous_denied(&self) -> RegistryError {
-        let (operation, host, credentials) = ("authenticate", self.host.clone(), self.credential_source());
-        RegistryError::Denied { operation, host, status: 401, credentials }
+        let (operation, host, credentials) =
+            ("authenticate", self.host.clone(), self.credential_source());
+        RegistryError::Denied {
+            operation,
+            host,
+            status: 401,
+            credentials,
+        }
     }
 
     fn invalid_in_a_header(&self) -> RegistryError {
@@ -218,7 +255,10 @@ impl Authenticator {
     }
 
     fn credentials_unavailable(&self, reason: String) -> RegistryError {
-        RegistryError::CredentialsUnavailable { host: self.host.clone(), reason }
+        RegistryError::CredentialsUnavailable {
+            host: self.host.clone(),
+            reason,
+        }
     }
 
     async fn token(
@@ -233,8 +273,13 @@ impl Authenticator {
         let shown = format!("{}{}", realm.origin().ascii_serialization(), realm.path());
         let shown = cut(&shown, NAME_BYTES);
         let read_timeout = transport.timeouts().read;
-        let mut failure =
-            TokenFailure { host: &self.host, realm: &shown, denied: false, limited: false, retry_after: None };
+        let mut failure = TokenFailure {
+            host: &self.host,
+            realm: &shown,
+            denied: false,
+            limited: false,
+            retry_after: None,
+        };
         let request = token_request(transport, login, realm, service, scopes);
         let response = timeout(read_timeout, request.send())
             .await
@@ -244,20 +289,30 @@ impl Authenticator {
         if !status.is_success() {
             failure.denied = matches!(status.as_u16(), 400 | 401 | 403);
             failure.limited = status.as_u16() == 429;
-            failure.retry_after = retry::retry_after(response.headers(), std::time::SystemTime::now());
+            failure.retry_after =
+                retry::retry_after(response.headers(), std::time::SystemTime::now());
             return Err(failure.error(format!("HTTP {}", status.as_u16())));
         }
-        let body = timeout(read_timeout, transport.read_limited(response, MAX_TOKEN_BODY_BYTES))
-            .await
-            .map_err(|_| failure.error("timed out".to_owned()))?
-            .map_err(|error| failure.error(error.to_string()))?;
-        let (value, lifetime) = token_in(&body).map_err(|reason| failure.error(reason.to_owned()))?;
+        let body = timeout(
+            read_timeout,
+            transport.read_limited(response, MAX_TOKEN_BODY_BYTES),
+        )
+        .await
+        .map_err(|_| failure.error("timed out".to_owned()))?
+        .map_err(|error| failure.error(error.to_string()))?;
+        let (value, lifetime) =
+            token_in(&body).map_err(|reason| failure.error(reason.to_owned()))?;
         Ok((value, Some(Instant::now() + lifetime)))
     }
 
     fn realm_url(&self, transport: &Transport, realm: &str) -> Result<Url, RegistryError> {
-        let failure =
-            TokenFailure { host: &self.host, realm: "its realm", denied: false, limited: false, retry_after: None };
+        let failure = TokenFailure {
+            host: &self.host,
+            realm: "its realm",
+            denied: false,
+            limited: false,
+            retry_after: None,
+        };
         let url = Url::parse(realm).map_err(|_| failure.error("the realm is not a URL".into()))?;
         // An answer over TLS must not get the password sent in clear text.
         let allowed = match self.scheme {
@@ -269,15 +324,17 @@ impl Authenticator {
             return Err(failure.error(format!("the realm's scheme {scheme:?} is not allowed here")));
         }
         match forbidden_host(&url) {
-            Some(address) if !transport.is_own_origin(&url) => {
-                Err(failure.error(format!("the realm is at {address}, a link-local or cloud metadata address")))
-            }
+            Some(address) if !transport.is_own_origin(&url) => Err(failure.error(format!(
+                "the realm is at {address}, a link-local or cloud metadata address"
+            ))),
             _ => Ok(url),
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Authorization>> {
-        self.authorizations.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.authorizations
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -292,11 +349,13 @@ fn token_request(
 ) -> reqwest::RequestBuilder {
     if let Login::IdentityToken(token) = login {
         let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT_ID);
+        form.append_pair("grant_type", "refresh_token")
+            .append_pair("client_id", CLIENT_ID);
         if let Some(service) = service {
             form.append_pair("service", service);
         }
-        form.append_pair("scope", &scopes.join(" ")).append_pair("refresh_token", &token);
+        form.append_pair("scope", &scopes.join(" "))
+            .append_pair("refresh_token", &token);
         let form = form.finish();
         return transport
             .http_for(&realm)
@@ -322,11 +381,19 @@ fn token_request(
 
 /// The header and its lifetime from the answer of a token server.
 pub(super) fn token_in(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
-    let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| "the answer is not a token")?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+    let answer: TokenAnswer =
+        serde_json::from_slice(body).map_err(|_| "the answer is not a token")?;
+    let token = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty());
     let value = token.and_then(|token| sensitive(&format!("Bearer {token}")));
-    let lifetime = answer.expires_in.map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs);
-    let lifetime = lifetime.min(MAX_TOKEN_LIFETIME).saturating_sub(EXPIRY_MARGIN);
+    let lifetime = answer
+        .expires_in
+        .map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs);
+    let lifetime = lifetime
+        .min(MAX_TOKEN_LIFETIME)
+        .saturating_sub(EXPIRY_MARGIN);
     Ok((value.ok_or("the answer holds no usable token")?, lifetime))
 }
 
@@ -360,7 +427,9 @@ impl Authorization {
 
 impl std::fmt::Debug for Authorization {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authorization").field("until", &self.until).finish_non_exhaustive()
+        f.debug_struct("Authorization")
+            .field("until", &self.until)
+            .finish_non_exhaustive()
     }
 }
 
@@ -368,7 +437,8 @@ impl std::fmt::Debug for Authorization {
 async fn read_password(file: &Path) -> io::Result<String> {
     let file = file.to_owned();
     let bytes = spawn_blocking(move || read_regular(&file, MAX_PASSWORD_BYTES)).await??;
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+    String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
 }
 
 /// A header value that `Debug` does not print.

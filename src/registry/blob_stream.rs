@@ -33,12 +33,34 @@ enum Origin {
 }
 
 impl BlobStream {
-    pub(super) fn http(descriptor: Descriptor, host: String, deadline: Instant, response: reqwest::Response) -> Self {
-        Self { remaining: descriptor.size, descriptor, host, deadline, origin: Origin::Http(response) }
+    pub(super) fn http(
+        descriptor: Descriptor,
+        host: String,
+        deadline: Instant,
+        response: reqwest::Response,
+    ) -> Self {
+        Self {
+            remaining: descriptor.size,
+            descriptor,
+            host,
+            deadline,
+            origin: Origin::Http(response),
+        }
     }
 
-    pub(super) fn file(descriptor: Descriptor, host: String, deadline: Instant, file: std::fs::File) -> Self {
-        Self { remaining: descriptor.size, descriptor, host, deadline, origin: Origin::File(file) }
+    pub(super) fn file(
+        descriptor: Descriptor,
+        host: String,
+        deadline: Instant,
+        file: std::fs::File,
+    ) -> Self {
+        Self {
+            remaining: descriptor.size,
+            descriptor,
+            host,
+            deadline,
+            origin: Origin::File(file),
+        }
     }
 
     /// The descriptor of the blob.
@@ -55,14 +77,26 @@ impl BlobStream {
         let piece = timeout_at(self.deadline, self.origin.next(self.remaining))
             .await
             .unwrap_or_else(|_| Err("not done within timeouts.total".to_owned()))
-            .map_err(|reason| RegistryError::Unreachable { operation: "blob", host: self.host.clone(), reason })?;
-        let Some(piece) = piece else { return self.end() };
-        self.remaining = self.remaining.checked_sub(piece.len() as u64).ok_or_else(|| {
-            self.mismatch(&BlobMismatch {
-                expected: format!("{} of {} bytes", self.descriptor.digest, self.descriptor.size),
-                actual: "more bytes".to_owned(),
-            })
-        })?;
+            .map_err(|reason| RegistryError::Unreachable {
+                operation: "blob",
+                host: self.host.clone(),
+                reason,
+            })?;
+        let Some(piece) = piece else {
+            return self.end();
+        };
+        self.remaining = self
+            .remaining
+            .checked_sub(piece.len() as u64)
+            .ok_or_else(|| {
+                self.mismatch(&BlobMismatch {
+                    expected: format!(
+                        "{} of {} bytes",
+                        self.descriptor.digest, self.descriptor.size
+                    ),
+                    actual: "more bytes".to_owned(),
+                })
+            })?;
         Ok(Some(piece))
     }
 
@@ -71,7 +105,11 @@ impl BlobStream {
             return Ok(None);
         }
         let Descriptor { digest, size, .. } = &self.descriptor;
-        Err(RegistryError::Truncated { digest: digest.clone(), expected: *size, actual: size - self.remaining })
+        Err(RegistryError::Truncated {
+            digest: digest.clone(),
+            expected: *size,
+            actual: size - self.remaining,
+        })
     }
 
     /// Writes all bytes to `sink` with `write`, off the async threads, and reports the progress.
@@ -93,8 +131,12 @@ impl BlobStream {
                     None => ended = true,
                 }
             }
-            let written =
-                spawn_blocking(move || batch.iter().try_for_each(|piece| write(&mut sink, piece)).map(|()| sink));
+            let written = spawn_blocking(move || {
+                batch
+                    .iter()
+                    .try_for_each(|piece| write(&mut sink, piece))
+                    .map(|()| sink)
+            });
             sink = match written.await {
                 Ok(Ok(sink)) => sink,
                 Ok(Err(error)) => return Ok(Err(error)),
@@ -108,21 +150,49 @@ impl BlobStream {
     /// The source file, for a receiver that verifies the bytes itself; the stream again where the
     /// source is not a file.
     pub(super) async fn into_file(self) -> Result<Result<UploadBody, Self>, RegistryError> {
-        let Self { origin: Origin::File(file), descriptor, host, .. } = self else { return Ok(Err(self)) };
-        let (file, size) = spawn_blocking(move || file.metadata().map(|metadata| (file, metadata.len())))
-            .await
-            .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
-            .map_err(|error| RegistryError::Unreachable { operation: "blob", host, reason: error.to_string() })?;
+        let Self {
+            origin: Origin::File(file),
+            descriptor,
+            host,
+            ..
+        } = self
+        else {
+            return Ok(Err(self));
+        };
+        let (file, size) =
+            spawn_blocking(move || file.metadata().map(|metadata| (file, metadata.len())))
+                .await
+                .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+                .map_err(|error| RegistryError::Unreachable {
+                    operation: "blob",
+                    host,
+                    reason: error.to_string(),
+                })?;
         if size != descriptor.size {
-            let Descriptor { digest, size: expected, .. } = descriptor;
-            return Err(RegistryError::Truncated { digest, expected, actual: size });
+            let Descriptor {
+                digest,
+                size: expected,
+                ..
+            } = descriptor;
+            return Err(RegistryError::Truncated {
+                digest,
+                expected,
+                actual: size,
+            });
         }
-        Ok(Ok(UploadBody::File { file: Arc::new(file), size }))
+        Ok(Ok(UploadBody::File {
+            file: Arc::new(file),
+            size,
+        }))
     }
 
     /// The error for received bytes that don't match the descriptor.
     pub fn mismatch(&self, mismatch: &BlobMismatch) -> RegistryError {
-        RegistryError::Mismatch { what: "blob", expected: mismatch.expected.clone(), actual: mismatch.actual.clone() }
+        RegistryError::Mismatch {
+            what: "blob",
+            expected: mismatch.expected.clone(),
+            actual: mismatch.actual.clone(),
+        }
     }
 
     /// Reads a small blob into memory and verifies it. The caller has checked
@@ -147,7 +217,9 @@ impl Origin {
             Self::Http(response) => response.chunk().await.map_err(|error| innermost(&error)),
             Self::File(file) => {
                 let mut file = file.try_clone().map_err(|error| error.to_string())?;
-                let length = usize::try_from(remaining.saturating_add(1)).unwrap_or(READ_BYTES).min(READ_BYTES);
+                let length = usize::try_from(remaining.saturating_add(1))
+                    .unwrap_or(READ_BYTES)
+                    .min(READ_BYTES);
                 let read = spawn_blocking(move || {
                     let mut piece = vec![0; length];
                     file.read(&mut piece).map(|count| {
@@ -155,7 +227,10 @@ impl Origin {
                         piece
                     })
                 });
-                let piece = read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+                let piece = read
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .map_err(|error| error.to_string())?;
                 Ok((!piece.is_empty()).then(|| piece.into()))
             }
         }

@@ -8,7 +8,8 @@ use rustls::CertificateError;
 /// it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
 const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-const NOT_FOR_SERVERS: &str = "its certificate is not for servers; issue one with extendedKeyUsage serverAuth";
+const NOT_FOR_SERVERS: &str =
+    "its certificate is not for servers; issue one with extendedKeyUsage serverAuth";
 
 /// The explanation, where the certificate is why a connection failed.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
@@ -29,7 +30,10 @@ fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Erro
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        cause = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
             Some(inner) => Some(inner),
             None => error.source(),
         };
@@ -40,7 +44,12 @@ fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Erro
 fn explain_reason(reason: &CertificateError) -> String {
     let names = |presented: &[String]| match presented {
         [] => "no name".to_owned(),
-        names => names.iter().take(5).map(|name| printable(name)).collect::<Vec<_>>().join(", "),
+        names => names
+            .iter()
+            .take(5)
+            .map(|name| printable(name))
+            .collect::<Vec<_>>()
+            .join(", "),
     };
     match reason {
         CertificateError::UnknownIssuer => "its certificate is issued by an authority that is not trusted here; set \
@@ -77,21 +86,28 @@ fn explain_other(reason: &str) -> String {
         return NOT_FOR_SERVERS.to_owned();
     }
     if reason.contains("UnsupportedCertVersion") {
-        return "its certificate is X.509 version 1; issue one of version 3, with a subjectAltName".to_owned();
+        return "its certificate is X.509 version 1; issue one of version 3, with a subjectAltName"
+            .to_owned();
     }
     format!("its certificate is not accepted: {}", printable(reason))
 }
 
 /// Text from a server, cut and without control characters.
 fn printable(text: &str) -> String {
-    text.chars().filter(|shown| !shown.is_control()).take(200).collect()
+    text.chars()
+        .filter(|shown| !shown.is_control())
+        .take(200)
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa,
+        KeyPair,
+    };
     use tokio::net::TcpListener;
 
     use super::*;
@@ -101,15 +117,20 @@ mod tests {
     };
 
     /// The error of a client that trusts `root` at a server with this certificate.
-    async fn connection_error(certificate: &rcgen::Certificate, key: &KeyPair, root: Option<&str>) -> String {
+    async fn connection_error(
+        certificate: &rcgen::Certificate,
+        key: &KeyPair,
+        root: Option<&str>,
+    ) -> String {
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
-        let server =
-            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![certificate.der().clone()], key.into())
-                .unwrap();
+        let server = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
@@ -118,16 +139,37 @@ mod tests {
                 let _ = acceptor.accept(stream).await;
             }
         });
-        let options = Options { extra_roots: root.unwrap_or_default().into(), ..Options::default() };
-        let limits = ReadLimits { manifest: 1, evidence: 1, bundle: 1 };
-        let registries = Registries::new([(host.clone(), options)].into(), limits, Metrics::new().unwrap());
-        let error = registries.repositories(&host).await.unwrap_err().to_string();
+        let options = Options {
+            extra_roots: root.unwrap_or_default().into(),
+            ..Options::default()
+        };
+        let limits = ReadLimits {
+            manifest: 1,
+            evidence: 1,
+            bundle: 1,
+        };
+        let registries = Registries::new(
+            [(host.clone(), options)].into(),
+            limits,
+            Metrics::new().unwrap(),
+        );
+        let error = registries
+            .repositories(&host)
+            .await
+            .unwrap_err()
+            .to_string();
         serving.abort();
         error
     }
 
     fn parameters(names: &[&str]) -> CertificateParams {
-        CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap()
+        CertificateParams::new(
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>(),
+        )
+        .unwrap()
     }
 
     #[tokio::test]
@@ -135,16 +177,27 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let mut parameters = parameters(&["127.0.0.1"]);
         let good = parameters.self_signed(&key).unwrap();
-        assert!(connection_error(&good, &key, None).await.contains("not trusted here"));
+        assert!(
+            connection_error(&good, &key, None)
+                .await
+                .contains("not trusted here")
+        );
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = parameters.self_signed(&key).unwrap();
         let error = connection_error(&authority, &key, Some(&authority.pem())).await;
-        assert!(error.contains("CA:TRUE") && error.contains("CA:FALSE") && error.contains("--ca-file"), "{error}");
+        assert!(
+            error.contains("CA:TRUE") && error.contains("CA:FALSE") && error.contains("--ca-file"),
+            "{error}"
+        );
         parameters.is_ca = IsCa::NoCa;
         parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
         parameters.not_before = rcgen::date_time_ymd(2019, 1, 1);
         let expired = parameters.self_signed(&key).unwrap();
-        assert!(connection_error(&expired, &key, Some(&expired.pem())).await.contains("has expired"));
+        assert!(
+            connection_error(&expired, &key, Some(&expired.pem()))
+                .await
+                .contains("has expired")
+        );
     }
 
     #[tokio::test]
@@ -153,9 +206,14 @@ mod tests {
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let elsewhere = parameters(&["registry.example"]).signed_by(&key, &issuer).unwrap();
+        let elsewhere = parameters(&["registry.example"])
+            .signed_by(&key, &issuer)
+            .unwrap();
         let error = connection_error(&elsewhere, &key, Some(&issuer.pem())).await;
-        assert!(error.contains("registry.example") && error.contains("subjectAltNames"), "{error}");
+        assert!(
+            error.contains("registry.example") && error.contains("subjectAltNames"),
+            "{error}"
+        );
         let mut client = parameters(&["127.0.0.1"]);
         client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let client = client.signed_by(&key, &issuer).unwrap();

@@ -4,7 +4,11 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// A token from `realm` (distribution, `auth/token.md`).
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
     /// User name and password.
     Basic,
 }
@@ -13,7 +17,9 @@ impl Challenge {
     /// The preferred challenge: Bearer before Basic. `None` when neither is offered.
     pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Self> {
         let offered: Vec<_> = headers.flat_map(parse).collect();
-        let bearer = offered.iter().find(|challenge| matches!(challenge, Self::Bearer { .. }));
+        let bearer = offered
+            .iter()
+            .find(|challenge| matches!(challenge, Self::Bearer { .. }));
         bearer.or_else(|| offered.first()).cloned()
     }
 }
@@ -29,11 +35,18 @@ fn parse(header: &str) -> Vec<Challenge> {
         }
         let (parameters, after) = parameters(after);
         let value = |name: &str| {
-            parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
+            parameters
+                .iter()
+                .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.clone())
         };
         if scheme.eq_ignore_ascii_case("bearer") {
             if let Some(realm) = value("realm") {
-                found.push(Challenge::Bearer { realm, service: value("service"), scope: value("scope") });
+                found.push(Challenge::Bearer {
+                    realm,
+                    service: value("service"),
+                    scope: value("scope"),
+                });
             }
         } else if scheme.eq_ignore_ascii_case("basic") {
             found.push(Challenge::Basic);
@@ -49,7 +62,9 @@ fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
     loop {
         let start = rest.trim_start_matches([',', ' ', '\t']);
         let (key, after) = token(start);
-        let Some(value) = after.trim_start().strip_prefix('=') else { return (pairs, start) };
+        let Some(value) = after.trim_start().strip_prefix('=') else {
+            return (pairs, start);
+        };
         if key.is_empty() {
             return (pairs, "");
         }
@@ -66,7 +81,10 @@ fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
 }
 
 fn token(text: &str) -> (&str, &str) {
-    text.split_at(text.find(|c: char| c.is_whitespace() || matches!(c, ',' | '=' | '"')).unwrap_or(text.len()))
+    text.split_at(
+        text.find(|c: char| c.is_whitespace() || matches!(c, ',' | '=' | '"'))
+            .unwrap_or(text.len()),
+    )
 }
 
 fn unquote(text: &str) -> (String, &str) {
@@ -105,14 +123,26 @@ mod tests {
     fn bearer_is_preferred_and_case_does_not_matter() {
         let chosen = choose(r#"basic Realm="x", BEARER REALM="https://t/", service=plain"#);
         assert!(matches!(chosen, Some(Challenge::Bearer { service: Some(s), .. }) if s == "plain"));
-        assert_eq!(choose(r#"Basic realm="a \"quoted\" one""#), Some(Challenge::Basic));
+        assert_eq!(
+            choose(r#"Basic realm="a \"quoted\" one""#),
+            Some(Challenge::Basic)
+        );
     }
 
     #[test]
     fn garbage_is_no_challenge() {
-        for header in
-            ["", ",,,", "=", "Bearer", "Bearer service=x", "Digest a=b", "\"", "Bearer realm", "Bearer =", "a=\"b"]
-        {
+        for header in [
+            "",
+            ",,,",
+            "=",
+            "Bearer",
+            "Bearer service=x",
+            "Digest a=b",
+            "\"",
+            "Bearer realm",
+            "Bearer =",
+            "a=\"b",
+        ] {
             assert_eq!(choose(header), None, "{header}");
         }
     }

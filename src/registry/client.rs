@@ -99,17 +99,32 @@ impl RegistryClient {
         metrics: Metrics,
         max_retry_wait: Duration,
     ) -> Result<Self, InvalidOptions> {
-        Ok(Self { max_retry_wait, ..Self::new(Transport::reading(host, options)?, options, metrics) })
+        Ok(Self {
+            max_retry_wait,
+            ..Self::new(Transport::reading(host, options)?, options, metrics)
+        })
     }
 
     /// For uploads.
-    pub(super) fn writing(host: &str, options: &Options, metrics: Metrics) -> Result<Self, InvalidOptions> {
-        Ok(Self::new(Transport::writing(host, options)?, options, metrics))
+    pub(super) fn writing(
+        host: &str,
+        options: &Options,
+        metrics: Metrics,
+    ) -> Result<Self, InvalidOptions> {
+        Ok(Self::new(
+            Transport::writing(host, options)?,
+            options,
+            metrics,
+        ))
     }
 
     fn new(transport: Transport, options: &Options, metrics: Metrics) -> Self {
         Self {
-            auth: Authenticator::new(transport.host().to_owned(), options.scheme, options.credentials.clone()),
+            auth: Authenticator::new(
+                transport.host().to_owned(),
+                options.scheme,
+                options.credentials.clone(),
+            ),
             transport,
             max_retry_wait: MAX_RETRY_WAIT,
             metrics,
@@ -146,7 +161,13 @@ impl RegistryClient {
             let delay = retry::delay(attempt, wait);
             let error = error.to_string();
             let error = &*cut(&error, SENTENCE_BYTES);
-            tracing::debug!(host = self.transport.host(), attempt, ?delay, error, "retrying a request to the registry");
+            tracing::debug!(
+                host = self.transport.host(),
+                attempt,
+                ?delay,
+                error,
+                "retrying a request to the registry"
+            );
             sleep(delay).await;
         }
     }
@@ -178,11 +199,18 @@ impl RegistryClient {
                 Class::Defect => "defect",
             },
         };
-        self.metrics.registry_requests.with_label_values(&[self.transport.host(), call.operation, label]).inc();
+        self.metrics
+            .registry_requests
+            .with_label_values(&[self.transport.host(), call.operation, label])
+            .inc();
         outcome
     }
 
-    async fn classify_status(&self, call: &Call<'_>, response: Response) -> Result<Response, RegistryError> {
+    async fn classify_status(
+        &self,
+        call: &Call<'_>,
+        response: Response,
+    ) -> Result<Response, RegistryError> {
         let status = response.status().as_u16();
         match status {
             200..=299 | 404 => Ok(response),
@@ -206,7 +234,9 @@ impl RegistryClient {
     async fn detail(&self, response: Response) -> String {
         let read = self.transport.read_limited(response, MAX_ERROR_BODY_BYTES);
         let read = timeout(self.transport.timeouts().read, read).await;
-        let Ok(Ok(body)) = read else { return String::new() };
+        let Ok(Ok(body)) = read else {
+            return String::new();
+        };
         error_detail(&body)
     }
 
@@ -226,35 +256,52 @@ impl RegistryClient {
             return Ok(response);
         }
         let offered = response.headers().get_all(header::WWW_AUTHENTICATE);
-        let Some(challenge) = Challenge::choose(offered.iter().filter_map(|value| value.to_str().ok())) else {
+        let Some(challenge) =
+            Challenge::choose(offered.iter().filter_map(|value| value.to_str().ok()))
+        else {
             return Ok(response);
         };
-        let answer = self.auth.answer(&self.transport, call.scope, &challenge, cached.as_ref()).await?;
+        let answer = self
+            .auth
+            .answer(&self.transport, call.scope, &challenge, cached.as_ref())
+            .await?;
         self.redirected(call, Some(answer)).await
     }
 
     /// Sends, and follows redirects. Credentials go to the registry's own origin only, and a
     /// redirect never leads from TLS to plain HTTP.
-    async fn redirected(&self, call: &Call<'_>, authorization: Option<HeaderValue>) -> Result<Response, RegistryError> {
+    async fn redirected(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, RegistryError> {
         let transport = &self.transport;
         let mut url = match &call.target {
             Target::Path(path) => transport.url(call.operation, path)?,
             Target::Url(url) => url.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
-            let mut request =
-                transport.http_for(&url).request(call.method.clone(), url.clone()).header(header::ACCEPT, ACCEPT);
+            let mut request = transport
+                .http_for(&url)
+                .request(call.method.clone(), url.clone())
+                .header(header::ACCEPT, ACCEPT);
             // Some servers refuse a request whose body has no announced length, even if it has
             // no body.
             if call.body.is_none() && !call.method.is_safe() {
                 request = request.header(header::CONTENT_LENGTH, 0);
             }
-            if let Some(value) = authorization.as_ref().filter(|_| transport.is_own_origin(&url)) {
+            if let Some(value) = authorization
+                .as_ref()
+                .filter(|_| transport.is_own_origin(&url))
+            {
                 request = request.header(header::AUTHORIZATION, value.clone());
             }
             let response = match call.body {
                 None => transport.send(call.operation, request).await?,
-                Some(body) => self.send_with_progress(call.operation, request, body).await?,
+                Some(body) => {
+                    self.send_with_progress(call.operation, request, body)
+                        .await?
+                }
             };
             let status = response.status().as_u16();
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
@@ -266,7 +313,10 @@ impl RegistryClient {
             }
             url = transport.next_hop(call.operation, &url, &response)?;
         }
-        Err(transport.protocol(call.operation, format!("more than {MAX_REDIRECTS} redirects")))
+        Err(transport.protocol(
+            call.operation,
+            format!("more than {MAX_REDIRECTS} redirects"),
+        ))
     }
 
     /// Sends a body of any length. It fails when no byte was sent for `timeouts.read`; after the
@@ -290,17 +340,24 @@ impl RegistryClient {
         loop {
             if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {
                 progress(payload.sent());
-                return answer.map_err(|error| self.transport.unreachable(operation, innermost(&error)));
+                return answer
+                    .map_err(|error| self.transport.unreachable(operation, innermost(&error)));
             }
             let sent = payload.sent();
             if sent != last_sent {
                 (last_sent, since) = (sent, Instant::now());
                 progress(sent);
             }
-            let limit = if sent < payload.length() { timeouts.read } else { timeouts.total };
+            let limit = if sent < payload.length() {
+                timeouts.read
+            } else {
+                timeouts.total
+            };
             if since.elapsed() > limit {
                 let limit = humantime::format_duration(limit);
-                return Err(self.transport.unreachable(operation, format!("no progress for {limit}")));
+                return Err(self
+                    .transport
+                    .unreachable(operation, format!("no progress for {limit}")));
             }
         }
     }
@@ -320,22 +377,33 @@ struct ErrorEntry {
 
 impl std::fmt::Debug for RequestBody<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RequestBody").field("payload", self.payload).finish_non_exhaustive()
+        f.debug_struct("RequestBody")
+            .field("payload", self.payload)
+            .finish_non_exhaustive()
     }
 }
 
 /// Code and message from the body of an error (distribution-spec, "Error codes"), in parentheses
 /// and without control characters; empty where the body has neither.
 pub(super) fn error_detail(body: &[u8]) -> String {
-    let Some(first) = serde_json::from_slice::<ErrorBody>(body).ok().and_then(|body| body.errors.into_iter().next())
+    let Some(first) = serde_json::from_slice::<ErrorBody>(body)
+        .ok()
+        .and_then(|body| body.errors.into_iter().next())
     else {
         return String::new();
     };
-    let parts = [first.code, first.message].into_iter().flatten().filter(|text| !text.is_empty());
+    let parts = [first.code, first.message]
+        .into_iter()
+        .flatten()
+        .filter(|text| !text.is_empty());
     let text = parts.collect::<Vec<_>>().join(", ");
     let shown: String = text.chars().filter(|shown| !shown.is_control()).collect();
     let shown = cut(&shown, MAX_DETAIL_BYTES);
-    if shown.is_empty() { String::new() } else { format!(" ({shown})") }
+    if shown.is_empty() {
+        String::new()
+    } else {
+        format!(" ({shown})")
+    }
 }
 
 #[cfg(test)]
@@ -366,7 +434,9 @@ mod tests {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let _ = stream.read(&mut [0; 4096]).await;
-                let answer = answers.next().unwrap_or_else(|| "HTTP/1.1 500 x\r\n".to_owned());
+                let answer = answers
+                    .next()
+                    .unwrap_or_else(|| "HTTP/1.1 500 x\r\n".to_owned());
                 let whole = format!("{answer}content-length: 0\r\nconnection: close\r\n\r\n");
                 stream.write_all(whole.as_bytes()).await.unwrap();
             }
@@ -375,7 +445,11 @@ mod tests {
     }
 
     fn client(host: &str, timeouts: Timeouts, names: Fixed) -> RegistryClient {
-        let options = Options { scheme: Scheme::Http, timeouts, ..Options::default() };
+        let options = Options {
+            scheme: Scheme::Http,
+            timeouts,
+            ..Options::default()
+        };
         let transport = Transport::new(host, &options, None, Arc::new(names)).unwrap();
         RegistryClient::new(transport, &options, Metrics::new().unwrap())
     }
@@ -383,7 +457,15 @@ mod tests {
     async fn ask(client: &RegistryClient) -> Result<Response, RegistryError> {
         let target = Target::Path("acme/authz/manifests/live");
         let scope = TokenScope::Pull("acme/authz");
-        client.attempt(&Call { operation: "test", method: Method::GET, scope, target, body: None }).await
+        client
+            .attempt(&Call {
+                operation: "test",
+                method: Method::GET,
+                scope,
+                target,
+                body: None,
+            })
+            .await
     }
 
     #[tokio::test]
@@ -393,12 +475,25 @@ mod tests {
             let url = format!("http://{name}/latest/meta-data/");
             for answer in [
                 format!("HTTP/1.1 307 x\r\nlocation: {url}\r\n"),
-                format!("HTTP/1.1 401 x\r\nwww-authenticate: Bearer realm=\"{url}\",service=\"x\"\r\n"),
+                format!(
+                    "HTTP/1.1 401 x\r\nwww-authenticate: Bearer realm=\"{url}\",service=\"x\"\r\n"
+                ),
             ] {
                 let host = registry(vec![answer]).await;
-                let client = client(&host, Timeouts { connect: read, read, total: read }, NAMES);
+                let client = client(
+                    &host,
+                    Timeouts {
+                        connect: read,
+                        read,
+                        total: read,
+                    },
+                    NAMES,
+                );
                 let error = ask(&client).await.unwrap_err();
-                assert!(error.to_string().contains("cloud metadata address"), "{name}: {error}");
+                assert!(
+                    error.to_string().contains("cloud metadata address"),
+                    "{name}: {error}"
+                );
                 assert_eq!(error.class(), Class::Transient, "{name}: {error}");
             }
         }
@@ -408,7 +503,10 @@ mod tests {
     async fn a_redirect_to_a_name_with_an_allowed_address_is_followed() {
         let blobs = registry(vec!["HTTP/1.1 200 x\r\n".to_owned()]).await;
         let port = blobs.rsplit_once(':').unwrap().1.to_owned();
-        let host = registry(vec![format!("HTTP/1.1 307 x\r\nlocation: http://blobs.example:{port}/x\r\n")]).await;
+        let host = registry(vec![format!(
+            "HTTP/1.1 307 x\r\nlocation: http://blobs.example:{port}/x\r\n"
+        )])
+        .await;
         let names = Fixed(&[("blobs.example", &["169.254.169.254", "127.0.0.1"])]);
         let client = client(&host, Timeouts::default(), names);
         assert_eq!(ask(&client).await.unwrap().status(), 200);

@@ -33,11 +33,17 @@ enum Backend {
 
 impl Destination {
     pub(super) fn remote(repository: Repository, remote: Remote) -> Self {
-        Self { repository, backend: Backend::Remote(remote) }
+        Self {
+            repository,
+            backend: Backend::Remote(remote),
+        }
     }
 
     pub(super) fn layout(repository: Repository, root: PathBuf, limits: ReadLimits) -> Self {
-        Self { repository, backend: Backend::Layout(LayoutWriter::new(root, limits)) }
+        Self {
+            repository,
+            backend: Backend::Layout(LayoutWriter::new(root, limits)),
+        }
     }
 
     /// In a layout, writes tags as full references `repository:tag`, so that one folder holds many
@@ -45,7 +51,10 @@ impl Destination {
     #[must_use]
     pub fn with_tag_prefix(self, repository: &Repository) -> Self {
         match self.backend {
-            Backend::Layout(writer) => Self { backend: Backend::Layout(writer.with_tag_prefix(repository)), ..self },
+            Backend::Layout(writer) => Self {
+                backend: Backend::Layout(writer.with_tag_prefix(repository)),
+                ..self
+            },
             Backend::Remote(_) => self,
         }
     }
@@ -71,9 +80,15 @@ impl Destination {
     ///
     /// # Errors
     /// When the registry does not answer, or refuses a write.
-    pub async fn mount(&self, descriptor: &Descriptor, from: &Repository) -> Result<bool, RegistryError> {
+    pub async fn mount(
+        &self,
+        descriptor: &Descriptor,
+        from: &Repository,
+    ) -> Result<bool, RegistryError> {
         match (&self.backend, from) {
-            (Backend::Remote(remote), Repository::Registry { host, path }) if *host == self.repository.host() => {
+            (Backend::Remote(remote), Repository::Registry { host, path })
+                if *host == self.repository.host() =>
+            {
                 remote.mount(descriptor, path).await
             }
             _ => Ok(false),
@@ -109,7 +124,11 @@ impl Destination {
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
         match &self.backend {
-            Backend::Remote(remote) => remote.upload(descriptor, &UploadBody::Blob(blob.clone()), progress).await?,
+            Backend::Remote(remote) => {
+                remote
+                    .upload(descriptor, &UploadBody::Blob(blob.clone()), progress)
+                    .await?
+            }
             Backend::Layout(writer) => writer.store(blob).await?,
         }
         progress.finished(descriptor, BlobTransfer::Sent);
@@ -143,7 +162,12 @@ impl Destination {
     ///
     /// # Errors
     /// When the registry does not answer, refuses, or reports another digest.
-    pub async fn put_manifest(&self, raw: &Bytes, media_type: &str, tag: Option<&str>) -> Result<(), RegistryError> {
+    pub async fn put_manifest(
+        &self,
+        raw: &Bytes,
+        media_type: &str,
+        tag: Option<&str>,
+    ) -> Result<(), RegistryError> {
         match &self.backend {
             Backend::Remote(remote) => remote.put_manifest(raw, media_type, tag).await.map(drop),
             Backend::Layout(writer) => writer.put_manifest(raw, media_type, tag).await,
@@ -162,12 +186,17 @@ impl Destination {
         }
     }
 
-    /// Puts a manifest that refers to `subject`. Where the registry has no referrers API, adds it to
-    /// the index under `sha256-<hex of subject>` (distribution-spec, "Unavailable Referrers API").
+    /// Puts a manifest that refers to `subject`. Where the registry has no referrers API, adds it
+    /// to the index under `sha256-<hex of subject>` (distribution-spec, "Unavailable Referrers
+    /// API").
     ///
     /// # Errors
     /// When the registry does not answer or refuses, or when that tag does not name an index.
-    pub async fn attach(&self, referrer: &Bytes, subject: &PinnedReference) -> Result<(), RegistryError> {
+    pub async fn attach(
+        &self,
+        referrer: &Bytes,
+        subject: &PinnedReference,
+    ) -> Result<(), RegistryError> {
         let manifest = Manifest::parse(referrer.clone(), None, referrer.len() as u64)?;
         let entry = manifest.as_referrer();
         match &self.backend {

@@ -31,17 +31,35 @@ struct Catalog {
 }
 
 /// `GET /v2/<name>/tags/list`, all pages. Sorts the tags, as some registries don't.
-pub(super) async fn tags(client: &RegistryClient, path: &str) -> Result<Vec<String>, RegistryError> {
+pub(super) async fn tags(
+    client: &RegistryClient,
+    path: &str,
+) -> Result<Vec<String>, RegistryError> {
     let first = format!("{path}/tags/list?n={PAGE_SIZE}");
     let listed = pages(client, "tags", TokenScope::Pull(path), &first, tags_in).await?;
-    listed.ok_or_else(|| RegistryError::NoSuchRepository { repository: format!("{}/{path}", client.transport.host()) })
+    listed.ok_or_else(|| RegistryError::NoSuchRepository {
+        repository: format!("{}/{path}", client.transport.host()),
+    })
 }
 
 /// `GET /v2/_catalog`, all pages: an extension that many registries lack.
-pub(super) async fn repositories(client: &RegistryClient) -> Result<Option<Vec<String>>, RegistryError> {
+pub(super) async fn repositories(
+    client: &RegistryClient,
+) -> Result<Option<Vec<String>>, RegistryError> {
     let first = format!("_catalog?n={PAGE_SIZE}");
-    match pages(client, "catalog", TokenScope::Catalog, &first, repositories_in).await {
-        Err(RegistryError::Status { status: 400 | 405 | 501, .. }) => Ok(None),
+    match pages(
+        client,
+        "catalog",
+        TokenScope::Catalog,
+        &first,
+        repositories_in,
+    )
+    .await
+    {
+        Err(RegistryError::Status {
+            status: 400 | 405 | 501,
+            ..
+        }) => Ok(None),
         listed => listed,
     }
 }
@@ -49,23 +67,31 @@ pub(super) async fn repositories(client: &RegistryClient) -> Result<Option<Vec<S
 /// `GET /v2/`: checks the credentials.
 pub(super) async fn ping(client: &RegistryClient) -> Result<(), RegistryError> {
     let call = call("login", TokenScope::Unscoped, Target::Path(""));
-    let response = client.transport.within("login", client.transport.deadline(), client.send(&call)).await?;
+    let response = client
+        .transport
+        .within("login", client.transport.deadline(), client.send(&call))
+        .await?;
     match response.status() {
-        StatusCode::NOT_FOUND => {
-            Err(client.transport.protocol("login", "the server has no /v2/, so it is not a registry".to_owned()))
-        }
+        StatusCode::NOT_FOUND => Err(client.transport.protocol(
+            "login",
+            "the server has no /v2/, so it is not a registry".to_owned(),
+        )),
         _ => Ok(()),
     }
 }
 
 /// The tags of a page; `None` where the body is no such page.
 pub(super) fn tags_in(body: &[u8]) -> Option<Vec<String>> {
-    serde_json::from_slice(body).ok().map(|page: Tags| page.tags.unwrap_or_default())
+    serde_json::from_slice(body)
+        .ok()
+        .map(|page: Tags| page.tags.unwrap_or_default())
 }
 
 /// The repositories of a page; `None` where the body is no such page.
 pub(super) fn repositories_in(body: &[u8]) -> Option<Vec<String>> {
-    serde_json::from_slice(body).ok().map(|page: Catalog| page.repositories.unwrap_or_default())
+    serde_json::from_slice(body)
+        .ok()
+        .map(|page: Catalog| page.repositories.unwrap_or_default())
 }
 
 async fn pages(
@@ -87,18 +113,27 @@ async fn pages(
                 return Ok(None);
             }
             let next = transport.next_page(&response);
-            let body = transport.read_limited(response, MAX_PAGE_BYTES).await.map_err(|failure| match failure {
-                ReadFailure::TooLarge => {
-                    transport.protocol(operation, format!("a page is longer than {MAX_PAGE_BYTES} bytes"))
-                }
-                ReadFailure::Broken(reason) => transport.unreachable(operation, reason),
+            let body = transport
+                .read_limited(response, MAX_PAGE_BYTES)
+                .await
+                .map_err(|failure| match failure {
+                    ReadFailure::TooLarge => transport.protocol(
+                        operation,
+                        format!("a page is longer than {MAX_PAGE_BYTES} bytes"),
+                    ),
+                    ReadFailure::Broken(reason) => transport.unreachable(operation, reason),
+                })?;
+            let names = names(&body).ok_or_else(|| {
+                transport.protocol(operation, "the answer is not a list of names".to_owned())
             })?;
-            let names = names(&body)
-                .ok_or_else(|| transport.protocol(operation, "the answer is not a list of names".to_owned()))?;
             Ok(Some((names, next)))
         };
-        let page = transport.within(operation, transport.deadline(), page).await?;
-        let Some((names, next)) = page else { return Ok((!seen.is_empty()).then(|| found.into_iter().collect())) };
+        let page = transport
+            .within(operation, transport.deadline(), page)
+            .await?;
+        let Some((names, next)) = page else {
+            return Ok((!seen.is_empty()).then(|| found.into_iter().collect()));
+        };
         found.extend(names);
         match next {
             Some(url) if seen.insert(url.clone()) => target = Target::Url(url),
@@ -109,5 +144,11 @@ async fn pages(
 }
 
 fn call<'a>(operation: &'static str, scope: TokenScope<'a>, target: Target<'a>) -> Call<'a> {
-    Call { operation, method: Method::GET, scope, target, body: None }
+    Call {
+        operation,
+        method: Method::GET,
+        scope,
+        target,
+        body: None,
+    }
 }

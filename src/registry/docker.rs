@@ -120,14 +120,21 @@ impl DockerConfig {
     ///
     /// # Errors
     /// When the helper or the disk fails; the file is then unchanged.
-    pub async fn store(&self, host: &str, username: &str, password: &str) -> Result<StoredIn, DockerConfigError> {
+    pub async fn store(
+        &self,
+        host: &str,
+        username: &str,
+        password: &str,
+    ) -> Result<StoredIn, DockerConfigError> {
         let config = self.read().await?;
         let (host_key, helper) = (config_key(host), self.helper(&config, host)?);
         if let Some(helper) = helper {
-            let input = json!({ "ServerURL": host_key, "Username": username, "Secret": password }).to_string();
+            let input = json!({ "ServerURL": host_key, "Username": username, "Secret": password })
+                .to_string();
             self.run_helper(&helper, "store", &input).await?;
             // As docker does: an entry without a secret marks the registry as logged in.
-            self.update_auths(move |auths| auths.insert(host_key, json!({})).is_none()).await?;
+            self.update_auths(move |auths| auths.insert(host_key, json!({})).is_none())
+                .await?;
             return Ok(StoredIn::Helper(helper));
         }
         let auth = STANDARD.encode(format!("{username}:{password}"));
@@ -153,8 +160,13 @@ impl DockerConfig {
             erased = true;
         }
         let names = config_keys(host);
-        let dropped =
-            self.update_auths(move |auths| names.iter().filter(|name| auths.remove(*name).is_some()).count() > 0);
+        let dropped = self.update_auths(move |auths| {
+            names
+                .iter()
+                .filter(|name| auths.remove(*name).is_some())
+                .count()
+                > 0
+        });
         Ok(dropped.await? || erased)
     }
 
@@ -180,7 +192,11 @@ impl DockerConfig {
         }
         // serde's message quotes the offending text, which may be a secret.
         serde_json::from_slice(text).map_err(|error| {
-            self.malformed(format!("it is not a JSON object (line {}, column {})", error.line(), error.column()))
+            self.malformed(format!(
+                "it is not a JSON object (line {}, column {})",
+                error.line(),
+                error.column()
+            ))
         })
     }
 
@@ -192,23 +208,41 @@ impl DockerConfig {
         host: &str,
     ) -> Result<(Option<String>, Option<DockerLogin>), DockerConfigError> {
         let config = self.parse(text)?;
-        Ok((self.helper(&config, host)?, self.login_in_file(&config, host)?))
+        Ok((
+            self.helper(&config, host)?,
+            self.login_in_file(&config, host)?,
+        ))
     }
 
-    fn helper(&self, config: &Map<String, Value>, host: &str) -> Result<Option<String>, DockerConfigError> {
-        let own = config
-            .get("credHelpers")
-            .and_then(|helpers| config_keys(host).iter().find_map(|name| helpers.get(name)).and_then(Value::as_str));
-        let helper = own.or_else(|| config.get("credsStore").and_then(Value::as_str)).unwrap_or_default();
+    fn helper(
+        &self,
+        config: &Map<String, Value>,
+        host: &str,
+    ) -> Result<Option<String>, DockerConfigError> {
+        let own = config.get("credHelpers").and_then(|helpers| {
+            config_keys(host)
+                .iter()
+                .find_map(|name| helpers.get(name))
+                .and_then(Value::as_str)
+        });
+        let helper = own
+            .or_else(|| config.get("credsStore").and_then(Value::as_str))
+            .unwrap_or_default();
         if helper.contains(['/', '\\', '\0']) {
             return Err(self.malformed(format!("{helper:?} is not the name of a helper")));
         }
         Ok((!helper.is_empty()).then(|| helper.to_owned()))
     }
 
-    fn login_in_file(&self, config: &Map<String, Value>, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
+    fn login_in_file(
+        &self,
+        config: &Map<String, Value>,
+        host: &str,
+    ) -> Result<Option<DockerLogin>, DockerConfigError> {
         let auths = config.get("auths").and_then(Value::as_object);
-        let Some(entry) = auths.and_then(|auths| config_keys(host).iter().find_map(|name| auths.get(name))) else {
+        let Some(entry) =
+            auths.and_then(|auths| config_keys(host).iter().find_map(|name| auths.get(name)))
+        else {
             return Ok(None);
         };
         let malformed = || self.malformed(format!("the entry of {host} can't be parsed"));
@@ -220,44 +254,75 @@ impl DockerConfig {
             return Ok(Some(DockerLogin::IdentityToken(entry.identity_token)));
         }
         if entry.auth.is_empty() {
-            let Entry { username, password, .. } = entry;
-            return Ok((!username.is_empty()).then_some(DockerLogin::Password { username, password }));
+            let Entry {
+                username, password, ..
+            } = entry;
+            return Ok(
+                (!username.is_empty()).then_some(DockerLogin::Password { username, password })
+            );
         }
-        let pair = STANDARD.decode(entry.auth.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
+        let pair = STANDARD
+            .decode(entry.auth.trim())
+            .ok()
+            .and_then(|pair| String::from_utf8(pair).ok());
         let pair = pair.ok_or_else(malformed)?;
         let (username, password) = pair.split_once(':').ok_or_else(malformed)?;
         let password = password.trim_end_matches('\0').to_owned();
-        Ok(Some(DockerLogin::Password { username: username.to_owned(), password }))
+        Ok(Some(DockerLogin::Password {
+            username: username.to_owned(),
+            password,
+        }))
     }
 
-    async fn ask_helper(&self, helper: &str, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
+    async fn ask_helper(
+        &self,
+        helper: &str,
+        host: &str,
+    ) -> Result<Option<DockerLogin>, DockerConfigError> {
         let answer = match self.run_helper(helper, "get", &config_key(host)).await {
             Ok(answer) => answer,
             // By this text helpers report that they have no credentials.
-            Err(DockerConfigError::Helper { reason, .. }) if reason.contains("credentials not found") => {
+            Err(DockerConfigError::Helper { reason, .. })
+                if reason.contains("credentials not found") =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        Self::parse_helper_answer(&answer)
-            .map_err(|_| self.helper_failed(helper, "get", "its answer is not JSON with credentials".to_owned()))
+        Self::parse_helper_answer(&answer).map_err(|_| {
+            self.helper_failed(
+                helper,
+                "get",
+                "its answer is not JSON with credentials".to_owned(),
+            )
+        })
     }
 
     /// The login in the answer of a helper.
-    pub(super) fn parse_helper_answer(answer: &[u8]) -> Result<Option<DockerLogin>, serde_json::Error> {
+    pub(super) fn parse_helper_answer(
+        answer: &[u8],
+    ) -> Result<Option<DockerLogin>, serde_json::Error> {
         let answer: HelperAnswer = serde_json::from_slice(answer)?;
         if answer.secret.is_empty() && answer.username.is_empty() {
             return Ok(None);
         }
         Ok(Some(match answer.username.as_str() {
             TOKEN_USER => DockerLogin::IdentityToken(answer.secret),
-            _ => DockerLogin::Password { username: answer.username, password: answer.secret },
+            _ => DockerLogin::Password {
+                username: answer.username,
+                password: answer.secret,
+            },
         }))
     }
 
     /// Runs a helper. Secrets go through the pipe, not through the arguments, which every user of
     /// the machine can read.
-    async fn run_helper(&self, helper: &str, verb: &'static str, input: &str) -> Result<Vec<u8>, DockerConfigError> {
+    async fn run_helper(
+        &self,
+        helper: &str,
+        verb: &'static str,
+        input: &str,
+    ) -> Result<Vec<u8>, DockerConfigError> {
         let failed = |reason: String| self.helper_failed(helper, verb, reason);
         let mut child = Command::new(format!("docker-credential-{helper}"))
             .arg(verb)
@@ -275,15 +340,26 @@ impl DockerConfig {
             }
             child.wait_with_output().await
         };
-        let output = timeout(HELPER_TIMEOUT, exchange).await.map_err(|_| failed("no answer".to_owned()))?;
+        let output = timeout(HELPER_TIMEOUT, exchange)
+            .await
+            .map_err(|_| failed("no answer".to_owned()))?;
         let output = output.map_err(|error| failed(error.to_string()))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
         // Helpers print their errors on stdout.
         let message = String::from_utf8_lossy(&output.stdout);
-        let message: String = message.trim().chars().filter(|shown| !shown.is_control()).take(200).collect();
-        Err(failed(if message.is_empty() { output.status.to_string() } else { message }))
+        let message: String = message
+            .trim()
+            .chars()
+            .filter(|shown| !shown.is_control())
+            .take(200)
+            .collect();
+        Err(failed(if message.is_empty() {
+            output.status.to_string()
+        } else {
+            message
+        }))
     }
 
     /// Applies `change` to `auths`, and replaces the file if it returns `true`: atomically, with
@@ -296,7 +372,9 @@ impl DockerConfig {
         blocking(move || {
             let mut config = this.read_now()?;
             let auths = config.entry("auths").or_insert_with(|| json!({}));
-            let auths = auths.as_object_mut().ok_or_else(|| this.malformed("auths is not an object".to_owned()))?;
+            let auths = auths
+                .as_object_mut()
+                .ok_or_else(|| this.malformed("auths is not an object".to_owned()))?;
             if !change(auths) {
                 return Ok(false);
             }
@@ -310,30 +388,54 @@ impl DockerConfig {
         let failed = |source| self.io("write", source);
         // A symbolic link is kept: the file may be managed elsewhere.
         let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let folder = file
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
         fs::create_dir_all(folder).map_err(failed)?;
         // tempfile creates files with mode 0600.
-        let mut temporary = tempfile::Builder::new().prefix(".config.json-").tempfile_in(folder).map_err(failed)?;
+        let mut temporary = tempfile::Builder::new()
+            .prefix(".config.json-")
+            .tempfile_in(folder)
+            .map_err(failed)?;
         // Docker indents by tabs.
         let mut text = Vec::new();
         let tabs = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-        serde::Serialize::serialize(config, &mut serde_json::Serializer::with_formatter(&mut text, tabs))
-            .map_err(|error| failed(error.into()))?;
+        serde::Serialize::serialize(
+            config,
+            &mut serde_json::Serializer::with_formatter(&mut text, tabs),
+        )
+        .map_err(|error| failed(error.into()))?;
         temporary.write_all(&text).map_err(failed)?;
         temporary.as_file().sync_all().map_err(failed)?;
-        temporary.persist(&file).map(drop).map_err(|error| failed(error.error))
+        temporary
+            .persist(&file)
+            .map(drop)
+            .map_err(|error| failed(error.error))
     }
 
     fn io(&self, operation: &'static str, source: io::Error) -> DockerConfigError {
-        DockerConfigError::Io { operation, file: self.file.clone(), source }
+        DockerConfigError::Io {
+            operation,
+            file: self.file.clone(),
+            source,
+        }
     }
 
     fn malformed(&self, reason: String) -> DockerConfigError {
-        DockerConfigError::Malformed { file: self.file.clone(), reason }
+        DockerConfigError::Malformed {
+            file: self.file.clone(),
+            reason,
+        }
     }
 
     fn helper_failed(&self, helper: &str, verb: &'static str, reason: String) -> DockerConfigError {
-        DockerConfigError::Helper { helper: helper.to_owned(), verb, reason, file: self.file.clone() }
+        DockerConfigError::Helper {
+            helper: helper.to_owned(),
+            verb,
+            reason,
+            file: self.file.clone(),
+        }
     }
 }
 
@@ -402,7 +504,10 @@ mod tests {
     }
 
     fn password(username: &str, password: &str) -> Option<DockerLogin> {
-        Some(DockerLogin::Password { username: username.to_owned(), password: password.to_owned() })
+        Some(DockerLogin::Password {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        })
     }
 
     #[tokio::test]
@@ -416,11 +521,23 @@ mod tests {
             "empty.example": {},
         }}));
         let config = folder.config();
-        assert_eq!(config.find("ghcr.io").await.unwrap(), password("me", "pass:word"));
-        assert_eq!(config.find("docker.io").await.unwrap(), password("hub", "pw"));
+        assert_eq!(
+            config.find("ghcr.io").await.unwrap(),
+            password("me", "pass:word")
+        );
+        assert_eq!(
+            config.find("docker.io").await.unwrap(),
+            password("hub", "pw")
+        );
         assert_eq!(config.find("quay.io").await.unwrap(), password("q", "r"));
-        assert_eq!(config.find("acr.example").await.unwrap(), Some(DockerLogin::IdentityToken("id".into())));
-        assert_eq!(config.find("reg.example:5000").await.unwrap(), Some(DockerLogin::RegistryToken("tok".into())));
+        assert_eq!(
+            config.find("acr.example").await.unwrap(),
+            Some(DockerLogin::IdentityToken("id".into()))
+        );
+        assert_eq!(
+            config.find("reg.example:5000").await.unwrap(),
+            Some(DockerLogin::RegistryToken("tok".into()))
+        );
         assert_eq!(config.find("reg.example").await.unwrap(), None);
         assert_eq!(config.find("empty.example").await.unwrap(), None);
     }
@@ -428,15 +545,30 @@ mod tests {
     #[tokio::test]
     async fn store_keeps_the_rest_of_the_file_and_sets_mode_0600() {
         use std::os::unix::fs::PermissionsExt as _;
-        let folder = ConfigFolder::holding(&json!({ "psFormat": "x", "auths": { "a.example": { "auth": "YTpi" } } }));
+        let folder = ConfigFolder::holding(
+            &json!({ "psFormat": "x", "auths": { "a.example": { "auth": "YTpi" } } }),
+        );
         let config = folder.config();
         config.store("b.example", "me", "secret").await.unwrap();
-        assert_eq!(config.find("b.example").await.unwrap(), password("me", "secret"));
+        assert_eq!(
+            config.find("b.example").await.unwrap(),
+            password("me", "secret")
+        );
         assert_eq!(config.find("a.example").await.unwrap(), password("a", "b"));
         let text = fs::read_to_string(config.file()).unwrap();
-        assert!(text.contains("psFormat") && text.starts_with("{\n\t"), "{text}");
-        assert_eq!(fs::metadata(config.file()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert!(
+            text.contains("psFormat") && text.starts_with("{\n\t"),
+            "{text}"
+        );
+        assert_eq!(
+            fs::metadata(config.file()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            fs::read_dir(folder.folder.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
         assert!(config.erase("b.example").await.unwrap());
         assert!(!config.erase("b.example").await.unwrap());
         assert_eq!(config.find("b.example").await.unwrap(), None);
@@ -448,11 +580,25 @@ mod tests {
         let config = DockerConfig::new(folder.path().join("new/config.json"));
         assert_eq!(config.find("a.example").await.unwrap(), None);
         config.store("a.example", "me", "pw").await.unwrap();
-        assert_eq!(config.find("a.example").await.unwrap(), password("me", "pw"));
-        fs::write(config.file(), r#"{"auths": {"a.example": {"auth": s3cret}}}"#).unwrap();
+        assert_eq!(
+            config.find("a.example").await.unwrap(),
+            password("me", "pw")
+        );
+        fs::write(
+            config.file(),
+            r#"{"auths": {"a.example": {"auth": s3cret}}}"#,
+        )
+        .unwrap();
         let error = config.find("a.example").await.unwrap_err().to_string();
-        assert!(error.contains("line 1") && !error.contains("s3cret"), "{error}");
-        fs::write(config.file(), r#"{"auths": {"a.example": {"auth": "s3cret"}}}"#).unwrap();
+        assert!(
+            error.contains("line 1") && !error.contains("s3cret"),
+            "{error}"
+        );
+        fs::write(
+            config.file(),
+            r#"{"auths": {"a.example": {"auth": "s3cret"}}}"#,
+        )
+        .unwrap();
         let error = config.find("a.example").await.unwrap_err().to_string();
         assert!(!error.contains("s3cret"), "{error}");
     }
@@ -460,6 +606,9 @@ mod tests {
     #[tokio::test]
     async fn a_helper_name_with_a_path_is_refused() {
         let folder = ConfigFolder::holding(&json!({ "credsStore": "../../evil" }));
-        assert!(matches!(folder.config().find("a.example").await, Err(DockerConfigError::Malformed { .. })));
+        assert!(matches!(
+            folder.config().find("a.example").await,
+            Err(DockerConfigError::Malformed { .. })
+        ));
     }
 }

@@ -43,10 +43,14 @@ impl CredentialSource {
     fn refused(self, host: &str) -> String {
         match self {
             Self::Anonymous => format!("anonymous access; check registries.{host}.credentials"),
-            Self::Configured => format!("the configured credentials; check registries.{host}.credentials"),
+            Self::Configured => {
+                format!("the configured credentials; check registries.{host}.credentials")
+            }
             Self::NotLoggedIn => format!("anonymous access; log in with `bundlegate login {host}`"),
             Self::LoggedIn => {
-                format!("the stored credentials; log in as a user with access: `bundlegate login {host}`")
+                format!(
+                    "the stored credentials; log in as a user with access: `bundlegate login {host}`"
+                )
             }
             Self::Typed => "this user name and password; check both".to_owned(),
         }
@@ -152,7 +156,9 @@ pub enum RegistryError {
         proven: bool,
     },
     /// The received bytes have another digest or size than requested.
-    #[error("{what} {expected} arrived as {actual}: the transfer or the registry's storage is corrupt")]
+    #[error(
+        "{what} {expected} arrived as {actual}: the transfer or the registry's storage is corrupt"
+    )]
     Mismatch {
         /// `manifest` or `blob`.
         what: &'static str,
@@ -210,7 +216,9 @@ impl RegistryError {
             Self::Unreachable { .. } => "unreachable",
             Self::Status { status: 429, .. } | Self::Token { limited: true, .. } => "rate_limited",
             Self::Status { .. } => "registry_error",
-            Self::Denied { .. } | Self::CredentialsUnavailable { .. } | Self::Token { denied: true, .. } => "denied",
+            Self::Denied { .. }
+            | Self::CredentialsUnavailable { .. }
+            | Self::Token { denied: true, .. } => "denied",
             Self::Token { .. } => "token",
             Self::TooLarge { .. } => "too_large",
             Self::Mismatch { .. } => "corrupt",
@@ -224,13 +232,24 @@ impl RegistryError {
     /// What the failure means for the caller.
     pub fn class(&self) -> Class {
         match self {
-            Self::NoSuchReference { .. } | Self::Missing { .. } | Self::NoSuchRepository { .. } => Class::NotFound,
-            Self::Denied { .. } | Self::CredentialsUnavailable { .. } | Self::Token { denied: true, .. } => {
-                Class::Denied
+            Self::NoSuchReference { .. } | Self::Missing { .. } | Self::NoSuchRepository { .. } => {
+                Class::NotFound
             }
-            Self::Status { status: 429, retry_after, .. } | Self::Token { limited: true, retry_after, .. } => {
-                Class::RateLimited { retry_after: *retry_after }
+            Self::Denied { .. }
+            | Self::CredentialsUnavailable { .. }
+            | Self::Token { denied: true, .. } => Class::Denied,
+            Self::Status {
+                status: 429,
+                retry_after,
+                ..
             }
+            | Self::Token {
+                limited: true,
+                retry_after,
+                ..
+            } => Class::RateLimited {
+                retry_after: *retry_after,
+            },
             Self::TooLarge { proven: true, .. } | Self::Manifest(_) => Class::Defect,
             Self::TooLarge { .. }
             | Self::ContentType { .. }
@@ -272,6 +291,10 @@ impl RegistryError {
 
 impl From<InvalidOptions> for RegistryError {
     fn from(InvalidOptions { host, reason }: InvalidOptions) -> Self {
-        Self::Protocol { operation: "connect", host, reason }
+        Self::Protocol {
+            operation: "connect",
+            host,
+            reason,
+        }
     }
 }

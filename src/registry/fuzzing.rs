@@ -5,13 +5,20 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
-use super::{DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link, remote, retry};
+use super::{
+    DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link, remote,
+    retry,
+};
 use crate::oci::Descriptor;
 
 /// `WWW-Authenticate`: realm, service and scope of the token to request.
 pub fn challenge(headers: &[&str]) -> Option<(String, Option<String>, Option<String>)> {
     match Challenge::choose(headers.iter().copied())? {
-        Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
+        Challenge::Bearer {
+            realm,
+            service,
+            scope,
+        } => Some((realm, service, scope)),
         Challenge::Basic => None,
     }
 }
@@ -49,13 +56,18 @@ pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
 
 /// A docker configuration: the helper for `host`, and the login in the file.
 pub fn docker_config(text: &[u8], host: &str) -> Option<(Option<String>, Option<Login>)> {
-    let (helper, written) = DockerConfig::new("config.json").parse_login(text, host).ok()?;
+    let (helper, written) = DockerConfig::new("config.json")
+        .parse_login(text, host)
+        .ok()?;
     Some((helper, written.map(Login::from)))
 }
 
 /// The answer of a credential helper.
 pub fn helper_answer(answer: &[u8]) -> Option<Login> {
-    DockerConfig::parse_helper_answer(answer).ok().flatten().map(Login::from)
+    DockerConfig::parse_helper_answer(answer)
+        .ok()
+        .flatten()
+        .map(Login::from)
 }
 
 /// Stored credentials.
@@ -71,7 +83,9 @@ impl From<DockerLogin> for Login {
     fn from(login: DockerLogin) -> Self {
         match login {
             DockerLogin::Password { username, password } => Self::Password(username, password),
-            DockerLogin::IdentityToken(token) | DockerLogin::RegistryToken(token) => Self::Token(token),
+            DockerLogin::IdentityToken(token) | DockerLogin::RegistryToken(token) => {
+                Self::Token(token)
+            }
         }
     }
 }

@@ -3,7 +3,10 @@
 /// The target with `rel=next` in one header, which may hold several links.
 pub(super) fn next(header: &str) -> Option<&str> {
     let mut rest = header;
-    while let Some((target, after)) = rest.split_once('<').and_then(|(_, link)| link.split_once('>')) {
+    while let Some((target, after)) = rest
+        .split_once('<')
+        .and_then(|(_, link)| link.split_once('>'))
+    {
         let (mut parameters, after) = split(after, ',');
         while !parameters.is_empty() {
             let (parameter, others) = split(parameters, ';');
@@ -19,9 +22,12 @@ pub(super) fn next(header: &str) -> Option<&str> {
 
 /// Whether a parameter is `rel` with `next` among its relations.
 fn is_next(parameter: &str) -> bool {
-    let Some((name, relations)) = parameter.split_once('=') else { return false };
+    let Some((name, relations)) = parameter.split_once('=') else {
+        return false;
+    };
     let mut relations = relations.trim().trim_matches('"').split_ascii_whitespace();
-    name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+    name.trim().eq_ignore_ascii_case("rel")
+        && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 /// Splits at the first separator that is not in quotes.
@@ -31,7 +37,9 @@ fn split(text: &str, separator: char) -> (&str, &str) {
         quoted ^= character == '"';
         character == separator && !quoted
     });
-    at.map_or((text, ""), |at| (&text[..at], &text[at + separator.len_utf8()..]))
+    at.map_or((text, ""), |at| {
+        (&text[..at], &text[at + separator.len_utf8()..])
+    })
 }
 
 #[cfg(test)]

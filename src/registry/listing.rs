@@ -46,17 +46,27 @@ impl Listing {
     ///
     /// # Errors
     /// When `body` is not a JSON object, or `member` is not a list.
-    pub(super) fn read(body: &[u8], member: Member, content_type: Option<&str>) -> Result<Self, String> {
-        let document: Document<'_> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    pub(super) fn read(
+        body: &[u8],
+        member: Member,
+        content_type: Option<&str>,
+    ) -> Result<Self, String> {
+        let document: Document<'_> =
+            serde_json::from_slice(body).map_err(|error| error.to_string())?;
         let entries = match member {
             Member::Layers => document.layers,
             Member::Manifests => document.manifests,
         };
-        let mut listing = Self { size: body.len() as u64, ..Self::default() };
+        let mut listing = Self {
+            size: body.len() as u64,
+            ..Self::default()
+        };
         if let (Some(field), Some(header)) = (&document.media_type, content_type)
             && !media_types_agree(field, header)
         {
-            listing.skipped.push(format!("mediaType is {field:?}, but Content-Type is {header:?}"));
+            listing.skipped.push(format!(
+                "mediaType is {field:?}, but Content-Type is {header:?}"
+            ));
         }
         let mut malformed = 0_usize;
         for (index, entry) in entries.unwrap_or_default().into_iter().enumerate() {
@@ -71,27 +81,42 @@ impl Listing {
             }
         }
         if malformed > MAX_REPORTED {
-            listing.skipped.push(format!("{} more entries are malformed", malformed - MAX_REPORTED));
+            listing.skipped.push(format!(
+                "{} more entries are malformed",
+                malformed - MAX_REPORTED
+            ));
         }
         Ok(listing)
     }
 
     /// Prefixes each sentence with the name of the document.
     pub(super) fn with_name(mut self, name: &str) -> Self {
-        self.skipped.iter_mut().for_each(|sentence| *sentence = format!("{name}: {sentence}"));
+        self.skipped
+            .iter_mut()
+            .for_each(|sentence| *sentence = format!("{name}: {sentence}"));
         self
     }
 
     /// The listing of a document that can't be used at all.
     pub(super) fn unusable(name: &str, reason: impl std::fmt::Display) -> Self {
-        Self { skipped: vec![format!("{name}: {reason}")], ..Self::default() }
+        Self {
+            skipped: vec![format!("{name}: {reason}")],
+            ..Self::default()
+        }
     }
 }
 
 /// A generic `Content-Type` agrees with any `mediaType`: registries that lost the type send one.
 fn media_types_agree(field: &str, header: &str) -> bool {
     let header = header.split(';').next().unwrap_or_default().trim();
-    field == header || ["", "application/json", "application/octet-stream", "text/plain"].contains(&header)
+    field == header
+        || [
+            "",
+            "application/json",
+            "application/octet-stream",
+            "text/plain",
+        ]
+        .contains(&header)
 }
 
 #[cfg(test)]
@@ -102,7 +127,12 @@ mod tests {
     use crate::oci::media_type;
 
     fn read(document: &serde_json::Value, content_type: Option<&str>) -> Listing {
-        Listing::read(document.to_string().as_bytes(), Member::Layers, content_type).unwrap()
+        Listing::read(
+            document.to_string().as_bytes(),
+            Member::Layers,
+            content_type,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -121,11 +151,21 @@ mod tests {
             json!({"mediaType": "a/b", "digest": good.digest, "size": 1, "artifactType": []}),
         ] {
             let listing = read(&json!({"layers": [bad, good, bad]}), None);
-            assert_eq!((listing.entries.as_slice(), listing.skipped.len()), ([good.clone()].as_slice(), 2), "{bad}");
+            assert_eq!(
+                (listing.entries.as_slice(), listing.skipped.len()),
+                ([good.clone()].as_slice(), 2),
+                "{bad}"
+            );
         }
         let many = read(&json!({"layers": vec![json!({}); 10_000]}), None);
-        assert_eq!((many.entries.len(), many.skipped.len()), (0, MAX_REPORTED + 1));
-        assert_eq!(many.skipped.last().unwrap(), "9992 more entries are malformed");
+        assert_eq!(
+            (many.entries.len(), many.skipped.len()),
+            (0, MAX_REPORTED + 1)
+        );
+        assert_eq!(
+            many.skipped.last().unwrap(),
+            "9992 more entries are malformed"
+        );
     }
 
     #[test]
@@ -140,15 +180,34 @@ mod tests {
             (Some("text/html"), 1),
         ] {
             let listing = read(&document, header);
-            assert_eq!((listing.entries.len(), listing.skipped.len()), (1, reported), "{header:?}");
+            assert_eq!(
+                (listing.entries.len(), listing.skipped.len()),
+                (1, reported),
+                "{header:?}"
+            );
         }
     }
 
     #[test]
     fn a_body_without_such_a_list_is_an_error() {
-        for body in ["", "<html>", "[]", "7", r#"{"layers": {}}"#, r#"{"layers": [], "layers": []}"#] {
-            assert!(Listing::read(body.as_bytes(), Member::Layers, None).is_err(), "{body}");
+        for body in [
+            "",
+            "<html>",
+            "[]",
+            "7",
+            r#"{"layers": {}}"#,
+            r#"{"layers": [], "layers": []}"#,
+        ] {
+            assert!(
+                Listing::read(body.as_bytes(), Member::Layers, None).is_err(),
+                "{body}"
+            );
         }
-        assert!(Listing::read(b"{}", Member::Manifests, None).unwrap().entries.is_empty());
+        assert!(
+            Listing::read(b"{}", Member::Manifests, None)
+                .unwrap()
+                .entries
+                .is_empty()
+        );
     }
 }

@@ -108,7 +108,11 @@ impl Default for Options {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(5), read: Duration::from_secs(15), total: Duration::from_secs(300) }
+        Self {
+            connect: Duration::from_secs(5),
+            read: Duration::from_secs(15),
+            total: Duration::from_secs(300),
+        }
     }
 }
 
@@ -125,7 +129,9 @@ impl Scheme {
 impl fmt::Display for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PasswordFile { username, .. } | Self::Typed { username, .. } => f.write_str(username),
+            Self::PasswordFile { username, .. } | Self::Typed { username, .. } => {
+                f.write_str(username)
+            }
             Self::DockerConfig { file } => write!(f, "the user in {}", file.display()),
         }
     }

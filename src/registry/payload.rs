@@ -58,7 +58,12 @@ impl Payload {
     /// A chunk with its `Content-Range`.
     pub(super) fn chunk(body: &UploadBody, start: u64, length: u64) -> Self {
         let range = Some(format!("{start}-{}", (start + length).saturating_sub(1)));
-        Self { start, length, range, ..Self::whole(body, OCTET_STREAM) }
+        Self {
+            start,
+            length,
+            range,
+            ..Self::whole(body, OCTET_STREAM)
+        }
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -86,18 +91,25 @@ impl Payload {
             self.sent.store(self.length, Ordering::Relaxed);
             return bytes.clone().into();
         }
-        reqwest::Body::wrap_stream(stream::unfold((self.clone(), 0), |(payload, at)| async move {
-            let length = READ_BYTES.min(payload.length - at);
-            if length == 0 {
-                return None;
-            }
-            let piece = payload.read(payload.start + at, length).await;
-            // The next piece is requested once the one before was sent. After the last piece
-            // there is no request, because `Content-Length` announced its end.
-            let sent = if at + length == payload.length { payload.length } else { at };
-            payload.sent.store(sent, Ordering::Relaxed);
-            Some((piece, (payload, at + length)))
-        }))
+        reqwest::Body::wrap_stream(stream::unfold(
+            (self.clone(), 0),
+            |(payload, at)| async move {
+                let length = READ_BYTES.min(payload.length - at);
+                if length == 0 {
+                    return None;
+                }
+                let piece = payload.read(payload.start + at, length).await;
+                // The next piece is requested once the one before was sent. After the last piece
+                // there is no request, because `Content-Length` announced its end.
+                let sent = if at + length == payload.length {
+                    payload.length
+                } else {
+                    at
+                };
+                payload.sent.store(sent, Ordering::Relaxed);
+                Some((piece, (payload, at + length)))
+            },
+        ))
     }
 
     async fn read(&self, offset: u64, length: u64) -> io::Result<Bytes> {
@@ -130,7 +142,9 @@ impl UploadBody {
     fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 Ok(bytes.slice(start..start.saturating_add(length).min(bytes.len())))
             }
             Self::Blob(blob) => blob.read_at(offset, length),

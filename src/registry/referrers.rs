@@ -21,8 +21,17 @@ impl Referrers {
     /// Adds the entries that are not there yet.
     pub(super) fn add(&mut self, listing: Listing) {
         self.skipped.extend(listing.skipped);
-        let mut known: HashSet<_> = self.entries.iter().map(|entry| entry.digest.clone()).collect();
-        self.entries.extend(listing.entries.into_iter().filter(|entry| known.insert(entry.digest.clone())));
+        let mut known: HashSet<_> = self
+            .entries
+            .iter()
+            .map(|entry| entry.digest.clone())
+            .collect();
+        self.entries.extend(
+            listing
+                .entries
+                .into_iter()
+                .filter(|entry| known.insert(entry.digest.clone())),
+        );
     }
 }
 
@@ -34,18 +43,23 @@ pub(super) fn referrers_tag(subject: &Digest) -> String {
 
 /// An index of referrers with one more entry; `None` where it has that entry. Everything else in
 /// the index is kept.
-pub(super) fn with_referrer(index: Option<&Manifest>, entry: &Descriptor) -> Result<Option<Bytes>, serde_json::Error> {
+pub(super) fn with_referrer(
+    index: Option<&Manifest>,
+    entry: &Descriptor,
+) -> Result<Option<Bytes>, serde_json::Error> {
     let mut index: serde_json::Value = match index {
         Some(index) => serde_json::from_slice(index.raw())?,
         None => serde_json::from_slice(&LayoutIndex::default().to_bytes()?)?,
     };
-    let Some(entries) = index.get_mut("manifests").and_then(serde_json::Value::as_array_mut) else {
+    let Some(entries) = index
+        .get_mut("manifests")
+        .and_then(serde_json::Value::as_array_mut)
+    else {
         return Err(serde::de::Error::custom("it has no list of manifests"));
     };
-    if entries
-        .iter()
-        .any(|known| known.get("digest").and_then(serde_json::Value::as_str) == Some(entry.digest.as_str()))
-    {
+    if entries.iter().any(|known| {
+        known.get("digest").and_then(serde_json::Value::as_str) == Some(entry.digest.as_str())
+    }) {
         return Ok(None);
     }
     entries.push(serde_json::to_value(entry)?);
@@ -54,5 +68,9 @@ pub(super) fn with_referrer(index: Option<&Manifest>, entry: &Descriptor) -> Res
 
 pub(super) fn not_an_index(tag: &str, host: &str, error: &serde_json::Error) -> RegistryError {
     let reason = format!("{tag} is not an index of referrers: {error}");
-    RegistryError::Protocol { operation: "attach", host: host.to_owned(), reason }
+    RegistryError::Protocol {
+        operation: "attach",
+        host: host.to_owned(),
+        reason,
+    }
 }

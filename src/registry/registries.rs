@@ -54,7 +54,10 @@ impl Registries {
     /// the caller's schedule.
     #[must_use]
     pub fn one_shot(self) -> Self {
-        Self { max_retry_wait: MAX_RETRY_WAIT, ..self }
+        Self {
+            max_retry_wait: MAX_RETRY_WAIT,
+            ..self
+        }
     }
 
     /// The options of registries that have none of their own.
@@ -70,8 +73,13 @@ impl Registries {
     pub fn source(&self, repository: &Repository) -> Result<Source, InvalidOptions> {
         Ok(match repository {
             Repository::Registry { host, path } => {
-                let user = self.options(host).credentials.as_ref().map(ToString::to_string);
-                let identity = format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
+                let user = self
+                    .options(host)
+                    .credentials
+                    .as_ref()
+                    .map(ToString::to_string);
+                let identity =
+                    format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
                 let remote = Remote::reading(self.reader(host)?, path.clone(), self.limits);
                 Source::remote(repository.clone(), identity, remote)
             }
@@ -86,11 +94,17 @@ impl Registries {
     pub fn destination(&self, repository: &Repository) -> Result<Destination, InvalidOptions> {
         Ok(match repository {
             Repository::Registry { host, path } => {
-                let writer = || RegistryClient::writing(host, self.options(host), self.metrics.clone());
+                let writer =
+                    || RegistryClient::writing(host, self.options(host), self.metrics.clone());
                 let client = cached(&self.writers, host, writer)?;
-                Destination::remote(repository.clone(), Remote::writing(client, path.clone(), self.limits))
+                Destination::remote(
+                    repository.clone(),
+                    Remote::writing(client, path.clone(), self.limits),
+                )
             }
-            Repository::Layout { path } => Destination::layout(repository.clone(), path.clone(), self.limits),
+            Repository::Layout { path } => {
+                Destination::layout(repository.clone(), path.clone(), self.limits)
+            }
         })
     }
 
@@ -100,7 +114,9 @@ impl Registries {
     /// When the registry does not answer, refuses, or has no such repository.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         match repository {
-            Repository::Registry { host, path } => discovery::tags(&*self.reader(host)?, path).await,
+            Repository::Registry { host, path } => {
+                discovery::tags(&*self.reader(host)?, path).await
+            }
             Repository::Layout { path } => self.layout(path).tags().await,
         }
     }
@@ -132,7 +148,14 @@ impl Registries {
     }
 
     fn reader(&self, host: &str) -> Result<Arc<RegistryClient>, InvalidOptions> {
-        let reader = || RegistryClient::reading(host, self.options(host), self.metrics.clone(), self.max_retry_wait);
+        let reader = || {
+            RegistryClient::reading(
+                host,
+                self.options(host),
+                self.metrics.clone(),
+                self.max_retry_wait,
+            )
+        };
         cached(&self.readers, host, reader)
     }
 }

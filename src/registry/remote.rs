@@ -42,17 +42,30 @@ enum Intent {
 
 impl Remote {
     pub(super) fn reading(client: Arc<RegistryClient>, path: String, limits: ReadLimits) -> Self {
-        Self { client, path, limits, intent: Intent::Read }
+        Self {
+            client,
+            path,
+            limits,
+            intent: Intent::Read,
+        }
     }
 
     pub(super) fn writing(client: Arc<RegistryClient>, path: String, limits: ReadLimits) -> Self {
-        Self { client, path, limits, intent: Intent::Write }
+        Self {
+            client,
+            path,
+            limits,
+            intent: Intent::Write,
+        }
     }
 
     /// The digest that `tag` names now; `None` when the registry has no such tag.
     pub(super) async fn resolve(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
         let deadline = self.client.transport.deadline();
-        self.client.transport.within("resolve", deadline, self.head_or_get(tag)).await
+        self.client
+            .transport
+            .within("resolve", deadline, self.head_or_get(tag))
+            .await
     }
 
     async fn head_or_get(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
@@ -61,7 +74,10 @@ impl Remote {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let named = response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
+        let named = response
+            .headers()
+            .get(DIGEST_HEADER)
+            .and_then(|value| value.to_str().ok());
         if let Some(digest) = named.and_then(|text| text.parse::<Digest>().ok()) {
             return Ok(Some(digest));
         }
@@ -74,49 +90,92 @@ impl Remote {
         // Under a digest these bytes would be a defect of the artifact. Here they are a login page
         // or a maintenance notice, so the failure is transient.
         let manifest = Manifest::parse(raw, None, self.limits.manifest).map_err(|error| {
-            self.client.transport.protocol("resolve", format!("the answer is not a manifest: {error}"))
+            self.client
+                .transport
+                .protocol("resolve", format!("the answer is not a manifest: {error}"))
         })?;
         Ok(Some(manifest.digest().clone()))
     }
 
     /// The manifest under `digest`; `None` when the repository has none.
-    pub(super) async fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, RegistryError> {
+    pub(super) async fn manifest(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, RegistryError> {
         let deadline = self.client.transport.deadline();
         let limit = self.limits.manifest;
         let max_read = limit.saturating_mul(PROVEN_SIZE_FACTOR);
-        self.client.transport.within("manifest", deadline, self.get_manifest(digest, Bounds { limit, max_read })).await
+        self.client
+            .transport
+            .within(
+                "manifest",
+                deadline,
+                self.get_manifest(digest, Bounds { limit, max_read }),
+            )
+            .await
     }
 
     /// As [`Self::manifest`], with at most as many bytes as `descriptor` says.
-    pub(super) async fn described_manifest(&self, descriptor: &Descriptor) -> Result<Option<Manifest>, RegistryError> {
+    pub(super) async fn described_manifest(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<Option<Manifest>, RegistryError> {
         let deadline = self.client.transport.deadline();
         let limit = descriptor.size.min(self.limits.manifest);
-        let get = self.get_manifest(&descriptor.digest, Bounds { limit, max_read: limit });
-        self.client.transport.within("manifest", deadline, get).await
+        let get = self.get_manifest(
+            &descriptor.digest,
+            Bounds {
+                limit,
+                max_read: limit,
+            },
+        );
+        self.client
+            .transport
+            .within("manifest", deadline, get)
+            .await
     }
 
     /// The manifest that `tag` names now; `None` when the repository has no such tag.
-    pub(super) async fn tagged_manifest(&self, tag: &str) -> Result<Option<Manifest>, RegistryError> {
-        let Some((raw, content_type)) = self.tagged(tag).await? else { return Ok(None) };
+    pub(super) async fn tagged_manifest(
+        &self,
+        tag: &str,
+    ) -> Result<Option<Manifest>, RegistryError> {
+        let Some((raw, content_type)) = self.tagged(tag).await? else {
+            return Ok(None);
+        };
         self.parse(raw, content_type.as_deref()).map(Some)
     }
 
     /// The bytes that `tag` names now, and their `Content-Type`; `None` when the repository has no
     /// such tag.
-    pub(super) async fn tagged(&self, tag: &str) -> Result<Option<(Bytes, Option<String>)>, RegistryError> {
+    pub(super) async fn tagged(
+        &self,
+        tag: &str,
+    ) -> Result<Option<(Bytes, Option<String>)>, RegistryError> {
         let get = async {
-            let response = self.send("manifest", Method::GET, &format!("manifests/{tag}")).await?;
+            let response = self
+                .send("manifest", Method::GET, &format!("manifests/{tag}"))
+                .await?;
             if response.status() == StatusCode::NOT_FOUND {
                 return Ok(None);
             }
             let content_type = content_type(&response);
             Ok(Some((self.manifest_bytes(response).await?, content_type)))
         };
-        self.client.transport.within("manifest", self.client.transport.deadline(), get).await
+        self.client
+            .transport
+            .within("manifest", self.client.transport.deadline(), get)
+            .await
     }
 
-    async fn get_manifest(&self, digest: &Digest, bounds: Bounds) -> Result<Option<Manifest>, RegistryError> {
-        let response = self.send("manifest", Method::GET, &format!("manifests/{digest}")).await?;
+    async fn get_manifest(
+        &self,
+        digest: &Digest,
+        bounds: Bounds,
+    ) -> Result<Option<Manifest>, RegistryError> {
+        let response = self
+            .send("manifest", Method::GET, &format!("manifests/{digest}"))
+            .await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -147,13 +206,25 @@ impl Remote {
     ) -> Result<Bytes, RegistryError> {
         let too_large = |proven| {
             let (what, key) = ("manifest".to_owned(), "limits.manifest");
-            RegistryError::TooLarge { what, limit, key, proven }
+            RegistryError::TooLarge {
+                what,
+                limit,
+                key,
+                proven,
+            }
         };
-        if response.content_length().is_some_and(|length| length > max_read) {
+        if response
+            .content_length()
+            .is_some_and(|length| length > max_read)
+        {
             return Err(too_large(false));
         }
         let (mut hasher, mut body, mut length) = (digest.hasher(), BytesMut::new(), 0);
-        let broken = |error: reqwest::Error| self.client.transport.unreachable("manifest", innermost(&error));
+        let broken = |error: reqwest::Error| {
+            self.client
+                .transport
+                .unreachable("manifest", innermost(&error))
+        };
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
             length += chunk.len() as u64;
             if length > max_read {
@@ -167,44 +238,86 @@ impl Remote {
         let actual = hasher.finish();
         if actual != *digest {
             let (expected, actual) = (digest.to_string(), actual.to_string());
-            return Err(RegistryError::Mismatch { what: "manifest", expected, actual });
+            return Err(RegistryError::Mismatch {
+                what: "manifest",
+                expected,
+                actual,
+            });
         }
-        if length > limit { Err(too_large(true)) } else { Ok(body.freeze()) }
+        if length > limit {
+            Err(too_large(true))
+        } else {
+            Ok(body.freeze())
+        }
     }
 
     async fn manifest_bytes(&self, response: Response) -> Result<Bytes, RegistryError> {
         let limit = self.limits.manifest;
-        self.client.transport.read_limited(response, limit).await.map_err(|failure| match failure {
-            ReadFailure::TooLarge => {
-                let (what, key) = ("manifest".to_owned(), "limits.manifest");
-                RegistryError::TooLarge { what, limit, key, proven: false }
-            }
-            ReadFailure::Broken(reason) => self.client.transport.unreachable("manifest", reason),
-        })
+        self.client
+            .transport
+            .read_limited(response, limit)
+            .await
+            .map_err(|failure| match failure {
+                ReadFailure::TooLarge => {
+                    let (what, key) = ("manifest".to_owned(), "limits.manifest");
+                    RegistryError::TooLarge {
+                        what,
+                        limit,
+                        key,
+                        proven: false,
+                    }
+                }
+                ReadFailure::Broken(reason) => {
+                    self.client.transport.unreachable("manifest", reason)
+                }
+            })
     }
 
     /// Starts a blob's transfer; `None` when the repository has none. The request goes to this
     /// registry only, whatever the descriptor's `urls` say.
-    pub(super) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
+    pub(super) async fn blob(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<Option<BlobStream>, RegistryError> {
         let deadline = self.client.transport.deadline();
         let path = format!("blobs/{}", descriptor.digest);
-        let response = self.client.transport.within("blob", deadline, self.send("blob", Method::GET, &path)).await?;
+        let response = self
+            .client
+            .transport
+            .within("blob", deadline, self.send("blob", Method::GET, &path))
+            .await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        Ok(Some(BlobStream::http(descriptor.clone(), self.client.transport.host().to_owned(), deadline, response)))
+        Ok(Some(BlobStream::http(
+            descriptor.clone(),
+            self.client.transport.host().to_owned(),
+            deadline,
+            response,
+        )))
     }
 
     /// The list of the referrers API for `subject`. Pages are followed until they have `limit`
     /// entries, or more than `limits.evidence` bytes. `None` where the registry has no such API.
     ///
     /// The list is not filtered, because registries report `artifactType` unreliably.
-    pub(super) async fn referrers(&self, subject: &Digest, limit: usize) -> Result<Option<Listing>, RegistryError> {
+    pub(super) async fn referrers(
+        &self,
+        subject: &Digest,
+        limit: usize,
+    ) -> Result<Option<Listing>, RegistryError> {
         let deadline = self.client.transport.deadline();
-        self.client.transport.within("referrers", deadline, self.all_pages(subject, limit)).await
+        self.client
+            .transport
+            .within("referrers", deadline, self.all_pages(subject, limit))
+            .await
     }
 
-    async fn all_pages(&self, subject: &Digest, limit: usize) -> Result<Option<Listing>, RegistryError> {
+    async fn all_pages(
+        &self,
+        subject: &Digest,
+        limit: usize,
+    ) -> Result<Option<Listing>, RegistryError> {
         let path = format!("{}/referrers/{subject}", self.path);
         let mut found = Listing::default();
         let mut seen = BTreeSet::new();
@@ -215,7 +328,10 @@ impl Remote {
                 Ok(response) if response.status() != StatusCode::NOT_FOUND => response,
                 Ok(_) => return Ok((page > 0).then_some(found)),
                 // The statuses besides 404 of registries without the API.
-                Err(RegistryError::Status { status: 400 | 405 | 501, .. }) if page == 0 => return Ok(None),
+                Err(RegistryError::Status {
+                    status: 400 | 405 | 501,
+                    ..
+                }) if page == 0 => return Ok(None),
                 Err(error) => return Err(error),
             };
             let next = self.client.transport.next_page(&response);
@@ -232,7 +348,10 @@ impl Remote {
                 return if page == 0 {
                     Ok(None)
                 } else {
-                    Err(self.client.transport.protocol("referrers", "a page is not an image index".to_owned()))
+                    Err(self
+                        .client
+                        .transport
+                        .protocol("referrers", "a page is not an image index".to_owned()))
                 };
             };
             found.size += listed.size;
@@ -241,7 +360,9 @@ impl Remote {
             match next {
                 Some(_) if found.entries.len() >= limit => break,
                 Some(_) if found.size > self.limits.evidence => {
-                    found.skipped.push("there are more pages, beyond limits.evidence".to_owned());
+                    found
+                        .skipped
+                        .push("there are more pages, beyond limits.evidence".to_owned());
                     break;
                 }
                 Some(url) if seen.insert(url.clone()) => target = Target::Url(url),
@@ -259,15 +380,28 @@ impl Remote {
         path: &str,
     ) -> Result<Response, RegistryError> {
         let path = format!("{}/{path}", self.path);
-        self.client.send(&self.call(operation, method, Target::Path(&path))).await
+        self.client
+            .send(&self.call(operation, method, Target::Path(&path)))
+            .await
     }
 
-    pub(super) fn call<'a>(&'a self, operation: &'static str, method: Method, target: Target<'a>) -> Call<'a> {
+    pub(super) fn call<'a>(
+        &'a self,
+        operation: &'static str,
+        method: Method,
+        target: Target<'a>,
+    ) -> Call<'a> {
         let scope = match self.intent {
             Intent::Read => TokenScope::Pull(&self.path),
             Intent::Write => TokenScope::Push(&self.path),
         };
-        Call { operation, method, scope, target, body: None }
+        Call {
+            operation,
+            method,
+            scope,
+            target,
+            body: None,
+        }
     }
 }
 

@@ -32,7 +32,9 @@ fn is_retryable_status(status: u16) -> bool {
 /// exponential with jitter, so that replicas don't retry in step.
 pub(super) fn delay(next: u32, retry_after: Option<Duration>) -> Duration {
     retry_after.unwrap_or_else(|| {
-        let ceiling = FIRST_DELAY.saturating_mul(1 << next.saturating_sub(2).min(16)).min(MAX_DELAY);
+        let ceiling = FIRST_DELAY
+            .saturating_mul(1 << next.saturating_sub(2).min(16))
+            .min(MAX_DELAY);
         ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)
     })
 }
@@ -41,7 +43,11 @@ pub(super) fn delay(next: u32, retry_after: Option<Duration>) -> Duration {
 /// date in the past is zero, any other text [`UNREADABLE_RETRY_AFTER`]. `None` without the header.
 pub(super) fn retry_after(headers: &header::HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?;
-    let wait = value.to_str().ok().and_then(|text| parse(text.trim(), now)).unwrap_or(UNREADABLE_RETRY_AFTER);
+    let wait = value
+        .to_str()
+        .ok()
+        .and_then(|text| parse(text.trim(), now))
+        .unwrap_or(UNREADABLE_RETRY_AFTER);
     Some(wait.min(MAX_RETRY_AFTER))
 }
 
@@ -50,7 +56,9 @@ fn parse(text: &str, now: SystemTime) -> Option<Duration> {
         // A number that overflows is a long time, too.
         return Some(text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
     }
-    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let at = jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()?;
     Some(SystemTime::from(at).duration_since(now).unwrap_or_default())
 }
 
@@ -68,20 +76,40 @@ mod tests {
     fn retry_after_is_read_as_seconds_or_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         assert_eq!(read("120", now), Some(Duration::from_secs(120)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:49:47 GMT", now), Some(Duration::from_secs(10)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:49:30 GMT", now), Some(Duration::ZERO));
+        assert_eq!(
+            read("Sun, 06 Nov 1994 08:49:47 GMT", now),
+            Some(Duration::from_secs(10))
+        );
+        assert_eq!(
+            read("Sun, 06 Nov 1994 08:49:30 GMT", now),
+            Some(Duration::ZERO)
+        );
         assert_eq!(retry_after(&header::HeaderMap::new(), now), None);
     }
 
     #[test]
     fn a_retry_after_that_can_not_be_parsed_counts_as_a_minute() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        for text in ["soon", "", " ", "-1", "+1", "1.5", "1e3", "0x10", "10s", "1, 2", "Sun, 99 Nov 1994 08:49:47 GMT"]
-        {
+        for text in [
+            "soon",
+            "",
+            " ",
+            "-1",
+            "+1",
+            "1.5",
+            "1e3",
+            "0x10",
+            "10s",
+            "1, 2",
+            "Sun, 99 Nov 1994 08:49:47 GMT",
+        ] {
             assert_eq!(read(text, now), Some(Duration::from_secs(60)), "{text:?}");
         }
         let mut headers = header::HeaderMap::new();
-        headers.insert(header::RETRY_AFTER, header::HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+        headers.insert(
+            header::RETRY_AFTER,
+            header::HeaderValue::from_bytes(b"\xff\xfe").unwrap(),
+        );
         assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(60)));
     }
 
@@ -89,7 +117,13 @@ mod tests {
     fn a_retry_after_is_at_most_a_quarter_of_an_hour_whatever_the_clock_says() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let year_10200 = SystemTime::UNIX_EPOCH + Duration::from_secs(259_700_000_000);
-        for text in ["901", "3600", "4294967296", "18446744073709551616", &"9".repeat(4000)] {
+        for text in [
+            "901",
+            "3600",
+            "4294967296",
+            "18446744073709551616",
+            &"9".repeat(4000),
+        ] {
             assert_eq!(read(text, now), Some(Duration::from_secs(900)), "{text}");
         }
         let far = "31 Dec 9998 23:59:59 GMT";
@@ -101,7 +135,11 @@ mod tests {
             ("Sun, 06 Nov 1994 08:50:37 GMT", now, 60),
             ("Sun, 06 Nov 1994 08:49:37 GMT", SystemTime::UNIX_EPOCH, 900),
         ] {
-            assert_eq!(read(text, now), Some(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(
+                read(text, now),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
         }
     }
 
@@ -109,6 +147,9 @@ mod tests {
     fn delays_grow_to_a_ceiling_and_follow_retry_after() {
         assert!(delay(2, None) <= FIRST_DELAY);
         assert!(delay(60, None) <= MAX_DELAY);
-        assert_eq!(delay(2, Some(Duration::from_secs(40))), Duration::from_secs(40));
+        assert_eq!(
+            delay(2, Some(Duration::from_secs(40))),
+            Duration::from_secs(40)
+        );
     }
 }

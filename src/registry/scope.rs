@@ -22,7 +22,10 @@ impl TokenScope<'_> {
     /// resources in the challenge are not requested. Without a usable scope in the challenge, the
     /// scopes are made of our own names.
     pub(super) fn requested(self, challenged: Option<&str>) -> Vec<String> {
-        let mut repositories = challenged.unwrap_or_default().split_ascii_whitespace().filter_map(repository);
+        let mut repositories = challenged
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .filter_map(repository);
         match self {
             Self::Pull(ours) => vec![scope(repositories.next().unwrap_or(ours), PULL)],
             Self::Push(ours) => vec![scope(repositories.next().unwrap_or(ours), PUSH)],
@@ -74,10 +77,19 @@ mod tests {
     #[test]
     fn reading_requests_the_repository_of_the_challenge_and_writing_push_as_well() {
         let named = Some("repository:library/authz:pull");
-        assert_eq!(TokenScope::Pull("authz").requested(named), ["repository:library/authz:pull"]);
-        assert_eq!(TokenScope::Pull("authz").requested(None), ["repository:authz:pull"]);
+        assert_eq!(
+            TokenScope::Pull("authz").requested(named),
+            ["repository:library/authz:pull"]
+        );
+        assert_eq!(
+            TokenScope::Pull("authz").requested(None),
+            ["repository:authz:pull"]
+        );
         let named = Some("repository:authz:pull registry:quota:get");
-        assert_eq!(TokenScope::Push("authz").requested(named), ["repository:authz:pull,push"]);
+        assert_eq!(
+            TokenScope::Push("authz").requested(named),
+            ["repository:authz:pull,push"]
+        );
     }
 
     #[test]
@@ -87,7 +99,11 @@ mod tests {
             ("repository:authz:pull,push,delete", "authz", "authz"),
             ("repository:authz:delete", "authz", "authz"),
             ("repository:authz:", "authz", "authz"),
-            ("repository:r.example:5000/authz:pull", "r.example:5000/authz", "r.example:5000/authz"),
+            (
+                "repository:r.example:5000/authz:pull",
+                "r.example:5000/authz",
+                "r.example:5000/authz",
+            ),
             ("repository:a:pull repository:secret:pull,push", "a", "a"),
             ("registry:catalog:* repository:authz:push", "authz", "authz"),
             // Without a usable scope: our own name.
@@ -105,19 +121,38 @@ mod tests {
                 "{challenged:?}"
             );
             let pushing = [format!("repository:{push}:pull,push")];
-            assert_eq!(TokenScope::Push("ours").requested(challenged), pushing, "{challenged:?}");
+            assert_eq!(
+                TokenScope::Push("ours").requested(challenged),
+                pushing,
+                "{challenged:?}"
+            );
         }
         let excessive = Some("registry:catalog:* repository:authz:pull,push,delete");
-        assert_eq!(TokenScope::Catalog.requested(excessive), ["registry:catalog:*"]);
+        assert_eq!(
+            TokenScope::Catalog.requested(excessive),
+            ["registry:catalog:*"]
+        );
         assert_eq!(TokenScope::Unscoped.requested(excessive), [""; 0]);
-        let mount = TokenScope::Mount { into: "a", from: "b" };
+        let mount = TokenScope::Mount {
+            into: "a",
+            from: "b",
+        };
         let both = ["repository:mirror/a:pull,push", "repository:b:pull"];
-        assert_eq!(mount.requested(Some("repository:b:* repository:mirror/a:*")), both);
+        assert_eq!(
+            mount.requested(Some("repository:b:* repository:mirror/a:*")),
+            both
+        );
     }
 
     #[test]
     fn mounting_requests_pull_on_the_other_repository_as_well() {
-        let mount = TokenScope::Mount { into: "a", from: "b" };
-        assert_eq!(mount.requested(Some("repository:a:pull,push")), ["repository:a:pull,push", "repository:b:pull"]);
+        let mount = TokenScope::Mount {
+            into: "a",
+            from: "b",
+        };
+        assert_eq!(
+            mount.requested(Some("repository:a:pull,push")),
+            ["repository:a:pull,push", "repository:b:pull"]
+        );
     }
 }

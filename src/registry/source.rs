@@ -37,11 +37,19 @@ enum Backend {
 
 impl Source {
     pub(super) fn remote(repository: Repository, identity: String, remote: Remote) -> Self {
-        Self { repository, identity, backend: Backend::Remote(remote) }
+        Self {
+            repository,
+            identity,
+            backend: Backend::Remote(remote),
+        }
     }
 
     pub(super) fn layout(repository: Repository, layout: LayoutReader) -> Self {
-        Self { identity: repository.to_string(), repository, backend: Backend::Layout(layout) }
+        Self {
+            identity: repository.to_string(),
+            repository,
+            backend: Backend::Layout(layout),
+        }
     }
 
     /// The repository.
@@ -54,7 +62,10 @@ impl Source {
     #[must_use]
     pub fn with_tag_prefix(self, repository: &Repository) -> Self {
         match self.backend {
-            Backend::Layout(layout) => Self { backend: Backend::Layout(layout.with_tag_prefix(repository)), ..self },
+            Backend::Layout(layout) => Self {
+                backend: Backend::Layout(layout.with_tag_prefix(repository)),
+                ..self
+            },
             Backend::Remote(_) => self,
         }
     }
@@ -73,7 +84,9 @@ impl Source {
             Backend::Remote(remote) => remote.client.transfers(),
             Backend::Layout(layout) => layout.transfers(),
         };
-        TransferPermit { _permit: Arc::clone(transfers).acquire_owned().await.ok() }
+        TransferPermit {
+            _permit: Arc::clone(transfers).acquire_owned().await.ok(),
+        }
     }
 
     /// Resolves a reference to a digest: one HEAD for a tag, no request for a digest.
@@ -91,7 +104,9 @@ impl Source {
         };
         match digest {
             Some(digest) => Ok(self.repository.pin(digest)),
-            None => Err(RegistryError::NoSuchReference { reference: reference.clone() }),
+            None => Err(RegistryError::NoSuchReference {
+                reference: reference.clone(),
+            }),
         }
     }
 
@@ -128,7 +143,10 @@ impl Source {
     ///
     /// # Errors
     /// As [`Self::manifest`]; `TooLarge` when it is longer than the descriptor says.
-    pub async fn described_manifest(&self, descriptor: &Descriptor) -> Result<Manifest, RegistryError> {
+    pub async fn described_manifest(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<Manifest, RegistryError> {
         let found = match &self.backend {
             Backend::Remote(remote) => remote.described_manifest(descriptor).await?,
             Backend::Layout(layout) => layout.manifest(descriptor.digest.clone()).await?,
@@ -142,19 +160,29 @@ impl Source {
     ///
     /// # Errors
     /// When the registry does not answer, or refuses.
-    pub async fn tagged_listing(&self, tag: &str, member: Member) -> Result<Listing, RegistryError> {
+    pub async fn tagged_listing(
+        &self,
+        tag: &str,
+        member: Member,
+    ) -> Result<Listing, RegistryError> {
         let read = match &self.backend {
             Backend::Remote(remote) => remote.tagged(tag).await,
-            Backend::Layout(_) => {
-                self.tagged_manifest(tag).await.map(|found| found.map(|found| (found.raw().clone(), None)))
-            }
+            Backend::Layout(_) => self
+                .tagged_manifest(tag)
+                .await
+                .map(|found| found.map(|found| (found.raw().clone(), None))),
         };
         match read {
             Ok(None) => Ok(Listing::default()),
-            Ok(Some((raw, content_type))) => Ok(match Listing::read(&raw, member, content_type.as_deref()) {
-                Ok(listing) => listing.with_name(tag),
-                Err(reason) => Listing { size: raw.len() as u64, ..Listing::unusable(tag, reason) },
-            }),
+            Ok(Some((raw, content_type))) => {
+                Ok(match Listing::read(&raw, member, content_type.as_deref()) {
+                    Ok(listing) => listing.with_name(tag),
+                    Err(reason) => Listing {
+                        size: raw.len() as u64,
+                        ..Listing::unusable(tag, reason)
+                    },
+                })
+            }
             Err(error) if error.is_unusable_content() => Ok(Listing::unusable(tag, error)),
             Err(error) => Err(error),
         }
@@ -180,13 +208,19 @@ impl Source {
     ///
     /// # Errors
     /// When the registry does not answer, or refuses; a registry without the API is no error.
-    pub async fn referrers(&self, subject: &PinnedReference, limit: usize) -> Result<Referrers, RegistryError> {
+    pub async fn referrers(
+        &self,
+        subject: &PinnedReference,
+        limit: usize,
+    ) -> Result<Referrers, RegistryError> {
         let digest = subject.digest();
         let mut found = Referrers::default();
         if let Backend::Remote(remote) = &self.backend {
             match remote.referrers(digest, limit).await {
                 Ok(listing) => found.add(listing.unwrap_or_default().with_name("referrers")),
-                Err(error) if error.is_unusable_content() => found.add(Listing::unusable("referrers", error)),
+                Err(error) if error.is_unusable_content() => {
+                    found.add(Listing::unusable("referrers", error))
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -197,6 +231,10 @@ impl Source {
     }
 
     fn missing(&self, what: &'static str, digest: &Digest) -> RegistryError {
-        RegistryError::Missing { what, digest: digest.clone(), repository: self.repository.to_string() }
+        RegistryError::Missing {
+            what,
+            digest: digest.clone(),
+            repository: self.repository.to_string(),
+        }
     }
 }

@@ -45,7 +45,12 @@ pub(super) enum ReadFailure {
 impl Transport {
     /// For requests without bodies: `timeouts.read` bounds every pause of an answer.
     pub(super) fn reading(host: &str, options: &Options) -> Result<Self, InvalidOptions> {
-        Self::new(host, options, Some(options.timeouts.read), Arc::new(SystemResolver))
+        Self::new(
+            host,
+            options,
+            Some(options.timeouts.read),
+            Arc::new(SystemResolver),
+        )
     }
 
     /// For uploads. reqwest counts the time in which a body is sent as a pause of the answer, so
@@ -60,11 +65,16 @@ impl Transport {
         read_timeout: Option<Duration>,
         resolver: Arc<dyn Resolve>,
     ) -> Result<Self, InvalidOptions> {
-        let invalid = |reason: String| InvalidOptions { host: host.to_owned(), reason };
+        let invalid = |reason: String| InvalidOptions {
+            host: host.to_owned(),
+            reason,
+        };
         let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
             .map_err(|error| invalid(format!("not a host or host:port: {error}")))?;
         let build = |resolver: Arc<dyn Resolve>| {
-            let builder = http_builder(options, read_timeout).map_err(invalid)?.dns_resolver(resolver);
+            let builder = http_builder(options, read_timeout)
+                .map_err(invalid)?
+                .dns_resolver(resolver);
             builder.build().map_err(|error| invalid(innermost(&error)))
         };
         Ok(Self {
@@ -87,13 +97,19 @@ impl Transport {
 
     /// The URL of `path` below `/v2/`.
     pub(super) fn url(&self, operation: &'static str, path: &str) -> Result<Url, RegistryError> {
-        self.base.join(path).map_err(|error| self.protocol(operation, format!("no URL for {path}: {error}")))
+        self.base
+            .join(path)
+            .map_err(|error| self.protocol(operation, format!("no URL for {path}: {error}")))
     }
 
     /// The client for a request to `url`; every request goes through it. The registry's own
     /// origin is set by the configuration, every other URL by an answer.
     pub(super) fn http_for(&self, url: &Url) -> &reqwest::Client {
-        if self.is_own_origin(url) { &self.http } else { &self.guarded_http }
+        if self.is_own_origin(url) {
+            &self.http
+        } else {
+            &self.guarded_http
+        }
     }
 
     /// Whether a URL belongs to the registry itself, and not to a host that it redirects to.
@@ -115,8 +131,13 @@ impl Transport {
     ) -> Result<T, RegistryError> {
         timeout_at(deadline, work).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.timeouts.total);
-            Err(self
-                .unreachable(operation, format!("not done within {limit} (registries.{}.timeouts.total)", self.host)))
+            Err(self.unreachable(
+                operation,
+                format!(
+                    "not done within {limit} (registries.{}.timeouts.total)",
+                    self.host
+                ),
+            ))
         })
     }
 
@@ -138,10 +159,15 @@ impl Transport {
         from: &Url,
         response: &Response,
     ) -> Result<Url, RegistryError> {
-        let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let location = response
+            .headers()
+            .get(header::LOCATION)
+            .and_then(|value| value.to_str().ok());
         let to = location
             .and_then(|location| from.join(location).ok())
-            .ok_or_else(|| self.protocol(operation, "a redirect without a usable Location".into()))?;
+            .ok_or_else(|| {
+                self.protocol(operation, "a redirect without a usable Location".into())
+            })?;
         self.check_hop(operation, &to)?;
         Ok(to)
     }
@@ -149,25 +175,42 @@ impl Transport {
     /// Refuses a URL from an answer that gives up TLS, or leads to a link-local or cloud metadata
     /// address.
     pub(super) fn check_hop(&self, operation: &'static str, to: &Url) -> Result<(), RegistryError> {
-        let keeps_tls = to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
+        let keeps_tls =
+            to.scheme() == "https" || (self.scheme == Scheme::Http && to.scheme() == "http");
         if !keeps_tls {
             let scheme = cut(to.scheme(), NAME_BYTES);
-            return Err(self.protocol(operation, format!("the answer leads from https to {scheme}")));
+            return Err(self.protocol(
+                operation,
+                format!("the answer leads from https to {scheme}"),
+            ));
         }
         match forbidden_host(to) {
-            Some(address) if !self.is_own_origin(to) => Err(self
-                .protocol(operation, format!("the answer leads to {address}, a link-local or cloud metadata address"))),
+            Some(address) if !self.is_own_origin(to) => Err(self.protocol(
+                operation,
+                format!("the answer leads to {address}, a link-local or cloud metadata address"),
+            )),
             _ => Ok(()),
         }
     }
 
     /// Reads a body of at most `limit` bytes into memory.
-    pub(super) async fn read_limited(&self, mut response: Response, limit: u64) -> Result<Bytes, ReadFailure> {
-        if response.content_length().is_some_and(|length| length > limit) {
+    pub(super) async fn read_limited(
+        &self,
+        mut response: Response,
+        limit: u64,
+    ) -> Result<Bytes, ReadFailure> {
+        if response
+            .content_length()
+            .is_some_and(|length| length > limit)
+        {
             return Err(ReadFailure::TooLarge);
         }
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| ReadFailure::Broken(innermost(&error)))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| ReadFailure::Broken(innermost(&error)))?
+        {
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(ReadFailure::TooLarge);
             }
@@ -178,7 +221,11 @@ impl Transport {
 
     /// The URL of the next page from `Link`, where it stays within this registry.
     pub(super) fn next_page(&self, response: &Response) -> Option<Url> {
-        let mut links = response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+        let mut links = response
+            .headers()
+            .get_all(header::LINK)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
         let target = links.find_map(link::next)?;
         let url = response.url().join(target).ok()?;
         self.is_own_origin(&url).then_some(url)
@@ -190,15 +237,26 @@ impl Transport {
                       configuration"
                 .to_owned();
         }
-        RegistryError::Unreachable { operation, host: self.host.clone(), reason }
+        RegistryError::Unreachable {
+            operation,
+            host: self.host.clone(),
+            reason,
+        }
     }
 
     pub(super) fn protocol(&self, operation: &'static str, reason: String) -> RegistryError {
-        RegistryError::Protocol { operation, host: self.host.clone(), reason }
+        RegistryError::Protocol {
+            operation,
+            host: self.host.clone(),
+            reason,
+        }
     }
 }
 
-fn http_builder(options: &Options, read_timeout: Option<Duration>) -> Result<reqwest::ClientBuilder, String> {
+fn http_builder(
+    options: &Options,
+    read_timeout: Option<Duration>,
+) -> Result<reqwest::ClientBuilder, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
@@ -209,7 +267,9 @@ fn http_builder(options: &Options, read_timeout: Option<Duration>) -> Result<req
         builder = builder.read_timeout(read_timeout);
     }
     if options.tls == TlsTrust::Unverified {
-        builder = builder.tls_danger_accept_invalid_certs(true).tls_danger_accept_invalid_hostnames(true);
+        builder = builder
+            .tls_danger_accept_invalid_certs(true)
+            .tls_danger_accept_invalid_hostnames(true);
     }
     if !options.extra_roots.is_empty() {
         let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots)
@@ -226,12 +286,20 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
         return explanation;
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
-    let mut text = if error.is_timeout() { "timed out".to_owned() } else { String::new() };
+    let mut text = if error.is_timeout() {
+        "timed out".to_owned()
+    } else {
+        String::new()
+    };
     while let Some(inner) = cause {
         text = inner.to_string();
         cause = inner.source();
     }
-    if text.is_empty() { "the request failed".to_owned() } else { text }
+    if text.is_empty() {
+        "the request failed".to_owned()
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -242,14 +310,23 @@ mod tests {
     #[test]
     fn the_configured_host_may_be_a_link_local_address_and_answers_may_lead_back_to_it() {
         for host in ["169.254.169.254:5000", "[fe80::1]:5000", "metadata.example"] {
-            let options = Options { scheme: Scheme::Http, ..Options::default() };
+            let options = Options {
+                scheme: Scheme::Http,
+                ..Options::default()
+            };
             let transport = Transport::reading(host, &options).unwrap();
             let own = Url::parse(&format!("http://{host}/token")).unwrap();
             transport.check_hop("test", &own).unwrap();
-            assert!(std::ptr::eq(transport.http_for(&own), &transport.http), "{host}");
+            assert!(
+                std::ptr::eq(transport.http_for(&own), &transport.http),
+                "{host}"
+            );
             let other = Url::parse("http://169.254.169.254/latest").unwrap();
             assert!(transport.check_hop("test", &other).is_err(), "{host}");
-            assert!(std::ptr::eq(transport.http_for(&other), &transport.guarded_http), "{host}");
+            assert!(
+                std::ptr::eq(transport.http_for(&other), &transport.guarded_http),
+                "{host}"
+            );
         }
     }
 }

@@ -69,17 +69,33 @@ impl Remote {
         let path = format!("blobs/{}", descriptor.digest);
         let transport = &self.client.transport;
         let request = self.send("blob", Method::HEAD, &path);
-        Ok(transport.within("blob", transport.deadline(), request).await?.status() != StatusCode::NOT_FOUND)
+        Ok(transport
+            .within("blob", transport.deadline(), request)
+            .await?
+            .status()
+            != StatusCode::NOT_FOUND)
     }
 
     /// Returns `false` where the registry can't mount, or hides the other repository: it starts an
     /// upload instead, which is cancelled.
-    pub(super) async fn mount(&self, descriptor: &Descriptor, from: &str) -> Result<bool, RegistryError> {
-        let path = format!("{}/blobs/uploads/?mount={}&from={from}", self.path, descriptor.digest);
+    pub(super) async fn mount(
+        &self,
+        descriptor: &Descriptor,
+        from: &str,
+    ) -> Result<bool, RegistryError> {
+        let path = format!(
+            "{}/blobs/uploads/?mount={}&from={from}",
+            self.path, descriptor.digest
+        );
         let mut call = self.call("mount", Method::POST, Target::Path(&path));
-        call.scope = TokenScope::Mount { into: &self.path, from };
+        call.scope = TokenScope::Mount {
+            into: &self.path,
+            from,
+        };
         let transport = &self.client.transport;
-        let mounted = transport.within("mount", transport.deadline(), self.client.send(&call)).await;
+        let mounted = transport
+            .within("mount", transport.deadline(), self.client.send(&call))
+            .await;
         match mounted {
             Ok(response) if response.status() == StatusCode::CREATED => Ok(true),
             Ok(response) => {
@@ -115,7 +131,9 @@ impl Remote {
         }
         let mut failures = 0;
         loop {
-            let Err(error) = self.upload_whole(descriptor, body, progress).await else { return Ok(()) };
+            let Err(error) = self.upload_whole(descriptor, body, progress).await else {
+                return Ok(());
+            };
             retry_or_fail(&mut failures, error).await?;
             progress.update(descriptor, 0);
             // The blob may have arrived, and only the answer was lost.
@@ -137,7 +155,15 @@ impl Remote {
         };
         let payload = Payload::whole(body, OCTET_STREAM);
         let report = |sent| progress.update(descriptor, sent);
-        self.commit(&session, descriptor, Some(RequestBody { payload: &payload, progress: &report })).await
+        self.commit(
+            &session,
+            descriptor,
+            Some(RequestBody {
+                payload: &payload,
+                progress: &report,
+            }),
+        )
+        .await
     }
 
     async fn upload_in_chunks(
@@ -154,11 +180,18 @@ impl Remote {
         loop {
             let step = match offset {
                 UploadOffset::Done => return Ok(()),
-                UploadOffset::At(at) if at == body.size() => {
-                    self.commit(&session, descriptor, None).await.map(|()| UploadOffset::Done)
+                UploadOffset::At(at) if at == body.size() => self
+                    .commit(&session, descriptor, None)
+                    .await
+                    .map(|()| UploadOffset::Done),
+                UploadOffset::At(at) => {
+                    self.patch(&mut session, descriptor, body, at, progress)
+                        .await
                 }
-                UploadOffset::At(at) => self.patch(&mut session, descriptor, body, at, progress).await,
-                UploadOffset::Unknown => self.query_offset(&mut session, descriptor, body.size()).await,
+                UploadOffset::Unknown => {
+                    self.query_offset(&mut session, descriptor, body.size())
+                        .await
+                }
             };
             match step {
                 Ok(step) => {
@@ -194,15 +227,24 @@ impl Remote {
         let payload = Payload::chunk(body, at, session.chunk.min(body.size() - at));
         let report = |sent| progress.update(descriptor, at + sent);
         let mut call = self.call("upload", Method::PATCH, Target::Url(session.url.clone()));
-        call.body = Some(RequestBody { payload: &payload, progress: &report });
+        call.body = Some(RequestBody {
+            payload: &payload,
+            progress: &report,
+        });
         let response = self.client.attempt(&call).await?;
-        session.url = self.session(reject_not_found("upload", &response, self.client.transport.host())?)?.url;
+        session.url = self
+            .session(reject_not_found(
+                "upload",
+                &response,
+                self.client.transport.host(),
+            )?)?
+            .url;
         let next = last_byte(&response).map_or_else(|| at + payload.length(), |end| end + 1);
         if next <= at || next > at + payload.length() {
-            return Err(self
-                .client
-                .transport
-                .protocol("upload", format!("it reports {next} bytes after a chunk at {at} was sent")));
+            return Err(self.client.transport.protocol(
+                "upload",
+                format!("it reports {next} bytes after a chunk at {at} was sent"),
+            ));
         }
         Ok(UploadOffset::At(next))
     }
@@ -240,7 +282,11 @@ impl Remote {
 
     async fn start_upload(&self) -> Result<UploadStart, RegistryError> {
         let request = self.send("upload", Method::POST, "blobs/uploads/");
-        let response = self.client.transport.within("upload", self.client.transport.deadline(), request).await?;
+        let response = self
+            .client
+            .transport
+            .within("upload", self.client.transport.deadline(), request)
+            .await?;
         match response.status() {
             StatusCode::NOT_FOUND => Err(RegistryError::NoSuchRepository {
                 repository: format!("{}/{}", self.client.transport.host(), self.path),
@@ -259,7 +305,8 @@ impl Remote {
     ) -> Result<(), RegistryError> {
         let mut url = session.url.clone();
         // The query belongs to the session, so it is kept.
-        url.query_pairs_mut().append_pair("digest", descriptor.digest.as_str());
+        url.query_pairs_mut()
+            .append_pair("digest", descriptor.digest.as_str());
         let mut call = self.call("upload", Method::PUT, Target::Url(url));
         call.body = rest;
         let sent = match rest {
@@ -267,12 +314,19 @@ impl Remote {
             // An empty body gets the longer deadline of uploads: storing may take a while.
             None => self.commit_empty(call).await?,
         };
-        check_digest("blob", reject_not_found("upload", &sent, self.client.transport.host())?, &descriptor.digest)
+        check_digest(
+            "blob",
+            reject_not_found("upload", &sent, self.client.transport.host())?,
+            &descriptor.digest,
+        )
     }
 
     async fn commit_empty(&self, mut call: Call<'_>) -> Result<Response, RegistryError> {
         let payload = Payload::whole(&UploadBody::Memory(Bytes::new()), OCTET_STREAM);
-        call.body = Some(RequestBody { payload: &payload, progress: &|_| {} });
+        call.body = Some(RequestBody {
+            payload: &payload,
+            progress: &|_| {},
+        });
         self.client.attempt(&call).await
     }
 
@@ -283,13 +337,28 @@ impl Remote {
     }
 
     fn session(&self, response: &Response) -> Result<UploadSession, RegistryError> {
-        let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let url = text("location").and_then(|location| response.url().join(location).ok()).ok_or_else(|| {
-            self.client.transport.protocol("upload", "the answer to the upload has no usable Location".to_owned())
-        })?;
+        let text = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        let url = text("location")
+            .and_then(|location| response.url().join(location).ok())
+            .ok_or_else(|| {
+                self.client.transport.protocol(
+                    "upload",
+                    "the answer to the upload has no usable Location".to_owned(),
+                )
+            })?;
         self.client.transport.check_hop("upload", &url)?;
-        let minimum = text("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-        Ok(UploadSession { url, chunk: CHUNK_BYTES.max(minimum) })
+        let minimum = text("oci-chunk-min-length")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
+        Ok(UploadSession {
+            url,
+            chunk: CHUNK_BYTES.max(minimum),
+        })
     }
 
     /// Puts a manifest, and returns whether the registry lists it in its referrers API
@@ -304,15 +373,23 @@ impl Remote {
         let payload = Payload::whole(&UploadBody::Memory(raw.clone()), media_type);
         let path = format!("{}/manifests/{}", self.path, tag.unwrap_or(digest.as_str()));
         let mut call = self.call("push", Method::PUT, Target::Path(&path));
-        call.body = Some(RequestBody { payload: &payload, progress: &|_| {} });
+        call.body = Some(RequestBody {
+            payload: &payload,
+            progress: &|_| {},
+        });
         let response = self.client.send(&call).await?;
         if response.status() == StatusCode::NOT_FOUND {
             let repository = format!("{}/{}", self.client.transport.host(), self.path);
             return Err(RegistryError::NoSuchRepository { repository });
         }
         // A server that answers 200 to every request has stored nothing.
-        if response.status() != StatusCode::CREATED && !response.headers().contains_key(DIGEST_HEADER) {
-            let reason = format!("HTTP {} without a digest instead of 201", response.status().as_u16());
+        if response.status() != StatusCode::CREATED
+            && !response.headers().contains_key(DIGEST_HEADER)
+        {
+            let reason = format!(
+                "HTTP {} without a digest instead of 201",
+                response.status().as_u16()
+            );
             return Err(self.client.transport.protocol("push", reason));
         }
         check_digest("manifest", &response, &digest)?;
@@ -325,7 +402,10 @@ impl Remote {
         entry: &Descriptor,
         subject: &Digest,
     ) -> Result<(), RegistryError> {
-        if self.put_manifest(referrer.raw(), referrer.media_type(), None).await? {
+        if self
+            .put_manifest(referrer.raw(), referrer.media_type(), None)
+            .await?
+        {
             return Ok(());
         }
         let tag = referrers_tag(subject);
@@ -335,15 +415,20 @@ impl Remote {
             let old = self.tagged_manifest(&tag).await?;
             let changed = with_referrer(old.as_ref(), entry)
                 .map_err(|error| not_an_index(&tag, self.client.transport.host(), &error))?;
-            let Some(changed) = changed else { return Ok(()) };
+            let Some(changed) = changed else {
+                return Ok(());
+            };
             if attempt > 0 {
                 sleep(retry::delay(attempt + 1, None)).await;
             }
-            self.put_manifest(&changed, media_type::OCI_INDEX, Some(&tag)).await?;
+            self.put_manifest(&changed, media_type::OCI_INDEX, Some(&tag))
+                .await?;
         }
         Err(self.client.transport.protocol(
             "attach",
-            format!("{tag} does not keep the referrer: other clients write to it as well; try again"),
+            format!(
+                "{tag} does not keep the referrer: other clients write to it as well; try again"
+            ),
         ))
     }
 }
@@ -362,13 +447,28 @@ async fn retry_or_fail(failures: &mut u32, error: RegistryError) -> Result<(), R
         _ => None,
     };
     // 404 and 416: the registry has lost the session or its offset.
-    let retryable = is_retryable(&error) || matches!(error, RegistryError::Status { status: 404 | 416, .. });
-    if !retryable || *failures >= MAX_CONSECUTIVE_FAILURES || wait.is_some_and(|wait| wait > MAX_RETRY_WAIT) {
+    let retryable = is_retryable(&error)
+        || matches!(
+            error,
+            RegistryError::Status {
+                status: 404 | 416,
+                ..
+            }
+        );
+    if !retryable
+        || *failures >= MAX_CONSECUTIVE_FAILURES
+        || wait.is_some_and(|wait| wait > MAX_RETRY_WAIT)
+    {
         return Err(error);
     }
     let delay = retry::delay(*failures + 1, wait);
     let error = error.to_string();
-    tracing::debug!(setbacks = *failures, ?delay, error = &*cut(&error, SENTENCE_BYTES), "an upload failed; resuming");
+    tracing::debug!(
+        setbacks = *failures,
+        ?delay,
+        error = &*cut(&error, SENTENCE_BYTES),
+        "an upload failed; resuming"
+    );
     sleep(delay).await;
     Ok(())
 }
@@ -376,8 +476,19 @@ async fn retry_or_fail(failures: &mut u32, error: RegistryError) -> Result<(), R
 /// Whether a registry that takes no chunks answers so: an error of the request, or an answer
 /// without the means to continue.
 fn rejects_chunks(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Status { status: 400 | 404 | 405 | 411 | 415 | 416 | 501, .. })
-        || matches!(error, RegistryError::Protocol { operation: "upload", .. })
+    matches!(
+        error,
+        RegistryError::Status {
+            status: 400 | 404 | 405 | 411 | 415 | 416 | 501,
+            ..
+        }
+    ) || matches!(
+        error,
+        RegistryError::Protocol {
+            operation: "upload",
+            ..
+        }
+    )
 }
 
 /// The last byte in `Range: 0-<end>`, with or without a unit.
@@ -395,18 +506,36 @@ fn reject_not_found<'a>(
     if response.status() != StatusCode::NOT_FOUND {
         return Ok(response);
     }
-    let (host, detail) = (host.to_owned(), " (the registry has lost the upload)".to_owned());
-    Err(RegistryError::Status { operation, host, status: 404, retry_after: None, detail })
+    let (host, detail) = (
+        host.to_owned(),
+        " (the registry has lost the upload)".to_owned(),
+    );
+    Err(RegistryError::Status {
+        operation,
+        host,
+        status: 404,
+        retry_after: None,
+        detail,
+    })
 }
 
 /// The header is optional; a contradicting one is an error.
-fn check_digest(what: &'static str, response: &Response, expected: &Digest) -> Result<(), RegistryError> {
-    let header = response.headers().get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
+fn check_digest(
+    what: &'static str,
+    response: &Response,
+    expected: &Digest,
+) -> Result<(), RegistryError> {
+    let header = response
+        .headers()
+        .get(DIGEST_HEADER)
+        .and_then(|value| value.to_str().ok());
     let actual = header.and_then(|text| text.parse::<Digest>().ok());
     match actual.filter(|actual| actual.algorithm() == expected.algorithm() && actual != expected) {
-        Some(actual) => {
-            Err(RegistryError::Mismatch { what, expected: expected.to_string(), actual: actual.to_string() })
-        }
+        Some(actual) => Err(RegistryError::Mismatch {
+            what,
+            expected: expected.to_string(),
+            actual: actual.to_string(),
+        }),
         None => Ok(()),
     }
 }

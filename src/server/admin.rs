@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
-    connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker, renderer::Renderer, response,
-    response_body::ResponseBody, status,
+    connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker, renderer::Renderer,
+    response, response_body::ResponseBody, status,
 };
 use crate::{
     catalog::{Catalog, Entry},
@@ -49,9 +49,20 @@ impl AdminApi {
         drain: DrainSignal,
     ) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
-        let state =
-            AdminState { catalog, metrics, holdouts, ready_at, was_ready: AtomicBool::new(false), drain, since };
-        Self { state: Arc::new(state), status: Renderer::default(), metrics: Renderer::default() }
+        let state = AdminState {
+            catalog,
+            metrics,
+            holdouts,
+            ready_at,
+            was_ready: AtomicBool::new(false),
+            drain,
+            since,
+        };
+        Self {
+            state: Arc::new(state),
+            status: Renderer::default(),
+            metrics: Renderer::default(),
+        }
     }
 
     pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
@@ -67,11 +78,16 @@ impl AdminApi {
             // Rendering thousands of bundles takes long, and must not delay bundle requests.
             "/metrics" => {
                 let state = Arc::clone(&self.state);
-                document_response(self.metrics.render(move || state.render_metrics()).await, METRICS_CONTENT_TYPE)
+                document_response(
+                    self.metrics.render(move || state.render_metrics()).await,
+                    METRICS_CONTENT_TYPE,
+                )
             }
             "/status" => {
                 let state = Arc::clone(&self.state);
-                let status = self.status.render(move || Some(state.status().to_string().into()));
+                let status = self
+                    .status
+                    .render(move || Some(state.status().to_string().into()));
                 document_response(status.await, HeaderValue::from_static("application/json"))
             }
             _ => {
@@ -85,17 +101,31 @@ impl AdminApi {
 impl AdminState {
     fn readyz(&self) -> Response<ResponseBody> {
         let ready = self.is_ready();
-        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if ready {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
         let draining = self.drain.is_draining();
-        let waiting_for = if ready { Vec::new() } else { self.waiting_for() };
-        response::json(status, &json!({ "ready": ready, "draining": draining, "waiting_for": waiting_for }))
+        let waiting_for = if ready {
+            Vec::new()
+        } else {
+            self.waiting_for()
+        };
+        response::json(
+            status,
+            &json!({ "ready": ready, "draining": draining, "waiting_for": waiting_for }),
+        )
     }
 
     fn is_ready(&self) -> bool {
         if self.drain.is_draining() {
             return false;
         }
-        if self.was_ready.load(Ordering::Relaxed) || Instant::now() >= self.ready_at || self.waiting_for().is_empty() {
+        if self.was_ready.load(Ordering::Relaxed)
+            || Instant::now() >= self.ready_at
+            || self.waiting_for().is_empty()
+        {
             self.was_ready.store(true, Ordering::Relaxed);
             return true;
         }
@@ -104,12 +134,16 @@ impl AdminState {
 
     fn waiting_for(&self) -> Vec<String> {
         let entries = self.catalog.entries().into_iter();
-        entries.filter(|entry| !entry.has_concluded()).map(|entry| entry.name().to_owned()).collect()
+        entries
+            .filter(|entry| !entry.has_concluded())
+            .map(|entry| entry.name().to_owned())
+            .collect()
     }
 
     /// All bundles. Drops the clients of bundles that are no longer configured.
     fn entries(&self) -> Vec<Arc<Entry>> {
-        self.holdouts.retain(|bundle| self.catalog.get(bundle).is_some());
+        self.holdouts
+            .retain(|bundle| self.catalog.get(bundle).is_some());
         self.catalog.entries()
     }
 
@@ -117,12 +151,20 @@ impl AdminState {
         let entries = self.entries();
         let bundles = entries.iter().map(|entry| {
             let handle = entry.handle();
-            let waiters = self.metrics.waiters.with_label_values(&[handle.name()]).get();
-            let lost = self.withdrawn_version(handle).map(|(lost, clients)| withdrawn_status(&lost, clients));
+            let waiters = self
+                .metrics
+                .waiters
+                .with_label_values(&[handle.name()])
+                .get();
+            let lost = self
+                .withdrawn_version(handle)
+                .map(|(lost, clients)| withdrawn_status(&lost, clients));
             let mut status = status::bundle(&entry.status());
             status.insert("waiters".to_owned(), waiters.into());
             status.insert("lost".to_owned(), lost.unwrap_or_default());
-            let fallback = handle.fallback_status().map(|fallback| status::fallback(&fallback));
+            let fallback = handle
+                .fallback_status()
+                .map(|fallback| status::fallback(&fallback));
             status.insert("fallback".to_owned(), fallback.unwrap_or_default());
             (handle.name().to_owned(), Value::Object(status))
         });
@@ -133,7 +175,10 @@ impl AdminState {
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.
     fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<WithdrawnVersion>, Option<usize>)> {
-        let Some(lost) = handle.withdrawal().and_then(|withdrawal| withdrawal.version) else {
+        let Some(lost) = handle
+            .withdrawal()
+            .and_then(|withdrawal| withdrawal.version)
+        else {
             self.holdouts.clear(handle.name());
             return None;
         };
@@ -147,24 +192,47 @@ impl AdminState {
         for entry in &self.entries() {
             let handle = entry.handle();
             self.update_status_gauges(handle.name(), &entry.status());
-            let clients = self.withdrawn_version(handle).and_then(|(_, clients)| clients).unwrap_or_default();
+            let clients = self
+                .withdrawn_version(handle)
+                .and_then(|(_, clients)| clients)
+                .unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
-            self.metrics.lost_clients.with_label_values(&[handle.name()]).set(clients);
-            let is_serving = handle.fallback_status().is_some_and(|fallback| fallback.since.is_some());
-            self.metrics.bundle_fallback.with_label_values(&[handle.name()]).set(is_serving.into());
+            self.metrics
+                .lost_clients
+                .with_label_values(&[handle.name()])
+                .set(clients);
+            let is_serving = handle
+                .fallback_status()
+                .is_some_and(|fallback| fallback.since.is_some());
+            self.metrics
+                .bundle_fallback
+                .with_label_values(&[handle.name()])
+                .set(is_serving.into());
         }
     }
 
     fn update_status_gauges(&self, bundle: &str, status: &Status) {
         for state in ["pending", "serving", "withdrawn"] {
-            self.metrics.bundle_state.with_label_values(&[bundle, state]).set((state == status.state.label()).into());
+            self.metrics
+                .bundle_state
+                .with_label_values(&[bundle, state])
+                .set((state == status.state.label()).into());
         }
         if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
-            self.metrics.bundle_info.with_label_values(&[bundle, manifest.as_str(), revision.as_str()]).set(1);
+            self.metrics
+                .bundle_info
+                .with_label_values(&[bundle, manifest.as_str(), revision.as_str()])
+                .set(1);
         }
-        self.metrics.bundle_older.with_label_values(&[bundle]).set(status.older.is_some().into());
+        self.metrics
+            .bundle_older
+            .with_label_values(&[bundle])
+            .set(status.older.is_some().into());
         if let Some(time) = status.last_check {
-            self.metrics.last_check.with_label_values(&[bundle]).set(time.as_millisecond() as f64 / 1000.0);
+            self.metrics
+                .last_check
+                .with_label_values(&[bundle])
+                .set(time.as_millisecond() as f64 / 1000.0);
         }
     }
 

@@ -61,8 +61,14 @@ impl BundleApi {
         };
         // A client without a token must not learn which bundles exist, not even from the metrics.
         let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
-        let bundle = entry.as_ref().filter(|_| !is_hidden).map_or("other", |entry| entry.name());
-        self.metrics.http_requests.with_label_values(&[bundle, response.status().as_str()]).inc();
+        let bundle = entry
+            .as_ref()
+            .filter(|_| !is_hidden)
+            .map_or("other", |entry| entry.name());
+        self.metrics
+            .http_requests
+            .with_label_values(&[bundle, response.status().as_str()])
+            .inc();
         response
     }
 
@@ -76,10 +82,17 @@ impl BundleApi {
         }
         let Some(resource) = resource(request.uri().path()) else {
             let message = "the path is not percent-encoded UTF-8";
-            return Route::Done(response::error(StatusCode::BAD_REQUEST, "bad_request", message, None));
+            return Route::Done(response::error(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                message,
+                None,
+            ));
         };
         let found = self.catalog.find(&resource);
-        let name = found.as_ref().map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
+        let name = found
+            .as_ref()
+            .map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
         let headers = request.headers();
         let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
         match (self.denial(credential, name), found) {
@@ -113,7 +126,11 @@ impl BundleApi {
     }
 
     /// `None` if the bundle was removed while the request was held; `entry` is then the last one.
-    async fn serve(&self, entry: &mut Arc<Entry>, request: BundleRequest) -> Option<Response<ResponseBody>> {
+    async fn serve(
+        &self,
+        entry: &mut Arc<Entry>,
+        request: BundleRequest,
+    ) -> Option<Response<ResponseBody>> {
         let reply = self.respond(entry, &request).await;
         // The client's token may have been removed while its request was held.
         if let Some(denial) = self.denial(request.client.credential, entry.name()) {
@@ -121,7 +138,9 @@ impl BundleApi {
         }
         Some(match reply {
             BundleReply::NotModified(snapshot) => response::not_modified(&snapshot),
-            BundleReply::Absent { reason, message } => response::absent(reason, &message, entry.name()),
+            BundleReply::Absent { reason, message } => {
+                response::absent(reason, &message, entry.name())
+            }
             BundleReply::Unavailable => response::unavailable(Some(entry.name())),
             BundleReply::Removed => return None,
             BundleReply::Bundle(snapshot) => {
@@ -141,12 +160,16 @@ impl BundleApi {
 
 /// The path without its first slash, percent-decoded once; `None` when it can't be decoded.
 pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
-    let hex = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    let hex = |escape: &str| {
+        escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
+    };
     // The decoder would leave a malformed escape as it is.
     if !path.split('%').skip(1).all(hex) {
         return None;
     }
-    percent_decode_str(path.strip_prefix('/').unwrap_or(path)).decode_utf8().ok()
+    percent_decode_str(path.strip_prefix('/').unwrap_or(path))
+        .decode_utf8()
+        .ok()
 }
 
 /// A hash of `User-Agent`. It needs no secret key: a collision only makes two clients count as one.
@@ -159,7 +182,9 @@ fn user_agent_hash(headers: &HeaderMap) -> u64 {
 /// OPA before 0.39 takes the bundle content type as support for long polling and, when it did not
 /// ask for that, polls without pause.
 fn predates_long_polling(headers: &HeaderMap) -> bool {
-    let agent = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+    let agent = headers
+        .get(USER_AGENT)
+        .and_then(|agent| agent.to_str().ok());
     let minor = agent
         .and_then(|agent| agent.strip_prefix("Open Policy Agent/0."))
         .and_then(|version| version.split('.').next()?.parse::<u32>().ok());

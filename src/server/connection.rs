@@ -20,8 +20,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot, prefixed_stream::PrefixedStream,
-    response_body::ResponseBody, write_timeout::WriteTimeout,
+    Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot,
+    prefixed_stream::PrefixedStream, response_body::ResponseBody, write_timeout::WriteTimeout,
 };
 
 /// A byte stream, with TLS or without.
@@ -71,7 +71,11 @@ pub(super) async fn serve_connection<H, F>(
     H: Fn(Request<()>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
-    let stream = WriteTimeout::new(stream, context.deadlines.progress, Arc::clone(&context.peer.slot));
+    let stream = WriteTimeout::new(
+        stream,
+        context.deadlines.progress,
+        Arc::clone(&context.peer.slot),
+    );
     let handshake = context.deadlines.handshake;
     let negotiated = tokio::select! {
         negotiated = negotiate(stream, tls, handshake) => negotiated,
@@ -151,7 +155,11 @@ impl ConnectionContext {
             loop {
                 sleep(pause).await;
                 pause = self.deadlines.close_grace;
-                let may_close = if reason == CloseReason::Evicted { slot.is_evictable() } else { slot.is_idle() };
+                let may_close = if reason == CloseReason::Evicted {
+                    slot.is_evictable()
+                } else {
+                    slot.is_idle()
+                };
                 if may_close {
                     return;
                 }

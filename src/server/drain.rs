@@ -36,7 +36,12 @@ impl DrainSignal {
     /// Completes at a random time of the release phase, so that the clients of a fleet do not
     /// reconnect all at once.
     pub(super) async fn released(mut self) {
-        if self.phase.wait_for(|phase| *phase == Phase::Release).await.is_ok() {
+        if self
+            .phase
+            .wait_for(|phase| *phase == Phase::Release)
+            .await
+            .is_ok()
+        {
             sleep(self.over.mul_f64(fastrand::f64())).await;
         }
     }

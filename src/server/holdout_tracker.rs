@@ -92,29 +92,44 @@ impl HoldoutTracker {
         client_id: &ClientId,
     ) -> Option<WaitGuard> {
         let etag = lost.etag.as_deref()?;
-        let base = self.0.keys.hash_one((client_id.address, client_id.credential));
+        let base = self
+            .0
+            .keys
+            .hash_one((client_id.address, client_id.credential));
         let mut bundles = self.lock();
         if !if_none_match.is_current(etag) {
             // The client, or one with the same identity, runs another version now.
             let holdouts = bundles.get_mut(bundle)?;
             let client = holdouts.key(base, client_id.user_agent);
-            if holdouts.clients.get(&client).is_some_and(|client| client.waiting == 0) {
+            if holdouts
+                .clients
+                .get(&client)
+                .is_some_and(|client| client.waiting == 0)
+            {
                 holdouts.clients.remove(&client);
                 holdouts.total -= 1;
             }
             return None;
         }
-        let holdouts = bundles.entry(bundle.to_owned()).or_insert_with(|| Holdouts::new(etag));
+        let holdouts = bundles
+            .entry(bundle.to_owned())
+            .or_insert_with(|| Holdouts::new(etag));
         if holdouts.etag != etag {
             *holdouts = Holdouts::new(etag);
         }
         let client = holdouts.key(base, client_id.user_agent);
-        if holdouts.clients.len() >= MAX_TRACKED_CLIENTS && !holdouts.clients.contains_key(&client) {
+        if holdouts.clients.len() >= MAX_TRACKED_CLIENTS && !holdouts.clients.contains_key(&client)
+        {
             return None;
         }
         holdouts.begin_wait(client, client_id.user_agent);
         holdouts.log_growth(bundle, lost);
-        Some(WaitGuard { tracker: self.clone(), bundle: bundle.to_owned(), etag: etag.to_owned(), client })
+        Some(WaitGuard {
+            tracker: self.clone(),
+            bundle: bundle.to_owned(),
+            etag: etag.to_owned(),
+            client,
+        })
     }
 
     /// The number of clients that still run the withdrawn version; `None` where its tag is
@@ -122,7 +137,12 @@ impl HoldoutTracker {
     pub(super) fn count(&self, bundle: &str, lost: &WithdrawnVersion) -> Option<usize> {
         let etag = lost.etag.as_deref()?;
         let mut bundles = self.lock();
-        let Some(holdouts) = bundles.get_mut(bundle).filter(|holdouts| holdouts.etag == etag) else { return Some(0) };
+        let Some(holdouts) = bundles
+            .get_mut(bundle)
+            .filter(|holdouts| holdouts.etag == etag)
+        else {
+            return Some(0);
+        };
         holdouts.expire();
         Some(holdouts.total)
     }
@@ -138,19 +158,31 @@ impl HoldoutTracker {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Holdouts>> {
-        self.0.bundles.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .bundles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Holdouts {
     fn new(etag: &str) -> Self {
-        Self { etag: etag.to_owned(), clients: HashMap::new(), user_agents: HashMap::new(), total: 0, logged: 0 }
+        Self {
+            etag: etag.to_owned(),
+            clients: HashMap::new(),
+            user_agents: HashMap::new(),
+            total: 0,
+            logged: 0,
+        }
     }
 
     fn key(&self, base: u64, user_agent: u64) -> Key {
         let user_agents = self.user_agents.get(&base).map_or(&[][..], Vec::as_slice);
         let known = user_agents.iter().position(|known| *known == user_agent);
-        (base, known.unwrap_or(user_agents.len()).min(MAX_USER_AGENTS - 1))
+        (
+            base,
+            known.unwrap_or(user_agents.len()).min(MAX_USER_AGENTS - 1),
+        )
     }
 
     fn begin_wait(&mut self, client: Key, user_agent: u64) {
@@ -163,12 +195,27 @@ impl Holdouts {
         if waiting != Some(0) {
             self.total += 1;
         }
-        self.clients.insert(client, Activity { waiting: waiting.unwrap_or_default() + 1, last: Instant::now() });
+        self.clients.insert(
+            client,
+            Activity {
+                waiting: waiting.unwrap_or_default() + 1,
+                last: Instant::now(),
+            },
+        );
     }
 
     fn end_wait(&mut self, client: Key) {
-        let Some(known) = self.clients.get_mut(&client).filter(|known| known.waiting > 0) else { return };
-        *known = Activity { waiting: known.waiting - 1, last: Instant::now() };
+        let Some(known) = self
+            .clients
+            .get_mut(&client)
+            .filter(|known| known.waiting > 0)
+        else {
+            return;
+        };
+        *known = Activity {
+            waiting: known.waiting - 1,
+            last: Instant::now(),
+        };
         if known.waiting > 0 {
             self.total -= 1;
         }
@@ -176,11 +223,13 @@ impl Holdouts {
 
     fn expire(&mut self) {
         let before = self.clients.len();
-        self.clients.retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RETENTION);
+        self.clients
+            .retain(|_, client| client.waiting > 0 || client.last.elapsed() <= RETENTION);
         self.total -= before - self.clients.len();
         let clients = &self.clients;
-        self.user_agents
-            .retain(|base, user_agents| (0..user_agents.len()).any(|index| clients.contains_key(&(*base, index))));
+        self.user_agents.retain(|base, user_agents| {
+            (0..user_agents.len()).any(|index| clients.contains_key(&(*base, index)))
+        });
     }
 
     /// Logs a warning at 1, 2, 4, 8 … clients.
@@ -197,7 +246,10 @@ impl Holdouts {
 impl Drop for WaitGuard {
     fn drop(&mut self) {
         let mut bundles = self.tracker.lock();
-        if let Some(holdouts) = bundles.get_mut(&self.bundle).filter(|holdouts| holdouts.etag == self.etag) {
+        if let Some(holdouts) = bundles
+            .get_mut(&self.bundle)
+            .filter(|holdouts| holdouts.etag == self.etag)
+        {
             holdouts.end_wait(self.client);
         }
     }
@@ -215,7 +267,10 @@ mod tests {
     use crate::oci::Digest;
 
     fn lost(etag: &str) -> WithdrawnVersion {
-        WithdrawnVersion { manifest: Digest::sha256(etag.as_bytes()), etag: Some(etag.to_owned()) }
+        WithdrawnVersion {
+            manifest: Digest::sha256(etag.as_bytes()),
+            etag: Some(etag.to_owned()),
+        }
     }
 
     fn ask(
@@ -226,8 +281,17 @@ mod tests {
     ) -> Option<WaitGuard> {
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(runs))]);
         let user_agent = user_agent.bytes().map(u64::from).sum();
-        let client_id = ClientId { address: address.into(), credential: Credential::None, user_agent };
-        tracker.record("authz", &lost("\"a\""), &IfNoneMatch::parse(&headers), &client_id)
+        let client_id = ClientId {
+            address: address.into(),
+            credential: Credential::None,
+            user_agent,
+        };
+        tracker.record(
+            "authz",
+            &lost("\"a\""),
+            &IfNoneMatch::parse(&headers),
+            &client_id,
+        )
     }
 
     fn holdouts(tracker: &HoldoutTracker) -> usize {
@@ -252,7 +316,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clients_with_one_identity_count_separately_while_they_wait() {
         let tracker = HoldoutTracker::default();
-        let waiting: Vec<_> = (0..5).map(|_| ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"").unwrap()).collect();
+        let waiting: Vec<_> = (0..5)
+            .map(|_| ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"").unwrap())
+            .collect();
         advance(RETENTION * 3).await;
         assert_eq!(holdouts(&tracker), 5, "a held request does not expire");
         drop(waiting);
@@ -265,10 +331,16 @@ mod tests {
     async fn a_client_with_another_version_or_none_does_not_count() {
         let tracker = HoldoutTracker::default();
         for other in ["", "\"b\"", "\"b\", \"a\""] {
-            assert!(ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
+            assert!(
+                ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(),
+                "{other}"
+            );
             drop(ask(&tracker, [10, 0, 0, 1], "opa", "\"a\""));
             assert_eq!(holdouts(&tracker), 1);
-            assert!(ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(), "{other}");
+            assert!(
+                ask(&tracker, [10, 0, 0, 1], "opa", other).is_none(),
+                "{other}"
+            );
             assert_eq!(holdouts(&tracker), 0);
         }
     }
@@ -278,8 +350,17 @@ mod tests {
         let tracker = HoldoutTracker::default();
         let first = ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"");
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("\"b\""))]);
-        let client_id = ClientId { address: [10, 0, 0, 1].into(), credential: Credential::None, user_agent: 0 };
-        let second = tracker.record("authz", &lost("\"b\""), &IfNoneMatch::parse(&headers), &client_id);
+        let client_id = ClientId {
+            address: [10, 0, 0, 1].into(),
+            credential: Credential::None,
+            user_agent: 0,
+        };
+        let second = tracker.record(
+            "authz",
+            &lost("\"b\""),
+            &IfNoneMatch::parse(&headers),
+            &client_id,
+        );
         assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(1));
         drop(first);
         assert_eq!(
@@ -291,7 +372,10 @@ mod tests {
         tracker.clear("authz");
         assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(0));
         drop(second);
-        let unknown = WithdrawnVersion { etag: None, ..lost("\"b\"") };
+        let unknown = WithdrawnVersion {
+            etag: None,
+            ..lost("\"b\"")
+        };
         assert_eq!(tracker.count("authz", &unknown), None);
     }
 

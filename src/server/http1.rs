@@ -2,7 +2,9 @@
 
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
-use hyper::{Request, Response, body::Incoming, header::CONNECTION, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response, body::Incoming, header::CONNECTION, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
@@ -23,7 +25,11 @@ where
     let (peer, drain) = (context.peer.clone(), context.drain.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let active = peer.slot.begin_request();
-        let (method, slot, drain) = (request.method().clone(), Arc::clone(&peer.slot), drain.clone());
+        let (method, slot, drain) = (
+            request.method().clone(),
+            Arc::clone(&peer.slot),
+            drain.clone(),
+        );
         let handled = handle(request.map(drop), peer.clone());
         async move {
             let mut response = handled.await;
@@ -42,9 +48,14 @@ where
     let mut builder = http1::Builder::new();
     // hyper includes the idle time between two requests in this timeout; OPA polls every two
     // minutes at most by default. The slot detects a request that arrives too slowly.
-    builder.timer(TokioTimer::new()).header_read_timeout(context.deadlines.idle).max_buf_size(MAX_HEAD_BYTES);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(context.deadlines.idle)
+        .max_buf_size(MAX_HEAD_BYTES);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    context.run_until_closed(connection, |connection| connection.graceful_shutdown()).await;
+    context
+        .run_until_closed(connection, |connection| connection.graceful_shutdown())
+        .await;
 }
 
 #[cfg(test)]
@@ -74,10 +85,20 @@ mod tests {
         let deadlines = Deadlines::default();
         let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
         let (client, server) = duplex(1 << 10);
-        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), slot: Arc::clone(&slot), is_over_limit: false };
+        let peer = Peer {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            slot: Arc::clone(&slot),
+            is_over_limit: false,
+        };
         let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let context = ConnectionContext { peer, deadlines, drain, closing, close_requested: Arc::default() };
+        let context = ConnectionContext {
+            peer,
+            deadlines,
+            drain,
+            closing,
+            close_requested: Arc::default(),
+        };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
         let handle = move |_: Request<()>, _: Peer| {
             let _ = &open;
@@ -93,22 +114,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_incomplete_request_has_a_deadline_and_is_evictable() {
         let deadlines = Deadlines::default();
-        for (before, limit) in [(&b""[..], deadlines.first_request), (REQUEST, deadlines.head)] {
+        for (before, limit) in [
+            (&b""[..], deadlines.first_request),
+            (REQUEST, deadlines.head),
+        ] {
             for evicted in [false, true] {
-                let (mut stream, slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
+                let (mut stream, slot, serving) =
+                    connected(ResponseBody::Memory(Bytes::from_static(b"x")));
                 stream.write_all(before).await.unwrap();
                 if !before.is_empty() {
                     let mut read = [0; 512];
                     assert!(stream.read(&mut read).await.unwrap() > 0);
                 }
                 let began = Instant::now();
-                stream.write_all(b"GET /nope HTTP/1.1\r\nHost: ").await.unwrap();
+                stream
+                    .write_all(b"GET /nope HTTP/1.1\r\nHost: ")
+                    .await
+                    .unwrap();
                 if evicted {
                     advance(deadlines.new_connection_grace).await;
                     assert!(slot.evict());
                 }
                 serving.await.unwrap();
-                let limit = if evicted { deadlines.new_connection_grace } else { limit };
+                let limit = if evicted {
+                    deadlines.new_connection_grace
+                } else {
+                    limit
+                };
                 assert_eq!(began.elapsed(), limit, "{evicted} after {before:?}");
             }
         }
@@ -118,7 +150,8 @@ mod tests {
     async fn a_response_that_is_not_read_has_a_deadline_and_is_evictable_before_it() {
         let deadlines = Deadlines::default();
         for evicted in [false, true] {
-            let (mut stream, slot, serving) = connected(ResponseBody::Memory(vec![0; 1 << 20].into()));
+            let (mut stream, slot, serving) =
+                connected(ResponseBody::Memory(vec![0; 1 << 20].into()));
             stream.write_all(REQUEST).await.unwrap();
             let began = Instant::now();
             if evicted {
@@ -128,8 +161,11 @@ mod tests {
                 assert!(slot.evict());
             }
             serving.await.unwrap();
-            let limit =
-                if evicted { deadlines.stalled_response_grace + Duration::from_millis(1) } else { deadlines.progress };
+            let limit = if evicted {
+                deadlines.stalled_response_grace + Duration::from_millis(1)
+            } else {
+                deadlines.progress
+            };
             assert_eq!(began.elapsed(), limit);
         }
     }

@@ -74,7 +74,9 @@ where
             Err(error) => tracing::debug!(%error, "HTTP/2 handshake failed"),
         }
     });
-    context.run_until_closed(connection, |_| shutdown.notify_one()).await;
+    context
+        .run_until_closed(connection, |_| shutdown.notify_one())
+        .await;
 }
 
 /// Handles the streams of one connection.
@@ -121,9 +123,16 @@ where
         let slot = Arc::clone(&self.peer.slot);
         let active = slot.begin_request();
         let stream = slot.begin_stream();
-        let peer = Peer { is_over_limit: stream.is_none(), ..self.peer.clone() };
+        let peer = Peer {
+            is_over_limit: stream.is_none(),
+            ..self.peer.clone()
+        };
         let progress_timeout = self.progress_timeout;
-        let window_timeout = if stream.is_some() { progress_timeout } else { REFUSAL_TIMEOUT };
+        let window_timeout = if stream.is_some() {
+            progress_timeout
+        } else {
+            REFUSAL_TIMEOUT
+        };
         let (drain, close_requested) = (self.drain.clone(), Arc::clone(&self.close_requested));
         let method = request.method().clone();
         let handled = (self.handle)(request.map(drop), peer);
@@ -143,9 +152,20 @@ where
             let is_empty = content.size() == 0;
             let unsent = (!is_empty).then(|| slot.begin_response());
             drop(active);
-            let Ok(stream) = responder.send_response(Response::from_parts(head, ()), is_empty) else { return };
+            let Ok(stream) = responder.send_response(Response::from_parts(head, ()), is_empty)
+            else {
+                return;
+            };
             if let Some(unsent) = unsent {
-                BodySender { stream, content, unsent, window_timeout, progress_timeout }.send().await;
+                BodySender {
+                    stream,
+                    content,
+                    unsent,
+                    window_timeout,
+                    progress_timeout,
+                }
+                .send()
+                .await;
             }
         }
     }
@@ -176,15 +196,23 @@ impl BodySender {
                 while offset < size && offset - start < PROGRESS_BYTES as u64 {
                     let capacity = self.capacity(size - offset).await.ok_or(Reason::CANCEL)?;
                     if buffered.is_empty() {
-                        buffered = self.read(offset, capacity).await.map_err(|_| Reason::INTERNAL_ERROR)?;
+                        buffered = self
+                            .read(offset, capacity)
+                            .await
+                            .map_err(|_| Reason::INTERNAL_ERROR)?;
                     }
                     let chunk = buffered.split_to(capacity.min(buffered.len()));
                     offset += chunk.len() as u64;
-                    self.stream.send_data(chunk, offset >= size).map_err(|_| Reason::CANCEL)?;
+                    self.stream
+                        .send_data(chunk, offset >= size)
+                        .map_err(|_| Reason::CANCEL)?;
                 }
                 Ok(())
             };
-            if let Err(reason) = timeout(window_timeout, sending).await.unwrap_or(Err(Reason::CANCEL)) {
+            if let Err(reason) = timeout(window_timeout, sending)
+                .await
+                .unwrap_or(Err(Reason::CANCEL))
+            {
                 self.stream.send_reset(reason);
                 return;
             }
@@ -192,7 +220,10 @@ impl BodySender {
         }
         drop(buffered);
         // A client can shrink its window again (RFC 9113 §6.9.2).
-        if timeout(self.progress_timeout, self.unsent.wait_until_sent()).await.is_err() {
+        if timeout(self.progress_timeout, self.unsent.wait_until_sent())
+            .await
+            .is_err()
+        {
             self.stream.send_reset(Reason::CANCEL);
         }
     }
@@ -200,7 +231,9 @@ impl BodySender {
     /// Waits for capacity in the window of the client. Returns the bytes, at least one; `None` if
     /// the stream was closed.
     async fn capacity(&mut self, remaining: u64) -> Option<usize> {
-        let wanted = usize::try_from(remaining).unwrap_or(usize::MAX).min(MAX_SEND_BUFFER_BYTES);
+        let wanted = usize::try_from(remaining)
+            .unwrap_or(usize::MAX)
+            .min(MAX_SEND_BUFFER_BYTES);
         self.stream.reserve_capacity(wanted);
         let stream = &mut self.stream;
         poll_fn(|context| {
@@ -217,7 +250,9 @@ impl BodySender {
     async fn read(&self, offset: u64, capacity: usize) -> io::Result<Bytes> {
         match &self.content {
             ResponseBody::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 let end = bytes.len().min(start.saturating_add(capacity));
                 Ok(self.unsent.wrap_shared(bytes.slice(start..end)))
             }
@@ -234,10 +269,15 @@ impl BodySender {
 
 /// Completes when the client no longer acknowledges pings.
 async fn ping_failure(pings: Option<PingPong>) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
     loop {
         sleep(PING_INTERVAL).await;
-        if !matches!(timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
+        if !matches!(
+            timeout(PONG_TIMEOUT, pings.ping(Ping::opaque())).await,
+            Ok(Ok(_))
+        ) {
             return;
         }
     }
@@ -276,10 +316,20 @@ mod tests {
         let deadlines = Deadlines::default();
         let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
         let (client_end, server_end) = duplex(4 * LARGE);
-        let peer = Peer { address: IpAddr::V4(Ipv4Addr::LOCALHOST), slot: Arc::clone(&slot), is_over_limit: false };
+        let peer = Peer {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            slot: Arc::clone(&slot),
+            is_over_limit: false,
+        };
         let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
         let (open, closing) = watch::channel(false);
-        let context = ConnectionContext { peer, deadlines, drain, closing, close_requested: Arc::default() };
+        let context = ConnectionContext {
+            peer,
+            deadlines,
+            drain,
+            closing,
+            close_requested: Arc::default(),
+        };
         let server_end = WriteTimeout::new(server_end, deadlines.progress, Arc::clone(&slot));
         let handle = move |request: Request<()>, peer: Peer| {
             let _ = &open;
@@ -294,7 +344,11 @@ mod tests {
                 response
             }
         };
-        (client_end, slot, tokio::spawn(serve(server_end, handle, context)))
+        (
+            client_end,
+            slot,
+            tokio::spawn(serve(server_end, handle, context)),
+        )
     }
 
     async fn client(stream: DuplexStream, window: u32) -> client::SendRequest<Bytes> {
@@ -311,7 +365,8 @@ mod tests {
     }
 
     fn in_file(bytes: &[u8]) -> Blob {
-        let mut writer = BlobWriter::in_file(Descriptor::of("x/y", bytes), tempfile::tempfile().unwrap());
+        let mut writer =
+            BlobWriter::in_file(Descriptor::of("x/y", bytes), tempfile::tempfile().unwrap());
         writer.write(bytes).unwrap();
         writer.finish(Bytes::from).unwrap()
     }
@@ -331,7 +386,10 @@ mod tests {
                     Err(error) => break error,
                 }
             };
-            assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), Deadlines::default().progress));
+            assert_eq!(
+                (error.reason(), began.elapsed()),
+                (Some(Reason::CANCEL), Deadlines::default().progress)
+            );
             // A response without a body needs no window.
             assert_eq!(held.await.unwrap().status(), StatusCode::OK);
         }
@@ -359,7 +417,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_that_makes_progress_gets_the_whole_body() {
         let bytes: Vec<u8> = (0..LARGE).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        for content in [ResponseBody::Memory(bytes.clone().into()), ResponseBody::File(in_file(&bytes))] {
+        for content in [
+            ResponseBody::Memory(bytes.clone().into()),
+            ResponseBody::File(in_file(&bytes)),
+        ] {
             let (stream, slot, _serving) = connected(content);
             let mut send = client(stream, 65_535).await;
             let mut body = ask(&mut send, "/").await.await.unwrap().into_body();
@@ -386,8 +447,13 @@ mod tests {
             assert_eq!(body.data().await.unwrap().unwrap().len(), 1);
             bodies.push(body);
         }
-        let [connection, all] = slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed));
-        assert!(connection <= 40 * MIN_READ_BYTES && all == connection, "{connection} {all}");
+        let [connection, all] = slot
+            .unsent_bytes()
+            .map(|unsent| unsent.load(Ordering::Relaxed));
+        assert!(
+            connection <= 40 * MIN_READ_BYTES && all == connection,
+            "{connection} {all}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -403,7 +469,10 @@ mod tests {
         let response = ask(&mut send, "/").await.await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let error = response.into_body().data().await.unwrap().unwrap_err();
-        assert_eq!((error.reason(), began.elapsed()), (Some(Reason::CANCEL), REFUSAL_TIMEOUT));
+        assert_eq!(
+            (error.reason(), began.elapsed()),
+            (Some(Reason::CANCEL), REFUSAL_TIMEOUT)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -416,18 +485,27 @@ mod tests {
             let began = Instant::now();
             assert!(slot.evict());
             serving.await.unwrap();
-            assert!(began.elapsed() <= Deadlines::default().close_grace, "{window}: {:?}", began.elapsed());
+            assert!(
+                began.elapsed() <= Deadlines::default().close_grace,
+                "{window}: {:?}",
+                began.elapsed()
+            );
             drop(body);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_pongs_is_closed() {
-        let (mut stream, _slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
+        let (mut stream, _slot, serving) =
+            connected(ResponseBody::Memory(Bytes::from_static(b"x")));
         // The client sends a preface and one request, and nothing else.
-        let request =
-            [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84"];
-        tokio::io::AsyncWriteExt::write_all(&mut stream, &request.concat()).await.unwrap();
+        let request = [
+            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..],
+            b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84",
+        ];
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &request.concat())
+            .await
+            .unwrap();
         let began = Instant::now();
         serving.await.unwrap();
         assert_eq!(began.elapsed(), PING_INTERVAL + PONG_TIMEOUT);

@@ -156,8 +156,14 @@ impl IdleConnections {
             progress_at: now,
             is_multiplexed: false,
         };
-        let (evicted, unsent_bytes, state) = (Notify::new(), AtomicUsize::new(0), Mutex::new(state));
-        let slot = Arc::new(Slot { connections: self.clone(), evicted, unsent_bytes, state });
+        let (evicted, unsent_bytes, state) =
+            (Notify::new(), AtomicUsize::new(0), Mutex::new(state));
+        let slot = Arc::new(Slot {
+            connections: self.clone(),
+            evicted,
+            unsent_bytes,
+            state,
+        });
         let rank = self.enqueue(&slot);
         slot.state().rank = Some(rank);
         slot
@@ -166,8 +172,12 @@ impl IdleConnections {
     /// Asks the oldest idle connection to close, and returns whether there was one.
     pub(super) fn evict_oldest(&self) -> bool {
         let now = Instant::now();
-        let first: Vec<_> =
-            self.slots().iter().take(MAX_EVICTION_CANDIDATES).map(|(rank, slot)| (*rank, Weak::clone(slot))).collect();
+        let first: Vec<_> = self
+            .slots()
+            .iter()
+            .take(MAX_EVICTION_CANDIDATES)
+            .map(|(rank, slot)| (*rank, Weak::clone(slot)))
+            .collect();
         for (rank, slot) in first {
             let Some(slot) = slot.upgrade() else { continue };
             let mut state = slot.state();
@@ -207,9 +217,13 @@ impl SlotState {
         }
         match self.responses.values().min() {
             Some(stalled_since) => {
-                now.duration_since(self.progress_at.max(*stalled_since)) >= deadlines.stalled_response_grace
+                now.duration_since(self.progress_at.max(*stalled_since))
+                    >= deadlines.stalled_response_grace
             }
-            None => self.had_request || now.duration_since(self.idle_since) >= deadlines.new_connection_grace,
+            None => {
+                self.had_request
+                    || now.duration_since(self.idle_since) >= deadlines.new_connection_grace
+            }
         }
     }
 
@@ -221,7 +235,11 @@ impl SlotState {
             return first;
         }
         let head = self.head_started.map(|since| since + deadlines.head);
-        let response = self.responses.values().min().map(|since| *since + deadlines.progress);
+        let response = self
+            .responses
+            .values()
+            .min()
+            .map(|since| *since + deadlines.progress);
         [first, head, response].into_iter().flatten().min()
     }
 }
@@ -242,7 +260,9 @@ impl Slot {
     /// connection is never beyond it.
     pub(super) fn begin_stream(self: &Arc<Self>) -> Option<ActiveStream> {
         let mut state = self.state();
-        if state.streams > 0 && !try_increment(&self.lru().extra_requests, self.lru().limits.extra_requests) {
+        if state.streams > 0
+            && !try_increment(&self.lru().extra_requests, self.lru().limits.extra_requests)
+        {
             return None;
         }
         state.streams += 1;
@@ -305,7 +325,10 @@ impl Slot {
             let now = Instant::now();
             state.progress_at = now;
             if !state.is_multiplexed {
-                state.responses.values_mut().for_each(|progress| *progress = now);
+                state
+                    .responses
+                    .values_mut()
+                    .for_each(|progress| *progress = now);
             }
         }
     }
@@ -334,7 +357,10 @@ impl Slot {
     /// Completes when the connection exceeds the deadline of its current step.
     pub(super) async fn overdue(&self) {
         let deadlines = &self.lru().limits.deadlines;
-        let interval = deadlines.first_request.min(deadlines.head).min(deadlines.progress);
+        let interval = deadlines
+            .first_request
+            .min(deadlines.head)
+            .min(deadlines.progress);
         loop {
             let now = Instant::now();
             // A step that begins after this check has its deadline after the next one.
@@ -351,13 +377,19 @@ impl Slot {
     /// zero for a client that has not sent a request or does not read its response.
     pub(super) fn close_grace(&self) -> Duration {
         let state = self.state();
-        let is_idle = state.had_request && state.head_started.is_none() && state.responses.is_empty();
-        if is_idle { self.lru().limits.deadlines.close_grace } else { Duration::ZERO }
+        let is_idle =
+            state.had_request && state.head_started.is_none() && state.responses.is_empty();
+        if is_idle {
+            self.lru().limits.deadlines.close_grace
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// Whether the connection may be closed to admit another one.
     pub(super) fn is_evictable(&self) -> bool {
-        self.state().is_evictable(Instant::now(), &self.lru().limits.deadlines)
+        self.state()
+            .is_evictable(Instant::now(), &self.lru().limits.deadlines)
     }
 
     /// Whether no request is active and no response is unsent.
@@ -416,7 +448,11 @@ impl Drop for HeldRequest {
         let mut state = self.0.state();
         state.held_requests -= 1;
         let lru = self.0.lru();
-        let counter = if state.held_requests == 0 { &lru.holding_connections } else { &lru.extra_held_requests };
+        let counter = if state.held_requests == 0 {
+            &lru.holding_connections
+        } else {
+            &lru.extra_held_requests
+        };
         counter.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -424,7 +460,9 @@ impl Drop for HeldRequest {
 /// Increments a counter unless it has reached `limit`.
 fn try_increment(counter: &AtomicUsize, limit: usize) -> bool {
     let incremented = |count: usize| (count < limit).then_some(count + 1);
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, incremented).is_ok()
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, incremented)
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -453,10 +491,16 @@ mod tests {
         let _active = two.begin_request();
         advance(Deadlines::default().new_connection_grace).await;
         assert!(idle.evict_oldest());
-        assert_eq!([&one, &two, &three].map(|slot| is_evicted(slot)), [false, false, true]);
+        assert_eq!(
+            [&one, &two, &three].map(|slot| is_evicted(slot)),
+            [false, false, true]
+        );
         assert!(idle.evict_oldest());
         assert!(!idle.evict_oldest());
-        assert_eq!([&one, &two, &three].map(|slot| is_evicted(slot)), [true, false, false]);
+        assert_eq!(
+            [&one, &two, &three].map(|slot| is_evicted(slot)),
+            [true, false, false]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -516,14 +560,25 @@ mod tests {
         let slot = idle.register();
         drop([slot.begin_request(), slot.begin_request()]);
         assert_eq!(idle.slots().len(), 1);
-        let chunk = slot.begin_response().wrap_read(Bytes::from_static(&[0; 100]));
-        assert_eq!(slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed)), [100, 100]);
+        let chunk = slot
+            .begin_response()
+            .wrap_read(Bytes::from_static(&[0; 100]));
+        assert_eq!(
+            slot.unsent_bytes()
+                .map(|unsent| unsent.load(Ordering::Relaxed)),
+            [100, 100]
+        );
         drop(chunk);
         drop([slot.begin_hold(), slot.begin_hold()]);
         drop([slot.begin_stream(), slot.begin_stream()]);
         let counts = |lru: &Lru| {
-            [&lru.holding_connections, &lru.extra_requests, &lru.extra_held_requests, &lru.unsent_bytes]
-                .map(|count| count.load(Ordering::Relaxed))
+            [
+                &lru.holding_connections,
+                &lru.extra_requests,
+                &lru.extra_held_requests,
+                &lru.unsent_bytes,
+            ]
+            .map(|count| count.load(Ordering::Relaxed))
         };
         assert_eq!(counts(&idle.0), [0; 4]);
         assert!(slot.state().responses.is_empty());
@@ -594,9 +649,17 @@ mod tests {
         drop(response);
 
         // Neither an idle connection nor one that waits for a response has a deadline here.
-        assert!(tokio::time::timeout(Duration::from_secs(3600), slot.overdue()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(3600), slot.overdue())
+                .await
+                .is_err()
+        );
         let _active = slot.begin_request();
         slot.record_read();
-        assert!(tokio::time::timeout(Duration::from_secs(3600), slot.overdue()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(3600), slot.overdue())
+                .await
+                .is_err()
+        );
     }
 }

@@ -17,10 +17,22 @@ impl IfNoneMatch {
     /// Parses leniently: weak tags are compared weakly (RFC 9110 §13.1.2), and unquoted ones are
     /// accepted. The list is split here, because the `etag` crate reads `"a", "b"` as one tag.
     pub(super) fn parse(headers: &HeaderMap) -> Self {
-        let lines = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
-        let tags = lines.flat_map(|line| line.split(',')).map(opaque_tag).filter(|tag| !tag.is_empty());
+        let lines = headers
+            .get_all(IF_NONE_MATCH)
+            .iter()
+            .filter_map(|line| line.to_str().ok());
+        let tags = lines
+            .flat_map(|line| line.split(','))
+            .map(opaque_tag)
+            .filter(|tag| !tag.is_empty());
         // The tags are kept while the request is held, so their size is limited.
-        let kept = |tag: &str| if tag.len() > MAX_TAG_BYTES { String::new() } else { tag.to_owned() };
+        let kept = |tag: &str| {
+            if tag.len() > MAX_TAG_BYTES {
+                String::new()
+            } else {
+                tag.to_owned()
+            }
+        };
         Self(tags.take(MAX_TAGS).map(kept).collect())
     }
 
@@ -46,7 +58,9 @@ fn is_match(tag: &str, etag: &str) -> bool {
 fn opaque_tag(tag: &str) -> &str {
     let tag = tag.trim();
     let tag = tag.strip_prefix("W/").unwrap_or(tag);
-    tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag)
+    tag.strip_prefix('"')
+        .and_then(|tag| tag.strip_suffix('"'))
+        .unwrap_or(tag)
 }
 
 #[cfg(test)]
@@ -63,9 +77,17 @@ mod tests {
 
     #[test]
     fn the_first_tag_is_current_and_all_tags_are_contained() {
-        for lines in [&["\"a\", \"b\""][..], &["W/\"a\",b"], &["a", "b"], &[", \"a\" ,,\"b\""]] {
+        for lines in [
+            &["\"a\", \"b\""][..],
+            &["W/\"a\",b"],
+            &["a", "b"],
+            &[", \"a\" ,,\"b\""],
+        ] {
             let tags = tags(lines);
-            assert!(tags.is_current("\"a\"") && !tags.is_current("\"b\"") && tags.contains("\"b\""), "{lines:?}");
+            assert!(
+                tags.is_current("\"a\"") && !tags.is_current("\"b\"") && tags.contains("\"b\""),
+                "{lines:?}"
+            );
             assert!(!tags.contains("\"c\""));
         }
         let long: &'static str = "\"b\",".repeat(10_000).leak();

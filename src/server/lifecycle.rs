@@ -40,7 +40,13 @@ impl Server {
         let data = bind(options.listen, "data")?;
         let admin = bind(options.admin, "admin")?;
         warn_if_backlog_is_small(options.max_connections);
-        Ok(Self { data, admin, options, catalog, metrics })
+        Ok(Self {
+            data,
+            admin,
+            options,
+            catalog,
+            metrics,
+        })
     }
 
     /// The address of the bundle API.
@@ -61,19 +67,40 @@ impl Server {
 
     /// Serves until `shutdown` completes, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { data, admin, options, catalog, metrics } = self;
+        let Self {
+            data,
+            admin,
+            options,
+            catalog,
+            metrics,
+        } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
-        let Options { tls, max_connections, ready_after, drain, long_poll, clients, deadlines, .. } = options;
+        let Options {
+            tls,
+            max_connections,
+            ready_after,
+            drain,
+            long_poll,
+            clients,
+            deadlines,
+            ..
+        } = options;
         let trusted_proxies = options.trusted_proxies;
         let drain_signal = DrainSignal::new(phase_receiver, drain.over);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
         let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
-        let admin_connections = Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
+        let admin_connections =
+            Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
-        let admin_api =
-            AdminApi::new(catalog.clone(), metrics.clone(), holdouts.clone(), ready_at, drain_signal.clone());
+        let admin_api = AdminApi::new(
+            catalog.clone(),
+            metrics.clone(),
+            holdouts.clone(),
+            ready_at,
+            drain_signal.clone(),
+        );
         let bundle_api = Arc::new(BundleApi {
             catalog,
             clients,

@@ -1,5 +1,5 @@
-//! Accepting connections, at most `max_connections` at a time. Each connection runs in its own task,
-//! so that no client delays others.
+//! Accepting connections, at most `max_connections` at a time. Each connection runs in its own
+//! task, so that no client delays others.
 
 use std::{
     fs, io,
@@ -48,19 +48,26 @@ pub(super) fn bind(address: SocketAddr, listener: &'static str) -> io::Result<Tc
     let bound = match listen(address) {
         // `[::]` on a machine without IPv6.
         Err(error)
-            if address.is_ipv6() && address.ip().is_unspecified() && error.kind() != io::ErrorKind::AddrInUse =>
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.kind() != io::ErrorKind::AddrInUse =>
         {
             listen((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         bound => bound,
     };
-    let bound = bound.map_err(|error| io::Error::new(error.kind(), bind_error(&error, address, listener)))?;
+    let bound = bound
+        .map_err(|error| io::Error::new(error.kind(), bind_error(&error, address, listener)))?;
     tracing::info!(listener, address = %bound.local_addr()?, "listening");
     Ok(bound)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    let socket = if address.is_ipv6() {
+        TcpSocket::new_v6()?
+    } else {
+        TcpSocket::new_v4()?
+    };
     // A restart must not wait for connections of the last process in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -70,7 +77,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Warns if the listen backlog of the system is smaller than the number of clients that may
 /// connect at once.
 pub(super) fn warn_if_backlog_is_small(max_connections: usize) {
-    let limit = fs::read_to_string(SOMAXCONN_PATH).ok().and_then(|text| text.trim().parse().ok());
+    let limit = fs::read_to_string(SOMAXCONN_PATH)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     if let Some(limit) = limit.filter(|limit| is_backlog_small(*limit, max_connections)) {
         tracing::warn!(
             limit,
@@ -86,9 +95,15 @@ fn is_backlog_small(limit: usize, max_connections: usize) -> bool {
 
 /// Why an address can't be bound, and the configuration key to change.
 fn bind_error(error: &io::Error, address: SocketAddr, listener: &str) -> String {
-    let key = if listener == "admin" { "server.admin" } else { "server.listen" };
+    let key = if listener == "admin" {
+        "server.admin"
+    } else {
+        "server.listen"
+    };
     let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop the process that listens there, or configure another address",
+        io::ErrorKind::AddrInUse => {
+            "; stop the process that listens there, or configure another address"
+        }
         io::ErrorKind::AddrNotAvailable => "; configure an address of this machine",
         io::ErrorKind::PermissionDenied => {
             "; configure a port of 1024 or above, or grant the process CAP_NET_BIND_SERVICE"
@@ -122,14 +137,30 @@ impl Connections {
     ) -> Self {
         let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
-        let idle =
-            IdleConnections::new(Limits::new(max_connections, http2::MAX_CONCURRENT_STREAMS as usize, deadlines));
-        Self { permits, gauge, open, idle, deadlines, closing, drain, tasks: Mutex::default() }
+        let idle = IdleConnections::new(Limits::new(
+            max_connections,
+            http2::MAX_CONCURRENT_STREAMS as usize,
+            deadlines,
+        ));
+        Self {
+            permits,
+            gauge,
+            open,
+            idle,
+            deadlines,
+            closing,
+            drain,
+            tasks: Mutex::default(),
+        }
     }
 
     /// Accepts connections until the future is dropped.
-    pub(super) async fn accept<H, F>(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, handle: H)
-    where
+    pub(super) async fn accept<H, F>(
+        &self,
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handle: H,
+    ) where
         H: Fn(Request<()>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<ResponseBody>> + Send + 'static,
     {
@@ -150,7 +181,11 @@ impl Connections {
             failures = 0;
             // Other connections are evicted only when one waits to be served.
             let permit = self.permit().await;
-            let counted = (permit, self.gauge.as_ref().map(InFlight::enter), OpenConnection::enter(&self.open));
+            let counted = (
+                permit,
+                self.gauge.as_ref().map(InFlight::enter),
+                OpenConnection::enter(&self.open),
+            );
             let (tls, handle, context) = (tls.clone(), handle.clone(), self.context(peer.ip()));
             self.spawn(async move {
                 let _counted = counted;
@@ -162,7 +197,11 @@ impl Connections {
 
     fn context(&self, address: IpAddr) -> ConnectionContext {
         // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
-        let peer = Peer { address: address.to_canonical(), slot: self.idle.register(), is_over_limit: false };
+        let peer = Peer {
+            address: address.to_canonical(),
+            slot: self.idle.register(),
+            is_over_limit: false,
+        };
         ConnectionContext {
             peer,
             deadlines: self.deadlines,
@@ -233,13 +272,21 @@ mod tests {
     /// A listener without an explicit backlog lets 128 connections wait.
     #[tokio::test]
     async fn the_listen_backlog_is_the_systems_limit() {
-        let allowed: usize = fs::read_to_string(SOMAXCONN_PATH).unwrap().trim().parse().unwrap();
+        let allowed: usize = fs::read_to_string(SOMAXCONN_PATH)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         let listener = bind("127.0.0.1:0".parse().unwrap(), "data").unwrap();
         let mut waiting = Vec::new();
         for number in 0..allowed.min(300) {
             let connecting = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
             let connected = timeout(Duration::from_secs(60), connecting).await;
-            waiting.push(connected.unwrap_or_else(|_| panic!("the backlog is full at {number} connections")).unwrap());
+            waiting.push(
+                connected
+                    .unwrap_or_else(|_| panic!("the backlog is full at {number} connections"))
+                    .unwrap(),
+            );
         }
     }
 

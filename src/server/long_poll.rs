@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot, if_none_match::IfNoneMatch, prefer,
+    bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
+    if_none_match::IfNoneMatch, prefer,
 };
 use crate::{
     catalog::Entry,
@@ -46,10 +47,17 @@ pub(super) enum BundleReply {
 impl BundleApi {
     /// Replies at once, when the bundle changes, or at the deadline. If the bundle is reconfigured
     /// while the request is held, the request continues with the new `entry`. Cancel-safe.
-    pub(super) async fn respond(&self, entry: &mut Arc<Entry>, request: &BundleRequest) -> BundleReply {
+    pub(super) async fn respond(
+        &self,
+        entry: &mut Arc<Entry>,
+        request: &BundleRequest,
+    ) -> BundleReply {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
-        let held = request.wait.filter(|_| !draining).map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
+        let held = request
+            .wait
+            .filter(|_| !draining)
+            .map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
         let began = Instant::now();
         let deadline = began + held.unwrap_or(self.long_poll.first_wait);
         let waiters = self.metrics.waiters.with_label_values(&[entry.name()]);
@@ -64,8 +72,19 @@ impl BundleApi {
         loop {
             // The state is marked as seen before it is compared: a later change wakes this task.
             let seen = view.seen();
-            if let State::Withdrawn(Withdrawal { version: Some(lost), .. }) = seen.own() {
-                let track = || self.holdouts.record(entry.name(), lost, &request.if_none_match, &request.client);
+            if let State::Withdrawn(Withdrawal {
+                version: Some(lost),
+                ..
+            }) = seen.own()
+            {
+                let track = || {
+                    self.holdouts.record(
+                        entry.name(),
+                        lost,
+                        &request.if_none_match,
+                        &request.client,
+                    )
+                };
                 tracked.get_or_insert_with(track);
             }
             let Selection { state, is_fallback } = request.select(&seen);
@@ -98,7 +117,9 @@ impl BundleApi {
                 () = &mut released => return deadline_reply(&seen, request, handle),
             }
             if entry.is_outdated() {
-                let Some(current) = self.catalog.get(entry.name()) else { return BundleReply::Removed };
+                let Some(current) = self.catalog.get(entry.name()) else {
+                    return BundleReply::Removed;
+                };
                 view = current.handle().view();
                 *entry = current;
             }
@@ -131,16 +152,19 @@ fn immediate_reply(state: &State, request: &BundleRequest, confirmed: bool) -> O
             let is_decided = request.if_none_match.is_empty() || confirmed;
             is_decided.then(|| BundleReply::Bundle(Arc::clone(snapshot)))
         }
-        State::Withdrawn(withdrawal) => {
-            (!may_wait).then(|| BundleReply::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() })
-        }
+        State::Withdrawn(withdrawal) => (!may_wait).then(|| BundleReply::Absent {
+            reason: "withdrawn",
+            message: withdrawal.reason.to_string(),
+        }),
         State::Pending => None,
     }
 }
 
 /// Whether the client runs another version than the served one; either may be outdated.
 fn differs(state: &State, request: &BundleRequest) -> bool {
-    state.snapshot().is_some_and(|snapshot| !request.if_none_match.is_current(snapshot.etag()))
+    state
+        .snapshot()
+        .is_some_and(|snapshot| !request.if_none_match.is_current(snapshot.etag()))
 }
 
 fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> BundleReply {
@@ -149,13 +173,18 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Bund
             BundleReply::NotModified(Arc::clone(snapshot))
         }
         State::Serving(snapshot) => BundleReply::Bundle(Arc::clone(snapshot)),
-        State::Withdrawn(withdrawal) => {
-            BundleReply::Absent { reason: "withdrawn", message: withdrawal.reason.to_string() }
-        }
+        State::Withdrawn(withdrawal) => BundleReply::Absent {
+            reason: "withdrawn",
+            message: withdrawal.reason.to_string(),
+        },
         State::Pending => {
             let failure = handle.status().last_failure.map(|failure| failure.message);
-            let message = failure.unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned());
-            BundleReply::Absent { reason: "pending", message }
+            let message = failure
+                .unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned());
+            BundleReply::Absent {
+                reason: "pending",
+                message,
+            }
         }
     }
 }

@@ -9,14 +9,19 @@ use hyper::header::HeaderMap;
 /// OPA joins preferences with `;` where RFC 7240 §2 uses `,`, so that `wait` arrives as a
 /// parameter of `modes`. Both separators are accepted.
 pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let lines = headers.get_all("prefer").iter().filter_map(|line| line.to_str().ok());
-    let seconds = lines.flat_map(|line| line.split([',', ';'])).find_map(|preference| {
-        let (name, value) = preference.split_once('=')?;
-        if !name.trim().eq_ignore_ascii_case("wait") {
-            return None;
-        }
-        seconds(value.trim().trim_matches('"'))
-    })?;
+    let lines = headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    let seconds = lines
+        .flat_map(|line| line.split([',', ';']))
+        .find_map(|preference| {
+            let (name, value) = preference.split_once('=')?;
+            if !name.trim().eq_ignore_ascii_case("wait") {
+                return None;
+            }
+            seconds(value.trim().trim_matches('"'))
+        })?;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
@@ -62,7 +67,11 @@ mod tests {
 
     #[test]
     fn a_hold_ends_before_the_clients_timeout() {
-        let held = |seconds| hold_for(Duration::from_secs(seconds), Duration::from_secs(300)).as_millis();
-        assert_eq!([held(1), held(2), held(10), held(60), held(9000)], [500, 1000, 9000, 54_000, 270_000]);
+        let held =
+            |seconds| hold_for(Duration::from_secs(seconds), Duration::from_secs(300)).as_millis();
+        assert_eq!(
+            [held(1), held(2), held(10), held(60), held(9000)],
+            [500, 1000, 9000, 54_000, 270_000]
+        );
     }
 }

@@ -31,7 +31,10 @@ struct Rendered {
 impl Renderer {
     /// The document in a state not older than this call; `None` when rendering failed. Cancel-safe:
     /// rendering that has begun is finished, and no other begins meanwhile.
-    pub(super) async fn render(&self, render: impl FnOnce() -> Option<Bytes> + Send + 'static) -> Option<Bytes> {
+    pub(super) async fn render(
+        &self,
+        render: impl FnOnce() -> Option<Bytes> + Send + 'static,
+    ) -> Option<Bytes> {
         let before = self.0.started.load(Ordering::SeqCst);
         let mut last = Arc::clone(&self.0.last).lock_owned().await;
         if last.number > before {
@@ -55,7 +58,10 @@ mod tests {
 
     use super::*;
 
-    fn blocked(until: Receiver<()>, text: &'static str) -> impl FnOnce() -> Option<Bytes> + Send + 'static {
+    fn blocked(
+        until: Receiver<()>,
+        text: &'static str,
+    ) -> impl FnOnce() -> Option<Bytes> + Send + 'static {
         move || {
             let _ = until.recv();
             Some(Bytes::from_static(text.as_bytes()))
@@ -72,14 +78,20 @@ mod tests {
             assert!(first.as_mut().now_or_never().is_none());
             tokio::task::yield_now().await;
         }
-        let late: Vec<_> = (0..100).map(|_| Box::pin(report.render(|| Some(Bytes::from_static(b"two"))))).collect();
+        let late: Vec<_> = (0..100)
+            .map(|_| Box::pin(report.render(|| Some(Bytes::from_static(b"two")))))
+            .collect();
         let mut late = Box::pin(join_all(late));
         assert!(late.as_mut().now_or_never().is_none());
         // A request that is cancelled leaves its rendering running, so that no second one begins.
         drop(first);
         assert!(late.as_mut().now_or_never().is_none());
         go.send(()).unwrap();
-        assert!(late.await.iter().all(|document| document.as_deref() == Some(b"two")));
+        assert!(
+            late.await
+                .iter()
+                .all(|document| document.as_deref() == Some(b"two"))
+        );
         assert_eq!(report.0.started.load(Ordering::SeqCst), 2);
     }
 
@@ -87,6 +99,12 @@ mod tests {
     async fn a_failed_rendering_returns_none_and_the_next_request_renders_again() {
         let report = Renderer::default();
         assert_eq!(report.render(|| None).await, None);
-        assert_eq!(report.render(|| Some(Bytes::from_static(b"x"))).await.as_deref(), Some(&b"x"[..]));
+        assert_eq!(
+            report
+                .render(|| Some(Bytes::from_static(b"x")))
+                .await
+                .as_deref(),
+            Some(&b"x"[..])
+        );
     }
 }

@@ -11,10 +11,14 @@ use super::{connection::CONNECTION_CLOSE, response_body::ResponseBody};
 use crate::publish::Snapshot;
 
 /// The content type by which OPA recognises a bundle service with long polling.
-const BUNDLE_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/vnd.openpolicyagent.bundles");
+const BUNDLE_CONTENT_TYPE: HeaderValue =
+    HeaderValue::from_static("application/vnd.openpolicyagent.bundles");
 
 /// 200 with the bundle.
-pub(super) fn bundle(snapshot: &Snapshot, content_type: Option<HeaderValue>) -> Response<ResponseBody> {
+pub(super) fn bundle(
+    snapshot: &Snapshot,
+    content_type: Option<HeaderValue>,
+) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::of(snapshot.bundle().blob()));
     insert_bundle_headers(&mut response, snapshot);
     let headers = response.headers_mut();
@@ -41,7 +45,12 @@ pub(super) fn not_modified(snapshot: &Snapshot) -> Response<ResponseBody> {
 /// 404 for a bundle that does not exist, and with the same body for one that the client may not
 /// read.
 pub(super) fn not_found() -> Response<ResponseBody> {
-    error(StatusCode::NOT_FOUND, "not_found", "bundle not found or not permitted", None)
+    error(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "bundle not found or not permitted",
+        None,
+    )
 }
 
 /// 404 for a bundle that is configured and has nothing to serve. `reason`: `pending` or
@@ -54,15 +63,24 @@ pub(super) fn absent(reason: &str, message: &str, bundle: &str) -> Response<Resp
 pub(super) fn unauthorized() -> Response<ResponseBody> {
     let message = "missing or unknown bearer token";
     let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+        .headers_mut()
+        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
 /// 405 for every method but GET and HEAD.
 pub(super) fn method_not_allowed() -> Response<ResponseBody> {
     let message = "method not allowed; use GET or HEAD";
-    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, None);
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let mut response = error(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        message,
+        None,
+    );
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }
 
@@ -70,23 +88,44 @@ pub(super) fn method_not_allowed() -> Response<ResponseBody> {
 /// lead to another replica.
 pub(super) fn unavailable(bundle: Option<&str>) -> Response<ResponseBody> {
     let message = "this replica holds the maximum number of requests; try again later";
-    let mut response = error(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message, bundle);
+    let mut response = error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        message,
+        bundle,
+    );
     response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
     response
 }
 
 /// An error body: `reason` for programs, `message` for people.
-pub(super) fn error(status: StatusCode, reason: &str, message: &str, bundle: Option<&str>) -> Response<ResponseBody> {
-    json(status, &json!({ "error": { "reason": reason, "message": message, "bundle": bundle } }))
+pub(super) fn error(
+    status: StatusCode,
+    reason: &str,
+    message: &str,
+    bundle: Option<&str>,
+) -> Response<ResponseBody> {
+    json(
+        status,
+        &json!({ "error": { "reason": reason, "message": message, "bundle": bundle } }),
+    )
 }
 
 /// A JSON document.
 pub(super) fn json(status: StatusCode, document: &serde_json::Value) -> Response<ResponseBody> {
-    text(status, HeaderValue::from_static("application/json"), document.to_string().into())
+    text(
+        status,
+        HeaderValue::from_static("application/json"),
+        document.to_string().into(),
+    )
 }
 
 /// A document of any content type.
-pub(super) fn text(status: StatusCode, content_type: HeaderValue, text: Bytes) -> Response<ResponseBody> {
+pub(super) fn text(
+    status: StatusCode,
+    content_type: HeaderValue,
+    text: Bytes,
+) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Memory(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);

@@ -56,10 +56,19 @@ pub(super) struct Http1Body {
 
 impl Http1Body {
     pub(super) fn new(content: ResponseBody, unsent: Option<UnsentResponse>) -> Self {
-        Self { content, offset: 0, pending_read: None, unsent }
+        Self {
+            content,
+            offset: 0,
+            pending_read: None,
+            unsent,
+        }
     }
 
-    fn poll_chunk(&mut self, context: &mut Context<'_>, unsent: &UnsentResponse) -> Poll<io::Result<Bytes>> {
+    fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+        unsent: &UnsentResponse,
+    ) -> Poll<io::Result<Bytes>> {
         match &self.content {
             ResponseBody::Memory(bytes) => Poll::Ready(Ok(unsent.wrap_shared(bytes.clone()))),
             ResponseBody::File(blob) => {
@@ -69,7 +78,11 @@ impl Http1Body {
                 });
                 let read = ready!(Pin::new(pending_read).poll(context));
                 self.pending_read = None;
-                Poll::Ready(read.map_err(io::Error::other).flatten().map(|bytes| unsent.wrap_read(bytes)))
+                Poll::Ready(
+                    read.map_err(io::Error::other)
+                        .flatten()
+                        .map(|bytes| unsent.wrap_read(bytes)),
+                )
             }
         }
     }
@@ -86,10 +99,14 @@ impl Body for Http1Body {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
-        let Some(unsent) = self.unsent.clone() else { return Poll::Ready(None) };
+        let Some(unsent) = self.unsent.clone() else {
+            return Poll::Ready(None);
+        };
         let chunk = ready!(self.poll_chunk(context, &unsent));
         // After an error hyper closes the connection, so the offset no longer matters.
-        self.offset = chunk.as_ref().map_or(u64::MAX, |chunk| self.offset + chunk.len() as u64);
+        self.offset = chunk
+            .as_ref()
+            .map_or(u64::MAX, |chunk| self.offset + chunk.len() as u64);
         Poll::Ready(Some(chunk.map(Frame::data)))
     }
 

@@ -24,12 +24,21 @@ impl TrustedProxies {
     /// address of its own peer.
     pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer;
-        let lines = headers.get_all("x-forwarded-for").iter().rev().filter_map(|line| line.to_str().ok());
-        for forwarded in lines.flat_map(|line| line.rsplit(',')).take(MAX_FORWARDED_ADDRESSES) {
+        let lines = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .rev()
+            .filter_map(|line| line.to_str().ok());
+        for forwarded in lines
+            .flat_map(|line| line.rsplit(','))
+            .take(MAX_FORWARDED_ADDRESSES)
+        {
             if !self.contains(client) {
                 break;
             }
-            let Some(address) = address(forwarded.trim()) else { break };
+            let Some(address) = address(forwarded.trim()) else {
+                break;
+            };
             client = address;
         }
         client
@@ -42,9 +51,16 @@ impl TrustedProxies {
 
 /// Parses an address. Some proxies append a port.
 fn address(text: &str) -> Option<IpAddr> {
-    let with_port = || text.parse().ok().map(|address: std::net::SocketAddr| address.ip());
+    let with_port = || {
+        text.parse()
+            .ok()
+            .map(|address: std::net::SocketAddr| address.ip())
+    };
     let bare = text.trim_start_matches('[').trim_end_matches(']');
-    bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
+    bare.parse()
+        .ok()
+        .or_else(with_port)
+        .map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -53,7 +69,11 @@ mod tests {
 
     #[test]
     fn an_address_counts_only_if_a_trusted_proxy_appended_it() {
-        let proxies = TrustedProxies::new(["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec());
+        let proxies = TrustedProxies::new(
+            ["10.0.0.0/8", "fd00::/8"]
+                .map(|network| network.parse().unwrap())
+                .to_vec(),
+        );
         for (peer, lines, client) in [
             ("192.0.2.1", &["198.51.100.7"][..], "192.0.2.1"),
             ("10.1.2.3", &["198.51.100.7"], "198.51.100.7"),
@@ -62,7 +82,11 @@ mod tests {
             ("10.1.2.3", &["203.0.113.9, 198.51.100.7"], "198.51.100.7"),
             ("10.1.2.3", &["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
             // Through two proxies.
-            ("10.1.2.3", &["203.0.113.9, 198.51.100.7, 10.9.9.9"], "198.51.100.7"),
+            (
+                "10.1.2.3",
+                &["203.0.113.9, 198.51.100.7, 10.9.9.9"],
+                "198.51.100.7",
+            ),
             ("10.1.2.3", &["10.9.9.9, 10.8.8.8"], "10.9.9.9"),
             ("fd00::1", &["[2001:db8::7]:4711"], "2001:db8::7"),
             ("10.1.2.3", &["198.51.100.7:4711"], "198.51.100.7"),
@@ -75,7 +99,12 @@ mod tests {
             }
             let found = proxies.client_address(peer.parse().unwrap(), &headers);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {lines:?}");
-            assert_eq!(TrustedProxies::default().client_address(peer.parse().unwrap(), &headers).to_string(), peer);
+            assert_eq!(
+                TrustedProxies::default()
+                    .client_address(peer.parse().unwrap(), &headers)
+                    .to_string(),
+                peer
+            );
         }
     }
 }

@@ -43,7 +43,12 @@ struct Chunk {
 impl UnsentResponse {
     /// The response that has this number in `slot`.
     pub(super) fn new(slot: Arc<Slot>, number: u64) -> Self {
-        Self(Arc::new(Inner { slot, number, chunks: AtomicUsize::new(0), sent: Notify::new() }))
+        Self(Arc::new(Inner {
+            slot,
+            number,
+            chunks: AtomicUsize::new(0),
+            sent: Notify::new(),
+        }))
     }
 
     /// Records that the peer opened its window or accepted bytes.
@@ -59,15 +64,27 @@ impl UnsentResponse {
     /// A chunk of bytes that were read for this response.
     pub(super) fn wrap_read(&self, bytes: Bytes) -> Bytes {
         let counted_bytes = bytes.len();
-        self.0.slot.unsent_bytes().iter().for_each(|unsent| _ = unsent.fetch_add(counted_bytes, Ordering::Relaxed));
+        self.0
+            .slot
+            .unsent_bytes()
+            .iter()
+            .for_each(|unsent| _ = unsent.fetch_add(counted_bytes, Ordering::Relaxed));
         self.chunk(bytes, counted_bytes)
     }
 
     /// How many bytes to read from a file at once. It is never zero, so that no response waits for
     /// the memory that other responses hold.
     pub(super) fn read_size(&self) -> usize {
-        let [connection, all] = self.0.slot.unsent_bytes().map(|unsent| unsent.load(Ordering::Relaxed));
-        if connection < CONNECTION_UNSENT_BYTES && all < TOTAL_UNSENT_BYTES { MAX_READ_BYTES } else { MIN_READ_BYTES }
+        let [connection, all] = self
+            .0
+            .slot
+            .unsent_bytes()
+            .map(|unsent| unsent.load(Ordering::Relaxed));
+        if connection < CONNECTION_UNSENT_BYTES && all < TOTAL_UNSENT_BYTES {
+            MAX_READ_BYTES
+        } else {
+            MIN_READ_BYTES
+        }
     }
 
     /// Completes when all chunks are sent. Cancel-safe.
@@ -79,7 +96,11 @@ impl UnsentResponse {
 
     fn chunk(&self, bytes: Bytes, counted_bytes: usize) -> Bytes {
         self.0.chunks.fetch_add(1, Ordering::Relaxed);
-        Bytes::from_owner(Chunk { bytes, counted_bytes, response: Arc::clone(&self.0) })
+        Bytes::from_owner(Chunk {
+            bytes,
+            counted_bytes,
+            response: Arc::clone(&self.0),
+        })
     }
 }
 

@@ -29,10 +29,19 @@ pub(super) struct WriteTimeout<S> {
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, timeout: Duration, slot: Arc<Slot>) -> Self {
-        Self { stream, timeout, slot, timer: None }
+        Self {
+            stream,
+            timeout,
+            slot,
+            timer: None,
+        }
     }
 
-    fn record_write(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn record_write(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.slot.record_write(bytes);
         }
@@ -40,7 +49,11 @@ impl<S> WriteTimeout<S> {
     }
 
     /// Returns the result of a write, or `TimedOut` if it has been pending for `timeout`.
-    fn check_progress<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn check_progress<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.timer = None;
             return written;
@@ -68,7 +81,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.record_write(context, written)
     }
@@ -137,7 +154,10 @@ mod tests {
     fn vectored_writes_pass_through() {
         let stream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = stream.local_addr().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             assert!(WriteTimeout::new(stream, TIMEOUT, slot()).is_write_vectored());

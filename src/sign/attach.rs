@@ -38,8 +38,17 @@ impl Attachment {
     ///
     /// # Errors
     /// When the registry does not answer, or refuses.
-    pub async fn attach(&self, subject: &PinnedReference, to: &Destination) -> Result<(), AttachError> {
-        put(to, media_type::EMPTY, Bytes::from_static(NewManifest::CONFIG)).await?;
+    pub async fn attach(
+        &self,
+        subject: &PinnedReference,
+        to: &Destination,
+    ) -> Result<(), AttachError> {
+        put(
+            to,
+            media_type::EMPTY,
+            Bytes::from_static(NewManifest::CONFIG),
+        )
+        .await?;
         put(to, cosign::BUNDLE, self.bundle.clone()).await?;
         Ok(to.attach(&self.referrer, subject).await?)
     }
@@ -52,7 +61,12 @@ impl LegacySignature {
     ///
     /// # Errors
     /// When the registry does not answer or refuses, or the tag holds something else.
-    pub async fn append(&self, subject: &PinnedReference, from: &Source, to: &Destination) -> Result<(), AttachError> {
+    pub async fn append(
+        &self,
+        subject: &PinnedReference,
+        from: &Source,
+        to: &Destination,
+    ) -> Result<(), AttachError> {
         let tag = cosign::signature_tag(subject.digest());
         put(to, &self.layer().media_type, self.payload.clone()).await?;
         for _ in 0..MAX_APPEND_ATTEMPTS {
@@ -60,10 +74,13 @@ impl LegacySignature {
             let image = LegacyImage::with(present.as_ref(), self)?;
             put(to, media_type::IMAGE_CONFIG, image.config.clone()).await?;
             let now = from.tagged_manifest(&tag).await?;
-            if now.as_ref().map(|now| now.digest()) != present.as_ref().map(|present| present.digest()) {
+            if now.as_ref().map(|now| now.digest())
+                != present.as_ref().map(|present| present.digest())
+            {
                 continue;
             }
-            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await?;
+            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag))
+                .await?;
             sleep(SETTLE_DELAY).await;
             let kept = from.tagged_manifest(&tag).await?;
             if kept.is_some_and(|kept| kept.layers().contains(self.layer())) {
@@ -92,11 +109,19 @@ mod tests {
         sign::{KeyPair, SigningRequest},
     };
 
-    const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
+    const LIMITS: ReadLimits = ReadLimits {
+        manifest: 1 << 20,
+        evidence: 1 << 20,
+        bundle: 1 << 20,
+    };
 
     fn signature(subject: &Descriptor) -> LegacySignature {
-        LegacySignature::sign(&KeyPair::generate().unwrap(), &SigningRequest::of(subject.clone()), "r.example/a")
-            .unwrap()
+        LegacySignature::sign(
+            &KeyPair::generate().unwrap(),
+            &SigningRequest::of(subject.clone()),
+            "r.example/a",
+        )
+        .unwrap()
     }
 
     /// cosign overwrites the tag without reading it again: a cosign that read before this program
@@ -105,7 +130,9 @@ mod tests {
     async fn a_signature_that_another_signer_overwrites_is_added_again() {
         let folder = tempfile::tempdir().unwrap();
         Layout::create(folder.path()).unwrap();
-        let place: Reference = format!("oci-layout:{}:v1", folder.path().display()).parse().unwrap();
+        let place: Reference = format!("oci-layout:{}:v1", folder.path().display())
+            .parse()
+            .unwrap();
         let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().unwrap());
         let from = registries.source(place.repository()).unwrap();
         let to = registries.destination(place.repository()).unwrap();
@@ -117,12 +144,17 @@ mod tests {
             while from.tagged_manifest(&tag).await.unwrap().is_none() {
                 sleep(Duration::from_millis(1)).await;
             }
-            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag)).await.unwrap();
+            to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag))
+                .await
+                .unwrap();
         };
         let pinned = place.repository().pin(subject.digest.clone());
         let (added, ()) = tokio::join!(ours.append(&pinned, &from, &to), other);
         added.unwrap();
         let kept = from.tagged_manifest(&tag).await.unwrap().unwrap();
-        assert_eq!(kept.layers(), [theirs.layer().clone(), ours.layer().clone()]);
+        assert_eq!(
+            kept.layers(),
+            [theirs.layer().clone(), ours.layer().clone()]
+        );
     }
 }

@@ -33,20 +33,30 @@ impl Attachment {
     pub fn sign(key: &KeyPair, request: &SigningRequest) -> Result<Self, SignError> {
         let subject = &request.subject;
         let bundle = bundle(key, request)?;
-        let annotations =
-            [(cosign::BUNDLE_CONTENT, "dsse-envelope"), (cosign::BUNDLE_PREDICATE_TYPE, cosign::SIGN_PREDICATE)]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(cosign::BUNDLE, &bundle)])
-            .referring(cosign::BUNDLE, subject.clone())
-            .annotated(annotations.clone())
-            .to_bytes()?;
+        let annotations = [
+            (cosign::BUNDLE_CONTENT, "dsse-envelope"),
+            (cosign::BUNDLE_PREDICATE_TYPE, cosign::SIGN_PREDICATE),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let referrer = NewManifest::new(
+            media_type::EMPTY,
+            vec![Descriptor::of(cosign::BUNDLE, &bundle)],
+        )
+        .referring(cosign::BUNDLE, subject.clone())
+        .annotated(annotations.clone())
+        .to_bytes()?;
         let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &referrer);
         entry.artifact_type = Some(cosign::BUNDLE.to_owned());
         entry.annotations = Some(annotations.into());
         let mut index = LayoutIndex::default();
         index.manifests.push(entry);
         let index_tag = format!("{}-{}", subject.digest.algorithm(), subject.digest.hex());
-        Ok(Self { bundle, referrer, index: index.to_bytes()?, index_tag })
+        Ok(Self {
+            bundle,
+            referrer,
+            index: index.to_bytes()?,
+            index_tag,
+        })
     }
 }
 
@@ -71,7 +81,10 @@ fn bundle(key: &KeyPair, request: &SigningRequest) -> Result<Bytes, SignError> {
     let digest = &request.subject.digest;
     let statement = Statement {
         kind: cosign::STATEMENT,
-        subject: [Subject { digest: [(digest.algorithm(), digest.hex())].into(), annotations: &request.annotations }],
+        subject: [Subject {
+            digest: [(digest.algorithm(), digest.hex())].into(),
+            annotations: &request.annotations,
+        }],
         predicate_type: cosign::SIGN_PREDICATE,
         predicate: BTreeMap::new(),
     };

@@ -45,7 +45,9 @@ pub(super) fn open(text: &str, password: &[u8]) -> Result<Zeroizing<Vec<u8>>, Si
     let sealed = contents(text)?;
     check(&sealed)?;
     // All parameters have been checked, so a failure means the password.
-    kdf::decrypt(&sealed, password).map(Zeroizing::new).map_err(|_| SignError::WrongPassword)
+    kdf::decrypt(&sealed, password)
+        .map(Zeroizing::new)
+        .map_err(|_| SignError::WrongPassword)
 }
 
 /// Checks that `text` is a key file, before a password is asked for.
@@ -55,7 +57,8 @@ pub(super) fn is_key_file(text: &str) -> Result<(), SignError> {
 
 /// Encrypts `pkcs8` to a key file.
 pub(super) fn seal(pkcs8: &[u8], password: &[u8]) -> Result<String, SignError> {
-    let sealed = kdf::encrypt(pkcs8, password).map_err(|error| SignError::Key(error.to_string()))?;
+    let sealed =
+        kdf::encrypt(pkcs8, password).map_err(|error| SignError::Key(error.to_string()))?;
     Ok(pem(LABEL, &sealed))
 }
 
@@ -73,17 +76,27 @@ pub(super) fn pem(label: &str, content: &[u8]) -> String {
 fn contents(text: &str) -> Result<Vec<u8>, SignError> {
     let no_key_file = |reason: &str| SignError::NotAKeyFile(reason.to_owned());
     if text.contains("-----BEGIN PUBLIC KEY-----") {
-        return Err(no_key_file("it holds a public key; name the private one (cosign.key)"));
+        return Err(no_key_file(
+            "it holds a public key; name the private one (cosign.key)",
+        ));
     }
-    let label = [LABEL, OLD_LABEL].into_iter().find(|label| text.contains(&format!("-----BEGIN {label}-----")));
+    let label = [LABEL, OLD_LABEL]
+        .into_iter()
+        .find(|label| text.contains(&format!("-----BEGIN {label}-----")));
     let Some(label) = label else {
         return Err(no_key_file(match text.contains("PRIVATE KEY-----") {
             true => "not a cosign key file; convert it (cosign import-key-pair --key FILE)",
             false => "no private key in it; create one (bundlegate generate-key-pair)",
         }));
     };
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let body = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).map(|(body, _)| body);
+    let (begin, end) = (
+        format!("-----BEGIN {label}-----"),
+        format!("-----END {label}-----"),
+    );
+    let body = text
+        .split_once(&begin)
+        .and_then(|(_, rest)| rest.split_once(&end))
+        .map(|(body, _)| body);
     let body: String = body.unwrap_or_default().split_ascii_whitespace().collect();
     match STANDARD.decode(body) {
         Ok(sealed) if !sealed.is_empty() => Ok(sealed),
@@ -95,16 +108,30 @@ fn contents(text: &str) -> Result<Vec<u8>, SignError> {
 /// must not choose how much memory and time it takes to open.
 fn check(sealed: &[u8]) -> Result<(), SignError> {
     let refused = |reason: String| SignError::NotAKeyFile(reason);
-    let EncryptedKey { kdf, cipher } = serde_json::from_slice(sealed).map_err(|error| refused(error.to_string()))?;
+    let EncryptedKey { kdf, cipher } =
+        serde_json::from_slice(sealed).map_err(|error| refused(error.to_string()))?;
     let known = [32768, 65536].map(|n| Params { n, r: 8, p: 1 });
     if kdf.name != kdf::NAME_SCRYPT || !known.contains(&kdf.params) {
-        return Err(refused(format!("key derivation ({}) is not one that cosign uses", kdf.name)));
+        return Err(refused(format!(
+            "key derivation ({}) is not one that cosign uses",
+            kdf.name
+        )));
     }
     if cipher.name != kdf::NAME_SECRET_BOX {
-        return Err(refused(format!("cipher ({}) is not the one that cosign uses", cipher.name)));
+        return Err(refused(format!(
+            "cipher ({}) is not the one that cosign uses",
+            cipher.name
+        )));
     }
-    for (what, text, length) in [("salt", &kdf.salt, kdf::SALT_SIZE), ("nonce", &cipher.nonce, kdf::BOX_NONCE_SIZE)] {
-        if STANDARD.decode(text).ok().is_none_or(|bytes| bytes.len() != length as usize) {
+    for (what, text, length) in [
+        ("salt", &kdf.salt, kdf::SALT_SIZE),
+        ("nonce", &cipher.nonce, kdf::BOX_NONCE_SIZE),
+    ] {
+        if STANDARD
+            .decode(text)
+            .ok()
+            .is_none_or(|bytes| bytes.len() != length as usize)
+        {
             return Err(refused(format!("its {what} is not {length} bytes long")));
         }
     }
@@ -119,8 +146,18 @@ mod tests {
     fn an_encrypted_key_opens_with_its_password_only() {
         let text = seal(b"secret", b"pass").unwrap();
         assert_eq!(*open(&text, b"pass").unwrap(), b"secret");
-        assert_eq!(*open(&text.replace('\n', "\r\n").replace(LABEL, OLD_LABEL), b"pass").unwrap(), b"secret");
-        assert!(matches!(open(&text, b"Pass"), Err(SignError::WrongPassword)));
+        assert_eq!(
+            *open(
+                &text.replace('\n', "\r\n").replace(LABEL, OLD_LABEL),
+                b"pass"
+            )
+            .unwrap(),
+            b"secret"
+        );
+        assert!(matches!(
+            open(&text, b"Pass"),
+            Err(SignError::WrongPassword)
+        ));
         assert!(matches!(open(&text, b""), Err(SignError::WrongPassword)));
     }
 
@@ -130,7 +167,11 @@ mod tests {
         let text = seal(b"secret", b"").unwrap();
         let sealed: serde_json::Value = serde_json::from_slice(&contents(&text).unwrap()).unwrap();
         for (pointer, value, expected) in [
-            ("/kdf/params/N", serde_json::json!(1 << 30), "key derivation"),
+            (
+                "/kdf/params/N",
+                serde_json::json!(1 << 30),
+                "key derivation",
+            ),
             ("/kdf/params/r", serde_json::json!(80), "key derivation"),
             ("/kdf/name", serde_json::json!("none"), "key derivation"),
             ("/cipher/name", serde_json::json!("none"), "cipher"),
@@ -140,8 +181,10 @@ mod tests {
         ] {
             let mut altered = sealed.clone();
             *altered.pointer_mut(pointer).unwrap() = value;
-            let altered =
-                format!("-----BEGIN {LABEL}-----\n{}\n-----END {LABEL}-----\n", STANDARD.encode(altered.to_string()));
+            let altered = format!(
+                "-----BEGIN {LABEL}-----\n{}\n-----END {LABEL}-----\n",
+                STANDARD.encode(altered.to_string())
+            );
             let error = open(&altered, b"").unwrap_err();
             assert!(
                 matches!(&error, SignError::NotAKeyFile(reason) if reason.contains(expected)),
@@ -155,8 +198,14 @@ mod tests {
         for (text, expected) in [
             ("", "generate-key-pair"),
             ("-----BEGIN PUBLIC KEY-----\n", "public key"),
-            ("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----", "import-key-pair"),
-            ("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\nAA=", "damaged"),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----",
+                "import-key-pair",
+            ),
+            (
+                "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\nAA=",
+                "damaged",
+            ),
             (
                 "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n%%\n-----END ENCRYPTED SIGSTORE PRIVATE KEY-----",
                 "damaged",

@@ -46,7 +46,11 @@ impl KeyPair {
     /// # Errors
     /// When the system has no randomness.
     pub fn generate() -> Result<Self, SignError> {
-        Self::new(SigningScheme::ECDSA_P256_SHA256_ASN1.create_signer().map_err(failed)?)
+        Self::new(
+            SigningScheme::ECDSA_P256_SHA256_ASN1
+                .create_signer()
+                .map_err(failed)?,
+        )
     }
 
     /// Opens a cosign key file: ECDSA P-256 or P-384, Ed25519 or RSA. Blocks for some 100 ms.
@@ -59,14 +63,17 @@ impl KeyPair {
 
     /// Parses the document of a key file.
     pub(super) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SignError> {
-        let keys = SigStoreKeyPair::from_der(pkcs8)
-            .map_err(|_| SignError::Key("unsupported kind; use ECDSA P-256 or P-384, Ed25519 or RSA".to_owned()))?;
+        let keys = SigStoreKeyPair::from_der(pkcs8).map_err(|_| {
+            SignError::Key("unsupported kind; use ECDSA P-256 or P-384, Ed25519 or RSA".to_owned())
+        })?;
         let scheme = match &keys {
             SigStoreKeyPair::ECDSA(ECDSAKeys::P256(_)) => SigningScheme::ECDSA_P256_SHA256_ASN1,
             SigStoreKeyPair::ECDSA(ECDSAKeys::P384(_)) => SigningScheme::ECDSA_P384_SHA384_ASN1,
             // sigstore-verify, which verifies signatures in logs, lacks P-521.
             SigStoreKeyPair::ECDSA(ECDSAKeys::P521(_)) => {
-                return Err(SignError::Key("ECDSA P-521 is not supported; use P-256 or P-384".to_owned()));
+                return Err(SignError::Key(
+                    "ECDSA P-521 is not supported; use P-256 or P-384".to_owned(),
+                ));
             }
             SigStoreKeyPair::ED25519(_) => SigningScheme::ED25519,
             // The key has the size.
@@ -87,7 +94,11 @@ impl KeyPair {
         let public = signer.to_sigstore_keypair().map_err(failed)?;
         let public_der = public.public_key_to_der().map_err(failed)?;
         let public_pem = key_file::pem("PUBLIC KEY", &public_der);
-        Ok(Self { signer, public_pem, public_der })
+        Ok(Self {
+            signer,
+            public_pem,
+            public_der,
+        })
     }
 
     /// Encrypts the private key with `password`, as cosign writes `cosign.key`. Blocks for some
@@ -96,7 +107,11 @@ impl KeyPair {
     /// # Errors
     /// When the system has no randomness.
     pub fn to_key_file(&self, password: &[u8]) -> Result<String, SignError> {
-        let pkcs8 = self.signer.to_sigstore_keypair().and_then(|keys| keys.private_key_to_der()).map_err(failed)?;
+        let pkcs8 = self
+            .signer
+            .to_sigstore_keypair()
+            .and_then(|keys| keys.private_key_to_der())
+            .map_err(failed)?;
         key_file::seal(&pkcs8, password)
     }
 
@@ -112,7 +127,13 @@ impl KeyPair {
 
     /// `sha256:` and the hash of the key's SPKI encoding, as `verify` names it.
     pub fn identity(&self) -> String {
-        format!("sha256:{}", self.hint().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        format!(
+            "sha256:{}",
+            self.hint()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        )
     }
 
     pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
@@ -126,7 +147,9 @@ fn failed(error: SigstoreError) -> SignError {
 
 impl fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyPair").field("public_pem", &self.public_pem).finish_non_exhaustive()
+        f.debug_struct("KeyPair")
+            .field("public_pem", &self.public_pem)
+            .finish_non_exhaustive()
     }
 }
 
@@ -141,16 +164,27 @@ mod tests {
         let pair = KeyPair::generate().unwrap();
         let again = KeyPair::open(&pair.to_key_file(b"pass").unwrap(), b"pass").unwrap();
         assert_eq!(again.public_pem(), pair.public_pem());
-        assert!(pair.public_pem().starts_with("-----BEGIN PUBLIC KEY-----\n") && pair.identity().len() == 71);
+        assert!(
+            pair.public_pem()
+                .starts_with("-----BEGIN PUBLIC KEY-----\n")
+                && pair.identity().len() == 71
+        );
     }
 
     #[test]
     fn a_kind_that_could_not_be_verified_is_refused_by_name() {
         use sigstore::crypto::signing_key::{KeyPair as _, ecdsa::EllipticCurve};
-        let pkcs8 = EcdsaKeys::new(EllipticCurve::P521).unwrap().private_key_to_der().unwrap();
-        let error = KeyPair::open(&key_file::seal(&pkcs8, b"").unwrap(), b"").unwrap_err().to_string();
+        let pkcs8 = EcdsaKeys::new(EllipticCurve::P521)
+            .unwrap()
+            .private_key_to_der()
+            .unwrap();
+        let error = KeyPair::open(&key_file::seal(&pkcs8, b"").unwrap(), b"")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("P-521"), "{error}");
-        let error = KeyPair::open(&key_file::seal(b"no key", b"").unwrap(), b"").unwrap_err().to_string();
+        let error = KeyPair::open(&key_file::seal(b"no key", b"").unwrap(), b"")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("unsupported kind"), "{error}");
     }
 }

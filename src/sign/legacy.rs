@@ -36,7 +36,11 @@ impl LegacySignature {
     ///
     /// # Errors
     /// When the key can't sign.
-    pub fn sign(key: &KeyPair, request: &SigningRequest, repository: &str) -> Result<Self, SignError> {
+    pub fn sign(
+        key: &KeyPair,
+        request: &SigningRequest,
+        repository: &str,
+    ) -> Result<Self, SignError> {
         let payload = Bytes::from(serde_json::to_vec(&Payload::new(request, repository))?);
         let mut layer = Descriptor::of(cosign::SIMPLE_SIGNING, &payload);
         let signature = STANDARD.encode(key.sign(&payload)?);
@@ -55,7 +59,10 @@ impl LegacyImage {
     ///
     /// # Errors
     /// When an index is at the tag.
-    pub fn with(present: Option<&Manifest>, signature: &LegacySignature) -> Result<Self, SignError> {
+    pub fn with(
+        present: Option<&Manifest>,
+        signature: &LegacySignature,
+    ) -> Result<Self, SignError> {
         let (mut layers, annotations) = match present {
             Some(manifest) if matches!(manifest.document(), Document::Index { .. }) => {
                 return Err(SignError::NotSignatures(manifest.digest().to_string()));
@@ -68,8 +75,10 @@ impl LegacyImage {
             layers.push(signature.layer.clone());
         }
         let config = Bytes::from(serde_json::to_vec(&config(&layers))?);
-        let manifest =
-            NewManifest::new(media_type::IMAGE_CONFIG, layers).configured(&config).annotated(annotations).to_bytes()?;
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, layers)
+            .configured(&config)
+            .annotated(annotations)
+            .to_bytes()?;
         Ok(Self { config, manifest })
     }
 }
@@ -104,8 +113,12 @@ impl<'a> Payload<'a> {
     fn new(request: &'a SigningRequest, repository: &'a str) -> Self {
         Self {
             critical: Critical {
-                identity: Identity { reference: repository },
-                image: Image { digest: &request.subject.digest },
+                identity: Identity {
+                    reference: repository,
+                },
+                image: Image {
+                    digest: &request.subject.digest,
+                },
                 kind: cosign::SIMPLE_SIGNING_TYPE,
             },
             optional: (!request.annotations.is_empty()).then_some(&request.annotations),
@@ -147,23 +160,42 @@ mod tests {
             r#"{{"critical":{{"identity":{{"docker-reference":"r.example/a"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":null}}"#
         );
         assert_eq!(plain.payload, expected);
-        request.annotations.insert("env".to_owned(), "prod".to_owned());
+        request
+            .annotations
+            .insert("env".to_owned(), "prod".to_owned());
         let annotated = LegacySignature::sign(&key, &request, "r.example/a").unwrap();
-        assert!(annotated.payload.ends_with(br#""optional":{"env":"prod"}}"#));
+        assert!(
+            annotated
+                .payload
+                .ends_with(br#""optional":{"env":"prod"}}"#)
+        );
     }
 
     #[test]
     fn a_signature_is_appended_to_the_existing_ones() {
-        let sign = || LegacySignature::sign(&KeyPair::generate().unwrap(), &request(), "r.example/a").unwrap();
+        let sign = || {
+            LegacySignature::sign(&KeyPair::generate().unwrap(), &request(), "r.example/a").unwrap()
+        };
         let (first, second) = (sign(), sign());
         let one = parse(&LegacyImage::with(None, &first).unwrap());
         let image = LegacyImage::with(Some(&one), &second).unwrap();
         let two = parse(&image);
         assert_eq!(two.layers(), [first.layer, second.layer.clone()]);
-        assert_eq!(parse(&LegacyImage::with(Some(&two), &second).unwrap()).digest(), two.digest());
+        assert_eq!(
+            parse(&LegacyImage::with(Some(&two), &second).unwrap()).digest(),
+            two.digest()
+        );
         let config: serde_json::Value = serde_json::from_slice(&image.config).unwrap();
         assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
-        let index = Manifest::parse(Bytes::from_static(br#"{"schemaVersion":2,"manifests":[]}"#), None, 99).unwrap();
-        assert!(matches!(LegacyImage::with(Some(&index), &second), Err(SignError::NotSignatures(_))));
+        let index = Manifest::parse(
+            Bytes::from_static(br#"{"schemaVersion":2,"manifests":[]}"#),
+            None,
+            99,
+        )
+        .unwrap();
+        assert!(matches!(
+            LegacyImage::with(Some(&index), &second),
+            Err(SignError::NotSignatures(_))
+        ));
     }
 }

@@ -16,6 +16,9 @@ pub struct SigningRequest {
 impl SigningRequest {
     /// A request for a signature without annotations.
     pub fn of(subject: Descriptor) -> Self {
-        Self { subject, annotations: BTreeMap::new() }
+        Self {
+            subject,
+            annotations: BTreeMap::new(),
+        }
     }
 }

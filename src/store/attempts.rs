@@ -157,19 +157,44 @@ impl Attempts {
     /// Whether an artifact is set aside under these limits.
     pub(super) fn set_aside(&self, digest: &Digest, limits: &str) -> Option<SetAside> {
         let deaths = self.deaths();
-        let matching = deaths.iter().filter(|(key, _)| key.digest == *digest && key.limits == limits);
-        let (key, deaths) = matching.max_by_key(|(_, deaths)| **deaths).filter(|(_, deaths)| **deaths >= MAX_DEATHS)?;
-        Some(SetAside { digest: digest.clone(), step: key.step.clone(), deaths: *deaths, file: self.path.clone() })
+        let matching = deaths
+            .iter()
+            .filter(|(key, _)| key.digest == *digest && key.limits == limits);
+        let (key, deaths) = matching
+            .max_by_key(|(_, deaths)| **deaths)
+            .filter(|(_, deaths)| **deaths >= MAX_DEATHS)?;
+        Some(SetAside {
+            digest: digest.clone(),
+            step: key.step.clone(),
+            deaths: *deaths,
+            file: self.path.clone(),
+        })
     }
 
     /// Records that `step` of an artifact begins. Waits at most a second for a stalled disk; the
     /// attempt then goes on unrecorded.
-    pub(super) async fn begin(self: &Arc<Self>, digest: &Digest, step: &str, limits: &str) -> Attempt {
-        let key = AttemptKey { digest: digest.clone(), step: step.to_owned(), limits: limits.to_owned() };
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        digest: &Digest,
+        step: &str,
+        limits: &str,
+    ) -> Attempt {
+        let key = AttemptKey {
+            digest: digest.clone(),
+            step: step.to_owned(),
+            limits: limits.to_owned(),
+        };
         let is_suspect = self.deaths().contains_key(&key);
-        let permits = Arc::clone(&self.permits).acquire_many_owned(if is_suspect { MAX_CONCURRENT } else { 1 });
+        let permits = Arc::clone(&self.permits).acquire_many_owned(if is_suspect {
+            MAX_CONCURRENT
+        } else {
+            1
+        });
         // An attempt that never ends must not block the others for ever.
-        let permit = timeout(EXCLUSIVE_TIMEOUT, permits).await.ok().and_then(Result::ok);
+        let permit = timeout(EXCLUSIVE_TIMEOUT, permits)
+            .await
+            .ok()
+            .and_then(Result::ok);
         let runtime = Handle::current();
         let (number, written) = {
             let mut queue = self.queue();
@@ -178,7 +203,13 @@ impl Attempts {
             let line = format!("begin {number} {key}\n");
             (number, self.push(&mut queue, &line, &runtime))
         };
-        let registration = Registration { attempts: Arc::clone(self), number, key, runtime, _permit: permit };
+        let registration = Registration {
+            attempts: Arc::clone(self),
+            number,
+            key,
+            runtime,
+            _permit: permit,
+        };
         if let Some(written) = written
             && timeout(WRITE_TIMEOUT, written).await.is_err()
         {
@@ -200,7 +231,11 @@ impl Attempts {
 
     fn end(self: &Arc<Self>, number: u64, key: &AttemptKey, runtime: &Handle) {
         let was_suspect = self.deaths().remove(key).is_some();
-        let cleared = if was_suspect { format!("absolve {key}\n") } else { String::new() };
+        let cleared = if was_suspect {
+            format!("absolve {key}\n")
+        } else {
+            String::new()
+        };
         let mut queue = self.queue();
         // The end of an attempt is not awaited.
         drop(self.push(&mut queue, &format!("end {number}\n{cleared}"), runtime));
@@ -208,7 +243,12 @@ impl Attempts {
 
     /// Queues a line. Returns a receiver that is notified once it is written, unless the disk has
     /// stalled.
-    fn push(self: &Arc<Self>, queue: &mut Queue, line: &str, runtime: &Handle) -> Option<oneshot::Receiver<()>> {
+    fn push(
+        self: &Arc<Self>,
+        queue: &mut Queue,
+        line: &str,
+        runtime: &Handle,
+    ) -> Option<oneshot::Receiver<()>> {
         if queue.lines.len() > MAX_QUEUED_BYTES {
             return None;
         }
@@ -247,21 +287,37 @@ impl Attempts {
         for line in lines.lines() {
             apply_line(line, &mut log.running, &mut BTreeMap::new());
         }
-        let Some(file) = &mut log.file else { return Ok(()) };
+        let Some(file) = &mut log.file else {
+            return Ok(());
+        };
         file.write_all(lines.as_bytes())?;
         log.length += lines.len() as u64;
-        if log.length > REWRITE_BYTES { self.rewrite(log) } else { Ok(()) }
+        if log.length > REWRITE_BYTES {
+            self.rewrite(log)
+        } else {
+            Ok(())
+        }
     }
 
     /// Replaces the log by the lines that still count.
     fn rewrite(&self, log: &mut LogFile) -> io::Result<()> {
         let mut text = format!("version {VERSION}\n");
         let deaths = self.deaths().clone();
-        text.extend(deaths.iter().map(|(key, deaths)| format!("died {deaths} {key}\n")));
-        text.extend(log.running.iter().map(|(number, key)| format!("begin {number} {key}\n")));
+        text.extend(
+            deaths
+                .iter()
+                .map(|(key, deaths)| format!("died {deaths} {key}\n")),
+        );
+        text.extend(
+            log.running
+                .iter()
+                .map(|(number, key)| format!("begin {number} {key}\n")),
+        );
         log.file = None;
         let folder = self.path.parent().unwrap_or_else(|| Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".tmp-")
+            .tempfile_in(folder)?;
         file.write_all(text.as_bytes())?;
         if !deaths.is_empty() {
             file.as_file().sync_all()?;
@@ -321,16 +377,24 @@ fn deaths_in(text: &str) -> BTreeMap<AttemptKey, u32> {
     deaths
 }
 
-fn apply_line(line: &str, running: &mut BTreeMap<u64, AttemptKey>, deaths: &mut BTreeMap<AttemptKey, u32>) {
+fn apply_line(
+    line: &str,
+    running: &mut BTreeMap<u64, AttemptKey>,
+    deaths: &mut BTreeMap<AttemptKey, u32>,
+) {
     let words: Vec<_> = line.split(' ').collect();
     match words[..] {
         ["begin", number, step, limits, digest] => {
-            if let (Ok(number), Some(key)) = (number.parse(), AttemptKey::of(step, limits, digest)) {
+            if let (Ok(number), Some(key)) = (number.parse(), AttemptKey::of(step, limits, digest))
+            {
                 running.insert(number, key);
             }
         }
         ["end", number] => {
-            number.parse().ok().and_then(|number: u64| running.remove(&number));
+            number
+                .parse()
+                .ok()
+                .and_then(|number: u64| running.remove(&number));
         }
         ["died", count, step, limits, digest] => {
             if let (Ok(count), Some(key)) = (count.parse(), AttemptKey::of(step, limits, digest)) {
@@ -347,13 +411,21 @@ fn apply_line(line: &str, running: &mut BTreeMap<u64, AttemptKey>, deaths: &mut 
 
 impl AttemptKey {
     fn of(step: &str, limits: &str, digest: &str) -> Option<Self> {
-        Some(Self { digest: digest.parse().ok()?, step: step.to_owned(), limits: limits.to_owned() })
+        Some(Self {
+            digest: digest.parse().ok()?,
+            step: step.to_owned(),
+            limits: limits.to_owned(),
+        })
     }
 }
 
 impl std::fmt::Display for AttemptKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { digest, step, limits } = self;
+        let Self {
+            digest,
+            step,
+            limits,
+        } = self;
         write!(f, "{step} {limits} {digest}")
     }
 }
@@ -377,7 +449,9 @@ mod tests {
     }
 
     fn is_set_aside(folder: &Path, text: &str, limits: &str) -> bool {
-        Attempts::open(folder).set_aside(&digest(text), limits).is_some()
+        Attempts::open(folder)
+            .set_aside(&digest(text), limits)
+            .is_some()
     }
 
     #[tokio::test]
@@ -385,16 +459,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         die(folder.path(), "open", &["a"]).await;
         let attempts = Attempts::open(folder.path());
-        assert_eq!(attempts.set_aside(&digest("a"), "l"), None, "one crash may have been a power cut");
+        assert_eq!(
+            attempts.set_aside(&digest("a"), "l"),
+            None,
+            "one crash may have been a power cut"
+        );
         drop(attempts);
         die(folder.path(), "open", &["a"]).await;
-        let set_aside = Attempts::open(folder.path()).set_aside(&digest("a"), "l").unwrap();
+        let set_aside = Attempts::open(folder.path())
+            .set_aside(&digest("a"), "l")
+            .unwrap();
         assert_eq!((set_aside.step.as_str(), set_aside.deaths), ("open", 2));
         let text = set_aside.to_string();
-        assert!(text.contains("attempts.log") && text.contains(digest("a").as_str()), "{text}");
-        assert!(!is_set_aside(folder.path(), "a", "other"), "other limits may do");
+        assert!(
+            text.contains("attempts.log") && text.contains(digest("a").as_str()),
+            "{text}"
+        );
+        assert!(
+            !is_set_aside(folder.path(), "a", "other"),
+            "other limits may do"
+        );
         assert!(!is_set_aside(folder.path(), "b", "l"));
-        assert!(is_set_aside(folder.path(), "a", "l"), "it stays set aside, however often the process starts");
+        assert!(
+            is_set_aside(folder.path(), "a", "l"),
+            "it stays set aside, however often the process starts"
+        );
     }
 
     #[tokio::test]
@@ -418,7 +507,9 @@ mod tests {
             let attempts = Arc::new(Attempts::open(folder.path()));
             mem::forget(attempts.begin(&digest("a"), "open", "l").await);
             let attempt = attempts.begin(&digest("b"), "open", "l").await;
-            spawn_blocking(|| attempt.run(|| panic!("in a parser"))).await.unwrap_err();
+            spawn_blocking(|| attempt.run(|| panic!("in a parser")))
+                .await
+                .unwrap_err();
             attempts.end_all().await;
         }
         assert!(!is_set_aside(folder.path(), "a", "l") && !is_set_aside(folder.path(), "b", "l"));
@@ -434,12 +525,20 @@ mod tests {
         let [a, b] = ["a", "b"].map(digest);
         let suspect = attempts.begin(&a, "open", "l");
         tokio::pin!(suspect);
-        assert!(timeout(Duration::from_millis(50), &mut suspect).await.is_err(), "not concurrently with another");
+        assert!(
+            timeout(Duration::from_millis(50), &mut suspect)
+                .await
+                .is_err(),
+            "not concurrently with another"
+        );
         drop(concurrent);
         let alone = suspect.await;
         let next = attempts.begin(&b, "open", "l");
         tokio::pin!(next);
-        assert!(timeout(Duration::from_millis(50), &mut next).await.is_err(), "nor another concurrently with it");
+        assert!(
+            timeout(Duration::from_millis(50), &mut next).await.is_err(),
+            "nor another concurrently with it"
+        );
         drop(alone);
         drop(next.await);
         assert!(attempts.deaths().is_empty());
@@ -454,7 +553,10 @@ mod tests {
             (format!("version {VERSION}\n{line}"), true),
             (format!("version 0.0.0\n{line}"), false),
             (line.clone(), false),
-            (format!("version {VERSION}\ndied 9999999999 open l x\nbegin\n\u{0}\nend x\n{line}"), true),
+            (
+                format!("version {VERSION}\ndied 9999999999 open l x\nbegin\n\u{0}\nend x\n{line}"),
+                true,
+            ),
             (String::new(), false),
         ] {
             fs::write(&path, &text).unwrap();
@@ -475,6 +577,9 @@ mod tests {
         drop(attempts.begin(&digest("c"), "open", "l").await);
         attempts.end_all().await;
         let text = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
-        assert!(text.len() < 1000 && deaths_in(&text.replace("exit\n", "")).len() == 2, "{text}");
+        assert!(
+            text.len() < 1000 && deaths_in(&text.replace("exit\n", "")).len() == 2,
+            "{text}"
+        );
     }
 }

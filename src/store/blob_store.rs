@@ -86,16 +86,29 @@ impl Store {
             }
         });
         let budget = Budget::new(options.memory, gauge("memory"));
-        let spool = Spool { budget, folder: disk.as_ref().map(|disk| disk.root().to_owned()) };
+        let spool = Spool {
+            budget,
+            folder: disk.as_ref().map(|disk| disk.root().to_owned()),
+        };
         let blobs = Cache::builder()
             .max_capacity(options.memory / IDLE_MEMORY_DIVISOR)
             // Blobs in unlinked files weigh as much: each holds a file descriptor and disk space
             // that no listing shows.
             .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
             .build();
-        let [readers, writers] = [MAX_READERS, MAX_WRITERS].map(|count| Arc::new(Semaphore::new(count)));
+        let [readers, writers] =
+            [MAX_READERS, MAX_WRITERS].map(|count| Arc::new(Semaphore::new(count)));
         let check_results = CheckResults::new(disk.as_ref().map(|disk| disk.root()));
-        Self { disk, readers, writers, commits: Commits::default(), spool, blobs, check_results, metrics }
+        Self {
+            disk,
+            readers,
+            writers,
+            commits: Commits::default(),
+            spool,
+            blobs,
+            check_results,
+            metrics,
+        }
     }
 
     /// Whether bundles survive a restart.
@@ -112,9 +125,17 @@ impl Store {
     ///
     /// # Errors
     /// When the registry fails or there is no room; the next call tries again.
-    pub async fn blob(&self, source: &Source, descriptor: &Descriptor) -> Result<Blob, Arc<StoreError>> {
+    pub async fn blob(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+    ) -> Result<Blob, Arc<StoreError>> {
         let key = (source.identity().into(), descriptor.digest.clone());
-        let entry = self.blobs.entry(key).or_try_insert_with(self.find(source, descriptor)).await?;
+        let entry = self
+            .blobs
+            .entry(key)
+            .or_try_insert_with(self.find(source, descriptor))
+            .await?;
         if !entry.is_fresh() {
             self.metrics.cache_hits.with_label_values(&["memory"]).inc();
         }
@@ -137,16 +158,25 @@ impl Store {
             return Ok(blob);
         }
         self.metrics.cache_misses.inc();
-        let stream = source.blob(descriptor).await.map_err(StoreError::Registry)?;
+        let stream = source
+            .blob(descriptor)
+            .await
+            .map_err(StoreError::Registry)?;
         self.spool.fetch(stream).await
     }
 
     async fn cached_on_disk(&self, source: &Source, descriptor: &Descriptor) -> Option<Blob> {
-        if !self.disk.as_ref()?.possesses(source.identity(), &descriptor.digest) {
+        if !self
+            .disk
+            .as_ref()?
+            .possesses(source.identity(), &descriptor.digest)
+        {
             return None;
         }
         let (descriptor, spool) = (descriptor.clone(), self.spool.clone());
-        self.read(move |disk| disk.load(&descriptor, &spool)).await.flatten()
+        self.read(move |disk| disk.load(&descriptor, &spool))
+            .await
+            .flatten()
     }
 
     /// Writes a served bundle to disk, so that a restart can serve it again. Returns `false`
@@ -166,12 +196,15 @@ impl Store {
         };
         let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
         let (key, history) = (record.key(), served.history.clone());
-        let work = move |disk: &Disk| disk.put(record, &layer, &manifest, &served.evidence, &served.history);
+        let work = move |disk: &Disk| {
+            disk.put(record, &layer, &manifest, &served.evidence, &served.history)
+        };
         let written = self.write(work).await;
         if !written {
             // There may be no room for the bundle, but its history has to survive, because it
             // detects a rollback after a restart.
-            self.write(move |disk| disk.put_history(&key, &history)).await;
+            self.write(move |disk| disk.put_history(&key, &history))
+                .await;
         }
         written
     }
@@ -216,10 +249,18 @@ impl Store {
 
     /// The bundle last stored by [`Self::put`] under this name, reference and identity.
     /// `max_bytes` limits the manifest and the evidence, each.
-    pub async fn get(&self, name: &str, reference: &str, identity: &str, max_bytes: u64) -> Option<LoadedBundle> {
+    pub async fn get(
+        &self,
+        name: &str,
+        reference: &str,
+        identity: &str,
+        max_bytes: u64,
+    ) -> Option<LoadedBundle> {
         let (key, identity) = ((name.to_owned(), reference.to_owned()), identity.to_owned());
         let spool = self.spool.clone();
-        self.read(move |disk| disk.get(&key, &identity, max_bytes, &spool)).await.flatten()
+        self.read(move |disk| disk.get(&key, &identity, max_bytes, &spool))
+            .await
+            .flatten()
     }
 
     /// Removes a stored bundle. Its history is stored all the same.
@@ -232,7 +273,9 @@ impl Store {
     /// whatever the identity. `max_bytes` limits its size.
     pub async fn history(&self, name: &str, reference: &str, max_bytes: u64) -> Option<Bytes> {
         let key = (name.to_owned(), reference.to_owned());
-        self.read(move |disk| disk.history(&key, max_bytes)).await.flatten()
+        self.read(move |disk| disk.history(&key, max_bytes))
+            .await
+            .flatten()
     }
 
     /// Whether the process died twice in a row in the same step of an artifact, under the same
@@ -256,8 +299,13 @@ impl Store {
     pub async fn close(&self) {
         if let Some(disk) = &self.disk {
             self.commits.request(disk, &Handle::current());
-            if timeout(CLOSE_TIMEOUT, self.commits.is_written(disk.generation())).await.is_err() {
-                tracing::error!("the cache on disk does not respond; the last changes are not written");
+            if timeout(CLOSE_TIMEOUT, self.commits.is_written(disk.generation()))
+                .await
+                .is_err()
+            {
+                tracing::error!(
+                    "the cache on disk does not respond; the last changes are not written"
+                );
             }
             disk.attempts().end_all().await;
         }
@@ -284,15 +332,23 @@ impl Store {
             disk.count_read();
             read
         });
-        timeout(READ_TIMEOUT, reading).await.unwrap_or_else(|_| stalled())
+        timeout(READ_TIMEOUT, reading)
+            .await
+            .unwrap_or_else(|_| stalled())
     }
 
     /// Changes the folder and waits until the change is written. Returns `false` when it can't be
     /// written.
-    async fn write(&self, work: impl FnOnce(&Disk) -> Result<u64, DiskError> + Send + 'static) -> bool {
+    async fn write(
+        &self,
+        work: impl FnOnce(&Disk) -> Result<u64, DiskError> + Send + 'static,
+    ) -> bool {
         let Some(disk) = &self.disk else { return false };
-        let Ok(permit) = Arc::clone(&self.writers).acquire_owned().await else { return false };
-        let (commits, changed, runtime) = (self.commits.clone(), Arc::clone(disk), Handle::current());
+        let Ok(permit) = Arc::clone(&self.writers).acquire_owned().await else {
+            return false;
+        };
+        let (commits, changed, runtime) =
+            (self.commits.clone(), Arc::clone(disk), Handle::current());
         let change = self.on_disk("written", permit, move |disk| {
             let change = work(disk)?;
             // Requested here, so that the change is written even if the caller was cancelled.

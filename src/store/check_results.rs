@@ -67,29 +67,48 @@ struct ResultFile {
 impl CheckResults {
     /// The results in a cache folder, or in memory only.
     pub(super) fn new(cache: Option<&Path>) -> Self {
-        let folder = cache.map(|cache| Folder { path: cache.join("opa-check"), writes: Mutex::default() });
-        Self { folder: folder.map(Arc::new), memory: moka::sync::Cache::new(MAX_IN_MEMORY) }
+        let folder = cache.map(|cache| Folder {
+            path: cache.join("opa-check"),
+            writes: Mutex::default(),
+        });
+        Self {
+            folder: folder.map(Arc::new),
+            memory: moka::sync::Cache::new(MAX_IN_MEMORY),
+        }
     }
 
     /// The result of `program` for a bundle under `options`.
     pub async fn get(&self, bundle: &Digest, options: &str, program: &Digest) -> Option<Value> {
         let entries = self.entries(bundle, options).await;
-        entries.iter().find(|entry| entry.program == program.as_str()).map(|entry| entry.result.clone())
+        entries
+            .iter()
+            .find(|entry| entry.program == program.as_str())
+            .map(|entry| entry.result.clone())
     }
 
     /// The results of all programs for a bundle under `options`, oldest first.
     pub async fn all(&self, bundle: &Digest, options: &str) -> Vec<Value> {
-        self.entries(bundle, options).await.iter().map(|entry| entry.result.clone()).collect()
+        self.entries(bundle, options)
+            .await
+            .iter()
+            .map(|entry| entry.result.clone())
+            .collect()
     }
 
     /// Stores the result of `program` for a bundle under `options`. A failed write is logged.
     pub async fn put(&self, bundle: &Digest, options: &str, program: &Digest, result: Value) {
         let mut entries = self.entries(bundle, options).await.to_vec();
         entries.retain(|entry| entry.program != program.as_str());
-        entries.push(Entry { program: program.to_string(), result });
+        entries.push(Entry {
+            program: program.to_string(),
+            result,
+        });
         entries.drain(..entries.len().saturating_sub(MAX_PROGRAMS));
-        self.memory.insert(key(bundle, options), entries.clone().into());
-        let Some(folder) = self.folder.clone() else { return };
+        self.memory
+            .insert(key(bundle, options), entries.clone().into());
+        let Some(folder) = self.folder.clone() else {
+            return;
+        };
         let stored = ResultFile {
             format: FORMAT_VERSION,
             bundle: bundle.to_string(),
@@ -102,7 +121,11 @@ impl CheckResults {
         let (path, name) = (folder.path.clone(), file_name(bundle, options));
         let written = spawn_blocking(move || {
             write(&path, &name, &stored)?;
-            if sweep { remove_old(&path, MAX_FILES, SystemTime::now() - MAX_AGE) } else { Ok(()) }
+            if sweep {
+                remove_old(&path, MAX_FILES, SystemTime::now() - MAX_AGE)
+            } else {
+                Ok(())
+            }
         });
         match written.await {
             Ok(Ok(())) => {}
@@ -118,7 +141,9 @@ impl CheckResults {
         if let Some(known) = self.memory.get(&key) {
             return known;
         }
-        let Some(folder) = &self.folder else { return Arc::default() };
+        let Some(folder) = &self.folder else {
+            return Arc::default();
+        };
         let path = folder.path.join(file_name(bundle, options));
         let (bundle, options) = (bundle.to_string(), options.to_owned());
         let read = spawn_blocking(move || read(&path, &bundle, &options)).await;
@@ -133,18 +158,27 @@ fn key(bundle: &Digest, options: &str) -> String {
 }
 
 fn file_name(bundle: &Digest, options: &str) -> String {
-    format!("{}.json", Digest::sha256(key(bundle, options).as_bytes()).hex())
+    format!(
+        "{}.json",
+        Digest::sha256(key(bundle, options).as_bytes()).hex()
+    )
 }
 
 /// Reads a file. A damaged one counts as absent, and the next result replaces it.
 fn read(path: &Path, bundle: &str, options: &str) -> Vec<Entry> {
-    let Ok(file) = open_regular(path) else { return Vec::new() };
+    let Ok(file) = open_regular(path) else {
+        return Vec::new();
+    };
     let mut text = Vec::new();
     if file.take(MAX_FILE_BYTES).read_to_end(&mut text).is_err() {
         return Vec::new();
     }
     match serde_json::from_slice::<ResultFile>(&text) {
-        Ok(stored) if stored.format == FORMAT_VERSION && stored.bundle == bundle && stored.options == options => {
+        Ok(stored)
+            if stored.format == FORMAT_VERSION
+                && stored.bundle == bundle
+                && stored.options == options =>
+        {
             stored.results
         }
         Ok(_) | Err(_) => {
@@ -156,7 +190,10 @@ fn read(path: &Path, bundle: &str, options: &str) -> Vec<Entry> {
 
 /// Replaces a file atomically.
 fn write(folder: &Path, name: &str, stored: &ResultFile) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(&serde_json::to_vec(stored)?)?;
     file.as_file().sync_all()?;
@@ -171,7 +208,12 @@ fn remove_old(folder: &Path, max_files: usize, oldest: SystemTime) -> io::Result
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let written = entry.metadata()?.modified()?;
-        if written < oldest || entry.path().extension().is_none_or(|extension| extension != "json") {
+        if written < oldest
+            || entry
+                .path()
+                .extension()
+                .is_none_or(|extension| extension != "json")
+        {
             fs::remove_file(entry.path())?;
         } else {
             files.push((written, entry.path()));
@@ -203,32 +245,64 @@ mod tests {
     async fn results_outlive_the_process_by_bundle_program_and_options() {
         let cache = tempfile::tempdir().unwrap();
         let before = CheckResults::new(Some(cache.path()));
-        before.put(&digest("bundle"), "load", &digest("opa"), json!("passed")).await;
-        before.put(&digest("bundle"), "load", &digest("newer opa"), json!("refused")).await;
+        before
+            .put(&digest("bundle"), "load", &digest("opa"), json!("passed"))
+            .await;
+        before
+            .put(
+                &digest("bundle"),
+                "load",
+                &digest("newer opa"),
+                json!("refused"),
+            )
+            .await;
         let after = CheckResults::new(Some(cache.path()));
-        let get = async |bundle, options, program| after.get(&digest(bundle), options, &digest(program)).await;
+        let get = async |bundle, options, program| {
+            after.get(&digest(bundle), options, &digest(program)).await
+        };
         assert_eq!(get("bundle", "load", "opa").await, Some(json!("passed")));
-        assert_eq!(get("bundle", "load", "newer opa").await, Some(json!("refused")));
+        assert_eq!(
+            get("bundle", "load", "newer opa").await,
+            Some(json!("refused"))
+        );
         assert_eq!(get("bundle", "load,tests", "opa").await, None);
         assert_eq!(get("another", "load", "opa").await, None);
         assert_eq!(get("bundle", "load", "another opa").await, None);
-        assert_eq!(after.all(&digest("bundle"), "load").await, [json!("passed"), json!("refused")]);
+        assert_eq!(
+            after.all(&digest("bundle"), "load").await,
+            [json!("passed"), json!("refused")]
+        );
     }
 
     #[tokio::test]
     async fn without_a_folder_results_last_as_long_as_the_process() {
         let results = CheckResults::new(None);
-        results.put(&digest("bundle"), "load", &digest("opa"), json!(1)).await;
-        assert_eq!(results.get(&digest("bundle"), "load", &digest("opa")).await, Some(json!(1)));
+        results
+            .put(&digest("bundle"), "load", &digest("opa"), json!(1))
+            .await;
+        assert_eq!(
+            results.get(&digest("bundle"), "load", &digest("opa")).await,
+            Some(json!(1))
+        );
     }
 
     #[tokio::test]
     async fn the_newest_results_of_many_programs_are_kept() {
         let results = CheckResults::new(None);
         for program in 0..10 {
-            results.put(&digest("bundle"), "load", &digest(&program.to_string()), json!(program)).await;
+            results
+                .put(
+                    &digest("bundle"),
+                    "load",
+                    &digest(&program.to_string()),
+                    json!(program),
+                )
+                .await;
         }
-        assert_eq!(results.all(&digest("bundle"), "load").await, [6, 7, 8, 9].map(|number| json!(number)));
+        assert_eq!(
+            results.all(&digest("bundle"), "load").await,
+            [6, 7, 8, 9].map(|number| json!(number))
+        );
     }
 
     #[tokio::test]
@@ -236,16 +310,30 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let put = async || {
             let results = CheckResults::new(Some(cache.path()));
-            results.put(&digest("bundle"), "load", &digest("opa"), json!("passed")).await;
+            results
+                .put(&digest("bundle"), "load", &digest("opa"), json!("passed"))
+                .await;
         };
         put().await;
         let [file] = files(cache.path()).try_into().unwrap();
         let good = fs::read(&file).unwrap();
-        let foreign = String::from_utf8(good.clone()).unwrap().replace(digest("bundle").hex(), digest("x").hex());
-        for damaged in [b"".as_slice(), b"{", b"[]", &good[..good.len() / 2], foreign.as_bytes(), &[0xff; 100]] {
+        let foreign = String::from_utf8(good.clone())
+            .unwrap()
+            .replace(digest("bundle").hex(), digest("x").hex());
+        for damaged in [
+            b"".as_slice(),
+            b"{",
+            b"[]",
+            &good[..good.len() / 2],
+            foreign.as_bytes(),
+            &[0xff; 100],
+        ] {
             fs::write(&file, damaged).unwrap();
             let results = CheckResults::new(Some(cache.path()));
-            assert_eq!(results.get(&digest("bundle"), "load", &digest("opa")).await, None);
+            assert_eq!(
+                results.get(&digest("bundle"), "load", &digest("opa")).await,
+                None
+            );
             put().await;
             assert_eq!(fs::read(&file).unwrap(), good);
         }
@@ -256,12 +344,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let day = Duration::from_secs(24 * 3600);
         let now = SystemTime::now();
-        for (name, age) in [("a.json", 9), ("b.json", 3), ("c.json", 2), ("d.json", 1), (".tmpX", 0)] {
+        for (name, age) in [
+            ("a.json", 9),
+            ("b.json", 3),
+            ("c.json", 2),
+            ("d.json", 1),
+            (".tmpX", 0),
+        ] {
             let file = fs::File::create(folder.path().join(name)).unwrap();
             file.set_modified(now - day * age).unwrap();
         }
         remove_old(folder.path(), 2, now - day * 5).unwrap();
-        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         left.sort();
         assert_eq!(left, ["c.json", "d.json"]);
     }
@@ -271,7 +368,12 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         fs::write(cache.path().join("opa-check"), "a file instead of a folder").unwrap();
         let results = CheckResults::new(Some(cache.path()));
-        results.put(&digest("bundle"), "load", &digest("opa"), json!(1)).await;
-        assert_eq!(results.get(&digest("bundle"), "load", &digest("opa")).await, Some(json!(1)));
+        results
+            .put(&digest("bundle"), "load", &digest("opa"), json!(1))
+            .await;
+        assert_eq!(
+            results.get(&digest("bundle"), "load", &digest("opa")).await,
+            Some(json!(1))
+        );
     }
 }

@@ -63,7 +63,9 @@ impl Commits {
     /// which has been logged.
     pub(super) async fn is_written(&self, change: u64) -> bool {
         let mut progress = self.0.progress.subscribe();
-        let settled = progress.wait_for(|progress| progress.written >= change || progress.failed >= change).await;
+        let settled = progress
+            .wait_for(|progress| progress.written >= change || progress.failed >= change)
+            .await;
         settled.is_ok_and(|progress| progress.written >= change)
     }
 }
@@ -80,7 +82,11 @@ impl Inner {
 
 async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
     loop {
-        let next = commits.writer.lock().unwrap_or_else(PoisonError::into_inner).next;
+        let next = commits
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next;
         if let Some(next) = next {
             sleep_until(next).await;
         }
@@ -95,13 +101,19 @@ async fn write_all(commits: Arc<Inner>, disk: Arc<Disk>) {
         match result {
             Ok(written) => progress.written = progress.written.max(written),
             Err(error) => {
-                tracing::error!(error, "the cache on disk can't be written; serving continues from memory");
+                tracing::error!(
+                    error,
+                    "the cache on disk can't be written; serving continues from memory"
+                );
                 progress.failed = progress.failed.max(until);
             }
         }
         let ended = Instant::now();
         let is_done = {
-            let mut writer = commits.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut writer = commits
+                .writer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             writer.next = Some(ended + ((ended - began) * PAUSE_FACTOR).min(MAX_PAUSE));
             let is_done = disk.generation() <= progress.written.max(progress.failed);
             writer.is_running = !is_done;

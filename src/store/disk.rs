@@ -56,7 +56,11 @@ impl Disk {
         let index = match layout.index_within(INDEX_LIMIT) {
             Ok(index) if folder::is_cache_index(&index) => index,
             // Sweeping would delete foreign blobs.
-            Ok(_) => return Err(DiskError::NotACache { path: path.to_owned() }),
+            Ok(_) => {
+                return Err(DiskError::NotACache {
+                    path: path.to_owned(),
+                });
+            }
             Err(error) if folder::is_marked(path) => {
                 // Nothing in a cache justifies a refusal to start.
                 tracing::error!(%error, "the cache's index can't be read; starting with an empty one");
@@ -66,7 +70,10 @@ impl Disk {
             Err(error) => return Err(error.into()),
         };
         if !folder::is_marked(path) {
-            folder::mark(path).map_err(|source| DiskError::Io { path: path.to_owned(), source })?;
+            folder::mark(path).map_err(|source| DiskError::Io {
+                path: path.to_owned(),
+                source,
+            })?;
         }
         layout.remove_leftovers()?;
         let blobs = layout.blobs()?;
@@ -78,7 +85,17 @@ impl Disk {
         let attempts = Arc::new(Attempts::open(path));
         let (index, writing, blobs) = (Mutex::new(index), Mutex::default(), RwLock::default());
         let reads = AtomicU64::new(0);
-        Ok(Self { layout, limit, gauge, index, writing, blobs, attempts, reads, _lock: lock })
+        Ok(Self {
+            layout,
+            limit,
+            gauge,
+            index,
+            writing,
+            blobs,
+            attempts,
+            reads,
+            _lock: lock,
+        })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -109,14 +126,23 @@ impl Disk {
     }
 
     /// Loads and hashes a blob. A damaged blob is removed and counts as absent.
-    pub(super) fn load(&self, descriptor: &Descriptor, spool: &Spool) -> Result<Option<Blob>, DiskError> {
+    pub(super) fn load(
+        &self,
+        descriptor: &Descriptor,
+        spool: &Spool,
+    ) -> Result<Option<Blob>, DiskError> {
         let file = match self.layout.open_blob(&descriptor.digest) {
-            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
             file => file?,
         };
         match spool.load(descriptor.clone(), file) {
             Ok(blob) => Ok(Some(blob)),
-            Err(WriteError::Io(source)) => Err(DiskError::Io { path: self.root().to_owned(), source }),
+            Err(WriteError::Io(source)) => Err(DiskError::Io {
+                path: self.root().to_owned(),
+                source,
+            }),
             Err(WriteError::Mismatch(_)) => {
                 self.remove_damaged(&descriptor.digest, descriptor.size)?;
                 Ok(None)
@@ -137,9 +163,16 @@ impl Disk {
     ) -> Result<u64, DiskError> {
         let size = layer.size() + (manifest.len() + evidence.len()) as u64;
         let room = self.lock().make_room(&record.key(), size, self.limit);
-        let is_full = room.map_err(|NoRoom { size }| DiskError::Full { size, limit: self.limit })?;
-        let written = if is_full { self.write().map(drop) } else { Ok(()) }
-            .and_then(|()| self.write_bundle(record, layer, manifest, evidence, history));
+        let is_full = room.map_err(|NoRoom { size }| DiskError::Full {
+            size,
+            limit: self.limit,
+        })?;
+        let written = if is_full {
+            self.write().map(drop)
+        } else {
+            Ok(())
+        }
+        .and_then(|()| self.write_bundle(record, layer, manifest, evidence, history));
         self.lock().unreserve(size);
         written
     }
@@ -176,7 +209,13 @@ impl Disk {
 
     /// Updates the time of the last confirmation and the acceptance of a record, if its manifest
     /// is still this one. As with [`Self::put`], the next [`Self::write`] writes it.
-    pub(super) fn touch(&self, key: &Key, manifest: &Digest, checked: Option<Timestamp>, accepted: Acceptance) -> u64 {
+    pub(super) fn touch(
+        &self,
+        key: &Key,
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+        accepted: Acceptance,
+    ) -> u64 {
         let mut index = self.lock();
         index.touch(key, manifest, checked, accepted);
         index.generation()
@@ -190,13 +229,37 @@ impl Disk {
         max_bytes: u64,
         spool: &Spool,
     ) -> Result<Option<LoadedBundle>, DiskError> {
-        let record = self.lock().record(key).filter(|record| record.identity == identity).cloned();
-        let Some(record) = record else { return Ok(None) };
-        let Some(manifest) = self.read_small(&record.manifest, max_bytes)? else { return Ok(None) };
-        let Some(evidence) = self.read_small(&record.evidence, max_bytes)? else { return Ok(None) };
-        let Some(layer) = self.load(&record.layer_descriptor(), spool)? else { return Ok(None) };
-        let Record { manifest: digest, checked, accepted, .. } = record;
-        Ok(Some(LoadedBundle { digest, manifest, layer, evidence, checked, accepted }))
+        let record = self
+            .lock()
+            .record(key)
+            .filter(|record| record.identity == identity)
+            .cloned();
+        let Some(record) = record else {
+            return Ok(None);
+        };
+        let Some(manifest) = self.read_small(&record.manifest, max_bytes)? else {
+            return Ok(None);
+        };
+        let Some(evidence) = self.read_small(&record.evidence, max_bytes)? else {
+            return Ok(None);
+        };
+        let Some(layer) = self.load(&record.layer_descriptor(), spool)? else {
+            return Ok(None);
+        };
+        let Record {
+            manifest: digest,
+            checked,
+            accepted,
+            ..
+        } = record;
+        Ok(Some(LoadedBundle {
+            digest,
+            manifest,
+            layer,
+            evidence,
+            checked,
+            accepted,
+        }))
     }
 
     /// Removes the record of a bundle and the blobs that only it names. Its history stays.
@@ -223,12 +286,15 @@ impl Disk {
         history.map_or(Ok(None), |history| self.read_small(&history, max_bytes))
     }
 
-    /// Writes all changes: syncs the blobs, replaces the index, then removes the blobs that no entry
-    /// names any more. Returns the number of the last change that is written.
+    /// Writes all changes: syncs the blobs, replaces the index, then removes the blobs that no
+    /// entry names any more. Returns the number of the last change that is written.
     pub(super) fn write(&self) -> Result<u64, DiskError> {
         let _exclusive = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = self.lock().batch();
-        let written = self.layout.sync_blobs(&batch.unsynced).map_err(DiskError::from);
+        let written = self
+            .layout
+            .sync_blobs(&batch.unsynced)
+            .map_err(DiskError::from);
         if let Err(error) = written.and_then(|()| self.write_index(&batch.text())) {
             self.lock().restore(batch);
             return Err(error);
@@ -241,7 +307,11 @@ impl Disk {
         let size = text.len() as u64;
         if size > INDEX_LIMIT {
             let path = self.root().join("index.json");
-            return Err(DiskError::IndexTooLong { path, size, limit: INDEX_LIMIT });
+            return Err(DiskError::IndexTooLong {
+                path,
+                size,
+                limit: INDEX_LIMIT,
+            });
         }
         Ok(self.layout.write_index_text(text)?)
     }
@@ -273,11 +343,17 @@ impl Disk {
         if self.layout.write_blob_unsynced(history)? {
             unsynced.push(digest.clone());
         }
-        Ok(Some(HistoryEntry { key: key.clone(), history: digest, size: history.len() as u64 }))
+        Ok(Some(HistoryEntry {
+            key: key.clone(),
+            history: digest,
+            size: history.len() as u64,
+        }))
     }
 
     fn read_small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {
-        let Some(bytes) = self.layout.read_blob(digest, limit)? else { return Ok(None) };
+        let Some(bytes) = self.layout.read_blob(digest, limit)? else {
+            return Ok(None);
+        };
         if digest.recompute(&bytes) == *digest {
             return Ok(Some(bytes));
         }

@@ -30,14 +30,20 @@ impl StoreError {
 pub(super) enum DiskError {
     #[error("{path} is in use by another process; give each process a cache.directory of its own")]
     Locked { path: PathBuf },
-    #[error("{path} belongs to another user; name a folder that does not exist yet, or change its owner")]
+    #[error(
+        "{path} belongs to another user; name a folder that does not exist yet, or change its owner"
+    )]
     Foreign { path: PathBuf },
     #[error("{path} holds files that are not part of a cache; name a folder for the cache alone")]
     NotACache { path: PathBuf },
     #[error("the cache would hold {size} bytes, and cache.disk allows {limit} bytes; raise it")]
     Full { size: u64, limit: u64 },
     #[error("{path} would have {size} bytes, and at most {limit} bytes can be read again")]
-    IndexTooLong { path: PathBuf, size: u64, limit: u64 },
+    IndexTooLong {
+        path: PathBuf,
+        size: u64,
+        limit: u64,
+    },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]

@@ -21,18 +21,35 @@ use crate::oci::{Descriptor, Layout, LayoutIndex, open_lock, open_regular};
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0","dev.bundlegate.cache":1}"#;
 const MARKER_NAME: &str = "oci-layout";
 /// The names in an empty cache of an earlier version.
-const EMPTY_CACHE: [&str; 7] = [".index.lock", ".lock", "blobs", "index.json", MARKER_NAME, "tuf", LOST_FOUND];
+const EMPTY_CACHE: [&str; 7] = [
+    ".index.lock",
+    ".lock",
+    "blobs",
+    "index.json",
+    MARKER_NAME,
+    "tuf",
+    LOST_FOUND,
+];
 /// The only name in the root of a fresh volume.
 const LOST_FOUND: &str = "lost+found";
 
 /// Opens the folder as a private, locked cache, and makes it one if it is empty. The lock is held
 /// as long as the file is open.
 pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
-    let failed = |source| DiskError::Io { path: path.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let failed = |source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
     let is_empty = is_empty(path).map_err(failed)?;
     if !is_empty && !is_cache(path)? {
-        return Err(DiskError::NotACache { path: path.to_owned() });
+        return Err(DiskError::NotACache {
+            path: path.to_owned(),
+        });
     }
     make_private(path)?;
     if is_empty {
@@ -40,7 +57,9 @@ pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     }
     let lock = open_lock(&path.join(".lock")).map_err(failed)?;
     lock.try_lock().map_err(|error| match error {
-        fs::TryLockError::WouldBlock => DiskError::Locked { path: path.to_owned() },
+        fs::TryLockError::WouldBlock => DiskError::Locked {
+            path: path.to_owned(),
+        },
         fs::TryLockError::Error(source) => failed(source),
     })?;
     Ok(lock)
@@ -59,7 +78,8 @@ pub(super) fn mark(path: &Path) -> io::Result<()> {
     let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(path)?;
     file.write_all(MARKER)?;
     file.as_file().sync_all()?;
-    file.persist(path.join(MARKER_NAME)).map_err(|error| error.error)?;
+    file.persist(path.join(MARKER_NAME))
+        .map_err(|error| error.error)?;
     Ok(())
 }
 
@@ -85,7 +105,9 @@ fn is_empty(path: &Path) -> io::Result<bool> {
 /// proves nothing: other programs have lock files, too.
 fn is_cache(path: &Path) -> Result<bool, DiskError> {
     let marked = is_marked(path);
-    let Ok(layout) = Layout::open(path) else { return Ok(false) };
+    let Ok(layout) = Layout::open(path) else {
+        return Ok(false);
+    };
     match layout.index_within(INDEX_LIMIT) {
         Ok(index) if index.manifests.is_empty() && !marked => Ok(is_empty_cache(path, &layout)?),
         Ok(index) => Ok(is_cache_index(&index)),
@@ -96,7 +118,10 @@ fn is_cache(path: &Path) -> Result<bool, DiskError> {
 /// Whether this is an empty cache of an earlier version. If it belongs to another program, that
 /// program loses nothing.
 fn is_empty_cache(path: &Path, layout: &Layout) -> Result<bool, DiskError> {
-    let failed = |source| DiskError::Io { path: path.to_owned(), source };
+    let failed = |source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    };
     if !path.join(".lock").is_file() || !layout.blobs()?.is_empty() {
         return Ok(false);
     }
@@ -110,7 +135,10 @@ fn is_empty_cache(path: &Path, layout: &Layout) -> Result<bool, DiskError> {
 }
 
 fn mark_new(path: &Path) -> io::Result<()> {
-    let marker = fs::File::options().write(true).create_new(true).open(path.join(MARKER_NAME));
+    let marker = fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(path.join(MARKER_NAME));
     match marker {
         // Another process was faster; the lock decides which one owns the folder.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -124,12 +152,19 @@ fn mark_new(path: &Path) -> io::Result<()> {
 
 /// Other users must neither read private policy nor write their own.
 fn make_private(path: &Path) -> Result<(), DiskError> {
-    let failed = |source| DiskError::Io { path: path.to_owned(), source };
+    let failed = |source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let folder = fs::metadata(path).map_err(failed)?;
     // The owner of a new file is the effective user.
-    let probe = tempfile::tempfile_in(path).and_then(|probe| probe.metadata()).map_err(failed)?;
+    let probe = tempfile::tempfile_in(path)
+        .and_then(|probe| probe.metadata())
+        .map_err(failed)?;
     if folder.uid() != probe.uid() {
-        return Err(DiskError::Foreign { path: path.to_owned() });
+        return Err(DiskError::Foreign {
+            path: path.to_owned(),
+        });
     }
     if folder.permissions().mode() & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;

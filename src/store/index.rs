@@ -117,7 +117,8 @@ impl IndexState {
 
     /// Whether a record proves that `identity` received this blob.
     pub(super) fn possesses(&self, identity: &str, digest: &Digest) -> bool {
-        self.possessed.contains_key(&(identity.to_owned(), digest.clone()))
+        self.possessed
+            .contains_key(&(identity.to_owned(), digest.clone()))
     }
 
     /// The record of a bundle; from now on it is not evicted for others.
@@ -141,7 +142,9 @@ impl IndexState {
         let key = record.key();
         self.set_record(record);
         self.replace_history(&key, entry);
-        sizes.iter().for_each(|(digest, size)| self.add_blob(digest, *size));
+        sizes
+            .iter()
+            .for_each(|(digest, size)| self.add_blob(digest, *size));
         self.unsynced.extend(unsynced);
     }
 
@@ -172,9 +175,25 @@ impl IndexState {
 
     /// Updates the time of the last confirmation and the acceptance of a record, if its manifest
     /// is `manifest`.
-    pub(super) fn touch(&mut self, key: &Key, manifest: &Digest, checked: Option<Timestamp>, accepted: Acceptance) {
-        let Some(record) = self.records.get(key).filter(|record| record.manifest == *manifest) else { return };
-        let confirmed = Record { checked, accepted: Some(accepted), ..record.clone() };
+    pub(super) fn touch(
+        &mut self,
+        key: &Key,
+        manifest: &Digest,
+        checked: Option<Timestamp>,
+        accepted: Acceptance,
+    ) {
+        let Some(record) = self
+            .records
+            .get(key)
+            .filter(|record| record.manifest == *manifest)
+        else {
+            return;
+        };
+        let confirmed = Record {
+            checked,
+            accepted: Some(accepted),
+            ..record.clone()
+        };
         if confirmed != *record {
             self.set_record(confirmed);
         }
@@ -232,7 +251,10 @@ impl IndexState {
     /// Drops a blob of a written batch, unless an entry names it again. Returns whether its file
     /// can be removed.
     pub(super) fn drop_garbage(&mut self, digest: &Digest) -> bool {
-        let is_garbage = self.blobs.get(digest).is_some_and(|stored| stored.references == 0);
+        let is_garbage = self
+            .blobs
+            .get(digest)
+            .is_some_and(|stored| stored.references == 0);
         if is_garbage && let Some(stored) = self.blobs.remove(digest) {
             self.used -= stored.size;
             self.unused -= stored.size;
@@ -264,7 +286,10 @@ impl IndexState {
         for digest in record.blobs() {
             self.reference(digest);
         }
-        *self.possessed.entry((record.identity.clone(), record.layer.clone())).or_default() += 1;
+        *self
+            .possessed
+            .entry((record.identity.clone(), record.layer.clone()))
+            .or_default() += 1;
         let text = text_of(&record.to_entry());
         if let Some(before) = self.records.set(record.key(), record, text) {
             self.release(&before);
@@ -288,7 +313,10 @@ impl IndexState {
     }
 
     fn release(&mut self, record: &Record) {
-        record.blobs().into_iter().for_each(|digest| self.dereference(digest));
+        record
+            .blobs()
+            .into_iter()
+            .for_each(|digest| self.dereference(digest));
         let possession = (record.identity.clone(), record.layer.clone());
         if let Some(count) = self.possessed.get_mut(&possession) {
             *count -= 1;
@@ -320,7 +348,11 @@ impl IndexState {
 impl Batch {
     /// The text of `index.json`.
     pub(super) fn text(&self) -> Vec<u8> {
-        let length = self.entries.iter().map(|entry| entry.len() + 1).sum::<usize>();
+        let length = self
+            .entries
+            .iter()
+            .map(|entry| entry.len() + 1)
+            .sum::<usize>();
         let mut text = Vec::with_capacity(length + INDEX_HEAD.len() + INDEX_TAIL.len());
         text.extend_from_slice(INDEX_HEAD);
         for (at, entry) in self.entries.iter().enumerate() {
@@ -334,7 +366,8 @@ impl Batch {
     }
 }
 
-const INDEX_HEAD: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":["#;
+const INDEX_HEAD: &[u8] =
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":["#;
 const INDEX_TAIL: &[u8] = b"]}";
 
 fn text_of(entry: &Descriptor) -> Arc<str> {
@@ -344,7 +377,12 @@ fn text_of(entry: &Descriptor) -> Arc<str> {
 
 impl<T> Default for Entries<T> {
     fn default() -> Self {
-        Self { by_key: HashMap::new(), in_order: BTreeMap::new(), next: 0, unclaimed: BTreeSet::new() }
+        Self {
+            by_key: HashMap::new(),
+            in_order: BTreeMap::new(),
+            next: 0,
+            unclaimed: BTreeSet::new(),
+        }
     }
 }
 
@@ -354,7 +392,9 @@ impl<T> Entries<T> {
     }
 
     fn get(&self, key: &Key) -> Option<&T> {
-        self.in_order.get(self.by_key.get(key)?).map(|(entry, _)| entry)
+        self.in_order
+            .get(self.by_key.get(key)?)
+            .map(|(entry, _)| entry)
     }
 
     fn claim(&mut self, key: &Key) -> Option<&T> {
@@ -383,18 +423,25 @@ impl<T> Entries<T> {
     }
 
     fn texts(&self) -> impl Iterator<Item = Arc<str>> {
-        self.in_order.values().map(|(_, text)| Arc::clone(text)).filter(|text| !text.is_empty())
+        self.in_order
+            .values()
+            .map(|(_, text)| Arc::clone(text))
+            .filter(|text| !text.is_empty())
     }
 }
 
 impl Entries<Record> {
     fn first_unclaimed(&self) -> Option<Key> {
-        self.in_order.get(self.unclaimed.first()?).map(|(record, _)| record.key())
+        self.in_order
+            .get(self.unclaimed.first()?)
+            .map(|(record, _)| record.key())
     }
 }
 
 impl Entries<HistoryEntry> {
     fn first_unclaimed(&self) -> Option<Key> {
-        self.in_order.get(self.unclaimed.first()?).map(|(entry, _)| entry.key.clone())
+        self.in_order
+            .get(self.unclaimed.first()?)
+            .map(|(entry, _)| entry.key.clone())
     }
 }

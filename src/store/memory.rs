@@ -28,16 +28,29 @@ pub(super) struct Reservation {
 
 impl Budget {
     pub(super) fn new(limit: u64, gauge: IntGauge) -> Self {
-        Self(Arc::new(Account { limit, used: AtomicU64::new(0), gauge }))
+        Self(Arc::new(Account {
+            limit,
+            used: AtomicU64::new(0),
+            gauge,
+        }))
     }
 
     /// `None` if the rest of the budget is too small.
     pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
         let account = &self.0;
-        let fits = |used: u64| used.checked_add(size).filter(|after| *after <= account.limit);
-        account.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        let fits = |used: u64| {
+            used.checked_add(size)
+                .filter(|after| *after <= account.limit)
+        };
+        account
+            .used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+            .ok()?;
         account.gauge.add(size.cast_signed());
-        Some(Reservation { account: Arc::clone(account), size })
+        Some(Reservation {
+            account: Arc::clone(account),
+            size,
+        })
     }
 }
 
@@ -54,7 +67,10 @@ impl Reservation {
             }
         }
         // Boxed, because a vector that grew step by step may have twice the capacity that it needs.
-        Bytes::from_owner(Held { bytes: bytes.into_boxed_slice(), _reservation: self })
+        Bytes::from_owner(Held {
+            bytes: bytes.into_boxed_slice(),
+            _reservation: self,
+        })
     }
 }
 

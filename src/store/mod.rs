@@ -31,9 +31,9 @@
 //! does not find the entry of the former one.
 //!
 //! A **bundle** that is served has an entry that names its manifest (`mediaType`
-//! `application/vnd.oci.image.manifest.v1+json`, `digest`, `size`), with these annotations. An entry
-//! that lacks a required one, or in which one can't be parsed, is foreign, and a folder with a foreign
-//! entry is refused.
+//! `application/vnd.oci.image.manifest.v1+json`, `digest`, `size`), with these annotations. An
+//! entry that lacks a required one, or in which one can't be parsed, is foreign, and a folder with
+//! a foreign entry is refused.
 //!
 //! | annotation | value | |
 //! |---|---|---|
@@ -65,8 +65,8 @@
 //! ## `attempts.log`
 //!
 //! The first line is `version VERSION`; the log of another version is ignored. `STEP` is `verify`
-//! or `open`, `LIMITS` a word that identifies the limits, `DIGEST` the digest of the manifest. A log
-//! beyond 1 MiB is rewritten, and one beyond 8 MiB is ignored.
+//! or `open`, `LIMITS` a word that identifies the limits, `DIGEST` the digest of the manifest. A
+//! log beyond 1 MiB is rewritten, and one beyond 8 MiB is ignored.
 //!
 //! | line | meaning |
 //! |---|---|
@@ -79,8 +79,8 @@
 //! ## `opa-check/HEX.json`
 //!
 //! `HEX` is the SHA-256 of `BUNDLE OPTIONS`: the digest of the tarball, and `load` or `load,tests`.
-//! A file is `{"format":1,"bundle","options","results":[{"program","result"}]}`, the newest of at most
-//! four results last, where `program` is the digest of the `opa` executable and `result` a
+//! A file is `{"format":1,"bundle","options","results":[{"program","result"}]}`, the newest of at
+//! most four results last, where `program` is the digest of the `opa` executable and `result` a
 //! [`Verdict`](crate::opa_check::Verdict): `{"passed":{"tests":N}}` or
 //! `{"refused":{"first":[{"place":{"file","row"},"message"}],"more":N}}`. At most 10 000 files are
 //! kept, for 180 days.

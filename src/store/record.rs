@@ -51,7 +51,10 @@ impl HistoryEntry {
     pub(super) fn to_entry(&self) -> Descriptor {
         let (bundle, reference) = self.key.clone();
         let mut entry = Descriptor::new(HISTORY, self.history.clone(), self.size);
-        entry.annotations = Some(BTreeMap::from([(BUNDLE.to_owned(), bundle), (REFERENCE.to_owned(), reference)]));
+        entry.annotations = Some(BTreeMap::from([
+            (BUNDLE.to_owned(), bundle),
+            (REFERENCE.to_owned(), reference),
+        ]));
         entry
     }
 
@@ -59,8 +62,15 @@ impl HistoryEntry {
         if entry.media_type != HISTORY {
             return None;
         }
-        let key = (entry.annotation(BUNDLE)?.to_owned(), entry.annotation(REFERENCE)?.to_owned());
-        Some(Self { key, history: entry.digest.clone(), size: entry.size })
+        let key = (
+            entry.annotation(BUNDLE)?.to_owned(),
+            entry.annotation(REFERENCE)?.to_owned(),
+        );
+        Some(Self {
+            key,
+            history: entry.digest.clone(),
+            size: entry.size,
+        })
     }
 }
 
@@ -76,7 +86,11 @@ impl Record {
     }
 
     pub(super) fn layer_descriptor(&self) -> Descriptor {
-        Descriptor::new(media_type::LAYER_TAR_GZIP, self.layer.clone(), self.layer_size)
+        Descriptor::new(
+            media_type::LAYER_TAR_GZIP,
+            self.layer.clone(),
+            self.layer_size,
+        )
     }
 
     pub(super) fn to_entry(&self) -> Descriptor {
@@ -95,8 +109,17 @@ impl Record {
             annotations.insert(POLICY, policy.clone());
             annotations.insert(ROOTS, roots.join(" "));
         }
-        let mut entry = Descriptor::new(media_type::OCI_MANIFEST, self.manifest.clone(), self.manifest_size);
-        entry.annotations = Some(annotations.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+        let mut entry = Descriptor::new(
+            media_type::OCI_MANIFEST,
+            self.manifest.clone(),
+            self.manifest_size,
+        );
+        entry.annotations = Some(
+            annotations
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        );
         entry
     }
 

@@ -44,27 +44,43 @@ impl Spool {
         let (spool, descriptor) = (self.clone(), stream.descriptor().clone());
         let mut sink = match spool.in_memory(&descriptor) {
             Some(sink) => sink,
-            None => blocking(move || spool.in_file(descriptor)).await?.map_err(StoreError::Disk)?,
+            None => blocking(move || spool.in_file(descriptor))
+                .await?
+                .map_err(StoreError::Disk)?,
         };
         loop {
-            let (batch, is_last) = next_batch(&mut stream).await.map_err(StoreError::Registry)?;
+            let (batch, is_last) = next_batch(&mut stream)
+                .await
+                .map_err(StoreError::Registry)?;
             let length = batch.iter().map(Bytes::len).sum::<usize>();
             let work = move || sink.take(&batch, is_last);
             // Hashing so few bytes takes no longer than handing them to another thread.
-            let progress = if length <= INLINE_BYTES { work() } else { blocking(work).await? };
+            let progress = if length <= INLINE_BYTES {
+                work()
+            } else {
+                blocking(work).await?
+            };
             match progress {
                 Ok(Progress::Complete(blob)) => return Ok(blob),
                 Ok(Progress::Partial(part)) => sink = *part,
                 Err(WriteError::Io(error)) => return Err(StoreError::Disk(error)),
-                Err(WriteError::Mismatch(mismatch)) => return Err(StoreError::Registry(stream.mismatch(&mismatch))),
+                Err(WriteError::Mismatch(mismatch)) => {
+                    return Err(StoreError::Registry(stream.mismatch(&mismatch)));
+                }
             }
         }
     }
 
     /// Copies `file` to memory or to an unlinked file, which can't change, and checks the copy.
     /// Blocks.
-    pub(super) fn load(&self, descriptor: Descriptor, mut file: fs::File) -> Result<Blob, WriteError> {
-        let length = usize::try_from(descriptor.size).unwrap_or(BATCH_BYTES).clamp(1, BATCH_BYTES);
+    pub(super) fn load(
+        &self,
+        descriptor: Descriptor,
+        mut file: fs::File,
+    ) -> Result<Blob, WriteError> {
+        let length = usize::try_from(descriptor.size)
+            .unwrap_or(BATCH_BYTES)
+            .clamp(1, BATCH_BYTES);
         let mut sink = self.sink(descriptor)?;
         // Not larger than the blob: most bundles have a few KiB.
         let mut piece = vec![0; length];
@@ -78,12 +94,16 @@ impl Spool {
     }
 
     fn sink(&self, descriptor: Descriptor) -> io::Result<Sink> {
-        self.in_memory(&descriptor).map_or_else(|| self.in_file(descriptor), Ok)
+        self.in_memory(&descriptor)
+            .map_or_else(|| self.in_file(descriptor), Ok)
     }
 
     fn in_memory(&self, descriptor: &Descriptor) -> Option<Sink> {
         let reservation = self.budget.reserve(descriptor.size)?;
-        Some(Sink { writer: BlobWriter::in_memory(descriptor.clone()), reservation: Some(reservation) })
+        Some(Sink {
+            writer: BlobWriter::in_memory(descriptor.clone()),
+            reservation: Some(reservation),
+        })
     }
 
     fn in_file(&self, descriptor: Descriptor) -> io::Result<Sink> {
@@ -91,7 +111,10 @@ impl Spool {
             Some(folder) => tempfile::tempfile_in(folder)?,
             None => tempfile::tempfile()?,
         };
-        Ok(Sink { writer: BlobWriter::in_file(descriptor, file), reservation: None })
+        Ok(Sink {
+            writer: BlobWriter::in_file(descriptor, file),
+            reservation: None,
+        })
     }
 }
 
@@ -99,25 +122,40 @@ impl Spool {
 async fn next_batch(stream: &mut BlobStream) -> Result<(Vec<Bytes>, bool), RegistryError> {
     let (mut batch, mut length) = (Vec::new(), 0);
     while length < BATCH_BYTES {
-        let Some(piece) = stream.next().await? else { return Ok((batch, true)) };
+        let Some(piece) = stream.next().await? else {
+            return Ok((batch, true));
+        };
         length += piece.len();
         batch.push(piece);
     }
     Ok((batch, false))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
-    spawn_blocking(work).await.map_err(|error| StoreError::Disk(io::Error::other(error)))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| StoreError::Disk(io::Error::other(error)))
 }
 
 impl Sink {
     fn take(mut self, batch: &[Bytes], is_last: bool) -> Result<Progress, WriteError> {
-        batch.iter().try_for_each(|piece| self.writer.write(piece))?;
-        Ok(if is_last { Progress::Complete(self.finish()?) } else { Progress::Partial(Box::new(self)) })
+        batch
+            .iter()
+            .try_for_each(|piece| self.writer.write(piece))?;
+        Ok(if is_last {
+            Progress::Complete(self.finish()?)
+        } else {
+            Progress::Partial(Box::new(self))
+        })
     }
 
     fn finish(self) -> Result<Blob, BlobMismatch> {
-        let Self { writer, reservation } = self;
+        let Self {
+            writer,
+            reservation,
+        } = self;
         writer.finish(|bytes| match reservation {
             Some(reservation) => reservation.hold(bytes),
             None => bytes.into(),

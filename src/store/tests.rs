@@ -12,7 +12,9 @@ use tokio::{
     time::{Duration, timeout},
 };
 
-use super::{blob_store::IDLE_MEMORY_DIVISOR, disk::Disk, memory::Budget, record::Record, spool::Spool, *};
+use super::{
+    blob_store::IDLE_MEMORY_DIVISOR, disk::Disk, memory::Budget, record::Record, spool::Spool, *,
+};
 use crate::{
     metrics::Metrics,
     oci::{Blob, BlobWriter, Descriptor, Digest, Manifest, media_type},
@@ -22,7 +24,14 @@ const BUNDLE: &[u8] = b"a bundle";
 const EARLIER: Timestamp = Timestamp::constant(1_700_000_000, 0);
 
 fn open(directory: &Path, disk: u64, memory: u64) -> Store {
-    Store::open(Options { directory: Some(directory.to_owned()), disk, memory }, Metrics::new().unwrap())
+    Store::open(
+        Options {
+            directory: Some(directory.to_owned()),
+            disk,
+            memory,
+        },
+        Metrics::new().unwrap(),
+    )
 }
 
 async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
@@ -30,11 +39,26 @@ async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
     let (reference, identity, checked) = ("r.example/a:live", "me", Some(EARLIER));
     let (accepted, history) = (accepted("first"), Bytes::from(format!("history of {name}")));
-    store.put(StoredBundle { name, reference, identity, manifest, layer, evidence, checked, accepted, history }).await
+    store
+        .put(StoredBundle {
+            name,
+            reference,
+            identity,
+            manifest,
+            layer,
+            evidence,
+            checked,
+            accepted,
+            history,
+        })
+        .await
 }
 
 fn accepted(policy: &str) -> Acceptance {
-    Acceptance { policy: policy.to_owned(), roots: vec!["sha256:a".to_owned(), "sha256:b".to_owned()] }
+    Acceptance {
+        policy: policy.to_owned(),
+        roots: vec!["sha256:a".to_owned(), "sha256:b".to_owned()],
+    }
 }
 
 fn artifact(bundle: &'static [u8]) -> (Manifest, Blob) {
@@ -44,7 +68,10 @@ fn artifact(bundle: &'static [u8]) -> (Manifest, Blob) {
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [descriptor],
     });
-    (Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap(), layer)
+    (
+        Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap(),
+        layer,
+    )
 }
 
 async fn get(store: &Store, name: &str, identity: &str) -> Option<LoadedBundle> {
@@ -61,7 +88,9 @@ async fn a_stored_bundle_is_loaded_by_the_next_process_for_the_same_identity_onl
     assert_eq!(loaded.layer.read_at(0, 100).unwrap(), BUNDLE);
     assert!(get(&store, "a", "another identity").await.is_none());
     assert!(get(&store, "b", "me").await.is_none());
-    store.remove("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
+    store
+        .remove("a", "r.example/a:live", Bytes::from_static(b"the end"))
+        .await;
     assert!(get(&store, "a", "me").await.is_none());
 }
 
@@ -76,21 +105,61 @@ async fn the_last_confirmation_and_the_acceptance_outlive_the_process() {
     assert_eq!(checked(&store, "a").await, Some(EARLIER));
 
     let later = Timestamp::new(1_700_000_001, 234_000_000).unwrap();
-    store.touch("a", "r.example/a:live", &digest, Some(later), accepted("second")).await;
+    store
+        .touch(
+            "a",
+            "r.example/a:live",
+            &digest,
+            Some(later),
+            accepted("second"),
+        )
+        .await;
     // Another manifest than the stored one was confirmed.
-    store.touch("b", "r.example/a:live", &Digest::sha256(b"another"), Some(later), accepted("second")).await;
-    store.touch("c", "r.example/a:live", &digest, Some(later), accepted("second")).await;
+    store
+        .touch(
+            "b",
+            "r.example/a:live",
+            &Digest::sha256(b"another"),
+            Some(later),
+            accepted("second"),
+        )
+        .await;
+    store
+        .touch(
+            "c",
+            "r.example/a:live",
+            &digest,
+            Some(later),
+            accepted("second"),
+        )
+        .await;
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(checked(&store, "a").await, Some(later));
     assert_eq!(checked(&store, "b").await, Some(EARLIER));
     for (name, policy) in [("a", "second"), ("b", "first")] {
-        assert_eq!(get(&store, name, "me").await.unwrap().accepted, Some(accepted(policy)), "{name}");
+        assert_eq!(
+            get(&store, name, "me").await.unwrap().accepted,
+            Some(accepted(policy)),
+            "{name}"
+        );
     }
     assert!(get(&store, "c", "me").await.is_none());
 
-    store.touch("a", "r.example/a:live", &digest, None, Acceptance::default()).await;
-    assert_eq!(checked(&store, "a").await, None, "as in a record of a version that stored no time");
+    store
+        .touch(
+            "a",
+            "r.example/a:live",
+            &digest,
+            None,
+            Acceptance::default(),
+        )
+        .await;
+    assert_eq!(
+        checked(&store, "a").await,
+        None,
+        "as in a record of a version that stored no time"
+    );
 }
 
 #[tokio::test]
@@ -98,7 +167,10 @@ async fn a_flipped_byte_on_disk_is_detected_and_the_blob_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1 << 20, 1 << 20);
     put(&store, "a", BUNDLE).await;
-    let path = folder.path().join("blobs/sha256").join(Digest::sha256(BUNDLE).hex());
+    let path = folder
+        .path()
+        .join("blobs/sha256")
+        .join(Digest::sha256(BUNDLE).hex());
     fs::write(&path, b"a bundlE").unwrap();
     assert!(get(&store, "a", "me").await.is_none());
     assert!(!path.exists());
@@ -118,7 +190,10 @@ async fn a_folder_in_use_or_not_a_cache_costs_persistence_only() {
     index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"foreign"));
     layout.write_index(&index).unwrap();
     assert!(!open(foreign.path(), 1 << 20, 1 << 20).is_persistent());
-    assert!(layout.blob_path(&digest).exists(), "foreign blobs are not removed");
+    assert!(
+        layout.blob_path(&digest).exists(),
+        "foreign blobs are not removed"
+    );
     assert!(!foreign.path().join(".lock").exists(), "nothing is added");
 }
 
@@ -129,9 +204,15 @@ async fn a_folder_with_foreign_files_is_left_as_it_is() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(folder.path().join(".tmp-theirs"), b"x").unwrap();
     assert!(!open(folder.path(), 1 << 20, 1 << 20).is_persistent());
-    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(names, [".tmp-theirs"]);
-    assert_eq!(fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o777);
+    assert_eq!(
+        fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777,
+        0o777
+    );
 
     let volume = tempfile::tempdir().unwrap();
     fs::create_dir(volume.path().join("lost+found")).unwrap();
@@ -142,17 +223,31 @@ async fn a_folder_with_foreign_files_is_left_as_it_is() {
 /// until the disk is full.
 #[tokio::test]
 async fn blobs_in_files_are_evicted_when_they_are_not_served() {
-    let store = Store::open(Options { directory: None, disk: 0, memory: 8 }, Metrics::new().unwrap());
+    let store = Store::open(
+        Options {
+            directory: None,
+            disk: 0,
+            memory: 8,
+        },
+        Metrics::new().unwrap(),
+    );
     for version in 0..3 {
         let bytes = Bytes::from(vec![version; 100]);
-        let mut writer = BlobWriter::in_file(Descriptor::of("", &bytes), tempfile::tempfile().unwrap());
+        let mut writer =
+            BlobWriter::in_file(Descriptor::of("", &bytes), tempfile::tempfile().unwrap());
         writer.write(&bytes).unwrap();
         let blob = writer.finish(Bytes::from).unwrap();
-        store.blobs.insert(("r.example/a".into(), blob.digest().clone()), blob).await;
+        store
+            .blobs
+            .insert(("r.example/a".into(), blob.digest().clone()), blob)
+            .await;
     }
     store.blobs.run_pending_tasks().await;
     let sizes: Vec<_> = store.blobs.iter().map(|(_, blob)| blob.size()).collect();
-    assert!(sizes.iter().sum::<u64>() <= 8 / IDLE_MEMORY_DIVISOR, "{sizes:?}");
+    assert!(
+        sizes.iter().sum::<u64>() <= 8 / IDLE_MEMORY_DIVISOR,
+        "{sizes:?}"
+    );
 }
 
 #[tokio::test]
@@ -169,15 +264,22 @@ async fn a_bundle_beyond_cache_disk_is_not_written_and_leftovers_are_removed() {
 #[tokio::test]
 async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let history = async |store: &Store, name| store.history(name, "r.example/a:live", 1 << 20).await;
+    let history =
+        async |store: &Store, name| store.history(name, "r.example/a:live", 1 << 20).await;
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(history(&store, "a").await, None);
     put(&store, "a", BUNDLE).await;
     drop(store);
     let store = open(folder.path(), 4, 1 << 20);
     assert_eq!(history(&store, "a").await.unwrap(), "history of a");
-    assert_eq!(store.history("a", "r.example/a:other", 1 << 20).await, None, "another reference, another history");
-    store.remove("a", "r.example/a:live", Bytes::from_static(b"the end")).await;
+    assert_eq!(
+        store.history("a", "r.example/a:other", 1 << 20).await,
+        None,
+        "another reference, another history"
+    );
+    store
+        .remove("a", "r.example/a:live", Bytes::from_static(b"the end"))
+        .await;
     assert!(!put(&store, "b", BUNDLE).await, "there is no room");
     drop(store);
     let store = open(folder.path(), 4, 1 << 20);
@@ -190,24 +292,43 @@ async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
 async fn unclaimed_histories_are_evicted_last() {
     let folder = tempfile::tempdir().unwrap();
     put(&open(folder.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
-    let blobs = || fs::read_dir(folder.path().join("blobs/sha256")).unwrap().count();
+    let blobs = || {
+        fs::read_dir(folder.path().join("blobs/sha256"))
+            .unwrap()
+            .count()
+    };
     assert_eq!(blobs(), 4, "bundle, manifest, evidence, history");
     // Room for one bundle with its history, and for the other history.
     let (manifest, layer) = artifact(BUNDLE);
     let size = layer.size() + manifest.raw().len() as u64 + 2 + "history of old".len() as u64;
     let store = open(folder.path(), size, 1 << 20);
     assert!(put(&store, "new", BUNDLE).await);
-    assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_some());
+    assert!(
+        store
+            .history("old", "r.example/a:live", 1 << 20)
+            .await
+            .is_some()
+    );
     // Room for one bundle and nothing else.
     let tight = tempfile::tempdir().unwrap();
     put(&open(tight.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
     let store = open(tight.path(), size - "history of old".len() as u64, 1 << 20);
     assert!(put(&store, "new", BUNDLE).await);
-    assert!(store.history("old", "r.example/a:live", 1 << 20).await.is_none());
+    assert!(
+        store
+            .history("old", "r.example/a:live", 1 << 20)
+            .await
+            .is_none()
+    );
 }
 
 fn disk(folder: &Path) -> Disk {
-    Disk::open(folder, 1 << 20, prometheus::IntGauge::new("g", "g").unwrap()).unwrap()
+    Disk::open(
+        folder,
+        1 << 20,
+        prometheus::IntGauge::new("g", "g").unwrap(),
+    )
+    .unwrap()
 }
 
 fn record(number: usize) -> Record {
@@ -229,11 +350,23 @@ fn record(number: usize) -> Record {
 fn put_on(disk: &Disk, number: usize) -> u64 {
     let (manifest, layer) = artifact(BUNDLE);
     let history = format!("history of {number}");
-    disk.put(record(number), &layer, manifest.raw(), b"[]", history.as_bytes()).unwrap()
+    disk.put(
+        record(number),
+        &layer,
+        manifest.raw(),
+        b"[]",
+        history.as_bytes(),
+    )
+    .unwrap()
 }
 
 fn entries(folder: &Path) -> usize {
-    crate::oci::Layout::open(folder).unwrap().index().unwrap().manifests.len()
+    crate::oci::Layout::open(folder)
+        .unwrap()
+        .index()
+        .unwrap()
+        .manifests
+        .len()
 }
 
 fn blobs(folder: &Path) -> usize {
@@ -248,7 +381,11 @@ fn one_write_of_the_index_covers_any_number_of_changes() {
     for number in 0..100 {
         put_on(&disk, number);
     }
-    assert_eq!(entries(folder.path()), 0, "the index was written for each change");
+    assert_eq!(
+        entries(folder.path()),
+        0,
+        "the index was written for each change"
+    );
     assert_eq!(disk.write().unwrap(), disk.generation());
     assert_eq!(entries(folder.path()), 200, "bundles and histories");
     assert_eq!(blobs(folder.path()), 103, "shared blobs are stored once");
@@ -268,10 +405,21 @@ fn a_crash_before_the_index_is_written_loses_unacknowledged_changes_only() {
     put_on(&first, 2);
     drop(first);
     let second = disk(folder.path());
-    let spool = Spool { budget: Budget::new(1 << 20, prometheus::IntGauge::new("g", "g").unwrap()), folder: None };
-    let loaded = |number| second.get(&record(number).key(), "me", 1 << 20, &spool).unwrap();
+    let spool = Spool {
+        budget: Budget::new(1 << 20, prometheus::IntGauge::new("g", "g").unwrap()),
+        folder: None,
+    };
+    let loaded = |number| {
+        second
+            .get(&record(number).key(), "me", 1 << 20, &spool)
+            .unwrap()
+    };
     assert!(loaded(1).is_some() && loaded(2).is_none());
-    assert_eq!(blobs(folder.path()), 4, "blobs that no entry names are removed");
+    assert_eq!(
+        blobs(folder.path()),
+        4,
+        "blobs that no entry names are removed"
+    );
 }
 
 /// A bundle that a watcher withdraws as it ends must not come back.
@@ -282,7 +430,9 @@ async fn a_change_is_written_though_its_caller_was_cancelled() {
     put(&store, "a", BUNDLE).await;
     let remove = store.remove("a", "r.example/a:live", Bytes::from_static(b"the end"));
     // The call is cancelled after it has begun.
-    assert!(timeout(Duration::from_millis(1), remove).await.is_err() || entries(folder.path()) == 1);
+    assert!(
+        timeout(Duration::from_millis(1), remove).await.is_err() || entries(folder.path()) == 1
+    );
     drop(store);
     let lock = fs::File::open(folder.path().join(".lock")).unwrap();
     spawn_blocking(move || lock.lock()).await.unwrap().unwrap();
@@ -321,9 +471,20 @@ async fn a_failed_write_of_the_index_is_reported_and_retried() {
 
 /// The mode of a folder and the metadata of everything in it.
 fn state(folder: &Path) -> (u32, Vec<String>) {
-    let listed = Command::new("ls").args(["-lAR", "--time-style=full-iso"]).arg(folder).output().unwrap();
+    let listed = Command::new("ls")
+        .args(["-lAR", "--time-style=full-iso"])
+        .arg(folder)
+        .output()
+        .unwrap();
     let mode = fs::metadata(folder).unwrap().permissions().mode() & 0o7777;
-    (mode, String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect())
+    (
+        mode,
+        String::from_utf8(listed.stdout)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect(),
+    )
 }
 
 #[tokio::test]
@@ -331,9 +492,14 @@ async fn a_lock_file_alone_does_not_make_a_folder_a_cache() {
     type Fill = fn(&Path);
     let foreign: [(&str, Fill); 7] = [
         ("a lock file alone", |_| {}),
-        ("other files", |folder| fs::write(folder.join("theirs"), "x").unwrap()),
+        ("other files", |folder| {
+            fs::write(folder.join("theirs"), "x").unwrap()
+        }),
         ("a layout without an entry", |folder| {
-            crate::oci::Layout::create(folder).unwrap().write_blob(b"theirs").unwrap();
+            crate::oci::Layout::create(folder)
+                .unwrap()
+                .write_blob(b"theirs")
+                .unwrap();
         }),
         ("an empty layout beside other files", |folder| {
             crate::oci::Layout::create(folder).unwrap();
@@ -342,16 +508,25 @@ async fn a_lock_file_alone_does_not_make_a_folder_a_cache() {
         ("a layout with an entry", |folder| {
             let layout = crate::oci::Layout::create(folder).unwrap();
             layout.write_blob(b"theirs").unwrap();
-            let set = |index: &mut crate::oci::LayoutIndex| index.set("v1", Descriptor::of("", b"theirs"));
+            let set = |index: &mut crate::oci::LayoutIndex| {
+                index.set("v1", Descriptor::of("", b"theirs"))
+            };
             layout.update_index(set).unwrap();
         }),
         ("an index that can't be read", |folder| {
-            crate::oci::Layout::create(folder).unwrap().write_blob(b"theirs").unwrap();
+            crate::oci::Layout::create(folder)
+                .unwrap()
+                .write_blob(b"theirs")
+                .unwrap();
             fs::write(folder.join("index.json"), "{").unwrap();
         }),
         ("blobs of something else", |folder| {
             fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
-            fs::write(folder.join("blobs/sha256").join(Digest::sha256(b"x").hex()), "x").unwrap();
+            fs::write(
+                folder.join("blobs/sha256").join(Digest::sha256(b"x").hex()),
+                "x",
+            )
+            .unwrap();
         }),
     ];
     for (what, fill) in foreign {
@@ -360,7 +535,10 @@ async fn a_lock_file_alone_does_not_make_a_folder_a_cache() {
         fs::write(folder.path().join(".lock"), "").unwrap();
         fill(folder.path());
         let before = state(folder.path());
-        assert!(!open(folder.path(), 1 << 20, 1 << 20).is_persistent(), "{what}");
+        assert!(
+            !open(folder.path(), 1 << 20, 1 << 20).is_persistent(),
+            "{what}"
+        );
         assert_eq!(state(folder.path()), before, "{what}");
     }
 }
@@ -372,7 +550,9 @@ async fn a_cache_of_an_earlier_version_is_accepted() {
     let (manifest, layer) = artifact(BUNDLE);
     let layout = crate::oci::Layout::create(folder.path()).unwrap();
     layout.store_blob(&layer).unwrap();
-    [manifest.raw(), &b"[]"[..], b"history of a"].iter().for_each(|bytes| drop(layout.write_blob(bytes)));
+    [manifest.raw(), &b"[]"[..], b"history of a"]
+        .iter()
+        .for_each(|bytes| drop(layout.write_blob(bytes)));
     let (digest, size) = (manifest.digest(), manifest.raw().len());
     let index = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[
@@ -390,7 +570,13 @@ async fn a_cache_of_an_earlier_version_is_accepted() {
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert!(store.is_persistent());
     assert_eq!(get(&store, "a", "me").await.unwrap().digest, *digest);
-    assert_eq!(store.history("a", "r.example/a:live", 1 << 20).await.unwrap(), "history of a");
+    assert_eq!(
+        store
+            .history("a", "r.example/a:live", 1 << 20)
+            .await
+            .unwrap(),
+        "history of a"
+    );
     assert!(put(&store, "b", b"another").await);
     drop(store);
     let store = open(folder.path(), 1 << 20, 1 << 20);
@@ -406,7 +592,11 @@ async fn a_cache_of_an_earlier_version_is_accepted() {
 
 #[tokio::test]
 async fn a_cache_survives_a_crash_at_any_point_of_its_creation() {
-    for files in [&["oci-layout"][..], &["oci-layout", ".lock"], &["oci-layout", ".lock", "blobs/sha256"]] {
+    for files in [
+        &["oci-layout"][..],
+        &["oci-layout", ".lock"],
+        &["oci-layout", ".lock", "blobs/sha256"],
+    ] {
         let (folder, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         drop(open(whole.path(), 1 << 20, 1 << 20));
         for file in files {
@@ -415,7 +605,10 @@ async fn a_cache_survives_a_crash_at_any_point_of_its_creation() {
                 path => drop(fs::copy(path, folder.path().join(file)).unwrap()),
             }
         }
-        assert!(open(folder.path(), 1 << 20, 1 << 20).is_persistent(), "{files:?}");
+        assert!(
+            open(folder.path(), 1 << 20, 1 << 20).is_persistent(),
+            "{files:?}"
+        );
     }
 }
 
@@ -440,7 +633,10 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
     assert!(get(&store, "a", "me").await.is_none());
     assert!(get(&store, "b", "me").await.is_some());
     assert!(put(&store, "a", BUNDLE).await);
-    assert!(get(&store, "a", "me").await.is_some(), "the pipe has been replaced");
+    assert!(
+        get(&store, "a", "me").await.is_some(),
+        "the pipe has been replaced"
+    );
     drop(store);
     // A damaged index costs its entries, not the cache.
     for damage in ["{", ""] {
@@ -453,6 +649,9 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
         drop(open(folder.path(), 1 << 20, 1 << 20));
         fs::remove_file(folder.path().join(name)).unwrap();
         fifo(&folder.path().join(name));
-        assert!(!open(folder.path(), 1 << 20, 1 << 20).is_persistent(), "{name}");
+        assert!(
+            !open(folder.path(), 1 << 20, 1 << 20).is_persistent(),
+            "{name}"
+        );
     }
 }

@@ -29,14 +29,23 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let mut timestamp = String::new();
         Utc.format_time(&mut Writer::new(&mut timestamp))?;
-        let target = fields.target.take().unwrap_or_else(|| event.metadata().target().to_owned());
-        let mut member =
-            |start: &str, name: &str, value: &Value| write!(writer, "{start}{}:{value}", Value::from(name));
+        let target = fields
+            .target
+            .take()
+            .unwrap_or_else(|| event.metadata().target().to_owned());
+        let mut member = |start: &str, name: &str, value: &Value| {
+            write!(writer, "{start}{}:{value}", Value::from(name))
+        };
         member("{", "timestamp", &timestamp.into())?;
         member(",", "level", &event.metadata().level().as_str().into())?;
         if let Some(message) = fields.values.remove("message") {
@@ -62,7 +71,10 @@ impl Fields {
         match field.name() {
             LOG_TARGET_FIELD => self.target = value.as_str().map(str::to_owned),
             name if name.starts_with(LOG_FIELD_PREFIX) => {}
-            name => drop(self.values.insert(name.trim_start_matches("r#").to_owned(), value)),
+            name => drop(
+                self.values
+                    .insert(name.trim_start_matches("r#").to_owned(), value),
+            ),
         }
     }
 }
@@ -98,7 +110,11 @@ pub(super) struct TextFields;
 
 impl<'writer> FormatFields<'writer> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut line = Line { writer, is_empty: true, result: Ok(()) };
+        let mut line = Line {
+            writer,
+            is_empty: true,
+            result: Ok(()),
+        };
         fields.record(&mut line);
         line.result
     }
@@ -115,11 +131,21 @@ impl Line<'_> {
         if field.name().starts_with(LOG_FIELD_PREFIX) || self.result.is_err() {
             return;
         }
-        let space = if std::mem::take(&mut self.is_empty) { "" } else { " " };
+        let space = if std::mem::take(&mut self.is_empty) {
+            ""
+        } else {
+            " "
+        };
         let value = printable(value);
-        self.result = match (field.name().trim_start_matches("r#"), self.writer.has_ansi_escapes()) {
+        self.result = match (
+            field.name().trim_start_matches("r#"),
+            self.writer.has_ansi_escapes(),
+        ) {
             ("message", _) => write!(self.writer, "{space}{value}"),
-            (name, true) => write!(self.writer, "{space}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"),
+            (name, true) => write!(
+                self.writer,
+                "{space}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"
+            ),
             (name, false) => write!(self.writer, "{space}{name}={value}"),
         };
     }
@@ -138,7 +164,11 @@ impl Visit for Line<'_> {
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() { shown.extend(character.escape_default()) } else { shown.push(character) }
+        if character.is_control() {
+            shown.extend(character.escape_default())
+        } else {
+            shown.push(character)
+        }
     }
     shown
 }

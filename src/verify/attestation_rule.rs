@@ -30,18 +30,27 @@ impl AttestationRule {
     /// # Errors
     /// When it is not Rego, or defines no `data.signature.allow`.
     pub fn parse(name: &str, text: &str) -> Result<Self, BadRule> {
-        let bad = |error: String| BadRule(error.lines().last().unwrap_or_default().trim().to_owned());
+        let bad =
+            |error: String| BadRule(error.lines().last().unwrap_or_default().trim().to_owned());
         let mut engine = Engine::new();
         engine.set_rego_v0(false);
         engine.set_execution_timer_config(ExecutionTimerConfig {
             limit: RULE_TIMEOUT,
             check_interval: std::num::NonZeroU32::MIN.saturating_add(255),
         });
-        let package = engine.add_policy(name.to_owned(), text.to_owned()).map_err(|error| bad(error.to_string()))?;
+        let package = engine
+            .add_policy(name.to_owned(), text.to_owned())
+            .map_err(|error| bad(error.to_string()))?;
         if package != "data.signature" {
-            return Err(BadRule(format!("the module is in package {}", package.trim_start_matches("data."))));
+            return Err(BadRule(format!(
+                "the module is in package {}",
+                package.trim_start_matches("data.")
+            )));
         }
-        let rule = Self { text: text.into(), engine: Arc::new(engine) };
+        let rule = Self {
+            text: text.into(),
+            engine: Arc::new(engine),
+        };
         // A first evaluation finds modules that can't be evaluated at all.
         rule.run("{}").map_err(bad)?;
         Ok(rule)
@@ -54,7 +63,9 @@ impl AttestationRule {
 
     fn run(&self, statement: &str) -> Result<bool, String> {
         let mut engine = Engine::clone(&self.engine);
-        engine.set_input_json(statement).map_err(|error| error.to_string())?;
+        engine
+            .set_input_json(statement)
+            .map_err(|error| error.to_string())?;
         match engine.eval_rule(QUERY.to_owned()) {
             Ok(regorus::Value::Bool(allowed)) => Ok(allowed),
             Ok(regorus::Value::Undefined) => Ok(false),
@@ -66,7 +77,9 @@ impl AttestationRule {
 
 impl fmt::Debug for AttestationRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AttestationRule").field(&Digest::sha256(self.text.as_bytes()).as_str()).finish()
+        f.debug_tuple("AttestationRule")
+            .field(&Digest::sha256(self.text.as_bytes()).as_str())
+            .finish()
     }
 }
 
@@ -80,7 +93,10 @@ mod tests {
     fn a_rule_allows_statements_by_their_content() {
         let rule = AttestationRule::parse("rule.rego", RULE).unwrap();
         assert_eq!(rule.allows(r#"{"predicate": {"builder": "ci"}}"#), Ok(true));
-        assert_eq!(rule.allows(r#"{"predicate": {"builder": "laptop"}}"#), Ok(false));
+        assert_eq!(
+            rule.allows(r#"{"predicate": {"builder": "laptop"}}"#),
+            Ok(false)
+        );
         assert_eq!(rule.allows("{}"), Ok(false));
     }
 
@@ -91,7 +107,9 @@ mod tests {
             ("package other\nallow if true", "package other"),
             ("package signature\ndeny if true", "allow"),
         ] {
-            let error = AttestationRule::parse("rule.rego", text).unwrap_err().to_string();
+            let error = AttestationRule::parse("rule.rego", text)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

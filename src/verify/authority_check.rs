@@ -43,8 +43,11 @@ pub(super) struct AuthorityCheck<'a> {
     pub(super) expired_roots: bool,
     /// Results of certificate verification, by trust root and requirements: authorities share
     /// them.
-    pub(super) verified_certificates:
-        Vec<(Digest, CertificateRequirements, Result<VerifiedCertificate, CandidateError>)>,
+    pub(super) verified_certificates: Vec<(
+        Digest,
+        CertificateRequirements,
+        Result<VerifiedCertificate, CandidateError>,
+    )>,
 }
 
 impl AuthorityCheck<'_> {
@@ -69,28 +72,49 @@ impl AuthorityCheck<'_> {
         checks: &mut CheckLog,
     ) -> Result<AuthorityMatch, CandidateError> {
         // A certificate proves nothing to an authority that is known by keys.
-        let keys = if matches!(self.candidate.material, Material::Key) { keys } else { &[] };
-        let (key, scheme) = checks.record("signature", self.signing_key(keys), |(key, scheme)| {
-            format!("by {} ({scheme})", key.key.identity())
-        })?;
+        let keys = if matches!(self.candidate.material, Material::Key) {
+            keys
+        } else {
+            &[]
+        };
+        let (key, scheme) =
+            checks.record("signature", self.signing_key(keys), |(key, scheme)| {
+                format!("by {} ({scheme})", key.key.identity())
+            })?;
         let times = self.key_times(authority, key, scheme, checks)?;
         let valid_until = key.valid_for(&times, authority.tlog == TlogPolicy::Require, self.now);
         let until = if key.has_window() {
             checks.record("validity", valid_until, |_| {
-                format!("signed {}, key valid {}", describe(&times.all), key.window())
+                format!(
+                    "signed {}, key valid {}",
+                    describe(&times.all),
+                    key.window()
+                )
             })?
         } else {
             valid_until?
         };
         let identity = key.key.identity().to_owned();
         let signed_at = times.all.first().copied();
-        Ok(AuthorityMatch { signer_key: identity.clone(), identity, signed_at, earliest_time: times.logged, until })
+        Ok(AuthorityMatch {
+            signer_key: identity.clone(),
+            identity,
+            signed_at,
+            earliest_time: times.logged,
+            until,
+        })
     }
 
-    fn signing_key<'k>(&self, keys: &'k [AuthorityKey]) -> Result<(&'k AuthorityKey, Scheme), CandidateError> {
+    fn signing_key<'k>(
+        &self,
+        keys: &'k [AuthorityKey],
+    ) -> Result<(&'k AuthorityKey, Scheme), CandidateError> {
         let mut refused = CandidateError::AnotherKey;
         for key in keys {
-            match key.key.match_signature(&self.candidate.message, &self.candidate.signature) {
+            match key
+                .key
+                .match_signature(&self.candidate.message, &self.candidate.signature)
+            {
                 KeyMatch::Declared(_) if key.revoked => {
                     return Err(CandidateError::RevokedKey(key.key.identity().to_owned()));
                 }
@@ -112,17 +136,34 @@ impl AuthorityCheck<'_> {
     ) -> Result<SigningTimes, CandidateError> {
         let log = self.requires_log(authority.tlog);
         let stamped = !self.candidate.timestamps.is_empty();
-        let Some(root) = &authority.root else { return Ok(SigningTimes::default()) };
+        let Some(root) = &authority.root else {
+            return Ok(SigningTimes::default());
+        };
         if !(log || stamped && root.has_timestamp_authorities()) {
             return Ok(SigningTimes::default());
         }
         if !scheme.supports_tlog() {
-            let sentence = format!("{scheme} signatures can't be verified against a log or a timestamp");
-            return checks.record("log", Err(CandidateError::Unsupported(sentence)), |_: &SigningTimes| String::new());
+            let sentence =
+                format!("{scheme} signatures can't be verified against a log or a timestamp");
+            return checks.record(
+                "log",
+                Err(CandidateError::Unsupported(sentence)),
+                |_: &SigningTimes| String::new(),
+            );
         }
-        let verifier = checks.record_failure("root", self.require_usable(root))?.verifier();
-        let proved = sigstore::verify_candidate_key(verifier, self.candidate, self.subject, key.key.spki(), log);
-        checks.record(if log { "log" } else { "timestamp" }, proved, |times| describe(&times.all))
+        let verifier = checks
+            .record_failure("root", self.require_usable(root))?
+            .verifier();
+        let proved = sigstore::verify_candidate_key(
+            verifier,
+            self.candidate,
+            self.subject,
+            key.key.spki(),
+            log,
+        );
+        checks.record(if log { "log" } else { "timestamp" }, proved, |times| {
+            describe(&times.all)
+        })
     }
 
     fn check_keyless(
@@ -131,8 +172,13 @@ impl AuthorityCheck<'_> {
         identity: &Identity,
         checks: &mut CheckLog,
     ) -> Result<AuthorityMatch, CandidateError> {
-        let Some(root) = &authority.root else { return Err(CandidateError::AnotherKey) };
-        let requirements = CertificateRequirements { log: self.requires_log(authority.tlog), sct: root.has_ct_logs() };
+        let Some(root) = &authority.root else {
+            return Err(CandidateError::AnotherKey);
+        };
+        let requirements = CertificateRequirements {
+            log: self.requires_log(authority.tlog),
+            sct: root.has_ct_logs(),
+        };
         let usable = self.require_usable(root);
         checks.record_failure("root", usable)?;
         let certified = self.verify_certificate(root, requirements);
@@ -141,7 +187,10 @@ impl AuthorityCheck<'_> {
         })?;
         // Fulcio certificates are valid for minutes, so every proven time is close to the
         // signing.
-        Ok(AuthorityMatch { earliest_time: matched.signed_at, ..matched })
+        Ok(AuthorityMatch {
+            earliest_time: matched.signed_at,
+            ..matched
+        })
     }
 
     fn check_x509(
@@ -155,25 +204,39 @@ impl AuthorityCheck<'_> {
             (SigningTime::Rekor, Some(_)) => true,
             (SigningTime::Tsa, Some(_)) => self.requires_log(authority.tlog),
         };
-        let Some(root) = &authority.root else { return Err(CandidateError::AnotherKey) };
+        let Some(root) = &authority.root else {
+            return Err(CandidateError::AnotherKey);
+        };
         checks.record_failure("root", self.require_usable(root))?;
-        let certified = private_ca::verify_at_proven_time(&x509.roots, root, self.candidate, self.subject, log);
+        let certified =
+            private_ca::verify_at_proven_time(&x509.roots, root, self.candidate, self.subject, log);
         let certified = certified.and_then(|certified| match x509.time {
             SigningTime::Tsa if self.candidate.timestamps.is_empty() => {
-                Err(CandidateError::Timestamp("no timestamp, the only proof of time that the policy accepts".into()))
+                Err(CandidateError::Timestamp(
+                    "no timestamp, the only proof of time that the policy accepts".into(),
+                ))
             }
             SigningTime::Rekor if certified.times.logged.is_none() => Err(CandidateError::Log(
-                "no log proves when it was signed, and the policy accepts no other proof of time".into(),
+                "no log proves when it was signed, and the policy accepts no other proof of time"
+                    .into(),
             )),
             _ => Ok(certified),
         });
-        self.match_certificate(certified, log, checks, |certified| x509.subject.check(&certified.certificate))
+        self.match_certificate(certified, log, checks, |certified| {
+            x509.subject.check(&certified.certificate)
+        })
     }
 
-    fn check_x509_now(&self, x509: &X509, checks: &mut CheckLog) -> Result<AuthorityMatch, CandidateError> {
+    fn check_x509_now(
+        &self,
+        x509: &X509,
+        checks: &mut CheckLog,
+    ) -> Result<AuthorityMatch, CandidateError> {
         let valid = private_ca::verify_now(&x509.roots, self.candidate, self.now);
         let valid = valid.and_then(|valid| self.check_leaf().map(|()| valid));
-        let (valid, until) = checks.record("certificate", valid, |(_, until)| format!("valid now, until {until}"))?;
+        let (valid, until) = checks.record("certificate", valid, |(_, until)| {
+            format!("valid now, until {until}")
+        })?;
         let identity = checks.record("identity", x509.subject.check(&valid), Clone::clone)?;
         Ok(AuthorityMatch {
             signer_key: signer_key(&valid),
@@ -218,13 +281,21 @@ impl AuthorityCheck<'_> {
         root: &TrustRoot,
         requirements: CertificateRequirements,
     ) -> Result<VerifiedCertificate, CandidateError> {
-        let known = self.verified_certificates.iter().find(|(of, by, _)| of == root.revision() && *by == requirements);
+        let known = self
+            .verified_certificates
+            .iter()
+            .find(|(of, by, _)| of == root.revision() && *by == requirements);
         if let Some((.., certified)) = known {
             return certified.clone();
         }
-        let certified =
-            sigstore::verify_candidate_certificate(root.verifier(), self.candidate, self.subject, requirements);
-        self.verified_certificates.push((root.revision().clone(), requirements, certified.clone()));
+        let certified = sigstore::verify_candidate_certificate(
+            root.verifier(),
+            self.candidate,
+            self.subject,
+            requirements,
+        );
+        self.verified_certificates
+            .push((root.revision().clone(), requirements, certified.clone()));
         certified
     }
 
@@ -237,7 +308,9 @@ impl AuthorityCheck<'_> {
 
     fn require_usable<'r>(&self, root: &'r TrustRoot) -> Result<&'r TrustRoot, CandidateError> {
         match root.unusable_reason(self.now) {
-            Some(reason) if !(self.expired_roots && matches!(reason, UnusableRoot::Expired { .. })) => {
+            Some(reason)
+                if !(self.expired_roots && matches!(reason, UnusableRoot::Expired { .. })) =>
+            {
                 Err(CandidateError::Root(reason.to_string()))
             }
             _ => Ok(root),
@@ -256,22 +329,41 @@ impl AuthorityCheck<'_> {
 impl AuthorityKey {
     /// Checks that a signature by this key, made at `times` or at an unknown time, is within the
     /// key's validity, and returns until when.
-    fn valid_for(&self, times: &SigningTimes, log: bool, now: Timestamp) -> Result<Option<Timestamp>, CandidateError> {
+    fn valid_for(
+        &self,
+        times: &SigningTimes,
+        log: bool,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, CandidateError> {
         // A timestamp can be obtained at any time after signing, so it does not prove that the
         // signature is not older.
         if log && self.not_before.is_some() && times.logged.is_none() {
-            let sentence = format!("no log proves when it was signed, and the key is valid {}", self.window());
+            let sentence = format!(
+                "no log proves when it was signed, and the key is valid {}",
+                self.window()
+            );
             return Err(CandidateError::Validity(sentence));
         }
         let times = times.all.as_slice();
         let outside = |time: &Timestamp| {
-            self.not_before.is_some_and(|from| *time < from) || self.not_after.is_some_and(|until| *time > until)
+            self.not_before.is_some_and(|from| *time < from)
+                || self.not_after.is_some_and(|until| *time > until)
         };
-        let (unproved, relevant) = (times.is_empty(), if times.is_empty() { &[now] } else { times });
+        let (unproved, relevant) = (
+            times.is_empty(),
+            if times.is_empty() { &[now] } else { times },
+        );
         match relevant.iter().find(|time| outside(time)) {
             Some(time) => {
-                let when = if unproved { "it is" } else { "it was signed at" };
-                Err(CandidateError::Validity(format!("{when} {time}, but the key is valid {}", self.window())))
+                let when = if unproved {
+                    "it is"
+                } else {
+                    "it was signed at"
+                };
+                Err(CandidateError::Validity(format!(
+                    "{when} {time}, but the key is valid {}",
+                    self.window()
+                )))
             }
             // Without a proven time the clock decides, and it moves on; a proven time stays.
             None => Ok(self.not_after.filter(|_| unproved)),
@@ -285,14 +377,25 @@ impl AuthorityKey {
     fn window(&self) -> String {
         let from = self.not_before.map(|from| format!("from {from}"));
         let until = self.not_after.map(|until| format!("until {until}"));
-        [from, until].into_iter().flatten().collect::<Vec<_>>().join(" ")
+        [from, until]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
 /// Issuer and name of a certificate.
 fn signer_key(certificate: &CertificateInfo) -> String {
-    let name = certificate.identity.as_ref().map(SubjectAltName::as_str).unwrap_or_default();
-    format!("{} {name}", certificate.issuer.as_deref().unwrap_or_default())
+    let name = certificate
+        .identity
+        .as_ref()
+        .map(SubjectAltName::as_str)
+        .unwrap_or_default();
+    format!(
+        "{} {name}",
+        certificate.issuer.as_deref().unwrap_or_default()
+    )
 }
 
 /// The times as text.

@@ -75,7 +75,10 @@ impl Notes {
 
     pub(super) fn into_sentences(mut self) -> Vec<String> {
         if self.more > 0 {
-            self.sentences.push(format!("{} more pieces of signature material can't be used", self.more));
+            self.sentences.push(format!(
+                "{} more pieces of signature material can't be used",
+                self.more
+            ));
         }
         self.sentences
     }
@@ -87,14 +90,20 @@ mod tests {
 
     #[test]
     fn affordable_descriptors_are_chosen_in_order_and_the_others_stay() {
-        let queue = [300, 5000, 200, 300].map(|size| Descriptor { size, ..Descriptor::of("a/b", b"x") });
+        let queue = [300, 5000, 200, 300].map(|size| Descriptor {
+            size,
+            ..Descriptor::of("a/b", b"x")
+        });
         let mut queue = VecDeque::from(queue);
         let mut budget = Budget::new(1000);
         let sizes = |chosen: Vec<Descriptor>| chosen.iter().map(|one| one.size).collect::<Vec<_>>();
         assert_eq!(sizes(budget.choose(&mut queue, 400, |one| one)), [300, 200]);
         assert_eq!(sizes(budget.choose(&mut queue, 0, |one| one)), [300]);
         assert_eq!(queue.len(), 1, "5000 bytes are more than there were");
-        assert!(budget.spend(1, 0) && !budget.spend(128, 0), "a request costs at least 128 bytes");
+        assert!(
+            budget.spend(1, 0) && !budget.spend(128, 0),
+            "a request costs at least 128 bytes"
+        );
     }
 
     #[test]
@@ -102,10 +111,16 @@ mod tests {
         let mut notes = Notes::default();
         (0..10_000).for_each(|number| notes.add(format!("{number} is missing")));
         let sentences = notes.into_sentences();
-        assert_eq!((sentences.len(), sentences[0].as_str()), (MAX_NOTES + 1, "0 is missing"));
+        assert_eq!(
+            (sentences.len(), sentences[0].as_str()),
+            (MAX_NOTES + 1, "0 is missing")
+        );
         assert_eq!(
             sentences[MAX_NOTES],
-            format!("{} more pieces of signature material can't be used", 10_000 - MAX_NOTES)
+            format!(
+                "{} more pieces of signature material can't be used",
+                10_000 - MAX_NOTES
+            )
         );
     }
 }

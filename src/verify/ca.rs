@@ -49,7 +49,10 @@ impl CaRoots {
         if certificates.is_empty() {
             return Err(BadCaRoots::Empty);
         }
-        Ok(Self { certificates: certificates.into(), joined: Arc::default() })
+        Ok(Self {
+            certificates: certificates.into(),
+            joined: Arc::default(),
+        })
     }
 
     /// A trust root with the logs and timestamp authorities of `root` and these certificate
@@ -77,11 +80,17 @@ pub(super) fn pem_certificates(text: &str) -> Result<Vec<DerCertificate>, BadCaR
         .enumerate()
         .map(|(index, (start, _))| {
             let rest = &text[start..];
-            let end = rest[BEGIN.len()..].find(BEGIN).map_or(rest.len(), |next| BEGIN.len() + next);
-            let broken = |reason: String| BadCaRoots::Broken { number: index + 1, reason };
-            let certificate =
-                DerCertificate::from_pem(rest[..end].trim()).map_err(|error| broken(error.to_string()))?;
-            x509_cert::Certificate::from_der(certificate.as_bytes()).map_err(|error| broken(error.to_string()))?;
+            let end = rest[BEGIN.len()..]
+                .find(BEGIN)
+                .map_or(rest.len(), |next| BEGIN.len() + next);
+            let broken = |reason: String| BadCaRoots::Broken {
+                number: index + 1,
+                reason,
+            };
+            let certificate = DerCertificate::from_pem(rest[..end].trim())
+                .map_err(|error| broken(error.to_string()))?;
+            x509_cert::Certificate::from_der(certificate.as_bytes())
+                .map_err(|error| broken(error.to_string()))?;
             Ok(certificate)
         })
         .collect()
@@ -89,6 +98,12 @@ pub(super) fn pem_certificates(text: &str) -> Result<Vec<DerCertificate>, BadCaR
 
 impl fmt::Debug for CaRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.certificates.iter().map(|one| fingerprint(one.as_bytes()))).finish()
+        f.debug_list()
+            .entries(
+                self.certificates
+                    .iter()
+                    .map(|one| fingerprint(one.as_bytes())),
+            )
+            .finish()
     }
 }

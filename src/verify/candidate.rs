@@ -4,10 +4,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sigstore_verify::{
     crypto::ArtifactHasher,
     types::{
-        Bundle, CertificateContent, DerCertificate, DigestBytes, DsseEnvelope, HashAlgorithm, KindVersion, MediaType,
-        MessageDigest, MessageSignature, PublicKeyIdentifier, Rfc3161Timestamp, SignatureBytes, SignatureContent,
-        TimestampVerificationData, TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent,
-        X509Certificate,
+        Bundle, CertificateContent, DerCertificate, DigestBytes, DsseEnvelope, HashAlgorithm,
+        KindVersion, MediaType, MessageDigest, MessageSignature, PublicKeyIdentifier,
+        Rfc3161Timestamp, SignatureBytes, SignatureContent, TimestampVerificationData,
+        TransparencyLogEntry, VerificationMaterial, VerificationMaterialContent, X509Certificate,
     },
 };
 
@@ -57,8 +57,11 @@ pub(super) enum Content {
 impl Candidate {
     /// Rejects a signature whose verification would cost too much.
     pub(super) fn within_bounds(self) -> Result<Self, CandidateError> {
-        let too_many =
-            |number: usize, what: &str| Err(CandidateError::Malformed(format!("{number} {what} are too many")));
+        let too_many = |number: usize, what: &str| {
+            Err(CandidateError::Malformed(format!(
+                "{number} {what} are too many"
+            )))
+        };
         if let Ok(entries) = &self.log_entries
             && entries.len() > MAX_LOG_ENTRIES
         {
@@ -68,14 +71,18 @@ impl Candidate {
             return too_many(self.timestamps.len(), "timestamps");
         }
         match &self.material {
-            Material::Certificate { chain, .. } if chain.len() > MAX_CHAIN => too_many(chain.len(), "certificates"),
+            Material::Certificate { chain, .. } if chain.len() > MAX_CHAIN => {
+                too_many(chain.len(), "certificates")
+            }
             _ => Ok(self),
         }
     }
 
     /// Whether there are log entries, valid or not.
     pub(super) fn has_log_entries(&self) -> bool {
-        self.log_entries.as_ref().map_or(true, |entries| !entries.is_empty())
+        self.log_entries
+            .as_ref()
+            .map_or(true, |entries| !entries.is_empty())
     }
 
     /// Checks that entries of the older log have the log's signed time: an attacker who removes
@@ -84,32 +91,49 @@ impl Candidate {
         if !log {
             return Ok(());
         }
-        let entries = self.log_entries.as_ref().map_err(|error| CandidateError::Log(error.to_string()))?;
+        let entries = self
+            .log_entries
+            .as_ref()
+            .map_err(|error| CandidateError::Log(error.to_string()))?;
         let timeless = |entry: &&TransparencyLogEntry| {
             entry.kind_version != KindVersion::HashedRekordV002
                 && (entry.inclusion_promise.is_none() || entry.integrated_time.is_none())
         };
         match entries.iter().find(timeless) {
-            Some(_) => Err(CandidateError::Timestamp("a log entry without the log's signed time".into())),
+            Some(_) => Err(CandidateError::Timestamp(
+                "a log entry without the log's signed time".into(),
+            )),
             None => Ok(()),
         }
     }
 
     /// The bundle for sigstore-verify, with or without log entries. A simple signing payload
     /// becomes a message signature over its `hash`.
-    pub(super) fn to_bundle(&self, hash: HashAlgorithm, with_log: bool) -> Result<Bundle, CandidateError> {
-        let log_entries = if with_log { self.log_entries.clone()? } else { Vec::new() };
+    pub(super) fn to_bundle(
+        &self,
+        hash: HashAlgorithm,
+        with_log: bool,
+    ) -> Result<Bundle, CandidateError> {
+        let log_entries = if with_log {
+            self.log_entries.clone()?
+        } else {
+            Vec::new()
+        };
         let media_type = match (&self.content, &self.material) {
             // The version without inclusion proofs, which legacy signatures don't have.
             (Content::Payload, _) if with_log => MediaType::Bundle0_1,
             (Content::Payload, _) => MediaType::Bundle0_2,
             // Later versions can't hold a chain.
-            (Content::Envelope(_), Material::Certificate { chain, .. }) if !chain.is_empty() => MediaType::Bundle0_2,
+            (Content::Envelope(_), Material::Certificate { chain, .. }) if !chain.is_empty() => {
+                MediaType::Bundle0_2
+            }
             (Content::Envelope(_), _) => MediaType::Bundle0_3,
         };
         let material = VerificationMaterial::new(self.material.content())
             .with_tlog_entries(log_entries)
-            .with_timestamp_verification_data(TimestampVerificationData::new(self.timestamps.clone()));
+            .with_timestamp_verification_data(TimestampVerificationData::new(
+                self.timestamps.clone(),
+            ));
         let content = match &self.content {
             Content::Envelope(envelope) => SignatureContent::DsseEnvelope(envelope.clone()),
             Content::Payload => SignatureContent::MessageSignature(self.message_signature(hash)?),
@@ -133,8 +157,13 @@ impl Material {
                 VerificationMaterialContent::Certificate(CertificateContent::new(leaf.clone()))
             }
             Self::Certificate { leaf, chain } => {
-                let all = std::iter::once(leaf).chain(chain).cloned().map(X509Certificate::new);
-                VerificationMaterialContent::X509CertificateChain { certificates: all.collect() }
+                let all = std::iter::once(leaf)
+                    .chain(chain)
+                    .cloned()
+                    .map(X509Certificate::new);
+                VerificationMaterialContent::X509CertificateChain {
+                    certificates: all.collect(),
+                }
             }
         }
     }
@@ -147,12 +176,15 @@ pub(super) fn malformed(error: impl ToString) -> CandidateError {
 
 /// Decodes base64; `what` names the value in the error.
 pub(super) fn decode(what: &str, text: &str) -> Result<Vec<u8>, CandidateError> {
-    STANDARD.decode(text).map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
+    STANDARD
+        .decode(text)
+        .map_err(|_| CandidateError::Malformed(format!("the {what} is not base64")))
 }
 
 /// The digest of `bytes` in the form of a bundle.
 fn digest(algorithm: HashAlgorithm, bytes: &[u8]) -> Result<DigestBytes, CandidateError> {
-    let mut hasher = ArtifactHasher::new(algorithm).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
+    let mut hasher = ArtifactHasher::new(algorithm)
+        .map_err(|error| CandidateError::Unsupported(error.to_string()))?;
     hasher.update(bytes);
     Ok(hasher.finalize().value().clone())
 }

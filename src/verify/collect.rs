@@ -40,7 +40,11 @@ const RESERVED_SHARE: u64 = 8;
 /// # Errors
 /// When the registry does not answer or refuses, and no candidate was found: this is not the same
 /// as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
-pub async fn collect(source: &Source, subject: &PinnedReference, limit: u64) -> Result<Evidence, RegistryError> {
+pub async fn collect(
+    source: &Source,
+    subject: &PinnedReference,
+    limit: u64,
+) -> Result<Evidence, RegistryError> {
     let mut collector = Collector {
         source,
         budget: Budget::new(limit),
@@ -94,11 +98,19 @@ enum Candidate {
 impl Collector<'_> {
     async fn list_referrers(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
         let listed = self.source.referrers(subject, usize::MAX).await?;
-        listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
-        let (usable, odd): (Vec<_>, Vec<_>) =
-            listed.entries.into_iter().partition(|entry| (MIN_MANIFEST_BYTES..=MAX_PIECE_BYTES).contains(&entry.size));
+        listed
+            .skipped
+            .into_iter()
+            .for_each(|sentence| self.notes.add(sentence));
+        let (usable, odd): (Vec<_>, Vec<_>) = listed
+            .entries
+            .into_iter()
+            .partition(|entry| (MIN_MANIFEST_BYTES..=MAX_PIECE_BYTES).contains(&entry.size));
         for entry in odd {
-            self.notes.add(format!("{}: no manifest of a signature has {} bytes", entry.digest, entry.size));
+            self.notes.add(format!(
+                "{}: no manifest of a signature has {} bytes",
+                entry.digest, entry.size
+            ));
         }
         let mut usable = usable;
         usable.sort_by_key(|entry| (rank(entry), entry.size));
@@ -109,7 +121,10 @@ impl Collector<'_> {
     async fn list_legacy(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
         let tag = cosign::signature_tag(subject.digest());
         let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
-        listed.skipped.into_iter().for_each(|sentence| self.notes.add(sentence));
+        listed
+            .skipped
+            .into_iter()
+            .for_each(|sentence| self.notes.add(sentence));
         if listed.size > 0 && !self.budget.spend(listed.size, 0) {
             self.notes.add(format!("{tag}: beyond limits.evidence"));
             return Ok(());
@@ -119,7 +134,9 @@ impl Collector<'_> {
     }
 
     async fn fetch_referrers(&mut self, reserve: u64) {
-        let chosen = self.budget.choose(&mut self.referrers, reserve, |entry| entry);
+        let chosen = self
+            .budget
+            .choose(&mut self.referrers, reserve, |entry| entry);
         let source = self.source.clone();
         let mut fetched = stream::iter(chosen)
             .map(move |entry| {
@@ -140,13 +157,21 @@ impl Collector<'_> {
     fn add_referrer(&mut self, manifest: &Manifest, entry: &Descriptor) {
         // The sizes in the list are as unreliable as the types.
         if manifest.raw().len() as u64 != entry.size {
-            self.notes.add(format!("{}: its length is not the one in the list of referrers", entry.digest));
+            self.notes.add(format!(
+                "{}: its length is not the one in the list of referrers",
+                entry.digest
+            ));
             return;
         }
         // The types in the list are unreliable; the manifest itself decides.
         match manifest.layers() {
             [layer] if bundle_v03::is_bundle(&layer.media_type) => {
-                self.add(Piece { blob: layer.clone(), of: Candidate::Bundle { referrer: manifest.raw().clone() } });
+                self.add(Piece {
+                    blob: layer.clone(),
+                    of: Candidate::Bundle {
+                        referrer: manifest.raw().clone(),
+                    },
+                });
             }
             // cosign 2 with `--registry-referrers-mode=oci-1-1`: its `.sig` image as a referrer.
             layers => self.add_legacy(layers),
@@ -155,9 +180,14 @@ impl Collector<'_> {
 
     fn add_legacy(&mut self, layers: &[Descriptor]) {
         for layer in layers {
-            let Some(signature) = legacy::signature_of(layer) else { continue };
+            let Some(signature) = legacy::signature_of(layer) else {
+                continue;
+            };
             if self.known.insert((signature.clone(), layer.digest.clone())) {
-                self.add(Piece { blob: layer.clone(), of: Candidate::Legacy(signature) });
+                self.add(Piece {
+                    blob: layer.clone(),
+                    of: Candidate::Legacy(signature),
+                });
             }
         }
     }
@@ -165,7 +195,9 @@ impl Collector<'_> {
     fn add(&mut self, piece: Piece) {
         let Descriptor { digest, size, .. } = &piece.blob;
         if *size > MAX_PIECE_BYTES {
-            self.notes.add(format!("{digest}: {size} bytes are too many for a signature"));
+            self.notes.add(format!(
+                "{digest}: {size} bytes are too many for a signature"
+            ));
         } else {
             self.pieces.push_back(piece);
         }
@@ -175,7 +207,9 @@ impl Collector<'_> {
         if self.is_registry_failing() {
             return;
         }
-        self.pieces.make_contiguous().sort_by_key(|piece| piece.blob.size);
+        self.pieces
+            .make_contiguous()
+            .sort_by_key(|piece| piece.blob.size);
         // Signatures of one artifact by several keys share their payload.
         let mut by_blob: HashMap<(Digest, u64), Vec<Candidate>> = HashMap::new();
         let mut blobs = VecDeque::new();
@@ -195,10 +229,14 @@ impl Collector<'_> {
             })
             .buffered(CONCURRENT_REQUESTS);
         while let Some((bytes, blob)) = fetched.next().await {
-            let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
+            let candidates = by_blob
+                .remove(&(blob.digest.clone(), blob.size))
+                .unwrap_or_default();
             if let Some(blob) = self.usable(bytes, &blob.digest) {
                 let bytes = blob.in_memory().cloned().unwrap_or_default();
-                candidates.into_iter().for_each(|candidate| self.complete(candidate, bytes.clone()));
+                candidates
+                    .into_iter()
+                    .for_each(|candidate| self.complete(candidate, bytes.clone()));
             }
             if self.is_registry_failing() {
                 return;
@@ -206,18 +244,29 @@ impl Collector<'_> {
         }
         // The rest is for the next round, if there is one.
         for blob in blobs {
-            let candidates = by_blob.remove(&(blob.digest.clone(), blob.size)).unwrap_or_default();
-            self.pieces.extend(candidates.into_iter().map(|of| Piece { blob: blob.clone(), of }));
+            let candidates = by_blob
+                .remove(&(blob.digest.clone(), blob.size))
+                .unwrap_or_default();
+            self.pieces.extend(candidates.into_iter().map(|of| Piece {
+                blob: blob.clone(),
+                of,
+            }));
         }
     }
 
     fn complete(&mut self, candidate: Candidate, bytes: Bytes) {
         match candidate {
             Candidate::Bundle { referrer } => {
-                self.evidence.bundles.push(SignatureBundle { referrer, bundle: bytes });
+                self.evidence.bundles.push(SignatureBundle {
+                    referrer,
+                    bundle: bytes,
+                });
             }
             Candidate::Legacy(signature) => {
-                self.evidence.legacy.push(LegacySignature { payload: bytes, ..signature });
+                self.evidence.legacy.push(LegacySignature {
+                    payload: bytes,
+                    ..signature
+                });
             }
         }
     }
@@ -248,15 +297,23 @@ impl Collector<'_> {
     }
 
     fn finish(mut self) -> Result<Evidence, RegistryError> {
-        let left = self.referrers.iter().chain(self.pieces.iter().map(|piece| &piece.blob));
+        let left = self
+            .referrers
+            .iter()
+            .chain(self.pieces.iter().map(|piece| &piece.blob));
         for digest in left.map(|left| left.digest.clone()).collect::<Vec<_>>() {
             self.notes.add(format!("{digest}: beyond limits.evidence"));
         }
         match self.unavailable {
             Some(error) if self.evidence.is_empty() => Err(error),
             unavailable => {
-                let (skipped, unavailable) = (self.notes.into_sentences(), unavailable.map(Arc::new));
-                Ok(Evidence { skipped, unavailable, ..self.evidence })
+                let (skipped, unavailable) =
+                    (self.notes.into_sentences(), unavailable.map(Arc::new));
+                Ok(Evidence {
+                    skipped,
+                    unavailable,
+                    ..self.evidence
+                })
             }
         }
     }
@@ -270,13 +327,26 @@ async fn fetch(source: &Source, blob: &Descriptor) -> Result<Blob, RegistryError
 /// (go-containerregistry before 0.22.1 wrote the config's type or none, and dropped annotations),
 /// so the rank rules nothing out.
 fn rank(entry: &Descriptor) -> u8 {
-    let Some(kind) = entry.artifact_type.as_deref() else { return 2 };
+    let Some(kind) = entry.artifact_type.as_deref() else {
+        return 2;
+    };
     if bundle_v03::is_bundle(kind) {
-        let says_otherwise =
-            entry.annotation(cosign::BUNDLE_PREDICATE_TYPE).is_some_and(|kind| kind != cosign::SIGN_PREDICATE);
+        let says_otherwise = entry
+            .annotation(cosign::BUNDLE_PREDICATE_TYPE)
+            .is_some_and(|kind| kind != cosign::SIGN_PREDICATE);
         return u8::from(says_otherwise);
     }
-    if [media_type::EMPTY, media_type::IMAGE_CONFIG, cosign::SIGNATURE_ARTIFACT].contains(&kind) { 2 } else { 3 }
+    if [
+        media_type::EMPTY,
+        media_type::IMAGE_CONFIG,
+        cosign::SIGNATURE_ARTIFACT,
+    ]
+    .contains(&kind)
+    {
+        2
+    } else {
+        3
+    }
 }
 
 #[cfg(test)]
@@ -287,19 +357,32 @@ mod tests {
     fn likely_signatures_rank_first_and_no_referrer_is_excluded() {
         let entry = |kind: Option<&str>, predicate: Option<&str>| Descriptor {
             artifact_type: kind.map(str::to_owned),
-            annotations: predicate.map(|kind| [(cosign::BUNDLE_PREDICATE_TYPE.to_owned(), kind.to_owned())].into()),
+            annotations: predicate
+                .map(|kind| [(cosign::BUNDLE_PREDICATE_TYPE.to_owned(), kind.to_owned())].into()),
             ..Descriptor::of(media_type::OCI_MANIFEST, b"x")
         };
         for (kind, predicate, expected) in [
             (Some(cosign::BUNDLE), Some(cosign::SIGN_PREDICATE), 0),
             (Some(cosign::BUNDLE), None, 0),
-            (Some(cosign::BUNDLE), Some("https://slsa.dev/provenance/v1"), 1),
+            (
+                Some(cosign::BUNDLE),
+                Some("https://slsa.dev/provenance/v1"),
+                1,
+            ),
             (None, None, 2),
             (Some(media_type::EMPTY), None, 2),
             (Some(cosign::SIGNATURE_ARTIFACT), None, 2),
-            (Some("application/spdx+json"), Some(cosign::SIGN_PREDICATE), 3),
+            (
+                Some("application/spdx+json"),
+                Some(cosign::SIGN_PREDICATE),
+                3,
+            ),
         ] {
-            assert_eq!(rank(&entry(kind, predicate)), expected, "{kind:?} {predicate:?}");
+            assert_eq!(
+                rank(&entry(kind, predicate)),
+                expected,
+                "{kind:?} {predicate:?}"
+            );
         }
     }
 }

@@ -53,10 +53,14 @@ pub fn verify_bundle(
     match signer {
         ExpectedSigner::Key(pem) => {
             let key = DerPublicKey::from_pem(pem).map_err(|error| error.to_string())?;
-            verify_key(root.verifier(), &bundle, artifact, &key, true).map_err(|error| error.to_string())?;
+            verify_key(root.verifier(), &bundle, artifact, &key, true)
+                .map_err(|error| error.to_string())?;
         }
         ExpectedSigner::Identity(identity) => {
-            let requirements = CertificateRequirements { log: true, sct: root.has_ct_logs() };
+            let requirements = CertificateRequirements {
+                log: true,
+                sct: root.has_ct_logs(),
+            };
             let certified = verify_certificate(root.verifier(), &bundle, artifact, requirements);
             let certified = certified.map_err(|error| error.to_string())?;
             let leaf = bundle.signing_certificate().ok_or("no certificate")?;

@@ -87,7 +87,9 @@ impl Evidence {
     /// # Errors
     /// Never in practice: every part is a string.
     pub fn to_bytes(&self) -> Result<Bytes, EvidenceError> {
-        serde_json::to_vec(self).map(Bytes::from).map_err(|error| EvidenceError(error.to_string()))
+        serde_json::to_vec(self)
+            .map(Bytes::from)
+            .map_err(|error| EvidenceError(error.to_string()))
     }
 }
 
@@ -96,12 +98,20 @@ mod base64_bytes {
     use bytes::Bytes;
     use serde::{Deserialize as _, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &Bytes,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Bytes, D::Error> {
         let text = String::deserialize(deserializer)?;
-        STANDARD.decode(text).map(Bytes::from).map_err(de::Error::custom)
+        STANDARD
+            .decode(text)
+            .map(Bytes::from)
+            .map_err(de::Error::custom)
     }
 }

@@ -129,7 +129,8 @@ impl PublicKey {
         if text.contains("PRIVATE KEY-----") {
             return Err(BadKey::Private);
         }
-        let spki = DerPublicKey::from_pem(text.trim()).map_err(|error| BadKey::NotPem(error.to_string()))?;
+        let spki = DerPublicKey::from_pem(text.trim())
+            .map_err(|error| BadKey::NotPem(error.to_string()))?;
         let kind = kind_of(&spki)?;
         let possible = kind.possible();
         let declared = declared.unwrap_or_else(|| kind.usual());
@@ -138,14 +139,28 @@ impl PublicKey {
         }
         if let Some(scheme) = declared.iter().find(|scheme| !possible.contains(scheme)) {
             let possible: Vec<_> = possible.iter().map(|scheme| scheme.name()).collect();
-            return Err(BadKey::OtherScheme { scheme: *scheme, possible: possible.join(", ") });
+            return Err(BadKey::OtherScheme {
+                scheme: *scheme,
+                possible: possible.join(", "),
+            });
         }
         let prepare = |scheme: &Scheme| SchemeVerifier::new(&spki, *scheme);
-        let schemes = declared.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-        let others = possible.iter().filter(|scheme| !declared.contains(scheme)).map(prepare);
+        let schemes = declared
+            .iter()
+            .map(prepare)
+            .collect::<Result<Vec<_>, _>>()?;
+        let others = possible
+            .iter()
+            .filter(|scheme| !declared.contains(scheme))
+            .map(prepare);
         let others = others.collect::<Result<Vec<_>, _>>()?;
         let identity = fingerprint(spki.as_bytes());
-        Ok(Self { spki, schemes: schemes.into(), others: others.into(), identity })
+        Ok(Self {
+            spki,
+            schemes: schemes.into(),
+            others: others.into(),
+            identity,
+        })
     }
 
     /// `sha256:` and the hash of the key's SPKI encoding.
@@ -156,7 +171,9 @@ impl PublicKey {
     /// Whether this key made `signature` over `message`.
     pub(super) fn match_signature(&self, message: &[u8], signature: &[u8]) -> KeyMatch {
         let made = |verifiers: &[SchemeVerifier]| {
-            let made = verifiers.iter().find(|verifier| verifier.verifies(message, signature))?;
+            let made = verifiers
+                .iter()
+                .find(|verifier| verifier.verifies(message, signature))?;
             Some(made.scheme)
         };
         match made(&self.schemes) {
@@ -167,7 +184,9 @@ impl PublicKey {
 
     /// Whether any of its signatures can be verified against a log entry.
     pub(super) fn supports_tlog(&self) -> bool {
-        self.schemes.iter().any(|verifier| verifier.scheme.supports_tlog())
+        self.schemes
+            .iter()
+            .any(|verifier| verifier.scheme.supports_tlog())
     }
 
     pub(super) fn spki(&self) -> &DerPublicKey {
@@ -177,7 +196,10 @@ impl PublicKey {
 
 /// `sha256:` and the hash of an SPKI encoding.
 pub(super) fn fingerprint(spki: &[u8]) -> String {
-    let hash = Sha256::digest(spki).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hash = Sha256::digest(spki)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
     format!("sha256:{hash}")
 }
 
@@ -188,7 +210,9 @@ impl SchemeVerifier {
             Scheme::EcdsaP521Sha256 => p521(&ECDSA_P521_SHA256_ASN1, spki)?,
             Scheme::Ed25519ph => ed25519ph(spki)?,
             other => {
-                let Some(sigstore) = other.sigstore() else { return Err(BadKey::Unsupported) };
+                let Some(sigstore) = other.sigstore() else {
+                    return Err(BadKey::Unsupported);
+                };
                 let key = VerificationKey::from_spki_with_scheme(spki, sigstore);
                 Prepared::Sigstore(key.map_err(|error| BadKey::Broken(error.to_string()))?)
             }
@@ -198,12 +222,17 @@ impl SchemeVerifier {
 
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match &self.prepared {
-            Prepared::Sigstore(key) => key.verify(message, &SignatureBytes::from_bytes(signature)).is_ok(),
+            Prepared::Sigstore(key) => key
+                .verify(message, &SignatureBytes::from_bytes(signature))
+                .is_ok(),
             Prepared::P521(key) => key.verify_sig(message, signature).is_ok(),
             Prepared::Ed25519ph(key) => {
-                let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else { return false };
+                let Ok(signature) = ed25519_dalek::Signature::from_slice(signature) else {
+                    return false;
+                };
                 // Strict verification: no key of small order, no second encoding of a signature.
-                key.verify_prehashed_strict(Sha512::new_with_prefix(message), None, &signature).is_ok()
+                key.verify_prehashed_strict(Sha512::new_with_prefix(message), None, &signature)
+                    .is_ok()
             }
         }
     }
@@ -214,14 +243,18 @@ fn p521(
     spki: &DerPublicKey,
 ) -> Result<Prepared, BadKey> {
     let key = ParsedPublicKey::new(algorithm, spki.as_bytes());
-    key.map(|key| Prepared::P521(Box::new(key))).map_err(|error| BadKey::Broken(error.to_string()))
+    key.map(|key| Prepared::P521(Box::new(key)))
+        .map_err(|error| BadKey::Broken(error.to_string()))
 }
 
 fn ed25519ph(spki: &DerPublicKey) -> Result<Prepared, BadKey> {
     let raw = info(spki)?.subject_public_key.raw_bytes();
-    let raw = raw.try_into().map_err(|_| BadKey::Broken(format!("{} bytes instead of 32", raw.len())))?;
+    let raw = raw
+        .try_into()
+        .map_err(|_| BadKey::Broken(format!("{} bytes instead of 32", raw.len())))?;
     let key = ed25519_dalek::VerifyingKey::from_bytes(raw);
-    key.map(Prepared::Ed25519ph).map_err(|error| BadKey::Broken(error.to_string()))
+    key.map(Prepared::Ed25519ph)
+        .map_err(|error| BadKey::Broken(error.to_string()))
 }
 
 /// The kind of a key.
@@ -242,7 +275,8 @@ const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
 fn info(spki: &DerPublicKey) -> Result<SubjectPublicKeyInfoRef<'_>, BadKey> {
-    SubjectPublicKeyInfoRef::from_der(spki.as_bytes()).map_err(|error| BadKey::NotPem(error.to_string()))
+    SubjectPublicKeyInfoRef::from_der(spki.as_bytes())
+        .map_err(|error| BadKey::NotPem(error.to_string()))
 }
 
 fn kind_of(spki: &DerPublicKey) -> Result<Kind, BadKey> {
@@ -371,8 +405,15 @@ impl fmt::Display for Scheme {
 
 impl fmt::Debug for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let schemes: Vec<_> = self.schemes.iter().map(|verifier| verifier.scheme).collect();
-        f.debug_tuple("PublicKey").field(&self.identity).field(&schemes).finish()
+        let schemes: Vec<_> = self
+            .schemes
+            .iter()
+            .map(|verifier| verifier.scheme)
+            .collect();
+        f.debug_tuple("PublicKey")
+            .field(&self.identity)
+            .field(&schemes)
+            .finish()
     }
 }
 
@@ -388,17 +429,30 @@ mod tests {
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
         let other = KeyPair::generate_ecdsa_p256().unwrap();
         let signature = pair.sign(b"message").unwrap();
-        assert_eq!(key.match_signature(b"message", signature.as_bytes()), KeyMatch::Declared(Scheme::EcdsaP256Sha256));
-        assert_eq!(key.match_signature(b"massage", signature.as_bytes()), KeyMatch::Unknown);
-        assert_eq!(key.match_signature(b"message", other.sign(b"message").unwrap().as_bytes()), KeyMatch::Unknown);
+        assert_eq!(
+            key.match_signature(b"message", signature.as_bytes()),
+            KeyMatch::Declared(Scheme::EcdsaP256Sha256)
+        );
+        assert_eq!(
+            key.match_signature(b"massage", signature.as_bytes()),
+            KeyMatch::Unknown
+        );
+        assert_eq!(
+            key.match_signature(b"message", other.sign(b"message").unwrap().as_bytes()),
+            KeyMatch::Unknown
+        );
         assert_eq!(key.match_signature(b"message", b""), KeyMatch::Unknown);
     }
 
     #[test]
     fn an_invalid_public_key_is_rejected_with_the_way_out() {
-        for (text, expected) in
-            [("", "no PEM"), ("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----", "private")]
-        {
+        for (text, expected) in [
+            ("", "no PEM"),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----",
+                "private",
+            ),
+        ] {
             let error = PublicKey::from_pem(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
@@ -408,7 +462,9 @@ mod tests {
     fn a_scheme_counts_where_it_is_declared() {
         let signing = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
         // RFC 8410: the fixed head of an Ed25519 SPKI, followed by the key.
-        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let head = [
+            0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+        ];
         let spki = [&head[..], signing.verifying_key().as_bytes()].concat();
         let pem = DerPublicKey::new(spki).to_pem();
         let hashed = Sha512::new_with_prefix(b"message");
@@ -416,17 +472,32 @@ mod tests {
         let pure = ed25519_dalek::Signer::sign(&signing, b"message").to_bytes();
 
         let usual = PublicKey::from_pem(&pem).unwrap();
-        assert_eq!(usual.match_signature(b"message", &pure), KeyMatch::Declared(Scheme::Ed25519));
-        assert_eq!(usual.match_signature(b"message", &ph), KeyMatch::Undeclared(Scheme::Ed25519ph));
+        assert_eq!(
+            usual.match_signature(b"message", &pure),
+            KeyMatch::Declared(Scheme::Ed25519)
+        );
+        assert_eq!(
+            usual.match_signature(b"message", &ph),
+            KeyMatch::Undeclared(Scheme::Ed25519ph)
+        );
         let declared = PublicKey::with_schemes(&pem, &[Scheme::Ed25519ph]).unwrap();
-        assert_eq!(declared.match_signature(b"message", &ph), KeyMatch::Declared(Scheme::Ed25519ph));
-        assert_eq!(declared.match_signature(b"message", &pure), KeyMatch::Undeclared(Scheme::Ed25519));
+        assert_eq!(
+            declared.match_signature(b"message", &ph),
+            KeyMatch::Declared(Scheme::Ed25519ph)
+        );
+        assert_eq!(
+            declared.match_signature(b"message", &pure),
+            KeyMatch::Undeclared(Scheme::Ed25519)
+        );
         assert_eq!(declared.match_signature(b"massage", &ph), KeyMatch::Unknown);
         assert!(matches!(
             PublicKey::with_schemes(&pem, &[Scheme::RsaPssSha256]).unwrap_err(),
             BadKey::OtherScheme { .. }
         ));
-        assert_eq!(PublicKey::with_schemes(&pem, &[]).unwrap_err(), BadKey::NoScheme);
+        assert_eq!(
+            PublicKey::with_schemes(&pem, &[]).unwrap_err(),
+            BadKey::NoScheme
+        );
     }
 
     #[test]

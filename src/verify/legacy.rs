@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 use sigstore_verify::types::{
-    CanonicalizedBody, InclusionPromise, KindVersion, LogId, LogIndex, LogKeyId, Rfc3161Timestamp, SignedTimestamp,
-    TimestampToken, TransparencyLogEntry,
+    CanonicalizedBody, InclusionPromise, KindVersion, LogId, LogIndex, LogKeyId, Rfc3161Timestamp,
+    SignedTimestamp, TimestampToken, TransparencyLogEntry,
 };
 
 use super::{
@@ -90,10 +90,16 @@ struct TimestampBundle {
 
 /// The signature in a layer, without its payload; `None` if the layer is of another type.
 pub(super) fn signature_of(layer: &Descriptor) -> Option<LegacySignature> {
-    let signature =
-        (layer.media_type == cosign::SIMPLE_SIGNING).then(|| layer.annotation(cosign::SIGNATURE)).flatten()?;
+    let signature = (layer.media_type == cosign::SIMPLE_SIGNING)
+        .then(|| layer.annotation(cosign::SIGNATURE))
+        .flatten()?;
     // cosign also writes empty annotations.
-    let annotation = |name| layer.annotation(name).filter(|text| !text.trim().is_empty()).map(str::to_owned);
+    let annotation = |name| {
+        layer
+            .annotation(name)
+            .filter(|text| !text.trim().is_empty())
+            .map(str::to_owned)
+    };
     Some(LegacySignature {
         signature: signature.to_owned(),
         payload: bytes::Bytes::new(),
@@ -111,16 +117,34 @@ pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, CandidateEr
     let material = match (&candidate.certificate, &candidate.chain) {
         (None, _) => Material::Key,
         (Some(leaf), chain) => {
-            let chain = chain.as_deref().map(certificates).transpose()?.unwrap_or_default();
-            Material::Certificate { leaf: one_certificate(leaf)?, chain: intermediates(chain.into_iter()) }
+            let chain = chain
+                .as_deref()
+                .map(certificates)
+                .transpose()?
+                .unwrap_or_default();
+            Material::Certificate {
+                leaf: one_certificate(leaf)?,
+                chain: intermediates(chain.into_iter()),
+            }
         }
     };
     Candidate {
         message: candidate.payload.to_vec(),
         signature,
         material,
-        log_entries: candidate.log_entry.as_deref().map(log_entry).transpose().map(|entry| entry.into_iter().collect()),
-        timestamps: candidate.timestamp.as_deref().map(timestamp).transpose()?.into_iter().collect(),
+        log_entries: candidate
+            .log_entry
+            .as_deref()
+            .map(log_entry)
+            .transpose()
+            .map(|entry| entry.into_iter().collect()),
+        timestamps: candidate
+            .timestamp
+            .as_deref()
+            .map(timestamp)
+            .transpose()?
+            .into_iter()
+            .collect(),
         content: Content::Payload,
     }
     .within_bounds()
@@ -135,21 +159,30 @@ fn log_entry(text: &str) -> Result<TransparencyLogEntry, CandidateError> {
     let Kind { kind, version } = serde_json::from_slice(&body).map_err(malformed)?;
     let kind = match (kind.as_str(), version.as_str()) {
         ("hashedrekord", "0.0.1") => KindVersion::HashedRekordV001,
-        _ => return Err(CandidateError::Malformed(format!("log entry of kind {kind} {version}"))),
+        _ => {
+            return Err(CandidateError::Malformed(format!(
+                "log entry of kind {kind} {version}"
+            )));
+        }
     };
     let id = LogKeyId::new(unhex(&answer.entry.log_id)?);
     let index = LogIndex::new(answer.entry.log_index).map_err(malformed)?;
     let time = jiff::Timestamp::from_second(answer.entry.integrated_time).map_err(malformed)?;
     let promise = SignedTimestamp::new(decode("signed entry timestamp", &answer.promise)?);
-    Ok(TransparencyLogEntry::new(index, LogId::new(id), kind, CanonicalizedBody::new(body))
-        .with_integrated_time(time)
-        .with_inclusion_promise(InclusionPromise::new(promise)))
+    Ok(
+        TransparencyLogEntry::new(index, LogId::new(id), kind, CanonicalizedBody::new(body))
+            .with_integrated_time(time)
+            .with_inclusion_promise(InclusionPromise::new(promise)),
+    )
 }
 
 fn timestamp(text: &str) -> Result<Rfc3161Timestamp, CandidateError> {
     strict_json(text.as_bytes()).map_err(malformed)?;
     let answer: TimestampBundle = serde_json::from_str(text).map_err(malformed)?;
-    Ok(Rfc3161Timestamp::new(TimestampToken::new(decode("timestamp", &answer.token)?)))
+    Ok(Rfc3161Timestamp::new(TimestampToken::new(decode(
+        "timestamp",
+        &answer.token,
+    )?)))
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>, CandidateError> {
@@ -158,7 +191,11 @@ fn unhex(text: &str) -> Result<Vec<u8>, CandidateError> {
         [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
         _ => None,
     };
-    let bytes = text.as_bytes().chunks(2).map(pair).collect::<Option<Vec<_>>>();
+    let bytes = text
+        .as_bytes()
+        .chunks(2)
+        .map(pair)
+        .collect::<Option<Vec<_>>>();
     bytes.ok_or_else(|| CandidateError::Malformed("the log's id is not hexadecimal".into()))
 }
 
@@ -179,6 +216,10 @@ pub(super) fn parse_payload(payload: &[u8]) -> Result<SimpleSigning, CandidateEr
 impl SimpleSigning {
     /// Checks that the payload is about `digest`.
     pub(super) fn names(&self, digest: &Digest) -> Result<(), CandidateError> {
-        if self.digest == digest.as_str() { Ok(()) } else { Err(CandidateError::OtherDigest(self.digest.clone())) }
+        if self.digest == digest.as_str() {
+            Ok(())
+        } else {
+            Err(CandidateError::OtherDigest(self.digest.clone()))
+        }
     }
 }

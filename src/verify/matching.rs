@@ -22,7 +22,12 @@ pub(super) fn max_matching(votes: &[(usize, &str)]) -> Vec<usize> {
 
 /// Finds a vote for `voter`, moving other voters to another of their votes where that helps (an
 /// augmenting path).
-fn augment<'a>(voter: usize, votes: &[(usize, &'a str)], counted: &mut Vec<usize>, tried: &mut Vec<&'a str>) -> bool {
+fn augment<'a>(
+    voter: usize,
+    votes: &[(usize, &'a str)],
+    counted: &mut Vec<usize>,
+    tried: &mut Vec<&'a str>,
+) -> bool {
     for (position, (_, key)) in votes.iter().enumerate().filter(|(_, (of, _))| *of == voter) {
         if tried.contains(key) {
             continue;
@@ -65,7 +70,10 @@ mod tests {
     #[test]
     fn a_voter_with_another_vote_moves_to_it() {
         assert_eq!(max_matching(&[(0, "k"), (0, "l"), (1, "k")]), [1, 2]);
-        assert_eq!(max_matching(&[(0, "a"), (0, "b"), (1, "b"), (1, "c"), (2, "a"), (2, "b")]).len(), 3);
+        assert_eq!(
+            max_matching(&[(0, "a"), (0, "b"), (1, "b"), (1, "c"), (2, "a"), (2, "b")]).len(),
+            3
+        );
     }
 
     proptest! {

@@ -43,15 +43,16 @@ pub use keys::{BadKey, PublicKey, Scheme};
 pub use outcome::{Signer, VerificationContext, VerificationError};
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
-    Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity, InvalidPolicy,
-    PolicyRevision, Requirements, Rule, San, SigningTime, TlogPolicy, TrustPolicy, X509,
+    Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity,
+    InvalidPolicy, PolicyRevision, Requirements, Rule, San, SigningTime, TlogPolicy, TrustPolicy,
+    X509,
 };
 pub use reason::Reason;
 pub use report::{Check, Report, SignatureReport};
 pub use restrict::TrustBase;
 pub use roots::{
-    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher, TrustRoots, TufOptions,
-    UnusableRoot,
+    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher,
+    TrustRoots, TufOptions, UnusableRoot,
 };
 pub use verdict_cache::VerdictCache;
 pub use verified::Verified;

@@ -65,20 +65,29 @@ pub struct VerificationContext {
 impl VerificationContext {
     /// The context of a new artifact at the current time.
     pub fn now() -> Self {
-        Self { now: telemetry::now(), expired_roots: false }
+        Self {
+            now: telemetry::now(),
+            expired_roots: false,
+        }
     }
 
     /// The same context for an artifact that the same roots accepted before.
     #[must_use]
     pub fn accepted_before(self) -> Self {
-        Self { expired_roots: true, ..self }
+        Self {
+            expired_roots: true,
+            ..self
+        }
     }
 }
 
 impl Validity {
     /// When the next verification is due, if ever.
     pub(super) fn due(self) -> Option<Timestamp> {
-        [self.until, self.reverify_after].into_iter().flatten().min()
+        [self.until, self.reverify_after]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether no new verification is due at `now`.
@@ -88,7 +97,9 @@ impl Validity {
 
     /// The validity of two results that are both needed: the earlier of each end.
     pub(super) fn and(self, other: Self) -> Self {
-        let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| [one, other].into_iter().flatten().min();
+        let earlier = |one: Option<Timestamp>, other: Option<Timestamp>| {
+            [one, other].into_iter().flatten().min()
+        };
         Self {
             until: earlier(self.until, other.until),
             reverify_after: earlier(self.reverify_after, other.reverify_after),

@@ -7,8 +7,14 @@ use regex::Regex;
 /// Identities that no sensible policy accepts, by kind. A pattern that matches all samples of a
 /// kind was meant to name one signer and matches every e-mail address, say.
 const ARBITRARY_IDENTITIES: [[&str; 2]; 2] = [
-    ["stranger@example.org", "a.stranger+tag@mail.stranger.invalid"],
-    ["https://example.org/stranger", "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x"],
+    [
+        "stranger@example.org",
+        "a.stranger+tag@mail.stranger.invalid",
+    ],
+    [
+        "https://example.org/stranger",
+        "https://github.com/stranger/stranger/.github/workflows/x.yml@refs/heads/x",
+    ],
 ];
 /// The largest compiled expression, in bytes, so that a configuration can't exhaust the memory.
 const COMPILED_LIMIT: usize = 1 << 20;
@@ -50,7 +56,10 @@ impl Pattern {
         if text.is_empty() {
             return Err(BadPattern::Empty);
         }
-        Ok(Self { written: text.to_owned(), kind: Kind::Exact })
+        Ok(Self {
+            written: text.to_owned(),
+            kind: Kind::Exact,
+        })
     }
 
     /// A glob: `*` matches anything within one path segment, every other character itself.
@@ -84,10 +93,16 @@ impl Pattern {
             .size_limit(COMPILED_LIMIT)
             .build()
             .map_err(|error| BadPattern::Regex(last_line(&error)))?;
-        if ARBITRARY_IDENTITIES.iter().any(|kind| kind.iter().all(|identity| regex.is_match(identity))) {
+        if ARBITRARY_IDENTITIES
+            .iter()
+            .any(|kind| kind.iter().all(|identity| regex.is_match(identity)))
+        {
             return Err(BadPattern::MatchesEverything);
         }
-        Ok(Self { written: written.to_owned(), kind: Kind::Regex(regex) })
+        Ok(Self {
+            written: written.to_owned(),
+            kind: Kind::Regex(regex),
+        })
     }
 
     /// Whether the pattern matches the whole of `text`.
@@ -102,7 +117,11 @@ impl Pattern {
 /// The last line of the error: the lines before it draw a picture of the expression.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
-    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    text.lines()
+        .last()
+        .unwrap_or_default()
+        .trim_start_matches("error: ")
+        .to_owned()
 }
 
 impl fmt::Debug for Pattern {
@@ -111,7 +130,10 @@ impl fmt::Debug for Pattern {
             Kind::Exact => "Exact",
             Kind::Regex(regex) => regex.as_str(),
         };
-        f.debug_tuple("Pattern").field(&self.written).field(&kind).finish()
+        f.debug_tuple("Pattern")
+            .field(&self.written)
+            .field(&kind)
+            .finish()
     }
 }
 
@@ -125,14 +147,18 @@ impl fmt::Display for Pattern {
 mod tests {
     use super::*;
 
-    const WORKFLOW: &str = "https://github.com/acme/policies/.github/workflows/release.yml@refs/tags/";
+    const WORKFLOW: &str =
+        "https://github.com/acme/policies/.github/workflows/release.yml@refs/tags/";
 
     #[test]
     fn a_star_stays_within_one_path_segment() {
         let pattern = Pattern::glob(&format!("{WORKFLOW}*")).unwrap();
         assert!(pattern.is_match(&format!("{WORKFLOW}v1")));
         for other in ["v1/x", "v1\nx", "v1\n", "\u{0}"] {
-            assert!(!pattern.is_match(&format!("{WORKFLOW}{other}")), "{other:?}");
+            assert!(
+                !pattern.is_match(&format!("{WORKFLOW}{other}")),
+                "{other:?}"
+            );
         }
         assert!(!pattern.is_match(&format!("x{WORKFLOW}v1")));
     }
@@ -140,12 +166,18 @@ mod tests {
     #[test]
     fn a_regular_expression_matches_whole_texts_only() {
         let pattern = Pattern::regex("https://github.com/acme/policies").unwrap();
-        for other in ["https://github.com/acme/policies-evil", "xhttps://github.com/acme/policies"] {
+        for other in [
+            "https://github.com/acme/policies-evil",
+            "xhttps://github.com/acme/policies",
+        ] {
             assert!(!pattern.is_match(other));
         }
         for alternatives in ["acme|evil", "^acme|evil$", "(?m)^acme$|^evil$"] {
             let pattern = Pattern::regex(alternatives).unwrap();
-            assert!(pattern.is_match("acme") && pattern.is_match("evil"), "{alternatives}");
+            assert!(
+                pattern.is_match("acme") && pattern.is_match("evil"),
+                "{alternatives}"
+            );
             for other in ["acme-x", "x-evil", "acme\n", "\nevil", "acme\nevil"] {
                 assert!(!pattern.is_match(other), "{alternatives}: {other:?}");
             }
@@ -154,20 +186,45 @@ mod tests {
 
     #[test]
     fn a_pattern_that_matches_everything_or_nothing_is_rejected() {
-        for pattern in [".*", "^.*$", ".+", "(.|\n)*", "[^ ]*", ".*|acme", ".*@.*", "https://.*", "[^/]+", "https?:.+"]
-        {
-            assert_eq!(Pattern::regex(pattern).unwrap_err(), BadPattern::MatchesEverything, "{pattern}");
+        for pattern in [
+            ".*",
+            "^.*$",
+            ".+",
+            "(.|\n)*",
+            "[^ ]*",
+            ".*|acme",
+            ".*@.*",
+            "https://.*",
+            "[^/]+",
+            "https?:.+",
+        ] {
+            assert_eq!(
+                Pattern::regex(pattern).unwrap_err(),
+                BadPattern::MatchesEverything,
+                "{pattern}"
+            );
         }
         for pattern in ["*", "**", "*@*", "*.*"] {
-            assert_eq!(Pattern::glob(pattern).unwrap_err(), BadPattern::MatchesEverything, "{pattern}");
+            assert_eq!(
+                Pattern::glob(pattern).unwrap_err(),
+                BadPattern::MatchesEverything,
+                "{pattern}"
+            );
         }
-        for pattern in [".*@example\\.org", "https://github\\.com/.*", "spiffe://corp/.*"] {
+        for pattern in [
+            ".*@example\\.org",
+            "https://github\\.com/.*",
+            "spiffe://corp/.*",
+        ] {
             Pattern::regex(pattern).unwrap();
         }
         assert_eq!(Pattern::regex("").unwrap_err(), BadPattern::Empty);
         assert_eq!(Pattern::glob("").unwrap_err(), BadPattern::Empty);
         for broken in ["(", "a)|(?:b", "[z-a]", "a{1000}{1000}{1000}"] {
-            assert!(matches!(Pattern::regex(broken).unwrap_err(), BadPattern::Regex(_)), "{broken}");
+            assert!(
+                matches!(Pattern::regex(broken).unwrap_err(), BadPattern::Regex(_)),
+                "{broken}"
+            );
         }
     }
 }

@@ -198,7 +198,12 @@ pub struct InvalidPolicy {
 impl TrustPolicy {
     /// A policy that accepts everything.
     pub fn unsigned(name: String) -> Self {
-        Self { name, rule: Rule::Unsigned, revoked: BTreeSet::new(), revision: PolicyRevision::of("unsigned") }
+        Self {
+            name,
+            rule: Rule::Unsigned,
+            revoked: BTreeSet::new(),
+            revision: PolicyRevision::of("unsigned"),
+        }
     }
 
     /// A policy with these requirements.
@@ -215,7 +220,12 @@ impl TrustPolicy {
         // The `Debug` of every part shows all that the part decides by, so that a new field
         // changes the revision without being listed here.
         let revision = PolicyRevision::of(&format!("{requirements:?}"));
-        Self { name, rule: Rule::Signed(Arc::new(requirements)), revoked: BTreeSet::new(), revision }
+        Self {
+            name,
+            rule: Rule::Signed(Arc::new(requirements)),
+            revoked: BTreeSet::new(),
+            revision,
+        }
     }
 
     /// The same policy without these digests.
@@ -225,14 +235,19 @@ impl TrustPolicy {
             return self;
         }
         let revision = PolicyRevision::of(&format!("{} without {revoked:?}", self.revision));
-        Self { revoked: revoked.clone(), revision, ..self }
+        Self {
+            revoked: revoked.clone(),
+            revision,
+            ..self
+        }
     }
 
     /// Whether `digest` is rejected, no matter who signed it.
     pub fn revokes(&self, digest: &Digest) -> bool {
         let requirements = self.requirements();
         self.revoked.contains(digest)
-            || requirements.is_some_and(|requirements| requirements.revoked_digests.contains(digest))
+            || requirements
+                .is_some_and(|requirements| requirements.revoked_digests.contains(digest))
     }
 
     /// The policy's name in the configuration.
@@ -283,24 +298,42 @@ impl Requirements {
 
     fn check(&self) -> Result<(), InvalidPolicy> {
         if self.authorities.is_empty() {
-            return invalid("require", "without an authority nothing could pass; name one of trust.authorities");
+            return invalid(
+                "require",
+                "without an authority nothing could pass; name one of trust.authorities",
+            );
         }
         if self.at_least == 0 {
-            return invalid("require", "at_least: 0 would accept anything; write 1 or more");
+            return invalid(
+                "require",
+                "at_least: 0 would accept anything; write 1 or more",
+            );
         }
         if self.at_least > self.authorities.len() {
             let (votes, voters) = (self.at_least, self.authorities.len());
-            return invalid("require", format!("{votes} of {voters} authorities can never sign; lower at_least"));
+            return invalid(
+                "require",
+                format!("{votes} of {voters} authorities can never sign; lower at_least"),
+            );
         }
         if self.formats.is_empty() {
-            return invalid("formats", "no signature could be accepted; write bundle, legacy or both");
+            return invalid(
+                "formats",
+                "no signature could be accepted; write bundle, legacy or both",
+            );
         }
         if self.predicate_types.is_empty() && !self.formats.contains(&Format::Legacy) {
-            return invalid("predicate_types", "no bundle could count as a signature; name a predicate type");
+            return invalid(
+                "predicate_types",
+                "no bundle could count as a signature; name a predicate type",
+            );
         }
         for attestation in &self.attestations {
             if !self.formats.contains(&Format::Bundle) {
-                return invalid("attestations", "attestations are bundles; add bundle to formats");
+                return invalid(
+                    "attestations",
+                    "attestations are bundles; add bundle to formats",
+                );
             }
             if self.predicate_types.contains(&attestation.predicate_type) {
                 let sentence = format!(
@@ -311,10 +344,12 @@ impl Requirements {
             }
         }
         for authority in &self.authorities {
-            authority.check().map_err(|InvalidPolicy { key, sentence }| InvalidPolicy {
-                key: "require",
-                sentence: format!("{}: {key}: {sentence}", authority.name),
-            })?;
+            authority
+                .check()
+                .map_err(|InvalidPolicy { key, sentence }| InvalidPolicy {
+                    key: "require",
+                    sentence: format!("{}: {key}: {sentence}", authority.name),
+                })?;
         }
         self.check_distinct()?;
         self.check_age()
@@ -325,17 +360,26 @@ impl Requirements {
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
         for authority in &self.authorities {
             let (signer_keys, what) = match &authority.kind {
-                AuthorityKind::Keys(keys) => {
-                    (keys.iter().map(|key| key.key.identity().to_owned()).collect(), "share a key")
-                }
+                AuthorityKind::Keys(keys) => (
+                    keys.iter()
+                        .map(|key| key.key.identity().to_owned())
+                        .collect(),
+                    "share a key",
+                ),
                 // Whether two patterns overlap can't be decided in general; equal ones are a
                 // mistake. Two votes need two signatures in any case.
-                same => (vec![format!("{same:?} {:?}", authority.root)], "are the same signer"),
+                same => (
+                    vec![format!("{same:?} {:?}", authority.root)],
+                    "are the same signer",
+                ),
             };
             for signer_key in signer_keys {
                 match owners.insert(signer_key, &authority.name) {
                     Some(other) if other != authority.name => {
-                        let sentence = format!("{} and {other} {what}; leave one of them out", authority.name);
+                        let sentence = format!(
+                            "{} and {other} {what}; leave one of them out",
+                            authority.name
+                        );
                         return invalid("require", sentence);
                     }
                     _ => {}
@@ -346,12 +390,20 @@ impl Requirements {
     }
 
     fn check_age(&self) -> Result<(), InvalidPolicy> {
-        let Some(untimed) = self.authorities.iter().find(|authority| !authority.proves_time()) else { return Ok(()) };
+        let Some(untimed) = self
+            .authorities
+            .iter()
+            .find(|authority| !authority.proves_time())
+        else {
+            return Ok(());
+        };
         if self.max_signature_age.is_none() {
             return Ok(());
         }
-        let sentence =
-            format!("nothing proves the age of a signature by {}; require a log (tlog: require)", untimed.name);
+        let sentence = format!(
+            "nothing proves the age of a signature by {}; require a log (tlog: require)",
+            untimed.name
+        );
         invalid("max_signature_age", sentence)
     }
 }
@@ -360,7 +412,12 @@ impl Authority {
     /// An authority with these keys and without a transparency log.
     pub fn with_keys(name: String, keys: impl IntoIterator<Item = PublicKey>) -> Self {
         let kind = AuthorityKind::Keys(keys.into_iter().map(AuthorityKey::from).collect());
-        Self { name, kind, tlog: TlogPolicy::None, root: None }
+        Self {
+            name,
+            kind,
+            tlog: TlogPolicy::None,
+            root: None,
+        }
     }
 
     /// Its keys; empty if it is known by certificates.
@@ -403,26 +460,40 @@ impl Authority {
         match &self.kind {
             AuthorityKind::Keys(keys)
                 if self.tlog == TlogPolicy::Require
-                    && !keys.iter().any(|key| key.revoked || key.key.supports_tlog()) =>
+                    && !keys
+                        .iter()
+                        .any(|key| key.revoked || key.key.supports_tlog()) =>
             {
-                let sentence = "signatures by these keys can't be verified against a log; write `tlog: none`";
+                let sentence =
+                    "signatures by these keys can't be verified against a log; write `tlog: none`";
                 invalid("tlog", sentence)
             }
             AuthorityKind::Keys(keys) => keys.iter().try_for_each(AuthorityKey::check),
-            AuthorityKind::Keyless(_) if !root.is_some_and(TrustRoot::has_certificate_authorities) => invalid(
-                "keyless.root",
-                format!("this root ({root_name}) has no certificate authority; name one that has"),
-            ),
+            AuthorityKind::Keyless(_)
+                if !root.is_some_and(TrustRoot::has_certificate_authorities) =>
+            {
+                invalid(
+                    "keyless.root",
+                    format!(
+                        "this root ({root_name}) has no certificate authority; name one that has"
+                    ),
+                )
+            }
             AuthorityKind::Keyless(_) if self.tlog == TlogPolicy::None && !stamps => {
                 let lacks = lacks("timestamp authority", "write `tlog: require`");
-                invalid("tlog", format!("without a log only a timestamp proves the time, and {lacks}"))
+                invalid(
+                    "tlog",
+                    format!("without a log only a timestamp proves the time, and {lacks}"),
+                )
             }
-            AuthorityKind::X509(x509) if x509.time == SigningTime::Tsa && !stamps => {
-                invalid("x509.time", lacks("timestamp authority", "write `rekor` or `now`"))
-            }
-            AuthorityKind::X509(x509) if x509.time == SigningTime::Rekor && !logs => {
-                invalid("x509.time", lacks("transparency log", "write `tsa` or `now`"))
-            }
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Tsa && !stamps => invalid(
+                "x509.time",
+                lacks("timestamp authority", "write `rekor` or `now`"),
+            ),
+            AuthorityKind::X509(x509) if x509.time == SigningTime::Rekor && !logs => invalid(
+                "x509.time",
+                lacks("transparency log", "write `tsa` or `now`"),
+            ),
             AuthorityKind::Keyless(_) | AuthorityKind::X509(_) => Ok(()),
         }
     }
@@ -437,7 +508,9 @@ impl AuthorityKey {
         match (self.not_before, self.not_after) {
             (Some(from), Some(until)) if from >= until => invalid(
                 "not_after",
-                format!("the key would never be valid (from {from} until {until}); correct one of them"),
+                format!(
+                    "the key would never be valid (from {from} until {until}); correct one of them"
+                ),
             ),
             _ => Ok(()),
         }
@@ -446,7 +519,12 @@ impl AuthorityKey {
 
 impl From<PublicKey> for AuthorityKey {
     fn from(key: PublicKey) -> Self {
-        Self { key, not_before: None, not_after: None, revoked: false }
+        Self {
+            key,
+            not_before: None,
+            not_after: None,
+            revoked: false,
+        }
     }
 }
 
@@ -480,5 +558,8 @@ impl Format {
 }
 
 fn invalid<T>(key: &'static str, sentence: impl Into<String>) -> Result<T, InvalidPolicy> {
-    Err(InvalidPolicy { key, sentence: sentence.into() })
+    Err(InvalidPolicy {
+        key,
+        sentence: sentence.into(),
+    })
 }

@@ -29,7 +29,9 @@ pub(super) fn verify_at_proven_time(
     subject: &Digest,
     log: bool,
 ) -> Result<VerifiedCertificate, CandidateError> {
-    let own = roots.joined_with(root).map_err(CandidateError::Certificate)?;
+    let own = roots
+        .joined_with(root)
+        .map_err(CandidateError::Certificate)?;
     sigstore::verify_candidate_certificate(
         own.verifier(),
         candidate,
@@ -45,16 +47,34 @@ pub(super) fn verify_now(
     candidate: &Candidate,
     now: Timestamp,
 ) -> Result<(CertificateInfo, Timestamp), CandidateError> {
-    let Material::Certificate { leaf, chain } = &candidate.material else { return Err(CandidateError::AnotherKey) };
+    let Material::Certificate { leaf, chain } = &candidate.material else {
+        return Err(CandidateError::AnotherKey);
+    };
     let refused = |text: String| CandidateError::Certificate(text);
     let info = parse_certificate_info(leaf).map_err(|error| refused(error.to_string()))?;
-    let above = roots.certificates().iter().chain(chain).filter(|one| is_valid(one, now));
-    let until = above.filter_map(parse_validity).map(|(_, until)| until).fold(info.not_after, Timestamp::min);
-    let anchors = roots.certificates().iter().filter(|one| is_valid(one, now)).map(der).collect::<Vec<_>>();
-    let anchors = anchors.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
+    let above = roots
+        .certificates()
+        .iter()
+        .chain(chain)
+        .filter(|one| is_valid(one, now));
+    let until = above
+        .filter_map(parse_validity)
+        .map(|(_, until)| until)
+        .fold(info.not_after, Timestamp::min);
+    let anchors = roots
+        .certificates()
+        .iter()
+        .filter(|one| is_valid(one, now))
+        .map(der)
+        .collect::<Vec<_>>();
+    let anchors = anchors
+        .iter()
+        .map(anchor_from_trusted_cert)
+        .collect::<Result<Vec<_>, _>>();
     let anchors = anchors.map_err(|error| refused(error.to_string()))?;
     let chain: Vec<_> = chain.iter().map(der).collect();
-    let seconds = u64::try_from(now.as_second()).map_err(|_| refused("the system's clock is before 1970".into()))?;
+    let seconds = u64::try_from(now.as_second())
+        .map_err(|_| refused("the system's clock is before 1970".into()))?;
     let leaf = der(leaf);
     let leaf = EndEntityCert::try_from(&leaf).map_err(|error| refused(error.to_string()))?;
     leaf.verify_for_usage(
@@ -67,12 +87,13 @@ pub(super) fn verify_now(
         None,
     )
     .map_err(|error| refused(error.to_string()))?;
-    let key = PublicKey::from_pem(&info.public_key.to_pem()).map_err(|error| refused(error.to_string()))?;
+    let key = PublicKey::from_pem(&info.public_key.to_pem())
+        .map_err(|error| refused(error.to_string()))?;
     match key.match_signature(&candidate.message, &candidate.signature) {
         KeyMatch::Declared(_) => Ok((info, until)),
-        KeyMatch::Undeclared(_) | KeyMatch::Unknown => {
-            Err(CandidateError::Signature("not made with the certificate's key".into()))
-        }
+        KeyMatch::Undeclared(_) | KeyMatch::Unknown => Err(CandidateError::Signature(
+            "not made with the certificate's key".into(),
+        )),
     }
 }
 

@@ -126,7 +126,11 @@ impl CandidateError {
 
     /// The more specific error of two; the later one of equals.
     pub(super) fn or_more_specific(self, other: Self) -> Self {
-        if other.reason() >= self.reason() { other } else { self }
+        if other.reason() >= self.reason() {
+            other
+        } else {
+            self
+        }
     }
 
     /// The name of the check that failed.
@@ -134,7 +138,9 @@ impl CandidateError {
         match self {
             Self::Malformed(_) | Self::Format(_) => "format",
             Self::NotASignature(_) => "statement",
-            Self::AnotherKey | Self::Signature(_) | Self::Scheme(_) | Self::RevokedKey(_) => "signature",
+            Self::AnotherKey | Self::Signature(_) | Self::Scheme(_) | Self::RevokedKey(_) => {
+                "signature"
+            }
             Self::Certificate(_) => "certificate",
             Self::Log(_) | Self::Unsupported(_) => "log",
             Self::Timestamp(_) => "timestamp",
@@ -191,7 +197,15 @@ impl Reason {
 
     /// Whether the passage of time alone may change the result.
     pub fn is_of_time(self) -> bool {
-        matches!(self, Self::Log | Self::Timestamp | Self::Root | Self::Certificate | Self::Validity | Self::TooOld)
+        matches!(
+            self,
+            Self::Log
+                | Self::Timestamp
+                | Self::Root
+                | Self::Certificate
+                | Self::Validity
+                | Self::TooOld
+        )
     }
 }
 

@@ -56,7 +56,11 @@ impl CheckLog {
             Ok(value) => passed(value),
             Err(error) => error.to_string(),
         };
-        self.0.push(Check { name, ok: outcome.is_ok(), detail: sanitize(&detail) });
+        self.0.push(Check {
+            name,
+            ok: outcome.is_ok(),
+            detail: sanitize(&detail),
+        });
         outcome
     }
 
@@ -66,7 +70,11 @@ impl CheckLog {
         name: &'static str,
         outcome: Result<T, CandidateError>,
     ) -> Result<T, CandidateError> {
-        if outcome.is_ok() { outcome } else { self.record(name, outcome, |_| String::new()) }
+        if outcome.is_ok() {
+            outcome
+        } else {
+            self.record(name, outcome, |_| String::new())
+        }
     }
 
     /// Appends the checks of `other`.
@@ -75,7 +83,11 @@ impl CheckLog {
     }
 
     pub(super) fn into_report(self, format: Format, signer: Option<Signer>) -> SignatureReport {
-        SignatureReport { format, signer, checks: self.0 }
+        SignatureReport {
+            format,
+            signer,
+            checks: self.0,
+        }
     }
 }
 
@@ -91,8 +103,17 @@ impl Serialize for SignatureReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("SignatureReport", 5)?;
         fields.serialize_field("format", self.format.label())?;
-        fields.serialize_field("authority", &self.signer.as_ref().map(|signer| &signer.authority))?;
-        fields.serialize_field("identity", &self.signer.as_ref().map(|signer| cut(&signer.identity, NAME_BYTES)))?;
+        fields.serialize_field(
+            "authority",
+            &self.signer.as_ref().map(|signer| &signer.authority),
+        )?;
+        fields.serialize_field(
+            "identity",
+            &self
+                .signer
+                .as_ref()
+                .map(|signer| cut(&signer.identity, NAME_BYTES)),
+        )?;
         fields.serialize_field("verified", &self.is_verified())?;
         fields.serialize_field("checks", &self.checks)?;
         fields.end()

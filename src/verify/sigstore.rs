@@ -3,7 +3,8 @@
 
 use jiff::Timestamp;
 use sigstore_verify::{
-    Error, PublicKeyVerificationPolicy, TimestampError, VerificationPolicy, VerificationResult, Verifier,
+    Error, PublicKeyVerificationPolicy, TimestampError, VerificationPolicy, VerificationResult,
+    Verifier,
     bundle::Error as BundleError,
     crypto::{CertificateInfo, KeyAlgorithm, parse_certificate_info},
     types::{Artifact, ArtifactDigest, Bundle, DerPublicKey, DigestBytes, HashAlgorithm},
@@ -52,12 +53,19 @@ pub(super) fn verify_candidate_certificate(
     requirements: CertificateRequirements,
 ) -> Result<VerifiedCertificate, CandidateError> {
     check_clock()?;
-    let Material::Certificate { leaf, .. } = &candidate.material else { return Err(CandidateError::AnotherKey) };
-    let info = parse_certificate_info(leaf).map_err(|error| CandidateError::Certificate(error.to_string()))?;
+    let Material::Certificate { leaf, .. } = &candidate.material else {
+        return Err(CandidateError::AnotherKey);
+    };
+    let info = parse_certificate_info(leaf)
+        .map_err(|error| CandidateError::Certificate(error.to_string()))?;
     candidate.check_entry_times(requirements.log)?;
-    try_hashes(candidate, info.key_algorithm, subject, requirements.log, |bundle, artifact| {
-        verify_certificate(verifier, bundle, artifact, requirements)
-    })
+    try_hashes(
+        candidate,
+        info.key_algorithm,
+        subject,
+        requirements.log,
+        |bundle, artifact| verify_certificate(verifier, bundle, artifact, requirements),
+    )
 }
 
 /// Verifies that the candidate was signed with `key`, using logs and timestamps under
@@ -71,8 +79,11 @@ pub(super) fn verify_candidate_key(
 ) -> Result<SigningTimes, CandidateError> {
     check_clock()?;
     candidate.check_entry_times(log)?;
-    let algorithm = KeyAlgorithm::from_spki(key).map_err(|error| CandidateError::Unsupported(error.to_string()))?;
-    try_hashes(candidate, algorithm, subject, log, |bundle, artifact| verify_key(verifier, bundle, artifact, key, log))
+    let algorithm = KeyAlgorithm::from_spki(key)
+        .map_err(|error| CandidateError::Unsupported(error.to_string()))?;
+    try_hashes(candidate, algorithm, subject, log, |bundle, artifact| {
+        verify_key(verifier, bundle, artifact, key, log)
+    })
 }
 
 /// The only call of sigstore-verify for certificates.
@@ -93,9 +104,15 @@ pub(super) fn verify_certificate(
     let times = times(&result);
     match result.certificate() {
         Some(certificate) if result.certificate_verified() && !times.all.is_empty() => {
-            Ok(VerifiedCertificate { certificate: certificate.clone(), times })
+            Ok(VerifiedCertificate {
+                certificate: certificate.clone(),
+                times,
+            })
         }
-        _ => Err(TimestampError::NoVerifiedTimestamp("nothing proves when it was signed".to_owned()).into()),
+        _ => Err(TimestampError::NoVerifiedTimestamp(
+            "nothing proves when it was signed".to_owned(),
+        )
+        .into()),
     }
 }
 
@@ -111,7 +128,9 @@ pub(super) fn verify_key(
     if !log {
         policy = policy.skip_tlog_unsafe();
     }
-    verifier.verify(artifact, bundle, &policy).map(|result| times(&result))
+    verifier
+        .verify(artifact, bundle, &policy)
+        .map(|result| times(&result))
 }
 
 /// Checks the clock: sigstore-verify reads it without asking, and panics if the time can't be
@@ -120,7 +139,9 @@ pub(super) fn check_clock() -> Result<(), CandidateError> {
     if telemetry::is_clock_usable() {
         return Ok(());
     }
-    Err(CandidateError::Timestamp("the system's clock is before 1970 or after 9999; set it".to_owned()))
+    Err(CandidateError::Timestamp(
+        "the system's clock is before 1970 or after 9999; set it".to_owned(),
+    ))
 }
 
 fn try_hashes<T>(
@@ -137,7 +158,9 @@ fn try_hashes<T>(
             Ok(good) => return Ok(good),
             // A wrong hash looks like another key, which must not hide what is wrong with the
             // right hash.
-            Err(error) => refused = refused.or_more_specific(classify(error, candidate, subject, log)),
+            Err(error) => {
+                refused = refused.or_more_specific(classify(error, candidate, subject, log))
+            }
         }
     }
     Err(refused)
@@ -147,20 +170,28 @@ fn try_hashes<T>(
 /// envelope follows from the key.
 fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgorithm] {
     match (&candidate.content, algorithm) {
-        (Content::Payload, KeyAlgorithm::EcdsaP384) => &[HashAlgorithm::Sha2384, HashAlgorithm::Sha2256],
+        (Content::Payload, KeyAlgorithm::EcdsaP384) => {
+            &[HashAlgorithm::Sha2384, HashAlgorithm::Sha2256]
+        }
         _ => &[HashAlgorithm::Sha2256],
     }
 }
 
-fn artifact<'a>(candidate: &'a Candidate, subject: &Digest) -> Result<Artifact<'a>, CandidateError> {
+fn artifact<'a>(
+    candidate: &'a Candidate,
+    subject: &Digest,
+) -> Result<Artifact<'a>, CandidateError> {
     match &candidate.content {
         Content::Payload => Ok(Artifact::from_blob(&candidate.message)),
         Content::Envelope(_) => {
-            let unusable = |error: String| CandidateError::Unsupported(format!("{subject}: {error}"));
+            let unusable =
+                |error: String| CandidateError::Unsupported(format!("{subject}: {error}"));
             let algorithm = subject.algorithm().parse::<HashAlgorithm>();
             let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
-            let value = DigestBytes::from_hex(subject.hex()).map_err(|error| unusable(error.to_string()))?;
-            let digest = ArtifactDigest::new(algorithm, value).map_err(|error| unusable(error.to_string()))?;
+            let value = DigestBytes::from_hex(subject.hex())
+                .map_err(|error| unusable(error.to_string()))?;
+            let digest = ArtifactDigest::new(algorithm, value)
+                .map_err(|error| unusable(error.to_string()))?;
             Ok(Artifact::Digest(digest))
         }
     }
@@ -170,7 +201,10 @@ fn times(result: &VerificationResult) -> SigningTimes {
     let mut all = result.verified_timestamps().to_vec();
     all.sort_unstable();
     all.dedup();
-    SigningTimes { all, logged: result.integrated_time() }
+    SigningTimes {
+        all,
+        logged: result.integrated_time(),
+    }
 }
 
 fn classify(error: Error, candidate: &Candidate, subject: &Digest, log: bool) -> CandidateError {
@@ -180,7 +214,9 @@ fn classify(error: Error, candidate: &Candidate, subject: &Digest, log: bool) ->
             BundleError::MissingSigningTimeEvidence
             | BundleError::MissingInclusionProof(_)
             | BundleError::MissingInclusionPromise(_),
-        ) if log && !candidate.has_log_entries() => CandidateError::Log("in no transparency log".into()),
+        ) if log && !candidate.has_log_entries() => {
+            CandidateError::Log("in no transparency log".into())
+        }
         // The same error for the statement and for a log entry.
         Error::ArtifactMismatch(_) => match Statement::other_than(candidate, subject) {
             Some(other) => CandidateError::OtherDigest(other),

@@ -47,7 +47,9 @@ impl Statement {
     pub(super) fn of(candidate: &Candidate) -> Result<Option<Self>, CandidateError> {
         match &candidate.content {
             Content::Payload => Ok(None),
-            Content::Envelope(envelope) => Self::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some),
+            Content::Envelope(envelope) => {
+                Self::read(&envelope.payload_type, envelope.payload.as_bytes()).map(Some)
+            }
         }
     }
 
@@ -66,7 +68,8 @@ impl Statement {
         }
         strict_json(payload).map_err(|error| malformed(error.to_string()))?;
         let text = std::str::from_utf8(payload).map_err(|error| malformed(error.to_string()))?;
-        let raw: RawStatement = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        let raw: RawStatement =
+            serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
         let known = match raw.predicate_type.as_str() {
             cosign::SIGN_PREDICATE => raw.kind == cosign::STATEMENT,
             _ => [cosign::STATEMENT, cosign::STATEMENT_V0_1].contains(&raw.kind.as_str()),
@@ -75,25 +78,44 @@ impl Statement {
             return Err(malformed(format!("statement of type {}", raw.kind)));
         }
         if raw.subject.len() > MAX_SUBJECTS {
-            return Err(malformed(format!("{} subjects are too many", raw.subject.len())));
+            return Err(malformed(format!(
+                "{} subjects are too many",
+                raw.subject.len()
+            )));
         }
-        if raw.subject.iter().any(|subject| subject.digest.len() > MAX_DIGESTS) {
+        if raw
+            .subject
+            .iter()
+            .any(|subject| subject.digest.len() > MAX_DIGESTS)
+        {
             return Err(malformed("a subject with too many digests".into()));
         }
-        Ok(Self { predicate_type: raw.predicate_type, subjects: raw.subject, text: text.to_owned() })
+        Ok(Self {
+            predicate_type: raw.predicate_type,
+            subjects: raw.subject,
+            text: text.to_owned(),
+        })
     }
 
     /// Checks that the statement is about `digest`, and returns the annotations of that subject.
-    pub(super) fn names(&self, digest: &Digest) -> Result<&BTreeMap<String, Value>, CandidateError> {
-        let about =
-            |subject: &&Subject| subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex());
+    pub(super) fn names(
+        &self,
+        digest: &Digest,
+    ) -> Result<&BTreeMap<String, Value>, CandidateError> {
+        let about = |subject: &&Subject| {
+            subject.digest.get(digest.algorithm()).map(String::as_str) == Some(digest.hex())
+        };
         if let Some(subject) = self.subjects.iter().find(about) {
             return Ok(&subject.annotations);
         }
-        let other = self.subjects.first().and_then(|subject| subject.digest.iter().next());
-        Err(CandidateError::OtherDigest(
-            other.map_or_else(|| "nothing".into(), |(algorithm, hex)| format!("{algorithm}:{hex}")),
-        ))
+        let other = self
+            .subjects
+            .first()
+            .and_then(|subject| subject.digest.iter().next());
+        Err(CandidateError::OtherDigest(other.map_or_else(
+            || "nothing".into(),
+            |(algorithm, hex)| format!("{algorithm}:{hex}"),
+        )))
     }
 }
 
@@ -111,13 +133,28 @@ mod tests {
             Statement::read(cosign::IN_TOTO, statement.to_string().as_bytes())
         };
         const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
-        assert_eq!(read(cosign::STATEMENT_V0_1, PROVENANCE).unwrap().predicate_type, PROVENANCE);
-        assert_eq!(read(cosign::STATEMENT, PROVENANCE).unwrap().predicate_type, PROVENANCE);
+        assert_eq!(
+            read(cosign::STATEMENT_V0_1, PROVENANCE)
+                .unwrap()
+                .predicate_type,
+            PROVENANCE
+        );
+        assert_eq!(
+            read(cosign::STATEMENT, PROVENANCE).unwrap().predicate_type,
+            PROVENANCE
+        );
         assert!(read(cosign::STATEMENT, cosign::SIGN_PREDICATE).is_ok());
-        for (kind, predicate_type) in
-            [(cosign::STATEMENT_V0_1, cosign::SIGN_PREDICATE), ("https://in-toto.io/Statement/v2", PROVENANCE)]
-        {
-            assert!(matches!(read(kind, predicate_type).unwrap_err(), CandidateError::Malformed(_)), "{kind}");
+        for (kind, predicate_type) in [
+            (cosign::STATEMENT_V0_1, cosign::SIGN_PREDICATE),
+            ("https://in-toto.io/Statement/v2", PROVENANCE),
+        ] {
+            assert!(
+                matches!(
+                    read(kind, predicate_type).unwrap_err(),
+                    CandidateError::Malformed(_)
+                ),
+                "{kind}"
+            );
         }
     }
 }

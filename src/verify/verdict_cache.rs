@@ -47,12 +47,22 @@ struct CachedVerdict {
 impl Default for VerdictCache {
     fn default() -> Self {
         let weigh = |key: &CacheKey, cached: &Arc<CachedVerdict>| {
-            let texts: usize =
-                cached.report.signatures.iter().flat_map(|one| &one.checks).map(|one| one.detail.len()).sum();
+            let texts: usize = cached
+                .report
+                .signatures
+                .iter()
+                .flat_map(|one| &one.checks)
+                .map(|one| one.detail.len())
+                .sum();
             let skipped: usize = cached.report.skipped.iter().map(String::len).sum();
             u32::try_from(OVERHEAD + key.artifact.len() + texts + skipped).unwrap_or(u32::MAX)
         };
-        Self { accepted: Cache::builder().max_capacity(CAPACITY).weigher(weigh).build() }
+        Self {
+            accepted: Cache::builder()
+                .max_capacity(CAPACITY)
+                .weigher(weigh)
+                .build(),
+        }
     }
 }
 
@@ -79,12 +89,17 @@ impl VerdictCache {
             evidence: Digest::sha256(&bytes).to_string(),
             revision: policy.revision().to_string(),
         };
-        if let Some(cached) = self.accepted.get(&key).filter(|cached| cached.holds(context))
-            && let Some(verified) = Verified::from_cache(policy, pinned, &manifest, &cached.signers, cached.validity)
+        if let Some(cached) = self
+            .accepted
+            .get(&key)
+            .filter(|cached| cached.holds(context))
+            && let Some(verified) =
+                Verified::from_cache(policy, pinned, &manifest, &cached.signers, cached.validity)
         {
             return (Ok(verified), cached.report.clone());
         }
-        let (verdict, report) = Verified::verify_with_report(policy, pinned, manifest, evidence, context);
+        let (verdict, report) =
+            Verified::verify_with_report(policy, pinned, manifest, evidence, context);
         if let Ok(verified) = &verdict {
             let cached = CachedVerdict {
                 signers: verified.signers().to_vec(),
@@ -106,6 +121,8 @@ impl CachedVerdict {
 
 impl fmt::Debug for VerdictCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VerdictCache").field("entries", &self.accepted.entry_count()).finish()
+        f.debug_struct("VerdictCache")
+            .field("entries", &self.accepted.entry_count())
+            .finish()
     }
 }

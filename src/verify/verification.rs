@@ -67,7 +67,11 @@ impl Verification<'_> {
         evidence: &Evidence,
         signatures: &mut Vec<SignatureReport>,
     ) -> Result<Accepted, VerificationError> {
-        if self.requirements.revoked_digests.contains(self.pinned.digest()) {
+        if self
+            .requirements
+            .revoked_digests
+            .contains(self.pinned.digest())
+        {
             return Err(self.error(Reason::RevokedDigest, Vec::new()));
         }
         let mut tally = Tally::default();
@@ -87,11 +91,18 @@ impl Verification<'_> {
             );
             tally.take(outcome, signatures);
         }
-        let with_revocation =
-            |error: VerificationError| VerificationError { revoked: error.revoked || tally.is_revoked(), ..error };
-        let accepted = self.count_votes(&tally, evidence).map_err(with_revocation)?;
+        let with_revocation = |error: VerificationError| VerificationError {
+            revoked: error.revoked || tally.is_revoked(),
+            ..error
+        };
+        let accepted = self
+            .count_votes(&tally, evidence)
+            .map_err(with_revocation)?;
         let attested = self.check_attestations(&tally).map_err(with_revocation)?;
-        Ok(Accepted { validity: accepted.validity.and(attested), ..accepted })
+        Ok(Accepted {
+            validity: accepted.validity.and(attested),
+            ..accepted
+        })
     }
 
     /// Checks one candidate: parses it, matches it with the authorities of the policy, and reads
@@ -100,11 +111,19 @@ impl Verification<'_> {
         &self,
         format: Format,
         read: impl FnOnce() -> Result<Candidate, CandidateError>,
-        contents: impl FnOnce(&Candidate, &Matches, &mut CheckLog) -> Result<Contribution, CandidateError>,
+        contents: impl FnOnce(
+            &Candidate,
+            &Matches,
+            &mut CheckLog,
+        ) -> Result<Contribution, CandidateError>,
     ) -> (SignatureReport, Result<Contribution, CandidateError>) {
         let (mut checks, mut signer) = (CheckLog::default(), None);
         let outcome = checks
-            .record("format", self.check_format(format).and_then(|()| read()), |_| format.in_words().to_owned())
+            .record(
+                "format",
+                self.check_format(format).and_then(|()| read()),
+                |_| format.in_words().to_owned(),
+            )
             .and_then(|read| {
                 let matched = self.match_authorities(&read, format, &mut checks)?;
                 signer = matched.0.first().map(|(_, signer, _)| signer.clone());
@@ -121,24 +140,51 @@ impl Verification<'_> {
         checks: &mut CheckLog,
     ) -> Result<Contribution, CandidateError> {
         let statement = Statement::of(read).and_then(|statement| {
-            let statement = statement.ok_or_else(|| CandidateError::Malformed("no statement".to_owned()))?;
+            let statement =
+                statement.ok_or_else(|| CandidateError::Malformed("no statement".to_owned()))?;
             let (kind, wanted) = (&statement.predicate_type, self.requirements);
             let known = wanted.predicate_types.contains(kind)
-                || wanted.attestations.iter().any(|attestation| attestation.predicate_type == *kind);
-            if known { Ok(statement) } else { Err(CandidateError::NotASignature(kind.clone())) }
+                || wanted
+                    .attestations
+                    .iter()
+                    .any(|attestation| attestation.predicate_type == *kind);
+            if known {
+                Ok(statement)
+            } else {
+                Err(CandidateError::NotASignature(kind.clone()))
+            }
         });
-        let statement = checks.record("statement", statement, |statement| statement.predicate_type.clone())?;
+        let statement = checks.record("statement", statement, |statement| {
+            statement.predicate_type.clone()
+        })?;
         let digest = self.pinned.digest();
-        let annotations = checks.record("digest", statement.names(digest), |_| format!("it names {digest}"))?;
+        let annotations = checks.record("digest", statement.names(digest), |_| {
+            format!("it names {digest}")
+        })?;
         let referrer = bundle_v03::check_referrer(candidate, digest);
-        checks.record("referrer", referrer, |()| "attached to the same digest".to_owned())?;
-        if self.requirements.predicate_types.contains(&statement.predicate_type) {
+        checks.record("referrer", referrer, |()| {
+            "attached to the same digest".to_owned()
+        })?;
+        if self
+            .requirements
+            .predicate_types
+            .contains(&statement.predicate_type)
+        {
             self.check_annotations(annotations, checks)?;
-            return self.collect_votes(matched, checks).map(Contribution::Signature);
+            return self
+                .collect_votes(matched, checks)
+                .map(Contribution::Signature);
         }
         // The statement is valid for as long as any of its authorities is.
-        let ends: Option<Vec<Timestamp>> = matched.0.iter().map(|(.., matched)| matched.until).collect();
-        Ok(Contribution::Attestation(statement, ends.and_then(|ends| ends.into_iter().max())))
+        let ends: Option<Vec<Timestamp>> = matched
+            .0
+            .iter()
+            .map(|(.., matched)| matched.until)
+            .collect();
+        Ok(Contribution::Attestation(
+            statement,
+            ends.and_then(|ends| ends.into_iter().max()),
+        ))
     }
 
     fn check_payload(
@@ -147,19 +193,33 @@ impl Verification<'_> {
         matched: &Matches,
         checks: &mut CheckLog,
     ) -> Result<Contribution, CandidateError> {
-        let payload =
-            checks.record("statement", legacy::parse_payload(&candidate.payload), |_| "cosign signature".to_owned())?;
+        let payload = checks.record(
+            "statement",
+            legacy::parse_payload(&candidate.payload),
+            |_| "cosign signature".to_owned(),
+        )?;
         let digest = self.pinned.digest();
-        checks.record("digest", payload.names(digest), |()| format!("it names {digest}"))?;
+        checks.record("digest", payload.names(digest), |()| {
+            format!("it names {digest}")
+        })?;
         if self.requirements.claimed_repository != ClaimedRepository::Ignore {
-            checks.record("repository", self.check_repository(&payload.repository), |()| payload.repository.clone())?;
+            checks.record(
+                "repository",
+                self.check_repository(&payload.repository),
+                |()| payload.repository.clone(),
+            )?;
         }
         self.check_annotations(&payload.annotations, checks)?;
-        self.collect_votes(matched, checks).map(Contribution::Signature)
+        self.collect_votes(matched, checks)
+            .map(Contribution::Signature)
     }
 
     fn check_format(&self, format: Format) -> Result<(), CandidateError> {
-        if self.requirements.formats.contains(&format) { Ok(()) } else { Err(CandidateError::Format(format.label())) }
+        if self.requirements.formats.contains(&format) {
+            Ok(())
+        } else {
+            Err(CandidateError::Format(format.label()))
+        }
     }
 
     /// All authorities whose signature this is. `checks` continues with the checks of the
@@ -212,10 +272,18 @@ impl Verification<'_> {
         if let Some((_, own)) = best {
             checks.append(own);
         }
-        if all.is_empty() { Err(refused) } else { Ok(Matches(all)) }
+        if all.is_empty() {
+            Err(refused)
+        } else {
+            Ok(Matches(all))
+        }
     }
 
-    fn collect_votes(&self, matched: &Matches, checks: &mut CheckLog) -> Result<Vec<Vote>, CandidateError> {
+    fn collect_votes(
+        &self,
+        matched: &Matches,
+        checks: &mut CheckLog,
+    ) -> Result<Vec<Vote>, CandidateError> {
         let mut votes = Vec::new();
         let mut refused = None;
         for (authority, signer, matched) in &matched.0 {
@@ -241,24 +309,36 @@ impl Verification<'_> {
     /// Checks that the signature is not older than `max_signature_age`, and returns until when it
     /// is not.
     fn check_age(&self, matched: &AuthorityMatch) -> Result<Option<Timestamp>, CandidateError> {
-        let Some(most) = self.requirements.max_signature_age else { return Ok(None) };
+        let Some(most) = self.requirements.max_signature_age else {
+            return Ok(None);
+        };
         let Some(earliest) = matched.earliest_time else {
-            return Err(CandidateError::TooOld("nothing proves when it was signed".to_owned()));
+            return Err(CandidateError::TooOld(
+                "nothing proves when it was signed".to_owned(),
+            ));
         };
         let most = SignedDuration::try_from(most).unwrap_or(SignedDuration::MAX);
         let until = earliest.checked_add(most).unwrap_or(Timestamp::MAX);
         if self.context.now > until {
-            return Err(CandidateError::TooOld(format!("signed at {earliest}, good until {until}")));
+            return Err(CandidateError::TooOld(format!(
+                "signed at {earliest}, good until {until}"
+            )));
         }
         Ok(Some(until))
     }
 
-    fn check_annotations(&self, signed: &BTreeMap<String, Value>, checks: &mut CheckLog) -> Result<(), CandidateError> {
+    fn check_annotations(
+        &self,
+        signed: &BTreeMap<String, Value>,
+        checks: &mut CheckLog,
+    ) -> Result<(), CandidateError> {
         let wanted = &self.requirements.annotations;
         if wanted.is_empty() {
             return Ok(());
         }
-        let lacking = wanted.iter().find(|(key, value)| signed.get(*key) != Some(*value));
+        let lacking = wanted
+            .iter()
+            .find(|(key, value)| signed.get(*key) != Some(*value));
         let outcome = match lacking {
             None => Ok(()),
             Some((key, value)) => Err(CandidateError::Annotations(match signed.get(key) {
@@ -266,39 +346,75 @@ impl Verification<'_> {
                 Some(other) => format!("{key} is {other}, not {value}"),
             })),
         };
-        checks.record("annotations", outcome, |()| wanted.keys().cloned().collect::<Vec<_>>().join(", "))
+        checks.record("annotations", outcome, |()| {
+            wanted.keys().cloned().collect::<Vec<_>>().join(", ")
+        })
     }
 
     fn check_repository(&self, claimed: &str) -> Result<(), CandidateError> {
-        let right = match (&self.requirements.claimed_repository, self.pinned.repository()) {
+        let right = match (
+            &self.requirements.claimed_repository,
+            self.pinned.repository(),
+        ) {
             (ClaimedRepository::Ignore, _) => true,
             (ClaimedRepository::Exactly(repository), _) => repository == claimed,
-            (ClaimedRepository::Match, repository @ Repository::Registry { .. }) => repository.to_string() == claimed,
+            (ClaimedRepository::Match, repository @ Repository::Registry { .. }) => {
+                repository.to_string() == claimed
+            }
             // A layout folder has no repository name that a signer could have known.
             (ClaimedRepository::Match, Repository::Layout { .. }) => false,
         };
-        if right { Ok(()) } else { Err(CandidateError::Repository(claimed.to_owned())) }
+        if right {
+            Ok(())
+        } else {
+            Err(CandidateError::Repository(claimed.to_owned()))
+        }
     }
 
-    fn count_votes(&self, tally: &Tally, evidence: &Evidence) -> Result<Accepted, VerificationError> {
-        let candidates: Vec<_> = tally.votes.iter().map(|vote| (vote.authority, vote.signer_key.as_str())).collect();
-        let counted: Vec<&Vote> =
-            max_matching(&candidates).into_iter().map(|position| &tally.votes[position]).collect();
+    fn count_votes(
+        &self,
+        tally: &Tally,
+        evidence: &Evidence,
+    ) -> Result<Accepted, VerificationError> {
+        let candidates: Vec<_> = tally
+            .votes
+            .iter()
+            .map(|vote| (vote.authority, vote.signer_key.as_str()))
+            .collect();
+        let counted: Vec<&Vote> = max_matching(&candidates)
+            .into_iter()
+            .map(|position| &tally.votes[position])
+            .collect();
         let (needed, votes) = (self.requirements.at_least, counted.len());
         if votes < needed {
-            let mut details: Vec<String> = tally.errors.iter().filter_map(CandidateError::detail).collect();
+            let mut details: Vec<String> = tally
+                .errors
+                .iter()
+                .filter_map(CandidateError::detail)
+                .collect();
             details.extend(evidence.skipped.iter().cloned());
             if votes == 0 {
-                let reason = tally.errors.iter().map(CandidateError::reason).max().unwrap_or(Reason::Unsigned);
+                let reason = tally
+                    .errors
+                    .iter()
+                    .map(CandidateError::reason)
+                    .max()
+                    .unwrap_or(Reason::Unsigned);
                 return Err(self.error(reason, details));
             }
-            let names: Vec<_> = counted.iter().map(|vote| vote.signer.authority.as_str()).collect();
+            let names: Vec<_> = counted
+                .iter()
+                .map(|vote| vote.signer.authority.as_str())
+                .collect();
             details.insert(0, format!("{votes} of {needed}: {}", names.join(", ")));
             return Err(self.error(Reason::TooFewVotes, details));
         }
         Ok(Accepted {
             signers: counted.iter().map(|vote| vote.signer.clone()).collect(),
-            validity: Validity { until: counted.iter().filter_map(|vote| vote.until).min(), reverify_after: None },
+            validity: Validity {
+                until: counted.iter().filter_map(|vote| vote.until).min(),
+                reverify_after: None,
+            },
         })
     }
 
@@ -306,14 +422,27 @@ impl Verification<'_> {
     /// valid.
     fn check_attestations(&self, tally: &Tally) -> Result<Validity, VerificationError> {
         let mut validity = Validity::default();
-        for Attestation { predicate_type, rule } in &self.requirements.attestations {
+        for Attestation {
+            predicate_type,
+            rule,
+        } in &self.requirements.attestations
+        {
             let mut details = vec![format!("{predicate_type} is missing")];
             let mut satisfied: Vec<Option<Timestamp>> = Vec::new();
-            for (statement, until) in tally.statements.iter().filter(|(one, _)| one.predicate_type == *predicate_type) {
-                match rule.as_ref().map_or(Ok(true), |rule| rule.allows(&statement.text)) {
+            for (statement, until) in tally
+                .statements
+                .iter()
+                .filter(|(one, _)| one.predicate_type == *predicate_type)
+            {
+                match rule
+                    .as_ref()
+                    .map_or(Ok(true), |rule| rule.allows(&statement.text))
+                {
                     Ok(true) => satisfied.push(*until),
                     Ok(false) => details[0] = format!("{predicate_type} does not satisfy the rule"),
-                    Err(error) => details[0] = format!("{predicate_type}: the rule failed: {error}"),
+                    Err(error) => {
+                        details[0] = format!("{predicate_type}: the rule failed: {error}")
+                    }
                 }
             }
             if satisfied.is_empty() {
@@ -321,16 +450,28 @@ impl Verification<'_> {
                 return Err(self.error(Reason::Attestation, details));
             }
             // One statement is enough, so the latest end counts.
-            let until = satisfied.into_iter().collect::<Option<Vec<_>>>().and_then(|ends| ends.into_iter().max());
+            let until = satisfied
+                .into_iter()
+                .collect::<Option<Vec<_>>>()
+                .and_then(|ends| ends.into_iter().max());
             // A rule may depend on the clock.
-            let reverify_after = rule.as_ref().and_then(|_| self.context.now.checked_add(RULE_LIFETIME).ok());
-            validity = validity.and(Validity { until, reverify_after });
+            let reverify_after = rule
+                .as_ref()
+                .and_then(|_| self.context.now.checked_add(RULE_LIFETIME).ok());
+            validity = validity.and(Validity {
+                until,
+                reverify_after,
+            });
         }
         Ok(validity)
     }
 
     fn error(&self, reason: Reason, details: Vec<String>) -> VerificationError {
-        let text: String = details.iter().take(MAX_DETAILS).map(|detail| format!("; {}", sanitize(detail))).collect();
+        let text: String = details
+            .iter()
+            .take(MAX_DETAILS)
+            .map(|detail| format!("; {}", sanitize(detail)))
+            .collect();
         VerificationError {
             reason,
             digest: self.pinned.digest().clone(),
@@ -346,7 +487,9 @@ struct Matches(Vec<(usize, Signer, AuthorityMatch)>);
 impl Tally {
     /// Whether one of the signatures is by a revoked key.
     fn is_revoked(&self) -> bool {
-        self.errors.iter().any(|error| error.reason().is_revocation())
+        self.errors
+            .iter()
+            .any(|error| error.reason().is_revocation())
     }
 
     fn take(
@@ -357,7 +500,9 @@ impl Tally {
         signatures.push(signature);
         match outcome {
             Ok(Contribution::Signature(votes)) => self.votes.extend(votes),
-            Ok(Contribution::Attestation(statement, until)) => self.statements.push((statement, until)),
+            Ok(Contribution::Attestation(statement, until)) => {
+                self.statements.push((statement, until))
+            }
             Err(error) => self.errors.push(error),
         }
     }

@@ -43,7 +43,14 @@ impl Verified<Manifest> {
         manifest: Manifest,
         evidence: &Evidence,
     ) -> Result<Self, VerificationError> {
-        Self::verify_with_report(policy, pinned, manifest, evidence, VerificationContext::now()).0
+        Self::verify_with_report(
+            policy,
+            pinned,
+            manifest,
+            evidence,
+            VerificationContext::now(),
+        )
+        .0
     }
 
     /// The same verification, with a report of every check.
@@ -58,24 +65,40 @@ impl Verified<Manifest> {
         context: VerificationContext,
     ) -> (Result<Self, VerificationError>, Report) {
         let skipped = evidence.skipped.iter().map(|text| sanitize(text)).collect();
-        let mut report = Report { signatures: Vec::new(), skipped };
+        let mut report = Report {
+            signatures: Vec::new(),
+            skipped,
+        };
         let digest = pinned.digest();
         if digest.recompute(manifest.raw()) != *digest {
             let details = format!("; the manifest is {}", manifest.digest());
             return (
-                Err(VerificationError { reason: Reason::OtherDigest, digest: digest.clone(), details, revoked: false }),
+                Err(VerificationError {
+                    reason: Reason::OtherDigest,
+                    digest: digest.clone(),
+                    details,
+                    revoked: false,
+                }),
                 report,
             );
         }
         let accepted = match policy.rule() {
             Rule::Unsigned if policy.revokes(digest) => {
                 let (reason, digest) = (Reason::RevokedDigest, digest.clone());
-                Err(VerificationError { reason, digest, details: String::new(), revoked: true })
+                Err(VerificationError {
+                    reason,
+                    digest,
+                    details: String::new(),
+                    revoked: true,
+                })
             }
             Rule::Unsigned => Ok(Accepted::default()),
-            Rule::Signed(requirements) => {
-                Verification { requirements, pinned, context }.verify(evidence, &mut report.signatures)
+            Rule::Signed(requirements) => Verification {
+                requirements,
+                pinned,
+                context,
             }
+            .verify(evidence, &mut report.signatures),
         };
         let verified = accepted.map(|Accepted { signers, validity }| Self {
             value: manifest,
@@ -146,7 +169,11 @@ impl<T> Verified<T> {
     /// The latest time from which a counted signature's age counts; `None` if no signature has a
     /// proven time.
     pub fn signed_at(&self) -> Option<Timestamp> {
-        self.signers.iter().map(|signer| signer.earliest_time).max().flatten()
+        self.signers
+            .iter()
+            .map(|signer| signer.earliest_time)
+            .max()
+            .flatten()
     }
 }
 

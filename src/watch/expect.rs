@@ -99,7 +99,11 @@ pub(super) struct Facts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unmet {
     #[error("annotation {key} is {found}, not {expected:?} as expected")]
-    Annotation { key: String, expected: String, found: Quoted },
+    Annotation {
+        key: String,
+        expected: String,
+        found: Quoted,
+    },
     #[error("root {root:?} is outside expect.roots, {expected}")]
     Roots { root: String, expected: String },
     #[error("{0}")]
@@ -116,7 +120,10 @@ pub(super) enum Unmet {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Older {
     #[error("{position} is older than the minimum, {minimum}")]
-    Minimum { position: Position, minimum: Position },
+    Minimum {
+        position: Position,
+        minimum: Position,
+    },
     #[error("{position} is older than a version served before, {floor}")]
     Floor { position: Position, floor: Position },
     #[error("{digest} was served earlier and has been replaced, last by {newest}")]
@@ -131,12 +138,21 @@ impl<'a> Facts<'a> {
     /// The facts before the download.
     pub(super) fn of(manifest: &'a Verified<Manifest>, tag: Option<&'a str>) -> Self {
         let (digest, signed_at) = (manifest.pinned().digest(), manifest.signed_at());
-        Self { digest, annotations: manifest.value().annotations(), signed_at, tag, bundle: None }
+        Self {
+            digest,
+            annotations: manifest.value().annotations(),
+            signed_at,
+            tag,
+            bundle: None,
+        }
     }
 
     /// The facts about a version that can be served.
     pub(super) fn of_snapshot(snapshot: &'a Snapshot, tag: Option<&'a str>) -> Self {
-        Self { bundle: Some(snapshot.bundle().manifest()), ..Self::of(snapshot.manifest(), tag) }
+        Self {
+            bundle: Some(snapshot.bundle().manifest()),
+            ..Self::of(snapshot.manifest(), tag)
+        }
     }
 }
 
@@ -168,16 +184,23 @@ impl Expect {
         if let (Some(position), Some(minimum)) = (&position, self.minimum())
             && *position < minimum
         {
-            return Ok(Some(Older::Minimum { position: position.clone(), minimum }));
+            return Ok(Some(Older::Minimum {
+                position: position.clone(),
+                minimum,
+            }));
         }
         if past.compare(facts.digest, position.as_ref()).is_ge() {
             return Ok(None);
         }
         Ok(match (position, past.floor(), past.newest()) {
-            (Some(position), Some(floor), _) if position < *floor => {
-                Some(Older::Floor { position, floor: floor.clone() })
-            }
-            (_, _, Some(newest)) => Some(Older::Digest { digest: facts.digest.clone(), newest: newest.clone() }),
+            (Some(position), Some(floor), _) if position < *floor => Some(Older::Floor {
+                position,
+                floor: floor.clone(),
+            }),
+            (_, _, Some(newest)) => Some(Older::Digest {
+                digest: facts.digest.clone(),
+                newest: newest.clone(),
+            }),
             (_, _, None) => None,
         })
     }
@@ -193,10 +216,18 @@ impl Expect {
             Some(Order::Version { .. }) => Ok(stated_version(facts)?.map(Position::Version)),
             Some(Order::Created { .. }) => {
                 let created = facts.annotations.get(CREATED);
-                let parsed = created.and_then(|created| created.parse().ok()).map(Position::Created);
-                parsed.map(Some).ok_or_else(|| Unmet::Created(Quoted::new(created)))
+                let parsed = created
+                    .and_then(|created| created.parse().ok())
+                    .map(Position::Created);
+                parsed
+                    .map(Some)
+                    .ok_or_else(|| Unmet::Created(Quoted::new(created)))
             }
-            Some(Order::SignedTime { .. }) => facts.signed_at.map(Position::Signed).map(Some).ok_or(Unmet::SignedTime),
+            Some(Order::SignedTime { .. }) => facts
+                .signed_at
+                .map(Position::Signed)
+                .map(Some)
+                .ok_or(Unmet::SignedTime),
         }
     }
 
@@ -209,25 +240,44 @@ impl Expect {
     }
 
     fn check_annotations(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
-        let unmet = self.annotations.iter().find(|(key, value)| facts.annotations.get(*key) != Some(*value));
+        let unmet = self
+            .annotations
+            .iter()
+            .find(|(key, value)| facts.annotations.get(*key) != Some(*value));
         unmet.map_or(Ok(()), |(key, expected)| {
             let found = Quoted::new(facts.annotations.get(key));
-            Err(Unmet::Annotation { key: key.clone(), expected: expected.clone(), found })
+            Err(Unmet::Annotation {
+                key: key.clone(),
+                expected: expected.clone(),
+                found,
+            })
         })
     }
 
     fn check_roots(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
-        let Some(bundle) = facts.bundle.filter(|_| !self.roots.is_empty()) else { return Ok(()) };
-        let outside = bundle.roots.iter().find(|root| !self.roots.iter().any(|within| lies_within(root, within)));
-        outside.map_or(Ok(()), |root| Err(Unmet::Roots { root: cut(root), expected: self.roots.join(", ") }))
+        let Some(bundle) = facts.bundle.filter(|_| !self.roots.is_empty()) else {
+            return Ok(());
+        };
+        let outside = bundle
+            .roots
+            .iter()
+            .find(|root| !self.roots.iter().any(|within| lies_within(root, within)));
+        outside.map_or(Ok(()), |root| {
+            Err(Unmet::Roots {
+                root: cut(root),
+                expected: self.roots.join(", "),
+            })
+        })
     }
 
     fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
-        let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else { return Ok(()) };
+        let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else {
+            return Ok(());
+        };
         match (TagVersion::of(tag), stated_version(facts)?) {
-            (Some(tag_version), Some(version)) if !tag_version.holds_for(&version) => {
-                Err(Unmet::Version(format!("the tag {tag} is on version {version}")))
-            }
+            (Some(tag_version), Some(version)) if !tag_version.holds_for(&version) => Err(
+                Unmet::Version(format!("the tag {tag} is on version {version}")),
+            ),
             _ => Ok(()),
         }
     }
@@ -241,7 +291,9 @@ impl Unmet {
             Self::Older(Older::Minimum { position, .. } | Older::Floor { position, .. }) => {
                 matches!(position, Position::Signed(_))
             }
-            Self::Annotation { .. } | Self::Roots { .. } | Self::Version(_) | Self::Created(_) => false,
+            Self::Annotation { .. } | Self::Roots { .. } | Self::Version(_) | Self::Created(_) => {
+                false
+            }
             Self::Older(Older::Digest { .. }) => false,
         }
     }
@@ -287,7 +339,10 @@ fn stated_version(facts: &Facts<'_>) -> Result<Option<Version>, Unmet> {
 
 /// Compares roots as OPA does: in whole segments, and the empty one is everything.
 fn lies_within(root: &str, within: &str) -> bool {
-    within.is_empty() || root.strip_prefix(within).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    within.is_empty()
+        || root
+            .strip_prefix(within)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Cuts foreign text: a hostile author must not be able to fill the log.

@@ -19,18 +19,33 @@ use crate::{
 impl Pipeline {
     /// The versions that this bundle served before the process started.
     pub(super) async fn history(&self) -> History {
-        let stored = self.store.history(&self.name, &self.reference.to_string(), HISTORY_LIMIT).await;
-        stored.map_or_else(History::default, |bytes| History::from_bytes(&self.name, &bytes))
+        let stored = self
+            .store
+            .history(&self.name, &self.reference.to_string(), HISTORY_LIMIT)
+            .await;
+        stored.map_or_else(History::default, |bytes| {
+            History::from_bytes(&self.name, &bytes)
+        })
     }
 
     /// Checks the expectations as far as the manifest tells, before the download.
-    pub(super) fn expect_manifest(&self, manifest: &Verified<Manifest>, past: &History) -> Result<(), Failure> {
-        let met = self.expect.check(&Facts::of(manifest, self.reference.tag()), past);
+    pub(super) fn expect_manifest(
+        &self,
+        manifest: &Verified<Manifest>,
+        past: &History,
+    ) -> Result<(), Failure> {
+        let met = self
+            .expect
+            .check(&Facts::of(manifest, self.reference.tag()), past);
         met.map_err(|unmet| unexpected(Step::Verify, manifest.pinned().digest(), &unmet))
     }
 
     /// Checks all expectations.
-    pub(super) fn expect_snapshot(&self, snapshot: &Snapshot, past: &History) -> Result<(), Failure> {
+    pub(super) fn expect_snapshot(
+        &self,
+        snapshot: &Snapshot,
+        past: &History,
+    ) -> Result<(), Failure> {
         let met = self.expect.check(&self.facts(snapshot), past);
         met.map_err(|unmet| unexpected(Step::Open, snapshot.manifest_digest(), &unmet))
     }
@@ -46,7 +61,8 @@ impl Watcher {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         // A version without a position in a configured order was refused.
         let position = expect.position(&facts).ok().flatten();
-        self.history.after_serving(facts.digest, position, expect.on_older)
+        self.history
+            .after_serving(facts.digest, position, expect.on_older)
     }
 
     /// Adds a served or restored version to the history, and raises the alarm if it is older than
@@ -55,23 +71,40 @@ impl Watcher {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         let older = expect.older(&facts, &self.history).ok().flatten();
         let older = older.filter(|_| expect.on_older != OnOlder::Serve);
-        self.publisher.set_downgrade(older.map(|older| older.to_string()).as_deref());
+        self.publisher
+            .set_downgrade(older.map(|older| older.to_string()).as_deref());
         self.history = Arc::new(self.history_serving(snapshot));
     }
 
     /// Removes the withdrawn version from the disk, and records that it was withdrawn.
     pub(super) fn persist_withdrawal(&mut self) {
-        self.history = Arc::new(self.history.after_showing(self.publisher.machine().published()));
-        self.persist_queue.enqueue(Update::Forget { history: self.history.to_bytes() });
+        self.history = Arc::new(
+            self.history
+                .after_showing(self.publisher.machine().published()),
+        );
+        self.persist_queue.enqueue(Update::Forget {
+            history: self.history.to_bytes(),
+        });
     }
 }
 
 /// The failure of an expectation: a defect, which is not fetched again, unless a new signature
 /// could meet the expectation.
 fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
-    let class = if unmet.changes_by_signing() { FailureClass::Evidence } else { FailureClass::Defect };
+    let class = if unmet.changes_by_signing() {
+        FailureClass::Evidence
+    } else {
+        FailureClass::Defect
+    };
     let message = format!("{unmet} (digest {digest}); see `expect`");
-    Failure { class, step, digest: Some(digest.clone()), etag: None, reason: unmet.label(), message }
+    Failure {
+        class,
+        step,
+        digest: Some(digest.clone()),
+        etag: None,
+        reason: unmet.label(),
+        message,
+    }
 }
 
 /// The limit of a stored history; sixty-four digests take a tenth of it.

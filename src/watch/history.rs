@@ -58,7 +58,11 @@ impl History {
     /// The withdrawal that outlives a restart.
     pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
         let WithdrawalRecord { reason, version } = self.withdrawn.as_ref()?;
-        Some(Withdrawal { reason: reason.as_str().into(), version: Some(Arc::new(version.clone())), was_served: true })
+        Some(Withdrawal {
+            reason: reason.as_str().into(),
+            version: Some(Arc::new(version.clone())),
+            was_served: true,
+        })
     }
 
     /// Whether the bundle was never served here.
@@ -68,7 +72,9 @@ impl History {
 
     /// Compares `digest` with the versions that were served: `Less` if it is older.
     pub(super) fn compare(&self, digest: &Digest, position: Option<&Position>) -> Ordering {
-        let by_position = position.zip(self.floor()).and_then(|(position, floor)| position.partial_cmp(floor));
+        let by_position = position
+            .zip(self.floor())
+            .and_then(|(position, floor)| position.partial_cmp(floor));
         match by_position {
             Some(Ordering::Equal) | None if self.was_replaced(digest) => Ordering::Less,
             Some(ordering) => ordering,
@@ -83,12 +89,19 @@ impl History {
     }
 
     fn was_replaced(&self, digest: &Digest) -> bool {
-        self.served.split_last().is_some_and(|(_, earlier)| earlier.contains(digest))
+        self.served
+            .split_last()
+            .is_some_and(|(_, earlier)| earlier.contains(digest))
     }
 
     /// The history after `digest` has been served.
     #[must_use]
-    pub(super) fn after_serving(&self, digest: &Digest, position: Option<Position>, on_older: OnOlder) -> Self {
+    pub(super) fn after_serving(
+        &self,
+        digest: &Digest,
+        position: Option<Position>,
+        on_older: OnOlder,
+    ) -> Self {
         let compared = self.compare(digest, position.as_ref());
         let goes_back = compared.is_lt() && on_older == OnOlder::Serve;
         let mut served = self.served.clone();
@@ -111,17 +124,33 @@ impl History {
             (Some(position), Some(floor)) if position < *floor && !goes_back => Some(floor.clone()),
             (Some(position), _) => Some(position),
         };
-        Self { floor, served, withdrawn: None }
+        Self {
+            floor,
+            served,
+            withdrawn: None,
+        }
     }
 
     /// The history after a change of state. It records only the withdrawal of a version that was
     /// served: a bundle that was never served is not missed after a restart either.
     #[must_use]
     pub(super) fn after_showing(&self, state: &State) -> Self {
-        let State::Withdrawn(Withdrawal { reason, version: Some(version), .. }) = state else { return self.clone() };
-        let withdrawn =
-            Some(WithdrawalRecord { reason: reason.to_string(), version: WithdrawnVersion::clone(version) });
-        Self { withdrawn, ..self.clone() }
+        let State::Withdrawn(Withdrawal {
+            reason,
+            version: Some(version),
+            ..
+        }) = state
+        else {
+            return self.clone();
+        };
+        let withdrawn = Some(WithdrawalRecord {
+            reason: reason.to_string(),
+            version: WithdrawnVersion::clone(version),
+        });
+        Self {
+            withdrawn,
+            ..self.clone()
+        }
     }
 
     /// Reads the output of [`Self::to_bytes`]. A history that can't be read is dropped, with an
@@ -144,9 +173,8 @@ impl PartialOrd for Position {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         match (self, other) {
             (Self::Version(one), Self::Version(other)) => Some(one.cmp(other)),
-            (Self::Created(one), Self::Created(other)) | (Self::Signed(one), Self::Signed(other)) => {
-                Some(one.cmp(other))
-            }
+            (Self::Created(one), Self::Created(other))
+            | (Self::Signed(one), Self::Signed(other)) => Some(one.cmp(other)),
             (Self::Version(_) | Self::Created(_) | Self::Signed(_), _) => None,
         }
     }
@@ -208,7 +236,11 @@ mod tests {
     #[test]
     fn without_an_order_a_digest_is_older_once_another_has_replaced_it() {
         let history = serving(&[1, 2]);
-        for (number, compared) in [(1, Ordering::Less), (2, Ordering::Equal), (3, Ordering::Greater)] {
+        for (number, compared) in [
+            (1, Ordering::Less),
+            (2, Ordering::Equal),
+            (3, Ordering::Greater),
+        ] {
             assert_eq!(history.compare(&digest(number), None), compared, "{number}");
         }
         // It stays older while it is served, and the newest is no news.
@@ -221,23 +253,22 @@ mod tests {
     fn a_deliberate_rollback_starts_the_order_over_from_there() {
         let back = serving(&[1, 2, 3]).after_serving(&digest(1), None, OnOlder::Serve);
         assert_eq!(back, serving(&[1]));
-        let versions = History::default().after_serving(&digest(1), version("1.0.0"), OnOlder::Serve).after_serving(
-            &digest(2),
-            version("2.0.0"),
-            OnOlder::Serve,
-        );
+        let versions = History::default()
+            .after_serving(&digest(1), version("1.0.0"), OnOlder::Serve)
+            .after_serving(&digest(2), version("2.0.0"), OnOlder::Serve);
         let back = versions.after_serving(&digest(1), version("1.0.0"), OnOlder::Serve);
         assert_eq!(back.floor(), version("1.0.0").as_ref());
-        assert_eq!(back.compare(&digest(2), version("2.0.0").as_ref()), Ordering::Greater);
+        assert_eq!(
+            back.compare(&digest(2), version("2.0.0").as_ref()),
+            Ordering::Greater
+        );
     }
 
     #[test]
     fn positions_decide_and_digests_only_between_equals() {
-        let history = History::default().after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm).after_serving(
-            &digest(2),
-            version("1.0.0"),
-            OnOlder::Alarm,
-        );
+        let history = History::default()
+            .after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm)
+            .after_serving(&digest(2), version("1.0.0"), OnOlder::Alarm);
         for (number, position, compared) in [
             (1, version("1.0.0"), Ordering::Less),
             (2, version("1.0.0"), Ordering::Equal),
@@ -245,25 +276,36 @@ mod tests {
             (3, version("0.9.0"), Ordering::Less),
             (1, version("1.1.0"), Ordering::Greater),
         ] {
-            assert_eq!(history.compare(&digest(number), position.as_ref()), compared, "{number} {position:?}");
+            assert_eq!(
+                history.compare(&digest(number), position.as_ref()),
+                compared,
+                "{number} {position:?}"
+            );
         }
         // Another order has no floor yet, but the digests are still known.
         let created = Some(Position::Created(Timestamp::UNIX_EPOCH));
-        assert_eq!(history.compare(&digest(1), created.as_ref()), Ordering::Less);
-        assert_eq!(history.compare(&digest(3), created.as_ref()), Ordering::Greater);
+        assert_eq!(
+            history.compare(&digest(1), created.as_ref()),
+            Ordering::Less
+        );
+        assert_eq!(
+            history.compare(&digest(3), created.as_ref()),
+            Ordering::Greater
+        );
         let switched = history.after_serving(&digest(3), created.clone(), OnOlder::Alarm);
         assert_eq!(switched.floor(), created.as_ref());
     }
 
     #[test]
     fn an_old_version_that_was_never_served_does_not_make_the_newest_look_old() {
-        let history = History::default().after_serving(&digest(2), version("2.0.0"), OnOlder::Alarm).after_serving(
-            &digest(1),
-            version("1.0.0"),
-            OnOlder::Alarm,
-        );
+        let history = History::default()
+            .after_serving(&digest(2), version("2.0.0"), OnOlder::Alarm)
+            .after_serving(&digest(1), version("1.0.0"), OnOlder::Alarm);
         assert_eq!(history.floor(), version("2.0.0").as_ref());
-        assert_eq!(history.compare(&digest(2), version("2.0.0").as_ref()), Ordering::Equal);
+        assert_eq!(
+            history.compare(&digest(2), version("2.0.0").as_ref()),
+            Ordering::Equal
+        );
     }
 
     #[test]
@@ -271,7 +313,11 @@ mod tests {
         let history = serving(&(0..=100).collect::<Vec<_>>());
         assert_eq!(history.served.len(), MAX_DIGESTS);
         assert_eq!(history.compare(&digest(100 - 63), None), Ordering::Less);
-        assert_eq!(history.compare(&digest(0), None), Ordering::Greater, "forgotten");
+        assert_eq!(
+            history.compare(&digest(0), None),
+            Ordering::Greater,
+            "forgotten"
+        );
         assert!(history.to_bytes().len() < 8 << 10);
     }
 
@@ -285,20 +331,41 @@ mod tests {
         let history = serving(&[1]).after_showing(&State::Withdrawn(withdrawal.clone()));
         let read = History::from_bytes("authz", &history.to_bytes());
         assert_eq!(read.withdrawal(), Some(withdrawal));
-        assert_eq!(read.after_serving(&digest(1), None, OnOlder::Alarm).withdrawal(), None);
-        let never = Withdrawal { reason: "no signature".into(), version: None, was_served: false };
-        assert_eq!(serving(&[1]).after_showing(&State::Withdrawn(never)), serving(&[1]));
+        assert_eq!(
+            read.after_serving(&digest(1), None, OnOlder::Alarm)
+                .withdrawal(),
+            None
+        );
+        let never = Withdrawal {
+            reason: "no signature".into(),
+            version: None,
+            was_served: false,
+        };
+        assert_eq!(
+            serving(&[1]).after_showing(&State::Withdrawn(never)),
+            serving(&[1])
+        );
     }
 
     #[test]
     fn a_damaged_history_is_dropped_and_nothing_else() {
-        for text in ["", "{}", "[1]", r#"{"floor":"version x","served":[],"withdrawn":null}"#] {
-            assert_eq!(History::from_bytes("authz", text.as_bytes()), History::default(), "{text}");
+        for text in [
+            "",
+            "{}",
+            "[1]",
+            r#"{"floor":"version x","served":[],"withdrawn":null}"#,
+        ] {
+            assert_eq!(
+                History::from_bytes("authz", text.as_bytes()),
+                History::default(),
+                "{text}"
+            );
         }
     }
 
     fn position() -> impl Strategy<Value = Option<Position>> {
-        let version = (0..3_u8, 0..3_u8).prop_map(|(major, minor)| version(&format!("{major}.{minor}.0")));
+        let version =
+            (0..3_u8, 0..3_u8).prop_map(|(major, minor)| version(&format!("{major}.{minor}.0")));
         prop_oneof![4 => version, 1 => Just(None)]
     }
 

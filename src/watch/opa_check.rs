@@ -29,7 +29,11 @@ pub struct OpaCheck {
 impl OpaCheck {
     /// A check that looks into `results` before it runs `opa`.
     pub fn new(checker: Checker, results: CheckResults) -> Self {
-        Self { checker, results, refused_by: Arc::default() }
+        Self {
+            checker,
+            results,
+            refused_by: Arc::default(),
+        }
     }
 
     async fn verdict(&self, opa: &Arc<Opa>, bundle: &Blob) -> Result<Verdict, Unavailable> {
@@ -40,25 +44,39 @@ impl OpaCheck {
         }
         let verdict = self.checker.check(opa, bundle).await?;
         if let Ok(result) = serde_json::to_value(&verdict) {
-            self.results.put(digest, options, opa.digest(), result).await;
+            self.results
+                .put(digest, options, opa.digest(), result)
+                .await;
         }
         Ok(verdict)
     }
 
     /// Whether any `opa` accepted these bytes before.
     async fn accepted_before(&self, bundle: &Blob) -> bool {
-        let results = self.results.all(bundle.digest(), self.checker.options_key()).await;
-        let mut verdicts = results.into_iter().filter_map(|result| serde_json::from_value(result).ok());
+        let results = self
+            .results
+            .all(bundle.digest(), self.checker.options_key())
+            .await;
+        let mut verdicts = results
+            .into_iter()
+            .filter_map(|result| serde_json::from_value(result).ok());
         verdicts.any(|verdict| matches!(verdict, Verdict::Passed { .. }))
     }
 
     fn note_refusal(&self, opa: &Arc<Opa>) {
-        *self.refused_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(opa));
+        *self
+            .refused_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(opa));
     }
 
     /// Whether the program that made the last refusal is still the one on disk.
     async fn refusal_holds(&self) -> bool {
-        let refused_by = self.refused_by.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let refused_by = self
+            .refused_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         match refused_by {
             Some(opa) => opa.is_current().await,
             None => false,
@@ -69,16 +87,25 @@ impl OpaCheck {
 impl Pipeline {
     /// Lets `opa` load a version that is about to be published.
     pub(super) async fn check_with_opa(&self, snapshot: &Snapshot) -> Result<(), Failure> {
-        let Some(check) = &self.opa_check else { return Ok(()) };
+        let Some(check) = &self.opa_check else {
+            return Ok(());
+        };
         match self.opa_verdict(check, snapshot.bundle().blob()).await {
             Ok(None) => Ok(()),
             Ok(Some(problems)) => Err(refused(snapshot, &problems)),
             Err(error) => {
                 let way_out = match error {
-                    Unavailable::TimedOut { .. } => "; raise opa_check.timeout, or make the policy cheaper to load",
+                    Unavailable::TimedOut { .. } => {
+                        "; raise opa_check.timeout, or make the policy cheaper to load"
+                    }
                     _ => "; it is asked again",
                 };
-                Err(transient(Step::Open, snapshot.manifest_digest(), UNAVAILABLE, format!("{error}{way_out}")))
+                Err(transient(
+                    Step::Open,
+                    snapshot.manifest_digest(),
+                    UNAVAILABLE,
+                    format!("{error}{way_out}"),
+                ))
             }
         }
     }
@@ -88,7 +115,9 @@ impl Pipeline {
     /// accepted: clients run them. Clients wait no longer than one check may take, however many
     /// bundles are checked at the start.
     pub(super) async fn check_restored_with_opa(&self, snapshot: &Snapshot) -> Result<(), Failure> {
-        let Some(check) = &self.opa_check else { return Ok(()) };
+        let Some(check) = &self.opa_check else {
+            return Ok(());
+        };
         let (bundle, blob) = (&*self.name, snapshot.bundle().blob());
         let limit = check.checker.timeout();
         let verdict = timeout(limit, self.opa_verdict(check, blob)).await;
@@ -118,11 +147,20 @@ impl Pipeline {
         }
     }
 
-    async fn opa_verdict(&self, check: &OpaCheck, bundle: &Blob) -> Result<Option<Problems>, Unavailable> {
+    async fn opa_verdict(
+        &self,
+        check: &OpaCheck,
+        bundle: &Blob,
+    ) -> Result<Option<Problems>, Unavailable> {
         let opa = check.checker.opa().await?;
         match check.verdict(&opa, bundle).await? {
             Verdict::Passed { tests } => {
-                tracing::debug!(bundle = &*self.name, opa = opa.version(), tests, "opa accepts the bundle");
+                tracing::debug!(
+                    bundle = &*self.name,
+                    opa = opa.version(),
+                    tests,
+                    "opa accepts the bundle"
+                );
                 Ok(None)
             }
             Verdict::Refused(problems) => {
@@ -134,5 +172,10 @@ impl Pipeline {
 }
 
 fn refused(snapshot: &Snapshot, problems: &Problems) -> Failure {
-    defect(Step::Open, snapshot.manifest_digest(), REFUSED, format!("opa: {problems}"))
+    defect(
+        Step::Open,
+        snapshot.manifest_digest(),
+        REFUSED,
+        format!("opa: {problems}"),
+    )
 }

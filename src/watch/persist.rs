@@ -39,9 +39,16 @@ struct Next {
 #[derive(Debug)]
 pub(super) enum Update {
     /// The version is served; `history` includes it.
-    Keep { snapshot: Arc<Snapshot>, checked: Option<Timestamp>, history: Bytes },
+    Keep {
+        snapshot: Arc<Snapshot>,
+        checked: Option<Timestamp>,
+        history: Bytes,
+    },
     /// The version being served was confirmed by the registry, or verified again.
-    Confirm { snapshot: Arc<Snapshot>, checked: Option<Timestamp> },
+    Confirm {
+        snapshot: Arc<Snapshot>,
+        checked: Option<Timestamp>,
+    },
     /// The bundle is withdrawn.
     Forget { history: Bytes },
 }
@@ -60,7 +67,11 @@ impl PersistQueue {
     /// [`FLUSH_TIMEOUT`] at most.
     pub(super) async fn flushed(&self, number: u64) {
         let mut flushed = self.flushed.subscribe();
-        let _ = timeout(FLUSH_TIMEOUT, flushed.wait_for(|flushed| *flushed >= number)).await;
+        let _ = timeout(
+            FLUSH_TIMEOUT,
+            flushed.wait_for(|flushed| *flushed >= number),
+        )
+        .await;
     }
 
     /// Writes for ever. When it is dropped, the write under way is still completed, and updates
@@ -80,12 +91,18 @@ impl PersistQueue {
             }
             let (update, number) = self.take();
             match update {
-                Some(Update::Keep { snapshot, checked, history }) => {
+                Some(Update::Keep {
+                    snapshot,
+                    checked,
+                    history,
+                }) => {
                     Box::pin(pipeline.persist(&snapshot, checked, history)).await;
                 }
                 Some(Update::Confirm { snapshot, checked }) => {
                     let at = confirmed.map_or_else(|| Instant::now() + CONFIRM_DELAY, |(_, at)| at);
-                    confirmed = pipeline.confirm(&snapshot, checked).map(|change| (change, at));
+                    confirmed = pipeline
+                        .confirm(&snapshot, checked)
+                        .map(|change| (change, at));
                 }
                 Some(Update::Forget { history }) => pipeline.remove(history).await,
                 None => {}
@@ -120,7 +137,11 @@ fn coalesce(waiting: Option<Update>, newer: Update) -> Update {
     match (waiting, newer) {
         // The time of a check means nothing without the bundle.
         (Some(Update::Keep { history, .. }), Update::Confirm { snapshot, checked }) => {
-            Update::Keep { snapshot, checked, history }
+            Update::Keep {
+                snapshot,
+                checked,
+                history,
+            }
         }
         (Some(forget @ Update::Forget { .. }), Update::Confirm { .. }) => forget,
         (_, newer) => newer,
@@ -133,41 +154,72 @@ mod tests {
     use crate::publish::snapshot;
 
     fn keep(version: u8) -> Update {
-        Update::Keep { snapshot: snapshot(version), checked: None, history: Bytes::from(vec![version]) }
+        Update::Keep {
+            snapshot: snapshot(version),
+            checked: None,
+            history: Bytes::from(vec![version]),
+        }
     }
 
     fn forget() -> Update {
-        Update::Forget { history: Bytes::new() }
+        Update::Forget {
+            history: Bytes::new(),
+        }
     }
 
     fn confirm(seconds: i64) -> Update {
-        Update::Confirm { snapshot: snapshot(1), checked: Timestamp::from_second(seconds).ok() }
+        Update::Confirm {
+            snapshot: snapshot(1),
+            checked: Timestamp::from_second(seconds).ok(),
+        }
     }
 
     /// The update that is written if the disk hangs until all of these were enqueued.
     fn after_all(updates: impl IntoIterator<Item = Update>) -> Update {
-        updates.into_iter().fold(None, |waiting, update| Some(coalesce(waiting, update))).unwrap()
+        updates
+            .into_iter()
+            .fold(None, |waiting, update| Some(coalesce(waiting, update)))
+            .unwrap()
     }
 
     #[test]
     fn of_versions_that_wait_the_newest_is_written() {
-        let Update::Keep { snapshot: kept, .. } = after_all([keep(1), keep(2)]) else { panic!("not kept") };
+        let Update::Keep { snapshot: kept, .. } = after_all([keep(1), keep(2)]) else {
+            panic!("not kept")
+        };
         assert_eq!(kept.etag(), snapshot(2).etag());
     }
 
     #[test]
     fn no_version_comes_back_after_it_was_withdrawn() {
-        assert!(matches!(after_all([keep(1), forget()]), Update::Forget { .. }));
-        assert!(matches!(after_all([keep(1), forget(), confirm(1)]), Update::Forget { .. }));
-        assert!(matches!(after_all([keep(1), forget(), keep(2)]), Update::Keep { .. }));
+        assert!(matches!(
+            after_all([keep(1), forget()]),
+            Update::Forget { .. }
+        ));
+        assert!(matches!(
+            after_all([keep(1), forget(), confirm(1)]),
+            Update::Forget { .. }
+        ));
+        assert!(matches!(
+            after_all([keep(1), forget(), keep(2)]),
+            Update::Keep { .. }
+        ));
     }
 
     #[test]
     fn a_version_that_waits_is_written_with_the_newest_check() {
-        let Update::Keep { checked, .. } = after_all([keep(1), confirm(1), confirm(2)]) else { panic!("not kept") };
+        let Update::Keep { checked, .. } = after_all([keep(1), confirm(1), confirm(2)]) else {
+            panic!("not kept")
+        };
         assert_eq!(checked.unwrap().as_second(), 2);
-        assert!(matches!(after_all([confirm(1), confirm(2)]), Update::Confirm { .. }));
-        assert!(matches!(after_all([confirm(1), keep(1)]), Update::Keep { checked: None, .. }));
+        assert!(matches!(
+            after_all([confirm(1), confirm(2)]),
+            Update::Confirm { .. }
+        ));
+        assert!(matches!(
+            after_all([confirm(1), keep(1)]),
+            Update::Keep { checked: None, .. }
+        ));
     }
 
     #[tokio::test(start_paused = true)]

@@ -51,7 +51,10 @@ pub struct VerificationPool {
 pub(super) enum NotOpened {
     #[error("opening the bundle panicked: {0}; please report this")]
     Panic(tokio::task::JoinError),
-    #[error("opening the bundle took longer than {}", humantime::format_duration(OPEN_TIMEOUT))]
+    #[error(
+        "opening the bundle took longer than {}",
+        humantime::format_duration(OPEN_TIMEOUT)
+    )]
     Timeout,
 }
 
@@ -80,7 +83,12 @@ impl Default for VerificationPool {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let permits = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));
         let restore_permits = Arc::new(Semaphore::new(MAX_RESTORES));
-        Self { verify_permits: permits(), open_permits: permits(), restore_permits, verdicts: VerdictCache::default() }
+        Self {
+            verify_permits: permits(),
+            open_permits: permits(),
+            restore_permits,
+            verdicts: VerdictCache::default(),
+        }
     }
 }
 
@@ -93,7 +101,8 @@ impl VerificationPool {
         attempt: impl Future<Output = Attempt>,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let (digest, verdicts) = (job.pinned.digest().clone(), self.verdicts.clone());
-        self.run(digest, attempt, move || job.verify(&verdicts)).await
+        self.run(digest, attempt, move || job.verify(&verdicts))
+            .await
     }
 
     /// Waits for the permit to restore a bundle from disk.
@@ -105,7 +114,10 @@ impl VerificationPool {
     #[cfg(test)]
     pub(super) async fn hold(&self) -> OwnedSemaphorePermit {
         let all = u32::try_from(self.verify_permits.available_permits()).unwrap();
-        Arc::clone(&self.verify_permits).acquire_many_owned(all).await.unwrap()
+        Arc::clone(&self.verify_permits)
+            .acquire_many_owned(all)
+            .await
+            .unwrap()
     }
 
     /// Opens a bundle off the async threads, a few at a time. `attempt` is awaited once the job has
@@ -172,32 +184,62 @@ impl VerificationPool {
         };
         match timeout(VERIFY_TIMEOUT, working).await {
             Ok(Ok(verdict)) => verdict,
-            Ok(Err(panic)) => Err(failed("internal", format!("verification panicked: {panic}; please report this"))),
-            Err(_) => Err(failed("timeout", format!("verification did not end within {VERIFY_TIMEOUT:?}"))),
+            Ok(Err(panic)) => Err(failed(
+                "internal",
+                format!("verification panicked: {panic}; please report this"),
+            )),
+            Err(_) => Err(failed(
+                "timeout",
+                format!("verification did not end within {VERIFY_TIMEOUT:?}"),
+            )),
         }
     }
 }
 
 impl VerificationJob {
-    fn verify(self, verdicts: &VerdictCache) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
-        let Self { policy, pinned, manifest, evidence, accepted: before } = self;
+    fn verify(
+        self,
+        verdicts: &VerdictCache,
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let Self {
+            policy,
+            pinned,
+            manifest,
+            evidence,
+            accepted: before,
+        } = self;
         let root_revisions = roots(&policy);
         if !telemetry::is_clock_usable() {
             return Err(unusable_clock(pinned.digest()).into());
         }
         let circumstances = VerificationContext::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
-        let same_roots = before.is_some_and(|before| root_revisions.iter().all(|root| before.roots.contains(root)));
-        let circumstances = if same_roots { circumstances.accepted_before() } else { circumstances };
-        let (verdict, report) = verdicts.verify_with_report(&policy, &pinned, manifest, &evidence, circumstances);
-        let status = |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
+        let same_roots = before.is_some_and(|before| {
+            root_revisions
+                .iter()
+                .all(|root| before.roots.contains(root))
+        });
+        let circumstances = if same_roots {
+            circumstances.accepted_before()
+        } else {
+            circumstances
+        };
+        let (verdict, report) =
+            verdicts.verify_with_report(&policy, &pinned, manifest, &evidence, circumstances);
+        let status =
+            |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
         match verdict {
-            Ok(verified) if is_expired(verified.valid_until(), circumstances.now) => Err(Rejection {
-                failure: expired(pinned.digest(), verified.valid_until()),
-                verdict: Some(Box::new(status(None))),
-            }),
+            Ok(verified) if is_expired(verified.valid_until(), circumstances.now) => {
+                Err(Rejection {
+                    failure: expired(pinned.digest(), verified.valid_until()),
+                    verdict: Some(Box::new(status(None))),
+                })
+            }
             Ok(verified) => {
-                let verdict = VerdictStatus { verified: true, ..status(verified.valid_until()) };
+                let verdict = VerdictStatus {
+                    verified: true,
+                    ..status(verified.valid_until())
+                };
                 let record = VerificationRecord {
                     evidence,
                     policy_revision: policy.revision().clone(),
@@ -208,7 +250,11 @@ impl VerificationJob {
             }
             Err(rejection) => Err(Rejection {
                 failure: Failure {
-                    class: if rejection.revoked { FailureClass::Revoked } else { FailureClass::Evidence },
+                    class: if rejection.revoked {
+                        FailureClass::Revoked
+                    } else {
+                        FailureClass::Evidence
+                    },
                     step: Step::Verify,
                     digest: Some(rejection.digest.clone()),
                     etag: None,
@@ -224,19 +270,27 @@ impl VerificationJob {
 impl Rejection {
     /// The same rejection of a version that is served.
     pub(super) fn distrusted(self) -> Self {
-        let failure = Failure { class: FailureClass::Distrusted, ..self.failure };
+        let failure = Failure {
+            class: FailureClass::Distrusted,
+            ..self.failure
+        };
         Self { failure, ..self }
     }
 }
 
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
-        Self { failure, verdict: None }
+        Self {
+            failure,
+            verdict: None,
+        }
     }
 }
 
 fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
-    let until = valid_until.map(|until| until.to_string()).unwrap_or_default();
+    let until = valid_until
+        .map(|until| until.to_string())
+        .unwrap_or_default();
     let message = format!("verification expired at {until} (digest {digest})");
     Failure {
         class: FailureClass::Evidence,
@@ -251,16 +305,29 @@ fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
 /// Certificates, and keys with an end, are verified by the clock, and no library reads one so far
 /// off.
 fn unusable_clock(digest: &Digest) -> Failure {
-    let message = "the system's clock is before 1970 or after 9999, so nothing can be verified; set it".to_owned();
+    let message =
+        "the system's clock is before 1970 or after 9999, so nothing can be verified; set it"
+            .to_owned();
     let (class, step) = (FailureClass::Transient, Step::Verify);
-    Failure { class, step, digest: Some(digest.clone()), etag: None, reason: "clock", message }
+    Failure {
+        class,
+        step,
+        digest: Some(digest.clone()),
+        etag: None,
+        reason: "clock",
+        message,
+    }
 }
 
 /// The revisions of the trust roots that a policy relies on, in order.
 fn roots(policy: &TrustPolicy) -> Vec<String> {
-    let authorities = policy.requirements().into_iter().flat_map(|requirements| &requirements.authorities);
-    let mut roots: Vec<_> =
-        authorities.filter_map(|authority| Some(authority.root.as_ref()?.revision().to_string())).collect();
+    let authorities = policy
+        .requirements()
+        .into_iter()
+        .flat_map(|requirements| &requirements.authorities);
+    let mut roots: Vec<_> = authorities
+        .filter_map(|authority| Some(authority.root.as_ref()?.revision().to_string()))
+        .collect();
     roots.sort();
     roots.dedup();
     roots
@@ -283,15 +350,25 @@ mod tests {
     }
 
     fn pool(verify_permits: usize) -> VerificationPool {
-        VerificationPool { verify_permits: Arc::new(Semaphore::new(verify_permits)), ..VerificationPool::default() }
+        VerificationPool {
+            verify_permits: Arc::new(Semaphore::new(verify_permits)),
+            ..VerificationPool::default()
+        }
     }
 
     #[tokio::test]
     async fn a_verification_that_panics_is_a_rejection_and_releases_its_permit() {
         let pool = pool(1);
-        let failed =
-            pool.run(digest(), no_attempt(), || -> Result<(), _> { panic!("at the disco") }).await.unwrap_err();
-        assert_eq!((failed.failure.reason, failed.failure.class), ("internal", FailureClass::Transient));
+        let failed = pool
+            .run(digest(), no_attempt(), || -> Result<(), _> {
+                panic!("at the disco")
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (failed.failure.reason, failed.failure.class),
+            ("internal", FailureClass::Transient)
+        );
         pool.run(digest(), no_attempt(), || Ok(())).await.unwrap();
     }
 
@@ -300,21 +377,36 @@ mod tests {
         let pool = pool(1);
         let _hanging = pool.verify_permits.try_acquire().unwrap();
         let began = tokio::time::Instant::now();
-        let late = pool.run(digest(), no_attempt(), || Ok(())).await.unwrap_err();
-        assert_eq!((late.failure.reason, late.failure.class), ("timeout", FailureClass::Transient));
+        let late = pool
+            .run(digest(), no_attempt(), || Ok(()))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (late.failure.reason, late.failure.class),
+            ("timeout", FailureClass::Transient)
+        );
         assert_eq!(began.elapsed(), VERIFY_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_bundle_that_is_never_opened_takes_no_permit_from_the_others() {
-        let pool = VerificationPool { open_permits: Arc::new(Semaphore::new(1)), ..VerificationPool::default() };
+        let pool = VerificationPool {
+            open_permits: Arc::new(Semaphore::new(1)),
+            ..VerificationPool::default()
+        };
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let endless = pool.open(no_attempt(), move || ended.recv());
         // The paused clock does not advance by itself while a thread works.
         let (late, ()) = tokio::join!(endless, tokio::time::advance(OPEN_TIMEOUT));
-        assert_eq!(late.unwrap_err().to_string(), "opening the bundle took longer than 2m");
+        assert_eq!(
+            late.unwrap_err().to_string(),
+            "opening the bundle took longer than 2m"
+        );
         assert_eq!(pool.open(no_attempt(), || 1).await.unwrap(), 1);
-        let panic = pool.open(no_attempt(), || -> u8 { panic!("at the disco") }).await.unwrap_err();
+        let panic = pool
+            .open(no_attempt(), || -> u8 { panic!("at the disco") })
+            .await
+            .unwrap_err();
         assert!(panic.to_string().contains("panicked"), "{panic}");
         drop(end);
         // If the job ends after all, there is still one permit.
@@ -324,7 +416,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_few_are_verified_at_a_time_and_all_in_the_end() {
-        let (pool, now, most) = (pool(2), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (pool, now, most) = (
+            pool(2),
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let mut all = JoinSet::new();
         for _ in 0..50 {
             let (pool, now, most) = (pool.clone(), Arc::clone(&now), Arc::clone(&most));
@@ -339,6 +435,9 @@ mod tests {
             });
         }
         assert!(all.join_all().await.into_iter().all(|done| done));
-        assert!((1..=2).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
+        assert!(
+            (1..=2).contains(&most.load(Ordering::SeqCst)),
+            "{most:?} at a time"
+        );
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     publish::{
-        Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus, VerificationRecord, is_intact,
-        tag_of,
+        Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus,
+        VerificationRecord, is_intact, tag_of,
     },
     registry::{Class, Registries, RegistryError, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
@@ -87,11 +87,18 @@ impl Pipeline {
         past: &History,
     ) -> RefreshResult {
         match self.attempt(policy, serving, known_defect, past).await {
-            Ok(Some(snapshot)) => RefreshResult { outcome: Outcome::Accepted(snapshot), rejected: None },
-            Ok(None) => RefreshResult { outcome: Outcome::Unchanged, rejected: None },
-            Err(Rejection { failure, verdict }) => {
-                RefreshResult { outcome: Outcome::Failed(failure), rejected: verdict }
-            }
+            Ok(Some(snapshot)) => RefreshResult {
+                outcome: Outcome::Accepted(snapshot),
+                rejected: None,
+            },
+            Ok(None) => RefreshResult {
+                outcome: Outcome::Unchanged,
+                rejected: None,
+            },
+            Err(Rejection { failure, verdict }) => RefreshResult {
+                outcome: Outcome::Failed(failure),
+                rejected: verdict,
+            },
         }
     }
 
@@ -103,7 +110,8 @@ impl Pipeline {
         past: &History,
     ) -> Result<Option<Arc<Snapshot>>, Rejection> {
         let resolved = self.source.resolve(&self.reference).await;
-        let pinned = resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
+        let pinned =
+            resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
         if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
             return Ok(None);
@@ -115,24 +123,47 @@ impl Pipeline {
         }
         self.check_set_aside(digest)?;
         let turn = self.source.transfer_permit().await;
-        let failed = |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
-        let manifest = self.source.manifest(&pinned).await.map_err(failed(Step::Manifest))?;
-        let evidence = Arc::new(self.evidence(policy, &pinned).await.map_err(failed(Step::Evidence))?);
+        let failed =
+            |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
+        let manifest = self
+            .source
+            .manifest(&pinned)
+            .await
+            .map_err(failed(Step::Manifest))?;
+        let evidence = Arc::new(
+            self.evidence(policy, &pinned)
+                .await
+                .map_err(failed(Step::Evidence))?,
+        );
         let (policy, pinned) = (Arc::clone(policy), pinned.clone());
-        let job = VerificationJob { policy, pinned, manifest, evidence: Arc::clone(&evidence), accepted: None };
+        let job = VerificationJob {
+            policy,
+            pinned,
+            manifest,
+            evidence: Arc::clone(&evidence),
+            accepted: None,
+        };
         let verified = self.verify(job).await;
-        let (verified, record) = verified.map_err(|refused| self.or_unavailable(refused, &evidence))?;
+        let (verified, record) =
+            verified.map_err(|refused| self.or_unavailable(refused, &evidence))?;
         self.expect_manifest(&verified, past)?;
-        let layer = bundle_layer(verified.value()).map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
+        let layer = bundle_layer(verified.value())
+            .map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
             let (size, limit) = (layer.size, self.limits.bundle);
-            let message = format!("bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)");
+            let message = format!(
+                "bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)"
+            );
             return Err(defect(Step::Fetch, digest, "too_large", message).into());
         }
-        let blob = self.store.blob(&self.source, &layer).await.map_err(|error| match error.registry() {
-            Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
-            None => transient(Step::Fetch, digest, "disk", error.to_string()),
-        })?;
+        let blob = self
+            .store
+            .blob(&self.source, &layer)
+            .await
+            .map_err(|error| match error.registry() {
+                Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
+                None => transient(Step::Fetch, digest, "disk", error.to_string()),
+            })?;
         let snapshot = self.open(verified, record, blob).await?;
         self.expect_snapshot(&snapshot, past)?;
         // `opa` may take long; other bundles can be fetched meanwhile.
@@ -149,7 +180,15 @@ impl Pipeline {
         past: &History,
     ) -> Option<Result<Restored, Rejection>> {
         let reference = self.reference.to_string();
-        let stored = self.store.get(&self.name, &reference, self.source.identity(), MAX_STORED_BYTES).await?;
+        let stored = self
+            .store
+            .get(
+                &self.name,
+                &reference,
+                self.source.identity(),
+                MAX_STORED_BYTES,
+            )
+            .await?;
         if let Err(set_aside) = self.check_set_aside(&stored.digest) {
             return Some(Err(set_aside.into()));
         }
@@ -157,13 +196,28 @@ impl Pipeline {
         let manifest = Manifest::parse(stored.manifest, None, MAX_STORED_BYTES).ok()?;
         let pinned = self.source.repository().pin(stored.digest);
         // A digest in the configuration overrides the disk.
-        if self.reference.pinned().is_some_and(|wanted| wanted != pinned) {
+        if self
+            .reference
+            .pinned()
+            .is_some_and(|wanted| wanted != pinned)
+        {
             return None;
         }
-        let job = VerificationJob { policy: Arc::clone(policy), pinned, manifest, evidence, accepted: stored.accepted };
+        let job = VerificationJob {
+            policy: Arc::clone(policy),
+            pinned,
+            manifest,
+            evidence,
+            accepted: stored.accepted,
+        };
         let (verified, record) = match self.verify(job).await {
             Ok(accepted) => accepted,
-            Err(refused) if matches!(refused.failure.class, FailureClass::Evidence | FailureClass::Revoked) => {
+            Err(refused)
+                if matches!(
+                    refused.failure.class,
+                    FailureClass::Evidence | FailureClass::Revoked
+                ) =>
+            {
                 return Some(Err(refused.distrusted()));
             }
             Err(_) => return None,
@@ -171,11 +225,16 @@ impl Pipeline {
         let snapshot = self.open(verified, record, stored.layer).await.ok()?;
         if let Err(failure) = self.expect_snapshot(&snapshot, past) {
             let etag = Some(snapshot.etag().to_owned());
-            return Some(Err(Rejection::from(Failure { etag, ..failure }).distrusted()));
+            return Some(Err(
+                Rejection::from(Failure { etag, ..failure }).distrusted()
+            ));
         }
         // The check of the registry that follows finds it again, and reports what is wrong with it.
         self.check_restored_with_opa(&snapshot).await.ok()?;
-        Some(Ok(Restored { snapshot, checked: stored.checked }))
+        Some(Ok(Restored {
+            snapshot,
+            checked: stored.checked,
+        }))
     }
 
     /// Verifies an accepted version again, from the evidence in hand.
@@ -195,41 +254,88 @@ impl Pipeline {
         let (verified, record) = self.verify(job).await?;
         let again = snapshot.reverified(verified, record);
         let failed = |error: Unpublishable| {
-            defect(Step::Publish, snapshot.manifest_digest(), "unpublishable", error.to_string()).into()
+            defect(
+                Step::Publish,
+                snapshot.manifest_digest(),
+                "unpublishable",
+                error.to_string(),
+            )
+            .into()
         };
         again.map(Arc::new).map_err(failed)
     }
 
     /// Writes a version for [`Self::restore`] to find.
-    pub(super) async fn persist(&self, snapshot: &Snapshot, checked: Option<Timestamp>, history: Bytes) {
-        let Ok(evidence) = snapshot.record().evidence.to_bytes() else { return };
+    pub(super) async fn persist(
+        &self,
+        snapshot: &Snapshot,
+        checked: Option<Timestamp>,
+        history: Bytes,
+    ) {
+        let Ok(evidence) = snapshot.record().evidence.to_bytes() else {
+            return;
+        };
         let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();
         let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
-        let stored = StoredBundle { name, reference, identity, manifest, layer, evidence, checked, accepted, history };
+        let stored = StoredBundle {
+            name,
+            reference,
+            identity,
+            manifest,
+            layer,
+            evidence,
+            checked,
+            accepted,
+            history,
+        };
         self.store.put(stored).await;
     }
 
     /// Records the time of a check for [`Self::restore`], if the stored version has this manifest.
     /// Returns the change to flush for it to survive a crash.
-    pub(super) fn confirm(&self, snapshot: &Snapshot, checked: Option<Timestamp>) -> Option<Change> {
+    pub(super) fn confirm(
+        &self,
+        snapshot: &Snapshot,
+        checked: Option<Timestamp>,
+    ) -> Option<Change> {
         let (reference, accepted) = (self.reference.to_string(), acceptance(snapshot.record()));
-        self.store.touch_later(&self.name, &reference, snapshot.manifest_digest(), checked, accepted)
+        self.store.touch_later(
+            &self.name,
+            &reference,
+            snapshot.manifest_digest(),
+            checked,
+            accepted,
+        )
     }
 
     /// Removes the version that [`Self::restore`] would find.
     pub(super) async fn remove(&self, history: Bytes) {
-        self.store.remove(&self.name, &self.reference.to_string(), history).await;
+        self.store
+            .remove(&self.name, &self.reference.to_string(), history)
+            .await;
     }
 
-    async fn evidence(&self, policy: &TrustPolicy, pinned: &PinnedReference) -> Result<Evidence, RegistryError> {
+    async fn evidence(
+        &self,
+        policy: &TrustPolicy,
+        pinned: &PinnedReference,
+    ) -> Result<Evidence, RegistryError> {
         match policy.rule() {
             Rule::Unsigned => Ok(Evidence::default()),
             Rule::Signed(requirements) => {
-                let elsewhere = requirements.signatures.as_ref().map(|repository| self.registries.source(repository));
+                let elsewhere = requirements
+                    .signatures
+                    .as_ref()
+                    .map(|repository| self.registries.source(repository));
                 let source = elsewhere.transpose()?;
-                verify::collect(source.as_ref().unwrap_or(&self.source), pinned, self.evidence_limit).await
+                verify::collect(
+                    source.as_ref().unwrap_or(&self.source),
+                    pinned,
+                    self.evidence_limit,
+                )
+                .await
             }
         }
     }
@@ -240,16 +346,25 @@ impl Pipeline {
         match (refused.failure.class, evidence.unavailable()) {
             (FailureClass::Evidence, Some(error)) => {
                 let digest = refused.failure.digest.as_ref();
-                Rejection { failure: self.registry_failure(Step::Evidence, digest, error), ..refused }
+                Rejection {
+                    failure: self.registry_failure(Step::Evidence, digest, error),
+                    ..refused
+                }
             }
             _ => refused,
         }
     }
 
-    async fn verify(&self, job: VerificationJob) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+    async fn verify(
+        &self,
+        job: VerificationJob,
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let layer = bundle_layer(&job.manifest);
         let digest = job.pinned.digest().clone();
-        let mut result = self.pool.verify(job, self.attempt_at(Step::Verify, &digest)).await;
+        let mut result = self
+            .pool
+            .verify(job, self.attempt_at(Step::Verify, &digest))
+            .await;
         if let (Err(refused), Ok(layer)) = (&mut result, layer) {
             // Clients may run it nevertheless.
             refused.failure.etag = tag_of(&layer.digest);
@@ -258,7 +373,10 @@ impl Pipeline {
             Ok(_) => ("accepted", "none"),
             Err(refused) => ("rejected", refused.failure.reason),
         };
-        self.metrics.verifications.with_label_values(&[&*self.name, outcome, reason]).inc();
+        self.metrics
+            .verifications
+            .with_label_values(&[&*self.name, outcome, reason])
+            .inc();
         result
     }
 
@@ -274,31 +392,55 @@ impl Pipeline {
             let bytes = blob.clone();
             let bundle = Bundle::open(blob, &limits).map_err(|error| {
                 // Bytes that the disk has lost are not a defect of the bundle.
-                let reason = if is_intact(&bytes) { "not_a_bundle" } else { DISK };
+                let reason = if is_intact(&bytes) {
+                    "not_a_bundle"
+                } else {
+                    DISK
+                };
                 (Step::Open, reason, error.to_string())
             })?;
-            Snapshot::new(verified, record, bundle).map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
+            Snapshot::new(verified, record, bundle)
+                .map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };
-        match self.pool.open(self.attempt_at(Step::Open, &digest), open).await {
+        match self
+            .pool
+            .open(self.attempt_at(Step::Open, &digest), open)
+            .await
+        {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
             Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
-            Err(error @ NotOpened::Timeout) => Err(defect(Step::Open, &digest, "timeout", error.to_string())),
-            Err(error @ NotOpened::Panic(_)) => Err(transient(Step::Open, &digest, "internal", error.to_string())),
+            Err(error @ NotOpened::Timeout) => {
+                Err(defect(Step::Open, &digest, "timeout", error.to_string()))
+            }
+            Err(error @ NotOpened::Panic(_)) => Err(transient(
+                Step::Open,
+                &digest,
+                "internal",
+                error.to_string(),
+            )),
         }
     }
 
     /// Records that a step begins which may kill the process.
     async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
-        self.store.attempt(digest, &step.to_string(), &self.limits_key()).await
+        self.store
+            .attempt(digest, &step.to_string(), &self.limits_key())
+            .await
     }
 
     /// Refuses a digest in whose verification or opening the process has died twice.
     fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
-        let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else { return Ok(()) };
+        let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else {
+            return Ok(());
+        };
         let SetAside { step, deaths, .. } = &set_aside;
         tracing::error!(bundle = &*self.name, %digest, step, deaths, "not opened again: {set_aside}");
-        let step = if *step == Step::Verify.to_string() { Step::Verify } else { Step::Open };
+        let step = if *step == Step::Verify.to_string() {
+            Step::Verify
+        } else {
+            Step::Open
+        };
         Err(defect(step, digest, "set_aside", set_aside.to_string()))
     }
 
@@ -308,7 +450,12 @@ impl Pipeline {
         Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
     }
 
-    fn registry_failure(&self, step: Step, digest: Option<&Digest>, error: &RegistryError) -> Failure {
+    fn registry_failure(
+        &self,
+        step: Step,
+        digest: Option<&Digest>,
+        error: &RegistryError,
+    ) -> Failure {
         let class = match error.class() {
             Class::Transient => FailureClass::Transient,
             Class::RateLimited { retry_after } => FailureClass::RateLimited(retry_after),
@@ -316,10 +463,19 @@ impl Pipeline {
             Class::Defect => FailureClass::Defect,
             // A tag that resolves to a missing manifest is a push or a garbage collection under
             // way.
-            Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => FailureClass::NotFound,
+            Class::NotFound if step == Step::Resolve || self.reference.pinned().is_some() => {
+                FailureClass::NotFound
+            }
             Class::NotFound => FailureClass::Transient,
         };
-        Failure { class, step, digest: digest.cloned(), etag: None, reason: error.label(), message: error.to_string() }
+        Failure {
+            class,
+            step,
+            digest: digest.cloned(),
+            etag: None,
+            reason: error.label(),
+            message: error.to_string(),
+        }
     }
 }
 
@@ -337,13 +493,40 @@ fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
 }
 
 fn acceptance(record: &VerificationRecord) -> Acceptance {
-    Acceptance { policy: record.policy_revision.to_string(), roots: record.root_revisions.clone() }
+    Acceptance {
+        policy: record.policy_revision.to_string(),
+        roots: record.root_revisions.clone(),
+    }
 }
 
-pub(super) fn defect(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Defect, step, digest: Some(digest.clone()), etag: None, reason, message }
+pub(super) fn defect(
+    step: Step,
+    digest: &Digest,
+    reason: &'static str,
+    message: String,
+) -> Failure {
+    Failure {
+        class: FailureClass::Defect,
+        step,
+        digest: Some(digest.clone()),
+        etag: None,
+        reason,
+        message,
+    }
 }
 
-pub(super) fn transient(step: Step, digest: &Digest, reason: &'static str, message: String) -> Failure {
-    Failure { class: FailureClass::Transient, step, digest: Some(digest.clone()), etag: None, reason, message }
+pub(super) fn transient(
+    step: Step,
+    digest: &Digest,
+    reason: &'static str,
+    message: String,
+) -> Failure {
+    Failure {
+        class: FailureClass::Transient,
+        step,
+        digest: Some(digest.clone()),
+        etag: None,
+        reason,
+        message,
+    }
 }

@@ -23,7 +23,10 @@ const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Waits until the policy changes, or until a verification that is `due` for renewal has reached
 /// that time. Cancel-safe.
-pub(super) async fn due_or_policy_changed(policy: &mut watch::Receiver<Arc<TrustPolicy>>, due: Option<Timestamp>) {
+pub(super) async fn due_or_policy_changed(
+    policy: &mut watch::Receiver<Arc<TrustPolicy>>,
+    due: Option<Timestamp>,
+) {
     tokio::select! {
         changed = policy.changed() => if changed.is_err() {
             // Every handle is gone, so the policy can't change.
@@ -34,7 +37,9 @@ pub(super) async fn due_or_policy_changed(policy: &mut watch::Receiver<Arc<Trust
 }
 
 async fn expiry(due: Option<Timestamp>) {
-    let Some(until) = due else { return std::future::pending().await };
+    let Some(until) = due else {
+        return std::future::pending().await;
+    };
     loop {
         let now = telemetry::now();
         if is_expired(due, now) {
@@ -51,8 +56,8 @@ impl Watcher {
         self.publisher.machine().current()?.manifest().due()
     }
 
-    /// Verifies the version that is served, or restored, once more. It is withdrawn if it is refused
-    /// now; if it is accepted it stays, and no waiter wakes.
+    /// Verifies the version that is served, or restored, once more. It is withdrawn if it is
+    /// refused now; if it is accepted it stays, and no waiter wakes.
     pub(super) async fn reverify(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
         // The event publishes no version, so none can be outdated.
@@ -81,12 +86,24 @@ impl Watcher {
     /// Serves a version again that was withdrawn because its verification failed, if the policy
     /// accepts it now.
     async fn restore_trust(&mut self, policy: &Arc<TrustPolicy>) {
-        let Some(distrusted) = self.publisher.machine().distrusted().cloned() else { return };
-        let Ok(snapshot) = self.pipeline.reverify(&distrusted, policy).await else { return };
-        if self.pipeline.expect_snapshot(&snapshot, &self.history).is_err() {
+        let Some(distrusted) = self.publisher.machine().distrusted().cloned() else {
+            return;
+        };
+        let Ok(snapshot) = self.pipeline.reverify(&distrusted, policy).await else {
+            return;
+        };
+        if self
+            .pipeline
+            .expect_snapshot(&snapshot, &self.history)
+            .is_err()
+        {
             return;
         }
-        self.persist(Arc::clone(&snapshot), self.publisher.machine().last_confirmed()).await;
+        self.persist(
+            Arc::clone(&snapshot),
+            self.publisher.machine().last_confirmed(),
+        )
+        .await;
         if self.apply(&Event::TrustRestored(snapshot), None).is_err() {
             self.revert_persisted();
         }
@@ -94,7 +111,10 @@ impl Watcher {
 
     /// Whatever the reason, a version that only an earlier policy accepted is not served.
     fn withdraw_untrusted(&mut self, failure: Failure, rejected: Option<Box<VerdictStatus>>) {
-        let failure = Failure { class: FailureClass::Distrusted, ..failure };
+        let failure = Failure {
+            class: FailureClass::Distrusted,
+            ..failure
+        };
         // The event withdraws, so no version can be outdated.
         let _ = self.apply(&Event::ReverificationFailed(failure), rejected);
     }
@@ -104,5 +124,7 @@ impl Watcher {
 /// should.
 pub(super) fn should_check(publisher: &Publisher) -> bool {
     // A registry that limits the rate of requests is not asked early.
-    publisher.failure_class().is_some_and(|class| !matches!(class, FailureClass::RateLimited(_)))
+    publisher
+        .failure_class()
+        .is_some_and(|class| !matches!(class, FailureClass::RateLimited(_)))
 }

@@ -39,7 +39,13 @@ impl Schedule {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         let share = f64::from((hasher.finish() >> 32) as u32) / (f64::from(u32::MAX) + 1.0);
-        Self { interval, phase: interval.mul_f64(share), epoch: Instant::now(), transient: 0, unsigned: None }
+        Self {
+            interval,
+            phase: interval.mul_f64(share),
+            epoch: Instant::now(),
+            transient: 0,
+            unsigned: None,
+        }
     }
 
     /// Starts the retries for evidence over: another policy may accept what was refused.
@@ -53,18 +59,33 @@ impl Schedule {
             Outcome::Accepted(_) | Outcome::Unchanged => None,
             Outcome::Failed(failure) => Some((failure.class, &failure.digest)),
         };
-        let transient = matches!(class, Some((FailureClass::Transient | FailureClass::RateLimited(_), _)));
-        self.transient = if transient { self.transient.saturating_add(1) } else { 0 };
+        let transient = matches!(
+            class,
+            Some((FailureClass::Transient | FailureClass::RateLimited(_), _))
+        );
+        self.transient = if transient {
+            self.transient.saturating_add(1)
+        } else {
+            0
+        };
         match class {
             Some((FailureClass::Transient | FailureClass::RateLimited(None), _)) => {
                 // Jitter, so that replicas and bundles don't come back in step.
-                self.doubling(self.transient).mul_f64(0.5 + fastrand::f64() / 2.0)
+                self.doubling(self.transient)
+                    .mul_f64(0.5 + fastrand::f64() / 2.0)
             }
             // All bundles that asked got the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
                 let wait = wait.clamp(MIN_BACKOFF, MAX_RETRY_AFTER);
-                let spread = wait.min(self.interval).min(MAX_SPREAD).mul_f64(fastrand::f64());
-                if wait + spread > MAX_RETRY_AFTER { MAX_RETRY_AFTER - spread } else { wait + spread }
+                let spread = wait
+                    .min(self.interval)
+                    .min(MAX_SPREAD)
+                    .mul_f64(fastrand::f64());
+                if wait + spread > MAX_RETRY_AFTER {
+                    MAX_RETRY_AFTER - spread
+                } else {
+                    wait + spread
+                }
             }
             // A signature always follows the push that it signs.
             Some((FailureClass::Evidence, digest)) => {
@@ -74,13 +95,20 @@ impl Schedule {
                 };
                 self.unsigned = Some((digest.clone(), count));
                 let wait = self.doubling(count);
-                if wait < self.interval { wait } else { self.until_due() }
+                if wait < self.interval {
+                    wait
+                } else {
+                    self.until_due()
+                }
             }
-            Some((FailureClass::Denied, _)) => {
-                self.until_due().saturating_add(self.interval.saturating_mul(DENIED_FACTOR - 1))
-            }
+            Some((FailureClass::Denied, _)) => self
+                .until_due()
+                .saturating_add(self.interval.saturating_mul(DENIED_FACTOR - 1)),
             Some((
-                FailureClass::NotFound | FailureClass::Revoked | FailureClass::Defect | FailureClass::Distrusted,
+                FailureClass::NotFound
+                | FailureClass::Revoked
+                | FailureClass::Defect
+                | FailureClass::Distrusted,
                 _,
             ))
             | None => self.until_due(),
@@ -89,25 +117,36 @@ impl Schedule {
 
     /// The time until this bundle's phase comes, never longer than the interval and its jitter.
     fn until_due(&self) -> Duration {
-        let (interval, jitter) = (self.interval.as_nanos().max(1), self.interval / JITTER_DIVISOR);
+        let (interval, jitter) = (
+            self.interval.as_nanos().max(1),
+            self.interval / JITTER_DIVISOR,
+        );
         // A poll that came early must not be followed by one at the same time.
         let from = (self.epoch.elapsed() + jitter).as_nanos();
         let since = (from + interval - self.phase.as_nanos() % interval) % interval;
-        let wait = Duration::from_nanos(u64::try_from(interval - since).unwrap_or(u64::MAX)) + jitter;
+        let wait =
+            Duration::from_nanos(u64::try_from(interval - since).unwrap_or(u64::MAX)) + jitter;
         wait - jitter.mul_f64(fastrand::f64())
     }
 
     /// Caps the `wait` that a registry asked for by `max_stale`: while a version is served, at half
     /// of the time `left` of it, so that several checks come before it ends; otherwise at
     /// `max_stale` or the interval.
-    pub(super) fn cap_retry_after(&self, wait: Duration, max_stale: Duration, left: Option<Duration>) -> Duration {
+    pub(super) fn cap_retry_after(
+        &self,
+        wait: Duration,
+        max_stale: Duration,
+        left: Option<Duration>,
+    ) -> Duration {
         let most = left.map_or_else(|| max_stale.max(self.interval), |left| left / 2);
         wait.min(most.max(MIN_BACKOFF))
     }
 
     /// 1, 2, 4 … seconds up to the interval.
     fn doubling(&self, count: u32) -> Duration {
-        MIN_BACKOFF.saturating_mul(1 << count.saturating_sub(1).min(20)).min(self.interval)
+        MIN_BACKOFF
+            .saturating_mul(1 << count.saturating_sub(1).min(20))
+            .min(self.interval)
     }
 }
 
@@ -120,14 +159,27 @@ mod tests {
 
     fn failed(class: FailureClass, digest: Option<Digest>) -> Outcome {
         let message = String::new();
-        Outcome::Failed(Failure { class, step: Step::Resolve, digest, etag: None, reason: "", message })
+        Outcome::Failed(Failure {
+            class,
+            step: Step::Resolve,
+            digest,
+            etag: None,
+            reason: "",
+            message,
+        })
     }
 
     #[test]
     fn an_unsigned_digest_is_looked_at_after_1_2_4_seconds_up_to_the_interval() {
         let mut schedule = Schedule::new(Duration::from_secs(5), "a");
-        let mut seconds =
-            |digest: &[u8]| schedule.after(&failed(FailureClass::Evidence, Some(Digest::sha256(digest)))).as_secs();
+        let mut seconds = |digest: &[u8]| {
+            schedule
+                .after(&failed(
+                    FailureClass::Evidence,
+                    Some(Digest::sha256(digest)),
+                ))
+                .as_secs()
+        };
         assert_eq!([seconds(b"a"), seconds(b"a"), seconds(b"a")], [1, 2, 4]);
         assert!(seconds(b"a") <= 5, "then in step with its interval");
         assert_eq!(seconds(b"b"), 1, "another digest starts over");
@@ -139,7 +191,11 @@ mod tests {
         let transient = failed(FailureClass::Transient, None);
         for ceiling in [1, 2, 4, 8, 16, 30, 30] {
             let wait = schedule.after(&transient);
-            assert!(wait <= Duration::from_secs(ceiling) && wait >= Duration::from_millis(500 * ceiling), "{wait:?}");
+            assert!(
+                wait <= Duration::from_secs(ceiling)
+                    && wait >= Duration::from_millis(500 * ceiling),
+                "{wait:?}"
+            );
         }
         schedule.after(&Outcome::Unchanged);
         assert!(schedule.after(&transient) <= Duration::from_secs(1));
@@ -152,14 +208,30 @@ mod tests {
         let mut after = |wait| schedule.after(&failed(FailureClass::RateLimited(Some(wait)), None));
         let wait = Duration::from_secs(77);
         let waits: Vec<_> = (0..100).map(|_| after(wait)).collect();
-        assert!(waits.iter().all(|waited| (wait..wait + interval).contains(waited)), "{waits:?}");
-        assert!(waits.iter().max().unwrap().abs_diff(*waits.iter().min().unwrap()) > interval / 2, "{waits:?}");
+        assert!(
+            waits
+                .iter()
+                .all(|waited| (wait..wait + interval).contains(waited)),
+            "{waits:?}"
+        );
+        assert!(
+            waits
+                .iter()
+                .max()
+                .unwrap()
+                .abs_diff(*waits.iter().min().unwrap())
+                > interval / 2,
+            "{waits:?}"
+        );
         let years = Duration::from_secs(u32::MAX.into());
         let capped = MAX_RETRY_AFTER - interval..=MAX_RETRY_AFTER;
         assert!((0..100).all(|_| capped.contains(&after(years))));
         let mut seldom = Schedule::new(Duration::from_secs(24 * 3600), "a");
         let waited = seldom.after(&failed(FailureClass::RateLimited(Some(years)), None));
-        assert!((MAX_RETRY_AFTER - MAX_SPREAD..=MAX_RETRY_AFTER).contains(&waited), "{waited:?}");
+        assert!(
+            (MAX_RETRY_AFTER - MAX_SPREAD..=MAX_RETRY_AFTER).contains(&waited),
+            "{waited:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -174,7 +246,10 @@ mod tests {
                 // The duration of the check makes no difference.
                 advance(Duration::from_millis(300)).await;
                 let wait = schedule.after(&Outcome::Unchanged) + Duration::from_millis(300);
-                assert!(wait.abs_diff(interval) <= interval / JITTER_DIVISOR, "{wait:?}");
+                assert!(
+                    wait.abs_diff(interval) <= interval / JITTER_DIVISOR,
+                    "{wait:?}"
+                );
                 advance(wait - Duration::from_millis(300)).await;
             }
         }
@@ -183,19 +258,25 @@ mod tests {
     /// Polls in each second of an interval, by when they are due.
     fn histogram(due: impl IntoIterator<Item = Duration>) -> Vec<usize> {
         let mut seconds = vec![0; 32];
-        due.into_iter().for_each(|due| seconds[due.as_secs() as usize] += 1);
+        due.into_iter()
+            .for_each(|due| seconds[due.as_secs() as usize] += 1);
         seconds
     }
 
     fn bundles() -> Vec<Schedule> {
-        (0..5_000).map(|number| Schedule::new(Duration::from_secs(30), &format!("team/bundle-{number}"))).collect()
+        (0..5_000)
+            .map(|number| Schedule::new(Duration::from_secs(30), &format!("team/bundle-{number}")))
+            .collect()
     }
 
     /// 167 a second are expected, with a deviation of 13.
     fn assert_spread(due: impl IntoIterator<Item = Duration>) {
         let seconds = histogram(due);
         // The first second has no jitter before it, those after the interval have only that.
-        assert!(seconds[2..30].iter().all(|polls| (90..260).contains(polls)), "{seconds:?}");
+        assert!(
+            seconds[2..30].iter().all(|polls| (90..260).contains(polls)),
+            "{seconds:?}"
+        );
         assert!(seconds.iter().all(|polls| *polls < 260), "{seconds:?}");
     }
 
@@ -212,7 +293,11 @@ mod tests {
             assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&outcome)));
         }
         let denied = failed(FailureClass::Denied, None);
-        assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&denied) - Duration::from_secs(90)));
+        assert_spread(
+            bundles
+                .iter_mut()
+                .map(|bundle| bundle.after(&denied) - Duration::from_secs(90)),
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -222,17 +307,33 @@ mod tests {
         // All fail at the same moment, eight times, and succeed at the same moment.
         let transient = failed(FailureClass::Transient, None);
         for _ in 0..8 {
-            let longest = bundles.iter_mut().map(|bundle| bundle.after(&transient)).max().unwrap();
+            let longest = bundles
+                .iter_mut()
+                .map(|bundle| bundle.after(&transient))
+                .max()
+                .unwrap();
             assert!(longest <= Duration::from_secs(30));
         }
         let back_off = histogram(bundles.iter_mut().map(|bundle| bundle.after(&transient)));
-        assert!(back_off[15..30].iter().all(|polls| (230..440).contains(polls)), "{back_off:?}");
-        assert_spread(bundles.iter_mut().map(|bundle| bundle.after(&Outcome::Unchanged)));
+        assert!(
+            back_off[15..30]
+                .iter()
+                .all(|polls| (230..440).contains(polls)),
+            "{back_off:?}"
+        );
+        assert_spread(
+            bundles
+                .iter_mut()
+                .map(|bundle| bundle.after(&Outcome::Unchanged)),
+        );
     }
 
     #[test]
     fn retry_after_leaves_several_checks_before_max_stale_ends() {
-        let (schedule, seconds) = (Schedule::new(Duration::from_secs(3), "a"), Duration::from_secs);
+        let (schedule, seconds) = (
+            Schedule::new(Duration::from_secs(3), "a"),
+            Duration::from_secs,
+        );
         for (wait, left, expected) in [
             (900, Some(10), 5),
             (900, Some(5), 2),
@@ -250,7 +351,11 @@ mod tests {
         let mut left = Duration::from_secs(10);
         let mut checks = 0;
         while left >= MIN_BACKOFF {
-            left = left.saturating_sub(schedule.cap_retry_after(MAX_RETRY_AFTER, seconds(10), Some(left)));
+            left = left.saturating_sub(schedule.cap_retry_after(
+                MAX_RETRY_AFTER,
+                seconds(10),
+                Some(left),
+            ));
             checks += 1;
         }
         assert!(checks >= 4, "{checks} checks in ten seconds");

@@ -33,8 +33,14 @@ impl TagVersion {
         }
         let numbers = tag.strip_prefix('v').unwrap_or(tag);
         match numbers.split_once('.') {
-            None => Some(Self::Within { major: number(numbers)?, minor: None }),
-            Some((major, minor)) => Some(Self::Within { major: number(major)?, minor: Some(number(minor)?) }),
+            None => Some(Self::Within {
+                major: number(numbers)?,
+                minor: None,
+            }),
+            Some((major, minor)) => Some(Self::Within {
+                major: number(major)?,
+                minor: Some(number(minor)?),
+            }),
         }
     }
 
@@ -90,7 +96,8 @@ impl Eq for Version {}
 
 /// A number as semantic versions write it, without leading zeros: `007` may be a date.
 fn number(text: &str) -> Option<u64> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    let plain =
+        text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }
 }
 
@@ -104,18 +111,35 @@ mod tests {
 
     #[test]
     fn versions_are_read_as_tags_and_annotations_have_them() {
-        for text in ["1.4.0", "v1.4.0", "1.4.0-rc.1", "1.4.0+build.7", "1.4.0_build.7"] {
+        for text in [
+            "1.4.0",
+            "v1.4.0",
+            "1.4.0-rc.1",
+            "1.4.0+build.7",
+            "1.4.0_build.7",
+        ] {
             version(text);
         }
         let long = format!("1.4.0-{}", "a".repeat(MAX_VERSION_BYTES));
-        for text in ["", "v", "1", "1.4", "live", "vv1.4.0", "1.4.0 ", "01.4.0", "V1.4.0", "1.4.0.0", &long] {
+        for text in [
+            "", "v", "1", "1.4", "live", "vv1.4.0", "1.4.0 ", "01.4.0", "V1.4.0", "1.4.0.0", &long,
+        ] {
             assert!(text.parse::<Version>().is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn versions_are_ordered_by_precedence() {
-        let rising = ["0.9.9", "1.0.0-alpha", "1.0.0-alpha.2", "1.0.0-alpha.10", "1.0.0", "1.0.1", "1.10.0", "2.0.0"];
+        let rising = [
+            "0.9.9",
+            "1.0.0-alpha",
+            "1.0.0-alpha.2",
+            "1.0.0-alpha.10",
+            "1.0.0",
+            "1.0.1",
+            "1.10.0",
+            "2.0.0",
+        ];
         for pair in rising.windows(2) {
             assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
         }
@@ -125,7 +149,11 @@ mod tests {
     #[test]
     fn a_tag_claims_a_version_or_some_release_of_one_or_nothing() {
         for (tag, holds, fails) in [
-            ("1.4.0", &["1.4.0", "v1.4.0+x"][..], &["1.4.1", "1.4.0-rc.1", "2.4.0"][..]),
+            (
+                "1.4.0",
+                &["1.4.0", "v1.4.0+x"][..],
+                &["1.4.1", "1.4.0-rc.1", "2.4.0"][..],
+            ),
             ("v1.4.0-rc.1", &["1.4.0-rc.1"], &["1.4.0", "1.4.0-rc.2"]),
             ("1.4.0_x", &["1.4.0"], &["1.4.1"]),
             ("1.4", &["1.4.0", "1.4.9"], &["1.5.0", "2.4.0"]),
@@ -133,10 +161,31 @@ mod tests {
             ("0", &["0.3.1"], &["1.0.0"]),
         ] {
             let tag_version = TagVersion::of(tag).unwrap();
-            assert!(holds.iter().all(|text| tag_version.holds_for(&version(text))), "{tag} holds");
-            assert!(!fails.iter().any(|text| tag_version.holds_for(&version(text))), "{tag} fails");
+            assert!(
+                holds
+                    .iter()
+                    .all(|text| tag_version.holds_for(&version(text))),
+                "{tag} holds"
+            );
+            assert!(
+                !fails
+                    .iter()
+                    .any(|text| tag_version.holds_for(&version(text))),
+                "{tag} fails"
+            );
         }
-        for tag in ["live", "", "v", "1.", ".1", "1.x", "007", "1.04", "sha256-1", "99999999999999999999"] {
+        for tag in [
+            "live",
+            "",
+            "v",
+            "1.",
+            ".1",
+            "1.x",
+            "007",
+            "1.04",
+            "sha256-1",
+            "99999999999999999999",
+        ] {
             assert_eq!(TagVersion::of(tag), None, "{tag:?}");
         }
     }

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     publish::{
-        Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist, Publisher, PublisherOptions,
-        Snapshot, VerdictStatus,
+        Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist, Publisher,
+        PublisherOptions, Snapshot, VerdictStatus,
     },
     telemetry,
     verify::TrustPolicy,
@@ -60,7 +60,11 @@ pub struct Watcher {
 impl Watcher {
     /// A watcher, not yet running, and the handle to it. `policy` decides until the handle
     /// sets another one.
-    pub fn new(pipeline: Pipeline, policy: Arc<TrustPolicy>, options: WatchOptions) -> (Self, Handle) {
+    pub fn new(
+        pipeline: Pipeline,
+        policy: Arc<TrustPolicy>,
+        options: WatchOptions,
+    ) -> (Self, Handle) {
         let (publisher, handle, requests) = Publisher::new(PublisherOptions {
             bundle: Arc::clone(&pipeline.name),
             reference: pipeline.reference.clone(),
@@ -100,7 +104,8 @@ impl Watcher {
             let RefreshResult { outcome, rejected } = self.check().await;
             let at = telemetry::now();
             if let Outcome::Accepted(snapshot) = &outcome {
-                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at)).await;
+                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at))
+                    .await;
             }
             let checked = Event::Checked { outcome, at };
             if self.apply(&checked, rejected).is_err() {
@@ -108,7 +113,9 @@ impl Watcher {
                 Box::pin(self.reverify()).await;
                 continue;
             }
-            let Event::Checked { outcome, .. } = checked else { continue };
+            let Event::Checked { outcome, .. } = checked else {
+                continue;
+            };
             let answered = match &outcome {
                 Outcome::Accepted(_) | Outcome::Unchanged => true,
                 Outcome::Failed(failure) => failure.class.registry_answered(),
@@ -126,14 +133,24 @@ impl Watcher {
     /// # Errors
     /// When the event would publish a version by an outdated verification. Then nothing has
     /// changed.
-    pub(super) fn apply(&mut self, event: &Event, rejected: Option<Box<VerdictStatus>>) -> Result<(), Outdated> {
+    pub(super) fn apply(
+        &mut self,
+        event: &Event,
+        rejected: Option<Box<VerdictStatus>>,
+    ) -> Result<(), Outdated> {
         let effects = self.publisher.apply(event, rejected)?;
         if let Some(snapshot) = effects.served {
             self.record_served(&snapshot);
         }
         match effects.persist {
-            Some(Persist::Confirm { snapshot, confirmed }) => {
-                self.persist_queue.enqueue(Update::Confirm { snapshot, checked: confirmed });
+            Some(Persist::Confirm {
+                snapshot,
+                confirmed,
+            }) => {
+                self.persist_queue.enqueue(Update::Confirm {
+                    snapshot,
+                    checked: confirmed,
+                });
             }
             Some(Persist::Remove) => self.persist_withdrawal(),
             None => {}
@@ -149,11 +166,24 @@ impl Watcher {
         let restored = Box::pin(self.pipeline.restore(policy, &self.history)).await;
         drop(permit);
         let (event, rejected) = match restored {
-            Some(Ok(Restored { snapshot, checked })) => (Event::Restored { snapshot, confirmed: checked }, None),
+            Some(Ok(Restored { snapshot, checked })) => (
+                Event::Restored {
+                    snapshot,
+                    confirmed: checked,
+                },
+                None,
+            ),
             Some(Err(Rejection { failure, verdict })) => (Event::RestoreFailed(failure), verdict),
             None => {
-                let (withdrawal, was_served) = (self.history.withdrawal(), !self.history.is_empty());
-                (Event::NothingRestored { withdrawal, was_served }, None)
+                let (withdrawal, was_served) =
+                    (self.history.withdrawal(), !self.history.is_empty());
+                (
+                    Event::NothingRestored {
+                        withdrawal,
+                        was_served,
+                    },
+                    None,
+                )
             }
         };
         // These events publish no version, so none can be outdated.
@@ -167,7 +197,9 @@ impl Watcher {
                 continue;
             };
             // A version that was found unchanged may have been withdrawn meanwhile (`max_stale`).
-            if !matches!(result.outcome, Outcome::Unchanged) || self.publisher.machine().current().is_some() {
+            if !matches!(result.outcome, Outcome::Unchanged)
+                || self.publisher.machine().current().is_some()
+            {
                 return result;
             }
         }
@@ -183,7 +215,8 @@ impl Watcher {
         let (due, past) = (self.verification_due(), Arc::clone(&self.history));
         // Boxed, here and elsewhere: a watcher waits most of the time, and its future then needs no
         // room for the state of a refresh.
-        let mut refresh = Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
+        let mut refresh =
+            Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
         let first_wait = Instant::now() + self.options.first_wait;
         loop {
             let machine = self.publisher.machine();
@@ -203,9 +236,16 @@ impl Watcher {
     /// The wait that the registry asked for, as far as `max_stale` leaves time for it.
     fn within_max_stale(&self, wait: Duration, outcome: &Outcome) -> Duration {
         match (outcome, self.options.max_stale) {
-            (Outcome::Failed(Failure { class: FailureClass::RateLimited(Some(_)), .. }), Some(max_stale)) => {
+            (
+                Outcome::Failed(Failure {
+                    class: FailureClass::RateLimited(Some(_)),
+                    ..
+                }),
+                Some(max_stale),
+            ) => {
                 let stale_at = self.publisher.machine().stale_at();
-                let left = stale_at.map(|stale_at| stale_at.saturating_duration_since(Instant::now()));
+                let left =
+                    stale_at.map(|stale_at| stale_at.saturating_duration_since(Instant::now()));
                 self.schedule.cap_retry_after(wait, max_stale, left)
             }
             _ => wait,
@@ -250,7 +290,11 @@ impl Watcher {
     /// than [`PersistQueue::flushed`] does. `checked` is when the registry last confirmed it.
     pub(super) async fn persist(&mut self, snapshot: Arc<Snapshot>, checked: Option<Timestamp>) {
         let history = self.history_serving(&snapshot).to_bytes();
-        let number = self.persist_queue.enqueue(Update::Keep { snapshot, checked, history });
+        let number = self.persist_queue.enqueue(Update::Keep {
+            snapshot,
+            checked,
+            history,
+        });
         tokio::select! {
             () = self.persist_queue.flushed(number) => {}
             // The version is outdated then, and is not published.
@@ -263,7 +307,11 @@ impl Watcher {
     pub(super) fn revert_persisted(&self) {
         let (machine, history) = (self.publisher.machine(), self.history.to_bytes());
         self.persist_queue.enqueue(match machine.current() {
-            Some(current) => Update::Keep { snapshot: Arc::clone(current), checked: machine.last_confirmed(), history },
+            Some(current) => Update::Keep {
+                snapshot: Arc::clone(current),
+                checked: machine.last_confirmed(),
+                history,
+            },
             None => Update::Forget { history },
         });
     }

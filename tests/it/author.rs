@@ -18,7 +18,10 @@ use crate::{
 
 const POLICY: &[(&str, &str)] = &[
     ("policy/.manifest", r#"{ "roots": ["authz", "users"] }"#),
-    ("policy/authz/authz.rego", "package authz\n\nallow if data.users[input.user].admin\n"),
+    (
+        "policy/authz/authz.rego",
+        "package authz\n\nallow if data.users[input.user].admin\n",
+    ),
     (
         "policy/authz/authz_test.rego",
         "package authz_test\n\nimport data.authz\n\ntest_admin if authz.allow with input.user as \"ann\"\n",
@@ -31,7 +34,16 @@ const POLICY: &[(&str, &str)] = &[
 fn stored(author: &Author) -> usize {
     let count = |folder: PathBuf| fs::read_dir(folder).map_or(0, Iterator::count);
     let fragments = fs::read_dir(author.path("store")).map_or(0, |entries| {
-        entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
+        entries
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with(".tmp-")
+            })
+            .count()
     });
     count(author.path("store/blobs/sha256")) + fragments
 }
@@ -43,25 +55,62 @@ fn a_policy_is_built_tagged_listed_inspected_saved_and_removed() {
     assert_eq!(built["reference"], "r.example/acme/authz:v1");
     assert_eq!(built["roots"], json!(["authz", "users"]));
     let digest = built["digest"].as_str().unwrap();
-    assert_eq!(author.digest("tag r.example/acme/authz:v1 r.example/acme/authz:live"), digest);
+    assert_eq!(
+        author.digest("tag r.example/acme/authz:v1 r.example/acme/authz:live"),
+        digest
+    );
     let images = author.json("images");
     let row = &images[0];
     assert_eq!(images.as_array().unwrap().len(), 2);
-    assert_eq!((&row["repository"], &row["digest"]), (&json!("r.example/acme/authz"), &built["digest"]));
-    assert_eq!((&row["revision"], &row["size"], &row["signed"]), (&built["revision"], &built["size"], &json!(false)));
+    assert_eq!(
+        (&row["repository"], &row["digest"]),
+        (&json!("r.example/acme/authz"), &built["digest"])
+    );
+    assert_eq!(
+        (&row["revision"], &row["size"], &row["signed"]),
+        (&built["revision"], &built["size"], &json!(false))
+    );
     assert!(row["created"].as_str().unwrap() > "2026", "{row}");
     let seen = author.json("inspect r.example/acme/authz:live");
-    assert_eq!((&seen["layer"], &seen["annotations"]["team"]), (&built["layer"], &json!("red")));
-    assert_eq!((&seen["packages"], &seen["manifest"]["rego_version"]), (&json!(["authz"]), &json!(1)));
-    assert_eq!(seen["files"][1], json!({ "path": "users/data.json", "size": 28 }));
+    assert_eq!(
+        (&seen["layer"], &seen["annotations"]["team"]),
+        (&built["layer"], &json!("red"))
+    );
+    assert_eq!(
+        (&seen["packages"], &seen["manifest"]["rego_version"]),
+        (&json!(["authz"]), &json!(1))
+    );
+    assert_eq!(
+        seen["files"][1],
+        json!({ "path": "users/data.json", "size": 28 })
+    );
     let saved = author.json("save r.example/acme/authz:v1 -f out.tar.gz");
     assert_eq!(saved["layer"], built["layer"]);
     let file = fs::read(author.path("out.tar.gz")).unwrap();
-    assert_eq!(bundlegate::oci::Digest::sha256(&file).as_str(), built["layer"]);
-    assert_eq!(author.command(&["save", "r.example/acme/authz:v1", "-f", "-"]).output().unwrap().stdout, file);
+    assert_eq!(
+        bundlegate::oci::Digest::sha256(&file).as_str(),
+        built["layer"]
+    );
+    assert_eq!(
+        author
+            .command(&["save", "r.example/acme/authz:v1", "-f", "-"])
+            .output()
+            .unwrap()
+            .stdout,
+        file
+    );
     // Like any file that is made, by the user's mask.
-    assert_eq!(fs::metadata(author.path("out.tar.gz")).unwrap().permissions().mode() & 0o600, 0o600);
-    author.line("rm r.example/acme/authz:v1 r.example/acme/authz:live").ok();
+    assert_eq!(
+        fs::metadata(author.path("out.tar.gz"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o600,
+        0o600
+    );
+    author
+        .line("rm r.example/acme/authz:v1 r.example/acme/authz:live")
+        .ok();
     assert_eq!((author.json("images"), stored(&author)), (json!([]), 0));
 }
 
@@ -72,17 +121,35 @@ fn the_manifest_has_the_shape_of_the_policy_cli() {
     let bytes = fs::read(author.path("store/blobs/sha256").join(&digest[7..])).unwrap();
     let text = String::from_utf8(bytes).unwrap();
     let manifest: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
-    assert_eq!(manifest["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    assert_eq!(
+        manifest["mediaType"],
+        "application/vnd.oci.image.manifest.v1+json"
+    );
+    assert_eq!(
+        manifest["config"]["mediaType"],
+        "application/vnd.oci.image.config.v1+json"
+    );
     assert_eq!(manifest["config"]["size"], 2);
     let layer = &manifest["layers"][0];
-    assert_eq!(layer["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+    assert_eq!(
+        layer["mediaType"],
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+    );
     assert_eq!(layer["annotations"], manifest["annotations"]);
     let said = &manifest["annotations"];
-    assert_eq!(said["org.opencontainers.image.created"], "1970-01-01T00:00:00Z");
+    assert_eq!(
+        said["org.opencontainers.image.created"],
+        "1970-01-01T00:00:00Z"
+    );
     assert_eq!(said["org.opencontainers.image.title"], "bundle.tar.gz");
-    assert_eq!((&said["org.openpolicyregistry.type"], &said["rego.version"]), (&json!("policy"), &json!("rego.v1")));
-    assert!(manifest.get("artifactType").is_none() && !text.contains("r.example"), "{text}");
+    assert_eq!(
+        (&said["org.openpolicyregistry.type"], &said["rego.version"]),
+        (&json!("policy"), &json!("rego.v1"))
+    );
+    assert!(
+        manifest.get("artifactType").is_none() && !text.contains("r.example"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -93,14 +160,24 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
     // Another folder, filled in another order, years ago, with other permissions.
     let other = Author::new();
     for (name, content) in POLICY.iter().rev() {
-        let path = other.path(name).to_string_lossy().replace("/policy/", "/elsewhere/deep/");
+        let path = other
+            .path(name)
+            .to_string_lossy()
+            .replace("/policy/", "/elsewhere/deep/");
         write(Path::new(&path), content);
         let file = fs::File::options().append(true).open(&path).unwrap();
-        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000))
+            .unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
     }
-    assert_eq!(other.digest("build elsewhere/deep -t other.example/x:y"), digest);
-    assert_eq!(other.digest("build elsewhere/deep/ -t other.example/x:z"), digest);
+    assert_eq!(
+        other.digest("build elsewhere/deep -t other.example/x:y"),
+        digest
+    );
+    assert_eq!(
+        other.digest("build elsewhere/deep/ -t other.example/x:z"),
+        digest
+    );
 
     // Another user, with another time zone and mask, where this one may become one.
     if fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0) {
@@ -110,17 +187,36 @@ fn the_same_files_are_one_digest_for_everybody_everywhere_and_always() {
     }
 
     // What came out of the bundle goes into it again.
-    author.line("save r.example/acme/authz:v1 -f out.tar.gz").ok();
+    author
+        .line("save r.example/acme/authz:v1 -f out.tar.gz")
+        .ok();
     let tarball = fs::File::open(author.path("out.tar.gz")).unwrap();
-    tar::Archive::new(flate2::read::GzDecoder::new(tarball)).unpack(author.path("unpacked")).unwrap();
-    assert_eq!(author.digest("build unpacked -t r.example/acme/authz:v2"), digest);
+    tar::Archive::new(flate2::read::GzDecoder::new(tarball))
+        .unpack(author.path("unpacked"))
+        .unwrap();
+    assert_eq!(
+        author.digest("build unpacked -t r.example/acme/authz:v2"),
+        digest
+    );
 
     // Only whoever asks for a date gets one.
     let mut dated = author.command(&["build", "policy", "-t", "r.example/acme/authz:v3", "--json"]);
-    let dated = Ran::of(dated.env("SOURCE_DATE_EPOCH", "1700000000").output().unwrap());
-    assert!(dated.code == 0 && !dated.stdout.contains(&digest), "{}", dated.stderr);
+    let dated = Ran::of(
+        dated
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .output()
+            .unwrap(),
+    );
+    assert!(
+        dated.code == 0 && !dated.stdout.contains(&digest),
+        "{}",
+        dated.stderr
+    );
     let seen = author.json("inspect r.example/acme/authz:v3");
-    assert_eq!(seen["annotations"]["org.opencontainers.image.created"], "2023-11-14T22:13:20Z");
+    assert_eq!(
+        seen["annotations"]["org.opencontainers.image.created"],
+        "2023-11-14T22:13:20Z"
+    );
 }
 
 /// Builds `elsewhere/deep` by `nobody`, who may read it and write to a store of his own.
@@ -131,15 +227,27 @@ fn run_unprivileged(author: &Author) -> String {
     let line = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \
                 ./bundlegate build elsewhere/deep -t r.example/n:v1 --json --store nobodys";
     let mut shell = Command::new("sh");
-    let ran = Ran::of(author.settle(shell.args(["-c", line])).env("TZ", "Asia/Tokyo").output().unwrap());
+    let ran = Ran::of(
+        author
+            .settle(shell.args(["-c", line]))
+            .env("TZ", "Asia/Tokyo")
+            .output()
+            .unwrap(),
+    );
     ran.json()["digest"].as_str().unwrap().to_owned()
 }
 
 #[test]
 fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
     let author = Author::with(&[
-        ("syntax/p.rego", "package p\n\nallow if {\n\tinput.x ==\n}\n"),
-        ("newer/p.rego", "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n"),
+        (
+            "syntax/p.rego",
+            "package p\n\nallow if {\n\tinput.x ==\n}\n",
+        ),
+        (
+            "newer/p.rego",
+            "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n",
+        ),
         ("roots/.manifest", r#"{"roots":["a","a/b"]}"#),
         ("roots/p.rego", "package a\n"),
         ("outside/.manifest", r#"{"roots":["a"]}"#),
@@ -159,12 +267,24 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
     symlink("../secret.json", author.path("linked/data.json")).unwrap();
     for (arguments, expected) in [
         ("roots", r#"roots "a" and "a/b" overlap"#),
-        ("outside", r#"outside/b/data.json: data at "b" is outside the roots ["a"]"#),
-        ("package", r#"package/p.rego: package b is outside the roots ["a"]"#),
-        ("conflict", "conflict/a/data.json and conflict/data.json both set data.a.b"),
+        (
+            "outside",
+            r#"outside/b/data.json: data at "b" is outside the roots ["a"]"#,
+        ),
+        (
+            "package",
+            r#"package/p.rego: package b is outside the roots ["a"]"#,
+        ),
+        (
+            "conflict",
+            "conflict/a/data.json and conflict/data.json both set data.a.b",
+        ),
         ("list", "list/data.json: the root of data is not an object"),
         ("empty", "holds no .rego"),
-        ("linked", "linked/data.json is a symbolic link that leads out of linked"),
+        (
+            "linked",
+            "linked/data.json is a symbolic link that leads out of linked",
+        ),
         ("one two", "one/p.rego and two/p.rego would both be p.rego"),
         ("nowhere", "nowhere: no such file or folder"),
         ("secret.json", "secret.json: OPA loads"),
@@ -174,25 +294,50 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
         ("good --test", "no test_… rule"),
         ("good --ignore [", "--ignore "),
     ] {
-        author.line(&format!("build {arguments} -t r.example/a:v1")).refused(expected);
+        author
+            .line(&format!("build {arguments} -t r.example/a:v1"))
+            .refused(expected);
     }
-    for (arguments, expected) in [("syntax", "syntax/p.rego:5:1: "), ("newer", "or --no-parse to skip parsing")] {
+    for (arguments, expected) in [
+        ("syntax", "syntax/p.rego:5:1: "),
+        ("newer", "or --no-parse to skip parsing"),
+    ] {
         let ran = author.line(&format!("build {arguments} -t r.example/a:v1"));
         assert!(ran.code == 1 && ran.stdout.is_empty(), "{ran:?}");
-        assert!(ran.stderr.lines().next().unwrap().contains(expected), "{ran:?}");
+        assert!(
+            ran.stderr.lines().next().unwrap().contains(expected),
+            "{ran:?}"
+        );
     }
-    author.line("build good -t oci-layout:x:v1").refused("write HOST/REPOSITORY:TAG");
+    author
+        .line("build good -t oci-layout:x:v1")
+        .refused("write HOST/REPOSITORY:TAG");
     assert_eq!(stored(&author), 0);
     // How it is called, as opposed to what it is given.
-    for line in
-        ["build good", "build -t r.example/a:v1", "build good -t a:v1", "build good -t r.example/a:v1 -e x", "tag x"]
-    {
+    for line in [
+        "build good",
+        "build -t r.example/a:v1",
+        "build good -t a:v1",
+        "build good -t r.example/a:v1 -e x",
+        "tag x",
+    ] {
         let ran = author.line(line);
-        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{line}: {}", ran.stderr);
-        assert!(ran.stderr.lines().count() == 1 && ran.stderr.ends_with("; see --help\n"), "{line}: {}", ran.stderr);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (2, ""),
+            "{line}: {}",
+            ran.stderr
+        );
+        assert!(
+            ran.stderr.lines().count() == 1 && ran.stderr.ends_with("; see --help\n"),
+            "{line}: {}",
+            ran.stderr
+        );
     }
     for line in ["tag r.example/a:v1 r.example/a:v2", "save r.example/a:v1"] {
-        author.line(line).refused("r.example/a:v1: not in the image store");
+        author
+            .line(line)
+            .refused("r.example/a:v1: not in the image store");
     }
     assert!(!author.path("bundle.tar.gz").exists());
 }
@@ -200,16 +345,36 @@ fn bad_input_is_refused_in_one_line_and_nothing_is_stored() {
 #[test]
 fn a_file_that_may_not_be_read_is_named() {
     let author = Author::with(&[("policy/p.rego", "package p\n")]);
-    fs::set_permissions(author.path("policy/p.rego"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(
+        author.path("policy/p.rego"),
+        fs::Permissions::from_mode(0o000),
+    )
+    .unwrap();
     if fs::read(author.path("policy/p.rego")).is_err() {
-        return author.line("build policy -t r.example/a:v1").refused("read policy/p.rego: Permission denied");
+        return author
+            .line("build policy -t r.example/a:v1")
+            .refused("read policy/p.rego: Permission denied");
     }
     // Root may read everything, and so has somebody else build.
     fs::copy(env!("CARGO_BIN_EXE_bundlegate"), author.path("bundlegate")).unwrap();
     fs::set_permissions(author.home(), fs::Permissions::from_mode(0o777)).unwrap();
     let mut other = Command::new("setpriv");
-    other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "./bundlegate", "build", "policy"]);
-    let ran = Ran::of(author.settle(other.args(["-t", "r.example/a:v1"])).output().unwrap());
+    other.args([
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        "./bundlegate",
+        "build",
+        "policy",
+    ]);
+    let ran = Ran::of(
+        author
+            .settle(other.args(["-t", "r.example/a:v1"]))
+            .output()
+            .unwrap(),
+    );
     ran.refused("read policy/p.rego: Permission denied");
 }
 
@@ -223,11 +388,21 @@ fn tests_that_fail_are_named_and_nothing_is_built() {
     let expected = "FAIL data.authz_test.test_admin (policy/authz/authz_test.rego:5): undefined or false: \
                     authz.allow with input.user as \"ann\"";
     assert!(lines[0].contains(expected), "{}", ran.stderr);
-    assert_eq!(lines[1], "bundlegate: --test: 1 of 1 tests failed; nothing was built");
+    assert_eq!(
+        lines[1],
+        "bundlegate: --test: 1 of 1 tests failed; nothing was built"
+    );
     // A broken test is in nobody's way who does not run it.
     author.write("policy/authz/authz_test.rego", "???");
     let ran = author.line("build policy -t r.example/a:v1 --test");
-    assert!(ran.code == 1 && ran.stderr.starts_with("bundlegate: policy/authz/authz_test.rego:1:"), "{}", ran.stderr);
+    assert!(
+        ran.code == 1
+            && ran
+                .stderr
+                .starts_with("bundlegate: policy/authz/authz_test.rego:1:"),
+        "{}",
+        ran.stderr
+    );
     author.line("build policy -t r.example/a:v1").ok();
 }
 
@@ -235,8 +410,16 @@ fn tests_that_fail_are_named_and_nothing_is_built() {
 fn many_processes_tag_at_once_and_no_tag_is_lost() {
     let author = Author::with(POLICY);
     author.digest("build policy -t r.example/a:v0");
-    let names: Vec<_> = (1..=16).map(|number| format!("r.example/a:v{number}")).collect();
-    let tag = |name: &String| author.command(&["tag", "r.example/a:v0", name]).stdout(Stdio::null()).spawn().unwrap();
+    let names: Vec<_> = (1..=16)
+        .map(|number| format!("r.example/a:v{number}"))
+        .collect();
+    let tag = |name: &String| {
+        author
+            .command(&["tag", "r.example/a:v0", name])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
     let mut running: Vec<Child> = names.iter().map(tag).collect();
     for child in &mut running {
         assert!(child.wait().unwrap().success());
@@ -246,14 +429,19 @@ fn many_processes_tag_at_once_and_no_tag_is_lost() {
 
 /// What CI has to have.
 fn unavailable(what: &str) {
-    assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {what}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "in CI nothing is skipped: {what}"
+    );
     skipped(what);
 }
 
 /// Bytes that no compressor makes smaller, as JSON.
 fn noise(length: usize) -> String {
     let mut random = fastrand::Rng::with_seed(7);
-    let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
+    let text: String = std::iter::repeat_with(|| random.alphanumeric())
+        .take(length)
+        .collect();
     json!({ "noise": text }).to_string()
 }
 
@@ -262,18 +450,40 @@ fn ctrl_c_ends_a_build_and_leaves_nothing() {
     let author = Author::with(&[("policy/data.json", &noise(64 << 20))]);
     fs::create_dir(author.path("tmp")).unwrap();
     let mut build = author.command(&["build", "policy", "-t", "r.example/a:v1"]);
-    let build = build.env("TMPDIR", author.path("tmp")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let build = build
+        .env("TMPDIR", author.path("tmp"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let listens = || {
         let status = fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
-        caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & 0b10 != 0)
+        let caught = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))
+            .map(str::trim);
+        caught
+            .and_then(|mask| u64::from_str_radix(mask, 16).ok())
+            .is_some_and(|mask| mask & 0b10 != 0)
     };
     while !listens() {
         std::thread::yield_now();
     }
-    assert!(Command::new("kill").args(["-INT", &build.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &build.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     Ran::of(build.wait_with_output().unwrap()).refused("interrupted");
-    assert_eq!((stored(&author), fs::read_dir(author.path("tmp")).unwrap().count()), (0, 0));
+    assert_eq!(
+        (
+            stored(&author),
+            fs::read_dir(author.path("tmp")).unwrap().count()
+        ),
+        (0, 0)
+    );
     assert_eq!(author.json("images"), json!([]));
 }
 
@@ -282,10 +492,20 @@ async fn save_can_be_interrupted_at_a_pipe_without_a_reader() {
     let author = Author::with(&[("policy/data.json", &noise(1 << 20))]);
     author.digest("build policy -t r.example/a:v1");
     let mut save = author.command(&["save", "r.example/a:v1", "-f", "-"]);
-    let mut save = save.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut save = save
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // The first bytes are there, and the pipe takes no more than the first few of them.
     std::io::Read::read_exact(save.stdout.as_mut().unwrap(), &mut [0]).unwrap();
-    assert!(Command::new("kill").args(["-TERM", &save.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &save.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let started = tokio::time::Instant::now();
     while save.try_wait().unwrap().is_none() {
         if started.elapsed() > Duration::from_secs(60) {
@@ -306,15 +526,25 @@ fn a_store_that_may_only_be_read_is_read() {
     // What root is refused as well: a folder can't be opened as a lock.
     fs::remove_file(author.path("store/.sweep.lock")).unwrap();
     fs::create_dir(author.path("store/.sweep.lock")).unwrap();
-    for line in ["images", "inspect r.example/a:v1", "save r.example/a:v1", "eval r.example/a:v1 data.users"] {
+    for line in [
+        "images",
+        "inspect r.example/a:v1",
+        "save r.example/a:v1",
+        "eval r.example/a:v1 data.users",
+    ] {
         author.line(line).ok();
     }
-    author.line("build policy -t r.example/b:v1").refused("lock store/.sweep.lock");
+    author
+        .line("build policy -t r.example/b:v1")
+        .refused("lock store/.sweep.lock");
 }
 
 #[test]
 fn a_full_disk_is_told_and_what_was_there_stays() {
-    let author = Author::with(&[("small/p.rego", "package p\n"), ("large/data.json", &noise(6 << 20))]);
+    let author = Author::with(&[
+        ("small/p.rego", "package p\n"),
+        ("large/data.json", &noise(6 << 20)),
+    ]);
     fs::create_dir(author.path("disk")).unwrap();
     // A disk of two mebibytes, which goes with the shell.
     let script = r#"
@@ -331,7 +561,16 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
         "$1" save r.example/a:v1 -f disk/out.tar.gz > /dev/null
     "#;
     let mut shell = Command::new("unshare");
-    shell.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_bundlegate")]);
+    shell.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        env!("CARGO_BIN_EXE_bundlegate"),
+    ]);
     if !Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "true"])
         .output()
@@ -345,7 +584,9 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
     let lines: Vec<_> = ran.stderr.lines().collect();
     assert_eq!(lines.len(), 3, "{}", ran.stderr);
     assert!(
-        lines.iter().all(|line| line.starts_with("bundlegate: ") && line.contains("No space left")),
+        lines
+            .iter()
+            .all(|line| line.starts_with("bundlegate: ") && line.contains("No space left")),
         "{}",
         ran.stderr
     );
@@ -355,8 +596,12 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
 fn a_pipe_that_does_not_listen_any_more_is_an_error_not_a_panic() {
     let author = Author::with(POLICY);
     author.digest("build policy -t r.example/a:v1");
-    author.line("save r.example/a:v1 -f /dev/full").refused("write /dev/full: No space left on device");
-    author.line("save r.example/a:v1 -f nowhere/out.tar.gz").refused("write nowhere/out.tar.gz: No such file");
+    author
+        .line("save r.example/a:v1 -f /dev/full")
+        .refused("write /dev/full: No space left on device");
+    author
+        .line("save r.example/a:v1 -f nowhere/out.tar.gz")
+        .refused("write nowhere/out.tar.gz: No such file");
 }
 
 #[test]
@@ -366,12 +611,20 @@ fn a_new_project_can_be_built_and_tested_and_is_not_overwritten() {
     assert_eq!(made["files"].as_array().unwrap().len(), 6);
     author.digest("build project/policy -t r.example/a:v1 --test");
     author.write("project/README.md", "mine");
-    author.line("init project").refused("already exists; overwrite with --force");
+    author
+        .line("init project")
+        .refused("already exists; overwrite with --force");
     author.line("init project/policy/..").refused("--force");
     assert_eq!(fs::read(author.path("project/README.md")).unwrap(), b"mine");
     author.write("second/README.md", "mine");
-    author.line("init second").refused("second/README.md: already exists");
-    assert_eq!(fs::read_dir(author.path("second")).unwrap().count(), 1, "all or nothing");
+    author
+        .line("init second")
+        .refused("second/README.md: already exists");
+    assert_eq!(
+        fs::read_dir(author.path("second")).unwrap().count(),
+        1,
+        "all or nothing"
+    );
     author.line("init project --force").ok();
 }
 
@@ -389,16 +642,35 @@ fn signatures_in_the_store_are_seen_follow_a_tag_and_go_with_the_image() {
     let formats = |reference: &str| {
         let seen = author.json(&format!("inspect {reference}"));
         let list = seen["signatures"].as_array().unwrap().iter();
-        list.map(|signature| signature["format"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        list.map(|signature| signature["format"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(formats("r.example/acme/authz:v1"), ["bundle", "legacy"]);
-    assert_eq!(author.digest("tag r.example/acme/authz:v1 r.example/other/authz:v1"), digest);
+    assert_eq!(
+        author.digest("tag r.example/acme/authz:v1 r.example/other/authz:v1"),
+        digest
+    );
     assert_eq!(formats("r.example/other/authz:v1"), ["bundle", "legacy"]);
     let images = author.json("images");
-    assert_eq!(images.as_array().unwrap().len(), 2, "signatures are no images: {images}");
-    assert!(images.as_array().unwrap().iter().all(|image| image["signed"] == true), "{images}");
+    assert_eq!(
+        images.as_array().unwrap().len(),
+        2,
+        "signatures are no images: {images}"
+    );
+    assert!(
+        images
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|image| image["signed"] == true),
+        "{images}"
+    );
     author.digest("build policy -t r.example/third/authz:v1");
-    assert_eq!(formats("r.example/third/authz:v1"), [""; 0], "another repository's are not this one's");
+    assert_eq!(
+        formats("r.example/third/authz:v1"),
+        [""; 0],
+        "another repository's are not this one's"
+    );
     let everything = "rm r.example/acme/authz:v1 r.example/other/authz:v1 r.example/third/authz:v1";
     assert_eq!((author.line(everything).code, stored(&author)), (0, 0));
 }
@@ -413,26 +685,42 @@ async fn the_old_policy_clis_artifact_is_pulled_inspected_and_saved_byte_for_byt
     let Some(layout) = old_artifact() else { return };
     let registry = FaultyRegistry::start().await;
     let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap();
-    let blobs: Vec<_> = blobs.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+    let blobs: Vec<_> = blobs
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+        .collect();
     let is_manifest = |bytes: &&Vec<u8>| bytes.starts_with(b"{\"schemaVersion\"");
     let manifest = blobs.iter().find(is_manifest).unwrap();
     let digest = bundlegate::oci::Digest::sha256(manifest);
     for name in ["v1", digest.as_str()] {
-        registry.put(&format!("manifests/{name}"), media_type::OCI_MANIFEST, manifest.clone());
+        registry.put(
+            &format!("manifests/{name}"),
+            media_type::OCI_MANIFEST,
+            manifest.clone(),
+        );
     }
-    blobs.iter().for_each(|bytes| drop(registry.put_blob(bytes)));
+    blobs
+        .iter()
+        .for_each(|bytes| drop(registry.put_blob(bytes)));
     let reference = registry.reference("v1").to_string();
     tokio::task::spawn_blocking(move || {
         let author = Author::new();
         let there = author.json(&format!("inspect --remote --plain-http {reference}"));
         assert_eq!((&there["digest"], stored(&author)), (&json!(digest), 0));
-        assert_eq!(author.json(&format!("pull --plain-http {reference}"))[0]["digest"], json!(digest));
+        assert_eq!(
+            author.json(&format!("pull --plain-http {reference}"))[0]["digest"],
+            json!(digest)
+        );
         // From now on without the registry.
         let here = author.json(&format!("inspect {reference}"));
         assert_eq!(here, there);
         let saved = author.json(&format!("save {reference} -f out.tar.gz"));
-        let theirs = layout.join("blobs/sha256").join(&saved["layer"].as_str().unwrap()[7..]);
-        assert_eq!(fs::read(author.path("out.tar.gz")).unwrap(), fs::read(theirs).unwrap());
+        let theirs = layout
+            .join("blobs/sha256")
+            .join(&saved["layer"].as_str().unwrap()[7..]);
+        assert_eq!(
+            fs::read(author.path("out.tar.gz")).unwrap(),
+            fs::read(theirs).unwrap()
+        );
         let row = &author.json("images")[0];
         assert_eq!((&row["size"], &row["tag"]), (&saved["size"], &json!("v1")));
     })
@@ -446,9 +734,15 @@ fn the_old_policy_clis_artifact_is_saved_from_a_folder() {
     let author = Author::new();
     let reference = format!("oci-layout:{}", layout.display());
     let seen = author.json(&format!("inspect {reference}"));
-    assert_eq!((&seen["packages"], &seen["manifest"]["roots"]), (&json!(["authz"]), &json!(["authz"])));
+    assert_eq!(
+        (&seen["packages"], &seen["manifest"]["roots"]),
+        (&json!(["authz"]), &json!(["authz"]))
+    );
     let saved = author.json(&format!("save {reference} -f out.tar.gz"));
-    assert_eq!((&saved["digest"], &saved["layer"]), (&seen["digest"], &seen["layer"]));
+    assert_eq!(
+        (&saved["digest"], &saved["layer"]),
+        (&seen["digest"], &seen["layer"])
+    );
     let layer = saved["layer"].as_str().unwrap();
     let theirs = fs::read(layout.join("blobs/sha256").join(&layer[7..])).unwrap();
     assert_eq!(fs::read(author.path("out.tar.gz")).unwrap(), theirs);

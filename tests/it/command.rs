@@ -33,8 +33,12 @@ impl Author {
     }
 
     pub(crate) fn with(files: &[(&str, &str)]) -> Self {
-        let author = Self { home: TempDir::new().unwrap() };
-        files.iter().for_each(|(name, content)| author.write(name, content));
+        let author = Self {
+            home: TempDir::new().unwrap(),
+        };
+        files
+            .iter()
+            .for_each(|(name, content)| author.write(name, content));
         author
     }
 
@@ -59,8 +63,14 @@ impl Author {
 
     /// At home, with nothing of the machine's own settings.
     pub(crate) fn settle<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.current_dir(self.home()).env_clear().env("HOME", self.home()).env("BUNDLEGATE_STORE", "store");
-        command.envs(std::env::var_os("PATH").map(|path| ("PATH", path))).stdin(Stdio::null())
+        command
+            .current_dir(self.home())
+            .env_clear()
+            .env("HOME", self.home())
+            .env("BUNDLEGATE_STORE", "store");
+        command
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .stdin(Stdio::null())
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
@@ -68,10 +78,18 @@ impl Author {
     }
 
     /// Runs with a text on standard input and an environment of its own.
-    pub(crate) fn run_with(&self, arguments: &[&str], stdin: &str, environment: &[(&str, &str)]) -> Ran {
+    pub(crate) fn run_with(
+        &self,
+        arguments: &[&str],
+        stdin: &str,
+        environment: &[(&str, &str)],
+    ) -> Ran {
         let mut command = self.command(arguments);
         command.envs(environment.iter().copied());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A program that ends without reading closes the pipe.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
@@ -100,21 +118,30 @@ impl Author {
         let bundle = tarball(files);
         let layout = Layout::create(self.path("layout")).unwrap();
         let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, &bundle);
-        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![layer]).to_bytes().unwrap();
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![layer])
+            .to_bytes()
+            .unwrap();
         for blob in [&bundle[..], &manifest, NewManifest::CONFIG] {
             layout.write_blob(blob).unwrap();
         }
         let mut index = layout.index().unwrap();
         index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, &manifest));
         layout.write_index(&index).unwrap();
-        Descriptor::of(media_type::OCI_MANIFEST, &manifest).digest.to_string()
+        Descriptor::of(media_type::OCI_MANIFEST, &manifest)
+            .digest
+            .to_string()
     }
 }
 
 impl Ran {
     pub(crate) fn of(output: Output) -> Self {
-        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        Self { code: output.status.code().unwrap(), stdout, stderr }
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        Self {
+            code: output.status.code().unwrap(),
+            stdout,
+            stderr,
+        }
     }
 
     /// Its standard output, if it succeeded.
@@ -133,13 +160,19 @@ impl Ran {
     #[track_caller]
     pub(crate) fn error(&self) -> &str {
         assert_eq!((self.code, self.stderr.lines().count()), (1, 1), "{self:?}");
-        self.stderr.trim_end().strip_prefix("bundlegate: ").unwrap_or_else(|| panic!("{self:?}"))
+        self.stderr
+            .trim_end()
+            .strip_prefix("bundlegate: ")
+            .unwrap_or_else(|| panic!("{self:?}"))
     }
 
     /// It failed with one line that says `why`, and with nothing else.
     #[track_caller]
     pub(crate) fn refused(&self, why: &str) {
-        assert!(self.error().contains(why) && self.stdout.is_empty(), "{self:?} lacks {why:?}");
+        assert!(
+            self.error().contains(why) && self.stdout.is_empty(),
+            "{self:?} lacks {why:?}"
+        );
     }
 }
 
@@ -156,7 +189,9 @@ fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
-        builder.append_data(&mut header, Path::new(path), content.as_bytes()).unwrap();
+        builder
+            .append_data(&mut header, Path::new(path), content.as_bytes())
+            .unwrap();
     }
     builder.into_inner().unwrap().finish().unwrap()
 }
@@ -169,7 +204,9 @@ pub(crate) fn skipped(what: &str) {
 /// A folder of real-world samples. Without it the test says that it leaves out `what`.
 pub(crate) fn fixture(folder: &str, what: &str) -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join(folder);
+    let folder = std::env::var_os("BUNDLEGATE_FIXTURES")
+        .map_or_else(beside, PathBuf::from)
+        .join(folder);
     if !folder.exists() {
         skipped(&format!("{what}, for {} is not there", folder.display()));
         return None;

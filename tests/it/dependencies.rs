@@ -50,7 +50,20 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     // It builds the options that the modules below define; none of them knows it.
-    ("config", &["bundle", "oci", "opa_check", "publish", "registry", "server", "store", "verify", "watch"]),
+    (
+        "config",
+        &[
+            "bundle",
+            "oci",
+            "opa_check",
+            "publish",
+            "registry",
+            "server",
+            "store",
+            "verify",
+            "watch",
+        ],
+    ),
     ("oci", &[]),
     ("bundle", &["oci"]),
     // Another program's verdict about bytes: it knows nothing of where they come from.
@@ -64,7 +77,18 @@ const MODULES: &[(&str, &[&str])] = &[
     ("store", &["oci", "registry"]),
     // What is seen: `verify` for `Verified`, which no other module can make.
     ("publish", &["bundle", "oci", "verify"]),
-    ("watch", &["bundle", "oci", "opa_check", "publish", "registry", "store", "verify"]),
+    (
+        "watch",
+        &[
+            "bundle",
+            "oci",
+            "opa_check",
+            "publish",
+            "registry",
+            "store",
+            "verify",
+        ],
+    ),
     // `oci` for the reference by which a push finds its bundles.
     ("catalog", &["oci", "publish"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
@@ -83,18 +107,32 @@ fn no_module_names_one_that_it_may_not() {
     let mut violations = Vec::new();
     for file in rust_files(&root) {
         let inside = file.strip_prefix(&root).unwrap();
-        let module = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        let module = inside
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs");
         let row = MODULES.iter().find(|(name, _)| *name == module);
-        let (_, allowed) = row.unwrap_or_else(|| panic!("src/{module} is not in the table; give it a row"));
+        let (_, allowed) =
+            row.unwrap_or_else(|| panic!("src/{module} is not in the table; give it a row"));
         for used in named_modules(&fs::read_to_string(&file).unwrap()) {
             checked += 1;
-            if used != module && !allowed.contains(&used.as_str()) && !OPEN.contains(&used.as_str()) {
-                violations.push(format!("src/{}: `{module}` may not use `{used}`", inside.display()));
+            if used != module && !allowed.contains(&used.as_str()) && !OPEN.contains(&used.as_str())
+            {
+                violations.push(format!(
+                    "src/{}: `{module}` may not use `{used}`",
+                    inside.display()
+                ));
             }
         }
     }
     assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
-    assert!(checked > 30, "only {checked} uses were found: the search is broken");
+    assert!(
+        checked > 30,
+        "only {checked} uses were found: the search is broken"
+    );
 }
 
 /// `jiff::Timestamp::now` panics where the clock stands beyond the year 9999; `telemetry::now`
@@ -104,12 +142,21 @@ fn the_clock_is_asked_where_no_time_panics() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let asks = |file: &PathBuf| {
         let code = fs::read_to_string(file).unwrap();
-        let code = code.lines().map(|line| line.split("//").next().unwrap_or_default());
-        code.into_iter().any(|line| ["Timestamp::now(", "Zoned::now("].iter().any(|now| line.contains(now)))
+        let code = code
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        code.into_iter().any(|line| {
+            ["Timestamp::now(", "Zoned::now("]
+                .iter()
+                .any(|now| line.contains(now))
+        })
     };
     let asking: Vec<_> = rust_files(&root).into_iter().filter(asks).collect();
     // A test beside the code has the clock of the machine that it runs on.
-    let asking: Vec<_> = asking.iter().filter(|file| !file.ends_with("tests.rs")).collect();
+    let asking: Vec<_> = asking
+        .iter()
+        .filter(|file| !file.ends_with("tests.rs"))
+        .collect();
     assert!(asking.is_empty(), "{asking:?}: use telemetry::now");
 }
 
@@ -125,12 +172,19 @@ fn paths_are_found_wherever_they_hide() {
         use crate::verify as judge;
     ";
     let modules: Vec<_> = named_modules(code).into_iter().collect();
-    assert_eq!(modules, ["cli", "config", "oci", "registry", "store", "verify", "watch"]);
+    assert_eq!(
+        modules,
+        [
+            "cli", "config", "oci", "registry", "store", "verify", "watch"
+        ]
+    );
 }
 
 /// The first names after `crate::` (`bundlegate::` in the binary), in `use` groups too.
 fn named_modules(code: &str) -> BTreeSet<String> {
-    let lines = code.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let lines = code
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default());
     let code = lines.collect::<Vec<_>>().join("\n");
     let mut modules = BTreeSet::new();
     for start in ["crate::", "bundlegate::"] {
@@ -172,7 +226,9 @@ fn group_heads(group: &str) -> Vec<String> {
 }
 
 fn head(path: &str) -> String {
-    path.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+    path.chars()
+        .take_while(|character| character.is_alphanumeric() || *character == '_')
+        .collect()
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -44,10 +44,22 @@ impl Dev {
             }
         });
         // What is printed last is how to fetch the bundle: from then on it is served.
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let last = lines.skip_while(|line| !line.starts_with("curl -s -D")).take(1).last();
-        let url = last.and_then(|line| line.rsplit(' ').next().map(str::to_owned)).unwrap_or_default();
-        Self { child, url, complaints, folder }
+        let lines = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
+        let last = lines
+            .skip_while(|line| !line.starts_with("curl -s -D"))
+            .take(1)
+            .last();
+        let url = last
+            .and_then(|line| line.rsplit(' ').next().map(str::to_owned))
+            .unwrap_or_default();
+        Self {
+            child,
+            url,
+            complaints,
+            folder,
+        }
     }
 
     fn policy(&self) -> PathBuf {
@@ -55,12 +67,21 @@ impl Dev {
     }
 
     fn states(&self) -> usize {
-        let entries = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        entries.filter(|name| name.to_string_lossy().starts_with(".bundlegate-dev-")).count()
+        let entries = fs::read_dir(self.folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        entries
+            .filter(|name| name.to_string_lossy().starts_with(".bundlegate-dev-"))
+            .count()
     }
 
     fn count(&self, of: &str) -> usize {
-        self.complaints.lock().unwrap().iter().filter(|line| line.contains(of)).count()
+        self.complaints
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains(of))
+            .count()
     }
 
     async fn hears(&self, of: &str) {
@@ -68,7 +89,11 @@ impl Dev {
     }
 
     fn complained(&self, of: &str) -> bool {
-        self.complaints.lock().unwrap().iter().any(|line| line.starts_with("bundlegate: ") && line.contains(of))
+        self.complaints
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|line| line.starts_with("bundlegate: ") && line.contains(of))
     }
 }
 
@@ -80,9 +105,13 @@ impl Drop for Dev {
 }
 
 async fn get(url: &str, if_none_match: Option<&str>) -> Response {
-    let mut request = reqwest::Client::new().get(url).timeout(Duration::from_secs(60));
+    let mut request = reqwest::Client::new()
+        .get(url)
+        .timeout(Duration::from_secs(60));
     if let Some(tag) = if_none_match {
-        request = request.header("if-none-match", tag).header("prefer", "modes=snapshot,delta;wait=50");
+        request = request
+            .header("if-none-match", tag)
+            .header("prefer", "modes=snapshot,delta;wait=50");
     }
     request.send().await.unwrap()
 }
@@ -93,8 +122,15 @@ fn header(response: &Response, name: &str) -> String {
 
 #[tokio::test]
 async fn an_edit_is_built_signed_verified_and_wakes_a_long_poll() {
-    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &["--name", "a/b.tar.gz"]);
-    assert!(dev.url.ends_with("/bundles/a/b.tar.gz"), "{:?}", dev.complaints);
+    let dev = Dev::start(
+        &[("p.rego", "package p\n\nx := 1\n")],
+        &["--name", "a/b.tar.gz"],
+    );
+    assert!(
+        dev.url.ends_with("/bundles/a/b.tar.gz"),
+        "{:?}",
+        dev.complaints
+    );
     let first = get(&dev.url, None).await;
     assert_eq!(header(&first, "bundlegate-signer"), "dev");
     let tag = header(&first, "etag");
@@ -113,7 +149,10 @@ async fn an_edit_that_is_undone_is_no_alarm() {
     let first = header(&get(&dev.url, None).await, "etag");
     let mut etag = first.clone();
     for text in ["x := 2", "x := 1"] {
-        write(&dev.policy().join("main.rego"), &format!("package main\n\n{text}\n"));
+        write(
+            &dev.policy().join("main.rego"),
+            &format!("package main\n\n{text}\n"),
+        );
         etag = header(&get(&dev.url, Some(&etag)).await, "etag");
     }
     assert_eq!(etag, first);
@@ -131,10 +170,17 @@ async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(dev.complained("the last good build is still served"), "{:?}", dev.complaints);
+    assert!(
+        dev.complained("the last good build is still served"),
+        "{:?}",
+        dev.complaints
+    );
     assert_eq!(header(&get(&dev.url, None).await, "etag"), tag);
     // A folder that replaces the other as a whole is noticed, too.
-    write(&dev.folder.path().join("next/p.rego"), "package p\n\nx := 3\n");
+    write(
+        &dev.folder.path().join("next/p.rego"),
+        "package p\n\nx := 3\n",
+    );
     fs::rename(dev.policy(), dev.folder.path().join("old")).unwrap();
     fs::rename(dev.folder.path().join("next"), dev.policy()).unwrap();
     assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
@@ -144,16 +190,23 @@ async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
 #[tokio::test]
 async fn the_tests_of_the_folder_are_run_and_a_failing_one_is_reported_and_delays_nothing() {
     let test = "package p_test\n\ntest_x if data.p.x == 1\n\ntest_true if true\n";
-    let mut dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n"), ("p_test.rego", test)], &["--opa", "none"]);
+    let mut dev = Dev::start(
+        &[("p.rego", "package p\n\nx := 1\n"), ("p_test.rego", test)],
+        &["--opa", "none"],
+    );
     dev.hears("2 tests passed").await;
     let tag = header(&get(&dev.url, None).await, "etag");
     write(&dev.policy().join("p.rego"), "package p\n\nx := 2\n");
     dev.hears("FAIL data.p_test.test_x").await;
-    dev.hears("1 of 2 tests failed; this build is served anyway").await;
+    dev.hears("1 of 2 tests failed; this build is served anyway")
+        .await;
     assert_eq!(get(&dev.url, Some(&tag)).await.status(), 200);
     // A change of the test alone is no new build, but its result is told.
     let built = dev.count("built and signed");
-    write(&dev.policy().join("p_test.rego"), "package p_test\n\ntest_x if data.p.x == 2\n");
+    write(
+        &dev.policy().join("p_test.rego"),
+        "package p_test\n\ntest_x if data.p.x == 2\n",
+    );
     dev.hears("1 test passed").await;
     assert_eq!(dev.count("built and signed"), built);
     assert!(dev.child.try_wait().unwrap().is_none());
@@ -166,8 +219,12 @@ async fn what_opa_can_not_load_is_no_build() {
     let flag = format!("--opa={}", fake.program().display());
     let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[&flag]);
     let tag = header(&get(&dev.url, None).await, "etag");
-    write(&dev.policy().join("p.rego"), "package p\n\nx := \"unsafe\"\n");
-    dev.hears("p.rego:3: rego_unsafe_var_error: m; the last good build is still served").await;
+    write(
+        &dev.policy().join("p.rego"),
+        "package p\n\nx := \"unsafe\"\n",
+    );
+    dev.hears("p.rego:3: rego_unsafe_var_error: m; the last good build is still served")
+        .await;
     assert_eq!(header(&get(&dev.url, None).await, "etag"), tag);
 }
 
@@ -175,7 +232,13 @@ async fn what_opa_can_not_load_is_no_build() {
 async fn ctrl_c_ends_it_and_takes_the_temporary_state_along() {
     let mut dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[]);
     assert_eq!(dev.states(), 1);
-    assert!(Command::new("kill").args(["-INT", &dev.child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &dev.child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(dev.child.wait().unwrap().success());
     assert_eq!(dev.states(), 0);
 }
@@ -197,7 +260,10 @@ fn what_can_not_be_served_is_told_in_one_line() {
         assert!(ran.error().contains(expected), "{ran:?}");
     }
     let broken = author.run(&["dev", "--listen", "127.0.0.1:0", "broken"]);
-    assert!(broken.code == 1 && broken.stderr.contains("broken/p.rego:3:1: "), "{broken:?}");
+    assert!(
+        broken.code == 1 && broken.stderr.contains("broken/p.rego:3:1: "),
+        "{broken:?}"
+    );
 }
 
 #[test]
@@ -206,7 +272,10 @@ fn an_address_that_is_taken_is_told_with_the_flag_to_change() {
     let address = taken.local_addr().unwrap().to_string();
     let author = Author::with(&[("good/p.rego", "package p\n")]);
     let ran = author.run(&["dev", "good", "--listen", &address]);
-    assert!(ran.stderr.contains(&format!("--listen {address}: ")) && !ran.stderr.contains("server."), "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("--listen {address}: ")) && !ran.stderr.contains("server."),
+        "{ran:?}"
+    );
     author.write(
         "bundlegate.yaml",
         &format!(
@@ -215,16 +284,25 @@ fn an_address_that_is_taken_is_told_with_the_flag_to_change() {
         ),
     );
     let ran = author.run(&["serve", "--config", "bundlegate.yaml"]);
-    assert!(ran.stderr.contains(&format!("server.listen {address}: ")), "{ran:?}");
+    assert!(
+        ran.stderr.contains(&format!("server.listen {address}: ")),
+        "{ran:?}"
+    );
 }
 
 /// Whatever the machine's limits are: they are nobody's trouble here.
 #[tokio::test]
 async fn nothing_but_what_the_author_needs_is_told() {
-    let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n"), ("data.json", "{}")], &[]);
+    let dev = Dev::start(
+        &[("p.rego", "package p\n\nx := 1\n"), ("data.json", "{}")],
+        &[],
+    );
     get(&dev.url, None).await;
     let told = dev.complaints.lock().unwrap().clone();
-    assert!(told.iter().all(|line| line.starts_with("bundlegate: ")), "{told:?}");
+    assert!(
+        told.iter().all(|line| line.starts_with("bundlegate: ")),
+        "{told:?}"
+    );
     // The last policy is gone, and the data is still there.
     fs::remove_file(dev.policy().join("p.rego")).unwrap();
     for _ in 0..600 {

@@ -20,12 +20,23 @@ use crate::{
 
 async fn gate(registry: &FaultyRegistry, notice: Duration, over: Duration) -> Gate {
     registry.put_artifact("live", &bundle("one"));
-    Gate::with(registry, Setup { drain: Drain { notice, over }, ..Setup::default() }).await
+    Gate::with(
+        registry,
+        Setup {
+            drain: Drain { notice, over },
+            ..Setup::default()
+        },
+    )
+    .await
 }
 
 async fn not_ready(gate: &Gate) {
-    let asking = async { while gate.operator("/readyz").await.status() != StatusCode::SERVICE_UNAVAILABLE {} };
-    timeout(PATIENCE, asking).await.expect("the replica stays ready");
+    let asking = async {
+        while gate.operator("/readyz").await.status() != StatusCode::SERVICE_UNAVAILABLE {}
+    };
+    timeout(PATIENCE, asking)
+        .await
+        .expect("the replica stays ready");
 }
 
 #[tokio::test]
@@ -37,16 +48,30 @@ async fn requests_during_drain_notice_are_answered_at_once_with_connection_close
     eventually("it waits", || gate.waiters() == 1).await;
     gate.begin_to_drain();
     not_ready(&gate).await;
-    for (tags, wait, status) in
-        [("", 0, StatusCode::OK), (&*etag, 0, StatusCode::NOT_MODIFIED), (&etag, 300, StatusCode::NOT_MODIFIED)]
-    {
+    for (tags, wait, status) in [
+        ("", 0, StatusCode::OK),
+        (&*etag, 0, StatusCode::NOT_MODIFIED),
+        (&etag, 300, StatusCode::NOT_MODIFIED),
+    ] {
         let answer = timeout(PATIENCE, gate.get(tags, wait)).await.expect("held");
-        assert_eq!((answer.status(), header(&answer, "connection")), (status, "close"), "{tags} {wait}");
+        assert_eq!(
+            (answer.status(), header(&answer, "connection")),
+            (status, "close"),
+            "{tags} {wait}"
+        );
     }
     // A request that was held before is still held, and a change still answers it.
     assert_eq!(gate.waiters(), 1);
     registry.put_artifact("live", &bundle("two"));
-    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        timeout(PATIENCE, waiting)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .status(),
+        StatusCode::OK
+    );
     gate.until_drained().await;
 }
 
@@ -56,19 +81,31 @@ async fn waiting_clients_are_released_over_drain_over_with_304_and_the_tag_they_
     let notice = Duration::from_secs(1);
     let mut gate = gate(&registry, notice, Duration::from_secs(1)).await;
     let etag = tag(&gate.get("", 0).await);
-    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(gate.asking(&etag, 300).send())).collect();
+    let waiting: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(gate.asking(&etag, 300).send()))
+        .collect();
     eventually("they wait", || gate.waiters() == 20).await;
     let began = Instant::now();
     gate.begin_to_drain();
     for waiting in waiting {
         let released = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
-        assert!(began.elapsed() >= notice, "released after {:?} already", began.elapsed());
-        assert_eq!((released.status(), header(&released, "connection")), (StatusCode::NOT_MODIFIED, "close"));
+        assert!(
+            began.elapsed() >= notice,
+            "released after {:?} already",
+            began.elapsed()
+        );
+        assert_eq!(
+            (released.status(), header(&released, "connection")),
+            (StatusCode::NOT_MODIFIED, "close")
+        );
         assert_eq!(tag(&released), etag);
     }
     gate.until_drained().await;
     // Not at once: another test may use the port for a while.
-    eventually("the port is closed", || std::net::TcpStream::connect(gate.data).is_err()).await;
+    eventually("the port is closed", || {
+        std::net::TcpStream::connect(gate.data).is_err()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -80,8 +117,15 @@ async fn a_request_that_waits_for_a_silent_registry_is_released_with_304_too() {
     let disagreeing = tokio::spawn(gate.asking(&format!("\"another\", {etag}"), 300).send());
     eventually("it waits", || gate.waiters() == 1).await;
     gate.begin_to_drain();
-    let released = timeout(PATIENCE, disagreeing).await.unwrap().unwrap().unwrap();
-    assert_eq!((released.status(), tag(&released)), (StatusCode::NOT_MODIFIED, etag));
+    let released = timeout(PATIENCE, disagreeing)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (released.status(), tag(&released)),
+        (StatusCode::NOT_MODIFIED, etag)
+    );
     gate.until_drained().await;
 }
 
@@ -104,9 +148,16 @@ async fn drain_ends_early_when_no_client_is_connected() {
 }
 
 /// An HTTP/2 connection: its sender and its task.
-async fn connected(gate: &Gate) -> (http2::SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>) {
+async fn connected(
+    gate: &Gate,
+) -> (
+    http2::SendRequest<Empty<Bytes>>,
+    JoinHandle<hyper::Result<()>>,
+) {
     let stream = TcpStream::connect(gate.data).await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
     (sender, tokio::spawn(connection))
 }
 
@@ -130,11 +181,17 @@ async fn over_http_2_a_response_closes_the_connection_to_new_requests_only() {
     eventually("it waits", || gate.waiters() == 1).await;
     gate.begin_to_drain();
     not_ready(&gate).await;
-    let answer = sender.send_request(asking(&gate, &etag, 300)).await.unwrap();
+    let answer = sender
+        .send_request(asking(&gate, &etag, 300))
+        .await
+        .unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_MODIFIED);
     // GOAWAY has arrived when no further request can be sent on this connection.
-    let closed_for_requests = async { while sender.send_request(asking(&gate, &etag, 300)).await.is_ok() {} };
-    timeout(PATIENCE, closed_for_requests).await.expect("the connection accepts requests for ever");
+    let closed_for_requests =
+        async { while sender.send_request(asking(&gate, &etag, 300)).await.is_ok() {} };
+    timeout(PATIENCE, closed_for_requests)
+        .await
+        .expect("the connection accepts requests for ever");
     // Another connection is still accepted, and closed after its response.
     let (mut other, ended) = connected(&gate).await;
     let answer = other.send_request(asking(&gate, &etag, 300)).await.unwrap();
@@ -144,18 +201,37 @@ async fn over_http_2_a_response_closes_the_connection_to_new_requests_only() {
     // The request that is held on the first is still held, and a change still answers it.
     assert_eq!(gate.waiters(), 1);
     registry.put_artifact("live", &bundle("two"));
-    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
-    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    assert_eq!(
+        timeout(PATIENCE, waiting)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .status(),
+        StatusCode::OK
+    );
+    timeout(PATIENCE, connection)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     gate.until_drained().await;
 }
 
 #[tokio::test]
 async fn over_http_2_too_waiting_clients_are_released_with_304() {
     let registry = FaultyRegistry::start().await;
-    let mut gate = gate(&registry, Duration::from_millis(500), Duration::from_millis(500)).await;
+    let mut gate = gate(
+        &registry,
+        Duration::from_millis(500),
+        Duration::from_millis(500),
+    )
+    .await;
     let etag = tag(&gate.get("", 0).await);
     let (mut sender, connection) = connected(&gate).await;
-    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(sender.send_request(asking(&gate, &etag, 300)))).collect();
+    let waiting: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(sender.send_request(asking(&gate, &etag, 300))))
+        .collect();
     eventually("they wait", || gate.waiters() == 20).await;
     gate.begin_to_drain();
     for waiting in waiting {
@@ -163,6 +239,10 @@ async fn over_http_2_too_waiting_clients_are_released_with_304() {
         assert_eq!(released.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(released.headers()["etag"], etag);
     }
-    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    timeout(PATIENCE, connection)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     gate.until_drained().await;
 }

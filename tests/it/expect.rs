@@ -43,23 +43,42 @@ impl World {
     async fn expecting(expect: Expect) -> Self {
         let (registry, cache) = (FaultyRegistry::start().await, tempfile::tempdir().unwrap());
         let (on_missing, policy) = (OnMissing::Keep, TrustPolicy::unsigned("test".into()));
-        Self { registry, cache, tag: "live", expect, on_missing, policy }
+        Self {
+            registry,
+            cache,
+            tag: "live",
+            expect,
+            on_missing,
+            policy,
+        }
     }
 
     /// Moves the tag to an artifact with these annotations.
     fn push(&self, annotations: &[(&str, &str)], bundle: &[u8]) -> Pushed {
         let (digest, layer) = self.registry.put_annotated(self.tag, bundle, annotations);
-        Pushed { digest, layer, etag: etag(bundle) }
+        Pushed {
+            digest,
+            layer,
+            etag: etag(bundle),
+        }
     }
 
     fn push_version(&self, version: &str) -> Pushed {
-        self.push(&[("org.opencontainers.image.version", version)], &bundle(version))
+        self.push(
+            &[("org.opencontainers.image.version", version)],
+            &bundle(version),
+        )
     }
 
     /// A gateway with the cache as the one before it left it.
     async fn gate(&self) -> Gate {
         let directory = Some(self.cache.path().to_owned());
-        self.with_cache(store::Options { directory, disk: 1 << 20, memory: 1 << 20 }).await
+        self.with_cache(store::Options {
+            directory,
+            disk: 1 << 20,
+            memory: 1 << 20,
+        })
+        .await
     }
 
     /// A gateway on another machine.
@@ -69,7 +88,13 @@ impl World {
 
     async fn with_cache(&self, cache: store::Options) -> Gate {
         let (expect, policy, tag) = (self.expect.clone(), self.policy.clone(), self.tag);
-        let mut setup = Setup { expect, policy, tag, cache, ..Setup::default() };
+        let mut setup = Setup {
+            expect,
+            policy,
+            tag,
+            cache,
+            ..Setup::default()
+        };
         setup.rules.on_missing = self.on_missing;
         Gate::with(&self.registry, setup).await
     }
@@ -80,7 +105,9 @@ impl World {
     }
 
     fn downloads(&self, pushed: &Pushed) -> usize {
-        self.registry.asked(&format!("blobs/{}", pushed.layer.digest)).len()
+        self.registry
+            .asked(&format!("blobs/{}", pushed.layer.digest))
+            .len()
     }
 }
 
@@ -94,9 +121,24 @@ fn etag(bundle: &[u8]) -> String {
 fn stating(manifest: &Value) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
-    fs::write(folder.path().join("rules.rego"), "package authz.users\n\nallow := true\n").unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
-    bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
+    fs::write(
+        folder.path().join("rules.rego"),
+        "package authz.users\n\nallow := true\n",
+    )
+    .unwrap();
+    let limits = bundle::Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
+    bundle::pack(folder.path(), &limits)
+        .unwrap()
+        .bundle
+        .blob()
+        .in_memory()
+        .unwrap()
+        .to_vec()
 }
 
 async fn serves(gate: &Gate, pushed: &Pushed) {
@@ -116,15 +158,29 @@ async fn refuses(gate: &Gate, pushed: &Pushed, reason: &str, serving: Option<&Pu
     let status = gate.shown().await;
     let failure = &status["last_failure"];
     assert_eq!(failure["digest"], json!(pushed.digest), "{status}");
-    assert!(failure["message"].as_str().unwrap().ends_with("see `expect`"), "{status}");
+    assert!(
+        failure["message"]
+            .as_str()
+            .unwrap()
+            .ends_with("see `expect`"),
+        "{status}"
+    );
     let answer = gate.get("", 0).await;
     match serving {
         Some(old) => {
-            assert_eq!((&status["state"], &status["manifest"]), (&json!("serving"), &json!(old.digest)), "{status}");
+            assert_eq!(
+                (&status["state"], &status["manifest"]),
+                (&json!("serving"), &json!(old.digest)),
+                "{status}"
+            );
             assert_eq!(tag(&answer), old.etag);
         }
         None => {
-            assert_eq!((&status["state"], &status["lost"]), (&json!("withdrawn"), &Value::Null), "{status}");
+            assert_eq!(
+                (&status["state"], &status["lost"]),
+                (&json!("withdrawn"), &Value::Null),
+                "{status}"
+            );
             assert_eq!(answer.status(), 404);
         }
     }
@@ -132,7 +188,13 @@ async fn refuses(gate: &Gate, pushed: &Pushed, reason: &str, serving: Option<&Pu
 
 /// While something good is served, across a restart, and on a fresh machine. `downloads`: what
 /// may be asked for of the bad one's bytes, at each start of a gateway.
-async fn is_refused_for_ever(world: &World, good: Pushed, bad: impl Fn() -> Pushed, reason: &str, downloads: usize) {
+async fn is_refused_for_ever(
+    world: &World,
+    good: Pushed,
+    bad: impl Fn() -> Pushed,
+    reason: &str,
+    downloads: usize,
+) {
     let gate = world.gate().await;
     serves(&gate, &good).await;
     let bad = bad();
@@ -140,7 +202,10 @@ async fn is_refused_for_ever(world: &World, good: Pushed, bad: impl Fn() -> Push
     refuses(&gate, &bad, reason, Some(&good)).await;
     // It is known to be hopeless by now, whatever it cost the first time.
     let polls = world.registry.asked("HEAD").len();
-    eventually("it is looked at again", || world.registry.asked("HEAD").len() > polls + 3).await;
+    eventually("it is looked at again", || {
+        world.registry.asked("HEAD").len() > polls + 3
+    })
+    .await;
     assert_eq!(world.downloads(&bad), before + downloads);
     let gate = world.restart(gate).await;
     refuses(&gate, &bad, reason, Some(&good)).await;
@@ -150,11 +215,17 @@ async fn is_refused_for_ever(world: &World, good: Pushed, bad: impl Fn() -> Push
 }
 
 fn order(order: Order) -> Expect {
-    Expect { order: Some(order), on_older: OnOlder::Refuse, ..Expect::default() }
+    Expect {
+        order: Some(order),
+        on_older: OnOlder::Refuse,
+        ..Expect::default()
+    }
 }
 
 fn versions(minimum: Option<&str>) -> Expect {
-    order(Order::Version { minimum: minimum.map(|version| version.parse().unwrap()) })
+    order(Order::Version {
+        minimum: minimum.map(|version| version.parse().unwrap()),
+    })
 }
 
 #[tokio::test]
@@ -209,7 +280,14 @@ async fn a_version_tag_on_another_versions_digest_is_refused() {
     let mut world = World::expecting(versions(None)).await;
     world.tag = "v1.4.0";
     let good = world.push_version("1.4.0");
-    is_refused_for_ever(&world, good, || world.push_version("1.3.9"), "expect_version", 0).await;
+    is_refused_for_ever(
+        &world,
+        good,
+        || world.push_version("1.3.9"),
+        "expect_version",
+        0,
+    )
+    .await;
 }
 
 /// Where only the bundle says which version it is, it has to be fetched to be refused.
@@ -219,7 +297,14 @@ async fn a_version_that_only_the_revision_states_counts_as_well() {
     let mut world = World::expecting(versions(None)).await;
     world.tag = "1.4.0";
     let good = world.push(&[], &revised("1.4.0"));
-    is_refused_for_ever(&world, good, || world.push(&[], &revised("1.3.9")), "expect_version", 1).await;
+    is_refused_for_ever(
+        &world,
+        good,
+        || world.push(&[], &revised("1.3.9")),
+        "expect_version",
+        1,
+    )
+    .await;
 }
 
 /// With its signatures, which say nothing about where it belongs.
@@ -227,7 +312,11 @@ async fn a_version_that_only_the_revision_states_counts_as_well() {
 async fn a_bundle_copied_from_another_repository_is_refused() {
     let title = "org.opencontainers.image.title";
     let annotations = [(title.to_owned(), "authz".to_owned())].into();
-    let world = World::expecting(Expect { annotations, ..Expect::default() }).await;
+    let world = World::expecting(Expect {
+        annotations,
+        ..Expect::default()
+    })
+    .await;
     let good = world.push(&[(title, "authz")], &bundle("ours"));
     let bad = || world.push(&[(title, "billing")], &bundle("theirs"));
     is_refused_for_ever(&world, good, bad, "expect_annotations", 0).await;
@@ -236,8 +325,15 @@ async fn a_bundle_copied_from_another_repository_is_refused() {
 #[tokio::test]
 async fn roots_outside_what_is_expected_are_refused() {
     // The other one has no `.manifest`, and so claims everything.
-    for bad in [stating(&json!({ "roots": ["authz", "system"] })), bundle("everything")] {
-        let world = World::expecting(Expect { roots: vec!["authz".into()], ..Expect::default() }).await;
+    for bad in [
+        stating(&json!({ "roots": ["authz", "system"] })),
+        bundle("everything"),
+    ] {
+        let world = World::expecting(Expect {
+            roots: vec!["authz".into()],
+            ..Expect::default()
+        })
+        .await;
         let good = world.push(&[], &stating(&json!({ "roots": ["authz/users"] })));
         is_refused_for_ever(&world, good, || world.push(&[], &bad), "expect_roots", 1).await;
     }
@@ -245,7 +341,11 @@ async fn roots_outside_what_is_expected_are_refused() {
 
 #[tokio::test]
 async fn what_comes_back_is_refused_where_nothing_gives_an_order() {
-    let world = World::expecting(Expect { on_older: OnOlder::Refuse, ..Expect::default() }).await;
+    let world = World::expecting(Expect {
+        on_older: OnOlder::Refuse,
+        ..Expect::default()
+    })
+    .await;
     let first = world.push(&[], &bundle("first"));
     let gate = world.gate().await;
     serves(&gate, &first).await;
@@ -267,10 +367,19 @@ async fn by_default_what_comes_back_is_served_with_an_alarm_until_something_newe
     serves(&gate, &first).await;
     let second = world.push(&[], &bundle("second"));
     serves(&gate, &second).await;
-    assert_eq!((&gate.shown().await["older"], &*gate.gauge("bundlegate_bundle_older").await), (&Value::Null, "0"));
+    assert_eq!(
+        (
+            &gate.shown().await["older"],
+            &*gate.gauge("bundlegate_bundle_older").await
+        ),
+        (&Value::Null, "0")
+    );
     let first = world.push(&[], &bundle("first"));
     serves(&gate, &first).await;
-    let expected = format!("{} was served earlier and has been replaced, last by {}", first.digest, second.digest);
+    let expected = format!(
+        "{} was served earlier and has been replaced, last by {}",
+        first.digest, second.digest
+    );
     let gate = {
         eventually("the alarm", || gate.status().older.is_some()).await;
         assert_eq!(gate.gauge("bundlegate_bundle_older").await, "1");
@@ -278,7 +387,11 @@ async fn by_default_what_comes_back_is_served_with_an_alarm_until_something_newe
         world.restart(gate).await
     };
     serves(&gate, &first).await;
-    assert_eq!(gate.shown().await["older"], json!(expected), "also after a restart");
+    assert_eq!(
+        gate.shown().await["older"],
+        json!(expected),
+        "also after a restart"
+    );
     let second = world.push(&[], &bundle("second"));
     serves(&gate, &second).await;
     eventually("no alarm", || gate.status().older.is_none()).await;
@@ -325,7 +438,10 @@ async fn what_lies_on_disk_is_held_to_what_is_expected_today() {
 
 /// Signs a digest, at the forge's present.
 fn signed(world: &World, forge: &Sigstore, signer: &Certified, pushed: &Pushed) {
-    let (by, envelope) = (By::Certificate(signer), Envelope::sign(&signer.key, &statement(&pushed.digest)));
+    let (by, envelope) = (
+        By::Certificate(signer),
+        Envelope::sign(&signer.key, &statement(&pushed.digest)),
+    );
     let bundle = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
     world.registry.put_bundles(&pushed.digest, &[bundle]);
 }
@@ -360,7 +476,11 @@ async fn a_history_is_kept_where_there_is_no_room_for_the_bundle() {
     let world = World::expecting(versions(None)).await;
     let tiny = || {
         let directory = Some(world.cache.path().to_owned());
-        world.with_cache(store::Options { directory, disk: 10, memory: 1 << 20 })
+        world.with_cache(store::Options {
+            directory,
+            disk: 10,
+            memory: 1 << 20,
+        })
     };
     let new = world.push_version("2.0.0");
     let gate = tiny().await;

@@ -105,23 +105,39 @@ impl FaultyRegistry {
                 });
             }
         });
-        Self { address, inner, _tasks: tasks }
+        Self {
+            address,
+            inner,
+            _tasks: tasks,
+        }
     }
 
     /// Holds these bytes at `/v2/acme/authz/<path>`.
     pub(crate) fn put(&self, path: &str, content_type: &str, bytes: impl Into<Bytes>) {
         let key = format!("/v2/acme/authz/{path}");
-        self.inner.lock().unwrap().content.insert(key, (content_type.to_owned(), bytes.into()));
+        self.inner
+            .lock()
+            .unwrap()
+            .content
+            .insert(key, (content_type.to_owned(), bytes.into()));
     }
 
     /// Holds it no longer.
     pub(crate) fn remove(&self, path: &str) {
-        self.inner.lock().unwrap().content.remove(&format!("/v2/acme/authz/{path}"));
+        self.inner
+            .lock()
+            .unwrap()
+            .content
+            .remove(&format!("/v2/acme/authz/{path}"));
     }
 
     pub(crate) fn put_blob(&self, bytes: &[u8]) -> Descriptor {
         let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, bytes);
-        self.put(&format!("blobs/{}", descriptor.digest), "application/octet-stream", bytes.to_vec());
+        self.put(
+            &format!("blobs/{}", descriptor.digest),
+            "application/octet-stream",
+            bytes.to_vec(),
+        );
         descriptor
     }
 
@@ -131,7 +147,12 @@ impl FaultyRegistry {
     }
 
     /// One whose manifest has annotations.
-    pub(crate) fn put_annotated(&self, tag: &str, layer: &[u8], annotations: &[(&str, &str)]) -> (Digest, Descriptor) {
+    pub(crate) fn put_annotated(
+        &self,
+        tag: &str,
+        layer: &[u8],
+        annotations: &[(&str, &str)],
+    ) -> (Digest, Descriptor) {
         let layer = self.put_blob(layer);
         let mut manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
@@ -142,14 +163,26 @@ impl FaultyRegistry {
         }
         let manifest = manifest.to_string();
         let digest = Digest::sha256(manifest.as_bytes());
-        self.put(&format!("manifests/{tag}"), media_type::OCI_MANIFEST, manifest.clone());
-        self.put(&format!("manifests/{digest}"), media_type::OCI_MANIFEST, manifest);
+        self.put(
+            &format!("manifests/{tag}"),
+            media_type::OCI_MANIFEST,
+            manifest.clone(),
+        );
+        self.put(
+            &format!("manifests/{digest}"),
+            media_type::OCI_MANIFEST,
+            manifest,
+        );
         (digest, layer)
     }
 
     /// The next `times` requests whose method and path contain `part` meet `fault`.
     pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
-        self.inner.lock().unwrap().faults.push((part.to_owned(), times, fault));
+        self.inner
+            .lock()
+            .unwrap()
+            .faults
+            .push((part.to_owned(), times, fault));
     }
 
     /// From now on this status with this body.
@@ -169,26 +202,50 @@ impl FaultyRegistry {
 
     /// What it holds at `/v2/acme/authz/<path>`.
     pub(crate) fn held(&self, path: &str) -> Option<(String, Bytes)> {
-        self.inner.lock().unwrap().content.get(&format!("/v2/acme/authz/{path}")).cloned()
+        self.inner
+            .lock()
+            .unwrap()
+            .content
+            .get(&format!("/v2/acme/authz/{path}"))
+            .cloned()
     }
 
     /// Every request so far whose method and path contain `part`.
     pub(crate) fn asked(&self, part: &str) -> Vec<Asked> {
         let asked = |asked: &&Asked| format!("{} {}", asked.method, asked.path).contains(part);
-        self.inner.lock().unwrap().asked.iter().filter(asked).cloned().collect()
+        self.inner
+            .lock()
+            .unwrap()
+            .asked
+            .iter()
+            .filter(asked)
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn destination(&self) -> Destination {
-        self.registries(self.options()).destination(self.reference("x").repository()).unwrap()
+        self.registries(self.options())
+            .destination(self.reference("x").repository())
+            .unwrap()
     }
 
     pub(crate) fn registries(&self, options: Options) -> Registries {
-        let limits = ReadLimits { manifest: 4 << 20, evidence: 1 << 20, bundle: 1 << 20 };
-        Registries::new([(self.address.to_string(), options)].into(), limits, Metrics::new().unwrap())
+        let limits = ReadLimits {
+            manifest: 4 << 20,
+            evidence: 1 << 20,
+            bundle: 1 << 20,
+        };
+        Registries::new(
+            [(self.address.to_string(), options)].into(),
+            limits,
+            Metrics::new().unwrap(),
+        )
     }
 
     pub(crate) fn reference(&self, tag: &str) -> Reference {
-        format!("{}/acme/authz:{tag}", self.address).parse().unwrap()
+        format!("{}/acme/authz:{tag}", self.address)
+            .parse()
+            .unwrap()
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -201,22 +258,38 @@ impl FaultyRegistry {
             read: Duration::from_millis(500),
             total: Duration::from_secs(20),
         };
-        Options { scheme: Scheme::Http, timeouts, ..Options::default() }
+        Options {
+            scheme: Scheme::Http,
+            timeouts,
+            ..Options::default()
+        }
     }
 
     pub(crate) fn source_with(&self, options: Options) -> Source {
-        self.registries(options).source(self.reference("x").repository()).unwrap()
+        self.registries(options)
+            .source(self.reference("x").repository())
+            .unwrap()
     }
 }
 
-async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
+async fn answer(
+    inner: Arc<Mutex<Inner>>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, io::Error> {
     let path = request.uri().to_string();
     let (fault, content) = {
         let mut inner = inner.lock().unwrap();
         let headers = request.headers().clone();
-        inner.asked.push(Asked { method: request.method().to_string(), path: path.clone(), headers });
+        inner.asked.push(Asked {
+            method: request.method().to_string(),
+            path: path.clone(),
+            headers,
+        });
         let line = format!("{} {path}", request.method());
-        let fault = inner.faults.iter_mut().find(|(part, left, _)| *left > 0 && line.contains(part.as_str()));
+        let fault = inner
+            .faults
+            .iter_mut()
+            .find(|(part, left, _)| *left > 0 && line.contains(part.as_str()));
         let fault = fault.map(|(_, left, fault)| {
             *left -= 1;
             fault.clone()
@@ -232,9 +305,10 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
             }
             response.body(whole(Bytes::new())).unwrap()
         }
-        Some(Fault::Refuse(status, body)) => {
-            Response::builder().status(status).body(whole(Bytes::from_static(body.as_bytes()))).unwrap()
-        }
+        Some(Fault::Refuse(status, body)) => Response::builder()
+            .status(status)
+            .body(whole(Bytes::from_static(body.as_bytes())))
+            .unwrap(),
         Some(Fault::Truncate(length)) => truncated(content, length),
         Some(Fault::Halt(length)) => halted(content, length),
         Some(Fault::Endless) => Response::new(endless()),
@@ -272,24 +346,54 @@ async fn answer(inner: Arc<Mutex<Inner>>, request: Request<Incoming>) -> Result<
 }
 
 /// What a registry answers that is well.
-async fn granted(inner: &Mutex<Inner>, request: Request<Incoming>, content: Option<(String, Bytes)>) -> Response<Body> {
+async fn granted(
+    inner: &Mutex<Inner>,
+    request: Request<Incoming>,
+    content: Option<(String, Bytes)>,
+) -> Response<Body> {
     let (method, path) = (request.method().to_string(), request.uri().to_string());
     if matches!(method.as_str(), "GET" | "HEAD") && !path.contains("/blobs/uploads/") {
         return truth(content);
     }
-    let header = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-    let (host, range, kind) = (header("host"), header("content-range"), header("content-type"));
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    let (host, range, kind) = (
+        header("host"),
+        header("content-range"),
+        header("content-type"),
+    );
     let (bytes, _) = uploads::body(request, usize::MAX).await;
-    let wish = Wish { host: host.unwrap(), method, path, range, kind: kind.unwrap_or_default(), bytes };
+    let wish = Wish {
+        host: host.unwrap(),
+        method,
+        path,
+        range,
+        kind: kind.unwrap_or_default(),
+        bytes,
+    };
     let mut inner = inner.lock().unwrap();
-    let Inner { manners, uploads, .. } = &mut *inner;
+    let Inner {
+        manners, uploads, ..
+    } = &mut *inner;
     let taken = uploads.answer(manners, wish);
     let answer = match taken {
         Taken::Answer(answer) => answer,
-        Taken::Keep { path, kind, bytes, answer } => {
+        Taken::Keep {
+            path,
+            kind,
+            bytes,
+            answer,
+        } => {
             if let Some((front, _)) = path.split_once("/manifests/") {
                 let digest = Digest::sha256(&bytes);
-                inner.content.insert(format!("{front}/manifests/{digest}"), (kind.clone(), bytes.clone()));
+                inner.content.insert(
+                    format!("{front}/manifests/{digest}"),
+                    (kind.clone(), bytes.clone()),
+                );
             }
             inner.content.insert(path, (kind, bytes));
             answer
@@ -300,7 +404,10 @@ async fn granted(inner: &Mutex<Inner>, request: Request<Incoming>, content: Opti
 
 fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
     let Some((kind, bytes)) = content else {
-        return Response::builder().status(404).body(whole(Bytes::new())).unwrap();
+        return Response::builder()
+            .status(404)
+            .body(whole(Bytes::new()))
+            .unwrap();
     };
     Response::builder()
         .header("content-type", kind)
@@ -311,7 +418,10 @@ fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
 
 fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
     let (kind, bytes) = content.unwrap();
-    let pieces = [Ok(Frame::data(bytes.slice(..length))), Err(io::ErrorKind::BrokenPipe.into())];
+    let pieces = [
+        Ok(Frame::data(bytes.slice(..length))),
+        Err(io::ErrorKind::BrokenPipe.into()),
+    ];
     Response::builder()
         .header("content-type", kind)
         .header("content-length", bytes.len())

@@ -23,7 +23,17 @@ fn pipe(path: &Path) {
 /// Every flag that names a file.
 const FLAGS: &[&[&str]] = &[
     &["verify", REF, "--local", "--key", "FILE"],
-    &["verify", REF, "--local", "--key", "cosign.pub", "--tlog", "require", "--trusted-root", "FILE"],
+    &[
+        "verify",
+        REF,
+        "--local",
+        "--key",
+        "cosign.pub",
+        "--tlog",
+        "require",
+        "--trusted-root",
+        "FILE",
+    ],
     &["verify", REF, "--local", "--config", "FILE"],
     &["sign", REF, "--local", "--key", "FILE"],
     &["pull", "127.0.0.1:1/a:v1", "--ca-file", "FILE"],
@@ -32,14 +42,37 @@ const FLAGS: &[&[&str]] = &[
     &["repl", REF, "--input", "FILE"],
     &["config", "check", "FILE"],
     &["serve", "--config", "FILE"],
-    &["verify-bundle", "--bundle", "FILE", "--key", "cosign.pub", "policy/p.rego"],
-    &["verify-bundle", "--bundle", "policy/p.rego", "--key", "FILE", "policy/p.rego"],
+    &[
+        "verify-bundle",
+        "--bundle",
+        "FILE",
+        "--key",
+        "cosign.pub",
+        "policy/p.rego",
+    ],
+    &[
+        "verify-bundle",
+        "--bundle",
+        "policy/p.rego",
+        "--key",
+        "FILE",
+        "policy/p.rego",
+    ],
     &["eval", "./FILE", "1"],
     &["inspect", "./FILE"],
 ];
 
 fn with(flags: &[&str], file: &str) -> Vec<String> {
-    flags.iter().map(|flag| if flag.ends_with("FILE") { file.to_owned() } else { (*flag).to_owned() }).collect()
+    flags
+        .iter()
+        .map(|flag| {
+            if flag.ends_with("FILE") {
+                file.to_owned()
+            } else {
+                (*flag).to_owned()
+            }
+        })
+        .collect()
 }
 
 #[test]
@@ -47,7 +80,10 @@ fn a_device_a_folder_and_a_file_without_end_are_refused_wherever_a_file_is_named
     let author = author();
     fs::create_dir(author.path("folder")).unwrap();
     // Sparse: a terabyte that takes no room.
-    fs::File::create(author.path("endless")).unwrap().set_len(1 << 40).unwrap();
+    fs::File::create(author.path("endless"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
     for flags in FLAGS {
         for file in ["/dev/zero", "endless", "folder"] {
             let is_policy = matches!(flags, ["eval", "./FILE", ..] | ["inspect", "./FILE"]);
@@ -58,7 +94,10 @@ fn a_device_a_folder_and_a_file_without_end_are_refused_wherever_a_file_is_named
             let arguments = with(flags, file);
             let ran = author.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
             assert_eq!(ran.code, 1, "{arguments:?}: {ran:?}");
-            assert!(ran.stderr.contains(file), "{arguments:?} does not name it: {ran:?}");
+            assert!(
+                ran.stderr.contains(file),
+                "{arguments:?} does not name it: {ran:?}"
+            );
         }
     }
 }
@@ -67,15 +106,22 @@ fn a_device_a_folder_and_a_file_without_end_are_refused_wherever_a_file_is_named
 #[test]
 fn a_key_comes_through_a_pipe() {
     let author = author();
-    author.run(&["sign", REF, "--local", "--key", "cosign.key"]).ok();
+    author
+        .run(&["sign", REF, "--local", "--key", "cosign.key"])
+        .ok();
     for (file, arguments) in [
-        ("cosign.pub", &["verify", REF, "--local", "--key", "pipe"][..]),
+        (
+            "cosign.pub",
+            &["verify", REF, "--local", "--key", "pipe"][..],
+        ),
         ("cosign.key", &["sign", REF, "--local", "--key", "pipe"]),
     ] {
         pipe(&author.path("pipe"));
         let (from, to) = (author.path(file), author.path("pipe"));
         let writing = std::thread::spawn(move || fs::write(to, fs::read(from).unwrap()));
-        author.run_with(arguments, "", &[("COSIGN_PASSWORD", PASSWORD)]).ok();
+        author
+            .run_with(arguments, "", &[("COSIGN_PASSWORD", PASSWORD)])
+            .ok();
         writing.join().unwrap().unwrap();
     }
 }
@@ -85,22 +131,34 @@ fn a_pipe_in_the_image_store_hangs_nothing() {
     for name in [".index.lock", ".sweep.lock", "index.json", "oci-layout"] {
         let author = author();
         pipe(&author.path("store").join(name));
-        for line in
-            ["images", "inspect r.example/a:v1", "build policy -t r.example/b:v1", "tag r.example/a:v1 r.example/b:v1"]
-        {
+        for line in [
+            "images",
+            "inspect r.example/a:v1",
+            "build policy -t r.example/b:v1",
+            "tag r.example/a:v1 r.example/b:v1",
+        ] {
             let ran = author.line(line);
             // What only reads needs no lock, and a second name adds no blob.
-            let reads = name.ends_with(".lock") && (line == "images" || line.starts_with("inspect"));
+            let reads =
+                name.ends_with(".lock") && (line == "images" || line.starts_with("inspect"));
             let fine = reads || (name == ".sweep.lock" && line.starts_with("tag"));
             assert_eq!(ran.code, i32::from(!fine), "{name}, {line}: {ran:?}");
-            assert!(ran.code == 0 || ran.stderr.contains(&format!("store/{name}")), "{name}, {line}: {ran:?}");
+            assert!(
+                ran.code == 0 || ran.stderr.contains(&format!("store/{name}")),
+                "{name}, {line}: {ran:?}"
+            );
         }
     }
     let author = author();
     for entry in fs::read_dir(author.path("store/blobs/sha256")).unwrap() {
         pipe(&entry.unwrap().path());
     }
-    assert!(author.line("save r.example/a:v1").error().contains("it is a pipe, not a regular file"));
+    assert!(
+        author
+            .line("save r.example/a:v1")
+            .error()
+            .contains("it is a pipe, not a regular file")
+    );
     author.line("images").ok();
 }
 
@@ -109,8 +167,18 @@ fn a_pipe_in_the_state_folder_of_dev_hangs_nothing() {
     let author = Author::with(POLICY);
     fs::create_dir(author.path("state")).unwrap();
     pipe(&author.path("state/.lock"));
-    let ran = author.run(&["dev", "policy", "--listen", "127.0.0.1:0", "--state", "state"]);
-    assert!(ran.error().contains("it is a pipe, not a regular file"), "{ran:?}");
+    let ran = author.run(&[
+        "dev",
+        "policy",
+        "--listen",
+        "127.0.0.1:0",
+        "--state",
+        "state",
+    ]);
+    assert!(
+        ran.error().contains("it is a pipe, not a regular file"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -119,10 +187,18 @@ fn a_layout_folder_with_a_pipe_is_refused() {
         let author = Author::new();
         author.artifact(&[("p.rego", "package p\n")]);
         pipe(&author.path("layout").join(name));
-        for line in
-            ["inspect oci-layout:layout:v1", "eval oci-layout:layout:v1 1", "copy oci-layout:layout:v1 oci-layout:out"]
-        {
-            assert!(author.line(line).error().contains("it is a pipe, not a regular file"), "{name}: {line}");
+        for line in [
+            "inspect oci-layout:layout:v1",
+            "eval oci-layout:layout:v1 1",
+            "copy oci-layout:layout:v1 oci-layout:out",
+        ] {
+            assert!(
+                author
+                    .line(line)
+                    .error()
+                    .contains("it is a pipe, not a regular file"),
+                "{name}: {line}"
+            );
         }
     }
 }

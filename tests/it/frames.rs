@@ -41,8 +41,15 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, window: u32) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
-        let mut client = Self { stream, next: 1, seen: Vec::new() };
-        client.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+        let mut client = Self {
+            stream,
+            next: 1,
+            seen: Vec::new(),
+        };
+        client
+            .stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await?;
         // SETTINGS_INITIAL_WINDOW_SIZE
         let setting = [&4_u16.to_be_bytes()[..], &window.to_be_bytes()].concat();
         client.write(SETTINGS, 0, 0, &setting).await?;
@@ -50,9 +57,19 @@ impl Client {
     }
 
     /// Sends a request without a body, and returns its stream.
-    pub(crate) async fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<u32> {
+    pub(crate) async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> std::io::Result<u32> {
         let mut block = Vec::new();
-        let pseudo = [(":method", method), (":scheme", "http"), (":authority", "localhost"), (":path", path)];
+        let pseudo = [
+            (":method", method),
+            (":scheme", "http"),
+            (":authority", "localhost"),
+            (":path", path),
+        ];
         for (name, value) in pseudo.iter().chain(headers) {
             // Literal, never indexed, new name (RFC 7541 §6.2.3).
             block.push(0x10);
@@ -64,7 +81,8 @@ impl Client {
         }
         let stream = self.next;
         self.next += 2;
-        self.write(HEADERS, END_STREAM | END_HEADERS, stream, &block).await?;
+        self.write(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+            .await?;
         Ok(stream)
     }
 
@@ -86,7 +104,11 @@ impl Client {
 
     /// The streams that the server has reset.
     pub(crate) fn resets(&self) -> BTreeSet<u32> {
-        self.seen.iter().filter(|frame| frame.kind == RESET).map(|frame| frame.stream).collect()
+        self.seen
+            .iter()
+            .filter(|frame| frame.kind == RESET)
+            .map(|frame| frame.stream)
+            .collect()
     }
 
     async fn read(&mut self) -> std::io::Result<Frame> {
@@ -96,15 +118,32 @@ impl Client {
         let mut payload = vec![0; usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)];
         self.stream.read_exact(&mut payload).await?;
         if flags & ACK == 0 && matches!(kind, PING | SETTINGS) {
-            let answer = if kind == PING { payload.clone() } else { Vec::new() };
+            let answer = if kind == PING {
+                payload.clone()
+            } else {
+                Vec::new()
+            };
             self.write(kind, ACK, 0, &answer).await?;
         }
-        Ok(Frame { kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1), payload })
+        Ok(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+            payload,
+        })
     }
 
-    async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    async fn write(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
-        self.stream.write_all(&[head, payload.to_vec()].concat()).await
+        self.stream
+            .write_all(&[head, payload.to_vec()].concat())
+            .await
     }
 }

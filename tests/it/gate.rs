@@ -68,12 +68,19 @@ impl Default for Setup {
                 first_wait: Duration::from_secs(2),
             },
             clients: None,
-            drain: Drain { notice: Duration::ZERO, over: Duration::ZERO },
+            drain: Drain {
+                notice: Duration::ZERO,
+                over: Duration::ZERO,
+            },
             tls: None,
             max_connections: 100,
             deadlines: Deadlines::default(),
             trusted_proxies: TrustedProxies::default(),
-            cache: store::Options { directory: None, disk: 1 << 20, memory: 1 << 20 },
+            cache: store::Options {
+                directory: None,
+                disk: 1 << 20,
+                memory: 1 << 20,
+            },
             fallback: None,
             opa_check: None,
         }
@@ -91,8 +98,13 @@ impl Setup {
         });
         let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
         // Long enough for a busy machine.
-        let options = RegistryOptions { timeouts: Timeouts::default(), ..registry.options() };
-        config.registries.insert(registry.address.to_string(), options);
+        let options = RegistryOptions {
+            timeouts: Timeouts::default(),
+            ..registry.options()
+        };
+        config
+            .registries
+            .insert(registry.address.to_string(), options);
         config.limits = Limits {
             bundle: 1 << 20,
             unpacked: 1 << 20,
@@ -101,8 +113,16 @@ impl Setup {
             manifest: 4 << 20,
             evidence: 1 << 20,
         };
-        let store::Options { directory, disk, memory } = self.cache.clone();
-        config.cache = Cache { directory, disk, memory };
+        let store::Options {
+            directory,
+            disk,
+            memory,
+        } = self.cache.clone();
+        config.cache = Cache {
+            directory,
+            disk,
+            memory,
+        };
         config.long_poll.first_wait = self.rules.first_wait;
         let bundle = BundleConfig {
             name: self.name.to_owned(),
@@ -113,7 +133,9 @@ impl Setup {
             on_missing: self.rules.on_missing,
             max_stale: self.rules.max_stale,
             expect: self.expect.clone(),
-            on_withdraw: self.fallback.map(|_| OnWithdraw { fallback: FALLBACK.to_owned() }),
+            on_withdraw: self.fallback.map(|_| OnWithdraw {
+                fallback: FALLBACK.to_owned(),
+            }),
             opa_check: self.opa_check.clone(),
         };
         if let Some(tag) = self.fallback {
@@ -176,22 +198,41 @@ impl Gate {
             max_connections: setup.max_connections,
             ready_after: HOUR,
             drain: setup.drain,
-            long_poll: LongPoll { max_wait: Duration::from_secs(300), first_wait: setup.rules.first_wait },
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: setup.rules.first_wait,
+            },
             clients: clients.clone(),
             trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
-        let (data, admin) = (gateway.data_address().unwrap(), gateway.admin_address().unwrap());
-        let (metrics, handle) =
-            (gateway.metrics().clone(), gateway.catalog().get(setup.name).unwrap().handle().clone());
+        let (data, admin) = (
+            gateway.data_address().unwrap(),
+            gateway.admin_address().unwrap(),
+        );
+        let (metrics, handle) = (
+            gateway.metrics().clone(),
+            gateway.catalog().get(setup.name).unwrap().handle().clone(),
+        );
         let (stop, stopped) = oneshot::channel();
         let drain = async {
             let _ = stopped.await;
         };
-        let gateway = tokio::spawn(async { gateway.run(drain, std::future::pending()).await.unwrap() });
+        let gateway =
+            tokio::spawn(async { gateway.run(drain, std::future::pending()).await.unwrap() });
         let (name, stop, http) = (setup.name, Some(stop), reqwest::Client::new());
-        Self { name, data, admin, http, metrics, clients, handle, stop, gateway }
+        Self {
+            name,
+            data,
+            admin,
+            http,
+            metrics,
+            clients,
+            handle,
+            stop,
+            gateway,
+        }
     }
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
@@ -200,16 +241,25 @@ impl Gate {
 
     /// A request for the bundle, not yet sent.
     pub(crate) fn asking(&self, tags: &str, wait: u32) -> RequestBuilder {
-        wishing(self.request(Method::GET, &format!("/bundles/{}", self.name)), tags, wait)
+        wishing(
+            self.request(Method::GET, &format!("/bundles/{}", self.name)),
+            tags,
+            wait,
+        )
     }
 
     /// Any request to the data listener, not yet sent.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.data))
+        self.http
+            .request(method, format!("http://{}{path}", self.data))
     }
 
     pub(crate) async fn operator(&self, path: &str) -> Response {
-        self.http.get(format!("http://{}{path}", self.admin)).send().await.unwrap()
+        self.http
+            .get(format!("http://{}{path}", self.admin))
+            .send()
+            .await
+            .unwrap()
     }
 
     /// The bundle's part of `/status`.
@@ -220,14 +270,20 @@ impl Gate {
 
     /// How many checks ended like this.
     pub(crate) fn refreshes(&self, outcome: &str) -> u64 {
-        self.metrics.refreshes.with_label_values(&[self.name, outcome]).get()
+        self.metrics
+            .refreshes
+            .with_label_values(&[self.name, outcome])
+            .get()
     }
 
     /// The value of a metric that has only the bundle as a label, as Prometheus reads it.
     pub(crate) async fn gauge(&self, metric: &str) -> String {
         let text = self.operator("/metrics").await.text().await.unwrap();
         let start = format!("{metric}{{bundle=\"{}\"}} ", self.name);
-        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{metric}: {text}")).to_owned()
+        text.lines()
+            .find_map(|line| line.strip_prefix(&start))
+            .unwrap_or_else(|| panic!("{metric}: {text}"))
+            .to_owned()
     }
 
     pub(crate) fn state(&self) -> &'static str {
@@ -240,7 +296,10 @@ impl Gate {
 
     /// As when the configuration says so from now on.
     pub(crate) fn trust(&self, policy: TrustPolicy) {
-        assert!(self.handle.set_policy(Arc::new(policy)), "it is the same policy");
+        assert!(
+            self.handle.set_policy(Arc::new(policy)),
+            "it is the same policy"
+        );
     }
 
     /// What the server sees from now on.
@@ -250,16 +309,21 @@ impl Gate {
 
     /// Whether what stands in for the bundle has something to serve.
     pub(crate) fn fallback_is_serving(&self) -> bool {
-        self.handle.fallback_status().is_some_and(|fallback| fallback.since.is_some())
+        self.handle
+            .fallback_status()
+            .is_some_and(|fallback| fallback.since.is_some())
     }
 
     pub(crate) fn last_failure(&self) -> Option<LastFailure> {
-        self.handle.status().last_failure.map(|failure| LastFailure {
-            class: failure.class.label(),
-            step: failure.step.to_string(),
-            digest: failure.digest.map(|digest| digest.to_string()),
-            message: failure.message,
-        })
+        self.handle
+            .status()
+            .last_failure
+            .map(|failure| LastFailure {
+                class: failure.class.label(),
+                step: failure.step.to_string(),
+                digest: failure.digest.map(|digest| digest.to_string()),
+                message: failure.message,
+            })
     }
 
     pub(crate) fn waiters(&self) -> i64 {
@@ -267,7 +331,10 @@ impl Gate {
     }
 
     pub(crate) fn sent_bytes(&self) -> u64 {
-        self.metrics.sent_bytes.with_label_values(&[self.name]).get()
+        self.metrics
+            .sent_bytes
+            .with_label_values(&[self.name])
+            .get()
     }
 
     /// As SIGTERM does.
@@ -283,7 +350,10 @@ impl Gate {
     }
 
     pub(crate) async fn until_drained(&mut self) {
-        timeout(PATIENCE, &mut self.gateway).await.expect("the drain has no end").unwrap();
+        timeout(PATIENCE, &mut self.gateway)
+            .await
+            .expect("the drain has no end")
+            .unwrap();
     }
 }
 
@@ -306,9 +376,24 @@ pub(crate) fn wishing(mut request: RequestBuilder, tags: &str, wait: u32) -> Req
 
 pub(crate) fn bundle(text: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("data.json"), format!("{{\"value\": \"{text}\"}}")).unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
-    bundle::pack(folder.path(), &limits).unwrap().bundle.blob().in_memory().unwrap().to_vec()
+    fs::write(
+        folder.path().join("data.json"),
+        format!("{{\"value\": \"{text}\"}}"),
+    )
+    .unwrap();
+    let limits = bundle::Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
+    bundle::pack(folder.path(), &limits)
+        .unwrap()
+        .bundle
+        .blob()
+        .in_memory()
+        .unwrap()
+        .to_vec()
 }
 
 pub(crate) fn tag(response: &Response) -> String {
@@ -316,15 +401,27 @@ pub(crate) fn tag(response: &Response) -> String {
 }
 
 pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+    response
+        .headers()
+        .get(name)
+        .map_or("", |value| value.to_str().unwrap())
 }
 
 /// The `error` of an error body, which has exactly the promised keys.
 pub(crate) async fn error(response: Response) -> Value {
     assert_eq!(header(&response, "content-type"), "application/json");
     let body: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
-    let keys: Vec<_> = body["error"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!((body.as_object().unwrap().len(), keys), (1, vec!["bundle", "message", "reason"]), "{body}");
+    let keys: Vec<_> = body["error"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        (body.as_object().unwrap().len(), keys),
+        (1, vec!["bundle", "message", "reason"]),
+        "{body}"
+    );
     body["error"].clone()
 }
 
@@ -335,5 +432,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(PATIENCE, looking)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }

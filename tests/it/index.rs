@@ -34,23 +34,47 @@ fn every_key_of_the_example_is_in_the_table() {
 /// Also those that the example has only in comments.
 #[test]
 fn the_table_has_the_keys_of_the_schema_and_no_others() {
-    let schema = fields(&[source("src/config/raw.rs"), source("src/config/raw/trust.rs")].concat());
+    let schema = fields(
+        &[
+            source("src/config/raw.rs"),
+            source("src/config/raw/trust.rs"),
+        ]
+        .concat(),
+    );
     assert!(schema.len() > 60, "{schema:?}");
     let table = entries("Configuration keys");
-    let segments = |key: &String| key.split(['.', '[', ']']).map(str::to_owned).collect::<Vec<_>>();
-    let named: BTreeSet<String> = table.iter().flat_map(segments).filter(|name| !name.is_empty()).collect();
+    let segments = |key: &String| {
+        key.split(['.', '[', ']'])
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let named: BTreeSet<String> = table
+        .iter()
+        .flat_map(segments)
+        .filter(|name| !name.is_empty())
+        .collect();
     let missing: Vec<_> = schema.difference(&named).collect();
     assert!(missing.is_empty(), "not in tests/README.md: {missing:?}");
-    let unknown: Vec<_> =
-        named.difference(&schema).filter(|name| !["NAME", "HOST", "unsigned"].contains(&name.as_str())).collect();
-    assert!(unknown.is_empty(), "in tests/README.md, but no key: {unknown:?}");
+    let unknown: Vec<_> = named
+        .difference(&schema)
+        .filter(|name| !["NAME", "HOST", "unsigned"].contains(&name.as_str()))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "in tests/README.md, but no key: {unknown:?}"
+    );
 }
 
 #[test]
 fn every_route_is_in_the_table() {
-    let mut routes: BTreeSet<String> = ["/bundles/NAME", "/bundle/NAME", "/NAME"].map(str::to_owned).into();
+    let mut routes: BTreeSet<String> = ["/bundles/NAME", "/bundle/NAME", "/NAME"]
+        .map(str::to_owned)
+        .into();
     for code in code_below("src/server") {
-        let arms = code.lines().map(str::trim).filter(|line| line.starts_with("\"/") && line.contains("\" =>"));
+        let arms = code
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("\"/") && line.contains("\" =>"));
         routes.extend(arms.filter_map(|line| Some(line.split('"').nth(1)?.to_owned())));
     }
     assert!(routes.len() > 6, "{routes:?}");
@@ -65,18 +89,30 @@ fn every_header_is_in_the_table() {
             let rest = &code[at + "header::".len()..];
             let names = match rest.strip_prefix('{') {
                 Some(group) => group.split('}').next().unwrap_or_default(),
-                None => rest.split(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or_default(),
+                None => rest
+                    .split(|char: char| !char.is_alphanumeric() && char != '_')
+                    .next()
+                    .unwrap_or_default(),
             };
             let names = names.split(|char: char| char.is_whitespace() || char == ',');
-            let constants = names
-                .filter(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'));
+            let constants = names.filter(|name| {
+                !name.is_empty()
+                    && name
+                        .bytes()
+                        .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+            });
             headers.extend(constants.map(|name| name.to_ascii_lowercase().replace('_', "-")));
         }
-        let custom = |name: &&str| name.starts_with("bundlegate-") || name.starts_with("x-") || *name == "prefer";
+        let custom = |name: &&str| {
+            name.starts_with("bundlegate-") || name.starts_with("x-") || *name == "prefer"
+        };
         headers.extend(code.split('"').filter(custom).map(str::to_owned));
     }
     assert!(headers.len() > 10, "{headers:?}");
-    let table: BTreeSet<_> = entries("Headers").iter().map(|name| name.to_ascii_lowercase()).collect();
+    let table: BTreeSet<_> = entries("Headers")
+        .iter()
+        .map(|name| name.to_ascii_lowercase())
+        .collect();
     assert_eq!(table, headers);
 }
 
@@ -86,7 +122,10 @@ fn every_metric_is_in_the_table() {
     for code in code_below("src") {
         for (at, _) in code.match_indices("\"bundlegate_") {
             let name = code[at + 1..].split('"').next().unwrap_or_default();
-            let is_metric = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !name.ends_with('_');
+            let is_metric = name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                && !name.ends_with('_');
             metrics.extend(is_metric.then(|| name.to_owned()));
         }
     }
@@ -99,7 +138,9 @@ fn every_test_that_the_page_names_exists() {
     let mut checked = 0;
     let mut missing = Vec::new();
     for name in PAGE.split('`').skip(1).step_by(2) {
-        let Some((path, test)) = name.rsplit_once("::") else { continue };
+        let Some((path, test)) = name.rsplit_once("::") else {
+            continue;
+        };
         // A pattern such as `it::FILE::TEST`, or a whole file.
         if path.bytes().any(|byte| byte.is_ascii_uppercase()) || matches!(path, "it" | "peers") {
             continue;
@@ -115,7 +156,10 @@ fn every_test_that_the_page_names_exists() {
         }
     }
     assert!(checked > 80, "only {checked} names were found");
-    assert!(missing.is_empty(), "named in tests/README.md, but not there: {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "named in tests/README.md, but not there: {missing:#?}"
+    );
 }
 
 /// Every file of the two test programs has an entry in the list of files, and every entry a file.
@@ -127,7 +171,8 @@ fn every_test_file_is_in_the_list_of_files() {
         for entry in fs::read_dir(root().join("tests").join(program)).unwrap() {
             let path = entry.unwrap().path();
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let is_module = path.extension().is_some_and(|extension| extension == "rs") || path.join("mod.rs").exists();
+            let is_module = path.extension().is_some_and(|extension| extension == "rs")
+                || path.join("mod.rs").exists();
             if is_module && stem != "main" {
                 files.insert(format!("{program}::{stem}"));
             }
@@ -142,7 +187,10 @@ fn entries(section: &str) -> BTreeSet<String> {
     let section = rest.split("\n## ").next().unwrap_or_default();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     let first = rows.filter_map(|line| line.split(" | ").next());
-    first.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+    first
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The paths of all keys: `HOST` and `NAME` for names chosen by the user, `[]` for the items of a
@@ -151,16 +199,27 @@ fn collect_keys(value: &Value, path: &str, keys: &mut BTreeSet<String>) {
     let is_free = path.ends_with(".annotations") || path.ends_with(".claims");
     match value {
         Value::Object(entries) if !is_free => {
-            let name = NAMED.iter().find(|(parent, _)| *parent == path).map(|(_, name)| *name);
+            let name = NAMED
+                .iter()
+                .find(|(parent, _)| *parent == path)
+                .map(|(_, name)| *name);
             for (key, value) in entries {
                 let key = name.unwrap_or(key);
-                let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+                let path = if path.is_empty() {
+                    key.to_owned()
+                } else {
+                    format!("{path}.{key}")
+                };
                 collect_keys(value, &path, keys);
             }
         }
         Value::Array(items) => {
             for item in items {
-                let path = if item.is_object() { format!("{path}[]") } else { path.to_owned() };
+                let path = if item.is_object() {
+                    format!("{path}[]")
+                } else {
+                    path.to_owned()
+                };
                 collect_keys(item, &path, keys);
             }
         }
@@ -176,9 +235,16 @@ fn fields(code: &str) -> BTreeSet<String> {
         if let Some(rest) = line.strip_prefix("#[serde(rename = \"") {
             renamed = rest.split('"').next().map(str::to_owned);
         }
-        let field = line.strip_prefix("pub(super) ").or_else(|| line.strip_prefix("pub(in crate::config) "));
-        let Some((name, _)) = field.and_then(|field| field.split_once(": ")) else { continue };
-        if name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+        let field = line
+            .strip_prefix("pub(super) ")
+            .or_else(|| line.strip_prefix("pub(in crate::config) "));
+        let Some((name, _)) = field.and_then(|field| field.split_once(": ")) else {
+            continue;
+        };
+        if name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        {
             fields.insert(renamed.take().unwrap_or_else(|| name.to_owned()));
         }
     }
@@ -194,9 +260,16 @@ fn code_below(folder: &str) -> Vec<String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && !path.ends_with("tests.rs")
+            {
                 let text = fs::read_to_string(path).unwrap();
-                code.push(text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned());
+                code.push(
+                    text.split("\n#[cfg(test)]\nmod tests {")
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned(),
+                );
             }
         }
     }

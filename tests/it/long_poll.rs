@@ -17,11 +17,17 @@ async fn a_moved_tag_wakes_a_long_poll_and_the_bytes_are_the_registrys() {
     registry.put_artifact("live", &one);
     let gate = Gate::before(&registry, Duration::from_millis(200)).await;
     let first = gate.get("", 0).await;
-    assert_eq!(first.headers()["content-type"], "application/vnd.openpolicyagent.bundles");
+    assert_eq!(
+        first.headers()["content-type"],
+        "application/vnd.openpolicyagent.bundles"
+    );
     let etag = tag(&first);
     assert_eq!(first.bytes().await.unwrap(), one);
     let unchanged = gate.get(&etag, 0).await;
-    assert_eq!((unchanged.status(), tag(&unchanged)), (StatusCode::NOT_MODIFIED, etag.clone()));
+    assert_eq!(
+        (unchanged.status(), tag(&unchanged)),
+        (StatusCode::NOT_MODIFIED, etag.clone())
+    );
     let (woken, ()) = tokio::join!(gate.get(&etag, 60), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         registry.put_artifact("live", &two);
@@ -38,7 +44,10 @@ async fn one_second_of_waiting_is_held_half_of_it_and_ends_with_the_tag_compared
     let began = Instant::now();
     let held = gate.get(&etag, 1).await;
     assert!(began.elapsed() >= Duration::from_millis(500));
-    assert_eq!((held.status(), tag(&held)), (StatusCode::NOT_MODIFIED, etag));
+    assert_eq!(
+        (held.status(), tag(&held)),
+        (StatusCode::NOT_MODIFIED, etag)
+    );
 }
 
 /// The first tag is what the client runs; that it once had ours too does not make it right.
@@ -71,6 +80,13 @@ async fn confirm_within_answers_once_the_registry_is_back() {
     let began = Instant::now();
     let answer = gate.get("\"another\"", 290).await;
     assert_eq!((answer.status().as_u16(), tag(&answer)), (200, old));
-    assert!(began.elapsed() < Duration::from_secs(200), "only the deadline answered it");
-    assert_eq!(registry.asked("manifests/live").len().min(8), 8, "no outage was there to wait for");
+    assert!(
+        began.elapsed() < Duration::from_secs(200),
+        "only the deadline answered it"
+    );
+    assert_eq!(
+        registry.asked("manifests/live").len().min(8),
+        8,
+        "no outage was there to wait for"
+    );
 }

@@ -1,7 +1,12 @@
 //! The registry client and the watcher over real HTTP, against a registry that misbehaves
 //! on demand.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic, and its helpers too"
+)]
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod attacks;

@@ -26,7 +26,14 @@ const MAX_CONNECTIONS: usize = 8;
 
 /// In these tests no connection exceeds a deadline; connections are closed by eviction only.
 fn long_deadlines() -> Deadlines {
-    Deadlines { handshake: HOUR, first_request: HOUR, head: HOUR, idle: HOUR, progress: HOUR, ..Deadlines::default() }
+    Deadlines {
+        handshake: HOUR,
+        first_request: HOUR,
+        head: HOUR,
+        idle: HOUR,
+        progress: HOUR,
+        ..Deadlines::default()
+    }
 }
 
 async fn gate(registry: &FaultyRegistry, setup: Setup) -> Gate {
@@ -38,28 +45,43 @@ async fn gate(registry: &FaultyRegistry, setup: Setup) -> Gate {
 
 /// Fetches the bundle over a new connection.
 async fn fetch_over_new_connection(gate: &Gate) -> Response {
-    let get = reqwest::Client::new().get(format!("http://{}/bundles/{}", gate.data, gate.name)).send();
+    let get = reqwest::Client::new()
+        .get(format!("http://{}/bundles/{}", gate.data, gate.name))
+        .send();
     timeout(PATIENCE, get).await.expect("not admitted").unwrap()
 }
 
 /// Runs twice as many attackers as there may be connections, each of which reconnects whenever it
 /// is evicted, and asserts that another client is served.
-async fn assert_client_is_served_during<F>(deadlines: Deadlines, attack: impl Fn(std::net::SocketAddr) -> F)
-where
+async fn assert_client_is_served_during<F>(
+    deadlines: Deadlines,
+    attack: impl Fn(std::net::SocketAddr) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let registry = FaultyRegistry::start().await;
     let mut clients = Clients::default();
     clients.allow(&["**".to_owned()], None).unwrap();
-    let setup = Setup { max_connections: MAX_CONNECTIONS, deadlines, clients: Some(clients), ..Setup::default() };
+    let setup = Setup {
+        max_connections: MAX_CONNECTIONS,
+        deadlines,
+        clients: Some(clients),
+        ..Setup::default()
+    };
     let gate = gate(&registry, setup).await;
     let mut attackers = JoinSet::new();
     for _ in 0..2 * MAX_CONNECTIONS {
         attackers.spawn(attack(gate.data));
     }
-    eventually("all connections are in use", || gate.metrics.connections.get() >= MAX_CONNECTIONS as i64).await;
+    eventually("all connections are in use", || {
+        gate.metrics.connections.get() >= MAX_CONNECTIONS as i64
+    })
+    .await;
     for _ in 0..3 {
-        assert_eq!(fetch_over_new_connection(&gate).await.status(), StatusCode::OK);
+        assert_eq!(
+            fetch_over_new_connection(&gate).await.status(),
+            StatusCode::OK
+        );
         assert!(gate.metrics.connections.get() <= MAX_CONNECTIONS as i64);
     }
 }
@@ -94,7 +116,10 @@ async fn an_absent_or_incomplete_request_blocks_no_other_client() {
         // A request body that never arrives.
         b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
     ] {
-        assert_client_is_served_during(long_deadlines(), move |address| send_repeatedly(address, bytes)).await;
+        assert_client_is_served_during(long_deadlines(), move |address| {
+            send_repeatedly(address, bytes)
+        })
+        .await;
     }
 }
 
@@ -139,18 +164,47 @@ async fn an_unfinished_tls_handshake_blocks_no_other_client() {
         // The start of a ClientHello.
         attackers.spawn(send_repeatedly(gate.data, b"\x16\x03\x01\x02\0\x01"));
     }
-    eventually("all connections are in use", || gate.metrics.connections.get() >= MAX_CONNECTIONS as i64).await;
+    eventually("all connections are in use", || {
+        gate.metrics.connections.get() >= MAX_CONNECTIONS as i64
+    })
+    .await;
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
-    let http = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
-    let get = http.get(format!("https://localhost:{}/bundles/{}", gate.data.port(), gate.name)).send();
-    assert_eq!(timeout(PATIENCE, get).await.expect("not admitted").unwrap().status(), StatusCode::OK);
+    let http = reqwest::Client::builder()
+        .tls_certs_only([root])
+        .build()
+        .unwrap();
+    let get = http
+        .get(format!(
+            "https://localhost:{}/bundles/{}",
+            gate.data.port(),
+            gate.name
+        ))
+        .send();
+    assert_eq!(
+        timeout(PATIENCE, get)
+            .await
+            .expect("not admitted")
+            .unwrap()
+            .status(),
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]
 async fn a_response_that_is_not_read_is_reset_alone() {
     let registry = FaultyRegistry::start().await;
-    let deadlines = Deadlines { progress: Duration::from_millis(300), ..Deadlines::default() };
-    let gate = gate(&registry, Setup { deadlines, ..Setup::default() }).await;
+    let deadlines = Deadlines {
+        progress: Duration::from_millis(300),
+        ..Deadlines::default()
+    };
+    let gate = gate(
+        &registry,
+        Setup {
+            deadlines,
+            ..Setup::default()
+        },
+    )
+    .await;
     let etag = tag(&gate.get("", 0).await);
     for window in [0, 1] {
         let mut client = Client::connect(gate.data, window).await.unwrap();
@@ -158,17 +212,36 @@ async fn a_response_that_is_not_read_is_reset_alone() {
         let waiting = [("if-none-match", &*etag), ("prefer", "wait=300")];
         let held = client.ask("HEAD", &path, &waiting).await.unwrap();
         eventually("it is held", || gate.waiters() == 1).await;
-        let stalled = [client.ask("GET", &path, &[]).await.unwrap(), client.ask("GET", "/nope", &[]).await.unwrap()];
+        let stalled = [
+            client.ask("GET", &path, &[]).await.unwrap(),
+            client.ask("GET", "/nope", &[]).await.unwrap(),
+        ];
         for _ in stalled {
-            timeout(PATIENCE, client.until(|frame| frame.kind == RESET)).await.expect("not reset").unwrap();
+            timeout(PATIENCE, client.until(|frame| frame.kind == RESET))
+                .await
+                .expect("not reset")
+                .unwrap();
         }
-        assert!(stalled.iter().all(|stream| client.resets().contains(stream)));
+        assert!(
+            stalled
+                .iter()
+                .all(|stream| client.resets().contains(stream))
+        );
         assert_eq!(gate.waiters(), 1);
         registry.put_artifact("live", &bundle(&format!("after {window}")));
         let answer = client.until(|frame| frame.kind == HEADERS && frame.stream == held);
-        assert!(timeout(PATIENCE, answer).await.unwrap().unwrap().ends_stream());
+        assert!(
+            timeout(PATIENCE, answer)
+                .await
+                .unwrap()
+                .unwrap()
+                .ends_stream()
+        );
         registry.put_artifact("live", &bundle("one"));
-        eventually("the first version is served again", || gate.status().etag.as_deref() == Some(&*etag)).await;
+        eventually("the first version is served again", || {
+            gate.status().etag.as_deref() == Some(&*etag)
+        })
+        .await;
     }
 }
 
@@ -176,20 +249,45 @@ async fn a_response_that_is_not_read_is_reset_alone() {
 #[tokio::test]
 async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one_gets_503() {
     let registry = FaultyRegistry::start().await;
-    let gate = gate(&registry, Setup { max_connections: 10, ..Setup::default() }).await;
+    let gate = gate(
+        &registry,
+        Setup {
+            max_connections: 10,
+            ..Setup::default()
+        },
+    )
+    .await;
     let etag = tag(&gate.get("", 0).await);
     let url = format!("http://{}/bundles/{}", gate.data, gate.name);
     let polling = |http: reqwest::Client| wishing(http.get(&url), &etag, 300).send();
-    let mut waiting: Vec<_> = (0..9).map(|_| tokio::spawn(polling(reqwest::Client::new()))).collect();
+    let mut waiting: Vec<_> = (0..9)
+        .map(|_| tokio::spawn(polling(reqwest::Client::new())))
+        .collect();
     eventually("nine requests are held", || gate.waiters() == 9).await;
     for _ in 0..2 {
-        let refused = timeout(PATIENCE, polling(reqwest::Client::new())).await.unwrap().unwrap();
-        assert_eq!((refused.status(), header(&refused, "connection")), (StatusCode::SERVICE_UNAVAILABLE, "close"));
+        let refused = timeout(PATIENCE, polling(reqwest::Client::new()))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (refused.status(), header(&refused, "connection")),
+            (StatusCode::SERVICE_UNAVAILABLE, "close")
+        );
         let error = error(refused).await;
-        assert_eq!((&error["reason"], &error["bundle"]), (&"unavailable".into(), &gate.name.into()));
-        assert_eq!(fetch_over_new_connection(&gate).await.status(), StatusCode::OK);
+        assert_eq!(
+            (&error["reason"], &error["bundle"]),
+            (&"unavailable".into(), &gate.name.into())
+        );
+        assert_eq!(
+            fetch_over_new_connection(&gate).await.status(),
+            StatusCode::OK
+        );
     }
-    let refused = gate.metrics.http_requests.with_label_values(&[gate.name, "503"]).get();
+    let refused = gate
+        .metrics
+        .http_requests
+        .with_label_values(&[gate.name, "503"])
+        .get();
     assert_eq!(
         (refused, gate.waiters()),
         (2, 9),
@@ -202,7 +300,15 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
     eventually("nine requests are held again", || gate.waiters() == 9).await;
     registry.put_artifact("live", &bundle("two"));
     for woken in waiting {
-        assert_eq!(timeout(PATIENCE, woken).await.unwrap().unwrap().unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            timeout(PATIENCE, woken)
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap()
+                .status(),
+            StatusCode::OK
+        );
     }
 }
 
@@ -210,10 +316,19 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
 #[tokio::test]
 async fn many_held_requests_over_one_connection_count_as_one_connection() {
     let registry = FaultyRegistry::start().await;
-    let gate = gate(&registry, Setup { max_connections: 3, ..Setup::default() }).await;
+    let gate = gate(
+        &registry,
+        Setup {
+            max_connections: 3,
+            ..Setup::default()
+        },
+    )
+    .await;
     let etag = tag(&gate.get("", 0).await);
     let stream = TcpStream::connect(gate.data).await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
     let connection = tokio::spawn(connection);
     let asking = || {
         Request::get(format!("http://{}/bundles/{}", gate.data, gate.name))
@@ -222,9 +337,18 @@ async fn many_held_requests_over_one_connection_count_as_one_connection() {
             .body(Empty::<Bytes>::new())
             .unwrap()
     };
-    let waiting: Vec<_> = (0..200).map(|_| tokio::spawn(sender.clone().send_request(asking()))).collect();
+    let waiting: Vec<_> = (0..200)
+        .map(|_| tokio::spawn(sender.clone().send_request(asking())))
+        .collect();
     eventually("200 requests are held", || gate.waiters() == 200).await;
-    let other = tokio::spawn(wishing(gate.http.get(format!("http://{}/authz/main", gate.data)), &etag, 300).send());
+    let other = tokio::spawn(
+        wishing(
+            gate.http.get(format!("http://{}/authz/main", gate.data)),
+            &etag,
+            300,
+        )
+        .send(),
+    );
     eventually("another one is held", || gate.waiters() == 201).await;
     registry.put_artifact("live", &bundle("two"));
     for woken in waiting {
@@ -240,9 +364,23 @@ async fn many_held_requests_over_one_connection_count_as_one_connection() {
 async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protocols() {
     let registry = FaultyRegistry::start().await;
     let mut clients = Clients::default();
-    clients.allow(&["authz/**".into()], Some(&[b"one"])).unwrap();
-    let gate = gate(&registry, Setup { clients: Some(clients), ..Setup::default() }).await;
-    let served = gate.request(reqwest::Method::GET, "/authz/main").bearer_auth("one").send().await.unwrap();
+    clients
+        .allow(&["authz/**".into()], Some(&[b"one"]))
+        .unwrap();
+    let gate = gate(
+        &registry,
+        Setup {
+            clients: Some(clients),
+            ..Setup::default()
+        },
+    )
+    .await;
+    let served = gate
+        .request(reqwest::Method::GET, "/authz/main")
+        .bearer_auth("one")
+        .send()
+        .await
+        .unwrap();
     let etag = tag(&served);
     let known = [("authorization", "Bearer one")];
     let runs = [known[0], ("if-none-match", &*etag)];
@@ -259,18 +397,25 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
         (gate.admin, "/nope", &[], 404),
     ] {
         let mut responses = Vec::new();
-        for http in [reqwest::Client::builder().http1_only(), reqwest::Client::builder().http2_prior_knowledge()] {
+        for http in [
+            reqwest::Client::builder().http1_only(),
+            reqwest::Client::builder().http2_prior_knowledge(),
+        ] {
             let http = http.build().unwrap();
             for method in [reqwest::Method::GET, reqwest::Method::HEAD] {
                 let request = http.request(method.clone(), format!("http://{address}{path}"));
-                let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+                let request = headers.iter().fold(request, |request, (name, value)| {
+                    request.header(*name, *value)
+                });
                 let response = request.send().await.unwrap();
                 assert_eq!(response.status(), status, "{method} {path}");
                 let mut seen: Vec<_> = response
                     .headers()
                     .iter()
                     // The size of /metrics changes with the requests of this test.
-                    .filter(|(name, _)| *name != "date" && !(path == "/metrics" && *name == "content-length"))
+                    .filter(|(name, _)| {
+                        *name != "date" && !(path == "/metrics" && *name == "content-length")
+                    })
                     .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
                     .collect();
                 seen.sort();
@@ -283,36 +428,74 @@ async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protoco
                 responses.push(seen);
             }
         }
-        assert!(responses.iter().all(|seen| *seen == responses[0]), "{path} {status}: {responses:#?}");
+        assert!(
+            responses.iter().all(|seen| *seen == responses[0]),
+            "{path} {status}: {responses:#?}"
+        );
         let mut client = Client::connect(address, 65_535).await.unwrap();
         let stream = client.ask("HEAD", path, headers).await.unwrap();
-        let last = timeout(PATIENCE, client.until(|frame| frame.stream == stream && frame.ends_stream()));
-        assert_eq!(last.await.unwrap().unwrap().kind, HEADERS, "{path} {status}");
-        assert!(client.seen.iter().all(|frame| frame.kind != DATA), "{path} {status}");
+        let last = timeout(
+            PATIENCE,
+            client.until(|frame| frame.stream == stream && frame.ends_stream()),
+        );
+        assert_eq!(
+            last.await.unwrap().unwrap().kind,
+            HEADERS,
+            "{path} {status}"
+        );
+        assert!(
+            client.seen.iter().all(|frame| frame.kind != DATA),
+            "{path} {status}"
+        );
     }
 }
 
 /// `X-Forwarded-For` names the many clients behind a load balancer, and any client can send it.
 #[tokio::test]
 async fn x_forwarded_for_counts_only_from_trusted_proxies() {
-    for (trusted, counted) in [(&["127.0.0.0/8"][..], "5"), (&["192.0.2.0/24"], "1"), (&[], "1")] {
+    for (trusted, counted) in [
+        (&["127.0.0.0/8"][..], "5"),
+        (&["192.0.2.0/24"], "1"),
+        (&[], "1"),
+    ] {
         let registry = FaultyRegistry::start().await;
         let signer = crate::signing::Signer::new();
         let (digest, _) = registry.put_artifact("live", &bundle("one"));
         signer.sign_bundle(&registry, &digest);
-        let networks = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        let networks = trusted
+            .iter()
+            .map(|network| network.parse().unwrap())
+            .collect();
         let trusted_proxies = bundlegate::server::TrustedProxies::new(networks);
-        let gate = Gate::with(&registry, Setup { policy: signer.policy(), trusted_proxies, ..Setup::default() }).await;
+        let gate = Gate::with(
+            &registry,
+            Setup {
+                policy: signer.policy(),
+                trusted_proxies,
+                ..Setup::default()
+            },
+        )
+        .await;
         let etag = tag(&gate.get("", 60).await);
         gate.trust(crate::signing::Signer::new().policy());
         eventually("it is withdrawn", || gate.state() == "withdrawn").await;
         for number in 0..5 {
-            let request = gate.asking(&etag, 0).header("x-forwarded-for", format!("198.51.100.{number}"));
+            let request = gate
+                .asking(&etag, 0)
+                .header("x-forwarded-for", format!("198.51.100.{number}"));
             // `Forwarded` is ignored.
-            let response = request.header("forwarded", format!("for=198.51.100.{number}")).send().await.unwrap();
+            let response = request
+                .header("forwarded", format!("for=198.51.100.{number}"))
+                .send()
+                .await
+                .unwrap();
             assert_eq!(response.status(), StatusCode::NOT_FOUND);
         }
-        assert_eq!(gate.gauge("bundlegate_lost_clients").await, counted, "{trusted:?}");
+        assert_eq!(
+            gate.gauge("bundlegate_lost_clients").await,
+            counted,
+            "{trusted:?}"
+        );
     }
 }
 
@@ -325,14 +508,32 @@ async fn a_held_request_is_authorized_again_when_it_is_answered() {
         clients.allow(&["**".into()], Some(&[token])).unwrap();
         clients
     };
-    let gate = gate(&registry, Setup { clients: Some(with(b"one")), ..Setup::default() }).await;
+    let gate = gate(
+        &registry,
+        Setup {
+            clients: Some(with(b"one")),
+            ..Setup::default()
+        },
+    )
+    .await;
     let asking = |tags: &str, wait, token: &str| gate.asking(tags, wait).bearer_auth(token).send();
     let etag = tag(&asking("", 0, "one").await.unwrap());
     let held = tokio::spawn(asking(&etag, 300, "one"));
     eventually("it is held", || gate.waiters() == 1).await;
     gate.clients.replace(with(b"two"));
-    assert_eq!(asking("", 0, "one").await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        asking("", 0, "one").await.unwrap().status(),
+        StatusCode::UNAUTHORIZED
+    );
     assert_eq!(asking("", 0, "two").await.unwrap().status(), StatusCode::OK);
     registry.put_artifact("live", &bundle("two"));
-    assert_eq!(timeout(PATIENCE, held).await.unwrap().unwrap().unwrap().status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        timeout(PATIENCE, held)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .status(),
+        StatusCode::UNAUTHORIZED
+    );
 }

@@ -34,14 +34,26 @@ struct World {
 impl World {
     async fn new() -> Self {
         let (registry, key) = (FaultyRegistry::start().await, Key::p256());
-        let (bundle, denial) = (push(&registry, "live", "allow"), push(&registry, "deny", "deny"));
+        let (bundle, denial) = (
+            push(&registry, "live", "allow"),
+            push(&registry, "deny", "deny"),
+        );
         let signed = Envelope::sign(&key, &statement(&bundle)).bundle(By::Key(&key), &[], &[]);
         registry.put_bundles(&bundle, &[signed]);
-        Self { registry, key, bundle, denial }
+        Self {
+            registry,
+            key,
+            bundle,
+            denial,
+        }
     }
 
     fn setup(&self, fallback: Option<&'static str>) -> Setup {
-        Setup { policy: self.trusted(), fallback, ..Setup::default() }
+        Setup {
+            policy: self.trusted(),
+            fallback,
+            ..Setup::default()
+        }
     }
 
     async fn gate(&self, fallback: Option<&'static str>) -> Gate {
@@ -72,7 +84,9 @@ impl World {
     /// The key that signed is named as revoked.
     fn key_revoked(&self) -> TrustPolicy {
         let mut authority = keyed(&self.key);
-        let AuthorityKind::Keys(keys) = &mut authority.kind else { panic!("no keys") };
+        let AuthorityKind::Keys(keys) = &mut authority.kind else {
+            panic!("no keys")
+        };
         keys[0].revoked = true;
         policy([authority])
     }
@@ -107,7 +121,10 @@ fn assert_is_denial(world: &World, answer: &Response) {
 async fn those_who_wait_get_the_fallback_at_once_and_the_bundle_back_once_it_is_trusted_again() {
     let world = World::new().await;
     let gate = world.gate(Some("deny")).await;
-    let (allow, deny) = (tag_of(&gate, gate.name).await, tag_of(&gate, FALLBACK).await);
+    let (allow, deny) = (
+        tag_of(&gate, gate.name).await,
+        tag_of(&gate, FALLBACK).await,
+    );
     let first = waiting(&gate, &allow);
     until_waiting(&gate, 1).await;
     // The registry can neither prevent nor delay it.
@@ -115,17 +132,30 @@ async fn those_who_wait_get_the_fallback_at_once_and_the_bundle_back_once_it_is_
     let began = Instant::now();
     gate.trust(world.key_replaced());
     let (answer, ended) = first.await.unwrap();
-    eprintln!("the fallback reached a waiting client {:?} after the policy changed", ended - began);
+    eprintln!(
+        "the fallback reached a waiting client {:?} after the policy changed",
+        ended - began
+    );
     assert_is_denial(&world, &answer);
-    assert_eq!((tag(&answer), header(&answer, "bundlegate-signer")), (deny.clone(), ""));
+    assert_eq!(
+        (tag(&answer), header(&answer, "bundlegate-signer")),
+        (deny.clone(), "")
+    );
     let status = gate.shown().await;
     assert_eq!(status["state"], "withdrawn");
     let fallback = &status["fallback"];
     assert_eq!(
-        (&fallback["bundle"], &fallback["manifest"], &fallback["etag"]),
+        (
+            &fallback["bundle"],
+            &fallback["manifest"],
+            &fallback["etag"]
+        ),
         (&json!(FALLBACK), &json!(world.denial), &json!(deny))
     );
-    assert!(fallback["since"].as_str().unwrap() >= status["since"].as_str().unwrap(), "{status}");
+    assert!(
+        fallback["since"].as_str().unwrap() >= status["since"].as_str().unwrap(),
+        "{status}"
+    );
     assert_eq!(gate.gauge("bundlegate_bundle_fallback").await, "1");
     // Those who come later, in the name of the withdrawn bundle, with nothing, and with HEAD.
     for runs in ["", "\"something\"", &allow] {
@@ -160,7 +190,13 @@ async fn a_new_version_of_the_fallback_reaches_those_who_run_the_old_one() {
     until_waiting(&gate, 1).await;
     let denial = push(&world.registry, "deny", "deny, and say why");
     let (answer, _) = waiting.await.unwrap();
-    assert_eq!((answer.status().as_u16(), header(&answer, "bundlegate-manifest")), (200, denial.as_str()));
+    assert_eq!(
+        (
+            answer.status().as_u16(),
+            header(&answer, "bundlegate-manifest")
+        ),
+        (200, denial.as_str())
+    );
 }
 
 #[tokio::test]
@@ -175,12 +211,21 @@ async fn a_fallback_that_has_nothing_to_serve_is_none() {
     let refused = error(gate.get(&runs, 0).await).await;
     assert_eq!(refused["reason"], "withdrawn");
     let fallback = &gate.shown().await["fallback"];
-    assert_eq!(*fallback, json!({"bundle": FALLBACK, "manifest": null, "etag": null, "since": null}));
+    assert_eq!(
+        *fallback,
+        json!({"bundle": FALLBACK, "manifest": null, "etag": null, "since": null})
+    );
     assert_eq!(gate.gauge("bundlegate_bundle_fallback").await, "0");
     // As soon as it has something, it is one.
     let denial = push(&world.registry, "nothing", "deny");
     let (answer, _) = held.await.unwrap();
-    assert_eq!((answer.status().as_u16(), header(&answer, "bundlegate-manifest")), (200, denial.as_str()));
+    assert_eq!(
+        (
+            answer.status().as_u16(),
+            header(&answer, "bundlegate-manifest")
+        ),
+        (200, denial.as_str())
+    );
 }
 
 #[tokio::test]
@@ -189,7 +234,9 @@ async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdra
     let gate = world.gate(None).await;
     let runs = tag_of(&gate, gate.name).await;
     // Three that look the same and wait; what they know beside is nobody's business.
-    let held: Vec<_> = (0..3).map(|_| waiting(&gate, &format!("{runs}, \"older\""))).collect();
+    let held: Vec<_> = (0..3)
+        .map(|_| waiting(&gate, &format!("{runs}, \"older\"")))
+        .collect();
     let other = waiting(&gate, "");
     let [served] = [other.await.unwrap().0];
     assert_eq!(tag(&served), runs);
@@ -201,7 +248,10 @@ async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdra
     while lost().await["clients"] != 3 {
         sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(lost().await, json!({"manifest": world.bundle, "etag": runs, "clients": 3}));
+    assert_eq!(
+        lost().await,
+        json!({"manifest": world.bundle, "etag": runs, "clients": 3})
+    );
     assert_eq!(gate.gauge("bundlegate_lost_clients").await, "3");
     // Those that poll are known by their looks, and count once.
     let polling = async |agent: &str, runs: &str| {
@@ -223,15 +273,26 @@ async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdra
     world.registry.heal();
     gate.trust(world.trusted());
     eventually("it is served again", || gate.state() == "serving").await;
-    assert_eq!((lost().await, &*gate.gauge("bundlegate_lost_clients").await), (Value::Null, "0"));
+    assert_eq!(
+        (lost().await, &*gate.gauge("bundlegate_lost_clients").await),
+        (Value::Null, "0")
+    );
 }
 
 #[tokio::test]
 async fn a_restart_does_not_forget_that_something_was_withdrawn() {
     let (world, cache) = (World::new().await, tempfile::tempdir().unwrap());
     let setup = |policy| {
-        let cache = store::Options { directory: Some(cache.path().to_owned()), disk: 1 << 20, memory: 1 << 20 };
-        Setup { cache, policy, ..world.setup(Some("deny")) }
+        let cache = store::Options {
+            directory: Some(cache.path().to_owned()),
+            disk: 1 << 20,
+            memory: 1 << 20,
+        };
+        Setup {
+            cache,
+            policy,
+            ..world.setup(Some("deny"))
+        }
     };
     let gate = Gate::with(&world.registry, setup(world.trusted())).await;
     eventually("it is served", || gate.state() == "serving").await;
@@ -244,7 +305,11 @@ async fn a_restart_does_not_forget_that_something_was_withdrawn() {
     let gate = Gate::with(&world.registry, setup(world.key_replaced())).await;
     assert_is_denial(&world, &gate.get(&runs, 60).await);
     let status = gate.shown().await;
-    assert_eq!((&status["state"], &status["lost"]["etag"]), (&json!("withdrawn"), &json!(runs)), "{status}");
+    assert_eq!(
+        (&status["state"], &status["lost"]["etag"]),
+        (&json!("withdrawn"), &json!(runs)),
+        "{status}"
+    );
     gate.end(cache.path()).await;
     world.registry.heal();
     let gate = Gate::with(&world.registry, setup(world.trusted())).await;
@@ -257,7 +322,14 @@ async fn a_restart_does_not_forget_that_something_was_withdrawn() {
 #[tokio::test]
 async fn a_cold_replica_takes_nothing_from_those_who_may_be_served_elsewhere() {
     let world = World::new().await;
-    let gate = Gate::with(&world.registry, Setup { policy: world.key_replaced(), ..world.setup(Some("deny")) }).await;
+    let gate = Gate::with(
+        &world.registry,
+        Setup {
+            policy: world.key_replaced(),
+            ..world.setup(Some("deny"))
+        },
+    )
+    .await;
     eventually("it is refused", || gate.state() == "withdrawn").await;
     let held = waiting(&gate, "\"of another replica\"");
     until_waiting(&gate, 1).await;
@@ -275,23 +347,38 @@ async fn a_cold_replica_serves_the_fallback_for_what_is_named_as_revoked() {
     let world = World::new().await;
     let warm = world.gate(None).await;
     let runs = tag_of(&warm, warm.name).await;
-    let revoked = Setup { policy: world.digest_revoked(), ..world.setup(Some("deny")) };
+    let revoked = Setup {
+        policy: world.digest_revoked(),
+        ..world.setup(Some("deny"))
+    };
     let gate = Gate::with(&world.registry, revoked).await;
     assert_is_denial(&world, &gate.get(&runs, 60).await);
     let status = gate.shown().await;
-    assert_eq!(status["lost"], json!({"manifest": world.bundle, "etag": runs, "clients": 1}), "{status}");
+    assert_eq!(
+        status["lost"],
+        json!({"manifest": world.bundle, "etag": runs, "clients": 1}),
+        "{status}"
+    );
     assert_eq!(status["last_failure"]["class"], "distrusted");
 }
 
 /// Whoever can move the tag points it at an old artifact of a revoked key; the others serve the
 /// good version, and this replica has an empty cache.
 #[tokio::test]
-async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads_to_a_revoked_one() {
+async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads_to_a_revoked_one()
+{
     let world = World::new().await;
     let old = world.gate(None).await;
     let revoked = tag_of(&old, old.name).await;
     for policy in [world.digest_revoked(), world.key_revoked()] {
-        let gate = Gate::with(&world.registry, Setup { policy, ..world.setup(Some("deny")) }).await;
+        let gate = Gate::with(
+            &world.registry,
+            Setup {
+                policy,
+                ..world.setup(Some("deny"))
+            },
+        )
+        .await;
         eventually("it is refused", || gate.state() == "withdrawn").await;
         eventually("there is a fallback", || gate.fallback_is_serving()).await;
         let good = "\"of the good version\"";
@@ -310,11 +397,20 @@ async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads
 
 /// It has served the bundle before its restart, and lost the bytes since.
 #[tokio::test]
-async fn a_replica_with_a_history_serves_the_fallback_to_all_when_the_tag_leads_to_a_revoked_version() {
+async fn a_replica_with_a_history_serves_the_fallback_to_all_when_the_tag_leads_to_a_revoked_version()
+ {
     let (world, cache) = (World::new().await, tempfile::tempdir().unwrap());
     let setup = |policy| {
-        let cache = store::Options { directory: Some(cache.path().to_owned()), disk: 1 << 20, memory: 1 << 20 };
-        Setup { cache, policy, ..world.setup(Some("deny")) }
+        let cache = store::Options {
+            directory: Some(cache.path().to_owned()),
+            disk: 1 << 20,
+            memory: 1 << 20,
+        };
+        Setup {
+            cache,
+            policy,
+            ..world.setup(Some("deny"))
+        }
     };
     let gate = Gate::with(&world.registry, setup(world.trusted())).await;
     eventually("it is served", || gate.state() == "serving").await;
@@ -331,9 +427,13 @@ async fn a_revoked_digest_that_is_pushed_again_takes_nothing_away() {
     let world = World::new().await;
     let revoked = world.bundle.clone();
     let good = push(&world.registry, "live", "allow, carefully");
-    let signed = Envelope::sign(&world.key, &statement(&good)).bundle(By::Key(&world.key), &[], &[]);
+    let signed =
+        Envelope::sign(&world.key, &statement(&good)).bundle(By::Key(&world.key), &[], &[]);
     world.registry.put_bundles(&good, &[signed]);
-    let setup = Setup { policy: world.digest_revoked(), ..world.setup(Some("deny")) };
+    let setup = Setup {
+        policy: world.digest_revoked(),
+        ..world.setup(Some("deny"))
+    };
     let gate = Gate::with(&world.registry, setup).await;
     eventually("it is served", || gate.state() == "serving").await;
     assert_eq!(push(&world.registry, "live", "allow"), revoked);
@@ -346,7 +446,10 @@ async fn a_revoked_digest_that_is_pushed_again_takes_nothing_away() {
 #[tokio::test]
 async fn a_client_between_replicas_that_disagree_does_not_go_round_in_circles() {
     let world = World::new().await;
-    let (trusting, distrusting) = (world.gate(Some("deny")).await, world.gate(Some("deny")).await);
+    let (trusting, distrusting) = (
+        world.gate(Some("deny")).await,
+        world.gate(Some("deny")).await,
+    );
     distrusting.trust(world.digest_revoked());
     eventually("it is withdrawn", || distrusting.state() == "withdrawn").await;
     let (began, mut runs, mut rounds) = (Instant::now(), String::new(), 0);
@@ -356,6 +459,9 @@ async fn a_client_between_replicas_that_disagree_does_not_go_round_in_circles() 
         }
         rounds += 1;
     }
-    eprintln!("{rounds} rounds between two replicas in {:?}", began.elapsed());
+    eprintln!(
+        "{rounds} rounds between two replicas in {:?}",
+        began.elapsed()
+    );
     assert!(rounds <= 7, "{rounds} rounds");
 }

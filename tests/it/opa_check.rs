@@ -59,24 +59,38 @@ impl FakeOpa {
     }
 
     fn runs(&self) -> usize {
-        fs::read_to_string(self.0.path().join("runs")).unwrap_or_default().lines().count()
+        fs::read_to_string(self.0.path().join("runs"))
+            .unwrap_or_default()
+            .lines()
+            .count()
     }
 
     fn options(&self, timeout: Duration) -> Options {
-        Options { program: self.program(), tests: false, timeout }
+        Options {
+            program: self.program(),
+            tests: false,
+            timeout,
+        }
     }
 
     fn setup(&self) -> Setup {
-        Setup { opa_check: Some(self.options(PATIENCE)), ..Setup::default() }
+        Setup {
+            opa_check: Some(self.options(PATIENCE)),
+            ..Setup::default()
+        }
     }
 
     fn setup_with(&self, cache: &TempDir) -> Setup {
-        Setup { cache: on_disk(cache), ..self.setup() }
+        Setup {
+            cache: on_disk(cache),
+            ..self.setup()
+        }
     }
 }
 
 fn failed(gate: &Gate, class: &str) -> bool {
-    gate.last_failure().is_some_and(|failure| failure.class == class)
+    gate.last_failure()
+        .is_some_and(|failure| failure.class == class)
 }
 
 async fn serves(gate: &Gate, bytes: &[u8]) {
@@ -99,10 +113,16 @@ async fn a_version_that_opa_refuses_never_replaces_the_last_good_one_and_is_chec
     let (digest, _) = registry.put_artifact("live", &bundle("bad"));
     eventually("a defect", || failed(&gate, "defect")).await;
     let failure = gate.last_failure().unwrap();
-    assert_eq!((failure.step.as_str(), failure.digest), ("open", Some(digest.to_string())));
+    assert_eq!(
+        (failure.step.as_str(), failure.digest),
+        ("open", Some(digest.to_string()))
+    );
     assert_eq!(failure.message, "opa: p.rego:3: rego_unsafe_var_error: m");
     let looks = gate.refreshes("opa_check");
-    eventually("three more looks", || gate.refreshes("opa_check") >= looks + 3).await;
+    eventually("three more looks", || {
+        gate.refreshes("opa_check") >= looks + 3
+    })
+    .await;
     assert_eq!((opa.runs(), tag(&gate.get("", 0).await)), (2, good));
     registry.put_artifact("live", &bundle("better"));
     serves(&gate, &bundle("better")).await;
@@ -115,7 +135,13 @@ async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
     let gate = Gate::with(&registry, opa.setup()).await;
     eventually("withdrawn", || gate.state() == "withdrawn").await;
     let error = crate::gate::error(gate.get("", 0).await).await;
-    assert!(error["message"].as_str().unwrap().contains("opa: p.rego:3: "), "{error}");
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("opa: p.rego:3: "),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -133,22 +159,47 @@ async fn an_opa_that_crashes_hangs_or_is_gone_is_asked_again_and_the_last_good_v
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("0"));
     let options = opa.options(Duration::from_secs(5));
-    let gate = Gate::with(&registry, Setup { opa_check: Some(options), ..Setup::default() }).await;
+    let gate = Gate::with(
+        &registry,
+        Setup {
+            opa_check: Some(options),
+            ..Setup::default()
+        },
+    )
+    .await;
     serves(&gate, &bundle("0")).await;
     let breaks: [(&str, &dyn Fn()); 4] = [
         ("opa was ended by signal 9", &|| opa.answer_by("kill -9 $$")),
         ("panic: x", &|| opa.answer_by("echo 'panic: x' >&2; exit 2")),
-        ("raise opa_check.timeout", &|| opa.answer_by("exec sleep 1000")),
-        ("can't be started", &|| fs::remove_file(opa.program()).unwrap()),
+        ("raise opa_check.timeout", &|| {
+            opa.answer_by("exec sleep 1000")
+        }),
+        ("can't be started", &|| {
+            fs::remove_file(opa.program()).unwrap()
+        }),
     ];
     for (number, (says, break_it)) in breaks.into_iter().enumerate() {
         break_it();
-        let (before, after) = (bundle(&number.to_string()), bundle(&(number + 1).to_string()));
+        let (before, after) = (
+            bundle(&number.to_string()),
+            bundle(&(number + 1).to_string()),
+        );
         registry.put_artifact("live", &after);
-        let told = || gate.last_failure().is_some_and(|failure| failure.message.contains(says));
+        let told = || {
+            gate.last_failure()
+                .is_some_and(|failure| failure.message.contains(says))
+        };
         eventually(says, told).await;
-        assert!(failed(&gate, "transient") && gate.refreshes("opa_unavailable") > 0, "{:?}", gate.last_failure());
-        assert_eq!(gate.get("", 0).await.bytes().await.unwrap(), before, "{says}");
+        assert!(
+            failed(&gate, "transient") && gate.refreshes("opa_unavailable") > 0,
+            "{:?}",
+            gate.last_failure()
+        );
+        assert_eq!(
+            gate.get("", 0).await.bytes().await.unwrap(),
+            before,
+            "{says}"
+        );
         opa.become_refusing("bad");
         serves(&gate, &after).await;
     }
@@ -156,8 +207,11 @@ async fn an_opa_that_crashes_hangs_or_is_gone_is_asked_again_and_the_last_good_v
 
 #[tokio::test]
 async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
-    let (registry, opa, cache) =
-        (FaultyRegistry::start().await, FakeOpa::refusing("bad"), tempfile::tempdir().unwrap());
+    let (registry, opa, cache) = (
+        FaultyRegistry::start().await,
+        FakeOpa::refusing("bad"),
+        tempfile::tempdir().unwrap(),
+    );
     registry.put_artifact("live", &bundle("good"));
     let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     let good = tag(&gate.get("", 60).await);
@@ -180,13 +234,19 @@ async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
 
 #[tokio::test]
 async fn what_one_opa_accepted_outlives_a_restart_with_one_that_refuses_it_or_gives_no_answer() {
-    let (registry, opa, cache) =
-        (FaultyRegistry::start().await, FakeOpa::refusing("bad"), tempfile::tempdir().unwrap());
+    let (registry, opa, cache) = (
+        FaultyRegistry::start().await,
+        FakeOpa::refusing("bad"),
+        tempfile::tempdir().unwrap(),
+    );
     registry.put_artifact("live", &bundle("good"));
     let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
     serves(&gate, &bundle("good")).await;
     gate.end(cache.path()).await;
-    for (runs, body) in [(2, "kill -9 $$"), (3, "echo '{\"errors\":[{\"message\":\"no\"}]}'; exit 2")] {
+    for (runs, body) in [
+        (2, "kill -9 $$"),
+        (3, "echo '{\"errors\":[{\"message\":\"no\"}]}'; exit 2"),
+    ] {
         opa.answer_by(body);
         let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
         serves(&gate, &bundle("good")).await;
@@ -197,10 +257,20 @@ async fn what_one_opa_accepted_outlives_a_restart_with_one_that_refuses_it_or_gi
 
 #[tokio::test]
 async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
-    let (registry, opa, cache) =
-        (FaultyRegistry::start().await, FakeOpa::refusing("bad"), tempfile::tempdir().unwrap());
+    let (registry, opa, cache) = (
+        FaultyRegistry::start().await,
+        FakeOpa::refusing("bad"),
+        tempfile::tempdir().unwrap(),
+    );
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(&registry, Setup { cache: on_disk(&cache), ..Setup::default() }).await;
+    let gate = Gate::with(
+        &registry,
+        Setup {
+            cache: on_disk(&cache),
+            ..Setup::default()
+        },
+    )
+    .await;
     serves(&gate, &bundle("bad")).await;
     gate.end(cache.path()).await;
     let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
@@ -213,18 +283,30 @@ async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
 async fn a_gateway_that_ends_leaves_neither_opa_nor_its_folder() {
     let (author, opa) = (Author::new(), FakeOpa::refusing("bad"));
     let note = opa.0.path().join("running");
-    opa.answer_by(&format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", note.display()));
+    opa.answer_by(&format!(
+        "echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000",
+        note.display()
+    ));
     configure(&author, &opa.program());
     fs::create_dir(author.path("tmp")).unwrap();
     let folders = || fs::read_dir(author.path("tmp")).unwrap().count();
     let mut serve = author.command(&["serve", "--config", "gate.yaml"]);
-    let mut serve = serve.env("TMPDIR", author.path("tmp")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut serve = serve
+        .env("TMPDIR", author.path("tmp"))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     eventually("a check", || note.exists()).await;
     assert_eq!(folders(), 1);
     let process = fs::read_to_string(note).unwrap();
-    let kill = std::process::Command::new("kill").arg(serve.id().to_string()).status();
+    let kill = std::process::Command::new("kill")
+        .arg(serve.id().to_string())
+        .status();
     assert!(kill.unwrap().success());
-    eventually("the end of the gateway", || serve.try_wait().unwrap().is_some()).await;
+    eventually("the end of the gateway", || {
+        serve.try_wait().unwrap().is_some()
+    })
+    .await;
     let command = PathBuf::from(format!("/proc/{}/cmdline", process.trim()));
     eventually("the end of opa", || {
         fs::read_to_string(&command).is_ok_and(|line| line.is_empty()) || !command.exists()
@@ -249,8 +331,7 @@ fn build(author: &Author, opa: &FakeOpa, flags: &[&str]) -> crate::command::Ran 
 #[test]
 fn build_lets_the_opa_in_path_load_what_it_packed() {
     let (author, opa) = (Author::with(POLICY), FakeOpa::refusing("unsafe"));
-    let expected =
-        "build: opa can't load the bundle: policy/p.rego:3: rego_unsafe_var_error: m; fix it, or build with --opa=none";
+    let expected = "build: opa can't load the bundle: policy/p.rego:3: rego_unsafe_var_error: m; fix it, or build with --opa=none";
     for flags in [&[][..], &["--opa=auto"]] {
         let refused = build(&author, &opa, flags);
         assert_eq!(refused.error(), expected);
@@ -261,24 +342,39 @@ fn build_lets_the_opa_in_path_load_what_it_packed() {
     assert_eq!(opa.runs(), runs);
     opa.become_refusing("other");
     let built = build(&author, &opa, &[]);
-    assert_eq!((built.code, built.stderr.as_str(), opa.runs()), (0, "", runs + 1));
+    assert_eq!(
+        (built.code, built.stderr.as_str(), opa.runs()),
+        (0, "", runs + 1)
+    );
     let refused = build(&author, &opa, &["--opa=none", "-e", "p/x"]);
-    assert_eq!(refused.error(), "--opa=none: -O, -e and --target need an opa; omit --opa=none");
+    assert_eq!(
+        refused.error(),
+        "--opa=none: -O, -e and --target need an opa; omit --opa=none"
+    );
 }
 
 #[test]
 fn an_opa_in_path_that_is_of_no_use_is_told_in_a_line_and_builds_nothing_less() {
     let (author, opa) = (Author::with(POLICY), FakeOpa::refusing("unsafe"));
     let breaks: [(&str, &dyn Fn()); 3] = [
-        ("is OPA 0.70.0, and 1.0 or newer is needed", &|| opa.replace("echo 'Version: 0.70.0'")),
+        ("is OPA 0.70.0, and 1.0 or newer is needed", &|| {
+            opa.replace("echo 'Version: 0.70.0'")
+        }),
         ("does not work as opa", &|| opa.replace("exit 3")),
         ("opa was ended by signal 9", &|| opa.answer_by("kill -9 $$")),
     ];
     for (says, break_it) in breaks {
         break_it();
         let built = build(&author, &opa, &[]);
-        assert_eq!((built.code, built.stderr.lines().count()), (0, 1), "{built:?}");
-        assert!(built.stderr.contains(says) && built.stderr.ends_with("; continuing without it\n"), "{built:?}");
+        assert_eq!(
+            (built.code, built.stderr.lines().count()),
+            (0, 1),
+            "{built:?}"
+        );
+        assert!(
+            built.stderr.contains(says) && built.stderr.ends_with("; continuing without it\n"),
+            "{built:?}"
+        );
     }
 }
 
@@ -300,19 +396,33 @@ fn configure(author: &Author, program: &Path) {
 fn an_opa_that_can_not_check_stops_the_start_and_config_check_tells_so() {
     let (author, opa) = (Author::new(), FakeOpa::refusing("bad"));
     configure(&author, &opa.program());
-    assert_eq!(author.line("config check gate.yaml").ok(), "gate.yaml: ok, 1 bundle\n");
+    assert_eq!(
+        author.line("config check gate.yaml").ok(),
+        "gate.yaml: ok, 1 bundle\n"
+    );
     let way_out = "; name an OPA 1.0 or newer, or write `opa_check: none`";
     let breaks: [(&str, &dyn Fn()); 3] = [
         ("bundles.a.opa_check.opa: ", &|| opa.replace("exit 3")),
-        ("/opa is OPA 0.70.0, and 1.0 or newer is needed", &|| opa.replace("echo 'Version: 0.70.0'")),
-        ("bundles.a.opa_check.opa: no program /", &|| fs::remove_file(opa.program()).unwrap()),
+        ("/opa is OPA 0.70.0, and 1.0 or newer is needed", &|| {
+            opa.replace("echo 'Version: 0.70.0'")
+        }),
+        ("bundles.a.opa_check.opa: no program /", &|| {
+            fs::remove_file(opa.program()).unwrap()
+        }),
     ];
     for (says, break_it) in breaks {
         break_it();
         for line in ["config check gate.yaml", "serve --config gate.yaml"] {
             let ran = author.line(line);
-            let told = ran.stderr.lines().find(|line| line.starts_with("bundlegate: ")).unwrap_or_default();
-            assert!(ran.code == 1 && told.contains(says) && told.ends_with(way_out), "{line}: {ran:?}");
+            let told = ran
+                .stderr
+                .lines()
+                .find(|line| line.starts_with("bundlegate: "))
+                .unwrap_or_default();
+            assert!(
+                ran.code == 1 && told.contains(says) && told.ends_with(way_out),
+                "{line}: {ran:?}"
+            );
         }
     }
 }

@@ -10,18 +10,30 @@ use crate::{
     gate::{Gate, Setup, bundle, eventually, tag, wishing},
 };
 
-async fn a_fetch_and_a_long_poll(setup: Setup, http: reqwest::Client, scheme: &str, version: Version) {
+async fn a_fetch_and_a_long_poll(
+    setup: Setup,
+    http: reqwest::Client,
+    scheme: &str,
+    version: Version,
+) {
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
     let gate = Gate::with(&registry, setup).await;
-    let url = format!("{scheme}://localhost:{}/bundles/{}", gate.data.port(), gate.name);
+    let url = format!(
+        "{scheme}://localhost:{}/bundles/{}",
+        gate.data.port(),
+        gate.name
+    );
     let first = http.get(&url).send().await.unwrap();
     assert_eq!((first.status(), first.version()), (StatusCode::OK, version));
     let etag = tag(&first);
     assert_eq!(first.bytes().await.unwrap(), one);
     let unchanged = wishing(http.get(&url), &etag, 1).send().await.unwrap();
-    assert_eq!((unchanged.status(), tag(&unchanged)), (StatusCode::NOT_MODIFIED, etag.clone()));
+    assert_eq!(
+        (unchanged.status(), tag(&unchanged)),
+        (StatusCode::NOT_MODIFIED, etag.clone())
+    );
     let (woken, ()) = tokio::join!(wishing(http.get(&url), &etag, 60).send(), async {
         eventually("it is held", || gate.waiters() == 1).await;
         registry.put_artifact("live", &two);
@@ -31,7 +43,10 @@ async fn a_fetch_and_a_long_poll(setup: Setup, http: reqwest::Client, scheme: &s
 
 #[tokio::test]
 async fn http_2_in_the_clear() {
-    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let http = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
     a_fetch_and_a_long_poll(Setup::default(), http, "http", Version::HTTP_2).await;
 }
 
@@ -47,8 +62,14 @@ async fn tls_with_http_2_or_1_as_the_client_prefers() {
     let tls = Arc::new(tls);
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
     let client = || reqwest::Client::builder().tls_certs_only([root.clone()]);
-    for (http, version) in [(client(), Version::HTTP_2), (client().http1_only(), Version::HTTP_11)] {
-        let setup = Setup { tls: Some(Arc::clone(&tls)), ..Setup::default() };
+    for (http, version) in [
+        (client(), Version::HTTP_2),
+        (client().http1_only(), Version::HTTP_11),
+    ] {
+        let setup = Setup {
+            tls: Some(Arc::clone(&tls)),
+            ..Setup::default()
+        };
         a_fetch_and_a_long_poll(setup, http.build().unwrap(), "https", version).await;
     }
 }

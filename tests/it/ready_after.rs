@@ -46,9 +46,14 @@ async fn ready_after_makes_a_replica_ready_although_a_registry_hangs() {
     fs::write(&file, config.to_string()).unwrap();
     let began = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-    command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
+    command
+        .args(["serve", "--config"])
+        .arg(&file)
+        .stderr(Stdio::piped());
     let mut serving = Serving(command.spawn().unwrap());
-    let mut lines = BufReader::new(serving.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(serving.0.stderr.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
     let admin = tokio::task::spawn_blocking(move || {
         let address = lines.by_ref().find_map(|line| {
             let line: Value = serde_json::from_str(&line).ok()?;
@@ -67,5 +72,9 @@ async fn ready_after_makes_a_replica_ready_although_a_registry_hangs() {
         }
     };
     timeout(PATIENCE, ready).await.expect("never ready");
-    assert!(refused > 0 && began.elapsed() >= READY_AFTER, "ready after {:?}", began.elapsed());
+    assert!(
+        refused > 0 && began.elapsed() >= READY_AFTER,
+        "ready after {:?}",
+        began.elapsed()
+    );
 }

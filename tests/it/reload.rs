@@ -65,20 +65,41 @@ impl Serving {
     async fn run(folder: TempDir) -> Self {
         let file = folder.path().join("bundlegate.yaml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-        command.args(["serve", "--config"]).arg(&file).stderr(Stdio::piped());
+        command
+            .args(["serve", "--config"])
+            .arg(&file)
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log: Arc<Mutex<Vec<Value>>> = Arc::default();
         let (heard, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                heard.lock().unwrap().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+                heard
+                    .lock()
+                    .unwrap()
+                    .push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
         let [data, admin] = [String::new(), String::new()];
-        let mut serving = Self { child, log, folder, http: reqwest::Client::new(), data, admin };
+        let mut serving = Self {
+            child,
+            log,
+            folder,
+            http: reqwest::Client::new(),
+            data,
+            admin,
+        };
         let address = |line: &Value| line["address"].as_str().unwrap().to_owned();
-        serving.data = address(&serving.said("listening", |line| line["listener"] == "data").await);
-        serving.admin = address(&serving.said("listening", |line| line["listener"] == "admin").await);
+        serving.data = address(
+            &serving
+                .said("listening", |line| line["listener"] == "data")
+                .await,
+        );
+        serving.admin = address(
+            &serving
+                .said("listening", |line| line["listener"] == "admin")
+                .await,
+        );
         serving
     }
 
@@ -92,18 +113,30 @@ impl Serving {
 
     fn hang_up(&self) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-HUP", &id])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits for a line of the log.
     async fn said(&self, message: &str, like: impl Fn(&Value) -> bool) -> Value {
-        self.until(message, async || self.lines(message).into_iter().find(&like)).await
+        self.until(message, async || {
+            self.lines(message).into_iter().find(&like)
+        })
+        .await
     }
 
     /// What was said so far with these words.
     fn lines(&self, message: &str) -> Vec<Value> {
         let log = self.log.lock().unwrap();
-        log.iter().filter(|line| line["message"] == message).cloned().collect()
+        log.iter()
+            .filter(|line| line["message"] == message)
+            .cloned()
+            .collect()
     }
 
     async fn get(&self, tags: &str, wait: u32) -> Response {
@@ -111,11 +144,26 @@ impl Serving {
     }
 
     async fn get_of(&self, name: &str, tags: &str, wait: u32) -> Response {
-        wishing(self.http.get(format!("http://{}/bundles/{name}", self.data)), tags, wait).send().await.unwrap()
+        wishing(
+            self.http
+                .get(format!("http://{}/bundles/{name}", self.data)),
+            tags,
+            wait,
+        )
+        .send()
+        .await
+        .unwrap()
     }
 
     async fn admin(&self, path: &str) -> String {
-        self.http.get(format!("http://{}{path}", self.admin)).send().await.unwrap().text().await.unwrap()
+        self.http
+            .get(format!("http://{}{path}", self.admin))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
     }
 
     async fn status(&self) -> Value {
@@ -128,12 +176,15 @@ impl Serving {
 
     /// Waits for what must become true of the bundle.
     async fn status_when(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
-        self.until(what, async || Some(self.status().await).filter(&holds)).await
+        self.until(what, async || Some(self.status().await).filter(&holds))
+            .await
     }
 
     async fn metric(&self, sample: &str) -> f64 {
         let text = self.admin("/metrics").await;
-        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
@@ -174,14 +225,25 @@ fn dead(registry: &FaultyRegistry) {
 
 async fn is_withdrawn_soon(serving: &Serving, how: &str) {
     let began = Instant::now();
-    let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
+    let status = serving
+        .status_when("withdrawn", |status| status["state"] == "withdrawn")
+        .await;
     println!("{how}: withdrawn {:?} after the change", began.elapsed());
     // Evidence is collected afresh at once, and where the registry is alive that has failed as
     // well by the time the status is read.
     let class = &status["last_failure"]["class"];
     assert!(class == "distrusted" || class == "evidence", "{status}");
-    assert!(status["last_failure"]["message"].as_str().unwrap().contains("signature by another key"), "{status}");
-    assert_eq!(status["refused"]["signatures"][0]["verified"], false, "{status}");
+    assert!(
+        status["last_failure"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("signature by another key"),
+        "{status}"
+    );
+    assert_eq!(
+        status["refused"]["signatures"][0]["verified"], false,
+        "{status}"
+    );
 }
 
 /// As editors do it, as `cp` does it, and as Kubernetes does it.
@@ -194,7 +256,11 @@ async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry
             "links swapped" => {
                 let keys = |version: &str, signer: &Signer| {
                     fs::create_dir(folder.path().join(version)).unwrap();
-                    fs::write(folder.path().join(version).join("key.pub"), signer.public_pem()).unwrap();
+                    fs::write(
+                        folder.path().join(version).join("key.pub"),
+                        signer.public_pem(),
+                    )
+                    .unwrap();
                 };
                 keys("..one", &old);
                 keys("..two", &new);
@@ -223,7 +289,12 @@ async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry
             (&read["cause"], &read["bundles"], &read["outcome"]),
             (&json!("files"), &json!(1), &json!("applied"))
         );
-        assert_eq!(serving.metric(r#"bundlegate_config_reloads_total{outcome="applied"}"#).await, 1.0);
+        assert_eq!(
+            serving
+                .metric(r#"bundlegate_config_reloads_total{outcome="applied"}"#)
+                .await,
+            1.0
+        );
         let gone = serving.get(&etag, 0).await;
         assert_eq!(gone.status(), StatusCode::NOT_FOUND);
         assert_eq!(error(gone).await["reason"], "withdrawn");
@@ -237,7 +308,10 @@ async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
     let registry = FaultyRegistry::start().await;
     let (digest, _) = registry.put_artifact("live", &bundle("one"));
     let signer = forge.signer();
-    let (by, envelope) = (By::Certificate(&signer), Envelope::sign(&signer.key, &statement(&digest)));
+    let (by, envelope) = (
+        By::Certificate(&signer),
+        Envelope::sign(&signer.key, &statement(&digest)),
+    );
     let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
     let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
     registry.list_referrers(&digest, &json!([entry]));
@@ -245,7 +319,13 @@ async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
     config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
     config["trust"]["authorities"]["release"] =
         json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
-    let root = |folder: &TempDir| fs::write(folder.path().join("root.json"), forge.trusted_root().to_string()).unwrap();
+    let root = |folder: &TempDir| {
+        fs::write(
+            folder.path().join("root.json"),
+            forge.trusted_root().to_string(),
+        )
+        .unwrap()
+    };
     let serving = Serving::start(root, &config).await;
     let etag = tag(&serving.get("", 60).await);
     let before = serving.status().await;
@@ -254,15 +334,28 @@ async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
     dead(&registry);
     // The same root in other words is another file, and accepts the same.
     serving.write("root.json", format!("{:#}\n", forge.trusted_root()));
-    let after =
-        serving.status_when("judged again", |status| status["policy_revision"] != before["policy_revision"]).await;
-    assert_eq!((&after["state"], &after["since"]), (&json!("serving"), &before["since"]));
+    let after = serving
+        .status_when("judged again", |status| {
+            status["policy_revision"] != before["policy_revision"]
+        })
+        .await;
+    assert_eq!(
+        (&after["state"], &after["since"]),
+        (&json!("serving"), &before["since"])
+    );
     serving.write("root.json", other.trusted_root().to_string());
     let began = Instant::now();
-    let status = serving.status_when("withdrawn", |status| status["state"] == "withdrawn").await;
-    println!("another trusted root: withdrawn {:?} after the change", began.elapsed());
+    let status = serving
+        .status_when("withdrawn", |status| status["state"] == "withdrawn")
+        .await;
+    println!(
+        "another trusted root: withdrawn {:?} after the change",
+        began.elapsed()
+    );
     assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
-    let checks = status["refused"]["signatures"][0]["checks"].as_array().unwrap();
+    let checks = status["refused"]["signatures"][0]["checks"]
+        .as_array()
+        .unwrap();
     assert_eq!(checks.last().unwrap()["ok"], false, "{status}");
     assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND);
 }
@@ -271,11 +364,17 @@ async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
 async fn a_configuration_that_is_refused_leaves_the_old_trust_and_says_why() {
     let (signer, other) = (Signer::new(), Signer::new());
     let registry = registry(&signer).await;
-    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let key =
+        |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
     let good = config(&registry);
     let serving = Serving::start(key, &good).await;
     let etag = tag(&serving.get("", 60).await);
-    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 1.0);
+    assert_eq!(
+        serving
+            .metric("bundlegate_config_last_reload_successful")
+            .await,
+        1.0
+    );
     // Whole or not at all: the key is another one, too.
     serving.write("other.pub", other.public_pem());
     let mut broken = good.clone();
@@ -285,20 +384,49 @@ async fn a_configuration_that_is_refused_leaves_the_old_trust_and_says_why() {
     const REFUSED: &str = "configuration refused: the old trust stays";
     let refused = serving.said(REFUSED, |_| true).await;
     let sentence = refused["error"].as_str().unwrap();
-    assert!(sentence.contains("bundles.authz.trust: ") && sentence.contains("did you mean `release`?"), "{sentence}");
+    assert!(
+        sentence.contains("bundles.authz.trust: ") && sentence.contains("did you mean `release`?"),
+        "{sentence}"
+    );
     // SIGHUP logs it once more, and nothing else does.
     serving.hang_up();
-    serving.said(REFUSED, |line| line["cause"] == "SIGHUP").await;
+    serving
+        .said(REFUSED, |line| line["cause"] == "SIGHUP")
+        .await;
     sleep(Duration::from_secs(7)).await;
-    assert_eq!(serving.lines(REFUSED).len(), 2, "{:?}", serving.lines(REFUSED));
-    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 0.0);
-    assert_eq!(serving.metric(r#"bundlegate_config_reloads_total{outcome="refused"}"#).await, 2.0);
+    assert_eq!(
+        serving.lines(REFUSED).len(),
+        2,
+        "{:?}",
+        serving.lines(REFUSED)
+    );
+    assert_eq!(
+        serving
+            .metric("bundlegate_config_last_reload_successful")
+            .await,
+        0.0
+    );
+    assert_eq!(
+        serving
+            .metric(r#"bundlegate_config_reloads_total{outcome="refused"}"#)
+            .await,
+        2.0
+    );
     assert_eq!(tag(&serving.get(&etag, 0).await), etag);
     assert_eq!(serving.status().await["state"], "serving");
 
     serving.write("bundlegate.yaml", good.to_string());
-    serving.said("configuration read again", |line| line["outcome"] == "unchanged").await;
-    assert_eq!(serving.metric("bundlegate_config_last_reload_successful").await, 1.0);
+    serving
+        .said("configuration read again", |line| {
+            line["outcome"] == "unchanged"
+        })
+        .await;
+    assert_eq!(
+        serving
+            .metric("bundlegate_config_last_reload_successful")
+            .await,
+        1.0
+    );
     assert_eq!(tag(&serving.get(&etag, 0).await), etag);
 }
 
@@ -307,14 +435,17 @@ async fn a_configuration_that_is_refused_leaves_the_old_trust_and_says_why() {
 async fn a_configuration_that_names_a_file_too_early_is_taken_when_the_file_is_there() {
     let (old, new) = (Signer::new(), Signer::new());
     let registry = registry(&old).await;
-    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), old.public_pem()).unwrap();
+    let key =
+        |folder: &TempDir| fs::write(folder.path().join("key.pub"), old.public_pem()).unwrap();
     let mut config = config(&registry);
     let serving = Serving::start(key, &config).await;
     serving.get("", 60).await;
     config["trust"]["authorities"]["release"]["keys"] = json!(["keys/new.pub"]);
     serving.write("bundlegate.yaml", config.to_string());
     serving
-        .said("configuration refused: the old trust stays", |line| line["error"].to_string().contains("new.pub"))
+        .said("configuration refused: the old trust stays", |line| {
+            line["error"].to_string().contains("new.pub")
+        })
         .await;
     dead(&registry);
     fs::create_dir(serving.path("keys")).unwrap();
@@ -330,11 +461,16 @@ async fn a_change_that_no_event_tells_is_found_by_looking() {
     let keys = TempDir::new().unwrap();
     for (version, signer) in [("one", &old), ("two", &new)] {
         fs::create_dir(keys.path().join(version)).unwrap();
-        fs::write(keys.path().join(version).join("key.pub"), signer.public_pem()).unwrap();
+        fs::write(
+            keys.path().join(version).join("key.pub"),
+            signer.public_pem(),
+        )
+        .unwrap();
     }
     symlink("one", keys.path().join("current")).unwrap();
     let mut config = config(&registry);
-    config["trust"]["authorities"]["release"]["keys"] = json!([keys.path().join("current/key.pub")]);
+    config["trust"]["authorities"]["release"]["keys"] =
+        json!([keys.path().join("current/key.pub")]);
     let serving = Serving::start(|_| (), &config).await;
     serving.get("", 60).await;
     dead(&registry);
@@ -347,13 +483,16 @@ async fn a_change_that_no_event_tells_is_found_by_looking() {
 async fn sighup_reads_everything_and_what_is_not_live_waits_for_the_next_start() {
     let (signer, other) = (Signer::new(), Signer::new());
     let registry = registry(&signer).await;
-    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let key =
+        |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
     let mut config = config(&registry);
     config["bundles"]["going"] = config["bundles"]["authz"].clone();
     let serving = Serving::start(key, &config).await;
     let etag = tag(&serving.get("", 60).await);
     serving.hang_up();
-    let read = serving.said("configuration read again", |line| line["cause"] == "SIGHUP").await;
+    let read = serving
+        .said("configuration read again", |line| line["cause"] == "SIGHUP")
+        .await;
     assert_eq!(read["outcome"], "unchanged");
     // Other files of the folder don't matter, however often they change.
     serving.write("notes.txt", "x");
@@ -366,16 +505,30 @@ async fn sighup_reads_everything_and_what_is_not_live_waits_for_the_next_start()
     config["bundles"].as_object_mut().unwrap().remove("going");
     config["bundles"]["authz"]["poll"] = json!("1s");
     serving.write("bundlegate.yaml", config.to_string());
-    let told = serving.said("these changes of the configuration take effect at the next start", |_| true).await;
+    let told = serving
+        .said(
+            "these changes of the configuration take effect at the next start",
+            |_| true,
+        )
+        .await;
     assert_eq!(told["keys"], "server.listen, limits (new)");
     assert_eq!(tag(&serving.get(&etag, 0).await), etag);
-    serving.said("the changed bundle is served from now on", |line| line["bundle"] == "authz").await;
-    assert_eq!(serving.get_of("coming", "", 60).await.status(), StatusCode::OK);
+    serving
+        .said("the changed bundle is served from now on", |line| {
+            line["bundle"] == "authz"
+        })
+        .await;
+    assert_eq!(
+        serving.get_of("coming", "", 60).await.status(),
+        StatusCode::OK
+    );
     dead(&registry);
     serving.write("key.pub", other.public_pem());
     is_withdrawn_soon(&serving, "a bundle that stays").await;
     let coming = async || (serving.status_of("coming").await["state"] == "withdrawn").then_some(());
-    serving.until("a bundle that came is withdrawn", coming).await;
+    serving
+        .until("a bundle that came is withdrawn", coming)
+        .await;
 }
 
 /// Everything that a thorough person renames in the same edit. One bundle keeps its name and gets
@@ -384,9 +537,17 @@ async fn sighup_reads_everything_and_what_is_not_live_waits_for_the_next_start()
 async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_re_points_or_renames() {
     let signer = Signer::new();
     let registry = registry(&signer).await;
-    let digest = registry.held("manifests/live").map(|(_, bytes)| Digest::sha256(&bytes)).unwrap();
+    let digest = registry
+        .held("manifests/live")
+        .map(|(_, bytes)| Digest::sha256(&bytes))
+        .unwrap();
     let unused = Signer::new();
-    for what in ["a key", "a key under another name", "a digest", "a digest of what is unsigned"] {
+    for what in [
+        "a key",
+        "a key under another name",
+        "a digest",
+        "a digest of what is unsigned",
+    ] {
         let key = |folder: &TempDir| {
             fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
             fs::write(folder.path().join("unused.pub"), unused.public_pem()).unwrap();
@@ -402,12 +563,21 @@ async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_re_points_o
         config["bundles"]["second"] = config["bundles"]["authz"].clone();
         let serving = Serving::start(key, &config).await;
         let etag = tag(&serving.get("", 60).await);
-        let is_served = async || (serving.status_of("second").await["state"] == "serving").then_some(());
+        let is_served =
+            async || (serving.status_of("second").await["state"] == "serving").then_some(());
         serving.until("the second is served", is_served).await;
         dead(&registry);
         let (authority, keys, digests) = match what {
-            "a key" => ("release", json!([{ "file": "key.pub", "revoked": true }]), json!([])),
-            "a key under another name" => ("signers", json!([{ "file": "key.pub", "revoked": true }]), json!([])),
+            "a key" => (
+                "release",
+                json!([{ "file": "key.pub", "revoked": true }]),
+                json!([]),
+            ),
+            "a key under another name" => (
+                "signers",
+                json!([{ "file": "key.pub", "revoked": true }]),
+                json!([]),
+            ),
             _ => ("signers", json!(["unused.pub"]), json!([digest])),
         };
         let mut bundle = config["bundles"]["authz"].clone();
@@ -420,17 +590,35 @@ async fn what_one_edit_revokes_or_removes_counts_for_bundles_that_it_re_points_o
         re_pointed["reference"] = json!(registry.reference("next").to_string());
         config["bundles"] = json!({ "authz": re_pointed, "second-v2": bundle });
         serving.write("bundlegate.yaml", config.to_string());
-        let read = serving.said("configuration read again", |line| line["outcome"] == "applied").await;
-        let counts = ["bundles", "added", "replaced", "removed"].map(|key| read[key].as_u64().unwrap());
+        let read = serving
+            .said("configuration read again", |line| {
+                line["outcome"] == "applied"
+            })
+            .await;
+        let counts =
+            ["bundles", "added", "replaced", "removed"].map(|key| read[key].as_u64().unwrap());
         assert_eq!(counts, [1, 1, 1, 1], "{what}");
-        serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
-        assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND, "{what}");
-        assert_eq!(error(serving.get_of("second", &etag, 0).await).await["reason"], "not_found", "{what}");
+        serving
+            .status_when("it is withdrawn", |status| status["state"] == "withdrawn")
+            .await;
+        assert_eq!(
+            serving.get(&etag, 0).await.status(),
+            StatusCode::NOT_FOUND,
+            "{what}"
+        );
+        assert_eq!(
+            error(serving.get_of("second", &etag, 0).await).await["reason"],
+            "not_found",
+            "{what}"
+        );
         assert_eq!(serving.status_of("second").await, Value::Null, "{what}");
         // Nor under the other name, once the registry is there to say what it is.
         registry.heal();
-        let refused = async || (serving.status_of("second-v2").await["state"] == "withdrawn").then_some(());
-        serving.until("it is refused under the other name", refused).await;
+        let refused =
+            async || (serving.status_of("second-v2").await["state"] == "withdrawn").then_some(());
+        serving
+            .until("it is refused under the other name", refused)
+            .await;
     }
 }
 
@@ -440,7 +628,10 @@ async fn a_trust_root_that_one_edit_removes_counts_for_a_bundle_that_it_re_point
     let registry = FaultyRegistry::start().await;
     let (digest, _) = registry.put_artifact("live", &bundle("one"));
     let signer = forge.signer();
-    let (by, envelope) = (By::Certificate(&signer), Envelope::sign(&signer.key, &statement(&digest)));
+    let (by, envelope) = (
+        By::Certificate(&signer),
+        Envelope::sign(&signer.key, &statement(&digest)),
+    );
     let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
     let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
     registry.list_referrers(&digest, &json!([entry]));
@@ -449,7 +640,11 @@ async fn a_trust_root_that_one_edit_removes_counts_for_a_bundle_that_it_re_point
     config["trust"]["authorities"]["release"] =
         json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
     let files = |folder: &TempDir| {
-        fs::write(folder.path().join("root.json"), forge.trusted_root().to_string()).unwrap();
+        fs::write(
+            folder.path().join("root.json"),
+            forge.trusted_root().to_string(),
+        )
+        .unwrap();
         fs::write(folder.path().join("key.pub"), Signer::new().public_pem()).unwrap();
     };
     let serving = Serving::start(files, &config).await;
@@ -464,15 +659,19 @@ async fn a_trust_root_that_one_edit_removes_counts_for_a_bundle_that_it_re_point
     bundle["reference"] = json!(registry.reference("next").to_string());
     config["bundles"] = json!({ "authz": bundle });
     serving.write("bundlegate.yaml", config.to_string());
-    serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
+    serving
+        .status_when("it is withdrawn", |status| status["state"] == "withdrawn")
+        .await;
 }
 
 /// The other half: what nothing is said against goes on.
 #[tokio::test]
-async fn a_bundle_that_is_re_pointed_with_its_policy_renamed_is_served_until_the_other_version_is_there() {
+async fn a_bundle_that_is_re_pointed_with_its_policy_renamed_is_served_until_the_other_version_is_there()
+ {
     let signer = Signer::new();
     let registry = registry(&signer).await;
-    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let key =
+        |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
     let mut config = config(&registry);
     let serving = Serving::start(key, &config).await;
     let etag = tag(&serving.get("", 60).await);
@@ -482,18 +681,30 @@ async fn a_bundle_that_is_re_pointed_with_its_policy_renamed_is_served_until_the
     bundle["reference"] = json!(registry.reference("next").to_string());
     config["bundles"] = json!({ "authz": bundle });
     serving.write("bundlegate.yaml", config.to_string());
-    serving.said("configuration read again", |line| line["replaced"] == 1).await;
+    serving
+        .said("configuration read again", |line| line["replaced"] == 1)
+        .await;
     let missing = |status: &Value| status["last_failure"]["class"] == "not_found";
-    let status = serving.status_when("the other reference names nothing", missing).await;
-    assert_eq!((&status["state"], &status["reference"]), (&json!("serving"), &bundle["reference"]));
+    let status = serving
+        .status_when("the other reference names nothing", missing)
+        .await;
+    assert_eq!(
+        (&status["state"], &status["reference"]),
+        (&json!("serving"), &bundle["reference"])
+    );
     assert_eq!(tag(&serving.get(&etag, 0).await), etag);
     let (digest, _) = registry.put_artifact("next", &crate::gate::bundle("two"));
     signer.sign_bundle(&registry, &digest);
     config["bundles"]["authz"]["poll"] = json!("1s");
     serving.write("bundlegate.yaml", config.to_string());
     let served = |status: &Value| status["manifest"] == digest.to_string();
-    let status = serving.status_when("the other version is served", served).await;
-    assert_eq!((&status["policy"], &status["last_failure"]), (&json!("renamed"), &Value::Null));
+    let status = serving
+        .status_when("the other version is served", served)
+        .await;
+    assert_eq!(
+        (&status["policy"], &status["last_failure"]),
+        (&json!("renamed"), &Value::Null)
+    );
     assert_ne!(tag(&serving.get(&etag, 60).await), etag);
 }
 
@@ -504,7 +715,8 @@ async fn locked(registry: &FaultyRegistry, signer: &Signer) -> Serving {
         fs::write(folder.path().join("edge.tokens"), "first\nsecond\n").unwrap();
     };
     let mut config = config(registry);
-    config["clients"] = json!([{ "name": "edge", "bearer_token_file": "edge.tokens", "bundles": ["**"] }]);
+    config["clients"] =
+        json!([{ "name": "edge", "bearer_token_file": "edge.tokens", "bundles": ["**"] }]);
     let serving = Serving::start(files, &config).await;
     assert_eq!(serving.asks("first", 60).await, StatusCode::OK);
     assert_eq!(serving.asks("second", 0).await, StatusCode::OK);
@@ -514,14 +726,20 @@ async fn locked(registry: &FaultyRegistry, signer: &Signer) -> Serving {
 
 impl Serving {
     async fn asks(&self, token: &str, wait: u32) -> StatusCode {
-        let request = self.http.get(format!("http://{}/bundles/authz", self.data)).bearer_auth(token);
+        let request = self
+            .http
+            .get(format!("http://{}/bundles/authz", self.data))
+            .bearer_auth(token);
         wishing(request, "", wait).send().await.unwrap().status()
     }
 
     /// Waits until a token opens something, or nothing.
     async fn asks_until(&self, token: &str, status: StatusCode) {
         let began = Instant::now();
-        self.until("the token counts", async || (self.asks(token, 0).await == status).then_some(())).await;
+        self.until("the token counts", async || {
+            (self.asks(token, 0).await == status).then_some(())
+        })
+        .await;
         println!("{token}: {status} {:?} after the change", began.elapsed());
     }
 }
@@ -534,14 +752,20 @@ async fn a_token_counts_for_as_long_as_it_is_in_its_file() {
     let serving = locked(&registry, &signer).await;
     serving.write("edge.tokens", "second\nthird\n");
     serving.asks_until("first", StatusCode::UNAUTHORIZED).await;
-    let read = serving.said("configuration read again", |line| line["clients"] == true).await;
-    assert_eq!((&read["outcome"], &read["bundles"]), (&json!("applied"), &json!(0)));
+    let read = serving
+        .said("configuration read again", |line| line["clients"] == true)
+        .await;
+    assert_eq!(
+        (&read["outcome"], &read["bundles"]),
+        (&json!("applied"), &json!(0))
+    );
     assert_eq!(serving.asks("second", 0).await, StatusCode::OK);
     assert_eq!(serving.asks("third", 0).await, StatusCode::OK);
     // So do the entries of `clients`, and the files that they name.
     let mut config = config(&registry);
     serving.write("other.tokens", "fourth\n");
-    config["clients"] = json!([{ "name": "edge", "bearer_token_file": "other.tokens", "bundles": ["**"] }]);
+    config["clients"] =
+        json!([{ "name": "edge", "bearer_token_file": "other.tokens", "bundles": ["**"] }]);
     serving.write("bundlegate.yaml", config.to_string());
     serving.asks_until("fourth", StatusCode::OK).await;
     assert_eq!(serving.asks("third", 0).await, StatusCode::UNAUTHORIZED);
@@ -558,7 +782,9 @@ async fn a_token_that_is_taken_away_counts_no_more_whatever_else_is_wrong() {
         let serving = locked(&registry, &signer).await;
         match how {
             "another mistake" => {
-                let broken = fs::read_to_string(serving.path("bundlegate.yaml")).unwrap().replace("any_of", "any");
+                let broken = fs::read_to_string(serving.path("bundlegate.yaml"))
+                    .unwrap()
+                    .replace("any_of", "any");
                 serving.write("bundlegate.yaml", broken);
                 serving.write("edge.tokens", "second\nthird\n");
             }
@@ -567,15 +793,29 @@ async fn a_token_that_is_taken_away_counts_no_more_whatever_else_is_wrong() {
             _ => fs::remove_file(serving.path("edge.tokens")).unwrap(),
         }
         serving.asks_until("first", StatusCode::UNAUTHORIZED).await;
-        serving.said("configuration refused: the old trust stays", |_| true).await;
-        let left = if matches!(how, "empty" | "gone") { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+        serving
+            .said("configuration refused: the old trust stays", |_| true)
+            .await;
+        let left = if matches!(how, "empty" | "gone") {
+            StatusCode::UNAUTHORIZED
+        } else {
+            StatusCode::OK
+        };
         assert_eq!(serving.asks("second", 0).await, left, "{how}");
         // What is new is not taken from a configuration that is refused.
-        assert_eq!(serving.asks("third", 0).await, StatusCode::UNAUTHORIZED, "{how}");
+        assert_eq!(
+            serving.asks("third", 0).await,
+            StatusCode::UNAUTHORIZED,
+            "{how}"
+        );
         if how != "another mistake" {
             serving.write("edge.tokens", "first\n");
             serving.asks_until("first", StatusCode::OK).await;
-            assert_eq!(serving.asks("second", 0).await, StatusCode::UNAUTHORIZED, "{how}");
+            assert_eq!(
+                serving.asks("second", 0).await,
+                StatusCode::UNAUTHORIZED,
+                "{how}"
+            );
         }
     }
 }
@@ -584,14 +824,18 @@ async fn a_token_that_is_taken_away_counts_no_more_whatever_else_is_wrong() {
 async fn what_status_tells_of_a_verdict_is_what_verify_tells() {
     let signer = Signer::new();
     let registry = registry(&signer).await;
-    let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    let key =
+        |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
     let serving = Serving::start(key, &config(&registry)).await;
     serving.get("", 60).await;
     let status = serving.status().await;
     let reference = registry.reference("live").to_string();
     let mut verify = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-    let verify = verify.args(["verify", &reference, "--json", "--config"]).arg(serving.path("bundlegate.yaml"));
-    let told = tokio::task::block_in_place(|| verify.args(["--policy", "release"]).output().unwrap());
+    let verify = verify
+        .args(["verify", &reference, "--json", "--config"])
+        .arg(serving.path("bundlegate.yaml"));
+    let told =
+        tokio::task::block_in_place(|| verify.args(["--policy", "release"]).output().unwrap());
     let told: Value = serde_json::from_slice(&told.stdout).unwrap();
     let verdict = &status["verdict"];
     for key in ["digest", "verified", "policy", "signatures"] {
@@ -599,5 +843,8 @@ async fn what_status_tells_of_a_verdict_is_what_verify_tells() {
     }
     assert_eq!(verdict["signatures"][0]["authority"], "release");
     assert_eq!(verdict["policy_revision"], status["policy_revision"]);
-    assert_eq!((&status["policy"], &status["refused"]), (&json!("release"), &Value::Null));
+    assert_eq!(
+        (&status["policy"], &status["refused"]),
+        (&json!("release"), &Value::Null)
+    );
 }

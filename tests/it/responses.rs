@@ -19,14 +19,30 @@ async fn a_200_and_a_304_have_their_headers_and_no_content_encoding() {
     let one = bundle("one");
     let (digest, _) = registry.put_artifact("live", &one);
     let gate = Gate::before(&registry, HOUR).await;
-    let full = gate.asking("", 0).header("accept-encoding", "gzip, br").send().await.unwrap();
+    let full = gate
+        .asking("", 0)
+        .header("accept-encoding", "gzip, br")
+        .send()
+        .await
+        .unwrap();
     let etag = tag(&full);
     assert_eq!(full.status(), StatusCode::OK);
-    assert!(etag.starts_with('"') && etag.ends_with('"') && etag.len() == 45, "{etag}");
+    assert!(
+        etag.starts_with('"') && etag.ends_with('"') && etag.len() == 45,
+        "{etag}"
+    );
     assert_eq!(header(&full, "content-length"), one.len().to_string());
     assert!(!header(&full, "bundlegate-revision").is_empty());
-    let unchanged = gate.asking(&etag, 0).header("accept-encoding", "gzip, br").send().await.unwrap();
-    assert_eq!((unchanged.status(), tag(&unchanged)), (StatusCode::NOT_MODIFIED, etag));
+    let unchanged = gate
+        .asking(&etag, 0)
+        .header("accept-encoding", "gzip, br")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (unchanged.status(), tag(&unchanged)),
+        (StatusCode::NOT_MODIFIED, etag)
+    );
     for answer in [&full, &unchanged] {
         assert_eq!(header(answer, "content-type"), BUNDLES);
         assert_eq!(header(answer, "bundlegate-manifest"), digest.as_str());
@@ -42,16 +58,31 @@ async fn head_is_get_without_a_body_and_costs_no_bytes() {
     let one = bundle("one");
     registry.put_artifact("live", &one);
     let gate = Gate::before(&registry, Duration::from_millis(100)).await;
-    let asking = |tags: &str, wait| wishing(gate.request(Method::HEAD, "/bundles/authz/main"), tags, wait);
+    let asking = |tags: &str, wait| {
+        wishing(
+            gate.request(Method::HEAD, "/bundles/authz/main"),
+            tags,
+            wait,
+        )
+    };
     // HEAD waits for the first version too.
     let head = asking("", 0).send().await.unwrap();
-    assert_eq!((head.status(), header(&head, "content-length")), (StatusCode::OK, &*one.len().to_string()));
+    assert_eq!(
+        (head.status(), header(&head, "content-length")),
+        (StatusCode::OK, &*one.len().to_string())
+    );
     let etag = tag(&head);
     assert!(head.bytes().await.unwrap().is_empty());
     assert_eq!(gate.sent_bytes(), 0);
     let full = gate.get("", 0).await;
-    assert_eq!((tag(&full), gate.sent_bytes()), (etag.clone(), one.len() as u64));
-    assert_eq!(asking(&etag, 0).send().await.unwrap().status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(
+        (tag(&full), gate.sent_bytes()),
+        (etag.clone(), one.len() as u64)
+    );
+    assert_eq!(
+        asking(&etag, 0).send().await.unwrap().status(),
+        StatusCode::NOT_MODIFIED
+    );
     let (woken, ()) = tokio::join!(asking(&etag, 60).send(), async {
         eventually("it is held", || gate.waiters() == 1).await;
         registry.put_artifact("live", &bundle("two"));
@@ -66,21 +97,62 @@ async fn every_error_is_json_with_a_reason() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let mut clients = Clients::default();
-    clients.allow(&["authz/**".into()], Some(&[b"one"])).unwrap();
-    clients.allow(&["public/**".into()], Some(&[b"two"])).unwrap();
-    let gate = Gate::with(&registry, Setup { clients: Some(clients), ..Setup::default() }).await;
+    clients
+        .allow(&["authz/**".into()], Some(&[b"one"]))
+        .unwrap();
+    clients
+        .allow(&["public/**".into()], Some(&[b"two"]))
+        .unwrap();
+    let gate = Gate::with(
+        &registry,
+        Setup {
+            clients: Some(clients),
+            ..Setup::default()
+        },
+    )
+    .await;
     for (method, path, token, status, reason) in [
-        (Method::GET, "/bundles/authz/main", Some("three"), 401, "unauthorized"),
-        (Method::GET, "/bundles/authz/main", None, 401, "unauthorized"),
+        (
+            Method::GET,
+            "/bundles/authz/main",
+            Some("three"),
+            401,
+            "unauthorized",
+        ),
+        (
+            Method::GET,
+            "/bundles/authz/main",
+            None,
+            401,
+            "unauthorized",
+        ),
         (Method::GET, "/bundles/none", None, 401, "unauthorized"),
         (Method::GET, "/bundles/none", Some("one"), 404, "not_found"),
-        (Method::GET, "/bundles/authz/main", Some("two"), 404, "not_found"),
+        (
+            Method::GET,
+            "/bundles/authz/main",
+            Some("two"),
+            404,
+            "not_found",
+        ),
         (Method::GET, "/", Some("one"), 404, "not_found"),
         (Method::GET, "/bundles/%ff", Some("one"), 400, "bad_request"),
         (Method::GET, "/bundles/%zz", Some("one"), 400, "bad_request"),
         (Method::GET, "/bundles/a%2", Some("one"), 400, "bad_request"),
-        (Method::POST, "/bundles/authz/main", Some("one"), 405, "method_not_allowed"),
-        (Method::DELETE, "/bundles/none", None, 405, "method_not_allowed"),
+        (
+            Method::POST,
+            "/bundles/authz/main",
+            Some("one"),
+            405,
+            "method_not_allowed",
+        ),
+        (
+            Method::DELETE,
+            "/bundles/none",
+            None,
+            405,
+            "method_not_allowed",
+        ),
     ] {
         let mut request = gate.request(method.clone(), path);
         if let Some(token) = token {
@@ -89,19 +161,41 @@ async fn every_error_is_json_with_a_reason() {
         let response = request.send().await.unwrap();
         let case = format!("{method} {path} as {token:?}");
         assert_eq!(response.status(), status, "{case}");
-        assert_eq!(header(&response, "www-authenticate"), if status == 401 { "Bearer" } else { "" }, "{case}");
-        assert_eq!(header(&response, "allow"), if status == 405 { "GET, HEAD" } else { "" }, "{case}");
+        assert_eq!(
+            header(&response, "www-authenticate"),
+            if status == 401 { "Bearer" } else { "" },
+            "{case}"
+        );
+        assert_eq!(
+            header(&response, "allow"),
+            if status == 405 { "GET, HEAD" } else { "" },
+            "{case}"
+        );
         let error = error(response).await;
-        assert_eq!((error["reason"].as_str(), error["bundle"].as_str()), (Some(reason), None), "{case}");
+        assert_eq!(
+            (error["reason"].as_str(), error["bundle"].as_str()),
+            (Some(reason), None),
+            "{case}"
+        );
     }
     // A bundle that does not exist and one that the client may not read have the same response.
     let mut words = Vec::new();
     for (path, token) in [("/bundles/none", "one"), ("/bundles/authz/main", "two")] {
-        let response = gate.request(Method::GET, path).bearer_auth(token).send().await.unwrap();
+        let response = gate
+            .request(Method::GET, path)
+            .bearer_auth(token)
+            .send()
+            .await
+            .unwrap();
         words.push((response.headers().len(), error(response).await));
     }
     assert_eq!(words[0], words[1]);
-    let allowed = gate.request(Method::GET, "/bundles/authz/main").bearer_auth("one").send().await.unwrap();
+    let allowed = gate
+        .request(Method::GET, "/bundles/authz/main")
+        .bearer_auth("one")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(allowed.status(), StatusCode::OK);
 }
 
@@ -110,7 +204,14 @@ async fn a_name_with_slashes_and_an_extension_is_found_under_each_of_its_paths()
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let name = "team/a b/authz.tar.gz";
-    let gate = Gate::with(&registry, Setup { name, ..Setup::default() }).await;
+    let gate = Gate::with(
+        &registry,
+        Setup {
+            name,
+            ..Setup::default()
+        },
+    )
+    .await;
     for (path, status) in [
         ("/bundles/team/a%20b/authz.tar.gz", 200),
         ("/bundle/team/a%20b/authz.tar.gz", 200),
@@ -121,7 +222,15 @@ async fn a_name_with_slashes_and_an_extension_is_found_under_each_of_its_paths()
         ("/bundles/team/a%20b/authz", 404),
         ("/bundles/bundles/team/a%20b/authz.tar.gz", 404),
     ] {
-        assert_eq!(gate.request(Method::GET, path).send().await.unwrap().status(), status, "{path}");
+        assert_eq!(
+            gate.request(Method::GET, path)
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            status,
+            "{path}"
+        );
     }
 }
 
@@ -132,14 +241,27 @@ async fn opa_before_0_39_without_prefer_wait_gets_another_content_type() {
     registry.put_artifact("live", &bundle("one"));
     let gate = Gate::before(&registry, HOUR).await;
     for (agent, wait, kind) in [
-        ("Open Policy Agent/0.38.1 (linux, amd64)", 0, "application/gzip"),
+        (
+            "Open Policy Agent/0.38.1 (linux, amd64)",
+            0,
+            "application/gzip",
+        ),
         ("Open Policy Agent/0.38.1 (linux, amd64)", 9, BUNDLES),
         ("Open Policy Agent/0.39.0 (linux, amd64)", 0, BUNDLES),
         ("Open Policy Agent/1.22.0 (linux, amd64)", 0, BUNDLES),
         ("curl/8.0", 0, BUNDLES),
     ] {
-        let response = gate.asking("", wait).header("user-agent", agent).send().await.unwrap();
-        assert_eq!(header(&response, "content-type"), kind, "{agent} wait={wait}");
+        let response = gate
+            .asking("", wait)
+            .header("user-agent", agent)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(
+            header(&response, "content-type"),
+            kind,
+            "{agent} wait={wait}"
+        );
     }
 }
 
@@ -155,9 +277,15 @@ async fn a_replica_is_ready_once_each_bundle_has_concluded_one_attempt() {
     let status: serde_json::Value =
         serde_json::from_slice(&gate.operator("/status").await.bytes().await.unwrap()).unwrap();
     let bundle = &status["bundles"]["authz/main"];
-    assert_eq!((&bundle["state"], &status["ready"]), (&"withdrawn".into(), &true.into()));
     assert_eq!(
-        (&bundle["last_failure"]["class"], &bundle["last_failure"]["step"]),
+        (&bundle["state"], &status["ready"]),
+        (&"withdrawn".into(), &true.into())
+    );
+    assert_eq!(
+        (
+            &bundle["last_failure"]["class"],
+            &bundle["last_failure"]["step"]
+        ),
         (&"not_found".into(), &"resolve".into())
     );
 }
@@ -171,17 +299,29 @@ async fn a_long_revision_is_cut_in_headers_status_and_metrics() {
     let manifest = serde_json::json!({ "revision": revision, "roots": [""] });
     std::fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
     std::fs::write(folder.path().join("data.json"), "{}").unwrap();
-    let limits =
-        bundlegate::bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 100, bundle_manifest: 1 << 20 };
-    let packed = bundlegate::bundle::pack(folder.path(), &limits).unwrap().bundle;
+    let limits = bundlegate::bundle::Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 100,
+        bundle_manifest: 1 << 20,
+    };
+    let packed = bundlegate::bundle::pack(folder.path(), &limits)
+        .unwrap()
+        .bundle;
     registry.put_artifact("live", packed.blob().in_memory().unwrap());
     let gate = Gate::before(&registry, HOUR).await;
     let served = gate.get("", 60).await;
     let shown = header(&served, "bundlegate-revision");
-    assert!(shown.len() <= 1024 && shown.starts_with("r%C3%A4") && shown.contains("600000%20bytes"), "{shown}");
+    assert!(
+        shown.len() <= 1024 && shown.starts_with("r%C3%A4") && shown.contains("600000%20bytes"),
+        "{shown}"
+    );
     let status = gate.shown().await;
     let shown = status["revision"].as_str().unwrap();
-    assert!(shown.len() <= 256 && shown.contains("\u{2026}[600000 bytes, sha256:"), "{shown}");
+    assert!(
+        shown.len() <= 256 && shown.contains("\u{2026}[600000 bytes, sha256:"),
+        "{shown}"
+    );
     assert!(status.to_string().len() < 10_000);
     let metrics = gate.operator("/metrics").await.text().await.unwrap();
     assert!(metrics.contains(shown) && metrics.lines().all(|line| line.len() < 1000));

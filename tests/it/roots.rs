@@ -30,7 +30,12 @@ impl Kept {
         let mut refresher = open(&tuf.source(), folder.path(), &metrics);
         assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
         refresher.save().await;
-        Self { tuf, refresher, folder, metrics }
+        Self {
+            tuf,
+            refresher,
+            folder,
+            metrics,
+        }
     }
 
     /// The repository does something that must be refused with these words; then the last
@@ -51,13 +56,22 @@ impl Kept {
         self.tuf.publish_root(&second());
         assert_eq!(self.refresher.refresh().await, Ok(Refreshed::Changed));
         self.has(&self.refresher, &second());
-        let count = |outcome| self.metrics.trust_root_refreshes.with_label_values(&["corp", outcome]).get();
+        let count = |outcome| {
+            self.metrics
+                .trust_root_refreshes
+                .with_label_values(&["corp", outcome])
+                .get()
+        };
         assert_eq!((count("changed"), count(label)), (2, 1));
     }
 
     /// As after a restart.
     fn reopened(&self) -> TrustRootRefresher {
-        open(&self.tuf.source(), self.folder.path(), &Metrics::new().unwrap())
+        open(
+            &self.tuf.source(),
+            self.folder.path(),
+            &Metrics::new().unwrap(),
+        )
     }
 
     fn has(&self, refresher: &TrustRootRefresher, text: &str) {
@@ -68,7 +82,9 @@ impl Kept {
 }
 
 fn open(source: &RootSource, folder: &Path, metrics: &Metrics) -> TrustRootRefresher {
-    TrustRootRefresher::open("corp", source, Some(folder), metrics.clone()).unwrap().unwrap()
+    TrustRootRefresher::open("corp", source, Some(folder), metrics.clone())
+        .unwrap()
+        .unwrap()
 }
 
 /// Another root with the same content.
@@ -95,7 +111,9 @@ async fn wait_until_outdated(refresher: &mut TrustRootRefresher) -> RefreshError
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), outdated).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(30), outdated)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -108,25 +126,39 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
     kept.tuf.publish();
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
     let longer = held.expires().unwrap();
-    assert!(longer > until, "whoever holds the root holds its new end too: {until} {longer}");
-    let gauge = kept.metrics.trust_root_expires.with_label_values(&["corp"]).get();
+    assert!(
+        longer > until,
+        "whoever holds the root holds its new end too: {until} {longer}"
+    );
+    let gauge = kept
+        .metrics
+        .trust_root_expires
+        .with_label_values(&["corp"])
+        .get();
     assert_eq!(gauge, longer.as_second());
 
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(72);
     kept.tuf.publish_root(&second());
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
     kept.has(&kept.refresher, &second());
-    assert_eq!(held.expires(), Some(longer), "its successor does not prolong it");
+    assert_eq!(
+        held.expires(),
+        Some(longer),
+        "its successor does not prolong it"
+    );
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
 }
 
 #[tokio::test]
 async fn a_root_that_has_lost_its_authorities_replaces_the_one_before() {
     let mut kept = Kept::new().await;
-    kept.tuf.publish_root(r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#);
+    kept.tuf
+        .publish_root(r#"{"mediaType":"application/vnd.dev.sigstore.trustedroot.v0.2+json"}"#);
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
     // A policy can still be made of it, so that nothing clings to the old one.
-    assert!(kept.refresher.root().has_certificate_authorities() && !kept.refresher.root().has_ct_logs());
+    assert!(
+        kept.refresher.root().has_certificate_authorities() && !kept.refresher.root().has_ct_logs()
+    );
 }
 
 #[tokio::test]
@@ -147,7 +179,10 @@ async fn what_did_not_change_is_not_fetched_again() {
     let mut kept = Kept::new().await;
     kept.tuf.asked();
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Unchanged));
-    assert_eq!(kept.tuf.asked(), ["/repository/2.root.json", "/repository/timestamp.json"]);
+    assert_eq!(
+        kept.tuf.asked(),
+        ["/repository/2.root.json", "/repository/timestamp.json"]
+    );
 }
 
 #[tokio::test]
@@ -155,14 +190,26 @@ async fn roots_are_rotated_one_after_the_other_and_old_keys_count_no_more() {
     let mut kept = Kept::new().await;
     // Version 2 has another online key, version 3 other root keys: each is signed by the
     // keys before and by its own.
-    let old_online = std::mem::replace(&mut kept.tuf.online, KeyPair::generate_ecdsa_p256().unwrap());
+    let old_online = std::mem::replace(
+        &mut kept.tuf.online,
+        KeyPair::generate_ecdsa_p256().unwrap(),
+    );
     kept.tuf.root = 2;
     let signers: Vec<_> = kept.tuf.root_keys[..2].iter().collect();
     kept.tuf.put("2.root.json", kept.tuf.root_file(&signers));
-    let old: Vec<_> =
-        std::mem::replace(&mut kept.tuf.root_keys, (0..3).map(|_| KeyPair::generate_ecdsa_p256().unwrap()).collect());
+    let old: Vec<_> = std::mem::replace(
+        &mut kept.tuf.root_keys,
+        (0..3)
+            .map(|_| KeyPair::generate_ecdsa_p256().unwrap())
+            .collect(),
+    );
     kept.tuf.root = 3;
-    let signers = [&old[1], &old[2], &kept.tuf.root_keys[0], &kept.tuf.root_keys[1]];
+    let signers = [
+        &old[1],
+        &old[2],
+        &kept.tuf.root_keys[0],
+        &kept.tuf.root_keys[1],
+    ];
     kept.tuf.put("3.root.json", kept.tuf.root_file(&signers));
     kept.tuf.publish_root(&second());
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
@@ -173,14 +220,23 @@ async fn roots_are_rotated_one_after_the_other_and_old_keys_count_no_more() {
     let new_online = std::mem::replace(&mut kept.tuf.online, old_online);
     kept.tuf.publish_root(&third());
     let fault = kept.refresher.refresh().await.unwrap_err();
-    assert!(fault.to_string().contains("threshold not met for role timestamp"), "{fault}");
+    assert!(
+        fault
+            .to_string()
+            .contains("threshold not met for role timestamp"),
+        "{fault}"
+    );
     kept.has(&kept.refresher, &second());
     kept.tuf.online = new_online;
     kept.tuf.publish_root(&third());
     assert_eq!(kept.refresher.refresh().await, Ok(Refreshed::Changed));
 
     // A new installation gets there from the first root as well.
-    let mut new = open(&kept.tuf.source(), tempfile::tempdir().unwrap().path(), &kept.metrics);
+    let mut new = open(
+        &kept.tuf.source(),
+        tempfile::tempdir().unwrap().path(),
+        &kept.metrics,
+    );
     assert_eq!(new.refresh().await, Ok(Refreshed::Changed));
     kept.has(&new, &third());
 }
@@ -195,13 +251,22 @@ async fn a_repository_that_stands_still_is_believed_until_its_metadata_expires_a
     kept.refresher.save().await;
     let expires = kept.refresher.root().expires().unwrap();
     let fault = wait_until_outdated(&mut kept.refresher).await;
-    assert!(fault.to_string().contains(&format!("timestamp metadata expired at {expires}")), "{fault}");
+    assert!(
+        fault
+            .to_string()
+            .contains(&format!("timestamp metadata expired at {expires}")),
+        "{fault}"
+    );
 
     // What the root accepted can still be told from what it would have to accept anew.
     let expired = format!("trust root corp expired at {expires}");
     for root in [kept.refresher.root(), kept.reopened().root()] {
         assert_eq!(root.revision(), revision(FIRST).revision());
-        assert_eq!(root.unusable_reason(Timestamp::now()).map(|reason| reason.to_string()), Some(expired.clone()));
+        assert_eq!(
+            root.unusable_reason(Timestamp::now())
+                .map(|reason| reason.to_string()),
+            Some(expired.clone())
+        );
         assert_eq!(root.unusable_reason(expires), None);
     }
 
@@ -218,7 +283,12 @@ async fn a_modified_file_on_disk_is_ignored() {
     let text = fs::read_to_string(&file).unwrap();
     let evil = text.replace("https://rekor.sigstore.dev", "https://rekor.evil.example");
     assert_ne!(evil, text, "the target is in it");
-    for changed in [evil, text.replace("snapshot", "snapshut"), text[..text.len() / 2].to_owned(), String::new()] {
+    for changed in [
+        evil,
+        text.replace("snapshot", "snapshut"),
+        text[..text.len() / 2].to_owned(),
+        String::new(),
+    ] {
         fs::write(&file, changed).unwrap();
         assert!(kept.reopened().root().is_pending());
     }
@@ -239,7 +309,10 @@ async fn without_a_disk_that_can_be_written_roots_live_in_memory() {
     fs::write(&no_folder, "").unwrap();
     let metrics = Metrics::new().unwrap();
     for folder in [None, Some(no_folder.as_path())] {
-        let mut refresher = TrustRootRefresher::open("corp", &tuf.source(), folder, metrics.clone()).unwrap().unwrap();
+        let mut refresher =
+            TrustRootRefresher::open("corp", &tuf.source(), folder, metrics.clone())
+                .unwrap()
+                .unwrap();
         assert!(refresher.root().is_pending());
         assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
         refresher.save().await;
@@ -253,12 +326,19 @@ async fn without_a_disk_that_can_be_written_roots_live_in_memory() {
 
 #[test]
 fn every_root_of_the_conformance_suite_is_read() {
-    let Some(folder) = fixture("sigstore-conformance/bundle-verify", "the conformance suite's roots") else { return };
+    let Some(folder) = fixture(
+        "sigstore-conformance/bundle-verify",
+        "the conformance suite's roots",
+    ) else {
+        return;
+    };
     let mut read = 0;
     let mut refused = Vec::new();
     for case in fs::read_dir(folder).unwrap() {
         let case = case.unwrap();
-        let Ok(text) = fs::read_to_string(case.path().join("trusted_root.json")) else { continue };
+        let Ok(text) = fs::read_to_string(case.path().join("trusted_root.json")) else {
+            continue;
+        };
         match TrustRoot::from_json("test", &text) {
             Ok(_) => read += 1,
             Err(_) => refused.push(case.file_name().into_string().unwrap()),

@@ -15,17 +15,28 @@ use crate::{
 };
 
 fn store() -> Store {
-    let options = store::Options { directory: None, disk: 0, memory: 1 << 20 };
+    let options = store::Options {
+        directory: None,
+        disk: 0,
+        memory: 1 << 20,
+    };
     Store::open(options, Metrics::new().unwrap())
 }
 
 /// Each took one for as long as the registry let it wait: 516 threads were seen.
 #[test]
 fn transfers_that_stand_still_keep_no_thread() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let (registry, store) = (FaultyRegistry::start().await, store());
-        let source = registry.source_with(Options { timeouts: Timeouts::default(), ..registry.options() });
+        let source = registry.source_with(Options {
+            timeouts: Timeouts::default(),
+            ..registry.options()
+        });
         // Longer than what is hashed on the spot.
         let bytes = |number: u8| vec![number; 100_000];
         let mut transfers = JoinSet::new();
@@ -35,9 +46,15 @@ fn transfers_that_stand_still_keep_no_thread() {
             let (source, store) = (source.clone(), store.clone());
             transfers.spawn(async move { store.blob(&source, &descriptor).await });
         }
-        eventually("all are on their way", || registry.asked("blobs/").len() == 8).await;
+        eventually("all are on their way", || {
+            registry.asked("blobs/").len() == 8
+        })
+        .await;
         let other = registry.put_blob(&bytes(9));
-        let served = timeout(PATIENCE, store.blob(&source, &other)).await.expect("no thread is left").unwrap();
+        let served = timeout(PATIENCE, store.blob(&source, &other))
+            .await
+            .expect("no thread is left")
+            .unwrap();
         assert_eq!(served.in_memory().unwrap(), &bytes(9));
     });
 }
@@ -48,14 +65,21 @@ async fn a_registry_gets_a_bounded_number_of_requests_at_a_time() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", b"x");
     registry.fail("", usize::MAX, Fault::Stall);
-    let source = registry.source_with(Options { timeouts: Timeouts::default(), ..registry.options() });
+    let source = registry.source_with(Options {
+        timeouts: Timeouts::default(),
+        ..registry.options()
+    });
     let mut waiting = JoinSet::new();
     for _ in 0..200 {
         let (source, reference) = (source.clone(), registry.reference("live"));
         waiting.spawn(async move { source.resolve(&reference).await.is_ok() });
     }
     eventually("some are on their way", || registry.asked("").len() >= 128).await;
-    assert!(timeout(Duration::from_millis(500), waiting.join_next()).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(500), waiting.join_next())
+            .await
+            .is_err()
+    );
     assert_eq!(registry.asked("").len(), 128);
 }
 
@@ -68,7 +92,11 @@ async fn so_many_artifacts_of_one_host_are_fetched_at_a_time_and_more_of_another
         turns.push(turn);
     }
     assert_eq!(turns.len(), 64);
-    timeout(PATIENCE, other.source().transfer_permit()).await.unwrap();
+    timeout(PATIENCE, other.source().transfer_permit())
+        .await
+        .unwrap();
     turns.pop();
-    timeout(PATIENCE, source.transfer_permit()).await.expect("a turn that is over is another's");
+    timeout(PATIENCE, source.transfer_permit())
+        .await
+        .expect("a turn that is over is another's");
 }

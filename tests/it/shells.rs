@@ -17,8 +17,15 @@ fn every_shell_gets_a_script_that_knows_the_verbs() {
 #[test]
 fn the_version_is_told_to_people_and_programs() {
     let author = Author::new();
-    assert!(author.run(&["version"]).ok().starts_with(concat!("bundlegate ", env!("CARGO_PKG_VERSION"), " (")));
-    assert_eq!(author.run(&["version", "--json"]).json()["version"], env!("CARGO_PKG_VERSION"));
+    assert!(author.run(&["version"]).ok().starts_with(concat!(
+        "bundlegate ",
+        env!("CARGO_PKG_VERSION"),
+        " ("
+    )));
+    assert_eq!(
+        author.run(&["version", "--json"]).json()["version"],
+        env!("CARGO_PKG_VERSION")
+    );
 }
 
 /// Every verb, wherever it comes from: a sentence, an example, and no line that a terminal
@@ -27,11 +34,19 @@ fn the_version_is_told_to_people_and_programs() {
 fn the_help_of_every_verb_teaches() {
     let author = Author::new();
     let help = author.run(&["--help"]).ok();
-    let verbs = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
     // What goes on in the next line is indented more.
-    let verbs = verbs.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
-    let verbs: Vec<_> =
-        verbs.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
+    let verbs = verbs
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '));
+    let verbs: Vec<_> = verbs
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|verb| *verb != "help")
+        .collect();
     assert!(verbs.len() > 10, "{help}");
     for verb in verbs {
         let help = author.run(&[verb, "--help"]).ok();

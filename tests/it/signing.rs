@@ -41,9 +41,14 @@ impl Signer {
         let payload = payload.to_string();
         let mut layer = json!(registry.put_blob(payload.as_bytes()));
         layer["mediaType"] = LEGACY.into();
-        layer["annotations"] = json!({"dev.cosignproject.cosign/signature": self.sign(payload.as_bytes())});
+        layer["annotations"] =
+            json!({"dev.cosignproject.cosign/signature": self.sign(payload.as_bytes())});
         let manifest = manifest(&layer, json!({}));
-        registry.put(&format!("manifests/sha256-{}.sig", digest.hex()), media_type::OCI_MANIFEST, manifest);
+        registry.put(
+            &format!("manifests/sha256-{}.sig", digest.hex()),
+            media_type::OCI_MANIFEST,
+            manifest,
+        );
     }
 
     /// What cosign 3 writes: a Sigstore bundle that refers to the artifact.
@@ -65,9 +70,18 @@ impl Signer {
         let subject = json!({"subject": {"mediaType": media_type::OCI_MANIFEST, "size": 2, "digest": digest}});
         let referrer = manifest(&layer, subject);
         let entry = Descriptor::of(media_type::OCI_MANIFEST, referrer.as_bytes());
-        registry.put(&format!("manifests/{}", entry.digest), media_type::OCI_MANIFEST, referrer);
-        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry]});
-        registry.put(&format!("referrers/{digest}"), media_type::OCI_INDEX, index.to_string());
+        registry.put(
+            &format!("manifests/{}", entry.digest),
+            media_type::OCI_MANIFEST,
+            referrer,
+        );
+        let index =
+            json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [entry]});
+        registry.put(
+            &format!("referrers/{digest}"),
+            media_type::OCI_INDEX,
+            index.to_string(),
+        );
     }
 
     fn sign(&self, bytes: &[u8]) -> String {
@@ -87,7 +101,9 @@ fn manifest(layer: &Value, extra: Value) -> String {
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
     });
-    let Value::Object(extra) = extra else { panic!("not an object: {extra}") };
+    let Value::Object(extra) = extra else {
+        panic!("not an object: {extra}")
+    };
     whole.as_object_mut().unwrap().extend(extra);
     whole.to_string()
 }

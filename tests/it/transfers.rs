@@ -37,9 +37,14 @@ fn images(author: &Author) -> Value {
 fn lying(author: &Author) -> (usize, usize) {
     let names = |folder: &str| {
         let entries = fs::read_dir(author.path(folder)).into_iter().flatten();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>()
     };
-    let halves = names("store").into_iter().filter(|name| name.starts_with(".tmp-")).count();
+    let halves = names("store")
+        .into_iter()
+        .filter(|name| name.starts_with(".tmp-"))
+        .count();
     (names("store/blobs/sha256").len(), halves)
 }
 
@@ -48,14 +53,31 @@ async fn an_interrupted_pull_leaves_nothing_in_the_store() {
     let (registry, _) = serving(100_000).await;
     registry.fail("GET /v2/acme/authz/blobs", 9, Fault::Stall);
     let author = Author::new();
-    let mut pull = author.command(&["pull", "--plain-http", &registry.reference("v1").to_string()]);
-    let child = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut pull = author.command(&[
+        "pull",
+        "--plain-http",
+        &registry.reference("v1").to_string(),
+    ]);
+    let child = pull
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let began = Instant::now();
     while registry.asked("GET /v2/acme/authz/blobs").is_empty() {
-        assert!(began.elapsed() < Duration::from_secs(60), "no blob was asked for");
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "no blob was asked for"
+        );
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     Ran::of(child.wait_with_output().unwrap()).refused("interrupted");
     assert_eq!((images(&author), lying(&author)), (json!([]), (0, 0)));
 }
@@ -66,11 +88,22 @@ async fn a_pull_that_breaks_leaves_the_name_where_it_was() {
     let (author, name) = (Author::new(), registry.reference("v1").to_string());
     let pull = ["pull", "--plain-http", &name];
     let ran = author.run(&pull);
-    assert_eq!((ran.code, ran.stdout.trim()), (0, format!("{}/acme/authz@{first}", registry.address).as_str()));
+    assert_eq!(
+        (ran.code, ran.stdout.trim()),
+        (
+            0,
+            format!("{}/acme/authz@{first}", registry.address).as_str()
+        )
+    );
     registry.put_artifact("v1", &[b'y'; 200_000]);
     registry.fail("GET /v2/acme/authz/blobs", 99, Fault::Truncate(100_000));
     let ran = author.run(&pull);
-    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (1, "", 1), "{}", ran.stderr);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.lines().count()),
+        (1, "", 1),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(images(&author)[0]["digest"], first.as_str());
     registry.heal();
     assert_eq!(author.run(&pull).code, 0);
@@ -96,11 +129,17 @@ async fn a_disk_that_takes_no_more_is_told_and_nothing_has_a_name() {
 async fn what_came_before_a_failure_is_told() {
     let (registry, digest) = serving(1000).await;
     let author = Author::new();
-    let (name, none) = (registry.reference("v1").to_string(), registry.reference("none").to_string());
+    let (name, none) = (
+        registry.reference("v1").to_string(),
+        registry.reference("none").to_string(),
+    );
     let ran = author.run(&["pull", &name, &none, "--plain-http", "--json"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let pulled: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(pulled, json!([{ "reference": name, "digest": digest.to_string() }]));
+    assert_eq!(
+        pulled,
+        json!([{ "reference": name, "digest": digest.to_string() }])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,17 +153,38 @@ async fn mistakes_are_told_in_one_line_with_the_way_out() {
         (&["push"], 2, "REF"),
         (&["pull", "authz:v1"], 2, "names no registry host"),
         (&["login", "https://ghcr.io"], 2, "write ghcr.io"),
-        (&["push", &name, "--plain-http"], 1, "see `bundlegate images`"),
+        (
+            &["push", &name, "--plain-http"],
+            1,
+            "see `bundlegate images`",
+        ),
         (&["pull", &none, "--plain-http"], 1, "no such tag"),
         (&["pull", "oci-layout:x:v1"], 1, "bundlegate copy"),
-        (&["images", "--remote", &host, "--plain-http"], 1, "name a repository"),
-        (&["copy", &name, &other, "--plain-http"], 1, "name a tag for the copy"),
+        (
+            &["images", "--remote", &host, "--plain-http"],
+            1,
+            "name a repository",
+        ),
+        (
+            &["copy", &name, &other, "--plain-http"],
+            1,
+            "name a tag for the copy",
+        ),
     ];
     for (words, code, says) in mistakes {
         let ran = author.run(words);
-        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{words:?}: {}", ran.stderr);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (code, ""),
+            "{words:?}: {}",
+            ran.stderr
+        );
         assert!(ran.stderr.contains(says), "{words:?}: {}", ran.stderr);
-        assert!(ran.stderr.lines().count() == 1 && ran.stderr.starts_with("bundlegate: "), "{words:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.lines().count() == 1 && ran.stderr.starts_with("bundlegate: "),
+            "{words:?}: {}",
+            ran.stderr
+        );
     }
 }
 
@@ -138,31 +198,57 @@ struct Way {
 impl Way {
     fn from(registry: &FaultyRegistry) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let there: Reference = format!("oci-layout:{}", folder.path().join("out").display()).parse().unwrap();
+        let there: Reference = format!("oci-layout:{}", folder.path().join("out").display())
+            .parse()
+            .unwrap();
         let registries = registry.registries(registry.options());
-        Self { from: registry.source(), to: registries.destination(there.repository()).unwrap(), _folder: folder }
+        Self {
+            from: registry.source(),
+            to: registries.destination(there.repository()).unwrap(),
+            _folder: folder,
+        }
     }
 
     async fn copy(&self, what: &PinnedReference, max_size: u64) -> Result<Copied, TransferError> {
         let signatures = Signatures::Include;
-        let transfer =
-            Transfer { from: &self.from, to: &self.to, signatures, mount_from: &[], max_size, progress: &() };
+        let transfer = Transfer {
+            from: &self.from,
+            to: &self.to,
+            signatures,
+            mount_from: &[],
+            max_size,
+            progress: &(),
+        };
         transfer.run(what, &["v1".to_owned()]).await
     }
 }
 
 fn put_index(registry: &FaultyRegistry, name: &str, entries: &[Descriptor]) -> Descriptor {
-    let index = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries }).to_string();
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries })
+            .to_string();
     let descriptor = Descriptor::of(media_type::OCI_INDEX, index.as_bytes());
-    registry.put(&format!("manifests/{name}"), media_type::OCI_INDEX, index.clone());
-    registry.put(&format!("manifests/{}", descriptor.digest), media_type::OCI_INDEX, index);
+    registry.put(
+        &format!("manifests/{name}"),
+        media_type::OCI_INDEX,
+        index.clone(),
+    );
+    registry.put(
+        &format!("manifests/{}", descriptor.digest),
+        media_type::OCI_INDEX,
+        index,
+    );
     descriptor
 }
 
 #[tokio::test]
 async fn an_index_comes_with_everything_below_it() {
     let (registry, digest) = serving(1000).await;
-    let size = registry.held(&format!("manifests/{digest}")).unwrap().1.len() as u64;
+    let size = registry
+        .held(&format!("manifests/{digest}"))
+        .unwrap()
+        .1
+        .len() as u64;
     let entry = Descriptor::new(media_type::OCI_MANIFEST, digest.clone(), size);
     let index = put_index(&registry, "v1", &[entry.clone(), entry.clone()]);
     let way = Way::from(&registry);
@@ -170,19 +256,30 @@ async fn an_index_comes_with_everything_below_it() {
     assert_eq!(pinned.digest(), &index.digest);
     way.copy(&pinned, MIB).await.unwrap();
     assert!(way.to.has_blob(&index).await.unwrap() && way.to.has_blob(&entry).await.unwrap());
-    assert_eq!(registry.asked("GET /v2/acme/authz/blobs").len(), 2, "each blob once");
+    assert_eq!(
+        registry.asked("GET /v2/acme/authz/blobs").len(),
+        2,
+        "each blob once"
+    );
 }
 
 #[tokio::test]
 async fn a_listed_signature_that_is_not_there_is_left_out_and_told() {
     let (registry, digest) = serving(1000).await;
     let gone = Descriptor::of(media_type::OCI_MANIFEST, b"gone");
-    put_index(&registry, &format!("sha256-{}", digest.hex()), std::slice::from_ref(&gone));
+    put_index(
+        &registry,
+        &format!("sha256-{}", digest.hex()),
+        std::slice::from_ref(&gone),
+    );
     let way = Way::from(&registry);
     let pinned = way.from.resolve(&registry.reference("v1")).await.unwrap();
     let copied = way.copy(&pinned, MIB).await.unwrap();
     assert_eq!(copied.referrers, 0);
-    assert!(copied.skipped[0].contains(gone.digest.as_str()), "{copied:?}");
+    assert!(
+        copied.skipped[0].contains(gone.digest.as_str()),
+        "{copied:?}"
+    );
 }
 
 #[tokio::test]
@@ -191,12 +288,25 @@ async fn limits_are_kept_before_a_byte_is_fetched() {
     let way = Way::from(&registry);
     let pinned = way.from.resolve(&registry.reference("v1")).await.unwrap();
     let error = way.copy(&pinned, 999).await.unwrap_err();
-    assert!(matches!(error, TransferError::TooLarge { size: 1000, limit: 999, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TransferError::TooLarge {
+                size: 1000,
+                limit: 999,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(registry.asked("GET /v2/acme/authz/blobs").is_empty());
     let mut deepest = Vec::new();
     for _ in 0..6 {
         deepest = vec![put_index(&registry, "deep", &deepest)];
     }
     let pinned = way.from.resolve(&registry.reference("deep")).await.unwrap();
-    assert!(matches!(way.copy(&pinned, MIB).await.unwrap_err(), TransferError::TooDeep(_)));
+    assert!(matches!(
+        way.copy(&pinned, MIB).await.unwrap_err(),
+        TransferError::TooDeep(_)
+    ));
 }

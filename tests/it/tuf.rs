@@ -57,11 +57,16 @@ impl Tuf {
     pub(crate) async fn start(trusted_root: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (files, asked) = (Arc::<Mutex<BTreeMap<String, Answer>>>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let (files, asked) = (
+            Arc::<Mutex<BTreeMap<String, Answer>>>::default(),
+            Arc::<Mutex<Vec<String>>>::default(),
+        );
         let mut server = JoinSet::new();
         server.spawn(serve(listener, files.clone(), asked.clone()));
         let mut tuf = Self {
-            root_keys: (0..3).map(|_| KeyPair::generate_ecdsa_p256().unwrap()).collect(),
+            root_keys: (0..3)
+                .map(|_| KeyPair::generate_ecdsa_p256().unwrap())
+                .collect(),
             online: KeyPair::generate_ecdsa_p256().unwrap(),
             root: 1,
             timestamp: 0,
@@ -83,8 +88,12 @@ impl Tuf {
 
     /// How it is asked: with little patience, and at once if something changes.
     pub(crate) fn options(&self) -> TufOptions {
-        let options =
-            TufOptions::new(self.url(), self.first_root.clone().into(), Some(Duration::from_secs(1))).unwrap();
+        let options = TufOptions::new(
+            self.url(),
+            self.first_root.clone().into(),
+            Some(Duration::from_secs(1)),
+        )
+        .unwrap();
         // What is silent is silent for ever; what answers does so on a busy machine, too.
         options.with_timeout(Duration::from_secs(20))
     }
@@ -99,16 +108,25 @@ impl Tuf {
 
     /// Publishes this `trusted_root.json` in place of the one before.
     pub(crate) fn publish_root(&mut self, trusted_root: &str) {
-        self.content.insert("trusted_root.json".to_owned(), trusted_root.as_bytes().to_vec());
+        self.content.insert(
+            "trusted_root.json".to_owned(),
+            trusted_root.as_bytes().to_vec(),
+        );
         self.publish();
     }
 
     /// Signs everything anew, one version up.
     pub(crate) fn publish(&mut self) {
         for (path, content) in &self.content {
-            self.put(&format!("targets/{}.{path}", hash(content)), content.clone());
+            self.put(
+                &format!("targets/{}.{path}", hash(content)),
+                content.clone(),
+            );
         }
-        let targets = self.content.iter().map(|(path, content)| (path.clone(), pin(content)));
+        let targets = self
+            .content
+            .iter()
+            .map(|(path, content)| (path.clone(), pin(content)));
         self.publish_targets(targets.collect());
     }
 
@@ -124,7 +142,13 @@ impl Tuf {
     pub(crate) fn publish_delegated(&mut self, trusted_root: &str, expires: Timestamp) {
         let key = key_id(&self.online);
         let pin = pin(trusted_root.as_bytes());
-        self.put(&format!("targets/{}.trusted_root.json", hash(trusted_root.as_bytes())), trusted_root.into());
+        self.put(
+            &format!(
+                "targets/{}.trusted_root.json",
+                hash(trusted_root.as_bytes())
+            ),
+            trusted_root.into(),
+        );
         let role = json!({
             "_type": "targets", "spec_version": "1.0.31", "version": 1, "expires": written(expires),
             "targets": {"trusted_root.json": pin},
@@ -150,7 +174,10 @@ impl Tuf {
     fn publish_meta(&mut self, meta: &Value) {
         self.snapshot += 1;
         let snapshot = self.signed("snapshot", self.snapshot, json!({ "meta": meta }));
-        self.put(&format!("{}.snapshot.json", self.snapshot), snapshot.clone());
+        self.put(
+            &format!("{}.snapshot.json", self.snapshot),
+            snapshot.clone(),
+        );
         self.publish_timestamp(&snapshot, self.snapshot);
     }
 
@@ -163,7 +190,11 @@ impl Tuf {
 
     /// The next `root.json`, which names the present keys, signed by `signers`.
     pub(crate) fn root_file(&self, signers: &[&KeyPair]) -> Vec<u8> {
-        let keys = self.root_keys.iter().chain([&self.online]).map(|key| (key_id(key), public(key)));
+        let keys = self
+            .root_keys
+            .iter()
+            .chain([&self.online])
+            .map(|key| (key_id(key), public(key)));
         let online = json!({"keyids": [key_id(&self.online)], "threshold": 1});
         let signed = json!({
             "_type": "root",
@@ -211,7 +242,11 @@ impl Tuf {
     }
 
     fn signed(&self, role: &str, version: u64, content: Value) -> Vec<u8> {
-        let expires = if role == "timestamp" { written(self.expires) } else { in_a_year() };
+        let expires = if role == "timestamp" {
+            written(self.expires)
+        } else {
+            in_a_year()
+        };
         let mut signed = content;
         for (key, value) in [
             ("_type", json!(role)),
@@ -272,12 +307,19 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-async fn serve(listener: TcpListener, files: Arc<Mutex<BTreeMap<String, Answer>>>, asked: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    listener: TcpListener,
+    files: Arc<Mutex<BTreeMap<String, Answer>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((connection, _)) = listener.accept().await else { continue };
+        let Ok((connection, _)) = listener.accept().await else {
+            continue;
+        };
         let (files, asked) = (files.clone(), asked.clone());
-        connections.spawn(async move { answer(connection, &files, &asked).await.unwrap_or_default() });
+        connections
+            .spawn(async move { answer(connection, &files, &asked).await.unwrap_or_default() });
     }
 }
 
@@ -294,7 +336,9 @@ async fn answer(
     let head = String::from_utf8_lossy(&head);
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     asked.lock().unwrap().push(path.clone());
-    let found = path.strip_prefix("/repository/").and_then(|path| files.lock().unwrap().get(path).cloned());
+    let found = path
+        .strip_prefix("/repository/")
+        .and_then(|path| files.lock().unwrap().get(path).cloned());
     match found.unwrap_or(Answer::Status(404, "")) {
         Answer::Silence => std::future::pending().await,
         Answer::Status(status, location) => {
@@ -304,12 +348,17 @@ async fn answer(
             connection.write_all(head.as_bytes()).await
         }
         Answer::Bytes(bytes) => {
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", bytes.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                bytes.len()
+            );
             connection.write_all(head.as_bytes()).await?;
             connection.write_all(&bytes).await
         }
         Answer::Endless => {
-            connection.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await?;
+            connection
+                .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+                .await?;
             loop {
                 connection.write_all(&[b' '; 4096]).await?;
             }

@@ -74,25 +74,44 @@ impl Uploads {
     }
 
     pub(crate) fn answer(&mut self, manners: &Manners, wish: Wish) -> Taken {
-        let Wish { host, method, path, range, kind, bytes } = wish;
+        let Wish {
+            host,
+            method,
+            path,
+            range,
+            kind,
+            bytes,
+        } = wish;
         if method == "PUT" && path.contains("/manifests/") {
             let digest = Digest::sha256(&bytes);
-            let subject = manners.indexes_subjects && String::from_utf8_lossy(&bytes).contains("\"subject\"");
-            let mut answer = Response::builder().status(201).header("docker-content-digest", digest.to_string());
+            let subject =
+                manners.indexes_subjects && String::from_utf8_lossy(&bytes).contains("\"subject\"");
+            let mut answer = Response::builder()
+                .status(201)
+                .header("docker-content-digest", digest.to_string());
             if subject {
                 answer = answer.header("oci-subject", "sha256:whatever");
             }
             let answer = answer.body(Full::default()).unwrap();
-            return Taken::Keep { path, kind, bytes: bytes.into(), answer };
+            return Taken::Keep {
+                path,
+                kind,
+                bytes: bytes.into(),
+                answer,
+            };
         }
         if method == "POST" {
             return self.open(manners, &host, &path);
         }
-        let Some(id) = number(&path).filter(|id| self.open.contains_key(id)) else { return status(404) };
+        let Some(id) = number(&path).filter(|id| self.open.contains_key(id)) else {
+            return status(404);
+        };
         let open = self.open.get_mut(&id).unwrap();
         match method.as_str() {
             "PATCH" => {
-                let start: u64 = range.and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0);
+                let start: u64 = range
+                    .and_then(|range| range.split('-').next()?.parse().ok())
+                    .unwrap_or(0);
                 if start != open.len() as u64 {
                     return status(416);
                 }
@@ -106,13 +125,19 @@ impl Uploads {
             }
             "PUT" => {
                 open.extend_from_slice(&bytes);
-                let digest = path.split("digest=").nth(1).unwrap_or_default().replace("%3A", ":");
+                let digest = path
+                    .split("digest=")
+                    .nth(1)
+                    .unwrap_or_default()
+                    .replace("%3A", ":");
                 let all = self.open.remove(&id).unwrap();
                 if Digest::sha256(&all).as_str() != digest {
                     return status(400);
                 }
                 let repository = path.split("/blobs/").next().unwrap();
-                let answer = Response::builder().status(201).header("docker-content-digest", &digest);
+                let answer = Response::builder()
+                    .status(201)
+                    .header("docker-content-digest", &digest);
                 Taken::Keep {
                     path: format!("{repository}/blobs/{digest}"),
                     kind: "application/octet-stream".to_owned(),
@@ -134,11 +159,23 @@ impl Uploads {
         Taken::Answer(self.location(manners, host, self.opened, 202))
     }
 
-    fn location(&self, manners: &Manners, host: &str, id: u64, status: u16) -> Response<Full<Bytes>> {
+    fn location(
+        &self,
+        manners: &Manners,
+        host: &str,
+        id: u64,
+        status: u16,
+    ) -> Response<Full<Bytes>> {
         let path = format!("/v2/acme/authz/blobs/uploads/{id}?_state=a%3Db");
-        let location = if manners.relative { path } else { format!("http://{host}{path}") };
+        let location = if manners.relative {
+            path
+        } else {
+            format!("http://{host}{path}")
+        };
         let length = self.open[&id].len();
-        let mut answer = Response::builder().status(status).header("location", location);
+        let mut answer = Response::builder()
+            .status(status)
+            .header("location", location);
         answer = answer.header("range", format!("0-{}", length.saturating_sub(1)));
         if let Some(least) = manners.least_chunk {
             answer = answer.header("oci-chunk-min-length", least);
@@ -154,5 +191,10 @@ fn number(path: &str) -> Option<u64> {
 }
 
 fn status(status: u16) -> Taken {
-    Taken::Answer(Response::builder().status(status).body(Full::default()).unwrap())
+    Taken::Answer(
+        Response::builder()
+            .status(status)
+            .body(Full::default())
+            .unwrap(),
+    )
 }

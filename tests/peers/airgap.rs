@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Author, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry};
+use crate::support::{
+    Author, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_debians_registry_to_one_that_lists_referrers() {
@@ -24,63 +26,134 @@ async fn from_distribution_3_to_debians_registry() {
 const WAYS: [(&str, &[(Cosign, Format)]); 3] = [
     ("bundled", &[(Cosign::V3, Format::Bundle)]),
     ("legacy", &[(Cosign::V2, Format::Legacy)]),
-    ("both", &[(Cosign::V3, Format::Bundle), (Cosign::V3, Format::Legacy)]),
+    (
+        "both",
+        &[(Cosign::V3, Format::Bundle), (Cosign::V3, Format::Legacy)],
+    ),
 ];
 
 async fn crossed(from: Kind, to: Kind) {
-    let (author, key, stranger) = (Author::new(), KeyPair::generate().await, KeyPair::generate().await);
+    let (author, key, stranger) = (
+        Author::new(),
+        KeyPair::generate().await,
+        KeyPair::generate().await,
+    );
     let (public, other) = (key.public(), stranger.public());
     let (public, other) = (public.display(), other.display());
     let first = Registry::start(from).await;
     for (way, formats) in WAYS {
         let digest = publish(&author, &first, way).await;
         for (cosign, format) in formats {
-            key.sign_with(*cosign, *format, &first, &format!("acme/{way}@{digest}")).await;
+            key.sign_with(*cosign, *format, &first, &format!("acme/{way}@{digest}"))
+                .await;
         }
         let name = first.reference(&format!("acme/{way}:v1"));
-        let copied = author.json(&format!("bundlegate copy {name} oci-layout:{way} --plain-http")).await;
+        let copied = author
+            .json(&format!(
+                "bundlegate copy {name} oci-layout:{way} --plain-http"
+            ))
+            .await;
         assert_eq!(copied["digest"], digest.as_str(), "{way}");
     }
     drop(first);
 
     for (way, _) in WAYS {
-        author.line(&format!("bundlegate verify oci-layout:{way}:v1 --key {public}")).await;
-        let by_another = author.shell(&format!("bundlegate verify oci-layout:{way}:v1 --key {other}")).await;
+        author
+            .line(&format!(
+                "bundlegate verify oci-layout:{way}:v1 --key {public}"
+            ))
+            .await;
+        let by_another = author
+            .shell(&format!(
+                "bundlegate verify oci-layout:{way}:v1 --key {other}"
+            ))
+            .await;
         by_another.refused("signature by another key");
     }
-    let folders = WAYS.map(|(way, _)| (way, format!("oci-layout:{}:v1", author.path(way).display())));
-    served(&key, &folders, json!({}), &format!("the folder from {from:?}")).await;
+    let folders =
+        WAYS.map(|(way, _)| (way, format!("oci-layout:{}:v1", author.path(way).display())));
+    served(
+        &key,
+        &folders,
+        json!({}),
+        &format!("the folder from {from:?}"),
+    )
+    .await;
 
     let second = Registry::start(to).await;
     for (way, formats) in WAYS {
         let there = second.reference(&format!("mirror/{way}:v2"));
-        let copied = author.line(&format!("bundlegate copy oci-layout:{way}:v1 {there} --plain-http")).await;
+        let copied = author
+            .line(&format!(
+                "bundlegate copy oci-layout:{way}:v1 {there} --plain-http"
+            ))
+            .await;
         // Nothing of it is needed from here on.
         author.line(&format!("rm -r {way}")).await;
-        let judged = author.json(&format!("bundlegate verify {there} --key {public} --plain-http")).await;
+        let judged = author
+            .json(&format!(
+                "bundlegate verify {there} --key {public} --plain-http"
+            ))
+            .await;
         assert_eq!(judged["verified"], true);
-        let found: Vec<_> = judged["signatures"].as_array().unwrap().iter().map(|one| one["format"].clone()).collect();
-        assert_eq!(found, formats.iter().map(|(_, format)| json!(format.label())).collect::<Vec<Value>>(), "{way}");
-        assert!(copied.ends_with(judged["digest"].as_str().unwrap()), "{way}: {copied}");
+        let found: Vec<_> = judged["signatures"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["format"].clone())
+            .collect();
+        assert_eq!(
+            found,
+            formats
+                .iter()
+                .map(|(_, format)| json!(format.label()))
+                .collect::<Vec<Value>>(),
+            "{way}"
+        );
+        assert!(
+            copied.ends_with(judged["digest"].as_str().unwrap()),
+            "{way}: {copied}"
+        );
         for (_, format) in formats {
             let new_format = format!("--new-bundle-format={}", *format == Format::Bundle);
-            let verify = format!("cosign verify --insecure-ignore-tlog --allow-http-registry {new_format}");
-            author.line(&format!("{verify} --key {public} {there}")).await;
-            author.line(&format!("! {verify} --key {other} {there}")).await;
+            let verify =
+                format!("cosign verify --insecure-ignore-tlog --allow-http-registry {new_format}");
+            author
+                .line(&format!("{verify} --key {public} {there}"))
+                .await;
+            author
+                .line(&format!("! {verify} --key {other} {there}"))
+                .await;
         }
     }
     let mirrored = WAYS.map(|(way, _)| (way, second.reference(&format!("mirror/{way}:v2"))));
     let settings = json!({ &second.host: second.settings() });
-    served(&key, &mirrored, settings, &format!("{to:?}, copied from {from:?}")).await;
+    served(
+        &key,
+        &mirrored,
+        settings,
+        &format!("{to:?}, copied from {from:?}"),
+    )
+    .await;
 }
 
 /// Builds and pushes a bundle in which `data.<way>.answer` is `way`, and gives its digest.
 async fn publish(author: &Author, registry: &Registry, way: &str) -> String {
-    author.write(&format!("{way}-policy/.manifest"), &json!({ "roots": [way] }).to_string());
-    author.write(&format!("{way}-policy/policy.rego"), &format!("package {way}\n\nanswer := \"{way}\"\n"));
+    author.write(
+        &format!("{way}-policy/.manifest"),
+        &json!({ "roots": [way] }).to_string(),
+    );
+    author.write(
+        &format!("{way}-policy/policy.rego"),
+        &format!("package {way}\n\nanswer := \"{way}\"\n"),
+    );
     let name = registry.reference(&format!("acme/{way}:v1"));
-    let built = author.json(&format!("bundlegate build {way}-policy -t {name}")).await;
-    author.line(&format!("bundlegate push {name} --plain-http")).await;
+    let built = author
+        .json(&format!("bundlegate build {way}-policy -t {name}"))
+        .await;
+    author
+        .line(&format!("bundlegate push {name} --plain-http"))
+        .await;
     built["digest"].as_str().unwrap().to_owned()
 }
 

@@ -15,12 +15,19 @@ const BLOCK: usize = 512;
 #[tokio::test]
 async fn generated_archives_get_the_verdict_of_opa() {
     const ARCHIVES: usize = 3_000;
-    let seed = std::env::var("SEED").ok().map_or(7, |seed| seed.parse().unwrap());
+    let seed = std::env::var("SEED")
+        .ok()
+        .map_or(7, |seed| seed.parse().unwrap());
     let folder = TempDir::new().unwrap();
     let mut random = Rng::with_seed(seed);
     let archives: Vec<_> = (0..ARCHIVES).map(|_| archive(&mut random)).collect();
-    let files: Vec<_> = (0..ARCHIVES).map(|number| folder.path().join(format!("{number}.tar.gz"))).collect();
-    files.iter().zip(&archives).for_each(|(file, (archive, _))| fs::write(file, gzip(archive)).unwrap());
+    let files: Vec<_> = (0..ARCHIVES)
+        .map(|number| folder.path().join(format!("{number}.tar.gz")))
+        .collect();
+    files
+        .iter()
+        .zip(&archives)
+        .for_each(|(file, (archive, _))| fs::write(file, gzip(archive)).unwrap());
     let said = theirs(&files).await;
     let (mut loads, mut meant, mut wrong) = (0, 0, Vec::new());
     for ((archive, listing), theirs) in archives.iter().zip(&said) {
@@ -32,9 +39,19 @@ async fn generated_archives_get_the_verdict_of_opa() {
             false => wrong.push(format!("OPA {theirs:?}, ours {ours:?}: {listing:?}")),
         }
     }
-    println!("generated archives: {ARCHIVES} verdicts, OPA loads {loads}, other on purpose: {meant}");
-    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
-    assert!((ARCHIVES / 8..ARCHIVES * 7 / 8).contains(&loads), "{loads} load: too few of a kind to tell");
+    println!(
+        "generated archives: {ARCHIVES} verdicts, OPA loads {loads}, other on purpose: {meant}"
+    );
+    assert!(
+        wrong.is_empty(),
+        "{} differ: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(20)]
+    );
+    assert!(
+        (ARCHIVES / 8..ARCHIVES * 7 / 8).contains(&loads),
+        "{loads} load: too few of a kind to tell"
+    );
 }
 
 /// The limit of Go's `archive/tar` on what describes a member, from both sides.
@@ -62,12 +79,25 @@ async fn extended_headers_have_the_limit_that_opa_has() {
     let paths: Vec<_> = files.iter().map(|(file, _)| file).collect();
     for ((file, loads), theirs) in files.iter().zip(theirs(&paths).await) {
         assert_eq!(theirs.is_ok(), *loads, "OPA on {file:?}: {theirs:?}");
-        assert_eq!(ours(&fs::read(file).unwrap()).is_ok(), *loads, "ours on {file:?}");
+        assert_eq!(
+            ours(&fs::read(file).unwrap()).is_ok(),
+            *loads,
+            "ours on {file:?}"
+        );
     }
 }
 
-const CONTENTS: &[&[u8]] =
-    &[b"{\"a\":1}", b"{}", b"{\"b\":1}", b"", b"7\n", b"1\n0\n7\n", b"0\n", b"2\n0\n1\n3\n1\n", b"1\n0\n600\n"];
+const CONTENTS: &[&[u8]] = &[
+    b"{\"a\":1}",
+    b"{}",
+    b"{\"b\":1}",
+    b"",
+    b"7\n",
+    b"1\n0\n7\n",
+    b"0\n",
+    b"2\n0\n1\n3\n1\n",
+    b"1\n0\n600\n",
+];
 
 /// An archive, and what is in it.
 fn archive(random: &mut Rng) -> (Vec<u8>, Vec<String>) {
@@ -79,16 +109,34 @@ fn archive(random: &mut Rng) -> (Vec<u8>, Vec<String>) {
             add(&mut archive, &mut listing, extension(random), random);
         }
         let kind = *pick(random, b"000000000000\x00\x00575S1ZD");
-        let name = pick(random, &["data.json", "a/data.json", "b/data.json", "README", "a/data.json/", "data.jso"]);
+        let name = pick(
+            random,
+            &[
+                "data.json",
+                "a/data.json",
+                "b/data.json",
+                "README",
+                "a/data.json/",
+                "data.jso",
+            ],
+        );
         let mut content = pick(random, CONTENTS).to_vec();
         // A map in front of the content fills a block.
         if content.ends_with(b"\n") {
             content.resize(BLOCK, 0);
             content.extend(b"{\"a\":1}");
         }
-        add(&mut archive, &mut listing, member(magic(random), name, kind, &content), random);
+        add(
+            &mut archive,
+            &mut listing,
+            member(magic(random), name, kind, &content),
+            random,
+        );
     }
-    archive.resize(archive.len() + *pick(random, &[2, 2, 2, 1, 0, 20]) * BLOCK, 0);
+    archive.resize(
+        archive.len() + *pick(random, &[2, 2, 2, 1, 0, 20]) * BLOCK,
+        0,
+    );
     if random.u8(..30) == 0 {
         archive.truncate(archive.len() - random.usize(1..BLOCK));
     }
@@ -96,8 +144,15 @@ fn archive(random: &mut Rng) -> (Vec<u8>, Vec<String>) {
 }
 
 fn magic(random: &mut Rng) -> &'static [u8; 8] {
-    const MAGIC: &[[u8; 8]] =
-        &[*b"ustar\x0000", *b"ustar  \0", *b"ustar\x0000", *b"ustar  \0", [0; 8], *b"ustar\0xx", *b"ustar 00"];
+    const MAGIC: &[[u8; 8]] = &[
+        *b"ustar\x0000",
+        *b"ustar  \0",
+        *b"ustar\x0000",
+        *b"ustar  \0",
+        [0; 8],
+        *b"ustar\0xx",
+        *b"ustar 00",
+    ];
     pick(random, MAGIC)
 }
 
@@ -150,7 +205,11 @@ fn add(archive: &mut Vec<u8>, listing: &mut Vec<String>, mut member: Vec<u8>, ra
         let (start, length) = *pick(random, FIELDS);
         // OPA reserves as much memory as a header says, and dies of large sizes.
         let is_size = matches!(start, 124 | 483);
-        let values = if is_size || random.u8(..8) > 0 { VALUES } else { LARGE };
+        let values = if is_size || random.u8(..8) > 0 {
+            VALUES
+        } else {
+            LARGE
+        };
         let value = pick(random, values);
         let field = &mut member[start..start + length];
         field.fill(0);
@@ -165,8 +224,13 @@ fn add(archive: &mut Vec<u8>, listing: &mut Vec<String>, mut member: Vec<u8>, ra
 
 /// Bytes with runs of NUL left out.
 fn shown(bytes: &[u8]) -> String {
-    let parts = bytes.split(|byte| *byte == 0).filter(|part| !part.is_empty());
-    parts.map(|part| part.escape_ascii().to_string()).collect::<Vec<_>>().join(" ")
+    let parts = bytes
+        .split(|byte| *byte == 0)
+        .filter(|part| !part.is_empty());
+    parts
+        .map(|part| part.escape_ascii().to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A member that describes the next one.
@@ -175,7 +239,14 @@ fn extension(random: &mut Rng) -> Vec<u8> {
     let content = match kind {
         b'L' | b'K' => pick(
             random,
-            &[&b"a/data.json\0"[..], b"b/data.json", b"", b"\0x", b"data.json\0garbage", b"a/data.json/\0"],
+            &[
+                &b"a/data.json\0"[..],
+                b"b/data.json",
+                b"",
+                b"\0x",
+                b"data.json\0garbage",
+                b"a/data.json/\0",
+            ],
         )
         .to_vec(),
         _ => records(random),
@@ -298,7 +369,10 @@ fn member(magic: &[u8; 8], name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
 fn sum(member: &mut [u8], signed: bool) {
     member[148..156].fill(b' ');
     let sum: i64 = match signed {
-        true => member[..BLOCK].iter().map(|byte| i64::from(byte.cast_signed())).sum(),
+        true => member[..BLOCK]
+            .iter()
+            .map(|byte| i64::from(byte.cast_signed()))
+            .sum(),
         false => member[..BLOCK].iter().map(|byte| i64::from(*byte)).sum(),
     };
     member[148..155].copy_from_slice(format!("{:06o}\0", sum.max(0)).as_bytes());

@@ -9,7 +9,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry};
+use crate::support::{
+    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry,
+};
 
 pub(crate) const CLIENTS: usize = 1000;
 const POLL: Duration = Duration::from_secs(1);
@@ -22,14 +24,18 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     let artifact = Artifact::answering("first").await;
     let digest = registry.push("acme/authz:live", &artifact.file()).await;
     let pinned = format!("acme/authz@{digest}");
-    key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
-    key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
+    key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned)
+        .await;
+    key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned)
+        .await;
     let (gets, heads) = (registry.asked("GET"), registry.asked("HEAD"));
     // The registry is silent until a thousand clients wait for it.
     let proxy = Proxy::before(&registry.host).await;
     proxy.hold();
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
-    let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("1s"));
+    let config = config
+        .by_way_of(&proxy.host, &registry)
+        .with("/bundles/authz/poll", json!("1s"));
     let gate = Gate::start(config).await;
     let mut crowd = Crowd::ask(&gate, "authz", None);
     waiting(&gate).await;
@@ -37,26 +43,53 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     let tags = crowd.answers(200).await;
     assert_eq!(tags.len(), 1, "{tags:?}");
     let cost = since(&gets, registry.asked("GET"));
-    assert!(cost.values().all(|times| *times == 1), "more than once: {cost:#?}");
+    assert!(
+        cost.values().all(|times| *times == 1),
+        "more than once: {cost:#?}"
+    );
     let count = |part: &str| cost.keys().filter(|path| path.contains(part)).count();
     // Manifests: the artifact's, the referrer's, and whatever the `.sig` tag and the referrers
     // tag name, if anything. Blobs: the bundle and a signature in either format.
-    assert_eq!((count(&format!("/manifests/{digest}")), count("/blobs/")), (1, 3), "{cost:#?}");
-    println!("crowd | {CLIENTS} cold clients | {} different GETs at the registry, each once:", cost.len());
+    assert_eq!(
+        (count(&format!("/manifests/{digest}")), count("/blobs/")),
+        (1, 3),
+        "{cost:#?}"
+    );
+    println!(
+        "crowd | {CLIENTS} cold clients | {} different GETs at the registry, each once:",
+        cost.len()
+    );
     for path in cost.keys() {
         println!("crowd |   {path}");
     }
-    assert_eq!(since(&heads, registry.asked("HEAD")).keys().filter(|path| !path.ends_with("/live")).count(), 0);
+    assert_eq!(
+        since(&heads, registry.asked("HEAD"))
+            .keys()
+            .filter(|path| !path.ends_with("/live"))
+            .count(),
+        0
+    );
 
     let mut crowd = Crowd::ask(&gate, "authz", tags.keys().next().cloned());
     waiting(&gate).await;
-    let (gets, heads, began) = (registry.asked("GET"), registry.asked("HEAD"), Instant::now());
+    let (gets, heads, began) = (
+        registry.asked("GET"),
+        registry.asked("HEAD"),
+        Instant::now(),
+    );
     sleep(10 * POLL).await;
     let asked: usize = since(&heads, registry.asked("HEAD")).values().sum();
     let intervals = began.elapsed().as_secs_f64() / POLL.as_secs_f64();
-    assert_eq!(gate.status("authz").await["waiters"], CLIENTS, "they do not wait any more");
+    assert_eq!(
+        gate.status("authz").await["waiters"],
+        CLIENTS,
+        "they do not wait any more"
+    );
     println!("crowd | {CLIENTS} waiting clients | {asked} HEADs in {intervals:.1} intervals");
-    assert!(asked >= 1 && asked as f64 <= intervals + 1.0, "{asked} HEADs in {intervals} intervals");
+    assert!(
+        asked >= 1 && asked as f64 <= intervals + 1.0,
+        "{asked} HEADs in {intervals} intervals"
+    );
     assert_eq!(since(&gets, registry.asked("GET")), BTreeMap::new());
     // And all of them get the next version.
     let artifact = Artifact::answering("second").await;
@@ -72,13 +105,19 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     let layer = Digest::sha256(&fs::read(artifact.file()).unwrap());
     let cost = since(&gets, registry.asked("GET"));
     assert_eq!(
-        cost.iter().filter(|(path, _)| path.ends_with(layer.as_str())).map(|(_, times)| times).sum::<usize>(),
+        cost.iter()
+            .filter(|(path, _)| path.ends_with(layer.as_str()))
+            .map(|(_, times)| times)
+            .sum::<usize>(),
         1
     );
 }
 
 /// What was asked for more often than before.
-fn since(before: &BTreeMap<String, usize>, mut after: BTreeMap<String, usize>) -> BTreeMap<String, usize> {
+fn since(
+    before: &BTreeMap<String, usize>,
+    mut after: BTreeMap<String, usize>,
+) -> BTreeMap<String, usize> {
     for (path, times) in &mut after {
         *times -= before.get(path).copied().unwrap_or_default();
     }
@@ -87,7 +126,8 @@ fn since(before: &BTreeMap<String, usize>, mut after: BTreeMap<String, usize>) -
 }
 
 async fn waiting(gate: &Gate) {
-    gate.status_when("authz", "all wait", |status| status["waiters"] == CLIENTS).await;
+    gate.status_when("authz", "all wait", |status| status["waiters"] == CLIENTS)
+        .await;
 }
 
 /// A thousand requests at a time, each over a connection of its own.
@@ -99,14 +139,24 @@ impl Crowd {
         let mut requests = JoinSet::new();
         for _ in 0..CLIENTS {
             // Reading the system's certificates a thousand times would take longest of all.
-            let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(5 * PATIENCE).build().unwrap();
-            let mut request = http.get(&url).header("prefer", "modes=snapshot,delta;wait=300");
+            let http = reqwest::Client::builder()
+                .no_proxy()
+                .tls_certs_only([])
+                .timeout(5 * PATIENCE)
+                .build()
+                .unwrap();
+            let mut request = http
+                .get(&url)
+                .header("prefer", "modes=snapshot,delta;wait=300");
             if let Some(etag) = &etag {
                 request = request.header("if-none-match", etag);
             }
             requests.spawn(async move {
                 let response = request.send().await.unwrap();
-                let etag = response.headers().get("etag").map(|etag| etag.to_str().unwrap().to_owned());
+                let etag = response
+                    .headers()
+                    .get("etag")
+                    .map(|etag| etag.to_str().unwrap().to_owned());
                 (response.status().as_u16(), etag.unwrap_or_default())
             });
         }

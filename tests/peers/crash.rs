@@ -7,7 +7,9 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::support::{Artifact, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry, eventually, http};
+use crate::support::{
+    Artifact, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry, eventually, http,
+};
 
 const KILLS: usize = 200;
 /// The longest life, counted from the launch or, for most, from the moment when the cache is
@@ -18,11 +20,18 @@ const LIFE: Duration = Duration::from_millis(500);
 async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_truth() {
     let registry = Registry::start(Kind::Referrers).await;
     let key = KeyPair::generate().await;
-    let versions = [Version::publish(&registry, &key, "one").await, Version::publish(&registry, &key, "two").await];
+    let versions = [
+        Version::publish(&registry, &key, "one").await,
+        Version::publish(&registry, &key, "two").await,
+    ];
     // A transfer takes some 40 ms, so that kills fall into it.
     let proxy = Proxy::slow(&registry.host, Duration::from_millis(5)).await;
-    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
-    let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("100ms"));
+    let config = GateConfig::trusting(&key)
+        .bundle("authz", &registry, "acme/authz:live")
+        .cached();
+    let config = config
+        .by_way_of(&proxy.host, &registry)
+        .with("/bundles/authz/poll", json!("100ms"));
     let mut gate = Gate::start(config).await;
     let (mut answers, mut opened, mut published, mut leftovers, mut set_aside) = (0, 0, 0, 0, 0);
     let [mut wanted, mut other] = versions.each_ref();
@@ -37,7 +46,10 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
         answers += ask(&gate, &versions, until).await;
         gate.process.kill();
         let log = gate.log();
-        opened += log.iter().filter(|line| line["message"] == "cache opened").count();
+        opened += log
+            .iter()
+            .filter(|line| line["message"] == "cache opened")
+            .count();
         if log.iter().any(|line| line["manifest"] == wanted.digest) {
             // What is on disk is now this one at the latest, so the other has to be fetched.
             (published, wanted, other) = (published + 1, other, wanted);
@@ -45,35 +57,54 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
         leftovers += half_written(&gate);
         let mut trouble = log.iter().filter(|line| line["level"] == "ERROR");
         if log.iter().any(is_set_aside) {
-            // Two kills in a row have met the same step, which here takes a large part of a life. It
-            // looks like a bundle that ends the process; the alarm names the file to remove.
+            // Two kills in a row have met the same step, which here takes a large part of a life.
+            // It looks like a bundle that ends the process; the alarm names the file to remove.
             set_aside += 1;
             fs::remove_file(gate.folder().join("cache/attempts.log")).unwrap();
         }
         assert!(trouble.all(is_set_aside), "kill {kill}: {log:#?}");
     }
     let seconds = began.elapsed().as_secs_f64();
-    let transfers: usize = versions.iter().map(|version| version.transfers(&registry)).sum();
+    let transfers: usize = versions
+        .iter()
+        .map(|version| version.transfers(&registry))
+        .sum();
     println!(
         "crash | {KILLS} kills in {seconds:.0} s | cache opened {opened} times, {leftovers} files were half written, \
          {set_aside} times two kills in a row met one step"
     );
-    println!("crash | {transfers} transfers begun | {published} versions published | {answers} answers, all right");
-    assert!(transfers > 0 && answers > 0, "killed too early to show anything");
+    println!(
+        "crash | {transfers} transfers begun | {published} versions published | {answers} answers, all right"
+    );
+    assert!(
+        transfers > 0 && answers > 0,
+        "killed too early to show anything"
+    );
     // The last kills may have done so as well.
     let _ = fs::remove_file(gate.folder().join("cache/attempts.log"));
     gate.restart().await;
     for version in &versions {
         version.move_tag(&registry).await;
-        gate.status_when("authz", "the tag's version", |status| status["etag"] == version.etag).await;
+        gate.status_when("authz", "the tag's version", |status| {
+            status["etag"] == version.etag
+        })
+        .await;
         assert!(ask(&gate, &versions, Instant::now() + LIFE).await > 0);
     }
-    assert!(gate.log().iter().any(|line| line["message"] == "cache opened"), "{:#?}", gate.log());
+    assert!(
+        gate.log()
+            .iter()
+            .any(|line| line["message"] == "cache opened"),
+        "{:#?}",
+        gate.log()
+    );
 }
 
 /// Whether a line of the log is the alarm about an artifact that the process died of twice.
 fn is_set_aside(line: &serde_json::Value) -> bool {
-    line["message"].as_str().is_some_and(|message| message.starts_with("not opened again: "))
+    line["message"]
+        .as_str()
+        .is_some_and(|message| message.starts_with("not opened again: "))
 }
 
 /// Asks for the bundle until `until`. Whatever is served is one of `versions`, with its own
@@ -82,14 +113,22 @@ async fn ask(gate: &Gate, versions: &[Version], until: Instant) -> usize {
     let (client, url, mut answers) = (http(), format!("{}/bundles/authz", gate.url), 0);
     while Instant::now() < until {
         let asking = async {
-            let response = client.get(&url).send().await.ok().filter(|response| response.status() == 200)?;
+            let response = client
+                .get(&url)
+                .send()
+                .await
+                .ok()
+                .filter(|response| response.status() == 200)?;
             let etag = response.headers()["etag"].to_str().unwrap().to_owned();
             Some((etag, response.bytes().await.ok()?))
         };
         match timeout_at(until, asking).await {
             Ok(Some((etag, bytes))) => {
                 let known = versions.iter().any(|version| version.etag == etag);
-                assert!(known && etag == entity_tag(&bytes), "wrong bytes under {etag}");
+                assert!(
+                    known && etag == entity_tag(&bytes),
+                    "wrong bytes under {etag}"
+                );
                 answers += 1;
             }
             Ok(None) => sleep(Duration::from_millis(5)).await,
@@ -109,8 +148,19 @@ async fn cache_opened(gate: &Gate) {
 
 /// Files on disk that nobody has finished.
 fn half_written(gate: &Gate) -> usize {
-    let Ok(entries) = fs::read_dir(gate.folder().join("cache")) else { return 0 };
-    entries.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp-")).count()
+    let Ok(entries) = fs::read_dir(gate.folder().join("cache")) else {
+        return 0;
+    };
+    entries
+        .filter(|entry| {
+            entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with(".tmp-")
+        })
+        .count()
 }
 
 struct Version {
@@ -128,27 +178,60 @@ impl Version {
         for _ in 0..50_000 {
             write!(noise, "{:016x}", fastrand::u64(..)).unwrap();
         }
-        let artifact = Artifact::built(name, &[("data.json", &json!({ "noise": noise }).to_string())]).await;
-        let digest = registry.push(&format!("acme/authz:{name}"), &artifact.file()).await;
+        let artifact = Artifact::built(
+            name,
+            &[("data.json", &json!({ "noise": noise }).to_string())],
+        )
+        .await;
+        let digest = registry
+            .push(&format!("acme/authz:{name}"), &artifact.file())
+            .await;
         key.sign(registry, &format!("acme/authz@{digest}")).await;
         let bytes = fs::read(artifact.file()).unwrap();
         println!("crash | version {name} has {} KiB", bytes.len() >> 10);
         let url = format!("http://{}/v2/acme/authz/manifests/{digest}", registry.host);
-        let manifest = http().get(url).send().await.unwrap().bytes().await.unwrap().to_vec();
+        let manifest = http()
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap()
+            .to_vec();
         let layer = bundlegate::oci::Digest::sha256(&bytes).to_string();
-        Self { name, digest, layer, etag: entity_tag(&bytes), manifest }
+        Self {
+            name,
+            digest,
+            layer,
+            etag: entity_tag(&bytes),
+            manifest,
+        }
     }
 
     fn transfers(&self, registry: &Registry) -> usize {
-        registry.asked("GET").into_iter().filter(|(path, _)| path.ends_with(&self.layer)).map(|(_, times)| times).sum()
+        registry
+            .asked("GET")
+            .into_iter()
+            .filter(|(path, _)| path.ends_with(&self.layer))
+            .map(|(_, times)| times)
+            .sum()
     }
 
     async fn move_tag(&self, registry: &Registry) {
         let url = format!("http://{}/v2/acme/authz/manifests/live", registry.host);
         let kind = "application/vnd.oci.image.manifest.v1+json";
         let put = async || {
-            let request = http().put(&url).header("content-type", kind).body(self.manifest.clone());
-            request.send().await.ok().filter(|response| response.status().is_success()).map(drop)
+            let request = http()
+                .put(&url)
+                .header("content-type", kind)
+                .body(self.manifest.clone());
+            request
+                .send()
+                .await
+                .ok()
+                .filter(|response| response.status().is_success())
+                .map(drop)
         };
         eventually(&format!("the tag to name {}", self.name), put).await;
     }

@@ -26,16 +26,30 @@ async fn without_a_path_the_built_in_example_answers_and_follows_its_files() {
 }
 
 async fn answers_and_follows(mut dev: Dev) {
-    let opas = [dev.opa(OpaVersion::V0_70).await, dev.opa(OpaVersion::Newest).await];
+    let opas = [
+        dev.opa(OpaVersion::V0_70).await,
+        dev.opa(OpaVersion::Newest).await,
+    ];
     for opa in &opas {
-        dev.answer(opa, |answer| answer["rights"] == json!(["read"]) && answer["allow"] == false).await;
+        dev.answer(opa, |answer| {
+            answer["rights"] == json!(["read"]) && answer["allow"] == false
+        })
+        .await;
     }
     let folder = dev.watched().await;
-    edit(&folder.join("authz.rego"), "default allow := false", "default allow := true");
+    edit(
+        &folder.join("authz.rego"),
+        "default allow := false",
+        "default allow := true",
+    );
     let began = Instant::now();
     for opa in &opas {
         dev.answer(opa, |answer| answer["allow"] == true).await;
-        println!("dev | OPA {:?} | {:.2} s from the edit to the decision", opa.version, began.elapsed().as_secs_f64());
+        println!(
+            "dev | OPA {:?} | {:.2} s from the edit to the decision",
+            opa.version,
+            began.elapsed().as_secs_f64()
+        );
     }
 }
 
@@ -46,13 +60,23 @@ async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
     let mut dev = Dev::start(&[policy.path()]).await;
     let opa = dev.opa(OpaVersion::Newest).await;
     opa.answers("first").await;
-    fs::write(policy.path().join("authz.rego"), "package authz\n\nanswer := {").unwrap();
-    let complaint = dev.process.line(|line| line.contains("last good build").then(|| line.to_owned())).await;
+    fs::write(
+        policy.path().join("authz.rego"),
+        "package authz\n\nanswer := {",
+    )
+    .unwrap();
+    let complaint = dev
+        .process
+        .line(|line| line.contains("last good build").then(|| line.to_owned()))
+        .await;
     assert!(complaint.contains("authz.rego"), "{complaint}");
     println!("dev | {complaint}");
     assert_eq!(opa.decision("authz/answer").await, Some(json!("first")));
     write_policy(policy.path(), "second");
-    println!("dev | {:.2} s from the mended file to the decision", opa.answers("second").await.as_secs_f64());
+    println!(
+        "dev | {:.2} s from the mended file to the decision",
+        opa.answers("second").await.as_secs_f64()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +89,10 @@ async fn ctrl_c_ends_it_and_leaves_nothing_behind() {
     let began = Instant::now();
     dev.process.signal("INT");
     let status = dev.process.ended().await;
-    println!("dev | ends {:.2} s after Ctrl-C", began.elapsed().as_secs_f64());
+    println!(
+        "dev | ends {:.2} s after Ctrl-C",
+        began.elapsed().as_secs_f64()
+    );
     assert!(status.success(), "{status}");
     assert_eq!(fs::read_dir(dev.temporary.path()).unwrap().count(), 0);
 }
@@ -95,11 +122,24 @@ impl Dev {
     async fn start(arguments: &[&Path]) -> Self {
         let temporary = TempDir::new().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-        command.arg("dev").args(arguments).args(["--listen", "127.0.0.1:0"]).env("TMPDIR", temporary.path());
+        command
+            .arg("dev")
+            .args(arguments)
+            .args(["--listen", "127.0.0.1:0"])
+            .env("TMPDIR", temporary.path());
         let mut process = Process::start("bundlegate dev", &mut command);
-        let opa = process.line(|line| line.starts_with("opa run ").then(|| line.to_owned())).await;
-        let query = process.line(|line| line.contains(":8181/v1/data/").then(|| line.to_owned())).await;
-        Self { process, opa, query, temporary }
+        let opa = process
+            .line(|line| line.starts_with("opa run ").then(|| line.to_owned()))
+            .await;
+        let query = process
+            .line(|line| line.contains(":8181/v1/data/").then(|| line.to_owned()))
+            .await;
+        Self {
+            process,
+            opa,
+            query,
+            temporary,
+        }
     }
 
     /// An OPA started by the printed line.
@@ -111,7 +151,9 @@ impl Dev {
     async fn answer(&self, opa: &Opa, wanted: impl Fn(&Value) -> bool) {
         let query = self.query.replace("127.0.0.1:8181", &opa.address);
         let ask = async || {
-            let reply: Value = serde_json::from_str(&run("sh", self.temporary.path(), &["-c", &query]).await).ok()?;
+            let reply: Value =
+                serde_json::from_str(&run("sh", self.temporary.path(), &["-c", &query]).await)
+                    .ok()?;
             wanted(&reply["result"]).then_some(())
         };
         eventually(&query, ask).await;
@@ -134,5 +176,9 @@ fn edit(file: &Path, from: &str, to: &str) {
 }
 
 fn write_policy(folder: &Path, answer: &str) {
-    fs::write(folder.join("authz.rego"), format!("package authz\n\nanswer := \"{answer}\"\n")).unwrap();
+    fs::write(
+        folder.join("authz.rego"),
+        format!("package authz\n\nanswer := \"{answer}\"\n"),
+    )
+    .unwrap();
 }

@@ -44,11 +44,31 @@ async fn answers_are_those_of_opa() {
     let reference = registry.reference("acme/authz:v1");
     let bundle = artifact.file();
     for user in ["alice", "bob"] {
-        author.write("input.json", &format!(r#"{{"user": "{user}", "action": "write"}}"#));
+        author.write(
+            "input.json",
+            &format!(r#"{{"user": "{user}", "action": "write"}}"#),
+        );
         for query in QUERIES {
-            let opa = ["eval", "--bundle", bundle.to_str().unwrap(), "--input", "input.json", query];
+            let opa = [
+                "eval",
+                "--bundle",
+                bundle.to_str().unwrap(),
+                "--input",
+                "input.json",
+                query,
+            ];
             let theirs = author.peer("opa", &opa).await.json();
-            let ours = author.run(&["eval", &reference, query, "--input", "input.json", "--plain-http"]).await.json();
+            let ours = author
+                .run(&[
+                    "eval",
+                    &reference,
+                    query,
+                    "--input",
+                    "input.json",
+                    "--plain-http",
+                ])
+                .await
+                .json();
             assert_eq!(sorted(ours), sorted(theirs), "{user}: {query}");
         }
     }

@@ -46,30 +46,69 @@ async fn everybody_reads(kind: Kind, other: Kind) {
     let (registry, second) = (Registry::start(kind).await, Registry::start(other).await);
     let author = Author::with_policy();
     let name = registry.reference("acme/authz:v1");
-    let built = author.json(&format!("bundlegate build policy -t {name}")).await;
-    author.line(&format!("bundlegate push {name} --plain-http")).await;
+    let built = author
+        .json(&format!("bundlegate build policy -t {name}"))
+        .await;
+    author
+        .line(&format!("bundlegate push {name} --plain-http"))
+        .await;
     author.line(&format!("bundlegate save {name}")).await;
     let digest = built["digest"].as_str().unwrap();
-    let manifest = author.line(&format!("crane manifest --insecure {name}")).await;
+    let manifest = author
+        .line(&format!("crane manifest --insecure {name}"))
+        .await;
     has_the_policy_clis_shape(&serde_json::from_str(&manifest).unwrap(), &built);
 
     author
         .line(&format!("mkdir oras && oras pull --plain-http {name} -o oras && cmp oras/bundle.tar.gz bundle.tar.gz"))
         .await;
-    author.line(&format!("conftest pull --policy conftest {name} && cmp conftest/bundle.tar.gz bundle.tar.gz")).await;
-    let (skopeo, crane) = (second.reference("skopeo/authz:v1"), second.reference("crane/authz:v1"));
-    let insecure = "--insecure-policy copy --preserve-digests --src-tls-verify=false --dest-tls-verify=false";
-    author.line(&format!("skopeo {insecure} docker://{name} docker://{skopeo}")).await;
-    author.line(&format!("crane copy --insecure {name} {crane}")).await;
+    author
+        .line(&format!(
+            "conftest pull --policy conftest {name} && cmp conftest/bundle.tar.gz bundle.tar.gz"
+        ))
+        .await;
+    let (skopeo, crane) = (
+        second.reference("skopeo/authz:v1"),
+        second.reference("crane/authz:v1"),
+    );
+    let insecure =
+        "--insecure-policy copy --preserve-digests --src-tls-verify=false --dest-tls-verify=false";
+    author
+        .line(&format!(
+            "skopeo {insecure} docker://{name} docker://{skopeo}"
+        ))
+        .await;
+    author
+        .line(&format!("crane copy --insecure {name} {crane}"))
+        .await;
     for copy in [&skopeo, &crane] {
-        assert_eq!(author.line(&format!("crane digest --insecure {copy}")).await, digest, "{copy}");
-        assert!(author.line(&format!("bundlegate pull {copy} --plain-http")).await.ends_with(digest), "{copy}");
-        author.line(&format!("bundlegate save {copy} -f - | cmp - bundle.tar.gz")).await;
+        assert_eq!(
+            author
+                .line(&format!("crane digest --insecure {copy}"))
+                .await,
+            digest,
+            "{copy}"
+        );
+        assert!(
+            author
+                .line(&format!("bundlegate pull {copy} --plain-http"))
+                .await
+                .ends_with(digest),
+            "{copy}"
+        );
+        author
+            .line(&format!(
+                "bundlegate save {copy} -f - | cmp - bundle.tar.gz"
+            ))
+            .await;
     }
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
         for (registry, name) in [(&registry, &name), (&second, &crane)] {
             opa_downloads(version, registry, name).await;
-            println!("interop | OPA {version:?} downloads from {:?}, and decides", registry.kind);
+            println!(
+                "interop | OPA {version:?} downloads from {:?}, and decides",
+                registry.kind
+            );
         }
     }
 }
@@ -114,16 +153,28 @@ async fn opa_downloads(version: OpaVersion, registry: &Registry, name: &str) {
 /// The same bundle in every shape of one layer: a name, and what is given to `oras push`.
 /// `config.json` is `{}`, `nothing` is empty.
 const SHAPES: [(&str, &str); 7] = [
-    ("opas-own-recipe", "--config config.json:{CONFIG} bundle.tar.gz:{GZIP}"),
+    (
+        "opas-own-recipe",
+        "--config config.json:{CONFIG} bundle.tar.gz:{GZIP}",
+    ),
     ("no-types", "bundle.tar.gz"),
-    ("policy-cli-b", "--config config.json:{CONFIG} {ANNOTATIONS} bundle.tar.gz:{GZIP}"),
-    ("policy-cli-c", "--artifact-type {MANIFEST} {ANNOTATIONS} bundle.tar.gz:{GZIP}"),
+    (
+        "policy-cli-b",
+        "--config config.json:{CONFIG} {ANNOTATIONS} bundle.tar.gz:{GZIP}",
+    ),
+    (
+        "policy-cli-c",
+        "--artifact-type {MANIFEST} {ANNOTATIONS} bundle.tar.gz:{GZIP}",
+    ),
     (
         "trivy",
         "--config nothing:application/vnd.cncf.openpolicyagent.config.v1+json \
          bundle.tar.gz:application/vnd.cncf.openpolicyagent.layer.v1.tar+gzip",
     ),
-    ("home-grown", "--artifact-type application/vnd.opa.bundle bundle.tar.gz:application/vnd.opa.bundle.layer.v1+gzip"),
+    (
+        "home-grown",
+        "--artifact-type application/vnd.opa.bundle bundle.tar.gz:application/vnd.opa.bundle.layer.v1+gzip",
+    ),
     (
         "flux",
         "--config config.json:application/vnd.cncf.flux.config.v1+json bundle.tar.gz:application/vnd.cncf.flux.content.v1.tar+gzip",
@@ -135,39 +186,64 @@ async fn others_are_read(kind: Kind) {
     let (theirs, ours) = (Author::with_policy(), Author::new());
     theirs.write("config.json", "{}");
     theirs.write("nothing", "");
-    theirs.line("opa build -b policy --ignore '*_test.rego' -r r1 -o bundle.tar.gz").await;
+    theirs
+        .line("opa build -b policy --ignore '*_test.rego' -r r1 -o bundle.tar.gz")
+        .await;
     for (shape, arguments) in SHAPES {
         let name = registry.reference(&format!("others/{shape}:v1"));
-        let arguments = arguments.replace("{CONFIG}", CONFIG).replace("{GZIP}", GZIP).replace("{MANIFEST}", MANIFEST);
+        let arguments = arguments
+            .replace("{CONFIG}", CONFIG)
+            .replace("{GZIP}", GZIP)
+            .replace("{MANIFEST}", MANIFEST);
         let arguments = arguments.replace(
             "{ANNOTATIONS}",
             "--annotation org.openpolicyregistry.type=policy --annotation rego.version=rego.v1",
         );
-        theirs.line(&format!("oras push --plain-http {name} {arguments}")).await;
+        theirs
+            .line(&format!("oras push --plain-http {name} {arguments}"))
+            .await;
         is_saved_as_it_is(&ours, &theirs, &name).await;
     }
     // Era A has no mediaType, which oras never leaves out.
     let name = registry.reference("others/policy-cli-b:a");
-    let manifest = theirs.line(&format!("oras manifest fetch --plain-http {}", name.replace(":a", ":v1"))).await;
+    let manifest = theirs
+        .line(&format!(
+            "oras manifest fetch --plain-http {}",
+            name.replace(":a", ":v1")
+        ))
+        .await;
     let mut manifest: Value = serde_json::from_str(&manifest).unwrap();
     for key in ["mediaType", "annotations"] {
         manifest.as_object_mut().unwrap().remove(key).unwrap();
     }
     theirs.write("era-a.json", &manifest.to_string());
-    theirs.line(&format!("oras manifest push --plain-http --media-type {MANIFEST} {name} era-a.json")).await;
+    theirs
+        .line(&format!(
+            "oras manifest push --plain-http --media-type {MANIFEST} {name} era-a.json"
+        ))
+        .await;
     is_saved_as_it_is(&ours, &theirs, &name).await;
 
     // A folder, below whose own name oras puts everything: tests as well, which lie outside
     // the roots here.
     theirs.line("rm policy/authz/authz_test.rego").await;
     let name = registry.reference("others/folder:v1");
-    theirs.line(&format!("oras push --plain-http {name} policy/:{GZIP}")).await;
+    theirs
+        .line(&format!("oras push --plain-http {name} policy/:{GZIP}"))
+        .await;
     decides_once_saved(&ours, &name, "", &["opa"]).await;
     let seen = ours.json(&format!("bundlegate inspect {name}")).await;
-    assert_eq!((&seen["packages"], &seen["manifest"]["roots"]), (&json!(["authz"]), &json!(["authz", "roles"])));
+    assert_eq!(
+        (&seen["packages"], &seen["manifest"]["roots"]),
+        (&json!(["authz"]), &json!(["authz", "roles"]))
+    );
     // conftest's single files; its data begins where it was told to look.
     let name = registry.reference("others/conftest:v1");
-    theirs.line(&format!("conftest push {name} --policy policy/authz --data policy/roles")).await;
+    theirs
+        .line(&format!(
+            "conftest push {name} --policy policy/authz --data policy/roles"
+        ))
+        .await;
     decides_once_saved(&ours, &name, "--data-root policy", &["opa"]).await;
     println!(
         "interop | {kind:?} | {} shapes of one layer, a folder of oras's, conftest's files: saved",
@@ -176,20 +252,37 @@ async fn others_are_read(kind: Kind) {
 }
 
 async fn is_saved_as_it_is(ours: &Author, theirs: &Author, name: &str) {
-    let told = theirs.line(&format!("crane digest --insecure {name}")).await;
-    let pulled = ours.line(&format!("bundlegate pull {name} --plain-http")).await;
+    let told = theirs
+        .line(&format!("crane digest --insecure {name}"))
+        .await;
+    let pulled = ours
+        .line(&format!("bundlegate pull {name} --plain-http"))
+        .await;
     assert!(pulled.ends_with(&told), "{pulled} is not {told}");
     decides_once_saved(ours, name, "", &["opa", "opa-0.70"]).await;
-    assert_eq!(ours.bytes("bundle.tar.gz"), theirs.bytes("bundle.tar.gz"), "{name}");
+    assert_eq!(
+        ours.bytes("bundle.tar.gz"),
+        theirs.bytes("bundle.tar.gz"),
+        "{name}"
+    );
 }
 
 /// Nobody told an OPA from before 1.0 how to read what did not come from `opa build`.
 async fn decides_once_saved(ours: &Author, name: &str, flags: &str, opas: &[&str]) {
-    ours.line(&format!("bundlegate pull {name} --plain-http")).await;
+    ours.line(&format!("bundlegate pull {name} --plain-http"))
+        .await;
     let _ = fs::remove_file(ours.path("bundle.tar.gz"));
     ours.line(&format!("bundlegate save {name} {flags}")).await;
     for opa in opas {
-        assert_eq!(ours.decides(opa, "data.authz.allow", READER).await, true, "{name}, {opa}");
-        assert_eq!(ours.decides(opa, "data.authz.allow", WRITER).await, false, "{name}, {opa}");
+        assert_eq!(
+            ours.decides(opa, "data.authz.allow", READER).await,
+            true,
+            "{name}, {opa}"
+        );
+        assert_eq!(
+            ours.decides(opa, "data.authz.allow", WRITER).await,
+            false,
+            "{name}, {opa}"
+        );
     }
 }

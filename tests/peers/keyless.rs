@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::sigstore::provenance;
 use crate::support::{
-    Artifact, Author, Cosign, Evidence, Format, Gate, GateConfig, Identity, KeyKind, Kind, Opa, OpaVersion, Registry,
-    Signer, Signing, Sigstore, http, long_polling,
+    Artifact, Author, Cosign, Evidence, Format, Gate, GateConfig, Identity, KeyKind, Kind, Opa,
+    OpaVersion, Registry, Signer, Signing, Sigstore, http, long_polling,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
@@ -28,12 +28,16 @@ async fn every_private_signature_reaches_opa_and_only_under_its_own_root_and_ide
 async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
     let (sigstore, registry) = (Sigstore::start().await, Registry::start(Kind::Debian).await);
     let job = Identity::release_job();
-    let author = Author::with(&[("ours.rego", &rule(BUILDER)), ("theirs.rego", &rule("https://example.com/other"))]);
+    let author = Author::with(&[
+        ("ours.rego", &rule(BUILDER)),
+        ("theirs.rego", &rule("https://example.com/other")),
+    ]);
     let policy = |rego: &str| {
         let asked = json!([{ "predicate_type": PROVENANCE, "rego": author.path(rego) }]);
         json!({ "require": { "any_of": ["job"] }, "attestations": asked })
     };
-    let keyless = json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
+    let keyless =
+        json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
     let mut config = GateConfig::with_trust(json!({
         "roots": { "corp": { "trusted_root": sigstore.trusted_root() } },
         "authorities": { "job": { "keyless": keyless } },
@@ -42,14 +46,32 @@ async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
     for cosign in [Cosign::V3, Cosign::V2] {
         for attested in [true, false] {
             let signer = Signer::Keyless(job.clone());
-            let how = Signing { cosign, format: Format::Bundle, signer, evidence: Evidence::LogAndTime };
+            let how = Signing {
+                cosign,
+                format: Format::Bundle,
+                signer,
+                evidence: Evidence::LogAndTime,
+            };
             let answer = format!("{cosign:?}-{attested}");
             let name = format!("acme/{}", answer.to_lowercase());
-            let digest = registry.push(&format!("{name}:v1"), &Artifact::answering(&answer).await.file()).await;
+            let digest = registry
+                .push(
+                    &format!("{name}:v1"),
+                    &Artifact::answering(&answer).await.file(),
+                )
+                .await;
             let pinned = format!("{name}@{digest}");
             sigstore.sign(&how, &registry, &pinned).await;
             if attested {
-                sigstore.attest(&how, &registry, &pinned, "slsaprovenance1", &provenance(BUILDER)).await;
+                sigstore
+                    .attest(
+                        &how,
+                        &registry,
+                        &pinned,
+                        "slsaprovenance1",
+                        &provenance(BUILDER),
+                    )
+                    .await;
             }
             for policy in ["ours", "theirs"] {
                 let bundle = format!("{answer}-{policy}");
@@ -60,14 +82,24 @@ async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
     }
     let gate = Gate::start(config).await;
     for cosign in ["V3", "V2"] {
-        let opa = Opa::polling(OpaVersion::Newest, &gate.url, &format!("{cosign}-true-ours")).await;
+        let opa = Opa::polling(
+            OpaVersion::Newest,
+            &gate.url,
+            &format!("{cosign}-true-ours"),
+        )
+        .await;
         opa.answers(&format!("{cosign}-true")).await;
-        for (bundle, why) in
-            [("true-theirs", "does not satisfy the rule"), ("false-ours", "is missing"), ("false-theirs", "is missing")]
-        {
+        for (bundle, why) in [
+            ("true-theirs", "does not satisfy the rule"),
+            ("false-ours", "is missing"),
+            ("false-theirs", "is missing"),
+        ] {
             let bundle = format!("{cosign}-{bundle}");
             let message = refusal_of(&gate, &bundle).await;
-            assert!(message.contains("required attestation") && message.contains(why), "{bundle}: {message}");
+            assert!(
+                message.contains("required attestation") && message.contains(why),
+                "{bundle}: {message}"
+            );
         }
     }
 }
@@ -77,28 +109,67 @@ async fn the_command_takes_cosigns_flags_and_matches_whole_names() {
     let (sigstore, other) = tokio::join!(Sigstore::start(), Sigstore::start());
     let (registry, author) = (Registry::start(Kind::Referrers).await, Author::new());
     let signer = Signer::Keyless(Identity::person("ann@example.com"));
-    for how in Signing::ways(&signer).into_iter().filter(|how| how.evidence == Evidence::LogAndTime) {
+    for how in Signing::ways(&signer)
+        .into_iter()
+        .filter(|how| how.evidence == Evidence::LogAndTime)
+    {
         let row = how.label();
-        let digest = registry.push(&format!("acme/{row}:v1"), &Artifact::answering(&row).await.file()).await;
-        sigstore.sign(&how, &registry, &format!("acme/{row}@{digest}")).await;
+        let digest = registry
+            .push(
+                &format!("acme/{row}:v1"),
+                &Artifact::answering(&row).await.file(),
+            )
+            .await;
+        sigstore
+            .sign(&how, &registry, &format!("acme/{row}@{digest}"))
+            .await;
         let reference = registry.reference(&format!("acme/{row}:v1"));
         let verify = async |identity: &str, of: &Sigstore, root: &Sigstore| {
             let issuer = of.issuer.of(&Identity::person(""));
-            let (issuer, root) = (format!("--certificate-oidc-issuer={issuer}"), root.trusted_root());
+            let (issuer, root) = (
+                format!("--certificate-oidc-issuer={issuer}"),
+                root.trusted_root(),
+            );
             let root = format!("--trusted-root={}", root.display());
-            author.run(&["verify", &reference, "--plain-http", identity, &issuer, &root]).await
+            author
+                .run(&[
+                    "verify",
+                    &reference,
+                    "--plain-http",
+                    identity,
+                    &issuer,
+                    &root,
+                ])
+                .await
         };
-        let (ann, somebody) =
-            ("--certificate-identity=ann@example.com", "--certificate-identity-regexp=[a-z]+@example.com");
+        let (ann, somebody) = (
+            "--certificate-identity=ann@example.com",
+            "--certificate-identity-regexp=[a-z]+@example.com",
+        );
         for identity in [ann, somebody] {
-            assert!(verify(identity, &sigstore, &sigstore).await.ok().contains("ann@example.com"), "{row}");
+            assert!(
+                verify(identity, &sigstore, &sigstore)
+                    .await
+                    .ok()
+                    .contains("ann@example.com"),
+                "{row}"
+            );
         }
         // A part of the name is enough for cosign.
-        for identity in ["--certificate-identity=bob@example.com", "--certificate-identity-regexp=example.com"] {
-            verify(identity, &sigstore, &sigstore).await.refused("another identity");
+        for identity in [
+            "--certificate-identity=bob@example.com",
+            "--certificate-identity-regexp=example.com",
+        ] {
+            verify(identity, &sigstore, &sigstore)
+                .await
+                .refused("another identity");
         }
-        verify(ann, &other, &sigstore).await.refused("another identity");
-        verify(ann, &sigstore, &other).await.refused("without a proven signing time");
+        verify(ann, &other, &sigstore)
+            .await
+            .refused("another identity");
+        verify(ann, &sigstore, &other)
+            .await
+            .refused("without a proven signing time");
     }
 }
 
@@ -113,11 +184,20 @@ async fn a_root_exchanged_while_serving_withdraws_its_bundles_and_gives_them_bac
         signer: Signer::Keyless(job.clone()),
         evidence: Evidence::TilesAndTime,
     };
-    let digest = registry.push("acme/authz:v1", &Artifact::answering("keyless").await.file()).await;
-    sigstore.sign(&how, &registry, &format!("acme/authz@{digest}")).await;
-    let root = |of: &Sigstore| author.write("root.json", &fs::read_to_string(of.trusted_root()).unwrap());
+    let digest = registry
+        .push(
+            "acme/authz:v1",
+            &Artifact::answering("keyless").await.file(),
+        )
+        .await;
+    sigstore
+        .sign(&how, &registry, &format!("acme/authz@{digest}"))
+        .await;
+    let root =
+        |of: &Sigstore| author.write("root.json", &fs::read_to_string(of.trusted_root()).unwrap());
     root(&sigstore);
-    let keyless = json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
+    let keyless =
+        json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
     let config = GateConfig::with_trust(json!({
         "roots": { "corp": { "trusted_root": author.path("root.json") } },
         "authorities": { "job": { "keyless": keyless } },
@@ -130,16 +210,28 @@ async fn a_root_exchanged_while_serving_withdraws_its_bundles_and_gives_them_bac
     registry.kill();
     let state = async |wanted: &str| {
         let began = Instant::now();
-        gate.status_when("authz", wanted, |status| status["state"] == wanted).await;
+        gate.status_when("authz", wanted, |status| status["state"] == wanted)
+            .await;
         began.elapsed().as_secs_f64()
     };
     root(&other);
     let withdrawn = state("withdrawn").await;
-    let reasons = gate.log().into_iter().filter_map(|mut line| line.get_mut("reason").map(Value::take));
-    let told =
-        reasons.into_iter().any(|reason| reason.as_str().unwrap_or_default().contains("without a proven signing time"));
+    let reasons = gate
+        .log()
+        .into_iter()
+        .filter_map(|mut line| line.get_mut("reason").map(Value::take));
+    let told = reasons.into_iter().any(|reason| {
+        reason
+            .as_str()
+            .unwrap_or_default()
+            .contains("without a proven signing time")
+    });
     assert!(told, "{:?}", gate.log());
-    assert_eq!(opa.decision("authz/answer").await, Some(json!("keyless")), "OPA keeps what it has");
+    assert_eq!(
+        opa.decision("authz/answer").await,
+        Some(json!("keyless")),
+        "OPA keeps what it has"
+    );
     registry.restart().await;
     root(&sigstore);
     let served = state("serving").await;
@@ -150,19 +242,31 @@ async fn a_root_exchanged_while_serving_withdraws_its_bundles_and_gives_them_bac
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_key_is_verified_with_as_much_evidence_as_possible() {
-    let (sigstore, registry, author) = (Sigstore::start().await, Registry::start(Kind::Debian).await, Author::new());
+    let (sigstore, registry, author) = (
+        Sigstore::start().await,
+        Registry::start(Kind::Debian).await,
+        Author::new(),
+    );
     // P-256, the usual one, has its matrix above.
-    let kinds = KeyKind::ALL.into_iter().filter(|kind| *kind != KeyKind::P256);
+    let kinds = KeyKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != KeyKind::P256);
     for kind in kinds.clone() {
         sigstore.make_key(kind).await;
     }
-    let config =
-        json!({ "version": 1, "registries": { &registry.host: registry.settings() }, "trust": keys(&sigstore) });
+    let config = json!({ "version": 1, "registries": { &registry.host: registry.settings() }, "trust": keys(&sigstore) });
     author.write("bundlegate.yaml", &config.to_string());
     for how in kinds.flat_map(|kind| Signing::ways(&Signer::Key(kind))) {
-        let Signer::Key(kind) = how.signer else { unreachable!() };
+        let Signer::Key(kind) = how.signer else {
+            unreachable!()
+        };
         let row = how.label();
-        let digest = registry.push(&format!("acme/{row}:v1"), &Artifact::answering(&row).await.file()).await;
+        let digest = registry
+            .push(
+                &format!("acme/{row}:v1"),
+                &Artifact::answering(&row).await.file(),
+            )
+            .await;
         let pinned = format!("acme/{row}@{digest}");
         let signed = sigstore.try_to_sign(&how, &registry, &pinned).await;
         if signed.code != Some(0) {
@@ -171,9 +275,21 @@ async fn every_kind_of_key_is_verified_with_as_much_evidence_as_possible() {
             continue;
         }
         let mut line = format!("keys and logs | {row:28}");
-        for asked in Asked::ALL.into_iter().filter(|asked| (kind, *asked) != (KeyKind::P521, Asked::Logged)) {
+        for asked in Asked::ALL
+            .into_iter()
+            .filter(|asked| (kind, *asked) != (KeyKind::P521, Asked::Logged))
+        {
             let (reference, policy) = (registry.reference(&pinned), asked.policy(kind));
-            let ran = author.run(&["verify", &reference, "--config", "bundlegate.yaml", "--policy", &policy]).await;
+            let ran = author
+                .run(&[
+                    "verify",
+                    &reference,
+                    "--config",
+                    "bundlegate.yaml",
+                    "--policy",
+                    &policy,
+                ])
+                .await;
             let outcome = match asked.lacking(kind, how.evidence) {
                 None => ran.ok().lines().last().map(|_| "verified"),
                 Some(why) => ran.refused(why).contains(why).then_some(why),
@@ -209,11 +325,14 @@ impl Asked {
         let strange = matches!(kind, KeyKind::P521 | KeyKind::Ed25519);
         match self {
             Self::Nothing => None,
-            Self::Stamped => (strange && evidence != Evidence::Log).then_some("of an unsupported kind"),
+            Self::Stamped => {
+                (strange && evidence != Evidence::Log).then_some("of an unsupported kind")
+            }
             Self::Logged if strange => Some("of an unsupported kind"),
             Self::Logged => {
                 let unknown = kind == KeyKind::P384 || evidence == Evidence::TilesAndTime;
-                (unknown || evidence == Evidence::Time).then_some("without valid transparency log proof")
+                (unknown || evidence == Evidence::Time)
+                    .then_some("without valid transparency log proof")
             }
         }
     }
@@ -222,9 +341,13 @@ impl Asked {
 /// A policy for each kind of key and each demand.
 fn keys(sigstore: &Sigstore) -> Value {
     let mut trust = json!({ "roots": { "corp": { "trusted_root": sigstore.trusted_root() } } });
-    for kind in KeyKind::ALL.into_iter().filter(|kind| *kind != KeyKind::P256) {
+    for kind in KeyKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != KeyKind::P256)
+    {
         for asked in Asked::ALL {
-            let mut authority = json!({ "keys": [declared(sigstore, kind)], "root": "corp", "tlog": "none" });
+            let mut authority =
+                json!({ "keys": [declared(sigstore, kind)], "root": "corp", "tlog": "none" });
             match asked {
                 // No signature of this kind could be, and the configuration may not ask for one.
                 Asked::Logged if kind == KeyKind::P521 => continue,
@@ -275,7 +398,10 @@ async fn signed_and_verified(kind: Kind, sigstore: &Sigstore, other: &Sigstore) 
         for voter in voters(how) {
             refusals.extend(outcome(&gate, how, &voter).await);
         }
-        lines.push(format!("{kind:12?} | {row:28} | served | {}", refusals.join(", ")));
+        lines.push(format!(
+            "{kind:12?} | {row:28} | served | {}",
+            refusals.join(", ")
+        ));
     }
     lines
 }
@@ -285,18 +411,28 @@ async fn sign(registry: &Registry, sigstore: &Sigstore, how: &Signing) {
     let row = how.label();
     let manifest = json!({ "roots": [&row] }).to_string();
     let policy = format!("package {row}\n\nanswer := \"{row}\"\n");
-    let artifact = Artifact::built(&row, &[(".manifest", &manifest), ("policy.rego", &policy)]).await;
-    let digest = registry.push(&format!("acme/{row}:v1"), &artifact.file()).await;
-    sigstore.sign(how, registry, &format!("acme/{row}@{digest}")).await;
+    let artifact =
+        Artifact::built(&row, &[(".manifest", &manifest), ("policy.rego", &policy)]).await;
+    let digest = registry
+        .push(&format!("acme/{row}:v1"), &artifact.file())
+        .await;
+    sigstore
+        .sign(how, registry, &format!("acme/{row}@{digest}"))
+        .await;
 }
 
 /// The way that a bundle goes under the policy of one authority; the refusal in words.
 async fn outcome(gate: &Gate, how: &Signing, voter: &Voter) -> Option<String> {
     let name = format!("{}.{}", how.label(), voter.name);
     let Some(refusal) = voter.refusal else {
-        let status = gate.status_when(&name, "served", |status| status["state"] == "serving").await;
+        let status = gate
+            .status_when(&name, "served", |status| status["state"] == "serving")
+            .await;
         let signer = &status["signers"][0];
-        assert_eq!((&signer["authority"], &signer["format"]), (&json!(voter.policy(how)), &json!(how.format.label())));
+        assert_eq!(
+            (&signer["authority"], &signer["format"]),
+            (&json!(voter.policy(how)), &json!(how.format.label()))
+        );
         return None;
     };
     let message = refusal_of(gate, &name).await;
@@ -309,9 +445,16 @@ async fn outcome(gate: &Gate, how: &Signing, voter: &Voter) -> Option<String> {
 async fn refusal_of(gate: &Gate, name: &str) -> String {
     let refused = |status: &Value| status["last_failure"]["step"] == "verify";
     let status = gate.status_when(name, "refused", refused).await;
-    let reply = http().get(format!("{}/bundles/{name}", gate.url)).send().await.unwrap();
+    let reply = http()
+        .get(format!("{}/bundles/{name}", gate.url))
+        .send()
+        .await
+        .unwrap();
     assert!(!reply.status().is_success(), "{name}: {}", reply.status());
-    status["last_failure"]["message"].as_str().unwrap().to_owned()
+    status["last_failure"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// An authority, and what it says of what somebody signed.
@@ -324,7 +467,11 @@ struct Voter {
 impl Voter {
     /// Its name in the configuration, and that of the policy that asks it alone.
     fn policy(&self, how: &Signing) -> String {
-        let evidence = if how.evidence == Evidence::Time { "timed" } else { "logged" };
+        let evidence = if how.evidence == Evidence::Time {
+            "timed"
+        } else {
+            "logged"
+        };
         format!("{}-{}-{evidence}", how.signer.label(), self.name)
     }
 }
@@ -334,7 +481,15 @@ fn voters(how: &Signing) -> Vec<Voter> {
     let voter = |name, refusal| Voter { name, refusal };
     let mut voters = vec![
         voter("right", None),
-        voter("other-root", Some(&["without valid transparency log proof", "without a proven signing time"][..])),
+        voter(
+            "other-root",
+            Some(
+                &[
+                    "without valid transparency log proof",
+                    "without a proven signing time",
+                ][..],
+            ),
+        ),
     ];
     voters.extend(match &how.signer {
         Signer::Key(_) => vec![voter("other-key", Some(&["by another key"][..]))],
@@ -345,7 +500,10 @@ fn voters(how: &Signing) -> Vec<Voter> {
         Signer::Keyless(Identity::Job(_)) => vec![
             voter("other-subject", Some(&["by another identity"][..])),
             voter("other-issuer", Some(&["by another identity"][..])),
-            voter("other-claim", Some(&["certificate claims do not match"][..])),
+            voter(
+                "other-claim",
+                Some(&["certificate claims do not match"][..]),
+            ),
         ],
     });
     voters
@@ -364,11 +522,23 @@ fn trust(sigstore: &Sigstore, other: &Sigstore) -> Value {
     for how in Signing::every() {
         for voter in voters(&how) {
             let name = voter.policy(&how);
-            let root = if voter.name == "other-root" { "elsewhere" } else { "corp" };
-            let issuing = if voter.name == "other-issuer" { other } else { sigstore };
+            let root = if voter.name == "other-root" {
+                "elsewhere"
+            } else {
+                "corp"
+            };
+            let issuing = if voter.name == "other-issuer" {
+                other
+            } else {
+                sigstore
+            };
             let mut authority = match &how.signer {
                 Signer::Key(kind) => {
-                    let owner = if voter.name == "other-key" { other } else { sigstore };
+                    let owner = if voter.name == "other-key" {
+                        other
+                    } else {
+                        sigstore
+                    };
                     json!({ "keys": [owner.key(*kind)], "root": root })
                 }
                 Signer::Keyless(identity) => json!({ "keyless": {
@@ -378,7 +548,11 @@ fn trust(sigstore: &Sigstore, other: &Sigstore) -> Value {
                     "claims": claims(identity, &voter),
                 } }),
             };
-            authority["tlog"] = json!(if how.evidence == Evidence::Time { "none" } else { "require" });
+            authority["tlog"] = json!(if how.evidence == Evidence::Time {
+                "none"
+            } else {
+                "require"
+            });
             trust["authorities"][&name] = authority;
             trust["policies"][&name] = json!({ "require": { "any_of": [name] } });
         }
@@ -387,8 +561,14 @@ fn trust(sigstore: &Sigstore, other: &Sigstore) -> Value {
 }
 
 fn claims(identity: &Identity, voter: &Voter) -> Value {
-    let Identity::Job(claims) = identity else { return json!({}) };
-    let repository = if voter.name == "other-claim" { &json!("654321") } else { &claims["repository_id"] };
+    let Identity::Job(claims) = identity else {
+        return json!({});
+    };
+    let repository = if voter.name == "other-claim" {
+        &json!("654321")
+    } else {
+        &claims["repository_id"]
+    };
     json!({ "source_repository_id": repository, "runner_environment": claims["runner_environment"] })
 }
 

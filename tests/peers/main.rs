@@ -1,7 +1,15 @@
 //! The product's program among the real ones: OPA, registries, cosign, oras.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic, and its helpers too")]
-#![allow(clippy::print_stdout, reason = "measured figures are told, not asserted")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic, and its helpers too"
+)]
+#![allow(
+    clippy::print_stdout,
+    reason = "measured figures are told, not asserted"
+)]
 
 mod airgap;
 mod archives;

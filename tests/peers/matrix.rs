@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
-    Artifact, Ca, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry, long_polling,
+    Artifact, Ca, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
+    long_polling,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,20 +35,25 @@ async fn a_registry_with_the_referrers_api_over_tls() {
 async fn a_discovered_configuration_names_the_bundles() {
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
-    let gate = Gate::start(GateConfig::trusting(&key).bundle("discovery", &registry, "acme/discovery:live").bundle(
-        "authz",
-        &registry,
-        "acme/authz:live",
-    ))
+    let gate = Gate::start(
+        GateConfig::trusting(&key)
+            .bundle("discovery", &registry, "acme/discovery:live")
+            .bundle("authz", &registry, "acme/authz:live"),
+    )
     .await;
     let bundles = long_polling(&gate.url, "authz")["bundles"].take();
     let discovered = json!({ "bundles": bundles, "labels": { "by": "discovery" } }).to_string();
     let artifacts = [
-        ("acme/discovery", Artifact::built("1", &[("data.json", &discovered)]).await),
+        (
+            "acme/discovery",
+            Artifact::built("1", &[("data.json", &discovered)]).await,
+        ),
         ("acme/authz", Artifact::answering("first").await),
     ];
     for (repository, artifact) in &artifacts {
-        let digest = registry.push(&format!("{repository}:live"), &artifact.file()).await;
+        let digest = registry
+            .push(&format!("{repository}:live"), &artifact.file())
+            .await;
         key.sign(&registry, &format!("{repository}@{digest}")).await;
     }
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
@@ -62,7 +68,10 @@ async fn a_discovered_configuration_names_the_bundles() {
         let began = Instant::now();
         let opa = Opa::start(version, &boot).await;
         opa.answers("first").await;
-        println!("discovery | OPA {version:?} | decides {:.1} s after its start", began.elapsed().as_secs_f64());
+        println!(
+            "discovery | OPA {version:?} | decides {:.1} s after its start",
+            began.elapsed().as_secs_f64()
+        );
     }
 }
 
@@ -87,10 +96,19 @@ async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Optio
     let mut cells = Vec::new();
     let mut config = GateConfig::trusting(&key);
     for (name, cosign, format) in WAYS {
-        let [old, new] = [signed(&registry, &key, name, "old").await, signed(&registry, &key, name, "new").await];
+        let [old, new] = [
+            signed(&registry, &key, name, "old").await,
+            signed(&registry, &key, name, "new").await,
+        ];
         registry.tag(&old, "live").await;
         config = config.bundle(name, &registry, &format!("acme/{name}:live"));
-        cells.push(Cell { name, cosign, format, old, new });
+        cells.push(Cell {
+            name,
+            cosign,
+            format,
+            old,
+            new,
+        });
     }
     if let Some(ca) = tls_to_opa {
         config = config.secured(&ca.issue("gate"));
@@ -107,7 +125,12 @@ async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Optio
         let back = reached(&opas, cell, "old").await;
         let format = cell.format.label();
         let signer = &gate.status(cell.name).await["signers"][0];
-        assert_eq!((&signer["authority"], &signer["format"]), (&json!("release-key"), &json!(format)), "{}", cell.name);
+        assert_eq!(
+            (&signer["authority"], &signer["format"]),
+            (&json!("release-key"), &json!(format)),
+            "{}",
+            cell.name
+        );
         for (index, (name, _)) in opas.iter().enumerate() {
             println!(
                 "matrix | {:?} | cosign {:?} | {format:6} | {name:22} | moved {:.2} s | back {:.2} s |",
@@ -124,15 +147,31 @@ async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Optio
 async fn signed(registry: &Registry, key: &KeyPair, way: &str, answer: &str) -> String {
     let manifest = json!({ "roots": [way] }).to_string();
     let policy = format!("package {way}\n\nanswer := \"{answer}\"\n");
-    let artifact = Artifact::built(answer, &[(".manifest", &manifest), ("policy.rego", &policy)]).await;
-    let digest = registry.push(&format!("acme/{way}:{answer}"), &artifact.file()).await;
+    let artifact = Artifact::built(
+        answer,
+        &[(".manifest", &manifest), ("policy.rego", &policy)],
+    )
+    .await;
+    let digest = registry
+        .push(&format!("acme/{way}:{answer}"), &artifact.file())
+        .await;
     let pinned = format!("acme/{way}@{digest}");
     let (_, cosign, format) = WAYS.into_iter().find(|(name, ..)| *name == way).unwrap();
     key.sign_with(cosign, format, registry, &pinned).await;
     let tag = digest.replace(':', "-");
-    let tags = registry.oras(&["repo", "tags", &registry.reference(&format!("acme/{way}"))]).await;
-    let found: Vec<_> = tags.lines().filter_map(|line| line.strip_prefix(&tag)).collect();
-    assert_eq!(found, place(registry.kind, format), "{way} in {:?}: {tags}", registry.kind);
+    let tags = registry
+        .oras(&["repo", "tags", &registry.reference(&format!("acme/{way}"))])
+        .await;
+    let found: Vec<_> = tags
+        .lines()
+        .filter_map(|line| line.strip_prefix(&tag))
+        .collect();
+    assert_eq!(
+        found,
+        place(registry.kind, format),
+        "{way} in {:?}: {tags}",
+        registry.kind
+    );
     pinned
 }
 
@@ -163,14 +202,20 @@ async fn opas(gate: &Gate, ca: Option<&Ca>) -> Vec<(&'static str, Opa)> {
     }
     vec![
         ("OPA newest", Opa::start(OpaVersion::Newest, &config).await),
-        ("OPA newest, superseded", Opa::start(OpaVersion::Newest, &superseding).await),
+        (
+            "OPA newest, superseded",
+            Opa::start(OpaVersion::Newest, &superseding).await,
+        ),
         ("OPA 0.70", Opa::start(OpaVersion::V0_70, &config).await),
     ]
 }
 
 /// Until every OPA is held by the gate: whatever it learns from now on, it learns by long poll.
 async fn all_wait(gate: &Gate, cell: &Cell, opas: usize) {
-    gate.status_when(cell.name, "all OPAs wait", |status| status["waiters"] == opas).await;
+    gate.status_when(cell.name, "all OPAs wait", |status| {
+        status["waiters"] == opas
+    })
+    .await;
 }
 
 /// How long each OPA takes from now on to decide by a version of a bundle.

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Artifact, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry, eventually, http, program,
+    Artifact, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry, eventually,
+    http, program,
 };
 
 /// What dashboards are built upon.
@@ -38,27 +39,61 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
     let digest = registry.push("acme/authz:live", &artifact.file()).await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
     registry.push("acme/unsigned:live", &artifact.file()).await;
-    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live").cached();
+    let config = GateConfig::trusting(&key)
+        .bundle("authz", &registry, "acme/authz:live")
+        .cached();
     let gate = Gate::start(config.bundle("refused", &registry, "acme/unsigned:live")).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("first").await;
-    gate.status_when("refused", "refused", |status| status["state"] == "withdrawn").await;
-    gate.status_when("authz", "OPA waits", |status| status["waiters"] == 1).await;
+    gate.status_when("refused", "refused", |status| {
+        status["state"] == "withdrawn"
+    })
+    .await;
+    gate.status_when("authz", "OPA waits", |status| status["waiters"] == 1)
+        .await;
     linted(&gate).await;
 
     let folder = TempDir::new().unwrap();
     let (prometheus, mut process) = scraping(&gate, &folder).await;
     for (query, wanted) in [
-        (r#"bundlegate_bundle_state{bundle="authz",state="serving"}"#, "1"),
-        (r#"bundlegate_bundle_state{bundle="authz",state="withdrawn"}"#, "0"),
-        (r#"bundlegate_bundle_state{bundle="refused",state="withdrawn"}"#, "1"),
+        (
+            r#"bundlegate_bundle_state{bundle="authz",state="serving"}"#,
+            "1",
+        ),
+        (
+            r#"bundlegate_bundle_state{bundle="authz",state="withdrawn"}"#,
+            "0",
+        ),
+        (
+            r#"bundlegate_bundle_state{bundle="refused",state="withdrawn"}"#,
+            "1",
+        ),
         (r#"bundlegate_waiters{bundle="authz"}"#, "1"),
-        (&format!(r#"bundlegate_bundle_info{{bundle="authz",manifest="{digest}",revision="first"}}"#), "1"),
-        ("time() - bundlegate_bundle_last_check_timestamp_seconds{bundle=\"authz\"} < bool 60", "1"),
+        (
+            &format!(
+                r#"bundlegate_bundle_info{{bundle="authz",manifest="{digest}",revision="first"}}"#
+            ),
+            "1",
+        ),
+        (
+            "time() - bundlegate_bundle_last_check_timestamp_seconds{bundle=\"authz\"} < bool 60",
+            "1",
+        ),
     ] {
-        let asked = async || value(&prometheus, query).await.filter(|value| value == wanted);
-        let (_, took) = eventually(&format!("Prometheus to answer {query} with {wanted}"), asked).await;
-        println!("prometheus | {query} = {wanted} | after {:.1} s", took.as_secs_f64());
+        let asked = async || {
+            value(&prometheus, query)
+                .await
+                .filter(|value| value == wanted)
+        };
+        let (_, took) = eventually(
+            &format!("Prometheus to answer {query} with {wanted}"),
+            asked,
+        )
+        .await;
+        println!(
+            "prometheus | {query} = {wanted} | after {:.1} s",
+            took.as_secs_f64()
+        );
     }
     assert!(!process.has_ended());
 }
@@ -69,14 +104,28 @@ async fn linted(gate: &Gate) {
     let page = folder.path().join("metrics");
     fs::write(&page, gate.admin("/metrics").await).unwrap();
     let mut promtool = Command::new(program("promtool"));
-    let checked = promtool.args(["check", "metrics"]).stdin(File::open(&page).unwrap()).output().unwrap();
+    let checked = promtool
+        .args(["check", "metrics"])
+        .stdin(File::open(&page).unwrap())
+        .output()
+        .unwrap();
     let said = [checked.stdout, checked.stderr].concat();
-    assert!(checked.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    assert!(
+        checked.status.success() && said.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
     let page = fs::read_to_string(&page).unwrap();
     for (name, kind) in PROMISED {
-        assert!(page.contains(&format!("# TYPE bundlegate_{name} {kind}\n")), "{name} is not there");
+        assert!(
+            page.contains(&format!("# TYPE bundlegate_{name} {kind}\n")),
+            "{name} is not there"
+        );
     }
-    println!("prometheus | promtool accepts all {} metrics", PROMISED.len());
+    println!(
+        "prometheus | promtool accepts all {} metrics",
+        PROMISED.len()
+    );
 }
 
 /// A Prometheus that looks at the gate every second, and where it listens.
@@ -98,7 +147,10 @@ async fn scraping(gate: &Gate, folder: &TempDir) -> (String, Process) {
         .line(|line| {
             let line: Value = serde_json::from_str(line).ok()?;
             // Port 0 stands in an earlier line, the real one in that of the web toolkit.
-            line["address"].as_str().filter(|address| !address.ends_with(":0")).map(str::to_owned)
+            line["address"]
+                .as_str()
+                .filter(|address| !address.ends_with(":0"))
+                .map(str::to_owned)
         })
         .await;
     (format!("http://{address}"), process)
@@ -106,7 +158,9 @@ async fn scraping(gate: &Gate, folder: &TempDir) -> (String, Process) {
 
 /// The value of the only sample that a query gives.
 async fn value(prometheus: &str, query: &str) -> Option<String> {
-    let url = reqwest::Url::parse_with_params(&format!("{prometheus}/api/v1/query"), [("query", query)]).unwrap();
+    let url =
+        reqwest::Url::parse_with_params(&format!("{prometheus}/api/v1/query"), [("query", query)])
+            .unwrap();
     let body = http().get(url).send().await.ok()?.bytes().await.ok()?;
     let body: Value = serde_json::from_slice(&body).ok()?;
     match body["data"]["result"].as_array()?.as_slice() {

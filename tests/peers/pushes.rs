@@ -7,8 +7,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::{
-    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Ran, Registry, Terminal, USER, eventually,
-    run,
+    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Ran, Registry, Terminal,
+    USER, eventually, run,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
@@ -16,7 +16,10 @@ const MB: usize = 1_000_000;
 
 /// Builds the policy in the author's home under a name, and gives the digest.
 async fn build(author: &Author, reference: &str) -> String {
-    let built = author.run(&["build", "policy", "-t", reference, "--json"]).await.json();
+    let built = author
+        .run(&["build", "policy", "-t", reference, "--json"])
+        .await
+        .json();
     built["digest"].as_str().unwrap().to_owned()
 }
 
@@ -26,7 +29,12 @@ async fn large(author: &Author, name: &str, size: usize) {
     fastrand::fill(&mut bytes);
     fs::write(author.path("large.bin"), bytes).unwrap();
     let layer = "large.bin:application/vnd.oci.image.layer.v1.tar+gzip";
-    run("oras", author.home(), &["push", "--oci-layout", &format!("{name}:v1"), layer]).await;
+    run(
+        "oras",
+        author.home(),
+        &["push", "--oci-layout", &format!("{name}:v1"), layer],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,60 +42,146 @@ async fn every_registry_takes_a_push_and_every_client_reads_it() {
     for kind in KINDS {
         let (registry, author) = (Registry::start(kind).await, Author::new());
         author.policy("first");
-        let (one, two) = (registry.reference("acme/authz:v1"), registry.reference("acme/authz:live"));
+        let (one, two) = (
+            registry.reference("acme/authz:v1"),
+            registry.reference("acme/authz:live"),
+        );
         let digest = build(&author, &one).await;
         author.run(&["tag", &one, &two]).await.ok();
-        let pushed = author.run(&["push", "--plain-http", &one, &two]).await.told();
+        let pushed = author
+            .run(&["push", "--plain-http", &one, &two])
+            .await
+            .told();
         let pinned = registry.reference(&format!("acme/authz@{digest}"));
         assert_eq!(pushed, format!("{pinned}\n{pinned}"), "{kind:?}");
         let before = puts(&registry);
-        assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
-        let again = author.run(&["push", "--plain-http", "--json", &one]).await.json();
+        assert!(
+            before > 0 || registry.kind != Kind::Debian,
+            "the log of uploads is not understood"
+        );
+        let again = author
+            .run(&["push", "--plain-http", "--json", &one])
+            .await
+            .json();
         assert_eq!(again, json!([{ "reference": one, "digest": digest }]));
         if kind == Kind::Debian {
             assert_eq!(puts(&registry), before, "no blob goes over twice");
         }
-        registry.oras(&["pull", &two, "--output", author.home().to_str().unwrap()]).await;
+        registry
+            .oras(&["pull", &two, "--output", author.home().to_str().unwrap()])
+            .await;
         let seen = run("crane", author.home(), &["digest", "--insecure", &two]).await;
         assert_eq!(seen, digest, "{kind:?}");
         let to = format!("docker://{two}");
-        let seen = run("skopeo", author.home(), &["inspect", "--raw", "--tls-verify=false", &to]).await;
-        assert!(seen.contains("org.openpolicyregistry.type"), "{kind:?}: {seen}");
+        let seen = run(
+            "skopeo",
+            author.home(),
+            &["inspect", "--raw", "--tls-verify=false", &to],
+        )
+        .await;
+        assert!(
+            seen.contains("org.openpolicyregistry.type"),
+            "{kind:?}: {seen}"
+        );
         let listed = author
-            .run(&["images", "--remote", &registry.reference("acme/authz"), "--plain-http", "--json"])
+            .run(&[
+                "images",
+                "--remote",
+                &registry.reference("acme/authz"),
+                "--plain-http",
+                "--json",
+            ])
             .await
             .json();
-        let tags: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["tag"]).collect();
+        let tags: Vec<_> = listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| &one["tag"])
+            .collect();
         assert_eq!(tags, ["live", "v1"], "{kind:?}");
-        let listed = author.run(&["images", "--remote", &registry.host, "--search", "auth", "--plain-http"]).await.ok();
-        assert!(listed.contains(&registry.reference("acme/authz")), "{kind:?}: {listed}");
+        let listed = author
+            .run(&[
+                "images",
+                "--remote",
+                &registry.host,
+                "--search",
+                "auth",
+                "--plain-http",
+            ])
+            .await
+            .ok();
+        assert!(
+            listed.contains(&registry.reference("acme/authz")),
+            "{kind:?}: {listed}"
+        );
     }
 }
 
 /// How many uploads docker-registry has finished.
 fn puts(registry: &Registry) -> usize {
-    let uploads = |line: &&str| line.contains("/blobs/uploads/") && line.contains("\"http.request.method\":\"PUT\"");
-    registry.log().lines().filter(uploads).filter(|line| line.contains("response completed")).count()
+    let uploads = |line: &&str| {
+        line.contains("/blobs/uploads/") && line.contains("\"http.request.method\":\"PUT\"")
+    };
+    registry
+        .log()
+        .lines()
+        .filter(uploads)
+        .filter(|line| line.contains("response completed"))
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_pushed_goes_wherever_others_take_it() {
-    let (registry, second, author) =
-        (Registry::start(Kind::Debian).await, Registry::start(Kind::Referrers).await, Author::new());
+    let (registry, second, author) = (
+        Registry::start(Kind::Debian).await,
+        Registry::start(Kind::Referrers).await,
+        Author::new(),
+    );
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     let digest = build(&author, &name).await;
     author.run(&["push", "--plain-http", &name]).await.ok();
     let crane = second.reference("crane/authz:v1");
-    run("crane", author.home(), &["copy", "--insecure", &name, &crane]).await;
+    run(
+        "crane",
+        author.home(),
+        &["copy", "--insecure", &name, &crane],
+    )
+    .await;
     let skopeo = second.reference("skopeo/authz:v1");
     let to = format!("docker://{skopeo}");
-    let flags = ["copy", "--insecure-policy", "--src-tls-verify=false", "--dest-tls-verify=false"];
-    run("skopeo", author.home(), &[&flags[..], &[&format!("docker://{name}"), &to]].concat()).await;
+    let flags = [
+        "copy",
+        "--insecure-policy",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+    ];
+    run(
+        "skopeo",
+        author.home(),
+        &[&flags[..], &[&format!("docker://{name}"), &to]].concat(),
+    )
+    .await;
     for copy in [&crane, &skopeo] {
-        assert_eq!(run("crane", author.home(), &["digest", "--insecure", copy]).await, digest, "{copy}");
+        assert_eq!(
+            run("crane", author.home(), &["digest", "--insecure", copy]).await,
+            digest,
+            "{copy}"
+        );
     }
-    run("conftest", author.home(), &["pull", "--tls=false", &format!("oci://{name}"), "--policy", "pulled"]).await;
+    run(
+        "conftest",
+        author.home(),
+        &[
+            "pull",
+            "--tls=false",
+            &format!("oci://{name}"),
+            "--policy",
+            "pulled",
+        ],
+    )
+    .await;
     assert!(held(&author.path("pulled")) > 0);
     // OPA's own downloader, from the registry without a gateway.
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
@@ -104,32 +198,52 @@ async fn what_is_pushed_goes_wherever_others_take_it() {
 async fn a_blob_of_another_repository_is_mounted_and_not_sent() {
     let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
     author.policy("first");
-    let (base, other) = (registry.reference("acme/base:v1"), registry.reference("acme/other:v1"));
+    let (base, other) = (
+        registry.reference("acme/base:v1"),
+        registry.reference("acme/other:v1"),
+    );
     build(&author, &base).await;
     author.run(&["push", "--plain-http", &base]).await.ok();
     let before = puts(&registry);
-    assert!(before > 0 || registry.kind != Kind::Debian, "the log of uploads is not understood");
+    assert!(
+        before > 0 || registry.kind != Kind::Debian,
+        "the log of uploads is not understood"
+    );
     author.run(&["tag", &base, &other]).await.ok();
     author.run(&["push", "--plain-http", &other]).await.ok();
     assert_eq!(puts(&registry), before, "nothing was uploaded");
-    registry.oras(&["pull", &other, "--output", author.home().to_str().unwrap()]).await;
+    registry
+        .oras(&["pull", &other, "--output", author.home().to_str().unwrap()])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
-    let (registry, author, key) = (Registry::start(Kind::Debian).await, Author::new(), KeyPair::generate().await);
+    let (registry, author, key) = (
+        Registry::start(Kind::Debian).await,
+        Author::new(),
+        KeyPair::generate().await,
+    );
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     let digest = build(&author, &name).await;
     author.run(&["push", "--plain-http", &name]).await.ok();
     let other = Author::new();
     let public = key.public();
-    let pull = ["pull", "--plain-http", &name, "--key", public.to_str().unwrap()];
+    let pull = [
+        "pull",
+        "--plain-http",
+        &name,
+        "--key",
+        public.to_str().unwrap(),
+    ];
     other.run(&pull).await.refused("no signature");
     assert_eq!(other.run(&["images", "--json"]).await.json(), json!([]));
     let pinned = format!("acme/authz@{digest}");
-    key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
-    key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
+    key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned)
+        .await;
+    key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned)
+        .await;
     assert_eq!(other.run(&pull).await.told(), registry.reference(&pinned));
     let images = other.run(&["images", "--json"]).await.json();
     assert_eq!(images[0]["signed"], true);
@@ -144,7 +258,9 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
             },
         });
         other.write("bundlegate.yaml", &config.to_string());
-        let done = other.run(&["pull", &name, "--config", "bundlegate.yaml"]).await;
+        let done = other
+            .run(&["pull", &name, "--config", "bundlegate.yaml"])
+            .await;
         assert_eq!(done.code, Some(code), "{pattern}: {}", done.stderr);
     }
     // What was pulled goes on to another registry with its signatures, under another name.
@@ -161,7 +277,13 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
 async fn cosign_verifies(key: &KeyPair, registry: &Registry, reference: &str, format: Format) {
     let new_format = format!("--new-bundle-format={}", format == Format::Bundle);
     let public = key.public();
-    let mut words = vec!["verify", "--key", public.to_str().unwrap(), "--insecure-ignore-tlog", &new_format];
+    let mut words = vec![
+        "verify",
+        "--key",
+        public.to_str().unwrap(),
+        "--insecure-ignore-tlog",
+        &new_format,
+    ];
     let flags = registry.cosign_flags();
     words.extend(flags.iter().map(String::as_str));
     words.push(reference);
@@ -170,28 +292,52 @@ async fn cosign_verifies(key: &KeyPair, registry: &Registry, reference: &str, fo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_verified_with_the_first_registry_gone() {
-    let ways = [(Kind::Debian, Kind::Referrers), (Kind::Referrers, Kind::Distribution)];
+    let ways = [
+        (Kind::Debian, Kind::Referrers),
+        (Kind::Referrers, Kind::Distribution),
+    ];
     for (first, second) in ways {
-        let (registry, author, key) = (Registry::start(first).await, Author::new(), KeyPair::generate().await);
+        let (registry, author, key) = (
+            Registry::start(first).await,
+            Author::new(),
+            KeyPair::generate().await,
+        );
         author.policy("first");
         let name = registry.reference("acme/authz:v1");
         let digest = build(&author, &name).await;
         author.run(&["push", "--plain-http", &name]).await.ok();
         let pinned = format!("acme/authz@{digest}");
-        key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned).await;
-        key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned).await;
-        let copied = author.run(&["copy", &name, "oci-layout:carry", "--plain-http"]).await.told();
+        key.sign_with(Cosign::V3, Format::Bundle, &registry, &pinned)
+            .await;
+        key.sign_with(Cosign::V2, Format::Legacy, &registry, &pinned)
+            .await;
+        let copied = author
+            .run(&["copy", &name, "oci-layout:carry", "--plain-http"])
+            .await
+            .told();
         assert_eq!(copied, format!("oci-layout:carry@{digest}"));
         drop(registry);
         let public = key.public();
         let public = public.to_str().unwrap();
-        author.run(&["verify", "oci-layout:carry:v1", "--key", public]).await.ok();
-        author.run(&["verify", "oci-layout:carry", "--key", public]).await.ok();
+        author
+            .run(&["verify", "oci-layout:carry:v1", "--key", public])
+            .await
+            .ok();
+        author
+            .run(&["verify", "oci-layout:carry", "--key", public])
+            .await
+            .ok();
         let registry = Registry::start(second).await;
         let there = registry.reference("other/name:v2");
-        author.run(&["copy", "oci-layout:carry:v1", &there, "--to-plain-http"]).await.ok();
+        author
+            .run(&["copy", "oci-layout:carry:v1", &there, "--to-plain-http"])
+            .await
+            .ok();
         fs::remove_dir_all(author.path("carry")).unwrap();
-        author.run(&["verify", &there, "--key", public, "--plain-http"]).await.ok();
+        author
+            .run(&["verify", &there, "--key", public, "--plain-http"])
+            .await
+            .ok();
         for format in [Format::Bundle, Format::Legacy] {
             cosign_verifies(&key, &registry, &there, format).await;
         }
@@ -201,17 +347,30 @@ async fn a_copy_is_verified_with_the_first_registry_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_logged_in_with_docker_is_logged_in() {
     let ca = Ca::new();
-    let (registry, author) = (Registry::protected(Kind::Distribution, &ca).await, Author::new());
+    let (registry, author) = (
+        Registry::protected(Kind::Distribution, &ca).await,
+        Author::new(),
+    );
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
     let push = ["push", "--ca-file", registry.ca(), &name];
     author.run(&push).await.refused("bundlegate login");
     // As docker writes it.
-    run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", PASSWORD]).await;
+    run(
+        "crane",
+        author.home(),
+        &["auth", "login", &registry.host, "-u", USER, "-p", PASSWORD],
+    )
+    .await;
     author.run(&push).await.ok();
     // A wrong password is told from none.
-    run("crane", author.home(), &["auth", "login", &registry.host, "-u", USER, "-p", "wrong"]).await;
+    run(
+        "crane",
+        author.home(),
+        &["auth", "login", &registry.host, "-u", USER, "-p", "wrong"],
+    )
+    .await;
     let refused = author.run(&push).await.refused("the stored credentials");
     assert!(!refused.contains("wrong"), "{refused}");
 }
@@ -220,22 +379,48 @@ async fn who_logged_in_with_docker_is_logged_in() {
 async fn login_tries_the_password_before_it_keeps_it_and_others_use_it() {
     let ca = Ca::new();
     let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
-    let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
-    let refused = author.run_with(&login, "wrong\n").await.refused("user name and password");
+    let login = [
+        "login",
+        &registry.host,
+        "-u",
+        USER,
+        "--password-stdin",
+        "--ca-file",
+        registry.ca(),
+    ];
+    let refused = author
+        .run_with(&login, "wrong\n")
+        .await
+        .refused("user name and password");
     assert!(!refused.contains("wrong"), "{refused}");
     let file = author.path(".docker/config.json");
     assert!(!file.exists());
-    assert_eq!(author.run_with(&login, &format!("{PASSWORD}\n")).await.ok(), "");
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        author.run_with(&login, &format!("{PASSWORD}\n")).await.ok(),
+        ""
+    );
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
-    author.run(&["push", "--ca-file", registry.ca(), &name]).await.ok();
+    author
+        .run(&["push", "--ca-file", registry.ca(), &name])
+        .await
+        .ok();
     let repository = registry.reference("acme/authz");
     let tags = ["repo", "tags", "--ca-file", registry.ca(), &repository];
     assert_eq!(run("oras", author.home(), &tags).await, "v1");
     author.run(&["logout", &registry.host]).await.ok();
-    assert!(author.run(&["push", "--ca-file", registry.ca(), &name]).await.code == Some(1));
+    assert!(
+        author
+            .run(&["push", "--ca-file", registry.ca(), &name])
+            .await
+            .code
+            == Some(1)
+    );
     let usage = author.run(&["login", "https://ghcr.io"]).await;
     assert_eq!(usage.code, Some(2));
 }
@@ -255,18 +440,42 @@ async fn a_credential_helper_keeps_the_password_where_one_is_named() {
     let ca = Ca::new();
     let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
     author.write("bin/docker-credential-shelf", HELPER);
-    fs::set_permissions(author.path("bin/docker-credential-shelf"), fs::Permissions::from_mode(0o755)).unwrap();
-    author.write(".docker/config.json", r#"{ "credsStore": "shelf", "psFormat": "kept" }"#);
-    let login = ["login", &registry.host, "-u", USER, "--password-stdin", "--ca-file", registry.ca()];
+    fs::set_permissions(
+        author.path("bin/docker-credential-shelf"),
+        fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+    author.write(
+        ".docker/config.json",
+        r#"{ "credsStore": "shelf", "psFormat": "kept" }"#,
+    );
+    let login = [
+        "login",
+        &registry.host,
+        "-u",
+        USER,
+        "--password-stdin",
+        "--ca-file",
+        registry.ca(),
+    ];
     author.run_with(&login, PASSWORD).await.ok();
     let config = fs::read_to_string(author.path(".docker/config.json")).unwrap();
-    assert!(config.contains("psFormat") && !config.contains("\"auth\""), "{config}");
+    assert!(
+        config.contains("psFormat") && !config.contains("\"auth\""),
+        "{config}"
+    );
     let kept = fs::read_to_string(author.path("bin/kept")).unwrap();
-    assert!(kept.contains(&registry.host) && kept.contains(PASSWORD), "{kept}");
+    assert!(
+        kept.contains(&registry.host) && kept.contains(PASSWORD),
+        "{kept}"
+    );
     author.policy("first");
     let name = registry.reference("acme/authz:v1");
     build(&author, &name).await;
-    author.run(&["push", "--ca-file", registry.ca(), &name]).await.ok();
+    author
+        .run(&["push", "--ca-file", registry.ca(), &name])
+        .await
+        .ok();
     author.run(&["logout", &registry.host]).await.ok();
     assert!(!author.path("bin/kept").exists());
 }
@@ -277,22 +486,51 @@ async fn two_hundred_megabytes_go_over_in_little_memory() {
     large(&author, "large", 200 * MB).await;
     for kind in KINDS {
         let registry = Registry::start(kind).await;
-        let (theirs, ours) = (registry.reference("acme/theirs:v1"), registry.reference("acme/ours:v1"));
+        let (theirs, ours) = (
+            registry.reference("acme/theirs:v1"),
+            registry.reference("acme/ours:v1"),
+        );
         let began = Instant::now();
-        run("oras", author.home(), &["cp", "--from-oci-layout", "--to-plain-http", "large:v1", &theirs]).await;
+        run(
+            "oras",
+            author.home(),
+            &[
+                "cp",
+                "--from-oci-layout",
+                "--to-plain-http",
+                "large:v1",
+                &theirs,
+            ],
+        )
+        .await;
         let oras_push = began.elapsed();
         let began = Instant::now();
-        run("oras", author.home(), &["pull", "--plain-http", &theirs, "--output", "pulled"]).await;
+        run(
+            "oras",
+            author.home(),
+            &["pull", "--plain-http", &theirs, "--output", "pulled"],
+        )
+        .await;
         let oras_pull = began.elapsed();
         let began = Instant::now();
         // Another host's name for the same place, so that nothing can be mounted or skipped.
         let fresh = Registry::start(kind).await;
         let ours_there = ours.replace(&registry.host, &fresh.host);
-        let push = author.run(&["copy", "oci-layout:large:v1", &ours_there, "--plain-http"]).await;
+        let push = author
+            .run(&["copy", "oci-layout:large:v1", &ours_there, "--plain-http"])
+            .await;
         let our_push = began.elapsed();
         assert_eq!(push.code, Some(0), "{kind:?}: {}", push.stderr);
         let began = Instant::now();
-        let pull = author.run(&["pull", &ours_there, "--plain-http", "--store", &format!("{kind:?}")]).await;
+        let pull = author
+            .run(&[
+                "pull",
+                &ours_there,
+                "--plain-http",
+                "--store",
+                &format!("{kind:?}"),
+            ])
+            .await;
         let our_pull = began.elapsed();
         assert_eq!(pull.code, Some(0), "{kind:?}: {}", pull.stderr);
         println!(
@@ -303,7 +541,11 @@ async fn two_hundred_megabytes_go_over_in_little_memory() {
             our_pull.div_duration_f64(oras_pull),
         );
         for done in [push, pull] {
-            assert!(done.peak > 0 && done.peak < 100 << 20, "{kind:?}: {} bytes", done.peak);
+            assert!(
+                done.peak > 0 && done.peak < 100 << 20,
+                "{kind:?}: {} bytes",
+                done.peak
+            );
         }
     }
 }
@@ -317,17 +559,28 @@ async fn a_push_outlives_a_restart_of_its_registry() {
         let name = registry.reference("acme/large:v1");
         let push = ["copy", "oci-layout:large:v1", &name, "--plain-http"];
         let child = author.start(&push);
-        let uploads = registry.folder().join("docker/registry/v2/repositories/acme/large/_uploads");
-        eventually("the first chunk", async || (held(&uploads) > 10 * MB as u64).then_some(())).await;
+        let uploads = registry
+            .folder()
+            .join("docker/registry/v2/repositories/acme/large/_uploads");
+        eventually("the first chunk", async || {
+            (held(&uploads) > 10 * MB as u64).then_some(())
+        })
+        .await;
         let before = held(&uploads);
         registry.restart().await;
         let done = Ran::of(child).await;
         assert_eq!(done.code, Some(0), "{kind:?}: {}", done.stderr);
         // distribution knows an upload by its length at the last whole chunk: one that was
         // cut within a chunk is lost to it, and is begun anew. Beside it, the config's.
-        let begun = |line: &&str| line.contains("/acme/large/blobs/uploads/\"") && line.contains("\"POST\"");
+        let begun = |line: &&str| {
+            line.contains("/acme/large/blobs/uploads/\"") && line.contains("\"POST\"")
+        };
         let log = registry.log();
-        let begun = log.lines().filter(begun).filter(|line| line.contains("response completed")).count();
+        let begun = log
+            .lines()
+            .filter(begun)
+            .filter(|line| line.contains("response completed"))
+            .count();
         let fate = if begun == 1 { "went on" } else { "began anew" };
         println!(
             "pushes: {kind:?} killed with {} MB of 200 and started again: the same push {fate} and ended well",
@@ -338,7 +591,12 @@ async fn a_push_outlives_a_restart_of_its_registry() {
         let push = ["copy", "oci-layout:large:v1", &name, "--plain-http"];
         registry.kill();
         let done = author.run(&push).await;
-        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "{kind:?}: {}", done.stderr);
+        assert_eq!(
+            (done.code, done.stderr.lines().count()),
+            (Some(1), 1),
+            "{kind:?}: {}",
+            done.stderr
+        );
         registry.restart().await;
         author.run(&push).await.ok();
     }
@@ -346,7 +604,9 @@ async fn a_push_outlives_a_restart_of_its_registry() {
 
 /// Bytes of every file below a folder.
 fn held(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return 0;
+    };
     entries
         .filter_map(Result::ok)
         .map(|entry| match entry.metadata() {
@@ -363,28 +623,48 @@ async fn an_interrupted_push_leaves_no_tag() {
     large(&author, "large", 200 * MB).await;
     let name = registry.reference("acme/large:v1");
     let child = author.start(&["copy", "oci-layout:large:v1", &name, "--plain-http"]);
-    let uploads = registry.folder().join("docker/registry/v2/repositories/acme/large/_uploads");
-    eventually("the first bytes", async || (held(&uploads) > 0).then_some(())).await;
+    let uploads = registry
+        .folder()
+        .join("docker/registry/v2/repositories/acme/large/_uploads");
+    eventually("the first bytes", async || {
+        (held(&uploads) > 0).then_some(())
+    })
+    .await;
     let interrupt = format!("kill -INT {}", child.id().unwrap());
     run("sh", author.home(), &["-c", &interrupt]).await;
     let done = Ran::of(child).await;
     assert_eq!(done.code, Some(1));
     assert!(done.stderr.contains("interrupted"), "{}", done.stderr);
-    author.run(&["pull", &name, "--plain-http"]).await.refused("no such tag");
+    author
+        .run(&["pull", &name, "--plain-http"])
+        .await
+        .refused("no such tag");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
     let (registry, author) = (Registry::start(Kind::Debian).await, Author::new());
     large(&author, "large", 100 * MB).await;
-    let line = |name: &str| format!("copy oci-layout:large:v1 {} --plain-http", registry.reference(name));
-    let mut terminal = Terminal::running(&format!("TERM=xterm bundlegate {}", line("acme/one:v1")), author.home());
+    let line = |name: &str| {
+        format!(
+            "copy oci-layout:large:v1 {} --plain-http",
+            registry.reference(name)
+        )
+    };
+    let mut terminal = Terminal::running(
+        &format!("TERM=xterm bundlegate {}", line("acme/one:v1")),
+        author.home(),
+    );
     terminal.shows("[=").await;
     terminal.shows("MiB/95.37 MiB").await;
     terminal.shows("done").await;
-    terminal.shows(&registry.reference("acme/one@sha256:")).await;
+    terminal
+        .shows(&registry.reference("acme/one@sha256:"))
+        .await;
     assert_eq!(terminal.ended().await, Some(0));
-    let done = author.run(&line("acme/two:v1").split(' ').collect::<Vec<_>>()).await;
+    let done = author
+        .run(&line("acme/two:v1").split(' ').collect::<Vec<_>>())
+        .await;
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
 }
 
@@ -392,7 +672,11 @@ async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
 async fn login_asks_at_a_terminal_and_shows_no_password() {
     let ca = Ca::new();
     let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
-    let line = format!("bundlegate login {} --ca-file {}", registry.host, registry.ca());
+    let line = format!(
+        "bundlegate login {} --ca-file {}",
+        registry.host,
+        registry.ca()
+    );
     let mut terminal = Terminal::running(&line, author.home());
     terminal.shows("Username: ").await;
     terminal.type_in(&format!("{USER}\n"));
@@ -402,5 +686,8 @@ async fn login_asks_at_a_terminal_and_shows_no_password() {
     assert_eq!(terminal.ended().await, Some(0));
     assert!(!terminal.screen().contains(PASSWORD));
     let kept = fs::read_to_string(author.path(".docker/config.json")).unwrap();
-    assert!(kept.contains(&registry.host) && !kept.contains(PASSWORD), "{kept}");
+    assert!(
+        kept.contains(&registry.host) && !kept.contains(PASSWORD),
+        "{kept}"
+    );
 }

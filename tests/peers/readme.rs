@@ -16,15 +16,34 @@ async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
     let folder = policy_folder().await;
     run("sh", folder.path(), &["-ec", &publish]).await;
     fs::write(folder.path().join("bundlegate.yaml"), &yaml).unwrap();
-    let check = serve.lines().find(|line| line.contains(" config check ")).unwrap();
-    let check = check.replace("target/release/bundlegate", env!("CARGO_BIN_EXE_bundlegate"));
-    println!("readme | {}", run("sh", folder.path(), &["-ec", &check]).await);
+    let check = serve
+        .lines()
+        .find(|line| line.contains(" config check "))
+        .unwrap();
+    let check = check.replace(
+        "target/release/bundlegate",
+        env!("CARGO_BIN_EXE_bundlegate"),
+    );
+    println!(
+        "readme | {}",
+        run("sh", folder.path(), &["-ec", &check]).await
+    );
     // As written, but for the ports, which may be taken, and the folder.
     let config = GateConfig(serde_saphyr::from_str(&yaml).unwrap())
-        .with("/server", json!({ "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" }))
-        .with("/trust/authorities/release-key/keys", json!([folder.path().join("cosign.pub")]));
+        .with(
+            "/server",
+            json!({ "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" }),
+        )
+        .with(
+            "/trust/authorities/release-key/keys",
+            json!([folder.path().join("cosign.pub")]),
+        );
     let gate = Gate::start(config).await;
-    let opa = Opa::by_command(OpaVersion::Newest, &opa.replace("http://127.0.0.1:8080", &gate.url)).await;
+    let opa = Opa::by_command(
+        OpaVersion::Newest,
+        &opa.replace("http://127.0.0.1:8080", &gate.url),
+    )
+    .await;
     opa.decides("authz/allow", &json!(false)).await;
 }
 
@@ -36,13 +55,25 @@ async fn the_authors_commands_lead_from_a_folder_to_a_signed_artifact() {
     let folder = policy_folder().await;
     run("cosign", folder.path(), &["generate-key-pair"]).await;
     for line in commands.lines() {
-        println!("readme | {}", run("sh", folder.path(), &["-ec", line.trim()]).await);
+        println!(
+            "readme | {}",
+            run("sh", folder.path(), &["-ec", line.trim()]).await
+        );
     }
     assert!(folder.path().join("carry/index.json").exists());
     let decision = run(
         "opa",
         folder.path(),
-        &["eval", "-b", "bundle.tar.gz", "-i", "policy/input.json", "-f", "raw", "data.authz.allow"],
+        &[
+            "eval",
+            "-b",
+            "bundle.tar.gz",
+            "-i",
+            "policy/input.json",
+            "-f",
+            "raw",
+            "data.authz.allow",
+        ],
     );
     assert_eq!(decision.await, "false");
 }
@@ -51,7 +82,12 @@ async fn the_authors_commands_lead_from_a_folder_to_a_signed_artifact() {
 async fn policy_folder() -> TempDir {
     let folder = TempDir::new().unwrap();
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example");
-    run("cp", folder.path(), &["-R", example.to_str().unwrap(), "policy"]).await;
+    run(
+        "cp",
+        folder.path(),
+        &["-R", example.to_str().unwrap(), "policy"],
+    )
+    .await;
     folder
 }
 
@@ -60,11 +96,17 @@ fn written(title: &str, host: &str) -> (String, Option<String>) {
     let readme = include_str!("../../README.md").replace("127.0.0.1:5000", host);
     let (_, section) = readme.split_once(&format!("\n## {title}\n")).unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
-    let yaml = section.split_once("\n```yaml\n").and_then(|(_, yaml)| yaml.split_once("\n```\n"));
+    let yaml = section
+        .split_once("\n```yaml\n")
+        .and_then(|(_, yaml)| yaml.split_once("\n```\n"));
     (section.to_owned(), yaml.map(|(yaml, _)| yaml.to_owned()))
 }
 
 /// The blocks of commands of a section.
 fn blocks(section: &str) -> Vec<String> {
-    section.split("\n\n").filter(|block| block.starts_with("    ")).map(|block| block.trim().to_owned()).collect()
+    section
+        .split("\n\n")
+        .filter(|block| block.starts_with("    "))
+        .map(|block| block.trim().to_owned())
+        .collect()
 }

@@ -11,10 +11,15 @@ use crate::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one() {
-    let (mut registry, key) = (Registry::start(Kind::Distribution).await, KeyPair::generate().await);
+    let (mut registry, key) = (
+        Registry::start(Kind::Distribution).await,
+        KeyPair::generate().await,
+    );
     for answer in ["first", "second"] {
         let artifact = Artifact::answering(answer).await;
-        let digest = registry.push(&format!("acme/authz:{answer}"), &artifact.file()).await;
+        let digest = registry
+            .push(&format!("acme/authz:{answer}"), &artifact.file())
+            .await;
         key.sign(&registry, &format!("acme/authz@{digest}")).await;
     }
     let mut config = GateConfig::trusting(&key).cached();
@@ -23,23 +28,44 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
     }
     let mut gate = Gate::start(config).await;
     let serving = |status: &Value| status["state"] == "serving";
-    let etag = gate.status_when("authz", "served", serving).await["etag"].as_str().unwrap().to_owned();
+    let etag = gate.status_when("authz", "served", serving).await["etag"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     gate.status_when("going", "served", serving).await;
     let moving = Opa::polling(OpaVersion::V0_70, &gate.url, "moving").await;
     moving.answers("first").await;
     // Told that there is no such bundle, it asks again and again.
     let coming = Opa::polling(OpaVersion::Newest, &gate.url, "coming").await;
     let held = {
-        let request = http().get(format!("{}/bundles/going", gate.url)).header("if-none-match", &etag);
-        spawn(request.header("prefer", "modes=snapshot,delta;wait=50").send())
+        let request = http()
+            .get(format!("{}/bundles/going", gate.url))
+            .header("if-none-match", &etag);
+        spawn(
+            request
+                .header("prefer", "modes=snapshot,delta;wait=50")
+                .send(),
+        )
     };
     let mut crowd = Crowd::ask(&gate, "authz", Some(etag));
-    gate.status_when("authz", "all wait", |status| status["waiters"] == CLIENTS).await;
-    gate.status_when("going", "one waits", |status| status["waiters"] == 1).await;
+    gate.status_when("authz", "all wait", |status| status["waiters"] == CLIENTS)
+        .await;
+    gate.status_when("going", "one waits", |status| status["waiters"] == 1)
+        .await;
 
-    let config = gate.config.clone().bundle("coming", &registry, "acme/authz:second");
-    let mut config = config.with("/bundles/moving/reference", json!(registry.reference("acme/authz:second")));
-    let going = config.0["bundles"].as_object_mut().unwrap().remove("going").unwrap();
+    let config = gate
+        .config
+        .clone()
+        .bundle("coming", &registry, "acme/authz:second");
+    let mut config = config.with(
+        "/bundles/moving/reference",
+        json!(registry.reference("acme/authz:second")),
+    );
+    let going = config.0["bundles"]
+        .as_object_mut()
+        .unwrap()
+        .remove("going")
+        .unwrap();
     let changed = Instant::now();
     gate.reconfigure(config.clone());
     let answer = async {

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Artifact, Balancer, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Proxy, Registry, eventually, long_polling,
+    Artifact, Balancer, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Proxy, Registry,
+    eventually, long_polling,
 };
 
 /// Long enough for a client that two replicas throw back and forth to do so thousands of times.
@@ -23,11 +24,21 @@ const OPAS: [(&str, OpaVersion, Option<u32>); 3] = [
 async fn a_push_a_rollback_and_restarts_cost_every_opa_two_downloads_at_most() {
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
-    let [first, second] = [signed(&registry, &key, "first").await, signed(&registry, &key, "second").await];
+    let [first, second] = [
+        signed(&registry, &key, "first").await,
+        signed(&registry, &key, "second").await,
+    ];
     registry.tag(&first, "live").await;
-    let [eager, lazy] = [replica(&registry, &key, "500ms").await, replica(&registry, &key, "1h").await];
+    let [eager, lazy] = [
+        replica(&registry, &key, "500ms").await,
+        replica(&registry, &key, "1h").await,
+    ];
     let balancer = Balancer::before(&[&eager, &lazy]).await;
-    let mut fixture = Fixture { balancer, replicas: [eager, lazy], opas: Vec::new() };
+    let mut fixture = Fixture {
+        balancer,
+        replicas: [eager, lazy],
+        opas: Vec::new(),
+    };
     for (name, version, superseded) in OPAS {
         let mut config = long_polling(&fixture.balancer.url, name);
         let polling = &mut config["bundles"][name]["polling"];
@@ -35,24 +46,59 @@ async fn a_push_a_rollback_and_restarts_cost_every_opa_two_downloads_at_most() {
         if let Some(seconds) = superseded {
             polling["superseded_etag_ttl_seconds"] = json!(seconds);
         }
-        fixture.opas.push((name, Opa::start(version, &config).await));
+        fixture
+            .opas
+            .push((name, Opa::start(version, &config).await));
     }
     fixture.settles("the start", "first", async |_| {}).await;
-    fixture.settles("a push", "second", async |_| registry.tag(&second, "live").await).await;
-    fixture.settles("a rollback", "first", async |_| registry.tag(&first, "live").await).await;
-    fixture.settles("a restart of the eager one", "first", async |replicas| replicas[0].restart().await).await;
-    fixture.settles("a push again", "second", async |_| registry.tag(&second, "live").await).await;
-    fixture.settles("a restart of the lazy one", "second", async |replicas| replicas[1].restart().await).await;
-    fixture.settles("a rollback again", "first", async |_| registry.tag(&first, "live").await).await;
-    fixture.settles("a restart after a rollback", "first", async |replicas| replicas[0].restart().await).await;
+    fixture
+        .settles("a push", "second", async |_| {
+            registry.tag(&second, "live").await
+        })
+        .await;
+    fixture
+        .settles("a rollback", "first", async |_| {
+            registry.tag(&first, "live").await
+        })
+        .await;
+    fixture
+        .settles("a restart of the eager one", "first", async |replicas| {
+            replicas[0].restart().await
+        })
+        .await;
+    fixture
+        .settles("a push again", "second", async |_| {
+            registry.tag(&second, "live").await
+        })
+        .await;
+    fixture
+        .settles("a restart of the lazy one", "second", async |replicas| {
+            replicas[1].restart().await
+        })
+        .await;
+    fixture
+        .settles("a rollback again", "first", async |_| {
+            registry.tag(&first, "live").await
+        })
+        .await;
+    fixture
+        .settles("a restart after a rollback", "first", async |replicas| {
+            replicas[0].restart().await
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_second_of_long_polling_is_no_more_than_three_requests_a_second() {
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
-    registry.tag(&signed(&registry, &key, "first").await, "live").await;
-    let [one, two] = [replica(&registry, &key, "500ms").await, replica(&registry, &key, "1h").await];
+    registry
+        .tag(&signed(&registry, &key, "first").await, "live")
+        .await;
+    let [one, two] = [
+        replica(&registry, &key, "500ms").await,
+        replica(&registry, &key, "1h").await,
+    ];
     let balancer = Balancer::before(&[&one, &two]).await;
     let mut opas = Vec::new();
     for (name, version, _) in OPAS {
@@ -70,7 +116,9 @@ async fn one_second_of_long_polling_is_no_more_than_three_requests_a_second() {
     let seconds = began.elapsed().as_secs_f64();
     for ((path, before), after) in paths.iter().zip(before).zip(after) {
         let rate = (after - before) as f64 / seconds;
-        println!("replicas | {path} | long_polling_timeout_seconds: 1 | {rate:.2} requests a second");
+        println!(
+            "replicas | {path} | long_polling_timeout_seconds: 1 | {rate:.2} requests a second"
+        );
         assert!(after > before, "{path} has fallen silent");
         assert!(rate <= 3.0, "{path}: {rate} requests a second");
     }
@@ -81,15 +129,24 @@ async fn what_is_signed_ten_seconds_after_its_push_is_served_within_an_interval(
     const INTERVAL: Duration = Duration::from_secs(20);
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
-    let digest = registry.push("acme/authz:live", &Artifact::answering("first").await.file()).await;
+    let digest = registry
+        .push(
+            "acme/authz:live",
+            &Artifact::answering("first").await.file(),
+        )
+        .await;
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let gate = Gate::start(config.with("/bundles/authz/poll", json!("20s"))).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
-    gate.status_when("authz", "refused", |status| status["state"] == "withdrawn").await;
+    gate.status_when("authz", "refused", |status| status["state"] == "withdrawn")
+        .await;
     sleep(Duration::from_secs(10)).await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
     let took = opa.answers("first").await;
-    println!("replicas | signed 10 s after its push | decided {:.1} s after its signature", took.as_secs_f64());
+    println!(
+        "replicas | signed 10 s after its push | decided {:.1} s after its signature",
+        took.as_secs_f64()
+    );
     assert!(took < INTERVAL, "{took:?}");
 }
 
@@ -99,20 +156,31 @@ async fn a_transfer_that_arrives_corrupt_once_is_served_at_the_next_try() {
     let key = KeyPair::generate().await;
     let pinned = signed(&registry, &key, "first").await;
     registry.tag(&pinned, "live").await;
-    let manifest = registry.oras(&["manifest", "fetch", &registry.reference(&pinned)]).await;
+    let manifest = registry
+        .oras(&["manifest", "fetch", &registry.reference(&pinned)])
+        .await;
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
     let proxy = Proxy::spoiling(&registry.host, &format!("/blobs/{layer}"), 1).await;
     let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let began = Instant::now();
-    let config = config.by_way_of(&proxy.host, &registry).with("/bundles/authz/poll", json!("1h"));
+    let config = config
+        .by_way_of(&proxy.host, &registry)
+        .with("/bundles/authz/poll", json!("1h"));
     let gate = Gate::start(config).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("first").await;
     assert_eq!(proxy.left(), 0, "nothing was spoilt");
     let log = gate.log();
-    assert!(log.iter().any(|line| line["class"] == "transient" && line["step"] == "fetch"), "{log:#?}");
-    println!("replicas | one corrupt transfer | decided {:.1} s after the start", began.elapsed().as_secs_f64());
+    assert!(
+        log.iter()
+            .any(|line| line["class"] == "transient" && line["step"] == "fetch"),
+        "{log:#?}"
+    );
+    println!(
+        "replicas | one corrupt transfer | decided {:.1} s after the start",
+        began.elapsed().as_secs_f64()
+    );
 }
 
 struct Fixture {
@@ -124,8 +192,17 @@ struct Fixture {
 impl Fixture {
     /// After `change`, every OPA decides `answer`, still does so a while later, and has
     /// downloaded at most twice; both replicas serve what OPAs decide by.
-    async fn settles(&mut self, what: &str, answer: &str, change: impl AsyncFnOnce(&mut [Gate; 2])) {
-        let before: Vec<_> = self.opas.iter().map(|(name, _)| self.downloads(name)).collect();
+    async fn settles(
+        &mut self,
+        what: &str,
+        answer: &str,
+        change: impl AsyncFnOnce(&mut [Gate; 2]),
+    ) {
+        let before: Vec<_> = self
+            .opas
+            .iter()
+            .map(|(name, _)| self.downloads(name))
+            .collect();
         let began = Instant::now();
         change(&mut self.replicas).await;
         for (_, opa) in &self.opas {
@@ -141,24 +218,36 @@ impl Fixture {
         let agreed = began.elapsed();
         sleep(WATCHED).await;
         for ((name, opa), before) in self.opas.iter().zip(before) {
-            assert_eq!(opa.decision("authz/answer").await, Some(json!(answer)), "{name} after {what}");
+            assert_eq!(
+                opa.decision("authz/answer").await,
+                Some(json!(answer)),
+                "{name} after {what}"
+            );
             let downloads = self.downloads(name) - before;
             println!("replicas | {what} | {name} | {downloads} downloads");
             assert!(downloads <= 2, "{name} after {what}: {downloads} downloads");
         }
         let (decided, agreed) = (decided.as_secs_f64(), agreed.as_secs_f64());
-        println!("replicas | {what} | all decide after {decided:.1} s, replicas agree after {agreed:.1} s");
+        println!(
+            "replicas | {what} | all decide after {decided:.1} s, replicas agree after {agreed:.1} s"
+        );
     }
 
     fn downloads(&self, name: &str) -> usize {
-        self.balancer.answers(&format!("/bundles/{name}")).into_iter().filter(|status| *status == 200).count()
+        self.balancer
+            .answers(&format!("/bundles/{name}"))
+            .into_iter()
+            .filter(|status| *status == 200)
+            .count()
     }
 }
 
 async fn replica(registry: &Registry, key: &KeyPair, poll: &str) -> Gate {
     let mut config = GateConfig::trusting(key).cached();
     for (name, ..) in OPAS {
-        config = config.bundle(name, registry, "acme/authz:live").with(&format!("/bundles/{name}/poll"), json!(poll));
+        config = config
+            .bundle(name, registry, "acme/authz:live")
+            .with(&format!("/bundles/{name}/poll"), json!(poll));
     }
     Gate::start(config).await
 }
@@ -166,7 +255,12 @@ async fn replica(registry: &Registry, key: &KeyPair, poll: &str) -> Gate {
 /// Pushes and signs a version under a tag of its own; gives what to tag.
 async fn signed(registry: &Registry, key: &KeyPair, answer: &str) -> String {
     let artifact = Artifact::answering(answer).await;
-    let pinned = format!("acme/authz@{}", registry.push(&format!("acme/authz:{answer}"), &artifact.file()).await);
+    let pinned = format!(
+        "acme/authz@{}",
+        registry
+            .push(&format!("acme/authz:{answer}"), &artifact.file())
+            .await
+    );
     key.sign(registry, &pinned).await;
     pinned
 }

@@ -9,7 +9,10 @@ const VERB: &str = "generate-key-pair";
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_bash() {
     let author = Author::new();
-    author.write("completion", &author.run(&["completion", "bash"]).await.ok());
+    author.write(
+        "completion",
+        &author.run(&["completion", "bash"]).await.ok(),
+    );
     let mut bash = Terminal::running("bash --norc --noprofile -i", author.home());
     // The quotes keep the echo of the line from being taken for its result.
     bash.type_in("source ./completion; echo rea''dy\n");
@@ -19,7 +22,10 @@ async fn tab_completes_a_verb_in_bash() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tab_completes_a_verb_in_zsh() {
     let author = Author::new();
-    author.write("_bundlegate", &author.run(&["completion", "zsh"]).await.ok());
+    author.write(
+        "_bundlegate",
+        &author.run(&["completion", "zsh"]).await.ok(),
+    );
     let mut zsh = Terminal::running("zsh -f -i", author.home());
     zsh.type_in("fpath=($PWD $fpath); autoload -U compinit; compinit -u -d ./dump; echo rea''dy\n");
     completes(&mut zsh).await;
@@ -46,9 +52,19 @@ async fn a_password_is_prompted_twice_and_not_shown() {
     terminal.type_in("tulip\n");
     terminal.shows("public key: cosign.pub").await;
     assert_eq!(terminal.ended().await, Some(0));
-    assert!(!terminal.screen().contains("tulip"), "{}", terminal.screen());
-    let shown = author.shell("COSIGN_PASSWORD=tulip cosign public-key --key cosign.key").await.ok();
-    assert_eq!(shown, fs::read_to_string(author.path("cosign.pub")).unwrap());
+    assert!(
+        !terminal.screen().contains("tulip"),
+        "{}",
+        terminal.screen()
+    );
+    let shown = author
+        .shell("COSIGN_PASSWORD=tulip cosign public-key --key cosign.key")
+        .await
+        .ok();
+    assert_eq!(
+        shown,
+        fs::read_to_string(author.path("cosign.pub")).unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,9 +83,18 @@ async fn two_different_passwords_make_no_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_is_questioned_at_a_prompt() {
     let author = Author::new();
-    author.write("policy/authz.rego", "package authz\n\ndefault allow := false\n\nallow if input.user == \"alice\"\n");
-    author.run(&["build", "policy", "-t", "r.example/authz:v1"]).await.ok();
-    let mut terminal = Terminal::running("TERM=xterm bundlegate repl r.example/authz:v1", author.home());
+    author.write(
+        "policy/authz.rego",
+        "package authz\n\ndefault allow := false\n\nallow if input.user == \"alice\"\n",
+    );
+    author
+        .run(&["build", "policy", "-t", "r.example/authz:v1"])
+        .await
+        .ok();
+    let mut terminal = Terminal::running(
+        "TERM=xterm bundlegate repl r.example/authz:v1",
+        author.home(),
+    );
     terminal.shows("data.authz; :help").await;
     terminal.shows("> ").await;
     // Tab completes the package.

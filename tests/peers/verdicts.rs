@@ -14,7 +14,12 @@ use tokio::process::Command;
 
 use crate::support::{fixture, program};
 
-const LIMITS: Limits = Limits { bundle: 64 << 20, unpacked: 512 << 20, files: 20_000, bundle_manifest: 1 << 20 };
+const LIMITS: Limits = Limits {
+    bundle: 64 << 20,
+    unpacked: 512 << 20,
+    files: 20_000,
+    bundle_manifest: 1 << 20,
+};
 
 /// Why a bundle that OPA loads is refused, in the words of the refusal.
 const STRICTER: [&str; 6] = [
@@ -32,16 +37,28 @@ const LEFT_TO_OPA: [&str; 2] = ["rego_compile_error", "engine not found"];
 
 pub(crate) fn ours(tarball: &[u8]) -> Result<(), String> {
     let blob = Blob::check(&Descriptor::of("", tarball), tarball.to_vec().into()).unwrap();
-    Bundle::open(blob, &LIMITS).map(drop).map_err(|error| error.to_string())
+    Bundle::open(blob, &LIMITS)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// What OPA 1.22.2 says of each file, in their order.
 pub(crate) async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
     let mut opa = Command::new(program("opa-verdicts"));
-    let mut opa = opa.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let names: String = files.iter().map(|file| format!("{}\n", file.as_ref().display())).collect();
+    let mut opa = opa
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let names: String = files
+        .iter()
+        .map(|file| format!("{}\n", file.as_ref().display()))
+        .collect();
     let mut input = opa.stdin.take().unwrap();
-    let writing = tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut input, names.as_bytes()).await });
+    let writing = tokio::spawn(async move {
+        tokio::io::AsyncWriteExt::write_all(&mut input, names.as_bytes()).await
+    });
     let output = opa.wait_with_output().await.unwrap();
     writing.await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -65,14 +82,25 @@ pub(crate) fn is_meant(ours: &Result<(), String>, theirs: &Result<(), String>) -
 
 #[tokio::test]
 async fn odd_bundles_of_the_field_get_the_verdict_of_opa() {
-    let Some(folder) = fixture("odd-bundles") else { return };
+    let Some(folder) = fixture("odd-bundles") else {
+        return;
+    };
     let verdicts = fs::read_to_string(folder.join("verdicts.tsv")).unwrap();
-    let rows: Vec<_> = verdicts.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>()).collect();
+    let rows: Vec<_> = verdicts
+        .lines()
+        .skip(1)
+        .map(|line| line.split('\t').collect::<Vec<_>>())
+        .collect();
     let files: Vec<_> = rows.iter().map(|row| folder.join(row[0])).collect();
     let said = theirs(&files).await;
     let (mut meant, mut wrong) = (Vec::new(), Vec::new());
     for ((row, file), theirs) in rows.iter().zip(&files).zip(&said) {
-        assert_eq!(theirs.is_ok(), row[1] == "loads", "{}: OPA's verdict is another one now", row[0]);
+        assert_eq!(
+            theirs.is_ok(),
+            row[1] == "loads",
+            "{}: OPA's verdict is another one now",
+            row[0]
+        );
         let ours = ours(&fs::read(file).unwrap());
         match ours.is_ok() == theirs.is_ok() {
             true => {}
@@ -80,7 +108,10 @@ async fn odd_bundles_of_the_field_get_the_verdict_of_opa() {
             false => wrong.push(format!("{}: OPA {theirs:?}, ours {ours:?}", row[0])),
         }
     }
-    println!("odd bundles: {} verdicts, other on purpose: {meant:?}", rows.len());
+    println!(
+        "odd bundles: {} verdicts, other on purpose: {meant:?}",
+        rows.len()
+    );
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(rows.len() >= 53, "only {} bundles were found", rows.len());
 }
@@ -91,8 +122,13 @@ async fn generated_bundles_get_the_verdict_of_opa() {
     let folder = TempDir::new().unwrap();
     let mut random = Rng::with_seed(22);
     let bundles: Vec<_> = (0..BUNDLES).map(|_| generated(&mut random)).collect();
-    let files: Vec<_> = (0..BUNDLES).map(|number| folder.path().join(format!("{number}.tar.gz"))).collect();
-    files.iter().zip(&bundles).for_each(|(file, (tarball, _))| fs::write(file, tarball).unwrap());
+    let files: Vec<_> = (0..BUNDLES)
+        .map(|number| folder.path().join(format!("{number}.tar.gz")))
+        .collect();
+    files
+        .iter()
+        .zip(&bundles)
+        .for_each(|(file, (tarball, _))| fs::write(file, tarball).unwrap());
     let said = theirs(&files).await;
     let (mut loads, mut meant, mut wrong) = (0, 0, Vec::new());
     for ((tarball, listing), theirs) in bundles.iter().zip(&said) {
@@ -105,8 +141,16 @@ async fn generated_bundles_get_the_verdict_of_opa() {
         }
     }
     println!("generated bundles: {BUNDLES} verdicts, OPA loads {loads}, other on purpose: {meant}");
-    assert!(wrong.is_empty(), "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
-    assert!((BUNDLES / 5..BUNDLES * 4 / 5).contains(&loads), "{loads} load: too few of a kind to tell");
+    assert!(
+        wrong.is_empty(),
+        "{} differ: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(20)]
+    );
+    assert!(
+        (BUNDLES / 5..BUNDLES * 4 / 5).contains(&loads),
+        "{loads} load: too few of a kind to tell"
+    );
 }
 
 const MANIFESTS: &[&str] = &[
@@ -144,12 +188,20 @@ const MANIFESTS: &[&str] = &[
 ];
 
 const ROOTS: &[&str] = &[
-    "", "a", "b", "a/b", "a/b/c", "/a", "a/", "/a/b/", " a", "a ", "a b", "a//b", "a%20b", "a%zz", "A", "c", "a-b",
-    "ab",
+    "", "a", "b", "a/b", "a/b/c", "/a", "a/", "/a/b/", " a", "a ", "a b", "a//b", "a%20b", "a%zz",
+    "A", "c", "a-b", "ab",
 ];
 
-const MANIFEST_NAMES: &[&str] =
-    &[".manifest", "/.manifest", "./.manifest", ".manifest", "a/.manifest", "x.manifest", "manifest", ".manifest.json"];
+const MANIFEST_NAMES: &[&str] = &[
+    ".manifest",
+    "/.manifest",
+    "./.manifest",
+    ".manifest",
+    "a/.manifest",
+    "x.manifest",
+    "manifest",
+    ".manifest.json",
+];
 
 const DATA_NAMES: &[&str] = &[
     "data.json",
@@ -282,23 +334,38 @@ const MODULE_NAMES: &[&str] = &[
     ".rego",
 ];
 
-const OTHER_NAMES: &[&str] =
-    &["policy.wasm", "/policy.wasm", "a/policy.wasm", "plan.json", "README.md", ".signatures.json", "a/patch.json.x"];
+const OTHER_NAMES: &[&str] = &[
+    "policy.wasm",
+    "/policy.wasm",
+    "a/policy.wasm",
+    "plan.json",
+    "README.md",
+    ".signatures.json",
+    "a/patch.json.x",
+];
 
 /// A bundle, and what is in it.
 fn generated(random: &mut Rng) -> (Vec<u8>, Vec<(String, String)>) {
     let mut files: Vec<(String, String)> = Vec::new();
     for _ in 0..*pick(random, &[0, 1, 1, 2, 3]) {
-        files.push((pick(random, DATA_NAMES).to_string(), pick(random, DATA).to_string()));
+        files.push((
+            pick(random, DATA_NAMES).to_string(),
+            pick(random, DATA).to_string(),
+        ));
     }
     for _ in 0..*pick(random, &[0, 1, 1, 2]) {
-        files.push((pick(random, MODULE_NAMES).to_string(), pick(random, MODULES).to_string()));
+        files.push((
+            pick(random, MODULE_NAMES).to_string(),
+            pick(random, MODULES).to_string(),
+        ));
     }
     for _ in 0..*pick(random, &[0, 1, 1, 1, 1, 2]) {
         let manifest = if random.u8(..3) == 0 {
             pick(random, MANIFESTS).to_string()
         } else {
-            let roots: Vec<_> = (0..*pick(random, &[1, 1, 2, 3])).map(|_| *pick(random, ROOTS)).collect();
+            let roots: Vec<_> = (0..*pick(random, &[1, 1, 2, 3]))
+                .map(|_| *pick(random, ROOTS))
+                .collect();
             json!({ "roots": roots, "rego_version": 1 }).to_string()
         };
         files.push((pick(random, MANIFEST_NAMES).to_string(), manifest));
@@ -322,7 +389,11 @@ pub(crate) fn pick<'a, T>(random: &mut Rng, from: &'a [T]) -> &'a T {
 fn packed(files: &[(String, String)], random: &mut Rng) -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, content) in files {
-        let mut header = if random.bool() { tar::Header::new_gnu() } else { tar::Header::new_ustar() };
+        let mut header = if random.bool() {
+            tar::Header::new_gnu()
+        } else {
+            tar::Header::new_ustar()
+        };
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
@@ -332,7 +403,10 @@ fn packed(files: &[(String, String)], random: &mut Rng) -> Vec<u8> {
         archive.extend(content.as_bytes());
         archive.resize(archive.len().next_multiple_of(512), 0);
     }
-    archive.resize(archive.len() + *pick(random, &[1024, 1024, 1024, 512, 0, 10_240]), 0);
+    archive.resize(
+        archive.len() + *pick(random, &[1024, 1024, 1024, 512, 0, 10_240]),
+        0,
+    );
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&archive).unwrap();
     gzip.finish().unwrap()

@@ -32,7 +32,12 @@ impl Header {
     pub(super) fn parse(block: &Block) -> io::Result<Self> {
         let format = format(block)?;
         let mut name = text(&block[..100]).to_vec();
-        for (field, what) in [(100..108, "mode"), (108..116, "uid"), (116..124, "gid"), (136..148, "mtime")] {
+        for (field, what) in [
+            (100..108, "mode"),
+            (108..116, "uid"),
+            (116..124, "gid"),
+            (136..148, "mtime"),
+        ] {
             numeric(&block[field], what)?;
         }
         let size = numeric(&block[124..136], "size")?;
@@ -53,7 +58,12 @@ impl Header {
         if !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
-        Ok(Self { format, name, kind: block[156], size })
+        Ok(Self {
+            format,
+            name,
+            kind: block[156],
+            size,
+        })
     }
 }
 
@@ -61,14 +71,29 @@ impl Header {
 /// prefix if the times are malformed.
 fn prefix_of_gnu(block: &Block) -> &[u8] {
     let times = [&block[345..357], &block[357..369]];
-    let broken = times.iter().any(|time| time[0] != 0 && numeric(time, "time").is_err());
+    let broken = times
+        .iter()
+        .any(|time| time[0] != 0 && numeric(time, "time").is_err());
     let prefix = text(&block[345..500]);
-    if broken && prefix.is_ascii() { prefix } else { &[] }
+    if broken && prefix.is_ascii() {
+        prefix
+    } else {
+        &[]
+    }
 }
 
 fn format(block: &Block) -> io::Result<Format> {
-    let stated = octal(&block[148..156]).ok_or_else(|| malformed("a checksum that is not octal"))?;
-    let counted = || block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
+    let stated =
+        octal(&block[148..156]).ok_or_else(|| malformed("a checksum that is not octal"))?;
+    let counted = || {
+        block.iter().enumerate().map(|(at, byte)| {
+            if (148..156).contains(&at) {
+                b' '
+            } else {
+                *byte
+            }
+        })
+    };
     let unsigned: i64 = counted().map(i64::from).sum();
     // Sun's tar summed signed bytes.
     let signed: i64 = counted().map(|byte| i64::from(byte.cast_signed())).sum();
@@ -90,7 +115,11 @@ pub(super) fn text(field: &[u8]) -> &[u8] {
 
 /// Parses a number in octal, or in base 256 if the first bit is set.
 pub(super) fn numeric(field: &[u8], what: &str) -> io::Result<i64> {
-    let number = if field.first().is_some_and(|first| first & 0x80 != 0) { base_256(field) } else { octal(field) };
+    let number = if field.first().is_some_and(|first| first & 0x80 != 0) {
+        base_256(field)
+    } else {
+        octal(field)
+    };
     number.ok_or_else(|| malformed(format_args!("a header whose {what} is not a number")))
 }
 
@@ -112,7 +141,9 @@ fn base_256(field: &[u8]) -> Option<i64> {
 /// An octal number, padded on both sides with spaces and NULs. Padding alone is zero.
 fn octal(field: &[u8]) -> Option<i64> {
     let is_padding = |byte: &u8| matches!(byte, b' ' | 0);
-    let Some(start) = field.iter().position(|byte| !is_padding(byte)) else { return Some(0) };
+    let Some(start) = field.iter().position(|byte| !is_padding(byte)) else {
+        return Some(0);
+    };
     let end = field.iter().rposition(|byte| !is_padding(byte))?;
     let digits = text(&field[start..=end]);
     if !digits.iter().all(|digit| (b'0'..=b'7').contains(digit)) {

@@ -5,8 +5,8 @@ use std::{collections::HashMap, io};
 
 use super::block::malformed;
 
-/// Records by key. A later record replaces an earlier one with its key, and an empty value counts as
-/// absent.
+/// Records by key. A later record replaces an earlier one with its key, and an empty value counts
+/// as absent.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     by_key: HashMap<Vec<u8>, Vec<u8>>,
@@ -23,7 +23,8 @@ impl Records {
         let mut fragments: Vec<&[u8]> = Vec::new();
         while !bytes.is_empty() {
             let (key, value);
-            (key, value, bytes) = record(bytes).ok_or_else(|| malformed("an extended header with a broken record"))?;
+            (key, value, bytes) = record(bytes)
+                .ok_or_else(|| malformed("an extended header with a broken record"))?;
             let fragment: Option<&[u8]> = match key {
                 b"GNU.sparse.offset" => Some(b"offset"),
                 b"GNU.sparse.numbytes" => Some(b"numbytes"),
@@ -33,20 +34,26 @@ impl Records {
                 records.by_key.insert(key.to_vec(), value.to_vec());
                 continue;
             };
-            if (fragment == b"offset") != fragments.len().is_multiple_of(2) || value.contains(&b',') {
+            if (fragment == b"offset") != fragments.len().is_multiple_of(2) || value.contains(&b',')
+            {
                 return Err(malformed("a sparse file whose fragments are out of order"));
             }
             fragments.push(value);
         }
         if !fragments.is_empty() {
-            records.by_key.insert(b"GNU.sparse.map".to_vec(), fragments.join(&b','));
+            records
+                .by_key
+                .insert(b"GNU.sparse.map".to_vec(), fragments.join(&b','));
         }
         Ok(records)
     }
 
     /// The value of a key, unless it is empty.
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        self.by_key.get(key.as_bytes()).map(Vec::as_slice).filter(|value| !value.is_empty())
+        self.by_key
+            .get(key.as_bytes())
+            .map(Vec::as_slice)
+            .filter(|value| !value.is_empty())
     }
 
     /// The value of a key as a decimal number.
@@ -54,8 +61,10 @@ impl Records {
     /// # Errors
     /// When it is not a number.
     pub(super) fn number(&self, key: &str) -> io::Result<Option<i64>> {
-        let parse =
-            |value| decimal(value).ok_or_else(|| malformed(format_args!("a record {key} that is not a number")));
+        let parse = |value| {
+            decimal(value)
+                .ok_or_else(|| malformed(format_args!("a record {key} that is not a number")))
+        };
         self.get(key).map(parse).transpose()
     }
 
@@ -100,7 +109,12 @@ pub(super) fn decimal(text: &[u8]) -> Option<i64> {
 fn is_time(text: &[u8]) -> bool {
     let mut parts = text.splitn(2, |byte| *byte == b'.');
     let seconds = parts.next().unwrap_or_default();
-    decimal(seconds).is_some() && parts.next().unwrap_or_default().iter().all(u8::is_ascii_digit)
+    decimal(seconds).is_some()
+        && parts
+            .next()
+            .unwrap_or_default()
+            .iter()
+            .all(u8::is_ascii_digit)
 }
 
 #[cfg(test)]
@@ -109,11 +123,16 @@ mod tests {
 
     #[test]
     fn records_are_split_by_their_length() {
-        let records = Records::parse(b"10 path=a\n13 comment=\n\n10 path=b\n8 mtime=\n").unwrap_err();
+        let records =
+            Records::parse(b"10 path=a\n13 comment=\n\n10 path=b\n8 mtime=\n").unwrap_err();
         assert!(records.to_string().contains("broken record"), "{records}");
-        let records = Records::parse(b"10 path=a\n14 comment=\n\n\n10 path=b\n8 uid=+1\n9 mtime=\n").unwrap_err();
+        let records =
+            Records::parse(b"10 path=a\n14 comment=\n\n\n10 path=b\n8 uid=+1\n9 mtime=\n")
+                .unwrap_err();
         assert!(records.to_string().contains("broken record"), "{records}");
-        let records = Records::parse(b"10 path=a\n14 comment=\n\n\n10 path=b\n10 uid=+1\n9 mtime=\n").unwrap();
+        let records =
+            Records::parse(b"10 path=a\n14 comment=\n\n\n10 path=b\n10 uid=+1\n9 mtime=\n")
+                .unwrap();
         assert_eq!(records.get("path").unwrap(), b"b");
         assert_eq!(records.get("comment").unwrap(), b"\n\n");
         assert_eq!(records.number("uid").unwrap(), Some(1));
@@ -137,10 +156,23 @@ mod tests {
             b"23 GNU.sparse.numbytes=1\n",
             b"99999999999999999999 path=a\n",
         ] {
-            assert!(Records::parse(bytes).is_err(), "{:?}", bytes.escape_ascii().to_string());
+            assert!(
+                Records::parse(bytes).is_err(),
+                "{:?}",
+                bytes.escape_ascii().to_string()
+            );
         }
-        for bytes in [&b"9 uid=x1\n"[..], b"13 mtime=1.x\n", b"11 atime=.\n", b"12 ctime= 1\n"] {
-            assert!(Records::parse(bytes).unwrap().check_unused().is_err(), "{:?}", bytes.escape_ascii().to_string());
+        for bytes in [
+            &b"9 uid=x1\n"[..],
+            b"13 mtime=1.x\n",
+            b"11 atime=.\n",
+            b"12 ctime= 1\n",
+        ] {
+            assert!(
+                Records::parse(bytes).unwrap().check_unused().is_err(),
+                "{:?}",
+                bytes.escape_ascii().to_string()
+            );
         }
     }
 }

@@ -55,11 +55,15 @@ impl<R: Read> BlockSource for TarReader<R> {
 
 impl<R: Read> TarReader<R> {
     pub(in crate::bundle) fn new(inner: R) -> Self {
-        Self { inner, left: 0, padding: 0 }
+        Self {
+            inner,
+            left: 0,
+            padding: 0,
+        }
     }
 
-    /// Reads the next member; `None` at the end of the archive, which is two blocks of zeros, whatever
-    /// follows them, or the end of the stream between two members.
+    /// Reads the next member; `None` at the end of the archive, which is two blocks of zeros,
+    /// whatever follows them, or the end of the stream between two members.
     ///
     /// # Errors
     /// When a header is malformed or longer than 1 MiB, or reading fails.
@@ -70,7 +74,9 @@ impl<R: Read> TarReader<R> {
             if !self.skip_rest()? {
                 return Ok(None);
             }
-            let Some(block) = self.header_block()? else { return Ok(None) };
+            let Some(block) = self.header_block()? else {
+                return Ok(None);
+            };
             let header = Header::parse(&block)?;
             self.start(header.kind, header.size)?;
             match header.kind {
@@ -78,7 +84,13 @@ impl<R: Read> TarReader<R> {
                 // Global records, which Go leaves to its callers; OPA ignores them.
                 b'g' => {
                     Records::parse(&self.extension()?)?;
-                    return Ok(Some(Member { name: header.name, kind: b'g', size: 0, map: None, is_ambiguous: false }));
+                    return Ok(Some(Member {
+                        name: header.name,
+                        kind: b'g',
+                        size: 0,
+                        map: None,
+                        is_ambiguous: false,
+                    }));
                 }
                 b'L' => long_name = text(&self.extension()?).to_vec(),
                 b'K' => drop(self.extension()?),
@@ -96,8 +108,19 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    fn member(&mut self, block: &Block, header: Header, records: &Records, long_name: Vec<u8>) -> io::Result<Member> {
-        let Header { format, mut name, mut kind, mut size } = header;
+    fn member(
+        &mut self,
+        block: &Block,
+        header: Header,
+        records: &Records,
+        long_name: Vec<u8>,
+    ) -> io::Result<Member> {
+        let Header {
+            format,
+            mut name,
+            mut kind,
+            mut size,
+        } = header;
         records.check_unused()?;
         if let Some(path) = records.get("path") {
             path.clone_into(&mut name);
@@ -113,7 +136,13 @@ impl<R: Read> TarReader<R> {
         }
         self.start(kind, size)?;
         let is_ambiguous = size != header.size || (self.left == 0 && size != 0);
-        let mut member = Member { name, kind, size: 0, map: None, is_ambiguous };
+        let mut member = Member {
+            name,
+            kind,
+            size: 0,
+            map: None,
+            is_ambiguous,
+        };
         let fragments = if kind == b'S' {
             if format != Format::Gnu {
                 return Err(malformed("a sparse file in a header that is not GNU's"));
@@ -125,7 +154,11 @@ impl<R: Read> TarReader<R> {
             if let Some(name) = records.get("GNU.sparse.name") {
                 name.clone_into(&mut member.name);
             }
-            let key = if records.get("GNU.sparse.size").is_some() { "GNU.sparse.size" } else { "GNU.sparse.realsize" };
+            let key = if records.get("GNU.sparse.size").is_some() {
+                "GNU.sparse.size"
+            } else {
+                "GNU.sparse.realsize"
+            };
             size = records.number(key)?.unwrap_or(size);
             Some(match version {
                 PaxVersion::Records => sparse::map_of_records(records)?,
@@ -140,7 +173,11 @@ impl<R: Read> TarReader<R> {
             }
             member.map = Some(sparse::checked(&fragments, size)?);
         }
-        member.size = if is_without_content(kind) { 0 } else { size.cast_unsigned() };
+        member.size = if is_without_content(kind) {
+            0
+        } else {
+            size.cast_unsigned()
+        };
         Ok(member)
     }
 
@@ -161,11 +198,13 @@ impl<R: Read> TarReader<R> {
         Ok(read_up_to(&mut self.inner, padding)? == padding.len())
     }
 
-    /// The next header; `None` at the end of the archive. A block of zeros that is followed by another
-    /// block than zeros does not end it.
+    /// The next header; `None` at the end of the archive. A block of zeros that is followed by
+    /// another block than zeros does not end it.
     fn header_block(&mut self) -> io::Result<Option<Block>> {
         let is_zero = |block: &Block| block.iter().all(|byte| *byte == 0);
-        let Some(block) = self.block()? else { return Ok(None) };
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
         if !is_zero(&block) {
             return Ok(Some(block));
         }
@@ -209,7 +248,9 @@ struct Plain<'a, R> {
 impl<R: Read> Read for Plain<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let TarReader { inner, left, .. } = &mut *self.reader;
-        let wanted = buffer.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+        let wanted = buffer
+            .len()
+            .min(usize::try_from(*left).unwrap_or(usize::MAX));
         let count = inner.read(&mut buffer[..wanted])?;
         if count == 0 && wanted > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

@@ -25,7 +25,10 @@ pub(super) enum PaxVersion {
 impl PaxVersion {
     /// `None` for a file that is not sparse, or in a version that Go does not know.
     pub(super) fn of(records: &Records) -> Option<Self> {
-        match (records.get("GNU.sparse.major"), records.get("GNU.sparse.minor")) {
+        match (
+            records.get("GNU.sparse.major"),
+            records.get("GNU.sparse.minor"),
+        ) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(Self::Records),
             (Some(b"1"), Some(b"0")) => Some(Self::Content),
             (None, None) => records.get("GNU.sparse.map").map(|_| Self::Records),
@@ -41,8 +44,11 @@ impl PaxVersion {
 pub(super) fn checked(fragments: &[(i64, i64)], size: i64) -> io::Result<Map> {
     let mut end = 0;
     let fragment = |(offset, length): &(i64, i64)| {
-        let next = offset.checked_add(*length).filter(|next| *offset >= end && *length >= 0 && *next <= size);
-        end = next.ok_or_else(|| malformed("a sparse file whose fragments overlap or exceed its size"))?;
+        let next = offset
+            .checked_add(*length)
+            .filter(|next| *offset >= end && *length >= 0 && *next <= size);
+        end = next
+            .ok_or_else(|| malformed("a sparse file whose fragments overlap or exceed its size"))?;
         Ok((offset.cast_unsigned(), length.cast_unsigned()))
     };
     fragments.iter().map(fragment).collect()
@@ -51,9 +57,14 @@ pub(super) fn checked(fragments: &[(i64, i64)], size: i64) -> io::Result<Map> {
 /// Parses the map in the records (versions 0.0 and 0.1).
 pub(super) fn map_of_records(records: &Records) -> io::Result<Vec<(i64, i64)>> {
     let broken = || malformed("a sparse file with a broken map");
-    let count = records.number("GNU.sparse.numblocks")?.and_then(|count| usize::try_from(count).ok());
+    let count = records
+        .number("GNU.sparse.numblocks")?
+        .and_then(|count| usize::try_from(count).ok());
     let map = records.get("GNU.sparse.map").unwrap_or_default();
-    let numbers = map.split(|byte| *byte == b',').filter(|_| !map.is_empty()).map(decimal);
+    let numbers = map
+        .split(|byte| *byte == b',')
+        .filter(|_| !map.is_empty())
+        .map(decimal);
     let numbers: Vec<_> = numbers.collect::<Option<_>>().ok_or_else(broken)?;
     let fragments = pairs(&numbers);
     if count != Some(fragments.len()) || !numbers.len().is_multiple_of(2) {
@@ -69,10 +80,16 @@ pub(super) fn map_of_content(content: &mut impl Read) -> io::Result<Vec<(i64, i6
     let mut text = Vec::new();
     read_lines(content, &mut text, 1)?;
     let first = text.split(|byte| *byte == b'\n').next().and_then(decimal);
-    let count = first.and_then(|count| usize::try_from(count).ok()).ok_or_else(broken)?;
+    let count = first
+        .and_then(|count| usize::try_from(count).ok())
+        .ok_or_else(broken)?;
     let lines = count.checked_mul(2).ok_or_else(broken)?;
     read_lines(content, &mut text, lines.saturating_add(1))?;
-    let numbers = text.split(|byte| *byte == b'\n').skip(1).take(lines).map(decimal);
+    let numbers = text
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .take(lines)
+        .map(decimal);
     let numbers: Vec<_> = numbers.collect::<Option<_>>().ok_or_else(broken)?;
     Ok(pairs(&numbers))
 }
@@ -93,12 +110,18 @@ fn read_lines(content: &mut impl Read, text: &mut Vec<u8>, wanted: usize) -> io:
 }
 
 fn pairs(numbers: &[i64]) -> Vec<(i64, i64)> {
-    numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+    numbers
+        .chunks_exact(2)
+        .map(|pair| (pair[0], pair[1]))
+        .collect()
 }
 
-/// Parses the map in a header of GNU's old format and in the blocks after it. Returns the size of the
-/// file as well.
-pub(super) fn map_of_header(source: &mut impl BlockSource, header: &Block) -> io::Result<(i64, Vec<(i64, i64)>)> {
+/// Parses the map in a header of GNU's old format and in the blocks after it. Returns the size of
+/// the file as well.
+pub(super) fn map_of_header(
+    source: &mut impl BlockSource,
+    header: &Block,
+) -> io::Result<(i64, Vec<(i64, i64)>)> {
     let size = numeric(&header[483..495], "size of a sparse file")?;
     let mut fragments = Vec::new();
     add_fragments(&header[386..482], &mut fragments)?;
@@ -136,17 +159,30 @@ pub(super) struct Expanded<R> {
 impl<R> Expanded<R> {
     pub(super) fn new(fragments: R, mut map: Map, size: u64) -> Self {
         map.reverse();
-        Self { fragments, map, position: 0, size }
+        Self {
+            fragments,
+            map,
+            position: 0,
+            size,
+        }
     }
 }
 
 impl<R: Read> Read for Expanded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.map.last().is_some_and(|(offset, length)| offset + length <= self.position) {
+        while self
+            .map
+            .last()
+            .is_some_and(|(offset, length)| offset + length <= self.position)
+        {
             self.map.pop();
         }
         let (offset, length) = self.map.last().copied().unwrap_or((self.size, 0));
-        let (start, end) = if self.position < offset { (false, offset) } else { (true, offset + length) };
+        let (start, end) = if self.position < offset {
+            (false, offset)
+        } else {
+            (true, offset + length)
+        };
         let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
         let wanted = buffer.len().min(left);
         let buffer = &mut buffer[..wanted];
@@ -156,12 +192,16 @@ impl<R: Read> Read for Expanded<R> {
         } else if left > 0 {
             self.fragments.read(buffer)?
         } else if self.fragments.read(&mut [0])? > 0 {
-            return Err(malformed("a sparse file with more content than its map says"));
+            return Err(malformed(
+                "a sparse file with more content than its map says",
+            ));
         } else {
             return Ok(0);
         };
         if count == 0 && wanted > 0 {
-            return Err(malformed("a sparse file with less content than its map says"));
+            return Err(malformed(
+                "a sparse file with less content than its map says",
+            ));
         }
         self.position += count as u64;
         Ok(count)
@@ -174,14 +214,21 @@ mod tests {
 
     fn expanded(map: &[(i64, i64)], size: i64, fragments: &[u8]) -> io::Result<Vec<u8>> {
         let mut whole = Vec::new();
-        Expanded::new(fragments, checked(map, size)?, size.cast_unsigned()).read_to_end(&mut whole)?;
+        Expanded::new(fragments, checked(map, size)?, size.cast_unsigned())
+            .read_to_end(&mut whole)?;
         Ok(whole)
     }
 
     #[test]
     fn holes_are_filled() {
-        assert_eq!(expanded(&[(1, 2), (5, 1)], 8, b"abc").unwrap(), b"\0ab\0\0c\0\0");
-        assert_eq!(expanded(&[(0, 1), (1, 0), (1, 2)], 3, b"abc").unwrap(), b"abc");
+        assert_eq!(
+            expanded(&[(1, 2), (5, 1)], 8, b"abc").unwrap(),
+            b"\0ab\0\0c\0\0"
+        );
+        assert_eq!(
+            expanded(&[(0, 1), (1, 0), (1, 2)], 3, b"abc").unwrap(),
+            b"abc"
+        );
         assert_eq!(expanded(&[], 2, b"").unwrap(), b"\0\0");
         assert_eq!(expanded(&[(2, 0)], 2, b"").unwrap(), b"\0\0");
         assert_eq!(expanded(&[], 0, b"").unwrap(), b"");
@@ -189,16 +236,30 @@ mod tests {
 
     #[test]
     fn broken_maps_are_refused() {
-        for map in [&[(1, 2), (2, 1)][..], &[(1, 9)], &[(1, -1)], &[(-1, 1)], &[(1, i64::MAX)], &[(2, 1), (0, 1)]] {
+        for map in [
+            &[(1, 2), (2, 1)][..],
+            &[(1, 9)],
+            &[(1, -1)],
+            &[(-1, 1)],
+            &[(1, i64::MAX)],
+            &[(2, 1), (0, 1)],
+        ] {
             assert!(checked(map, 4).is_err(), "{map:?}");
         }
         assert!(expanded(&[(0, 4)], 4, b"ab").is_err());
         assert!(expanded(&[(0, 1)], 4, b"ab").is_err());
         let records = |text: &[u8]| map_of_records(&Records::parse(text).unwrap());
-        let numblocks = |count: u8| [b"26 GNU.sparse.numblocks=", &[b'0' + count][..], b"\n"].concat();
-        assert_eq!(records(&[&numblocks(1)[..], b"22 GNU.sparse.map=1,2\n"].concat()).unwrap(), [(1, 2)]);
+        let numblocks =
+            |count: u8| [b"26 GNU.sparse.numblocks=", &[b'0' + count][..], b"\n"].concat();
+        assert_eq!(
+            records(&[&numblocks(1)[..], b"22 GNU.sparse.map=1,2\n"].concat()).unwrap(),
+            [(1, 2)]
+        );
         assert_eq!(records(&numblocks(0)).unwrap(), []);
-        assert!(records(b"22 GNU.sparse.map=1,2\n").is_err(), "the number of fragments is missing");
+        assert!(
+            records(b"22 GNU.sparse.map=1,2\n").is_err(),
+            "the number of fragments is missing"
+        );
         assert!(records(&[&numblocks(2)[..], b"22 GNU.sparse.map=1,2\n"].concat()).is_err());
     }
 
@@ -209,14 +270,26 @@ mod tests {
             content.resize(length, 0);
             map_of_content(&mut content.as_slice())
         };
-        assert_eq!(blocks(b"2\n1\n2\n5\n1\nrest", 512).unwrap(), [(1, 2), (5, 1)]);
+        assert_eq!(
+            blocks(b"2\n1\n2\n5\n1\nrest", 512).unwrap(),
+            [(1, 2), (5, 1)]
+        );
         let long = format!("{}2\n1\n2\n+5\n1\n", "0".repeat(600));
         assert_eq!(blocks(long.as_bytes(), 1024).unwrap(), [(1, 2), (5, 1)]);
-        for (text, length) in
-            [(&b"99999999999\n"[..], 512), (b"", 0), (b"1\n1\n2\n", 511), (b"x\n", 512), (b"-1\n", 512)]
-        {
+        for (text, length) in [
+            (&b"99999999999\n"[..], 512),
+            (b"", 0),
+            (b"1\n1\n2\n", 511),
+            (b"x\n", 512),
+            (b"-1\n", 512),
+        ] {
             assert!(blocks(text, length).is_err(), "{text:?}");
         }
-        assert!(map_of_content(&mut io::repeat(b'1')).unwrap_err().to_string().contains("longer than 1 MiB"));
+        assert!(
+            map_of_content(&mut io::repeat(b'1'))
+                .unwrap_err()
+                .to_string()
+                .contains("longer than 1 MiB")
+        );
     }
 }

@@ -17,6 +17,9 @@ const GO: GeneralPurpose = GeneralPurpose::new(
 
 /// The bytes of a base64 text; `None` if it is malformed.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
-    let text: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    let text: Vec<u8> = text
+        .bytes()
+        .filter(|byte| !matches!(byte, b'\r' | b'\n'))
+        .collect();
     GO.decode(text).ok()
 }

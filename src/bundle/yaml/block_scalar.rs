@@ -30,7 +30,10 @@ pub(super) fn scan(cursor: &mut Cursor<'_>, parent: i64) -> Result<TokenKind, Ya
         cursor.read_break(&mut body.line_break);
         indent = body.scan_empty_lines(cursor)?;
     }
-    Ok(TokenKind::Scalar { value: body.chomp(header.chomping), style: Style::Block })
+    Ok(TokenKind::Scalar {
+        value: body.chomp(header.chomping),
+        style: Style::Block,
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +63,15 @@ impl Header {
             cursor.skip_to_break();
         }
         if !cursor.is_break_or_end(0) {
-            return Err(cursor.mark().error("the text of a block scalar must start on the next line"));
+            return Err(cursor
+                .mark()
+                .error("the text of a block scalar must start on the next line"));
         }
         cursor.skip_break();
-        Ok(Self { chomping: chomping.unwrap_or(Chomping::Clip), indent })
+        Ok(Self {
+            chomping: chomping.unwrap_or(Chomping::Clip),
+            indent,
+        })
     }
 }
 
@@ -79,7 +87,9 @@ fn scan_chomping(cursor: &mut Cursor<'_>) -> Option<Chomping> {
 
 fn scan_indent(cursor: &mut Cursor<'_>) -> Result<Option<i64>, YamlError> {
     match cursor.byte() {
-        b'0' => Err(cursor.mark().error("the indentation of a block scalar must be at least 1")),
+        b'0' => Err(cursor
+            .mark()
+            .error("the indentation of a block scalar must be at least 1")),
         digit @ b'1'..=b'9' => {
             cursor.skip();
             Ok(Some(i64::from(digit - b'0')))
@@ -94,8 +104,8 @@ struct Body {
     indent: Option<i64>,
     parent: i64,
     value: String,
-    /// The line break after the last line, and those of the empty lines after it, which are not part
-    /// of the value yet.
+    /// The line break after the last line, and those of the empty lines after it, which are not
+    /// part of the value yet.
     line_break: String,
     empty_lines: String,
 }
@@ -123,20 +133,25 @@ impl Body {
             }
             deepest = deepest.max(cursor.mark().column);
             if self.is_indentation(cursor) && cursor.byte() == b'\t' {
-                return Err(cursor.mark().error("a tab can't be used for indentation; use spaces"));
+                return Err(cursor
+                    .mark()
+                    .error("a tab can't be used for indentation; use spaces"));
             }
             if !cursor.is_break(0) {
                 break;
             }
             cursor.read_break(&mut self.empty_lines);
         }
-        let indent = self.indent.unwrap_or_else(|| deepest.max(self.parent + 1).max(1));
+        let indent = self
+            .indent
+            .unwrap_or_else(|| deepest.max(self.parent + 1).max(1));
         self.indent = Some(indent);
         Ok(indent)
     }
 
     fn is_indentation(&self, cursor: &Cursor<'_>) -> bool {
-        self.indent.is_none_or(|indent| cursor.mark().column < indent)
+        self.indent
+            .is_none_or(|indent| cursor.mark().column < indent)
     }
 
     fn chomp(mut self, chomping: Chomping) -> String {

@@ -34,7 +34,9 @@ pub(super) fn skip_line_comment(cursor: &mut Cursor<'_>) {
     if cursor.is_after_break() {
         return;
     }
-    let blanks = (0..COMMENT_LOOKAHEAD).take_while(|ahead| cursor.is_blank(*ahead)).count();
+    let blanks = (0..COMMENT_LOOKAHEAD)
+        .take_while(|ahead| cursor.is_blank(*ahead))
+        .count();
     if blanks < COMMENT_LOOKAHEAD && cursor.peek(blanks) == b'#' {
         cursor.skip_to_break();
     }

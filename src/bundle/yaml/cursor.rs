@@ -27,7 +27,12 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 0, mark: Mark::default(), after_break: false }
+        Self {
+            text,
+            at: 0,
+            mark: Mark::default(),
+            after_break: false,
+        }
     }
 
     pub(super) fn mark(&self) -> Mark {
@@ -41,7 +46,11 @@ impl<'a> Cursor<'a> {
 
     /// The byte `ahead` of the current one.
     pub(super) fn peek(&self, ahead: usize) -> u8 {
-        self.text.as_bytes().get(self.at.saturating_add(ahead)).copied().unwrap_or(0)
+        self.text
+            .as_bytes()
+            .get(self.at.saturating_add(ahead))
+            .copied()
+            .unwrap_or(0)
     }
 
     pub(super) fn byte(&self) -> u8 {
@@ -69,7 +78,8 @@ impl<'a> Cursor<'a> {
         self.is_blank(ahead) || self.is_break_or_end(ahead)
     }
 
-    /// Whether the byte may be part of an anchor or a tag handle: an ASCII letter or digit, `_` or `-`.
+    /// Whether the byte may be part of an anchor or a tag handle: an ASCII letter or digit, `_` or
+    /// `-`.
     pub(super) fn is_word(&self) -> bool {
         self.byte().is_ascii_alphanumeric() || matches!(self.byte(), b'_' | b'-')
     }
@@ -77,7 +87,10 @@ impl<'a> Cursor<'a> {
     /// Whether `---` or `...` follows at the start of a line, as a separate word.
     pub(super) fn is_document_indicator(&self) -> bool {
         self.mark.column == 0
-            && matches!([self.peek(0), self.peek(1), self.peek(2)], [b'-', b'-', b'-'] | [b'.', b'.', b'.'])
+            && matches!(
+                [self.peek(0), self.peek(1), self.peek(2)],
+                [b'-', b'-', b'-'] | [b'.', b'.', b'.']
+            )
             && self.is_blank_or_end(3)
     }
 
@@ -131,12 +144,16 @@ impl<'a> Cursor<'a> {
         self.after_break = true;
     }
 
-    /// Reads a line break, if there is one, and appends it to `out`: LS and PS as they are, any other
-    /// as LF.
+    /// Reads a line break, if there is one, and appends it to `out`: LS and PS as they are, any
+    /// other as LF.
     pub(super) fn read_break(&mut self, out: &mut String) {
         match self.break_width(0) {
             0 => return,
-            3 => out.push(if self.peek(2) == 0xa8 { '\u{2028}' } else { '\u{2029}' }),
+            3 => out.push(if self.peek(2) == 0xa8 {
+                '\u{2028}'
+            } else {
+                '\u{2029}'
+            }),
             _ => out.push('\n'),
         }
         self.skip_break();
@@ -146,7 +163,9 @@ impl<'a> Cursor<'a> {
         match self.peek(ahead) {
             b'\r' | b'\n' => 1,
             0xc2 if self.peek(ahead + 1) == 0x85 => 2,
-            0xe2 if self.peek(ahead + 1) == 0x80 && matches!(self.peek(ahead + 2), 0xa8 | 0xa9) => 3,
+            0xe2 if self.peek(ahead + 1) == 0x80 && matches!(self.peek(ahead + 2), 0xa8 | 0xa9) => {
+                3
+            }
             _ => 0,
         }
     }

@@ -50,7 +50,11 @@ pub(super) enum Content<'a> {
 
 /// The values of a document, the last of which is the document itself. Their texts, each as
 /// often as it is decoded, may have `max_bytes` together.
-pub(super) fn decode(tree: &Tree, root: NodeId, max_bytes: usize) -> Result<Vec<Value<'_>>, YamlError> {
+pub(super) fn decode(
+    tree: &Tree,
+    root: NodeId,
+    max_bytes: usize,
+) -> Result<Vec<Value<'_>>, YamlError> {
     let mut decoder = Decoder::new(tree, max_bytes);
     let mut made = decoder.enter(root)?;
     while let Some(frame) = decoder.frames.pop() {
@@ -148,17 +152,26 @@ impl<'a> Decoder<'a> {
         }
         match self.tree.node(target).kind {
             Kind::Sequence => {
-                self.frames.push(Frame::Sequence(SequenceFrame { node: target, next: 0, items: Vec::new() }));
+                self.frames.push(Frame::Sequence(SequenceFrame {
+                    node: target,
+                    next: 0,
+                    items: Vec::new(),
+                }));
                 Ok(None)
             }
             Kind::Mapping => {
                 self.check_unique_keys(target)?;
                 let has_text_keys = self.has_text_keys(target);
-                self.targets.push(Target { has_text_keys, ..Target::default() });
+                self.targets.push(Target {
+                    has_text_keys,
+                    ..Target::default()
+                });
                 self.enter_mapping(target, Origin::Value);
                 Ok(None)
             }
-            Kind::Scalar | Kind::Alias(_) => self.scalar(target).map(|content| Some(self.add(target, content))),
+            Kind::Scalar | Kind::Alias(_) => self
+                .scalar(target)
+                .map(|content| Some(self.add(target, content))),
         }
     }
 
@@ -171,14 +184,19 @@ impl<'a> Decoder<'a> {
         self.bytes_left = bytes_left.ok_or_else(|| self.tree.error(node, TOO_LARGE))?;
         let (all, aliased) = (f64::from(self.decoded), f64::from(self.decoded_by_alias));
         if aliased > 100.0 && all > 1000.0 && aliased / all > allowed_share(all) {
-            return Err(self.tree.error(node, "aliases (`*name`) make up too much of the text"));
+            return Err(self
+                .tree
+                .error(node, "aliases (`*name`) make up too much of the text"));
         }
         Ok(())
     }
 
     fn enter_alias(&mut self, alias: NodeId) -> Result<(), YamlError> {
         if !self.open_aliases.insert(alias) {
-            let reason = format!("the value of the anchor &{} contains itself", self.tree.text(alias));
+            let reason = format!(
+                "the value of the anchor &{} contains itself",
+                self.tree.text(alias)
+            );
             return Err(self.tree.error(alias, reason));
         }
         Ok(())
@@ -210,7 +228,8 @@ impl<'a> Decoder<'a> {
     }
 
     fn resolve(&self, node: NodeId) -> Result<Scalar, YamlError> {
-        resolve::resolve(self.tree.node(node).tag, self.tree.text(node)).map_err(|reason| self.tree.error(node, reason))
+        resolve::resolve(self.tree.node(node).tag, self.tree.text(node))
+            .map_err(|reason| self.tree.error(node, reason))
     }
 
     fn binary(&self, node: NodeId) -> Result<Vec<u8>, YamlError> {
@@ -218,7 +237,11 @@ impl<'a> Decoder<'a> {
         bytes.ok_or_else(|| self.tree.error(node, "the value of !!binary is not base64"))
     }
 
-    fn step_sequence(&mut self, mut frame: SequenceFrame, made: Option<ValueId>) -> Result<Option<ValueId>, YamlError> {
+    fn step_sequence(
+        &mut self,
+        mut frame: SequenceFrame,
+        made: Option<ValueId>,
+    ) -> Result<Option<ValueId>, YamlError> {
         frame.items.extend(made);
         let Some(child) = self.tree.node(frame.node).children.get(frame.next).copied() else {
             return Ok(Some(self.add(frame.node, Content::Sequence(frame.items))));
@@ -233,11 +256,21 @@ impl<'a> Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// Begins a mapping whose target is the topmost one.
     fn enter_mapping(&mut self, node: NodeId, origin: Origin) {
-        let frame = MappingFrame { node, next: 0, origin, merge: None, sources: Vec::new() };
+        let frame = MappingFrame {
+            node,
+            next: 0,
+            origin,
+            merge: None,
+            sources: Vec::new(),
+        };
         self.frames.push(Frame::Mapping(frame));
     }
 
-    fn step_mapping(&mut self, mut frame: MappingFrame, made: Option<ValueId>) -> Result<Option<ValueId>, YamlError> {
+    fn step_mapping(
+        &mut self,
+        mut frame: MappingFrame,
+        made: Option<ValueId>,
+    ) -> Result<Option<ValueId>, YamlError> {
         self.set_pending(made);
         while let Some([key, value]) = self.pair(frame.node, frame.next) {
             frame.next += 2;
@@ -267,11 +300,18 @@ impl<'a> Decoder<'a> {
     }
 
     fn pair(&self, node: NodeId, at: usize) -> Option<[NodeId; 2]> {
-        self.tree.node(node).children.get(at..)?.first_chunk().copied()
+        self.tree
+            .node(node)
+            .children
+            .get(at..)?
+            .first_chunk()
+            .copied()
     }
 
     fn set_pending(&mut self, made: Option<ValueId>) {
-        let Some(target) = self.targets.last_mut() else { return };
+        let Some(target) = self.targets.last_mut() else {
+            return;
+        };
         if let (Some(key), Some(value)) = (target.pending.take(), made) {
             // A Go map replaces a key by an equal one, such as 0.0 by -0.0.
             target.members.remove(&key);
@@ -281,9 +321,16 @@ impl<'a> Decoder<'a> {
 
     /// Decodes a key and makes it the pending one. Returns false if its value is to be skipped.
     fn take_key(&mut self, node: NodeId, is_merged: bool) -> Result<bool, YamlError> {
-        let has_text_keys = self.targets.last().is_some_and(|target| target.has_text_keys);
-        let Some(key) = self.key(node, has_text_keys)? else { return Ok(false) };
-        let Some(target) = self.targets.last_mut() else { return Ok(false) };
+        let has_text_keys = self
+            .targets
+            .last()
+            .is_some_and(|target| target.has_text_keys);
+        let Some(key) = self.key(node, has_text_keys)? else {
+            return Ok(false);
+        };
+        let Some(target) = self.targets.last_mut() else {
+            return Ok(false);
+        };
         if is_merged && !target.set.insert(key.clone()) {
             return Ok(false);
         }
@@ -302,9 +349,10 @@ impl<'a> Decoder<'a> {
         }
         let (kind, tag) = (self.tree.node(target).kind, self.tree.node(target).tag);
         if kind != Kind::Scalar {
-            return Err(self
-                .tree
-                .error(node, "a mapping key can't be a sequence or a mapping, because JSON has string keys only"));
+            return Err(self.tree.error(
+                node,
+                "a mapping key can't be a sequence or a mapping, because JSON has string keys only",
+            ));
         }
         let text = self.tree.text(target);
         if tag == Tag::Binary {
@@ -326,8 +374,8 @@ impl<'a> Decoder<'a> {
         Some(self.add(node, content))
     }
 
-    /// Refuses a mapping with two keys of the same text. Keys with the same name in JSON were removed
-    /// before, except aliases, timestamps and null.
+    /// Refuses a mapping with two keys of the same text. Keys with the same name in JSON were
+    /// removed before, except aliases, timestamps and null.
     fn check_unique_keys(&self, mapping: NodeId) -> Result<(), YamlError> {
         let mut known = HashSet::new();
         for key in self.tree.node(mapping).children.iter().step_by(2) {
@@ -341,7 +389,12 @@ impl<'a> Decoder<'a> {
 
     fn has_text_keys(&self, mapping: NodeId) -> bool {
         let tag = |key: &NodeId| self.tree.node(self.tree.target(*key)).tag;
-        self.tree.node(mapping).children.iter().step_by(2).all(|key| matches!(tag(key), Tag::Str | Tag::Merge))
+        self.tree
+            .node(mapping)
+            .children
+            .iter()
+            .step_by(2)
+            .all(|key| matches!(tag(key), Tag::Str | Tag::Merge))
     }
 }
 
@@ -369,8 +422,14 @@ impl Decoder<'_> {
             Kind::Sequence => node.children.iter().rev().copied().collect(),
             _ => vec![merge],
         };
-        match sources.iter().find(|source| self.tree.node(self.tree.target(**source)).kind != Kind::Mapping) {
-            Some(other) => Err(self.tree.error(*other, "a merge key `<<` takes a mapping or a sequence of mappings")),
+        match sources
+            .iter()
+            .find(|source| self.tree.node(self.tree.target(**source)).kind != Kind::Mapping)
+        {
+            Some(other) => Err(self.tree.error(
+                *other,
+                "a merge key `<<` takes a mapping or a sequence of mappings",
+            )),
             None => Ok(sources),
         }
     }

@@ -15,7 +15,11 @@ pub(in crate::bundle) struct YamlError {
 impl YamlError {
     /// An error at a position, both numbers counted from 1.
     pub(super) fn at(line: u64, column: u64, reason: impl Into<String>) -> Self {
-        Self { line: Some(line), column: Some(column), reason: reason.into() }
+        Self {
+            line: Some(line),
+            column: Some(column),
+            reason: reason.into(),
+        }
     }
 
     /// The error without its position.

@@ -19,7 +19,10 @@ pub(super) fn scan(cursor: &mut Cursor<'_>, quote: u8) -> Result<TokenKind, Yaml
         let mut blanks = Blanks::after(scan_word(cursor, quote, start, &mut value)?);
         if cursor.byte() == quote {
             cursor.skip();
-            return Ok(TokenKind::Scalar { value, style: Style::Quoted });
+            return Ok(TokenKind::Scalar {
+                value,
+                style: Style::Quoted,
+            });
         }
         blanks.scan(cursor, None)?;
         blanks.join_to(&mut value);
@@ -28,7 +31,12 @@ pub(super) fn scan(cursor: &mut Cursor<'_>, quote: u8) -> Result<TokenKind, Yaml
 
 /// Scans up to a blank, a line break or the closing quote. Returns true after an escaped
 /// line break, which joins the lines without a space.
-fn scan_word(cursor: &mut Cursor<'_>, quote: u8, start: Mark, value: &mut String) -> Result<bool, YamlError> {
+fn scan_word(
+    cursor: &mut Cursor<'_>,
+    quote: u8,
+    start: Mark,
+    value: &mut String,
+) -> Result<bool, YamlError> {
     while !cursor.is_blank_or_end(0) {
         match (quote, cursor.byte()) {
             (b'\'', b'\'') if cursor.peek(1) == b'\'' => {
@@ -69,7 +77,11 @@ fn scan_escape(cursor: &mut Cursor<'_>, start: Mark) -> Result<char, YamlError> 
         b'u' => return scan_code(cursor, 4),
         b'U' => return scan_code(cursor, 8),
         0 => return Err(start.error("unterminated quoted string")),
-        _ => return Err(cursor.mark().error("unknown escape; in double quotes write a backslash as `\\\\`")),
+        _ => {
+            return Err(cursor
+                .mark()
+                .error("unknown escape; in double quotes write a backslash as `\\\\`"));
+        }
     };
     cursor.skip();
     cursor.skip();
@@ -84,7 +96,8 @@ fn scan_code(cursor: &mut Cursor<'_>, digits: usize) -> Result<char, YamlError> 
     let mut code: u32 = 0;
     for _ in 0..digits {
         let digit = char::from(cursor.byte()).to_digit(16);
-        let digit = digit.ok_or_else(|| mark.error(format!("this escape takes {digits} hexadecimal digits")))?;
+        let digit = digit
+            .ok_or_else(|| mark.error(format!("this escape takes {digits} hexadecimal digits")))?;
         code = (code << 4) | digit;
         cursor.skip();
     }

@@ -9,21 +9,29 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Decodes UTF-8, or UTF-16 that begins with a byte order mark, and refuses the characters
 /// that YAML 1.1 does not allow.
 ///
-/// A second byte order mark is refused: go-yaml looks for it at the start of its read buffer instead
-/// of at the current character, and then drops the first character of every line in that buffer.
+/// A second byte order mark is refused: go-yaml looks for it at the start of its read buffer
+/// instead of at the current character, and then drops the first character of every line in that
+/// buffer.
 pub(super) fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, YamlError> {
     let text = match bytes {
         [0xff, 0xfe, rest @ ..] => Cow::Owned(utf16(rest, u16::from_le_bytes)?),
         [0xfe, 0xff, rest @ ..] => Cow::Owned(utf16(rest, u16::from_be_bytes)?),
         [0xef, 0xbb, 0xbf, rest @ ..] | rest => Cow::Borrowed(utf8(rest)?),
     };
-    match text.char_indices().find(|(_, character)| !is_allowed(*character)) {
+    match text
+        .char_indices()
+        .find(|(_, character)| !is_allowed(*character))
+    {
         None => Ok(text),
-        Some((at, BYTE_ORDER_MARK)) => {
-            Err(error_after(&text[..at], "a byte order mark is allowed only at the start; write it as \"\\uFEFF\""))
-        }
+        Some((at, BYTE_ORDER_MARK)) => Err(error_after(
+            &text[..at],
+            "a byte order mark is allowed only at the start; write it as \"\\uFEFF\"",
+        )),
         Some((at, character)) => {
-            let reason = format!("the character U+{:04X} is not allowed", u32::from(character));
+            let reason = format!(
+                "the character U+{:04X} is not allowed",
+                u32::from(character)
+            );
             Err(error_after(&text[..at], &reason))
         }
     }
@@ -32,7 +40,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, YamlError> {
 fn utf8(bytes: &[u8]) -> Result<&str, YamlError> {
     std::str::from_utf8(bytes).map_err(|error| {
         let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
-        error_after(&String::from_utf8_lossy(valid), "the text is not valid UTF-8")
+        error_after(
+            &String::from_utf8_lossy(valid),
+            "the text is not valid UTF-8",
+        )
     })
 }
 
@@ -44,7 +55,10 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String, YamlError> {
     }
     match rest {
         [] => Ok(text),
-        _ => Err(error_after(&text, "the UTF-16 text ends within a character")),
+        _ => Err(error_after(
+            &text,
+            "the UTF-16 text ends within a character",
+        )),
     }
 }
 

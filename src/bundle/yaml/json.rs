@@ -17,8 +17,18 @@ const MAX_DEPTH: usize = 10_000;
 ///
 /// # Errors
 /// When JSON can't represent a value, or the text becomes too large or too deeply nested.
-pub(super) fn write(tree: &Tree, values: &[Value<'_>], max_bytes: usize) -> Result<Vec<u8>, YamlError> {
-    let mut writer = Writer { tree, values, out: Vec::new(), max_bytes, open: Vec::new() };
+pub(super) fn write(
+    tree: &Tree,
+    values: &[Value<'_>],
+    max_bytes: usize,
+) -> Result<Vec<u8>, YamlError> {
+    let mut writer = Writer {
+        tree,
+        values,
+        out: Vec::new(),
+        max_bytes,
+        open: Vec::new(),
+    };
     writer.value(values.len().saturating_sub(1))?;
     while let Some(rest) = writer.open.pop() {
         writer.step(rest)?;
@@ -43,15 +53,21 @@ enum Rest<'a> {
 impl<'a> Writer<'a> {
     /// Writes a scalar, or the start of a collection.
     fn value(&mut self, id: ValueId) -> Result<(), YamlError> {
-        let Some(value) = self.values.get(id) else { return Ok(()) };
-        let not_json = |what: &str| self.tree.error(value.node, format!("JSON can't represent {what}"));
+        let Some(value) = self.values.get(id) else {
+            return Ok(());
+        };
+        let not_json = |what: &str| {
+            self.tree
+                .error(value.node, format!("JSON can't represent {what}"))
+        };
         match &value.content {
             Content::Null => self.push(b"null"),
             Content::Bool(bool) => self.push(bool.to_string().as_bytes()),
             Content::Int(int) => self.push(int.to_string().as_bytes()),
             Content::Uint(int) => self.push(int.to_string().as_bytes()),
             Content::Float(float) => {
-                let float = number::to_json(*float).ok_or_else(|| not_json("infinity or NaN; quote it"))?;
+                let float =
+                    number::to_json(*float).ok_or_else(|| not_json("infinity or NaN; quote it"))?;
                 self.push(float.as_bytes());
             }
             Content::Time(time) => {
@@ -68,13 +84,18 @@ impl<'a> Writer<'a> {
                 self.push(b"{");
                 self.open.push(Rest::Members(members));
             }
-            Content::NotAnObject(reason) => return Err(self.tree.error(value.node, reason.clone())),
+            Content::NotAnObject(reason) => {
+                return Err(self.tree.error(value.node, reason.clone()));
+            }
         }
         if self.out.len() > self.max_bytes {
             return Err(self.tree.error(value.node, TOO_LARGE));
         }
         if self.open.len() > MAX_DEPTH {
-            return Err(self.tree.error(value.node, format!("values are nested deeper than {MAX_DEPTH}")));
+            return Err(self.tree.error(
+                value.node,
+                format!("values are nested deeper than {MAX_DEPTH}"),
+            ));
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Changes a document before it is decoded as OPA does (`normalize` in its `internal/yaml/yaml.go`),
-//! so that texts for go-yaml 2 keep their meaning.
+//! Changes a document before it is decoded as OPA does (`normalize` in its
+//! `internal/yaml/yaml.go`), so that texts for go-yaml 2 keep their meaning.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -21,7 +21,10 @@ pub(super) fn normalize(tree: &mut Tree) -> Result<(), YamlError> {
     let mut open: Vec<NodeId> = tree.root.into_iter().collect();
     while let Some(id) = open.pop() {
         // A sequence that was added here is beyond `is_visited`, and has one parent.
-        if is_visited.get_mut(id as usize).is_some_and(|is_visited| std::mem::replace(is_visited, true)) {
+        if is_visited
+            .get_mut(id as usize)
+            .is_some_and(|is_visited| std::mem::replace(is_visited, true))
+        {
             continue;
         }
         match tree.node(id).kind {
@@ -43,7 +46,8 @@ pub(super) fn normalize(tree: &mut Tree) -> Result<(), YamlError> {
     Ok(())
 }
 
-/// Gives the first merge key of a mapping the values of all its merge keys, if they are two or more.
+/// Gives the first merge key of a mapping the values of all its merge keys, if they are two or
+/// more.
 fn collapse_merge_keys(tree: &mut Tree, mapping: NodeId) -> Result<(), YamlError> {
     let is_merge = |tree: &Tree, key: NodeId| {
         let key = tree.node(key);
@@ -62,10 +66,19 @@ fn collapse_merge_keys(tree: &mut Tree, mapping: NodeId) -> Result<(), YamlError
             }
         }
     }
-    let Some((first, value)) = first.filter(|_| merged.len() >= 2) else { return Ok(()) };
+    let Some((first, value)) = first.filter(|_| merged.len() >= 2) else {
+        return Ok(());
+    };
     let sequence = tree.add_sequence(value, merged)?;
     let mut kept = Vec::new();
-    for (position, pair) in tree.node(mapping).children.as_chunks::<2>().0.iter().enumerate() {
+    for (position, pair) in tree
+        .node(mapping)
+        .children
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .enumerate()
+    {
         if position == first {
             kept.extend([pair[0], sequence]);
         } else if !is_merge(tree, pair[0]) {
@@ -109,7 +122,9 @@ fn name(tree: &Tree, key: NodeId) -> Option<Cow<'_, [u8]>> {
     let text = tree.text(key);
     match (node.kind, node.tag) {
         (Kind::Scalar, Tag::Binary) => binary::decode(text).map(Cow::Owned),
-        (Kind::Scalar, tag) if tag != Tag::Merge => Key::new(&resolve::resolve(tag, text).ok()?, text).to_name(),
+        (Kind::Scalar, tag) if tag != Tag::Merge => {
+            Key::new(&resolve::resolve(tag, text).ok()?, text).to_name()
+        }
         _ => None,
     }
 }

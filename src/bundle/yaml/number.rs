@@ -4,12 +4,20 @@ use std::borrow::Cow;
 
 use super::scalar::Scalar;
 
-/// Parses an integer or a float that starts with a digit or a sign. Underscores are ignored anywhere;
-/// a text that overflows is not a number.
+/// Parses an integer or a float that starts with a digit or a sign. Underscores are ignored
+/// anywhere; a text that overflows is not a number.
 pub(super) fn parse(text: &str) -> Option<Scalar> {
-    let plain: Cow<'_, str> = if text.contains('_') { text.replace('_', "").into() } else { text.into() };
+    let plain: Cow<'_, str> = if text.contains('_') {
+        text.replace('_', "").into()
+    } else {
+        text.into()
+    };
     integer_with_prefix(&plain)
-        .or_else(|| is_float(plain.as_bytes()).then(|| finite(&plain).map(Scalar::Float)).flatten())
+        .or_else(|| {
+            is_float(plain.as_bytes())
+                .then(|| finite(&plain).map(Scalar::Float))
+                .flatten()
+        })
         .or_else(|| signed_after_prefix(&plain, "0b", 2))
         .or_else(|| signed_after_prefix(&plain, "0o", 8))
 }
@@ -17,9 +25,16 @@ pub(super) fn parse(text: &str) -> Option<Scalar> {
 /// Parses a float that starts with a dot. Underscores may separate digits.
 pub(super) fn parse_fraction(text: &str) -> Option<f64> {
     let bytes = text.as_bytes();
-    let is_digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_digit);
+    let is_digit = |at: Option<usize>| {
+        at.and_then(|at| bytes.get(at))
+            .is_some_and(u8::is_ascii_digit)
+    };
     let separates = |at: usize| is_digit(at.checked_sub(1)) && is_digit(at.checked_add(1));
-    if bytes.iter().enumerate().any(|(at, byte)| *byte == b'_' && !separates(at)) {
+    if bytes
+        .iter()
+        .enumerate()
+        .any(|(at, byte)| *byte == b'_' && !separates(at))
+    {
         return None;
     }
     let plain = text.replace('_', "");
@@ -116,7 +131,10 @@ fn integer(sign: Option<char>, digits: &str, base: u32) -> Option<Scalar> {
 
 /// `[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`
 fn is_float(text: &[u8]) -> bool {
-    let text = text.strip_prefix(b"+").or_else(|| text.strip_prefix(b"-")).unwrap_or(text);
+    let text = text
+        .strip_prefix(b"+")
+        .or_else(|| text.strip_prefix(b"-"))
+        .unwrap_or(text);
     let (mantissa, exponent) = match text.iter().position(|byte| matches!(byte, b'e' | b'E')) {
         Some(at) => (&text[..at], Some(&text[at + 1..])),
         None => (text, None),
@@ -128,7 +146,12 @@ fn is_float(text: &[u8]) -> bool {
     };
     is_mantissa
         && exponent.is_none_or(|exponent| {
-            is_digits(exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent))
+            is_digits(
+                exponent
+                    .strip_prefix(b"+")
+                    .or_else(|| exponent.strip_prefix(b"-"))
+                    .unwrap_or(exponent),
+            )
         })
 }
 

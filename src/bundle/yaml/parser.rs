@@ -140,12 +140,19 @@ impl<'a> Parser<'a> {
     }
 
     fn event_here(&mut self, kind: EventKind) -> Result<Event, YamlError> {
-        Ok(Event { kind, mark: self.mark()? })
+        Ok(Event {
+            kind,
+            mark: self.mark()?,
+        })
     }
 
     fn empty_scalar_here(&mut self, next: State) -> Result<Event, YamlError> {
         self.state = next;
-        let kind = EventKind::Scalar { properties: Properties::default(), value: String::new(), style: Style::Plain };
+        let kind = EventKind::Scalar {
+            properties: Properties::default(),
+            value: String::new(),
+            style: Style::Plain,
+        };
         self.event_here(kind)
     }
 
@@ -161,7 +168,10 @@ impl<'a> Parser<'a> {
     fn end_collection(&mut self) -> Result<Event, YamlError> {
         self.end_node();
         let mark = self.scanner.next()?.mark;
-        Ok(Event { kind: EventKind::CollectionEnd, mark })
+        Ok(Event {
+            kind: EventKind::CollectionEnd,
+            mark,
+        })
     }
 
     fn error_here(&mut self, reason: &str) -> YamlError {
@@ -186,7 +196,9 @@ impl Parser<'_> {
         let is_explicit = !is_first
             || matches!(
                 self.peek()?,
-                TokenKind::VersionDirective { .. } | TokenKind::TagDirective { .. } | TokenKind::DocumentStart
+                TokenKind::VersionDirective { .. }
+                    | TokenKind::TagDirective { .. }
+                    | TokenKind::DocumentStart
             );
         self.process_directives()?;
         self.state = State::BlockNode;
@@ -199,7 +211,10 @@ impl Parser<'_> {
             self.state = State::DocumentContent;
         }
         self.states.push(State::DocumentEnd);
-        Ok(Event { kind: EventKind::DocumentStart, mark })
+        Ok(Event {
+            kind: EventKind::DocumentStart,
+            mark,
+        })
     }
 
     fn next_document_content(&mut self) -> Result<Event, YamlError> {
@@ -223,12 +238,18 @@ impl Parser<'_> {
         }
         self.tag_directives.clear();
         self.state = State::DocumentStart;
-        Ok(Event { kind: EventKind::DocumentEnd, mark })
+        Ok(Event {
+            kind: EventKind::DocumentEnd,
+            mark,
+        })
     }
 
     fn process_directives(&mut self) -> Result<(), YamlError> {
         let mut has_version = false;
-        while matches!(self.peek()?, TokenKind::VersionDirective { .. } | TokenKind::TagDirective { .. }) {
+        while matches!(
+            self.peek()?,
+            TokenKind::VersionDirective { .. } | TokenKind::TagDirective { .. }
+        ) {
             let token = self.scanner.next()?;
             match token.kind {
                 TokenKind::VersionDirective { .. } if has_version => {
@@ -236,12 +257,15 @@ impl Parser<'_> {
                 }
                 TokenKind::VersionDirective { major: 1, minor: 1 } => has_version = true,
                 TokenKind::VersionDirective { major, minor } => {
-                    let reason = format!("OPA refuses `%YAML {major}.{minor}`: only 1.1 may be declared");
+                    let reason =
+                        format!("OPA refuses `%YAML {major}.{minor}`: only 1.1 may be declared");
                     return Err(token.mark.error(reason));
                 }
                 TokenKind::TagDirective { handle, prefix } => {
                     if self.tag_directives.contains_key(&handle) {
-                        return Err(token.mark.error(format!("a second %TAG directive for {handle}")));
+                        return Err(token
+                            .mark
+                            .error(format!("a second %TAG directive for {handle}")));
                     }
                     self.tag_directives.insert(handle, prefix);
                 }
@@ -258,7 +282,9 @@ impl Parser<'_> {
             (Some(prefix), _) => prefix.as_slice(),
             (None, "!") => b"!",
             (None, "!!") => YAML_TAG_PREFIX,
-            (None, _) => return Err(mark.error(format!("the tag handle {handle} is not declared by %TAG"))),
+            (None, _) => {
+                return Err(mark.error(format!("the tag handle {handle} is not declared by %TAG")));
+            }
         };
         Ok([prefix, &suffix].concat())
     }
@@ -271,8 +297,13 @@ impl Parser<'_> {
         if matches!(self.peek()?, TokenKind::Alias(_)) {
             let token = self.scanner.next()?;
             self.end_node();
-            let TokenKind::Alias(name) = token.kind else { return Err(start.error("expected an alias")) };
-            return Ok(Event { kind: EventKind::Alias(name), mark: start });
+            let TokenKind::Alias(name) = token.kind else {
+                return Err(start.error("expected an alias"));
+            };
+            return Ok(Event {
+                kind: EventKind::Alias(name),
+                mark: start,
+            });
         }
         let properties = self.parse_properties()?;
         let in_block = place != Place::Flow;
@@ -305,7 +336,11 @@ impl Parser<'_> {
             }
             _ if properties.anchor.is_some() || properties.tag.is_some() => {
                 self.end_node();
-                EventKind::Scalar { properties, value: String::new(), style: Style::Plain }
+                EventKind::Scalar {
+                    properties,
+                    value: String::new(),
+                    style: Style::Plain,
+                }
             }
             _ => return Err(self.error_here("expected a value")),
         };
@@ -340,12 +375,17 @@ impl Parser<'_> {
             TokenKind::BlockEntry => {
                 self.scanner.next()?;
                 match self.peek()? {
-                    TokenKind::BlockEntry | TokenKind::BlockEnd => self.empty_scalar_here(State::BlockSequenceEntry),
+                    TokenKind::BlockEntry | TokenKind::BlockEnd => {
+                        self.empty_scalar_here(State::BlockSequenceEntry)
+                    }
                     _ => self.node_then(Place::Block, State::BlockSequenceEntry),
                 }
             }
             TokenKind::BlockEnd => self.end_collection(),
-            _ => Err(self.error_here("expected `- ` or the end of the sequence: check the indentation")),
+            _ => {
+                Err(self
+                    .error_here("expected `- ` or the end of the sequence: check the indentation"))
+            }
         }
     }
 
@@ -370,7 +410,9 @@ impl Parser<'_> {
                 self.block_mapping_node(State::BlockMappingValue)
             }
             TokenKind::BlockEnd => self.end_collection(),
-            _ => Err(self.error_here("expected a key or the end of the mapping: check the indentation and quotes")),
+            _ => Err(self.error_here(
+                "expected a key or the end of the mapping: check the indentation and quotes",
+            )),
         }
     }
 
@@ -403,7 +445,10 @@ impl Parser<'_> {
             TokenKind::Key => {
                 let mark = self.scanner.next()?.mark;
                 self.state = State::FlowPairKey;
-                Ok(Event { kind: EventKind::MappingStart(Properties::default()), mark })
+                Ok(Event {
+                    kind: EventKind::MappingStart(Properties::default()),
+                    mark,
+                })
             }
             _ => self.node_then(Place::Flow, State::FlowSequenceEntry),
         }
@@ -423,7 +468,10 @@ impl Parser<'_> {
     fn next_flow_pair_value(&mut self) -> Result<Event, YamlError> {
         if matches!(self.peek()?, TokenKind::Value) {
             self.scanner.next()?;
-            if !matches!(self.peek()?, TokenKind::FlowEntry | TokenKind::FlowSequenceEnd) {
+            if !matches!(
+                self.peek()?,
+                TokenKind::FlowEntry | TokenKind::FlowSequenceEnd
+            ) {
                 return self.node_then(Place::Flow, State::FlowPairEnd);
             }
         }
@@ -449,7 +497,10 @@ impl Parser<'_> {
     fn next_flow_mapping_value(&mut self) -> Result<Event, YamlError> {
         if matches!(self.peek()?, TokenKind::Value) {
             self.scanner.next()?;
-            if !matches!(self.peek()?, TokenKind::FlowEntry | TokenKind::FlowMappingEnd) {
+            if !matches!(
+                self.peek()?,
+                TokenKind::FlowEntry | TokenKind::FlowMappingEnd
+            ) {
                 return self.node_then(Place::Flow, State::FlowMappingKey);
             }
         }
@@ -458,7 +509,9 @@ impl Parser<'_> {
 
     fn flow_mapping_node(&mut self, next: State) -> Result<Event, YamlError> {
         match self.peek()? {
-            TokenKind::Value | TokenKind::FlowEntry | TokenKind::FlowMappingEnd => self.empty_scalar_here(next),
+            TokenKind::Value | TokenKind::FlowEntry | TokenKind::FlowMappingEnd => {
+                self.empty_scalar_here(next)
+            }
             _ => self.node_then(Place::Flow, next),
         }
     }
@@ -474,7 +527,15 @@ impl Parser<'_> {
 
 fn scalar(token: Token, properties: Properties) -> EventKind {
     match token.kind {
-        TokenKind::Scalar { value, style } => EventKind::Scalar { properties, value, style },
-        _ => EventKind::Scalar { properties, value: String::new(), style: Style::Plain },
+        TokenKind::Scalar { value, style } => EventKind::Scalar {
+            properties,
+            value,
+            style,
+        },
+        _ => EventKind::Scalar {
+            properties,
+            value: String::new(),
+            style: Style::Plain,
+        },
     }
 }

@@ -7,8 +7,8 @@ use super::{
     token::{Style, TokenKind},
 };
 
-/// Scans a plain scalar, which may continue on lines that are indented deeper than the current block
-/// collection.
+/// Scans a plain scalar, which may continue on lines that are indented deeper than the current
+/// block collection.
 pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<TokenKind, YamlError> {
     let indent = scanner.indent + 1;
     let in_flow = scanner.flow_level > 0;
@@ -31,7 +31,10 @@ pub(super) fn scan(scanner: &mut Scanner<'_>) -> Result<TokenKind, YamlError> {
     if blanks.has_break {
         scanner.is_simple_key_allowed = true;
     }
-    Ok(TokenKind::Scalar { value, style: Style::Plain })
+    Ok(TokenKind::Scalar {
+        value,
+        style: Style::Plain,
+    })
 }
 
 fn ends_plain(cursor: &Cursor<'_>, in_flow: bool) -> bool {
@@ -42,8 +45,8 @@ fn ends_plain(cursor: &Cursor<'_>, in_flow: bool) -> bool {
     }
 }
 
-/// Blanks and line breaks within a scalar. They become part of it if more text follows: blanks as they
-/// are, one line break as a space, several without the first.
+/// Blanks and line breaks within a scalar. They become part of it if more text follows: blanks as
+/// they are, one line break as a space, several without the first.
 #[derive(Debug, Default)]
 pub(super) struct Blanks {
     spaces: String,
@@ -55,16 +58,26 @@ pub(super) struct Blanks {
 impl Blanks {
     /// No blanks; with `has_break`, after a line break that was escaped.
     pub(super) fn after(has_break: bool) -> Self {
-        Self { has_break, ..Self::default() }
+        Self {
+            has_break,
+            ..Self::default()
+        }
     }
 
     /// Scans blanks and line breaks. A tab within the indentation, if one is given, is an error.
-    pub(super) fn scan(&mut self, cursor: &mut Cursor<'_>, indent: Option<i64>) -> Result<(), YamlError> {
+    pub(super) fn scan(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        indent: Option<i64>,
+    ) -> Result<(), YamlError> {
         loop {
             if cursor.is_blank(0) {
-                let is_indentation = self.has_break && indent.is_some_and(|indent| cursor.mark().column < indent);
+                let is_indentation =
+                    self.has_break && indent.is_some_and(|indent| cursor.mark().column < indent);
                 if is_indentation && cursor.byte() == b'\t' {
-                    return Err(cursor.mark().error("a tab can't be used for indentation; use spaces"));
+                    return Err(cursor
+                        .mark()
+                        .error("a tab can't be used for indentation; use spaces"));
                 }
                 if self.has_break {
                     cursor.skip();

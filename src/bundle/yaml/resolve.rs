@@ -17,7 +17,10 @@ pub(super) fn plain_tag(text: &str) -> Tag {
 
 /// The value of a scalar under its tag, or a sentence why it has none.
 pub(super) fn resolve(tag: Tag, text: &str) -> Result<Scalar, String> {
-    if !matches!(tag, Tag::Bool | Tag::Int | Tag::Float | Tag::Null | Tag::Timestamp) {
+    if !matches!(
+        tag,
+        Tag::Bool | Tag::Int | Tag::Float | Tag::Null | Tag::Timestamp
+    ) {
         return Ok(Scalar::Text);
     }
     match (guess(text, tag == Tag::Timestamp), tag) {
@@ -40,7 +43,11 @@ fn guess(text: &str, allows_time: bool) -> Scalar {
     let number = match text.as_bytes().first() {
         Some(b'.') => number::parse_fraction(text).map(Scalar::Float),
         Some(b'0'..=b'9' | b'+' | b'-') => {
-            let time = if allows_time { Timestamp::parse(text) } else { None };
+            let time = if allows_time {
+                Timestamp::parse(text)
+            } else {
+                None
+            };
             time.map(Scalar::Time).or_else(|| number::parse(text))
         }
         _ => None,

@@ -35,7 +35,9 @@ pub(super) enum Tag {
 impl Tag {
     /// Parses the long or short form of a tag; `None` for the non-specific tag `!`.
     pub(super) fn parse(tag: &[u8]) -> Option<Self> {
-        let short = tag.strip_prefix(YAML_TAG_PREFIX).or_else(|| tag.strip_prefix(b"!!"));
+        let short = tag
+            .strip_prefix(YAML_TAG_PREFIX)
+            .or_else(|| tag.strip_prefix(b"!!"));
         match short {
             None if tag == b"!" => None,
             Some(b"null") => Some(Self::Null),

@@ -26,7 +26,8 @@ const LOOKAHEAD: usize = 2;
 pub(super) struct Scanner<'a> {
     pub(super) cursor: Cursor<'a>,
     tokens: VecDeque<Token>,
-    /// The number of tokens that the parser has taken, which is the number of the first in `tokens`.
+    /// The number of tokens that the parser has taken, which is the number of the first in
+    /// `tokens`.
     taken: usize,
     is_next_ready: bool,
     is_started: bool,
@@ -82,14 +83,18 @@ impl<'a> Scanner<'a> {
         self.peek()?;
         self.is_next_ready = false;
         self.taken += 1;
-        self.tokens.pop_front().ok_or_else(|| end_error(&self.cursor))
+        self.tokens
+            .pop_front()
+            .ok_or_else(|| end_error(&self.cursor))
     }
 
     fn fetch_more(&mut self) -> Result<(), YamlError> {
         while !self.is_ended {
             if self.tokens.len() > LOOKAHEAD {
                 // The next token can be returned only once it is known whether it is a key.
-                let Some(level) = self.simple_key_by_token.get(&self.taken).copied() else { return Ok(()) };
+                let Some(level) = self.simple_key_by_token.get(&self.taken).copied() else {
+                    return Ok(());
+                };
                 if !self.is_simple_key(level)? {
                     return Ok(());
                 }
@@ -103,7 +108,12 @@ impl<'a> Scanner<'a> {
         if !self.is_started {
             self.is_started = true;
             let mark = self.cursor.mark();
-            self.simple_keys.push(SimpleKey { is_possible: false, is_required: false, token: 0, mark });
+            self.simple_keys.push(SimpleKey {
+                is_possible: false,
+                is_required: false,
+                token: 0,
+                mark,
+            });
             self.push(TokenKind::StreamStart, mark);
             return Ok(());
         }
@@ -119,7 +129,11 @@ impl<'a> Scanner<'a> {
             return self.fetch_document_indicator();
         }
         self.fetch_content()?;
-        if !self.tokens.back().is_some_and(|token| matches!(token.kind, TokenKind::BlockEntry)) {
+        if !self
+            .tokens
+            .back()
+            .is_some_and(|token| matches!(token.kind, TokenKind::BlockEntry))
+        {
             comment::skip_line_comment(&mut self.cursor);
         }
         Ok(())
@@ -185,7 +199,13 @@ impl Scanner<'_> {
     /// Whether a `:` at the current position would make it a key.
     fn is_simple_key(&mut self, level: usize) -> Result<bool, YamlError> {
         let here = self.cursor.mark();
-        let Some(key) = self.simple_keys.get_mut(level).filter(|key| key.is_possible) else { return Ok(false) };
+        let Some(key) = self
+            .simple_keys
+            .get_mut(level)
+            .filter(|key| key.is_possible)
+        else {
+            return Ok(false);
+        };
         if key.mark.line < here.line || key.mark.index + MAX_SIMPLE_KEY_CHARS < here.index {
             if key.is_required {
                 return Err(no_colon(key.mark));
@@ -207,14 +227,21 @@ impl Scanner<'_> {
         let token = self.next_number();
         let level = self.simple_keys.len().saturating_sub(1);
         if let Some(key) = self.simple_keys.last_mut() {
-            *key = SimpleKey { is_possible: true, is_required, token, mark };
+            *key = SimpleKey {
+                is_possible: true,
+                is_required,
+                token,
+                mark,
+            };
             self.simple_key_by_token.insert(token, level);
         }
         Ok(())
     }
 
     fn remove_simple_key(&mut self) -> Result<(), YamlError> {
-        let Some(key) = self.simple_keys.last_mut().filter(|key| key.is_possible) else { return Ok(()) };
+        let Some(key) = self.simple_keys.last_mut().filter(|key| key.is_possible) else {
+            return Ok(());
+        };
         if key.is_required {
             return Err(no_colon(key.mark));
         }
@@ -234,7 +261,12 @@ impl Scanner<'_> {
             return Err(mark.error(format!("collections are nested deeper than {MAX_DEPTH}")));
         }
         let token = self.next_number();
-        self.simple_keys.push(SimpleKey { is_possible: false, is_required: false, token, mark });
+        self.simple_keys.push(SimpleKey {
+            is_possible: false,
+            is_required: false,
+            token,
+            mark,
+        });
         Ok(())
     }
 
@@ -249,7 +281,12 @@ impl Scanner<'_> {
 
     /// Starts a block collection, in front of the token `number` or at the end, where the
     /// column is deeper than that of the current one.
-    fn roll_indent(&mut self, kind: TokenKind, number: Option<usize>, mark: Mark) -> Result<(), YamlError> {
+    fn roll_indent(
+        &mut self,
+        kind: TokenKind,
+        number: Option<usize>,
+        mark: Mark,
+    ) -> Result<(), YamlError> {
         if self.flow_level > 0 || self.indent >= mark.column {
             return Ok(());
         }
@@ -302,7 +339,14 @@ impl Scanner<'_> {
     fn fetch_document_indicator(&mut self) -> Result<(), YamlError> {
         self.end_document()?;
         let is_start = self.cursor.byte() == b'-';
-        self.push_indicator(if is_start { TokenKind::DocumentStart } else { TokenKind::DocumentEnd }, 3);
+        self.push_indicator(
+            if is_start {
+                TokenKind::DocumentStart
+            } else {
+                TokenKind::DocumentEnd
+            },
+            3,
+        );
         Ok(())
     }
 
@@ -362,7 +406,9 @@ impl Scanner<'_> {
         } else {
             if self.flow_level == 0 {
                 if !self.is_simple_key_allowed {
-                    return Err(self.error("a mapping value can't start here; quote a text that contains `: `"));
+                    return Err(self.error(
+                        "a mapping value can't start here; quote a text that contains `: `",
+                    ));
                 }
                 self.roll_indent(TokenKind::BlockMappingStart, None, self.cursor.mark())?;
             }
@@ -373,7 +419,9 @@ impl Scanner<'_> {
     }
 
     fn fetch_simple_key(&mut self, level: usize) -> Result<(), YamlError> {
-        let Some(key) = self.simple_keys.get_mut(level) else { return Ok(()) };
+        let Some(key) = self.simple_keys.get_mut(level) else {
+            return Ok(());
+        };
         key.is_possible = false;
         let SimpleKey { token, mark, .. } = *key;
         self.insert(token, TokenKind::Key, mark);

@@ -10,11 +10,14 @@ pub(super) fn scan_directive(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlE
     if !cursor.is_blank_or_end(0) {
         return Err(start.error("the name of a directive must be followed by a space"));
     }
-    let kind = match name.as_str() {
-        "YAML" => scan_version(cursor)?,
-        "TAG" => scan_tag_directive(cursor)?,
-        _ => return Err(start.error("unknown directive: only %YAML and %TAG exist; quote a text that starts with `%`")),
-    };
+    let kind =
+        match name.as_str() {
+            "YAML" => scan_version(cursor)?,
+            "TAG" => scan_tag_directive(cursor)?,
+            _ => return Err(start.error(
+                "unknown directive: only %YAML and %TAG exist; quote a text that starts with `%`",
+            )),
+        };
     cursor.skip_blanks();
     if cursor.byte() == b'#' {
         cursor.skip_to_break();
@@ -30,10 +33,15 @@ fn scan_version(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> {
     cursor.skip_blanks();
     let major = scan_number(cursor)?;
     if cursor.byte() != b'.' {
-        return Err(cursor.mark().error("a YAML version consists of two numbers with a `.` in between"));
+        return Err(cursor
+            .mark()
+            .error("a YAML version consists of two numbers with a `.` in between"));
     }
     cursor.skip();
-    Ok(TokenKind::VersionDirective { major, minor: scan_number(cursor)? })
+    Ok(TokenKind::VersionDirective {
+        major,
+        minor: scan_number(cursor)?,
+    })
 }
 
 fn scan_number(cursor: &mut Cursor<'_>) -> Result<u8, YamlError> {
@@ -44,10 +52,12 @@ fn scan_number(cursor: &mut Cursor<'_>) -> Result<u8, YamlError> {
         cursor.skip();
     }
     match digits {
-        0 => Err(cursor.mark().error("a YAML version consists of two numbers with a `.` in between")),
-        _ if cursor.byte().is_ascii_digit() => {
-            Err(cursor.mark().error("a number of a YAML version has at most two digits"))
-        }
+        0 => Err(cursor
+            .mark()
+            .error("a YAML version consists of two numbers with a `.` in between")),
+        _ if cursor.byte().is_ascii_digit() => Err(cursor
+            .mark()
+            .error("a number of a YAML version has at most two digits")),
         _ => Ok(number),
     }
 }
@@ -59,7 +69,9 @@ fn scan_tag_directive(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlError> {
         return Err(cursor.mark().error("a tag handle starts and ends with `!`"));
     }
     if !cursor.is_blank(0) {
-        return Err(cursor.mark().error("a tag handle must be followed by a space"));
+        return Err(cursor
+            .mark()
+            .error("a tag handle must be followed by a space"));
     }
     cursor.skip_blanks();
     let mut prefix = Vec::new();
@@ -79,12 +91,19 @@ pub(super) fn scan_anchor(cursor: &mut Cursor<'_>) -> Result<TokenKind, YamlErro
     let is_alias = cursor.byte() == b'*';
     cursor.skip();
     let name = scan_word(cursor);
-    let ends =
-        cursor.is_blank_or_end(0) || matches!(cursor.byte(), b'?' | b':' | b',' | b']' | b'}' | b'%' | b'@' | b'`');
+    let ends = cursor.is_blank_or_end(0)
+        || matches!(
+            cursor.byte(),
+            b'?' | b':' | b',' | b']' | b'}' | b'%' | b'@' | b'`'
+        );
     if name.is_empty() || !ends {
         return Err(start.error("the name of an anchor consists of letters, digits, `_` and `-`"));
     }
-    Ok(if is_alias { TokenKind::Alias(name) } else { TokenKind::Anchor(name) })
+    Ok(if is_alias {
+        TokenKind::Alias(name)
+    } else {
+        TokenKind::Anchor(name)
+    })
 }
 
 /// Scans a tag at its `!`: verbatim, with a handle, or local.
@@ -190,5 +209,6 @@ fn scan_octet(cursor: &mut Cursor<'_>) -> Result<u8, YamlError> {
     for _ in 0..3 {
         cursor.skip();
     }
-    u8::try_from((high << 4) | low).map_err(|_| cursor.mark().error("an escape in a tag has the form `%XX`"))
+    u8::try_from((high << 4) | low)
+        .map_err(|_| cursor.mark().error("an escape in a tag has the form `%XX`"))
 }

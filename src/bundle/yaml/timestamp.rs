@@ -27,7 +27,16 @@ impl Timestamp {
         if !(1..=12).contains(&month) || !(1..=days_in(year, month)).contains(&day) {
             return None;
         }
-        let date = Self { year, month, day, hour: 0, minute: 0, second: 0, nanosecond: 0, offset_minutes: 0 };
+        let date = Self {
+            year,
+            month,
+            day,
+            hour: 0,
+            minute: 0,
+            second: 0,
+            nanosecond: 0,
+            offset_minutes: 0,
+        };
         match rest.0 {
             [] => return Some(date),
             [b'T' | b't', ..] => rest.0 = &rest.0[1..],
@@ -36,7 +45,10 @@ impl Timestamp {
         }
         let has_zone = rest.0.first() != Some(&b' ');
         rest.skip_spaces();
-        let mut time = Self { hour: rest.number_below(24)?, ..date };
+        let mut time = Self {
+            hour: rest.number_below(24)?,
+            ..date
+        };
         rest.expect(b':')?;
         time.minute = rest.number_below(60)?;
         rest.expect(b':')?;
@@ -48,10 +60,18 @@ impl Timestamp {
         rest.0.is_empty().then_some(time)
     }
 
-    /// The text that Go's encoding/json writes (RFC 3339); `None` for an offset of 24 hours, which it
-    /// refuses.
+    /// The text that Go's encoding/json writes (RFC 3339); `None` for an offset of 24 hours, which
+    /// it refuses.
     pub(super) fn to_json(&self) -> Option<String> {
-        let Self { year, month, day, hour, minute, second, .. } = self;
+        let Self {
+            year,
+            month,
+            day,
+            hour,
+            minute,
+            second,
+            ..
+        } = self;
         let fraction = match self.nanosecond {
             0 => String::new(),
             nanosecond => format!(".{nanosecond:09}").trim_end_matches('0').to_owned(),
@@ -59,10 +79,18 @@ impl Timestamp {
         let offset = self.offset_minutes.abs();
         let zone = match self.offset_minutes {
             0 => "Z".to_owned(),
-            east => format!("{}{:02}:{:02}", if east > 0 { '+' } else { '-' }, offset / 60, offset % 60),
+            east => format!(
+                "{}{:02}:{:02}",
+                if east > 0 { '+' } else { '-' },
+                offset / 60,
+                offset % 60
+            ),
         };
-        (offset < 24 * 60)
-            .then(|| format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}{zone}"))
+        (offset < 24 * 60).then(|| {
+            format!(
+                "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}{zone}"
+            )
+        })
     }
 }
 
@@ -71,7 +99,9 @@ struct Rest<'a>(&'a [u8]);
 impl Rest<'_> {
     fn digits(&mut self, count: usize) -> Option<u32> {
         let (digits, rest) = self.0.split_at_checked(count)?;
-        let number = std::str::from_utf8(digits).ok().filter(|_| digits.iter().all(u8::is_ascii_digit))?;
+        let number = std::str::from_utf8(digits)
+            .ok()
+            .filter(|_| digits.iter().all(u8::is_ascii_digit))?;
         self.0 = rest;
         number.parse().ok()
     }
@@ -101,13 +131,18 @@ impl Rest<'_> {
     }
 
     fn fraction(&mut self) -> u32 {
-        let [b'.' | b',', rest @ ..] = self.0 else { return 0 };
+        let [b'.' | b',', rest @ ..] = self.0 else {
+            return 0;
+        };
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if digits == 0 {
             return 0;
         }
         let nanoseconds = (0..9).fold(0, |sum, at| {
-            let digit = rest.get(at).filter(|_| at < digits).map_or(0, |byte| u32::from(byte - b'0'));
+            let digit = rest
+                .get(at)
+                .filter(|_| at < digits)
+                .map_or(0, |byte| u32::from(byte - b'0'));
             sum * 10 + digit
         });
         self.0 = &rest[digits..];
@@ -127,7 +162,9 @@ impl Rest<'_> {
         let hours = self.digits(2).filter(|hours| *hours <= 24)?;
         self.expect(b':')?;
         let minutes = self.digits(2).filter(|minutes| *minutes <= 60)?;
-        i32::try_from(hours * 60 + minutes).ok().map(|offset| sign * offset)
+        i32::try_from(hours * 60 + minutes)
+            .ok()
+            .map(|offset| sign * offset)
     }
 }
 

@@ -65,7 +65,11 @@ impl Tree {
                 EventKind::DocumentEnd => composer.is_first_complete = true,
                 EventKind::CollectionEnd => drop(composer.open.pop()),
                 EventKind::Alias(name) => composer.alias(name, event.mark)?,
-                EventKind::Scalar { properties, value, style } => {
+                EventKind::Scalar {
+                    properties,
+                    value,
+                    style,
+                } => {
                     composer.scalar(properties, &value, style, event.mark)?;
                 }
                 EventKind::SequenceStart(properties) => {
@@ -110,10 +114,21 @@ impl Tree {
     }
 
     /// Adds a sequence with the position of another node.
-    pub(super) fn add_sequence(&mut self, at: NodeId, children: Vec<NodeId>) -> Result<NodeId, YamlError> {
+    pub(super) fn add_sequence(
+        &mut self,
+        at: NodeId,
+        children: Vec<NodeId>,
+    ) -> Result<NodeId, YamlError> {
         let Node { line, column, .. } = *self.node(at);
-        let node =
-            Node { kind: Kind::Sequence, tag: Tag::Sequence, is_plain: false, line, column, text: 0..0, children };
+        let node = Node {
+            kind: Kind::Sequence,
+            tag: Tag::Sequence,
+            is_plain: false,
+            line,
+            column,
+            text: 0..0,
+            children,
+        };
         self.add(node)
     }
 
@@ -133,8 +148,8 @@ struct Composer {
     tree: Tree,
     /// Collections that have started and not ended.
     open: Vec<NodeId>,
-    /// The anchors of all documents so far, which go-yaml keeps. After the first document only their
-    /// names matter.
+    /// The anchors of all documents so far, which go-yaml keeps. After the first document only
+    /// their names matter.
     anchors: HashMap<String, NodeId>,
     later_anchors: HashSet<String>,
     is_first_complete: bool,
@@ -144,17 +159,25 @@ impl Composer {
     fn alias(&mut self, name: String, mark: Mark) -> Result<(), YamlError> {
         let target = self.anchors.get(&name).copied();
         if target.is_none() && !self.later_anchors.contains(&name) {
-            return Err(mark.error(format!("unknown alias *{name}: no anchor &{name} precedes it")));
+            return Err(mark.error(format!(
+                "unknown alias *{name}: no anchor &{name} precedes it"
+            )));
         }
         match target {
-            Some(target) if !self.is_first_complete => {
-                self.add(Kind::Alias(target), Tag::Other, false, &name, mark).map(drop)
-            }
+            Some(target) if !self.is_first_complete => self
+                .add(Kind::Alias(target), Tag::Other, false, &name, mark)
+                .map(drop),
             _ => Ok(()),
         }
     }
 
-    fn scalar(&mut self, properties: Properties, value: &str, style: Style, mark: Mark) -> Result<(), YamlError> {
+    fn scalar(
+        &mut self,
+        properties: Properties,
+        value: &str,
+        style: Style,
+        mark: Mark,
+    ) -> Result<(), YamlError> {
         let is_plain = style == Style::Plain && properties.tag.is_none();
         let tag = match properties.tag.as_deref().and_then(Tag::parse) {
             Some(tag) => tag,
@@ -162,29 +185,49 @@ impl Composer {
             None => Tag::Str,
         };
         // The tag `!` is not kept, so the scalar counts as untagged.
-        let is_plain = is_plain || (style == Style::Plain && properties.tag.as_deref() == Some(b"!"));
+        let is_plain =
+            is_plain || (style == Style::Plain && properties.tag.as_deref() == Some(b"!"));
         if self.is_first_complete {
             self.later_anchors.extend(properties.anchor);
             return Ok(());
         }
         let id = self.add(Kind::Scalar, tag, is_plain, value, mark)?;
-        self.anchors.extend(properties.anchor.map(|name| (name, id)));
+        self.anchors
+            .extend(properties.anchor.map(|name| (name, id)));
         Ok(())
     }
 
-    fn start(&mut self, kind: Kind, default: Tag, properties: Properties, mark: Mark) -> Result<(), YamlError> {
+    fn start(
+        &mut self,
+        kind: Kind,
+        default: Tag,
+        properties: Properties,
+        mark: Mark,
+    ) -> Result<(), YamlError> {
         if self.is_first_complete {
             self.later_anchors.extend(properties.anchor);
             return Ok(());
         }
-        let tag = properties.tag.as_deref().and_then(Tag::parse).unwrap_or(default);
+        let tag = properties
+            .tag
+            .as_deref()
+            .and_then(Tag::parse)
+            .unwrap_or(default);
         let id = self.add(kind, tag, false, "", mark)?;
-        self.anchors.extend(properties.anchor.map(|name| (name, id)));
+        self.anchors
+            .extend(properties.anchor.map(|name| (name, id)));
         self.open.push(id);
         Ok(())
     }
 
-    fn add(&mut self, kind: Kind, tag: Tag, is_plain: bool, text: &str, mark: Mark) -> Result<NodeId, YamlError> {
+    fn add(
+        &mut self,
+        kind: Kind,
+        tag: Tag,
+        is_plain: bool,
+        text: &str,
+        mark: Mark,
+    ) -> Result<NodeId, YamlError> {
         let start = offset(self.tree.text.len());
         self.tree.text.push_str(text);
         if self.tree.text.len() > u32::MAX as usize {

@@ -15,9 +15,9 @@ use crate::bundle::{Folder, PackOptions, Packed, RegoVersion};
 /// Arguments for opa.
 #[derive(Debug, Args)]
 pub(super) struct Compiler {
-    /// Compile with opa: the one in PATH, or --opa=PROGRAM. Default, --opa=auto: an opa 1.0 or newer
-    /// in PATH loads the bundle, and a bundle that it can't load is not built. --opa=none: only the
-    /// built-in checks.
+    /// Compile with opa: the one in PATH, or --opa=PROGRAM. Default, --opa=auto: an opa 1.0 or
+    /// newer in PATH loads the bundle, and a bundle that it can't load is not built. --opa=none:
+    /// only the built-in checks.
     #[arg(long, value_name = "PROGRAM", num_args = 0..=1, require_equals = true, default_missing_value = "opa")]
     opa: Option<OpaChoice>,
     /// Optimisation level of opa.
@@ -40,7 +40,11 @@ impl Compiler {
     /// The opa that loads the packed bundle. Compiled bundles are not loaded: the compiling opa may
     /// be an old one, or one without WebAssembly.
     pub(super) fn check(&self) -> OpaChoice {
-        if self.is_requested() { OpaChoice::None } else { self.opa.clone().unwrap_or_default() }
+        if self.is_requested() {
+            OpaChoice::None
+        } else {
+            self.opa.clone().unwrap_or_default()
+        }
     }
 
     fn needs_opa(&self) -> bool {
@@ -50,7 +54,9 @@ impl Compiler {
     fn program(&self) -> anyhow::Result<&Path> {
         match &self.opa {
             Some(OpaChoice::Program(program)) => Ok(program),
-            Some(OpaChoice::None) => bail!("--opa=none: -O, -e and --target need an opa; omit --opa=none"),
+            Some(OpaChoice::None) => {
+                bail!("--opa=none: -O, -e and --target need an opa; omit --opa=none")
+            }
             Some(OpaChoice::Auto) | None => Ok(Path::new("opa")),
         }
     }
@@ -62,24 +68,54 @@ impl Compiler {
         // files left out.
         let given = sources.pack(how).map_err(with_hint)?;
         let temporary = tempfile::tempdir().context("temporary folder")?;
-        let (before, after) = (temporary.path().join("before"), temporary.path().join("after"));
+        let (before, after) = (
+            temporary.path().join("before"),
+            temporary.path().join("after"),
+        );
         unpack(given.bundle.blob().reader(), &before)?;
         let tarball = temporary.path().join("bundle.tar.gz");
         self.run_opa(sources, how, &before, &tarball)?;
-        unpack(fs::File::open(&tarball).context("opa build wrote no bundle")?, &after)?;
-        let compiled = Folder::read(&after, &how.limits)?.with_revision(sources.revision().as_deref());
+        unpack(
+            fs::File::open(&tarball).context("opa build wrote no bundle")?,
+            &after,
+        )?;
+        let compiled =
+            Folder::read(&after, &how.limits)?.with_revision(sources.revision().as_deref());
         compiled.pack(how).map_err(with_hint)
     }
 
-    fn run_opa(&self, sources: &Folder, how: &PackOptions, folder: &Path, output: &Path) -> anyhow::Result<()> {
+    fn run_opa(
+        &self,
+        sources: &Folder,
+        how: &PackOptions,
+        folder: &Path,
+        output: &Path,
+    ) -> anyhow::Result<()> {
         let program = self.program()?;
         let is_v0 = how.rego_version == Some(RegoVersion::V0) || sources.is_v0();
         let mut command = Command::new(absolute_program(program)?);
-        command.args(["build", "--bundle", ".", if is_v0 { "--v0-compatible" } else { "--v1-compatible" }]);
-        command.arg("--output").arg(output).args(self.arguments()).current_dir(folder).stdin(Stdio::null());
+        command.args([
+            "build",
+            "--bundle",
+            ".",
+            if is_v0 {
+                "--v0-compatible"
+            } else {
+                "--v1-compatible"
+            },
+        ]);
+        command
+            .arg("--output")
+            .arg(output)
+            .args(self.arguments())
+            .current_dir(folder)
+            .stdin(Stdio::null());
         let ended = command.output().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                anyhow::anyhow!("{}: no such program; install opa, or name it with --opa=PROGRAM", program.display())
+                anyhow::anyhow!(
+                    "{}: no such program; install opa, or name it with --opa=PROGRAM",
+                    program.display()
+                )
             }
             _ => anyhow::anyhow!("{}: {error}", program.display()),
         })?;
@@ -88,21 +124,27 @@ impl Compiler {
             let output = [ended.stderr, ended.stdout].concat();
             let output = String::from_utf8_lossy(&output);
             let output: Vec<_> = output.split_whitespace().collect();
-            bail!("opa build: {}", output.join(" ").trim_start_matches("error: "));
+            bail!(
+                "opa build: {}",
+                output.join(" ").trim_start_matches("error: ")
+            );
         }
         Ok(())
     }
 
     fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
-        let mut flag = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
+        let mut flag =
+            |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
         if let Some(level) = self.optimize {
             flag("--optimize", &level.to_string());
         }
         if let Some(target) = &self.target {
             flag("--target", target);
         }
-        self.entrypoint.iter().for_each(|rule| flag("--entrypoint", rule));
+        self.entrypoint
+            .iter()
+            .for_each(|rule| flag("--entrypoint", rule));
         arguments
     }
 }
@@ -116,5 +158,7 @@ fn absolute_program(program: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn unpack(tarball: impl io::Read, folder: &Path) -> anyhow::Result<()> {
-    tar::Archive::new(flate2::read::GzDecoder::new(tarball)).unpack(folder).context("temporary folder")
+    tar::Archive::new(flate2::read::GzDecoder::new(tarball))
+        .unpack(folder)
+        .context("temporary folder")
 }

@@ -151,7 +151,10 @@ impl Builder {
 
     async fn next_change(&mut self) {
         loop {
-            if timeout(IDENTITY_INTERVAL, self.changed.notified()).await.is_ok() {
+            if timeout(IDENTITY_INTERVAL, self.changed.notified())
+                .await
+                .is_ok()
+            {
                 return sleep(DEBOUNCE).await;
             }
             if identity(&self.task.options.policy) != self.watched {
@@ -166,7 +169,9 @@ impl Builder {
         let policy = &self.task.options.policy;
         let _ = self.watcher.unwatch(policy);
         self.watched = identity(policy);
-        self.watcher.watch(policy, RecursiveMode::Recursive).with_context(|| format!("watch {}", policy.display()))
+        self.watcher
+            .watch(policy, RecursiveMode::Recursive)
+            .with_context(|| format!("watch {}", policy.display()))
     }
 }
 
@@ -183,24 +188,44 @@ impl BuildTask {
 
     fn build(&mut self, runtime: &Handle) -> anyhow::Result<BuildResult> {
         let folder = Folder::read(&self.options.policy, &self.options.limits)?;
-        let parse = if self.options.parse { Parse::Strictly } else { Parse::No };
-        let options = PackOptions { parse, ..PackOptions::new(self.options.limits) };
+        let parse = if self.options.parse {
+            Parse::Strictly
+        } else {
+            Parse::No
+        };
+        let options = PackOptions {
+            parse,
+            ..PackOptions::new(self.options.limits)
+        };
         let packed = folder.pack(&options).map_err(with_hint)?;
         let opa = runtime.block_on(self.load(&packed))?;
-        let package = packed.modules.iter().find_map(|module| module.package.clone());
+        let package = packed
+            .modules
+            .iter()
+            .find_map(|module| module.package.clone());
         let is_new = self.layout.publish(&packed, &self.options.key)?;
         let tests = match (&self.options.checker, opa) {
-            (Some(checker), Some(opa)) => {
-                runtime.block_on(test_run::with_opa(checker, &opa, &self.options.policy, &packed))
-            }
+            (Some(checker), Some(opa)) => runtime.block_on(test_run::with_opa(
+                checker,
+                &opa,
+                &self.options.policy,
+                &packed,
+            )),
             _ => test_run::built_in(&folder, &options),
         };
-        Ok(BuildResult { packed, package, is_new, tests })
+        Ok(BuildResult {
+            packed,
+            package,
+            is_new,
+            tests,
+        })
     }
 
     /// Lets opa load the packed bundle. Returns the opa, or `None` if it could not be run.
     async fn load(&self, packed: &Packed) -> anyhow::Result<Option<Arc<Opa>>> {
-        let Some(checker) = &self.options.checker else { return Ok(None) };
+        let Some(checker) = &self.options.checker else {
+            return Ok(None);
+        };
         let opa = match checker.opa().await {
             Ok(opa) if lacks_wasm(&opa, &packed.bundle) => return Ok(None),
             Ok(opa) => opa,
@@ -240,9 +265,14 @@ impl BuildResult {
 }
 
 fn with_hint(error: PackError) -> anyhow::Error {
-    SourceErrors::of(error, "if only the built-in parser can't read it, --no-parse serves it anyway")
+    SourceErrors::of(
+        error,
+        "if only the built-in parser can't read it, --no-parse serves it anyway",
+    )
 }
 
 fn identity(folder: &Path) -> Option<(u64, u64)> {
-    fs::metadata(folder).ok().map(|folder| (folder.dev(), folder.ino()))
+    fs::metadata(folder)
+        .ok()
+        .map(|folder| (folder.dev(), folder.ino()))
 }

@@ -11,7 +11,12 @@ use serde_json::{Value, json};
 use super::super::read;
 
 /// Escapes all characters with a meaning in a URL, in a shell or in OPA's `--set`.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 /// The maximum size of an example input in a command, in bytes.
 const INPUT_LIMIT: u64 = 4096;
 
@@ -23,7 +28,12 @@ pub(super) struct Addresses {
 }
 
 /// Comments and commands: run OPA on the bundle, query it, show the status, fetch the bundle.
-pub(super) fn lines(addresses: Addresses, name: &str, policy: &Path, package: Option<&str>) -> Vec<String> {
+pub(super) fn lines(
+    addresses: Addresses,
+    name: &str,
+    policy: &Path,
+    package: Option<&str>,
+) -> Vec<String> {
     let url = format!("http://{}", reachable(addresses.data));
     let resource = format!("/bundles/{}", utf8_percent_encode(name, ESCAPED));
     let set = [
@@ -37,7 +47,10 @@ pub(super) fn lines(addresses: Addresses, name: &str, policy: &Path, package: Op
         "# run OPA with the policy:".to_owned(),
         format!("opa run --server --set {}", set.join(" --set ")),
         "# query OPA:".to_owned(),
-        format!("curl -s http://127.0.0.1:8181/v1/data/{query} -d {}", quoted(&request_body(policy).to_string())),
+        format!(
+            "curl -s http://127.0.0.1:8181/v1/data/{query} -d {}",
+            quoted(&request_body(policy).to_string())
+        ),
         "# show what is served, and any failure:".to_owned(),
         format!("curl -s http://{}/status", reachable(addresses.admin)),
         "# fetch the bundle without OPA:".to_owned(),
@@ -55,7 +68,11 @@ fn request_body(policy: &Path) -> Value {
 
 /// The address to connect to: the loopback address if `listen` is a wildcard.
 fn reachable(listen: SocketAddr) -> SocketAddr {
-    if listen.ip().is_unspecified() { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port()) } else { listen }
+    if listen.ip().is_unspecified() {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port())
+    } else {
+        listen
+    }
 }
 
 fn quoted(text: &str) -> String {
@@ -72,12 +89,31 @@ mod tests {
     fn commands_survive_the_shell_and_opas_set() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("input.json"), r#"{ "user": "o'hara" }"#).unwrap();
-        let addresses = Addresses { data: "0.0.0.0:8282".parse().unwrap(), admin: "127.0.0.1:9".parse().unwrap() };
+        let addresses = Addresses {
+            data: "0.0.0.0:8282".parse().unwrap(),
+            admin: "127.0.0.1:9".parse().unwrap(),
+        };
         let lines = lines(addresses, "a,b=c/d e.tar.gz", folder.path(), Some("a.b"));
-        assert!(lines[1].contains("services.bundlegate.url=http://127.0.0.1:8282 "), "{}", lines[1]);
-        assert!(lines[1].contains("resource=/bundles/a%2Cb%3Dc/d%20e.tar.gz "), "{}", lines[1]);
-        assert!(lines[3].ends_with(r#"/v1/data/a/b -d '{"input":{"user":"o'\''hara"}}'"#), "{}", lines[3]);
-        assert!(lines[5].ends_with(" http://127.0.0.1:9/status"), "{}", lines[5]);
+        assert!(
+            lines[1].contains("services.bundlegate.url=http://127.0.0.1:8282 "),
+            "{}",
+            lines[1]
+        );
+        assert!(
+            lines[1].contains("resource=/bundles/a%2Cb%3Dc/d%20e.tar.gz "),
+            "{}",
+            lines[1]
+        );
+        assert!(
+            lines[3].ends_with(r#"/v1/data/a/b -d '{"input":{"user":"o'\''hara"}}'"#),
+            "{}",
+            lines[3]
+        );
+        assert!(
+            lines[5].ends_with(" http://127.0.0.1:9/status"),
+            "{}",
+            lines[5]
+        );
     }
 
     #[test]

@@ -45,14 +45,25 @@ impl DevLayout {
     pub(super) fn open(path: &Path) -> Result<Self, DevLayoutError> {
         let layout = Layout::create(path)?;
         layout.remove_leftovers()?;
-        Ok(Self { layout, newest: None })
+        Ok(Self {
+            layout,
+            newest: None,
+        })
     }
 
     /// Signs a bundle and publishes it as the newest. Returns `false` if it already is the newest.
     /// Blocks.
-    pub(super) fn publish(&mut self, packed: &Packed, key: &KeyPair) -> Result<bool, DevLayoutError> {
+    pub(super) fn publish(
+        &mut self,
+        packed: &Packed,
+        key: &KeyPair,
+    ) -> Result<bool, DevLayoutError> {
         let artifact = Artifact::new(packed, &Annotations::default())?;
-        if self.newest.as_ref().is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest) {
+        if self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| newest.artifact.digest == artifact.descriptor.digest)
+        {
             return Ok(false);
         }
         let version = self.store(&artifact, key)?;
@@ -78,11 +89,27 @@ impl DevLayout {
         let signature = Attachment::sign(key, &SigningRequest::of(artifact.descriptor.clone()))?;
         self.layout.store_blob(&artifact.layer)?;
         let mut blobs = HashSet::from([artifact.layer.digest().clone()]);
-        let parts = [&artifact.manifest, &signature.bundle, &signature.referrer, &signature.index];
-        for bytes in parts.into_iter().map(|part| &part[..]).chain([NewManifest::CONFIG]) {
+        let parts = [
+            &artifact.manifest,
+            &signature.bundle,
+            &signature.referrer,
+            &signature.index,
+        ];
+        for bytes in parts
+            .into_iter()
+            .map(|part| &part[..])
+            .chain([NewManifest::CONFIG])
+        {
             blobs.insert(self.layout.write_blob(bytes)?);
         }
-        let signatures = (signature.index_tag, Descriptor::of(media_type::OCI_INDEX, &signature.index));
-        Ok(Version { artifact: artifact.descriptor.clone(), blobs, signatures })
+        let signatures = (
+            signature.index_tag,
+            Descriptor::of(media_type::OCI_INDEX, &signature.index),
+        );
+        Ok(Version {
+            artifact: artifact.descriptor.clone(),
+            blobs,
+            signatures,
+        })
     }
 }

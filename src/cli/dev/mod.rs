@@ -77,14 +77,26 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let (builder, package) = builder.first_build().await?;
     let server = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
-    let gateway = Gateway::start(config, server, None).await.map_err(with_flag_name)?;
+    let gateway = Gateway::start(config, server, None)
+        .await
+        .map_err(with_flag_name)?;
     gateway.first_snapshots(FIRST_SNAPSHOT).await?;
-    let addresses = hints::Addresses { data: gateway.data_address()?, admin: gateway.admin_address()? };
+    let addresses = hints::Addresses {
+        data: gateway.data_address()?,
+        admin: gateway.admin_address()?,
+    };
     for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
         print(&line)?;
     }
-    let fate = if policy.starts_with(state.path()) && state.is_temporary() { " (removed on exit)" } else { "" };
-    eprint(&format!("watching {}{fate}; edits take effect in OPA; Ctrl-C exits", policy.display()));
+    let fate = if policy.starts_with(state.path()) && state.is_temporary() {
+        " (removed on exit)"
+    } else {
+        ""
+    };
+    eprint(&format!(
+        "watching {}{fate}; edits take effect in OPA; Ctrl-C exits",
+        policy.display()
+    ));
     tokio::select! {
         ended = gateway.run(drain, exit) => ended,
         broken = builder.follow() => broken,
@@ -102,16 +114,21 @@ fn with_flag_name(error: anyhow::Error) -> anyhow::Error {
 }
 
 fn policy_folder(path: &Path) -> anyhow::Result<PathBuf> {
-    let found = fs::canonicalize(path).with_context(|| format!("{}: no such policy folder", path.display()))?;
+    let found = fs::canonicalize(path)
+        .with_context(|| format!("{}: no such policy folder", path.display()))?;
     if !found.is_dir() {
-        bail!("{}: not a folder; name the folder that holds the policy", path.display());
+        bail!(
+            "{}: not a folder; name the folder that holds the policy",
+            path.display()
+        );
     }
     Ok(found)
 }
 
 fn example_in(state: &State) -> anyhow::Result<PathBuf> {
     let folder = state.join("example");
-    example::write(&folder).with_context(|| format!("write the example to {}", folder.display()))?;
+    example::write(&folder)
+        .with_context(|| format!("write the example to {}", folder.display()))?;
     Ok(folder)
 }
 

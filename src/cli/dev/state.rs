@@ -25,20 +25,32 @@ impl State {
                 (fs::canonicalize(path)?, None)
             }
             None => {
-                let folder =
-                    tempfile::Builder::new().prefix(".bundlegate-dev-").tempdir().context("temporary folder")?;
+                let folder = tempfile::Builder::new()
+                    .prefix(".bundlegate-dev-")
+                    .tempdir()
+                    .context("temporary folder")?;
                 (fs::canonicalize(folder.path())?, Some(folder))
             }
         };
         if temporary.is_none() && policy.is_some_and(|policy| path.starts_with(policy)) {
-            bail!("--state {}: the folder is inside the policy folder; name one outside", path.display());
+            bail!(
+                "--state {}: the folder is inside the policy folder; name one outside",
+                path.display()
+            );
         }
         let lock = crate::oci::open_lock(&path.join(".lock"));
         let lock = lock.with_context(|| format!("--state {}", path.display()))?;
         if lock.try_lock().is_err() {
-            bail!("--state {}: another process uses the folder; name a different one", path.display());
+            bail!(
+                "--state {}: another process uses the folder; name a different one",
+                path.display()
+            );
         }
-        Ok(Self { path, _lock: lock, temporary })
+        Ok(Self {
+            path,
+            _lock: lock,
+            temporary,
+        })
     }
 
     /// The path of a file or folder inside.

@@ -27,7 +27,12 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Runs the tests with `opa`. Returns a line for each failure and a summary; no line if there are
 /// no tests.
-pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed: &Packed) -> Vec<String> {
+pub(super) async fn with_opa(
+    checker: &Checker,
+    opa: &Opa,
+    policy: &Path,
+    packed: &Packed,
+) -> Vec<String> {
     let tests = match test_files(policy) {
         Ok(tests) if tests.is_empty() => return Vec::new(),
         tests => tests,
@@ -46,13 +51,24 @@ pub(super) async fn with_opa(checker: &Checker, opa: &Opa, policy: &Path, packed
                 names => checker.failing_places(opa, &tarball, names).await,
             };
             let failures = run.failures.iter().map(|(name, problem)| {
-                let expression = places.get(name).and_then(|place| expression(place, &sources));
-                format!("FAIL {}{}", describe_problem(problem, &sources), expression.unwrap_or_default())
+                let expression = places
+                    .get(name)
+                    .and_then(|place| expression(place, &sources));
+                format!(
+                    "FAIL {}{}",
+                    describe_problem(problem, &sources),
+                    expression.unwrap_or_default()
+                )
             });
-            failures.chain(summary(run.passed, run.skipped, run.failures.len())).collect()
+            failures
+                .chain(summary(run.passed, run.skipped, run.failures.len()))
+                .collect()
         }
         Ok(TestOutcome::NotLoaded(problems)) => {
-            vec![format!("the tests don't load: {}", describe_problems(&problems, &sources))]
+            vec![format!(
+                "the tests don't load: {}",
+                describe_problems(&problems, &sources)
+            )]
         }
         Err(error) => vec![format!("the tests were not run: {error}")],
     }
@@ -63,7 +79,9 @@ pub(super) fn built_in(folder: &Folder, options: &PackOptions) -> Vec<String> {
     match folder.test(options) {
         Ok(run) => {
             let failures = run.failures.iter().map(|failure| format!("FAIL {failure}"));
-            failures.chain(summary(run.passed, 0, run.failures.len())).collect()
+            failures
+                .chain(summary(run.passed, 0, run.failures.len()))
+                .collect()
         }
         Err(error) => vec![format!("the tests were not run: {error}")],
     }
@@ -72,13 +90,19 @@ pub(super) fn built_in(folder: &Folder, options: &PackOptions) -> Vec<String> {
 /// A summary such as `4 tests passed`.
 fn summary(passed: usize, skipped: usize, failed: usize) -> Option<String> {
     let tests = |count: usize| format!("{count} test{}", if count == 1 { "" } else { "s" });
-    let beside = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    let beside = if skipped > 0 {
+        format!(", {skipped} skipped")
+    } else {
+        String::new()
+    };
     match (passed, failed) {
         (0, 0) if skipped == 0 => None,
         (passed, 0) => Some(format!("{} passed{beside}", tests(passed))),
         (passed, failed) => {
             let all = tests(passed + failed);
-            Some(format!("{failed} of {all} failed{beside}; this build is served anyway"))
+            Some(format!(
+                "{failed} of {all} failed{beside}; this build is served anyway"
+            ))
         }
     }
 }
@@ -87,7 +111,10 @@ fn summary(passed: usize, skipped: usize, failed: usize) -> Option<String> {
 fn expression(place: &Place, sources: &[PathBuf]) -> Option<String> {
     let file = source_file(&place.file, sources)?;
     let text = String::from_utf8(read_regular(&file, MAX_FILE_BYTES).ok()?).ok()?;
-    let line = text.lines().nth(usize::try_from(place.row).ok()?.checked_sub(1)?)?.trim();
+    let line = text
+        .lines()
+        .nth(usize::try_from(place.row).ok()?.checked_sub(1)?)?
+        .trim();
     let line: String = line.chars().take(MAX_EXPRESSION).collect();
     Some(format!(": {}:{}: {line}", file.display(), place.row))
 }
@@ -98,14 +125,20 @@ fn test_files(policy: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     while let Some((folder, depth)) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
             // Links are not followed: they may form a loop.
             if fs::symlink_metadata(&path)?.is_dir() {
                 if !name.starts_with('.') && depth < MAX_DEPTH {
                     folders.push((path, depth + 1));
                 }
             } else if name.ends_with("_test.rego") && found.len() < MAX_FILES {
-                let relative = path.strip_prefix(policy).unwrap_or(&path).to_string_lossy().into_owned();
+                let relative = path
+                    .strip_prefix(policy)
+                    .unwrap_or(&path)
+                    .to_string_lossy()
+                    .into_owned();
                 found.push((relative, path));
             }
         }
@@ -160,13 +193,21 @@ mod tests {
         assert_eq!(told(1, 0, 0), "1 test passed");
         assert_eq!(told(4, 0, 0), "4 tests passed");
         assert_eq!(told(4, 1, 0), "4 tests passed, 1 skipped");
-        assert_eq!(told(3, 0, 1), "1 of 4 tests failed; this build is served anyway");
+        assert_eq!(
+            told(3, 0, 1),
+            "1 of 4 tests failed; this build is served anyway"
+        );
     }
 
     #[test]
     fn tests_are_found_in_every_folder_that_is_not_hidden() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["a_test.rego", "b/c/d_test.rego", ".git/e_test.rego", "b/p.rego"] {
+        for name in [
+            "a_test.rego",
+            "b/c/d_test.rego",
+            ".git/e_test.rego",
+            "b/p.rego",
+        ] {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "package x\n").unwrap();

@@ -10,7 +10,10 @@ pub(super) fn check(rows: &[Row<'_>]) {
     let folder = trust::folder();
     folder.write("empty", "\n");
     folder.write("binary", "\u{0}\u{1}");
-    folder.write("two.pub", &(read(&folder, "release.pub") + &read(&folder, "other.pub")));
+    folder.write(
+        "two.pub",
+        &(read(&folder, "release.pub") + &read(&folder, "other.pub")),
+    );
     let other = rcgen::KeyPair::generate().unwrap();
     folder.write("other.key", &other.serialize_pem());
     folder.write("corp.rego", "package corp\n\nallow if true\n");
@@ -40,80 +43,156 @@ fn read(folder: &Folder, name: &str) -> String {
 fn unknown_keys_are_named() {
     check(&[
         ("severs: {}", "severs: unknown key; did you mean `server`?"),
-        ("server: { drain: { notcie: 1s } }", "server.drain.notcie: unknown key; did you mean `notice`?"),
-        ("cache: { zebra: 1 }", "cache.zebra: unknown key; known here: directory, disk, memory"),
+        (
+            "server: { drain: { notcie: 1s } }",
+            "server.drain.notcie: unknown key; did you mean `notice`?",
+        ),
+        (
+            "cache: { zebra: 1 }",
+            "cache.zebra: unknown key; known here: directory, disk, memory",
+        ),
         (
             "registries: { ghcr.io: { credentials: { username: a, password: b } } }",
             "registries.ghcr.io.credentials.password: unknown key; did you mean `password_file`?",
         ),
-        ("cache: {}\nlimits: {}\ncache: {}", "cache: duplicate key, first on line 3; keep one"),
-        ("bundles: { a: { poll: 1s, poll: 2s } }", "bundles.a.poll: duplicate key, first on line 3; keep one"),
+        (
+            "cache: {}\nlimits: {}\ncache: {}",
+            "cache: duplicate key, first on line 3; keep one",
+        ),
+        (
+            "bundles: { a: { poll: 1s, poll: 2s } }",
+            "bundles.a.poll: duplicate key, first on line 3; keep one",
+        ),
     ]);
 }
 
 #[test]
 fn keys_of_later_versions_are_known_as_such() {
     let later = |key: &str, typed: &str| {
-        let error = Folder::new().parse(&format!("version: 1\n{typed}")).unwrap_err();
-        assert_eq!(error.to_string(), format!("line 2: {key}: not supported yet; remove it"));
+        let error = Folder::new()
+            .parse(&format!("version: 1\n{typed}"))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("line 2: {key}: not supported yet; remove it")
+        );
     };
     for name in ["mirrors", "proxy", "client_certificate"] {
-        later(&format!("registries.r.io.{name}"), &format!("registries: {{ r.io: {{ {name}: x }} }}"));
+        later(
+            &format!("registries.r.io.{name}"),
+            &format!("registries: {{ r.io: {{ {name}: x }} }}"),
+        );
     }
     for name in ["semver", "filter_tags"] {
-        later(&format!("bundles.a/b.{name}"), &format!("bundles: {{ a/b: {{ reference: r.io/a, {name}: x }} }}"));
+        later(
+            &format!("bundles.a/b.{name}"),
+            &format!("bundles: {{ a/b: {{ reference: r.io/a, {name}: x }} }}"),
+        );
     }
     for name in ["basic_file", "mtls", "jwt"] {
-        later(&format!("clients[0].{name}"), &format!("clients: [{{ name: a, {name}: x }}]"));
+        later(
+            &format!("clients[0].{name}"),
+            &format!("clients: [{{ name: a, {name}: x }}]"),
+        );
     }
     later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
     later("long_poll.spread", "long_poll: { spread: auto }");
-    later("registries.r.io.credentials.docker_config", "registries: { r.io: { credentials: { docker_config: x } } }");
+    later(
+        "registries.r.io.credentials.docker_config",
+        "registries: { r.io: { credentials: { docker_config: x } } }",
+    );
     later("patterns", "patterns: []");
 }
 
 #[test]
 fn values_of_the_wrong_kind_are_named() {
     check(&[
-        ("server:", "server: no value; write one, or remove the key to use its default"),
-        ("server: { tls: }", "server.tls: no value; write one, or remove the key to use its default"),
-        ("server: [1]", "server: expected a mapping of keys, found a list; correct the value"),
-        ("bundles: []", "bundles: expected a mapping of keys, found a list; correct the value"),
-        ("limits: { files: many }", "limits.files: expected a whole number, found \"many\"; correct the value"),
-        ("clients: x\n", "clients: duplicate key, first on line 2; keep one"),
+        (
+            "server:",
+            "server: no value; write one, or remove the key to use its default",
+        ),
+        (
+            "server: { tls: }",
+            "server.tls: no value; write one, or remove the key to use its default",
+        ),
+        (
+            "server: [1]",
+            "server: expected a mapping of keys, found a list; correct the value",
+        ),
+        (
+            "bundles: []",
+            "bundles: expected a mapping of keys, found a list; correct the value",
+        ),
+        (
+            "limits: { files: many }",
+            "limits.files: expected a whole number, found \"many\"; correct the value",
+        ),
+        (
+            "clients: x\n",
+            "clients: duplicate key, first on line 2; keep one",
+        ),
         (
             "trust: { authorities: { a: { keys: x, tlog: none } } }",
             "trust.authorities.a.keys: expected a list, found \"x\"; correct the value",
         ),
-        ("cache: { directory: 5 }", "cache.directory: expected text, found the integer `5`; put it in quotes"),
+        (
+            "cache: { directory: 5 }",
+            "cache.directory: expected text, found the integer `5`; put it in quotes",
+        ),
         (
             "bundles: { x: { reference: r.io/a, trust: true } }",
             "bundles.x.trust: expected text, found the boolean `true`; put it in quotes",
         ),
-        ("long_poll: { max_wait: 30 }", "long_poll.max_wait: \"30\" has no unit; write 30s or 30ms"),
+        (
+            "long_poll: { max_wait: 30 }",
+            "long_poll.max_wait: \"30\" has no unit; write 30s or 30ms",
+        ),
         (
             "long_poll: { max_wait: 5 minutes }",
             "long_poll.max_wait: \"5 minutes\" is not a duration; write a whole number with its unit, such as 250ms, \
              30s, 5m or 24h",
         ),
-        ("limits: { bundle: 64 }", "limits.bundle: \"64\" has no unit; write 64MiB or 64B"),
+        (
+            "limits: { bundle: 64 }",
+            "limits.bundle: \"64\" has no unit; write 64MiB or 64B",
+        ),
         (
             "limits: { bundle: 64MB }",
             "limits.bundle: \"64MB\": units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB",
         ),
-        ("cache: { memory: 0B }", "cache.memory: \"0B\" is zero; write a size such as 64MiB"),
-        ("cache: { directory: '' }", "cache.directory: the path is empty; write one, or remove the key"),
-        ("limits: { files: 0 }", "limits.files: no bundle would pass; write a number of at least 1"),
+        (
+            "cache: { memory: 0B }",
+            "cache.memory: \"0B\" is zero; write a size such as 64MiB",
+        ),
+        (
+            "cache: { directory: '' }",
+            "cache.directory: the path is empty; write one, or remove the key",
+        ),
+        (
+            "limits: { files: 0 }",
+            "limits.files: no bundle would pass; write a number of at least 1",
+        ),
     ]);
 }
 
 #[test]
 fn server_errors_name_the_key_and_a_fix() {
-    const EXAMPLES: &str = "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
+    const EXAMPLES: &str =
+        "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
     let port = format!("server.listen: \"8443\" has no port; {EXAMPLES}");
     let host = format!("server.admin: \"gate.example:80\" has no IP address; {EXAMPLES}");
-    for (typed, expected) in [("server: { listen: 8443 }", port), ("server: { admin: 'gate.example:80' }", host)] {
-        assert!(Folder::new().with(typed).unwrap_err().to_string().ends_with(&expected), "{typed}");
+    for (typed, expected) in [
+        ("server: { listen: 8443 }", port),
+        ("server: { admin: 'gate.example:80' }", host),
+    ] {
+        assert!(
+            Folder::new()
+                .with(typed)
+                .unwrap_err()
+                .to_string()
+                .ends_with(&expected),
+            "{typed}"
+        );
     }
     check(&[
         (
@@ -128,8 +207,14 @@ fn server_errors_name_the_key_and_a_fix() {
             "server: { max_connections: 0 }",
             "server.max_connections: no client could connect; write a number of at least 1",
         ),
-        ("server: { listen: '127.0.0.1:8090' }", "server.admin: the same address as `server.listen`; write another"),
-        ("server: { tls: { certificate: tls.crt } }", "server.tls.key: missing; write it"),
+        (
+            "server: { listen: '127.0.0.1:8090' }",
+            "server.admin: the same address as `server.listen`; write another",
+        ),
+        (
+            "server: { tls: { certificate: tls.crt } }",
+            "server.tls.key: missing; write it",
+        ),
         (
             "server: { tls: { certificate: none.crt, key: tls.key } }",
             "server.tls.certificate: none.crt can't be read: No such file or directory (os error 2); correct the path \
@@ -162,7 +247,10 @@ fn server_errors_name_the_key_and_a_fix() {
 #[test]
 fn client_errors_name_the_key_and_a_fix() {
     let clients = |typed: &str, expected: &str| {
-        let error = Folder::new().parse(&format!("version: 1\n{typed}")).unwrap_err().to_string();
+        let error = Folder::new()
+            .parse(&format!("version: 1\n{typed}"))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error.split_once(": ").unwrap().1, expected, "{typed}");
     };
     let none = "clients: no client is configured; write one, such as clients: [{ name: anyone, anonymous: true, \
@@ -195,33 +283,63 @@ fn client_errors_name_the_key_and_a_fix() {
             ".name: \"a b\" is not a name; use only letters, digits and . _ - /",
         ),
     ] {
-        clients(&format!("clients: [{{ {client} }}]"), &format!("clients[0]{expected}"));
+        clients(
+            &format!("clients: [{{ {client} }}]"),
+            &format!("clients[0]{expected}"),
+        );
     }
     let twice = "{ name: a, bearer_token_file: edge.tokens, bundles: [x] }";
-    clients(&format!("clients: [{twice}, {twice}]"), "clients[1].name: a is the name of two clients; rename one");
     clients(
-        &format!("clients: [{twice}, {}]", twice.replace("name: a", "name: b")),
+        &format!("clients: [{twice}, {twice}]"),
+        "clients[1].name: a is the name of two clients; rename one",
+    );
+    clients(
+        &format!(
+            "clients: [{twice}, {}]",
+            twice.replace("name: a", "name: b")
+        ),
         "clients[1].bearer_token_file: the file shares a token with client a; use different tokens",
     );
     for (content, expected) in [
         ("\n \n", "the file has no token; write one token per line"),
-        ("one\ntwo three", "line 2 has a token with white space or non-ASCII characters; write one token per line"),
+        (
+            "one\ntwo three",
+            "line 2 has a token with white space or non-ASCII characters; write one token per line",
+        ),
     ] {
         let folder = Folder::new();
         folder.write("edge.tokens", content);
-        let error = folder.parse(&format!("version: 1\nclients: [{twice}]")).unwrap_err().to_string();
-        assert_eq!(error, format!("line 2: clients[0].bearer_token_file: edge.tokens: {expected}"));
+        let error = folder
+            .parse(&format!("version: 1\nclients: [{twice}]"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            format!("line 2: clients[0].bearer_token_file: edge.tokens: {expected}")
+        );
     }
 }
 
 #[test]
 fn the_version_comes_first() {
     for (text, expected) in [
-        ("", "the configuration must be a mapping; begin with `version: 1`"),
+        (
+            "",
+            "the configuration must be a mapping; begin with `version: 1`",
+        ),
         ("clients: []", "version: missing; write `version: 1`"),
-        ("version: 2\nfuture: x", "version: this bundlegate reads version 1; write `version: 1`"),
-        ("version: '1'", "version: this bundlegate reads version 1; write `version: 1`"),
-        ("version: 1\n---\nversion: 1", "line 3: a second YAML document begins here; keep one"),
+        (
+            "version: 2\nfuture: x",
+            "version: this bundlegate reads version 1; write `version: 1`",
+        ),
+        (
+            "version: '1'",
+            "version: this bundlegate reads version 1; write `version: 1`",
+        ),
+        (
+            "version: 1\n---\nversion: 1",
+            "line 3: a second YAML document begins here; keep one",
+        ),
         ("version: [1", "this is not YAML: "),
         ("version: 1\n\tserver: {}", "this is not YAML: "),
     ] {
@@ -234,27 +352,54 @@ fn the_version_comes_first() {
 #[test]
 fn opa_check_errors_name_the_key_and_a_fix() {
     let dev = "trust: { policies: { dev: unsigned } }\n";
-    let of_bundle =
-        |check: &str| format!("{dev}bundles: {{ a: {{ reference: 'r.io/a:1', trust: dev, opa_check: {check} }} }}");
+    let of_bundle = |check: &str| {
+        format!(
+            "{dev}bundles: {{ a: {{ reference: 'r.io/a:1', trust: dev, opa_check: {check} }} }}"
+        )
+    };
     let too_short = "timeout: 500ms is below the minimum of 1s; write a longer time, such as 30s";
     check(&[
-        ("opa_check: opa", "opa_check: \"opa\" is not `none`; write that, or keys such as { opa: opa }"),
+        (
+            "opa_check: opa",
+            "opa_check: \"opa\" is not `none`; write that, or keys such as { opa: opa }",
+        ),
         (
             "opa_check: false",
             "opa_check: expected `none` or a mapping of keys such as `{ opa: opa }`, found the boolean `false`; \
              correct the value",
         ),
-        ("opa_check:", "opa_check: no value; write one, or remove the key to use its default"),
-        ("opa_check: { opa: '' }", "opa_check.opa: the path is empty; write one, or remove the key"),
-        ("opa_check: { test: true }", "opa_check.test: unknown key; did you mean `tests`?"),
-        ("opa_check: { tests: 'yes' }", "opa_check.tests: expected true or false, found \"yes\"; correct the value"),
-        ("opa_check: { timeout: 500ms }", &format!("opa_check.{too_short}")),
+        (
+            "opa_check:",
+            "opa_check: no value; write one, or remove the key to use its default",
+        ),
+        (
+            "opa_check: { opa: '' }",
+            "opa_check.opa: the path is empty; write one, or remove the key",
+        ),
+        (
+            "opa_check: { test: true }",
+            "opa_check.test: unknown key; did you mean `tests`?",
+        ),
+        (
+            "opa_check: { tests: 'yes' }",
+            "opa_check.tests: expected true or false, found \"yes\"; correct the value",
+        ),
+        (
+            "opa_check: { timeout: 500ms }",
+            &format!("opa_check.{too_short}"),
+        ),
         (
             "opa_check: { timeout: 11m }",
             "opa_check.timeout: 11m is above the maximum of 10m (no new version is published while one is checked); \
              write 10m or less",
         ),
-        (&of_bundle("{ timeout: 500ms }"), &format!("bundles.a.opa_check.{too_short}")),
-        (&of_bundle("off"), "bundles.a.opa_check: \"off\" is not `none`; write that, or keys such as { opa: opa }"),
+        (
+            &of_bundle("{ timeout: 500ms }"),
+            &format!("bundles.a.opa_check.{too_short}"),
+        ),
+        (
+            &of_bundle("off"),
+            "bundles.a.opa_check: \"off\" is not `none`; write that, or keys such as { opa: opa }",
+        ),
     ]);
 }

@@ -15,7 +15,12 @@ fn check_authority(rows: &[(&str, &str, &str)]) {
             (typed, format!("trust.authorities.a{key}: {message}"))
         })
         .collect();
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[track_caller]
@@ -23,10 +28,18 @@ fn check_roots(rows: &[(&str, &str, &str)]) {
     let rows: Vec<_> = rows
         .iter()
         .map(|(typed, key, message)| {
-            (format!("trust: {{ roots: {{ r: {typed} }} }}"), format!("trust.roots.r{key}: {message}"))
+            (
+                format!("trust: {{ roots: {{ r: {typed} }} }}"),
+                format!("trust.roots.r{key}: {message}"),
+            )
         })
         .collect();
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -38,14 +51,26 @@ fn root_errors_name_the_key_and_a_fix() {
             "the root has no source; write `builtin: sigstore`, `trusted_root: FILE` or `tuf: { url: URL, \
              root: FILE }`",
         ),
-        ("sigstore", "", "expected a mapping of keys, found \"sigstore\"; correct the value"),
-        ("{ trusted_rot: a }", ".trusted_rot", "unknown key; did you mean `trusted_root`?"),
+        (
+            "sigstore",
+            "",
+            "expected a mapping of keys, found \"sigstore\"; correct the value",
+        ),
+        (
+            "{ trusted_rot: a }",
+            ".trusted_rot",
+            "unknown key; did you mean `trusted_root`?",
+        ),
         (
             "{ builtin: sigstore, trusted_root: corp.json }",
             "",
             "a root has one source; keep `builtin` or `trusted_root`",
         ),
-        ("{ builtin: sigstor }", ".builtin", "no root \"sigstor\" is built in; did you mean `sigstore`?"),
+        (
+            "{ builtin: sigstor }",
+            ".builtin",
+            "no root \"sigstor\" is built in; did you mean `sigstore`?",
+        ),
         (
             "{ builtin: sigstore, tuf: never }",
             ".tuf",
@@ -56,7 +81,11 @@ fn root_errors_name_the_key_and_a_fix() {
             ".tuf",
             "expected `none` or a mapping of keys such as `{ refresh: 24h }`, found a list; correct the value",
         ),
-        ("{ builtin: sigstore, tuf: }", ".tuf", "no value; write one, or remove the key to use its default"),
+        (
+            "{ builtin: sigstore, tuf: }",
+            ".tuf",
+            "no value; write one, or remove the key to use its default",
+        ),
         (
             "{ builtin: sigstore, tuf: { refresh: 1ms } }",
             ".tuf.refresh",
@@ -82,8 +111,16 @@ fn root_errors_name_the_key_and_a_fix() {
             ".tuf",
             "a `trusted_root` file is not refreshed; keep `tuf` or `trusted_root`",
         ),
-        ("{ tuf: none }", ".tuf", "\"none\" is not a repository; write `{ url: URL, root: FILE }`, or add `builtin`"),
-        ("{ tuf: { refresh: 1h } }", ".tuf.url", "missing; write it, or add `builtin`"),
+        (
+            "{ tuf: none }",
+            ".tuf",
+            "\"none\" is not a repository; write `{ url: URL, root: FILE }`, or add `builtin`",
+        ),
+        (
+            "{ tuf: { refresh: 1h } }",
+            ".tuf.url",
+            "missing; write it, or add `builtin`",
+        ),
         (
             "{ tuf: { url: 'https://tuf.example.com' } }",
             ".tuf.root",
@@ -116,19 +153,31 @@ fn root_errors_name_the_key_and_a_fix() {
 fn an_authority_is_known_in_one_way() {
     let identity = "issuer: 'https://a.example.com', subject: a@example.com";
     check_authority(&[
-        ("", "", "the authority has no kind; write one of `keys`, `keyless` and `x509`"),
+        (
+            "",
+            "",
+            "the authority has no kind; write one of `keys`, `keyless` and `x509`",
+        ),
         (
             &format!("keys: [release.pub], keyless: {{ {identity} }}"),
             "",
             "an authority has one kind; keep one of `keys`, `keyless` and `x509`",
         ),
-        ("keys: release.pub", ".keys", "expected a list, found \"release.pub\"; correct the value"),
+        (
+            "keys: release.pub",
+            ".keys",
+            "expected a list, found \"release.pub\"; correct the value",
+        ),
         (
             "keys: [release.pub], tlog: required",
             ".tlog",
             "\"required\" is not one of `none`, `if_present` and `require`; did you mean `require`?",
         ),
-        ("keys: [release.pub], root: crop", ".root", "trust.roots has no \"crop\"; did you mean `corp`?"),
+        (
+            "keys: [release.pub], root: crop",
+            ".root",
+            "trust.roots has no \"crop\"; did you mean `corp`?",
+        ),
         (
             &format!("keyless: {{ {identity} }}, root: corp"),
             ".root",
@@ -145,20 +194,36 @@ fn an_authority_is_known_in_one_way() {
 #[test]
 fn key_errors_name_the_key_and_a_fix() {
     check_authority(&[
-        ("keys: [], tlog: none", ".keys", "the list is empty; name a PEM public key file"),
+        (
+            "keys: [], tlog: none",
+            ".keys",
+            "the list is empty; name a PEM public key file",
+        ),
         (
             "keys: [none.pub]",
             ".keys[0]",
             "none.pub can't be read: No such file or directory (os error 2); correct the path or its permissions",
         ),
-        ("keys: [release.pub, two.pub]", ".keys[1]", "two.pub: the file has several keys; put each in its own file"),
+        (
+            "keys: [release.pub, two.pub]",
+            ".keys[1]",
+            "two.pub: the file has several keys; put each in its own file",
+        ),
         (
             "keys: [other.key]",
             ".keys[0]",
             "other.key: it holds a private key; give the public one (cosign public-key --key FILE)",
         ),
-        ("keys: [[]]", ".keys[0]", "expected the path of a PEM public key, found a list; correct the value"),
-        ("keys: [{ schemes: [ed25519] }]", ".keys[0].file", "missing; write it"),
+        (
+            "keys: [[]]",
+            ".keys[0]",
+            "expected the path of a PEM public key, found a list; correct the value",
+        ),
+        (
+            "keys: [{ schemes: [ed25519] }]",
+            ".keys[0].file",
+            "missing; write it",
+        ),
         (
             "keys: [{ file: release.pub, not_afer: 2027-01-01T00:00:00Z }]",
             ".keys[0].not_afer",
@@ -200,7 +265,11 @@ fn key_errors_name_the_key_and_a_fix() {
             ".keys[1]",
             "the same key as keys[0]; keep one of them",
         ),
-        ("keys: [p521.pub]", ".tlog", "signatures by these keys can't be verified against a log; write `tlog: none`"),
+        (
+            "keys: [p521.pub]",
+            ".tlog",
+            "signatures by these keys can't be verified against a log; write `tlog: none`",
+        ),
     ]);
     check(&[(
         "trust: { authorities: { 'a,b': { keys: [release.pub], tlog: none } } }",
@@ -245,9 +314,21 @@ fn keyless_errors_name_the_key_and_a_fix() {
             ".keyless.subject",
             "no certificate has \"a@example.com\\n\" here; write an e-mail address or a workflow's URI",
         ),
-        (&keyless("subject: ''"), ".keyless.subject", "is empty; write the expected text"),
-        (&keyless("subject: '*'"), ".keyless.subject", "matches any identity; name the expected one"),
-        (&keyless("subject_regex: '.*'"), ".keyless.subject_regex", "matches any identity; name the expected one"),
+        (
+            &keyless("subject: ''"),
+            ".keyless.subject",
+            "is empty; write the expected text",
+        ),
+        (
+            &keyless("subject: '*'"),
+            ".keyless.subject",
+            "matches any identity; name the expected one",
+        ),
+        (
+            &keyless("subject_regex: '.*'"),
+            ".keyless.subject_regex",
+            "matches any identity; name the expected one",
+        ),
         (
             "keyless: { issuer_regex: 'https://.*', subject: a@example.com }",
             ".keyless.issuer_regex",
@@ -297,7 +378,11 @@ fn x509_errors_name_the_key_and_a_fix() {
     let x509 = |rest: &str| format!("x509: {{ roots: ca.pem, {rest} }}");
     let name = "san_uri: 'spiffe://corp/ci/*'";
     check_authority(&[
-        ("x509: { san_uri: 'spiffe://corp/ci' }", ".x509.roots", "missing; write it"),
+        (
+            "x509: { san_uri: 'spiffe://corp/ci' }",
+            ".x509.roots",
+            "missing; write it",
+        ),
         (
             &x509(name),
             ".x509.time",

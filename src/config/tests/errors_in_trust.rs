@@ -7,7 +7,9 @@ const AUTHORITIES: &str = "authorities: { a: { keys: [release.pub], tlog: none }
 
 /// `trust` with these policies, and a bundle that asks for none of them.
 fn policies(policies: &str) -> String {
-    format!("trust: {{ {AUTHORITIES}, policies: {{ {policies} }} }}\nbundles: {{ x: {{ reference: 'r.io/a/b:1' }} }}")
+    format!(
+        "trust: {{ {AUTHORITIES}, policies: {{ {policies} }} }}\nbundles: {{ x: {{ reference: 'r.io/a/b:1' }} }}"
+    )
 }
 
 #[test]
@@ -66,13 +68,20 @@ fn registry_errors_name_the_key_and_a_fix() {
 #[test]
 fn policy_errors_name_the_key_and_a_fix() {
     let require = |names: &str| policies(&format!("p: {{ require: {{ any_of: [{names}] }} }}"));
-    let matching = |glob: &str| policies(&format!("p: {{ match: {glob}, require: {{ any_of: [a] }} }}"));
+    let matching = |glob: &str| {
+        policies(&format!(
+            "p: {{ match: {glob}, require: {{ any_of: [a] }} }}"
+        ))
+    };
     check(&[
         (
             &policies("p: unsinged"),
             "trust.policies.p: \"unsinged\" is not a policy; write `unsigned` or `{ require: { any_of: [AUTHORITY] } }`",
         ),
-        (&policies("p: { match: r.io/** }"), "trust.policies.p.require: missing; write it"),
+        (
+            &policies("p: { match: r.io/** }"),
+            "trust.policies.p.require: missing; write it",
+        ),
         (
             &require(""),
             "trust.policies.p.require.any_of: the list is empty; name one of \
@@ -82,8 +91,14 @@ fn policy_errors_name_the_key_and_a_fix() {
             &require("a, sane"),
             "trust.policies.p.require.any_of[1]: trust.authorities has no \"sane\"; did you mean `same`?",
         ),
-        (&require("a, a"), "trust.policies.p.require.any_of[1]: a is named twice; name it once"),
-        (&require("a, b, same"), "trust.policies.p.require: same and a share a key; leave one of them out"),
+        (
+            &require("a, a"),
+            "trust.policies.p.require.any_of[1]: a is named twice; name it once",
+        ),
+        (
+            &require("a, b, same"),
+            "trust.policies.p.require: same and a share a key; leave one of them out",
+        ),
         (
             &matching("ghcr.io"),
             "trust.policies.p.match[0]: \"ghcr.io\" matches no HOST/REPOSITORY; write \"ghcr.io/**\"",
@@ -125,34 +140,88 @@ fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
     let rows = [
         (
             require("{}"),
-            key("require", "nothing is required; write `any_of: [AUTHORITY]`, `all_of`, or `at_least` and `of`"),
+            key(
+                "require",
+                "nothing is required; write `any_of: [AUTHORITY]`, `all_of`, or `at_least` and `of`",
+            ),
         ),
         (
             require("{ any_of: [a], all_of: [b] }"),
-            key("require", "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`"),
+            key(
+                "require",
+                "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`",
+            ),
         ),
         (
             require("{ any_of: [a], at_least: 1 }"),
-            key("require", "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`"),
+            key(
+                "require",
+                "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`",
+            ),
         ),
-        (require("{ of: [a] }"), key("require", "`of` needs `at_least`; write `at_least: 1`, or more")),
-        (require("{ at_least: 1 }"), key("require", "`at_least` needs `of`; write `of: [AUTHORITY, AUTHORITY]`")),
+        (
+            require("{ of: [a] }"),
+            key(
+                "require",
+                "`of` needs `at_least`; write `at_least: 1`, or more",
+            ),
+        ),
+        (
+            require("{ at_least: 1 }"),
+            key(
+                "require",
+                "`at_least` needs `of`; write `of: [AUTHORITY, AUTHORITY]`",
+            ),
+        ),
         (
             require("{ at_least: 1, of: [] }"),
-            key("require.of", "the list is empty; name one of trust.authorities: a, b, same"),
+            key(
+                "require.of",
+                "the list is empty; name one of trust.authorities: a, b, same",
+            ),
         ),
         (
             require("{ all_of: [] }"),
-            key("require.all_of", "the list is empty; name one of trust.authorities: a, b, same"),
+            key(
+                "require.all_of",
+                "the list is empty; name one of trust.authorities: a, b, same",
+            ),
         ),
-        (require("{ at_least: 0, of: [a] }"), key("require", "at_least: 0 would accept anything; write 1 or more")),
-        (require("{ at_least: 3, of: [a, b] }"), key("require", "3 of 2 authorities can never sign; lower at_least")),
+        (
+            require("{ at_least: 0, of: [a] }"),
+            key(
+                "require",
+                "at_least: 0 would accept anything; write 1 or more",
+            ),
+        ),
+        (
+            require("{ at_least: 3, of: [a, b] }"),
+            key(
+                "require",
+                "3 of 2 authorities can never sign; lower at_least",
+            ),
+        ),
         (
             require("{ at_least: -1, of: [a, b] }"),
-            key("require.at_least", "expected a whole number, found the integer `-1`; correct the value"),
+            key(
+                "require.at_least",
+                "expected a whole number, found the integer `-1`; correct the value",
+            ),
         ),
-        (require("[a]"), key("require", "expected a mapping of keys, found a list; correct the value")),
-        (with("formats: []"), key("formats", "no signature could be accepted; write bundle, legacy or both")),
+        (
+            require("[a]"),
+            key(
+                "require",
+                "expected a mapping of keys, found a list; correct the value",
+            ),
+        ),
+        (
+            with("formats: []"),
+            key(
+                "formats",
+                "no signature could be accepted; write bundle, legacy or both",
+            ),
+        ),
         (
             with("predicate_types: []"),
             key(
@@ -162,18 +231,32 @@ fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
         ),
         (
             with("formats: [legacy], attestations: [{ predicate_type: 'a:b' }]"),
-            key("attestations", "attestations are bundles; add bundle to formats"),
+            key(
+                "attestations",
+                "attestations are bundles; add bundle to formats",
+            ),
         ),
         (
             with("predicate_types: ['a:b'], attestations: [{ predicate_type: 'a:b' }]"),
-            key("attestations", "a:b already counts as a signature (predicate_types); remove it from one of them"),
+            key(
+                "attestations",
+                "a:b already counts as a signature (predicate_types); remove it from one of them",
+            ),
         ),
         (
             with("max_signature_age: 24h"),
-            key("max_signature_age", "nothing proves the age of a signature by a; require a log (tlog: require)"),
+            key(
+                "max_signature_age",
+                "nothing proves the age of a signature by a; require a log (tlog: require)",
+            ),
         ),
     ];
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
     // Used or unused.
     let keyless = "{ keyless: { issuer: 'https://a.example.com', subject: a@example.com } }";
     check(&[(
@@ -190,10 +273,16 @@ fn policy_details_name_the_key_and_a_fix() {
     let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
     let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
     let rows = [
-        (with("fromats: [bundle]"), key("fromats", "unknown key; did you mean `formats`?")),
+        (
+            with("fromats: [bundle]"),
+            key("fromats", "unknown key; did you mean `formats`?"),
+        ),
         (
             with("formats: [bundel]"),
-            key("formats[0]", "\"bundel\" is neither `bundle` nor `legacy`; did you mean `bundle`?"),
+            key(
+                "formats[0]",
+                "\"bundel\" is neither `bundle` nor `legacy`; did you mean `bundle`?",
+            ),
         ),
         (
             with("predicate_types: [slsaprovenance]"),
@@ -202,7 +291,10 @@ fn policy_details_name_the_key_and_a_fix() {
                 "\"slsaprovenance\" is not a predicate type; write a URI such as \"https://sigstore.dev/cosign/sign/v1\"",
             ),
         ),
-        (with("attestations: [{}]"), key("attestations[0].predicate_type", "missing; write it")),
+        (
+            with("attestations: [{}]"),
+            key("attestations[0].predicate_type", "missing; write it"),
+        ),
         (
             with("attestations: [{ predicate_type: 'a:b', rego: corp.rego }]"),
             key(
@@ -212,11 +304,17 @@ fn policy_details_name_the_key_and_a_fix() {
         ),
         (
             with("attestations: [{ predicate_type: 'a:b', cue: x }]"),
-            key("attestations[0].cue", "unknown key; known here: predicate_type, rego"),
+            key(
+                "attestations[0].cue",
+                "unknown key; known here: predicate_type, rego",
+            ),
         ),
         (
             with("annotations: { a: [1] }"),
-            key("annotations.a", "expected a text, a number, true or false, found a list; correct the value"),
+            key(
+                "annotations.a",
+                "expected a text, a number, true or false, found a list; correct the value",
+            ),
         ),
         (
             with("annotations: { a: { b: c } }"),
@@ -227,12 +325,21 @@ fn policy_details_name_the_key_and_a_fix() {
         ),
         (
             with("annotations: { a: }"),
-            key("annotations.a", "no value; write one, or remove the key to use its default"),
+            key(
+                "annotations.a",
+                "no value; write one, or remove the key to use its default",
+            ),
         ),
-        (with("annotations: { '': x }"), key("annotations", "an annotation has an empty name; write one")),
+        (
+            with("annotations: { '': x }"),
+            key("annotations", "an annotation has an empty name; write one"),
+        ),
         (
             with("claimed_repository: mach"),
-            key("claimed_repository", "\"mach\" is neither `ignore`, `match` nor a repository; did you mean `match`?"),
+            key(
+                "claimed_repository",
+                "\"mach\" is neither `ignore`, `match` nor a repository; did you mean `match`?",
+            ),
         ),
         (
             with("claimed_repository: 'r.io/a:v1'"),
@@ -250,11 +357,17 @@ fn policy_details_name_the_key_and_a_fix() {
         ),
         (
             with("signatures: r.io/a"),
-            key("signatures", "expected a mapping of keys, found \"r.io/a\"; correct the value"),
+            key(
+                "signatures",
+                "expected a mapping of keys, found \"r.io/a\"; correct the value",
+            ),
         ),
         (
             with("max_signature_age: 0s"),
-            key("max_signature_age", "0s is below the minimum of 1s; write a longer time, such as 2160h"),
+            key(
+                "max_signature_age",
+                "0s is below the minimum of 1s; write a longer time, such as 2160h",
+            ),
         ),
         (
             with("revoked_digests: [latest]"),
@@ -264,7 +377,12 @@ fn policy_details_name_the_key_and_a_fix() {
             ),
         ),
     ];
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 // Attack 38 of the threat list.
@@ -274,15 +392,33 @@ fn a_malformed_signatures_repository_is_refused() {
     let repository = |text: &str| with(&format!("signatures: {{ repository: '{text}' }}"));
     let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
     let malformed = |text: &str, reason: &str| {
-        key("signatures.repository", &format!("reference \"{text}\" is malformed: {reason}"))
+        key(
+            "signatures.repository",
+            &format!("reference \"{text}\" is malformed: {reason}"),
+        )
     };
     let hint = "write HOST/REPOSITORY, such as ghcr.io/acme/authz";
     let rows = [
-        (repository("r.io/a/../../evil"), malformed("r.io/a/../../evil", hint)),
-        (repository("r.io/a/%2e%2e/evil"), malformed("r.io/a/%2e%2e/evil", hint)),
-        (repository("r.io/a?x=/evil"), malformed("r.io/a?x=/evil", hint)),
-        (repository("https://r.io/a"), malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY")),
-        (repository("oci-layout:sigs"), malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY")),
+        (
+            repository("r.io/a/../../evil"),
+            malformed("r.io/a/../../evil", hint),
+        ),
+        (
+            repository("r.io/a/%2e%2e/evil"),
+            malformed("r.io/a/%2e%2e/evil", hint),
+        ),
+        (
+            repository("r.io/a?x=/evil"),
+            malformed("r.io/a?x=/evil", hint),
+        ),
+        (
+            repository("https://r.io/a"),
+            malformed("https://r.io/a", "it has a scheme; write HOST/REPOSITORY"),
+        ),
+        (
+            repository("oci-layout:sigs"),
+            malformed("oci-layout:sigs", "this is a folder; write HOST/REPOSITORY"),
+        ),
         (
             repository("r.io/a:latest"),
             key(
@@ -292,15 +428,25 @@ fn a_malformed_signatures_repository_is_refused() {
             ),
         ),
     ];
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
 fn bundle_errors_name_the_key_and_a_fix() {
-    let bundle = |rest: &str| format!("trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {{ {rest} }} }}");
+    let bundle = |rest: &str| {
+        format!("trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {{ {rest} }} }}")
+    };
     let good = "reference: 'r.io/a:1', trust: dev";
     check(&[
-        (&bundle("trust: dev"), "bundles.x.reference: missing; write it"),
+        (
+            &bundle("trust: dev"),
+            "bundles.x.reference: missing; write it",
+        ),
         (
             &bundle("reference: 'authz:v1', trust: dev"),
             "bundles.x.reference: reference \"authz:v1\" names no registry host; write it out, such as \
@@ -332,14 +478,21 @@ fn bundle_errors_name_the_key_and_a_fix() {
 #[test]
 fn bundle_names_survive_a_url_and_mean_one_bundle() {
     let bundles = |names: &[&str]| {
-        let entries = names.iter().map(|name| format!("\"{name}\": {{ reference: 'r.io/a:1', trust: dev }}"));
-        format!("trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ {} }}", entries.collect::<Vec<_>>().join(", "))
+        let entries = names
+            .iter()
+            .map(|name| format!("\"{name}\": {{ reference: 'r.io/a:1', trust: dev }}"));
+        format!(
+            "trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ {} }}",
+            entries.collect::<Vec<_>>().join(", ")
+        )
     };
-    let slash =
-        "a bundle name must not begin or end with a slash or have an empty segment; write a name such as authz/main";
+    let slash = "a bundle name must not begin or end with a slash or have an empty segment; write a name such as authz/main";
     let dots = "a bundle name must not have a segment `.` or `..`; write a name such as authz/main";
     check(&[
-        (&bundles(&[""]), "bundles.: a bundle name must not be empty; write a name such as authz/main"),
+        (
+            &bundles(&[""]),
+            "bundles.: a bundle name must not be empty; write a name such as authz/main",
+        ),
         (&bundles(&["/a"]), &format!("bundles./a: {slash}")),
         (&bundles(&["a/"]), &format!("bundles.a/: {slash}")),
         (&bundles(&["a//b"]), &format!("bundles.a//b: {slash}")),
@@ -376,56 +529,108 @@ fn expect_errors_name_the_key_and_a_fix() {
     };
     let key = |key: &str, message: &str| format!("bundles.x.expect.{key}: {message}");
     let rows = [
-        (bundle("a", "oder: version"), key("oder", "unknown key; did you mean `order`?")),
+        (
+            bundle("a", "oder: version"),
+            key("oder", "unknown key; did you mean `order`?"),
+        ),
         (
             bundle("a", "order: versions"),
-            key("order", "\"versions\" is not one of `version`, `created` and `signed_time`; did you mean `version`?"),
+            key(
+                "order",
+                "\"versions\" is not one of `version`, `created` and `signed_time`; did you mean `version`?",
+            ),
         ),
-        (bundle("a", "order: signed_time"), key("order", &untimed("a"))),
-        (bundle("dev", "order: signed_time"), key("order", &untimed("dev"))),
-        (bundle("a", "minimum: 1.4.0"), key("minimum", "`minimum` needs an `order`; write `order` as well")),
+        (
+            bundle("a", "order: signed_time"),
+            key("order", &untimed("a")),
+        ),
+        (
+            bundle("dev", "order: signed_time"),
+            key("order", &untimed("dev")),
+        ),
+        (
+            bundle("a", "minimum: 1.4.0"),
+            key(
+                "minimum",
+                "`minimum` needs an `order`; write `order` as well",
+            ),
+        ),
         (
             bundle("a", "order: version, minimum: '1.4'"),
-            key("minimum", "\"1.4\" is not a semantic version; write it such as 1.4.0"),
+            key(
+                "minimum",
+                "\"1.4\" is not a semantic version; write it such as 1.4.0",
+            ),
         ),
         (
             bundle("a", "order: version, minimum: 1.4"),
-            key("minimum", "expected text, found the floating point `1.4`; put it in quotes"),
+            key(
+                "minimum",
+                "expected text, found the floating point `1.4`; put it in quotes",
+            ),
         ),
         (
             bundle("a", "order: created, minimum: 1.4.0"),
-            key("minimum", "\"1.4.0\" is not a time; write one with its zone, such as 2027-01-01T00:00:00Z"),
+            key(
+                "minimum",
+                "\"1.4.0\" is not a time; write one with its zone, such as 2027-01-01T00:00:00Z",
+            ),
         ),
         (
             bundle("a", "order: version, minimum: 1.4.0, on_older: serve"),
-            key("on_older", "versions below `minimum` would be served; write `alarm` or `refuse`"),
+            key(
+                "on_older",
+                "versions below `minimum` would be served; write `alarm` or `refuse`",
+            ),
         ),
         (
             bundle("a", "on_older: ignore"),
-            key("on_older", "\"ignore\" is not one of `serve`, `alarm` and `refuse`; available: serve, alarm, refuse"),
+            key(
+                "on_older",
+                "\"ignore\" is not one of `serve`, `alarm` and `refuse`; available: serve, alarm, refuse",
+            ),
         ),
         (
             bundle("a", "roots: []"),
-            key("roots", "the list is empty; write roots such as [\"authz\"], or remove the key"),
+            key(
+                "roots",
+                "the list is empty; write roots such as [\"authz\"], or remove the key",
+            ),
         ),
         (
             bundle("a", "roots: [authz, authz/]"),
-            key("roots[1]", "\"authz/\" is not a root; write it as in `.manifest`, such as authz/users"),
+            key(
+                "roots[1]",
+                "\"authz/\" is not a root; write it as in `.manifest`, such as authz/users",
+            ),
         ),
         (
             bundle("a", "annotations: { a: 1 }"),
-            key("annotations.a", "expected text, found the integer `1`; put it in quotes"),
+            key(
+                "annotations.a",
+                "expected text, found the integer `1`; put it in quotes",
+            ),
         ),
-        (bundle("a", "annotations: { '': x }"), key("annotations", "an annotation has an empty name; write one")),
+        (
+            bundle("a", "annotations: { '': x }"),
+            key("annotations", "an annotation has an empty name; write one"),
+        ),
     ];
-    check(&rows.iter().map(|(typed, error)| (typed.as_str(), error.as_str())).collect::<Vec<_>>());
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
 fn a_fallback_is_there_and_has_none() {
     let bundles = |x: &str, y: &str| {
         let bundle = |fallback: &str| {
-            format!("{{ reference: 'r.io/a:1', trust: dev, on_withdraw: {{ fallback: {fallback} }} }}")
+            format!(
+                "{{ reference: 'r.io/a:1', trust: dev, on_withdraw: {{ fallback: {fallback} }} }}"
+            )
         };
         format!(
             "trust: {{ policies: {{ dev: unsigned }} }}\nbundles: {{ x: {}, y: {}, deny: {{ reference: 'r.io/a:1', \
@@ -436,15 +641,25 @@ fn a_fallback_is_there_and_has_none() {
     };
     let key = "bundles.x.on_withdraw.fallback";
     check(&[
-        (&bundles("x", "deny"), &format!("{key}: a bundle can't be its own fallback; name another bundle")),
-        (&bundles("dney", "deny"), &format!("{key}: bundles has no \"dney\"; did you mean `deny`?")),
+        (
+            &bundles("x", "deny"),
+            &format!("{key}: a bundle can't be its own fallback; name another bundle"),
+        ),
+        (
+            &bundles("dney", "deny"),
+            &format!("{key}: bundles has no \"dney\"; did you mean `deny`?"),
+        ),
         (
             &bundles("y", "deny"),
-            &format!("{key}: y has a fallback of its own (deny); name that one, or remove its `on_withdraw`"),
+            &format!(
+                "{key}: y has a fallback of its own (deny); name that one, or remove its `on_withdraw`"
+            ),
         ),
         (
             &bundles("y", "x"),
-            &format!("{key}: y has a fallback of its own (x); name that one, or remove its `on_withdraw`"),
+            &format!(
+                "{key}: y has a fallback of its own (x); name that one, or remove its `on_withdraw`"
+            ),
         ),
     ]);
 }

@@ -1,4 +1,5 @@
-//! Configurations that are large, deep or name odd files: each is rejected or loaded, in bounded time.
+//! Configurations that are large, deep or name odd files: each is rejected or loaded, in bounded
+//! time.
 
 use super::*;
 use crate::config::{difference, errors::all, values};
@@ -15,7 +16,10 @@ fn braces_that_nest_are_refused_and_panic_nothing() {
             ),
         ] {
             let error = folder.parse(&typed).unwrap_err().to_string();
-            assert!(error.contains("braces") || error.contains("characters at most"), "{depth}: {error}");
+            assert!(
+                error.contains("braces") || error.contains("characters at most"),
+                "{depth}: {error}"
+            );
             assert!(error.len() < 4096, "{}", error.len());
         }
     }
@@ -30,16 +34,24 @@ fn no_number_of_keys_takes_its_square() {
     let folder = Folder::new();
     let many = |entry: fn(usize) -> String| (0..20_000).map(entry).collect::<String>();
     for typed in [
-        format!("{LEAST}registries:\n{}", many(|n| format!("  r{n}.io: {{}}\n"))),
+        format!(
+            "{LEAST}registries:\n{}",
+            many(|n| format!("  r{n}.io: {{}}\n"))
+        ),
         format!("{LEAST}severs:\n{}", many(|n| format!("  k{n}: 1\n"))),
-        format!("version: 1\nclients: [{}]\n", many(|n| format!("{{name: c{n}}},"))),
+        format!(
+            "version: 1\nclients: [{}]\n",
+            many(|n| format!("{{name: c{n}}},"))
+        ),
     ] {
         let typed = &typed[..typed.len().min(1 << 20)];
         let _ = folder.parse(typed);
         let _ = all(typed, folder.0.path());
         let _ = difference::keys(typed, &typed.replacen("r1.io", "x1.io", 1));
     }
-    let bundles = many(|n| format!("  b{n}: {{reference: 'r.io/a:v{n}', trust: p, on_withdraw: {{fallback: b}}}}\n"));
+    let bundles = many(|n| {
+        format!("  b{n}: {{reference: 'r.io/a:v{n}', trust: p, on_withdraw: {{fallback: b}}}}\n")
+    });
     let bundles = &bundles[..bundles[..900_000].rfind('\n').unwrap()];
     let typed = format!(
         "{LEAST}trust: {{policies: {{p: unsigned}}}}\nbundles:\n  b: {{reference: 'r.io/a:v', trust: p}}\n{bundles}\n"
@@ -79,17 +91,33 @@ fn depth_and_aliases_are_bounded() {
 #[test]
 fn a_rule_that_nests_without_end_is_refused() {
     let folder = trust::folder();
-    folder.write("deep.rego", &format!("package signature\nallow if {}1{}\n", "[".repeat(40), "]".repeat(40)));
+    folder.write(
+        "deep.rego",
+        &format!(
+            "package signature\nallow if {}1{}\n",
+            "[".repeat(40),
+            "]".repeat(40)
+        ),
+    );
     let typed = "trust: { authorities: { a: { keys: [release.pub], tlog: none } }, policies: { p: { require: { any_of: [a] }, \
                  attestations: [{ predicate_type: 'a:b', rego: deep.rego }] } } }";
-    assert!(folder.with(typed).unwrap_err().to_string().contains("nested too deep"));
+    assert!(
+        folder
+            .with(typed)
+            .unwrap_err()
+            .to_string()
+            .contains("nested too deep")
+    );
 }
 
 #[test]
 fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
     let folder = trust::folder();
     std::fs::create_dir(folder.0.path().join("folder")).unwrap();
-    std::fs::File::create(folder.0.path().join("endless")).unwrap().set_len(1 << 40).unwrap();
+    std::fs::File::create(folder.0.path().join("endless"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
     for typed in [
         "server: { tls: { certificate: FILE, key: tls.key } }",
         "server: { tls: { certificate: tls.crt, key: FILE } }",
@@ -108,14 +136,21 @@ fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
             ("folder", "it is a folder, not a regular file"),
             ("endless", "is larger than 1 MiB"),
         ] {
-            let error = folder.with(&typed.replace("FILE", file)).unwrap_err().to_string();
+            let error = folder
+                .with(&typed.replace("FILE", file))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{typed} with {file}: {error}");
         }
     }
-    for (file, expected) in
-        [("/dev/zero", "larger than 1 MiB"), ("folder", "a folder"), ("endless", "larger than 1 MiB")]
-    {
-        let error = Config::load(&folder.0.path().join(file)).unwrap_err().to_string();
+    for (file, expected) in [
+        ("/dev/zero", "larger than 1 MiB"),
+        ("folder", "a folder"),
+        ("endless", "larger than 1 MiB"),
+    ] {
+        let error = Config::load(&folder.0.path().join(file))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{file}: {error}");
     }
 }
@@ -125,7 +160,10 @@ fn all_errors_are_reported_without_their_consequences() {
     let folder = trust::folder();
     let told = |typed: &str| {
         let found = all(&format!("{LEAST}{typed}"), folder.0.path());
-        found.iter().map(|error| error.key().to_owned()).collect::<Vec<_>>()
+        found
+            .iter()
+            .map(|error| error.key().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(told(""), [""; 0]);
     // One in each section, and several in one section.
@@ -174,7 +212,10 @@ bundles:
         "bundles.thr.expect.order",
     ];
     for key in expected {
-        assert!(told.iter().any(|told| told == key), "{key} is not among {told:#?}");
+        assert!(
+            told.iter().any(|told| told == key),
+            "{key} is not among {told:#?}"
+        );
     }
     for key in &told {
         assert!(
@@ -190,6 +231,12 @@ fn items_of_a_list_keep_their_number_and_line() {
     let typed = "version: 1\nclients:\n- { name: a, anonymous: true, bundles: ['**'] }\n- { name: b, anonymous: true, bundles: 3 }\n\
                  - { name: c, anonymous: true, bundles: ['**'] }\n- { name: d, anonymous: true, bundles: [''] }\n";
     let found = all(typed, folder.0.path());
-    let told: Vec<_> = found.iter().map(|error| (error.line().unwrap(), error.key())).collect();
-    assert_eq!(told, [(4, "clients[1].bundles"), (6, "clients[3].bundles[0]")]);
+    let told: Vec<_> = found
+        .iter()
+        .map(|error| (error.line().unwrap(), error.key()))
+        .collect();
+    assert_eq!(
+        told,
+        [(4, "clients[1].bundles"), (6, "clients[3].bundles[0]")]
+    );
 }

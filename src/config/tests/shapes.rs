@@ -11,8 +11,13 @@ fn paths(value: &Value, at: &Path, all: &mut Vec<Path>) {
     all.push(at.clone());
     let below = |name: String| [at.clone(), vec![name]].concat();
     match value {
-        Value::Object(entries) => entries.iter().for_each(|(key, value)| paths(value, &below(key.clone()), all)),
-        Value::Array(items) => items.iter().enumerate().for_each(|(i, value)| paths(value, &below(i.to_string()), all)),
+        Value::Object(entries) => entries
+            .iter()
+            .for_each(|(key, value)| paths(value, &below(key.clone()), all)),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .for_each(|(i, value)| paths(value, &below(i.to_string()), all)),
         _ => {}
     }
 }
@@ -65,7 +70,10 @@ fn every_value_of_trust_and_bundles_may_be_anything() {
         Ok(_) => accepted += 1,
         Err(error) => {
             refused += 1;
-            assert!(!error.key().is_empty() && !error.to_string().contains('\n'), "{error:?}");
+            assert!(
+                !error.key().is_empty() && !error.to_string().contains('\n'),
+                "{error:?}"
+            );
         }
     };
     for path in &all {
@@ -78,5 +86,9 @@ fn every_value_of_trust_and_bundles_may_be_anything() {
         remove(&mut without, path);
         tried(&without);
     }
-    assert!(refused > 10 * accepted, "{} places: {refused} refused, {accepted} accepted", all.len());
+    assert!(
+        refused > 10 * accepted,
+        "{} places: {refused} refused, {accepted} accepted",
+        all.len()
+    );
 }

@@ -22,7 +22,9 @@ pub(super) fn trusted_root(parts: &[&str]) -> String {
 }
 
 fn log() -> Value {
-    let key = rcgen::KeyPair::generate().unwrap().subject_public_key_info();
+    let key = rcgen::KeyPair::generate()
+        .unwrap()
+        .subject_public_key_info();
     json!({
         "baseUrl": "https://rekor.example.com",
         "hashAlgorithm": "SHA2_256",
@@ -48,10 +50,17 @@ fn authority() -> Value {
 pub(super) fn ca() -> rcgen::Certificate {
     let mut ca = rcgen::CertificateParams::new([]).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    ca.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap()
+    ca.self_signed(&rcgen::KeyPair::generate().unwrap())
+        .unwrap()
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    let digits: Vec<_> = text.chars().map(|char| char.to_digit(16).unwrap() as u8).collect();
-    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    let digits: Vec<_> = text
+        .chars()
+        .map(|char| char.to_digit(16).unwrap() as u8)
+        .collect();
+    digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
 }

@@ -15,8 +15,8 @@ use crate::{
         values::{self, PointInTime, name},
     },
     verify::{
-        Authority, AuthorityKey, AuthorityKind, BadKey, BadPattern, CaRoots, FulcioExtension, Identity, Pattern,
-        PublicKey, San, Scheme, SigningTime, TlogPolicy, TrustRoot, X509,
+        Authority, AuthorityKey, AuthorityKind, BadKey, BadPattern, CaRoots, FulcioExtension,
+        Identity, Pattern, PublicKey, San, Scheme, SigningTime, TlogPolicy, TrustRoot, X509,
     },
 };
 
@@ -35,55 +35,96 @@ pub(super) fn read(
     Ok(authorities)
 }
 
-fn authority(authority: &str, raw: raw::Authority, roots: &Roots<'_>, base: Base<'_>) -> Result<Authority, Problem> {
+fn authority(
+    authority: &str,
+    raw: raw::Authority,
+    roots: &Roots<'_>,
+    base: Base<'_>,
+) -> Result<Authority, Problem> {
     // The names appear in a header, separated by commas.
     name(authority)?;
     let mut tlog = tlog_policy(raw.tlog.as_deref()).map_err(|problem| problem.at("tlog"))?;
     let misplaced = |kind: &str| match &raw.root {
-        Some(root) => Err(Problem::new(format!("write it inside, as `{kind}: {{ root: {root}, … }}`")).at("root")),
+        Some(root) => Err(Problem::new(format!(
+            "write it inside, as `{kind}: {{ root: {root}, … }}`"
+        ))
+        .at("root")),
         None => Ok(()),
     };
     let (kind, root) = match (raw.keys, raw.keyless, raw.x509) {
         (Some(keys), None, None) => {
             let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None, roots)?;
-            (AuthorityKind::Keys(authority_keys(&keys, base).map_err(|problem| problem.at("keys"))?), root)
+            (
+                AuthorityKind::Keys(
+                    authority_keys(&keys, base).map_err(|problem| problem.at("keys"))?,
+                ),
+                root,
+            )
         }
         (None, Some(keyless), None) => {
             misplaced("keyless")?;
-            let root = root_of(keyless.root.as_deref(), true, roots).map_err(|problem| problem.at("keyless"))?;
-            (AuthorityKind::Keyless(identity(keyless).map_err(|problem| problem.at("keyless"))?), root)
+            let root = root_of(keyless.root.as_deref(), true, roots)
+                .map_err(|problem| problem.at("keyless"))?;
+            (
+                AuthorityKind::Keyless(identity(keyless).map_err(|problem| problem.at("keyless"))?),
+                root,
+            )
         }
         (None, None, Some(x509)) => {
             misplaced("x509")?;
             // No log is checked in this case.
             let now = x509.time.as_deref() == Some("now");
             if now && raw.tlog.is_some() && tlog != TlogPolicy::None {
-                let message = "with `time: now` no log is checked; write `tlog: none`, or another time";
+                let message =
+                    "with `time: now` no log is checked; write `tlog: none`, or another time";
                 return Err(Problem::new(message).at("tlog"));
             }
             tlog = if now { TlogPolicy::None } else { tlog };
-            let (x509, root) = private_ca(x509, tlog, roots, base).map_err(|problem| problem.at("x509"))?;
+            let (x509, root) =
+                private_ca(x509, tlog, roots, base).map_err(|problem| problem.at("x509"))?;
             (AuthorityKind::X509(x509), root)
         }
         (None, None, None) => {
-            return Err(Problem::new("the authority has no kind; write one of `keys`, `keyless` and `x509`"));
+            return Err(Problem::new(
+                "the authority has no kind; write one of `keys`, `keyless` and `x509`",
+            ));
         }
-        _ => return Err(Problem::new("an authority has one kind; keep one of `keys`, `keyless` and `x509`")),
+        _ => {
+            return Err(Problem::new(
+                "an authority has one kind; keep one of `keys`, `keyless` and `x509`",
+            ));
+        }
     };
-    let authority = Authority { name: authority.to_owned(), kind, tlog, root };
+    let authority = Authority {
+        name: authority.to_owned(),
+        kind,
+        tlog,
+        root,
+    };
     authority.check().map_err(unmeetable)?;
     Ok(authority)
 }
 
 fn tlog_policy(word: Option<&str>) -> Result<TlogPolicy, Problem> {
-    let words = [("none", TlogPolicy::None), ("if_present", TlogPolicy::IfPresent), ("require", TlogPolicy::Require)];
+    let words = [
+        ("none", TlogPolicy::None),
+        ("if_present", TlogPolicy::IfPresent),
+        ("require", TlogPolicy::Require),
+    ];
     word.map_or(Ok(TlogPolicy::Require), |word| values::word(word, &words))
 }
 
 /// The root with this name. Without a name, the public-good root if one is needed.
-fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option<TrustRoot>, Problem> {
+fn root_of(
+    name: Option<&str>,
+    needed: bool,
+    roots: &Roots<'_>,
+) -> Result<Option<TrustRoot>, Problem> {
     match name {
-        Some(name) => roots.named(name).map(Some).map_err(|problem| problem.at("root")),
+        Some(name) => roots
+            .named(name)
+            .map(Some)
+            .map_err(|problem| problem.at("root")),
         None if needed => roots.sigstore().map(Some),
         None => Ok(None),
     }
@@ -91,7 +132,9 @@ fn root_of(name: Option<&str>, needed: bool, roots: &Roots<'_>) -> Result<Option
 
 fn authority_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityKey>, Problem> {
     if raw.is_empty() {
-        return Err(Problem::new("the list is empty; name a PEM public key file"));
+        return Err(Problem::new(
+            "the list is empty; name a PEM public key file",
+        ));
     }
     let mut keys: Vec<AuthorityKey> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
@@ -99,7 +142,9 @@ fn authority_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityK
         let key = key(raw, base).and_then(|key| {
             match places.insert(key.key.identity().to_owned(), index) {
                 // With two sets of conditions the looser one would apply.
-                Some(twin) => Err(Problem::new(format!("the same key as keys[{twin}]; keep one of them"))),
+                Some(twin) => Err(Problem::new(format!(
+                    "the same key as keys[{twin}]; keep one of them"
+                ))),
                 None => Ok(key),
             }
         });
@@ -110,7 +155,9 @@ fn authority_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityK
 
 fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
     let raw = match raw {
-        raw::KeyFile::Keyword(path) => return public_key(path.as_ref(), None, base).map(AuthorityKey::from),
+        raw::KeyFile::Keyword(path) => {
+            return public_key(path.as_ref(), None, base).map(AuthorityKey::from);
+        }
         raw::KeyFile::Keys(raw) => raw,
     };
     let key = AuthorityKey {
@@ -123,11 +170,17 @@ fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
     Ok(key)
 }
 
-fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result<PublicKey, Problem> {
+fn public_key(
+    path: &Path,
+    schemes: Option<&[String]>,
+    base: Base<'_>,
+) -> Result<PublicKey, Problem> {
     let text = base.text(path)?;
     let refused = |reason: String| Problem::new(format!("{}: {reason}", path.display()));
     if text.matches("-----BEGIN PUBLIC KEY-----").count() > 1 {
-        return Err(refused("the file has several keys; put each in its own file".to_owned()));
+        return Err(refused(
+            "the file has several keys; put each in its own file".to_owned(),
+        ));
     }
     let Some(schemes) = schemes else {
         return PublicKey::from_pem(&text).map_err(|error| refused(error.to_string()));
@@ -135,13 +188,19 @@ fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result
     let named = schemes.iter().enumerate().map(|(index, name)| {
         Scheme::named(name).ok_or_else(|| {
             let suggestion = keys::suggestion(name, Scheme::names());
-            Problem::new(format!("{name:?} is not a signature scheme; {suggestion}")).at_index(index).at("schemes")
+            Problem::new(format!("{name:?} is not a signature scheme; {suggestion}"))
+                .at_index(index)
+                .at("schemes")
         })
     });
     let named = named.collect::<Result<Vec<_>, _>>()?;
     PublicKey::with_schemes(&text, &named).map_err(|error| match error {
-        BadKey::OtherScheme { .. } | BadKey::NoScheme => Problem::new(error.to_string()).at("schemes"),
-        BadKey::NotPem(_) | BadKey::Private | BadKey::Unsupported | BadKey::Broken(_) => refused(error.to_string()),
+        BadKey::OtherScheme { .. } | BadKey::NoScheme => {
+            Problem::new(error.to_string()).at("schemes")
+        }
+        BadKey::NotPem(_) | BadKey::Private | BadKey::Unsupported | BadKey::Broken(_) => {
+            refused(error.to_string())
+        }
     })
 }
 
@@ -149,32 +208,56 @@ fn public_key(path: &Path, schemes: Option<&[String]>, base: Base<'_>) -> Result
 /// even if one of the places that name it was overlooked.
 fn spread_revocations(authorities: &mut BTreeMap<String, Authority>) {
     let keys = authorities.values().flat_map(Authority::keys);
-    let revoked: BTreeSet<_> = keys.filter(|key| key.revoked).map(|key| key.key.identity().to_owned()).collect();
+    let revoked: BTreeSet<_> = keys
+        .filter(|key| key.revoked)
+        .map(|key| key.key.identity().to_owned())
+        .collect();
     for authority in authorities.values_mut() {
         if let AuthorityKind::Keys(keys) = &mut authority.kind {
-            keys.iter_mut().for_each(|key| key.revoked |= revoked.contains(key.key.identity()));
+            keys.iter_mut()
+                .for_each(|key| key.revoked |= revoked.contains(key.key.identity()));
         }
     }
 }
 
 fn identity(raw: raw::Keyless) -> Result<Identity, Problem> {
     let url = "a URL such as \"https://token.actions.githubusercontent.com\"";
-    let issuer = NameMatcher { key: "issuer", is: |text| text.contains("://"), kind: url };
+    let issuer = NameMatcher {
+        key: "issuer",
+        is: |text| text.contains("://"),
+        kind: url,
+    };
     let issuer = issuer
         .pattern(raw.issuer, raw.issuer_regex)?
         .ok_or_else(|| missing("issuer", "anyone with an account anywhere", url))?;
     let signer = "an e-mail address or a workflow's URI";
-    let subject = NameMatcher { key: "subject", is: |text| text.contains(['@', ':']), kind: signer };
+    let subject = NameMatcher {
+        key: "subject",
+        is: |text| text.contains(['@', ':']),
+        kind: signer,
+    };
     let subject = subject
         .pattern(raw.subject, raw.subject_regex)?
         .ok_or_else(|| missing("subject", "anyone known to the issuer", signer))?;
-    let claims = raw.claims.into_iter().map(|(name, text)| claim(&name, &text).map_err(|problem| problem.at(&name)));
-    let claims = claims.collect::<Result<_, _>>().map_err(|problem| problem.at("claims"))?;
-    Ok(Identity { issuer, subject, claims })
+    let claims = raw
+        .claims
+        .into_iter()
+        .map(|(name, text)| claim(&name, &text).map_err(|problem| problem.at(&name)));
+    let claims = claims
+        .collect::<Result<_, _>>()
+        .map_err(|problem| problem.at("claims"))?;
+    Ok(Identity {
+        issuer,
+        subject,
+        claims,
+    })
 }
 
 fn missing(key: &str, anyone: &str, wanted: &str) -> Problem {
-    Problem::new(format!("without it {anyone} could sign; write `{key}`, {wanted}")).at(key)
+    Problem::new(format!(
+        "without it {anyone} could sign; write `{key}`, {wanted}"
+    ))
+    .at(key)
 }
 
 fn claim(name: &str, text: &str) -> Result<(FulcioExtension, Pattern), Problem> {
@@ -194,21 +277,31 @@ struct NameMatcher {
 }
 
 impl NameMatcher {
-    fn pattern(self, glob: Option<String>, regex: Option<String>) -> Result<Option<Pattern>, Problem> {
+    fn pattern(
+        self,
+        glob: Option<String>,
+        regex: Option<String>,
+    ) -> Result<Option<Pattern>, Problem> {
         let Self { key, is, kind } = self;
         let key_regex = format!("{key}_regex");
         match (glob, regex) {
-            (Some(_), Some(_)) => {
-                Err(Problem::new(format!("`{key}` and `{key_regex}` are alternatives; keep one")).at(&key_regex))
-            }
+            (Some(_), Some(_)) => Err(Problem::new(format!(
+                "`{key}` and `{key_regex}` are alternatives; keep one"
+            ))
+            .at(&key_regex)),
             (Some(text), None) => {
                 let pattern = Pattern::glob(&text).map_err(|error| refused(error).at(key))?;
                 if !is(&text) || text.chars().any(char::is_control) {
-                    return Err(Problem::new(format!("no certificate has {text:?} here; write {kind}")).at(key));
+                    return Err(Problem::new(format!(
+                        "no certificate has {text:?} here; write {kind}"
+                    ))
+                    .at(key));
                 }
                 Ok(Some(pattern))
             }
-            (None, Some(text)) => Pattern::regex(&text).map(Some).map_err(|error| refused(error).at(&key_regex)),
+            (None, Some(text)) => Pattern::regex(&text)
+                .map(Some)
+                .map_err(|error| refused(error).at(&key_regex)),
             (None, None) => Ok(None),
         }
     }
@@ -229,13 +322,25 @@ fn private_ca(
 ) -> Result<(X509, Option<TrustRoot>), Problem> {
     let time = signing_time(raw.time.as_deref()).map_err(|problem| problem.at("time"))?;
     if time == SigningTime::Rekor && tlog == TlogPolicy::None {
-        let message = "the log that proves the time is not checked; write `tlog: require`, or another time";
+        let message =
+            "the log that proves the time is not checked; write `tlog: require`, or another time";
         return Err(Problem::new(message).at("time"));
     }
-    let root = root_of(raw.root.as_deref(), tlog != TlogPolicy::None || time != SigningTime::Now, roots)?;
-    let uri =
-        NameMatcher { key: "san_uri", is: |text| text.contains(':'), kind: "a URI such as \"spiffe://corp/ci/*\"" };
-    let email = NameMatcher { key: "san_email", is: |text| text.contains('@'), kind: "an e-mail address" };
+    let root = root_of(
+        raw.root.as_deref(),
+        tlog != TlogPolicy::None || time != SigningTime::Now,
+        roots,
+    )?;
+    let uri = NameMatcher {
+        key: "san_uri",
+        is: |text| text.contains(':'),
+        kind: "a URI such as \"spiffe://corp/ci/*\"",
+    };
+    let email = NameMatcher {
+        key: "san_email",
+        is: |text| text.contains('@'),
+        kind: "an e-mail address",
+    };
     let uri = uri.pattern(raw.san_uri, raw.san_uri_regex)?;
     let email = email.pattern(raw.san_email, raw.san_email_regex)?;
     let subject = match (uri, email) {
@@ -243,22 +348,40 @@ fn private_ca(
         (None, Some(pattern)) => San::Email(pattern),
         (None, None) => {
             let anyone = "without it anyone with a certificate could sign";
-            return Err(Problem::new(format!("{anyone}; write `san_uri` or `san_email`")).at("san_uri"));
+            return Err(
+                Problem::new(format!("{anyone}; write `san_uri` or `san_email`")).at("san_uri"),
+            );
         }
         (Some(_), Some(_)) => {
-            return Err(Problem::new("a certificate is matched by one name; keep `san_uri` or `san_email`"));
+            return Err(Problem::new(
+                "a certificate is matched by one name; keep `san_uri` or `san_email`",
+            ));
         }
     };
     let roots = base.text(&raw.roots).and_then(|text| {
         CaRoots::from_pem(&text).map_err(|error| {
-            Problem::new(format!("{}: {error}; use PEM certificates of the authority", raw.roots.display()))
+            Problem::new(format!(
+                "{}: {error}; use PEM certificates of the authority",
+                raw.roots.display()
+            ))
         })
     });
-    Ok((X509 { roots: roots.map_err(|problem| problem.at("roots"))?, subject, time }, root))
+    Ok((
+        X509 {
+            roots: roots.map_err(|problem| problem.at("roots"))?,
+            subject,
+            time,
+        },
+        root,
+    ))
 }
 
 fn signing_time(word: Option<&str>) -> Result<SigningTime, Problem> {
-    let words = [("tsa", SigningTime::Tsa), ("rekor", SigningTime::Rekor), ("now", SigningTime::Now)];
+    let words = [
+        ("tsa", SigningTime::Tsa),
+        ("rekor", SigningTime::Rekor),
+        ("now", SigningTime::Now),
+    ];
     word.map(|word| values::word(word, &words)).ok_or_else(|| {
         let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
         Problem::new(format!("without it nothing proves when a certificate was used; write {ways}"))

@@ -16,8 +16,8 @@ use crate::{
     verify::{BadRoot, BadSource, RootSource, TrustRoot, TufOptions},
 };
 
-/// Returns the current state of a root, such as the last one fetched from its TUF repository. For an
-/// unknown root this is [`RootSource::initial`].
+/// Returns the current state of a root, such as the last one fetched from its TUF repository. For
+/// an unknown root this is [`RootSource::initial`].
 pub type CurrentRoot<'a> = &'a dyn Fn(&str, &RootSource) -> Result<TrustRoot, BadRoot>;
 
 /// The roots by name.
@@ -40,7 +40,11 @@ impl<'a> Roots<'a> {
             let root = read(&name, raw, current, base).map_err(|problem| problem.at(&name))?;
             written.insert(name, root);
         }
-        Ok(Self { written, current, sigstore: OnceCell::new() })
+        Ok(Self {
+            written,
+            current,
+            sigstore: OnceCell::new(),
+        })
     }
 
     /// The root with this name.
@@ -51,7 +55,9 @@ impl<'a> Roots<'a> {
             None => {
                 let names = self.written.keys().map(String::as_str).chain([SIGSTORE]);
                 let suggestion = keys::suggestion(name, names);
-                Err(Problem::new(format!("trust.roots has no {name:?}; {suggestion}")))
+                Err(Problem::new(format!(
+                    "trust.roots has no {name:?}; {suggestion}"
+                )))
             }
         }
     }
@@ -63,17 +69,21 @@ impl<'a> Roots<'a> {
 
     /// The sources and the roots, by name.
     pub(super) fn into_parts(self) -> (BTreeMap<String, RootSource>, BTreeMap<String, TrustRoot>) {
-        let unwritten = self.sigstore.into_inner().map(|root| (SIGSTORE.to_owned(), (RootSource::sigstore(), root)));
+        let unwritten = self
+            .sigstore
+            .into_inner()
+            .map(|root| (SIGSTORE.to_owned(), (RootSource::sigstore(), root)));
         let all = self.written.into_iter().chain(unwritten);
-        all.map(|(name, (source, root))| ((name.clone(), source), (name, root))).unzip()
+        all.map(|(name, (source, root))| ((name.clone(), source), (name, root)))
+            .unzip()
     }
 
     fn unwritten(&self) -> Result<TrustRoot, Problem> {
         if let Some(root) = self.sigstore.get() {
             return Ok(root.clone());
         }
-        let root =
-            (self.current)(SIGSTORE, &RootSource::sigstore()).map_err(|error| Problem::new(error.to_string()))?;
+        let root = (self.current)(SIGSTORE, &RootSource::sigstore())
+            .map_err(|error| Problem::new(error.to_string()))?;
         Ok(self.sigstore.get_or_init(|| root).clone())
     }
 }
@@ -88,24 +98,38 @@ fn read(
     let (source, key) = match (raw.builtin, raw.trusted_root, raw.tuf) {
         (Some(builtin), None, tuf) => {
             check_builtin(&builtin).map_err(|problem| problem.at("builtin"))?;
-            (RootSource::Builtin { tuf: builtin_tuf(tuf).map_err(|problem| problem.at("tuf"))? }, "builtin")
+            (
+                RootSource::Builtin {
+                    tuf: builtin_tuf(tuf).map_err(|problem| problem.at("tuf"))?,
+                },
+                "builtin",
+            )
         }
         (None, Some(file), None) => {
-            let text = base.text(&file).map_err(|problem| problem.at("trusted_root"))?;
+            let text = base
+                .text(&file)
+                .map_err(|problem| problem.at("trusted_root"))?;
             let root = current(root, &RootSource::File(text.clone())).map_err(|error| {
-                Problem::new(format!("{}: {error}; use a trusted_root.json", file.display())).at("trusted_root")
+                Problem::new(format!(
+                    "{}: {error}; use a trusted_root.json",
+                    file.display()
+                ))
+                .at("trusted_root")
             })?;
             return Ok((RootSource::File(text), root));
         }
-        (None, None, Some(tuf)) => {
-            (RootSource::Tuf(repository(tuf, base).map_err(|problem| problem.at("tuf"))?), "tuf")
-        }
+        (None, None, Some(tuf)) => (
+            RootSource::Tuf(repository(tuf, base).map_err(|problem| problem.at("tuf"))?),
+            "tuf",
+        ),
         (None, Some(_), Some(_)) => {
             let message = "a `trusted_root` file is not refreshed; keep `tuf` or `trusted_root`";
             return Err(Problem::new(message).at("tuf"));
         }
         (Some(_), Some(_), _) => {
-            return Err(Problem::new("a root has one source; keep `builtin` or `trusted_root`"));
+            return Err(Problem::new(
+                "a root has one source; keep `builtin` or `trusted_root`",
+            ));
         }
         (None, None, None) => {
             let message = "the root has no source; write `builtin: sigstore`, `trusted_root: FILE` or \
@@ -122,23 +146,31 @@ fn check_builtin(word: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let suggestion = keys::suggestion(word, [SIGSTORE].into_iter());
-    Err(Problem::new(format!("no root {word:?} is built in; {suggestion}")))
+    Err(Problem::new(format!(
+        "no root {word:?} is built in; {suggestion}"
+    )))
 }
 
 fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
     match raw {
         None => Ok(RootSource::sigstore().tuf().cloned()),
         Some(raw::Tuf::Keyword(word)) if word == "none" => Ok(None),
-        Some(raw::Tuf::Keyword(word)) => {
-            Err(Problem::new(format!("{word:?} is neither `none` nor `{{ refresh: TIME }}`; write one of them")))
-        }
+        Some(raw::Tuf::Keyword(word)) => Err(Problem::new(format!(
+            "{word:?} is neither `none` nor `{{ refresh: TIME }}`; write one of them"
+        ))),
         Some(raw::Tuf::Keys(tuf)) => {
-            let foreign = tuf.url.as_ref().map(|_| "url").or_else(|| tuf.root.as_ref().map(|_| "root"));
+            let foreign = tuf
+                .url
+                .as_ref()
+                .map(|_| "url")
+                .or_else(|| tuf.root.as_ref().map(|_| "root"));
             if let Some(key) = foreign {
                 let message = "the built-in root comes from its own repository; remove this, or remove `builtin`";
                 return Err(Problem::new(message).at(key));
             }
-            let Some(refresh) = refresh(tuf.refresh)? else { return builtin_tuf(None) };
+            let Some(refresh) = refresh(tuf.refresh)? else {
+                return builtin_tuf(None);
+            };
             Ok(Some(TufOptions::sigstore(refresh)))
         }
     }
@@ -147,35 +179,49 @@ fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
 fn repository(raw: raw::Tuf, base: Base<'_>) -> Result<TufOptions, Problem> {
     let tuf = match raw {
         raw::Tuf::Keyword(word) => {
-            let message = format!("{word:?} is not a repository; write `{{ url: URL, root: FILE }}`, or add `builtin`");
+            let message = format!(
+                "{word:?} is not a repository; write `{{ url: URL, root: FILE }}`, or add `builtin`"
+            );
             return Err(Problem::new(message));
         }
         raw::Tuf::Keys(tuf) => tuf,
     };
-    let Some(url) = &tuf.url else { return Err(Problem::new("missing; write it, or add `builtin`").at("url")) };
+    let Some(url) = &tuf.url else {
+        return Err(Problem::new("missing; write it, or add `builtin`").at("url"));
+    };
     let Some(file) = &tuf.root else {
-        let message = "without it any answer would be trusted; name the repository's first trusted root.json";
+        let message =
+            "without it any answer would be trusted; name the repository's first trusted root.json";
         return Err(Problem::new(message).at("root"));
     };
     let url = Url::parse(url).map_err(|error| {
-        Problem::new(format!("{url:?} is not a URL: {error}; write one such as https://tuf.example.com/")).at("url")
+        Problem::new(format!(
+            "{url:?} is not a URL: {error}; write one such as https://tuf.example.com/"
+        ))
+        .at("url")
     })?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(Problem::new("a URL must not contain a secret; remove user and password").at("url"));
+        return Err(
+            Problem::new("a URL must not contain a secret; remove user and password").at("url"),
+        );
     }
     let refresh = refresh(tuf.refresh)?;
     let root = base.bytes(file).map_err(|problem| problem.at("root"))?;
     TufOptions::new(url, Bytes::copy_from_slice(&root), refresh).map_err(|error| match error {
         BadSource::Url(_) => Problem::new(error.to_string()).at("url"),
-        BadSource::Root(_) => Problem::new(format!("{}: {error}; name a root.json", file.display())).at("root"),
+        BadSource::Root(_) => {
+            Problem::new(format!("{}: {error}; name a root.json", file.display())).at("root")
+        }
     })
 }
 
 fn refresh(time: Option<Period>) -> Result<Option<Duration>, Problem> {
-    time.map(|time| time.at_least(MIN_REFRESH, "24h")).transpose().map_err(|problem| problem.at("refresh"))
+    time.map(|time| time.at_least(MIN_REFRESH, "24h"))
+        .transpose()
+        .map_err(|problem| problem.at("refresh"))
 }
 
 const SIGSTORE: &str = "sigstore";
-/// The minimum refresh interval, short enough for tests of a rotation. A public repository should be
-/// refreshed daily.
+/// The minimum refresh interval, short enough for tests of a rotation. A public repository should
+/// be refreshed daily.
 const MIN_REFRESH: Duration = Duration::from_secs(1);

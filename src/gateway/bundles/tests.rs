@@ -33,10 +33,21 @@ struct Scene {
 impl Scene {
     async fn new(configured: &[(&str, &str, Option<&str>)]) -> Self {
         let (empty, metrics) = (config(&[]), Metrics::new().unwrap());
-        let registries = Registries::new(BTreeMap::new(), empty.limits.read_limits(), metrics.clone());
-        let store = Store::open(store::Options { directory: None, disk: 0, memory: 1 << 20 }, metrics.clone());
+        let registries =
+            Registries::new(BTreeMap::new(), empty.limits.read_limits(), metrics.clone());
+        let store = Store::open(
+            store::Options {
+                directory: None,
+                disk: 0,
+                memory: 1 << 20,
+            },
+            metrics.clone(),
+        );
         let bundles = Bundles::new(&empty, registries, store, metrics);
-        let mut scene = Self { bundles, config: empty };
+        let mut scene = Self {
+            bundles,
+            config: empty,
+        };
         scene.configure(configured).await;
         scene
     }
@@ -45,7 +56,11 @@ impl Scene {
         let wanted = config(configured);
         let changes = plan::changes(&self.config, &wanted);
         let prepared = self.bundles.prepare(&changes).await.unwrap();
-        let applied = self.bundles.apply(&changes, prepared, &wanted).await.unwrap();
+        let applied = self
+            .bundles
+            .apply(&changes, prepared, &wanted)
+            .await
+            .unwrap();
         self.config = wanted;
         applied
     }
@@ -69,13 +84,20 @@ async fn a_bundle_is_found_on_each_of_its_paths_and_by_its_reference() {
         assert_eq!(found(resource).as_deref(), Some("authz"), "{resource}");
     }
     for resource in ["bundles/odd", "bundles/bundles/odd"] {
-        assert_eq!(found(resource).as_deref(), Some("bundles/odd"), "{resource}");
+        assert_eq!(
+            found(resource).as_deref(),
+            Some("bundles/odd"),
+            "{resource}"
+        );
     }
     assert_eq!((found("odd"), found("bundles/authz/x")), (None, None));
     let reference: Reference = "r.example/authz:v1".parse().unwrap();
     let concerned = |tag| {
         let entries = catalog.find_by_reference(reference.repository(), tag);
-        entries.iter().map(|entry| entry.name().to_owned()).collect::<Vec<_>>()
+        entries
+            .iter()
+            .map(|entry| entry.name().to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(concerned(None), ["authz", "bundles/odd"]);
     assert_eq!(concerned(Some("v2")), ["bundles/odd"]);
@@ -89,14 +111,33 @@ async fn a_change_makes_only_the_entries_of_its_own_bundles_outdated() {
     let (first, other) = (scene.entry("a"), scene.entry("b"));
     assert_eq!(scene.configure(&[a, b]).await, Applied::default());
     assert!(Arc::ptr_eq(&first, &scene.entry("a")));
-    let applied = scene.configure(&[("a", "r.example/a:v2", None), b, ("c", "r.example/c:v1", None)]).await;
-    assert_eq!(applied, Applied { added: 1, replaced: 1, ..Applied::default() });
+    let applied = scene
+        .configure(&[
+            ("a", "r.example/a:v2", None),
+            b,
+            ("c", "r.example/c:v1", None),
+        ])
+        .await;
+    assert_eq!(
+        applied,
+        Applied {
+            added: 1,
+            replaced: 1,
+            ..Applied::default()
+        }
+    );
     assert!(first.is_outdated() && first.outdated().now_or_never().is_some());
     let second = scene.entry("a");
     assert!(!second.is_outdated() && second.outdated().now_or_never().is_none());
     assert_eq!(second.status().reference.to_string(), "r.example/a:v2");
     let applied = scene.configure(&[b, ("c", "r.example/c:v1", None)]).await;
-    assert_eq!(applied, Applied { removed: 1, ..Applied::default() });
+    assert_eq!(
+        applied,
+        Applied {
+            removed: 1,
+            ..Applied::default()
+        }
+    );
     assert!(second.is_outdated() && scene.bundles.catalog().get("a").is_none());
     assert!(Arc::ptr_eq(&other, &scene.entry("b")) && !other.is_outdated());
 }
@@ -106,26 +147,48 @@ async fn a_fallback_is_linked_anew_when_either_side_changes() {
     let deny = ("deny", "r.example/deny:v1", None);
     let mut scene = Scene::new(&[("a", "r.example/a:v1", None), deny]).await;
     let without = scene.entry("a");
-    let applied = scene.configure(&[("a", "r.example/a:v1", Some("deny")), deny]).await;
-    assert_eq!(applied, Applied { fallbacks: 1, ..Applied::default() });
+    let applied = scene
+        .configure(&[("a", "r.example/a:v1", Some("deny")), deny])
+        .await;
+    assert_eq!(
+        applied,
+        Applied {
+            fallbacks: 1,
+            ..Applied::default()
+        }
+    );
     let with = scene.entry("a");
     assert!(without.is_outdated() && !with.is_outdated());
     // Another watcher stands behind the fallback now.
-    scene.configure(&[("a", "r.example/a:v1", Some("deny")), ("deny", "r.example/deny:v2", None)]).await;
+    scene
+        .configure(&[
+            ("a", "r.example/a:v1", Some("deny")),
+            ("deny", "r.example/deny:v2", None),
+        ])
+        .await;
     assert!(with.is_outdated());
 }
 
 #[tokio::test]
 async fn a_promotion_wakes_the_bundle_and_those_that_fall_back_to_it_alone() {
-    let configured =
-        [("a", "r.example/a:v1", Some("deny")), ("b", "r.example/b:v1", None), ("deny", "r.example/deny:v1", None)];
+    let configured = [
+        ("a", "r.example/a:v1", Some("deny")),
+        ("b", "r.example/b:v1", None),
+        ("deny", "r.example/deny:v1", None),
+    ];
     let mut scene = Scene::new(&configured).await;
     let [a, b, deny] = ["a", "b", "deny"].map(|name| scene.entry(name));
     scene.bundles.show_changed("deny");
-    assert!([&a, &b, &deny].iter().all(|entry| !entry.is_outdated()), "nothing has changed yet");
+    assert!(
+        [&a, &b, &deny].iter().all(|entry| !entry.is_outdated()),
+        "nothing has changed yet"
+    );
     scene.bundles.bundles.get_mut("deny").unwrap().shown.number += 100;
     scene.bundles.show_changed("deny");
-    assert_eq!([&a, &b, &deny].map(|entry| entry.is_outdated()), [true, false, true]);
+    assert_eq!(
+        [&a, &b, &deny].map(|entry| entry.is_outdated()),
+        [true, false, true]
+    );
     assert!(Arc::ptr_eq(&b, &scene.entry("b")));
     assert!(!scene.entry("a").is_outdated() && !scene.entry("deny").is_outdated());
 }
@@ -139,13 +202,25 @@ async fn the_metrics_of_removed_bundles_go_once_their_watchers_have_ended() {
     for name in names {
         metrics.sent_bytes.with_label_values(&[name]).inc();
     }
-    let has =
-        |name: &str| String::from_utf8(metrics.render().unwrap().1).unwrap().contains(&format!("bundle=\"{name}\""));
+    let has = |name: &str| {
+        String::from_utf8(metrics.render().unwrap().1)
+            .unwrap()
+            .contains(&format!("bundle=\"{name}\""))
+    };
     scene.bundles.run();
     scene.configure(&configured[2..]).await;
-    assert!(names.iter().all(|name| has(name)), "the watchers have not ended yet");
+    assert!(
+        names.iter().all(|name| has(name)),
+        "the watchers have not ended yet"
+    );
     while !scene.bundles.removed.is_empty() {
-        let ended = scene.bundles.watchers.join_next().await.unwrap().unwrap_err();
+        let ended = scene
+            .bundles
+            .watchers
+            .join_next()
+            .await
+            .unwrap()
+            .unwrap_err();
         assert!(names.iter().all(|name| has(name)));
         scene.bundles.record_end(ended.id());
     }

@@ -26,8 +26,8 @@ const MIN_SCAN_INTERVAL: Duration = Duration::from_millis(200);
 /// A change is reported once the files have not changed for this long: an editor writes a file in
 /// several steps, and an operator changes several files.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
-/// The maximum number of times that settling is waited for. A program that writes continuously delays
-/// no reload: a token that is removed is refused after two seconds at most.
+/// The maximum number of times that settling is waited for. A program that writes continuously
+/// delays no reload: a token that is removed is refused after two seconds at most.
 const MAX_SETTLE_STEPS: usize = 10;
 /// The maximum size of a watched file, in bytes.
 const MAX_FILE_BYTES: u64 = 2 << 20;
@@ -63,7 +63,12 @@ impl WatchedFiles {
         if let Err(error) = &watcher {
             tracing::warn!(%error, "files can't be watched; they are read every {SCAN_INTERVAL:?}");
         }
-        Self { watcher: watcher.ok(), event, folders: BTreeSet::new(), contents: Contents::default() }
+        Self {
+            watcher: watcher.ok(),
+            event,
+            folders: BTreeSet::new(),
+            contents: Contents::default(),
+        }
     }
 
     /// The contents at the last [`Self::watch`].
@@ -74,17 +79,26 @@ impl WatchedFiles {
     /// Watches these files from now on, and no others.
     pub(super) fn watch(&mut self, contents: Contents) {
         self.contents = contents;
-        let Some(watcher) = &mut self.watcher else { return };
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
         // Each time again: the watch of a folder that was replaced reports nothing.
         for folder in &self.folders {
             let _ = watcher.unwatch(folder);
         }
-        self.folders = self.contents.0.keys().flat_map(|path| folders(path)).collect();
+        self.folders = self
+            .contents
+            .0
+            .keys()
+            .flat_map(|path| folders(path))
+            .collect();
         // A missing folder can't be watched; the scans find its files once it exists.
-        self.folders.retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
+        self.folders
+            .retain(|folder| watcher.watch(folder, RecursiveMode::NonRecursive).is_ok());
     }
 
-    /// Waits until the content of a file differs from that of the last [`Self::watch`]. Cancel-safe.
+    /// Waits until the content of a file differs from that of the last [`Self::watch`].
+    /// Cancel-safe.
     pub(super) async fn changed(&self) {
         loop {
             let _ = timeout(SCAN_INTERVAL, self.event.notified()).await;
@@ -116,7 +130,12 @@ impl WatchedFiles {
 impl Contents {
     /// Reads these files. Blocks.
     pub(super) fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
-        Self(paths.into_iter().map(|path| (path.clone(), content(path))).collect())
+        Self(
+            paths
+                .into_iter()
+                .map(|path| (path.clone(), content(path)))
+                .collect(),
+        )
     }
 
     /// Reads the same files again. Blocks.
@@ -127,7 +146,9 @@ impl Contents {
 
 /// The digest of a regular file. A pipe is not read: its content can be read only once.
 fn content(path: &Path) -> Option<Digest> {
-    read_regular(path, MAX_FILE_BYTES).ok().map(|bytes| Digest::sha256(&bytes))
+    read_regular(path, MAX_FILE_BYTES)
+        .ok()
+        .map(|bytes| Digest::sha256(&bytes))
 }
 
 /// The folders of a path and of the file that it leads to.
@@ -138,7 +159,9 @@ fn folders(path: &Path) -> impl Iterator<Item = PathBuf> {
         Some(_) => Some(PathBuf::from(".")),
         None => None,
     };
-    [parent(path), real.as_deref().and_then(parent)].into_iter().flatten()
+    [parent(path), real.as_deref().and_then(parent)]
+        .into_iter()
+        .flatten()
 }
 
 #[cfg(test)]
@@ -159,12 +182,13 @@ mod tests {
         // Counts how often the file is opened.
         let opened = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&opened);
-        let mut observer = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if matches!(event.unwrap().kind, EventKind::Access(AccessKind::Open(_))) {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        })
-        .unwrap();
+        let mut observer =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                if matches!(event.unwrap().kind, EventKind::Access(AccessKind::Open(_))) {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+            .unwrap();
         observer.watch(&token, RecursiveMode::NonRecursive).unwrap();
         const SCANS: u32 = 6;
         let written = async {
@@ -182,9 +206,14 @@ mod tests {
             () = files.changed() => panic!("the log is no watched file"),
         };
         let scans = opened.load(Ordering::Relaxed);
-        assert!((1..=SCANS + 1).contains(&scans), "{scans} scans while {lines} lines were written");
+        assert!(
+            (1..=SCANS + 1).contains(&scans),
+            "{scans} scans while {lines} lines were written"
+        );
         // A change that comes between two scans is not lost.
         fs::write(&token, "2").unwrap();
-        timeout(Duration::from_secs(60), files.changed()).await.expect("the change is noticed");
+        timeout(Duration::from_secs(60), files.changed())
+            .await
+            .expect("the change is noticed");
     }
 }

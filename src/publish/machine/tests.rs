@@ -20,7 +20,11 @@ static ACCEPTING: LazyLock<TrustPolicy> = LazyLock::new(|| TrustPolicy::unsigned
 /// Another policy, which has accepted nothing.
 static OTHER: LazyLock<TrustPolicy> = LazyLock::new(|| {
     let key = PublicKey::from_pem(&rcgen::KeyPair::generate().unwrap().public_key_pem()).unwrap();
-    TrustPolicy::signed("test".into(), Requirements::any_of(vec![Authority::with_keys("key".into(), [key])])).unwrap()
+    TrustPolicy::signed(
+        "test".into(),
+        Requirements::any_of(vec![Authority::with_keys("key".into(), [key])]),
+    )
+    .unwrap()
 });
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -35,7 +39,14 @@ fn again(number: usize) -> Arc<Snapshot> {
 
 fn failure(class: FailureClass, message: &str) -> Failure {
     let digest = Some(version(2).manifest_digest().clone());
-    Failure { class, step: Step::Verify, digest, etag: None, reason: "test", message: message.to_owned() }
+    Failure {
+        class,
+        step: Step::Verify,
+        digest,
+        etag: None,
+        reason: "test",
+        message: message.to_owned(),
+    }
 }
 
 fn checked(outcome: Outcome) -> Event {
@@ -47,14 +58,22 @@ fn failed(class: FailureClass) -> Event {
 }
 
 fn after(passed: Duration, policy: &TrustPolicy) -> Now<'_> {
-    Now { instant: *BEGAN + passed, time: START + passed, policy: policy.revision() }
+    Now {
+        instant: *BEGAN + passed,
+        time: START + passed,
+        policy: policy.revision(),
+    }
 }
 
 /// The machine after these events, all at the start but for the end of `max_stale`.
 fn machine(on_missing: OnMissing, events: &[Event]) -> StateMachine {
     let mut machine = StateMachine::new(on_missing, Some(MINUTE));
     for event in events {
-        let passed = if matches!(event, Event::MaxStaleElapsed) { MINUTE } else { Duration::ZERO };
+        let passed = if matches!(event, Event::MaxStaleElapsed) {
+            MINUTE
+        } else {
+            Duration::ZERO
+        };
         machine.apply(event, &after(passed, &ACCEPTING)).unwrap();
     }
     machine
@@ -63,14 +82,27 @@ fn machine(on_missing: OnMissing, events: &[Event]) -> StateMachine {
 /// The events that lead to each state of the table.
 fn states() -> [Vec<Event>; 7] {
     let serving = || checked(Outcome::Accepted(version(1)));
-    let withdrawal = Withdrawal { reason: "earlier".into(), version: None, was_served: true };
+    let withdrawal = Withdrawal {
+        reason: "earlier".into(),
+        version: None,
+        was_served: true,
+    };
     [
         vec![],
-        vec![Event::Restored { snapshot: version(1), confirmed: Some(START) }],
-        vec![Event::NothingRestored { withdrawal: Some(withdrawal), was_served: true }],
+        vec![Event::Restored {
+            snapshot: version(1),
+            confirmed: Some(START),
+        }],
+        vec![Event::NothingRestored {
+            withdrawal: Some(withdrawal),
+            was_served: true,
+        }],
         vec![serving()],
         vec![checked(Outcome::Failed(failure(Evidence, "earlier")))],
-        vec![serving(), Event::ReverificationFailed(failure(Distrusted, "earlier"))],
+        vec![
+            serving(),
+            Event::ReverificationFailed(failure(Distrusted, "earlier")),
+        ],
         vec![serving(), Event::MaxStaleElapsed],
     ]
 }
@@ -84,35 +116,101 @@ fn table() -> Vec<(Event, u64, OnMissing, [&'static str; 7])> {
     const STAY: [&str; 7] = ["P", "P(S1)", "P(W)", "S1", "W", "Wd", "W"];
     let transient = ["P", "S1!", "W!", "S1", "W", "Wd", "W"];
     let refused = ["W!", "S1!", "W!", "S1", "W!", "W!d", "W!"];
-    let restored = |number| Event::Restored { snapshot: version(number), confirmed: None };
-    let nothing = Event::NothingRestored { withdrawal: None, was_served: false };
+    let restored = |number| Event::Restored {
+        snapshot: version(number),
+        confirmed: None,
+    };
+    let nothing = Event::NothingRestored {
+        withdrawal: None,
+        was_served: false,
+    };
     vec![
-        (restored(2), 1, Keep, ["P(S2)+c", "P(S1)", "P(W)", "S1", "W", "Wd", "W"]),
-        (Event::RestoreFailed(failure(Distrusted, "restored")), 1, Keep, ["W!", "P(S1)", "P(W)", "S1", "W", "Wd", "W"]),
+        (
+            restored(2),
+            1,
+            Keep,
+            ["P(S2)+c", "P(S1)", "P(W)", "S1", "W", "Wd", "W"],
+        ),
+        (
+            Event::RestoreFailed(failure(Distrusted, "restored")),
+            1,
+            Keep,
+            ["W!", "P(S1)", "P(W)", "S1", "W", "Wd", "W"],
+        ),
         (nothing, 1, Keep, STAY),
-        (Event::FirstWaitElapsed, 1, Keep, ["P", "S1!", "W!", "S1", "W", "Wd", "W"]),
+        (
+            Event::FirstWaitElapsed,
+            1,
+            Keep,
+            ["P", "S1!", "W!", "S1", "W", "Wd", "W"],
+        ),
         (checked(Outcome::Accepted(version(2))), 1, Keep, ["S2!+"; 7]),
-        (checked(Outcome::Accepted(again(1))), 1, Keep, ["S1!+", "S1!+", "S1!+", "S1~+", "S1!+", "S1!+", "S1!+"]),
-        (checked(Outcome::Unchanged), 1, Keep, ["P", "S1!", "W!", "S1", "W", "Wd", "W"]),
-        (checked(Outcome::Unchanged), 10, Keep, ["P", "S1!c", "W!", "S1c", "W", "Wd", "W"]),
+        (
+            checked(Outcome::Accepted(again(1))),
+            1,
+            Keep,
+            ["S1!+", "S1!+", "S1!+", "S1~+", "S1!+", "S1!+", "S1!+"],
+        ),
+        (
+            checked(Outcome::Unchanged),
+            1,
+            Keep,
+            ["P", "S1!", "W!", "S1", "W", "Wd", "W"],
+        ),
+        (
+            checked(Outcome::Unchanged),
+            10,
+            Keep,
+            ["P", "S1!c", "W!", "S1c", "W", "Wd", "W"],
+        ),
         (failed(Transient), 1, Keep, transient),
         (failed(Transient), 1, Withdraw, transient),
         (failed(RateLimited(None)), 1, Keep, transient),
         (failed(RateLimited(Some(MINUTE))), 1, Withdraw, transient),
         (failed(Denied), 1, Keep, transient),
         (failed(Denied), 1, Withdraw, transient),
-        (failed(NotFound), 1, Keep, ["W!", "S1!", "W!", "S1", "W!", "W!", "W!"]),
-        (failed(NotFound), 1, Withdraw, ["W!", "W!x", "W!", "W!x", "W!", "W!", "W!"]),
+        (
+            failed(NotFound),
+            1,
+            Keep,
+            ["W!", "S1!", "W!", "S1", "W!", "W!", "W!"],
+        ),
+        (
+            failed(NotFound),
+            1,
+            Withdraw,
+            ["W!", "W!x", "W!", "W!x", "W!", "W!", "W!"],
+        ),
         (failed(Evidence), 1, Keep, refused),
         (failed(Evidence), 1, Withdraw, refused),
         (failed(Revoked), 1, Keep, refused),
         (failed(Revoked), 1, Withdraw, refused),
-        (failed(Defect), 1, Keep, ["W!k", "S1!k", "W!k", "S1k", "W!k", "W!dk", "W!k"]),
-        (failed(Distrusted), 1, Keep, ["W!", "W!x", "W!", "W!x", "W!", "W!d", "W!"]),
+        (
+            failed(Defect),
+            1,
+            Keep,
+            ["W!k", "S1!k", "W!k", "S1k", "W!k", "W!dk", "W!k"],
+        ),
+        (
+            failed(Distrusted),
+            1,
+            Keep,
+            ["W!", "W!x", "W!", "W!x", "W!", "W!d", "W!"],
+        ),
         (Event::MaxStaleElapsed, 1, Keep, STAY),
-        (Event::MaxStaleElapsed, 60, Keep, ["P", "P(W)", "P(W)", "W!", "W", "W", "W"]),
+        (
+            Event::MaxStaleElapsed,
+            60,
+            Keep,
+            ["P", "P(W)", "P(W)", "W!", "W", "W", "W"],
+        ),
         (Event::ReverificationDue, 1, Keep, STAY),
-        (Event::Reverified(again(1)), 1, Keep, ["P", "P(S1)c", "P(W)", "S1~c", "W", "Wd", "W"]),
+        (
+            Event::Reverified(again(1)),
+            1,
+            Keep,
+            ["P", "P(S1)c", "P(W)", "S1~c", "W", "Wd", "W"],
+        ),
         (Event::Reverified(version(2)), 1, Keep, STAY),
         (
             Event::ReverificationFailed(failure(Evidence, "no signature")),
@@ -120,7 +218,12 @@ fn table() -> Vec<(Event, u64, OnMissing, [&'static str; 7])> {
             Keep,
             ["P", "W!xd", "P(W)", "W!xd", "W", "Wd", "W"],
         ),
-        (Event::TrustRestored(again(1)), 1, Keep, ["P", "P(S1)", "P(W)", "S1", "W", "S1!+", "W"]),
+        (
+            Event::TrustRestored(again(1)),
+            1,
+            Keep,
+            ["P", "P(S1)", "P(W)", "S1", "W", "S1!+", "W"],
+        ),
         (Event::TrustRestored(version(2)), 1, Keep, STAY),
     ]
 }
@@ -130,14 +233,22 @@ fn name(state: &State) -> String {
         State::Pending => "P".to_owned(),
         State::Withdrawn(_) => "W".to_owned(),
         State::Serving(snapshot) => {
-            let number = if is_same_version(snapshot, &version(1)) { 1 } else { 2 };
+            let number = if is_same_version(snapshot, &version(1)) {
+                1
+            } else {
+                2
+            };
             format!("S{number}")
         }
     }
 }
 
 fn cell(machine: &StateMachine, effects: &Effects) -> String {
-    let restored = machine.restored.as_ref().map(|restored| format!("({})", name(restored))).unwrap_or_default();
+    let restored = machine
+        .restored
+        .as_ref()
+        .map(|restored| format!("({})", name(restored)))
+        .unwrap_or_default();
     let mut cell = name(machine.published()) + &restored;
     cell.push_str(match effects.change {
         Change::None => "",
@@ -150,8 +261,16 @@ fn cell(machine: &StateMachine, effects: &Effects) -> String {
         Some(Persist::Confirm { .. }) => "c",
         Some(Persist::Remove) => "x",
     });
-    cell.push_str(if machine.distrusted().is_some() { "d" } else { "" });
-    cell.push_str(if machine.known_defect().is_some() { "k" } else { "" });
+    cell.push_str(if machine.distrusted().is_some() {
+        "d"
+    } else {
+        ""
+    });
+    cell.push_str(if machine.known_defect().is_some() {
+        "k"
+    } else {
+        ""
+    });
     cell
 }
 
@@ -176,17 +295,28 @@ fn no_event_publishes_a_version_of_an_outdated_policy_in_any_state() {
     for (event, seconds, on_missing, _) in table() {
         for before in states() {
             let passed = Duration::from_secs(seconds);
-            let (mut current, mut outdated) = (machine(on_missing, &before), machine(on_missing, &before));
+            let (mut current, mut outdated) =
+                (machine(on_missing, &before), machine(on_missing, &before));
             let unchanged = format!("{outdated:?}");
             current.apply(&event, &after(passed, &ACCEPTING)).unwrap();
             match outdated.apply(&event, &after(passed, &OTHER)) {
                 Err(Outdated) => {
                     refused += 1;
-                    assert!(current.published().snapshot().is_some(), "{event:?} after {before:?}");
-                    assert_eq!(format!("{outdated:?}"), unchanged, "{event:?} after {before:?}");
+                    assert!(
+                        current.published().snapshot().is_some(),
+                        "{event:?} after {before:?}"
+                    );
+                    assert_eq!(
+                        format!("{outdated:?}"),
+                        unchanged,
+                        "{event:?} after {before:?}"
+                    );
                 }
                 Ok(effects) if effects.change == Change::None => {}
-                Ok(_) => assert!(outdated.published().snapshot().is_none(), "{event:?} after {before:?}"),
+                Ok(_) => assert!(
+                    outdated.published().snapshot().is_none(),
+                    "{event:?} after {before:?}"
+                ),
             }
         }
     }
@@ -197,43 +327,112 @@ fn no_event_publishes_a_version_of_an_outdated_policy_in_any_state() {
 fn only_the_policy_that_accepted_a_version_admits_it() {
     let serving = State::Serving(version(1));
     assert_eq!(admit(&serving, &after(Duration::ZERO, &ACCEPTING)), Ok(()));
-    assert_eq!(admit(&serving, &after(Duration::ZERO, &OTHER)), Err(Outdated));
+    assert_eq!(
+        admit(&serving, &after(Duration::ZERO, &OTHER)),
+        Err(Outdated)
+    );
     for state in [State::Pending, State::Withdrawn("refused".into())] {
         assert_eq!(admit(&state, &after(Duration::ZERO, &OTHER)), Ok(()));
     }
     let renamed = TrustPolicy::unsigned("another name".into());
-    assert_eq!(admit(&serving, &after(Duration::ZERO, &renamed)), Ok(()), "the name of a policy says nothing");
+    assert_eq!(
+        admit(&serving, &after(Duration::ZERO, &renamed)),
+        Ok(()),
+        "the name of a policy says nothing"
+    );
 }
 
 #[test]
 fn a_restored_version_has_the_rest_of_max_stale() {
-    for (confirmed, seconds) in
-        [(Some(START), 60), (Some(START - MINUTE / 2), 30), (Some(START + MINUTE), 60), (None, 60)]
-    {
-        let machine = machine(Keep, &[Event::Restored { snapshot: version(1), confirmed }]);
-        assert_eq!(machine.stale_at(), Some(*BEGAN + Duration::from_secs(seconds)), "{confirmed:?}");
-        assert!(machine.last_confirmed().is_some_and(|confirmed| confirmed <= START), "{confirmed:?}");
+    for (confirmed, seconds) in [
+        (Some(START), 60),
+        (Some(START - MINUTE / 2), 30),
+        (Some(START + MINUTE), 60),
+        (None, 60),
+    ] {
+        let machine = machine(
+            Keep,
+            &[Event::Restored {
+                snapshot: version(1),
+                confirmed,
+            }],
+        );
+        assert_eq!(
+            machine.stale_at(),
+            Some(*BEGAN + Duration::from_secs(seconds)),
+            "{confirmed:?}"
+        );
+        assert!(
+            machine
+                .last_confirmed()
+                .is_some_and(|confirmed| confirmed <= START),
+            "{confirmed:?}"
+        );
     }
-    let machine = machine(Keep, &[Event::Restored { snapshot: version(1), confirmed: Some(START - MINUTE) }]);
-    assert_eq!((machine.stale_at(), machine.current().is_none()), (None, true), "max_stale was over");
+    let machine = machine(
+        Keep,
+        &[Event::Restored {
+            snapshot: version(1),
+            confirmed: Some(START - MINUTE),
+        }],
+    );
+    assert_eq!(
+        (machine.stale_at(), machine.current().is_none()),
+        (None, true),
+        "max_stale was over"
+    );
     let mut unlimited = StateMachine::new(Keep, None);
-    let restored = Event::Restored { snapshot: version(1), confirmed: Some(START) };
-    let effects = unlimited.apply(&restored, &after(Duration::ZERO, &ACCEPTING)).unwrap();
-    assert!(matches!(effects.persist, Some(Persist::Confirm { confirmed: None, .. })), "the time is not kept up");
-    assert_eq!((unlimited.stale_at(), unlimited.last_confirmed()), (None, None));
+    let restored = Event::Restored {
+        snapshot: version(1),
+        confirmed: Some(START),
+    };
+    let effects = unlimited
+        .apply(&restored, &after(Duration::ZERO, &ACCEPTING))
+        .unwrap();
+    assert!(
+        matches!(
+            effects.persist,
+            Some(Persist::Confirm {
+                confirmed: None,
+                ..
+            })
+        ),
+        "the time is not kept up"
+    );
+    assert_eq!(
+        (unlimited.stale_at(), unlimited.last_confirmed()),
+        (None, None)
+    );
 }
 
 #[test]
 fn a_defect_is_known_until_a_version_is_accepted_or_the_policy_changes() {
-    for event in [checked(Outcome::Accepted(version(1))), checked(Outcome::Unchanged), Event::ReverificationDue] {
+    for event in [
+        checked(Outcome::Accepted(version(1))),
+        checked(Outcome::Unchanged),
+        Event::ReverificationDue,
+    ] {
         let machine = machine(Keep, &[failed(Defect), failed(Transient), event.clone()]);
         assert!(machine.known_defect().is_none(), "{event:?}");
     }
-    assert!(machine(Keep, &[failed(Defect), failed(Transient), failed(NotFound)]).known_defect().is_some());
+    assert!(
+        machine(Keep, &[failed(Defect), failed(Transient), failed(NotFound)])
+            .known_defect()
+            .is_some()
+    );
 }
 
 fn class() -> impl Strategy<Value = FailureClass> {
-    let classes = [Transient, RateLimited(None), NotFound, Denied, Evidence, Revoked, Defect, Distrusted];
+    let classes = [
+        Transient,
+        RateLimited(None),
+        NotFound,
+        Denied,
+        Evidence,
+        Revoked,
+        Defect,
+        Distrusted,
+    ];
     prop::sample::select(classes.to_vec())
 }
 
@@ -245,8 +444,10 @@ fn time() -> impl Strategy<Value = Timestamp> {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let version =
-        || (1..3_usize, any::<bool>()).prop_map(|(number, late)| if late { again(number) } else { version(number) });
+    let version = || {
+        (1..3_usize, any::<bool>())
+            .prop_map(|(number, late)| if late { again(number) } else { version(number) })
+    };
     let failure = || class().prop_map(|class| failure(class, class.label()));
     let withdrawal = any::<bool>().prop_map(|known| known.then(|| "earlier".into()));
     prop_oneof![
@@ -268,7 +469,12 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn max_stale() -> impl Strategy<Value = Option<Duration>> {
-    prop::sample::select(vec![None, Some(Duration::ZERO), Some(MINUTE), Some(Duration::MAX)])
+    prop::sample::select(vec![
+        None,
+        Some(Duration::ZERO),
+        Some(MINUTE),
+        Some(Duration::MAX),
+    ])
 }
 
 /// Events, each with the seconds that pass before it and whether the policy is another one.
@@ -280,9 +486,15 @@ fn steps() -> impl Strategy<Value = Vec<(Event, u64, bool)>> {
 fn withdraws(machine: &StateMachine, event: &Event, now: &Now<'_>) -> bool {
     match event {
         Event::ReverificationFailed(_) => true,
-        Event::MaxStaleElapsed => machine.stale_at().is_some_and(|stale_at| stale_at <= now.instant),
-        Event::Checked { outcome: Outcome::Failed(failure), .. } => {
-            failure.class == Distrusted || (failure.class == NotFound && machine.on_missing == Withdraw)
+        Event::MaxStaleElapsed => machine
+            .stale_at()
+            .is_some_and(|stale_at| stale_at <= now.instant),
+        Event::Checked {
+            outcome: Outcome::Failed(failure),
+            ..
+        } => {
+            failure.class == Distrusted
+                || (failure.class == NotFound && machine.on_missing == Withdraw)
         }
         _ => false,
     }

@@ -18,16 +18,32 @@ static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), s
 
 pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("data.json"), json!({ "version": version }).to_string()).unwrap();
-    let limits = bundle::Limits { bundle: 1 << 20, unpacked: 1 << 20, files: 10, bundle_manifest: 1 << 20 };
+    fs::write(
+        folder.path().join("data.json"),
+        json!({ "version": version }).to_string(),
+    )
+    .unwrap();
+    let limits = bundle::Limits {
+        bundle: 1 << 20,
+        unpacked: 1 << 20,
+        files: 10,
+        bundle_manifest: 1 << 20,
+    };
     let bundle = bundle::pack(folder.path(), &limits).unwrap().bundle;
-    let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, bundle.blob().in_memory().unwrap());
+    let layer = Descriptor::of(
+        media_type::LAYER_TAR_GZIP,
+        bundle.blob().in_memory().unwrap(),
+    );
     let document = json!({
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
     });
     let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
-    let pinned = format!("r.example/a@{}", manifest.digest()).parse::<Reference>().unwrap().pinned().unwrap();
+    let pinned = format!("r.example/a@{}", manifest.digest())
+        .parse::<Reference>()
+        .unwrap()
+        .pinned()
+        .unwrap();
     let policy = TrustPolicy::unsigned("test".into());
     let verified = Verified::verify(&policy, &pinned, manifest, &Evidence::default()).unwrap();
     let record = VerificationRecord {
@@ -41,7 +57,14 @@ pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
 
 fn failed(class: FailureClass) -> Outcome {
     let message = format!("because it is {}", class.label());
-    Outcome::Failed(Failure { class, step: Step::Resolve, digest: None, etag: None, reason: "test", message })
+    Outcome::Failed(Failure {
+        class,
+        step: Step::Resolve,
+        digest: None,
+        etag: None,
+        reason: "test",
+        message,
+    })
 }
 
 /// Equal for a client: the very same snapshot, the same words.
@@ -81,10 +104,18 @@ fn every_cell_of_the_table() {
         (failed(Distrusted), Withdraw, [W, W, W]),
     ] {
         let [first, _] = &*VERSIONS;
-        let before = [State::Pending, State::Serving(Arc::clone(first)), State::Withdrawn("earlier".into())];
+        let before = [
+            State::Pending,
+            State::Serving(Arc::clone(first)),
+            State::Withdrawn("earlier".into()),
+        ];
         for (before, label) in before.iter().zip(labels) {
             let after = next(before, &outcome, on_missing);
-            assert_eq!(after.label(), label, "{before:?} after {outcome:?} ({on_missing:?})");
+            assert_eq!(
+                after.label(),
+                label,
+                "{before:?} after {outcome:?} ({on_missing:?})"
+            );
             if after.label() == "serving" {
                 assert!(same(before, &after), "another snapshot after {outcome:?}");
             }
@@ -95,10 +126,17 @@ fn every_cell_of_the_table() {
 #[test]
 fn an_accepted_version_is_served_whatever_was_before() {
     let [first, second] = &*VERSIONS;
-    for before in [State::Pending, State::Serving(Arc::clone(first)), State::Withdrawn("earlier".into())] {
+    for before in [
+        State::Pending,
+        State::Serving(Arc::clone(first)),
+        State::Withdrawn("earlier".into()),
+    ] {
         for on_missing in [Keep, Withdraw] {
             let after = next(&before, &Outcome::Accepted(Arc::clone(second)), on_missing);
-            assert!(same(&after, &State::Serving(Arc::clone(second))), "{before:?}");
+            assert!(
+                same(&after, &State::Serving(Arc::clone(second))),
+                "{before:?}"
+            );
         }
     }
 }
@@ -113,7 +151,13 @@ fn the_newest_reason_replaces_the_one_before() {
         (NotFound, "because it is not_found"),
         (Distrusted, "because it is distrusted"),
     ] {
-        assert!(same(&next(&before, &failed(class), Keep), &State::Withdrawn(reason.into())), "{class:?}");
+        assert!(
+            same(
+                &next(&before, &failed(class), Keep),
+                &State::Withdrawn(reason.into())
+            ),
+            "{class:?}"
+        );
     }
 }
 
@@ -123,20 +167,40 @@ fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
     let [first, _] = &*VERSIONS;
     let manifest = first.manifest_digest();
     let failed = |class| {
-        let Outcome::Failed(failure) = failed(class) else { unreachable!() };
-        Outcome::Failed(Failure { digest: Some(manifest.clone()), etag: Some("\"e\"".to_owned()), ..failure })
+        let Outcome::Failed(failure) = failed(class) else {
+            unreachable!()
+        };
+        Outcome::Failed(Failure {
+            digest: Some(manifest.clone()),
+            etag: Some("\"e\"".to_owned()),
+            ..failure
+        })
     };
     for class in [NotFound, Evidence, Defect] {
-        assert_eq!(next(&State::Pending, &failed(class), Keep).withdrawn_version(), None, "{class:?}");
+        assert_eq!(
+            next(&State::Pending, &failed(class), Keep).withdrawn_version(),
+            None,
+            "{class:?}"
+        );
     }
     for class in [Revoked, Distrusted] {
-        let version = next(&State::Pending, &failed(class), Keep).withdrawn_version().unwrap();
-        assert_eq!((&version.manifest, version.etag.as_deref()), (manifest, Some("\"e\"")), "{class:?}");
+        let version = next(&State::Pending, &failed(class), Keep)
+            .withdrawn_version()
+            .unwrap();
+        assert_eq!(
+            (&version.manifest, version.etag.as_deref()),
+            (manifest, Some("\"e\"")),
+            "{class:?}"
+        );
     }
     for (class, on_missing) in [(Distrusted, Keep), (NotFound, Withdraw)] {
         let served = State::Serving(Arc::clone(first));
         let withdrawn = next(&served, &failed(class), on_missing);
-        assert_eq!(withdrawn.withdrawn_version().as_deref(), Some(&WithdrawnVersion::of(first)), "{class:?}");
+        assert_eq!(
+            withdrawn.withdrawn_version().as_deref(),
+            Some(&WithdrawnVersion::of(first)),
+            "{class:?}"
+        );
         // Whatever is wrong with what comes next.
         for class in [NotFound, Evidence, Revoked, Defect, Distrusted] {
             assert_eq!(
@@ -145,12 +209,24 @@ fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
                 "{class:?}"
             );
         }
-        assert_eq!(next(&withdrawn, &Outcome::Unchanged, Keep).withdrawn_version(), withdrawn.withdrawn_version());
+        assert_eq!(
+            next(&withdrawn, &Outcome::Unchanged, Keep).withdrawn_version(),
+            withdrawn.withdrawn_version()
+        );
     }
 }
 
 fn class() -> impl Strategy<Value = FailureClass> {
-    let classes = [Transient, RateLimited(None), NotFound, Denied, Evidence, Revoked, Defect, Distrusted];
+    let classes = [
+        Transient,
+        RateLimited(None),
+        NotFound,
+        Denied,
+        Evidence,
+        Revoked,
+        Defect,
+        Distrusted,
+    ];
     prop::sample::select(classes.to_vec())
 }
 
@@ -167,16 +243,21 @@ fn on_missing() -> impl Strategy<Value = OnMissing> {
 }
 
 fn state() -> impl Strategy<Value = State> {
-    (vec(outcome(), 0..8), on_missing()).prop_map(|(outcomes, on_missing)| after_all(&outcomes, on_missing))
+    (vec(outcome(), 0..8), on_missing())
+        .prop_map(|(outcomes, on_missing)| after_all(&outcomes, on_missing))
 }
 
 fn after_all(outcomes: &[Outcome], on_missing: OnMissing) -> State {
-    outcomes.iter().fold(State::Pending, |state, outcome| next(&state, outcome, on_missing))
+    outcomes.iter().fold(State::Pending, |state, outcome| {
+        next(&state, outcome, on_missing)
+    })
 }
 
 /// Whether a bundle that is being served stops being served.
 fn withdraws(outcome: &Outcome, on_missing: OnMissing) -> bool {
-    let Outcome::Failed(failure) = outcome else { return false };
+    let Outcome::Failed(failure) = outcome else {
+        return false;
+    };
     failure.class == Distrusted || (failure.class == NotFound && on_missing == Withdraw)
 }
 

@@ -67,8 +67,13 @@ pub(in crate::registry) struct Names {
 
 impl Default for SharedLayout {
     fn default() -> Self {
-        let [reads, transfers] = [MAX_READS, MAX_TRANSFERS].map(|count| Arc::new(Semaphore::new(count)));
-        Self { reads, transfers, cached: Mutex::default() }
+        let [reads, transfers] =
+            [MAX_READS, MAX_TRANSFERS].map(|count| Arc::new(Semaphore::new(count)));
+        Self {
+            reads,
+            transfers,
+            cached: Mutex::default(),
+        }
     }
 }
 
@@ -83,13 +88,20 @@ impl SharedLayout {
         // Taken before the read: if the file is replaced in between, the next call sees another
         // stamp.
         let stamp = Stamp::of(root).ok();
-        if let Some(cached) = cached.as_ref().filter(|cached| Some(cached.stamp) == stamp && cached.is_current(now)) {
+        if let Some(cached) = cached
+            .as_ref()
+            .filter(|cached| Some(cached.stamp) == stamp && cached.is_current(now))
+        {
             return Ok(Arc::clone(&cached.names));
         }
         let names = Arc::new(Names::of(&Layout::open(root)?.index()?));
         *cached = stamp.map(|stamp| {
             let recent_at = stamp.may_change_undetected(now).then_some(now);
-            CachedNames { stamp, recent_at, names: Arc::clone(&names) }
+            CachedNames {
+                stamp,
+                recent_at,
+                names: Arc::clone(&names),
+            }
         });
         Ok(names)
     }
@@ -97,7 +109,10 @@ impl SharedLayout {
 
 impl CachedNames {
     fn is_current(&self, now: SystemTime) -> bool {
-        self.recent_at.is_none_or(|read| now.duration_since(read).is_ok_and(|age| age < RECENT_INDEX_LIFETIME))
+        self.recent_at.is_none_or(|read| {
+            now.duration_since(read)
+                .is_ok_and(|age| age < RECENT_INDEX_LIFETIME)
+        })
     }
 }
 
@@ -111,8 +126,11 @@ impl Stamp {
     /// the future counts as new: the clock of a file server may differ from ours.
     fn may_change_undetected(&self, now: SystemTime) -> bool {
         self.0.iter().any(|file| {
-            let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(file.changed.0.try_into().unwrap_or(0));
-            now.duration_since(changed).is_ok_and(|age| age <= TIMESTAMP_STEP) || changed > now
+            let changed = SystemTime::UNIX_EPOCH
+                + Duration::from_secs(file.changed.0.try_into().unwrap_or(0));
+            now.duration_since(changed)
+                .is_ok_and(|age| age <= TIMESTAMP_STEP)
+                || changed > now
         })
     }
 }
@@ -134,14 +152,21 @@ impl Names {
         let mut by_name: HashMap<Box<str>, Digest> = HashMap::new();
         for (name, entry) in index.names() {
             // Of several entries with one name the first counts.
-            by_name.entry(name.into()).or_insert_with(|| entry.digest.clone());
+            by_name
+                .entry(name.into())
+                .or_insert_with(|| entry.digest.clone());
             if let Some((front, tag)) = name.rsplit_once(':')
                 && front.contains('/')
             {
-                by_name.entry(tag.into()).or_insert_with(|| entry.digest.clone());
+                by_name
+                    .entry(tag.into())
+                    .or_insert_with(|| entry.digest.clone());
             }
         }
-        Self { by_name, only: only(index) }
+        Self {
+            by_name,
+            only: only(index),
+        }
     }
 
     /// The digest that a bare tag or a full reference names.
@@ -156,14 +181,21 @@ impl Names {
 }
 
 fn only(index: &LayoutIndex) -> Option<Digest> {
-    let artifacts = index.manifests.iter().filter(|entry| !names_a_signature(entry));
+    let artifacts = index
+        .manifests
+        .iter()
+        .filter(|entry| !names_a_signature(entry));
     let mut digests = artifacts.map(|entry| &entry.digest);
     let first = digests.next();
-    first.filter(|first| digests.all(|other| other == *first)).cloned()
+    first
+        .filter(|first| digests.all(|other| other == *first))
+        .cloned()
 }
 
 fn names_a_signature(entry: &Descriptor) -> bool {
-    entry.annotation(LayoutIndex::REF_NAME).is_some_and(is_signature)
+    entry
+        .annotation(LayoutIndex::REF_NAME)
+        .is_some_and(is_signature)
 }
 
 /// The part of a name after the repository.
@@ -174,7 +206,8 @@ pub(in crate::registry) fn tag_of(name: &str) -> &str {
 /// `sha256-<hex>`, with or without a suffix such as `.sig`.
 fn is_signature(name: &str) -> bool {
     let stem = tag_of(name).split('.').next().unwrap_or_default();
-    stem.split_once('-').is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
+    stem.split_once('-')
+        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }
 
 #[cfg(test)]
@@ -193,7 +226,9 @@ mod tests {
 
     fn name(layout: &Layout, names: &[(&str, &[u8])]) {
         let set = |index: &mut LayoutIndex| {
-            names.iter().for_each(|(name, bytes)| index.set(name, Descriptor::of(media_type::OCI_MANIFEST, bytes)));
+            names.iter().for_each(|(name, bytes)| {
+                index.set(name, Descriptor::of(media_type::OCI_MANIFEST, bytes))
+            });
         };
         layout.update_index(set).unwrap();
     }
@@ -208,11 +243,27 @@ mod tests {
         ]);
         let index = layout.index().unwrap();
         let names = Names::of(&index);
-        for name in ["v1", "v2", "ghcr.io/acme/authz:v1", "ghcr.io/acme/authz:v2", "authz:v1", "5000", "none", ""] {
-            assert_eq!(names.find(name), index.find(name).map(|entry| &entry.digest), "{name}");
+        for name in [
+            "v1",
+            "v2",
+            "ghcr.io/acme/authz:v1",
+            "ghcr.io/acme/authz:v2",
+            "authz:v1",
+            "5000",
+            "none",
+            "",
+        ] {
+            assert_eq!(
+                names.find(name),
+                index.find(name).map(|entry| &entry.digest),
+                "{name}"
+            );
         }
         let full = "ghcr.io/acme/authz:v1";
-        assert_eq!(names.find(full), index.named(full).map(|entry| &entry.digest));
+        assert_eq!(
+            names.find(full),
+            index.named(full).map(|entry| &entry.digest)
+        );
         assert_eq!(names.only(), None);
     }
 
@@ -232,11 +283,21 @@ mod tests {
         let (folder, _layout) = layout(&[]);
         let (stamp, now) = (Stamp::of(folder.path()).unwrap(), SystemTime::now());
         assert!(stamp.may_change_undetected(now));
-        assert!(stamp.may_change_undetected(now - Duration::from_secs(3600)), "the file server's clock is ahead");
+        assert!(
+            stamp.may_change_undetected(now - Duration::from_secs(3600)),
+            "the file server's clock is ahead"
+        );
         assert!(!stamp.may_change_undetected(now + Duration::from_secs(4)));
-        let cached = CachedNames { stamp, recent_at: Some(now), names: Arc::default() };
+        let cached = CachedNames {
+            stamp,
+            recent_at: Some(now),
+            names: Arc::default(),
+        };
         assert!(cached.is_current(now) && !cached.is_current(now + RECENT_INDEX_LIFETIME));
-        assert!(!cached.is_current(now - RECENT_INDEX_LIFETIME), "the clock was set back");
+        assert!(
+            !cached.is_current(now - RECENT_INDEX_LIFETIME),
+            "the clock was set back"
+        );
     }
 
     #[test]
@@ -247,9 +308,18 @@ mod tests {
             let shared = SharedLayout::default();
             shared.names(folder.path()).unwrap();
             fs::rename(&path, &aside).unwrap();
-            assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+            assert!(
+                Command::new("mkfifo")
+                    .arg(&path)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
             let refused = shared.names(folder.path()).unwrap_err().to_string();
-            assert!(refused.contains(file) && refused.contains("not a regular file"), "{refused}");
+            assert!(
+                refused.contains(file) && refused.contains("not a regular file"),
+                "{refused}"
+            );
             fs::remove_file(&path).unwrap();
             std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
             let refused = shared.names(folder.path()).unwrap_err().to_string();
@@ -257,9 +327,18 @@ mod tests {
             fs::remove_file(&path).unwrap();
             let endless = fs::File::create(&path).unwrap();
             endless.set_len(1 << 40).unwrap();
-            assert!(shared.names(folder.path()).unwrap_err().to_string().contains("larger than"));
+            assert!(
+                shared
+                    .names(folder.path())
+                    .unwrap_err()
+                    .to_string()
+                    .contains("larger than")
+            );
             fs::rename(&aside, &path).unwrap();
-            assert!(shared.names(folder.path()).is_ok(), "{file} is in order again");
+            assert!(
+                shared.names(folder.path()).is_ok(),
+                "{file} is in order again"
+            );
         }
     }
 }

@@ -32,12 +32,24 @@ pub(in crate::registry) struct LayoutReader {
 
 impl LayoutReader {
     /// `shared` is the same for all readers of this folder.
-    pub(in crate::registry) fn new(root: PathBuf, limits: ReadLimits, shared: Arc<SharedLayout>) -> Self {
-        Self { root, limits, shared, repository: None }
+    pub(in crate::registry) fn new(
+        root: PathBuf,
+        limits: ReadLimits,
+        shared: Arc<SharedLayout>,
+    ) -> Self {
+        Self {
+            root,
+            limits,
+            shared,
+            repository: None,
+        }
     }
 
     pub(in crate::registry) fn with_tag_prefix(self, repository: &Repository) -> Self {
-        Self { repository: Some(repository.to_string()), ..self }
+        Self {
+            repository: Some(repository.to_string()),
+            ..self
+        }
     }
 
     /// The permits for fetching artifacts from this folder.
@@ -46,12 +58,21 @@ impl LayoutReader {
     }
 
     /// The digest that `selector` names now; `None` when no entry matches, or several do.
-    pub(in crate::registry) async fn resolve(&self, selector: Selector) -> Result<Option<Digest>, RegistryError> {
+    pub(in crate::registry) async fn resolve(
+        &self,
+        selector: Selector,
+    ) -> Result<Option<Digest>, RegistryError> {
         Ok(match selector {
             Selector::Digest(digest) => Some(digest),
             Selector::Tag(tag) => {
-                let name = self.repository.as_ref().map(|repository| format!("{repository}:{tag}"));
-                self.names().await?.find(name.as_ref().unwrap_or(&tag)).cloned()
+                let name = self
+                    .repository
+                    .as_ref()
+                    .map(|repository| format!("{repository}:{tag}"));
+                self.names()
+                    .await?
+                    .find(name.as_ref().unwrap_or(&tag))
+                    .cloned()
             }
             Selector::Only => self.names().await?.only().cloned(),
         })
@@ -62,30 +83,46 @@ impl LayoutReader {
         self.blocking(move || Ok(shared.names(&root)?)).await
     }
 
-    pub(in crate::registry) async fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, RegistryError> {
+    pub(in crate::registry) async fn manifest(
+        &self,
+        digest: Digest,
+    ) -> Result<Option<Manifest>, RegistryError> {
         let limits = self.limits;
         self.with_layout(move |layout| {
-            let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else { return Ok(None) };
+            let Some(raw) = read_manifest(&layout, &digest, limits.manifest)? else {
+                return Ok(None);
+            };
             let actual = digest.recompute(&raw);
             if actual != digest {
                 let (expected, actual) = (digest.to_string(), actual.to_string());
-                return Err(RegistryError::Mismatch { what: "manifest", expected, actual });
+                return Err(RegistryError::Mismatch {
+                    what: "manifest",
+                    expected,
+                    actual,
+                });
             }
             Ok(Some(Manifest::parse(raw, None, limits.manifest)?))
         })
         .await
     }
 
-    pub(in crate::registry) async fn blob(&self, descriptor: &Descriptor) -> Result<Option<BlobStream>, RegistryError> {
+    pub(in crate::registry) async fn blob(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<Option<BlobStream>, RegistryError> {
         let digest = descriptor.digest.clone();
         let opened = self.with_layout(move |layout| match layout.open_blob(&digest) {
             Ok(file) => Ok(Some(file)),
-            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         });
         let file = opened.await?;
         let deadline = Instant::now() + TRANSFER_TIMEOUT;
-        Ok(file.map(|file| BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)))
+        Ok(file.map(|file| {
+            BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)
+        }))
     }
 
     /// Every tag, sorted; of a full reference the part after the repository.
@@ -125,13 +162,18 @@ impl LayoutReader {
         let host = || format!("oci-layout:{}", self.root.display());
         match timeout(READ_TIMEOUT, reading).await {
             Ok(Ok(read)) => read,
-            Ok(Err(error)) => {
-                Err(RegistryError::Protocol { operation: "read", host: host(), reason: error.to_string() })
-            }
+            Ok(Err(error)) => Err(RegistryError::Protocol {
+                operation: "read",
+                host: host(),
+                reason: error.to_string(),
+            }),
             Err(_) => Err(RegistryError::Unreachable {
                 operation: "read",
                 host: host(),
-                reason: format!("the disk did not answer within {}", humantime::format_duration(READ_TIMEOUT)),
+                reason: format!(
+                    "the disk did not answer within {}",
+                    humantime::format_duration(READ_TIMEOUT)
+                ),
             }),
         }
     }
@@ -145,7 +187,12 @@ pub(in crate::registry) fn read_manifest(
     match layout.read_blob(digest, limit) {
         Err(LayoutError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => {
             let (what, key) = ("manifest".to_owned(), "limits.manifest");
-            Err(RegistryError::TooLarge { what, limit, key, proven: false })
+            Err(RegistryError::TooLarge {
+                what,
+                limit,
+                key,
+                proven: false,
+            })
         }
         read => Ok(read?),
     }
@@ -158,7 +205,11 @@ mod tests {
     use super::*;
     use crate::oci::media_type;
 
-    const LIMITS: ReadLimits = ReadLimits { manifest: 1 << 20, evidence: 1 << 20, bundle: 1 << 20 };
+    const LIMITS: ReadLimits = ReadLimits {
+        manifest: 1 << 20,
+        evidence: 1 << 20,
+        bundle: 1 << 20,
+    };
 
     /// A folder with one artifact, and its manifest.
     fn layout() -> (tempfile::TempDir, Descriptor) {
@@ -171,13 +222,21 @@ mod tests {
         let manifest = manifest.to_string();
         layout.write_blob(manifest.as_bytes()).unwrap();
         let entry = Descriptor::of(media_type::OCI_MANIFEST, manifest.as_bytes());
-        layout.update_index(|index| index.set("v1", entry.clone())).unwrap();
+        layout
+            .update_index(|index| index.set("v1", entry.clone()))
+            .unwrap();
         (folder, entry)
     }
 
     async fn read_all(source: &LayoutReader, entry: &Descriptor) -> Result<(), RegistryError> {
-        let digest = source.resolve(Selector::Tag("v1".to_owned())).await?.unwrap();
-        assert_eq!(source.manifest(digest).await?.unwrap().digest(), &entry.digest);
+        let digest = source
+            .resolve(Selector::Tag("v1".to_owned()))
+            .await?
+            .unwrap();
+        assert_eq!(
+            source.manifest(digest).await?.unwrap().digest(),
+            &entry.digest
+        );
         let mut stream = source.blob(entry).await?.unwrap();
         while stream.next().await?.is_some() {}
         Ok(())
@@ -187,7 +246,8 @@ mod tests {
         assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     }
 
-    /// A pipe in the place of `index.json` once blocked its thread, and the bundle, until a restart.
+    /// A pipe in the place of `index.json` once blocked its thread, and the bundle, until a
+    /// restart.
     #[tokio::test]
     async fn an_irregular_file_in_a_layout_fails_reads_until_it_is_replaced() {
         let (folder, entry) = layout();
@@ -197,11 +257,16 @@ mod tests {
         for file in ["index.json", "oci-layout", &blob] {
             let (path, aside) = (folder.path().join(file), folder.path().join("aside"));
             fs::rename(&path, &aside).unwrap();
-            for place in [fifo as fn(&Path), |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()] {
+            for place in [fifo as fn(&Path), |path| {
+                std::os::unix::fs::symlink("/dev/zero", path).unwrap()
+            }] {
                 place(&path);
                 let refused = read_all(&source, &entry).await.unwrap_err();
                 assert!(matches!(refused, RegistryError::Layout(_)), "{refused}");
-                assert!(refused.to_string().contains("not a regular file"), "{refused}");
+                assert!(
+                    refused.to_string().contains("not a regular file"),
+                    "{refused}"
+                );
                 fs::remove_file(&path).unwrap();
             }
             fs::rename(&aside, &path).unwrap();
@@ -214,9 +279,17 @@ mod tests {
         let (folder, entry) = layout();
         let source = LayoutReader::new(folder.path().to_owned(), LIMITS, Arc::default());
         let reads = Arc::clone(&source.shared.reads);
-        let hanging = reads.try_acquire_many(u32::try_from(reads.available_permits()).unwrap()).unwrap();
-        let timed_out = source.resolve(Selector::Tag("v1".to_owned())).await.unwrap_err();
-        assert!(timed_out.to_string().contains("did not answer within 15s"), "{timed_out}");
+        let hanging = reads
+            .try_acquire_many(u32::try_from(reads.available_permits()).unwrap())
+            .unwrap();
+        let timed_out = source
+            .resolve(Selector::Tag("v1".to_owned()))
+            .await
+            .unwrap_err();
+        assert!(
+            timed_out.to_string().contains("did not answer within 15s"),
+            "{timed_out}"
+        );
         drop(hanging);
         read_all(&source, &entry).await.unwrap();
     }

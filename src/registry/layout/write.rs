@@ -16,7 +16,8 @@ use super::{
     read::read_manifest,
 };
 use crate::oci::{
-    Blob, Descriptor, Digest, Incoming, IncomingError, Layout, LayoutIndex, Manifest, Repository, media_type,
+    Blob, Descriptor, Digest, Incoming, IncomingError, Layout, LayoutIndex, Manifest, Repository,
+    media_type,
 };
 
 /// A layout folder to write to, created by the first write.
@@ -30,16 +31,29 @@ pub(in crate::registry) struct LayoutWriter {
 
 impl LayoutWriter {
     pub(in crate::registry) fn new(root: PathBuf, limits: ReadLimits) -> Self {
-        Self { root, limits, repository: None }
+        Self {
+            root,
+            limits,
+            repository: None,
+        }
     }
 
     pub(in crate::registry) fn with_tag_prefix(self, repository: &Repository) -> Self {
-        Self { repository: Some(repository.to_string()), ..self }
+        Self {
+            repository: Some(repository.to_string()),
+            ..self
+        }
     }
 
-    pub(in crate::registry) async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, RegistryError> {
+    pub(in crate::registry) async fn has_blob(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<bool, RegistryError> {
         let (root, digest) = (self.root.clone(), descriptor.digest.clone());
-        blocking(move || Ok(Layout::open(root).is_ok_and(|layout| layout.blob_path(&digest).exists()))).await
+        blocking(move || {
+            Ok(Layout::open(root).is_ok_and(|layout| layout.blob_path(&digest).exists()))
+        })
+        .await
     }
 
     pub(in crate::registry) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
@@ -71,7 +85,11 @@ impl LayoutWriter {
         media_type: &str,
         tag: Option<&str>,
     ) -> Result<(), RegistryError> {
-        let (root, raw, entry) = (self.root.clone(), raw.clone(), Descriptor::of(media_type, raw));
+        let (root, raw, entry) = (
+            self.root.clone(),
+            raw.clone(),
+            Descriptor::of(media_type, raw),
+        );
         let name = tag.map(|tag| self.name(tag));
         blocking(move || {
             let layout = Layout::create(root)?;
@@ -84,11 +102,18 @@ impl LayoutWriter {
         .await
     }
 
-    pub(in crate::registry) async fn list(&self, manifest: &Descriptor) -> Result<(), RegistryError> {
+    pub(in crate::registry) async fn list(
+        &self,
+        manifest: &Descriptor,
+    ) -> Result<(), RegistryError> {
         let (root, manifest) = (self.root.clone(), manifest.clone());
         blocking(move || {
             Ok(Layout::create(root)?.update_index(|index| {
-                if !index.manifests.iter().any(|entry| entry.digest == manifest.digest) {
+                if !index
+                    .manifests
+                    .iter()
+                    .any(|entry| entry.digest == manifest.digest)
+                {
                     index.manifests.push(manifest);
                 }
             })?)
@@ -103,8 +128,12 @@ impl LayoutWriter {
         subject: &Digest,
     ) -> Result<(), RegistryError> {
         let name = self.name(&referrers_tag(subject));
-        let (root, limit, raw, entry) =
-            (self.root.clone(), self.limits.manifest, referrer.raw().clone(), entry.clone());
+        let (root, limit, raw, entry) = (
+            self.root.clone(),
+            self.limits.manifest,
+            referrer.raw().clone(),
+            entry.clone(),
+        );
         blocking(move || {
             let layout = Layout::create(root)?;
             layout.write_blob(&raw)?;
@@ -114,7 +143,10 @@ impl LayoutWriter {
     }
 
     fn name(&self, tag: &str) -> String {
-        self.repository.as_ref().map_or_else(|| tag.to_owned(), |repository| format!("{repository}:{tag}"))
+        self.repository.as_ref().map_or_else(
+            || tag.to_owned(),
+            |repository| format!("{repository}:{tag}"),
+        )
     }
 }
 
@@ -126,9 +158,15 @@ fn add_referrer(
     limit: u64,
 ) -> Result<(), RegistryError> {
     let old = index.named(name).map(|old| old.digest.clone());
-    let old = old.map(|old| read_manifest(layout, &old, limit)).transpose()?.flatten();
-    let old = old.map(|raw| Manifest::parse(raw, None, limit)).transpose()?;
-    let changed = with_referrer(old.as_ref(), entry).map_err(|error| not_an_index(name, "oci-layout", &error))?;
+    let old = old
+        .map(|old| read_manifest(layout, &old, limit))
+        .transpose()?
+        .flatten();
+    let old = old
+        .map(|raw| Manifest::parse(raw, None, limit))
+        .transpose()?;
+    let changed = with_referrer(old.as_ref(), entry)
+        .map_err(|error| not_an_index(name, "oci-layout", &error))?;
     if let Some(changed) = changed {
         layout.write_blob(&changed)?;
         index.set(name, Descriptor::of(media_type::OCI_INDEX, &changed));
@@ -140,6 +178,10 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
     spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(RegistryError::Protocol { operation: "write", host: "oci-layout".to_owned(), reason: error.to_string() })
+        Err(RegistryError::Protocol {
+            operation: "write",
+            host: "oci-layout".to_owned(),
+            reason: error.to_string(),
+        })
     })
 }

@@ -51,7 +51,9 @@ impl Freshness {
     pub(super) fn expires(&self) -> Option<Timestamp> {
         let seconds = self.0.load(Ordering::Acquire);
         // A time beyond the calendar counts as never, too.
-        (seconds != NEVER).then(|| Timestamp::from_second(seconds).ok()).flatten()
+        (seconds != NEVER)
+            .then(|| Timestamp::from_second(seconds).ok())
+            .flatten()
     }
 }
 

@@ -33,18 +33,30 @@ impl HttpRepository {
         let url = self.url(path)?;
         // rustls panics before 1970.
         if !telemetry::is_clock_usable() {
-            return Err(Error::transport("the system's clock is before 1970 or after 9999; set it".to_owned()));
+            return Err(Error::transport(
+                "the system's clock is before 1970 or after 9999; set it".to_owned(),
+            ));
         }
-        let broken = |error: reqwest::Error| Error::transport_with_source(format!("fetch {path}"), error.without_url());
+        let broken = |error: reqwest::Error| {
+            Error::transport_with_source(format!("fetch {path}"), error.without_url())
+        };
         let mut response = self.client.get(url).send().await.map_err(broken)?;
         match response.status() {
             StatusCode::OK => {}
             // Object stores answer 403 for a missing file to clients that may not list files.
             StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => return Ok(None),
-            status => return Err(Error::transport(format!("fetch {path}: HTTP {}", status.as_u16()))),
+            status => {
+                return Err(Error::transport(format!(
+                    "fetch {path}: HTTP {}",
+                    status.as_u16()
+                )));
+            }
         }
         let too_long = || Error::IntegrityMismatch(format!("{path}: longer than {limit} bytes"));
-        if response.content_length().is_some_and(|length| length > limit) {
+        if response
+            .content_length()
+            .is_some_and(|length| length > limit)
+        {
             return Err(too_long());
         }
         let mut body = Vec::new();
@@ -61,7 +73,9 @@ impl HttpRepository {
     /// folder.
     fn url(&self, path: &str) -> Result<Url, Error> {
         let url = self.base.join(path).ok().filter(|url| {
-            url.origin() == self.base.origin() && url.path().starts_with(self.base.path()) && url.query().is_none()
+            url.origin() == self.base.origin()
+                && url.path().starts_with(self.base.path())
+                && url.query().is_none()
         });
         url.ok_or_else(|| Error::Malformed(format!("{path:?} points outside the repository")))
     }
@@ -83,7 +97,8 @@ mod tests {
 
     #[test]
     fn no_path_points_outside_the_repository() {
-        let repository = HttpRepository::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
+        let repository =
+            HttpRepository::new(Url::parse("https://tuf.example.com/corp/").unwrap()).unwrap();
         for (path, inside) in [
             ("timestamp.json", true),
             ("targets/abc.trusted_root.json", true),

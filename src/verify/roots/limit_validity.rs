@@ -35,8 +35,14 @@ pub(in crate::verify) fn limit_validity(mut root: TrustedRoot) -> Result<Trusted
 }
 
 /// Makes one authority of each certificate in the chain.
-fn certificate_authority(authority: CertificateAuthority) -> Result<Vec<CertificateAuthority>, String> {
-    let chain = authority.cert_chain.certificates.iter().map(|one| &one.raw_bytes);
+fn certificate_authority(
+    authority: CertificateAuthority,
+) -> Result<Vec<CertificateAuthority>, String> {
+    let chain = authority
+        .cert_chain
+        .certificates
+        .iter()
+        .map(|one| &one.raw_bytes);
     let chain = chain.map(Link::read).collect::<Result<Vec<_>, _>>()?;
     // The verifier rejects an empty chain.
     if chain.is_empty() {
@@ -44,7 +50,9 @@ fn certificate_authority(authority: CertificateAuthority) -> Result<Vec<Certific
     }
     let mut limited = Vec::new();
     for (index, entry) in authority.cert_chain.certificates.iter().enumerate() {
-        let Some(window) = window(&chain, index, authority.valid_for) else { continue };
+        let Some(window) = window(&chain, index, authority.valid_for) else {
+            continue;
+        };
         let mut one = authority.clone();
         one.cert_chain.certificates = vec![entry.clone()];
         one.valid_for = Some(window);
@@ -54,8 +62,12 @@ fn certificate_authority(authority: CertificateAuthority) -> Result<Vec<Certific
 }
 
 /// Of these chains only the last certificate is an anchor; webpki checks the others.
-fn timestamp_authority(mut authority: TimestampAuthority) -> Result<Option<TimestampAuthority>, String> {
-    let Some(anchor) = authority.cert_chain.certificates.last() else { return Ok(Some(authority)) };
+fn timestamp_authority(
+    mut authority: TimestampAuthority,
+) -> Result<Option<TimestampAuthority>, String> {
+    let Some(anchor) = authority.cert_chain.certificates.last() else {
+        return Ok(Some(authority));
+    };
     let anchor = Link::read(&anchor.raw_bytes)?;
     authority.valid_for = match authority.valid_for {
         None => Some(anchor.validity),
@@ -75,14 +87,18 @@ struct Link {
 
 impl Link {
     fn read(der: &DerCertificate) -> Result<Self, String> {
-        let certificate =
-            Certificate::from_der(der.as_bytes()).map_err(|error| format!("a certificate in it: {error}"))?;
+        let certificate = Certificate::from_der(der.as_bytes())
+            .map_err(|error| format!("a certificate in it: {error}"))?;
         let validity = &certificate.tbs_certificate.validity;
         let read = |time: x509_cert::time::Time| {
-            jiff::Timestamp::try_from(time.to_system_time()).map_err(|error| format!("a certificate in it: {error}"))
+            jiff::Timestamp::try_from(time.to_system_time())
+                .map_err(|error| format!("a certificate in it: {error}"))
         };
         let validity = TimeRange::new(read(validity.not_before)?, Some(read(validity.not_after)?));
-        Ok(Self { certificate, validity })
+        Ok(Self {
+            certificate,
+            validity,
+        })
     }
 
     /// By name, as chains are built. If several certificates have that name all of them count,
@@ -119,7 +135,8 @@ fn both(one: TimeRange, other: TimeRange) -> Option<TimeRange> {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     };
-    end.is_none_or(|end| start <= end).then(|| TimeRange::new(start, end))
+    end.is_none_or(|end| start <= end)
+        .then(|| TimeRange::new(start, end))
 }
 
 #[cfg(test)]

@@ -82,16 +82,29 @@ impl TrustRootRefresher {
         folder: Option<&Path>,
         metrics: Metrics,
     ) -> Result<Option<Self>, BadRoot> {
-        let Some(options) = source.tuf().cloned() else { return Ok(None) };
-        let file = folder.map(|folder| folder.join(format!("{}.json", utf8_percent_encode(name, ESCAPED))));
+        let Some(options) = source.tuf().cloned() else {
+            return Ok(None);
+        };
+        let file = folder
+            .map(|folder| folder.join(format!("{}.json", utf8_percent_encode(name, ESCAPED))));
         let held = (!held.is_empty()).then(|| held.copy());
         let kept = held.and_then(|held| verify(name, &options, held).ok());
-        let kept = kept.or_else(|| file.as_deref().and_then(|file| reopen(name, &options, file)));
+        let kept = kept.or_else(|| {
+            file.as_deref()
+                .and_then(|file| reopen(name, &options, file))
+        });
         let (store, root) = match kept {
             Some(kept) => kept,
             None => (TufStore::default(), source.initial(name)?),
         };
-        Ok(Some(Self { options, file, store, root, metrics, reported: Reported::default() }))
+        Ok(Some(Self {
+            options,
+            file,
+            store,
+            root,
+            metrics,
+            reported: Reported::default(),
+        }))
     }
 
     /// The last valid root.
@@ -121,17 +134,26 @@ impl TrustRootRefresher {
             Ok(Refreshed::Changed) => "changed",
             Err(error) => error.label(),
         };
-        self.metrics.trust_root_refreshes.with_label_values(&[self.root.name(), outcome]).inc();
+        self.metrics
+            .trust_root_refreshes
+            .with_label_values(&[self.root.name(), outcome])
+            .inc();
         self.record_expiry();
         refreshed
     }
 
     async fn try_refresh(&mut self) -> Result<Refreshed, RefreshError> {
         let repository = HttpRepository::new(self.options.url.clone());
-        let repository = repository.map_err(|error| RefreshError::Unreachable(error.to_string()))?;
+        let repository =
+            repository.map_err(|error| RefreshError::Unreachable(error.to_string()))?;
         let target = tuf::fetch(&self.options, repository, &self.store, telemetry::now()).await?;
-        let root = TrustRoot::read(self.root.name(), &target.text, Freshness::until(target.expires))?;
-        let changed = root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
+        let root = TrustRoot::read(
+            self.root.name(),
+            &target.text,
+            Freshness::until(target.expires),
+        )?;
+        let changed =
+            root.is_pending() != self.root.is_pending() || root.revision() != self.root.revision();
         if changed {
             // Holders of the previous root must not use it beyond its own expiry.
             self.root = root;
@@ -139,7 +161,11 @@ impl TrustRootRefresher {
             self.root.freshness().extend(target.expires);
         }
         self.store.replace_with(&target.store);
-        Ok(if changed { Refreshed::Changed } else { Refreshed::Unchanged })
+        Ok(if changed {
+            Refreshed::Changed
+        } else {
+            Refreshed::Unchanged
+        })
     }
 
     /// Refreshes forever, and calls `publish` with every root that differs from the one before.
@@ -153,7 +179,11 @@ impl TrustRootRefresher {
                 self.save().await;
             }
             self.log_outcome(&refreshed);
-            let pause = pause(self.options.refresh, self.reported.failures, self.remaining(telemetry::now()));
+            let pause = pause(
+                self.options.refresh,
+                self.reported.failures,
+                self.remaining(telemetry::now()),
+            );
             tokio::time::sleep(pause).await;
         }
     }
@@ -161,7 +191,9 @@ impl TrustRootRefresher {
     /// Writes the TUF metadata of the last valid root to disk. Without it, a restart begins with
     /// an older root.
     pub async fn save(&mut self) {
-        let Some(file) = self.file.clone() else { return };
+        let Some(file) = self.file.clone() else {
+            return;
+        };
         let store = self.store.clone();
         let written = tokio::task::spawn_blocking(move || store.write(&file));
         let problem = match tokio::time::timeout(DISK_TIMEOUT, written).await {
@@ -173,7 +205,11 @@ impl TrustRootRefresher {
         let root = self.root.name();
         match problem {
             Some(error) if !self.reported.disk => {
-                tracing::error!(root, error, "can't write the trust root to disk; keeping it in memory only");
+                tracing::error!(
+                    root,
+                    error,
+                    "can't write the trust root to disk; keeping it in memory only"
+                );
                 self.reported.disk = true;
             }
             Some(_) => {}
@@ -215,7 +251,10 @@ impl TrustRootRefresher {
         let unusable = self.root.unusable_reason(telemetry::now());
         match &unusable {
             Some(reason) if !self.reported.expired => {
-                tracing::error!(root, "{reason}; it accepts no new artifact until it is refreshed");
+                tracing::error!(
+                    root,
+                    "{reason}; it accepts no new artifact until it is refreshed"
+                );
             }
             _ => {}
         }
@@ -224,13 +263,20 @@ impl TrustRootRefresher {
 
     fn remaining(&self, now: Timestamp) -> Duration {
         let left = self.root.expires().map(|at| at.duration_since(now));
-        left.map_or(Duration::MAX, |left| Duration::try_from(left).unwrap_or_default())
+        left.map_or(Duration::MAX, |left| {
+            Duration::try_from(left).unwrap_or_default()
+        })
     }
 
     /// Exports the expiry as a metric.
     pub(super) fn record_expiry(&self) {
-        let Some(expires) = self.root.expires() else { return };
-        self.metrics.trust_root_expires.with_label_values(&[self.root.name()]).set(expires.as_second());
+        let Some(expires) = self.root.expires() else {
+            return;
+        };
+        self.metrics
+            .trust_root_expires
+            .with_label_values(&[self.root.name()])
+            .set(expires.as_second());
     }
 }
 
@@ -248,9 +294,20 @@ fn reopen(name: &str, options: &TufOptions, file: &Path) -> Option<(TufStore, Tr
     .ok()
 }
 
-fn verify(name: &str, options: &TufOptions, store: TufStore) -> Result<(TufStore, TrustRoot), RefreshError> {
-    let TufTarget { text, expires, store } = tuf::reopen(options, store)?;
-    Ok((store, TrustRoot::read(name, &text, Freshness::until(expires))?))
+fn verify(
+    name: &str,
+    options: &TufOptions,
+    store: TufStore,
+) -> Result<(TufStore, TrustRoot), RefreshError> {
+    let TufTarget {
+        text,
+        expires,
+        store,
+    } = tuf::reopen(options, store)?;
+    Ok((
+        store,
+        TrustRoot::read(name, &text, Freshness::until(expires))?,
+    ))
 }
 
 /// The pause before the next refresh, after `failures` in a row, of a root that is valid for
@@ -259,13 +316,21 @@ fn pause(interval: Duration, failures: u32, left: Duration) -> Duration {
     if failures == 0 {
         // Replicas spread their refreshes, and there is time for a second attempt before the
         // expiry.
-        return interval.min((left / 2).max(MIN_INTERVAL)).mul_f64(0.9 + fastrand::f64() / 10.0);
+        return interval
+            .min((left / 2).max(MIN_INTERVAL))
+            .mul_f64(0.9 + fastrand::f64() / 10.0);
     }
-    let ceiling =
-        MIN_BACKOFF.saturating_mul(1 << (failures - 1).min(20)).min(MAX_BACKOFF).min(interval.max(MIN_BACKOFF));
+    let ceiling = MIN_BACKOFF
+        .saturating_mul(1 << (failures - 1).min(20))
+        .min(MAX_BACKOFF)
+        .min(interval.max(MIN_BACKOFF));
     let pause = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
     // The expiry is logged when it happens, and not an hour later.
-    if left.is_zero() { pause } else { pause.min(left.saturating_add(MIN_BACKOFF)) }
+    if left.is_zero() {
+        pause
+    } else {
+        pause.min(left.saturating_add(MIN_BACKOFF))
+    }
 }
 
 #[cfg(test)]
@@ -275,7 +340,10 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     fn within(pause: Duration, range: std::ops::RangeInclusive<u64>) {
-        assert!(range.contains(&pause.as_secs()), "{pause:?} is not within {range:?}");
+        assert!(
+            range.contains(&pause.as_secs()),
+            "{pause:?} is not within {range:?}"
+        );
     }
 
     #[test]
@@ -288,7 +356,14 @@ mod tests {
 
     #[test]
     fn failures_back_off_to_an_hour_and_a_refresh_follows_the_expiry() {
-        for (failures, ceiling) in [(1, 1), (2, 2), (3, 4), (12, 2048), (13, 3600), (u32::MAX, 3600)] {
+        for (failures, ceiling) in [
+            (1, 1),
+            (2, 2),
+            (3, 4),
+            (12, 2048),
+            (13, 3600),
+            (u32::MAX, 3600),
+        ] {
             within(pause(DAY, failures, Duration::MAX), ceiling / 2..=ceiling);
             within(pause(DAY, failures, Duration::ZERO), ceiling / 2..=ceiling);
         }

@@ -71,7 +71,10 @@ impl TrustRoot {
 
     /// A root that its repository has not delivered yet.
     pub(super) fn pending(name: &str) -> Result<Self, BadRoot> {
-        Ok(Self { pending: true, ..Self::from_json(name, EMPTY_ROOT)? })
+        Ok(Self {
+            pending: true,
+            ..Self::from_json(name, EMPTY_ROOT)?
+        })
     }
 
     pub(super) fn read(name: &str, text: &str, freshness: Freshness) -> Result<Self, BadRoot> {
@@ -81,7 +84,10 @@ impl TrustRoot {
         strict_json(text.as_bytes()).map_err(|error| BadRoot(error.to_string()))?;
         let content = TrustedRoot::from_json(text).map_err(|error| BadRoot(error.to_string()))?;
         if !MEDIA_TYPES.contains(&content.media_type.as_str()) {
-            return Err(BadRoot(format!("unknown mediaType {:?}", content.media_type)));
+            return Err(BadRoot(format!(
+                "unknown mediaType {:?}",
+                content.media_type
+            )));
         }
         let content = limit_validity(content).map_err(BadRoot)?;
         let verifier = Verifier::new(&content).map_err(|error| BadRoot(error.to_string()))?;
@@ -122,7 +128,9 @@ impl TrustRoot {
         if self.pending {
             return Some(UnusableRoot::Pending { root: root() });
         }
-        self.expires().filter(|at| *at < now).map(|at| UnusableRoot::Expired { root: root(), at })
+        self.expires()
+            .filter(|at| *at < now)
+            .map(|at| UnusableRoot::Expired { root: root(), at })
     }
 
     /// Whether certificates need a signed certificate timestamp.
@@ -162,7 +170,10 @@ impl TrustRoot {
 
     /// The same logs and timestamp authorities with other certificate authorities and without
     /// certificate logs. The result never expires: its user checks the expiry of this root first.
-    pub(in crate::verify) fn with_certificate_authorities(&self, roots: &[DerCertificate]) -> Result<Self, String> {
+    pub(in crate::verify) fn with_certificate_authorities(
+        &self,
+        roots: &[DerCertificate],
+    ) -> Result<Self, String> {
         let authorities = roots.iter().map(|one| {
             json!({ "subject": {}, "uri": "", "certChain": { "certificates": [{ "rawBytes": one.to_base64() }] } })
         });
@@ -190,6 +201,10 @@ impl fmt::Debug for TrustRoot {
         // Policy revisions are computed from this text. Whether the root expires is part of a
         // policy, the exact time is not.
         let expires = self.expires().is_some();
-        f.debug_tuple("TrustRoot").field(&self.name).field(&self.revision.as_str()).field(&expires).finish()
+        f.debug_tuple("TrustRoot")
+            .field(&self.name)
+            .field(&self.revision.as_str())
+            .field(&expires)
+            .finish()
     }
 }

@@ -58,7 +58,9 @@ pub enum BadSource {
 impl RootSource {
     /// The source of the root that exists without being configured.
     pub fn sigstore() -> Self {
-        Self::Builtin { tuf: Some(TufOptions::sigstore(REFRESH_INTERVAL)) }
+        Self::Builtin {
+            tuf: Some(TufOptions::sigstore(REFRESH_INTERVAL)),
+        }
     }
 
     /// The repository that refreshes the root, if there is one.
@@ -79,7 +81,9 @@ impl RootSource {
             Self::Builtin { tuf: None } => TrustRoot::named_sigstore(name, Freshness::unlimited()),
             // An old program that never reaches the repository must not trust this root forever,
             // unless the configuration says so (`tuf: none`).
-            Self::Builtin { tuf: Some(options) } => TrustRoot::named_sigstore(name, options.freshness()),
+            Self::Builtin { tuf: Some(options) } => {
+                TrustRoot::named_sigstore(name, options.freshness())
+            }
             Self::File(text) => TrustRoot::from_json(name, text),
             Self::Tuf(_) => TrustRoot::pending(name),
         }
@@ -91,7 +95,12 @@ impl TufOptions {
     pub fn sigstore(refresh: Duration) -> Self {
         #[expect(clippy::expect_used, reason = "a constant, which a test reads")]
         let url = Url::parse(SIGSTORE_REPOSITORY).expect("a URL");
-        Self { url, root: Bytes::from_static(SIGSTORE_ROOT), refresh, timeout: REFRESH_TIMEOUT }
+        Self {
+            url,
+            root: Bytes::from_static(SIGSTORE_ROOT),
+            refresh,
+            timeout: REFRESH_TIMEOUT,
+        }
     }
 
     /// A repository at `url`, whose first trusted `root.json` is `root`. Its metadata is signed,
@@ -100,7 +109,10 @@ impl TufOptions {
     /// # Errors
     /// See [`BadSource`].
     pub fn new(mut url: Url, root: Bytes, refresh: Option<Duration>) -> Result<Self, BadSource> {
-        if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() || url.query().is_some() {
+        if !matches!(url.scheme(), "http" | "https")
+            || url.cannot_be_a_base()
+            || url.query().is_some()
+        {
             return Err(BadSource::Url(url));
         }
         // Without the slash, a relative path would replace the last segment.
@@ -108,7 +120,12 @@ impl TufOptions {
             url.set_path(&format!("{}/", url.path()));
         }
         TrustedMetadataSet::from_root(&root).map_err(|error| BadSource::Root(error.to_string()))?;
-        Ok(Self { url, root, refresh: refresh.unwrap_or(REFRESH_INTERVAL), timeout: REFRESH_TIMEOUT })
+        Ok(Self {
+            url,
+            root,
+            refresh: refresh.unwrap_or(REFRESH_INTERVAL),
+            timeout: REFRESH_TIMEOUT,
+        })
     }
 
     /// The same repository with another timeout for one whole refresh.
@@ -119,8 +136,10 @@ impl TufOptions {
 
     /// The expiry of the pinned `root.json`.
     fn freshness(&self) -> Freshness {
-        TrustedMetadataSet::from_root(&self.root)
-            .map_or_else(|_| Freshness::until(jiff::Timestamp::UNIX_EPOCH), |set| Freshness::until(set.root().expires))
+        TrustedMetadataSet::from_root(&self.root).map_or_else(
+            |_| Freshness::until(jiff::Timestamp::UNIX_EPOCH),
+            |set| Freshness::until(set.root().expires),
+        )
     }
 }
 
@@ -136,35 +155,66 @@ mod tests {
     fn the_built_in_root_expires_only_where_it_is_meant_to_be_refreshed() {
         let refreshed = RootSource::sigstore().initial("sigstore").unwrap();
         let expires = refreshed.expires().unwrap();
-        assert!(expires > "2027-01-01T00:00:00Z".parse().unwrap(), "{expires}");
+        assert!(
+            expires > "2027-01-01T00:00:00Z".parse().unwrap(),
+            "{expires}"
+        );
         assert_eq!(refreshed.unusable_reason(expires), None);
         let later = expires + jiff::SignedDuration::from_secs(1);
         let trouble = refreshed.unusable_reason(later).unwrap().to_string();
         assert_eq!(trouble, format!("trust root sigstore expired at {expires}"));
 
-        let forever = RootSource::Builtin { tuf: None }.initial("sigstore").unwrap();
-        assert_eq!((forever.expires(), forever.unusable_reason(jiff::Timestamp::MAX)), (None, None));
+        let forever = RootSource::Builtin { tuf: None }
+            .initial("sigstore")
+            .unwrap();
+        assert_eq!(
+            (
+                forever.expires(),
+                forever.unusable_reason(jiff::Timestamp::MAX)
+            ),
+            (None, None)
+        );
         assert_eq!(forever.revision(), refreshed.revision());
     }
 
     #[test]
     fn a_tuf_root_is_unusable_before_its_first_fetch() {
-        let options = TufOptions::new(url("https://tuf.example.com/corp"), SIGSTORE_ROOT.into(), None).unwrap();
+        let options = TufOptions::new(
+            url("https://tuf.example.com/corp"),
+            SIGSTORE_ROOT.into(),
+            None,
+        )
+        .unwrap();
         assert_eq!(options.url.as_str(), "https://tuf.example.com/corp/");
         let root = RootSource::Tuf(options).initial("corp").unwrap();
         assert!(root.is_pending());
-        let trouble = root.unusable_reason(jiff::Timestamp::UNIX_EPOCH).unwrap().to_string();
+        let trouble = root
+            .unusable_reason(jiff::Timestamp::UNIX_EPOCH)
+            .unwrap()
+            .to_string();
         assert_eq!(trouble, "trust root corp has not been fetched yet");
-        assert!(root.has_certificate_authorities() && root.has_logs(), "a policy that needs them may be met later");
+        assert!(
+            root.has_certificate_authorities() && root.has_logs(),
+            "a policy that needs them may be met later"
+        );
     }
 
     #[test]
     fn an_invalid_repository_is_rejected() {
         let new = |address: &str, root: &'static [u8]| {
-            TufOptions::new(url(address), Bytes::from_static(root), None).unwrap_err().to_string()
+            TufOptions::new(url(address), Bytes::from_static(root), None)
+                .unwrap_err()
+                .to_string()
         };
-        for address in ["ftp://example.com/", "data:text/plain,x", "https://example.com/?path="] {
-            assert!(new(address, SIGSTORE_ROOT).contains("is not a repository URL"), "{address}");
+        for address in [
+            "ftp://example.com/",
+            "data:text/plain,x",
+            "https://example.com/?path=",
+        ] {
+            assert!(
+                new(address, SIGSTORE_ROOT).contains("is not a repository URL"),
+                "{address}"
+            );
         }
         assert!(new("https://example.com/", b"{}").starts_with("not a TUF root: "));
     }

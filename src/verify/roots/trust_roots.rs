@@ -84,7 +84,10 @@ impl TrustRoots {
         }
         let new = self.open(name, source, known.as_ref())?;
         let root = new.root.clone();
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), new);
+        self.opened
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), new);
         Ok(root)
     }
 
@@ -93,19 +96,32 @@ impl TrustRoots {
     /// # Errors
     /// When one is not a root; then nothing changes.
     pub fn set_sources(&mut self, sources: &BTreeMap<String, RootSource>) -> Result<(), BadRoot> {
-        let mut opened = std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut opened =
+            std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner));
         let mut new = BTreeMap::new();
         for (name, source) in sources {
-            if self.active.get(name).is_some_and(|active| active.source == *source) {
+            if self
+                .active
+                .get(name)
+                .is_some_and(|active| active.source == *source)
+            {
                 continue;
             }
-            let one = match opened.remove(name).filter(|opened| opened.source == *source) {
+            let one = match opened
+                .remove(name)
+                .filter(|opened| opened.source == *source)
+            {
                 Some(opened) => opened,
                 None => self.open(name, source, self.current.borrow().get(name))?,
             };
             new.insert(name.clone(), one);
         }
-        let gone: Vec<_> = self.active.keys().filter(|name| !sources.contains_key(*name)).cloned().collect();
+        let gone: Vec<_> = self
+            .active
+            .keys()
+            .filter(|name| !sources.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone.iter().chain(new.keys()) {
             if let Some(task) = self.active.remove(name).and_then(|active| active.task) {
                 task.retired.store(true, Ordering::Release);
@@ -115,16 +131,35 @@ impl TrustRoots {
         }
         self.current.send_modify(|current| {
             gone.iter().for_each(|name| drop(current.remove(name)));
-            current.extend(new.iter().map(|(name, opened)| (name.clone(), opened.root.clone())));
+            current.extend(
+                new.iter()
+                    .map(|(name, opened)| (name.clone(), opened.root.clone())),
+            );
         });
         // Removes the results of aborted tasks.
         while self.tasks.try_join_next().is_some() {}
         // The caller knows the roots that it has just set.
         self.seen.mark_unchanged();
-        for (name, OpenedRoot { source, refresher, .. }) in new {
-            let store = refresher.as_ref().map(TrustRootRefresher::store).unwrap_or_default();
+        for (
+            name,
+            OpenedRoot {
+                source, refresher, ..
+            },
+        ) in new
+        {
+            let store = refresher
+                .as_ref()
+                .map(TrustRootRefresher::store)
+                .unwrap_or_default();
             let task = refresher.map(|refresher| self.spawn(refresher));
-            self.active.insert(name, ActiveRoot { source, store, task });
+            self.active.insert(
+                name,
+                ActiveRoot {
+                    source,
+                    store,
+                    task,
+                },
+            );
         }
         Ok(())
     }
@@ -143,11 +178,30 @@ impl TrustRoots {
         let _ = tokio::time::timeout(timeout, fetched).await;
     }
 
-    fn open(&self, name: &str, source: &RootSource, known: Option<&TrustRoot>) -> Result<OpenedRoot, BadRoot> {
-        let store = self.active.get(name).map(|active| active.store.clone()).unwrap_or_default();
-        let refresher = TrustRootRefresher::resume(&store, name, source, self.folder.as_deref(), self.metrics.clone())?;
+    fn open(
+        &self,
+        name: &str,
+        source: &RootSource,
+        known: Option<&TrustRoot>,
+    ) -> Result<OpenedRoot, BadRoot> {
+        let store = self
+            .active
+            .get(name)
+            .map(|active| active.store.clone())
+            .unwrap_or_default();
+        let refresher = TrustRootRefresher::resume(
+            &store,
+            name,
+            source,
+            self.folder.as_deref(),
+            self.metrics.clone(),
+        )?;
         let Some(mut refresher) = refresher else {
-            return Ok(OpenedRoot { source: source.clone(), root: source.initial(name)?, refresher: None });
+            return Ok(OpenedRoot {
+                source: source.clone(),
+                root: source.initial(name)?,
+                refresher: None,
+            });
         };
         // Policies that hold the same root get the expiry of this one.
         if let Some(known) = known.filter(|known| known.revision() == refresher.root().revision())
@@ -156,7 +210,11 @@ impl TrustRoots {
         {
             refresher.share_freshness(known.freshness());
         }
-        Ok(OpenedRoot { source: source.clone(), root: refresher.root().clone(), refresher: Some(refresher) })
+        Ok(OpenedRoot {
+            source: source.clone(),
+            root: refresher.root().clone(),
+            refresher: Some(refresher),
+        })
     }
 
     fn spawn(&mut self, refresher: TrustRootRefresher) -> Task {

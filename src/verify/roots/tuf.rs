@@ -46,10 +46,14 @@ pub(super) async fn fetch(
     let store = last.copy();
     let updater = updater(options, repository, &store);
     let target = async { load_target(updater?, store, now).await };
-    tokio::time::timeout(options.timeout, target).await.unwrap_or_else(|_| {
-        let timeout = humantime::format_duration(options.timeout);
-        Err(RefreshError::Unreachable(format!("not finished within {timeout}")))
-    })
+    tokio::time::timeout(options.timeout, target)
+        .await
+        .unwrap_or_else(|_| {
+            let timeout = humantime::format_duration(options.timeout);
+            Err(RefreshError::Unreachable(format!(
+                "not finished within {timeout}"
+            )))
+        })
 }
 
 /// Verifies stored metadata. Expired metadata is accepted here: it is still the last valid root,
@@ -59,7 +63,11 @@ pub(super) fn reopen(options: &TufOptions, store: TufStore) -> Result<TufTarget,
     let updater = updater(options, store.clone(), &store)?;
     // Reading from memory never waits.
     let target = load_target(updater, store, before_anything_expires).now_or_never();
-    target.unwrap_or_else(|| Err(RefreshError::Unreachable("reading the cached metadata did not finish".to_owned())))
+    target.unwrap_or_else(|| {
+        Err(RefreshError::Unreachable(
+            "reading the cached metadata did not finish".to_owned(),
+        ))
+    })
 }
 
 fn updater(
@@ -70,29 +78,50 @@ fn updater(
     let mut limits = UpdaterConfig::default();
     limits.target_max_length = root::MAX_LENGTH as u64;
     // Attaching the store verifies its chain of roots from the pinned one.
-    Ok(Updater::new(repository, &options.root)?.with_config(limits).with_store(store.clone()))
+    Ok(Updater::new(repository, &options.root)?
+        .with_config(limits)
+        .with_store(store.clone()))
 }
 
-async fn load_target(mut updater: Updater, store: TufStore, now: Timestamp) -> Result<TufTarget, RefreshError> {
+async fn load_target(
+    mut updater: Updater,
+    store: TufStore,
+    now: Timestamp,
+) -> Result<TufTarget, RefreshError> {
     updater.refresh(now).await?;
     let target = updater.get_target(TARGET, now).await?;
-    let text = String::from_utf8(target).map_err(|_| RefreshError::Refused(format!("{TARGET} is not text")))?;
+    let text = String::from_utf8(target)
+        .map_err(|_| RefreshError::Refused(format!("{TARGET} is not text")))?;
     let Some(expires) = expires(updater.trusted()) else {
         return Err(RefreshError::Refused("metadata is missing".to_owned()));
     };
-    Ok(TufTarget { text, expires, store })
+    Ok(TufTarget {
+        text,
+        expires,
+        store,
+    })
 }
 
 /// The earliest expiry of all loaded metadata, delegated roles included.
 fn expires(trusted: &TrustedMetadataSet) -> Option<Timestamp> {
-    let mut earliest = trusted.root().expires.min(trusted.timestamp()?.expires).min(trusted.snapshot()?.expires);
+    let mut earliest = trusted
+        .root()
+        .expires
+        .min(trusted.timestamp()?.expires)
+        .min(trusted.snapshot()?.expires);
     let mut roles = vec!["targets".to_owned()];
     let mut next = 0;
     while let Some(role) = roles.get(next).cloned() {
         next += 1;
-        let Some(targets) = trusted.targets_role(&role) else { continue };
+        let Some(targets) = trusted.targets_role(&role) else {
+            continue;
+        };
         earliest = earliest.min(targets.expires);
-        for delegated in targets.delegations.iter().flat_map(|delegations| &delegations.roles) {
+        for delegated in targets
+            .delegations
+            .iter()
+            .flat_map(|delegations| &delegations.roles)
+        {
             if !roles.contains(&delegated.name) {
                 roles.push(delegated.name.clone());
             }

@@ -56,9 +56,15 @@ impl TufStore {
         file.take(MAX_FILE).read_to_end(&mut text)?;
         let stored: Stored = serde_json::from_slice(&text)?;
         if stored.format != FORMAT {
-            return Err(io::Error::other(format!("unknown format {}", stored.format)));
+            return Err(io::Error::other(format!(
+                "unknown format {}",
+                stored.format
+            )));
         }
-        let files = stored.files.into_iter().map(|(name, text)| (name, text.into_bytes()));
+        let files = stored
+            .files
+            .into_iter()
+            .map(|(name, text)| (name, text.into_bytes()));
         Ok(Some(Self(Arc::new(Mutex::new(files.collect())))))
     }
 
@@ -66,16 +72,26 @@ impl TufStore {
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let files = self.with(|files| {
             let kept = files.iter().filter(|(name, _)| !is_numbered_snapshot(name));
-            kept.map(|(name, bytes)| Some((name.clone(), String::from_utf8(bytes.clone()).ok()?))).collect()
+            kept.map(|(name, bytes)| Some((name.clone(), String::from_utf8(bytes.clone()).ok()?)))
+                .collect()
         });
         let files: Option<BTreeMap<String, String>> = files;
         let files = files.ok_or_else(|| io::Error::other("metadata that is not text"))?;
-        let text = serde_json::to_vec(&Stored { format: FORMAT, files })?;
+        let text = serde_json::to_vec(&Stored {
+            format: FORMAT,
+            files,
+        })?;
         if text.len() as u64 > MAX_FILE {
-            return Err(io::Error::other(format!("{} bytes are too many", text.len())));
+            return Err(io::Error::other(format!(
+                "{} bytes are too many",
+                text.len()
+            )));
         }
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(&text)?;
         file.as_file().sync_all()?;
@@ -109,7 +125,9 @@ impl Repository for TufStore {
             Some((version, name)) if version.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => name,
         };
-        let kept = self.load(name).map(|kept| kept.filter(|bytes| bytes.len() as u64 <= limit));
+        let kept = self
+            .load(name)
+            .map(|kept| kept.filter(|bytes| bytes.len() as u64 <= limit));
         Box::pin(std::future::ready(kept))
     }
 
@@ -121,7 +139,8 @@ impl Repository for TufStore {
 
 /// The client also stores each snapshot under its version, forever, and never reads it.
 fn is_numbered_snapshot(name: &str) -> bool {
-    name.strip_suffix(".snapshot.json").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+    name.strip_suffix(".snapshot.json")
+        .is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -138,13 +157,28 @@ mod tests {
         let path = folder.path().join("tuf/corp.json");
         assert!(TufStore::read(&path).unwrap().is_none());
         let store = TufStore::default();
-        for name in ["timestamp.json", "snapshot.json", "7.snapshot.json", "root_history/2.root.json"] {
+        for name in [
+            "timestamp.json",
+            "snapshot.json",
+            "7.snapshot.json",
+            "root_history/2.root.json",
+        ] {
             store.store(name, name.as_bytes()).unwrap();
         }
         store.write(&path).unwrap();
         let read = TufStore::read(&path).unwrap().unwrap();
-        assert_eq!(names(&read), ["root_history/2.root.json", "snapshot.json", "timestamp.json"]);
-        assert_eq!(read.load("timestamp.json").unwrap().unwrap(), b"timestamp.json");
+        assert_eq!(
+            names(&read),
+            [
+                "root_history/2.root.json",
+                "snapshot.json",
+                "timestamp.json"
+            ]
+        );
+        assert_eq!(
+            read.load("timestamp.json").unwrap().unwrap(),
+            b"timestamp.json"
+        );
         let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }
@@ -161,7 +195,12 @@ mod tests {
     fn a_damaged_file_is_an_error_and_no_panic() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("corp.json");
-        for text in ["", "{", r#"{"format":2,"files":{}}"#, r#"{"format":1,"files":{"a":1}}"#] {
+        for text in [
+            "",
+            "{",
+            r#"{"format":2,"files":{}}"#,
+            r#"{"format":1,"files":{"a":1}}"#,
+        ] {
             fs::write(&path, text).unwrap();
             assert!(TufStore::read(&path).is_err(), "{text}");
         }

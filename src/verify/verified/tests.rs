@@ -28,8 +28,13 @@ impl Case {
         let pair = KeyPair::generate_ecdsa_p256().unwrap();
         let key = PublicKey::from_pem(&pair.public_key_der().unwrap().to_pem()).unwrap();
         let authority = Authority::with_keys("release".into(), [key]);
-        let policy = TrustPolicy::signed("p".into(), Requirements::any_of(vec![authority])).unwrap();
-        Self { pair, policy, manifest: manifest(json!({})) }
+        let policy =
+            TrustPolicy::signed("p".into(), Requirements::any_of(vec![authority])).unwrap();
+        Self {
+            pair,
+            policy,
+            manifest: manifest(json!({})),
+        }
     }
 
     fn pinned(&self) -> PinnedReference {
@@ -38,7 +43,12 @@ impl Case {
     }
 
     fn verify(&self, evidence: &Evidence) -> Result<Verified<Manifest>, VerificationError> {
-        Verified::verify(&self.policy, &self.pinned(), self.manifest.clone(), evidence)
+        Verified::verify(
+            &self.policy,
+            &self.pinned(),
+            self.manifest.clone(),
+            evidence,
+        )
     }
 
     fn reason(&self, evidence: &Evidence) -> Reason {
@@ -49,7 +59,11 @@ impl Case {
         let payload = Bytes::from(payload.to_string());
         let signature = STANDARD.encode(self.pair.sign(&payload).unwrap().as_bytes());
         Evidence {
-            legacy: vec![LegacySignature { signature, payload, ..LegacySignature::default() }],
+            legacy: vec![LegacySignature {
+                signature,
+                payload,
+                ..LegacySignature::default()
+            }],
             ..Evidence::default()
         }
     }
@@ -76,8 +90,14 @@ fn attach(bundle: &Value, subject: &Digest) -> Evidence {
         "layers": [Descriptor::of(BUNDLE, &bundle)],
         "subject": {"mediaType": media_type::OCI_MANIFEST, "size": 2, "digest": subject},
     }));
-    let attached = SignatureBundle { referrer: referrer.raw().clone(), bundle };
-    Evidence { bundles: vec![attached], ..Evidence::default() }
+    let attached = SignatureBundle {
+        referrer: referrer.raw().clone(),
+        bundle,
+    };
+    Evidence {
+        bundles: vec![attached],
+        ..Evidence::default()
+    }
 }
 
 fn manifest(extra: Value) -> Manifest {
@@ -85,7 +105,10 @@ fn manifest(extra: Value) -> Manifest {
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [],
     });
-    whole.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    whole
+        .as_object_mut()
+        .unwrap()
+        .extend(extra.as_object().unwrap().clone());
     Manifest::parse(whole.to_string().into(), None, 1 << 20).unwrap()
 }
 
@@ -104,8 +127,16 @@ fn a_signature_in_either_format_by_a_trusted_key_is_accepted() {
     let case = Case::new();
     let digest = case.manifest.digest();
     let legacy = case.verify(&case.legacy(&payload(digest))).unwrap();
-    assert_eq!((legacy.signers()[0].format, legacy.signers()[0].authority.as_str()), (Format::Legacy, "release"));
-    let bundle = case.verify(&case.bundle(&statement(digest, SIGN), digest)).unwrap();
+    assert_eq!(
+        (
+            legacy.signers()[0].format,
+            legacy.signers()[0].authority.as_str()
+        ),
+        (Format::Legacy, "release")
+    );
+    let bundle = case
+        .verify(&case.bundle(&statement(digest, SIGN), digest))
+        .unwrap();
     assert_eq!(bundle.signers()[0].format, Format::Bundle);
     assert_eq!(bundle.pinned(), &case.pinned());
 }
@@ -114,7 +145,10 @@ fn a_signature_in_either_format_by_a_trusted_key_is_accepted() {
 fn evidence_that_was_stored_verifies_the_same() {
     let case = Case::new();
     let digest = case.manifest.digest();
-    for evidence in [case.legacy(&payload(digest)), case.bundle(&statement(digest, SIGN), digest)] {
+    for evidence in [
+        case.legacy(&payload(digest)),
+        case.bundle(&statement(digest, SIGN), digest),
+    ] {
         let again = Evidence::from_bytes(&evidence.to_bytes().unwrap()).unwrap();
         assert!(case.verify(&again).is_ok());
     }
@@ -126,13 +160,31 @@ fn each_way_to_be_unsigned_has_its_own_reason() {
     let (digest, other_digest) = (case.manifest.digest(), Digest::sha256(b"other"));
     assert_eq!(case.reason(&Evidence::default()), Reason::Unsigned);
     let other = Case::new();
-    assert_eq!(case.reason(&other.legacy(&payload(digest))), Reason::AnotherKey);
-    assert_eq!(case.reason(&other.bundle(&statement(digest, SIGN), digest)), Reason::AnotherKey);
-    assert_eq!(case.reason(&case.legacy(&payload(&other_digest))), Reason::OtherDigest);
-    assert_eq!(case.reason(&case.bundle(&statement(&other_digest, SIGN), digest)), Reason::OtherDigest);
-    assert_eq!(case.reason(&case.bundle(&statement(digest, SIGN), &other_digest)), Reason::OtherDigest);
+    assert_eq!(
+        case.reason(&other.legacy(&payload(digest))),
+        Reason::AnotherKey
+    );
+    assert_eq!(
+        case.reason(&other.bundle(&statement(digest, SIGN), digest)),
+        Reason::AnotherKey
+    );
+    assert_eq!(
+        case.reason(&case.legacy(&payload(&other_digest))),
+        Reason::OtherDigest
+    );
+    assert_eq!(
+        case.reason(&case.bundle(&statement(&other_digest, SIGN), digest)),
+        Reason::OtherDigest
+    );
+    assert_eq!(
+        case.reason(&case.bundle(&statement(digest, SIGN), &other_digest)),
+        Reason::OtherDigest
+    );
     let report = statement(digest, "https://example.com/scan-failed");
-    assert_eq!(case.reason(&case.bundle(&report, digest)), Reason::NotASignature);
+    assert_eq!(
+        case.reason(&case.bundle(&report, digest)),
+        Reason::NotASignature
+    );
 }
 
 #[test]
@@ -140,7 +192,9 @@ fn the_report_has_every_candidate_up_to_its_first_failure() {
     let (case, other) = (Case::new(), Case::new());
     let (digest, other_digest) = (case.manifest.digest(), Digest::sha256(b"other"));
     let mut evidence = case.bundle(&statement(&other_digest, SIGN), digest);
-    evidence.bundles.extend(other.bundle(&statement(digest, SIGN), digest).bundles);
+    evidence
+        .bundles
+        .extend(other.bundle(&statement(digest, SIGN), digest).bundles);
     evidence.legacy = case.legacy(&payload(digest)).legacy;
     evidence.skipped.push("a\u{1b}[31m piece".into());
     let (verdict, report) = Verified::verify_with_report(
@@ -151,17 +205,36 @@ fn the_report_has_every_candidate_up_to_its_first_failure() {
         VerificationContext::now(),
     );
     assert_eq!(verdict.unwrap().signers().len(), 1);
-    let results: Vec<_> =
-        report.signatures.iter().map(|signature| (signature.format, signature.is_verified())).collect();
-    assert_eq!(results, [(Format::Bundle, false), (Format::Bundle, false), (Format::Legacy, true)]);
-    let [elsewhere, unknown, good] = report.signatures.as_slice() else { panic!("{report:?}") };
+    let results: Vec<_> = report
+        .signatures
+        .iter()
+        .map(|signature| (signature.format, signature.is_verified()))
+        .collect();
+    assert_eq!(
+        results,
+        [
+            (Format::Bundle, false),
+            (Format::Bundle, false),
+            (Format::Legacy, true)
+        ]
+    );
+    let [elsewhere, unknown, good] = report.signatures.as_slice() else {
+        panic!("{report:?}")
+    };
     let last = elsewhere.checks.last().unwrap();
     assert_eq!(
         (last.name, last.ok, last.detail.as_str()),
-        ("digest", false, format!("the signature is for {other_digest}").as_str())
+        (
+            "digest",
+            false,
+            format!("the signature is for {other_digest}").as_str()
+        )
     );
     assert_eq!(elsewhere.signer.as_ref().unwrap().authority, "release");
-    assert_eq!((unknown.signer.as_ref(), unknown.checks.last().unwrap().name), (None, "signature"));
+    assert_eq!(
+        (unknown.signer.as_ref(), unknown.checks.last().unwrap().name),
+        (None, "signature")
+    );
     let names: Vec<_> = good.checks.iter().map(|check| check.name).collect();
     assert_eq!(names, ["format", "signature", "statement", "digest"]);
     assert_eq!(report.skipped, ["a[31m piece"]);
@@ -207,20 +280,32 @@ fn a_bundle_with_any_changed_field_is_refused() {
     assert!(case.verify(&attach(&bundle, digest)).is_ok());
     let other_payload = STANDARD.encode(statement(digest, "https://x/").to_string());
     for (pointer, value) in [
-        ("/mediaType", json!("application/vnd.dev.sigstore.bundle.v0.2+json")),
+        (
+            "/mediaType",
+            json!("application/vnd.dev.sigstore.bundle.v0.2+json"),
+        ),
         ("/verificationMaterial", json!({})),
-        ("/verificationMaterial", json!({"certificate": {"rawBytes": ""}})),
+        (
+            "/verificationMaterial",
+            json!({"certificate": {"rawBytes": ""}}),
+        ),
         ("/dsseEnvelope/payload", json!(other_payload)),
         ("/dsseEnvelope/payload", json!("%%")),
         ("/dsseEnvelope/payloadType", json!("text/plain")),
         ("/dsseEnvelope/signatures", json!([])),
-        ("/dsseEnvelope/signatures", json!([bundle["dsseEnvelope"]["signatures"][0], {"sig": ""}])),
+        (
+            "/dsseEnvelope/signatures",
+            json!([bundle["dsseEnvelope"]["signatures"][0], {"sig": ""}]),
+        ),
         ("/dsseEnvelope/signatures/0/sig", json!("")),
         ("/dsseEnvelope", json!(null)),
     ] {
         let mut altered = bundle.clone();
         *altered.pointer_mut(pointer).unwrap() = value.clone();
-        assert!(case.verify(&attach(&altered, digest)).is_err(), "{pointer} = {value}");
+        assert!(
+            case.verify(&attach(&altered, digest)).is_err(),
+            "{pointer} = {value}"
+        );
     }
     let mut both = bundle;
     both["messageSignature"] = json!({"signature": ""});

@@ -16,8 +16,16 @@ struct Given {
 
 impl Given {
     fn annotated(annotations: &[(&str, &str)]) -> Self {
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { annotations, signed_at: None, tag: Some("live"), bundle: None }
+        let annotations = annotations
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        Self {
+            annotations,
+            signed_at: None,
+            tag: Some("live"),
+            bundle: None,
+        }
     }
 
     fn version(version: &str) -> Self {
@@ -25,27 +33,54 @@ impl Given {
     }
 
     fn tagged(self, tag: &'static str) -> Self {
-        Self { tag: Some(tag), ..self }
+        Self {
+            tag: Some(tag),
+            ..self
+        }
     }
 
     fn opened(self, revision: &str, roots: &[&str]) -> Self {
         let roots = roots.iter().map(|root| (*root).to_owned()).collect();
         let revision = Revision::from(revision.to_owned());
-        Self { bundle: Some(BundleManifest { revision, roots, ..BundleManifest::default() }), ..self }
+        Self {
+            bundle: Some(BundleManifest {
+                revision,
+                roots,
+                ..BundleManifest::default()
+            }),
+            ..self
+        }
     }
 
     fn facts(&self) -> Facts<'_> {
-        let Self { annotations, signed_at, tag, bundle } = self;
-        Facts { digest: &DIGEST, annotations, signed_at: *signed_at, tag: *tag, bundle: bundle.as_ref() }
+        let Self {
+            annotations,
+            signed_at,
+            tag,
+            bundle,
+        } = self;
+        Facts {
+            digest: &DIGEST,
+            annotations,
+            signed_at: *signed_at,
+            tag: *tag,
+            bundle: bundle.as_ref(),
+        }
     }
 }
 
 fn refusing(order: Order) -> Expect {
-    Expect { order: Some(order), on_older: OnOlder::Refuse, ..Expect::default() }
+    Expect {
+        order: Some(order),
+        on_older: OnOlder::Refuse,
+        ..Expect::default()
+    }
 }
 
 fn versions(minimum: Option<&str>) -> Expect {
-    refusing(Order::Version { minimum: minimum.map(|minimum| minimum.parse().unwrap()) })
+    refusing(Order::Version {
+        minimum: minimum.map(|minimum| minimum.parse().unwrap()),
+    })
 }
 
 fn time(second: i64) -> Timestamp {
@@ -54,7 +89,9 @@ fn time(second: i64) -> Timestamp {
 
 /// What `expect` has against it, in one word.
 fn verdict(expect: &Expect, given: &Given, past: &History) -> &'static str {
-    expect.check(&given.facts(), past).map_or_else(|unmet| unmet.label(), |()| "ok")
+    expect
+        .check(&given.facts(), past)
+        .map_or_else(|unmet| unmet.label(), |()| "ok")
 }
 
 fn having_served(version: &str) -> History {
@@ -67,13 +104,27 @@ fn nothing_is_expected_by_default_but_a_digest_that_comes_back_is_noticed() {
     let (expect, given) = (Expect::default(), Given::annotated(&[]).opened("", &[""]));
     assert_eq!(verdict(&expect, &given, &History::default()), "ok");
     let past = History::default().after_serving(&DIGEST, None, OnOlder::Alarm);
-    assert_eq!(expect.older(&given.facts(), &past), Ok(None), "it never went away");
+    assert_eq!(
+        expect.older(&given.facts(), &past),
+        Ok(None),
+        "it never went away"
+    );
     let newest = Digest::sha256(b"another");
     let past = past.after_serving(&newest, None, OnOlder::Alarm);
-    let older = Older::Digest { digest: DIGEST.clone(), newest };
+    let older = Older::Digest {
+        digest: DIGEST.clone(),
+        newest,
+    };
     assert_eq!(expect.older(&given.facts(), &past), Ok(Some(older)));
-    assert_eq!(verdict(&expect, &given, &past), "ok", "an alarm is no refusal");
-    let refuse = Expect { on_older: OnOlder::Refuse, ..expect };
+    assert_eq!(
+        verdict(&expect, &given, &past),
+        "ok",
+        "an alarm is no refusal"
+    );
+    let refuse = Expect {
+        on_older: OnOlder::Refuse,
+        ..expect
+    };
     assert_eq!(verdict(&refuse, &given, &past), "older");
 }
 
@@ -92,10 +143,19 @@ fn annotations_are_there_with_exactly_the_expected_values() {
         ("Title", "authz", "expect_annotations"),
         ("missing", "", "expect_annotations"),
     ] {
-        assert_eq!(verdict(&expect(key, value), &given, &History::default()), outcome, "{key}={value:?}");
+        assert_eq!(
+            verdict(&expect(key, value), &given, &History::default()),
+            outcome,
+            "{key}={value:?}"
+        );
     }
-    let unmet = expect("source", "acme").check(&given.facts(), &History::default()).unwrap_err();
-    assert_eq!(unmet.to_string(), r#"annotation source is missing, not "acme" as expected"#);
+    let unmet = expect("source", "acme")
+        .check(&given.facts(), &History::default())
+        .unwrap_err();
+    assert_eq!(
+        unmet.to_string(),
+        r#"annotation source is missing, not "acme" as expected"#
+    );
 }
 
 #[test]
@@ -114,15 +174,33 @@ fn roots_lie_within_the_expected_ones_by_whole_segments() {
         (&["authz"], &[], "ok"),
         (&[], &[""], "ok"),
     ] {
-        let expect = Expect { roots: expected.iter().map(|root| (*root).to_owned()).collect(), ..Expect::default() };
+        let expect = Expect {
+            roots: expected.iter().map(|root| (*root).to_owned()).collect(),
+            ..Expect::default()
+        };
         let given = Given::annotated(&[]).opened("", roots);
-        assert_eq!(verdict(&expect, &given, &History::default()), outcome, "{roots:?} within {expected:?}");
+        assert_eq!(
+            verdict(&expect, &given, &History::default()),
+            outcome,
+            "{roots:?} within {expected:?}"
+        );
     }
     // A bundle without `.manifest`.
-    let expect = Expect { roots: vec!["authz".to_owned()], ..Expect::default() };
-    let given = Given { bundle: Some(BundleManifest::default()), ..Given::annotated(&[]) };
-    let unmet = expect.check(&given.facts(), &History::default()).unwrap_err();
-    assert_eq!(unmet.to_string(), r#"root "" is outside expect.roots, authz"#);
+    let expect = Expect {
+        roots: vec!["authz".to_owned()],
+        ..Expect::default()
+    };
+    let given = Given {
+        bundle: Some(BundleManifest::default()),
+        ..Given::annotated(&[])
+    };
+    let unmet = expect
+        .check(&given.facts(), &History::default())
+        .unwrap_err();
+    assert_eq!(
+        unmet.to_string(),
+        r#"root "" is outside expect.roots, authz"#
+    );
 }
 
 #[test]
@@ -141,10 +219,20 @@ fn a_version_tag_is_on_the_version_that_the_manifest_states() {
         ("live", "", "expect_version"),
     ] {
         let given = Given::version(version).tagged(tag);
-        assert_eq!(verdict(&versions(None), &given, &History::default()), outcome, "{tag} on {version}");
+        assert_eq!(
+            verdict(&versions(None), &given, &History::default()),
+            outcome,
+            "{tag} on {version}"
+        );
     }
-    let unmet = versions(None).check(&Given::version("1.3.9").tagged("v1.4.0").facts(), &History::default());
-    assert_eq!(unmet.unwrap_err().to_string(), "the tag v1.4.0 is on version 1.3.9");
+    let unmet = versions(None).check(
+        &Given::version("1.3.9").tagged("v1.4.0").facts(),
+        &History::default(),
+    );
+    assert_eq!(
+        unmet.unwrap_err().to_string(),
+        "the tag v1.4.0 is on version 1.3.9"
+    );
 }
 
 #[test]
@@ -156,10 +244,25 @@ fn the_revision_states_the_version_where_the_manifest_does_not() {
         (untold().opened("1.3.0", &[]), "expect_version"),
         (untold().opened("", &[]), "expect_version"),
         (untold().opened("abc123", &[]), "expect_version"),
-        (Given::version("1.4.0").tagged("1.4.0").opened("abc123", &[]), "ok"),
-        (Given::version("nonsense").tagged("1.4.0").opened("1.4.0", &[]), "expect_version"),
+        (
+            Given::version("1.4.0")
+                .tagged("1.4.0")
+                .opened("abc123", &[]),
+            "ok",
+        ),
+        (
+            Given::version("nonsense")
+                .tagged("1.4.0")
+                .opened("1.4.0", &[]),
+            "expect_version",
+        ),
     ] {
-        assert_eq!(verdict(&versions(None), &given, &History::default()), outcome, "{:?}", given.facts());
+        assert_eq!(
+            verdict(&versions(None), &given, &History::default()),
+            outcome,
+            "{:?}",
+            given.facts()
+        );
     }
 }
 
@@ -172,27 +275,63 @@ fn versions_only_go_up() {
         ("1.4.0", "1.4.0-rc.1", "older"),
     ] {
         let (past, given) = (having_served(served), Given::version(version));
-        assert_eq!(verdict(&versions(None), &given, &past), outcome, "{version} after {served}");
+        assert_eq!(
+            verdict(&versions(None), &given, &past),
+            outcome,
+            "{version} after {served}"
+        );
         let revised = Given::annotated(&[]).opened(version, &[]);
-        assert_eq!(verdict(&versions(None), &revised, &past), outcome, "{version} after {served}, by its revision");
+        assert_eq!(
+            verdict(&versions(None), &revised, &past),
+            outcome,
+            "{version} after {served}, by its revision"
+        );
         for on_older in [OnOlder::Serve, OnOlder::Alarm] {
-            assert_eq!(verdict(&Expect { on_older, ..versions(None) }, &given, &past), "ok");
+            assert_eq!(
+                verdict(
+                    &Expect {
+                        on_older,
+                        ..versions(None)
+                    },
+                    &given,
+                    &past
+                ),
+                "ok"
+            );
         }
     }
 }
 
 #[test]
 fn a_minimum_holds_where_nothing_was_served_yet() {
-    for (minimum, version, outcome) in
-        [("1.4.0", "1.4.0", "ok"), ("1.4.0", "1.3.9", "older"), ("1.4.0", "1.4.0-rc.1", "older")]
-    {
+    for (minimum, version, outcome) in [
+        ("1.4.0", "1.4.0", "ok"),
+        ("1.4.0", "1.3.9", "older"),
+        ("1.4.0", "1.4.0-rc.1", "older"),
+    ] {
         let expect = versions(Some(minimum));
-        assert_eq!(verdict(&expect, &Given::version(version), &History::default()), outcome, "{version}");
+        assert_eq!(
+            verdict(&expect, &Given::version(version), &History::default()),
+            outcome,
+            "{version}"
+        );
     }
     // It doesn't lower what was reached.
-    assert_eq!(verdict(&versions(Some("1.0.0")), &Given::version("1.3.0"), &having_served("1.4.0")), "older");
-    let unmet = versions(Some("1.4.0")).check(&Given::version("1.3.9").facts(), &History::default()).unwrap_err();
-    assert_eq!(unmet.to_string(), "version 1.3.9 is older than the minimum, version 1.4.0");
+    assert_eq!(
+        verdict(
+            &versions(Some("1.0.0")),
+            &Given::version("1.3.0"),
+            &having_served("1.4.0")
+        ),
+        "older"
+    );
+    let unmet = versions(Some("1.4.0"))
+        .check(&Given::version("1.3.9").facts(), &History::default())
+        .unwrap_err();
+    assert_eq!(
+        unmet.to_string(),
+        "version 1.3.9 is older than the minimum, version 1.4.0"
+    );
 }
 
 #[test]
@@ -213,24 +352,42 @@ fn times_of_creation_only_go_up_and_are_stated() {
         let given = Given::annotated(&[(CREATED, created)]);
         assert_eq!(verdict(&expect(None), &given, &past), outcome, "{created}");
     }
-    assert_eq!(verdict(&expect(None), &Given::annotated(&[]), &History::default()), "expect_created");
+    assert_eq!(
+        verdict(&expect(None), &Given::annotated(&[]), &History::default()),
+        "expect_created"
+    );
     let given = Given::annotated(&[(CREATED, "1970-01-01T00:00:00Z")]);
-    assert_eq!(verdict(&expect(Some(time(1))), &given, &History::default()), "older");
+    assert_eq!(
+        verdict(&expect(Some(time(1))), &given, &History::default()),
+        "older"
+    );
 }
 
 #[test]
 fn times_of_signing_only_go_up_and_are_proved() {
-    let signed = |second| Given { signed_at: Some(time(second)), ..Given::annotated(&[]) };
-    let expect = refusing(Order::SignedTime { minimum: Some(time(100)) });
+    let signed = |second| Given {
+        signed_at: Some(time(second)),
+        ..Given::annotated(&[])
+    };
+    let expect = refusing(Order::SignedTime {
+        minimum: Some(time(100)),
+    });
     let past = History::default().after_serving(
         &Digest::sha256(b"another"),
         Some(Position::Signed(time(200))),
         OnOlder::Refuse,
     );
     for (second, outcome) in [(99, "older"), (199, "older"), (200, "ok"), (201, "ok")] {
-        assert_eq!(verdict(&expect, &signed(second), &past), outcome, "{second}");
+        assert_eq!(
+            verdict(&expect, &signed(second), &past),
+            outcome,
+            "{second}"
+        );
     }
-    assert_eq!(verdict(&expect, &Given::annotated(&[]), &past), "expect_signed_time");
+    assert_eq!(
+        verdict(&expect, &Given::annotated(&[]), &past),
+        "expect_signed_time"
+    );
 }
 
 /// The others are properties of the bytes, which are not fetched again.
@@ -238,15 +395,35 @@ fn times_of_signing_only_go_up_and_are_proved() {
 fn only_a_failure_that_a_new_signature_may_change_is_checked_again() {
     let past = History::default().after_serving(&DIGEST, None, OnOlder::Alarm);
     let past = past.after_serving(&Digest::sha256(b"another"), None, OnOlder::Alarm);
-    let by_time = |minimum| refusing(Order::SignedTime { minimum: Some(time(minimum)) });
-    let signed = Given { signed_at: Some(time(1)), ..Given::annotated(&[]) };
+    let by_time = |minimum| {
+        refusing(Order::SignedTime {
+            minimum: Some(time(minimum)),
+        })
+    };
+    let signed = Given {
+        signed_at: Some(time(1)),
+        ..Given::annotated(&[])
+    };
     let old = Given::annotated(&[(VERSION, "1.0.0"), (CREATED, "1970-01-01T00:00:00Z")]);
     for (expect, given, curable) in [
         (by_time(2), &signed, true),
         (by_time(2), &old, true),
         (versions(Some("2.0.0")), &old, false),
-        (refusing(Order::Created { minimum: Some(time(1)) }), &old, false),
-        (Expect { on_older: OnOlder::Refuse, ..Expect::default() }, &old, false),
+        (
+            refusing(Order::Created {
+                minimum: Some(time(1)),
+            }),
+            &old,
+            false,
+        ),
+        (
+            Expect {
+                on_older: OnOlder::Refuse,
+                ..Expect::default()
+            },
+            &old,
+            false,
+        ),
         (versions(None), &Given::version("x"), false),
     ] {
         let unmet = expect.check(&given.facts(), &past).unwrap_err();
@@ -264,11 +441,19 @@ fn foreign_text_is_cut_before_it_reaches_the_log() {
     };
     for (expect, given) in [
         (expect.clone(), Given::annotated(&[("title", &long)])),
-        (expect, Given::annotated(&[("title", "authz")]).opened("", &[&long])),
+        (
+            expect,
+            Given::annotated(&[("title", "authz")]).opened("", &[&long]),
+        ),
         (versions(None), Given::version(&long)),
-        (refusing(Order::Created { minimum: None }), Given::annotated(&[(CREATED, &long)])),
+        (
+            refusing(Order::Created { minimum: None }),
+            Given::annotated(&[(CREATED, &long)]),
+        ),
     ] {
-        let unmet = expect.check(&given.facts(), &History::default()).unwrap_err();
+        let unmet = expect
+            .check(&given.facts(), &History::default())
+            .unwrap_err();
         assert!(unmet.to_string().len() < 400, "{unmet}");
     }
 }

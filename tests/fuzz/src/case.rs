@@ -7,8 +7,8 @@ use bundlegate::{
     oci::{Descriptor, Manifest, NewManifest, PinnedReference, Reference, media_type},
     sign::{Attachment, KeyPair, LegacyImage, LegacySignature, SigningRequest, fuzzing},
     verify::{
-        Authority, AuthorityKind, CaRoots, Evidence, Identity, Pattern, PublicKey, Requirements, San, SigningTime,
-        TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, Verified, X509,
+        Authority, AuthorityKind, CaRoots, Evidence, Identity, Pattern, PublicKey, Requirements,
+        San, SigningTime, TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, Verified, X509,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -55,26 +55,34 @@ pub struct TrustedMaterial {
 
 impl TrustedMaterial {
     pub(crate) fn new(forge: &Sigstore, logged: String, private: String) -> Self {
-        Self { trusted_root: forge.trusted_root(), logged, private, bundles: Vec::new() }
+        Self {
+            trusted_root: forge.trusted_root(),
+            logged,
+            private,
+            bundles: Vec::new(),
+        }
     }
 
     /// # Panics
     /// When there is none; `run` makes it and sets `BUNDLEGATE_FUZZ_CASE`.
     pub fn load() -> Self {
-        let file = std::env::var_os("BUNDLEGATE_FUZZ_CASE").expect("BUNDLEGATE_FUZZ_CASE is set by tests/fuzz/run");
+        let file = std::env::var_os("BUNDLEGATE_FUZZ_CASE")
+            .expect("BUNDLEGATE_FUZZ_CASE is set by tests/fuzz/run");
         Self::read(Path::new(&file))
     }
 
     /// # Panics
     /// When [`Self::write`] did not write it.
     pub fn read(file: &Path) -> Self {
-        serde_json::from_slice(&fs::read(file).expect("tests/fuzz/run made it")).expect("it is what `seeds` wrote")
+        serde_json::from_slice(&fs::read(file).expect("tests/fuzz/run made it"))
+            .expect("it is what `seeds` wrote")
     }
 
     /// # Panics
     /// When it can't be written.
     pub fn write(&self, file: &Path) {
-        fs::write(file, serde_json::to_vec(self).expect("it is JSON")).expect("the folder can be written");
+        fs::write(file, serde_json::to_vec(self).expect("it is JSON"))
+            .expect("the folder can be written");
     }
 
     pub fn trusted_root(&self) -> String {
@@ -82,10 +90,15 @@ impl TrustedMaterial {
     }
 
     fn authorities(&self) -> Vec<Authority> {
-        let root = TrustRoot::from_json("forged", &self.trusted_root.to_string()).expect("it is a root");
+        let root =
+            TrustRoot::from_json("forged", &self.trusted_root.to_string()).expect("it is a root");
         let exact = |text| Pattern::exact(text).expect("it is a text");
         let key = |pem: &str| PublicKey::from_pem(pem).expect("it is a key");
-        let identity = Identity { issuer: exact(ISSUER), subject: exact(SUBJECT), claims: [].into() };
+        let identity = Identity {
+            issuer: exact(ISSUER),
+            subject: exact(SUBJECT),
+            claims: [].into(),
+        };
         let private = X509 {
             roots: CaRoots::from_pem(&self.private).expect("they are certificates"),
             subject: San::Uri(exact(SUBJECT)),
@@ -98,7 +111,12 @@ impl TrustedMaterial {
             ("ci", AuthorityKind::Keyless(identity), TlogPolicy::Require),
             ("team", AuthorityKind::X509(private), TlogPolicy::None),
         ]
-        .map(|(name, kind, tlog)| Authority { name: name.to_owned(), kind, tlog, root: Some(root.clone()) });
+        .map(|(name, kind, tlog)| Authority {
+            name: name.to_owned(),
+            kind,
+            tlog,
+            root: Some(root.clone()),
+        });
         vec![release, logged, ci, team]
     }
 }
@@ -133,24 +151,45 @@ impl Case {
     /// Never.
     pub fn new(trusted: &TrustedMaterial) -> Self {
         let layer = Descriptor::of(media_type::LAYER_TAR_GZIP, b"a bundle");
-        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![layer]).to_bytes().expect("it has bytes");
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, vec![layer])
+            .to_bytes()
+            .expect("it has bytes");
         let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
-        let reference: Reference = format!("{REPOSITORY}@{}", manifest.digest()).parse().expect("it is a reference");
+        let reference: Reference = format!("{REPOSITORY}@{}", manifest.digest())
+            .parse()
+            .expect("it is a reference");
         let pinned = reference.pinned().expect("it has a digest");
-        let policy = TrustPolicy::signed("release".to_owned(), Requirements::any_of(trusted.authorities()));
-        Self { key: key(), pinned, manifest, policy: policy.expect("it can be met") }
+        let policy = TrustPolicy::signed(
+            "release".to_owned(),
+            Requirements::any_of(trusted.authorities()),
+        );
+        Self {
+            key: key(),
+            pinned,
+            manifest,
+            policy: policy.expect("it can be met"),
+        }
     }
 
-    /// All signed texts: payloads of the older format and statements, as bundlegate and as the forge
-    /// write them.
+    /// All signed texts: payloads of the older format and statements, as bundlegate and as the
+    /// forge write them.
     ///
     /// # Panics
     /// Never.
     pub fn signed(&self) -> Vec<Vec<u8>> {
         let bundle: Value = serde_json::from_slice(&self.attachment().bundle).expect("we wrote it");
-        let own = STANDARD.decode(bundle["dsseEnvelope"]["payload"].as_str().expect("it is text"));
-        let forged = [self.forged_payload(), self.forged_statement()].map(|value| value.to_string().into_bytes());
-        [vec![self.legacy().0, own.expect("it is base64")], forged.into()].concat()
+        let own = STANDARD.decode(
+            bundle["dsseEnvelope"]["payload"]
+                .as_str()
+                .expect("it is text"),
+        );
+        let forged = [self.forged_payload(), self.forged_statement()]
+            .map(|value| value.to_string().into_bytes());
+        [
+            vec![self.legacy().0, own.expect("it is base64")],
+            forged.into(),
+        ]
+        .concat()
     }
 
     pub fn forged_payload(&self) -> Value {
@@ -166,10 +205,13 @@ impl Case {
     /// # Panics
     /// Never.
     pub fn legacy(&self) -> (Vec<u8>, String) {
-        let signature = LegacySignature::sign(&self.key, &self.claim(), REPOSITORY).expect("the key signs");
+        let signature =
+            LegacySignature::sign(&self.key, &self.claim(), REPOSITORY).expect("the key signs");
         let image = LegacyImage::with(None, &signature).expect("there is nothing yet");
         let image = Manifest::parse(image.manifest, None, 1 << 20).expect("we made it");
-        let annotation = image.layers()[0].annotation("dev.cosignproject.cosign/signature").expect("it is signed");
+        let annotation = image.layers()[0]
+            .annotation("dev.cosignproject.cosign/signature")
+            .expect("it is signed");
         (signature.payload.to_vec(), annotation.to_owned())
     }
 
@@ -187,7 +229,8 @@ impl Case {
 
     /// Evidence with one signature of the older format.
     pub fn legacy_evidence(&self, parts: &Parts<'_>) -> Value {
-        let mut signature = json!({ "signature": parts.signature, "payload": STANDARD.encode(parts.payload) });
+        let mut signature =
+            json!({ "signature": parts.signature, "payload": STANDARD.encode(parts.payload) });
         for (name, text) in [
             ("certificate", parts.certificate),
             ("chain", parts.chain),
@@ -206,10 +249,11 @@ impl Case {
     /// # Panics
     /// Never.
     pub fn bundle_evidence(&self, bundle: &[u8]) -> Value {
-        let referrer = NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, bundle)])
-            .referring(BUNDLE_TYPE, self.manifest.descriptor())
-            .to_bytes()
-            .expect("it has bytes");
+        let referrer =
+            NewManifest::new(media_type::EMPTY, vec![Descriptor::of(BUNDLE_TYPE, bundle)])
+                .referring(BUNDLE_TYPE, self.manifest.descriptor())
+                .to_bytes()
+                .expect("it has bytes");
         json!({ "legacy": [], "bundles": [{ "referrer": STANDARD.encode(referrer), "bundle": STANDARD.encode(bundle) }] })
     }
 
@@ -239,25 +283,44 @@ impl Case {
     /// # Panics
     /// When `evidence` is malformed.
     pub fn accepts(&self, evidence: &Value) -> bool {
-        self.accepts_evidence(&Evidence::from_bytes(evidence.to_string().as_bytes()).expect("it is evidence"))
+        self.accepts_evidence(
+            &Evidence::from_bytes(evidence.to_string().as_bytes()).expect("it is evidence"),
+        )
     }
 
-    /// Whether the policy accepts the evidence. Checks that the report agrees and that its texts are
-    /// short.
+    /// Whether the policy accepts the evidence. Checks that the report agrees and that its texts
+    /// are short.
     ///
     /// # Panics
     /// When it does not.
     pub fn accepts_evidence(&self, evidence: &Evidence) -> bool {
         let (manifest, context) = (self.manifest.clone(), VerificationContext::now());
-        let (verdict, report) = Verified::verify_with_report(&self.policy, &self.pinned, manifest, evidence, context);
-        assert_eq!(verdict.is_ok(), report.signatures.iter().any(|signature| signature.is_verified()));
-        let details = report.signatures.iter().flat_map(|signature| &signature.checks).map(|check| &check.detail);
+        let (verdict, report) =
+            Verified::verify_with_report(&self.policy, &self.pinned, manifest, evidence, context);
+        assert_eq!(
+            verdict.is_ok(),
+            report
+                .signatures
+                .iter()
+                .any(|signature| signature.is_verified())
+        );
+        let details = report
+            .signatures
+            .iter()
+            .flat_map(|signature| &signature.checks)
+            .map(|check| &check.detail);
         for text in details.chain(&report.skipped) {
-            assert!(text.chars().count() <= 300 && !text.contains(char::is_control), "{text}");
+            assert!(
+                text.chars().count() <= 300 && !text.contains(char::is_control),
+                "{text}"
+            );
         }
         if let Err(rejection) = &verdict {
             let text = rejection.to_string();
-            assert!(text.chars().count() <= 2000 && !text.contains(char::is_control), "{text}");
+            assert!(
+                text.chars().count() <= 2000 && !text.contains(char::is_control),
+                "{text}"
+            );
         }
         verdict.is_ok()
     }

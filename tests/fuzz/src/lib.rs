@@ -50,7 +50,9 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o644);
-        builder.append_data(&mut header, name, *content).expect("memory takes it");
+        builder
+            .append_data(&mut header, name, *content)
+            .expect("memory takes it");
     }
     builder.into_inner().expect("memory takes it")
 }
@@ -62,16 +64,25 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub fn sparse_tar(name: &str, content: &[u8]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let size = content.len().to_string();
-    let records = [("major", "1"), ("minor", "0"), ("name", name), ("realsize", size.as_str())];
+    let records = [
+        ("major", "1"),
+        ("minor", "0"),
+        ("name", name),
+        ("realsize", size.as_str()),
+    ];
     let records = records.map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()));
     let records = records.iter().map(|(key, value)| (key.as_str(), *value));
-    builder.append_pax_extensions(records).expect("memory takes it");
+    builder
+        .append_pax_extensions(records)
+        .expect("memory takes it");
     let mut pieces = format!("1\n0\n{size}\n").into_bytes();
     pieces.resize(512, 0);
     pieces.extend(content);
     let mut header = tar::Header::new_ustar();
     header.set_size(pieces.len() as u64);
-    builder.append_data(&mut header, "GNUSparseFile.0/x", pieces.as_slice()).expect("memory takes it");
+    builder
+        .append_data(&mut header, "GNUSparseFile.0/x", pieces.as_slice())
+        .expect("memory takes it");
     builder.into_inner().expect("memory takes it")
 }
 
@@ -86,9 +97,13 @@ pub fn fix_checksums(stream: &[u8]) -> Vec<u8> {
             let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
             header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
-        let size = std::str::from_utf8(&header[124..135]).ok().and_then(|size| u64::from_str_radix(size, 8).ok());
+        let size = std::str::from_utf8(&header[124..135])
+            .ok()
+            .and_then(|size| u64::from_str_radix(size, 8).ok());
         let size = usize::try_from(size.unwrap_or(0)).unwrap_or(usize::MAX);
-        at = at.saturating_add(512).saturating_add(size.div_ceil(512).saturating_mul(512));
+        at = at
+            .saturating_add(512)
+            .saturating_add(size.div_ceil(512).saturating_mul(512));
     }
     stream
 }
@@ -98,10 +113,16 @@ pub fn fix_checksums(stream: &[u8]) -> Vec<u8> {
 /// # Panics
 /// When it is not base64.
 pub fn unpem(text: &str) -> Vec<u8> {
-    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+    let body: String = text
+        .lines()
+        .filter(|line| !line.starts_with("-----"))
+        .collect();
     STANDARD.decode(body).expect("it is base64")
 }
 
 pub fn pem(label: &str, content: &[u8]) -> String {
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(content))
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        STANDARD.encode(content)
+    )
 }

@@ -14,7 +14,9 @@ use bundlegate::{
 // The instrumentation of the fuzzing flags needs libFuzzer to link.
 use libfuzzer_sys as _;
 
-use bundlegate_fuzz::{Case, PROOFS, Parts, SEPARATOR, TrustedMaterial, forge, gzip, key, proof, sparse_tar, tar};
+use bundlegate_fuzz::{
+    Case, PROOFS, Parts, SEPARATOR, TrustedMaterial, forge, gzip, key, proof, sparse_tar, tar,
+};
 use serde_json::json;
 
 const HEADERS: &[&str] = &[
@@ -77,7 +79,9 @@ const LAYOUTS: &[&str] = &[
 const CONFIGURATION: &str = "version: 1\nclients: [{name: a, bearer_token_file: token, bundles: [\"**\"]}, {name: b, anonymous: true, bundles: [x]}]\ntrust:\n  authorities:\n    release: {keys: [release.pub], tlog: none}\n  policies:\n    release: {require: {any_of: [release]}, match: \"r.example/**\"}\n    dev: unsigned\nbundles:\n  authz: {reference: \"r.example/acme/authz:v1\"}\n  other: {reference: \"oci-layout:x\", trust: dev, poll: 30s}\nlimits: {bundle: 1MiB}\n";
 
 fn main() -> io::Result<()> {
-    let Some(folder) = std::env::args_os().nth(1) else { return Err(io::Error::other("seeds FOLDER")) };
+    let Some(folder) = std::env::args_os().nth(1) else {
+        return Err(io::Error::other("seeds FOLDER"));
+    };
     let seeds = Seeds(folder.into());
     fs::create_dir_all(&seeds.0)?;
     for (target, texts) in [
@@ -89,9 +93,17 @@ fn main() -> io::Result<()> {
         ("layer_plan", LAYER_PLANS),
         ("yaml", YAML),
         ("json", JSON),
-        ("config", &[CONFIGURATION, include_str!("../../../config/bundlegate.yaml")]),
+        (
+            "config",
+            &[
+                CONFIGURATION,
+                include_str!("../../../config/bundlegate.yaml"),
+            ],
+        ),
     ] {
-        texts.iter().try_for_each(|text| seeds.add(target, text.as_bytes()))?;
+        texts
+            .iter()
+            .try_for_each(|text| seeds.add(target, text.as_bytes()))?;
     }
     signatures(&seeds)?;
     keys(&seeds)?;
@@ -146,7 +158,9 @@ fn signatures(seeds: &Seeds) -> io::Result<()> {
         seeds.add("bundle_v03", &bytes)?;
         seeds.add("evidence", evidence.to_string().as_bytes())?;
         for (at, place) in PROOFS.into_iter().enumerate() {
-            let Some(proof) = proof(bundle, place) else { continue };
+            let Some(proof) = proof(bundle, place) else {
+                continue;
+            };
             let choice = u8::try_from(choice * PROOFS.len() + at).map_err(io::Error::other)?;
             seeds.add("proofs", &[&[choice], proof.as_slice()].concat())?;
             if at == 0 {
@@ -155,11 +169,20 @@ fn signatures(seeds: &Seeds) -> io::Result<()> {
         }
     }
     let (payload, signature) = case.legacy();
-    let parts = Parts { signature: &signature, payload: &payload, ..Parts::default() };
-    seeds.add("legacy", &[signature.as_bytes(), SEPARATOR.as_bytes(), &payload].concat())?;
+    let parts = Parts {
+        signature: &signature,
+        payload: &payload,
+        ..Parts::default()
+    };
+    seeds.add(
+        "legacy",
+        &[signature.as_bytes(), SEPARATOR.as_bytes(), &payload].concat(),
+    )?;
     let bundle = case.attachment().bundle;
     seeds.add("bundle_v03", &bundle)?;
-    case.signed().iter().try_for_each(|signed| seeds.add("bundle_v03", signed))?;
+    case.signed()
+        .iter()
+        .try_for_each(|signed| seeds.add("bundle_v03", signed))?;
     for evidence in [case.legacy_evidence(&parts), case.bundle_evidence(&bundle)] {
         assert!(case.accepts(&evidence), "a valid signature is accepted");
         seeds.add("evidence", evidence.to_string().as_bytes())?;
@@ -179,16 +202,36 @@ fn keys(seeds: &Seeds) -> io::Result<()> {
 
 fn bundles(seeds: &Seeds) -> io::Result<()> {
     let files = tar(&[
-        (".manifest", br#"{"revision":"r1","roots":["a"]}"#.as_slice()),
+        (
+            ".manifest",
+            br#"{"revision":"r1","roots":["a"]}"#.as_slice(),
+        ),
         ("a/data.json", br#"{"x":[1,{"y":null}]}"#),
         ("a/main.rego", b"package a\n\nx := 1\n"),
     ]);
     seeds.add("bundle", &[b"\x01", files.as_slice()].concat())?;
     seeds.add("bundle", &[b"\x00", gzip(&files).as_slice()].concat())?;
     let long = "d/".repeat(80) + "data.json";
-    seeds.add("bundle", &[b"\x01", tar(&[(long.as_str(), b"{}".as_slice())]).as_slice()].concat())?;
-    seeds.add("bundle", &[b"\x01", sparse_tar("data.json", b"{}").as_slice()].concat())?;
-    seeds.add("layer_plan", &[b"tfolder\n", tar(&[("folder/data.json", b"{}".as_slice())]).as_slice()].concat())
+    seeds.add(
+        "bundle",
+        &[
+            b"\x01",
+            tar(&[(long.as_str(), b"{}".as_slice())]).as_slice(),
+        ]
+        .concat(),
+    )?;
+    seeds.add(
+        "bundle",
+        &[b"\x01", sparse_tar("data.json", b"{}").as_slice()].concat(),
+    )?;
+    seeds.add(
+        "layer_plan",
+        &[
+            b"tfolder\n",
+            tar(&[("folder/data.json", b"{}".as_slice())]).as_slice(),
+        ]
+        .concat(),
+    )
 }
 
 fn manifests(seeds: &Seeds) -> io::Result<()> {
@@ -201,13 +244,21 @@ fn manifests(seeds: &Seeds) -> io::Result<()> {
         "config": Descriptor::of("x", b"{}"), "layers": [],
     });
     let index = index.to_bytes().map_err(io::Error::other)?;
-    for bytes in [case.manifest.raw(), &attachment.referrer, &attachment.index, &index] {
+    for bytes in [
+        case.manifest.raw(),
+        &attachment.referrer,
+        &attachment.index,
+        &index,
+    ] {
         seeds.add("manifest", bytes)?;
     }
     seeds.add("manifest", docker.to_string().as_bytes())?;
     seeds.add("answers", &attachment.index)?;
     for layout in LAYOUTS {
-        seeds.add("layout", &[layout.as_bytes(), b"\n---\n", case.manifest.raw()].concat())?;
+        seeds.add(
+            "layout",
+            &[layout.as_bytes(), b"\n---\n", case.manifest.raw()].concat(),
+        )?;
     }
     Ok(())
 }
@@ -226,7 +277,9 @@ fn samples(seeds: &Seeds, folder: &Path) -> io::Result<()> {
             Some("trusted_root.json") => seeds.add("trusted_root", &bytes)?,
             Some("index.json") => seeds.add("layout", &bytes)?,
             Some(name) if name.ends_with(".pub") => seeds.add("keys", &bytes)?,
-            _ if bytes.starts_with(&[0x1f, 0x8b]) => seeds.add("bundle", &[b"\0", bytes.as_slice()].concat())?,
+            _ if bytes.starts_with(&[0x1f, 0x8b]) => {
+                seeds.add("bundle", &[b"\0", bytes.as_slice()].concat())?
+            }
             _ if bytes.starts_with(b"{\"schemaVersion\"") => seeds.add("manifest", &bytes)?,
             _ => {}
         }

@@ -14,10 +14,16 @@ fuzz_target!(|body: &[u8]| {
         assert!(value.is_sensitive() && value.as_bytes().starts_with(b"Bearer ") && life < DAY);
     }
     let detail = registry::error_detail(body);
-    assert!(!detail.contains(char::is_control) && detail.chars().count() <= 203, "{detail}");
+    assert!(
+        !detail.contains(char::is_control) && detail.chars().count() <= 203,
+        "{detail}"
+    );
     let _ = registry::names(body);
     for entry in registry::referrers(body).unwrap_or_default() {
-        assert_eq!(entry.digest.as_str().parse::<Digest>().as_ref(), Ok(&entry.digest));
+        assert_eq!(
+            entry.digest.as_str().parse::<Digest>().as_ref(),
+            Ok(&entry.digest)
+        );
     }
     for host in ["r.example", "docker.io"] {
         if let Some((Some(helper), _)) = registry::docker_config(body, host) {

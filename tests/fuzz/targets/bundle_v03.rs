@@ -16,15 +16,27 @@ static SIGNED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| CASE.signed());
 fuzz_target!(|bytes: &[u8]| {
     if CASE.accepts(&CASE.bundle_evidence(bytes)) {
         let bundle: Value = serde_json::from_slice(bytes).expect("what is accepted is JSON");
-        let payload = bundle["dsseEnvelope"]["payload"].as_str().and_then(|text| STANDARD.decode(text).ok());
-        assert!(payload.is_some_and(|payload| SIGNED.contains(&payload)), "it was never signed");
+        let payload = bundle["dsseEnvelope"]["payload"]
+            .as_str()
+            .and_then(|text| STANDARD.decode(text).ok());
+        assert!(
+            payload.is_some_and(|payload| SIGNED.contains(&payload)),
+            "it was never signed"
+        );
     }
     let bundle = CASE.bundle_of(bytes).to_string();
     if CASE.accepts(&CASE.bundle_evidence(bundle.as_bytes())) {
         let statement: Value = serde_json::from_slice(bytes).expect("what is accepted is JSON");
         assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
-        assert_eq!(statement["predicateType"], "https://sigstore.dev/cosign/sign/v1");
+        assert_eq!(
+            statement["predicateType"],
+            "https://sigstore.dev/cosign/sign/v1"
+        );
         let named = |subject: &Value| subject["digest"]["sha256"] == CASE.manifest.digest().hex();
-        assert!(statement["subject"].as_array().is_some_and(|subjects| subjects.iter().any(named)));
+        assert!(
+            statement["subject"]
+                .as_array()
+                .is_some_and(|subjects| subjects.iter().any(named))
+        );
     }
 });

@@ -21,13 +21,17 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 
 static CLIENTS: LazyLock<Clients> = LazyLock::new(|| {
     let mut clients = Clients::default();
-    clients.allow(&["authz/**".to_owned()], Some(&[TOKEN])).expect("the glob is one");
+    clients
+        .allow(&["authz/**".to_owned()], Some(&[TOKEN]))
+        .expect("the glob is one");
     clients
 });
 
 fuzz_target!(|bytes: &[u8]| {
     authorization(bytes);
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
     challenge(text);
     next_link(text);
     retry_after(text);
@@ -37,23 +41,38 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn challenge(header: &str) {
-    let Some((realm, service, scope)) = registry::challenge(&[header]) else { return };
+    let Some((realm, service, scope)) = registry::challenge(&[header]) else {
+        return;
+    };
     let quoted = |text: &str| format!("\"{}\"", text.replace('\\', r"\\").replace('"', "\\\""));
     let mut written = format!("Bearer realm={}", quoted(&realm));
     for (name, value) in [("service", &service), ("scope", &scope)] {
-        written.extend(value.iter().map(|value| format!(",{name}={}", quoted(value))));
+        written.extend(
+            value
+                .iter()
+                .map(|value| format!(",{name}={}", quoted(value))),
+        );
     }
-    assert_eq!(registry::challenge(&[&written]), Some((realm, service, scope)), "{written}");
+    assert_eq!(
+        registry::challenge(&[&written]),
+        Some((realm, service, scope)),
+        "{written}"
+    );
 }
 
 fn next_link(header: &str) {
     if let Some(target) = registry::next_link(header) {
-        assert!(header.contains(&format!("<{target}>")) && header.to_ascii_lowercase().contains("next"));
+        assert!(
+            header.contains(&format!("<{target}>")) && header.to_ascii_lowercase().contains("next")
+        );
     }
 }
 
 fn retry_after(header: &str) {
-    let wait = registry::retry_after(header, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+    let wait = registry::retry_after(
+        header,
+        SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777),
+    );
     assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{header}");
     if let Ok(seconds) = header.trim().parse::<u32>()
         && !header.contains('+')
@@ -64,7 +83,9 @@ fn retry_after(header: &str) {
 }
 
 fn prefer(header: &str) {
-    let Some(wait) = server::wait(&[header]) else { return };
+    let Some(wait) = server::wait(&[header]) else {
+        return;
+    };
     let held = server::hold_for(wait, MAX_WAIT);
     assert!(!wait.is_zero() && held <= wait.min(MAX_WAIT) && held >= wait.min(MAX_WAIT) / 2);
 }
@@ -74,7 +95,10 @@ fn if_none_match(header: &str) {
     assert!(is_known || !is_current);
     let after = format!("\"x\",{header}");
     if server::if_none_match(&[&after], "\"x\"").1 {
-        assert!(server::if_none_match(&[&after], "\"x\"").0, "the first tag names the version that the client runs");
+        assert!(
+            server::if_none_match(&[&after], "\"x\"").0,
+            "the first tag names the version that the client runs"
+        );
     }
 }
 

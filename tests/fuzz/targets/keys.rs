@@ -18,12 +18,19 @@ fuzz_target!(|bytes: &[u8]| {
     // Not decrypted: this check bounds the cost of trying a password.
     let _ = KeyPair::check(&pem("ENCRYPTED SIGSTORE PRIVATE KEY", bytes));
     if let Some(pair) = pkcs8(bytes) {
-        assert_eq!(PublicKey::from_pem(pair.public_pem()).expect("we wrote it").identity(), pair.identity());
+        assert_eq!(
+            PublicKey::from_pem(pair.public_pem())
+                .expect("we wrote it")
+                .identity(),
+            pair.identity()
+        );
     }
 });
 
 fn public(text: &str) {
-    let Ok(key) = PublicKey::from_pem(text) else { return };
+    let Ok(key) = PublicKey::from_pem(text) else {
+        return;
+    };
     assert_eq!(key.identity().len(), 71);
     for scheme in Scheme::names().filter_map(Scheme::named) {
         if let Ok(other) = PublicKey::with_schemes(text, &[scheme]) {

@@ -1,5 +1,5 @@
-//! A signature of cosign's older format, in the order of [`Parts`]. It is verified as it is, and its
-//! payload again with a valid signature.
+//! A signature of cosign's older format, in the order of [`Parts`]. It is verified as it is, and
+//! its payload again with a valid signature.
 
 #![no_main]
 
@@ -14,7 +14,9 @@ static CASE: LazyLock<Case> = LazyLock::new(Case::load);
 static SIGNED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| CASE.signed());
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
     let mut parts = text.split(SEPARATOR);
     let mut next = || parts.next().unwrap_or_default();
     let parts = Parts {
@@ -26,13 +28,24 @@ fuzz_target!(|bytes: &[u8]| {
         timestamp: next(),
     };
     if CASE.accepts(&CASE.legacy_evidence(&parts)) {
-        assert!(SIGNED.iter().any(|signed| signed == parts.payload), "it was never signed");
+        assert!(
+            SIGNED.iter().any(|signed| signed == parts.payload),
+            "it was never signed"
+        );
     }
     let own = STANDARD.encode(CASE.sign(parts.payload));
-    if CASE.accepts(&CASE.legacy_evidence(&Parts { signature: &own, payload: parts.payload, ..Parts::default() })) {
-        let payload: Value = serde_json::from_slice(parts.payload).expect("what is accepted is JSON");
+    if CASE.accepts(&CASE.legacy_evidence(&Parts {
+        signature: &own,
+        payload: parts.payload,
+        ..Parts::default()
+    })) {
+        let payload: Value =
+            serde_json::from_slice(parts.payload).expect("what is accepted is JSON");
         let critical = &payload["critical"];
         assert_eq!(critical["type"], "cosign container image signature");
-        assert_eq!(critical["image"]["docker-manifest-digest"], CASE.manifest.digest().as_str());
+        assert_eq!(
+            critical["image"]["docker-manifest-digest"],
+            CASE.manifest.digest().as_str()
+        );
     }
 });

@@ -15,11 +15,17 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let length = bytes.len() as u64;
     assert!(length == 0 || Manifest::parse(bytes.to_vec().into(), None, length - 1).is_err());
-    let Ok(manifest) = Manifest::parse(bytes.to_vec().into(), None, length) else { return };
+    let Ok(manifest) = Manifest::parse(bytes.to_vec().into(), None, length) else {
+        return;
+    };
     assert!(strict);
-    assert_eq!((manifest.raw().as_ref(), manifest.digest()), (bytes, &Digest::sha256(bytes)));
+    assert_eq!(
+        (manifest.raw().as_ref(), manifest.digest()),
+        (bytes, &Digest::sha256(bytes))
+    );
     assert!(manifest.subject().is_none() || !manifest.media_type().contains("index"));
-    let typed = Manifest::parse(bytes.to_vec().into(), Some(manifest.media_type()), length).expect("its own type fits");
+    let typed = Manifest::parse(bytes.to_vec().into(), Some(manifest.media_type()), length)
+        .expect("its own type fits");
     assert_eq!(typed.as_referrer(), manifest.as_referrer());
     let _ = LayerPlan::of(&manifest, None);
 });

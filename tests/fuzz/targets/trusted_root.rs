@@ -8,7 +8,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = CaRoots::from_pem(&pem("CERTIFICATE", bytes));
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
     let _ = CaRoots::from_pem(text);
     match TrustRoot::from_json("fuzzed", text) {
         Ok(root) => assert_eq!((root.name(), root.is_pending()), ("fuzzed", false)),

@@ -7,7 +7,9 @@ use libfuzzer_sys::fuzz_target;
 use serde::de::IgnoredAny;
 
 fuzz_target!(|text: &[u8]| {
-    let Some(json) = yaml_to_json(text) else { return };
+    let Some(json) = yaml_to_json(text) else {
+        return;
+    };
     assert!(json.len() <= (32 << 20) + 16 * text.len());
     // Ignoring a value does not recurse, so its depth does not matter.
     serde_json::from_slice::<IgnoredAny>(&json).expect("it is JSON");

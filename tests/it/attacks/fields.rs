@@ -23,36 +23,147 @@ const FLIPS: usize = 24;
 /// What may be bent without changing what is accepted: in which signature, which field, how,
 /// and why that is of no harm. Everything else must be refused.
 const MEANINGLESS: &[(&str, &str, &str, &str)] = &[
-    ("", "", "more", "an unknown member: nothing signs it, nobody reads it"),
-    ("", "", "unpadded", "base64 without its padding: the same bytes"),
-    ("keyed", "publicKey.hint", "", "a hint: the key is the policy's"),
-    ("keyed", "publicKey", "empty other", "says only that there is no certificate"),
-    ("log", "tlogEntries", "doubled", "an entry that is there twice, and counts once"),
-    ("log", "tlogEntries.0", "doubled", "an entry that is there twice, and counts once"),
-    ("timestamp", "rfc3161Timestamps", "doubled", "a timestamp that is there twice, and counts once"),
-    ("timestamp", "rfc3161Timestamps.0", "doubled", "a timestamp that is there twice, and counts once"),
+    (
+        "",
+        "",
+        "more",
+        "an unknown member: nothing signs it, nobody reads it",
+    ),
+    (
+        "",
+        "",
+        "unpadded",
+        "base64 without its padding: the same bytes",
+    ),
+    (
+        "keyed",
+        "publicKey.hint",
+        "",
+        "a hint: the key is the policy's",
+    ),
+    (
+        "keyed",
+        "publicKey",
+        "empty other",
+        "says only that there is no certificate",
+    ),
+    (
+        "log",
+        "tlogEntries",
+        "doubled",
+        "an entry that is there twice, and counts once",
+    ),
+    (
+        "log",
+        "tlogEntries.0",
+        "doubled",
+        "an entry that is there twice, and counts once",
+    ),
+    (
+        "timestamp",
+        "rfc3161Timestamps",
+        "doubled",
+        "a timestamp that is there twice, and counts once",
+    ),
+    (
+        "timestamp",
+        "rfc3161Timestamps.0",
+        "doubled",
+        "a timestamp that is there twice, and counts once",
+    ),
     ("timestamp", "signedTimestamp", "flipped", UNSIGNED),
     ("timestamp", "SignedRFC3161Timestamp", "flipped", UNSIGNED),
-    ("keyless, log, timestamp", "timestampVerificationData", "gone empty renamed", "the log tells the time, too"),
-    ("keyless, log, timestamp", "rfc3161Timestamps", "gone empty renamed", "the log tells the time, too"),
-    ("keyless, log, timestamp", "rfc3161Timestamps.0", "gone", "the log tells the time, too"),
-    ("keyless, log, timestamp", "inclusionPromise", "gone empty renamed", "the timestamp tells the time, too"),
-    ("keyed, log", "inclusionPromise", "gone empty renamed", "the proof is enough for the log; the time is lost"),
+    (
+        "keyless, log, timestamp",
+        "timestampVerificationData",
+        "gone empty renamed",
+        "the log tells the time, too",
+    ),
+    (
+        "keyless, log, timestamp",
+        "rfc3161Timestamps",
+        "gone empty renamed",
+        "the log tells the time, too",
+    ),
+    (
+        "keyless, log, timestamp",
+        "rfc3161Timestamps.0",
+        "gone",
+        "the log tells the time, too",
+    ),
+    (
+        "keyless, log, timestamp",
+        "inclusionPromise",
+        "gone empty renamed",
+        "the timestamp tells the time, too",
+    ),
+    (
+        "keyed, log",
+        "inclusionPromise",
+        "gone empty renamed",
+        "the proof is enough for the log; the time is lost",
+    ),
     ("log", "checkpoint.envelope.end", "", "a note's blank lines"),
-    ("log", "checkpoint.envelope.signature", "blank doubled name", "a note's names and blanks; keys have numbers"),
-    ("log", "checkpoint.envelope", "blank last shorter", "a note's last line break"),
-    ("log", "inclusionProof.treeSize", "number", "the root is signed, and the proof leads to it"),
-    ("log v2", "inclusionProof.treeSize", "", "the checkpoint says it"),
-    ("log v2", "inclusionProof.rootHash", "", "the checkpoint says it"),
+    (
+        "log",
+        "checkpoint.envelope.signature",
+        "blank doubled name",
+        "a note's names and blanks; keys have numbers",
+    ),
+    (
+        "log",
+        "checkpoint.envelope",
+        "blank last shorter",
+        "a note's last line break",
+    ),
+    (
+        "log",
+        "inclusionProof.treeSize",
+        "number",
+        "the root is signed, and the proof leads to it",
+    ),
+    (
+        "log v2",
+        "inclusionProof.treeSize",
+        "",
+        "the checkpoint says it",
+    ),
+    (
+        "log v2",
+        "inclusionProof.rootHash",
+        "",
+        "the checkpoint says it",
+    ),
     ("log v2", "inclusionProof.logIndex", "", "the entry says it"),
-    ("log v2", "logId.keyId", "", "the checkpoint says whose it is"),
-    ("legacy", "log_entry.Payload.logID", "upper", "hexadecimal in capitals"),
+    (
+        "log v2",
+        "logId.keyId",
+        "",
+        "the checkpoint says whose it is",
+    ),
+    (
+        "legacy",
+        "log_entry.Payload.logID",
+        "upper",
+        "hexadecimal in capitals",
+    ),
     ("legacy", "log_entry", "blank", "white space around JSON"),
     ("legacy", "timestamp", "blank", "white space around JSON"),
-    ("legacy", "certificate", "blank longer shorter last", "text around PEM"),
-    ("legacy", "signature", "blank", "base64 with a line break, as some write it"),
+    (
+        "legacy",
+        "certificate",
+        "blank longer shorter last",
+        "text around PEM",
+    ),
+    (
+        "legacy",
+        "signature",
+        "blank",
+        "base64 with a line break, as some write it",
+    ),
 ];
-const UNSIGNED: &str = "what no authority signs of a timestamp: status, versions, the certificate beside it";
+const UNSIGNED: &str =
+    "what no authority signs of a timestamp: status, versions, the certificate beside it";
 
 /// A JSON document that may be wrong in ways that `Value` can't be.
 #[derive(Debug, Clone)]
@@ -65,9 +176,12 @@ enum Node {
 impl Node {
     fn of(value: &Value) -> Self {
         match value {
-            Value::Object(members) => {
-                Self::Object(members.iter().map(|(name, value)| (name.clone(), Self::of(value))).collect())
-            }
+            Value::Object(members) => Self::Object(
+                members
+                    .iter()
+                    .map(|(name, value)| (name.clone(), Self::of(value)))
+                    .collect(),
+            ),
             Value::Array(items) => Self::Array(items.iter().map(Self::of).collect()),
             leaf => Self::Leaf(leaf.clone()),
         }
@@ -76,10 +190,15 @@ impl Node {
     fn text(&self) -> String {
         match self {
             Self::Object(members) => {
-                let members = members.iter().map(|(name, node)| format!("{}:{}", json!(name), node.text()));
+                let members = members
+                    .iter()
+                    .map(|(name, node)| format!("{}:{}", json!(name), node.text()));
                 format!("{{{}}}", members.collect::<Vec<_>>().join(","))
             }
-            Self::Array(items) => format!("[{}]", items.iter().map(Self::text).collect::<Vec<_>>().join(",")),
+            Self::Array(items) => format!(
+                "[{}]",
+                items.iter().map(Self::text).collect::<Vec<_>>().join(",")
+            ),
             Self::Leaf(value) => value.to_string(),
         }
     }
@@ -95,13 +214,26 @@ impl Node {
                         members.splice(at..=at, replacement);
                         Self::Object(members)
                     };
-                    let evil = node.replaced().into_iter().next().map_or(Self::Leaf(Value::Null), |(_, evil)| evil);
+                    let evil = node
+                        .replaced()
+                        .into_iter()
+                        .next()
+                        .map_or(Self::Leaf(Value::Null), |(_, evil)| evil);
                     let (good, evil) = ((name.clone(), node.clone()), (name.clone(), evil));
                     all.push((format!(".{name}~gone"), with(vec![])));
-                    all.push((format!(".{name}~twice"), with(vec![good.clone(), good.clone()])));
-                    all.push((format!(".{name}~twice"), with(vec![good.clone(), evil.clone()])));
+                    all.push((
+                        format!(".{name}~twice"),
+                        with(vec![good.clone(), good.clone()]),
+                    ));
+                    all.push((
+                        format!(".{name}~twice"),
+                        with(vec![good.clone(), evil.clone()]),
+                    ));
                     all.push((format!(".{name}~twice"), with(vec![evil, good])));
-                    all.push((format!(".{name}~renamed"), with(vec![(format!("{name}x"), node.clone())])));
+                    all.push((
+                        format!(".{name}~renamed"),
+                        with(vec![(format!("{name}x"), node.clone())]),
+                    ));
                     for (below, bent) in node.bent() {
                         all.push((format!(".{name}{below}"), with(vec![(name.clone(), bent)])));
                     }
@@ -118,9 +250,14 @@ impl Node {
                         Self::Array(items)
                     };
                     all.push((format!(".{at}~gone"), with(vec![])));
-                    all.push((format!(".{at}~doubled"), with(vec![node.clone(), node.clone()])));
+                    all.push((
+                        format!(".{at}~doubled"),
+                        with(vec![node.clone(), node.clone()]),
+                    ));
                     all.extend(
-                        node.bent().into_iter().map(|(below, bent)| (format!(".{at}{below}"), with(vec![bent]))),
+                        node.bent()
+                            .into_iter()
+                            .map(|(below, bent)| (format!(".{at}{below}"), with(vec![bent]))),
                     );
                 }
             }
@@ -133,20 +270,52 @@ impl Node {
     fn replaced(&self) -> Vec<(String, Self)> {
         let how = |how: &str, node: Self| (format!("~{how}"), node);
         let mut all: Vec<(String, Self)> = match self {
-            Self::Leaf(Value::String(text)) => {
-                strings(text).into_iter().map(|(how, text)| (how, Self::Leaf(text.into()))).collect()
-            }
+            Self::Leaf(Value::String(text)) => strings(text)
+                .into_iter()
+                .map(|(how, text)| (how, Self::Leaf(text.into())))
+                .collect(),
             Self::Leaf(Value::Number(number)) => {
                 let number = number.as_i64().unwrap();
-                let others = [number + 1, number - 1, -number, number << 1, i64::MAX, i64::MIN];
-                others.map(|other| how("number", Self::Leaf(other.into()))).into()
+                let others = [
+                    number + 1,
+                    number - 1,
+                    -number,
+                    number << 1,
+                    i64::MAX,
+                    i64::MIN,
+                ];
+                others
+                    .map(|other| how("number", Self::Leaf(other.into())))
+                    .into()
             }
-            Self::Array(items) => vec![how("doubled", Self::Array(items.iter().chain(items).cloned().collect()))],
+            Self::Array(items) => vec![how(
+                "doubled",
+                Self::Array(items.iter().chain(items).cloned().collect()),
+            )],
             Self::Leaf(_) | Self::Object(_) => Vec::new(),
         };
-        let others = [json!(true), json!(7), json!(-1), json!("x"), json!(null), json!(""), json!([]), json!({})];
-        all.extend(others.iter().take(4).map(|other| how("other", Self::of(other))));
-        all.extend(others.iter().skip(4).map(|other| how("empty", Self::of(other))));
+        let others = [
+            json!(true),
+            json!(7),
+            json!(-1),
+            json!("x"),
+            json!(null),
+            json!(""),
+            json!([]),
+            json!({}),
+        ];
+        all.extend(
+            others
+                .iter()
+                .take(4)
+                .map(|other| how("other", Self::of(other))),
+        );
+        all.extend(
+            others
+                .iter()
+                .skip(4)
+                .map(|other| how("empty", Self::of(other))),
+        );
         all.push(how("other", Self::Array(vec![self.clone()])));
         all.retain(|(_, other)| other.text() != self.text());
         all
@@ -165,22 +334,44 @@ fn strings(text: &str) -> Vec<(String, String)> {
         how("blank", format!("{text}\r\n ")),
     ];
     if let Some((last, front)) = text.as_bytes().split_last() {
-        all.push(how("last", String::from_utf8_lossy(&[front, &[last ^ 1]].concat()).into_owned()));
-        all.push(how(if *last == b'=' { "unpadded" } else { "shorter" }, String::from_utf8_lossy(front).into_owned()));
+        all.push(how(
+            "last",
+            String::from_utf8_lossy(&[front, &[last ^ 1]].concat()).into_owned(),
+        ));
+        all.push(how(
+            if *last == b'=' { "unpadded" } else { "shorter" },
+            String::from_utf8_lossy(front).into_owned(),
+        ));
     }
     if let Ok(number) = text.parse::<i64>() {
-        all.extend([number + 1, number - 1, 0, -number].map(|other| how("number", other.to_string())));
-    } else if let Ok(document @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str::<Value>(text) {
-        all.extend(Node::of(&document).bent().into_iter().map(|(place, bent)| (place, bent.text())));
+        all.extend(
+            [number + 1, number - 1, 0, -number].map(|other| how("number", other.to_string())),
+        );
+    } else if let Ok(document @ (Value::Object(_) | Value::Array(_))) =
+        serde_json::from_str::<Value>(text)
+    {
+        all.extend(
+            Node::of(&document)
+                .bent()
+                .into_iter()
+                .map(|(place, bent)| (place, bent.text())),
+        );
     } else if let Some(der) = text.strip_prefix("-----BEGIN CERTIFICATE-----\n") {
         let (body, _) = der.split_once("\n-----END").unwrap();
         let bent = bytes(&STANDARD.decode(body.replace('\n', "")).unwrap());
-        all.extend(bent.into_iter().map(|(place, der)| (place, pem("CERTIFICATE", &der))));
+        all.extend(
+            bent.into_iter()
+                .map(|(place, der)| (place, pem("CERTIFICATE", &der))),
+        );
         all.push(how("doubled", format!("{text}{text}")));
     } else if text.contains("\n\u{2014} ") {
         all.extend(notes(text));
     } else if let Some(decoded) = STANDARD.decode(text).ok().filter(|bytes| bytes.len() > 8) {
-        all.extend(bytes(&decoded).into_iter().map(|(place, bytes)| (place, STANDARD.encode(bytes))));
+        all.extend(
+            bytes(&decoded)
+                .into_iter()
+                .map(|(place, bytes)| (place, STANDARD.encode(bytes))),
+        );
     }
     all.retain(|(_, other)| other != text);
     all
@@ -209,7 +400,10 @@ fn notes(text: &str) -> Vec<(String, String)> {
         if part == "signature" {
             let (front, signature) = line.rsplit_once(' ').unwrap();
             for (how, bent) in bytes(&STANDARD.decode(signature).unwrap()) {
-                with(&how[1..], vec![format!("{front} {}", STANDARD.encode(bent))]);
+                with(
+                    &how[1..],
+                    vec![format!("{front} {}", STANDARD.encode(bent))],
+                );
             }
             with("name", vec![line.replace("rekor", "Rekor")]);
         }
@@ -220,11 +414,14 @@ fn notes(text: &str) -> Vec<(String, String)> {
 /// Other bytes: bits flipped all over, shorter, longer, and the document in them bent.
 fn bytes(good: &[u8]) -> Vec<(String, Vec<u8>)> {
     let step = good.len().div_ceil(FLIPS);
-    let flipped = (0..good.len()).step_by(step).chain([good.len() - 1]).map(|at| {
-        let mut bytes = good.to_vec();
-        bytes[at] ^= 1 << (at % 8);
-        ("~flipped".to_owned(), bytes)
-    });
+    let flipped = (0..good.len())
+        .step_by(step)
+        .chain([good.len() - 1])
+        .map(|at| {
+            let mut bytes = good.to_vec();
+            bytes[at] ^= 1 << (at % 8);
+            ("~flipped".to_owned(), bytes)
+        });
     let mut all: Vec<_> = flipped.collect();
     all.push(("~shorter".to_owned(), good[..good.len() - 1].to_vec()));
     all.push(("~longer".to_owned(), [good, &[0]].concat()));
@@ -233,7 +430,10 @@ fn bytes(good: &[u8]) -> Vec<(String, Vec<u8>)> {
         let bent = Node::of(&document).bent().into_iter();
         all.extend(bent.map(|(place, bent)| (format!("/{place}"), bent.text().into_bytes())));
         // The same, spelled otherwise: a signature is over the bytes.
-        all.push(("/~spelled".to_owned(), serde_json::to_vec_pretty(&document).unwrap()));
+        all.push((
+            "/~spelled".to_owned(),
+            serde_json::to_vec_pretty(&document).unwrap(),
+        ));
     }
     all
 }
@@ -258,17 +458,30 @@ struct Counts {
 impl Good {
     async fn new(name: &'static str, fixture: &Fixture, policy: TrustPolicy) -> Self {
         let (pinned, manifest, evidence) = fixture.gather().await;
-        let signers = Verified::verify(&policy, &pinned, manifest.clone(), &evidence).unwrap().signers().to_vec();
+        let signers = Verified::verify(&policy, &pinned, manifest.clone(), &evidence)
+            .unwrap()
+            .signers()
+            .to_vec();
         let evidence = serde_json::from_slice(&evidence.to_bytes().unwrap()).unwrap();
-        Self { name, policy, pinned, manifest, evidence, signers }
+        Self {
+            name,
+            policy,
+            pinned,
+            manifest,
+            evidence,
+            signers,
+        }
     }
 
     fn verify(&self, evidence: &Value, place: &str, counts: &mut Counts) {
         counts.tried += 1;
-        let Ok(evidence) = Evidence::from_bytes(evidence.to_string().as_bytes()) else { return };
-        let judging = || Verified::verify(&self.policy, &self.pinned, self.manifest.clone(), &evidence);
-        let judged =
-            catch_unwind(AssertUnwindSafe(judging)).unwrap_or_else(|_| panic!("{}: {place} panics", self.name));
+        let Ok(evidence) = Evidence::from_bytes(evidence.to_string().as_bytes()) else {
+            return;
+        };
+        let judging =
+            || Verified::verify(&self.policy, &self.pinned, self.manifest.clone(), &evidence);
+        let judged = catch_unwind(AssertUnwindSafe(judging))
+            .unwrap_or_else(|_| panic!("{}: {place} panics", self.name));
         let Ok(verified) = judged else { return };
         let (field, how) = place.split_once('~').unwrap();
         let meaningless = MEANINGLESS.iter().find(|(signature, of, ways, _)| {
@@ -280,11 +493,23 @@ impl Good {
             return;
         };
         // The time may be lost with its proof, and is never another one.
-        let untimed = |one: &Signer| Signer { signed_at: None, ..one.clone() };
+        let untimed = |one: &Signer| Signer {
+            signed_at: None,
+            ..one.clone()
+        };
         let [signer, good] = [verified.signers(), self.signers.as_slice()];
-        assert_eq!(untimed(&signer[0]), untimed(&good[0]), "{}: {place} changes who signed", self.name);
+        assert_eq!(
+            untimed(&signer[0]),
+            untimed(&good[0]),
+            "{}: {place} changes who signed",
+            self.name
+        );
         let lost = signer[0].signed_at.is_none() && why.ends_with("the time is lost");
-        assert!(lost || signer[0].signed_at == good[0].signed_at, "{}: {place} changes the time", self.name);
+        assert!(
+            lost || signer[0].signed_at == good[0].signed_at,
+            "{}: {place} changes the time",
+            self.name
+        );
         *counts.accepted.entry(why).or_default() += 1;
     }
 
@@ -298,7 +523,10 @@ impl Good {
         for (place, bent) in Node::of(&bundle).bent() {
             let text = bent.text();
             let mut referrer = referrer.clone();
-            let layer = json!(Descriptor::of(referrer["layers"][0]["mediaType"].as_str().unwrap(), text.as_bytes()));
+            let layer = json!(Descriptor::of(
+                referrer["layers"][0]["mediaType"].as_str().unwrap(),
+                text.as_bytes()
+            ));
             referrer["layers"] = json!([layer]);
             let mut evidence = self.evidence.clone();
             evidence["bundles"][0] = json!({
@@ -323,10 +551,23 @@ impl Good {
 
     fn tell(&self, counts: &Counts) {
         let accepted: usize = counts.accepted.values().sum();
-        println!("{:28} {:6} bent, {} refused, {accepted} accepted", self.name, counts.tried, counts.tried - accepted);
-        counts.accepted.iter().for_each(|(why, number)| println!("{:28} {number:6} {why}", ""));
+        println!(
+            "{:28} {:6} bent, {} refused, {accepted} accepted",
+            self.name,
+            counts.tried,
+            counts.tried - accepted
+        );
+        counts
+            .accepted
+            .iter()
+            .for_each(|(why, number)| println!("{:28} {number:6} {why}", ""));
         assert!(counts.tried > 200, "{} was hardly bent", self.name);
-        assert!(counts.unexpected.is_empty(), "{}: accepted although bent: {:?}", self.name, counts.unexpected);
+        assert!(
+            counts.unexpected.is_empty(),
+            "{}: accepted although bent: {:?}",
+            self.name,
+            counts.unexpected
+        );
     }
 }
 
@@ -335,14 +576,32 @@ async fn no_field_of_a_bundle_can_be_bent() {
     let fixture = Fixture::new().await;
     let forge = &fixture.forge;
     let statement = fixture.statement();
-    let (by, envelope) = (By::Certificate(&fixture.signer), Envelope::sign(&fixture.signer.key, &statement));
-    let (by_key, by_key_envelope) = (By::Key(&fixture.key), Envelope::sign(&fixture.key, &statement));
+    let (by, envelope) = (
+        By::Certificate(&fixture.signer),
+        Envelope::sign(&fixture.signer.key, &statement),
+    );
+    let (by_key, by_key_envelope) = (
+        By::Key(&fixture.key),
+        Envelope::sign(&fixture.key, &statement),
+    );
     let stamp = [forge.stamp(&envelope.signature)];
     let workflow = || fixture.trusts_workflow();
     for (name, bundle, policy) in [
-        ("keyless, log, timestamp", envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &stamp), workflow()),
-        ("keyless, log v2, timestamp", envelope.bundle(by, &[forge.log2_envelope(by, &envelope)], &stamp), workflow()),
-        ("keyed", by_key_envelope.bundle(by_key, &[], &[]), fixture.trusts_key()),
+        (
+            "keyless, log, timestamp",
+            envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &stamp),
+            workflow(),
+        ),
+        (
+            "keyless, log v2, timestamp",
+            envelope.bundle(by, &[forge.log2_envelope(by, &envelope)], &stamp),
+            workflow(),
+        ),
+        (
+            "keyed",
+            by_key_envelope.bundle(by_key, &[], &[]),
+            fixture.trusts_key(),
+        ),
         (
             "keyed, log",
             by_key_envelope.bundle(by_key, &[forge.log_envelope(by_key, &by_key_envelope)], &[]),
@@ -364,18 +623,34 @@ async fn no_field_of_a_legacy_signature_can_be_bent() {
     let entry = forge.log_payload(By::Key(&fixture.key), &by_key.payload, &by_key.signature());
     let keyless_legacy = fixture.legacy_keyless(&fixture.payload());
     let stamped = {
-        let legacy = Legacy::sign(&fixture.signer.key, &fixture.payload()).certified(&fixture.signer);
+        let legacy =
+            Legacy::sign(&fixture.signer.key, &fixture.payload()).certified(&fixture.signer);
         let stamp = forge.stamp(&legacy.signature());
         legacy.stamped(&stamp)
     };
     for (name, legacy, policy) in [
-        ("legacy keyed", by_key.clone(), policy([keyed(&fixture.key)])),
-        ("legacy keyed, log", by_key.logged(&entry), policy([keyed_in_log(&fixture.key, forge.trust())])),
-        ("legacy keyless, log", keyless_legacy, fixture.trusts_workflow()),
+        (
+            "legacy keyed",
+            by_key.clone(),
+            policy([keyed(&fixture.key)]),
+        ),
+        (
+            "legacy keyed, log",
+            by_key.logged(&entry),
+            policy([keyed_in_log(&fixture.key, forge.trust())]),
+        ),
+        (
+            "legacy keyless, log",
+            keyless_legacy,
+            fixture.trusts_workflow(),
+        ),
         (
             "legacy keyless, timestamp",
             stamped,
-            policy([Authority { tlog: TlogPolicy::None, ..keyless(forge.trust()) }]),
+            policy([Authority {
+                tlog: TlogPolicy::None,
+                ..keyless(forge.trust())
+            }]),
         ),
     ] {
         fixture.registry.put_legacy(&fixture.digest, &[legacy]);
@@ -388,7 +663,9 @@ async fn no_field_of_a_legacy_signature_can_be_bent() {
 #[tokio::test]
 async fn a_referrer_that_is_bent_attaches_nothing_else() {
     let fixture = Fixture::new().await;
-    fixture.registry.put_bundles(&fixture.digest, &[fixture.bare(&fixture.statement())]);
+    fixture
+        .registry
+        .put_bundles(&fixture.digest, &[fixture.bare(&fixture.statement())]);
     let good = Good::new("referrer", &fixture, fixture.trusts_key()).await;
     let referrer = good.evidence["bundles"][0]["referrer"].as_str().unwrap();
     let referrer: Value = serde_json::from_slice(&STANDARD.decode(referrer).unwrap()).unwrap();
@@ -407,8 +684,20 @@ async fn a_referrer_that_is_bent_attaches_nothing_else() {
     println!(
         "referrer: {tried} bent, {number} accepted, none of which ties other bytes to it or it to another artifact"
     );
-    let tied = ["schemaVersion", "config.digest", "layers~", "layers.0.digest", "subject~", "subject.digest"];
+    let tied = [
+        "schemaVersion",
+        "config.digest",
+        "layers~",
+        "layers.0.digest",
+        "subject~",
+        "subject.digest",
+    ];
     for place in accepted.keys().filter(|place| !place.ends_with("~more")) {
-        assert!(!tied.iter().any(|tied| place.trim_start_matches('.').starts_with(tied)), "{place}");
+        assert!(
+            !tied
+                .iter()
+                .any(|tied| place.trim_start_matches('.').starts_with(tied)),
+            "{place}"
+        );
     }
 }

@@ -3,8 +3,9 @@
 use bundlegate::{
     oci::{Digest, Manifest, PinnedReference},
     verify::{
-        self, Authority, AuthorityKind, Evidence, Identity, Pattern, PublicKey, Reason, Report, Requirements,
-        TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, VerificationError, Verified,
+        self, Authority, AuthorityKind, Evidence, Identity, Pattern, PublicKey, Reason, Report,
+        Requirements, TlogPolicy, TrustPolicy, TrustRoot, VerificationContext, VerificationError,
+        Verified,
     },
 };
 use serde_json::Value;
@@ -33,7 +34,13 @@ impl Fixture {
         let registry = FaultyRegistry::start().await;
         let (digest, _) = registry.put_artifact("live", b"bundle");
         let forge = Sigstore::new();
-        Self { registry, digest, signer: forge.signer(), forge, key: Key::p256() }
+        Self {
+            registry,
+            digest,
+            signer: forge.signer(),
+            forge,
+            key: Key::p256(),
+        }
     }
 
     /// The repository, as a signer names it.
@@ -62,21 +69,31 @@ impl Fixture {
     }
 
     pub(crate) fn keyless_by(&self, signer: &Certified, statement: &Value) -> Value {
-        let (by, envelope) = (By::Certificate(signer), Envelope::sign(&signer.key, statement));
+        let (by, envelope) = (
+            By::Certificate(signer),
+            Envelope::sign(&signer.key, statement),
+        );
         envelope.bundle(by, &[self.forge.log_envelope(by, &envelope)], &[])
     }
 
     /// A legacy signature by the signer with the certificate, in the log.
     pub(crate) fn legacy_keyless(&self, payload: &Value) -> Legacy {
         let legacy = Legacy::sign(&self.signer.key, payload).certified(&self.signer);
-        let entry = self.forge.log_payload(By::Certificate(&self.signer), &legacy.payload, &legacy.signature());
+        let entry = self.forge.log_payload(
+            By::Certificate(&self.signer),
+            &legacy.payload,
+            &legacy.signature(),
+        );
         legacy.logged(&entry)
     }
 
     /// Attaches a bundle that holds exactly this text.
     pub(crate) fn attach_text(&self, text: &str) {
-        let entry = self.registry.put_referrer(&self.digest, text.as_bytes(), |_| {});
-        self.registry.list_referrers(&self.digest, &Value::from(vec![entry]));
+        let entry = self
+            .registry
+            .put_referrer(&self.digest, text.as_bytes(), |_| {});
+        self.registry
+            .list_referrers(&self.digest, &Value::from(vec![entry]));
     }
 
     /// Whoever has the key may release.
@@ -94,20 +111,32 @@ impl Fixture {
         self.verify_at(policy, VerificationContext::now()).await
     }
 
-    pub(crate) async fn verify_at(&self, policy: &TrustPolicy, circumstances: VerificationContext) -> Outcome {
+    pub(crate) async fn verify_at(
+        &self,
+        policy: &TrustPolicy,
+        circumstances: VerificationContext,
+    ) -> Outcome {
         let (pinned, manifest, evidence) = self.gather().await;
-        let (verdict, report) = Verified::verify_with_report(policy, &pinned, manifest, &evidence, circumstances);
+        let (verdict, report) =
+            Verified::verify_with_report(policy, &pinned, manifest, &evidence, circumstances);
         Outcome { verdict, report }
     }
 
     /// What the tag means.
     pub(crate) async fn gather_pin(&self) -> PinnedReference {
-        self.registry.source().resolve(&self.registry.reference("live")).await.unwrap()
+        self.registry
+            .source()
+            .resolve(&self.registry.reference("live"))
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn gather(&self) -> (PinnedReference, Manifest, Evidence) {
         let source = self.registry.source();
-        let pinned = source.resolve(&self.registry.reference("live")).await.unwrap();
+        let pinned = source
+            .resolve(&self.registry.reference("live"))
+            .await
+            .unwrap();
         let manifest = source.manifest(&pinned).await.unwrap();
         let evidence = verify::collect(&source, &pinned, 8 << 20).await.unwrap();
         (pinned, manifest, evidence)
@@ -129,26 +158,43 @@ impl Fixture {
 impl Outcome {
     #[track_caller]
     pub(crate) fn accepted(self) -> Verified<Manifest> {
-        self.verdict.unwrap_or_else(|rejection| panic!("{rejection}\n{:#?}", self.report))
+        self.verdict
+            .unwrap_or_else(|rejection| panic!("{rejection}\n{:#?}", self.report))
     }
 
     /// Refused for this reason, found by this check, in these words.
     #[track_caller]
     pub(crate) fn refused(self, reason: Reason, check: &str, words: &str) {
-        let Err(rejection) = &self.verdict else { panic!("accepted: {:#?}", self.report) };
+        let Err(rejection) = &self.verdict else {
+            panic!("accepted: {:#?}", self.report)
+        };
         assert_eq!(rejection.reason, reason, "{rejection}");
-        let failed = self.report.signatures.iter().flat_map(|finding| finding.checks.last());
-        let told: Vec<_> = failed.filter(|check| !check.ok).map(|check| (check.name, &check.detail)).collect();
-        let found = told.iter().any(|(name, detail)| *name == check && detail.contains(words));
+        let failed = self
+            .report
+            .signatures
+            .iter()
+            .flat_map(|finding| finding.checks.last());
+        let told: Vec<_> = failed
+            .filter(|check| !check.ok)
+            .map(|check| (check.name, &check.detail))
+            .collect();
+        let found = told
+            .iter()
+            .any(|(name, detail)| *name == check && detail.contains(words));
         assert!(found, "no {check} says {words:?}: {told:?}; {rejection}");
     }
 
     /// Refused although nothing is wrong with any single candidate.
     #[track_caller]
     pub(crate) fn refused_as_a_whole(self, reason: Reason, words: &str) {
-        let Err(rejection) = &self.verdict else { panic!("accepted: {:#?}", self.report) };
+        let Err(rejection) = &self.verdict else {
+            panic!("accepted: {:#?}", self.report)
+        };
         assert_eq!(rejection.reason, reason, "{rejection}\n{:#?}", self.report);
-        assert!(rejection.to_string().contains(words), "{rejection} does not say {words:?}");
+        assert!(
+            rejection.to_string().contains(words),
+            "{rejection} does not say {words:?}"
+        );
     }
 }
 
@@ -163,7 +209,11 @@ pub(crate) fn keyed(key: &Key) -> Authority {
 
 /// Whoever has this key, as the log of `root` saw.
 pub(crate) fn keyed_in_log(key: &Key, root: TrustRoot) -> Authority {
-    Authority { tlog: TlogPolicy::Require, root: Some(root), ..keyed(key) }
+    Authority {
+        tlog: TlogPolicy::Require,
+        root: Some(root),
+        ..keyed(key)
+    }
 }
 
 /// The release workflow, as `root` vouches.
@@ -173,8 +223,17 @@ pub(crate) fn keyless(root: TrustRoot) -> Authority {
 }
 
 pub(crate) fn identified(root: TrustRoot, issuer: Pattern, subject: Pattern) -> Authority {
-    let kind = AuthorityKind::Keyless(Identity { issuer, subject, claims: [].into() });
-    Authority { name: "workflow".into(), kind, tlog: TlogPolicy::Require, root: Some(root) }
+    let kind = AuthorityKind::Keyless(Identity {
+        issuer,
+        subject,
+        claims: [].into(),
+    });
+    Authority {
+        name: "workflow".into(),
+        kind,
+        tlog: TlogPolicy::Require,
+        root: Some(root),
+    }
 }
 
 /// Any one of these.

@@ -21,13 +21,20 @@ use crate::{
 };
 
 fn cached(cache: &Path) -> store::Options {
-    store::Options { directory: Some(cache.to_owned()), ..Setup::default().cache }
+    store::Options {
+        directory: Some(cache.to_owned()),
+        ..Setup::default().cache
+    }
 }
 
 /// Everything that lies in a cache under its digest.
 fn lying(cache: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(cache.join("blobs/sha256")).into_iter().flatten();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    let entries = std::fs::read_dir(cache.join("blobs/sha256"))
+        .into_iter()
+        .flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 /// Case 1 (CVE-2022-47633): a tag is looked up once.
@@ -38,17 +45,26 @@ async fn a_tag_that_moves_while_signatures_are_gathered_moves_nothing_that_is_se
     let (digest, _) = registry.put_artifact("live", &good);
     signer.sign_legacy(&registry, &digest);
     registry.fail(".sig", 1, Fault::Slow(Duration::from_secs(2)));
-    let mut setup = Setup { policy: signer.policy(), ..Setup::default() };
+    let mut setup = Setup {
+        policy: signer.policy(),
+        ..Setup::default()
+    };
     setup.rules.first_wait = HOUR;
     let gate = Gate::with(&registry, setup).await;
-    eventually("signatures are asked for", || !registry.asked(".sig").is_empty()).await;
+    eventually("signatures are asked for", || {
+        !registry.asked(".sig").is_empty()
+    })
+    .await;
     let (unsigned, layer) = registry.put_artifact("live", &evil);
     let served = timeout(PATIENCE, gate.get("", 0)).await.unwrap();
     assert_eq!(served.headers()["bundlegate-manifest"], digest.as_str());
     assert_eq!(served.bytes().await.unwrap(), good);
     eventually("the new one is refused", || gate.last_failure().is_some()).await;
     assert_eq!(gate.last_failure().unwrap().class, "evidence");
-    assert!(registry.asked(layer.digest.as_str()).is_empty(), "its bytes were asked for");
+    assert!(
+        registry.asked(layer.digest.as_str()).is_empty(),
+        "its bytes were asked for"
+    );
     assert_eq!(gate.get("", 0).await.bytes().await.unwrap(), good);
     assert!(!registry.asked(unsigned.as_str()).is_empty());
 }
@@ -73,13 +89,24 @@ async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
         Fault::Endless,
         Fault::With("content-length", "5".into()),
     ] {
-        let (registry, signer, cache) = (FaultyRegistry::start().await, Signer::new(), tempfile::tempdir().unwrap());
+        let (registry, signer, cache) = (
+            FaultyRegistry::start().await,
+            Signer::new(),
+            tempfile::tempdir().unwrap(),
+        );
         let (digest, layer) = registry.put_artifact("live", &good);
         signer.sign_bundle(&registry, &digest);
         registry.fail(layer.digest.as_str(), usize::MAX, fault.clone());
-        let setup = Setup { policy: signer.policy(), cache: cached(cache.path()), ..Setup::default() };
+        let setup = Setup {
+            policy: signer.policy(),
+            cache: cached(cache.path()),
+            ..Setup::default()
+        };
         let gate = Gate::with(&registry, setup).await;
-        eventually("the layer is asked for", || !registry.asked(layer.digest.as_str()).is_empty()).await;
+        eventually("the layer is asked for", || {
+            !registry.asked(layer.digest.as_str()).is_empty()
+        })
+        .await;
         if matches!(fault, Fault::Halt(_)) {
             // All but one byte has come, and whoever waits has not even a status.
             let waiting = timeout(Duration::from_secs(1), gate.asking("", 60).send()).await;
@@ -87,13 +114,22 @@ async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
         } else {
             eventually("a failed check", || gate.last_failure().is_some()).await;
             let failure = gate.last_failure().unwrap();
-            assert_eq!((failure.class, failure.step.as_str()), ("transient", "fetch"), "{fault:?}: {failure:?}");
+            assert_eq!(
+                (failure.class, failure.step.as_str()),
+                ("transient", "fetch"),
+                "{fault:?}: {failure:?}"
+            );
         }
         let pending = gate.get("", 0).await;
         assert_eq!(pending.status(), StatusCode::NOT_FOUND, "{fault:?}");
         assert_eq!(error(pending).await["reason"], "pending", "{fault:?}");
         assert_eq!(gate.sent_bytes(), 0, "{fault:?}");
-        assert!(!lying(cache.path()).iter().any(|name| name == layer.digest.hex()), "{fault:?}");
+        assert!(
+            !lying(cache.path())
+                .iter()
+                .any(|name| name == layer.digest.hex()),
+            "{fault:?}"
+        );
         if matches!(fault, Fault::Halt(_)) {
             continue;
         }
@@ -101,20 +137,37 @@ async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
         registry.heal();
         let served = timeout(PATIENCE, gate.get("", 60)).await.unwrap();
         assert_eq!(served.bytes().await.unwrap(), good, "{fault:?}");
-        eventually("it is kept", || lying(cache.path()).iter().any(|name| name == layer.digest.hex())).await;
+        eventually("it is kept", || {
+            lying(cache.path())
+                .iter()
+                .any(|name| name == layer.digest.hex())
+        })
+        .await;
     }
 }
 
 /// Case 24. The cache holds bytes and evidence, no verdict: that is today's policy's.
 #[tokio::test]
 async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
-    let (registry, signer, cache) = (FaultyRegistry::start().await, Signer::new(), tempfile::tempdir().unwrap());
+    let (registry, signer, cache) = (
+        FaultyRegistry::start().await,
+        Signer::new(),
+        tempfile::tempdir().unwrap(),
+    );
     let (digest, _) = registry.put_artifact("live", &bundle("one"));
     signer.sign_bundle(&registry, &digest);
-    let with = |policy: TrustPolicy| Setup { policy, cache: cached(cache.path()), ..Setup::default() };
+    let with = |policy: TrustPolicy| Setup {
+        policy,
+        cache: cached(cache.path()),
+        ..Setup::default()
+    };
     let gate = Gate::with(&registry, with(signer.policy())).await;
     let etag = tag(&gate.get("", 60).await);
-    let kept = || std::fs::read_to_string(cache.path().join("index.json")).unwrap().contains(digest.hex());
+    let kept = || {
+        std::fs::read_to_string(cache.path().join("index.json"))
+            .unwrap()
+            .contains(digest.hex())
+    };
     eventually("it is kept", kept).await;
     gate.end(cache.path()).await;
     registry.fail("", usize::MAX, Fault::Status(503, vec![]));
@@ -125,7 +178,10 @@ async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
     let refused = error(gate.get("", 0).await).await;
     assert_eq!(refused["reason"], "withdrawn");
-    assert!(refused["message"].as_str().unwrap().contains("another key"), "{refused}");
+    assert!(
+        refused["message"].as_str().unwrap().contains("another key"),
+        "{refused}"
+    );
 }
 
 /// Case 25: possession is per repository and credential.
@@ -137,16 +193,34 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
     let store = Store::open(cached(cache.path()), Metrics::new().unwrap());
     store.blob(&ours.source(), &layer).await.unwrap();
     // The other tenant knows the digest, and has nothing.
-    let refused = store.blob(&theirs.source(), &layer).await.unwrap_err().to_string();
+    let refused = store
+        .blob(&theirs.source(), &layer)
+        .await
+        .unwrap_err()
+        .to_string();
     let absent = Store::open(Setup::default().cache, Metrics::new().unwrap());
-    let truly = absent.blob(&theirs.source(), &layer).await.unwrap_err().to_string();
+    let truly = absent
+        .blob(&theirs.source(), &layer)
+        .await
+        .unwrap_err()
+        .to_string();
     assert_eq!(refused, truly, "what is cached for another shows");
-    assert_eq!(theirs.asked(layer.digest.as_str()).len(), 2, "its registry was not asked");
+    assert_eq!(
+        theirs.asked(layer.digest.as_str()).len(),
+        2,
+        "its registry was not asked"
+    );
     // Nor does the same repository answer to other credentials from what it told these.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "wrong\n").unwrap();
-    let credentials = Credentials::PasswordFile { username: "mallory".into(), password_file: file.path().to_owned() };
-    let mallory = ours.source_with(Options { credentials: Some(credentials), ..ours.options() });
+    let credentials = Credentials::PasswordFile {
+        username: "mallory".into(),
+        password_file: file.path().to_owned(),
+    };
+    let mallory = ours.source_with(Options {
+        credentials: Some(credentials),
+        ..ours.options()
+    });
     ours.fail("blobs/", usize::MAX, Fault::Status(403, vec![]));
     assert!(store.blob(&mallory, &layer).await.is_err());
     store.blob(&ours.source(), &layer).await.unwrap();
@@ -161,7 +235,9 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
 async fn every_way_to_have_no_answer_is_a_no_with_its_own_reason() {
     let (signer, good) = (Signer::new(), bundle("good"));
     let pending = {
-        let root = Bytes::from_static(include_bytes!("../../../src/verify/roots/sigstore_tuf_root.json"));
+        let root = Bytes::from_static(include_bytes!(
+            "../../../src/verify/roots/sigstore_tuf_root.json"
+        ));
         let options = TufOptions::new("https://127.0.0.1:1/".parse().unwrap(), root, None).unwrap();
         RootSource::Tuf(options).initial("never came").unwrap()
     };
@@ -169,9 +245,21 @@ async fn every_way_to_have_no_answer_is_a_no_with_its_own_reason() {
     let broken = Fault::Status(500, vec![]);
     let mut reasons = Vec::new();
     for (policy, fault, class) in [
-        (signer.policy(), Some(("referrers/", denied.clone())), "denied"),
-        (signer.policy(), Some(("referrers/", broken.clone())), "transient"),
-        (signer.policy(), Some((".sig", Fault::Status(403, vec![]))), "denied"),
+        (
+            signer.policy(),
+            Some(("referrers/", denied.clone())),
+            "denied",
+        ),
+        (
+            signer.policy(),
+            Some(("referrers/", broken.clone())),
+            "transient",
+        ),
+        (
+            signer.policy(),
+            Some((".sig", Fault::Status(403, vec![]))),
+            "denied",
+        ),
         (signer.policy(), Some((".sig", broken)), "transient"),
         (signer.policy(), None, "evidence"),
         (policy([keyed(&Key::p256())]), None, "evidence"),
@@ -186,14 +274,29 @@ async fn every_way_to_have_no_answer_is_a_no_with_its_own_reason() {
         if let Some((part, fault)) = &fault {
             registry.fail(part, usize::MAX, fault.clone());
         }
-        let gate = Gate::with(&registry, Setup { policy, ..Setup::default() }).await;
+        let gate = Gate::with(
+            &registry,
+            Setup {
+                policy,
+                ..Setup::default()
+            },
+        )
+        .await;
         eventually("a failed check", || gate.last_failure().is_some()).await;
         let failure = gate.last_failure().unwrap();
         assert_eq!(failure.class, class, "{failure:?}");
         let refused = gate.get("", 0).await;
         assert_eq!(refused.status(), StatusCode::NOT_FOUND, "{failure:?}");
-        assert!(registry.asked(layer.digest.as_str()).is_empty(), "{failure:?}");
-        reasons.push(error(refused).await["message"].as_str().unwrap().replace(&registry.address.to_string(), ""));
+        assert!(
+            registry.asked(layer.digest.as_str()).is_empty(),
+            "{failure:?}"
+        );
+        reasons.push(
+            error(refused).await["message"]
+                .as_str()
+                .unwrap()
+                .replace(&registry.address.to_string(), ""),
+        );
     }
     reasons.sort();
     let all = reasons.len();

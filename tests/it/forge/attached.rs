@@ -20,18 +20,30 @@ impl FaultyRegistry {
             })
             .collect();
         let manifest = manifest(json!({"layers": layers}));
-        self.put(&format!("manifests/sha256-{}.sig", digest.hex()), media_type::OCI_MANIFEST, manifest.to_string());
+        self.put(
+            &format!("manifests/sha256-{}.sig", digest.hex()),
+            media_type::OCI_MANIFEST,
+            manifest.to_string(),
+        );
     }
 
     /// Attaches these bundles, and no others.
     pub(crate) fn put_bundles(&self, digest: &Digest, bundles: &[Value]) {
         let texts: Vec<_> = bundles.iter().map(Value::to_string).collect();
-        let referrers: Vec<_> = texts.iter().map(|text| self.put_referrer(digest, text.as_bytes(), |_| {})).collect();
+        let referrers: Vec<_> = texts
+            .iter()
+            .map(|text| self.put_referrer(digest, text.as_bytes(), |_| {}))
+            .collect();
         self.list_referrers(digest, &json!(referrers));
     }
 
     /// A manifest, changed by `bend`, that attaches these bytes; listed nowhere.
-    pub(crate) fn put_referrer(&self, digest: &Digest, bundle: &[u8], bend: impl FnOnce(&mut Value)) -> Value {
+    pub(crate) fn put_referrer(
+        &self,
+        digest: &Digest,
+        bundle: &[u8],
+        bend: impl FnOnce(&mut Value),
+    ) -> Value {
         let mut layer = json!(self.put_blob(bundle));
         layer["mediaType"] = BUNDLE.into();
         let annotations = json!({
@@ -43,18 +55,30 @@ impl FaultyRegistry {
         }));
         bend(&mut referrer);
         let referrer = referrer.to_string();
-        let mut entry = json!(Descriptor::of(media_type::OCI_MANIFEST, referrer.as_bytes()));
+        let mut entry = json!(Descriptor::of(
+            media_type::OCI_MANIFEST,
+            referrer.as_bytes()
+        ));
         entry["artifactType"] = BUNDLE.into();
         entry["annotations"] = annotations;
         let name = entry["digest"].as_str().unwrap();
-        self.put(&format!("manifests/{name}"), media_type::OCI_MANIFEST, referrer);
+        self.put(
+            &format!("manifests/{name}"),
+            media_type::OCI_MANIFEST,
+            referrer,
+        );
         entry
     }
 
     /// What the referrers API says.
     pub(crate) fn list_referrers(&self, digest: &Digest, entries: &Value) {
-        let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});
-        self.put(&format!("referrers/{digest}"), media_type::OCI_INDEX, index.to_string());
+        let index =
+            json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});
+        self.put(
+            &format!("referrers/{digest}"),
+            media_type::OCI_INDEX,
+            index.to_string(),
+        );
     }
 }
 
@@ -63,7 +87,9 @@ fn manifest(extra: Value) -> Value {
         "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
         "config": Descriptor::of(media_type::EMPTY, b"{}"),
     });
-    let Value::Object(extra) = extra else { panic!("not an object: {extra}") };
+    let Value::Object(extra) = extra else {
+        panic!("not an object: {extra}")
+    };
     whole.as_object_mut().unwrap().extend(extra);
     whole
 }

@@ -22,7 +22,10 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn around(time: Timestamp, before: SignedDuration, after: SignedDuration) -> Self {
-        Self { from: time - before, until: time + after }
+        Self {
+            from: time - before,
+            until: time + after,
+        }
     }
 }
 
@@ -75,17 +78,40 @@ impl Certified {
     /// Signed by itself.
     pub(crate) fn root(name: &str, key: Key, content: &Content) -> Self {
         let name = common_name(name);
-        let certificate =
-            certificate(&Signature { key: &key, issuer: &name }, &name, &key.spki, content, &Sct::Missing);
-        Self { certificate: certificate.0, serial: certificate.1, issuer: name.clone(), name, key }
+        let certificate = certificate(
+            &Signature {
+                key: &key,
+                issuer: &name,
+            },
+            &name,
+            &key.spki,
+            content,
+            &Sct::Missing,
+        );
+        Self {
+            certificate: certificate.0,
+            serial: certificate.1,
+            issuer: name.clone(),
+            name,
+            key,
+        }
     }
 
     /// A certificate for `key`, signed by this one's.
     pub(crate) fn issue(&self, name: &str, key: Key, content: &Content, sct: &Sct<'_>) -> Self {
         let name = common_name(name);
-        let signature = Signature { key: &self.key, issuer: &self.name };
+        let signature = Signature {
+            key: &self.key,
+            issuer: &self.name,
+        };
         let certificate = certificate(&signature, &name, &key.spki, content, sct);
-        Self { certificate: certificate.0, serial: certificate.1, issuer: self.name.clone(), name, key }
+        Self {
+            certificate: certificate.0,
+            serial: certificate.1,
+            issuer: self.name.clone(),
+            name,
+            key,
+        }
     }
 
     /// As CMS names it.
@@ -100,9 +126,18 @@ struct Signature<'a> {
 }
 
 /// RFC 5280, and RFC 6962 for the log's word: it signs what the certificate would be without it.
-fn certificate(by: &Signature<'_>, name: &[u8], spki: &[u8], content: &Content, sct: &Sct<'_>) -> (Vec<u8>, Vec<u8>) {
+fn certificate(
+    by: &Signature<'_>,
+    name: &[u8],
+    spki: &[u8],
+    content: &Content,
+    sct: &Sct<'_>,
+) -> (Vec<u8>, Vec<u8>) {
     let serial = der::integer(&fastrand::u64(1 << 40..1 << 60).to_be_bytes());
-    let valid = sequence(&[der::utc_time(content.valid.from), der::utc_time(content.valid.until)]);
+    let valid = sequence(&[
+        der::utc_time(content.valid.from),
+        der::utc_time(content.valid.until),
+    ]);
     let body = |extensions: &[Vec<u8>]| {
         sequence(&[
             explicit(0, &der::integer(&[2])),
@@ -120,19 +155,34 @@ fn certificate(by: &Signature<'_>, name: &[u8], spki: &[u8], content: &Content, 
     match sct {
         Sct::Missing => {}
         Sct::By(log, time) => extensions.push(sct_list(log, by.key, *time, &without)),
-        Sct::Stolen(log, time) => extensions.push(sct_list(log, by.key, *time, b"another certificate")),
+        Sct::Stolen(log, time) => {
+            extensions.push(sct_list(log, by.key, *time, b"another certificate"))
+        }
     }
     let body = body(&extensions);
     let signature = by.key.sign(&body);
-    (sequence(&[body, by.key.algorithm(), der::bits(&signature)]), serial)
+    (
+        sequence(&[body, by.key.algorithm(), der::bits(&signature)]),
+        serial,
+    )
 }
 
 fn extensions(content: &Content) -> Vec<Vec<u8>> {
-    let constraints = if content.is_ca { sequence(&[der::boolean(true)]) } else { sequence(&[]) };
+    let constraints = if content.is_ca {
+        sequence(&[der::boolean(true)])
+    } else {
+        sequence(&[])
+    };
     // keyCertSign and cRLSign, or digitalSignature.
-    let key_usage = if content.is_ca { [0x01, 0x06] } else { [0x07, 0x80] };
-    let mut extensions =
-        vec![extension("2.5.29.15", true, &element(0x03, &key_usage)), extension("2.5.29.19", true, &constraints)];
+    let key_usage = if content.is_ca {
+        [0x01, 0x06]
+    } else {
+        [0x07, 0x80]
+    };
+    let mut extensions = vec![
+        extension("2.5.29.15", true, &element(0x03, &key_usage)),
+        extension("2.5.29.19", true, &constraints),
+    ];
     if !content.usages.is_empty() {
         let usages: Vec<_> = content.usages.iter().map(|usage| der::oid(usage)).collect();
         // RFC 3161 wants it critical, where it is the only one.
@@ -148,7 +198,11 @@ fn extensions(content: &Content) -> Vec<Vec<u8>> {
         extensions.push(extension("2.5.29.17", true, &sequence(&[name])));
     }
     for (number, text) in &content.bare_claims {
-        extensions.push(extension(&format!("{FULCIO}.{number}"), false, text.as_bytes()));
+        extensions.push(extension(
+            &format!("{FULCIO}.{number}"),
+            false,
+            text.as_bytes(),
+        ));
     }
     for (number, text) in &content.claims {
         extensions.push(extension(&format!("{FULCIO}.{number}"), false, &utf8(text)));
@@ -169,12 +223,34 @@ fn extension(oid: &str, critical: bool, value: &[u8]) -> Vec<u8> {
 fn sct_list(log: &Key, issuer: &Key, time: Timestamp, certificate: &[u8]) -> Vec<u8> {
     let millis = u64::try_from(time.as_millisecond()).unwrap().to_be_bytes();
     let length = u32::try_from(certificate.len()).unwrap().to_be_bytes();
-    let signed = [&[0, 0][..], &millis, &[0, 1], &issuer.id(), &length[1..], certificate, &[0, 0]].concat();
+    let signed = [
+        &[0, 0][..],
+        &millis,
+        &[0, 1],
+        &issuer.id(),
+        &length[1..],
+        certificate,
+        &[0, 0],
+    ]
+    .concat();
     let signature = log.sign(&signed);
     let length = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap().to_be_bytes();
-    let sct = [&[0][..], &log.id(), &millis, &[0, 0], &[4, 3], &length(&signature), &signature].concat();
+    let sct = [
+        &[0][..],
+        &log.id(),
+        &millis,
+        &[0, 0],
+        &[4, 3],
+        &length(&signature),
+        &signature,
+    ]
+    .concat();
     let item = [&length(&sct)[..], &sct].concat();
-    extension(SCT_LIST, false, &octets(&[&length(&item)[..], &item].concat()))
+    extension(
+        SCT_LIST,
+        false,
+        &octets(&[&length(&item)[..], &item].concat()),
+    )
 }
 
 fn common_name(name: &str) -> Vec<u8> {

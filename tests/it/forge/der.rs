@@ -10,7 +10,11 @@ pub(crate) fn element(tag: u8, content: &[u8]) -> Vec<u8> {
     match u8::try_from(length) {
         Ok(short) if short < 0x80 => element.push(short),
         _ => {
-            let bytes: Vec<u8> = length.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
+            let bytes: Vec<u8> = length
+                .to_be_bytes()
+                .into_iter()
+                .skip_while(|byte| *byte == 0)
+                .collect();
             element.push(0x80 | u8::try_from(bytes.len()).unwrap());
             element.extend(bytes);
         }
@@ -32,7 +36,11 @@ pub(crate) fn set(parts: &[Vec<u8>]) -> Vec<u8> {
 
 /// A whole number that is not negative.
 pub(crate) fn integer(big_endian: &[u8]) -> Vec<u8> {
-    let mut bytes: Vec<u8> = big_endian.iter().copied().skip_while(|byte| *byte == 0).collect();
+    let mut bytes: Vec<u8> = big_endian
+        .iter()
+        .copied()
+        .skip_while(|byte| *byte == 0)
+        .collect();
     if bytes.first().is_none_or(|first| *first >= 0x80) {
         bytes.insert(0, 0);
     }

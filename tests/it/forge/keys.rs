@@ -4,7 +4,8 @@ use aws_lc_rs::{
     encoding::{AsDer, PublicKeyX509Der},
     rand::SystemRandom,
     signature::{
-        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+        Ed25519KeyPair, KeyPair as _,
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -28,23 +29,39 @@ enum Pair {
 impl Key {
     pub(crate) fn p256() -> Self {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
-        Self { spki: spki(&pair), pair: Pair::P256(pair) }
+        Self {
+            spki: spki(&pair),
+            pair: Pair::P256(pair),
+        }
     }
 
     pub(crate) fn p384() -> Self {
         let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING).unwrap();
-        Self { spki: spki(&pair), pair: Pair::P384(pair) }
+        Self {
+            spki: spki(&pair),
+            pair: Pair::P384(pair),
+        }
     }
 
     pub(crate) fn ed25519() -> Self {
         let pair = Ed25519KeyPair::generate().unwrap();
-        let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap().as_ref().to_vec();
-        Self { spki, pair: Pair::Ed25519(pair) }
+        let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
+            .unwrap()
+            .as_ref()
+            .to_vec();
+        Self {
+            spki,
+            pair: Pair::Ed25519(pair),
+        }
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
         match &self.pair {
-            Pair::P256(pair) | Pair::P384(pair) => pair.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec(),
+            Pair::P256(pair) | Pair::P384(pair) => pair
+                .sign(&SystemRandom::new(), message)
+                .unwrap()
+                .as_ref()
+                .to_vec(),
             Pair::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),
         }
     }
@@ -78,11 +95,21 @@ impl Key {
 }
 
 fn spki(pair: &EcdsaKeyPair) -> Vec<u8> {
-    AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).unwrap().as_ref().to_vec()
+    AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key())
+        .unwrap()
+        .as_ref()
+        .to_vec()
 }
 
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
 }

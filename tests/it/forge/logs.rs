@@ -48,8 +48,16 @@ pub(crate) struct Proof {
 impl Log {
     pub(crate) fn new(origin: &'static str, generation: Generation) -> Self {
         // As the public ones have it.
-        let key = if generation == Generation::V1 { Key::p256() } else { Key::ed25519() };
-        Self { key, origin, generation }
+        let key = if generation == Generation::V1 {
+            Key::p256()
+        } else {
+            Key::ed25519()
+        };
+        Self {
+            key,
+            origin,
+            generation,
+        }
     }
 
     /// The whole of it is in a `trusted_root.json`, the first four bytes are in checkpoints.
@@ -65,7 +73,13 @@ impl Log {
     }
 
     /// Takes an entry in.
-    pub(crate) fn enter(&self, kind: &'static str, version: &'static str, body: &Value, time: Timestamp) -> Entry {
+    pub(crate) fn enter(
+        &self,
+        kind: &'static str,
+        version: &'static str,
+        body: &Value,
+        time: Timestamp,
+    ) -> Entry {
         let body = body.to_string().into_bytes();
         let proof = self.prove(&body);
         let log_id = self.id().to_vec();
@@ -74,11 +88,29 @@ impl Log {
                 let (index, time) = (proof.index + 1_000_000, time.as_second());
                 let promise = self.promise(&body, &log_id, index, time);
                 let (time, promise, proof) = (Some(time), Some(promise), Some(proof));
-                Entry { kind, version, body, log_id, index, time, promise, proof }
+                Entry {
+                    kind,
+                    version,
+                    body,
+                    log_id,
+                    index,
+                    time,
+                    promise,
+                    proof,
+                }
             }
             Generation::V2 => {
                 let index = proof.index;
-                Entry { kind, version, body, log_id, index, time: None, promise: None, proof: Some(proof) }
+                Entry {
+                    kind,
+                    version,
+                    body,
+                    log_id,
+                    index,
+                    time: None,
+                    promise: None,
+                    proof: Some(proof),
+                }
             }
         }
     }
@@ -88,7 +120,9 @@ impl Log {
         let body = STANDARD.encode(body);
         let id = hex(log_id);
         // Canonical JSON: members in order, no blanks.
-        let text = format!(r#"{{"body":"{body}","integratedTime":{time},"logID":"{id}","logIndex":{index}}}"#);
+        let text = format!(
+            r#"{{"body":"{body}","integratedTime":{time},"logID":"{id}","logIndex":{index}}}"#
+        );
         self.key.sign(text.as_bytes())
     }
 
@@ -96,13 +130,20 @@ impl Log {
         let (before, leaf, after) = (leaf_hash(b"before"), leaf_hash(body), leaf_hash(b"after"));
         let root = node_hash(&node_hash(&before, &leaf), &after);
         let checkpoint = self.checkpoint(3, &root);
-        Proof { index: 1, size: 3, root, hashes: vec![before, after], checkpoint }
+        Proof {
+            index: 1,
+            size: 3,
+            root,
+            hashes: vec![before, after],
+            checkpoint,
+        }
     }
 
     /// A checkpoint for these values, right or wrong.
     pub(crate) fn checkpoint(&self, size: i64, root: &[u8; 32]) -> String {
         let text = format!("{}\n{size}\n{}\n", self.origin, STANDARD.encode(root));
-        let signature = STANDARD.encode([&self.id()[..4], &self.key.sign(text.as_bytes())].concat());
+        let signature =
+            STANDARD.encode([&self.id()[..4], &self.key.sign(text.as_bytes())].concat());
         // Names in notes have no blanks; Rekor's tree number is not part of it.
         let name = self.origin.split(' ').next().unwrap();
         format!("{text}\n\u{2014} {name} {signature}\n")
@@ -161,7 +202,10 @@ impl Entry {
     pub(crate) fn with_body(&self, bend: impl FnOnce(&mut Value)) -> Self {
         let mut body: Value = serde_json::from_slice(&self.body).unwrap();
         bend(&mut body);
-        Self { body: body.to_string().into_bytes(), ..self.clone() }
+        Self {
+            body: body.to_string().into_bytes(),
+            ..self.clone()
+        }
     }
 }
 

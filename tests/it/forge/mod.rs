@@ -18,6 +18,8 @@ pub(crate) use certificates::{Certified, Content, San, Sct, Window};
 pub(crate) use der::{integer, sequence};
 pub(crate) use keys::{Key, pem};
 pub(crate) use logs::{Entry, Generation, Log, Proof};
-pub(crate) use signatures::{By, CERTIFICATE, CHAIN, Envelope, Legacy, SIGNATURE, payload, statement};
+pub(crate) use signatures::{
+    By, CERTIFICATE, CHAIN, Envelope, Legacy, SIGNATURE, payload, statement,
+};
 pub(crate) use sigstore::{ISSUER, SUBJECT, Sigstore, ca, minutes, trust, window};
 pub(crate) use timestamps::TimestampAuthority;

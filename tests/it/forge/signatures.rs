@@ -32,7 +32,9 @@ impl By<'_> {
     fn material(&self) -> Value {
         match self {
             Self::Key(key) => json!({"publicKey": {"hint": STANDARD.encode(key.id())}}),
-            Self::Certificate(one) => json!({"certificate": {"rawBytes": STANDARD.encode(&one.certificate)}}),
+            Self::Certificate(one) => {
+                json!({"certificate": {"rawBytes": STANDARD.encode(&one.certificate)}})
+            }
         }
     }
 }
@@ -52,7 +54,11 @@ impl Envelope {
 
     pub(crate) fn sign_as(key: &Key, payload_type: &str, payload: &[u8]) -> Self {
         let signature = key.sign(&pae(payload_type, payload));
-        Self { payload_type: payload_type.into(), payload: payload.into(), signature }
+        Self {
+            payload_type: payload_type.into(),
+            payload: payload.into(),
+            signature,
+        }
     }
 
     pub(crate) fn pae(&self) -> Vec<u8> {
@@ -73,7 +79,10 @@ impl Envelope {
             material["tlogEntries"] = entries.iter().map(Entry::in_bundle).collect();
         }
         if !stamps.is_empty() {
-            let stamps: Vec<_> = stamps.iter().map(|one| json!({"signedTimestamp": STANDARD.encode(one)})).collect();
+            let stamps: Vec<_> = stamps
+                .iter()
+                .map(|one| json!({"signedTimestamp": STANDARD.encode(one)}))
+                .collect();
             material["timestampVerificationData"] = json!({"rfc3161Timestamps": stamps});
         }
         json!({"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": self.to_json()})
@@ -116,7 +125,10 @@ impl Legacy {
     pub(crate) fn sign(key: &Key, payload: &Value) -> Self {
         let payload = payload.to_string().into_bytes();
         let signature = STANDARD.encode(key.sign(&payload));
-        Self { payload, annotations: [(SIGNATURE, signature)].into() }
+        Self {
+            payload,
+            annotations: [(SIGNATURE, signature)].into(),
+        }
     }
 
     pub(crate) fn signature(&self) -> Vec<u8> {
@@ -137,6 +149,9 @@ impl Legacy {
     }
 
     pub(crate) fn stamped(self, response: &[u8]) -> Self {
-        self.with(TIMESTAMP, json!({"SignedRFC3161Timestamp": STANDARD.encode(response)}).to_string())
+        self.with(
+            TIMESTAMP,
+            json!({"SignedRFC3161Timestamp": STANDARD.encode(response)}).to_string(),
+        )
     }
 }

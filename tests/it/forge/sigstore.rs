@@ -16,7 +16,8 @@ use super::{
 };
 
 /// Who signs, if nothing else is said: a release workflow at a forge of code.
-pub(crate) const SUBJECT: &str = "https://github.com/acme/policies/.github/workflows/release.yml@refs/tags/v1";
+pub(crate) const SUBJECT: &str =
+    "https://github.com/acme/policies/.github/workflows/release.yml@refs/tags/v1";
 pub(crate) const ISSUER: &str = "https://token.actions.githubusercontent.com";
 
 pub(crate) struct Sigstore {
@@ -38,7 +39,12 @@ impl Sigstore {
         let then = Timestamp::from_second(Timestamp::now().as_second()).unwrap() - minutes(60);
         let valid = Window::around(then, minutes(60 * 24 * 100), minutes(60 * 24 * 1000));
         let root = Certified::root("forged root", Key::p384(), &ca(valid));
-        let intermediate = root.issue("forged intermediate", Key::p384(), &ca(valid), &Sct::Missing);
+        let intermediate = root.issue(
+            "forged intermediate",
+            Key::p384(),
+            &ca(valid),
+            &Sct::Missing,
+        );
         Self {
             then,
             valid,
@@ -56,7 +62,11 @@ impl Sigstore {
         let claim = |number, text: &str| (number, text.to_owned());
         Content {
             san: Some(San::Uri(SUBJECT.into())),
-            claims: vec![claim(8, ISSUER), claim(11, "github-hosted"), claim(15, "123456")],
+            claims: vec![
+                claim(8, ISSUER),
+                claim(11, "github-hosted"),
+                claim(15, "123456"),
+            ],
             bare_claims: vec![claim(1, ISSUER), claim(5, "acme/policies")],
             valid: Window::around(self.then, minutes(1), minutes(9)),
             usages: vec![CODE_SIGNING],
@@ -71,7 +81,8 @@ impl Sigstore {
 
     /// A signer with this certificate.
     pub(crate) fn certify(&self, content: &Content) -> Certified {
-        self.intermediate.issue("", Key::p256(), content, &Sct::By(&self.ct, self.then))
+        self.intermediate
+            .issue("", Key::p256(), content, &Sct::By(&self.ct, self.then))
     }
 
     /// As Rekor v1 logs a legacy signature.
@@ -90,7 +101,8 @@ impl Sigstore {
 
     /// As Rekor v1 logs an envelope.
     pub(crate) fn log_envelope(&self, by: By<'_>, envelope: &Envelope) -> Entry {
-        let hash = |bytes: &[u8]| json!({"algorithm": "sha256", "value": hex(&Sha256::digest(bytes))});
+        let hash =
+            |bytes: &[u8]| json!({"algorithm": "sha256", "value": hex(&Sha256::digest(bytes))});
         let body = json!({
             "apiVersion": "0.0.1", "kind": "dsse",
             "spec": {
@@ -108,7 +120,9 @@ impl Sigstore {
     pub(crate) fn log2_envelope(&self, by: By<'_>, envelope: &Envelope) -> Entry {
         let verifier = match by {
             By::Key(key) => json!({"publicKey": {"rawBytes": STANDARD.encode(&key.spki)}}),
-            By::Certificate(one) => json!({"x509Certificate": {"rawBytes": STANDARD.encode(&one.certificate)}}),
+            By::Certificate(one) => {
+                json!({"x509Certificate": {"rawBytes": STANDARD.encode(&one.certificate)}})
+            }
         };
         let mut body = json!({
             "apiVersion": "0.0.2", "kind": "hashedrekord",
@@ -117,7 +131,8 @@ impl Sigstore {
                 "signature": {"content": STANDARD.encode(&envelope.signature), "verifier": verifier},
             }},
         });
-        body["spec"]["hashedRekordV002"]["signature"]["verifier"]["keyDetails"] = by.key().details().into();
+        body["spec"]["hashedRekordV002"]["signature"]["verifier"]["keyDetails"] =
+            by.key().details().into();
         self.rekor2.enter("hashedrekord", "0.0.2", &body, self.then)
     }
 
@@ -129,8 +144,9 @@ impl Sigstore {
     /// What names all of them, as JSON.
     pub(crate) fn trusted_root(&self) -> Value {
         let window = window(self.valid);
-        let chain: Vec<_> =
-            [&self.intermediate, &self.root].map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)})).into();
+        let chain: Vec<_> = [&self.intermediate, &self.root]
+            .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))
+            .into();
         json!({
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "tlogs": [self.rekor.listed(&window), self.rekor2.listed(&window)],
@@ -166,7 +182,14 @@ pub(crate) fn window(valid: Window) -> Value {
 
 /// What a certificate authority's certificate says.
 pub(crate) fn ca(valid: Window) -> Content {
-    Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![CODE_SIGNING], is_ca: true }
+    Content {
+        san: None,
+        claims: vec![],
+        bare_claims: vec![],
+        valid,
+        usages: vec![CODE_SIGNING],
+        is_ca: true,
+    }
 }
 
 pub(crate) fn minutes(count: i64) -> SignedDuration {

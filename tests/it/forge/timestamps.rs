@@ -24,9 +24,20 @@ pub(crate) struct TimestampAuthority {
 
 impl TimestampAuthority {
     pub(crate) fn new(name: &str, valid: Window) -> Self {
-        let ca = Content { san: None, claims: vec![], bare_claims: vec![], valid, usages: vec![], is_ca: true };
+        let ca = Content {
+            san: None,
+            claims: vec![],
+            bare_claims: vec![],
+            valid,
+            usages: vec![],
+            is_ca: true,
+        };
         let root = Certified::root(&format!("{name} root"), Key::p384(), &ca);
-        let content = Content { usages: vec![TIME_STAMPING], is_ca: false, ..ca };
+        let content = Content {
+            usages: vec![TIME_STAMPING],
+            is_ca: false,
+            ..ca
+        };
         let signer = root.issue(name, Key::p256(), &content, &Sct::Missing);
         Self { root, signer }
     }
@@ -70,8 +81,9 @@ impl TimestampAuthority {
 
     /// As `trusted_root.json` lists it.
     pub(crate) fn listed(&self, valid_for: &Value) -> Value {
-        let certificates: Vec<_> =
-            [&self.signer, &self.root].map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)})).into();
+        let certificates: Vec<_> = [&self.signer, &self.root]
+            .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))
+            .into();
         json!({
             "subject": {"organization": "forged", "commonName": "tsa"}, "uri": "https://tsa.example",
             "certChain": {"certificates": certificates}, "validFor": valid_for,

@@ -29,11 +29,19 @@ impl Scene {
         config["cache"] = json!({ "directory": "cache" });
         config["bundles"]["other"] = config["bundles"]["authz"].clone();
         change(&mut config);
-        let key = |folder: &TempDir| fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+        let key = |folder: &TempDir| {
+            fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap()
+        };
         let serving = Serving::start(key, &config).await;
         let etag = tag(&serving.get("", 60).await);
         assert_eq!(tag(&serving.get_of("other", "", 60).await), etag);
-        Self { registry, signer, config, serving, etag }
+        Self {
+            registry,
+            signer,
+            config,
+            serving,
+            etag,
+        }
     }
 
     fn push(&self, tag: &str, text: &str) -> Digest {
@@ -48,25 +56,40 @@ impl Scene {
 
     /// Writes the configuration as it is now, and waits until it is applied.
     async fn apply(&self, by: By) -> Value {
-        let applied = || self.serving.lines(READ).into_iter().filter(|line| line["outcome"] == "applied");
+        let applied = || {
+            self.serving
+                .lines(READ)
+                .into_iter()
+                .filter(|line| line["outcome"] == "applied")
+        };
         let before = applied().count();
-        self.serving.write("bundlegate.yaml", self.config.to_string());
+        self.serving
+            .write("bundlegate.yaml", self.config.to_string());
         if matches!(by, By::Signal) {
             self.serving.hang_up();
         }
-        self.serving.until("it is applied", async || applied().nth(before)).await
+        self.serving
+            .until("it is applied", async || applied().nth(before))
+            .await
     }
 
     /// A request that is held, as OPA makes it.
     fn waits(&self, name: &str) -> JoinHandle<Response> {
-        let request = self.serving.http.get(format!("http://{}/bundles/{name}", self.serving.data));
+        let request = self
+            .serving
+            .http
+            .get(format!("http://{}/bundles/{name}", self.serving.data));
         let request = wishing(request, &self.etag, 120);
         spawn(async move { request.send().await.unwrap() })
     }
 
     async fn until_waiting(&self, name: &str) {
         let sample = format!("bundlegate_waiters{{bundle=\"{name}\"}}");
-        self.serving.until("it waits", async || (self.serving.metric(&sample).await == 1.0).then_some(())).await;
+        self.serving
+            .until("it waits", async || {
+                (self.serving.metric(&sample).await == 1.0).then_some(())
+            })
+            .await;
     }
 }
 
@@ -84,30 +107,59 @@ async fn bundles_come_and_go_and_those_who_wait_for_another_one_do_not_notice() 
         coming["reference"] = scene.reference("next");
         scene.config["bundles"]["coming"] = coming;
         let read = scene.apply(by).await;
-        assert_eq!((&read["added"], &read["outcome"]), (&json!(1), &json!("applied")), "{by:?}");
+        assert_eq!(
+            (&read["added"], &read["outcome"]),
+            (&json!(1), &json!("applied")),
+            "{by:?}"
+        );
         let answer = scene.serving.get_of("coming", "", 60).await;
         assert_eq!(answer.status(), StatusCode::OK, "{by:?}");
-        assert_eq!(scene.serving.status_of("coming").await["manifest"], digest.to_string());
+        assert_eq!(
+            scene.serving.status_of("coming").await["manifest"],
+            digest.to_string()
+        );
 
-        let removed = scene.config["bundles"].as_object_mut().unwrap().remove("authz").unwrap();
+        let removed = scene.config["bundles"]
+            .as_object_mut()
+            .unwrap()
+            .remove("authz")
+            .unwrap();
         let read = scene.apply(by).await;
         assert_eq!(read["removed"], 1, "{by:?}");
         // As if there had never been one.
         let unknown = error(scene.serving.get_of("unknown", "", 0).await).await;
-        let gone = timeout(PATIENCE, going).await.expect("it is not answered").unwrap();
+        let gone = timeout(PATIENCE, going)
+            .await
+            .expect("it is not answered")
+            .unwrap();
         assert_eq!(gone.status(), StatusCode::NOT_FOUND);
         assert_eq!(error(gone).await, unknown);
-        assert_eq!(error(scene.serving.get(&scene.etag, 60).await).await, unknown);
+        assert_eq!(
+            error(scene.serving.get(&scene.etag, 60).await).await,
+            unknown
+        );
         assert_eq!(scene.serving.status().await, Value::Null);
-        let series = async || scene.serving.admin("/metrics").await.contains("bundle=\"authz\"");
-        scene.serving.until("its metrics go", async || (!series().await).then_some(())).await;
+        let series = async || {
+            scene
+                .serving
+                .admin("/metrics")
+                .await
+                .contains("bundle=\"authz\"")
+        };
+        scene
+            .serving
+            .until("its metrics go", async || (!series().await).then_some(()))
+            .await;
 
         // It comes back from the disk, though the registry is dead.
         dead(&scene.registry);
         scene.config["bundles"]["authz"] = removed;
         assert_eq!(scene.apply(by).await["added"], 1, "{by:?}");
         assert_eq!(tag(&scene.serving.get("", 60).await), scene.etag);
-        assert!(!others.is_finished(), "{by:?}: a client that waits for another bundle was answered");
+        assert!(
+            !others.is_finished(),
+            "{by:?}: a client that waits for another bundle was answered"
+        );
         assert_eq!(scene.serving.lines("bundle removed").len(), 1);
         others.abort();
     }
@@ -123,17 +175,34 @@ async fn a_removed_bundle_keeps_its_floor() {
     let first = scene.etag.clone();
     let digest = scene.push("live", "two");
     let served = |status: &Value| status["manifest"] == digest.to_string();
-    scene.serving.status_when("the second version is served", served).await;
-    let removed = scene.config["bundles"].as_object_mut().unwrap().remove("authz").unwrap();
+    scene
+        .serving
+        .status_when("the second version is served", served)
+        .await;
+    let removed = scene.config["bundles"]
+        .as_object_mut()
+        .unwrap()
+        .remove("authz")
+        .unwrap();
     scene.apply(By::File).await;
     assert_eq!(scene.serving.status().await, Value::Null);
     // The tag is moved back meanwhile.
     scene.push("live", "one");
     scene.config["bundles"]["authz"] = removed;
     scene.apply(By::File).await;
-    let refused = |status: &Value| status["last_failure"]["message"].to_string().contains("was served earlier");
-    let status = scene.serving.status_when("the older version is refused", refused).await;
-    assert_eq!((&status["state"], &status["manifest"]), (&json!("serving"), &json!(digest)));
+    let refused = |status: &Value| {
+        status["last_failure"]["message"]
+            .to_string()
+            .contains("was served earlier")
+    };
+    let status = scene
+        .serving
+        .status_when("the older version is refused", refused)
+        .await;
+    assert_eq!(
+        (&status["state"], &status["manifest"]),
+        (&json!("serving"), &json!(digest))
+    );
     assert_ne!(tag(&scene.serving.get("", 60).await), first);
 }
 
@@ -148,23 +217,51 @@ async fn a_re_pointed_bundle_is_served_from_the_old_reference_until_the_new_one_
         let (digest, _) = scene.registry.put_artifact("next", &bundle("two"));
         scene.config["bundles"]["authz"]["reference"] = scene.reference("next");
         let read = scene.apply(by).await;
-        assert_eq!((&read["replaced"], &read["bundles"]), (&json!(1), &json!(0)), "{by:?}");
+        assert_eq!(
+            (&read["replaced"], &read["bundles"]),
+            (&json!(1), &json!(0)),
+            "{by:?}"
+        );
         let refused = |status: &Value| status["last_failure"]["class"] == "evidence";
-        let status = scene.serving.status_when("the new one is refused", refused).await;
-        assert_eq!((&status["state"], &status["etag"]), (&json!("serving"), &json!(scene.etag)));
+        let status = scene
+            .serving
+            .status_when("the new one is refused", refused)
+            .await;
+        assert_eq!(
+            (&status["state"], &status["etag"]),
+            (&json!("serving"), &json!(scene.etag))
+        );
         assert_eq!(status["reference"], scene.reference("next"));
         assert_eq!(tag(&scene.serving.get(&scene.etag, 0).await), scene.etag);
-        assert_eq!(scene.serving.metric("bundlegate_bundle_state{bundle=\"authz\",state=\"serving\"}").await, 1.0);
+        assert_eq!(
+            scene
+                .serving
+                .metric("bundlegate_bundle_state{bundle=\"authz\",state=\"serving\"}")
+                .await,
+            1.0
+        );
         assert!(!held.is_finished(), "{by:?}: it was answered too early");
 
         scene.signer.sign_bundle(&scene.registry, &digest);
-        let answer = timeout(PATIENCE, held).await.expect("it is not answered").unwrap();
+        let answer = timeout(PATIENCE, held)
+            .await
+            .expect("it is not answered")
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{by:?}");
         assert_ne!(tag(&answer), scene.etag);
         let served = |status: &Value| status["manifest"] == digest.to_string();
-        let status = scene.serving.status_when("the new one is served", served).await;
-        assert_eq!((&status["last_failure"], &status["refused"]), (&Value::Null, &Value::Null));
-        assert!(!others.is_finished(), "{by:?}: a client that waits for another bundle was answered");
+        let status = scene
+            .serving
+            .status_when("the new one is served", served)
+            .await;
+        assert_eq!(
+            (&status["last_failure"], &status["refused"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert!(
+            !others.is_finished(),
+            "{by:?}: a client that waits for another bundle was answered"
+        );
         others.abort();
     }
 }
@@ -176,13 +273,32 @@ async fn an_option_that_changes_is_in_force_and_those_who_wait_go_on_waiting() {
     scene.until_waiting("authz").await;
     scene.config["bundles"]["authz"]["poll"] = json!("200ms");
     assert_eq!(scene.apply(By::Signal).await["replaced"], 1);
-    scene.serving.said("the changed bundle is served from now on", |line| line["bundle"] == "authz").await;
+    scene
+        .serving
+        .said("the changed bundle is served from now on", |line| {
+            line["bundle"] == "authz"
+        })
+        .await;
     let checks = scene.registry.asked("HEAD").len();
-    scene.serving.until("it polls", async || (scene.registry.asked("HEAD").len() > checks + 3).then_some(())).await;
-    assert!(!held.is_finished(), "it was answered without another version");
+    scene
+        .serving
+        .until("it polls", async || {
+            (scene.registry.asked("HEAD").len() > checks + 3).then_some(())
+        })
+        .await;
+    assert!(
+        !held.is_finished(),
+        "it was answered without another version"
+    );
     let digest = scene.push("live", "two");
-    let answer = timeout(PATIENCE, held).await.expect("it is not answered").unwrap();
-    assert_eq!((answer.status(), header(&answer, "bundlegate-manifest")), (StatusCode::OK, digest.as_str()));
+    let answer = timeout(PATIENCE, held)
+        .await
+        .expect("it is not answered")
+        .unwrap();
+    assert_eq!(
+        (answer.status(), header(&answer, "bundlegate-manifest")),
+        (StatusCode::OK, digest.as_str())
+    );
 }
 
 #[tokio::test]
@@ -198,7 +314,10 @@ async fn a_bundle_that_is_changed_back_goes_on_as_before() {
     scene.config = before;
     scene.apply(By::Signal).await;
     let status = scene.serving.status().await;
-    assert_eq!((&status["state"], &status["reference"]), (&json!("serving"), &scene.reference("live")));
+    assert_eq!(
+        (&status["state"], &status["reference"]),
+        (&json!("serving"), &scene.reference("live"))
+    );
     assert_eq!(status["last_failure"], Value::Null);
     assert!(!held.is_finished(), "it was answered");
 }
@@ -218,16 +337,28 @@ async fn a_fallback_is_linked_anew_while_clients_of_a_withdrawn_bundle_wait() {
     let held = scene.waits("authz");
     scene.until_waiting("authz").await;
     scene.apply(By::File).await;
-    scene.serving.status_when("it is withdrawn", |status| status["state"] == "withdrawn").await;
+    scene
+        .serving
+        .status_when("it is withdrawn", |status| status["state"] == "withdrawn")
+        .await;
     assert!(!held.is_finished(), "it was answered without a fallback");
     let mut deny = scene.config["bundles"]["other"].clone();
     deny["reference"] = scene.reference("deny");
     scene.config["bundles"]["deny"] = deny;
     scene.config["bundles"]["authz"]["on_withdraw"] = json!({ "fallback": "deny" });
     let read = scene.apply(By::File).await;
-    assert_eq!((&read["added"], &read["fallbacks"], &read["replaced"]), (&json!(1), &json!(1), &json!(0)));
-    let answer = timeout(PATIENCE, held).await.expect("it is not answered").unwrap();
-    assert_eq!((answer.status(), header(&answer, "bundlegate-manifest")), (StatusCode::OK, denial.as_str()));
+    assert_eq!(
+        (&read["added"], &read["fallbacks"], &read["replaced"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
+    let answer = timeout(PATIENCE, held)
+        .await
+        .expect("it is not answered")
+        .unwrap();
+    assert_eq!(
+        (answer.status(), header(&answer, "bundlegate-manifest")),
+        (StatusCode::OK, denial.as_str())
+    );
     assert_eq!(scene.serving.status().await["fallback"]["bundle"], "deny");
 }
 
@@ -243,18 +374,48 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
     coming["opa_check"] = json!({ "opa": "./no-such-opa" });
     scene.config["bundles"]["coming"] = coming;
     scene.config["bundles"]["authz"]["reference"] = scene.reference("next");
-    scene.config["bundles"].as_object_mut().unwrap().remove("other");
-    scene.serving.write("bundlegate.yaml", scene.config.to_string());
-    let refused = scene.serving.said("configuration refused: the old trust stays", |_| true).await;
-    assert!(refused["error"].as_str().unwrap().starts_with("bundles.coming.opa_check.opa: "), "{refused}");
+    scene.config["bundles"]
+        .as_object_mut()
+        .unwrap()
+        .remove("other");
+    scene
+        .serving
+        .write("bundlegate.yaml", scene.config.to_string());
+    let refused = scene
+        .serving
+        .said("configuration refused: the old trust stays", |_| true)
+        .await;
+    assert!(
+        refused["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("bundles.coming.opa_check.opa: "),
+        "{refused}"
+    );
     let status: Value = serde_json::from_str(&scene.serving.admin("/status").await).unwrap();
-    let names: Vec<_> = status["bundles"].as_object().unwrap().keys().map(String::as_str).collect();
+    let names: Vec<_> = status["bundles"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
     assert_eq!(names, ["authz", "other"]);
-    assert_eq!(status["bundles"]["authz"]["reference"], scene.reference("live"));
-    assert_eq!(tag(&scene.serving.get_of("other", &scene.etag, 0).await), scene.etag);
+    assert_eq!(
+        status["bundles"]["authz"]["reference"],
+        scene.reference("live")
+    );
+    assert_eq!(
+        tag(&scene.serving.get_of("other", &scene.etag, 0).await),
+        scene.etag
+    );
     assert!(!held.is_finished(), "it was answered");
     scene.config = good;
-    scene.serving.write("bundlegate.yaml", scene.config.to_string());
-    scene.serving.said(READ, |line| line["outcome"] == "unchanged").await;
+    scene
+        .serving
+        .write("bundlegate.yaml", scene.config.to_string());
+    scene
+        .serving
+        .said(READ, |line| line["outcome"] == "unchanged")
+        .await;
     assert!(!held.is_finished(), "it was answered");
 }

@@ -13,7 +13,9 @@ use super::{open, revision, second};
 use crate::tuf::{Answer, Tuf};
 
 async fn changed(roots: &mut TrustRoots) {
-    tokio::time::timeout(Duration::from_secs(30), roots.changed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), roots.changed())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -23,7 +25,11 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     let metrics = Metrics::new().unwrap();
     let mut roots = TrustRoots::new(Some(folder.path().to_owned()), metrics.clone());
     let file = RootSource::File(FIRST.to_owned());
-    let sources = [("corp".to_owned(), tuf.source()), ("file".to_owned(), file.clone())].into();
+    let sources = [
+        ("corp".to_owned(), tuf.source()),
+        ("file".to_owned(), file.clone()),
+    ]
+    .into();
     let before = roots.current("corp", &tuf.source()).unwrap();
     assert!(before.is_pending());
     roots.set_sources(&sources).unwrap();
@@ -40,7 +46,9 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
 
     // Asked otherwise from now on: who holds the same root shares its end.
     let other = RootSource::Tuf(tuf.options().with_timeout(Duration::from_secs(21)));
-    roots.set_sources(&[("corp".to_owned(), other.clone())].into()).unwrap();
+    roots
+        .set_sources(&[("corp".to_owned(), other.clone())].into())
+        .unwrap();
     let until = held.expires();
     tuf.expires = Timestamp::now() + SignedDuration::from_hours(100);
     tuf.publish();
@@ -49,34 +57,65 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), prolonged).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), prolonged)
+        .await
+        .unwrap();
 
     let current = roots.current("corp", &other).unwrap();
-    assert_eq!((current.revision(), current.is_pending()), (held.revision(), false), "it never went back");
+    assert_eq!(
+        (current.revision(), current.is_pending()),
+        (held.revision(), false),
+        "it never went back"
+    );
 
     // Gone from the configuration, and back: it is as it was on disk.
     let written = async {
-        while open(&other, folder.path(), &Metrics::new().unwrap()).root().revision() != held.revision() {
+        while open(&other, folder.path(), &Metrics::new().unwrap())
+            .root()
+            .revision()
+            != held.revision()
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), written)
+        .await
+        .unwrap();
     roots.set_sources(&[].into()).unwrap();
-    assert!(metrics.trust_root_expires.remove_label_values(&["corp"]).is_err(), "its end is no longer told");
-    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(&second()).revision());
+    assert!(
+        metrics
+            .trust_root_expires
+            .remove_label_values(&["corp"])
+            .is_err(),
+        "its end is no longer told"
+    );
+    assert_eq!(
+        roots.current("corp", &other).unwrap().revision(),
+        revision(&second()).revision()
+    );
 }
 
 #[tokio::test]
 async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
     let tuf = Tuf::start(FIRST).await;
     let mut roots = TrustRoots::new(None, Metrics::new().unwrap());
-    roots.set_sources(&[("corp".to_owned(), tuf.source())].into()).unwrap();
+    roots
+        .set_sources(&[("corp".to_owned(), tuf.source())].into())
+        .unwrap();
     roots.wait_until_fetched(Duration::from_secs(30)).await;
     tuf.answer("timestamp.json", Answer::Status(500, ""));
     let other = RootSource::Tuf(tuf.options().with_timeout(Duration::from_secs(21)));
-    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
-    roots.set_sources(&[("corp".to_owned(), other.clone())].into()).unwrap();
-    assert_eq!(roots.current("corp", &other).unwrap().revision(), revision(FIRST).revision());
+    assert_eq!(
+        roots.current("corp", &other).unwrap().revision(),
+        revision(FIRST).revision()
+    );
+    roots
+        .set_sources(&[("corp".to_owned(), other.clone())].into())
+        .unwrap();
+    assert_eq!(
+        roots.current("corp", &other).unwrap().revision(),
+        revision(FIRST).revision()
+    );
     // Of another repository it proves nothing.
     let foreign = Tuf::start(FIRST).await.source();
     assert!(roots.current("corp", &foreign).unwrap().is_pending());

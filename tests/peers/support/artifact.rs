@@ -34,7 +34,12 @@ impl Artifact {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, content).unwrap();
         }
-        run("opa", folder.path(), &["build", "--bundle", "sources", "--revision", revision]).await;
+        run(
+            "opa",
+            folder.path(),
+            &["build", "--bundle", "sources", "--revision", revision],
+        )
+        .await;
         Self { folder }
     }
 

@@ -39,12 +39,16 @@ pub(crate) struct Ran {
 
 impl Author {
     pub(crate) fn new() -> Self {
-        Self { home: TempDir::new().unwrap() }
+        Self {
+            home: TempDir::new().unwrap(),
+        }
     }
 
     pub(crate) fn with(files: &[(&str, &str)]) -> Self {
         let author = Self::new();
-        files.iter().for_each(|(name, content)| author.write(name, content));
+        files
+            .iter()
+            .for_each(|(name, content)| author.write(name, content));
         author
     }
 
@@ -70,7 +74,10 @@ impl Author {
 
     /// A folder with a policy whose `data.authz.answer` is `answer`.
     pub(crate) fn policy(&self, answer: &str) {
-        self.write("policy/authz.rego", &format!("package authz\n\nanswer := \"{answer}\"\n"));
+        self.write(
+            "policy/authz.rego",
+            &format!("package authz\n\nanswer := \"{answer}\"\n"),
+        );
         self.write("policy/.manifest", r#"{"roots": ["authz"]}"#);
     }
 
@@ -124,19 +131,42 @@ impl Author {
     /// What this OPA makes of `bundle.tar.gz` for somebody who wants to do something.
     pub(crate) async fn decides(&self, opa: &str, query: &str, input: &str) -> Value {
         self.write("input.json", input);
-        let words = ["eval", "--bundle", "bundle.tar.gz", "--input", "input.json", "--format", "json", query];
+        let words = [
+            "eval",
+            "--bundle",
+            "bundle.tar.gz",
+            "--input",
+            "input.json",
+            "--format",
+            "json",
+            query,
+        ];
         self.peer(opa, &words).await.json()["result"][0]["expressions"][0]["value"].take()
     }
 
     /// With nothing of the machine's own settings.
     fn spawn(&self, program: &Path, words: &[&str]) -> Child {
         let peers = search_path();
-        let path = [self.path("bin")].into_iter().chain(std::env::split_paths(&peers));
+        let path = [self.path("bin")]
+            .into_iter()
+            .chain(std::env::split_paths(&peers));
         let mut command = Command::new(program);
-        command.args(words).current_dir(self.home()).env_clear().env("HOME", self.home());
-        command.env("PATH", std::env::join_paths(path).unwrap()).env("COSIGN_PASSWORD", "rose bud");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()))
+        command
+            .args(words)
+            .current_dir(self.home())
+            .env_clear()
+            .env("HOME", self.home());
+        command
+            .env("PATH", std::env::join_paths(path).unwrap())
+            .env("COSIGN_PASSWORD", "rose bud");
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
     }
 }
 
@@ -155,7 +185,12 @@ impl Ran {
             }
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr), peak }
+        Self {
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+            peak,
+        }
     }
 
     /// Its standard output, if it succeeded.
@@ -186,8 +221,15 @@ impl Ran {
     /// It failed with one line that says why, which is given.
     #[track_caller]
     pub(crate) fn refused(self, why: &str) -> String {
-        assert_eq!((self.code, self.stderr.lines().count()), (Some(1), 1), "{self:?}");
-        assert!(self.stderr.starts_with("bundlegate: ") && self.stderr.contains(why), "{self:?} lacks {why:?}");
+        assert_eq!(
+            (self.code, self.stderr.lines().count()),
+            (Some(1), 1),
+            "{self:?}"
+        );
+        assert!(
+            self.stderr.starts_with("bundlegate: ") && self.stderr.contains(why),
+            "{self:?} lacks {why:?}"
+        );
         self.stderr
     }
 }
@@ -196,7 +238,9 @@ impl Ran {
 fn most_memory(status: &str) -> u64 {
     let text = fs::read_to_string(status).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10
 }
 
 const POLICY: [(&str, &str); 4] = [
@@ -215,5 +259,7 @@ const POLICY: [(&str, &str); 4] = [
 ];
 
 /// Somebody whom that policy lets in, and somebody whom it does not.
-pub(crate) const READER: &str = r#"{ "role": "reader", "action": "read", "user": "bob", "owner": "ann" }"#;
-pub(crate) const WRITER: &str = r#"{ "role": "reader", "action": "write", "user": "bob", "owner": "ann" }"#;
+pub(crate) const READER: &str =
+    r#"{ "role": "reader", "action": "read", "user": "bob", "owner": "ann" }"#;
+pub(crate) const WRITER: &str =
+    r#"{ "role": "reader", "action": "write", "user": "bob", "owner": "ann" }"#;

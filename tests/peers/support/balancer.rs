@@ -19,9 +19,16 @@ impl Balancer {
         let folder = TempDir::new().unwrap();
         for _ in 0..10 {
             let address = free_address();
-            fs::write(folder.path().join("nginx.conf"), configuration(&address, replicas)).unwrap();
+            fs::write(
+                folder.path().join("nginx.conf"),
+                configuration(&address, replicas),
+            )
+            .unwrap();
             let mut nginx = Command::new(program("nginx"));
-            nginx.arg("-p").arg(folder.path()).args(["-c", "nginx.conf", "-e", "errors"]);
+            nginx
+                .arg("-p")
+                .arg(folder.path())
+                .args(["-c", "nginx.conf", "-e", "errors"]);
             let mut process = Process::start("nginx", &mut nginx);
             let (client, url) = (http(), format!("http://{address}"));
             let (up, _) = eventually("nginx", async || match client.get(&url).send().await {
@@ -30,7 +37,11 @@ impl Balancer {
             })
             .await;
             if up {
-                return Self { url, _process: process, folder };
+                return Self {
+                    url,
+                    _process: process,
+                    folder,
+                };
             }
         }
         panic!("no port for nginx");
@@ -40,7 +51,10 @@ impl Balancer {
     pub(crate) fn answers(&self, path: &str) -> Vec<u16> {
         let log = fs::read_to_string(self.folder.path().join("answers")).unwrap();
         let lines = log.lines().filter_map(|line| line.split_once(' '));
-        lines.filter(|(asked, _)| *asked == path).map(|(_, status)| status.parse().unwrap()).collect()
+        lines
+            .filter(|(asked, _)| *asked == path)
+            .map(|(_, status)| status.parse().unwrap())
+            .collect()
     }
 }
 
@@ -49,7 +63,12 @@ impl Balancer {
 fn configuration(address: &str, replicas: &[&Gate]) -> String {
     let servers: String = replicas
         .iter()
-        .map(|gate| format!("server {} fail_timeout=1s;", gate.url.strip_prefix("http://").unwrap()))
+        .map(|gate| {
+            format!(
+                "server {} fail_timeout=1s;",
+                gate.url.strip_prefix("http://").unwrap()
+            )
+        })
         .collect();
     format!(
         "daemon off; master_process off; pid pid; events {{}}

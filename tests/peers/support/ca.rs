@@ -25,8 +25,15 @@ impl Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { folder, issuer: Issuer::new(params, key) }
+        fs::write(
+            folder.path().join("ca.pem"),
+            params.self_signed(&key).unwrap().pem(),
+        )
+        .unwrap();
+        Self {
+            folder,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// What clients have to trust.
@@ -37,7 +44,8 @@ impl Ca {
     /// A server's certificate for 127.0.0.1 and localhost.
     pub(crate) fn issue(&self, name: &str) -> Certificate {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let params =
+            CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let files = Certificate {
             certificate: self.folder.path().join(format!("{name}.crt")),

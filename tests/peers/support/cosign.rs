@@ -42,14 +42,28 @@ impl KeyPair {
 
     /// Signs `name`, such as `acme/authz@sha256:…`, with the newest cosign in its own format.
     pub(crate) async fn sign(&self, registry: &Registry, name: &str) {
-        self.sign_with(Cosign::V3, Format::Bundle, registry, name).await;
+        self.sign_with(Cosign::V3, Format::Bundle, registry, name)
+            .await;
     }
 
     /// Signs without a transparency log, which would be reached over the Internet.
-    pub(crate) async fn sign_with(&self, cosign: Cosign, format: Format, registry: &Registry, name: &str) {
+    pub(crate) async fn sign_with(
+        &self,
+        cosign: Cosign,
+        format: Format,
+        registry: &Registry,
+        name: &str,
+    ) {
         let reference = registry.reference(name);
         let new_format = format!("--new-bundle-format={}", format == Format::Bundle);
-        let mut arguments = vec!["sign", "-y", "--key", "cosign.key", "--tlog-upload=false", &new_format];
+        let mut arguments = vec![
+            "sign",
+            "-y",
+            "--key",
+            "cosign.key",
+            "--tlog-upload=false",
+            &new_format,
+        ];
         let program = match cosign {
             Cosign::V3 => {
                 arguments.push("--use-signing-config=false");

@@ -35,8 +35,7 @@ impl GateConfig {
     /// Serves `name` from `artifact` (`REPOSITORY:TAG`) of `registry`, looking every 500 ms.
     pub(crate) fn bundle(mut self, name: &str, registry: &Registry, artifact: &str) -> Self {
         self.0["registries"][&registry.host] = registry.settings();
-        self.0["bundles"][name] =
-            json!({ "reference": registry.reference(artifact), "trust": "release", "poll": "500ms" });
+        self.0["bundles"][name] = json!({ "reference": registry.reference(artifact), "trust": "release", "poll": "500ms" });
         self
     }
 
@@ -81,13 +80,27 @@ impl Gate {
     pub(crate) async fn start(mut config: GateConfig) -> Self {
         let folder = TempDir::new().unwrap();
         let mut process = launch(&folder, &config);
-        let (data, admin) = (listener(&mut process, "data").await, listener(&mut process, "admin").await);
-        let scheme = if config.0["server"].get("tls").is_some() { "https" } else { "http" };
+        let (data, admin) = (
+            listener(&mut process, "data").await,
+            listener(&mut process, "admin").await,
+        );
+        let scheme = if config.0["server"].get("tls").is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let url = format!("{scheme}://{data}");
         // So that it comes back where clients look for it.
         config.0["server"]["listen"] = data.into();
         config.0["server"]["admin"] = admin.as_str().into();
-        Self { url, config, process, admin, http: http(), folder }
+        Self {
+            url,
+            config,
+            process,
+            admin,
+            http: http(),
+            folder,
+        }
     }
 
     /// Kills it and starts it at the same addresses, without waiting until it listens.
@@ -123,7 +136,14 @@ impl Gate {
     /// The body of a path of the admin listener.
     pub(crate) async fn admin(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.admin);
-        self.http.get(url).send().await.unwrap().text().await.unwrap()
+        self.http
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
     }
 
     /// What `/status` says of a bundle.
@@ -133,7 +153,12 @@ impl Gate {
     }
 
     /// Waits until `/status` of a bundle satisfies `wanted`, and gives it.
-    pub(crate) async fn status_when(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn status_when(
+        &self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut last = Value::Null;
         let what = format!("{name}: {what}");
         let look = async || {
@@ -146,13 +171,19 @@ impl Gate {
     /// A sample of `/metrics`, by its name with labels as they stand there; 0 if absent.
     pub(crate) async fn metric(&self, sample: &str) -> f64 {
         let text = self.admin("/metrics").await;
-        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// The log so far, line by line.
     pub(crate) fn log(&self) -> Vec<Value> {
-        self.process.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        self.process
+            .log()
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 }
 
@@ -160,7 +191,10 @@ fn launch(folder: &TempDir, config: &GateConfig) -> Process {
     let file = folder.path().join("bundlegate.yaml");
     fs::write(&file, serde_json::to_string_pretty(&config.0).unwrap()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bundlegate"));
-    Process::start("bundlegate", command.arg("serve").arg("--config").arg(&file))
+    Process::start(
+        "bundlegate",
+        command.arg("serve").arg("--config").arg(&file),
+    )
 }
 
 /// The address of a listener, from the line `listening`.

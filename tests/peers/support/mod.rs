@@ -40,7 +40,10 @@ pub(crate) use terminal::Terminal;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks until there is something to see, and says how long that took.
-pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> (T, Duration) {
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> (T, Duration) {
     let began = Instant::now();
     loop {
         if let Some(seen) = look().await {
@@ -53,16 +56,26 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
 
 /// A client that no proxy of the machine gets between.
 pub(crate) fn http() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(PATIENCE)
+        .build()
+        .unwrap()
 }
 
 /// A folder of samples from the field, which a clone of the repository alone does not have.
 pub(crate) fn fixture(name: &str) -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    let folder = std::env::var_os("BUNDLEGATE_FIXTURES").map_or_else(beside, PathBuf::from).join(name);
+    let folder = std::env::var_os("BUNDLEGATE_FIXTURES")
+        .map_or_else(beside, PathBuf::from)
+        .join(name);
     if !folder.exists() {
         // Past the test runner, which shows nothing of tests that pass.
-        let _ = writeln!(std::io::stderr(), "skipped: {name}, for {} is not there", folder.display());
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: {name}, for {} is not there",
+            folder.display()
+        );
         return None;
     }
     Some(folder)

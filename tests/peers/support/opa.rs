@@ -29,7 +29,12 @@ impl Opa {
     pub(crate) async fn start(version: OpaVersion, config: &Value) -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        Self::launch(version, folder, "opa run --server --config-file config.json").await
+        Self::launch(
+            version,
+            folder,
+            "opa run --server --config-file config.json",
+        )
+        .await
     }
 
     /// Starts by a shell command that says `opa run --server`.
@@ -39,14 +44,22 @@ impl Opa {
 
     async fn launch(version: OpaVersion, folder: TempDir, command: &str) -> Self {
         symlink(program(version.program()), folder.path().join("opa")).unwrap();
-        let path = format!("{}:{}", folder.path().display(), env::var("PATH").unwrap_or_default());
+        let path = format!(
+            "{}:{}",
+            folder.path().display(),
+            env::var("PATH").unwrap_or_default()
+        );
         let http = http();
         // OPA does not tell which port it got, so it is given one that was free a moment ago.
         for _ in 0..10 {
             let address = free_address();
             let line = format!("exec {command} --addr {address} {}", version.no_telemetry());
             let mut shell = Command::new("sh");
-            shell.args(["-c", &line]).current_dir(folder.path()).env("HOME", folder.path()).env("PATH", &path);
+            shell
+                .args(["-c", &line])
+                .current_dir(folder.path())
+                .env("HOME", folder.path())
+                .env("PATH", &path);
             let mut process = Process::start(version.program(), &mut shell);
             let url = format!("http://{address}/health");
             let (up, _) = eventually("OPA's start", async || match http.get(&url).send().await {
@@ -55,9 +68,19 @@ impl Opa {
             })
             .await;
             if up {
-                return Self { version, address, _process: process, http, _folder: folder };
+                return Self {
+                    version,
+                    address,
+                    _process: process,
+                    http,
+                    _folder: folder,
+                };
             }
-            assert!(process.log().contains("address already in use"), "{}", process.log());
+            assert!(
+                process.log().contains("address already in use"),
+                "{}",
+                process.log()
+            );
         }
         panic!("no port for OPA");
     }
@@ -83,7 +106,13 @@ impl Opa {
     /// Waits until what `data` holds under `path` is `wanted`, and says how long that took.
     pub(crate) async fn decides(&self, path: &str, wanted: &Value) -> Duration {
         let what = format!("{:?} to decide {path} = {wanted}", self.version);
-        eventually(&what, async || self.decision(path).await.filter(|decision| decision == wanted)).await.1
+        eventually(&what, async || {
+            self.decision(path)
+                .await
+                .filter(|decision| decision == wanted)
+        })
+        .await
+        .1
     }
 }
 

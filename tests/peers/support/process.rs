@@ -19,17 +19,29 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(name: &str, command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let output = Arc::default();
         collect(child.stdout.take().unwrap(), &output);
         collect(child.stderr.take().unwrap(), &output);
-        Self { name: name.to_owned(), child, output }
+        Self {
+            name: name.to_owned(),
+            child,
+            output,
+        }
     }
 
     /// Everything it wrote so far, on either stream.
     pub(crate) fn log(&self) -> String {
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.output
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What `find` makes of the first line it knows, or `None` if the program ends before.
@@ -64,13 +76,24 @@ impl Process {
     /// Sends a signal by its name, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let line = format!("kill -{name} {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success(), "{line}");
+        assert!(
+            Command::new("sh")
+                .args(["-c", &line])
+                .status()
+                .unwrap()
+                .success(),
+            "{line}"
+        );
     }
 
     /// Waits for its own end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let name = self.name.clone();
-        eventually(&format!("the end of {name}"), async || self.child.try_wait().unwrap()).await.0
+        eventually(&format!("the end of {name}"), async || {
+            self.child.try_wait().unwrap()
+        })
+        .await
+        .0
     }
 }
 
@@ -88,8 +111,14 @@ fn collect(stream: impl Read + Send + 'static, output: &Arc<Mutex<String>>) {
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
-        while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-            output.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&line));
+        while stream
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|length| length > 0)
+        {
+            output
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push_str(&String::from_utf8_lossy(&line));
             line.clear();
         }
     });

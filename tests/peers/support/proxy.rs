@@ -50,26 +50,49 @@ impl Proxy {
             let mut connections = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let (upstream, shared, mut opened) = (upstream.clone(), Arc::clone(&shared), opened.clone());
+                let (upstream, shared, mut opened) =
+                    (upstream.clone(), Arc::clone(&shared), opened.clone());
                 connections.spawn(async move {
                     opened.wait_for(|open| *open).await.unwrap();
-                    let Ok(server) = TcpStream::connect(upstream).await else { return };
+                    let Ok(server) = TcpStream::connect(upstream).await else {
+                        return;
+                    };
                     pass(client, server, &shared).await;
                 });
             }
         });
-        Self { host: address, network, open, _tasks: tasks }
+        Self {
+            host: address,
+            network,
+            open,
+            _tasks: tasks,
+        }
     }
 
     /// In front of `host`. The first `times` answers to requests whose path contains `part`
     /// arrive with a flipped bit in their body.
     pub(crate) async fn spoiling(host: &str, part: &str, times: usize) -> Self {
-        Self::over(host, Network { part: part.to_owned(), left: times.into(), ..Network::default() }).await
+        Self::over(
+            host,
+            Network {
+                part: part.to_owned(),
+                left: times.into(),
+                ..Network::default()
+            },
+        )
+        .await
     }
 
     /// In front of `host`, with a pause before every 64 KiB of answers.
     pub(crate) async fn slow(host: &str, pause: Duration) -> Self {
-        Self::over(host, Network { pause, ..Network::default() }).await
+        Self::over(
+            host,
+            Network {
+                pause,
+                ..Network::default()
+            },
+        )
+        .await
     }
 
     /// In front of `host`, changing nothing.
@@ -93,16 +116,24 @@ impl Proxy {
 }
 
 async fn pass(client: TcpStream, server: TcpStream, network: &Network) {
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((from_client, to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let armed = AtomicBool::new(false);
     let requests = copy(from_client, to_server, Duration::ZERO, |bytes| {
         if String::from_utf8_lossy(bytes).contains(&network.part) {
-            let taken = network.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            let taken = network
+                .left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
             armed.store(taken.is_ok(), Ordering::SeqCst);
         }
     });
     let answers = copy(from_server, to_client, network.pause, |bytes| {
-        let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |end| end + 4);
+        let head = bytes
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .map_or(0, |end| end + 4);
         // Where the head comes alone, the body comes next.
         if let Some(first) = bytes.get_mut(head).filter(|_| armed.load(Ordering::SeqCst)) {
             *first ^= 1;

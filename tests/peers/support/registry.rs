@@ -61,8 +61,23 @@ impl Registry {
     async fn with(kind: Kind, ca: Option<&Ca>, protected: bool) -> Self {
         let folder = TempDir::new().unwrap();
         let certificate = ca.map(|ca| ca.issue("registry"));
-        let (process, host) = launch(kind, "127.0.0.1:0", certificate.as_ref(), protected, folder.path()).await;
-        Self { kind, host, ca: ca.map(Ca::file), certificate, protected, folder, process }
+        let (process, host) = launch(
+            kind,
+            "127.0.0.1:0",
+            certificate.as_ref(),
+            protected,
+            folder.path(),
+        )
+        .await;
+        Self {
+            kind,
+            host,
+            ca: ca.map(Ca::file),
+            certificate,
+            protected,
+            folder,
+            process,
+        }
     }
 
     /// Its entry under `registries` in a `bundlegate.yaml`.
@@ -92,7 +107,15 @@ impl Registry {
         fs::copy(file, folder.join("bundle.tar.gz")).unwrap();
         let layer = "bundle.tar.gz:application/vnd.oci.image.layer.v1.tar+gzip";
         let reference = self.reference(name);
-        let mut arguments = vec!["push", &reference, "--config", config, layer, "--format", "go-template={{.digest}}"];
+        let mut arguments = vec![
+            "push",
+            &reference,
+            "--config",
+            config,
+            layer,
+            "--format",
+            "go-template={{.digest}}",
+        ];
         arguments.extend(flags);
         self.oras(&arguments).await
     }
@@ -123,7 +146,10 @@ impl Registry {
             None => vec!["--allow-http-registry".to_owned()],
         };
         if self.protected {
-            flags.extend([format!("--registry-username={USER}"), format!("--registry-password={PASSWORD}")]);
+            flags.extend([
+                format!("--registry-username={USER}"),
+                format!("--registry-password={PASSWORD}"),
+            ]);
         }
         flags
     }
@@ -136,13 +162,23 @@ impl Registry {
     /// Where a blob lies on disk; not for the one that forgets.
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
-        self.folder.path().join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+        self.folder
+            .path()
+            .join("docker/registry/v2/blobs/sha256")
+            .join(&hex[..2])
+            .join(hex)
+            .join("data")
     }
 
     /// How often each path was asked for with `method` since it started; not for Debian's.
     pub(crate) fn asked(&self, method: &str) -> BTreeMap<String, usize> {
         let mut times = BTreeMap::new();
-        for path in self.process.log().lines().filter_map(|line| asked_for(line, method)) {
+        for path in self
+            .process
+            .log()
+            .lines()
+            .filter_map(|line| asked_for(line, method))
+        {
             *times.entry(path).or_default() += 1;
         }
         times
@@ -172,7 +208,8 @@ impl Registry {
     pub(crate) async fn restart(&mut self) {
         self.kill();
         let (certificate, folder) = (self.certificate.as_ref(), self.folder.path());
-        (self.process, _) = launch(self.kind, &self.host, certificate, self.protected, folder).await;
+        (self.process, _) =
+            launch(self.kind, &self.host, certificate, self.protected, folder).await;
     }
 }
 
@@ -191,10 +228,16 @@ async fn launch(
     if kind == Kind::Referrers {
         command.args(["-listen", address]);
         if let Some(files) = certificate {
-            command.arg("-cert").arg(&files.certificate).arg("-key").arg(&files.key);
+            command
+                .arg("-cert")
+                .arg(&files.certificate)
+                .arg("-key")
+                .arg(&files.key);
         }
         let mut process = Process::start("referrers-registry", &mut command);
-        let host = process.line(|line| line.strip_prefix("listening ").map(str::to_owned)).await;
+        let host = process
+            .line(|line| line.strip_prefix("listening ").map(str::to_owned))
+            .await;
         return (process, host);
     }
     let mut config = json!({
@@ -226,12 +269,17 @@ fn asked_for(line: &str, method: &str) -> Option<String> {
         return told.then(|| line["http.request.uri"].as_str().unwrap().to_owned());
     }
     let mut words = line.split_whitespace().skip_while(|word| *word != method);
-    words.nth(1).filter(|path| path.starts_with("/v2/")).map(str::to_owned)
+    words
+        .nth(1)
+        .filter(|path| path.starts_with("/v2/"))
+        .map(str::to_owned)
 }
 
 /// The address in `"msg":"listening on 127.0.0.1:43210, tls"`.
 fn listening(line: &str) -> Option<String> {
     let address = line.split_once("listening on ")?.1;
-    let end = address.find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit()).unwrap_or(address.len());
+    let end = address
+        .find(|c: char| c != '.' && c != ':' && !c.is_ascii_digit())
+        .unwrap_or(address.len());
     Some(address[..end].to_owned())
 }

@@ -7,33 +7,77 @@ fn depth_costs_no_stack_and_has_the_limit_of_go_yaml() {
         let nested = |depth: usize| format!("{}1{}", open.repeat(depth), close.repeat(depth));
         assert!(to_json(nested(10_000).as_bytes()).is_ok(), "{open}");
         let error = to_json(nested(10_001).as_bytes()).unwrap_err();
-        assert!(error.reason().contains("deeper than 10000"), "{open}: {error}");
-        assert!(to_json(open.repeat(1_000_000).as_bytes()).is_err(), "{open}");
+        assert!(
+            error.reason().contains("deeper than 10000"),
+            "{open}: {error}"
+        );
+        assert!(
+            to_json(open.repeat(1_000_000).as_bytes()).is_err(),
+            "{open}"
+        );
     }
-    let both = format!("{}{}1{}", "- ".repeat(6_000), "[".repeat(6_000), "]".repeat(6_000));
-    assert!(to_json(both.as_bytes()).unwrap_err().reason().contains("deeper than 10000"));
+    let both = format!(
+        "{}{}1{}",
+        "- ".repeat(6_000),
+        "[".repeat(6_000),
+        "]".repeat(6_000)
+    );
+    assert!(
+        to_json(both.as_bytes())
+            .unwrap_err()
+            .reason()
+            .contains("deeper than 10000")
+    );
 }
 
 #[test]
 fn aliases_are_bounded_by_their_share_and_by_the_size_of_the_output() {
     let laughs: String = (1..10)
-        .map(|level| format!("l{level}: &l{level} [{}]\n", vec![format!("*l{}", level - 1); 9].join(",")))
+        .map(|level| {
+            format!(
+                "l{level}: &l{level} [{}]\n",
+                vec![format!("*l{}", level - 1); 9].join(",")
+            )
+        })
         .collect();
     let error = to_json(format!("l0: &l0 lol\n{laughs}").as_bytes()).unwrap_err();
-    assert!(error.reason().contains("make up too much of the text"), "{error}");
+    assert!(
+        error.reason().contains("make up too much of the text"),
+        "{error}"
+    );
 
-    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a,".repeat(900));
+    let long = format!(
+        "a: &a {}\nb: [{}]\n",
+        "x".repeat(100_000),
+        "*a,".repeat(900)
+    );
     let error = to_json(long.as_bytes()).unwrap_err();
-    assert!(error.reason().contains("make the text too large"), "{error}");
+    assert!(
+        error.reason().contains("make the text too large"),
+        "{error}"
+    );
 
-    let shared = format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(1_000), "*a,".repeat(50));
-    assert_eq!(to_json(shared.as_bytes()).unwrap().len(), "{\"a\":,\"b\":[]}".len() + 51 * 2_001 + 49);
+    let shared = format!(
+        "a: &a [{}]\nb: [{}]\n",
+        "1,".repeat(1_000),
+        "*a,".repeat(50)
+    );
+    assert_eq!(
+        to_json(shared.as_bytes()).unwrap().len(),
+        "{\"a\":,\"b\":[]}".len() + 51 * 2_001 + 49
+    );
 }
 
 /// Measured: go-yaml 3.0.5 accepts the first and refuses the second.
 #[test]
 fn the_allowed_share_of_aliases_is_that_of_go_yaml() {
-    let text = |own: usize, aliased: usize| format!("a: &a [{}]\nb: [{}]\n", "1,".repeat(own), "*a,".repeat(aliased));
+    let text = |own: usize, aliased: usize| {
+        format!(
+            "a: &a [{}]\nb: [{}]\n",
+            "1,".repeat(own),
+            "*a,".repeat(aliased)
+        )
+    };
     assert!(to_json(text(1_000, 110).as_bytes()).is_ok());
     assert!(to_json(text(1_000, 111).as_bytes()).is_err());
 }

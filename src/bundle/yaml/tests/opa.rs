@@ -21,8 +21,10 @@ const COMBINATIONS: usize = 20_000;
 #[test]
 fn values_equal_those_of_opa() {
     let Some(opa) = opa() else {
-        let _ =
-            writeln!(std::io::stderr(), "skipped: YAML against OPA, for BUNDLEGATE_PEERS names no folder with bin/opa");
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: YAML against OPA, for BUNDLEGATE_PEERS names no folder with bin/opa"
+        );
         return;
     };
     let mut texts: Vec<String> = rows().map(|(text, _)| (*text).to_owned()).collect();
@@ -37,14 +39,25 @@ fn values_equal_those_of_opa() {
             wrong.push(format!("{text:?}\n  OPA: {theirs:?}\n  we:  {ours:?}"));
         }
     }
-    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(theirs.len() > texts.len() / 4, "only {} of {} texts are YAML", theirs.len(), texts.len());
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    assert!(
+        theirs.len() > texts.len() / 4,
+        "only {} of {} texts are YAML",
+        theirs.len(),
+        texts.len()
+    );
 }
 
 /// Refused on purpose: see [`crate::bundle::yaml::to_json`].
 fn is_known(text: &str) -> bool {
     text.trim_start_matches('\u{feff}').contains('\u{feff}')
-        || super::to_json(text.as_bytes()).is_err_and(|error| error.reason().starts_with("two keys of different types"))
+        || super::to_json(text.as_bytes())
+            .is_err_and(|error| error.reason().starts_with("two keys of different types"))
 }
 
 fn opa() -> Option<PathBuf> {
@@ -58,9 +71,16 @@ fn unmarshal(opa: &Path, texts: &[String]) -> BTreeMap<String, Value> {
     serde_json::to_writer(&input, &json!({ "texts": texts })).unwrap();
     let query = "{i: v | some i, text in input.texts; v := yaml.unmarshal(text)}";
     let mut command = Command::new(opa);
-    command.args(["eval", "--format", "json", "--input"]).arg(input.path()).arg(query);
+    command
+        .args(["eval", "--format", "json", "--input"])
+        .arg(input.path())
+        .arg(query);
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     serde_json::from_value(result["result"][0]["expressions"][0]["value"].clone()).unwrap()
 }

@@ -1,7 +1,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 use serde_json::{Value, json};
 use sigstore_verify::{
@@ -31,8 +31,11 @@ struct World {
 
 impl World {
     fn new(root: Days, intermediate: Days) -> Self {
-        let (root_key, key, leaf_key) =
-            (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let (root_key, key, leaf_key) = (
+            KeyPair::generate().unwrap(),
+            KeyPair::generate().unwrap(),
+            KeyPair::generate().unwrap(),
+        );
         let root = authority("root", root);
         let root_certificate = root.self_signed(&root_key).unwrap();
         let root = Issuer::new(root, root_key);
@@ -42,11 +45,13 @@ impl World {
         leaf.subject_alt_names = vec![SanType::Rfc822Name("team@example.com".try_into().unwrap())];
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
-        let leaf = leaf.signed_by(&leaf_key, &Issuer::new(intermediate, key)).unwrap();
+        let leaf = leaf
+            .signed_by(&leaf_key, &Issuer::new(intermediate, key))
+            .unwrap();
 
         let log = crypto::KeyPair::generate_ecdsa_p256().unwrap();
-        let chain =
-            [intermediate_certificate, root_certificate].map(|one| json!({"rawBytes": STANDARD.encode(one.der())}));
+        let chain = [intermediate_certificate, root_certificate]
+            .map(|one| json!({"rawBytes": STANDARD.encode(one.der())}));
         let root = json!({
             "mediaType": "application/vnd.dev.sigstore.trustedroot.v0.2+json",
             "tlogs": [{
@@ -62,7 +67,12 @@ impl World {
             }],
         });
         let key = crypto::KeyPair::from_pkcs8_der(leaf_key.serialized_der()).unwrap();
-        Self { root, leaf, key, log }
+        Self {
+            root,
+            leaf,
+            key,
+            log,
+        }
     }
 
     /// A signature that was logged at `time`.
@@ -79,7 +89,10 @@ impl World {
         );
         let id = log_id(&self.log);
         // The keys in the order in which the log signs them.
-        let promise = format!(r#"{{"body":"{body}","integratedTime":{time},"logID":"{}","logIndex":1}}"#, hex(&id));
+        let promise = format!(
+            r#"{{"body":"{body}","integratedTime":{time},"logID":"{}","logIndex":1}}"#,
+            hex(&id)
+        );
         let bundle = json!({
             "mediaType": "application/vnd.dev.sigstore.bundle+json;version=0.1",
             "verificationMaterial": {
@@ -107,10 +120,14 @@ impl World {
     fn verify(&self, time: &str) -> [Result<(), String>; 2] {
         let bundle = self.signed_at(time);
         let limited = TrustRoot::from_json("test", &self.root.to_string()).unwrap();
-        let as_written = Verifier::new(&TrustedRoot::from_json(&self.root.to_string()).unwrap()).unwrap();
+        let as_written =
+            Verifier::new(&TrustedRoot::from_json(&self.root.to_string()).unwrap()).unwrap();
         [limited.verifier(), &as_written].map(|verifier| {
             let policy = VerificationPolicy::any_identity().skip_sct();
-            verifier.verify(ARTIFACT, &bundle, &policy).map(|_| ()).map_err(|error| error.to_string())
+            verifier
+                .verify(ARTIFACT, &bundle, &policy)
+                .map(|_| ())
+                .map_err(|error| error.to_string())
         })
     }
 }
@@ -144,7 +161,10 @@ fn hex(bytes: &[u8]) -> String {
 
 fn windows(root: &TrustRoot) -> Vec<String> {
     let authorities = root.content().certificate_authorities.iter();
-    authorities.map(|one| one.valid_for.unwrap()).map(|one| format!("{}..{}", one.start, one.end.unwrap())).collect()
+    authorities
+        .map(|one| one.valid_for.unwrap())
+        .map(|one| format!("{}..{}", one.start, one.end.unwrap()))
+        .collect()
 }
 
 /// CVE-2026-24122: the leaf is valid at that time, the certificate that signed it is not.
@@ -152,15 +172,27 @@ fn windows(root: &TrustRoot) -> Vec<String> {
 fn an_expired_intermediate_is_not_trusted() {
     let world = World::new(ALWAYS, FIRST_HALF);
     let [limited, as_written] = world.verify("2024-09-01T00:00:00Z");
-    assert_eq!(as_written, Ok(()), "the verifier looks at anchors itself; narrowing has become needless");
-    assert!(limited.as_ref().is_err_and(|reason| reason.contains("UnknownIssuer")), "{limited:?}");
+    assert_eq!(
+        as_written,
+        Ok(()),
+        "the verifier looks at anchors itself; narrowing has become needless"
+    );
+    assert!(
+        limited
+            .as_ref()
+            .is_err_and(|reason| reason.contains("UnknownIssuer")),
+        "{limited:?}"
+    );
 }
 
 #[test]
 fn nothing_below_an_expired_root_is_trusted() {
     let [limited, as_written] = World::new(FIRST_HALF, ALWAYS).verify("2024-09-01T00:00:00Z");
     assert_eq!(as_written, Ok(()));
-    assert!(limited.as_ref().is_err_and(|reason| reason.contains("no ")), "{limited:?}");
+    assert!(
+        limited.as_ref().is_err_and(|reason| reason.contains("no ")),
+        "{limited:?}"
+    );
 }
 
 #[test]
@@ -182,10 +214,16 @@ fn each_certificate_gets_the_window_of_all_that_is_above_it() {
     let world = World::new([(2024, 3, 1), (2030, 1, 1)], FIRST_HALF);
     let mut root = world.root;
     let read = |root: &Value| windows(&TrustRoot::from_json("test", &root.to_string()).unwrap());
-    let (below, above) = ("2024-03-01T00:00:00Z..2024-07-01T00:00:00Z", "2024-03-01T00:00:00Z..2030-01-01T00:00:00Z");
+    let (below, above) = (
+        "2024-03-01T00:00:00Z..2024-07-01T00:00:00Z",
+        "2024-03-01T00:00:00Z..2030-01-01T00:00:00Z",
+    );
     assert_eq!(read(&root), [below, above]);
     // The order in the file is irrelevant.
-    root["certificateAuthorities"][0]["certChain"]["certificates"].as_array_mut().unwrap().reverse();
+    root["certificateAuthorities"][0]["certChain"]["certificates"]
+        .as_array_mut()
+        .unwrap()
+        .reverse();
     assert_eq!(read(&root), [above, below]);
     root["certificateAuthorities"][0]["validFor"] =
         json!({"start": "2024-04-01T00:00:00Z", "end": "2024-05-01T00:00:00Z"});
@@ -193,33 +231,64 @@ fn each_certificate_gets_the_window_of_all_that_is_above_it() {
     assert_eq!(read(&root), [window, window]);
     root["certificateAuthorities"][0]["validFor"] = json!({"start": "2031-01-01T00:00:00Z"});
     assert_eq!(read(&root), [""; 0]);
-    assert!(!TrustRoot::from_json("test", &root.to_string()).unwrap().has_certificate_authorities());
+    assert!(
+        !TrustRoot::from_json("test", &root.to_string())
+            .unwrap()
+            .has_certificate_authorities()
+    );
 }
 
 #[test]
 fn a_timestamp_authority_ends_with_its_root_certificate() {
     let mut root = World::new(FIRST_HALF, ALWAYS).root;
     root["timestampAuthorities"] = root["certificateAuthorities"].take();
-    root.as_object_mut().unwrap().remove("certificateAuthorities");
+    root.as_object_mut()
+        .unwrap()
+        .remove("certificateAuthorities");
     let read = |root: &Value| TrustRoot::from_json("test", &root.to_string()).unwrap();
     let limited = read(&root);
-    let [authority] = limited.content().timestamp_authorities.as_slice() else { panic!("one authority") };
-    assert_eq!(authority.cert_chain.certificates.len(), 2, "webpki needs the chain as it is");
-    assert_eq!(authority.valid_for.unwrap().end, Some("2024-07-01T00:00:00Z".parse().unwrap()));
+    let [authority] = limited.content().timestamp_authorities.as_slice() else {
+        panic!("one authority")
+    };
+    assert_eq!(
+        authority.cert_chain.certificates.len(),
+        2,
+        "webpki needs the chain as it is"
+    );
+    assert_eq!(
+        authority.valid_for.unwrap().end,
+        Some("2024-07-01T00:00:00Z".parse().unwrap())
+    );
     root["timestampAuthorities"][0]["validFor"] = json!({"start": "2025-01-01T00:00:00Z"});
     assert!(!read(&root).has_timestamp_authorities());
 }
 
 #[test]
 fn the_published_roots_are_read_and_keep_all_that_they_have() {
-    for instance in [SigstoreInstance::PublicGood, SigstoreInstance::Staging, SigstoreInstance::GitHub] {
+    for instance in [
+        SigstoreInstance::PublicGood,
+        SigstoreInstance::Staging,
+        SigstoreInstance::GitHub,
+    ] {
         let text = instance.embedded_trusted_root_json();
-        let root = TrustRoot::from_json("test", text).unwrap_or_else(|error| panic!("{instance:?}: {error}"));
+        let root = TrustRoot::from_json("test", text)
+            .unwrap_or_else(|error| panic!("{instance:?}: {error}"));
         let written = TrustedRoot::from_json(text).unwrap();
-        let certificates: usize =
-            written.certificate_authorities.iter().map(|one| one.cert_chain.certificates.len()).sum();
-        assert_eq!(root.content().certificate_authorities.len(), certificates, "{instance:?}");
-        assert_eq!(root.content().timestamp_authorities.len(), written.timestamp_authorities.len(), "{instance:?}");
+        let certificates: usize = written
+            .certificate_authorities
+            .iter()
+            .map(|one| one.cert_chain.certificates.len())
+            .sum();
+        assert_eq!(
+            root.content().certificate_authorities.len(),
+            certificates,
+            "{instance:?}"
+        );
+        assert_eq!(
+            root.content().timestamp_authorities.len(),
+            written.timestamp_authorities.len(),
+            "{instance:?}"
+        );
     }
     assert!(SIGSTORE_PRODUCTION_TRUSTED_ROOT.len() * 8 < super::super::root::MAX_LENGTH);
 }
@@ -240,17 +309,32 @@ fn an_invalid_root_is_rejected() {
         (text.replacen('{', r#"{"more":1,"more":2,"#, 1), "duplicate"),
         (text.replacen('{', r#"{"tlogs":[],"#, 1), "duplicate"),
         (format!("{text}{}", " ".repeat(1 << 20)), "too many"),
-        (changed(&|root| root["mediaType"] = json!("application/json")), "mediaType"),
-        (changed(&|root| root["certificateAuthorities"][0]["certChain"]["certificates"] = json!([])), "empty"),
+        (
+            changed(&|root| root["mediaType"] = json!("application/json")),
+            "mediaType",
+        ),
         (
             changed(&|root| {
-                root["certificateAuthorities"][0]["certChain"]["certificates"][1]["rawBytes"] = json!("AAAA")
+                root["certificateAuthorities"][0]["certChain"]["certificates"] = json!([])
+            }),
+            "empty",
+        ),
+        (
+            changed(&|root| {
+                root["certificateAuthorities"][0]["certChain"]["certificates"][1]["rawBytes"] =
+                    json!("AAAA")
             }),
             "certificate",
         ),
-        (changed(&|root| root["tlogs"][0]["publicKey"]["rawBytes"] = json!("AAAA")), "key"),
+        (
+            changed(&|root| root["tlogs"][0]["publicKey"]["rawBytes"] = json!("AAAA")),
+            "key",
+        ),
     ] {
         let error = TrustRoot::from_json("test", &text).unwrap_err().to_string();
-        assert!(error.to_lowercase().contains(&reason.to_lowercase()), "{reason}: {error}");
+        assert!(
+            error.to_lowercase().contains(&reason.to_lowercase()),
+            "{reason}: {error}"
+        );
     }
 }

@@ -36,7 +36,10 @@ impl Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let documents = Documents { url: url.clone(), public: URL_SAFE_NO_PAD.encode(key.public_key_raw()) };
+        let documents = Documents {
+            url: url.clone(),
+            public: URL_SAFE_NO_PAD.encode(key.public_key_raw()),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -48,11 +51,17 @@ impl Issuer {
                         let answer = documents.answer(&request);
                         async move { Ok::<_, Infallible>(answer) }
                     });
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
-        Self { url, key, _tasks: tasks }
+        Self {
+            url,
+            key,
+            _tasks: tasks,
+        }
     }
 
     /// The issuer of an identity, as certificates name it.
@@ -73,17 +82,30 @@ impl Issuer {
 
     /// A signed ID token for ten minutes.
     pub(super) fn token(&self, identity: &Identity) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         let mut claims = match identity {
-            Identity::Person(email) => json!({ "sub": email, "email": email, "email_verified": true }),
+            Identity::Person(email) => {
+                json!({ "sub": email, "email": email, "email_verified": true })
+            }
             Identity::Job(claims) => claims.clone(),
         };
-        for (name, value) in [("iss", json!(self.of(identity))), ("aud", json!("sigstore")), ("iat", json!(now))] {
+        for (name, value) in [
+            ("iss", json!(self.of(identity))),
+            ("aud", json!("sigstore")),
+            ("iat", json!(now)),
+        ] {
             claims[name] = value;
         }
         claims["exp"] = json!(now + 600);
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(&json!({ "alg": "EdDSA", "kid": "1", "typ": "JWT" })), part(&claims));
+        let signed = format!(
+            "{}.{}",
+            part(&json!({ "alg": "EdDSA", "kid": "1", "typ": "JWT" })),
+            part(&claims)
+        );
         let signature = self.key.sign(signed.as_bytes()).unwrap();
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
@@ -121,7 +143,9 @@ impl Identity {
 
     /// The same with another value of one claim.
     pub(crate) fn with(mut self, claim: &str, value: &str) -> Self {
-        let Self::Job(claims) = &mut self else { panic!("{self:?} has no claims") };
+        let Self::Job(claims) = &mut self else {
+            panic!("{self:?} has no claims")
+        };
         claims[claim] = json!(value);
         self
     }
@@ -130,7 +154,10 @@ impl Identity {
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::Person(email) => email.clone(),
-            Self::Job(claims) => format!("https://github.com/{}", claims["job_workflow_ref"].as_str().unwrap()),
+            Self::Job(claims) => format!(
+                "https://github.com/{}",
+                claims["job_workflow_ref"].as_str().unwrap()
+            ),
         }
     }
 }
@@ -149,7 +176,10 @@ impl Documents {
             }
             path => {
                 let Some(issuer) = path.strip_suffix("/.well-known/openid-configuration") else {
-                    return Response::builder().status(404).body(Full::default()).unwrap();
+                    return Response::builder()
+                        .status(404)
+                        .body(Full::default())
+                        .unwrap();
                 };
                 json!({
                     "issuer": format!("{}{issuer}", self.url),

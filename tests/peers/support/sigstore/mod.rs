@@ -68,7 +68,11 @@ impl Sigstore {
         let author = Author::new();
         let issuer = Issuer::start().await;
         let services = Services::start(author.home(), &issuer).await;
-        let sigstore = Self { issuer, services, author };
+        let sigstore = Self {
+            issuer,
+            services,
+            author,
+        };
         sigstore.make_trusted_root().await;
         for evidence in Evidence::ALL {
             sigstore.make_signing_config(evidence).await;
@@ -95,7 +99,19 @@ impl Sigstore {
         let (name, file) = (kind.label(), format!("{}.pem", kind.label()));
         let make = [&["genpkey", "-out", &file, "-algorithm"], kind.algorithm()].concat();
         self.author.peer("openssl", &make).await.ok();
-        self.author.peer("cosign", &["import-key-pair", "--key", &file, "--output-key-prefix", name]).await.ok();
+        self.author
+            .peer(
+                "cosign",
+                &[
+                    "import-key-pair",
+                    "--key",
+                    &file,
+                    "--output-key-prefix",
+                    name,
+                ],
+            )
+            .await
+            .ok();
     }
 
     /// Signs `name`, such as `acme/authz@sha256:…`.
@@ -109,9 +125,23 @@ impl Sigstore {
     }
 
     /// Attests `name`: a predicate of a type that cosign knows by name, or of any URI.
-    pub(crate) async fn attest(&self, how: &Signing, registry: &Registry, name: &str, kind: &str, predicate: &Value) {
+    pub(crate) async fn attest(
+        &self,
+        how: &Signing,
+        registry: &Registry,
+        name: &str,
+        kind: &str,
+        predicate: &Value,
+    ) {
         self.author.write("predicate.json", &predicate.to_string());
-        self.make(how, registry, name, &["attest", "--predicate=predicate.json", "--type", kind]).await.ok();
+        self.make(
+            how,
+            registry,
+            name,
+            &["attest", "--predicate=predicate.json", "--type", kind],
+        )
+        .await
+        .ok();
     }
 
     async fn make(&self, how: &Signing, registry: &Registry, name: &str, verb: &[&str]) -> Ran {
@@ -131,7 +161,8 @@ impl Sigstore {
         registry: &Registry,
         name: &str,
     ) -> Ran {
-        self.look_for(&["verify"], cosign, how, trusted, registry, name).await
+        self.look_for(&["verify"], cosign, how, trusted, registry, name)
+            .await
     }
 
     /// The same for an attestation of a type.
@@ -143,7 +174,15 @@ impl Sigstore {
         registry: &Registry,
         name: &str,
     ) -> Ran {
-        self.look_for(&["verify-attestation", "--type", kind], how.cosign, how, trusted, registry, name).await
+        self.look_for(
+            &["verify-attestation", "--type", kind],
+            how.cosign,
+            how,
+            trusted,
+            registry,
+            name,
+        )
+        .await
     }
 
     async fn look_for(
@@ -158,14 +197,20 @@ impl Sigstore {
         let mut words: Vec<_> = verb.iter().copied().map(str::to_owned).collect();
         words.push(registry.reference(name));
         words.extend(self.expected(cosign, how));
-        words.push(format!("--trusted-root={}", trusted.trusted_root().display()));
+        words.push(format!(
+            "--trusted-root={}",
+            trusted.trusted_root().display()
+        ));
         words.extend(registry.cosign_flags());
         self.cosign(cosign, &words).await
     }
 
     /// The flags by which cosign signs like this.
     fn means(&self, how: &Signing) -> Vec<String> {
-        let mut flags = vec![format!("--new-bundle-format={}", how.format == Format::Bundle)];
+        let mut flags = vec![format!(
+            "--new-bundle-format={}",
+            how.format == Format::Bundle
+        )];
         if let Signer::Key(kind) = how.signer {
             flags.push(format!("--key={}.key", kind.label()));
         }
@@ -179,12 +224,17 @@ impl Sigstore {
         }
         flags.push(format!("--fulcio-url={}", self.services.fulcio));
         match how.evidence {
-            Evidence::Log | Evidence::LogAndTime => flags.push(format!("--rekor-url={}", self.services.rekor)),
+            Evidence::Log | Evidence::LogAndTime => {
+                flags.push(format!("--rekor-url={}", self.services.rekor))
+            }
             Evidence::Time => flags.push("--tlog-upload=false".to_owned()),
             Evidence::TilesAndTime => panic!("cosign knows no way to do this: {how:?}"),
         }
         if how.evidence != Evidence::Log {
-            flags.push(format!("--timestamp-server-url={}", self.services.timestamps));
+            flags.push(format!(
+                "--timestamp-server-url={}",
+                self.services.timestamps
+            ));
         }
         flags
     }
@@ -232,11 +282,22 @@ impl Sigstore {
             Cosign::V2 => "cosign-2",
         };
         let words: Vec<_> = words.iter().map(String::as_str).collect();
-        self.author.peer("env", &[&ENVIRONMENT[..], more, &[program], &words].concat()).await
+        self.author
+            .peer(
+                "env",
+                &[&ENVIRONMENT[..], more, &[program], &words].concat(),
+            )
+            .await
     }
 
     async fn make_trusted_root(&self) {
-        let Services { fulcio, ct, rekor, timestamps, .. } = &self.services;
+        let Services {
+            fulcio,
+            ct,
+            rekor,
+            timestamps,
+            ..
+        } = &self.services;
         let words = [
             "trusted-root".to_owned(),
             "create".to_owned(),
@@ -254,9 +315,17 @@ impl Sigstore {
     }
 
     async fn make_signing_config(&self, evidence: Evidence) {
-        let Services { fulcio, rekor, tiles, timestamps, .. } = &self.services;
+        let Services {
+            fulcio,
+            rekor,
+            tiles,
+            timestamps,
+            ..
+        } = &self.services;
         let service = |flag: &str, url: &str, version: u8| {
-            format!("--{flag}=url={url},api-version={version},start-time={BEGINNING},operator=example.com")
+            format!(
+                "--{flag}=url={url},api-version={version},start-time={BEGINNING},operator=example.com"
+            )
         };
         let mut words = vec![
             "signing-config".to_owned(),
@@ -285,7 +354,10 @@ impl Signing {
     /// each format.
     pub(crate) fn every() -> Vec<Self> {
         let person = Self::ways(&Signer::Keyless(Identity::person("ann@example.com")));
-        let mut every: Vec<_> = person.into_iter().filter(|how| how.evidence == Evidence::Log).collect();
+        let mut every: Vec<_> = person
+            .into_iter()
+            .filter(|how| how.evidence == Evidence::Log)
+            .collect();
         every.extend(Self::ways(&Signer::Keyless(Identity::release_job())));
         every.extend(Self::ways(&Signer::Key(KeyKind::P256)));
         every
@@ -293,22 +365,44 @@ impl Signing {
 
     /// Every way in which a cosign can sign for somebody.
     pub(crate) fn ways(signer: &Signer) -> Vec<Self> {
-        let ways = PROGRAMS_AND_FORMATS.into_iter().flat_map(|(cosign, format)| {
-            Evidence::ALL.map(|evidence| Self { cosign, format, signer: signer.clone(), evidence })
-        });
+        let ways = PROGRAMS_AND_FORMATS
+            .into_iter()
+            .flat_map(|(cosign, format)| {
+                Evidence::ALL.map(|evidence| Self {
+                    cosign,
+                    format,
+                    signer: signer.clone(),
+                    evidence,
+                })
+            });
         ways.filter(Self::is_possible).collect()
     }
 
     /// The new log takes entries for DSSE in one form alone, which only cosign 3 writes.
     fn is_possible(&self) -> bool {
-        self.evidence != Evidence::TilesAndTime || (self.cosign, self.format) == (Cosign::V3, Format::Bundle)
+        self.evidence != Evidence::TilesAndTime
+            || (self.cosign, self.format) == (Cosign::V3, Format::Bundle)
     }
 
     /// A name for a repository, such as `v3_bundle_job_rekor`.
     pub(crate) fn label(&self) -> String {
-        let Self { cosign, format, signer, evidence } = self;
-        let parts = [&format!("{cosign:?}"), format.label(), signer.label(), evidence.label()];
-        parts.join("_").replace(" + ", "_").replace(' ', "").to_lowercase()
+        let Self {
+            cosign,
+            format,
+            signer,
+            evidence,
+        } = self;
+        let parts = [
+            &format!("{cosign:?}"),
+            format.label(),
+            signer.label(),
+            evidence.label(),
+        ];
+        parts
+            .join("_")
+            .replace(" + ", "_")
+            .replace(' ', "")
+            .to_lowercase()
     }
 }
 
@@ -323,7 +417,8 @@ impl Signer {
 }
 
 impl KeyKind {
-    pub(crate) const ALL: [Self; 5] = [Self::P256, Self::P384, Self::P521, Self::Rsa, Self::Ed25519];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::P256, Self::P384, Self::P521, Self::Rsa, Self::Ed25519];
 
     pub(crate) fn label(self) -> &'static str {
         match self {

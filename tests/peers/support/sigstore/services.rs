@@ -8,8 +8,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer as CertificateIssuer, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer as CertificateIssuer, KeyPair, KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
 };
 use serde_json::json;
 
@@ -40,12 +40,23 @@ impl Services {
     pub(super) async fn start(folder: &Path, issuer: &Issuer) -> Self {
         make_keys(folder);
         let (base, trillian, tree, timestamps) = base(folder).await;
-        let ((ct, ct_url), (rekor, rekor_url), (tiles, tiles_url)) =
-            tokio::join!(ct_log(folder, &trillian, &tree), rekor(folder, &trillian), tiles(folder));
+        let ((ct, ct_url), (rekor, rekor_url), (tiles, tiles_url)) = tokio::join!(
+            ct_log(folder, &trillian, &tree),
+            rekor(folder, &trillian),
+            tiles(folder)
+        );
         let (fulcio, fulcio_url) = fulcio(folder, issuer, &ct_url).await;
         let timestamps_url = format!("{timestamps}/api/v1/timestamp");
-        keep(&format!("{rekor_url}/api/v1/log/publicKey"), &folder.join("rekor.pub")).await;
-        keep(&format!("{timestamps_url}/certchain"), &folder.join("tsa.pem")).await;
+        keep(
+            &format!("{rekor_url}/api/v1/log/publicKey"),
+            &folder.join("rekor.pub"),
+        )
+        .await;
+        keep(
+            &format!("{timestamps_url}/certchain"),
+            &folder.join("tsa.pem"),
+        )
+        .await;
         Self {
             fulcio: fulcio_url,
             ct: ct_url,
@@ -64,7 +75,8 @@ fn make_keys(folder: &Path) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = (date_time_ymd(2025, 1, 1), date_time_ymd(2045, 1, 1));
+        (params.not_before, params.not_after) =
+            (date_time_ymd(2025, 1, 1), date_time_ymd(2045, 1, 1));
         params
     };
     let mut root = authority("a private root");
@@ -76,8 +88,13 @@ fn make_keys(folder: &Path) {
     intermediate.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
     intermediate.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().unwrap();
-    let intermediate = intermediate.signed_by(&key, &CertificateIssuer::new(root, root_key)).unwrap();
-    let (ct, tiles) = (KeyPair::generate().unwrap(), KeyPair::generate_for(&PKCS_ED25519).unwrap());
+    let intermediate = intermediate
+        .signed_by(&key, &CertificateIssuer::new(root, root_key))
+        .unwrap();
+    let (ct, tiles) = (
+        KeyPair::generate().unwrap(),
+        KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+    );
     for (name, content) in [
         ("root.pem", root_pem.clone()),
         ("fulcio.pem", intermediate.pem() + &root_pem),
@@ -94,16 +111,29 @@ fn make_keys(folder: &Path) {
 /// Trillian with a tree for the CT log, and the authority for timestamps.
 async fn base(folder: &Path) -> (Process, String, String, String) {
     let mut process = Process::start("sigstore-base", &mut peer("sigstore-base", folder));
-    let trillian = process.line(|line| line.strip_prefix("trillian ").map(str::to_owned)).await;
+    let trillian = process
+        .line(|line| line.strip_prefix("trillian ").map(str::to_owned))
+        .await;
     let (address, tree) = trillian.split_once(" tree ").unwrap();
-    let timestamps = process.line(|line| line.strip_prefix("timestamps ").map(str::to_owned)).await;
-    (process, address.to_owned(), tree.to_owned(), format!("http://{timestamps}"))
+    let timestamps = process
+        .line(|line| line.strip_prefix("timestamps ").map(str::to_owned))
+        .await;
+    (
+        process,
+        address.to_owned(),
+        tree.to_owned(),
+        format!("http://{timestamps}"),
+    )
 }
 
 async fn ct_log(folder: &Path, trillian: &str, tree: &str) -> (Process, String) {
     // Any bytes, for a text of Go's.
     let bytes = |file: &str| -> String {
-        fs::read(folder.join(file)).unwrap().iter().map(|byte| format!("\\x{byte:02x}")).collect()
+        fs::read(folder.join(file))
+            .unwrap()
+            .iter()
+            .map(|byte| format!("\\x{byte:02x}"))
+            .collect()
     };
     let config = format!(
         r#"config {{
@@ -116,7 +146,9 @@ async fn ct_log(folder: &Path, trillian: &str, tree: &str) -> (Process, String) 
     let (process, address) = at_free_port("ct_server", "/", |address| {
         let mut command = peer("ct_server", folder);
         command.args(["--logtostderr", "--log_config=ct.config"]);
-        command.arg(format!("--log_rpc_server={trillian}")).arg(format!("--http_endpoint={address}"));
+        command
+            .arg(format!("--log_rpc_server={trillian}"))
+            .arg(format!("--http_endpoint={address}"));
         command
     })
     .await;
@@ -126,23 +158,61 @@ async fn ct_log(folder: &Path, trillian: &str, tree: &str) -> (Process, String) 
 async fn rekor(folder: &Path, trillian: &str) -> (Process, String) {
     let (host, port) = trillian.split_once(':').unwrap();
     let mut command = peer("rekor-server", folder);
-    command.args(["serve", "--rekor_server.address=127.0.0.1", "--port=0", "--rekor_server.signer=memory"]);
-    command.args(["--rekor_server.hostname=rekor.example.com", "--enable_retrieve_api=false"]);
+    command.args([
+        "serve",
+        "--rekor_server.address=127.0.0.1",
+        "--port=0",
+        "--rekor_server.signer=memory",
+    ]);
+    command.args([
+        "--rekor_server.hostname=rekor.example.com",
+        "--enable_retrieve_api=false",
+    ]);
     // All but the index for searching, which wants a database of its own.
     command.arg("--enabled_api_endpoints=getLogInfo,getPublicKey,getLogProof,createLogEntry,getLogEntryByIndex,getLogEntryByUUID");
-    command.arg(format!("--trillian_log_server.address={host}")).arg(format!("--trillian_log_server.port={port}"));
+    command
+        .arg(format!("--trillian_log_server.address={host}"))
+        .arg(format!("--trillian_log_server.port={port}"));
     let mut process = Process::start("rekor-server", &mut command);
-    let url = process.line(|line| Some(line.split_once("Serving rekor server at ")?.1.trim().to_owned())).await;
+    let url = process
+        .line(|line| {
+            Some(
+                line.split_once("Serving rekor server at ")?
+                    .1
+                    .trim()
+                    .to_owned(),
+            )
+        })
+        .await;
     (process, url)
 }
 
 async fn tiles(folder: &Path) -> (Process, String) {
     let (process, address) = at_free_port("rekor-tiles", "/healthz", |address| {
         let mut command = peer("rekor-tiles", folder);
-        command.args(["serve", "--storage-dir=tiles", "--signer-filepath=tiles.key", "--http-metrics-port=0"]);
+        command.args([
+            "serve",
+            "--storage-dir=tiles",
+            "--signer-filepath=tiles.key",
+            "--http-metrics-port=0",
+        ]);
         // As quick as it gets.
-        command.args(["--hostname", TILES_ORIGIN, "--batch-max-age=10ms", "--checkpoint-interval=100ms"]);
-        at_both(command, address, ["--http-address", "--http-port", "--grpc-address", "--grpc-port"])
+        command.args([
+            "--hostname",
+            TILES_ORIGIN,
+            "--batch-max-age=10ms",
+            "--checkpoint-interval=100ms",
+        ]);
+        at_both(
+            command,
+            address,
+            [
+                "--http-address",
+                "--http-port",
+                "--grpc-address",
+                "--grpc-port",
+            ],
+        )
     })
     .await;
     (process, format!("http://{address}"))
@@ -165,11 +235,25 @@ async fn fulcio(folder: &Path, issuer: &Issuer, ct: &str) -> (Process, String) {
     fs::write(folder.join("fulcio.json"), config.to_string()).unwrap();
     let (process, address) = at_free_port("fulcio", "/healthz", |address| {
         let mut command = peer("fulcio", folder);
-        command.args(["serve", "--ca=fileca", "--fileca-cert=fulcio.pem", "--fileca-key=fulcio.key"]);
-        command.args(["--fileca-key-passwd=", "--fileca-watch=false", "--config-path=fulcio.json", "--metrics-port=0"]);
+        command.args([
+            "serve",
+            "--ca=fileca",
+            "--fileca-cert=fulcio.pem",
+            "--fileca-key=fulcio.key",
+        ]);
+        command.args([
+            "--fileca-key-passwd=",
+            "--fileca-watch=false",
+            "--config-path=fulcio.json",
+            "--metrics-port=0",
+        ]);
         command.args(["--ct-log-public-key-path=ct.pub", "--ct-log-url", ct]);
         command.args(["--legacy-unix-domain-socket=fulcio.socket"]);
-        at_both(command, address, ["--host", "--port", "--grpc-host", "--grpc-port"])
+        at_both(
+            command,
+            address,
+            ["--host", "--port", "--grpc-host", "--grpc-port"],
+        )
     })
     .await;
     (process, format!("http://{address}"))
@@ -184,7 +268,11 @@ fn peer(name: &str, folder: &Path) -> Command {
 
 /// Starts a program that does not tell which port it got at one that was free a moment ago,
 /// and waits until it answers there.
-async fn at_free_port(name: &str, path: &str, command: impl Fn(&str) -> Command) -> (Process, String) {
+async fn at_free_port(
+    name: &str,
+    path: &str,
+    command: impl Fn(&str) -> Command,
+) -> (Process, String) {
     let client = http();
     for _ in 0..10 {
         let address = free_address();
@@ -199,7 +287,11 @@ async fn at_free_port(name: &str, path: &str, command: impl Fn(&str) -> Command)
         if up && !process.has_ended() {
             return (process, address);
         }
-        assert!(process.log().contains("address already in use"), "{}", process.log());
+        assert!(
+            process.log().contains("address already in use"),
+            "{}",
+            process.log()
+        );
     }
     panic!("no port for {name}");
 }
@@ -208,7 +300,9 @@ async fn at_free_port(name: &str, path: &str, command: impl Fn(&str) -> Command)
 /// moment ago.
 fn at_both(mut command: Command, http: &str, flags: [&str; 4]) -> Command {
     let grpc = free_address();
-    let parts = [http, &grpc].into_iter().flat_map(|address| address.split(':'));
+    let parts = [http, &grpc]
+        .into_iter()
+        .flat_map(|address| address.split(':'));
     for (flag, part) in flags.into_iter().zip(parts) {
         command.args([flag, part]);
     }
@@ -217,7 +311,13 @@ fn at_both(mut command: Command, http: &str, flags: [&str; 4]) -> Command {
 
 /// Keeps what is found at `url`.
 async fn keep(url: &str, file: &PathBuf) {
-    let answer = http().get(url).send().await.unwrap().error_for_status().unwrap();
+    let answer = http()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap();
     fs::write(file, answer.bytes().await.unwrap()).unwrap();
 }
 
@@ -235,12 +335,21 @@ const EXTENSIONS: &[(&str, &str)] = &[
     ("SourceRepositoryDigest", "sha"),
     ("SourceRepositoryRef", "ref"),
     ("SourceRepositoryIdentifier", "repository_id"),
-    ("SourceRepositoryOwnerURI", "{{ .url }}/{{ .repository_owner }}"),
+    (
+        "SourceRepositoryOwnerURI",
+        "{{ .url }}/{{ .repository_owner }}",
+    ),
     ("SourceRepositoryOwnerIdentifier", "repository_owner_id"),
     ("BuildConfigURI", "{{ .url }}/{{ .workflow_ref }}"),
     ("BuildConfigDigest", "workflow_sha"),
     ("BuildTrigger", "event_name"),
-    ("RunInvocationURI", "{{ .url }}/{{ .repository }}/actions/runs/{{ .run_id }}/attempts/{{ .run_attempt }}"),
-    ("SourceRepositoryVisibilityAtSigning", "repository_visibility"),
+    (
+        "RunInvocationURI",
+        "{{ .url }}/{{ .repository }}/actions/runs/{{ .run_id }}/attempts/{{ .run_attempt }}",
+    ),
+    (
+        "SourceRepositoryVisibilityAtSigning",
+        "repository_visibility",
+    ),
     ("DeploymentEnvironment", "environment"),
 ];

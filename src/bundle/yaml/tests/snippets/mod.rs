@@ -13,16 +13,29 @@ pub(crate) type Row = (&'static str, &'static str);
 pub(crate) const REFUSED: &str = "";
 
 pub(crate) fn rows() -> impl Iterator<Item = &'static Row> {
-    [scalars::ROWS, texts::ROWS, collections::ROWS, properties::ROWS, documents::ROWS].into_iter().flatten()
+    [
+        scalars::ROWS,
+        texts::ROWS,
+        collections::ROWS,
+        properties::ROWS,
+        documents::ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Texts that are composed of the texts above and of single indicators, the same for the same seed.
 pub(crate) fn combinations(seed: u64, count: usize) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let texts: Vec<&str> = rows().map(|(text, _)| *text).filter(|text| !makes_a_random_choice(text)).collect();
+    let texts: Vec<&str> = rows()
+        .map(|(text, _)| *text)
+        .filter(|text| !makes_a_random_choice(text))
+        .collect();
     (0..count)
         .map(|_| match random.u8(0..3) {
-            0 => (0..random.usize(1..15)).map(|_| pick(&mut random, FRAGMENTS)).collect(),
+            0 => (0..random.usize(1..15))
+                .map(|_| pick(&mut random, FRAGMENTS))
+                .collect(),
             1 => mutate(&mut random, &texts),
             _ => fill(&mut random, &texts, 2),
         })
@@ -43,7 +56,11 @@ fn mutate(random: &mut fastrand::Rng, texts: &[&str]) -> String {
     for _ in 0..random.usize(1..4) {
         let at = random.usize(..=text.len());
         let end = (at + random.usize(..3)).min(text.len());
-        let fragment = if random.bool() { pick(random, FRAGMENTS) } else { "" };
+        let fragment = if random.bool() {
+            pick(random, FRAGMENTS)
+        } else {
+            ""
+        };
         text.splice(at..end, fragment.chars());
     }
     text.into_iter().collect()
@@ -59,7 +76,11 @@ fn fill(random: &mut fastrand::Rng, texts: &[&str], depth: usize) -> String {
             _ => pick(random, texts).to_owned(),
         };
         let indented = format!("\n{}", " ".repeat(random.usize(1..5)));
-        filled += &if random.bool() { inner.replace('\n', &indented) } else { inner };
+        filled += &if random.bool() {
+            inner.replace('\n', &indented)
+        } else {
+            inner
+        };
         filled += part;
     }
     filled
