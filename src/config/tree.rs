@@ -43,6 +43,10 @@ pub(super) struct Key {
     pub(super) name: String,
 }
 
+/// The maximum nesting of the configuration, whose keys nest less than 10 levels. The parser recurses,
+/// and unoptimised it needs up to 32 KiB of stack for a level.
+const MAX_DEPTH: usize = 24;
+
 impl Node {
     /// Parses YAML. The parser's budget bounds depth, aliases and size.
     pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
@@ -52,6 +56,7 @@ impl Node {
             // YAML 1.2 has only `true` and `false`; `no` is text, in an annotation for example.
             strict_booleans: true,
             with_snippet: false,
+            budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let line = error

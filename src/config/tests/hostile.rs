@@ -32,7 +32,7 @@ fn braces_that_nest_are_refused_and_panic_nothing() {
 #[test]
 fn no_number_of_keys_takes_its_square() {
     let folder = Folder::new();
-    let many = |entry: fn(usize) -> String| (0..20_000).map(entry).collect::<String>();
+    let many = |entry: fn(usize) -> String| (0..12_000).map(entry).collect::<String>();
     for typed in [
         format!(
             "{LEAST}registries:\n{}",
@@ -52,7 +52,7 @@ fn no_number_of_keys_takes_its_square() {
     let bundles = many(|n| {
         format!("  b{n}: {{reference: 'r.io/a:v{n}', trust: p, on_withdraw: {{fallback: b}}}}\n")
     });
-    let bundles = &bundles[..bundles[..900_000].rfind('\n').unwrap()];
+    let bundles = &bundles[..bundles[..850_000].rfind('\n').unwrap()];
     let typed = format!(
         "{LEAST}trust: {{policies: {{p: unsigned}}}}\nbundles:\n  b: {{reference: 'r.io/a:v', trust: p}}\n{bundles}\n"
     );
@@ -75,7 +75,7 @@ fn names_without_end_are_not_compared() {
 fn depth_and_aliases_are_bounded() {
     let folder = Folder::new();
     let deep = |depth: usize| format!("{LEAST}cache: {}{}\n", "[".repeat(depth), "]".repeat(depth));
-    for depth in [65, 2000, 100_000] {
+    for depth in [24, 2000, 100_000] {
         assert!(folder.parse(&deep(depth)).is_err());
         assert_eq!(all(&deep(depth), folder.0.path()).len(), 1);
     }
