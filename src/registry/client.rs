@@ -15,6 +15,7 @@ use url::Url;
 
 use super::{
     auth::Authenticator,
+    capabilities::Capabilities,
     challenge::Challenge,
     error::{Class, RegistryError},
     options::{InvalidOptions, Options},
@@ -55,6 +56,7 @@ const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vn
 #[derive(Debug)]
 pub(super) struct RegistryClient {
     pub(super) transport: Transport,
+    pub(super) capabilities: Capabilities,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     auth: Authenticator,
@@ -126,6 +128,7 @@ impl RegistryClient {
                 options.credentials.clone(),
             ),
             transport,
+            capabilities: Capabilities::default(),
             max_retry_wait: MAX_RETRY_WAIT,
             metrics,
             requests: Semaphore::new(MAX_REQUESTS),

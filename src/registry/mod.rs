@@ -11,6 +11,7 @@
 mod address;
 mod auth;
 mod blob_stream;
+mod capabilities;
 mod certificate;
 mod challenge;
 mod client;

@@ -19,19 +19,24 @@ pub struct Referrers {
 
 impl Referrers {
     /// Adds the entries that are not there yet.
-    pub(super) fn add(&mut self, listing: Listing) {
-        self.skipped.extend(listing.skipped);
-        let mut known: HashSet<_> = self
-            .entries
-            .iter()
-            .map(|entry| entry.digest.clone())
+    pub fn merge(&mut self, other: Self) {
+        self.skipped.extend(other.skipped);
+        let known = std::mem::take(&mut self.entries);
+        let mut digests = HashSet::new();
+        self.entries = known
+            .into_iter()
+            .chain(other.entries)
+            .filter(|entry| digests.insert(entry.digest.clone()))
             .collect();
-        self.entries.extend(
-            listing
-                .entries
-                .into_iter()
-                .filter(|entry| known.insert(entry.digest.clone())),
-        );
+    }
+}
+
+impl From<Listing> for Referrers {
+    fn from(listing: Listing) -> Self {
+        Self {
+            entries: listing.entries,
+            skipped: listing.skipped,
+        }
     }
 }
 

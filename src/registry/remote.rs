@@ -343,7 +343,11 @@ impl Remote {
                 }
                 body => body?,
             };
-            let Some(listed) = referrers_in(&body) else {
+            let listed = referrers_in(&body);
+            if listed.is_some() {
+                self.client.capabilities.record_referrers_api();
+            }
+            let Some(listed) = listed else {
                 // Some front ends answer every unknown path with 200 and a web page.
                 return if page == 0 {
                     Ok(None)

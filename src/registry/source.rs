@@ -9,7 +9,7 @@ use super::{
     error::RegistryError,
     layout::LayoutReader,
     listing::{Listing, Member},
-    referrers::Referrers,
+    referrers::{Referrers, referrers_tag},
     remote::Remote,
 };
 use crate::oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, Repository, Selector};
@@ -213,21 +213,64 @@ impl Source {
         subject: &PinnedReference,
         limit: usize,
     ) -> Result<Referrers, RegistryError> {
-        let digest = subject.digest();
-        let mut found = Referrers::default();
-        if let Backend::Remote(remote) = &self.backend {
-            match remote.referrers(digest, limit).await {
-                Ok(listing) => found.add(listing.unwrap_or_default().with_name("referrers")),
-                Err(error) if error.is_unusable_content() => {
-                    found.add(Listing::unusable("referrers", error))
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let tag = format!("{}-{}", digest.algorithm(), digest.hex());
-        found.add(self.tagged_listing(&tag, Member::Manifests).await?);
+        let listed = self.listed_referrers(subject, limit).await?;
+        let mut found = listed.unwrap_or_default();
+        found.merge(self.tagged_referrers(subject).await?);
         found.entries.truncate(limit);
         Ok(found)
+    }
+
+    /// The referrers of `subject` from the referrers API, as [`Self::referrers`]; `None` where the
+    /// registry has no such API, or the source is a layout.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn listed_referrers(
+        &self,
+        subject: &PinnedReference,
+        limit: usize,
+    ) -> Result<Option<Referrers>, RegistryError> {
+        let Backend::Remote(remote) = &self.backend else {
+            return Ok(None);
+        };
+        let listing = match remote.referrers(subject.digest(), limit).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(listing)) => listing.with_name("referrers"),
+            Err(error) if error.is_unusable_content() => Listing::unusable("referrers", error),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(listing.into()))
+    }
+
+    /// The referrers of `subject` from the referrers tag, as [`Self::referrers`].
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn tagged_referrers(
+        &self,
+        subject: &PinnedReference,
+    ) -> Result<Referrers, RegistryError> {
+        let tag = referrers_tag(subject.digest());
+        let listing = self.tagged_listing(&tag, Member::Manifests).await?;
+        Ok(listing.into())
+    }
+
+    /// Whether earlier answers say that [`Self::listed_referrers`] will find no API. They are
+    /// remembered for an hour.
+    pub fn lacks_referrers_api(&self) -> bool {
+        match &self.backend {
+            Backend::Remote(remote) => remote.client.capabilities.lacks_referrers_api(&remote.path),
+            Backend::Layout(_) => false,
+        }
+    }
+
+    /// Records for [`Self::lacks_referrers_api`] that this repository, of which a manifest has
+    /// been read, has no referrers API.
+    pub fn record_no_referrers_api(&self) {
+        if let Backend::Remote(remote) = &self.backend {
+            let capabilities = &remote.client.capabilities;
+            capabilities.record_no_referrers_api(&remote.path);
+        }
     }
 
     fn missing(&self, what: &'static str, digest: &Digest) -> RegistryError {

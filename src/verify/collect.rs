@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, cosign, media_type},
-    registry::{Class, Member, RegistryError, Source},
+    registry::{Class, Member, Referrers, RegistryError, Source},
 };
 
 /// The number of concurrent requests.
@@ -33,41 +33,98 @@ const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
 const RESERVED_SHARE: u64 = 8;
 
 /// Collects the signature material for `subject` from `source`, at most `limit` bytes in all
-/// (`limits.evidence`). `source` is the artifact's own repository or the one that the policy
-/// names for signatures: the digest alone identifies them. Material that is malformed, missing,
-/// too large or inconsistent is noted; it is neither an error nor a signature.
+/// (`limits.evidence`), as [`Collection::collect`] with [`ReferrersApi::Ask`].
 ///
 /// # Errors
-/// When the registry does not answer or refuses, and no candidate was found: this is not the same
-/// as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
+/// As [`Collection::collect`].
 pub async fn collect(
     source: &Source,
     subject: &PinnedReference,
     limit: u64,
 ) -> Result<Evidence, RegistryError> {
-    let mut collector = Collector {
+    let collection = Collection {
         source,
-        budget: Budget::new(limit),
-        began: Instant::now(),
-        referrers: VecDeque::new(),
-        pieces: VecDeque::new(),
-        known: HashSet::new(),
-        evidence: Evidence::default(),
-        notes: Notes::default(),
-        failures: 0,
-        unavailable: None,
+        subject,
+        limit,
+        api: ReferrersApi::Ask,
     };
-    collector.list_referrers(subject).await?;
-    collector.list_legacy(subject).await?;
-    // The second round spends what the pieces of the first one did not need.
-    for reserve in [limit / RESERVED_SHARE, 0] {
-        collector.fetch_referrers(reserve).await;
-        collector.fetch_pieces().await;
+    collection.collect().await
+}
+
+/// The signature material to collect.
+#[derive(Debug, Clone, Copy)]
+pub struct Collection<'a> {
+    /// The artifact's own repository, whose manifest has been read, or the one that the policy
+    /// names for signatures: the digest alone identifies them.
+    pub source: &'a Source,
+    /// The artifact.
+    pub subject: &'a PinnedReference,
+    /// The limit in bytes (`limits.evidence`).
+    pub limit: u64,
+    /// Whether the referrers API is asked in any case.
+    pub api: ReferrersApi,
+}
+
+/// When the referrers API of a registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferrersApi {
+    /// Always.
+    Ask,
+    /// Unless earlier answers say that the registry has none ([`Source::lacks_referrers_api`]).
+    /// If the evidence does not suffice then, the API must be asked: a list of signatures must
+    /// not stay unread because of what the registry once answered.
+    AskUnlessMissing,
+}
+
+impl Collection<'_> {
+    /// Collects the signature material. Material that is malformed, missing, too large or
+    /// inconsistent is noted; it is neither an error nor a signature.
+    ///
+    /// # Errors
+    /// When the registry does not answer or refuses, and no candidate was found: this is not the
+    /// same as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
+    pub async fn collect(self) -> Result<Evidence, RegistryError> {
+        let mut collector = Collector {
+            collection: self,
+            source: self.source,
+            budget: Budget::new(self.limit),
+            began: Instant::now(),
+            referrers: VecDeque::new(),
+            pieces: VecDeque::new(),
+            known: HashSet::new(),
+            evidence: Evidence::default(),
+            notes: Notes::default(),
+            failures: 0,
+            unavailable: None,
+        };
+        collector.list_referrers().await?;
+        collector.list_legacy().await?;
+        // The second round spends what the pieces of the first one did not need.
+        for reserve in [self.limit / RESERVED_SHARE, 0] {
+            collector.fetch_referrers(reserve).await;
+            collector.fetch_pieces().await;
+        }
+        collector.finish()
     }
-    collector.finish()
+
+    /// The list of the referrers API; `None` where the registry has none, which is remembered if
+    /// the artifact's manifest was read from this repository: 404 may mean that the repository is
+    /// missing.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or refuses.
+    pub async fn ask_referrers_api(self) -> Result<Option<Referrers>, RegistryError> {
+        let listed = self.source.listed_referrers(self.subject, usize::MAX);
+        let listed = listed.await?;
+        if listed.is_none() && self.source.repository() == self.subject.repository() {
+            self.source.record_no_referrers_api();
+        }
+        Ok(listed)
+    }
 }
 
 struct Collector<'a> {
+    collection: Collection<'a>,
     source: &'a Source,
     budget: Budget,
     began: Instant,
@@ -96,8 +153,15 @@ enum Candidate {
 }
 
 impl Collector<'_> {
-    async fn list_referrers(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        let listed = self.source.referrers(subject, usize::MAX).await?;
+    async fn list_referrers(&mut self) -> Result<(), RegistryError> {
+        let Collection { subject, api, .. } = self.collection;
+        let mut listed = Referrers::default();
+        if api == ReferrersApi::AskUnlessMissing && self.source.lacks_referrers_api() {
+            self.evidence.api_assumed_missing = true;
+        } else if let Some(found) = self.collection.ask_referrers_api().await? {
+            listed = found;
+        }
+        listed.merge(self.source.tagged_referrers(subject).await?);
         listed
             .skipped
             .into_iter()
@@ -118,8 +182,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    async fn list_legacy(&mut self, subject: &PinnedReference) -> Result<(), RegistryError> {
-        let tag = cosign::signature_tag(subject.digest());
+    async fn list_legacy(&mut self) -> Result<(), RegistryError> {
+        let tag = cosign::signature_tag(self.collection.subject.digest());
         let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
         listed
             .skipped

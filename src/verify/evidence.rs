@@ -20,6 +20,9 @@ pub struct Evidence {
     /// missing.
     #[serde(skip)]
     pub(super) unavailable: Option<Arc<RegistryError>>,
+    /// Whether the referrers API was not asked because of earlier answers.
+    #[serde(skip)]
+    pub(super) api_assumed_missing: bool,
 }
 
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
@@ -72,6 +75,13 @@ impl Evidence {
     /// listed piece. It matters only if the verification fails.
     pub fn unavailable(&self) -> Option<&RegistryError> {
         self.unavailable.as_deref()
+    }
+
+    /// Whether the referrers API was not asked, because earlier answers say that the registry has
+    /// none ([`ReferrersApi::AskUnlessMissing`](super::ReferrersApi::AskUnlessMissing)). It must be
+    /// asked before a failed verification counts.
+    pub fn api_assumed_missing(&self) -> bool {
+        self.api_assumed_missing
     }
 
     /// Parses the bytes that [`Self::to_bytes`] wrote.

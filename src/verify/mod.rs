@@ -36,7 +36,7 @@ mod verified;
 
 pub use attestation_rule::{AttestationRule, BadRule};
 pub use ca::{BadCaRoots, CaRoots};
-pub use collect::collect;
+pub use collect::{Collection, ReferrersApi, collect};
 pub use evidence::{Evidence, EvidenceError};
 pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};

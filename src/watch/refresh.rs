@@ -22,7 +22,7 @@ use crate::{
     },
     registry::{Class, Registries, RegistryError, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
-    verify::{self, Evidence, Rule, TrustPolicy, Verified},
+    verify::{Collection, Evidence, ReferrersApi, Rule, TrustPolicy, Verified},
 };
 
 /// The limit of manifest and evidence together when they are read back from disk.
@@ -130,22 +130,8 @@ impl Pipeline {
             .manifest(&pinned)
             .await
             .map_err(failed(Step::Manifest))?;
-        let evidence = Arc::new(
-            self.evidence(policy, &pinned)
-                .await
-                .map_err(failed(Step::Evidence))?,
-        );
-        let (policy, pinned) = (Arc::clone(policy), pinned.clone());
-        let job = VerificationJob {
-            policy,
-            pinned,
-            manifest,
-            evidence: Arc::clone(&evidence),
-            accepted: None,
-        };
-        let verified = self.verify(job).await;
-        let (verified, record) =
-            verified.map_err(|refused| self.or_unavailable(refused, &evidence))?;
+        let verified = self.collect_and_verify(policy, &pinned, manifest).await;
+        let (verified, record) = verified?;
         self.expect_manifest(&verified, past)?;
         let layer = bundle_layer(verified.value())
             .map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
@@ -317,27 +303,62 @@ impl Pipeline {
             .await;
     }
 
-    async fn evidence(
+    /// Verifies a manifest by the signature material in the registry.
+    async fn collect_and_verify(
         &self,
-        policy: &TrustPolicy,
+        policy: &Arc<TrustPolicy>,
         pinned: &PinnedReference,
-    ) -> Result<Evidence, RegistryError> {
-        match policy.rule() {
-            Rule::Unsigned => Ok(Evidence::default()),
-            Rule::Signed(requirements) => {
-                let elsewhere = requirements
-                    .signatures
-                    .as_ref()
-                    .map(|repository| self.registries.source(repository));
-                let source = elsewhere.transpose()?;
-                verify::collect(
-                    source.as_ref().unwrap_or(&self.source),
-                    pinned,
-                    self.evidence_limit,
-                )
+        manifest: Manifest,
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let failed = |error| self.registry_failure(Step::Evidence, Some(pinned.digest()), &error);
+        let job = |manifest, evidence| VerificationJob {
+            policy: Arc::clone(policy),
+            pinned: pinned.clone(),
+            manifest,
+            evidence,
+            accepted: None,
+        };
+        let source = match policy.rule() {
+            Rule::Unsigned => return self.verify(job(manifest, Arc::default())).await,
+            Rule::Signed(requirements) => match &requirements.signatures {
+                Some(repository) => self
+                    .registries
+                    .source(repository)
+                    .map_err(|error| failed(error.into()))?,
+                None => self.source.clone(),
+            },
+        };
+        let collection = Collection {
+            source: &source,
+            subject: pinned,
+            limit: self.evidence_limit,
+            api: ReferrersApi::AskUnlessMissing,
+        };
+        let evidence = Arc::new(collection.collect().await.map_err(failed)?);
+        let verified = self
+            .verify(job(manifest.clone(), Arc::clone(&evidence)))
+            .await;
+        let refused = match verified {
+            Err(refused) if refused.failure.class == FailureClass::Evidence => refused,
+            other => return other,
+        };
+        // What the registry answered for other artifacts must not hide a signature.
+        let overlooked = evidence.api_assumed_missing()
+            && collection
+                .ask_referrers_api()
                 .await
-            }
+                .map_err(failed)?
+                .is_some();
+        if !overlooked {
+            return Err(self.or_unavailable(refused, &evidence));
         }
+        let collection = Collection {
+            api: ReferrersApi::Ask,
+            ..collection
+        };
+        let evidence = Arc::new(collection.collect().await.map_err(failed)?);
+        let verified = self.verify(job(manifest, Arc::clone(&evidence))).await;
+        verified.map_err(|refused| self.or_unavailable(refused, &evidence))
     }
 
     /// Turns a rejection for missing evidence into a failure of the registry where the registry

@@ -32,6 +32,7 @@ mod on_withdraw;
 mod opa_check;
 mod policy_change;
 mod protocols;
+mod quirks;
 mod reads;
 mod ready_after;
 mod refresh_failures;
