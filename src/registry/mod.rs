@@ -45,4 +45,4 @@ pub use options::{Credentials, InvalidOptions, Options, ReadLimits, Scheme, Time
 pub use progress::{BlobTransfer, Progress};
 pub use referrers::Referrers;
 pub use registries::Registries;
-pub use source::{Source, TransferPermit};
+pub use source::{Lookup, Resolved, Source, TransferPermit};

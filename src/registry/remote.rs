@@ -12,6 +12,7 @@ use super::{
     listing::{Listing, Member},
     options::ReadLimits,
     scope::TokenScope,
+    source::Lookup,
     transport::{ReadFailure, innermost},
 };
 use crate::oci::{Descriptor, Digest, Manifest, ManifestError};
@@ -21,6 +22,9 @@ const MAX_PAGES: usize = 128;
 /// A manifest over `limits.manifest` is read and hashed up to this many times the limit, and not
 /// kept: only if its digest matches is its size a fact about the artifact.
 const PROVEN_SIZE_FACTOR: u64 = 8;
+/// A longer manifest is not kept after the resolution of its tag, while thousands of bundles wait
+/// for their turn to be fetched ([`super::Source::transfer_permit`]).
+const MAX_HELD_BYTES: u64 = 16 << 10;
 pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 
 /// One repository of a registry server. Cheap to clone.
@@ -59,42 +63,77 @@ impl Remote {
         }
     }
 
-    /// The digest that `tag` names now; `None` when the registry has no such tag.
-    pub(super) async fn resolve(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
+    /// The digest that `tag` names now, and the manifest if one request gave both; `None` when the
+    /// registry has no such tag.
+    pub(super) async fn look_up(
+        &self,
+        tag: &str,
+        lookup: Lookup,
+    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
+        let look_up = async {
+            match lookup {
+                Lookup::Digest => self.head_or_get(tag).await,
+                Lookup::Manifest => self.get_tag(tag).await,
+            }
+        };
         let deadline = self.client.transport.deadline();
         self.client
             .transport
-            .within("resolve", deadline, self.head_or_get(tag))
+            .within("resolve", deadline, look_up)
             .await
     }
 
-    async fn head_or_get(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
+    async fn head_or_get(
+        &self,
+        tag: &str,
+    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
         let path = format!("manifests/{tag}");
         let response = self.send("resolve", Method::HEAD, &path).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let named = response
-            .headers()
-            .get(DIGEST_HEADER)
-            .and_then(|value| value.to_str().ok());
-        if let Some(digest) = named.and_then(|text| text.parse::<Digest>().ok()) {
-            return Ok(Some(digest));
+        match digest_header(&response) {
+            Some(digest) => Ok(Some((digest, None))),
+            // The header is optional (distribution-spec, "Checking if content exists in the
+            // registry").
+            None => self.get_tag(tag).await,
         }
-        // The header is optional (distribution-spec, "Checking if content exists in the registry").
+    }
+
+    async fn get_tag(
+        &self,
+        tag: &str,
+    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
+        let path = format!("manifests/{tag}");
         let response = self.send("resolve", Method::GET, &path).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
+        let content_type = content_type(&response);
+        if let Some(digest) = digest_header(&response) {
+            // The header names the digest, as that of a HEAD does; the bytes count if they have
+            // it. Only a request by digest can say what is wrong with others.
+            let bounds = Bounds {
+                limit: MAX_HELD_BYTES,
+                max_read: MAX_HELD_BYTES,
+            };
+            let raw = self.checked_bytes(response, &digest, bounds).await.ok();
+            let manifest = raw.and_then(|raw| self.parse(raw, content_type.as_deref()).ok());
+            return Ok(Some((digest, manifest)));
+        }
         let raw = self.manifest_bytes(response).await?;
+        let length = raw.len() as u64;
         // Under a digest these bytes would be a defect of the artifact. Here they are a login page
         // or a maintenance notice, so the failure is transient.
-        let manifest = Manifest::parse(raw, None, self.limits.manifest).map_err(|error| {
-            self.client
-                .transport
-                .protocol("resolve", format!("the answer is not a manifest: {error}"))
-        })?;
-        Ok(Some(manifest.digest().clone()))
+        let manifest = Manifest::parse(raw, content_type.as_deref(), self.limits.manifest)
+            .map_err(|error| {
+                self.client
+                    .transport
+                    .protocol("resolve", format!("the answer is not a manifest: {error}"))
+            })?;
+        let digest = manifest.digest().clone();
+        let held = Some(manifest).filter(|_| length <= MAX_HELD_BYTES);
+        Ok(Some((digest, held)))
     }
 
     /// The manifest under `digest`; `None` when the repository has none.
@@ -414,6 +453,11 @@ impl Remote {
 struct Bounds {
     limit: u64,
     max_read: u64,
+}
+
+fn digest_header(response: &Response) -> Option<Digest> {
+    let header = response.headers().get(DIGEST_HEADER)?;
+    header.to_str().ok()?.parse().ok()
 }
 
 fn content_type(response: &Response) -> Option<String> {

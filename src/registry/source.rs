@@ -22,6 +22,24 @@ pub struct Source {
     backend: Backend,
 }
 
+/// A resolved reference.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The reference with its digest.
+    pub pinned: PinnedReference,
+    /// Its manifest, where the request that resolved the tag has brought it.
+    pub manifest: Option<Manifest>,
+}
+
+/// What a caller needs of a reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// The digest: one HEAD. Docker Hub counts a GET as a pull, and a HEAD not.
+    Digest,
+    /// The manifest as well: one GET.
+    Manifest,
+}
+
 /// Held while an artifact is fetched ([`Source::transfer_permit`]).
 #[derive(Debug)]
 pub struct TransferPermit {
@@ -94,16 +112,39 @@ impl Source {
     /// # Errors
     /// `NoSuchReference` when the registry has no such tag.
     pub async fn resolve(&self, reference: &Reference) -> Result<PinnedReference, RegistryError> {
+        let resolved = self.look_up(reference, Lookup::Digest).await?;
+        Ok(resolved.pinned)
+    }
+
+    /// Resolves a reference to a digest, with the manifest where the same request can bring it: a
+    /// tag that is resolved twice may have moved meanwhile. A manifest is returned only if its
+    /// bytes have the digest, and it is short; otherwise [`Self::manifest`] fetches it. No request
+    /// for a digest.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn look_up(
+        &self,
+        reference: &Reference,
+        lookup: Lookup,
+    ) -> Result<Resolved, RegistryError> {
         if let Some(pinned) = reference.pinned() {
-            return Ok(pinned);
+            let manifest = None;
+            return Ok(Resolved { pinned, manifest });
         }
-        let digest = match (&self.backend, reference.selector()) {
-            (Backend::Remote(remote), Selector::Tag(tag)) => remote.resolve(tag).await?,
+        let found = match (&self.backend, reference.selector()) {
+            (Backend::Remote(remote), Selector::Tag(tag)) => remote.look_up(tag, lookup).await?,
             (Backend::Remote(_), _) => None,
-            (Backend::Layout(layout), selector) => layout.resolve(selector.clone()).await?,
+            (Backend::Layout(layout), selector) => {
+                let digest = layout.resolve(selector.clone()).await?;
+                digest.map(|digest| (digest, None))
+            }
         };
-        match digest {
-            Some(digest) => Ok(self.repository.pin(digest)),
+        match found {
+            Some((digest, manifest)) => Ok(Resolved {
+                pinned: self.repository.pin(digest),
+                manifest,
+            }),
             None => Err(RegistryError::NoSuchReference {
                 reference: reference.clone(),
             }),

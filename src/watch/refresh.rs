@@ -20,7 +20,7 @@ use crate::{
         Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus,
         VerificationRecord, is_intact, tag_of,
     },
-    registry::{Class, Registries, RegistryError, Source},
+    registry::{Class, Lookup, Registries, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
     verify::{Collection, Evidence, ReferrersApi, Rule, TrustPolicy, Verified},
 };
@@ -109,8 +109,15 @@ impl Pipeline {
         known_defect: Option<&Failure>,
         past: &History,
     ) -> Result<Option<Arc<Snapshot>>, Rejection> {
-        let resolved = self.source.resolve(&self.reference).await;
-        let pinned =
+        // A version that is known is most likely still there. Otherwise the manifest is needed in
+        // any case.
+        let lookup = if serving.is_none() && known_defect.is_none() {
+            Lookup::Manifest
+        } else {
+            Lookup::Digest
+        };
+        let resolved = self.source.look_up(&self.reference, lookup).await;
+        let Resolved { pinned, manifest } =
             resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
         if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
@@ -125,11 +132,13 @@ impl Pipeline {
         let turn = self.source.transfer_permit().await;
         let failed =
             |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
-        let manifest = self
-            .source
-            .manifest(&pinned)
-            .await
-            .map_err(failed(Step::Manifest))?;
+        let manifest = match manifest {
+            Some(manifest) => manifest,
+            None => {
+                let manifest = self.source.manifest(&pinned).await;
+                manifest.map_err(failed(Step::Manifest))?
+            }
+        };
         let verified = self.collect_and_verify(policy, &pinned, manifest).await;
         let (verified, record) = verified?;
         self.expect_manifest(&verified, past)?;

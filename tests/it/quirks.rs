@@ -1,15 +1,18 @@
 //! Registries that do not follow the specification to the letter: what the gateway asks for, and
 //! what it serves.
 
+use std::time::Duration;
+
 use bundlegate::{
-    oci::{Digest, Reference},
+    oci::{Digest, Reference, media_type},
+    registry::Lookup,
     verify::{Collection, ReferrersApi},
 };
 use serde_json::json;
 
 use crate::{
     attacks::{Fixture, keyed, policy},
-    faulty::FaultyRegistry,
+    faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
     gate::{Gate, Setup, bundle, eventually},
 };
@@ -87,5 +90,111 @@ async fn a_signature_in_the_referrers_api_counts_although_the_api_was_missing_be
         .registry
         .put_referrer(&digest, good.as_bytes(), |_| {});
     fixture.registry.list_referrers(&digest, &json!([entry]));
+    eventually("it is served", || gate.state() == "serving").await;
+}
+
+fn methods(registry: &FaultyRegistry, part: &str) -> Vec<(String, String)> {
+    let asked = registry.asked(part).into_iter();
+    asked.map(|asked| (asked.method, asked.path)).collect()
+}
+
+#[tokio::test]
+async fn a_new_bundles_manifest_costs_one_get_and_then_every_check_a_head() {
+    let registry = FaultyRegistry::start().await;
+    let (first, _) = registry.put_artifact("live", &bundle("one"));
+    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    eventually("it is served", || gate.state() == "serving").await;
+    eventually("three checks", || gate.refreshes("unchanged") >= 3).await;
+    assert_eq!(gate.status().manifest.as_ref(), Some(&first));
+    let asked = methods(&registry, "/manifests/");
+    let tag = "/v2/acme/authz/manifests/live".to_owned();
+    assert_eq!(asked[0], ("GET".to_owned(), tag.clone()));
+    assert!(
+        asked[1..]
+            .iter()
+            .all(|asked| *asked == ("HEAD".to_owned(), tag.clone())),
+        "{asked:?}"
+    );
+    // The next version: a HEAD, and its manifest by digest.
+    let (second, _) = registry.put_artifact("live", &bundle("two"));
+    let shown = || gate.status().manifest.as_ref() == Some(&second);
+    eventually("the next version is served", shown).await;
+    assert_eq!(registry.asked("GET /v2/acme/authz/manifests/live").len(), 1);
+    let by_digest = format!("GET /v2/acme/authz/manifests/{second}");
+    assert_eq!(registry.asked(&by_digest).len(), 1);
+}
+
+/// The digest in the header of a GET is checked like that of a HEAD: the bytes count if they have
+/// it, and what is wrong with others only a request by digest can say.
+#[tokio::test]
+async fn the_manifest_of_a_new_bundle_has_the_digest_that_the_registry_names() {
+    for (what, fault, by_digest) in [
+        ("no digest", Fault::Without("docker-content-digest"), 0),
+        (
+            "a digest that is none",
+            Fault::With("docker-content-digest", "sha256:12".into()),
+            0,
+        ),
+        ("cut short", Fault::Truncate(20), 0),
+        (
+            "another Content-Type",
+            Fault::With("content-type", media_type::OCI_INDEX.into()),
+            1,
+        ),
+    ] {
+        let registry = FaultyRegistry::start().await;
+        let (digest, _) = registry.put_artifact("live", &bundle("one"));
+        registry.fail("GET /v2/acme/authz/manifests/live", 1, fault);
+        let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+        eventually(what, || gate.state() == "serving").await;
+        assert_eq!(gate.status().manifest.as_ref(), Some(&digest), "{what}");
+        let asked = registry.asked(&format!("GET /v2/acme/authz/manifests/{digest}"));
+        assert_eq!(asked.len(), by_digest, "{what}");
+    }
+    // A digest of other bytes: they are fetched under it, or nothing is.
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let (other, _) = registry.put_artifact("other", &bundle("two"));
+    registry.fail(
+        "GET /v2/acme/authz/manifests/live",
+        usize::MAX,
+        Fault::With("docker-content-digest", other.to_string()),
+    );
+    let source = registry.source();
+    let found = source
+        .look_up(&registry.reference("live"), Lookup::Manifest)
+        .await
+        .unwrap();
+    assert_eq!(found.pinned.digest(), &other);
+    assert!(found.manifest.is_none());
+    let sha512 = registry.reference("live");
+    let (_, bytes) = registry.held("manifests/live").unwrap();
+    let named: Digest = format!("sha512:{}", "ab".repeat(64)).parse().unwrap();
+    let named = named.recompute(&bytes);
+    registry.heal();
+    registry.fail(
+        "GET /v2/acme/authz/manifests/live",
+        1,
+        Fault::With("docker-content-digest", named.to_string()),
+    );
+    let found = source.look_up(&sha512, Lookup::Manifest).await.unwrap();
+    assert_eq!(found.pinned.digest(), &named);
+    assert_eq!(found.manifest.unwrap().raw(), &bytes);
+}
+
+/// Thousands of bundles wait for their turn after the resolution of their tags.
+#[tokio::test]
+async fn a_long_manifest_is_not_kept_until_its_bundles_turn() {
+    let registry = FaultyRegistry::start().await;
+    let note = "x".repeat(20_000);
+    let (digest, _) = registry.put_annotated("live", &bundle("one"), &[("note", &note)]);
+    let found = registry
+        .source()
+        .look_up(&registry.reference("live"), Lookup::Manifest)
+        .await
+        .unwrap();
+    assert_eq!(found.pinned.digest(), &digest);
+    assert!(found.manifest.is_none());
+    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
     eventually("it is served", || gate.state() == "serving").await;
 }

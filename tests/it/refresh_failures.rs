@@ -604,11 +604,13 @@ async fn one_answer_that_is_too_long_does_not_keep_a_version_out() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     let (digest, _) = registry.put_artifact("live", &one);
-    registry.fail(
-        &format!("GET /v2/acme/authz/manifests/{digest}"),
-        1,
-        Fault::Replace(vec![b' '; 5 << 20].into()),
-    );
+    for name in ["live", digest.as_str()] {
+        registry.fail(
+            &format!("GET /v2/acme/authz/manifests/{name}"),
+            1,
+            Fault::Replace(vec![b' '; 5 << 20].into()),
+        );
+    }
     let gate = Gate::before(&registry, Duration::from_millis(50)).await;
     let served = timeout(PATIENCE, gate.get("", 60)).await.unwrap();
     assert_eq!(served.bytes().await.unwrap(), one);
