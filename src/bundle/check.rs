@@ -10,12 +10,12 @@ use super::{
     rego::{Module, RegoVersion, RulePath},
 };
 
-/// How Rego files are parsed.
+/// The parser of Rego files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parse {
-    /// By the built-in parser; a file that it can't parse is refused.
+    /// The built-in parser; a file that it can't parse is refused.
     Strictly,
-    /// Only the package is read.
+    /// No parser: only the package is read.
     No,
 }
 

@@ -108,7 +108,7 @@ pub(super) struct Collision {
     pub(super) first: u32,
 }
 
-/// Why a document can't be parsed.
+/// An error in parsing a document.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DocumentError {
     /// OPA would refuse it; the sentence begins with `LINE:COLUMN` if that is known.
@@ -194,7 +194,7 @@ impl Document {
         }
     }
 
-    /// Whether it is an object, as the root of all data has to be.
+    /// Whether the document is an object, which the root of all data must be.
     pub(super) fn is_object(&self) -> bool {
         matches!(self.nodes[ROOT], Node::Object(_) | Node::Pruned)
     }
@@ -218,7 +218,7 @@ impl Document {
         above
     }
 
-    /// Sets the number of the file that it comes from.
+    /// Sets the number of the document's file.
     pub(super) fn numbered(mut self, number: u32) -> Self {
         self.origins.fill(number);
         self

@@ -1,4 +1,4 @@
-//! Why bytes are not a bundle, why an artifact holds none, and why a folder can't be packed.
+//! The errors of opening a bundle, of assembling one from an artifact, and of packing a folder.
 
 use std::{
     io,
@@ -10,8 +10,8 @@ use super::{
     rego::{RegoError, RegoErrors},
 };
 
-/// Why bytes are not a bundle. Every variant is a property of the bytes and the limits, so a
-/// retry cannot succeed.
+/// A defect of a bundle. Every variant is a property of the bytes and the limits, so a retry cannot
+/// succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The tarball exceeds its limit.
@@ -59,7 +59,7 @@ pub enum BundleError {
     File {
         /// The file's name in the tarball.
         path: String,
-        /// Why OPA would refuse it.
+        /// The reason for which OPA would refuse it.
         reason: String,
     },
     /// The package of a Rego file lies outside the roots.
@@ -100,7 +100,7 @@ pub enum BundleError {
     },
 }
 
-/// Why an artifact holds no bundle.
+/// A defect of an artifact that should hold a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// No known tool writes such layers for OPA.
@@ -111,7 +111,7 @@ pub enum LayerError {
     File {
         /// The file's name in the artifact.
         title: String,
-        /// Why it can't be part of a bundle.
+        /// The reason.
         reason: String,
     },
     /// The layer is not a tarball, or exceeds a limit.
@@ -124,7 +124,7 @@ pub enum LayerError {
     Temporary(io::Error),
 }
 
-/// Why a folder can't be packed.
+/// An error in packing a folder.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// A file or folder could not be read.
@@ -234,7 +234,7 @@ pub enum PackError {
     File {
         /// The file.
         place: String,
-        /// Why OPA would refuse it.
+        /// The reason for which OPA would refuse it.
         reason: String,
     },
     /// OPA would refuse the bundle.

@@ -220,7 +220,8 @@ impl Folder {
         let document =
             Document::of_first_value(&content).map_err(|error| refused(error.to_string()))?;
         for (key, text) in document.members().unwrap_or_default() {
-            // As OPA folds it. With two spellings of one key in the output, OPA would take either.
+            // OPA ignores the case of keys. If the output had one key in two spellings, OPA would
+            // use either of them.
             let key = BundleManifest::member(key);
             let theirs = RawValue::from_string(text).map_err(|error| refused(error.to_string()))?;
             let merged = match self.manifest.get(&key) {
@@ -440,7 +441,7 @@ mod tests {
                 .to_string()
                 .replace(&format!("{}/", folder.path().display()), "")
         };
-        // A pipe without a writer would block for ever.
+        // A pipe without a writer would block forever.
         for name in ["data.json", ".manifest"] {
             rustix::fs::mkfifoat(rustix::fs::CWD, at(name), rustix::fs::Mode::RWXU).unwrap();
             assert_eq!(

@@ -26,7 +26,7 @@ pub(super) enum Token<'a> {
     EndObject,
 }
 
-/// Why a document can't be parsed.
+/// An error in parsing a document.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JsonError {
     /// The input can't be read.

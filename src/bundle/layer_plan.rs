@@ -15,7 +15,7 @@ use super::{
 };
 use crate::oci::{Blob, Descriptor, Document as ManifestKind, Manifest, media_type};
 
-/// How the layers of an artifact become a bundle.
+/// The way to assemble a bundle from the layers of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPlan {
     strategy: Strategy,
@@ -47,8 +47,8 @@ const DATA_TYPE: &str = "application/vnd.cncf.openpolicyagent.data.layer.v1+json
 const MANIFEST_TYPE: &str = "application/vnd.cncf.openpolicyagent.manifest.layer.v1+json";
 
 impl LayerPlan {
-    /// Chooses by the manifest alone. `data_root` is the folder below which conftest's data is
-    /// mounted; the default is the first folder that all its policies share.
+    /// Chooses the plan from the manifest alone. `data_root` is the folder below which conftest's
+    /// data is mounted; the default is the first folder that all its policies share.
     ///
     /// # Errors
     /// When no layer can be the bundle, or more than one can.
@@ -114,7 +114,7 @@ impl LayerPlan {
     /// bytes. Blocks.
     ///
     /// # Errors
-    /// When the layers make no tarball.
+    /// When the layers do not form a tarball.
     pub fn assemble(&self, blobs: &[Blob], limits: &Limits) -> Result<Blob, LayerError> {
         match (&self.strategy, blobs) {
             (Strategy::Assemble { root, .. }, blobs) => self.assemble_files(root, blobs),

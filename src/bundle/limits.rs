@@ -1,6 +1,6 @@
 //! The limits within which a bundle is opened.
 
-/// How much a bundle may hold.
+/// The maximum sizes of a bundle and its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the tarball as it is served.

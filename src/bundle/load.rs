@@ -28,7 +28,7 @@ use crate::oci::Blob;
 
 /// The maximum size of `.signatures.json`, which has a digest of each file, in base64.
 const MAX_SIGNATURES_BYTES: u64 = 16 << 20;
-/// How many bytes of a Rego file are searched for its package, after comments.
+/// The number of bytes of a Rego file in which its package is searched, after comments.
 const DECLARATION_BYTES: u64 = 1 << 20;
 
 /// Reads a tarball to its end, and a second time if it has data: data can be checked only once the

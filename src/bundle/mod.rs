@@ -1,7 +1,7 @@
 //! OPA bundles as bytes: opens them within limits, and writes them reproducibly.
 //!
-//! Nothing here talks to a network, and only [`Folder`] reads a disk. The format is that of OPA's
-//! bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
+//! Nothing here accesses the network, and only [`Folder`] reads files from disk. The format is that
+//! of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
 
 mod archive;
 mod artifact;

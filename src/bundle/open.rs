@@ -106,7 +106,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o600);
-            // As OPA writes it; the library refuses such names.
+            // `opa build` writes a leading slash, which the tar library refuses.
             if let Some(path) = path.strip_prefix('/') {
                 header.as_old_mut().name[0] = b'/';
                 header.as_old_mut().name[1..=path.len()].copy_from_slice(path.as_bytes());

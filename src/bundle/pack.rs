@@ -12,12 +12,12 @@ use super::{
 };
 use crate::oci::{Blob, Digest, Hasher, open_regular_within};
 
-/// How a folder is packed.
+/// The options of packing a folder.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
     /// The limits of the bundle.
     pub limits: Limits,
-    /// How its Rego is parsed.
+    /// The parser of its Rego.
     pub parse: Parse,
     /// Overrides the revision in `.manifest`. Without either, the revision is derived from the
     /// content, so that it is never empty.

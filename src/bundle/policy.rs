@@ -21,7 +21,7 @@ pub struct Policy {
     packages: Vec<String>,
 }
 
-/// Why a bundle or a query can't be evaluated.
+/// An error in loading a bundle or evaluating a query.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// Never in practice: opening the bundle read every file.
@@ -50,7 +50,7 @@ pub enum PolicyError {
     Data {
         /// The file's name in the bundle.
         path: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// The rules are compiled, and there is no Rego.
@@ -113,7 +113,7 @@ impl Policy {
             .engine
             .add_data(data)
             .map_err(|error| refused(one_line(&error.to_string())))?;
-        // Queries are in Rego v1, whatever the version of the bundle.
+        // Queries are in Rego v1, also for bundles in Rego v0.
         policy.engine.set_rego_v0(false);
         policy.packages.sort();
         policy.packages.dedup();
@@ -307,7 +307,7 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            // As `opa build` writes names.
+            // `opa build` writes names with a leading slash.
             builder
                 .append_data(&mut header, format!("./{path}"), content.as_bytes())
                 .unwrap();

@@ -180,8 +180,8 @@ pub fn nests_too_deep(text: &str) -> bool {
 }
 
 /// An estimate of the characters that regorus parses. It parses the first element in brackets as
-/// the head of a comprehension, and then again as what it is, which doubles the work at every
-/// level: thirty nested brackets would take hours.
+/// the head of a comprehension, and then again as an ordinary expression, which doubles the work at
+/// every level: thirty nested brackets would take hours.
 fn parse_effort(text: &str) -> u64 {
     let mut sum = 0_u64;
     // For each open bracket, whether the position is still in its first element.
@@ -288,7 +288,7 @@ fn rule_paths(engine: &mut regorus::Engine, place: &str, package: &[String]) -> 
 
 /// The segments of a reference up to the first that is not a string.
 fn ground_prefix(reference: &Expr) -> Vec<String> {
-    // In reverse order.
+    // The segments are in reverse order.
     let mut segments = Vec::new();
     let mut rest = reference;
     loop {

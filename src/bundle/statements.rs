@@ -53,7 +53,7 @@ fn begins_statement(line: &str) -> bool {
         && word != "else"
 }
 
-/// Whether a raw string begins or ends in a line; `open` tells whether one is open before it.
+/// Whether a raw string begins or ends in a line; `open` is true if one is open before it.
 fn toggles_raw_string(line: &str, open: bool) -> bool {
     let mut now = open;
     let mut characters = line.chars();

@@ -62,8 +62,8 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// Reads the next member; `None` at the end of the archive, which is two blocks of zeros,
-    /// whatever follows them, or the end of the stream between two members.
+    /// Reads the next member; `None` at the end of the archive, which is two blocks of zeros or the
+    /// end of the stream between two members. Data after the blocks is not read.
     ///
     /// # Errors
     /// When a header is malformed or longer than 1 MiB, or reading fails.
@@ -260,7 +260,7 @@ impl<R: Read> Read for Plain<'_, R> {
     }
 }
 
-/// Whether a member has no content whatever its size: a link, a device or a folder.
+/// Whether a member has no content, regardless of its size: a link, a device or a folder.
 fn is_without_content(kind: u8) -> bool {
     (b'1'..=b'6').contains(&kind)
 }

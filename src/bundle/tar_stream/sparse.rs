@@ -13,7 +13,7 @@ use super::{
 /// The offset and length of each fragment of a file, in order and without overlap.
 pub(super) type Map = Vec<(u64, u64)>;
 
-/// Where the extended header says that the map is.
+/// The location of the map according to the extended header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PaxVersion {
     /// The map is in the records.
@@ -23,7 +23,7 @@ pub(super) enum PaxVersion {
 }
 
 impl PaxVersion {
-    /// `None` for a file that is not sparse, or in a version that Go does not know.
+    /// `None` for a file that is not sparse, or in a version that Go does not support.
     pub(super) fn of(records: &Records) -> Option<Self> {
         match (
             records.get("GNU.sparse.major"),
@@ -193,14 +193,14 @@ impl<R: Read> Read for Expanded<R> {
             self.fragments.read(buffer)?
         } else if self.fragments.read(&mut [0])? > 0 {
             return Err(malformed(
-                "a sparse file with more content than its map says",
+                "a sparse file with more content than its map states",
             ));
         } else {
             return Ok(0);
         };
         if count == 0 && wanted > 0 {
             return Err(malformed(
-                "a sparse file with less content than its map says",
+                "a sparse file with less content than its map states",
             ));
         }
         self.position += count as u64;

@@ -8,7 +8,7 @@ use base64::{
 
 /// Go's `base64.StdEncoding`: padded, with line breaks anywhere and any unused bits in the last
 /// character.
-const GO: GeneralPurpose = GeneralPurpose::new(
+const GO_STD_ENCODING: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)
@@ -21,5 +21,5 @@ pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
         .bytes()
         .filter(|byte| !matches!(byte, b'\r' | b'\n'))
         .collect();
-    GO.decode(text).ok()
+    GO_STD_ENCODING.decode(text).ok()
 }

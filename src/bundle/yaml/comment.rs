@@ -5,7 +5,7 @@
 
 use super::{cursor::Cursor, scanner::Scanner};
 
-/// How far go-yaml looks ahead for a comment, in bytes.
+/// The distance that go-yaml looks ahead for a comment, in bytes.
 const COMMENT_LOOKAHEAD: usize = 512;
 
 /// Skips everything up to the next token. A tab is skipped where no key may start.

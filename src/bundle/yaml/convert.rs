@@ -16,10 +16,10 @@ const MAX_GROWTH: usize = 8;
 /// mark is removed.
 ///
 /// # Errors
-/// With line and column, when OPA refuses the text, or when it can't be represented exactly:
-/// a byte order mark inside the text, two keys of one mapping that get the same name in JSON
-/// through aliases or merge keys (OPA takes a random one), more than 4 194 304 values, or
-/// JSON of more than 16 MiB plus eight times the size of the text.
+/// An error with line and column when OPA refuses the text, or when it can't be represented
+/// exactly: a byte order mark inside the text, two keys of one mapping that get the same name in
+/// JSON through aliases or merge keys (OPA takes a random one), more than 4 194 304 values, or JSON
+/// of more than 16 MiB plus eight times the size of the text.
 pub(in crate::bundle) fn to_json(text: &[u8]) -> Result<Vec<u8>, YamlError> {
     let decoded = input::decode(text)?;
     let mut tree = Tree::parse(&decoded)?;

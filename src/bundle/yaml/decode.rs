@@ -18,7 +18,7 @@ use super::{
 
 /// Up to this number of decoded nodes, 99 of 100 may come from aliases.
 const ALIAS_RANGE_LOW: f64 = 400_000.0;
-/// From this number on, 10 of 100. In between the share falls linearly.
+/// From this number on, 10 of 100 may; between the two the share falls linearly.
 const ALIAS_RANGE_HIGH: f64 = 4_000_000.0;
 
 pub(super) const TOO_LARGE: &str = "aliases (`*name`) make the text too large";
@@ -283,7 +283,7 @@ impl<'a> Decoder<'a> {
         }
         if let Some(merge) = frame.merge.take() {
             if frame.origin == Origin::Value {
-                self.note_set_keys(frame.node)?;
+                self.record_set_keys(frame.node)?;
             }
             frame.sources = self.merge_sources(merge)?;
         }
@@ -405,8 +405,8 @@ impl Decoder<'_> {
         node.kind == Kind::Scalar && node.tag == Tag::Merge && self.tree.text(key) == "<<"
     }
 
-    /// Notes the keys of the mapping itself, which take precedence over merged keys.
-    fn note_set_keys(&mut self, mapping: NodeId) -> Result<(), YamlError> {
+    /// Records the keys of the mapping itself, which take precedence over merged keys.
+    fn record_set_keys(&mut self, mapping: NodeId) -> Result<(), YamlError> {
         for key in self.tree.node(mapping).children.iter().step_by(2) {
             if let (Some(key), Some(target)) = (self.key(*key, false)?, self.targets.last_mut()) {
                 target.set.insert(key);

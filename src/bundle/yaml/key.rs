@@ -58,7 +58,7 @@ impl PartialEq for FloatKey {
     }
 }
 
-/// Not reflexive for NaN, which only means that a hash map does not find it.
+/// Equality is not reflexive for NaN; the only effect is that a hash map does not find it.
 impl Eq for FloatKey {}
 
 impl Hash for FloatKey {

@@ -1,4 +1,4 @@
-//! Changes a document before it is decoded as OPA does (`normalize` in its
+//! Normalizes a document before it is decoded, as OPA does (`normalize` in its
 //! `internal/yaml/yaml.go`), so that texts for go-yaml 2 keep their meaning.
 
 use std::{borrow::Cow, collections::HashMap};

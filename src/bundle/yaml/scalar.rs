@@ -8,7 +8,7 @@ pub(super) enum Scalar {
     Null,
     Bool(bool),
     Int(i64),
-    /// Beyond the range of `i64`.
+    /// An integer beyond the range of `i64`.
     Uint(u64),
     Float(f64),
     /// The text itself.

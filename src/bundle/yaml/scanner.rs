@@ -216,7 +216,7 @@ impl Scanner<'_> {
         Ok(true)
     }
 
-    /// Notes that the token at the current position may become a key.
+    /// Records that the token at the current position may become a key.
     fn save_simple_key(&mut self) -> Result<(), YamlError> {
         if !self.is_simple_key_allowed {
             return Ok(());
