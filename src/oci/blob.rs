@@ -247,7 +247,7 @@ impl Write for NewBlob {
     }
 }
 
-/// Why bytes were not written.
+/// An error in writing to a blob.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The disk failed.

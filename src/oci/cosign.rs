@@ -12,10 +12,10 @@ pub const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+js
 /// The artifact type that cosign 2 gives its image of signatures when it is a referrer.
 pub const SIGNATURE_ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
-/// The annotation of a referrer that says how its bundle is signed.
+/// The annotation of a referrer with the kind of content in its bundle, such as `dsse-envelope`.
 pub const BUNDLE_CONTENT: &str = "dev.sigstore.bundle.content";
-/// The annotation of a referrer with the predicate type of its bundle, so that the bundle need
-/// not be fetched to know it.
+/// The annotation of a referrer with the predicate type of its bundle, which can be read without
+/// fetching the bundle.
 pub const BUNDLE_PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
 
 // The annotations of a simple signing layer (cosign, `pkg/oci/internal/signature/layer.go`);
@@ -27,9 +27,9 @@ pub const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 pub const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 /// The other certificates of its chain, PEM.
 pub const CHAIN: &str = "dev.sigstore.cosign/chain";
-/// Rekor's answer, JSON.
+/// Rekor's response, JSON.
 pub const REKOR_BUNDLE: &str = "dev.sigstore.cosign/bundle";
-/// The timestamp authority's answer, JSON.
+/// The timestamp authority's response, JSON.
 pub const TIMESTAMP: &str = "dev.sigstore.cosign/rfc3161timestamp";
 
 /// The `type` of a simple signing payload.
@@ -39,7 +39,7 @@ pub const SIMPLE_SIGNING_TYPE: &str = "cosign container image signature";
 pub const IN_TOTO: &str = "application/vnd.in-toto+json";
 /// The type of an in-toto statement.
 pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
-/// The type that `cosign attest` still writes: the same shape under its first name.
+/// The first type of an in-toto statement, with the same members; `cosign attest` still writes it.
 pub const STATEMENT_V0_1: &str = "https://in-toto.io/Statement/v0.1";
 /// The predicate type of a cosign signature. Every other predicate is an attestation: a "scan
 /// failed" report by the same key is no approval.

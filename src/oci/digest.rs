@@ -122,13 +122,13 @@ impl Algorithm {
     }
 }
 
-/// Why a text is not a digest.
+/// An error in parsing a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// Neither `sha256:` nor `sha512:` in front.
+    /// The text begins with neither `sha256:` nor `sha512:`.
     #[error("digest {0:?} starts with neither sha256: nor sha512:")]
     UnknownAlgorithm(String),
-    /// Wrong length, or characters other than `0-9a-f`.
+    /// The rest has the wrong length, or characters other than `0-9a-f`.
     #[error("digest {0:?} is not followed by the right number of lower-case hex digits")]
     NotHex(String),
 }

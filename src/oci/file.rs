@@ -16,13 +16,13 @@ use rustix::{
 };
 use tokio::time::Instant;
 
-/// How long a pipe such as `<(command)` may take until its end.
+/// The time within which a pipe such as `<(command)` must end.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait for a lock that processes hold for milliseconds.
+/// The maximum wait for a lock that processes hold for milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between attempts to take a lock.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// How much of a pipe is read at a time.
+/// The number of bytes that are read from a pipe at a time.
 const CHUNK_BYTES: usize = 1 << 16;
 
 /// Opens a regular file for reading, also through a symbolic link. Does not block on a pipe without
@@ -88,8 +88,8 @@ fn read_within(path: &Path, limit: u64, timeout: Duration) -> io::Result<Vec<u8>
 }
 
 /// Whether a file is a pipe, or a terminal or another device that is read as one.
-fn is_stream(there: &fs::Metadata) -> bool {
-    there.file_type().is_fifo() || there.file_type().is_char_device()
+fn is_stream(metadata: &fs::Metadata) -> bool {
+    metadata.file_type().is_fifo() || metadata.file_type().is_char_device()
 }
 
 /// Also waits for the first writer of a pipe: `poll` reports the end only after a writer opened it.
@@ -158,9 +158,9 @@ pub fn lock_with_timeout(file: &fs::File, mode: LockMode) -> io::Result<()> {
 /// Whether a lock may be held by several processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// By any number that hold it shared.
+    /// Any number of processes may hold it.
     Shared,
-    /// By one.
+    /// Only one process may hold it.
     Exclusive,
 }
 
@@ -191,8 +191,8 @@ fn nonblocking() -> fs::OpenOptions {
     options
 }
 
-fn check_regular(there: &fs::Metadata) -> io::Result<()> {
-    let kind = there.file_type();
+fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
+    let kind = metadata.file_type();
     let name = match kind {
         kind if kind.is_file() => return Ok(()),
         kind if kind.is_dir() => "a folder",

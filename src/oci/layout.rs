@@ -20,22 +20,22 @@ use super::{
 const INDEX_LOCK: &str = ".index.lock";
 /// The prefix of temporary files.
 const TEMPORARY_PREFIX: &str = ".tmp-";
-/// From so many blobs on, `syncfs` replaces one `fsync` per file. Measured on ext4: 500 files of
-/// 2 kB take 1.4 s and 0.3 ms of CPU each one by one, 0.7 s and 0.1 ms together; but `syncfs` also
-/// writes the data of other programs.
+/// From this number of blobs on, `syncfs` replaces one `fsync` per file. Measured on ext4: 500
+/// files of 2 kB take 1.4 s and 0.3 ms of CPU each one by one, 0.7 s and 0.1 ms together; but
+/// `syncfs` also writes the data of other programs.
 const SYNCFS_MIN_BLOBS: usize = 64;
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// How much of a blob is read at a time.
+/// The number of bytes of a blob that are read at a time.
 const READ_BYTES: usize = 1 << 16;
-/// A longer `index.json` is not read.
+/// The maximum size of an `index.json` that is read.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
-/// A longer `oci-layout` is not read; that of the specification has 30 bytes.
+/// The maximum size of an `oci-layout` that is read; that of the specification has 30 bytes.
 const MAX_MARKER_BYTES: u64 = 4096;
 
 /// A folder in the image layout format. Blobs are immutable; `index.json` is replaced
 /// whole (temporary file, fsync, rename), so a reader sees the old one or the new one.
 ///
-/// All methods block on the disk: call them off the async threads.
+/// All methods block on the disk; async code calls them on a blocking thread.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
@@ -52,7 +52,7 @@ pub struct LayoutIndex {
     pub manifests: Vec<Descriptor>,
 }
 
-/// Why a layout folder could not be read or written.
+/// An error in reading or writing a layout folder.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// The operating system reports an error.
@@ -70,7 +70,7 @@ pub enum LayoutError {
     Malformed {
         /// The malformed file.
         path: PathBuf,
-        /// What is wrong.
+        /// The violation.
         reason: String,
     },
 }
@@ -84,7 +84,7 @@ pub struct Incoming {
     path: PathBuf,
 }
 
-/// Why a blob was not stored.
+/// An error in storing a blob.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingError {
     /// The disk failed.
@@ -171,7 +171,7 @@ impl Layout {
     /// Opens a blob for reading; its bytes are not verified.
     ///
     /// # Errors
-    /// With `NotFound` inside where the blob is missing.
+    /// The error of the system, with the kind `NotFound` where the blob is missing.
     pub fn open_blob(&self, digest: &Digest) -> Result<fs::File, LayoutError> {
         let path = self.blob_path(digest);
         open_regular(&path).map_err(|source| LayoutError::Io {
@@ -215,8 +215,8 @@ impl Layout {
     }
 
     /// As [`Self::store_blob`], without a sync: many blobs are synced together by
-    /// [`Self::sync_blobs`]. Returns `false` where the blob was there. After a power cut the file
-    /// may have other bytes, so no index may name it before the sync.
+    /// [`Self::sync_blobs`]. Returns `false` if the folder already had the blob. After a power cut
+    /// the file may have other bytes, so no index may name it before the sync.
     ///
     /// # Errors
     /// When the disk fails.
@@ -285,8 +285,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Whether a blob is there with its size and digest; a damaged one is written again by the next
-    /// caller that stores it.
+    /// Whether the folder has the blob with this size and digest; a damaged one is written again by
+    /// the next caller that stores it.
     pub fn is_intact(&self, digest: &Digest, size: u64) -> bool {
         let Ok(mut file) = self.open_blob(digest) else {
             return false;
@@ -322,7 +322,7 @@ impl Layout {
         })
     }
 
-    /// Removes a blob, if it is there.
+    /// Removes a blob if it exists.
     ///
     /// # Errors
     /// When the disk fails.
@@ -420,7 +420,7 @@ impl Layout {
     /// Replaces `index.json` atomically.
     ///
     /// # Errors
-    /// When the disk fails; the old one is then still there.
+    /// When the disk fails; the old index then remains.
     pub fn write_index(&self, index: &LayoutIndex) -> Result<(), LayoutError> {
         let path = self.root.join("index.json");
         let text = serde_json::to_vec(index).map_err(|error| LayoutError::Malformed {
@@ -433,7 +433,7 @@ impl Layout {
     /// Replaces `index.json` by these bytes atomically, under the lock of the index.
     ///
     /// # Errors
-    /// When the disk fails; the old one is then still there.
+    /// When the disk fails; the old index then remains.
     pub fn write_index_text(&self, text: &[u8]) -> Result<(), LayoutError> {
         let _lock = self.lock()?;
         self.replace(&self.root.join("index.json"), text)
@@ -443,7 +443,7 @@ impl Layout {
     /// other processes hold for milliseconds.
     ///
     /// # Errors
-    /// When the disk fails; the old one is then still there.
+    /// When the disk fails; the old index then remains.
     pub fn update_index<T>(
         &self,
         change: impl FnOnce(&mut LayoutIndex) -> T,
@@ -484,12 +484,12 @@ impl Layout {
         persist(file, path)
     }
 
-    /// A temporary file that is renamed to `path`: on the same disk, and where
-    /// [`Self::remove_leftovers`] finds it after a crash.
+    /// A temporary file that is renamed to `path`: it is on the same disk, and
+    /// [`Self::remove_leftovers`] removes it after a crash.
     fn temporary(&self, path: &Path) -> Result<NamedTempFile, LayoutError> {
         let folder = path.parent().unwrap_or(&self.root);
-        // Less the umask: a layout is passed on to other users, and the mode of the folder
-        // restricts who may read it.
+        // The umask applies to this mode: a layout is passed on to other users, and the mode of the
+        // folder restricts who may read it.
         let mode = fs::Permissions::from_mode(0o666);
         fs::create_dir_all(folder)
             .and_then(|()| {
@@ -638,13 +638,16 @@ mod tests {
         index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"hello"));
         index.set("v1", Descriptor::of(media_type::OCI_MANIFEST, b"hello"));
         layout.write_index(&index).unwrap();
-        let again = Layout::open(folder.path().join("new")).unwrap();
-        assert_eq!(again.index().unwrap().manifests.len(), 1);
-        assert_eq!(again.index().unwrap().find("v1").unwrap().digest, digest);
-        assert_eq!(again.read_blob(&digest, 5).unwrap().unwrap(), &b"hello"[..]);
-        assert!(again.read_blob(&digest, 4).is_err());
+        let reopened = Layout::open(folder.path().join("new")).unwrap();
+        assert_eq!(reopened.index().unwrap().manifests.len(), 1);
+        assert_eq!(reopened.index().unwrap().find("v1").unwrap().digest, digest);
+        assert_eq!(
+            reopened.read_blob(&digest, 5).unwrap().unwrap(),
+            &b"hello"[..]
+        );
+        assert!(reopened.read_blob(&digest, 4).is_err());
         assert!(
-            again
+            reopened
                 .read_blob(&Digest::sha256(b"none"), 4)
                 .unwrap()
                 .is_none()

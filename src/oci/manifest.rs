@@ -95,7 +95,8 @@ impl NewManifest {
     /// Makes it a referrer of `subject`.
     #[must_use]
     pub fn referring(self, artifact_type: &str, subject: Descriptor) -> Self {
-        // Without annotations: they belong to the list in which the descriptor was found.
+        // The annotations are dropped, because they belong to the list in which the descriptor was
+        // found.
         let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
         Self {
             artifact_type: Some(artifact_type.to_owned()),
@@ -182,7 +183,7 @@ pub enum Document {
     },
 }
 
-/// Why bytes are not an accepted manifest.
+/// An error in the bytes of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Longer than the configured limit.
@@ -196,14 +197,15 @@ pub enum ManifestError {
     /// Duplicate keys, trailing data, nested too deep, or not JSON.
     #[error("manifest: {0}")]
     NotStrict(#[from] StrictJsonError),
-    /// The document has not the members of a manifest.
+    /// The document does not have the members of a manifest.
     #[error("manifest: {0}")]
     Shape(String),
-    /// Both `layers` and `manifests`, so two readers see two things (CVE-2021-41190).
+    /// The document has both `layers` and `manifests`, so two readers may use different content
+    /// (CVE-2021-41190).
     #[error("manifest has both layers and manifests")]
     Ambiguous,
     /// `mediaType` contradicts `Content-Type`.
-    #[error("manifest says its media type is {field}, the registry says {header}")]
+    #[error("manifest has mediaType {field}, but the registry sent Content-Type {header}")]
     MediaType {
         /// The `mediaType` field.
         field: String,

@@ -1,5 +1,5 @@
 //! The types of the OCI specifications: digests, references, descriptors, manifests, and the image
-//! layout on disk. No network access. Also reads files whose paths come from users.
+//! layout on disk. Also reads files whose paths come from users. Nothing here accesses the network.
 
 mod blob;
 pub mod cosign;

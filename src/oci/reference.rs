@@ -53,16 +53,16 @@ pub struct PinnedReference {
     digest: Digest,
 }
 
-/// Why a text is not a reference.
+/// An error in parsing a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// No registry host in front.
+    /// The text does not begin with a registry host.
     #[error("reference {0:?} names no registry host; write it out, such as ghcr.io/acme/authz:v1")]
     NoHost(String),
-    /// Neither tag nor digest.
+    /// The text has neither tag nor digest.
     #[error("reference {0:?} names neither tag nor digest; add one, such as {0}:v1")]
     NoVersion(String),
-    /// A tag or digest in the name of a repository.
+    /// The name of a repository has a tag or digest.
     #[error(
         "repository {0:?} has a tag or digest; write HOST/REPOSITORY alone, such as ghcr.io/acme/authz"
     )]
@@ -72,7 +72,7 @@ pub enum ReferenceError {
     Malformed {
         /// The text as given.
         text: String,
-        /// What is wrong with it.
+        /// The violation.
         reason: String,
     },
 }
@@ -254,7 +254,7 @@ impl FromStr for Repository {
         let repository = match any.parse::<Reference>() {
             Ok(reference) => reference.repository,
             Err(ReferenceError::NoHost(_)) => return Err(ReferenceError::NoHost(text.to_owned())),
-            // Two digests, say.
+            // For example, the text has a digest of its own.
             Err(_) if text.contains('@') => return Err(ReferenceError::Version(text.to_owned())),
             Err(ReferenceError::Malformed { reason, .. }) if reason.contains("upper case") => {
                 return Err(malformed(&reason));

@@ -7,10 +7,10 @@ use std::{collections::HashSet, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// A document that is nested deeper is refused.
+/// The maximum depth of nesting.
 const MAX_DEPTH: usize = 32;
 
-/// Why a document is refused.
+/// The first violation of strict JSON in a document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not strict JSON: {0}")]
 pub struct StrictJsonError(String);
