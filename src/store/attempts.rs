@@ -31,13 +31,13 @@ use crate::oci::{Digest, open_regular};
 const FILE_NAME: &str = "attempts.log";
 /// Crashes in one step after which an artifact is set aside.
 const MAX_DEATHS: u32 = 2;
-/// A longer log is not read; it is rewritten long before it gets there.
+/// The maximum size of a log that is read; a log is rewritten long before it reaches this size.
 const MAX_READ_BYTES: u64 = 8 << 20;
 const REWRITE_BYTES: u64 = 1 << 20;
 /// The maximum size of the lines that wait for a stalled disk.
 const MAX_QUEUED_BYTES: usize = 1 << 20;
-/// How long an attempt waits for its line to be written, and for others to end if it has to run
-/// alone.
+/// The maximum time that an attempt waits for its line to be written, and for others to end if it
+/// has to run alone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const EXCLUSIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of concurrent attempts.
@@ -58,7 +58,7 @@ struct AttemptKey {
 pub(super) struct Attempts {
     path: PathBuf,
     permits: Arc<Semaphore>,
-    /// How often in a row the process has died during a step.
+    /// The number of times in a row that the process has died during a step.
     deaths: Mutex<BTreeMap<AttemptKey, u32>>,
     queue: Mutex<Queue>,
     /// Held while writing.
@@ -172,7 +172,7 @@ impl Attempts {
     }
 
     /// Records that `step` of an artifact begins. Waits at most a second for a stalled disk; the
-    /// attempt then goes on unrecorded.
+    /// attempt then runs unrecorded.
     pub(super) async fn begin(
         self: &Arc<Self>,
         digest: &Digest,
@@ -190,7 +190,7 @@ impl Attempts {
         } else {
             1
         });
-        // An attempt that never ends must not block the others for ever.
+        // An attempt that never ends must not block the others forever.
         let permit = timeout(EXCLUSIVE_TIMEOUT, permits)
             .await
             .ok()

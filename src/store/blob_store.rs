@@ -32,16 +32,16 @@ use crate::{
 /// Blobs that are not served any more may take `cache.memory` divided by this.
 pub(super) const IDLE_MEMORY_DIVISOR: u64 = 4;
 
-/// How long a read of the disk may take before the registry is asked instead.
+/// The time limit of a read from disk, after which the blob is fetched from the registry.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long [`Store::close`] waits for pending changes to be written.
+/// The maximum time that [`Store::close`] waits for pending changes to be written.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Concurrent reads of the disk. A disk that stalls blocks at most that many threads.
 const MAX_READERS: usize = 8;
 /// Concurrent writes of bundles.
 const MAX_WRITERS: usize = 4;
 
-/// Where blobs are stored, and how much space they may take.
+/// The location of blobs and the space that they may take.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The cache folder. With `None`, blobs are held in memory and in unlinked files.
@@ -263,14 +263,14 @@ impl Store {
             .flatten()
     }
 
-    /// Removes a stored bundle. Its history is stored all the same.
+    /// Removes a stored bundle, and stores its history.
     pub async fn remove(&self, name: &str, reference: &str, history: Bytes) {
         let key = (name.to_owned(), reference.to_owned());
         self.write(move |disk| disk.remove(&key, &history)).await;
     }
 
     /// The history last stored by [`Self::put`] or [`Self::remove`] for this name and reference,
-    /// whatever the identity. `max_bytes` limits its size.
+    /// regardless of the identity. `max_bytes` limits its size.
     pub async fn history(&self, name: &str, reference: &str, max_bytes: u64) -> Option<Bytes> {
         let key = (name.to_owned(), reference.to_owned());
         self.read(move |disk| disk.history(&key, max_bytes))
@@ -389,6 +389,6 @@ impl Store {
 }
 
 fn stalled<T>() -> Option<T> {
-    tracing::error!("the cache on disk does not respond; asking the registry instead");
+    tracing::error!("the cache on disk does not respond; fetching from the registry instead");
     None
 }

@@ -25,9 +25,9 @@ const MAX_FILE_BYTES: u64 = 256 << 10;
 const MAX_PROGRAMS: usize = 4;
 /// The maximum number of results in memory; one has some hundred bytes, at most some 10 KiB.
 const MAX_IN_MEMORY: u64 = 2_000;
-/// How long a file is kept.
+/// The age after which a file is removed.
 const MAX_AGE: Duration = Duration::from_secs(180 * 24 * 3600);
-/// Surplus and old files are removed at the first write and then once in so many writes.
+/// Surplus and old files are removed at the first write and then once in this many writes.
 const WRITES_PER_SWEEP: usize = 100;
 const FORMAT_VERSION: u32 = 1;
 

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::disk::Disk;
 
-/// The pause between two writes is this many times the duration of the last one, so that the
-/// cost of the index is bounded in time, whatever the number of changes.
+/// The pause between two writes is this many times the duration of the last one, so that the share
+/// of time spent on the index is bounded for any number of changes.
 const PAUSE_FACTOR: u32 = 4;
 /// The maximum pause between two writes.
 const MAX_PAUSE: Duration = Duration::from_millis(250);

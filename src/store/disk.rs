@@ -151,8 +151,8 @@ impl Disk {
     }
 
     /// Writes the blobs of a served bundle and its history, and adds them to the index, which the
-    /// next [`Self::write`] writes. A crash before leaves blobs that no entry names. Returns the
-    /// number of the change.
+    /// next [`Self::write`] writes. A crash before that leaves blobs that no entry names. Returns
+    /// the number of the change.
     pub(super) fn put(
         &self,
         record: Record,

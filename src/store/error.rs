@@ -1,10 +1,10 @@
-//! Why a blob is not available, and why the cache folder can't be used.
+//! The errors of the blob store and of the cache folder.
 
 use std::{io, path::PathBuf};
 
 use crate::{oci::LayoutError, registry::RegistryError};
 
-/// Why a blob is not available.
+/// An error in making a blob available.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The registry did not deliver it.
@@ -25,7 +25,7 @@ impl StoreError {
     }
 }
 
-/// Why the folder can't be used, or an operation on it failed.
+/// A folder that can't be used, or a failed operation on it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
     #[error("{path} is in use by another process; give each process a cache.directory of its own")]

@@ -65,7 +65,7 @@ pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     Ok(lock)
 }
 
-/// Whether the folder is marked as a cache, whatever its index says.
+/// Whether the folder is marked as a cache, regardless of its index.
 pub(super) fn is_marked(path: &Path) -> bool {
     let mut text = Vec::with_capacity(MARKER.len() + 1);
     let file = open_regular(&path.join(MARKER_NAME));

@@ -55,7 +55,7 @@ struct Entries<T> {
     by_key: HashMap<Key, u64>,
     in_order: BTreeMap<u64, (T, Arc<str>)>,
     next: u64,
-    /// The entries that no bundle of this process has asked for.
+    /// The entries that no bundle of this process has requested.
     unclaimed: BTreeSet<u64>,
 }
 
@@ -202,8 +202,8 @@ impl IndexState {
     /// Reserves `size` bytes for the record of `key`, and evicts entries to make room for them.
     /// Returns whether the folder has to be written first, so that files are removed.
     ///
-    /// The eviction order is: records that no bundle of this process has asked for, oldest first;
-    /// the record of `key` itself; histories that no bundle has asked for. Histories come last
+    /// The eviction order is: records that no bundle of this process has requested, oldest first;
+    /// the record of `key` itself; histories that no bundle has requested. Histories come last
     /// because their bundles may be configured again.
     pub(super) fn make_room(&mut self, key: &Key, size: u64, limit: u64) -> Result<bool, NoRoom> {
         let reserved = self.reserved.saturating_add(size);

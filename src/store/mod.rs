@@ -1,4 +1,5 @@
-//! Blobs by digest: memory over disk over the registry, each fetched once however many ask.
+//! Blobs by digest, from memory, disk or the registry; concurrent requests for a blob share one
+//! fetch. Also the cache folder, whose on-disk format is documented here.
 //!
 //! A blob that one repository delivered is handed out for that repository and credential only:
 //! otherwise the manifest of one tenant could name the private layer of another.
@@ -15,8 +16,8 @@
 //! | `oci-layout` | `{"imageLayoutVersion":"1.0.0","dev.bundlegate.cache":1}`; the second key marks the folder as a cache | the folder is refused; without the second key, the entries of `index.json` prove a cache of an earlier version |
 //! | `index.json` | the entries below; at most 256 MiB | the cache starts empty |
 //! | `blobs/sha256/HEX` | layers, manifests, evidence and histories, by digest; hashed whenever they are read | a damaged blob is removed and fetched again |
-//! | `.lock` | empty; locked (`flock`) as long as the process lives | made anew |
-//! | `.index.lock` | empty; locked while `index.json` is replaced | made anew |
+//! | `.lock` | empty; locked (`flock`) as long as the process lives | created again |
+//! | `.index.lock` | empty; locked while `index.json` is replaced | created again |
 //! | `.tmp-*` | a file that is being written; removed when the cache is opened | – |
 //! | `attempts.log` | the steps that are running, see below | crashes are forgotten |
 //! | `opa-check/HEX.json` | results of `opa_check`, see below | the check is repeated |
@@ -72,7 +73,7 @@
 //! |---|---|
 //! | `begin NUMBER STEP LIMITS DIGEST` | the step begins |
 //! | `end NUMBER` | the step with this number has ended |
-//! | `died COUNT STEP LIMITS DIGEST` | so many processes in a row died during the step |
+//! | `died COUNT STEP LIMITS DIGEST` | COUNT processes in a row died during the step |
 //! | `absolve STEP LIMITS DIGEST` | the step has ended, so its crashes no longer count |
 //! | `exit` | orderly exit: the steps that are still running did not crash |
 //!

@@ -1,4 +1,4 @@
-//! Turns a stream of bytes into a checked blob, hashing and writing off the async threads.
+//! Turns a stream of bytes into a checked blob. Hashing and writing run on blocking threads.
 
 use std::{fs, io, io::Read, path::PathBuf};
 
@@ -38,8 +38,8 @@ enum Progress {
 }
 
 impl Spool {
-    /// Reads `stream` to its end. No thread waits for the registry: received bytes are written in
-    /// batches off the async threads.
+    /// Reads `stream` to the end. No thread waits for the registry: received bytes are written in
+    /// batches on blocking threads.
     pub(super) async fn fetch(&self, mut stream: BlobStream) -> Result<Blob, StoreError> {
         let (spool, descriptor) = (self.clone(), stream.descriptor().clone());
         let mut sink = match spool.in_memory(&descriptor) {
@@ -54,7 +54,7 @@ impl Spool {
                 .map_err(StoreError::Registry)?;
             let length = batch.iter().map(Bytes::len).sum::<usize>();
             let work = move || sink.take(&batch, is_last);
-            // Hashing so few bytes takes no longer than handing them to another thread.
+            // Hashing this few bytes takes no longer than handing them to another thread.
             let progress = if length <= INLINE_BYTES {
                 work()
             } else {
@@ -82,7 +82,7 @@ impl Spool {
             .unwrap_or(BATCH_BYTES)
             .clamp(1, BATCH_BYTES);
         let mut sink = self.sink(descriptor)?;
-        // Not larger than the blob: most bundles have a few KiB.
+        // The buffer is not larger than the blob, because most bundles have a few KiB.
         let mut piece = vec![0; length];
         loop {
             let read = file.read(&mut piece)?;

@@ -582,7 +582,7 @@ async fn a_cache_of_an_earlier_version_is_accepted() {
     let store = open(folder.path(), 1 << 20, 1 << 20);
     assert!(get(&store, "a", "me").await.is_some() && get(&store, "b", "me").await.is_some());
 
-    // An empty one.
+    // An empty cache of that version.
     let empty = tempfile::tempdir().unwrap();
     crate::oci::Layout::create(empty.path()).unwrap();
     fs::write(empty.path().join(".lock"), "").unwrap();
