@@ -8,7 +8,7 @@ use crate::oci::Digest;
 
 /// The rule that has to be true; the convention of cosign's own Rego policies.
 const QUERY: &str = "data.signature.allow";
-/// A rule that takes longer fails.
+/// The time limit of one evaluation.
 const RULE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A checked Rego module in `package signature`, whose rule `allow` is true for an acceptable
@@ -19,7 +19,7 @@ pub struct AttestationRule {
     engine: Arc<Engine>,
 }
 
-/// Why a text is not a usable rule.
+/// An error in the text of a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}; write `package signature` and a rule `allow`")]
 pub struct BadRule(String);

@@ -21,7 +21,7 @@ use crate::oci::Digest;
 pub(super) struct AuthorityMatch {
     /// The key's fingerprint, or the name in the certificate.
     pub(super) identity: String,
-    /// What identifies the signer when votes are counted: the key, or issuer and name of the
+    /// The identity of the signer when votes are counted: the key, or issuer and name of the
     /// certificate. Two signatures by one key are one vote, and so are two by one holder of
     /// certificates, who has a new key for each.
     pub(super) signer_key: String,
@@ -71,7 +71,7 @@ impl AuthorityCheck<'_> {
         keys: &[AuthorityKey],
         checks: &mut CheckLog,
     ) -> Result<AuthorityMatch, CandidateError> {
-        // A certificate proves nothing to an authority that is known by keys.
+        // An authority with keys does not accept a certificate.
         let keys = if matches!(self.candidate.material, Material::Key) {
             keys
         } else {
@@ -365,7 +365,7 @@ impl AuthorityKey {
                     self.window()
                 )))
             }
-            // Without a proven time the clock decides, and it moves on; a proven time stays.
+            // Without a proven time the result depends on the clock, so it has an end.
             None => Ok(self.not_after.filter(|_| unproved)),
         }
     }

@@ -10,10 +10,10 @@ pub(super) const MAX_PIECE_BYTES: u64 = 1 << 20;
 /// The shortest manifest: a config needs its media type, digest and size. A manifest that is
 /// listed as shorter costs no budget and is not fetched.
 pub(super) const MIN_MANIFEST_BYTES: u64 = 128;
-/// The cost of a smaller request: a signature or what is signed is longer, and a request for less
-/// costs as much.
+/// The minimum cost of a request: no signature or payload is smaller, and a smaller request costs
+/// as much.
 const MIN_COST_BYTES: u64 = 128;
-/// The most notes; of further ones only the number is kept.
+/// The maximum number of notes; further notes are only counted.
 const MAX_NOTES: usize = 32;
 
 /// The bytes that are left.

@@ -21,7 +21,7 @@ pub struct CaRoots {
     joined: Arc<OnceLock<(Digest, TrustRoot)>>,
 }
 
-/// Why a text holds no usable certificates.
+/// An error in a file of certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCaRoots {
     /// There is no PEM certificate.
@@ -32,7 +32,7 @@ pub enum BadCaRoots {
     Broken {
         /// Its number, counted from 1.
         number: usize,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
 }
@@ -64,7 +64,7 @@ impl CaRoots {
             return Ok(joined.clone());
         }
         let joined = root.with_certificate_authorities(&self.certificates)?;
-        // If two threads get here at once, either value is right.
+        // Two threads may compute this at the same time; both values are valid.
         let _ = self.joined.set((root.revision().clone(), joined.clone()));
         Ok(joined)
     }

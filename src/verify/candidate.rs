@@ -35,7 +35,7 @@ pub(super) struct Candidate {
 /// The verification material for the signature's key.
 #[derive(Debug)]
 pub(super) enum Material {
-    /// None: the verifier needs the key.
+    /// No material: the verifier needs the key.
     Key,
     /// A certificate.
     Certificate {
@@ -45,12 +45,12 @@ pub(super) enum Material {
     },
 }
 
-/// How the message is wrapped.
+/// The format of the signed message.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// In a DSSE envelope; its statement names the artifact.
+    /// A DSSE envelope, whose statement names the artifact.
     Envelope(DsseEnvelope),
-    /// Not wrapped: the message is a simple signing payload.
+    /// A simple signing payload, without an envelope.
     Payload,
 }
 
@@ -85,8 +85,8 @@ impl Candidate {
             .map_or(true, |entries| !entries.is_empty())
     }
 
-    /// Checks that entries of the older log have the log's signed time: an attacker who removes
-    /// it wants another time to be believed.
+    /// Checks that entries of the older log have the log's signed time: an attacker could remove it
+    /// to make another time count.
     pub(super) fn check_entry_times(&self, log: bool) -> Result<(), CandidateError> {
         if !log {
             return Ok(());

@@ -335,8 +335,8 @@ impl Collector<'_> {
         }
     }
 
-    /// Notes a piece that can't be used. A piece that the registry failed to deliver is noted
-    /// too, as it may have been the signature that counts.
+    /// Adds a note about a piece that can't be used. A piece that the registry failed to deliver
+    /// gets one too, as it may have been the signature that counts.
     fn usable<T>(&mut self, fetched: Result<T, RegistryError>, digest: &Digest) -> Option<T> {
         let error = match fetched {
             Ok(value) => return Some(value),

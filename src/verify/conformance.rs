@@ -11,7 +11,7 @@ use super::{
 };
 use crate::oci::{Digest, strict_json};
 
-/// What the bundle has to be about.
+/// The expected subject of the bundle.
 #[derive(Debug)]
 pub enum Subject {
     /// These bytes.

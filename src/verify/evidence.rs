@@ -16,8 +16,8 @@ pub struct Evidence {
     /// Notes about material that could not be used.
     #[serde(default)]
     pub(super) skipped: Vec<String>,
-    /// Why the registry did not deliver a listed piece, which may have been the signature that is
-    /// missing.
+    /// The error with which the registry failed to deliver a listed piece, which may be the missing
+    /// signature.
     #[serde(skip)]
     pub(super) unavailable: Option<Arc<RegistryError>>,
     /// Whether the referrers API was not asked because of earlier answers.
@@ -38,10 +38,10 @@ pub(super) struct LegacySignature {
     pub(super) certificate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) chain: Option<String>,
-    /// Rekor's answer, JSON.
+    /// Rekor's response, JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) log_entry: Option<String>,
-    /// The timestamp authority's answer, JSON.
+    /// The timestamp authority's response, JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timestamp: Option<String>,
 }

@@ -55,18 +55,18 @@ pub enum Scheme {
     RsaPssSha512,
 }
 
-/// Whether a key made a signature, and with which scheme.
+/// The result of matching a signature with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyMatch {
-    /// It did, with a scheme that is declared for it.
+    /// The key made the signature, with a scheme that is declared for it.
     Declared(Scheme),
-    /// It did, with a scheme that is not declared for it.
+    /// The key made the signature, with a scheme that is not declared for it.
     Undeclared(Scheme),
-    /// It did not.
+    /// The key did not make the signature.
     Unknown,
 }
 
-/// Why a text is not a usable public key.
+/// An error in the text of a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
     /// There is no PEM public key.

@@ -55,7 +55,7 @@ struct Image {
     digest: String,
 }
 
-/// Rekor's answer to the upload of the signature.
+/// Rekor's response to the upload of the signature.
 #[derive(Deserialize)]
 struct RekorBundle {
     #[serde(rename = "SignedEntryTimestamp")]
@@ -150,7 +150,7 @@ pub(super) fn read(candidate: &LegacySignature) -> Result<Candidate, CandidateEr
     .within_bounds()
 }
 
-/// Converts Rekor's answer to the form that bundles have.
+/// Converts Rekor's response to the form that bundles have.
 fn log_entry(text: &str) -> Result<TransparencyLogEntry, CandidateError> {
     strict_json(text.as_bytes()).map_err(malformed)?;
     let answer: RekorBundle = serde_json::from_str(text).map_err(malformed)?;

@@ -12,7 +12,7 @@ pub(super) struct Accepted {
     pub(super) validity: Validity,
 }
 
-/// How long a successful verification holds.
+/// The validity of a successful verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Validity {
     /// The end of the validity; `None` = no end.
@@ -48,7 +48,7 @@ pub struct VerificationError {
     /// Further findings, as text; empty or with a separator in front.
     pub details: String,
     /// Whether the digest is revoked or one of the signatures is by a revoked key. Waiting for
-    /// another signature is pointless then, whatever else failed.
+    /// another signature is pointless then, regardless of other failures.
     pub revoked: bool,
 }
 

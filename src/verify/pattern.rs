@@ -5,7 +5,7 @@ use std::fmt;
 use regex::Regex;
 
 /// Identities that no sensible policy accepts, by kind. A pattern that matches all samples of a
-/// kind was meant to name one signer and matches every e-mail address, say.
+/// kind is a mistake: it matches, for example, every e-mail address instead of one.
 const ARBITRARY_IDENTITIES: [[&str; 2]; 2] = [
     [
         "stranger@example.org",
@@ -33,7 +33,7 @@ enum Kind {
     Regex(Regex),
 }
 
-/// Why a text is not a usable pattern.
+/// An error in the text of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
     /// The pattern is empty.
@@ -114,7 +114,7 @@ impl Pattern {
     }
 }
 
-/// The last line of the error: the lines before it draw a picture of the expression.
+/// The last line of the error: the lines before it show the expression with a marker.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
     text.lines()

@@ -1,4 +1,4 @@
-//! Trust policies: whose signatures count, and for what.
+//! Trust policies: the signers that count, and the requirements on an artifact.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::{AttestationRule, FulcioExtension, Pattern, PublicKey, TrustRoot, ca::CaRoots};
 use crate::oci::{Digest, Repository, cosign};
 
-/// What an artifact needs before it is served. A checked value: a policy that accepts nothing or
-/// everything can't be constructed.
+/// The requirements on an artifact before it is served. A checked value: a policy that accepts
+/// nothing or everything can't be constructed.
 #[derive(Debug, Clone)]
 pub struct TrustPolicy {
     name: String,
@@ -27,7 +27,7 @@ pub struct TrustPolicy {
 /// The content of a policy.
 #[derive(Debug, Clone)]
 pub enum Rule {
-    /// No signature: the configuration says `unsigned`.
+    /// No signature is required: the configuration has `unsigned`.
     Unsigned,
     /// Signatures that meet the requirements. Shared, since any number of bundles have one
     /// policy.
@@ -39,7 +39,7 @@ pub enum Rule {
 pub struct Requirements {
     /// The authorities that may sign.
     pub authorities: Vec<Authority>,
-    /// How many of them have to sign, each with a signature of its own.
+    /// The number of them that have to sign, each with a signature of its own.
     pub at_least: usize,
     /// The predicate types that count as a signature; by default [`cosign::SIGN_PREDICATE`].
     pub predicate_types: BTreeSet<String>,
@@ -65,7 +65,7 @@ pub struct Requirements {
 pub struct Authority {
     /// The name in the configuration.
     pub name: String,
-    /// How its signatures are recognised.
+    /// The keys or certificates that its signatures are made with.
     pub kind: AuthorityKind,
     /// Whether a transparency log entry is required.
     pub tlog: TlogPolicy,
@@ -73,14 +73,14 @@ pub struct Authority {
     pub root: Option<TrustRoot>,
 }
 
-/// How an authority's signatures are recognised.
+/// The keys or certificates that an authority's signatures are made with.
 #[derive(Debug, Clone)]
 pub enum AuthorityKind {
-    /// By one of these keys.
+    /// One of these keys.
     Keys(Vec<AuthorityKey>),
-    /// By a certificate of one of the root's certificate authorities, for this identity.
+    /// A certificate of one of the root's certificate authorities, for this identity.
     Keyless(Identity),
-    /// By a certificate of a private certificate authority.
+    /// A certificate of a private certificate authority.
     X509(X509),
 }
 
@@ -94,7 +94,8 @@ pub struct AuthorityKey {
     /// The end of the validity. It is compared with the time of signing if a log or a timestamp
     /// proves that, otherwise with the clock.
     pub not_after: Option<Timestamp>,
-    /// Whether the key is revoked: none of its signatures counts, whenever it was made.
+    /// Whether the key is revoked: none of its signatures counts, regardless of the time of
+    /// signing.
     pub revoked: bool,
 }
 
@@ -116,7 +117,7 @@ pub struct X509 {
     pub roots: CaRoots,
     /// The signer.
     pub subject: San,
-    /// What proves the time of signing.
+    /// The proof of the time of signing.
     pub time: SigningTime,
 }
 
@@ -129,25 +130,25 @@ pub enum San {
     Email(Pattern),
 }
 
-/// What proves the time of signing.
+/// The proof of the time of signing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SigningTime {
     /// An RFC 3161 timestamp.
     Tsa,
     /// A transparency log.
     Rekor,
-    /// Nothing: the certificate has to be valid at the time of verification.
+    /// No proof: the certificate has to be valid at the time of verification.
     Now,
 }
 
 /// Whether a transparency log entry is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlogPolicy {
-    /// No; log entries are ignored.
+    /// Not required; log entries are ignored.
     None,
-    /// No, but an entry that is present has to be valid.
+    /// Not required, but an entry that is present has to be valid.
     IfPresent,
-    /// Yes.
+    /// Required.
     Require,
 }
 
@@ -163,7 +164,7 @@ pub enum Format {
 /// The repository that a legacy signature has to name. Bundles name none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClaimedRepository {
-    /// Any, as for cosign: the same digest is the same artifact everywhere.
+    /// Any repository, as cosign accepts: the same digest is the same artifact everywhere.
     Ignore,
     /// The repository that the artifact is fetched from.
     Match,
@@ -191,7 +192,7 @@ pub struct PolicyRevision(String);
 pub struct InvalidPolicy {
     /// The configuration key of the invalid part.
     pub key: &'static str,
-    /// What is wrong, and how to correct it.
+    /// The problem and its correction.
     pub sentence: String,
 }
 
@@ -217,8 +218,8 @@ impl TrustPolicy {
 
     /// A policy with these requirements, which may accept nothing.
     pub(super) fn of(name: String, requirements: Requirements) -> Self {
-        // The `Debug` of every part shows all that the part decides by, so that a new field
-        // changes the revision without being listed here.
+        // The `Debug` output of every part has all fields that a decision depends on, so that a new
+        // field changes the revision without being listed here.
         let revision = PolicyRevision::of(&format!("{requirements:?}"));
         Self {
             name,

@@ -1,10 +1,11 @@
-//! Why an artifact or a single candidate is rejected.
+//! The reasons for which an artifact or a single candidate is rejected.
 
 use std::fmt;
 
 use super::keys::Scheme;
 
-/// Why an artifact is not trusted, in order: of several reasons the last one is reported.
+/// The reason for which an artifact is not trusted. Of several reasons the last one in this order
+/// is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// There is no signature.
@@ -33,7 +34,7 @@ pub enum Reason {
     Claim,
     /// A trusted key signed with a scheme that is not declared for it.
     Scheme,
-    /// A trusted key signed, but this program can't verify the signature as the policy asks.
+    /// A trusted key signed, but this program can't verify the signature as the policy requires.
     Unsupported,
     /// A trusted key signed outside its validity.
     Validity,
@@ -56,7 +57,7 @@ pub enum Reason {
     RevokedDigest,
 }
 
-/// Why one candidate does not count.
+/// The reason for which one candidate does not count.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CandidateError {
     #[error("malformed: {0}")]
@@ -154,7 +155,7 @@ impl CandidateError {
         }
     }
 
-    /// The text of the error, unless the reason says it all.
+    /// The text of the error, unless the reason contains it.
     pub(super) fn detail(&self) -> Option<String> {
         (*self != Self::AnotherKey).then(|| self.to_string())
     }
@@ -190,7 +191,7 @@ impl Reason {
         }
     }
 
-    /// Whether the artifact is revoked, so that there is nothing to wait for.
+    /// Whether the artifact is revoked, so that waiting for another signature is pointless.
     pub fn is_revocation(self) -> bool {
         matches!(self, Self::RevokedKey | Self::RevokedDigest)
     }

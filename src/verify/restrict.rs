@@ -26,8 +26,8 @@ impl TrustBase {
             .any(|known| known.key.identity() == key.key.identity())
     }
 
-    /// The authority of the same name in this configuration; without one, the given authority
-    /// with the revoked keys marked. `None` if its trust root is gone.
+    /// The authority of the same name in this configuration; without one, the given authority with
+    /// the revoked keys marked. `None` if its trust root was removed.
     fn restrict(&self, authority: &Authority) -> Option<Authority> {
         if let Some(today) = self.authorities.get(&authority.name) {
             return Some(today.clone());

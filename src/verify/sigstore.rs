@@ -133,8 +133,7 @@ pub(super) fn verify_key(
         .map(|result| times(&result))
 }
 
-/// Checks the clock: sigstore-verify reads it without asking, and panics if the time can't be
-/// written as a date.
+/// Checks the clock: sigstore-verify reads it, and panics if the time can't be written as a date.
 pub(super) fn check_clock() -> Result<(), CandidateError> {
     if telemetry::is_clock_usable() {
         return Ok(());
@@ -156,8 +155,8 @@ fn try_hashes<T>(
         let bundle = candidate.to_bundle(*hash, log)?;
         match verify(&bundle, artifact(candidate, subject)?) {
             Ok(good) => return Ok(good),
-            // A wrong hash looks like another key, which must not hide what is wrong with the
-            // right hash.
+            // A wrong hash looks like another key, which must not hide the error with the right
+            // hash.
             Err(error) => {
                 refused = refused.or_more_specific(classify(error, candidate, subject, log))
             }
@@ -166,8 +165,8 @@ fn try_hashes<T>(
     Err(refused)
 }
 
-/// The hashes to try: a legacy signature does not say which hash it was made with. The hash of an
-/// envelope follows from the key.
+/// The hashes to try: a legacy signature does not name its hash. The hash of an envelope follows
+/// from the key.
 fn hashes(candidate: &Candidate, algorithm: KeyAlgorithm) -> &'static [HashAlgorithm] {
     match (&candidate.content, algorithm) {
         (Content::Payload, KeyAlgorithm::EcdsaP384) => {
@@ -217,7 +216,7 @@ fn classify(error: Error, candidate: &Candidate, subject: &Digest, log: bool) ->
         ) if log && !candidate.has_log_entries() => {
             CandidateError::Log("in no transparency log".into())
         }
-        // The same error for the statement and for a log entry.
+        // sigstore-verify has the same error for the statement and for a log entry.
         Error::ArtifactMismatch(_) => match Statement::other_than(candidate, subject) {
             Some(other) => CandidateError::OtherDigest(other),
             None => CandidateError::Log(text),

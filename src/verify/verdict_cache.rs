@@ -18,8 +18,8 @@ const CAPACITY: u64 = 16 << 20;
 /// The weight of an entry without its texts.
 const OVERHEAD: usize = 512;
 
-/// Caches successful verifications for as long as they are valid. Failures are not cached: they
-/// may pass with time, and the watcher waits for that. Cheap to clone.
+/// Caches successful verifications for as long as they are valid. Failures are not cached: a later
+/// verification may succeed, and the watcher retries. Cheap to clone.
 ///
 /// An entry is found only by the same repository, digest, evidence and policy revision, and the
 /// revision covers the content of every trust root.

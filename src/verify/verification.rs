@@ -24,17 +24,17 @@ use crate::oci::{PinnedReference, Repository};
 
 /// The most details in the text of an error; the report has them all.
 const MAX_DETAILS: usize = 4;
-/// How long the result of an attestation rule is used before the rule is evaluated again.
+/// The time after which an attestation rule is evaluated again.
 const RULE_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 
-/// The verification of one artifact: what is required, of which digest, under which assumptions.
+/// The verification of one artifact: the requirements, the digest and the assumptions.
 pub(super) struct Verification<'a> {
     pub(super) requirements: &'a Requirements,
     pub(super) pinned: &'a PinnedReference,
     pub(super) context: VerificationContext,
 }
 
-/// What a valid candidate contributes.
+/// The contribution of a valid candidate.
 enum Contribution {
     /// One vote for each of these authorities.
     Signature(Vec<Vote>),
@@ -106,7 +106,7 @@ impl Verification<'_> {
     }
 
     /// Checks one candidate: parses it, matches it with the authorities of the policy, and reads
-    /// its content only then. Content that no authority signed is not worth reading.
+    /// its content only then, so that content without a trusted signer is never parsed.
     fn check_candidate(
         &self,
         format: Format,
@@ -222,7 +222,7 @@ impl Verification<'_> {
         }
     }
 
-    /// All authorities whose signature this is. `checks` continues with the checks of the
+    /// All authorities that the candidate matches. `checks` continues with the checks of the
     /// authority that passed the most.
     fn match_authorities(
         &self,

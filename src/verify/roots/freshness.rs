@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 const NEVER: i64 = i64::MAX;
 
-/// Why a root must not be used for a new artifact.
+/// The reason for which a root must not be used for a new artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnusableRoot {
     /// Its repository has not delivered it yet.

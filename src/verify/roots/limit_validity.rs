@@ -101,8 +101,8 @@ impl Link {
         })
     }
 
-    /// By name, as chains are built. If several certificates have that name all of them count,
-    /// which can only shorten the time range.
+    /// Issuers are matched by name, as when chains are built. If several certificates have that
+    /// name all of them count, which can only shorten the time range.
     fn is_issued_by(&self, other: &Self) -> bool {
         self.certificate.tbs_certificate.issuer == other.certificate.tbs_certificate.subject
     }

@@ -126,7 +126,7 @@ impl TrustRootRefresher {
     /// before. Cancel-safe.
     ///
     /// # Errors
-    /// Why the last valid root stays.
+    /// The error because of which the last valid root stays.
     pub async fn refresh(&mut self) -> Result<Refreshed, RefreshError> {
         let refreshed = self.try_refresh().await;
         let outcome = match &refreshed {

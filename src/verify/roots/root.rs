@@ -35,7 +35,7 @@ pub struct TrustRoot {
     freshness: Freshness,
 }
 
-/// Why a text is not a usable root.
+/// An error in the text of a root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a trusted root: {0}")]
 pub struct BadRoot(String);
@@ -44,7 +44,7 @@ impl TrustRoot {
     /// The root of the public-good instance, as built into this program. It never expires.
     ///
     /// # Errors
-    /// Never in practice.
+    /// Never in practice: the root is built in.
     pub fn sigstore() -> Result<Self, BadRoot> {
         Self::named_sigstore("sigstore", Freshness::unlimited())
     }
@@ -52,7 +52,7 @@ impl TrustRoot {
     /// The root of Sigstore's staging instance, for tests of Sigstore itself.
     ///
     /// # Errors
-    /// Never in practice.
+    /// Never in practice: the root is built in.
     pub fn sigstore_staging() -> Result<Self, BadRoot> {
         Self::from_json("staging", SIGSTORE_STAGING_TRUSTED_ROOT)
     }
@@ -122,7 +122,8 @@ impl TrustRoot {
         self.freshness.expires()
     }
 
-    /// Why the root must not be used for a new artifact at `now`; `None` if it may.
+    /// The reason for which the root must not be used for a new artifact at `now`; `None` if it
+    /// may.
     pub fn unusable_reason(&self, now: Timestamp) -> Option<UnusableRoot> {
         let root = || self.name.as_ref().to_owned();
         if self.pending {
@@ -153,9 +154,8 @@ impl TrustRoot {
         self.may_change() || !self.content.certificate_authorities.is_empty()
     }
 
-    /// Whether a refresh may change its content. It may have less afterwards: then verification
-    /// fails. That is no mistake in the configuration, whose rejection would keep the old root in
-    /// use.
+    /// Whether a refresh may change its content. If the new content lacks a required part,
+    /// verification fails; rejecting the configuration instead would keep the old root in use.
     fn may_change(&self) -> bool {
         self.pending || self.expires().is_some()
     }

@@ -44,7 +44,7 @@ pub struct TufOptions {
     pub(super) timeout: Duration,
 }
 
-/// Why a repository can't be used.
+/// An error in the source of a root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSource {
     /// The URL has another scheme than HTTP, or can't be a base.
@@ -80,7 +80,7 @@ impl RootSource {
         match self {
             Self::Builtin { tuf: None } => TrustRoot::named_sigstore(name, Freshness::unlimited()),
             // An old program that never reaches the repository must not trust this root forever,
-            // unless the configuration says so (`tuf: none`).
+            // unless the configuration has `tuf: none`.
             Self::Builtin { tuf: Some(options) } => {
                 TrustRoot::named_sigstore(name, options.freshness())
             }
@@ -161,8 +161,8 @@ mod tests {
         );
         assert_eq!(refreshed.unusable_reason(expires), None);
         let later = expires + jiff::SignedDuration::from_secs(1);
-        let trouble = refreshed.unusable_reason(later).unwrap().to_string();
-        assert_eq!(trouble, format!("trust root sigstore expired at {expires}"));
+        let reason = refreshed.unusable_reason(later).unwrap().to_string();
+        assert_eq!(reason, format!("trust root sigstore expired at {expires}"));
 
         let forever = RootSource::Builtin { tuf: None }
             .initial("sigstore")
@@ -188,11 +188,11 @@ mod tests {
         assert_eq!(options.url.as_str(), "https://tuf.example.com/corp/");
         let root = RootSource::Tuf(options).initial("corp").unwrap();
         assert!(root.is_pending());
-        let trouble = root
+        let reason = root
             .unusable_reason(jiff::Timestamp::UNIX_EPOCH)
             .unwrap()
             .to_string();
-        assert_eq!(trouble, "trust root corp has not been fetched yet");
+        assert_eq!(reason, "trust root corp has not been fetched yet");
         assert!(
             root.has_certificate_authorities() && root.has_logs(),
             "a policy that needs them may be met later"

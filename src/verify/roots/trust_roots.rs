@@ -55,7 +55,7 @@ struct OpenedRoot {
 }
 
 impl TrustRoots {
-    /// No roots. `folder` is where the last valid ones are stored.
+    /// Creates an empty set. The last valid roots are stored in `folder`.
     pub fn new(folder: Option<PathBuf>, metrics: Metrics) -> Self {
         let (current, seen) = watch::channel(BTreeMap::new());
         Self {
@@ -138,7 +138,7 @@ impl TrustRoots {
         });
         // Removes the results of aborted tasks.
         while self.tasks.try_join_next().is_some() {}
-        // The caller knows the roots that it has just set.
+        // The caller has just set these roots, so they are not reported as changed.
         self.seen.mark_unchanged();
         for (
             name,

@@ -22,7 +22,7 @@ pub(super) struct TufTarget {
 /// Why a refresh failed. The last valid root stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefreshError {
-    /// The repository did not answer, not in time, or with an error.
+    /// The repository did not answer in time, or answered with an error.
     #[error("{0}")]
     Unreachable(String),
     /// The repository offers expired metadata.

@@ -45,8 +45,8 @@ impl TufStore {
         self.with(|files| files.is_empty())
     }
 
-    /// Reads what [`Self::write`] wrote. It proves nothing before it is verified. `None` if there
-    /// is no file. Blocks.
+    /// Reads the file of [`Self::write`], whose content is not trusted before it is verified.
+    /// `None` if there is no file. Blocks.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         let file = match crate::oci::open_regular(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -329,7 +329,7 @@ fn annotations_are_compared_with_their_types_and_on_the_right_subject() {
         );
     }
     refused(&wanted, &holder.legacy(Value::Null), Reason::Annotations);
-    // The first subject says `dev`, but is another artifact.
+    // The first subject has `dev`, but is another artifact.
     let dev = Requirements {
         annotations: [("env".to_owned(), json!("dev"))].into(),
         ..wanted

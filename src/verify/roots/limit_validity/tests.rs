@@ -175,7 +175,7 @@ fn an_expired_intermediate_is_not_trusted() {
     assert_eq!(
         as_written,
         Ok(()),
-        "the verifier looks at anchors itself; narrowing has become needless"
+        "the verifier checks anchors itself; limiting has become unnecessary"
     );
     assert!(
         limited
