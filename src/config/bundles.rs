@@ -45,7 +45,7 @@ pub struct BundleConfig {
     pub expect: Expect,
     /// The fallback that is served while the bundle is withdrawn.
     pub on_withdraw: Option<OnWithdraw>,
-    /// How `opa` checks the bundle before it is published; `None` disables the check.
+    /// The options of the check by `opa` before the bundle is published; `None` disables the check.
     pub opa_check: Option<Options>,
 }
 

@@ -41,7 +41,7 @@ fn compare<'a>(
         (Some(old), Some(new)) if is_equal(old, new) => {}
         (Some(_), Some(_)) => keys.push(path.join(".")),
         (None, Some(_)) => keys.push(format!("{} (new)", path.join("."))),
-        (Some(_), None) => keys.push(format!("{} (gone)", path.join("."))),
+        (Some(_), None) => keys.push(format!("{} (removed)", path.join("."))),
         (None, None) => {}
     }
 }

@@ -47,7 +47,7 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// For files that are read once, or by their users.
+    /// The base for files that are read once, or by their users.
     pub(super) fn base(&'a self) -> Base<'a> {
         Base {
             files: self,
@@ -55,7 +55,7 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// For files whose changes are applied while serving.
+    /// The base for files whose changes are applied while serving.
     pub(super) fn live(&'a self) -> Base<'a> {
         Base {
             files: self,

@@ -85,7 +85,8 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Takes over what is applied while serving: bundles, trust and clients. Everything else stays.
+    /// Replaces the settings that are applied while serving (bundles, trust and clients), and keeps
+    /// all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.clients = newer.clients;

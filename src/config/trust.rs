@@ -147,8 +147,8 @@ impl Policies {
     }
 }
 
-/// Converts the error, whose key may be several levels deep.
-fn unmeetable(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
+/// Converts an error about a policy, whose key may be several levels deep.
+fn policy_problem(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
     key.split('.')
         .rev()
         .fold(Problem::new(sentence), Problem::at)

@@ -29,7 +29,9 @@ pub(super) fn check(rows: &[Row<'_>]) {
         let (_, error) = error.split_once(": ").unwrap();
         let error = error.replace(&format!("{}/", folder.0.path().display()), "");
         if error != *expected {
-            wrong.push(format!("{typed}\n  is told {error}\n  and not {expected}"));
+            wrong.push(format!(
+                "{typed}\n  has the error {error}\n  instead of {expected}"
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -5,7 +5,7 @@ use super::errors::check;
 const AUTHORITIES: &str = "authorities: { a: { keys: [release.pub], tlog: none }, b: { keys: [other.pub], tlog: none }, \
                            same: { keys: [release.pub], tlog: none } }";
 
-/// `trust` with these policies, and a bundle that asks for none of them.
+/// `trust` with these policies, and a bundle that names none of them.
 fn policies(policies: &str) -> String {
     format!(
         "trust: {{ {AUTHORITIES}, policies: {{ {policies} }} }}\nbundles: {{ x: {{ reference: 'r.io/a/b:1' }} }}"

@@ -158,14 +158,14 @@ fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
 #[test]
 fn all_errors_are_reported_without_their_consequences() {
     let folder = trust::folder();
-    let told = |typed: &str| {
+    let reported = |typed: &str| {
         let found = all(&format!("{LEAST}{typed}"), folder.0.path());
         found
             .iter()
             .map(|error| error.key().to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(told(""), [""; 0]);
+    assert_eq!(reported(""), [""; 0]);
     // One in each section, and several in one section.
     let typed = "
 server: { listen: x, admin: y, severs: 1, tls: { certificate: none.crt, key: tls.key } }
@@ -187,7 +187,7 @@ bundles:
   two: { reference: 'r.io/a:v1', trust: missing, on_withdraw: { fallback: one } }
   thr: { reference: 'r.io/a:v1', trust: q, expect: { order: x, minimum: 1.0.0 } }
 ";
-    let told = told(typed);
+    let reported = reported(typed);
     let expected = [
         "server.listen",
         "server.admin",
@@ -213,11 +213,11 @@ bundles:
     ];
     for key in expected {
         assert!(
-            told.iter().any(|told| told == key),
-            "{key} is not among {told:#?}"
+            reported.iter().any(|reported| reported == key),
+            "{key} is not among {reported:#?}"
         );
     }
-    for key in &told {
+    for key in &reported {
         assert!(
             expected.contains(&key.as_str()) || key == "trust.authorities.b.keyless.subject",
             "{key} follows from another"
@@ -231,12 +231,12 @@ fn items_of_a_list_keep_their_number_and_line() {
     let typed = "version: 1\nclients:\n- { name: a, anonymous: true, bundles: ['**'] }\n- { name: b, anonymous: true, bundles: 3 }\n\
                  - { name: c, anonymous: true, bundles: ['**'] }\n- { name: d, anonymous: true, bundles: [''] }\n";
     let found = all(typed, folder.0.path());
-    let told: Vec<_> = found
+    let reported: Vec<_> = found
         .iter()
         .map(|error| (error.line().unwrap(), error.key()))
         .collect();
     assert_eq!(
-        told,
+        reported,
         [(4, "clients[1].bundles"), (6, "clients[3].bundles[0]")]
     );
 }

@@ -621,7 +621,7 @@ fn a_file_is_read_once() {
         .unwrap();
     assert!(made.success());
     let pem = std::fs::read(folder.0.path().join("release.pub")).unwrap();
-    // Gone after the first reader: a second one would wait for ever.
+    // The pipe has no writer after the first read: a second read would block forever.
     let writer = std::thread::spawn(move || std::fs::write(fifo, pem).unwrap());
     let (sender, loaded) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A `trusted_root.json` with what a test wants in it.
+//! Builds a `trusted_root.json` from the parts that a test names.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rcgen::PublicKeyData as _;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::oci::Digest;
 
-/// With these of `ca`, `log` and `tsa`.
+/// A root with these parts, each one of `ca`, `log` and `tsa`.
 pub(super) fn trusted_root(parts: &[&str]) -> String {
     let part = |name: &str, value: &dyn Fn() -> Value| match parts.contains(&name) {
         true => json!([value()]),

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::{roots::Roots, unmeetable};
+use super::{policy_problem, roots::Roots};
 use crate::{
     config::{
         files::Base,
@@ -101,7 +101,7 @@ fn authority(
         tlog,
         root,
     };
-    authority.check().map_err(unmeetable)?;
+    authority.check().map_err(policy_problem)?;
     Ok(authority)
 }
 
@@ -141,7 +141,7 @@ fn authority_keys(raw: &[raw::KeyFile], base: Base<'_>) -> Result<Vec<AuthorityK
     for (index, raw) in raw.iter().enumerate() {
         let key = key(raw, base).and_then(|key| {
             match places.insert(key.key.identity().to_owned(), index) {
-                // With two sets of conditions the looser one would apply.
+                // If the key had two sets of conditions, the looser one would apply.
                 Some(twin) => Err(Problem::new(format!(
                     "the same key as keys[{twin}]; keep one of them"
                 ))),
@@ -166,7 +166,7 @@ fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
         not_after: raw.not_after.map(|PointInTime(at)| at),
         revoked: raw.revoked,
     };
-    key.check().map_err(unmeetable)?;
+    key.check().map_err(policy_problem)?;
     Ok(key)
 }
 

@@ -51,7 +51,7 @@ impl<'a> Roots<'a> {
     pub(super) fn named(&self, name: &str) -> Result<TrustRoot, Problem> {
         match self.written.get(name) {
             Some((_, root)) => Ok(root.clone()),
-            None if name == SIGSTORE => self.unwritten(),
+            None if name == SIGSTORE => self.default_root(),
             None => {
                 let names = self.written.keys().map(String::as_str).chain([SIGSTORE]);
                 let suggestion = keys::suggestion(name, names);
@@ -69,16 +69,16 @@ impl<'a> Roots<'a> {
 
     /// The sources and the roots, by name.
     pub(super) fn into_parts(self) -> (BTreeMap<String, RootSource>, BTreeMap<String, TrustRoot>) {
-        let unwritten = self
+        let default_root = self
             .sigstore
             .into_inner()
             .map(|root| (SIGSTORE.to_owned(), (RootSource::sigstore(), root)));
-        let all = self.written.into_iter().chain(unwritten);
+        let all = self.written.into_iter().chain(default_root);
         all.map(|(name, (source, root))| ((name.clone(), source), (name, root)))
             .unzip()
     }
 
-    fn unwritten(&self) -> Result<TrustRoot, Problem> {
+    fn default_root(&self) -> Result<TrustRoot, Problem> {
         if let Some(root) = self.sigstore.get() {
             return Ok(root.clone());
         }
