@@ -21,8 +21,8 @@ const LIMITS: ReadLimits = ReadLimits {
     evidence: 16 << 20,
     bundle: u64::MAX,
 };
-/// Layers up to this size are read into memory, larger ones into an unlinked file. In bytes.
-const IN_MEMORY: u64 = 4 << 20;
+/// Layers up to this size are read into memory, larger ones into an unlinked file.
+const MAX_IN_MEMORY_BYTES: u64 = 4 << 20;
 
 /// An artifact, resolved to a digest.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ pub(super) async fn find_in_registry(
 }
 
 impl ResolvedArtifact {
-    /// How its layers become a bundle.
+    /// The plan to assemble a bundle from its layers.
     pub(super) fn layer_plan(&self, data_root: Option<&str>) -> anyhow::Result<LayerPlan> {
         LayerPlan::of(&self.manifest, data_root).with_context(|| self.reference.to_string())
     }
@@ -154,7 +154,7 @@ impl ResolvedArtifact {
 
     async fn fetch(&self, layer: &Descriptor) -> anyhow::Result<Blob> {
         let mut stream = self.source.blob(layer).await?;
-        if layer.size <= IN_MEMORY {
+        if layer.size <= MAX_IN_MEMORY_BYTES {
             return Ok(stream.collect().await?);
         }
         let spool_error = |error: std::io::Error| {

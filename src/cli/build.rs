@@ -100,7 +100,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     report(&options, &artifact, &packed)
 }
 
-/// Packs the folders, and lets opa load the bundle if there is one.
+/// Packs the folders, and has opa load the bundle if opa is available.
 async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
     let (options, packed) = spawn_blocking(move || {
         let packed = pack(&options);
@@ -114,7 +114,7 @@ async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
     Ok((options, packed))
 }
 
-/// Lets opa load the bundle. An opa that cannot be run is reported and does not fail the build.
+/// Has opa load the bundle. An opa that cannot be run is reported and does not fail the build.
 async fn check_with_opa(
     checker: &Checker,
     packed: &Packed,

@@ -125,8 +125,8 @@ enum Command {
     /// Verify the signatures of an artifact as the gateway does.
     ///
     /// Resolves REF once, collects every signature of that digest in both cosign formats, and
-    /// reports how each one fares with the given keys or policy: every check, and the reason
-    /// when one fails. Succeeds only if the gateway would serve the artifact.
+    /// reports every check of each one against the given keys or policy, with the reason of a
+    /// failure. Succeeds only if the gateway would serve the artifact.
     #[command(after_help = verify::EXAMPLES)]
     Verify(verify::Options),
     /// Implement the client protocol of sigstore-conformance.
@@ -198,7 +198,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             block_on(serve::run(&config))
         }
         Command::Dev(options) => {
-            // `dev` prints what the author needs itself.
+            // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);
             block_on(dev::run(options))
         }

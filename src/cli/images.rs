@@ -148,7 +148,7 @@ fn row(image: &Image, now: Timestamp) -> [String; 7] {
             .created
             .map_or_else(|| "-".to_owned(), |created| table::age(created, now)),
         table::size(image.size),
-        // Not `no`: `sign` writes to the registry, which may have a signature.
+        // The cell is not `no`, because `sign` writes to the registry, which may have a signature.
         if image.signed { "yes" } else { NOT_IN_STORE }.to_owned(),
     ]
 }

@@ -55,11 +55,11 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         .collect();
     if !options.force {
         // All or nothing: a mix of old and new files would not work.
-        let there: Vec<_> = files
+        let existing: Vec<_> = files
             .iter()
             .filter(|(path, _)| path.symlink_metadata().is_ok())
             .collect();
-        if let [(first, _), rest @ ..] = there.as_slice() {
+        if let [(first, _), rest @ ..] = existing.as_slice() {
             let more = if rest.is_empty() {
                 String::new()
             } else {

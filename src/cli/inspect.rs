@@ -204,9 +204,9 @@ impl Report {
         });
         match &self.bundle {
             Ok((bundle, contents)) => {
-                let said = bundle.manifest();
-                report["manifest"] = json!({ "revision": said.revision.as_str(), "roots": said.roots,
-                    "rego_version": said.rego_version, "metadata": metadata(&contents.metadata) });
+                let manifest = bundle.manifest();
+                report["manifest"] = json!({ "revision": manifest.revision.as_str(), "roots": manifest.roots,
+                    "rego_version": manifest.rego_version, "metadata": metadata(&contents.metadata) });
                 report["packages"] = contents.packages().into();
                 report["entrypoints"] = contents.entrypoints.clone().into();
                 let files = contents
@@ -272,13 +272,13 @@ impl Report {
         facts.push(("size", table::size(Descriptor::total(&self.layers))));
         match &self.bundle {
             Ok((bundle, contents)) => {
-                let said = bundle.manifest();
-                let roots = if said.owns("") {
+                let manifest = bundle.manifest();
+                let roots = if manifest.owns("") {
                     "everything".to_owned()
                 } else {
-                    said.roots.join(", ")
+                    manifest.roots.join(", ")
                 };
-                facts.push(("revision", said.revision.to_string()));
+                facts.push(("revision", manifest.revision.to_string()));
                 facts.push(("roots", roots));
                 if !contents.metadata.is_empty() {
                     facts.push(("metadata", contents.metadata.clone()));
@@ -291,7 +291,7 @@ impl Report {
         facts
     }
 
-    /// The text for no signatures. The store does not know those in the registry, where `sign`
+    /// The text for no signatures. The store does not have those in the registry, where `sign`
     /// writes.
     fn unsigned(&self) -> &'static str {
         match &self.artifact {

@@ -17,7 +17,7 @@ pub(super) enum OpaChoice {
     /// The opa in PATH, if there is one that works.
     #[default]
     Auto,
-    /// No opa.
+    /// Only the built-in checks.
     None,
     /// A program, by its name in PATH or by its path.
     Program(PathBuf),
@@ -78,15 +78,15 @@ pub(super) fn lacks_wasm(opa: &Opa, bundle: &crate::bundle::Bundle) -> bool {
 
 /// The problems as text, with paths of the source files: `policy/a.rego:3: …`.
 pub(super) fn describe_problems(problems: &Problems, sources: &[PathBuf]) -> String {
-    let mut told: Vec<_> = problems
+    let mut texts: Vec<_> = problems
         .first
         .iter()
         .map(|problem| describe_problem(problem, sources))
         .collect();
     if problems.more > 0 {
-        told.push(format!("and {} more", problems.more));
+        texts.push(format!("and {} more", problems.more));
     }
-    told.join("; ")
+    texts.join("; ")
 }
 
 /// One problem as text, with the path of the source file.

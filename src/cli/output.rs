@@ -61,13 +61,13 @@ mod tests {
     #[test]
     fn an_error_is_one_line_without_repetitions() {
         let io = || io::Error::other("disk on fire");
-        let told = crate::oci::LayoutError::Io {
+        let io_error = crate::oci::LayoutError::Io {
             operation: "write",
             path: "x".into(),
             source: io(),
         };
-        assert_eq!(one_line(&told.into()), "write x: disk on fire");
-        let untold = Err::<(), _>(io()).context("write y").unwrap_err();
-        assert_eq!(one_line(&untold), "write y: disk on fire");
+        assert_eq!(one_line(&io_error.into()), "write x: disk on fire");
+        let context_error = Err::<(), _>(io()).context("write y").unwrap_err();
+        assert_eq!(one_line(&context_error), "write y: disk on fire");
     }
 }

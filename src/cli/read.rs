@@ -33,12 +33,12 @@ pub(super) fn text(what: &str, file: &Path, limit: u64) -> anyhow::Result<String
     })
 }
 
-/// Reads a regular file, for a second look at it: a pipe would be consumed.
+/// Reads a regular file that was read before; a pipe would have no content left.
 pub(super) fn regular(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_regular(file, limit)
 }
 
-/// Reads standard input to its end as text of at most `limit` bytes.
+/// Reads all of standard input as text of at most `limit` bytes.
 pub(super) fn stdin(what: &str, limit: u64) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     let read = io::stdin()

@@ -169,8 +169,8 @@ fn print_tags(
     match format {
         ListFormat::Json => {
             let tags = tags.iter().map(|one| {
-                // `null` and not `false`: the referrers API was not asked, so the digest may
-                // have a signature without a tag.
+                // The value is `null` and not `false`, because the referrers API was not queried:
+                // the digest may have a signature without a tag.
                 let signed = one.signed.then_some(true);
                 json!({ "repository": repository.to_string(), "tag": one.tag, "digest": one.digest, "signed": signed })
             });

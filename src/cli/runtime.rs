@@ -28,7 +28,7 @@ pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow
 }
 
 /// Lets Ctrl-C and SIGTERM cancel `work`, which must leave nothing behind when it is cancelled.
-/// Code after it runs to its end.
+/// Code after it is not interrupted.
 pub(super) async fn interruptible<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {

@@ -89,8 +89,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     })
     .await??;
     let (file, blob) = (options.file.clone(), bundle.clone());
-    // Writing to a pipe may block without end; writing to a file is not interrupted.
-    let may_wait = to_stdout || options.file.metadata().is_ok_and(|there| !there.is_file());
+    // Writing to a pipe may block indefinitely and can be interrupted; writing to a file can't.
+    let may_wait = to_stdout || options.file.metadata().is_ok_and(|kind| !kind.is_file());
     let writing = spawn_blocking(move || {
         // The bytes are written even if OPA would reject them, with a warning.
         if let Err(error) = Bundle::open(blob.clone(), &limits) {
@@ -124,7 +124,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 /// place.
 fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
     let what = || format!("write {}", path.display());
-    if path.metadata().is_ok_and(|there| !there.is_file()) {
+    if path.metadata().is_ok_and(|kind| !kind.is_file()) {
         let mut file = fs::File::options()
             .write(true)
             .open(path)

@@ -8,8 +8,8 @@ use crate::{
 };
 
 pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
-    // What is read again whenever it changes can't be a pipe, which is read once.
-    if std::fs::metadata(file).is_ok_and(|there| !there.is_file()) {
+    // The file is read again after every change, and a pipe can be read only once.
+    if std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
         anyhow::bail!(
             "{}: it is not a regular file, and serve reads it again on every change; name one",
             file.display()

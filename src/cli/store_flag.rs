@@ -64,7 +64,7 @@ pub(super) fn reference(text: &str) -> Result<Reference, String> {
     let registry = registry();
     in_registry(text, &registry).map_err(|error| match error {
         ReferenceError::NoHost(_) => {
-            format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it")
+            format!("{error}, or set BUNDLEGATE_REGISTRY to its prefix, such as ghcr.io/acme")
         }
         error => error.to_string(),
     })
@@ -86,7 +86,7 @@ pub(super) fn repository(text: &str) -> Result<Repository, String> {
     };
     parsed.map_err(|error| match error {
         ReferenceError::NoHost(_) => {
-            format!("{error}, or set BUNDLEGATE_REGISTRY to what stands in front of it")
+            format!("{error}, or set BUNDLEGATE_REGISTRY to its prefix, such as ghcr.io/acme")
         }
         error => error.to_string(),
     })

@@ -1,5 +1,5 @@
-//! The place that a subcommand reads an artifact from and writes to: a registry, an OCI image
-//! layout, or the image store.
+//! The repository that a subcommand reads from or writes to: in a registry, an OCI image layout, or
+//! the image store.
 
 use anyhow::Context as _;
 use tokio::task::spawn_blocking;
@@ -23,7 +23,7 @@ pub(super) struct Target {
     named: Repository,
     /// The image store, if the source is one.
     images: Option<Images>,
-    /// Keeps the store's garbage collection away from what is read and written.
+    /// Keeps other processes from removing blobs that are being read or written.
     _write_lease: Option<WriteLease>,
 }
 
@@ -39,8 +39,8 @@ impl Target {
         let named = reference.repository().clone();
         let (registries, limits) = registry.registries(cli_config, &named)?;
         let images = local.then(|| store.open()).transpose()?;
-        // Without the lock this process can only read. It goes on: a process that may not
-        // write to the store does not collect garbage either.
+        // Without the lock this process can only read. It continues: a process that may not write
+        // to the store can't remove blobs either.
         let lease = images.as_ref().and_then(|images| images.write_lease().ok());
         let source = match &images {
             Some(images) => registries

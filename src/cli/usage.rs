@@ -1,5 +1,5 @@
 //! Usage errors as one line. Flags of other tools get a hint to the matching flag, and no hint
-//! suggests less security than the user asked for.
+//! suggests less security than the user requested.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    fn told(line: &str) -> String {
+    fn message(line: &str) -> String {
         one_line(&crate::cli::Arguments::try_parse_from(line.split(' ')).unwrap_err())
     }
 
@@ -148,14 +148,14 @@ mod tests {
                 "bundlegate save",
             ),
         ] {
-            let told = told(line);
+            let message = message(line);
             assert!(
-                told.contains(expected) && told.ends_with("; see --help"),
-                "{line}: {told}"
+                message.contains(expected) && message.ends_with("; see --help"),
+                "{line}: {message}"
             );
             assert!(
-                !told.contains(DANGEROUS) && !told.contains("secret;"),
-                "{line}: {told}"
+                !message.contains(DANGEROUS) && !message.contains("secret;"),
+                "{line}: {message}"
             );
         }
     }
@@ -169,8 +169,8 @@ mod tests {
             "--skip-tls",
             "--insecur",
         ] {
-            let told = told(&format!("bundlegate pull r.io/a:v1 {flag}"));
-            assert!(!told.contains(DANGEROUS), "{told}");
+            let message = message(&format!("bundlegate pull r.io/a:v1 {flag}"));
+            assert!(!message.contains(DANGEROUS), "{message}");
         }
     }
 }

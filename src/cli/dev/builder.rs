@@ -35,7 +35,8 @@ use crate::{
 
 /// Delay after an event before a build starts: editors write a file in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-/// How often the identity of the folder is checked: a folder that replaces it sends no events.
+/// The interval at which the identity of the folder is checked: a folder that replaces it sends no
+/// events.
 const IDENTITY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The options of a builder.
@@ -221,7 +222,7 @@ impl BuildTask {
         })
     }
 
-    /// Lets opa load the packed bundle. Returns the opa, or `None` if it could not be run.
+    /// Has opa load the packed bundle. Returns the opa, or `None` if it could not be run.
     async fn load(&self, packed: &Packed) -> anyhow::Result<Option<Arc<Opa>>> {
         let Some(checker) = &self.options.checker else {
             return Ok(None);

@@ -35,7 +35,7 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(30);
 const LAYOUT: &str = "layout";
 const PUBLIC_KEY: &str = "cosign.pub";
 
-/// How to run `dev`.
+/// Arguments of `dev`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The policy folder; default: a copy of the built-in example.

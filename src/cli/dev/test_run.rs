@@ -188,13 +188,13 @@ mod tests {
 
     #[test]
     fn the_summary_counts_tests() {
-        let told = |passed, skipped, failed| summary(passed, skipped, failed).unwrap_or_default();
-        assert_eq!(told(0, 0, 0), "");
-        assert_eq!(told(1, 0, 0), "1 test passed");
-        assert_eq!(told(4, 0, 0), "4 tests passed");
-        assert_eq!(told(4, 1, 0), "4 tests passed, 1 skipped");
+        let text = |passed, skipped, failed| summary(passed, skipped, failed).unwrap_or_default();
+        assert_eq!(text(0, 0, 0), "");
+        assert_eq!(text(1, 0, 0), "1 test passed");
+        assert_eq!(text(4, 0, 0), "4 tests passed");
+        assert_eq!(text(4, 1, 0), "4 tests passed, 1 skipped");
         assert_eq!(
-            told(3, 0, 1),
+            text(3, 0, 1),
             "1 of 4 tests failed; this build is served anyway"
         );
     }
