@@ -16,9 +16,9 @@ use crate::{
 
 /// The depth to which indexes within indexes and signatures of signatures are followed.
 const MAX_DEPTH: usize = 4;
-/// The most manifests of one artifact, referrers included.
+/// The maximum number of manifests of one artifact, referrers included.
 const MAX_MANIFESTS: usize = 1000;
-/// The most referrers of one manifest.
+/// The maximum number of referrers of one manifest.
 const MAX_REFERRERS: usize = 500;
 /// A blob up to this size is spooled in memory, a larger one in an unlinked file.
 const MAX_IN_MEMORY_BYTES: u64 = 1 << 20;
@@ -51,8 +51,8 @@ pub enum Signatures {
     Exclude,
 }
 
-/// Why an artifact was not copied. The parts that were copied stay, without a tag, and are not sent
-/// again.
+/// An error in copying an artifact. The parts that were copied stay, without a tag, and are not
+/// sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     /// Either registry failed; the message names it.
@@ -87,7 +87,7 @@ pub struct Copied {
     pub skipped: Vec<String>,
 }
 
-/// How a manifest is put into the destination.
+/// The way in which a manifest is put into the destination.
 #[derive(Clone, Copy)]
 enum PutMode<'a> {
     ByDigest,

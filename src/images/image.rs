@@ -24,7 +24,7 @@ const LIST_LIMITS: Limits = Limits {
     files: 100_000,
     bundle_manifest: 1 << 20,
 };
-/// A longer manifest is not read.
+/// The maximum size of a manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 /// An image of the store.

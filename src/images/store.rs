@@ -16,14 +16,15 @@ use crate::{
     },
 };
 
-/// A longer manifest is not read; registries accept up to 4 MiB.
+/// The maximum size of a manifest that is read; registries accept up to 4 MiB.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
-/// Held shared by processes that add blobs, exclusively by one that removes them.
+/// The lock file that processes hold shared while they add blobs, and exclusively while they remove
+/// them.
 const SWEEP_LOCK: &str = ".sweep.lock";
 
 /// The image store of one user. Any number of processes may use it at a time.
 ///
-/// All methods block on the disk: call them off the async threads.
+/// All methods block on the disk; async code calls them on a blocking thread.
 #[derive(Debug, Clone)]
 pub struct Images {
     layout: Layout,
@@ -309,7 +310,7 @@ impl Images {
 
     /// Removes temporary files that a crash left behind.
     fn remove_leftovers(&self) -> Result<(), ImagesError> {
-        // Under the lock of the index, whose writers have a temporary file, too.
+        // The lock of the index is held, because its writers have a temporary file, too.
         Ok(self
             .layout
             .update_index(|_| self.layout.remove_leftovers())??)
@@ -495,7 +496,7 @@ mod tests {
             Some(digest.clone())
         );
         assert_eq!(store.resolve(&format!("r.example/b@{digest}")), None);
-        // A tag that ends the same is another one.
+        // A tag with the same ending is a different tag.
         assert_eq!(store.resolve("example.r.example/a:v1"), None);
     }
 
@@ -650,7 +651,7 @@ mod tests {
     fn signatures_are_not_listed_and_are_tagged_and_removed_with_their_image() {
         let store = Store::new();
         let digest = store.put("package a\n", "r.example/a:v1");
-        // As `sign` and `pull` store them.
+        // `sign` and `pull` store signatures under these names.
         let signatures = store.put("package signatures\n", "r.example/x:v1");
         let entry = store
             .images

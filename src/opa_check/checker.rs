@@ -23,7 +23,7 @@ const MAX_CONCURRENT: usize = 2;
 /// The maximum number of failed tests whose failing expression is determined.
 const MAX_EXPLAINED: usize = 10;
 
-/// How bundles are checked.
+/// The options of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The program; a name without `/` is searched in `PATH`.
@@ -44,7 +44,7 @@ impl Default for Options {
     }
 }
 
-/// Makes checkers, which share their programs and the limit of concurrent checks.
+/// Creates checkers, which share their programs and the limit of concurrent checks.
 #[derive(Debug)]
 pub struct Checkers {
     programs: HashMap<PathBuf, Arc<Program>>,
@@ -70,7 +70,7 @@ impl Default for Checkers {
 }
 
 impl Checkers {
-    /// Makes a checker. The first one for a program runs it for its version and capabilities.
+    /// Creates a checker. The first one for a program runs it for its version and capabilities.
     ///
     /// # Errors
     /// When the program is missing, does not work as `opa`, or is older than 1.0.
@@ -270,8 +270,8 @@ impl Run<'_> {
 
     /// Whether a running OPA loads the bundle. `opa eval` also checks types by the schemas in
     /// annotations, which a running OPA ignores (1.22: `WithUseTypeCheckAnnotations` in `rego.go`,
-    /// not in `runtime.go`), so a bundle with type errors may load all the same. The prompt of
-    /// `opa run` ends at once, because its input is empty.
+    /// not in `runtime.go`), so OPA may still load a bundle with type errors. The prompt of `opa
+    /// run` ends at once, because its input is empty.
     async fn loads_without_schemas(&self) -> Result<bool, Unavailable> {
         // All versions have this flag; it turns off the check for updates.
         Ok(self

@@ -33,19 +33,19 @@ pub struct Opa {
     capabilities: Arc<[u8]>,
 }
 
-/// Why a program can't be used for checks.
+/// A program that can't be used for checks.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The program does not exist.
     #[error("no program {program}")]
     Missing {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
     },
     /// The program is too old.
     #[error("{program} is OPA {version}, and 1.0 or newer is needed")]
     TooOld {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
         /// Its version.
         version: String,
@@ -53,9 +53,9 @@ pub enum StartError {
     /// The program does not respond as `opa` does.
     #[error("{program} does not work as opa: {reason}")]
     Broken {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
-        /// Its response.
+        /// The failure.
         reason: Unavailable,
     },
 }
@@ -83,7 +83,7 @@ impl Opa {
         &self.digest
     }
 
-    /// The version that it states, such as `1.22.2`.
+    /// The version that it reports, such as `1.22.2`.
     pub fn version(&self) -> &str {
         &self.version
     }

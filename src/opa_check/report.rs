@@ -29,7 +29,7 @@ pub enum Verdict {
     Refused(Problems),
 }
 
-/// Why a bundle is refused: at least one problem.
+/// The reasons for which a bundle is refused: at least one problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problems {
     /// The first problems.

@@ -28,19 +28,19 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The limit of CPU time. It ends a program whose supervisor was killed.
 #[cfg(target_os = "linux")]
 const MAX_CPU_SECONDS: u64 = 600;
-/// How often a start is retried while the program file is open for writing (`ETXTBSY`).
+/// The maximum number of retries of a start while the program file is open for writing (`ETXTBSY`).
 const BUSY_RETRIES: usize = 10;
 const BUSY_RETRY_DELAY: Duration = Duration::from_millis(20);
 /// The `PATH` of the program, for scripts.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Why `opa` gave no verdict. This does not depend on the bundle, so the check is retried.
+/// A failure of `opa` to give a verdict. It does not depend on the bundle, so the check is retried.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     /// The program can't be read or started.
     #[error("{program} can't be started: {source}")]
     Start {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
         /// The error of the operating system.
         source: io::Error,
@@ -77,7 +77,7 @@ pub enum Unavailable {
     /// The program on disk is too old.
     #[error("{program} is OPA {version}, and 1.0 or newer is needed")]
     TooOld {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
         /// Its version.
         version: String,
@@ -85,7 +85,7 @@ pub enum Unavailable {
     /// The program was replaced while it ran.
     #[error("{program} was replaced during the check")]
     Replaced {
-        /// As it was named.
+        /// The program as configured.
         program: PathBuf,
     },
     /// A task of this process failed.
@@ -149,8 +149,8 @@ impl Deadline {
     }
 }
 
-/// Runs `program` in `folder` to its end. Processes that it leaves behind are killed; all are
-/// killed when the future is dropped.
+/// Runs `program` in `folder` and waits until it ends. Processes that it leaves behind are killed;
+/// all are killed when the future is dropped.
 ///
 /// # Errors
 /// When it can't be started, exceeds a limit or is ended by a signal. Its exit code is no error.
@@ -269,7 +269,7 @@ impl Group {
             return;
         };
         let limits = [
-            // Not the address space: Go reserves much more of it than it uses.
+            // The address space is not limited, because Go reserves much more of it than it uses.
             (Resource::Data, MAX_MEMORY_BYTES),
             (Resource::Fsize, MAX_FILE_BYTES),
             (Resource::Cpu, MAX_CPU_SECONDS),

@@ -1,4 +1,4 @@
-//! Checks with a script in the place of `opa`, which may misbehave.
+//! Tests of checks with a script instead of `opa`, which may misbehave.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const PASSES: &str = r#"echo '{"result":[{}]}'"#;
 const REFUSES: &str = r#"echo '{"errors":[{"message":"m","code":"rego_unsafe_var_error","location":{"file":"/p.rego","row":3}}]}'; exit 2"#;
 
-/// A folder with a script in the place of `opa`.
+/// A folder with a script that replaces `opa`.
 struct FakeOpa(TempDir);
 
 impl FakeOpa {
@@ -89,10 +89,10 @@ fn bundle() -> Blob {
     Blob::check(&Descriptor::of("", b"bundle"), b"bundle".as_slice().into()).unwrap()
 }
 
-async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+async fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let looking = async {
         loop {
-            if let Some(seen) = look() {
+            if let Some(seen) = condition() {
                 return seen;
             }
             sleep(Duration::from_millis(10)).await;

@@ -11,12 +11,12 @@ use crate::{
     registry::{Destination, RegistryError, Source},
 };
 
-/// How often an append is tried again because another signer wrote the tag at the same time.
+/// The maximum number of attempts to append while other signers write the same tag.
 const MAX_APPEND_ATTEMPTS: usize = 8;
 /// The pause before the check of a write: longer than a signer takes between reading and writing.
 const SETTLE_DELAY: Duration = Duration::from_millis(250);
 
-/// Why a signature was not attached.
+/// An error in attaching a signature.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The registry failed or refused.

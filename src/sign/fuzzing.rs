@@ -1,5 +1,5 @@
-//! Entry points for the fuzz targets: what is parsed after a password has opened a key file. Only
-//! in fuzzing builds.
+//! Entry points for the fuzz targets: the code that runs after a password has opened a key file.
+//! Compiled for fuzzing only.
 
 use super::KeyPair;
 

@@ -50,7 +50,7 @@ pub(super) fn open(text: &str, password: &[u8]) -> Result<Zeroizing<Vec<u8>>, Si
         .map_err(|_| SignError::WrongPassword)
 }
 
-/// Checks that `text` is a key file, before a password is asked for.
+/// Checks that `text` is a key file, before the user is prompted for a password.
 pub(super) fn is_key_file(text: &str) -> Result<(), SignError> {
     check(&contents(text)?)
 }

@@ -20,7 +20,7 @@ pub struct KeyPair {
     public_der: Vec<u8>,
 }
 
-/// Why a signature was not made.
+/// An error in opening a key or signing with it.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// The key can't be created or used.
@@ -56,7 +56,7 @@ impl KeyPair {
     /// Opens a cosign key file: ECDSA P-256 or P-384, Ed25519 or RSA. Blocks for some 100 ms.
     ///
     /// # Errors
-    /// `WrongPassword`, or what is wrong with the file.
+    /// `WrongPassword`, or the defect of the file.
     pub fn open(text: &str, password: &[u8]) -> Result<Self, SignError> {
         Self::from_pkcs8(&key_file::open(text, password)?)
     }
@@ -76,7 +76,7 @@ impl KeyPair {
                 ));
             }
             SigStoreKeyPair::ED25519(_) => SigningScheme::ED25519,
-            // The key has the size.
+            // The size is ignored, because the key has its own.
             SigStoreKeyPair::RSA(_) => SigningScheme::RSA_PKCS1_SHA256(0),
         };
         Self::new(keys.to_sigstore_signer(&scheme).map_err(failed)?)
@@ -85,7 +85,7 @@ impl KeyPair {
     /// Checks that `text` is a cosign key file; [`Self::open`] needs the password as well.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// The defect of the file.
     pub fn check(text: &str) -> Result<(), SignError> {
         key_file::is_key_file(text)
     }

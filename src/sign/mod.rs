@@ -1,4 +1,5 @@
-//! Signing in both of cosign's formats. Decides nothing: `verify` decides which signatures count.
+//! Signing in both of cosign's formats. Makes no trust decision: `verify` decides which signatures
+//! count.
 
 mod attach;
 mod bundle_v03;

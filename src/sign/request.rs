@@ -1,4 +1,4 @@
-//! What is signed.
+//! The request to sign an artifact.
 
 use std::collections::BTreeMap;
 
