@@ -12,17 +12,17 @@
 //! |---|---|---|
 //! | [`cli`] | the subcommands, all terminal output | everything |
 //! | [`gateway`] | composition: watchers, trust roots and server, made from a configuration and changed with it | everything but `cli` |
-//! | [`config`] | the way from YAML to checked values; builds the option types of the modules below | their option types |
-//! | [`oci`] | the nouns of the specification; the image layout on disk; reading named files | – |
+//! | [`config`] | parsing YAML to checked values; builds the option types of the modules below | their option types |
+//! | [`oci`] | the types of the OCI specifications; the image layout on disk; reading named files | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, reproducible packing, the artifact around them; a built-in evaluator | `oci` |
 //! | [`opa_check`] | running `opa` on a bundle, within limits | `bundle`, `oci` |
 //! | [`images`] | the author's image store on this machine | `bundle`, `oci` |
-//! | [`registry`] | the only code that accesses a registry, be it a server or a layout folder | `oci` |
+//! | [`registry`] | the only code that accesses a registry, which may be a server or a layout folder | `oci` |
 //! | [`verify`] | trust policy, evidence, verdicts: the only constructor of [`verify::Verified`] | `oci`, `registry` |
 //! | [`sign`] | cosign's key files, and signatures in both formats; makes no trust decision | `oci`, `registry` |
-//! | [`store`] | content-addressed blobs, memory over disk | `oci`, `registry` |
+//! | [`store`] | content-addressed blobs in memory and on disk; the on-disk format of the cache folder | `oci`, `registry` |
 //! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
-//! | [`publish`] | what is seen of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
+//! | [`publish`] | the published state of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go | `oci`, `publish` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
@@ -37,8 +37,8 @@
 //! small ones, and a piece that is missing, malformed, too large or contradictory is reported next
 //! to the others ([`verify::collect()`]). Only content with a matching digest can be a final defect
 //! of a version; every other answer is retried. A registry's `Retry-After` is honoured for at most
-//! a quarter of an hour, and within what `max_stale` leaves. No registry answer can lead to a
-//! link-local address or a cloud metadata service, under any name. Foreign text is truncated
+//! 15 minutes, or half of the time until `max_stale`. No registry answer can lead to a link-local
+//! address or a cloud metadata service, under any name. Foreign text is truncated
 //! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
 //!
 //! # Types that rule out errors
@@ -50,8 +50,8 @@
 //!   published, because the code to do so does not compile.
 //! - An [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in an
 //!   unlinked file; a [`bundle::Bundle`] is a blob that opens as a bundle within limits.
-//! - A [`publish::Snapshot`] joins a verified manifest and a bundle that is one of its layers, with
-//!   prebuilt response headers. The server sees nothing else.
+//! - A [`publish::Snapshot`] joins a verified manifest and its bundle, with prebuilt response
+//!   headers. The server sees nothing else.
 //!
 //! # Life of a bundle
 //!
@@ -66,8 +66,8 @@
 //! Verification precedes the download: a rejected artifact costs a manifest, not its layers.
 //! Clients see a [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by one pure
 //! function, [`publish::StateMachine::apply`]. A served bundle survives all registry failures and
-//! every bad push; it is withdrawn only if it is no longer trusted, if its tag is gone and the
-//! configuration says so, or if it is too stale.
+//! every bad push; it is withdrawn only if it is no longer trusted, if its tag was deleted and
+//! `on_missing` is `withdraw`, or if it is too stale.
 //!
 //! A request subscribes to that state, marks it as seen, compares, and waits, so no change is
 //! missed between comparing and waiting. A client that runs another version than the served one, on
@@ -83,11 +83,11 @@
 //! wakes no client, and all replicas have the same tag.
 //!
 //! With `opa_check`, `opa` loads each new version once before it is published ([`opa_check`]). A
-//! rejection is a defect of the bytes for this program and these options; another program is asked
-//! again. A failure to run says nothing about the bytes: the new version waits, and the served one
-//! stays. Results are stored in the cache folder, by bundle, program and options, so that a restart
-//! repeats no check; a version that any `opa` has accepted is served again after a restart,
-//! whatever the current `opa` says.
+//! rejection is a defect of the bytes for this program and these options; another program checks
+//! them again. A failure to run is not a verdict about the bytes: the new version waits, and the
+//! served one stays. Results are stored in the cache folder, by bundle, program and options, so
+//! that a restart repeats no check; a version that any `opa` has accepted is served again after a
+//! restart, regardless of the current `opa`.
 //!
 //! # Trust
 //!
@@ -121,10 +121,10 @@
 //! its evidence is collected again: it may have been signed again.
 //!
 //! A verdict that was reached before a change can't be published after it: publishing compares the
-//! revision of the policy while holding the lock that a change of the policy takes. Nor does the
-//! server serve by an expired verdict while its watcher is late. Verification runs off the async
-//! threads, on a few threads for all watchers, so that five hundred verifications at once delay no
-//! answer ([`watch::VerificationPool`]).
+//! revision of the policy while holding the lock that a change of the policy takes. The server does
+//! not serve by an expired verdict either, even if its watcher is late. Verification runs on a few
+//! threads of its own for all watchers, so that five hundred verifications at once delay no answer
+//! ([`watch::VerificationPool`]).
 //!
 //! # Bundles that change
 //!
@@ -166,8 +166,8 @@
 //!
 //! # Limits
 //!
-//! All external input has a limit, and what exceeds it is rejected by name. Memory holds nothing
-//! beyond these sizes, apart from what `cache.memory` counts.
+//! All external input has a limit, and the rejection of a larger input names the limit. Apart from
+//! the blobs that `cache.memory` counts, nothing in memory exceeds these sizes.
 //!
 //! | input | limit | set by |
 //! |---|---|---|
