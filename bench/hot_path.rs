@@ -1,4 +1,4 @@
-//! The hot path: the cost of a request that is answered at once.
+//! The hot path: the cost of a request that is answered immediately.
 //!
 //! The client sends requests over one loopback connection to a whole gateway in this process.
 //! Requests go out in batches, so that a figure shows the server's work and not the time in which
@@ -30,8 +30,11 @@ criterion_group!(benches, not_modified, whole_bundles);
 criterion_main!(benches);
 
 fn not_modified(criterion: &mut Criterion) {
-    let gate = Gate::serving(2_000);
-    let mut client = Client::connect(gate.address, &format!("If-None-Match: {}\r\n", gate.etag));
+    let gateway = RunningGateway::serving(2_000);
+    let mut client = Client::connect(
+        gateway.address,
+        &format!("If-None-Match: {}\r\n", gateway.etag),
+    );
     client.expect(b"HTTP/1.1 304 ");
     let mut group = criterion.benchmark_group("hot path");
     group.throughput(Throughput::Elements(BATCH as u64));
@@ -46,22 +49,22 @@ fn whole_bundles(criterion: &mut Criterion) {
         ("200, 20 KB", 20_000),
         ("200, 200 KB", 200_000),
     ] {
-        let gate = Gate::serving(size);
-        let mut client = Client::connect(gate.address, "");
+        let gateway = RunningGateway::serving(size);
+        let mut client = Client::connect(gateway.address, "");
         client.expect(b"HTTP/1.1 200 ");
         group.bench_function(name, |bencher| bencher.iter(|| client.batch()));
     }
 }
 
 /// A gateway that serves one bundle.
-struct Gate {
+struct RunningGateway {
     address: SocketAddr,
     etag: String,
     _runtime: Runtime,
     _folder: tempfile::TempDir,
 }
 
-impl Gate {
+impl RunningGateway {
     /// Serves a bundle of about `size` bytes, which a watcher reads from an OCI layout.
     fn serving(size: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();

@@ -64,13 +64,13 @@ fn main() {
 
 /// Signatures by a key, verified as the gateway does, with the evidence in memory.
 fn keyed(criterion: &mut Criterion) {
-    let place = Place::new();
-    let reference = place.put("v1", &tarball(0));
+    let layout = SignedLayout::new();
+    let reference = layout.put("v1", &tarball(0));
     let mut group = criterion.benchmark_group("verdict");
     for format in ["legacy", "bundle"] {
-        place.sign(&reference, format);
-        let (pinned, evidence, manifest) = place.runtime.block_on(async {
-            let source = place.source();
+        layout.sign(&reference, format);
+        let (pinned, evidence, manifest) = layout.runtime.block_on(async {
+            let source = layout.source();
             let pinned = source.resolve(&reference).await.unwrap();
             let evidence = verify::collect(&source, &pinned, LIMIT).await.unwrap();
             (
@@ -80,7 +80,7 @@ fn keyed(criterion: &mut Criterion) {
             )
         });
         let mut requirements =
-            Requirements::any_of(vec![Authority::with_keys("team".into(), [place.key()])]);
+            Requirements::any_of(vec![Authority::with_keys("team".into(), [layout.key()])]);
         requirements.formats = [if format == "legacy" {
             verify::Format::Legacy
         } else {
@@ -143,27 +143,27 @@ fn keyless(criterion: &mut Criterion) {
 
 /// The latency of 304s for one bundle, before and while all others are re-verified repeatedly.
 fn reverification_latency() {
-    let place = Place::new();
+    let layout = SignedLayout::new();
     let mut bundles = serde_json::Map::new();
     for number in 0..BUNDLES {
-        let reference = place.put(&format!("v{number}"), &tarball(number));
-        place.sign(&reference, "bundle");
+        let reference = layout.put(&format!("v{number}"), &tarball(number));
+        layout.sign(&reference, "bundle");
         bundles.insert(
             format!("b{number}"),
             json!({ "reference": reference.to_string(), "trust": "release", "poll": "1h" }),
         );
     }
-    let gate = Gate::start(place.folder.path(), &bundles);
-    let etag = gate.etag("b0");
-    let calm = latencies(&gate, &etag, || {});
+    let gateway = GatewayProcess::start(layout.folder.path(), &bundles);
+    let etag = gateway.etag("b0");
+    let calm = latencies(&gateway, &etag, || {});
     let mut rounds = 0;
-    let busy = latencies(&gate, &etag, || {
+    let busy = latencies(&gateway, &etag, || {
         // Another policy revision each time, so that no cached verdict applies.
         rounds += 1;
-        gate.configure(rounds);
-        gate.reload();
+        gateway.configure(rounds);
+        gateway.reload();
     });
-    let verdicts = gate.verdicts();
+    let verdicts = gateway.verdicts();
     println!(
         "\n{BUNDLES} bundles re-verified {rounds} times ({verdicts} verdicts); latency of 304s over one connection"
     );
@@ -184,8 +184,8 @@ fn reverification_latency() {
 }
 
 /// Sends a request as soon as the last one is answered, and calls `disturb` once a second.
-fn latencies(gate: &Gate, etag: &str, mut disturb: impl FnMut()) -> Vec<Duration> {
-    let mut stream = TcpStream::connect(gate.data).unwrap();
+fn latencies(gateway: &GatewayProcess, etag: &str, mut disturb: impl FnMut()) -> Vec<Duration> {
+    let mut stream = TcpStream::connect(gateway.data).unwrap();
     stream.set_nodelay(true).unwrap();
     let request =
         format!("GET /bundles/b0 HTTP/1.1\r\nHost: gate\r\nIf-None-Match: {etag}\r\n\r\n");
@@ -224,14 +224,14 @@ fn micros(sorted: &[Duration], share: f64) -> String {
 }
 
 /// An OCI layout in a temporary folder, and a key that signs its artifacts.
-struct Place {
+struct SignedLayout {
     folder: tempfile::TempDir,
     key: KeyPair,
     registries: Registries,
     runtime: Runtime,
 }
 
-impl Place {
+impl SignedLayout {
     fn new() -> Self {
         let limits = ReadLimits {
             manifest: LIMIT,
@@ -342,7 +342,7 @@ fn tarball(number: usize) -> Vec<u8> {
 }
 
 /// A `bundlegate serve` process.
-struct Gate {
+struct GatewayProcess {
     child: Child,
     folder: PathBuf,
     bundles: serde_json::Map<String, serde_json::Value>,
@@ -350,7 +350,7 @@ struct Gate {
     admin: SocketAddr,
 }
 
-impl Gate {
+impl GatewayProcess {
     fn start(folder: &Path, bundles: &serde_json::Map<String, serde_json::Value>) -> Self {
         let config = folder.join("bundlegate.json");
         write_config(&config, bundles, 0);
@@ -378,20 +378,20 @@ impl Gate {
             }
         }
         std::thread::spawn(move || lines.for_each(drop));
-        let gate = Self {
+        let gateway = Self {
             child,
             folder: folder.to_owned(),
             bundles: bundles.clone(),
             data: data.unwrap(),
             admin: admin.unwrap(),
         };
-        while !gate.get(gate.admin, "/metrics").contains(&format!(
+        while !gateway.get(gateway.admin, "/metrics").contains(&format!(
             "bundle=\"b{}\",state=\"serving\"}} 1",
             BUNDLES - 1
         )) {
             std::thread::sleep(Duration::from_millis(100));
         }
-        gate
+        gateway
     }
 
     fn configure(&self, round: usize) {
@@ -432,7 +432,7 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
+impl Drop for GatewayProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
