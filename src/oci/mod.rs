@@ -6,6 +6,7 @@ pub mod cosign;
 mod digest;
 mod file;
 mod layout;
+mod layout_index;
 mod manifest;
 mod reference;
 mod strict_json;
@@ -16,7 +17,8 @@ pub use file::{
     LockMode, lock_with_timeout, open_lock, open_regular, open_regular_within, read_regular,
     read_regular_or_pipe,
 };
-pub use layout::{Incoming, IncomingError, Layout, LayoutError, LayoutIndex};
+pub use layout::{Incoming, IncomingError, Layout, LayoutError};
+pub use layout_index::LayoutIndex;
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
 pub use strict_json::{StrictJsonError, strict_json};
