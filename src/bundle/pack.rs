@@ -473,41 +473,20 @@ mod tests {
         assert!(matches!(error, PackError::SameName { .. }), "{error}");
     }
 
+    fn check_refusals(rows: &[(&[(&str, &str)], &str)]) {
+        for (files, expected) in rows {
+            let error = refusal(files);
+            assert!(error.contains(expected), "{error}\nlacks {expected}");
+        }
+    }
+
     #[test]
     fn errors_name_the_file_that_opa_would_refuse() {
         let rego = ("p.rego", "package a\n");
-        for (files, expected) in [
-            (
-                &[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)][..],
-                r#".manifest: roots "a" and "a/b" overlap"#,
-            ),
-            (
-                &[rego, (".manifest", r#"{"roots":["b"]}"#)],
-                r#"p.rego: package a is outside the roots ["b"]"#,
-            ),
-            (
-                &[
-                    rego,
-                    ("data.json", r#"{"x":1}"#),
-                    (".manifest", r#"{"roots":["a"]}"#),
-                ],
-                r#"data.json: data at "x" is outside"#,
-            ),
-            (
-                &[
-                    rego,
-                    ("x/data.yaml", "y: 1\n"),
-                    (".manifest", r#"{"roots":["a"]}"#),
-                ],
-                r#"x/data.yaml: data at "x" is outside"#,
-            ),
+        check_refusals(&[
             (
                 &[rego, ("data.json", "[]")],
                 "data.json: the root of data is not an object",
-            ),
-            (
-                &[rego, (".manifest", r#"{"revision":7}"#)],
-                ".manifest: revision is a number instead of a string",
             ),
             (
                 &[rego, ("data.yaml", "- 1\n")],
@@ -545,6 +524,45 @@ mod tests {
                 "a/data.json and a/data.yaml both set data.a.b",
             ),
             (
+                &[("p.rego", "package a\n\nallow { input.x }\n")],
+                "p.rego:3:",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn errors_name_the_manifest_and_the_file_outside_its_roots() {
+        let rego = ("p.rego", "package a\n");
+        check_refusals(&[
+            (
+                &[rego, (".manifest", r#"{"roots":["a","a/b"]}"#)],
+                r#".manifest: roots "a" and "a/b" overlap"#,
+            ),
+            (
+                &[rego, (".manifest", r#"{"roots":["b"]}"#)],
+                r#"p.rego: package a is outside the roots ["b"]"#,
+            ),
+            (
+                &[
+                    rego,
+                    ("data.json", r#"{"x":1}"#),
+                    (".manifest", r#"{"roots":["a"]}"#),
+                ],
+                r#"data.json: data at "x" is outside"#,
+            ),
+            (
+                &[
+                    rego,
+                    ("x/data.yaml", "y: 1\n"),
+                    (".manifest", r#"{"roots":["a"]}"#),
+                ],
+                r#"x/data.yaml: data at "x" is outside"#,
+            ),
+            (
+                &[rego, (".manifest", r#"{"revision":7}"#)],
+                ".manifest: revision is a number instead of a string",
+            ),
+            (
                 &[rego, ("a/.manifest", "{}")],
                 "a/.manifest: OPA reads one .manifest, at the root",
             ),
@@ -563,14 +581,7 @@ mod tests {
                 ],
                 "which is not in the bundle",
             ),
-            (
-                &[("p.rego", "package a\n\nallow { input.x }\n")],
-                "p.rego:3:",
-            ),
-        ] {
-            let error = refusal(files);
-            assert!(error.contains(expected), "{error}\nlacks {expected}");
-        }
+        ]);
     }
 
     #[test]
