@@ -111,6 +111,12 @@ fn root_errors_name_the_key_and_a_fix() {
             ".tuf",
             "a `trusted_root` file is not refreshed; keep `tuf` or `trusted_root`",
         ),
+    ]);
+}
+
+#[test]
+fn tuf_errors_name_the_key_and_a_fix() {
+    check_roots(&[
         (
             "{ tuf: none }",
             ".tuf",
@@ -271,6 +277,10 @@ fn key_errors_name_the_key_and_a_fix() {
             "signatures by these keys can't be verified against a log; write `tlog: none`",
         ),
     ]);
+}
+
+#[test]
+fn an_authority_has_a_name_without_commas() {
     check(&[(
         "trust: { authorities: { 'a,b': { keys: [release.pub], tlog: none } } }",
         "trust.authorities.a,b: \"a,b\" is not a name; use only letters, digits and . _ - /",
@@ -355,6 +365,14 @@ fn keyless_errors_name_the_key_and_a_fix() {
             "without a log only a timestamp proves the time, and its root (no_tsa) has no timestamp authority; write \
              `tlog: require`, or name another root",
         ),
+    ]);
+}
+
+#[test]
+fn claim_errors_name_the_key_and_a_fix() {
+    let issuer = "issuer: 'https://a.example.com'";
+    let keyless = |rest: &str| format!("keyless: {{ {issuer}, {rest} }}");
+    check_authority(&[
         (
             &keyless("subject: a@example.com, claims: { runner_enviroment: github-hosted }"),
             ".keyless.claims.runner_enviroment",

@@ -12,6 +12,16 @@ fn policies(policies: &str) -> String {
     )
 }
 
+#[track_caller]
+fn check_owned(rows: &[(String, String)]) {
+    check(
+        &rows
+            .iter()
+            .map(|(typed, error)| (typed.as_str(), error.as_str()))
+            .collect::<Vec<_>>(),
+    );
+}
+
 #[test]
 fn registry_errors_name_the_key_and_a_fix() {
     check(&[
@@ -133,10 +143,13 @@ fn policy_errors_name_the_key_and_a_fix() {
 }
 
 #[test]
-fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
-    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+fn a_requirement_that_nothing_or_everything_satisfies_is_refused() {
     let require = |rest: &str| policies(&format!("p: {{ require: {rest} }}"));
     let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
+    let alternatives = key(
+        "require",
+        "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`",
+    );
     let rows = [
         (
             require("{}"),
@@ -147,18 +160,9 @@ fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
         ),
         (
             require("{ any_of: [a], all_of: [b] }"),
-            key(
-                "require",
-                "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`",
-            ),
+            alternatives.clone(),
         ),
-        (
-            require("{ any_of: [a], at_least: 1 }"),
-            key(
-                "require",
-                "these are alternatives; keep `any_of`, `all_of`, or `at_least` with `of`",
-            ),
-        ),
+        (require("{ any_of: [a], at_least: 1 }"), alternatives),
         (
             require("{ of: [a] }"),
             key(
@@ -215,6 +219,15 @@ fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
                 "expected a mapping of keys, found a list; correct the value",
             ),
         ),
+    ];
+    check_owned(&rows);
+}
+
+#[test]
+fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
+    let rows = [
         (
             with("formats: []"),
             key(
@@ -251,12 +264,7 @@ fn a_policy_that_nothing_or_everything_satisfies_is_refused() {
             ),
         ),
     ];
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    check_owned(&rows);
     // Used or unused.
     let keyless = "{ keyless: { issuer: 'https://a.example.com', subject: a@example.com } }";
     check(&[(
@@ -334,6 +342,15 @@ fn policy_details_name_the_key_and_a_fix() {
             with("annotations: { '': x }"),
             key("annotations", "an annotation has an empty name; write one"),
         ),
+    ];
+    check_owned(&rows);
+}
+
+#[test]
+fn repositories_ages_and_digests_of_a_policy_name_the_key_and_a_fix() {
+    let with = |rest: &str| policies(&format!("p: {{ require: {{ any_of: [a] }}, {rest} }}"));
+    let key = |key: &str, message: &str| format!("trust.policies.p.{key}: {message}");
+    let rows = [
         (
             with("claimed_repository: mach"),
             key(
@@ -377,12 +394,7 @@ fn policy_details_name_the_key_and_a_fix() {
             ),
         ),
     ];
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    check_owned(&rows);
 }
 
 // Attack 38 of the threat list.
@@ -428,12 +440,7 @@ fn a_malformed_signatures_repository_is_refused() {
             ),
         ),
     ];
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    check_owned(&rows);
 }
 
 #[test]
@@ -513,14 +520,16 @@ fn bundle_names_survive_a_url_and_mean_one_bundle() {
     ]);
 }
 
+/// A bundle `x` under `policy` with these keys of `expect`.
+fn expecting(policy: &str, expect: &str) -> String {
+    format!(
+        "trust: {{ {AUTHORITIES}, policies: {{ dev: unsigned, a: {{ require: {{ any_of: [a] }} }} }} }}\nbundles: \
+         {{ x: {{ reference: 'r.io/a:1', trust: {policy}, expect: {{ {expect} }} }} }}"
+    )
+}
+
 #[test]
 fn expect_errors_name_the_key_and_a_fix() {
-    let bundle = |policy: &str, expect: &str| {
-        format!(
-            "trust: {{ {AUTHORITIES}, policies: {{ dev: unsigned, a: {{ require: {{ any_of: [a] }} }} }} }}\nbundles: \
-             {{ x: {{ reference: 'r.io/a:1', trust: {policy}, expect: {{ {expect} }} }} }}"
-        )
-    };
     let untimed = |policy: &str| {
         format!(
             "nothing proves when a bundle under the policy {policy} was signed; write another order, or ask its \
@@ -530,98 +539,101 @@ fn expect_errors_name_the_key_and_a_fix() {
     let key = |key: &str, message: &str| format!("bundles.x.expect.{key}: {message}");
     let rows = [
         (
-            bundle("a", "oder: version"),
+            expecting("a", "oder: version"),
             key("oder", "unknown key; did you mean `order`?"),
         ),
         (
-            bundle("a", "order: versions"),
+            expecting("a", "order: versions"),
             key(
                 "order",
                 "\"versions\" is not one of `version`, `created` and `signed_time`; did you mean `version`?",
             ),
         ),
         (
-            bundle("a", "order: signed_time"),
+            expecting("a", "order: signed_time"),
             key("order", &untimed("a")),
         ),
         (
-            bundle("dev", "order: signed_time"),
+            expecting("dev", "order: signed_time"),
             key("order", &untimed("dev")),
         ),
         (
-            bundle("a", "minimum: 1.4.0"),
+            expecting("a", "minimum: 1.4.0"),
             key(
                 "minimum",
                 "`minimum` needs an `order`; write `order` as well",
             ),
         ),
         (
-            bundle("a", "order: version, minimum: '1.4'"),
+            expecting("a", "order: version, minimum: '1.4'"),
             key(
                 "minimum",
                 "\"1.4\" is not a semantic version; write it such as 1.4.0",
             ),
         ),
         (
-            bundle("a", "order: version, minimum: 1.4"),
+            expecting("a", "order: version, minimum: 1.4"),
             key(
                 "minimum",
                 "expected text, found the floating point `1.4`; put it in quotes",
             ),
         ),
         (
-            bundle("a", "order: created, minimum: 1.4.0"),
+            expecting("a", "order: created, minimum: 1.4.0"),
             key(
                 "minimum",
                 "\"1.4.0\" is not a time; write one with its zone, such as 2027-01-01T00:00:00Z",
             ),
         ),
         (
-            bundle("a", "order: version, minimum: 1.4.0, on_older: serve"),
+            expecting("a", "order: version, minimum: 1.4.0, on_older: serve"),
             key(
                 "on_older",
                 "versions below `minimum` would be served; write `alarm` or `refuse`",
             ),
         ),
         (
-            bundle("a", "on_older: ignore"),
+            expecting("a", "on_older: ignore"),
             key(
                 "on_older",
                 "\"ignore\" is not one of `serve`, `alarm` and `refuse`; available: serve, alarm, refuse",
             ),
         ),
+    ];
+    check_owned(&rows);
+}
+
+#[test]
+fn expected_roots_and_annotations_name_the_key_and_a_fix() {
+    let key = |key: &str, message: &str| format!("bundles.x.expect.{key}: {message}");
+    let rows = [
         (
-            bundle("a", "roots: []"),
+            expecting("a", "roots: []"),
             key(
                 "roots",
                 "the list is empty; write roots such as [\"authz\"], or remove the key",
             ),
         ),
         (
-            bundle("a", "roots: [authz, authz/]"),
+            expecting("a", "roots: [authz, authz/]"),
             key(
                 "roots[1]",
                 "\"authz/\" is not a root; write it as in `.manifest`, such as authz/users",
             ),
         ),
         (
-            bundle("a", "annotations: { a: 1 }"),
+            expecting("a", "annotations: { a: 1 }"),
             key(
                 "annotations.a",
                 "expected text, found the integer `1`; put it in quotes",
             ),
         ),
         (
-            bundle("a", "annotations: { '': x }"),
+            expecting("a", "annotations: { '': x }"),
             key("annotations", "an annotation has an empty name; write one"),
         ),
     ];
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    check_owned(&rows);
 }
 
 #[test]
