@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::key_path::{Segment, render};
+use crate::verify::InvalidPolicy;
 
 /// An error in a configuration: key, problem and fix. Contains no content of secret files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +121,13 @@ impl Problem {
     /// The path of the key. Complete once the root has been reached.
     pub(super) fn path(&self) -> Vec<Segment> {
         self.path.iter().rev().cloned().collect()
+    }
+}
+
+impl From<InvalidPolicy> for Problem {
+    /// The key of the error may be several levels deep.
+    fn from(InvalidPolicy { key, sentence }: InvalidPolicy) -> Self {
+        key.split('.').rev().fold(Self::new(sentence), Self::at)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::{files::Base, keys, problem::Problem, raw};
 use crate::{
     oci::Repository,
-    verify::{InvalidPolicy, RootSource, TrustBase, TrustPolicy},
+    verify::{RootSource, TrustBase, TrustPolicy},
 };
 
 use policy::Policy;
@@ -145,11 +145,4 @@ impl Policies {
     fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.policies.keys().map(String::as_str)
     }
-}
-
-/// Converts an error about a policy, whose key may be several levels deep.
-fn policy_problem(InvalidPolicy { key, sentence }: InvalidPolicy) -> Problem {
-    key.split('.')
-        .rev()
-        .fold(Problem::new(sentence), Problem::at)
 }

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::{policy_problem, roots::Roots};
+use super::roots::Roots;
 use crate::{
     config::{
         files::Base,
@@ -101,7 +101,7 @@ fn authority(
         tlog,
         root,
     };
-    authority.check().map_err(policy_problem)?;
+    authority.check().map_err(Problem::from)?;
     Ok(authority)
 }
 
@@ -166,7 +166,7 @@ fn key(raw: &raw::KeyFile, base: Base<'_>) -> Result<AuthorityKey, Problem> {
         not_after: raw.not_after.map(|PointInTime(at)| at),
         revoked: raw.revoked,
     };
-    key.check().map_err(policy_problem)?;
+    key.check().map_err(Problem::from)?;
     Ok(key)
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use globset::GlobSet;
 
-use super::policy_problem;
 use crate::{
     bundle::nests_too_deep,
     config::{
@@ -70,7 +69,7 @@ pub(super) fn read(
     let matches = each(globs, |text| match_pattern(text)).map_err(|problem| problem.at("match"))?;
     let requirements = requirements(rules, authorities, base)?;
     Ok(Policy {
-        trust: TrustPolicy::signed(policy.to_owned(), requirements).map_err(policy_problem)?,
+        trust: TrustPolicy::signed(policy.to_owned(), requirements).map_err(Problem::from)?,
         matches,
     })
 }
