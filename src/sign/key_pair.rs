@@ -11,33 +11,13 @@ use sigstore::{
     errors::SigstoreError,
 };
 
-use super::key_file;
+use super::{SignError, key_file};
 
 /// A private key, and its public key.
 pub struct KeyPair {
     signer: SigStoreSigner,
     public_pem: String,
     public_der: Vec<u8>,
-}
-
-/// An error in opening a key or signing with it.
-#[derive(Debug, thiserror::Error)]
-pub enum SignError {
-    /// The key can't be created or used.
-    #[error("key: {0}")]
-    Key(String),
-    /// The text is not a private key file of cosign.
-    #[error("{0}")]
-    NotAKeyFile(String),
-    /// The key file is valid, but the password is wrong.
-    #[error("wrong password; set COSIGN_PASSWORD or type the right one at the prompt")]
-    WrongPassword,
-    /// A document can't be serialized.
-    #[error("signature document: {0}")]
-    Document(#[from] serde_json::Error),
-    /// The `.sig` tag holds an index, to which no signature can be appended.
-    #[error("{0} is an index and not an image of signatures; remove it")]
-    NotSignatures(String),
 }
 
 impl KeyPair {

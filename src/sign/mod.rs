@@ -3,6 +3,7 @@
 
 mod attach;
 mod bundle_v03;
+mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod key_file;
@@ -12,6 +13,7 @@ mod request;
 
 pub use attach::AttachError;
 pub use bundle_v03::Attachment;
-pub use key_pair::{KeyPair, SignError};
+pub use error::SignError;
+pub use key_pair::KeyPair;
 pub use legacy::{LegacyImage, LegacySignature};
 pub use request::SigningRequest;
