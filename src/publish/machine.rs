@@ -1,5 +1,6 @@
 //! The state machine of one bundle: what is published, and how a restart, a check of the registry,
-//! a verification and the passing of time change it.
+//! a verification and the passing of time change it. A version that was accepted under an outdated
+//! policy is not published.
 
 use std::sync::Arc;
 

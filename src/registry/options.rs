@@ -1,4 +1,4 @@
-//! The options of one registry host.
+//! The options of one registry host: scheme, certificates, credentials and timeouts.
 
 use std::{fmt, path::PathBuf, time::Duration};
 

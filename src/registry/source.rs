@@ -1,4 +1,4 @@
-//! A repository to read from.
+//! A repository to read from: resolves tags to digests, and fetches manifests, referrers and blobs.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The admin API: probes, metrics and status.
+//! The admin API: liveness and readiness probes, metrics and status.
 
 use std::sync::{
     Arc,
