@@ -90,14 +90,14 @@ fn keyed(criterion: &mut Criterion) {
         let policy = TrustPolicy::signed("release".into(), requirements).unwrap();
         group.bench_function(format!("keyed, {format}"), |bencher| {
             bencher.iter(|| {
-                let judged = Verified::verify_with_report(
+                let verified = Verified::verify_with_report(
                     &policy,
                     &pinned,
                     manifest.clone(),
                     &evidence,
                     VerificationContext::now(),
                 );
-                assert!(judged.0.is_ok());
+                assert!(verified.0.is_ok());
             });
         });
     }

@@ -64,7 +64,7 @@ pub(super) async fn find_local(
     }))
 }
 
-/// Looks a reference up in the store; an error if it is not there.
+/// Looks a reference up in the store; an error if the store does not have it.
 pub(super) async fn find_in_store(
     images: &Images,
     reference: &Reference,

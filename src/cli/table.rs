@@ -1,4 +1,4 @@
-//! Formats results for people: columns, sizes, ages.
+//! Formats results as text: columns, sizes, ages.
 
 use jiff::Timestamp;
 

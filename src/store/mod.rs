@@ -8,8 +8,9 @@
 //!
 //! `cache.directory` is an OCI image layout (image-spec, `image-layout.md`) with further files
 //! beside it, so `oras`, `skopeo` and `crane` can read it, and a copy of it seeds another machine.
-//! It belongs to one process at a time and has mode 0700. An existing folder is taken only if it
-//! is empty (`lost+found` apart) or proves to be a cache; nothing in a foreign folder is changed.
+//! It belongs to one process at a time and has mode 0700. An existing folder is used only if it is
+//! empty (except for `lost+found`) or is recognised as a cache; nothing in a foreign folder is
+//! changed.
 //!
 //! | path | content | if it is lost or damaged |
 //! |---|---|---|

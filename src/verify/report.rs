@@ -1,5 +1,5 @@
-//! The report of a verification, for people. It is written by the checks themselves, so that it
-//! can't differ from the result.
+//! The human-readable report of a verification. The checks themselves write it, so it can't differ
+//! from the result.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
