@@ -13,7 +13,7 @@ allow if input.action in rights
 
 allow if input.user == input.document.owner
 
-# What the user's roles allow, as a set; the answer says why something is allowed.
+# The rights of the user's roles, as a set, so that the answer shows why a request is allowed.
 rights contains right if {
 	some role in data.directory.roles[input.user]
 	some right in data.directory.rights[role]
