@@ -101,6 +101,8 @@ async fn put(to: &Destination, media_type: &str, bytes: Bytes) -> Result<(), Att
 mod tests {
     use std::collections::BTreeMap;
 
+    use tokio::time::timeout;
+
     use super::*;
     use crate::{
         metrics::Metrics,
@@ -141,9 +143,14 @@ mod tests {
         let tag = cosign::signature_tag(&subject.digest);
         let other = async {
             let image = LegacyImage::with(None, &theirs).unwrap();
-            while from.tagged_manifest(&tag).await.unwrap().is_none() {
-                sleep(Duration::from_millis(1)).await;
-            }
+            let written = async {
+                while from.tagged_manifest(&tag).await.unwrap().is_none() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(Duration::from_secs(60), written)
+                .await
+                .expect("our signature is written");
             to.put_manifest(&image.manifest, media_type::OCI_MANIFEST, Some(&tag))
                 .await
                 .unwrap();

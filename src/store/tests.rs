@@ -34,6 +34,16 @@ fn open(directory: &Path, disk: u64, memory: u64) -> Store {
     )
 }
 
+/// Opens a folder again after its store was dropped. Its lock may be held a little longer: by a write
+/// in the background, or by a child that another test has just forked and that has not called
+/// `exec` yet.
+fn reopen(directory: &Path, disk: u64, memory: u64) -> Store {
+    let lock = fs::File::open(directory.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    drop(lock);
+    open(directory, disk, memory)
+}
+
 async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer) = artifact(bundle);
     let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
@@ -83,7 +93,7 @@ async fn a_stored_bundle_is_loaded_by_the_next_process_for_the_same_identity_onl
     let folder = tempfile::tempdir().unwrap();
     assert!(put(&open(folder.path(), 1 << 20, 1 << 20), "a", BUNDLE).await);
     // Without memory the bytes come from an unlinked file.
-    let store = open(folder.path(), 1 << 20, 0);
+    let store = reopen(folder.path(), 1 << 20, 0);
     let loaded = get(&store, "a", "me").await.unwrap();
     assert_eq!(loaded.layer.read_at(0, 100).unwrap(), BUNDLE);
     assert!(get(&store, "a", "another identity").await.is_none());
@@ -134,7 +144,7 @@ async fn the_last_confirmation_and_the_acceptance_outlive_the_process() {
         )
         .await;
     drop(store);
-    let store = open(folder.path(), 1 << 20, 1 << 20);
+    let store = reopen(folder.path(), 1 << 20, 1 << 20);
     assert_eq!(checked(&store, "a").await, Some(later));
     assert_eq!(checked(&store, "b").await, Some(EARLIER));
     for (name, policy) in [("a", "second"), ("b", "first")] {
@@ -255,7 +265,7 @@ async fn a_bundle_beyond_cache_disk_is_not_written_and_leftovers_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), 4, 1 << 20));
     fs::write(folder.path().join(".tmp-half"), b"x").unwrap();
-    let store = open(folder.path(), 4, 1 << 20);
+    let store = reopen(folder.path(), 4, 1 << 20);
     assert!(!folder.path().join(".tmp-half").exists());
     assert!(!put(&store, "a", BUNDLE).await);
     assert!(get(&store, "a", "me").await.is_none());
@@ -270,7 +280,7 @@ async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
     assert_eq!(history(&store, "a").await, None);
     put(&store, "a", BUNDLE).await;
     drop(store);
-    let store = open(folder.path(), 4, 1 << 20);
+    let store = reopen(folder.path(), 4, 1 << 20);
     assert_eq!(history(&store, "a").await.unwrap(), "history of a");
     assert_eq!(
         store.history("a", "r.example/a:other", 1 << 20).await,
@@ -282,7 +292,7 @@ async fn a_history_outlives_the_bundle_the_process_and_a_full_disk() {
         .await;
     assert!(!put(&store, "b", BUNDLE).await, "there is no room");
     drop(store);
-    let store = open(folder.path(), 4, 1 << 20);
+    let store = reopen(folder.path(), 4, 1 << 20);
     assert_eq!(history(&store, "a").await.unwrap(), "the end");
     assert_eq!(history(&store, "b").await.unwrap(), "history of b");
     assert!(get(&store, "a", "me").await.is_none() && get(&store, "b", "me").await.is_none());
@@ -301,7 +311,7 @@ async fn unclaimed_histories_are_evicted_last() {
     // Room for one bundle with its history, and for the other history.
     let (manifest, layer) = artifact(BUNDLE);
     let size = layer.size() + manifest.raw().len() as u64 + 2 + "history of old".len() as u64;
-    let store = open(folder.path(), size, 1 << 20);
+    let store = reopen(folder.path(), size, 1 << 20);
     assert!(put(&store, "new", BUNDLE).await);
     assert!(
         store
@@ -312,7 +322,7 @@ async fn unclaimed_histories_are_evicted_last() {
     // Room for one bundle and nothing else.
     let tight = tempfile::tempdir().unwrap();
     put(&open(tight.path(), 1 << 20, 1 << 20), "old", BUNDLE).await;
-    let store = open(tight.path(), size - "history of old".len() as u64, 1 << 20);
+    let store = reopen(tight.path(), size - "history of old".len() as u64, 1 << 20);
     assert!(put(&store, "new", BUNDLE).await);
     assert!(
         store
@@ -465,7 +475,7 @@ async fn a_failed_write_of_the_index_is_reported_and_retried() {
     fs::remove_dir(&index).unwrap();
     assert!(put(&store, "b", BUNDLE).await);
     drop(store);
-    let store = open(folder.path(), 1 << 20, 1 << 20);
+    let store = reopen(folder.path(), 1 << 20, 1 << 20);
     assert!(get(&store, "a", "me").await.is_some() && get(&store, "b", "me").await.is_some());
 }
 
@@ -579,7 +589,7 @@ async fn a_cache_of_an_earlier_version_is_accepted() {
     );
     assert!(put(&store, "b", b"another").await);
     drop(store);
-    let store = open(folder.path(), 1 << 20, 1 << 20);
+    let store = reopen(folder.path(), 1 << 20, 1 << 20);
     assert!(get(&store, "a", "me").await.is_some() && get(&store, "b", "me").await.is_some());
 
     // An empty cache of that version.
@@ -628,7 +638,7 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
     fs::create_dir(folder.path().join(".tmp-folder")).unwrap();
     fs::remove_file(folder.path().join("attempts.log")).unwrap();
     fifo(&folder.path().join("attempts.log"));
-    let store = open(folder.path(), 1 << 20, 1 << 20);
+    let store = reopen(folder.path(), 1 << 20, 1 << 20);
     assert!(store.is_persistent());
     assert!(get(&store, "a", "me").await.is_none());
     assert!(get(&store, "b", "me").await.is_some());
@@ -641,7 +651,7 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
     // A damaged index costs its entries, not the cache.
     for damage in ["{", ""] {
         fs::write(folder.path().join("index.json"), damage).unwrap();
-        assert!(open(folder.path(), 1 << 20, 1 << 20).is_persistent());
+        assert!(reopen(folder.path(), 1 << 20, 1 << 20).is_persistent());
     }
     // Without these two files the folder is not a cache.
     for name in ["oci-layout", ".lock"] {
