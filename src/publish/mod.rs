@@ -22,4 +22,4 @@ pub use status::{FailureStatus, Status, VerdictStatus};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 
 #[cfg(test)]
-pub(crate) use state::tests::snapshot;
+pub(crate) use state::tests::{same, snapshot};

@@ -8,38 +8,32 @@ const ROOTS: &str = "roots: { corp: { trusted_root: corp.json }, no_log: { trust
 /// Rows about one authority: its keys, the path of the key, and the message.
 #[track_caller]
 fn check_authority(rows: &[(&str, &str, &str)]) {
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|(typed, key, message)| {
-            let typed = format!("trust: {{ {ROOTS}, authorities: {{ a: {{ {typed} }} }} }}");
-            (typed, format!("trust.authorities.a{key}: {message}"))
-        })
-        .collect();
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    check_below("trust.authorities.a", rows, |typed| {
+        format!("trust: {{ {ROOTS}, authorities: {{ a: {{ {typed} }} }} }}")
+    });
 }
 
+/// Rows about one root.
 #[track_caller]
 fn check_roots(rows: &[(&str, &str, &str)]) {
+    check_below("trust.roots.r", rows, |typed| {
+        format!("trust: {{ roots: {{ r: {typed} }} }}")
+    });
+}
+
+/// Checks rows whose errors are about keys below `path`. `document` makes the configuration of what
+/// a row has typed.
+#[track_caller]
+fn check_below(path: &str, rows: &[(&str, &str, &str)], document: impl Fn(&str) -> String) {
     let rows: Vec<_> = rows
         .iter()
-        .map(|(typed, key, message)| {
-            (
-                format!("trust: {{ roots: {{ r: {typed} }} }}"),
-                format!("trust.roots.r{key}: {message}"),
-            )
-        })
+        .map(|(typed, key, message)| (document(typed), format!("{path}{key}: {message}")))
         .collect();
-    check(
-        &rows
-            .iter()
-            .map(|(typed, error)| (typed.as_str(), error.as_str()))
-            .collect::<Vec<_>>(),
-    );
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(document, error)| (document.as_str(), error.as_str()))
+        .collect();
+    check(&rows);
 }
 
 #[test]

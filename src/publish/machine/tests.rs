@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::{super::state::Step, FailureClass::*, OnMissing::*, *};
 use crate::{
-    publish::snapshot,
+    publish::{same, snapshot},
     verify::{Authority, PublicKey, Requirements, TrustPolicy},
 };
 
@@ -112,10 +112,18 @@ fn states() -> [Vec<Event>; 7] {
 /// `P`, `S1`, `W` is the published state, and in brackets the restored one. Then `!` waiters wake,
 /// `~` the same bytes by another verification, `+` a version for the history, `c` and `x` the disk
 /// confirms or removes, `d` a distrusted version, `k` a known defect.
-fn table() -> Vec<(Event, u64, OnMissing, [&'static str; 7])> {
-    const STAY: [&str; 7] = ["P", "P(S1)", "P(W)", "S1", "W", "Wd", "W"];
-    let transient = ["P", "S1!", "W!", "S1", "W", "Wd", "W"];
-    let refused = ["W!", "S1!", "W!", "S1", "W!", "W!d", "W!"];
+fn table() -> Vec<Row> {
+    [restores(), checks(), reverifications()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+type Row = (Event, u64, OnMissing, [&'static str; 7]);
+
+const STAY: [&str; 7] = ["P", "P(S1)", "P(W)", "S1", "W", "Wd", "W"];
+
+fn restores() -> Vec<Row> {
     let restored = |number| Event::Restored {
         snapshot: version(number),
         confirmed: None,
@@ -144,6 +152,13 @@ fn table() -> Vec<(Event, u64, OnMissing, [&'static str; 7])> {
             Keep,
             ["P", "S1!", "W!", "S1", "W", "Wd", "W"],
         ),
+    ]
+}
+
+fn checks() -> Vec<Row> {
+    let transient = ["P", "S1!", "W!", "S1", "W", "Wd", "W"];
+    let refused = ["W!", "S1!", "W!", "S1", "W!", "W!d", "W!"];
+    vec![
         (checked(Outcome::Accepted(version(2))), 1, Keep, ["S2!+"; 7]),
         (
             checked(Outcome::Accepted(again(1))),
@@ -197,6 +212,11 @@ fn table() -> Vec<(Event, u64, OnMissing, [&'static str; 7])> {
             Keep,
             ["W!", "W!x", "W!", "W!x", "W!", "W!d", "W!"],
         ),
+    ]
+}
+
+fn reverifications() -> Vec<Row> {
+    vec![
         (Event::MaxStaleElapsed, 1, Keep, STAY),
         (
             Event::MaxStaleElapsed,
@@ -533,15 +553,5 @@ proptest! {
             prop_assert!(matches!(before, State::Pending) || !matches!(published, State::Pending));
             prop_assert!(machine.distrusted().is_none() || machine.current().is_none());
         }
-    }
-}
-
-/// Equal for a client: the very same snapshot, the same words.
-fn same(one: &State, other: &State) -> bool {
-    match (one, other) {
-        (State::Pending, State::Pending) => true,
-        (State::Serving(one), State::Serving(other)) => Arc::ptr_eq(one, other),
-        (State::Withdrawn(one), State::Withdrawn(other)) => one == other,
-        _ => false,
     }
 }

@@ -67,8 +67,8 @@ fn failed(class: FailureClass) -> Outcome {
     })
 }
 
-/// Equal for a client: the very same snapshot, the same words.
-fn same(one: &State, other: &State) -> bool {
+/// Whether a client gets the same by both states: the very same snapshot, or the same reason.
+pub(crate) fn same(one: &State, other: &State) -> bool {
     match (one, other) {
         (State::Pending, State::Pending) => true,
         (State::Serving(one), State::Serving(other)) => Arc::ptr_eq(one, other),
