@@ -11,12 +11,12 @@ use bundlegate::oci::{Descriptor, Layout, NewManifest, media_type};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Somebody with a home folder, where every command is typed; the image store is `store` in it.
+/// A user with a home folder, in which every command runs. The image store is `store` in it.
 pub(crate) struct Author {
     home: TempDir,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -24,7 +24,7 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
-/// What `COSIGN_PASSWORD` is.
+/// The value of `COSIGN_PASSWORD`.
 pub(crate) const PASSWORD: &str = "open sesame";
 
 impl Author {
@@ -101,7 +101,7 @@ impl Author {
         self.run(&line.split(' ').collect::<Vec<_>>())
     }
 
-    /// What a verb that has to work says as JSON.
+    /// The JSON output of a command that must succeed.
     #[track_caller]
     pub(crate) fn json(&self, line: &str) -> Value {
         self.line(&format!("{line} --json")).json()

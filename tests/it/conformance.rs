@@ -23,7 +23,7 @@ use crate::{
     faulty::FaultyRegistry,
 };
 
-// What the suite takes where a case says nothing else.
+// The suite's defaults for a case that names no values of its own.
 const IDENTITY: &str = "https://github.com/sigstore-conformance/extremely-dangerous-public-oidc-beacon/.github/workflows/extremely-dangerous-oidc-beacon.yml@refs/heads/main";
 const ISSUER: &str = "https://token.actions.githubusercontent.com";
 const CASES: usize = 70;
@@ -175,7 +175,7 @@ async fn the_gateway_reads_no_bundle_of_an_older_version_or_without_an_envelope(
     assert!(narrower > 0 && read > 0);
 }
 
-/// What the gateway makes of a case's bundle, attached to some artifact.
+/// The gateway's verdict on the bundle of a case, attached to an artifact.
 async fn verified_by_the_gateway(case: &Case) -> SignatureReport {
     let registry = FaultyRegistry::start().await;
     let (digest, _) = registry.put_artifact("v1", b"bundle");

@@ -72,7 +72,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("registry", &["oci"]),
     ("verify", &["oci", "registry"]),
     ("sign", &["oci", "registry"]),
-    // What it lacks it fetches from the `Source` that it is handed: that is where a
+    // It fetches missing blobs from the `Source` that it is handed: that is where a
     // thousand wishes become one transfer. It resolves nothing and knows no host.
     ("store", &["oci", "registry"]),
     // What is seen: `verify` for `Verified`, which no other module can make.

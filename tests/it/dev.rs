@@ -10,11 +10,18 @@ use std::{
 };
 
 use reqwest::Response;
+use serde_json::Value;
 
-use crate::command::{Author, write};
+use crate::{
+    command::{Author, write},
+    shared::poll_until,
+};
 
 struct Dev {
     child: Child,
+    /// The address of `/status`.
+    status: String,
+    /// The address of the bundle.
     url: String,
     complaints: Arc<Mutex<Vec<String>>>,
     folder: tempfile::TempDir,
@@ -43,19 +50,21 @@ impl Dev {
                 heard.lock().unwrap().push(line);
             }
         });
-        // What is printed last is how to fetch the bundle: from then on it is served.
-        let lines = BufReader::new(child.stdout.take().unwrap())
+        // The commands that show the status and fetch the bundle are printed last. From then on the
+        // bundle is served.
+        let mut lines = BufReader::new(child.stdout.take().unwrap())
             .lines()
             .map_while(Result::ok);
-        let last = lines
-            .skip_while(|line| !line.starts_with("curl -s -D"))
-            .take(1)
-            .last();
-        let url = last
-            .and_then(|line| line.rsplit(' ').next().map(str::to_owned))
-            .unwrap_or_default();
+        let mut url_of = |is_command: &dyn Fn(&str) -> bool| {
+            let line = lines.find(|line| is_command(line));
+            let url = line.and_then(|line| line.rsplit(' ').next().map(str::to_owned));
+            url.unwrap_or_default()
+        };
+        let status = url_of(&|line| line.starts_with("curl ") && line.ends_with("/status"));
+        let url = url_of(&|line| line.starts_with("curl -s -D"));
         Self {
             child,
+            status,
             url,
             complaints,
             folder,
@@ -85,7 +94,17 @@ impl Dev {
     }
 
     async fn hears(&self, of: &str) {
-        crate::gate::eventually(of, || self.complained(of)).await;
+        crate::gateway::eventually(of, || self.complained(of)).await;
+    }
+
+    /// Waits until a request for the bundle is held.
+    async fn until_held(&self, name: &str) {
+        poll_until("a held request", async || {
+            let status = get(&self.status, None).await.bytes().await.unwrap();
+            let status: Value = serde_json::from_slice(&status).unwrap();
+            (status["bundles"][name]["waiters"] == 1).then_some(())
+        })
+        .await;
     }
 
     fn complained(&self, of: &str) -> bool {
@@ -135,7 +154,7 @@ async fn an_edit_is_built_signed_verified_and_wakes_a_long_poll() {
     assert_eq!(header(&first, "bundlegate-signer"), "dev");
     let tag = header(&first, "etag");
     let (second, ()) = tokio::join!(get(&dev.url, Some(&tag)), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        dev.until_held("a/b.tar.gz").await;
         write(&dev.policy().join("p.rego"), "package p\n\nx := 2\n");
     });
     assert_eq!(second.status(), 200);
@@ -164,12 +183,7 @@ async fn a_broken_edit_keeps_the_last_good_build_and_says_why() {
     let dev = Dev::start(&[("p.rego", "package p\n\nx := 1\n")], &[]);
     let tag = header(&get(&dev.url, None).await, "etag");
     write(&dev.policy().join("p.rego"), "package p\n\nx := \n");
-    for _ in 0..600 {
-        if dev.complained("p.rego:4:1: ") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    dev.hears("p.rego:4:1: ").await;
     assert!(
         dev.complained("the last good build is still served"),
         "{:?}",
@@ -305,11 +319,5 @@ async fn nothing_but_what_the_author_needs_is_told() {
     );
     // The last policy is gone, and the data is still there.
     fs::remove_file(dev.policy().join("p.rego")).unwrap();
-    for _ in 0..600 {
-        if dev.complained("no .rego file left") {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{:?}", dev.complaints);
+    dev.hears("no .rego file left").await;
 }

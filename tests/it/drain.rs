@@ -15,12 +15,17 @@ use tokio::{
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gate::{Gate, HOUR, PATIENCE, Setup, bundle, eventually, header, tag},
+    gateway::{HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, eventually, header, tag},
+    shared::poll_until,
 };
 
-async fn gate(registry: &FaultyRegistry, notice: Duration, over: Duration) -> Gate {
+async fn gate(
+    registry: &FaultyRegistry,
+    notice: Duration,
+    over: Duration,
+) -> TestGateway<InProcess> {
     registry.put_artifact("live", &bundle("one"));
-    Gate::with(
+    TestGateway::with(
         registry,
         Setup {
             drain: Drain { notice, over },
@@ -30,13 +35,12 @@ async fn gate(registry: &FaultyRegistry, notice: Duration, over: Duration) -> Ga
     .await
 }
 
-async fn not_ready(gate: &Gate) {
-    let asking = async {
-        while gate.operator("/readyz").await.status() != StatusCode::SERVICE_UNAVAILABLE {}
-    };
-    timeout(PATIENCE, asking)
-        .await
-        .expect("the replica stays ready");
+async fn not_ready(gate: &TestGateway<InProcess>) {
+    poll_until("the replica is not ready", async || {
+        let status = gate.admin_response("/readyz").await.status();
+        (status == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -149,7 +153,7 @@ async fn drain_ends_early_when_no_client_is_connected() {
 
 /// An HTTP/2 connection: its sender and its task.
 async fn connected(
-    gate: &Gate,
+    gate: &TestGateway<InProcess>,
 ) -> (
     http2::SendRequest<Empty<Bytes>>,
     JoinHandle<hyper::Result<()>>,
@@ -161,8 +165,8 @@ async fn connected(
     (sender, tokio::spawn(connection))
 }
 
-fn asking(gate: &Gate, etag: &str, wait: u32) -> Request<Empty<Bytes>> {
-    Request::get(format!("http://{}/bundles/{}", gate.data, gate.name))
+fn asking(gate: &TestGateway<InProcess>, etag: &str, wait: u32) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://{}/bundles/{}", gate.data, gate.name()))
         .header("if-none-match", etag)
         .header("prefer", format!("wait={wait}"))
         .body(Empty::new())

@@ -100,7 +100,7 @@ fn what_can_not_be_answered_is_one_line_with_the_reason() {
         (&["eval", "oci-layout:layout:v2", "1"], "no such tag"),
         (&["eval", "oci-layout:nowhere", "1"], "nowhere"),
         (&["eval", REF, &"[".repeat(40)], "nested too deep"),
-        // Nobody listens there; the store was looked into before.
+        // No registry listens there; the store is searched first.
         (
             &["eval", "127.0.0.1:1/authz:v1", "1", "--plain-http"],
             "not in the image store: ",

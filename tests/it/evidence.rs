@@ -13,10 +13,10 @@ use crate::{
     attacks::{Fixture, keyed, policy},
     faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload},
-    gate::{Gate, Setup, bundle, eventually},
+    gateway::{Setup, TestGateway, bundle, eventually},
 };
 
-/// What is attached before the good signature: the entry in the list.
+/// Attaches a referrer before the good signature, and returns its entry in the list.
 type Attach = fn(&Fixture) -> Value;
 
 fn junk(fixture: &Fixture, bend: impl FnOnce(&mut Value)) -> Value {
@@ -301,7 +301,7 @@ async fn a_piece_that_the_registry_does_not_give_out_counts_only_where_it_may_be
         (evidence.len(), evidence.unavailable().unwrap().class()),
         (1, Class::Transient)
     );
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &fixture.registry,
         Setup {
             policy: fixture.trusts_key(),
@@ -431,7 +431,7 @@ async fn the_status_stays_short_however_many_signatures_there_are() {
     let mut signatures: Vec<_> = (0..1000).map(|_| Legacy::sign(&other, &signed)).collect();
     signatures.push(Legacy::sign(&ours, &signed));
     registry.put_legacy(&digest, &signatures);
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             policy: policy([keyed(&ours)]),

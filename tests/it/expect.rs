@@ -1,4 +1,4 @@
-//! What whoever can move tags can't do (attack 22), to a bundle that says what it expects:
+//! Limits of an attacker who can move tags (attack 22), for a bundle that says what it expects:
 //! while it is served, across a restart, and on a machine with an empty cache.
 
 use std::fs;
@@ -19,7 +19,7 @@ use crate::{
     attacks::{keyless, policy},
     faulty::FaultyRegistry,
     forge::{By, Certified, Envelope, Sigstore, minutes, statement},
-    gate::{Gate, PATIENCE, Setup, bundle, eventually, tag},
+    gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually, tag},
 };
 
 /// One registry, and the cache of one machine in front of it.
@@ -32,7 +32,7 @@ struct World {
     policy: TrustPolicy,
 }
 
-/// What was pushed.
+/// A version that was pushed.
 struct Pushed {
     digest: Digest,
     layer: Descriptor,
@@ -71,7 +71,7 @@ impl World {
     }
 
     /// A gateway with the cache as the one before it left it.
-    async fn gate(&self) -> Gate {
+    async fn gate(&self) -> TestGateway<InProcess> {
         let directory = Some(self.cache.path().to_owned());
         self.with_cache(store::Options {
             directory,
@@ -82,11 +82,11 @@ impl World {
     }
 
     /// A gateway on another machine.
-    async fn fresh_gate(&self) -> Gate {
+    async fn fresh_gate(&self) -> TestGateway<InProcess> {
         self.with_cache(Setup::default().cache).await
     }
 
-    async fn with_cache(&self, cache: store::Options) -> Gate {
+    async fn with_cache(&self, cache: store::Options) -> TestGateway<InProcess> {
         let (expect, policy, tag) = (self.expect.clone(), self.policy.clone(), self.tag);
         let mut setup = Setup {
             expect,
@@ -96,10 +96,10 @@ impl World {
             ..Setup::default()
         };
         setup.rules.on_missing = self.on_missing;
-        Gate::with(&self.registry, setup).await
+        TestGateway::with(&self.registry, setup).await
     }
 
-    async fn restart(&self, gate: Gate) -> Gate {
+    async fn restart(&self, gate: TestGateway<InProcess>) -> TestGateway<InProcess> {
         gate.end(self.cache.path()).await;
         self.gate().await
     }
@@ -141,7 +141,7 @@ fn stating(manifest: &Value) -> Vec<u8> {
         .to_vec()
 }
 
-async fn serves(gate: &Gate, pushed: &Pushed) {
+async fn serves(gate: &TestGateway<InProcess>, pushed: &Pushed) {
     eventually("it is served", || gate.state() == "serving").await;
     let served = async {
         let mut answer = gate.get("", 0).await;
@@ -153,7 +153,12 @@ async fn serves(gate: &Gate, pushed: &Pushed) {
 }
 
 /// It was refused for this reason, once more than before, and nobody gets it.
-async fn refuses(gate: &Gate, pushed: &Pushed, reason: &str, serving: Option<&Pushed>) {
+async fn refuses(
+    gate: &TestGateway<InProcess>,
+    pushed: &Pushed,
+    reason: &str,
+    serving: Option<&Pushed>,
+) {
     eventually(reason, || gate.refreshes(reason) > 0).await;
     let status = gate.shown().await;
     let failure = &status["last_failure"];

@@ -1,4 +1,4 @@
-//! A registry that can be told to fail, and remembers what it was asked.
+//! A registry that fails on demand, and records requests.
 
 use std::{
     collections::HashMap,
@@ -24,41 +24,60 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use crate::uploads::{self, Manners, Taken, Uploads, Wish};
 
 type Body = BoxBody<Bytes, io::Error>;
 
-/// What happens to a request instead of the truth.
+/// The effect on a request, instead of the right answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// This status, with these headers and no body.
     Status(u16, Vec<(&'static str, String)>),
     /// This status with this body.
     Refuse(u16, &'static str),
-    /// Nothing, for ever.
+    /// No answer, ever.
     Stall,
     /// The first bytes, then a broken connection.
     Truncate(usize),
     /// Other bytes under the same name.
     Replace(Bytes),
-    /// The truth without this header.
+    /// The right answer without this header.
     Without(&'static str),
-    /// The truth with this header.
+    /// The right answer with this header.
     With(&'static str, String),
     /// The first bytes, then silence on an open connection.
     Halt(usize),
     /// Bytes without end.
     Endless,
-    /// A byte now and then, without end.
+    /// A byte every 20 ms, without end.
     Trickle,
-    /// The truth, this much later.
+    /// The right answer after this time, which is real time because the client's timeouts are.
     Slow(Duration),
-    /// So much of the request's body is taken and kept; then the connection breaks.
+    /// The right answer, once the test releases it.
+    Held(Hold),
+    /// This many bytes of the request's body are stored; then the connection breaks.
     Cut(usize),
     /// The request is granted, and the connection breaks before the answer.
     Unanswered,
+}
+
+/// Holds the answers to requests until a test releases them.
+#[derive(Debug, Clone)]
+pub(crate) struct Hold(Arc<Semaphore>);
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+}
+
+impl Hold {
+    /// Releases the answers that are held, and lets later ones pass.
+    pub(crate) fn release(&self) {
+        self.0.close();
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -200,7 +219,7 @@ impl FaultyRegistry {
         self.inner.lock().unwrap().manners = manners;
     }
 
-    /// What it holds at `/v2/acme/authz/<path>`.
+    /// The content at `/v2/acme/authz/<path>`.
     pub(crate) fn held(&self, path: &str) -> Option<(String, Bytes)> {
         self.inner
             .lock()
@@ -255,7 +274,8 @@ impl FaultyRegistry {
     pub(crate) fn options(&self) -> Options {
         let timeouts = Timeouts {
             connect: Duration::from_secs(1),
-            read: Duration::from_millis(500),
+            // Longer than a busy machine keeps the tests' thread from its sockets.
+            read: Duration::from_secs(2),
             total: Duration::from_secs(20),
         };
         Options {
@@ -318,6 +338,12 @@ async fn answer(
             tokio::time::sleep(delay).await;
             response
         }
+        Some(Fault::Held(hold)) => {
+            let response = granted(&inner, request, content).await;
+            // The semaphore has no permits, so this ends with an error when it is closed.
+            let _ = hold.0.acquire().await;
+            response
+        }
         Some(Fault::Cut(length)) => {
             let (bytes, _) = uploads::body(request, length).await;
             inner.lock().unwrap().uploads.keep_part(&path, &bytes);
@@ -345,7 +371,7 @@ async fn answer(
     })
 }
 
-/// What a registry answers that is well.
+/// The answer of a registry that works.
 async fn granted(
     inner: &Mutex<Inner>,
     request: Request<Incoming>,

@@ -102,7 +102,7 @@ fn a_device_a_folder_and_a_file_without_end_are_refused_wherever_a_file_is_named
     }
 }
 
-/// As `--key <(command)` makes one.
+/// A pipe as `--key <(command)` makes it.
 #[test]
 fn a_key_comes_through_a_pipe() {
     let author = author();
@@ -138,7 +138,7 @@ fn a_pipe_in_the_image_store_hangs_nothing() {
             "tag r.example/a:v1 r.example/b:v1",
         ] {
             let ran = author.line(line);
-            // What only reads needs no lock, and a second name adds no blob.
+            // A command that only reads needs no lock, and a second name adds no blob.
             let reads =
                 name.ends_with(".lock") && (line == "images" || line.starts_with("inspect"));
             let fine = reads || (name == ".sweep.lock" && line.starts_with("tag"));

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gate::{Gate, bundle, tag},
+    gateway::{TestGateway, bundle, tag},
 };
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn a_moved_tag_wakes_a_long_poll_and_the_bytes_are_the_registrys() {
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
-    let gate = Gate::before(&registry, Duration::from_millis(200)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(200)).await;
     let first = gate.get("", 0).await;
     assert_eq!(
         first.headers()["content-type"],
@@ -29,7 +29,7 @@ async fn a_moved_tag_wakes_a_long_poll_and_the_bytes_are_the_registrys() {
         (StatusCode::NOT_MODIFIED, etag.clone())
     );
     let (woken, ()) = tokio::join!(gate.get(&etag, 60), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        gate.until_waiting(1).await;
         registry.put_artifact("live", &two);
     });
     assert_eq!(woken.bytes().await.unwrap(), two);
@@ -39,7 +39,7 @@ async fn a_moved_tag_wakes_a_long_poll_and_the_bytes_are_the_registrys() {
 async fn one_second_of_waiting_is_held_half_of_it_and_ends_with_the_tag_compared() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, Duration::from_secs(60)).await;
+    let gate = TestGateway::before(&registry, Duration::from_secs(60)).await;
     let etag = tag(&gate.get("", 0).await);
     let began = Instant::now();
     let held = gate.get(&etag, 1).await;
@@ -56,7 +56,7 @@ async fn confirm_within_answers_a_client_with_another_version_after_a_registry_c
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
-    let gate = Gate::before(&registry, Duration::from_secs(60)).await;
+    let gate = TestGateway::before(&registry, Duration::from_secs(60)).await;
     let old = tag(&gate.get("", 0).await);
     // Another replica has seen the push already, and served it.
     registry.put_artifact("live", &two);
@@ -74,7 +74,7 @@ async fn confirm_within_answers_a_client_with_another_version_after_a_registry_c
 async fn confirm_within_answers_once_the_registry_is_back() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     let old = tag(&gate.get("", 0).await);
     registry.fail("manifests/live", 6, Fault::Status(503, vec![]));
     let began = Instant::now();

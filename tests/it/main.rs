@@ -11,6 +11,7 @@
 
 mod attacks;
 mod author;
+mod cache;
 mod command;
 mod compatibility;
 mod conformance;
@@ -24,7 +25,7 @@ mod faulty;
 mod files;
 mod forge;
 mod frames;
-mod gate;
+mod gateway;
 mod index;
 mod long_poll;
 mod max_connections;
@@ -40,6 +41,8 @@ mod reload;
 mod responses;
 mod roots;
 mod scale;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod shells;
 mod signatures;
 mod signing;

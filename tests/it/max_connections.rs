@@ -19,7 +19,10 @@ use tokio::{
 use crate::{
     faulty::FaultyRegistry,
     frames::{Client, DATA, HEADERS, RESET},
-    gate::{Gate, HOUR, PATIENCE, Setup, bundle, error, eventually, header, tag, wishing},
+    gateway::{
+        HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, error, eventually, header, tag,
+        wishing,
+    },
 };
 
 const MAX_CONNECTIONS: usize = 8;
@@ -36,17 +39,17 @@ fn long_deadlines() -> Deadlines {
     }
 }
 
-async fn gate(registry: &FaultyRegistry, setup: Setup) -> Gate {
+async fn gate(registry: &FaultyRegistry, setup: Setup) -> TestGateway<InProcess> {
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::with(registry, setup).await;
+    let gate = TestGateway::with(registry, setup).await;
     eventually("it is served", || gate.state() == "serving").await;
     gate
 }
 
 /// Fetches the bundle over a new connection.
-async fn fetch_over_new_connection(gate: &Gate) -> Response {
+async fn fetch_over_new_connection(gate: &TestGateway<InProcess>) -> Response {
     let get = reqwest::Client::new()
-        .get(format!("http://{}/bundles/{}", gate.data, gate.name))
+        .get(format!("http://{}/bundles/{}", gate.data, gate.name()))
         .send();
     timeout(PATIENCE, get).await.expect("not admitted").unwrap()
 }
@@ -74,7 +77,7 @@ async fn assert_client_is_served_during<F>(
         attackers.spawn(attack(gate.data));
     }
     eventually("all connections are in use", || {
-        gate.metrics.connections.get() >= MAX_CONNECTIONS as i64
+        gate.metrics().connections.get() >= MAX_CONNECTIONS as i64
     })
     .await;
     for _ in 0..3 {
@@ -82,7 +85,7 @@ async fn assert_client_is_served_during<F>(
             fetch_over_new_connection(&gate).await.status(),
             StatusCode::OK
         );
-        assert!(gate.metrics.connections.get() <= MAX_CONNECTIONS as i64);
+        assert!(gate.metrics().connections.get() <= MAX_CONNECTIONS as i64);
     }
 }
 
@@ -90,6 +93,7 @@ async fn assert_client_is_served_during<F>(
 async fn send_repeatedly(address: std::net::SocketAddr, bytes: &'static [u8]) {
     loop {
         let Ok(mut stream) = TcpStream::connect(address).await else {
+            // Connecting fails at once, so the loop would take a whole CPU without a pause.
             sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -130,6 +134,7 @@ async fn a_client_that_reads_no_response_blocks_no_other_client() {
         assert_client_is_served_during(long_deadlines(), move |address| async move {
             loop {
                 let Ok(mut client) = Client::connect(address, window).await else {
+                    // As above: a pause keeps this loop from taking a whole CPU.
                     sleep(Duration::from_millis(10)).await;
                     continue;
                 };
@@ -165,7 +170,7 @@ async fn an_unfinished_tls_handshake_blocks_no_other_client() {
         attackers.spawn(send_repeatedly(gate.data, b"\x16\x03\x01\x02\0\x01"));
     }
     eventually("all connections are in use", || {
-        gate.metrics.connections.get() >= MAX_CONNECTIONS as i64
+        gate.metrics().connections.get() >= MAX_CONNECTIONS as i64
     })
     .await;
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
@@ -177,7 +182,7 @@ async fn an_unfinished_tls_handshake_blocks_no_other_client() {
         .get(format!(
             "https://localhost:{}/bundles/{}",
             gate.data.port(),
-            gate.name
+            gate.name()
         ))
         .send();
     assert_eq!(
@@ -208,7 +213,7 @@ async fn a_response_that_is_not_read_is_reset_alone() {
     let etag = tag(&gate.get("", 0).await);
     for window in [0, 1] {
         let mut client = Client::connect(gate.data, window).await.unwrap();
-        let path = format!("/bundles/{}", gate.name);
+        let path = format!("/bundles/{}", gate.name());
         let waiting = [("if-none-match", &*etag), ("prefer", "wait=300")];
         let held = client.ask("HEAD", &path, &waiting).await.unwrap();
         eventually("it is held", || gate.waiters() == 1).await;
@@ -258,7 +263,7 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
     )
     .await;
     let etag = tag(&gate.get("", 0).await);
-    let url = format!("http://{}/bundles/{}", gate.data, gate.name);
+    let url = format!("http://{}/bundles/{}", gate.data, gate.name());
     let polling = |http: reqwest::Client| wishing(http.get(&url), &etag, 300).send();
     let mut waiting: Vec<_> = (0..9)
         .map(|_| tokio::spawn(polling(reqwest::Client::new())))
@@ -276,7 +281,7 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
         let error = error(refused).await;
         assert_eq!(
             (&error["reason"], &error["bundle"]),
-            (&"unavailable".into(), &gate.name.into())
+            (&"unavailable".into(), &gate.name().into())
         );
         assert_eq!(
             fetch_over_new_connection(&gate).await.status(),
@@ -284,9 +289,9 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
         );
     }
     let refused = gate
-        .metrics
+        .metrics()
         .http_requests
-        .with_label_values(&[gate.name, "503"])
+        .with_label_values(&[gate.name(), "503"])
         .get();
     assert_eq!(
         (refused, gate.waiters()),
@@ -312,7 +317,7 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
     }
 }
 
-/// As a load balancer does, which sends the requests of many clients over one connection.
+/// A load balancer sends the requests of many clients over one connection.
 #[tokio::test]
 async fn many_held_requests_over_one_connection_count_as_one_connection() {
     let registry = FaultyRegistry::start().await;
@@ -331,7 +336,7 @@ async fn many_held_requests_over_one_connection_count_as_one_connection() {
         .unwrap();
     let connection = tokio::spawn(connection);
     let asking = || {
-        Request::get(format!("http://{}/bundles/{}", gate.data, gate.name))
+        Request::get(format!("http://{}/bundles/{}", gate.data, gate.name()))
             .header("if-none-match", &etag)
             .header("prefer", "wait=300")
             .body(Empty::<Bytes>::new())
@@ -467,7 +472,7 @@ async fn x_forwarded_for_counts_only_from_trusted_proxies() {
             .map(|network| network.parse().unwrap())
             .collect();
         let trusted_proxies = bundlegate::server::TrustedProxies::new(networks);
-        let gate = Gate::with(
+        let gate = TestGateway::with(
             &registry,
             Setup {
                 policy: signer.policy(),
@@ -520,7 +525,7 @@ async fn a_held_request_is_authorized_again_when_it_is_answered() {
     let etag = tag(&asking("", 0, "one").await.unwrap());
     let held = tokio::spawn(asking(&etag, 300, "one"));
     eventually("it is held", || gate.waiters() == 1).await;
-    gate.clients.replace(with(b"two"));
+    gate.clients().replace(with(b"two"));
     assert_eq!(
         asking("", 0, "one").await.unwrap().status(),
         StatusCode::UNAUTHORIZED

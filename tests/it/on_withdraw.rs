@@ -4,23 +4,22 @@ use std::time::Duration;
 
 use bundlegate::{
     oci::Digest,
-    store,
     verify::{AuthorityKind, Requirements, TrustPolicy},
 };
 use reqwest::Response;
 use serde_json::{Value, json};
-use tokio::{
-    spawn,
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
+use tempfile::TempDir;
+use tokio::{spawn, task::JoinHandle, time::Instant};
 
 use crate::{
     attacks::{keyed, policy, policy_with},
+    cache::{blob_path, on_disk},
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, statement},
-    gate::{FALLBACK, Gate, Setup, bundle, error, eventually, header, tag, wishing},
-    refresh_failures::blob_path,
+    gateway::{
+        FALLBACK, InProcess, Setup, TestGateway, bundle, error, eventually, header, tag, wishing,
+    },
+    shared::poll_until,
 };
 
 /// A registry with a bundle, signed by a key, and one that denies everything.
@@ -56,23 +55,32 @@ impl World {
         }
     }
 
-    async fn gate(&self, fallback: Option<&'static str>) -> Gate {
-        let gate = Gate::with(&self.registry, self.setup(fallback)).await;
+    /// The same with a policy, a cache and a fallback.
+    fn setup_with_cache(&self, policy: TrustPolicy, cache: &TempDir) -> Setup {
+        Setup {
+            cache: on_disk(cache),
+            policy,
+            ..self.setup(Some("deny"))
+        }
+    }
+
+    async fn gate(&self, fallback: Option<&'static str>) -> TestGateway<InProcess> {
+        let gate = TestGateway::with(&self.registry, self.setup(fallback)).await;
         eventually("it is served", || gate.state() == "serving").await;
         gate
     }
 
-    /// The policy of an ordinary day.
+    /// The policy that accepts the bundle.
     fn trusted(&self) -> TrustPolicy {
         policy([keyed(&self.key)])
     }
 
-    /// Another key has taken the place of the one that signed.
+    /// A policy with another key in the place of the one that signed.
     fn key_replaced(&self) -> TrustPolicy {
         policy([keyed(&Key::p256())])
     }
 
-    /// The bundle is named as revoked.
+    /// A policy that names the bundle's digest as revoked.
     fn digest_revoked(&self) -> TrustPolicy {
         policy_with([keyed(&self.key)], |wanted: &mut Requirements| {
             wanted.revoked_digests.insert(self.bundle.clone());
@@ -81,7 +89,7 @@ impl World {
 }
 
 impl World {
-    /// The key that signed is named as revoked.
+    /// A policy that names the key as revoked that signed.
     fn key_revoked(&self) -> TrustPolicy {
         let mut authority = keyed(&self.key);
         let AuthorityKind::Keys(keys) = &mut authority.kind else {
@@ -97,19 +105,15 @@ fn push(registry: &FaultyRegistry, tag: &str, text: &str) -> Digest {
 }
 
 /// The entity tag of `bundle(text)`.
-async fn tag_of(gate: &Gate, name: &str) -> String {
+async fn tag_of(gate: &TestGateway<InProcess>, name: &str) -> String {
     let request = gate.request(reqwest::Method::GET, &format!("/bundles/{name}"));
     tag(&request.send().await.unwrap())
 }
 
-/// An OPA that waits for what it does not run yet.
-fn waiting(gate: &Gate, runs: &str) -> JoinHandle<(Response, Instant)> {
+/// An OPA that waits for another version than the one that it runs.
+fn waiting(gate: &TestGateway<InProcess>, runs: &str) -> JoinHandle<(Response, Instant)> {
     let request = gate.asking(runs, 120);
     spawn(async move { (request.send().await.unwrap(), Instant::now()) })
-}
-
-async fn until_waiting(gate: &Gate, count: i64) {
-    eventually("they wait", || gate.waiters() == count).await;
 }
 
 fn assert_is_denial(world: &World, answer: &Response) {
@@ -122,12 +126,12 @@ async fn those_who_wait_get_the_fallback_at_once_and_the_bundle_back_once_it_is_
     let world = World::new().await;
     let gate = world.gate(Some("deny")).await;
     let (allow, deny) = (
-        tag_of(&gate, gate.name).await,
+        tag_of(&gate, gate.name()).await,
         tag_of(&gate, FALLBACK).await,
     );
     let first = waiting(&gate, &allow);
-    until_waiting(&gate, 1).await;
-    // The registry can neither prevent nor delay it.
+    gate.until_waiting(1).await;
+    // A dead registry neither prevents nor delays the fallback.
     world.registry.refuse("", 503, "");
     let began = Instant::now();
     gate.trust(world.key_replaced());
@@ -157,14 +161,14 @@ async fn those_who_wait_get_the_fallback_at_once_and_the_bundle_back_once_it_is_
         "{status}"
     );
     assert_eq!(gate.gauge("bundlegate_bundle_fallback").await, "1");
-    // Those who come later, in the name of the withdrawn bundle, with nothing, and with HEAD.
+    // Later clients get it as well: with nothing, with another version, and with the withdrawn one.
     for runs in ["", "\"something\"", &allow] {
         assert_is_denial(&world, &gate.get(runs, 0).await);
         assert_is_denial(&world, &gate.get(runs, 60).await);
     }
     assert_eq!(gate.get(&deny, 0).await.status(), 304);
     let second = waiting(&gate, &format!("{deny}, {allow}"));
-    until_waiting(&gate, 1).await;
+    gate.until_waiting(1).await;
     world.registry.heal();
     gate.trust(world.trusted());
     let (answer, _) = second.await.unwrap();
@@ -187,7 +191,7 @@ async fn a_new_version_of_the_fallback_reaches_those_who_run_the_old_one() {
     assert_is_denial(&world, &answer);
     let runs = tag(&answer);
     let waiting = waiting(&gate, &runs);
-    until_waiting(&gate, 1).await;
+    gate.until_waiting(1).await;
     let denial = push(&world.registry, "deny", "deny, and say why");
     let (answer, _) = waiting.await.unwrap();
     assert_eq!(
@@ -203,9 +207,9 @@ async fn a_new_version_of_the_fallback_reaches_those_who_run_the_old_one() {
 async fn a_fallback_that_has_nothing_to_serve_is_none() {
     let world = World::new().await;
     let gate = world.gate(Some("nothing")).await;
-    let runs = tag_of(&gate, gate.name).await;
+    let runs = tag_of(&gate, gate.name()).await;
     let held = waiting(&gate, &runs);
-    until_waiting(&gate, 1).await;
+    gate.until_waiting(1).await;
     gate.trust(world.key_replaced());
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
     let refused = error(gate.get(&runs, 0).await).await;
@@ -216,7 +220,7 @@ async fn a_fallback_that_has_nothing_to_serve_is_none() {
         json!({"bundle": FALLBACK, "manifest": null, "etag": null, "since": null})
     );
     assert_eq!(gate.gauge("bundlegate_bundle_fallback").await, "0");
-    // As soon as it has something, it is one.
+    // As soon as it has a version, it is served.
     let denial = push(&world.registry, "nothing", "deny");
     let (answer, _) = held.await.unwrap();
     assert_eq!(
@@ -232,28 +236,29 @@ async fn a_fallback_that_has_nothing_to_serve_is_none() {
 async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdrawn() {
     let world = World::new().await;
     let gate = world.gate(None).await;
-    let runs = tag_of(&gate, gate.name).await;
-    // Three that look the same and wait; what they know beside is nobody's business.
+    let runs = tag_of(&gate, gate.name()).await;
+    // Three clients wait that look the same. Their second tag does not count.
     let held: Vec<_> = (0..3)
         .map(|_| waiting(&gate, &format!("{runs}, \"older\"")))
         .collect();
     let other = waiting(&gate, "");
     let [served] = [other.await.unwrap().0];
     assert_eq!(tag(&served), runs);
-    until_waiting(&gate, 3).await;
+    gate.until_waiting(3).await;
     assert_eq!(gate.shown().await["lost"], Value::Null);
     world.registry.refuse("", 503, "");
     gate.trust(world.key_replaced());
     let lost = async || gate.shown().await["lost"].clone();
-    while lost().await["clients"] != 3 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    poll_until("three clients are lost", async || {
+        (lost().await["clients"] == 3).then_some(())
+    })
+    .await;
     assert_eq!(
         lost().await,
         json!({"manifest": world.bundle, "etag": runs, "clients": 3})
     );
     assert_eq!(gate.gauge("bundlegate_lost_clients").await, "3");
-    // Those that poll are known by their looks, and count once.
+    // Clients that poll are known by their `User-Agent`, and count once.
     let polling = async |agent: &str, runs: &str| {
         let request = wishing(gate.request(reqwest::Method::GET, "/authz/main"), runs, 0);
         let answer = request.header("user-agent", agent).send().await.unwrap();
@@ -266,7 +271,7 @@ async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdra
         polling("four", "").await;
     }
     assert_eq!(lost().await["clients"], 5);
-    // One restarts, and has nothing any more.
+    // A client restarts, and runs nothing any more.
     polling("two", "").await;
     assert_eq!(lost().await["clients"], 4);
     held.into_iter().for_each(|one| one.abort());
@@ -282,27 +287,16 @@ async fn without_a_fallback_the_status_tells_how_many_still_run_what_was_withdra
 #[tokio::test]
 async fn a_restart_does_not_forget_that_something_was_withdrawn() {
     let (world, cache) = (World::new().await, tempfile::tempdir().unwrap());
-    let setup = |policy| {
-        let cache = store::Options {
-            directory: Some(cache.path().to_owned()),
-            disk: 1 << 20,
-            memory: 1 << 20,
-        };
-        Setup {
-            cache,
-            policy,
-            ..world.setup(Some("deny"))
-        }
-    };
-    let gate = Gate::with(&world.registry, setup(world.trusted())).await;
+    let setup = |policy| world.setup_with_cache(policy, &cache);
+    let gate = TestGateway::with(&world.registry, setup(world.trusted())).await;
     eventually("it is served", || gate.state() == "serving").await;
-    let runs = tag_of(&gate, gate.name).await;
+    let runs = tag_of(&gate, gate.name()).await;
     gate.trust(world.key_replaced());
     assert_is_denial(&world, &gate.get(&runs, 60).await);
     gate.end(cache.path()).await;
-    // Not even the bundle itself is on disk any more, but what stands in for it is.
+    // The bundle is no longer on disk, but its fallback is.
     world.registry.refuse("", 503, "");
-    let gate = Gate::with(&world.registry, setup(world.key_replaced())).await;
+    let gate = TestGateway::with(&world.registry, setup(world.key_replaced())).await;
     assert_is_denial(&world, &gate.get(&runs, 60).await);
     let status = gate.shown().await;
     assert_eq!(
@@ -312,17 +306,17 @@ async fn a_restart_does_not_forget_that_something_was_withdrawn() {
     );
     gate.end(cache.path()).await;
     world.registry.heal();
-    let gate = Gate::with(&world.registry, setup(world.trusted())).await;
+    let gate = TestGateway::with(&world.registry, setup(world.trusted())).await;
     assert_eq!(tag(&gate.get(&runs, 0).await), runs);
     eventually("it is served", || gate.state() == "serving").await;
     assert_eq!(gate.shown().await["lost"], Value::Null);
 }
 
-/// The signature follows the push, and the other replicas serve what was before.
+/// The signature follows the push, and the other replicas serve the earlier version.
 #[tokio::test]
 async fn a_cold_replica_takes_nothing_from_those_who_may_be_served_elsewhere() {
     let world = World::new().await;
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &world.registry,
         Setup {
             policy: world.key_replaced(),
@@ -330,13 +324,13 @@ async fn a_cold_replica_takes_nothing_from_those_who_may_be_served_elsewhere() {
         },
     )
     .await;
-    eventually("it is refused", || gate.state() == "withdrawn").await;
+    eventually("it is rejected", || gate.state() == "withdrawn").await;
     let held = waiting(&gate, "\"of another replica\"");
-    until_waiting(&gate, 1).await;
+    gate.until_waiting(1).await;
     assert_eq!(gate.get("\"of another replica\"", 0).await.status(), 404);
     assert!(!held.is_finished());
     held.abort();
-    // Who has nothing is better off with the fallback, and stays with it.
+    // A client without a version gets the fallback, and keeps it.
     let answer = gate.get("", 60).await;
     assert_is_denial(&world, &answer);
     assert_eq!(gate.get(&tag(&answer), 0).await.status(), 304);
@@ -346,12 +340,12 @@ async fn a_cold_replica_takes_nothing_from_those_who_may_be_served_elsewhere() {
 async fn a_cold_replica_serves_the_fallback_for_what_is_named_as_revoked() {
     let world = World::new().await;
     let warm = world.gate(None).await;
-    let runs = tag_of(&warm, warm.name).await;
+    let runs = tag_of(&warm, warm.name()).await;
     let revoked = Setup {
         policy: world.digest_revoked(),
         ..world.setup(Some("deny"))
     };
-    let gate = Gate::with(&world.registry, revoked).await;
+    let gate = TestGateway::with(&world.registry, revoked).await;
     assert_is_denial(&world, &gate.get(&runs, 60).await);
     let status = gate.shown().await;
     assert_eq!(
@@ -362,16 +356,16 @@ async fn a_cold_replica_serves_the_fallback_for_what_is_named_as_revoked() {
     assert_eq!(status["last_failure"]["class"], "distrusted");
 }
 
-/// Whoever can move the tag points it at an old artifact of a revoked key; the others serve the
-/// good version, and this replica has an empty cache.
+/// An attacker who can move the tag points it at an old artifact of a revoked key. The other replicas
+/// serve the good version, and this replica has an empty cache.
 #[tokio::test]
 async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads_to_a_revoked_one()
 {
     let world = World::new().await;
     let old = world.gate(None).await;
-    let revoked = tag_of(&old, old.name).await;
+    let revoked = tag_of(&old, old.name()).await;
     for policy in [world.digest_revoked(), world.key_revoked()] {
-        let gate = Gate::with(
+        let gate = TestGateway::with(
             &world.registry,
             Setup {
                 policy,
@@ -379,10 +373,10 @@ async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads
             },
         )
         .await;
-        eventually("it is refused", || gate.state() == "withdrawn").await;
+        eventually("it is rejected", || gate.state() == "withdrawn").await;
         eventually("there is a fallback", || gate.fallback_is_serving()).await;
         let good = "\"of the good version\"";
-        // Behind the first tag is what it ran before.
+        // The second tag is that of a version which the client ran earlier.
         for runs in [good.to_owned(), format!("{good}, {revoked}")] {
             assert_eq!(gate.get(&runs, 0).await.status(), 404, "{runs}");
             assert_eq!(gate.get(&runs, 1).await.status(), 404, "{runs}");
@@ -395,29 +389,18 @@ async fn a_cold_replica_takes_the_good_version_from_no_client_when_the_tag_leads
     }
 }
 
-/// It has served the bundle before its restart, and lost the bytes since.
+/// The replica has served the bundle before its restart, and has lost the bytes since.
 #[tokio::test]
 async fn a_replica_with_a_history_serves_the_fallback_to_all_when_the_tag_leads_to_a_revoked_version()
  {
     let (world, cache) = (World::new().await, tempfile::tempdir().unwrap());
-    let setup = |policy| {
-        let cache = store::Options {
-            directory: Some(cache.path().to_owned()),
-            disk: 1 << 20,
-            memory: 1 << 20,
-        };
-        Setup {
-            cache,
-            policy,
-            ..world.setup(Some("deny"))
-        }
-    };
-    let gate = Gate::with(&world.registry, setup(world.trusted())).await;
+    let setup = |policy| world.setup_with_cache(policy, &cache);
+    let gate = TestGateway::with(&world.registry, setup(world.trusted())).await;
     eventually("it is served", || gate.state() == "serving").await;
     gate.end(cache.path()).await;
     std::fs::remove_file(blob_path(&cache, &bundle("allow"))).unwrap();
-    let gate = Gate::with(&world.registry, setup(world.digest_revoked())).await;
-    eventually("it is refused", || gate.refreshes("revoked_digest") > 0).await;
+    let gate = TestGateway::with(&world.registry, setup(world.digest_revoked())).await;
+    eventually("it is rejected", || gate.refreshes("revoked_digest") > 0).await;
     assert_is_denial(&world, &gate.get("\"another version\"", 60).await);
     gate.end(cache.path()).await;
 }
@@ -434,15 +417,15 @@ async fn a_revoked_digest_that_is_pushed_again_takes_nothing_away() {
         policy: world.digest_revoked(),
         ..world.setup(Some("deny"))
     };
-    let gate = Gate::with(&world.registry, setup).await;
+    let gate = TestGateway::with(&world.registry, setup).await;
     eventually("it is served", || gate.state() == "serving").await;
     assert_eq!(push(&world.registry, "live", "allow"), revoked);
-    eventually("it is refused", || gate.refreshes("revoked_digest") > 0).await;
+    eventually("it is rejected", || gate.refreshes("revoked_digest") > 0).await;
     let answer = gate.get("", 0).await;
     assert_eq!(header(&answer, "bundlegate-manifest"), good.as_str());
 }
 
-/// Half of the replicas have withdrawn it already, and a balancer sends a client to both.
+/// Half of the replicas have withdrawn the bundle already, and a balancer sends a client to both.
 #[tokio::test]
 async fn a_client_between_replicas_that_disagree_does_not_go_round_in_circles() {
     let world = World::new().await;

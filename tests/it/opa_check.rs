@@ -12,10 +12,11 @@ use bundlegate::opa_check::Options;
 use tempfile::TempDir;
 
 use crate::{
+    cache::on_disk,
     command::Author,
     faulty::FaultyRegistry,
-    gate::{Gate, PATIENCE, Setup, bundle, eventually, tag},
-    refresh_failures::on_disk,
+    gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually, tag},
+    shared::{Process, poll_until},
 };
 
 /// A script in the place of `opa`, and how often it was asked to load something.
@@ -88,27 +89,24 @@ impl FakeOpa {
     }
 }
 
-fn failed(gate: &Gate, class: &str) -> bool {
+fn failed(gate: &TestGateway<InProcess>, class: &str) -> bool {
     gate.last_failure()
         .is_some_and(|failure| failure.class == class)
 }
 
-async fn serves(gate: &Gate, bytes: &[u8]) {
-    let served = async || gate.get("", 0).await.bytes().await.unwrap();
-    for _ in 0..6000 {
-        if served().await == bytes {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("it is never served: {:?}", gate.last_failure());
+async fn serves(gate: &TestGateway<InProcess>, bytes: &[u8]) {
+    let served = async || gate.get("", 0).await.bytes().await.unwrap() == bytes;
+    poll_until("the version is served", async || {
+        served().await.then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_version_that_opa_refuses_never_replaces_the_last_good_one_and_is_checked_once() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup()).await;
+    let gate = TestGateway::with(&registry, opa.setup()).await;
     let good = tag(&gate.get("", 60).await);
     let (digest, _) = registry.put_artifact("live", &bundle("bad"));
     eventually("a defect", || failed(&gate, "defect")).await;
@@ -132,9 +130,9 @@ async fn a_version_that_opa_refuses_never_replaces_the_last_good_one_and_is_chec
 async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(&registry, opa.setup()).await;
+    let gate = TestGateway::with(&registry, opa.setup()).await;
     eventually("withdrawn", || gate.state() == "withdrawn").await;
-    let error = crate::gate::error(gate.get("", 0).await).await;
+    let error = crate::gateway::error(gate.get("", 0).await).await;
     assert!(
         error["message"]
             .as_str()
@@ -148,7 +146,7 @@ async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
 async fn another_opa_is_asked_again_about_what_one_refused() {
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(&registry, opa.setup()).await;
+    let gate = TestGateway::with(&registry, opa.setup()).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     opa.become_refusing("worse");
     serves(&gate, &bundle("bad")).await;
@@ -159,7 +157,7 @@ async fn an_opa_that_crashes_hangs_or_is_gone_is_asked_again_and_the_last_good_v
     let (registry, opa) = (FaultyRegistry::start().await, FakeOpa::refusing("bad"));
     registry.put_artifact("live", &bundle("0"));
     let options = opa.options(Duration::from_secs(5));
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             opa_check: Some(options),
@@ -213,13 +211,13 @@ async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
         tempfile::tempdir().unwrap(),
     );
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+    let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
     let good = tag(&gate.get("", 60).await);
     registry.put_artifact("live", &bundle("bad"));
     eventually("a defect", || failed(&gate, "defect")).await;
     gate.end(cache.path()).await;
     assert_eq!(opa.runs(), 2);
-    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+    let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!((tag(&gate.get("", 60).await), opa.runs()), (good, 2));
     gate.end(cache.path()).await;
@@ -227,7 +225,7 @@ async fn a_restart_repeats_no_check_and_needs_no_opa_for_it() {
     for file in fs::read_dir(cache.path().join("opa-check")).unwrap() {
         fs::write(file.unwrap().path(), "{").unwrap();
     }
-    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+    let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!((gate.state(), opa.runs()), ("serving", 4));
 }
@@ -240,7 +238,7 @@ async fn what_one_opa_accepted_outlives_a_restart_with_one_that_refuses_it_or_gi
         tempfile::tempdir().unwrap(),
     );
     registry.put_artifact("live", &bundle("good"));
-    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+    let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
     serves(&gate, &bundle("good")).await;
     gate.end(cache.path()).await;
     for (runs, body) in [
@@ -248,7 +246,7 @@ async fn what_one_opa_accepted_outlives_a_restart_with_one_that_refuses_it_or_gi
         (3, "echo '{\"errors\":[{\"message\":\"no\"}]}'; exit 2"),
     ] {
         opa.answer_by(body);
-        let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+        let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
         serves(&gate, &bundle("good")).await;
         assert_eq!(opa.runs(), runs, "{body}");
         gate.end(cache.path()).await;
@@ -263,7 +261,7 @@ async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
         tempfile::tempdir().unwrap(),
     );
     registry.put_artifact("live", &bundle("bad"));
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             cache: on_disk(&cache),
@@ -273,7 +271,7 @@ async fn what_no_opa_ever_accepted_is_not_served_again_once_it_is_refused() {
     .await;
     serves(&gate, &bundle("bad")).await;
     gate.end(cache.path()).await;
-    let gate = Gate::with(&registry, opa.setup_with(&cache)).await;
+    let gate = TestGateway::with(&registry, opa.setup_with(&cache)).await;
     eventually("a defect", || failed(&gate, "defect")).await;
     assert_eq!(gate.state(), "withdrawn");
 }
@@ -291,22 +289,13 @@ async fn a_gateway_that_ends_leaves_neither_opa_nor_its_folder() {
     fs::create_dir(author.path("tmp")).unwrap();
     let folders = || fs::read_dir(author.path("tmp")).unwrap().count();
     let mut serve = author.command(&["serve", "--config", "gate.yaml"]);
-    let mut serve = serve
-        .env("TMPDIR", author.path("tmp"))
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    serve.env("TMPDIR", author.path("tmp"));
+    let mut serve = Process::start("bundlegate", &mut serve);
     eventually("a check", || note.exists()).await;
     assert_eq!(folders(), 1);
     let process = fs::read_to_string(note).unwrap();
-    let kill = std::process::Command::new("kill")
-        .arg(serve.id().to_string())
-        .status();
-    assert!(kill.unwrap().success());
-    eventually("the end of the gateway", || {
-        serve.try_wait().unwrap().is_some()
-    })
-    .await;
+    serve.signal("TERM");
+    serve.ended().await;
     let command = PathBuf::from(format!("/proc/{}/cmdline", process.trim()));
     eventually("the end of opa", || {
         fs::read_to_string(&command).is_ok_and(|line| line.is_empty()) || !command.exists()

@@ -7,7 +7,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::{
     faulty::FaultyRegistry,
-    gate::{Gate, Setup, bundle, eventually, tag, wishing},
+    gateway::{Setup, TestGateway, bundle, eventually, tag, wishing},
 };
 
 async fn a_fetch_and_a_long_poll(
@@ -19,11 +19,11 @@ async fn a_fetch_and_a_long_poll(
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     let url = format!(
         "{scheme}://localhost:{}/bundles/{}",
         gate.data.port(),
-        gate.name
+        gate.name()
     );
     let first = http.get(&url).send().await.unwrap();
     assert_eq!((first.status(), first.version()), (StatusCode::OK, version));

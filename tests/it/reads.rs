@@ -243,7 +243,7 @@ async fn an_answer_over_the_limit_is_final_only_if_its_digest_is_right() {
     );
 }
 
-/// Who may lose something meanwhile decides for how long to wait.
+/// The caller decides how long to wait, because it may have something to lose meanwhile.
 #[tokio::test]
 async fn a_registry_that_asks_for_some_seconds_is_given_them_only_by_who_does_not_ask_again() {
     let registry = FaultyRegistry::start().await;

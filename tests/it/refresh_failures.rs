@@ -1,13 +1,8 @@
-//! What clients see while refreshes fail: `on_missing`, `max_stale`, `first_wait`, the cache.
+//! What clients see while refreshes fail: `on_missing`, `max_stale`, `first_wait`, `Retry-After`.
 
-use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
-use bundlegate::{
-    metrics::Metrics,
-    oci::{Digest, media_type},
-    publish::OnMissing,
-    store::{self, Store},
-};
+use bundlegate::publish::OnMissing;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -15,23 +10,17 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    faulty::{Fault, FaultyRegistry},
-    gate::{Gate, HOUR, PATIENCE, Setup, bundle, error, eventually, tag},
+    cache::{index, on_disk},
+    faulty::{Fault, FaultyRegistry, Hold},
+    gateway::{HOUR, PATIENCE, Setup, TestGateway, bundle, error, eventually, tag},
     signing::Signer,
 };
 
-/// Where the cache notes the last successful check.
+/// The annotation in which the cache records the last successful check.
 const NOTE: &str = "dev.bundlegate.checked";
 
 fn unwell() -> Fault {
     Fault::Status(503, vec![])
-}
-
-pub(crate) fn on_disk(cache: &TempDir) -> store::Options {
-    store::Options {
-        directory: Some(cache.path().to_owned()),
-        ..Setup::default().cache
-    }
 }
 
 fn stale_after(max_stale: Duration, cache: &TempDir) -> Setup {
@@ -43,19 +32,6 @@ fn stale_after(max_stale: Duration, cache: &TempDir) -> Setup {
     setup
 }
 
-/// What is kept, but for the notes about what was served.
-fn bundles_in(cache: &TempDir) -> Vec<Value> {
-    let entries = index(cache)["manifests"].as_array().unwrap().clone();
-    entries
-        .into_iter()
-        .filter(|entry| entry["mediaType"] == media_type::OCI_MANIFEST)
-        .collect()
-}
-
-pub(crate) fn index(cache: &TempDir) -> Value {
-    serde_json::from_slice(&fs::read(cache.path().join("index.json")).unwrap()).unwrap()
-}
-
 async fn noted(cache: &TempDir) -> String {
     let note = || {
         index(cache)["manifests"][0]["annotations"][NOTE]
@@ -64,75 +40,6 @@ async fn noted(cache: &TempDir) -> String {
     };
     eventually("a note", || note().is_some()).await;
     note().unwrap()
-}
-
-pub(crate) fn blob_path(cache: &TempDir, bytes: &[u8]) -> PathBuf {
-    cache
-        .path()
-        .join("blobs/sha256")
-        .join(Digest::sha256(bytes).hex())
-}
-
-/// A disk on which the index of a cache can't be written until this is dropped, as on a network
-/// volume whose server is gone.
-pub(crate) struct HangingDisk {
-    _lock: fs::File,
-}
-
-impl HangingDisk {
-    pub(crate) fn new(cache: &TempDir) -> Self {
-        let lock = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(cache.path().join(".index.lock"))
-            .unwrap();
-        lock.lock().unwrap();
-        Self { _lock: lock }
-    }
-}
-
-/// A file that has become a pipe, which makes whoever opens it wait, until this is dropped.
-/// Then it says what it said before.
-pub(crate) struct Hanging {
-    file: PathBuf,
-    pipe: PathBuf,
-    content: Vec<u8>,
-}
-
-impl Hanging {
-    pub(crate) fn new(file: PathBuf) -> Self {
-        let hanging = Self {
-            pipe: file.with_extension("pipe"),
-            content: fs::read(&file).unwrap(),
-            file,
-        };
-        assert!(
-            Command::new("mkfifo")
-                .arg(&hanging.pipe)
-                .status()
-                .unwrap()
-                .success()
-        );
-        fs::rename(&hanging.pipe, &hanging.file).unwrap();
-        fs::hard_link(&hanging.file, &hanging.pipe).unwrap();
-        hanging
-    }
-}
-
-impl Drop for Hanging {
-    fn drop(&mut self) {
-        let whole = self.file.with_extension("whole");
-        fs::write(&whole, &self.content).unwrap();
-        fs::rename(whole, &self.file).unwrap();
-        // Opened both ways, which waits for nobody.
-        let mut pipe = fs::File::options()
-            .read(true)
-            .write(true)
-            .open(&self.pipe)
-            .unwrap();
-        pipe.write_all(&self.content).unwrap();
-        fs::remove_file(&self.pipe).unwrap();
-    }
 }
 
 fn note(cache: &TempDir, then: Option<Timestamp>) {
@@ -150,7 +57,7 @@ async fn a_registry_in_trouble_stops_neither_200_nor_304() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     registry.put_artifact("live", &one);
-    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     let etag = tag(&gate.get("", 0).await);
     registry.fail("", usize::MAX, unwell());
     eventually("a failed check", || gate.last_failure().is_some()).await;
@@ -163,7 +70,7 @@ async fn a_registry_in_trouble_stops_neither_200_nor_304() {
             (StatusCode::NOT_MODIFIED, etag.clone())
         );
     }
-    // Nobody can say who is behind, so what the client has once had will do.
+    // No check can tell which of the two is behind, so a tag that the client once had is enough.
     let disagreeing = gate.get(&format!("\"another\", {etag}"), 0).await;
     assert_eq!(
         (disagreeing.status(), tag(&disagreeing)),
@@ -183,7 +90,7 @@ async fn on_missing_keep_serves_a_deleted_tag_and_on_missing_withdraw_does_not()
         registry.put_artifact("live", &bundle("one"));
         let mut setup = Setup::default();
         setup.rules.on_missing = on_missing;
-        let gate = Gate::with(&registry, setup).await;
+        let gate = TestGateway::with(&registry, setup).await;
         let first = gate.get("", 0).await;
         assert_eq!(first.status(), StatusCode::OK);
         registry.remove("manifests/live");
@@ -193,7 +100,7 @@ async fn on_missing_keep_serves_a_deleted_tag_and_on_missing_withdraw_does_not()
             (gate.get("", 0).await.status(), gate.state()),
             (status, state)
         );
-        // A tag that comes back is served, even with the digest of before.
+        // A tag that comes back is served, even with the same digest.
         registry.put_artifact("live", &bundle("one"));
         eventually("the alarm ends", || gate.last_failure().is_none()).await;
         assert_eq!(tag(&gate.get("", 0).await), tag(&first));
@@ -206,7 +113,7 @@ async fn max_stale_ends_what_no_check_confirms() {
     registry.put_artifact("live", &bundle("one"));
     let mut setup = Setup::default();
     setup.rules.max_stale = Some(Duration::from_secs(2));
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
     registry.fail("", usize::MAX, unwell());
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
@@ -222,19 +129,21 @@ async fn max_stale_ends_what_no_check_confirms() {
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
 }
 
-/// The check was about to say "unchanged" of something that is served no more.
+/// The check was about to confirm a version that is no longer served.
 #[tokio::test]
 async fn what_a_slow_check_confirms_after_max_stale_is_served_again_at_once() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let mut setup = Setup::default();
     (setup.rules.poll, setup.rules.max_stale) = (HOUR, Some(Duration::from_secs(2)));
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
-    registry.fail("manifests/live", 1, Fault::Slow(Duration::from_secs(4)));
-    // Whoever disagrees makes it look.
+    let hold = Hold::default();
+    registry.fail("manifests/live", 1, Fault::Held(hold.clone()));
+    // A client with another version causes a check.
     let disagreeing = tokio::spawn(gate.asking("\"another\"", 60).send());
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
+    hold.release();
     let served = timeout(PATIENCE, disagreeing)
         .await
         .unwrap()
@@ -248,9 +157,9 @@ async fn a_restart_does_not_prolong_max_stale() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let cache = tempfile::tempdir().unwrap();
-    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    let gate = TestGateway::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
     let etag = tag(&gate.get("", 60).await);
-    // Noted again when checks go on confirming it.
+    // The time is recorded again when later checks confirm the version.
     let first = noted(&cache).await;
     eventually("a later note", || {
         index(&cache)["manifests"][0]["annotations"][NOTE] != first
@@ -260,8 +169,8 @@ async fn a_restart_does_not_prolong_max_stale() {
     eventually("a failed check", || gate.last_failure().is_some()).await;
     gate.end(cache.path()).await;
 
-    // Some of the four seconds are left, and then it is over.
-    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    // The rest of the four seconds is left, and then the version is withdrawn.
+    let gate = TestGateway::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
     let error = error(gate.get("", 0).await).await;
     assert_eq!(
@@ -270,14 +179,14 @@ async fn a_restart_does_not_prolong_max_stale() {
     );
     gate.end(cache.path()).await;
 
-    // The next process does not begin anew either …
-    let gate = Gate::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
+    // The next process does not start the time again either …
+    let gate = TestGateway::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
     eventually("its first word", || gate.state() != "pending").await;
     assert_eq!(
         self::error(gate.get("", 0).await).await["message"],
         error["message"]
     );
-    // … but needs nothing more than to hear that it is right.
+    // … but needs only a check that confirms the version.
     let fetched = registry.asked("blobs/").len();
     registry.heal();
     assert_eq!(tag(&gate.get("", 60).await), etag);
@@ -289,7 +198,7 @@ async fn a_restart_within_max_stale_serves_from_disk_for_what_is_left() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let cache = tempfile::tempdir().unwrap();
-    let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+    let gate = TestGateway::with(&registry, stale_after(HOUR, &cache)).await;
     let etag = tag(&gate.get("", 60).await);
     noted(&cache).await;
     gate.end(cache.path()).await;
@@ -298,7 +207,7 @@ async fn a_restart_within_max_stale_serves_from_disk_for_what_is_left() {
     for (hours_ago, state) in [(0.5, "serving"), (2.0, "withdrawn"), (-1000.0, "serving")] {
         let then = now - SignedDuration::from_secs_f64(hours_ago * 3600.0);
         note(&cache, Some(then));
-        let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+        let gate = TestGateway::with(&registry, stale_after(HOUR, &cache)).await;
         eventually(state, || gate.state() == state).await;
         gate.end(cache.path()).await;
         let kept = noted(&cache).await.parse::<Timestamp>().unwrap();
@@ -307,14 +216,14 @@ async fn a_restart_within_max_stale_serves_from_disk_for_what_is_left() {
             "{then} became {kept}"
         );
     }
-    // As older versions left it: its time starts now, and once only.
+    // An entry of an older release has no time: its time starts now, and only once.
     note(&cache, None);
-    let gate = Gate::with(&registry, stale_after(HOUR, &cache)).await;
+    let gate = TestGateway::with(&registry, stale_after(HOUR, &cache)).await;
     assert_eq!(tag(&gate.get("", 60).await), etag);
     assert!(noted(&cache).await.parse::<Timestamp>().unwrap() >= now);
     gate.end(cache.path()).await;
-    // Where nothing is to be noted, nothing is left that would be wrong one day.
-    let gate = Gate::with(
+    // Without `max_stale` the time is removed, because it would be wrong one day.
+    let gate = TestGateway::with(
         &registry,
         Setup {
             cache: on_disk(&cache),
@@ -330,161 +239,10 @@ async fn a_restart_within_max_stale_serves_from_disk_for_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_holds_back_neither_what_is_published_nor_the_next_check() {
-    let registry = FaultyRegistry::start().await;
-    registry.put_artifact("live", &bundle("one"));
-    let cache = tempfile::tempdir().unwrap();
-    let mut setup = Setup {
-        cache: on_disk(&cache),
-        ..Setup::default()
-    };
-    setup.rules.on_missing = OnMissing::Withdraw;
-    let gate = Gate::with(&registry, setup).await;
-    let mut etag = tag(&gate.get("", 60).await);
-    eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
-    let hanging = HangingDisk::new(&cache);
-    for version in ["two", "three"] {
-        registry.put_artifact("live", &bundle(version));
-        let changed = gate.get(&etag, 60).await;
-        etag = tag(&changed);
-        assert_eq!(changed.bytes().await.unwrap(), bundle(version));
-    }
-    registry.remove("manifests/live");
-    eventually("it is withdrawn", || gate.state() == "withdrawn").await;
-    // The second version was on its way to the disk all the time, and nothing overtook it. It
-    // arrives, and goes again.
-    let on_disk = |version| blob_path(&cache, &bundle(version)).exists();
-    assert!(on_disk("two") && !on_disk("three"));
-    assert_eq!(
-        bundles_in(&cache)[0]["annotations"]["dev.bundlegate.layer"],
-        Digest::sha256(&bundle("one")).as_str()
-    );
-    drop(hanging);
-    eventually("nothing is kept", || bundles_in(&cache).is_empty()).await;
-    registry.put_artifact("live", &bundle("four"));
-    assert_eq!(
-        gate.get("", 60).await.bytes().await.unwrap(),
-        bundle("four")
-    );
-    eventually("the disk is used again", || !bundles_in(&cache).is_empty()).await;
-}
-
-#[tokio::test]
-async fn a_blob_whose_file_has_become_a_pipe_comes_from_the_registry() {
-    let registry = FaultyRegistry::start().await;
-    let one = bundle("one");
-    let (_, layer) = registry.put_artifact("live", &one);
-    let cache = tempfile::tempdir().unwrap();
-    let gate = Gate::with(
-        &registry,
-        Setup {
-            cache: on_disk(&cache),
-            ..Setup::default()
-        },
-    )
-    .await;
-    gate.get("", 60).await;
-    eventually("it is kept", || index(&cache)["manifests"][0].is_object()).await;
-    gate.end(cache.path()).await;
-
-    let fetched = || registry.asked(layer.digest.as_str()).len();
-    let fresh = || Store::open(on_disk(&cache), Metrics::new().unwrap());
-    fresh().blob(&registry.source(), &layer).await.unwrap();
-    assert_eq!(fetched(), 1, "the disk has it");
-    let store = fresh();
-    let _hanging = Hanging::new(blob_path(&cache, &one));
-    let blob = timeout(PATIENCE, store.blob(&registry.source(), &layer))
-        .await
-        .expect("it waits for ever")
-        .unwrap();
-    assert_eq!(
-        (blob.in_memory().unwrap().as_ref(), fetched()),
-        (one.as_slice(), 2)
-    );
-}
-
-/// What two processes leave that died while they did this.
-fn died_twice(cache: &TempDir, line: &str) {
-    let version = env!("CARGO_PKG_VERSION");
-    let log = format!("version {version}\ndied 1 {line}\nbegin 1 {line}\n");
-    fs::write(cache.path().join("attempts.log"), log).unwrap();
-}
-
-/// It was accepted once, so it lies in the cache, under the tag, or both, and would else end
-/// every process that is started.
-#[tokio::test]
-async fn what_ended_the_process_twice_is_set_aside_until_the_limits_change() {
-    let registry = FaultyRegistry::start().await;
-    registry.put_artifact("live", &bundle("one"));
-    let cache = tempfile::tempdir().unwrap();
-    let setup = || Setup {
-        cache: on_disk(&cache),
-        ..Setup::default()
-    };
-    let gate = Gate::with(&registry, setup()).await;
-    assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
-    eventually("it is kept", || !bundles_in(&cache).is_empty()).await;
-    gate.end(cache.path()).await;
-    let log = fs::read_to_string(cache.path().join("attempts.log")).unwrap();
-    for step in ["verify", "open"] {
-        let begun = log
-            .lines()
-            .find(|line| line.starts_with("begin ") && line.contains(step))
-            .unwrap();
-        let line = begun.splitn(3, ' ').nth(2).unwrap();
-        died_twice(&cache, line);
-        let fetched = registry.asked("blobs/").len();
-        let gate = Gate::with(&registry, setup()).await;
-        eventually("it is withdrawn", || gate.state() == "withdrawn").await;
-        let failure = gate.last_failure().unwrap();
-        assert_eq!((failure.class, failure.step.as_str()), ("defect", step));
-        assert!(failure.message.contains("set aside"), "{}", failure.message);
-        assert_eq!(
-            registry.asked("blobs/").len(),
-            fetched,
-            "nor is it fetched to be opened"
-        );
-        // What is pushed in its place is served.
-        registry.put_artifact("live", &bundle("two"));
-        assert_eq!(gate.get("", 60).await.bytes().await.unwrap(), bundle("two"));
-        gate.end(cache.path()).await;
-        registry.put_artifact("live", &bundle("one"));
-        let limits = line.split(' ').nth(1).unwrap();
-        died_twice(&cache, &line.replace(limits, "0123456789abcdef"));
-        let gate = Gate::with(&registry, setup()).await;
-        eventually("it is served", || gate.state() == "serving").await;
-        gate.end(cache.path()).await;
-    }
-}
-
-#[tokio::test]
-async fn what_does_not_fit_on_the_disk_is_served_all_the_same() {
-    let registry = FaultyRegistry::start().await;
-    registry.put_artifact("live", &bundle("one"));
-    let cache = tempfile::tempdir().unwrap();
-    let setup = Setup {
-        cache: store::Options {
-            disk: 10,
-            ..on_disk(&cache)
-        },
-        ..Setup::default()
-    };
-    let gate = Gate::with(&registry, setup).await;
-    let first = gate.get("", 60).await;
-    registry.put_artifact("live", &bundle("two"));
-    assert_eq!(
-        gate.get(&tag(&first), 60).await.bytes().await.unwrap(),
-        bundle("two")
-    );
-    gate.end(cache.path()).await;
-    assert_eq!(bundles_in(&cache), [Value::Null; 0]);
-}
-
-#[tokio::test]
 async fn first_wait_holds_requests_of_a_cold_start_and_ends_with_pending() {
     let registry = FaultyRegistry::start().await;
     registry.fail("", usize::MAX, unwell());
-    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     eventually("a failed check", || gate.last_failure().is_some()).await;
     let began = Instant::now();
     let pending = gate.get("", 0).await;
@@ -503,9 +261,9 @@ async fn first_wait_holds_requests_of_a_cold_start_and_ends_with_pending() {
         error["message"].as_str().unwrap().contains("HTTP 503"),
         "{error}"
     );
-    // With `wait` there is time until the registry recovers.
+    // With `wait` the request is held until the registry recovers.
     let (found, ()) = tokio::join!(gate.get("", 60), async {
-        sleep(Duration::from_millis(500)).await;
+        gate.until_waiting(1).await;
         registry.put_artifact("live", &bundle("one"));
         registry.heal();
     });
@@ -522,7 +280,7 @@ async fn what_is_refused_is_404_at_once_and_with_wait_200_the_moment_it_is_signe
         ..Setup::default()
     };
     setup.rules.first_wait = HOUR;
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("a verdict", || gate.state() == "withdrawn").await;
     let refused = timeout(PATIENCE, gate.get("", 0))
         .await
@@ -547,7 +305,7 @@ async fn what_is_refused_is_404_at_once_and_with_wait_200_the_moment_it_is_signe
 async fn during_retry_after_no_client_causes_another_check() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
     let etag = tag(&gate.get("", 0).await);
     registry.fail(
         "",
@@ -557,7 +315,8 @@ async fn during_retry_after_no_client_causes_another_check() {
     eventually("a refused check", || gate.last_failure().is_some()).await;
     assert_eq!(gate.last_failure().unwrap().class, "rate_limited");
     let asked = registry.asked("").len();
-    // Twenty intervals, and a client that would like to know.
+    // Only real time shows that nothing is asked: for twenty intervals, and then for a client that
+    // runs another version.
     sleep(Duration::from_secs(1)).await;
     assert_eq!(
         gate.get(&format!("\"another\", {etag}"), 0).await.status(),
@@ -579,7 +338,7 @@ async fn a_retry_after_of_an_hour_withdraws_no_healthy_bundle() {
         registry.put_artifact("live", &bundle("one"));
         let mut setup = Setup::default();
         setup.rules.max_stale = Some(Duration::from_secs(4));
-        let gate = Gate::with(&registry, setup).await;
+        let gate = TestGateway::with(&registry, setup).await;
         eventually("it is served", || gate.state() == "serving").await;
         let mut states = gate.subscribe();
         states.borrow_and_update();
@@ -598,7 +357,7 @@ async fn a_retry_after_of_an_hour_withdraws_no_healthy_bundle() {
     }
 }
 
-/// A proxy's page, say, of five million bytes.
+/// The answer is a page of five million bytes, for example of a proxy.
 #[tokio::test]
 async fn one_answer_that_is_too_long_does_not_keep_a_version_out() {
     let registry = FaultyRegistry::start().await;
@@ -611,7 +370,7 @@ async fn one_answer_that_is_too_long_does_not_keep_a_version_out() {
             Fault::Replace(vec![b' '; 5 << 20].into()),
         );
     }
-    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
     let served = timeout(PATIENCE, gate.get("", 60)).await.unwrap();
     assert_eq!(served.bytes().await.unwrap(), one);
     assert_eq!(gate.refreshes("too_large"), 0, "{:?}", gate.last_failure());
@@ -621,7 +380,7 @@ async fn one_answer_that_is_too_long_does_not_keep_a_version_out() {
 async fn a_known_defect_is_not_fetched_again_because_of_trouble_of_another_kind() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", b"no tarball");
-    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
     let class = || gate.last_failure().map(|failure| failure.class);
     eventually("a defect", || class() == Some("defect")).await;
     let fetched = registry.asked("blobs/").len();

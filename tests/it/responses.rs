@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bundlegate::server::Clients;
 use reqwest::{Method, StatusCode};
-use tokio::time::Instant;
 
 use crate::{
     faulty::FaultyRegistry,
-    gate::{Gate, HOUR, Setup, bundle, error, eventually, header, tag, wishing},
+    gateway::{HOUR, Setup, TestGateway, bundle, error, eventually, header, tag, wishing},
+    shared::poll_until,
 };
 
 const BUNDLES: &str = "application/vnd.openpolicyagent.bundles";
@@ -18,7 +18,7 @@ async fn a_200_and_a_304_have_their_headers_and_no_content_encoding() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     let (digest, _) = registry.put_artifact("live", &one);
-    let gate = Gate::before(&registry, HOUR).await;
+    let gate = TestGateway::before(&registry, HOUR).await;
     let full = gate
         .asking("", 0)
         .header("accept-encoding", "gzip, br")
@@ -57,7 +57,7 @@ async fn head_is_get_without_a_body_and_costs_no_bytes() {
     let registry = FaultyRegistry::start().await;
     let one = bundle("one");
     registry.put_artifact("live", &one);
-    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     let asking = |tags: &str, wait| {
         wishing(
             gate.request(Method::HEAD, "/bundles/authz/main"),
@@ -103,7 +103,7 @@ async fn every_error_is_json_with_a_reason() {
     clients
         .allow(&["public/**".into()], Some(&[b"two"]))
         .unwrap();
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             clients: Some(clients),
@@ -204,7 +204,7 @@ async fn a_name_with_slashes_and_an_extension_is_found_under_each_of_its_paths()
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
     let name = "team/a b/authz.tar.gz";
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             name,
@@ -239,7 +239,7 @@ async fn a_name_with_slashes_and_an_extension_is_found_under_each_of_its_paths()
 async fn opa_before_0_39_without_prefer_wait_gets_another_content_type() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, HOUR).await;
+    let gate = TestGateway::before(&registry, HOUR).await;
     for (agent, wait, kind) in [
         (
             "Open Policy Agent/0.38.1 (linux, amd64)",
@@ -268,14 +268,16 @@ async fn opa_before_0_39_without_prefer_wait_gets_another_content_type() {
 #[tokio::test]
 async fn a_replica_is_ready_once_each_bundle_has_concluded_one_attempt() {
     let registry = FaultyRegistry::start().await;
-    let gate = Gate::before(&registry, HOUR).await;
+    let gate = TestGateway::before(&registry, HOUR).await;
     eventually("the missing tag is noticed", || gate.state() == "withdrawn").await;
-    let began = Instant::now();
-    while gate.operator("/readyz").await.status() != StatusCode::OK {
-        assert!(began.elapsed() < crate::gate::PATIENCE);
-    }
+    poll_until("the replica is ready", async || {
+        let status = gate.admin_response("/readyz").await.status();
+        (status == StatusCode::OK).then_some(())
+    })
+    .await;
     let status: serde_json::Value =
-        serde_json::from_slice(&gate.operator("/status").await.bytes().await.unwrap()).unwrap();
+        serde_json::from_slice(&gate.admin_response("/status").await.bytes().await.unwrap())
+            .unwrap();
     let bundle = &status["bundles"]["authz/main"];
     assert_eq!(
         (&bundle["state"], &status["ready"]),
@@ -309,7 +311,7 @@ async fn a_long_revision_is_cut_in_headers_status_and_metrics() {
         .unwrap()
         .bundle;
     registry.put_artifact("live", packed.blob().in_memory().unwrap());
-    let gate = Gate::before(&registry, HOUR).await;
+    let gate = TestGateway::before(&registry, HOUR).await;
     let served = gate.get("", 60).await;
     let shown = header(&served, "bundlegate-revision");
     assert!(
@@ -323,6 +325,6 @@ async fn a_long_revision_is_cut_in_headers_status_and_metrics() {
         "{shown}"
     );
     assert!(status.to_string().len() < 10_000);
-    let metrics = gate.operator("/metrics").await.text().await.unwrap();
+    let metrics = gate.admin_response("/metrics").await.text().await.unwrap();
     assert!(metrics.contains(shown) && metrics.lines().all(|line| line.len() < 1000));
 }

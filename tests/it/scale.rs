@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gate::{PATIENCE, eventually},
+    gateway::{PATIENCE, eventually},
 };
 
 fn store() -> Store {

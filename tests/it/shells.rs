@@ -39,7 +39,7 @@ fn the_help_of_every_verb_teaches() {
         .skip_while(|line| *line != "Commands:")
         .skip(1)
         .take_while(|line| !line.is_empty());
-    // What goes on in the next line is indented more.
+    // A continuation line is indented more.
     let verbs = verbs
         .filter_map(|line| line.strip_prefix("  "))
         .filter(|line| !line.starts_with(' '));

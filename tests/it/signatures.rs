@@ -288,7 +288,8 @@ fn a_configuration_says_whom_to_trust() {
     assert_eq!(author.run(&["verify", REF]).code, 2);
 }
 
-/// As the gateway would: by the bundle that has the reference, and only then by `match`.
+/// The policy is chosen as the gateway chooses it: by the bundle that has the reference, and only
+/// then by `match`.
 #[test]
 fn a_configuration_applies_the_policy_of_the_bundle_with_the_reference() {
     let (author, digest) = author();

@@ -34,7 +34,7 @@ impl Signer {
         PublicKey::from_pem(&self.public_pem()).unwrap()
     }
 
-    /// What cosign 2 writes: a payload under the `.sig` tag.
+    /// Signs as cosign 2 does: a payload under the `.sig` tag.
     pub(crate) fn sign_legacy(&self, registry: &FaultyRegistry, digest: &Digest) {
         let payload = json!({"critical": {"identity": {"docker-reference": "r.example/a"},
             "image": {"docker-manifest-digest": digest}, "type": "cosign container image signature"}, "optional": null});
@@ -51,7 +51,7 @@ impl Signer {
         );
     }
 
-    /// What cosign 3 writes: a Sigstore bundle that refers to the artifact.
+    /// Signs as cosign 3 does: a Sigstore bundle that refers to the artifact.
     pub(crate) fn sign_bundle(&self, registry: &FaultyRegistry, digest: &Digest) {
         let statement = json!({"_type": "https://in-toto.io/Statement/v1",
             "subject": [{"digest": {"sha256": digest.hex()}}],

@@ -3,7 +3,6 @@
 use std::{
     fs,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use bundlegate::{
@@ -12,11 +11,11 @@ use bundlegate::{
     transfer::{Copied, Signatures, Transfer, TransferError},
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 
 use crate::{
     command::{Author, Ran},
     faulty::{Fault, FaultyRegistry},
+    gateway::eventually,
 };
 
 const MIB: u64 = 1 << 20;
@@ -33,7 +32,7 @@ fn images(author: &Author) -> Value {
     author.run(&["images", "--json"]).json()
 }
 
-/// Everything that lies in the store under a digest, and what lies there half-written.
+/// The number of blobs in the store, and of half-written files.
 fn lying(author: &Author) -> (usize, usize) {
     let names = |folder: &str| {
         let entries = fs::read_dir(author.path(folder)).into_iter().flatten();
@@ -63,14 +62,10 @@ async fn an_interrupted_pull_leaves_nothing_in_the_store() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let began = Instant::now();
-    while registry.asked("GET /v2/acme/authz/blobs").is_empty() {
-        assert!(
-            began.elapsed() < Duration::from_secs(60),
-            "no blob was asked for"
-        );
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("a blob is asked for", || {
+        !registry.asked("GET /v2/acme/authz/blobs").is_empty()
+    })
+    .await;
     assert!(
         Command::new("kill")
             .args(["-INT", &child.id().to_string()])

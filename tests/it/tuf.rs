@@ -19,7 +19,7 @@ use tokio::{
 };
 use url::Url;
 
-/// What is answered instead of a file.
+/// An answer instead of a file.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Bytes(Vec<u8>),
@@ -31,7 +31,7 @@ pub(crate) enum Answer {
     Silence,
 }
 
-/// Who signs for the roles, and what is said in their name. [`Self::publish`] makes files of it.
+/// The keys of the roles and the metadata that they sign. [`Self::publish`] makes files of both.
 pub(crate) struct Tuf {
     /// Two of them sign roots.
     pub(crate) root_keys: Vec<KeyPair>,
@@ -43,7 +43,7 @@ pub(crate) struct Tuf {
     pub(crate) targets: u64,
     /// When timestamps expire; the rest lasts a year.
     pub(crate) expires: Timestamp,
-    /// What may be fetched, by path.
+    /// The files that may be fetched, by path.
     pub(crate) content: BTreeMap<String, Vec<u8>>,
     files: Arc<Mutex<BTreeMap<String, Answer>>>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -94,7 +94,8 @@ impl Tuf {
             Some(Duration::from_secs(1)),
         )
         .unwrap();
-        // What is silent is silent for ever; what answers does so on a busy machine, too.
+        // A silent repository never answers. Another one answers in this time, also on a busy
+        // machine.
         options.with_timeout(Duration::from_secs(20))
     }
 
@@ -236,7 +237,7 @@ impl Tuf {
         *self.files.lock().unwrap() = files;
     }
 
-    /// What was asked for since the last look, whole paths.
+    /// The whole paths of the requests since the last call.
     pub(crate) fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }

@@ -39,7 +39,7 @@ pub(crate) struct Wish {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// What is done with a request that is none of reading.
+/// The effect of a request other than GET and HEAD.
 pub(crate) enum Taken {
     Answer(Response<Full<Bytes>>),
     /// This belongs under that path from now on.

@@ -7,7 +7,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gate::{Gate, PATIENCE, Setup, bundle, eventually, tag, wishing},
+    gateway::{PATIENCE, Setup, TestGateway, bundle, eventually, tag, wishing},
     signing::Signer,
 };
 
@@ -26,14 +26,14 @@ async fn a_thousand_cold_requests_cost_the_registry_as_much_as_one() {
         ..Setup::default()
     };
     setup.rules.first_wait = Duration::from_secs(60);
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     let http = reqwest::Client::builder()
         .http2_prior_knowledge()
         .build()
         .unwrap();
     let mut requests = JoinSet::new();
     for number in 0..1000 {
-        let url = format!("http://{}/bundles/{}", gate.data, gate.name);
+        let url = format!("http://{}/bundles/{}", gate.data, gate.name());
         let request = wishing(http.get(url), "", if number % 2 == 0 { 0 } else { 60 });
         requests.spawn(async move {
             let response = request.send().await.unwrap();
@@ -74,7 +74,7 @@ async fn a_thousand_cold_requests_cost_the_registry_as_much_as_one() {
 async fn a_held_request_whose_client_disconnects_is_no_waiter() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, Duration::from_millis(100)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     let etag = tag(&gate.get("", 0).await);
     let waiting = [gate.asking(&etag, 60), gate.asking(&etag, 60)]
         .map(|request| tokio::spawn(request.send()));
@@ -89,7 +89,7 @@ async fn a_held_request_whose_client_disconnects_is_no_waiter() {
 async fn idle_connections_are_evicted_at_max_connections() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::with(
+    let gate = TestGateway::with(
         &registry,
         Setup {
             max_connections: 3,
@@ -105,7 +105,7 @@ async fn idle_connections_are_evicted_at_max_connections() {
         // Each client has its own pool, and so its own connection, which stays open.
         let other = reqwest::Client::new();
         let answer = other
-            .get(format!("http://{}/bundles/{}", gate.data, gate.name))
+            .get(format!("http://{}/bundles/{}", gate.data, gate.name()))
             .send();
         assert_eq!(
             timeout(PATIENCE, answer).await.unwrap().unwrap().status(),

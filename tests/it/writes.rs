@@ -268,6 +268,7 @@ async fn lasting_trouble_ends_in_an_error_and_the_next_push_goes_on() {
 async fn an_upload_lasts_as_long_as_bytes_move() {
     let registry = FaultyRegistry::start().await;
     let timeouts = bundlegate::registry::Timeouts {
+        read: Duration::from_millis(500),
         total: Duration::from_secs(2),
         ..registry.options().timeouts
     };

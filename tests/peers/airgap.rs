@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    Author, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
+    Author, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,12 +159,12 @@ async fn publish(author: &Author, registry: &Registry, way: &str) -> String {
 
 /// A gate serves the references, each verified, and OPA decides by all of them.
 async fn served(key: &KeyPair, references: &[(&str, String)], registries: Value, whence: &str) {
-    let mut config = GateConfig::trusting(key).with("/registries", registries);
+    let mut config = GatewayConfig::trusting(key).with("/registries", registries);
     for (way, reference) in references {
         let bundle = json!({ "reference": reference, "trust": "release", "poll": "500ms" });
         config = config.with(&format!("/bundles/{way}"), bundle);
     }
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let mut opas = json!({ "services": { "gate": { "url": gate.url } }, "bundles": {} });
     for (way, _) in references {
         opas["bundles"][way] = json!({ "service": "gate", "resource": format!("/bundles/{way}") });
@@ -172,7 +172,7 @@ async fn served(key: &KeyPair, references: &[(&str, String)], registries: Value,
     let opa = Opa::start(OpaVersion::Newest, &opas).await;
     for (way, _) in references {
         opa.decides(&format!("{way}/answer"), &json!(way)).await;
-        let status = gate.status(way).await;
+        let status = gate.bundle_status(way).await;
         assert_eq!(status["signers"][0]["authority"], "release-key", "{status}");
         println!("airgap | {whence} | {way:7} | served, and OPA decides by it");
     }

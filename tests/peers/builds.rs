@@ -1,4 +1,4 @@
-//! What an author builds, before the real OPA; and what other tools push, as a bundle.
+//! Bundles that an author builds, loaded by the real OPA; and artifacts of other tools, as bundles.
 
 use serde_json::json;
 
@@ -400,7 +400,8 @@ async fn a_real_opa_compiles_where_it_is_asked_to() {
             .await,
         true
     );
-    // What the built-in parser does not know yet, and what nobody knows.
+    // A policy whose language the built-in parser does not know yet is built, and one that no parser
+    // accepts is not.
     let newer = Author::with(&[(
         "policy/p.rego",
         "package p\n\nimport rego.v2\n\nallow if input.x or input.y\n",

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry,
+    Artifact, Cosign, Format, GatewayConfig, KeyPair, Kind, PATIENCE, Proxy, Registry, TestGateway,
 };
 
 pub(crate) const CLIENTS: usize = 1000;
@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an_interval() {
-    // One that has the referrers API, so that both signature formats are found at once.
+    // This registry has the referrers API, so that both signature formats are found at once.
     let registry = Registry::start(Kind::Referrers).await;
     let key = KeyPair::generate().await;
     let artifact = Artifact::answering("first").await;
@@ -32,11 +32,11 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     // The registry is silent until a thousand clients wait for it.
     let proxy = Proxy::before(&registry.host).await;
     proxy.hold();
-    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+    let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let config = config
         .by_way_of(&proxy.host, &registry)
         .with("/bundles/authz/poll", json!("1s"));
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let mut crowd = Crowd::ask(&gate, "authz", None);
     waiting(&gate).await;
     proxy.release();
@@ -78,13 +78,14 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
         registry.asked("HEAD"),
         Instant::now(),
     );
+    // The number of requests in a time is measured, so the time must pass.
     sleep(10 * POLL).await;
     let asked: usize = since(&heads, registry.asked("HEAD")).values().sum();
     let intervals = began.elapsed().as_secs_f64() / POLL.as_secs_f64();
     assert_eq!(
-        gate.status("authz").await["waiters"],
+        gate.bundle_status("authz").await["waiters"],
         CLIENTS,
-        "they do not wait any more"
+        "they no longer wait"
     );
     println!("crowd | {CLIENTS} waiting clients | {asked} HEADs in {intervals:.1} intervals");
     assert!(
@@ -114,7 +115,7 @@ async fn a_thousand_cold_clients_cost_one_get_of_each_thing_and_then_one_head_an
     );
 }
 
-/// What was asked for more often than before.
+/// The paths that were requested more often than before, and how much more often.
 fn since(
     before: &BTreeMap<String, usize>,
     mut after: BTreeMap<String, usize>,
@@ -126,7 +127,7 @@ fn since(
     after
 }
 
-async fn waiting(gate: &Gate) {
+async fn waiting(gate: &TestGateway) {
     gate.status_when("authz", "all wait", |status| status["waiters"] == CLIENTS)
         .await;
 }
@@ -135,7 +136,7 @@ async fn waiting(gate: &Gate) {
 pub(crate) struct Crowd(JoinSet<(u16, String)>);
 
 impl Crowd {
-    pub(crate) fn ask(gate: &Gate, bundle: &str, etag: Option<String>) -> Self {
+    pub(crate) fn ask(gate: &TestGateway, bundle: &str, etag: Option<String>) -> Self {
         let url = format!("{}/bundles/{bundle}", gate.url);
         let mut requests = JoinSet::new();
         for _ in 0..CLIENTS {

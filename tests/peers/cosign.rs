@@ -289,7 +289,7 @@ async fn a_protected_registry_is_signed_into_and_verified_with_the_gateways_conf
                 .await
                 .ok();
         }
-        // Who has no credentials is told so, and not that nothing is signed.
+        // Without credentials the error is about them, and not that there is no signature.
         let ca = ca.file();
         let stranger = [
             "verify",

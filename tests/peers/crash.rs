@@ -1,4 +1,4 @@
-//! kill -9 in the middle of everything.
+//! The program is killed by SIGKILL at random moments.
 
 use std::{fmt::Write as _, fs, time::Duration};
 
@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::support::{
-    Artifact, Gate, GateConfig, KeyPair, Kind, PATIENCE, Proxy, Registry, eventually, http,
+    Artifact, GatewayConfig, KeyPair, Kind, Proxy, Registry, TestGateway, http, poll_until,
 };
 
 const KILLS: usize = 200;
@@ -26,13 +26,13 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
     ];
     // A transfer takes some 40 ms, so that kills fall into it.
     let proxy = Proxy::slow(&registry.host, Duration::from_millis(5)).await;
-    let config = GateConfig::trusting(&key)
+    let config = GatewayConfig::trusting(&key)
         .bundle("authz", &registry, "acme/authz:live")
         .cached();
     let config = config
         .by_way_of(&proxy.host, &registry)
         .with("/bundles/authz/poll", json!("100ms"));
-    let mut gate = Gate::start(config).await;
+    let mut gate = TestGateway::start(config).await;
     let (mut answers, mut opened, mut published, mut leftovers, mut set_aside) = (0, 0, 0, 0, 0);
     let [mut wanted, mut other] = versions.each_ref();
     let began = Instant::now();
@@ -40,18 +40,18 @@ async fn two_hundred_kills_at_random_moments_cost_neither_the_cache_nor_the_trut
         wanted.move_tag(&registry).await;
         gate.relaunch();
         if kill % 4 > 0 {
-            cache_opened(&gate).await;
+            cache_opened(&mut gate).await;
         }
         let until = Instant::now() + LIFE.mul_f64(fastrand::f64());
         answers += ask(&gate, &versions, until).await;
-        gate.process.kill();
+        gate.runner.process.kill();
         let log = gate.log();
         opened += log
             .iter()
             .filter(|line| line["message"] == "cache opened")
             .count();
         if log.iter().any(|line| line["manifest"] == wanted.digest) {
-            // What is on disk is now this one at the latest, so the other has to be fetched.
+            // This version is on disk now, so that the other one has to be fetched.
             (published, wanted, other) = (published + 1, other, wanted);
         }
         leftovers += half_written(&gate);
@@ -109,7 +109,7 @@ fn is_set_aside(line: &serde_json::Value) -> bool {
 
 /// Asks for the bundle until `until`. Whatever is served is one of `versions`, with its own
 /// tag; gives how often.
-async fn ask(gate: &Gate, versions: &[Version], until: Instant) -> usize {
+async fn ask(gate: &TestGateway, versions: &[Version], until: Instant) -> usize {
     let (client, url, mut answers) = (http(), format!("{}/bundles/authz", gate.url), 0);
     while Instant::now() < until {
         let asking = async {
@@ -131,6 +131,7 @@ async fn ask(gate: &Gate, versions: &[Version], until: Instant) -> usize {
                 );
                 answers += 1;
             }
+            // The gateway does not listen yet; the pause leaves it the CPU.
             Ok(None) => sleep(Duration::from_millis(5)).await,
             Err(_) => break,
         }
@@ -138,16 +139,13 @@ async fn ask(gate: &Gate, versions: &[Version], until: Instant) -> usize {
     answers
 }
 
-async fn cache_opened(gate: &Gate) {
-    let began = Instant::now();
-    while !gate.process.log().contains("cache opened") {
-        assert!(began.elapsed() < PATIENCE, "{}", gate.process.log());
-        sleep(Duration::from_millis(1)).await;
-    }
+async fn cache_opened(gate: &mut TestGateway) {
+    let opened = |line: &str| line.contains("cache opened").then_some(());
+    gate.runner.process.line(opened).await;
 }
 
-/// Files on disk that nobody has finished.
-fn half_written(gate: &Gate) -> usize {
+/// The number of half-written files on disk.
+fn half_written(gate: &TestGateway) -> usize {
     let Ok(entries) = fs::read_dir(gate.folder().join("cache")) else {
         return 0;
     };
@@ -233,7 +231,7 @@ impl Version {
                 .filter(|response| response.status().is_success())
                 .map(drop)
         };
-        eventually(&format!("the tag to name {}", self.name), put).await;
+        poll_until(&format!("the tag to name {}", self.name), put).await;
     }
 }
 

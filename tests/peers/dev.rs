@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::support::{Opa, OpaVersion, Process, eventually, run};
+use crate::support::{Opa, OpaVersion, Process, poll_until, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_the_readme_answers_and_follows_its_files() {
@@ -156,7 +156,7 @@ impl Dev {
                     .ok()?;
             wanted(&reply["result"]).then_some(())
         };
-        eventually(&query, ask).await;
+        poll_until(&query, ask).await;
     }
 
     /// The folder that is watched, as printed.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
-    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
-    eventually, run,
+    Artifact, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
+    poll_until, run,
 };
 
 const VERSION: &str = "org.opencontainers.image.version";
@@ -210,7 +210,7 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
             "/bundles/authz/on_withdraw",
             json!({ "fallback": "denial" }),
         );
-    let mut gate = Gate::start(config.clone()).await;
+    let mut gate = TestGateway::start(config.clone()).await;
     gate.status_when("denial", "serving", |status| status["state"] == "serving")
         .await;
     let fleet = fleet(&gate).await;
@@ -218,14 +218,14 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
         opa.answers("allow").await;
     }
     fixture.registry.kill();
-    let trusting = gate.config.clone();
+    let trusting = gate.config();
     let revoke = trusting
         .clone()
         .with("/trust/policies/release/revoked_digests", json!([bundle]));
     let began = Instant::now();
-    gate.reconfigure(revoke);
+    gate.reconfigure(&revoke);
     enforced(&fleet, "deny", began, "digest revoked, registry dead").await;
-    let status = gate.status("authz").await;
+    let status = gate.bundle_status("authz").await;
     assert_eq!(
         (&status["state"], &status["fallback"]["manifest"]),
         (&json!("withdrawn"), &json!(denial)),
@@ -240,46 +240,44 @@ async fn a_fleet_enforces_the_fallback_of_a_revoked_bundle_and_the_bundle_again_
     gate.restart().await;
     fleet[0].answers("deny").await;
     fixture.registry.restart().await;
-    let mut fresh = Gate::start(config).await;
+    let mut fresh = TestGateway::start(config).await;
     let late = Opa::polling(OpaVersion::Newest, &fresh.url, "authz").await;
     late.answers("allow").await;
-    fresh.process.kill();
+    fresh.runner.process.kill();
     std::fs::remove_dir_all(fresh.folder().join("cache")).unwrap();
-    fresh.config = fresh
-        .config
-        .clone()
+    let revoked = fresh
+        .config()
         .with("/trust/policies/release/revoked_digests", json!([bundle]));
-    fresh.restart().await;
+    fresh.restart_with(revoked).await;
     late.answers("deny").await;
 
-    gate.reconfigure(trusting);
+    gate.reconfigure(&trusting);
     let began = Instant::now();
     enforced(&fleet, "allow", began, "trusted again").await;
-    assert_eq!(gate.status("authz").await["fallback"], Value::Null);
+    assert_eq!(gate.bundle_status("authz").await["fallback"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_fallback_the_status_tells_how_many_opas_still_run_the_revoked_version() {
     let mut fixture = Fixture::start().await;
     let bundle = fixture.push("live", "allow", &[]).await;
-    let mut gate = fixture.gate("live", &json!({})).await;
+    let gate = fixture.gate("live", &json!({})).await;
     let mut fleet = fleet(&gate).await;
     for opa in &fleet {
         opa.answers("allow").await;
     }
     let waiting = r#"bundlegate_waiters{bundle="authz"}"#;
     let all = fleet.len() as f64;
-    eventually("all to wait", async || {
+    poll_until("all to wait", async || {
         (gate.metric(waiting).await >= all).then_some(())
     })
     .await;
     fixture.registry.kill();
     let began = Instant::now();
-    gate.reconfigure(
-        gate.config
-            .clone()
-            .with("/trust/policies/release/revoked_digests", json!([bundle])),
-    );
+    let revoked = gate
+        .config()
+        .with("/trust/policies/release/revoked_digests", json!([bundle]));
+    gate.reconfigure(&revoked);
     let told = |count: usize| move |status: &Value| status["lost"]["clients"] == count;
     let status = gate
         .status_when("authz", "the whole fleet", told(fleet.len()))
@@ -319,7 +317,7 @@ async fn without_a_fallback_the_status_tells_how_many_opas_still_run_the_revoked
 }
 
 /// OPAs of both generations, side by side on one machine.
-async fn fleet(gate: &Gate) -> Vec<Opa> {
+async fn fleet(gate: &TestGateway) -> Vec<Opa> {
     let mut fleet = Vec::new();
     for version in [
         OpaVersion::Newest,
@@ -345,7 +343,7 @@ async fn enforced(fleet: &[Opa], answer: &str, began: Instant, what: &str) {
 }
 
 /// Waits until something was refused for this reason.
-async fn refused(gate: &Gate, digest: &str, reason: &str, says: &str) -> Value {
+async fn refused(gate: &TestGateway, digest: &str, reason: &str, says: &str) -> Value {
     let is_it = |status: &Value| status["last_failure"]["digest"] == digest;
     let status = gate.status_when("authz", reason, is_it).await;
     let message = status["last_failure"]["message"].as_str().unwrap();
@@ -375,8 +373,8 @@ impl Fixture {
         }
     }
 
-    fn config(&self, tag: &str, expect: &Value) -> GateConfig {
-        let config = GateConfig::trusting(&self.key).bundle(
+    fn config(&self, tag: &str, expect: &Value) -> GatewayConfig {
+        let config = GatewayConfig::trusting(&self.key).bundle(
             "authz",
             &self.registry,
             &format!("acme/authz:{tag}"),
@@ -387,8 +385,8 @@ impl Fixture {
     }
 
     /// A gateway with an empty cache of its own.
-    async fn gate(&self, tag: &str, expect: &Value) -> Gate {
-        Gate::start(self.config(tag, expect)).await
+    async fn gate(&self, tag: &str, expect: &Value) -> TestGateway {
+        TestGateway::start(self.config(tag, expect)).await
     }
 
     /// Pushes a bundle with these annotations, signed by both cosigns in their own formats.

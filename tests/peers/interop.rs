@@ -1,4 +1,4 @@
-//! What we push is read by everybody, and what everybody pushes is pulled and saved.
+//! Artifacts that bundlegate pushes are read by other clients, and theirs are pulled and saved.
 
 use std::fs;
 

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::sigstore::provenance;
 use crate::support::{
-    Artifact, Author, Cosign, Evidence, Format, Gate, GateConfig, Identity, KeyKind, Kind, Opa,
-    OpaVersion, Registry, Signer, Signing, Sigstore, http, long_polling,
+    Artifact, Author, Cosign, Evidence, Format, GatewayConfig, Identity, KeyKind, Kind, Opa,
+    OpaVersion, Registry, Signer, Signing, Sigstore, TestGateway, http, long_polling,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
@@ -38,7 +38,7 @@ async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
     };
     let keyless =
         json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
-    let mut config = GateConfig::with_trust(json!({
+    let mut config = GatewayConfig::with_trust(json!({
         "roots": { "corp": { "trusted_root": sigstore.trusted_root() } },
         "authorities": { "job": { "keyless": keyless } },
         "policies": { "ours": policy("ours.rego"), "theirs": policy("theirs.rego") },
@@ -80,7 +80,7 @@ async fn a_keyless_attestation_is_required_and_verified_by_its_rule() {
             }
         }
     }
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     for cosign in ["V3", "V2"] {
         let opa = Opa::polling(
             OpaVersion::Newest,
@@ -198,12 +198,12 @@ async fn a_root_exchanged_while_serving_withdraws_its_bundles_and_gives_them_bac
     root(&sigstore);
     let keyless =
         json!({ "root": "corp", "issuer": sigstore.issuer.of(&job), "subject": job.subject() });
-    let config = GateConfig::with_trust(json!({
+    let config = GatewayConfig::with_trust(json!({
         "roots": { "corp": { "trusted_root": author.path("root.json") } },
         "authorities": { "job": { "keyless": keyless } },
         "policies": { "release": { "require": { "any_of": ["job"] } } },
     }));
-    let gate = Gate::start(config.bundle("authz", &registry, "acme/authz:v1")).await;
+    let gate = TestGateway::start(config.bundle("authz", &registry, "acme/authz:v1")).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("keyless").await;
     // The evidence is at hand: nobody is asked before something is taken away.
@@ -300,7 +300,7 @@ async fn every_kind_of_key_is_verified_with_as_much_evidence_as_possible() {
     }
 }
 
-/// What is asked of a key's signature beside being one.
+/// Requirements for a key's signature beside its validity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     /// An entry in the log.
@@ -375,7 +375,7 @@ fn declared(sigstore: &Sigstore, kind: KeyKind) -> Value {
 /// Signs in every way, and gives a line about what became of each.
 async fn signed_and_verified(kind: Kind, sigstore: &Sigstore, other: &Sigstore) -> Vec<String> {
     let registry = Registry::start(kind).await;
-    let mut config = GateConfig::with_trust(trust(sigstore, other));
+    let mut config = GatewayConfig::with_trust(trust(sigstore, other));
     let ways = Signing::every();
     for how in &ways {
         let row = how.label();
@@ -388,7 +388,7 @@ async fn signed_and_verified(kind: Kind, sigstore: &Sigstore, other: &Sigstore) 
             config.0["bundles"][&name]["poll"] = json!("10m");
         }
     }
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let opa = Opa::start(OpaVersion::Newest, &polling(&gate, &ways)).await;
     let mut lines = Vec::new();
     for how in &ways {
@@ -422,7 +422,7 @@ async fn sign(registry: &Registry, sigstore: &Sigstore, how: &Signing) {
 }
 
 /// The way that a bundle goes under the policy of one authority; the refusal in words.
-async fn outcome(gate: &Gate, how: &Signing, voter: &Voter) -> Option<String> {
+async fn outcome(gate: &TestGateway, how: &Signing, voter: &Voter) -> Option<String> {
     let name = format!("{}.{}", how.label(), voter.name);
     let Some(refusal) = voter.refusal else {
         let status = gate
@@ -441,8 +441,8 @@ async fn outcome(gate: &Gate, how: &Signing, voter: &Voter) -> Option<String> {
     Some(format!("{}: {told}", voter.name))
 }
 
-/// What the gate says of a bundle that it doesn't serve.
-async fn refusal_of(gate: &Gate, name: &str) -> String {
+/// The gateway's error for a bundle that it doesn't serve.
+async fn refusal_of(gate: &TestGateway, name: &str) -> String {
     let refused = |status: &Value| status["last_failure"]["step"] == "verify";
     let status = gate.status_when(name, "refused", refused).await;
     let reply = http()
@@ -460,7 +460,7 @@ async fn refusal_of(gate: &Gate, name: &str) -> String {
 /// An authority, and what it says of what somebody signed.
 struct Voter {
     name: &'static str,
-    /// What a refusal says; none for the right one.
+    /// The message of a refusal; none for the right evidence.
     refusal: Option<&'static [&'static str]>,
 }
 
@@ -476,7 +476,7 @@ impl Voter {
     }
 }
 
-/// Who is asked about a signature.
+/// The program that verifies a signature.
 fn voters(how: &Signing) -> Vec<Voter> {
     let voter = |name, refusal| Voter { name, refusal };
     let mut voters = vec![
@@ -573,7 +573,7 @@ fn claims(identity: &Identity, voter: &Voter) -> Value {
 }
 
 /// An OPA that takes everything that is served.
-fn polling(gate: &Gate, ways: &[Signing]) -> Value {
+fn polling(gate: &TestGateway, ways: &[Signing]) -> Value {
     let mut config = json!({ "bundles": {} });
     for how in ways {
         let name = format!("{}.right", how.label());

@@ -48,7 +48,7 @@ const KEYS: [KeyKind; 6] = [
     },
 ];
 
-/// What cosign calls itself, and how it is told to write a format.
+/// The versions of cosign and their formats, with the name and the flags that select each.
 const WRITERS: [(Cosign, Format, &str, &[&str]); 5] = [
     (
         Cosign::V3,

@@ -23,6 +23,7 @@ mod expect;
 mod interop;
 mod keyless;
 mod keys;
+mod logins;
 mod matrix;
 mod opa_check;
 mod outages;
@@ -34,6 +35,8 @@ mod refusals;
 mod reload;
 mod replicas;
 mod session;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod shells;
 mod sigstore;
 mod support;

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
-    Artifact, Ca, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
-    long_polling,
+    Artifact, Ca, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
+    TestGateway, long_polling,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,8 +35,8 @@ async fn a_registry_with_the_referrers_api_over_tls() {
 async fn a_discovered_configuration_names_the_bundles() {
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
-    let gate = Gate::start(
-        GateConfig::trusting(&key)
+    let gate = TestGateway::start(
+        GatewayConfig::trusting(&key)
             .bundle("discovery", &registry, "acme/discovery:live")
             .bundle("authz", &registry, "acme/authz:live"),
     )
@@ -94,7 +94,7 @@ const WAYS: [(&str, Cosign, Format); 4] = [
 async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Option<&Ca>) {
     let key = KeyPair::generate().await;
     let mut cells = Vec::new();
-    let mut config = GateConfig::trusting(&key);
+    let mut config = GatewayConfig::trusting(&key);
     for (name, cosign, format) in WAYS {
         let [old, new] = [
             signed(&registry, &key, name, "old").await,
@@ -113,7 +113,7 @@ async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Optio
     if let Some(ca) = tls_to_opa {
         config = config.secured(&ca.issue("gate"));
     }
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let opas = opas(&gate, tls_to_opa).await;
     for cell in &cells {
         reached(&opas, cell, "old").await;
@@ -124,7 +124,7 @@ async fn every_signature_reaches_every_opa(registry: Registry, tls_to_opa: Optio
         registry.tag(&cell.old, "live").await;
         let back = reached(&opas, cell, "old").await;
         let format = cell.format.label();
-        let signer = &gate.status(cell.name).await["signers"][0];
+        let signer = &gate.bundle_status(cell.name).await["signers"][0];
         assert_eq!(
             (&signer["authority"], &signer["format"]),
             (&json!("release-key"), &json!(format)),
@@ -186,7 +186,7 @@ fn place(kind: Kind, format: Format) -> &'static [&'static str] {
 }
 
 /// One of each, all with all bundles: OPA of today, with superseded tags as well, and 0.70.
-async fn opas(gate: &Gate, ca: Option<&Ca>) -> Vec<(&'static str, Opa)> {
+async fn opas(gate: &TestGateway, ca: Option<&Ca>) -> Vec<(&'static str, Opa)> {
     let mut config = json!({ "services": {}, "bundles": {} });
     for (name, ..) in WAYS {
         let one = long_polling(&gate.url, name);
@@ -211,7 +211,7 @@ async fn opas(gate: &Gate, ca: Option<&Ca>) -> Vec<(&'static str, Opa)> {
 }
 
 /// Until every OPA is held by the gate: whatever it learns from now on, it learns by long poll.
-async fn all_wait(gate: &Gate, cell: &Cell, opas: usize) {
+async fn all_wait(gate: &TestGateway, cell: &Cell, opas: usize) {
     gate.status_when(cell.name, "all OPAs wait", |status| {
         status["waiters"] == opas
     })

@@ -20,13 +20,13 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use crate::support::{
-    Artifact, Author, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry,
-    eventually, program, search_path,
+    Artifact, Author, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry,
+    TestGateway, poll_until, program, search_path,
 };
 
 const BOTH: [OpaVersion; 2] = [OpaVersion::Newest, OpaVersion::V0_70];
 
-/// What it is, its files, and what OPA says of it.
+/// A description, the files, and the message of OPA.
 type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
 
 const REFUSED: &[Case<'_>] = &[
@@ -120,11 +120,14 @@ async fn what_only_opa_can_refuse_never_replaces_the_last_good_version() {
         );
         println!("opa_check | {case} | {message}");
         let looks = fixture.refreshes("opa_check").await;
-        eventually("another look", async || {
+        poll_until("another look", async || {
             (fixture.refreshes("opa_check").await > looks).then_some(())
         })
         .await;
-        assert_eq!(fixture.gate.status("authz").await["state"], "serving");
+        assert_eq!(
+            fixture.gate.bundle_status("authz").await["state"],
+            "serving"
+        );
         for opa in &opas {
             assert_eq!(
                 opa.decision("authz/answer").await,
@@ -150,15 +153,19 @@ async fn without_the_check_what_opa_refuses_is_published() {
         .push("acme/authz:live", &Artifact::raw(&tarball(files)).file())
         .await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
-    let gate =
-        Gate::start(GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live")).await;
+    let gate = TestGateway::start(GatewayConfig::trusting(&key).bundle(
+        "authz",
+        &registry,
+        "acme/authz:live",
+    ))
+    .await;
     gate.status_when("authz", "serving", |status| {
         status["manifest"] == digest.as_str()
     })
     .await;
 }
 
-/// What OPA loads, although one of its commands complains about it.
+/// Bundles that OPA loads although one of its commands rejects them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_running_opa_takes_is_published() {
     let fixture = Fixture::start(&program("opa"), json!({})).await;
@@ -278,7 +285,7 @@ async fn an_opa_that_is_killed_hangs_or_is_missing_delays_a_version_and_takes_no
     };
     wrapper.behave("exec sleep 1000");
     fixture.publish(&answering("second")).await;
-    let (process, _) = eventually("a check", async || wrapper.running()).await;
+    let (process, _) = poll_until("a check", async || wrapper.running()).await;
     assert!(
         Command::new("kill")
             .args(["-9", &process])
@@ -304,7 +311,7 @@ async fn a_restart_repeats_no_check() {
         Registry::start(Kind::Distribution).await,
         KeyPair::generate().await,
     );
-    let config = GateConfig::trusting(&key)
+    let config = GatewayConfig::trusting(&key)
         .bundle("authz", &registry, "acme/authz:live")
         .cached();
     let config = config.with(
@@ -341,7 +348,7 @@ async fn an_opa_that_is_missing_or_too_old_stops_the_start() {
         (program("opa-0.70"), "is OPA 0.70"),
     ] {
         let folder = TempDir::new().unwrap();
-        let mut config = GateConfig::with_trust(json!({ "policies": { "dev": "unsigned" } })).0;
+        let mut config = GatewayConfig::with_trust(json!({ "policies": { "dev": "unsigned" } })).0;
         config["bundles"]["authz"] =
             json!({ "reference": "oci-layout:x:v1", "trust": "dev", "opa_check": { "opa": opa } });
         let file = folder.path().join("bundlegate.yaml");
@@ -470,7 +477,7 @@ async fn dev_loads_builds_and_runs_tests_with_the_real_opa() {
 struct Fixture {
     registry: Registry,
     key: KeyPair,
-    gate: Gate,
+    gate: TestGateway,
 }
 
 impl Fixture {
@@ -480,7 +487,7 @@ impl Fixture {
             KeyPair::generate().await,
         );
         check["opa"] = json!(opa);
-        let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+        let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
         Self::before(
             registry,
             key,
@@ -490,7 +497,7 @@ impl Fixture {
     }
 
     /// With the first version served.
-    async fn before(registry: Registry, key: KeyPair, config: GateConfig) -> Self {
+    async fn before(registry: Registry, key: KeyPair, config: GatewayConfig) -> Self {
         let first = registry
             .push(
                 "acme/authz:live",
@@ -498,7 +505,7 @@ impl Fixture {
             )
             .await;
         key.sign(&registry, &format!("acme/authz@{first}")).await;
-        let gate = Gate::start(config).await;
+        let gate = TestGateway::start(config).await;
         gate.status_when("authz", "serving", |status| {
             status["manifest"] == first.as_str()
         })
@@ -568,7 +575,7 @@ impl Wrapper {
         self.path("opa")
     }
 
-    /// What it does before it is `opa`.
+    /// Replaces the commands that the wrapper runs before `opa`.
     fn behave(&self, behaviour: &str) {
         fs::write(self.path("next"), behaviour).unwrap();
         fs::rename(self.path("next"), self.path("behaviour")).unwrap();

@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
-    eventually, http,
+    Artifact, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
+    http, poll_until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,8 +23,11 @@ async fn a_dead_registry_stops_neither_old_opas_nor_new_ones() {
     let newcomer = Opa::polling(OpaVersion::V0_70, &fixture.gate.url, "authz").await;
     newcomer.answers("first").await;
     let waited = async || (fixture.answers(304).await > not_modified).then_some(());
-    eventually("another 304", waited).await;
-    assert_eq!(fixture.gate.status("authz").await["state"], "serving");
+    poll_until("another 304", waited).await;
+    assert_eq!(
+        fixture.gate.bundle_status("authz").await["state"],
+        "serving"
+    );
     println!(
         "outages | registry dead | a new OPA got 200, the old one {} × 304",
         fixture.answers(304).await
@@ -34,7 +37,7 @@ async fn a_dead_registry_stops_neither_old_opas_nor_new_ones() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_killed_and_restarted_without_a_registry_serves_the_verified_bundle_from_disk() {
     let mut fixture = Fixture::start().await;
-    let before = fixture.gate.status("authz").await;
+    let before = fixture.gate.bundle_status("authz").await;
     fixture.registry.kill();
     fixture.gate.restart().await;
     let status = fixture
@@ -65,13 +68,13 @@ async fn a_gateway_killed_and_restarted_without_a_registry_serves_the_verified_b
 async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
     let mut fixture = Fixture::start().await;
     fixture.registry.kill();
-    let trusted = fixture.gate.config.0["trust"]["authorities"]["release-key"]["keys"].take();
+    let trusting = fixture.gate.config();
     let another = KeyPair::generate().await;
-    fixture.gate.config = fixture.gate.config.clone().with(
+    let replaced = trusting.clone().with(
         "/trust/authorities/release-key/keys",
         json!([another.public()]),
     );
-    fixture.gate.restart().await;
+    fixture.gate.restart_with(replaced).await;
     let refused = fixture
         .gate
         .status_when("authz", "withdrawn", |status| {
@@ -89,12 +92,7 @@ async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
     );
     println!("outages | key replaced, registry dead | {message}");
     // The key of before, from a backup of the configuration: judged again, and accepted.
-    fixture.gate.config = fixture
-        .gate
-        .config
-        .clone()
-        .with("/trust/authorities/release-key/keys", trusted);
-    fixture.gate.restart().await;
+    fixture.gate.restart_with(trusting).await;
     fixture
         .gate
         .status_when("authz", "serving", |status| status["state"] == "serving")
@@ -105,18 +103,17 @@ async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_went_while_the_gateway_was_down_is_not_served_for_an_instant() {
     let mut fixture = Fixture::start().await;
-    fixture.gate.config = fixture
+    let withdrawing = fixture
         .gate
-        .config
-        .clone()
+        .config()
         .with("/bundles/authz/on_missing", json!("withdraw"));
-    fixture.gate.process.kill();
+    fixture.gate.runner.process.kill();
     let url = format!(
         "http://{}/v2/acme/authz/manifests/live",
         fixture.registry.host
     );
     assert_eq!(http().delete(url).send().await.unwrap().status(), 202);
-    fixture.gate.restart().await;
+    fixture.gate.restart_with(withdrawing).await;
     fixture
         .gate
         .status_when("authz", "withdrawn", |status| {
@@ -148,7 +145,7 @@ async fn a_byte_flipped_on_disk_is_not_served_and_fetched_again() {
         .await
         .unwrap();
     fixture.registry.kill();
-    fixture.gate.process.kill();
+    fixture.gate.runner.process.kill();
     let blobs = fs::read_dir(fixture.gate.folder().join("cache/blobs/sha256")).unwrap();
     let mut files = blobs.map(|entry| entry.unwrap().path());
     let file = files
@@ -197,7 +194,7 @@ async fn a_byte_flipped_on_disk_is_not_served_and_fetched_again() {
 struct Fixture {
     registry: Registry,
     key: KeyPair,
-    gate: Gate,
+    gate: TestGateway,
     opa: Opa,
 }
 
@@ -205,10 +202,10 @@ impl Fixture {
     async fn start() -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;
-        let config = GateConfig::trusting(&key)
+        let config = GatewayConfig::trusting(&key)
             .bundle("authz", &registry, "acme/authz:live")
             .cached();
-        let gate = Gate::start(config.with(
+        let gate = TestGateway::start(config.with(
             "/long_poll",
             json!({ "max_wait": "4s", "first_wait": "1s" }),
         ))
@@ -254,7 +251,7 @@ impl Fixture {
             .await
     }
 
-    /// What a client without anything is told: status, reason and message.
+    /// The error for a client without a version: status, reason and message.
     async fn error(&self) -> (u16, String, String) {
         let reply = http().get(self.url()).send().await.unwrap();
         let status = reply.status().as_u16();

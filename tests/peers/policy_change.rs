@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::{
-    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
-    eventually,
+    Artifact, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
+    poll_until,
 };
 
 const KEYS: &str = "/trust/authorities/release-key/keys";
@@ -45,7 +45,7 @@ async fn a_revoked_key_withdraws_with_the_registry_dead_and_opa_keeps_its_last_d
         // OPA comes back for it, is told that there is none, and goes on deciding.
         let absent = async || fixture.requests(404).await;
         let before = absent().await;
-        eventually("404s", async || (absent().await > before).then_some(())).await;
+        poll_until("404s", async || (absent().await > before).then_some(())).await;
         assert_eq!(
             fixture.opa.decision("authz/answer").await,
             Some(json!("first"))
@@ -70,7 +70,7 @@ async fn a_revoked_key_withdraws_with_the_registry_dead_and_opa_keeps_its_last_d
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_key_is_served_again_at_once_and_opa_does_not_notice() {
     let mut fixture = Fixture::start(OpaVersion::Newest).await;
-    let before = fixture.gate.status("authz").await;
+    let before = fixture.gate.bundle_status("authz").await;
     let bundles = fixture.requests(200).await;
     let new = KeyPair::generate().await;
     for (cosign, format) in [(Cosign::V3, Format::Bundle), (Cosign::V2, Format::Legacy)] {
@@ -104,9 +104,9 @@ async fn a_rotated_key_is_served_again_at_once_and_opa_does_not_notice() {
 /// A bundle that is signed, served, and decided by. The registry is looked at twice a second.
 struct Fixture {
     registry: Registry,
-    gate: Gate,
+    gate: TestGateway,
     opa: Opa,
-    /// What is served: `REPOSITORY@DIGEST`.
+    /// The served version, as `REPOSITORY@DIGEST`.
     pinned: String,
 }
 
@@ -114,8 +114,8 @@ impl Fixture {
     async fn start(version: OpaVersion) -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;
-        let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
-        let gate = Gate::start(config.with(
+        let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+        let gate = TestGateway::start(config.with(
             "/long_poll",
             json!({ "max_wait": "3s", "first_wait": "1s" }),
         ))
@@ -144,10 +144,10 @@ impl Fixture {
         self.registry.tag(&self.pinned, "live").await;
     }
 
-    /// This key and no other, from now on.
+    /// Trusts this key and no other from now on.
     fn trust(&mut self, key: &KeyPair) {
-        let config = self.gate.config.clone().with(KEYS, json!([key.public()]));
-        self.gate.reconfigure(config);
+        let config = self.gate.config().with(KEYS, json!([key.public()]));
+        self.gate.reconfigure(&config);
     }
 
     fn digest(&self) -> &str {

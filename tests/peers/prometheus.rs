@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Artifact, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry, eventually,
-    http, program,
+    Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry, TestGateway, http,
+    poll_until, program,
 };
 
-/// What dashboards are built upon.
+/// The metrics that dashboards use.
 const PROMISED: [(&str, &str); 14] = [
     ("build_info", "gauge"),
     ("http_requests_total", "counter"),
@@ -39,10 +39,10 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
     let digest = registry.push("acme/authz:live", &artifact.file()).await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
     registry.push("acme/unsigned:live", &artifact.file()).await;
-    let config = GateConfig::trusting(&key)
+    let config = GatewayConfig::trusting(&key)
         .bundle("authz", &registry, "acme/authz:live")
         .cached();
-    let gate = Gate::start(config.bundle("refused", &registry, "acme/unsigned:live")).await;
+    let gate = TestGateway::start(config.bundle("refused", &registry, "acme/unsigned:live")).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("first").await;
     gate.status_when("refused", "refused", |status| {
@@ -85,7 +85,7 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
                 .await
                 .filter(|value| value == wanted)
         };
-        let (_, took) = eventually(
+        let (_, took) = poll_until(
             &format!("Prometheus to answer {query} with {wanted}"),
             asked,
         )
@@ -99,10 +99,10 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
 }
 
 /// `promtool check metrics` takes the page on its standard input, and complains in words.
-async fn linted(gate: &Gate) {
+async fn linted(gate: &TestGateway) {
     let folder = TempDir::new().unwrap();
     let page = folder.path().join("metrics");
-    fs::write(&page, gate.admin("/metrics").await).unwrap();
+    fs::write(&page, gate.admin_text("/metrics").await).unwrap();
     let mut promtool = Command::new(program("promtool"));
     let checked = promtool
         .args(["check", "metrics"])
@@ -129,10 +129,10 @@ async fn linted(gate: &Gate) {
 }
 
 /// A Prometheus that looks at the gate every second, and where it listens.
-async fn scraping(gate: &Gate, folder: &TempDir) -> (String, Process) {
+async fn scraping(gate: &TestGateway, folder: &TempDir) -> (String, Process) {
     let config = json!({
         "global": { "scrape_interval": "1s" },
-        "scrape_configs": [{ "job_name": "bundlegate", "static_configs": [{ "targets": [gate.admin_address()] }] }],
+        "scrape_configs": [{ "job_name": "bundlegate", "static_configs": [{ "targets": [gate.admin] }] }],
     });
     fs::write(folder.path().join("prometheus.yml"), config.to_string()).unwrap();
     let mut command = Command::new(program("prometheus"));

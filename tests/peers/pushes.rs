@@ -1,21 +1,21 @@
-//! The author's way to a registry and back: push, pull, copy, login, among real registries,
-//! clients and signers.
+//! The author's way to a registry and back: push, pull and copy, among real registries, clients and
+//! signers.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, path::Path};
 
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::{
-    Author, Ca, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, PASSWORD, Ran, Registry, Terminal,
-    USER, eventually, run,
+    Author, Cosign, Format, KeyPair, Kind, Opa, OpaVersion, Ran, Registry, Terminal, poll_until,
+    run,
 };
 
 const KINDS: [Kind; 3] = [Kind::Debian, Kind::Distribution, Kind::Referrers];
 const MB: usize = 1_000_000;
 
-/// Builds the policy in the author's home under a name, and gives the digest.
-async fn build(author: &Author, reference: &str) -> String {
+/// Builds the policy in the author's home under a name, and returns its digest.
+pub(crate) async fn build(author: &Author, reference: &str) -> String {
     let built = author
         .run(&["build", "policy", "-t", reference, "--json"])
         .await
@@ -263,7 +263,7 @@ async fn pull_verifies_before_anything_has_a_name_and_brings_the_signatures() {
             .await;
         assert_eq!(done.code, Some(code), "{pattern}: {}", done.stderr);
     }
-    // What was pulled goes on to another registry with its signatures, under another name.
+    // The pulled image is pushed to another registry with its signatures, under another name.
     let second = Registry::start(Kind::Referrers).await;
     let there = second.reference("acme/authz:v1");
     other.run(&["tag", &name, &there]).await.ok();
@@ -342,142 +342,6 @@ async fn a_copy_is_verified_with_the_first_registry_gone() {
             cosign_verifies(&key, &registry, &there, format).await;
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_logged_in_with_docker_is_logged_in() {
-    let ca = Ca::new();
-    let (registry, author) = (
-        Registry::protected(Kind::Distribution, &ca).await,
-        Author::new(),
-    );
-    author.policy("first");
-    let name = registry.reference("acme/authz:v1");
-    build(&author, &name).await;
-    let push = ["push", "--ca-file", registry.ca(), &name];
-    author.run(&push).await.refused("bundlegate login");
-    // As docker writes it.
-    run(
-        "crane",
-        author.home(),
-        &["auth", "login", &registry.host, "-u", USER, "-p", PASSWORD],
-    )
-    .await;
-    author.run(&push).await.ok();
-    // A wrong password is told from none.
-    run(
-        "crane",
-        author.home(),
-        &["auth", "login", &registry.host, "-u", USER, "-p", "wrong"],
-    )
-    .await;
-    let refused = author.run(&push).await.refused("the stored credentials");
-    assert!(!refused.contains("wrong"), "{refused}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn login_tries_the_password_before_it_keeps_it_and_others_use_it() {
-    let ca = Ca::new();
-    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
-    let login = [
-        "login",
-        &registry.host,
-        "-u",
-        USER,
-        "--password-stdin",
-        "--ca-file",
-        registry.ca(),
-    ];
-    let refused = author
-        .run_with(&login, "wrong\n")
-        .await
-        .refused("user name and password");
-    assert!(!refused.contains("wrong"), "{refused}");
-    let file = author.path(".docker/config.json");
-    assert!(!file.exists());
-    assert_eq!(
-        author.run_with(&login, &format!("{PASSWORD}\n")).await.ok(),
-        ""
-    );
-    assert_eq!(
-        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    author.policy("first");
-    let name = registry.reference("acme/authz:v1");
-    build(&author, &name).await;
-    author
-        .run(&["push", "--ca-file", registry.ca(), &name])
-        .await
-        .ok();
-    let repository = registry.reference("acme/authz");
-    let tags = ["repo", "tags", "--ca-file", registry.ca(), &repository];
-    assert_eq!(run("oras", author.home(), &tags).await, "v1");
-    author.run(&["logout", &registry.host]).await.ok();
-    assert!(
-        author
-            .run(&["push", "--ca-file", registry.ca(), &name])
-            .await
-            .code
-            == Some(1)
-    );
-    let usage = author.run(&["login", "https://ghcr.io"]).await;
-    assert_eq!(usage.code, Some(2));
-}
-
-/// Keeps what it is told in a file, as helpers keep it in a keychain.
-const HELPER: &str = r#"#!/bin/sh
-cd "$(dirname "$0")" || exit 1
-case $1 in
-store) cat > kept ;;
-get) if [ -e kept ]; then cat kept; else echo "credentials not found in native keychain"; exit 1; fi ;;
-erase) rm -f kept ;;
-esac
-"#;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_credential_helper_keeps_the_password_where_one_is_named() {
-    let ca = Ca::new();
-    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
-    author.write("bin/docker-credential-shelf", HELPER);
-    fs::set_permissions(
-        author.path("bin/docker-credential-shelf"),
-        fs::Permissions::from_mode(0o755),
-    )
-    .unwrap();
-    author.write(
-        ".docker/config.json",
-        r#"{ "credsStore": "shelf", "psFormat": "kept" }"#,
-    );
-    let login = [
-        "login",
-        &registry.host,
-        "-u",
-        USER,
-        "--password-stdin",
-        "--ca-file",
-        registry.ca(),
-    ];
-    author.run_with(&login, PASSWORD).await.ok();
-    let config = fs::read_to_string(author.path(".docker/config.json")).unwrap();
-    assert!(
-        config.contains("psFormat") && !config.contains("\"auth\""),
-        "{config}"
-    );
-    let kept = fs::read_to_string(author.path("bin/kept")).unwrap();
-    assert!(
-        kept.contains(&registry.host) && kept.contains(PASSWORD),
-        "{kept}"
-    );
-    author.policy("first");
-    let name = registry.reference("acme/authz:v1");
-    build(&author, &name).await;
-    author
-        .run(&["push", "--ca-file", registry.ca(), &name])
-        .await
-        .ok();
-    author.run(&["logout", &registry.host]).await.ok();
-    assert!(!author.path("bin/kept").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -562,7 +426,7 @@ async fn a_push_outlives_a_restart_of_its_registry() {
         let uploads = registry
             .folder()
             .join("docker/registry/v2/repositories/acme/large/_uploads");
-        eventually("the first chunk", async || {
+        poll_until("the first chunk", async || {
             (held(&uploads) > 10 * MB as u64).then_some(())
         })
         .await;
@@ -626,7 +490,7 @@ async fn an_interrupted_push_leaves_no_tag() {
     let uploads = registry
         .folder()
         .join("docker/registry/v2/repositories/acme/large/_uploads");
-    eventually("the first bytes", async || {
+    poll_until("the first bytes", async || {
         (held(&uploads) > 0).then_some(())
     })
     .await;
@@ -666,28 +530,4 @@ async fn a_bar_moves_on_a_terminal_and_nothing_is_drawn_elsewhere() {
         .run(&line("acme/two:v1").split(' ').collect::<Vec<_>>())
         .await;
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn login_asks_at_a_terminal_and_shows_no_password() {
-    let ca = Ca::new();
-    let (registry, author) = (Registry::protected(Kind::Debian, &ca).await, Author::new());
-    let line = format!(
-        "bundlegate login {} --ca-file {}",
-        registry.host,
-        registry.ca()
-    );
-    let mut terminal = Terminal::running(&line, author.home());
-    terminal.shows("Username: ").await;
-    terminal.type_in(&format!("{USER}\n"));
-    terminal.shows("Password for robot: ").await;
-    terminal.type_in(&format!("{PASSWORD}\n"));
-    terminal.shows("logged in to").await;
-    assert_eq!(terminal.ended().await, Some(0));
-    assert!(!terminal.screen().contains(PASSWORD));
-    let kept = fs::read_to_string(author.path(".docker/config.json")).unwrap();
-    assert!(
-        kept.contains(&registry.host) && !kept.contains(PASSWORD),
-        "{kept}"
-    );
 }

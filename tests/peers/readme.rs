@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Gate, GateConfig, Kind, Opa, OpaVersion, Registry, run};
+use crate::support::{GatewayConfig, Kind, Opa, OpaVersion, Registry, TestGateway, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
@@ -28,8 +28,8 @@ async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
         "readme | {}",
         run("sh", folder.path(), &["-ec", &check]).await
     );
-    // As written, but for the ports, which may be taken, and the folder.
-    let config = GateConfig(serde_saphyr::from_str(&yaml).unwrap())
+    // The commands run as written, except for the ports, which may be taken, and the folder.
+    let config = GatewayConfig(serde_saphyr::from_str(&yaml).unwrap())
         .with(
             "/server",
             json!({ "listen": "127.0.0.1:0", "admin": "127.0.0.1:0" }),
@@ -38,7 +38,7 @@ async fn the_readmes_commands_lead_from_a_registry_to_a_decision() {
             "/trust/authorities/release-key/keys",
             json!([folder.path().join("cosign.pub")]),
         );
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let opa = Opa::by_command(
         OpaVersion::Newest,
         &opa.replace("http://127.0.0.1:8080", &gate.url),

@@ -6,8 +6,8 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Artifact, Cosign, Format, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry,
-    eventually, http,
+    Artifact, Cosign, Format, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
+    http, poll_until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +168,10 @@ async fn a_deleted_tag_is_an_alarm_and_the_bundle_stays() {
         says: "no such tag",
     };
     told(&fixture, &Value::Null, &failure).await;
-    assert_eq!(fixture.gate.status("authz").await["state"], "serving");
+    assert_eq!(
+        fixture.gate.bundle_status("authz").await["state"],
+        "serving"
+    );
     let newcomer = Opa::polling(OpaVersion::V0_70, &fixture.gate.url, "authz").await;
     newcomer.answers("first").await;
 }
@@ -206,7 +209,7 @@ async fn a_deleted_tag_withdraws_where_the_configuration_says_so() {
     );
 }
 
-/// What is expected of `/status`, the metrics and the log.
+/// The expected content of `/status`, the metrics and the log.
 struct Failure<'a> {
     class: &'a str,
     step: &'a str,
@@ -225,8 +228,8 @@ async fn refused(fixture: &Fixture, digest: &str, failure: &Failure<'_>) {
     }
     let looked = fixture.refreshes(failure.reason).await;
     let more = async || (fixture.refreshes(failure.reason).await >= looked + 2.0).then_some(());
-    eventually("two more looks", more).await;
-    let status = fixture.gate.status("authz").await;
+    poll_until("two more looks", more).await;
+    let status = fixture.gate.bundle_status("authz").await;
     assert_eq!(
         (&status["state"], &status["manifest"]),
         (&json!("serving"), &json!(fixture.first))
@@ -283,14 +286,14 @@ async fn told(fixture: &Fixture, digest: &Value, failure: &Failure<'_>) {
 struct Fixture {
     registry: Registry,
     key: KeyPair,
-    gate: Gate,
+    gate: TestGateway,
     opa: Opa,
     /// Its digest.
     first: String,
 }
 
 impl Fixture {
-    async fn start(adjust: impl FnOnce(GateConfig) -> GateConfig) -> Self {
+    async fn start(adjust: impl FnOnce(GatewayConfig) -> GatewayConfig) -> Self {
         let registry = Registry::start(Kind::Distribution).await;
         let key = KeyPair::generate().await;
         let first = registry
@@ -306,8 +309,8 @@ impl Fixture {
             &format!("acme/authz@{first}"),
         )
         .await;
-        let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
-        let gate = Gate::start(adjust(config)).await;
+        let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+        let gate = TestGateway::start(adjust(config)).await;
         let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
         opa.answers("first").await;
         Self {

@@ -6,7 +6,9 @@ use tokio::{spawn, time::Instant};
 
 use crate::{
     cold_clients::{CLIENTS, Crowd},
-    support::{Artifact, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Registry, http},
+    support::{
+        Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway, http,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,11 +24,11 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
             .await;
         key.sign(&registry, &format!("acme/authz@{digest}")).await;
     }
-    let mut config = GateConfig::trusting(&key).cached();
+    let mut config = GatewayConfig::trusting(&key).cached();
     for name in ["authz", "moving", "going"] {
         config = config.bundle(name, &registry, "acme/authz:first");
     }
-    let mut gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let serving = |status: &Value| status["state"] == "serving";
     let etag = gate.status_when("authz", "served", serving).await["etag"]
         .as_str()
@@ -35,7 +37,7 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
     gate.status_when("going", "served", serving).await;
     let moving = Opa::polling(OpaVersion::V0_70, &gate.url, "moving").await;
     moving.answers("first").await;
-    // Told that there is no such bundle, it asks again and again.
+    // This OPA gets 404 until the bundle is added, and polls again and again.
     let coming = Opa::polling(OpaVersion::Newest, &gate.url, "coming").await;
     let held = {
         let request = http()
@@ -54,8 +56,7 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
         .await;
 
     let config = gate
-        .config
-        .clone()
+        .config()
         .bundle("coming", &registry, "acme/authz:second");
     let mut config = config.with(
         "/bundles/moving/reference",
@@ -67,7 +68,7 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
         .remove("going")
         .unwrap();
     let changed = Instant::now();
-    gate.reconfigure(config.clone());
+    gate.reconfigure(&config);
     let answer = async {
         let answer = held.await.unwrap().unwrap();
         (answer.status(), changed.elapsed())
@@ -82,14 +83,17 @@ async fn bundles_come_go_and_move_while_a_thousand_clients_wait_for_another_one(
     );
     println!("reload | a re-pointed bundle decides after {moved:?}, an added one after {came:?}");
     assert_eq!(status, StatusCode::NOT_FOUND);
-    assert_eq!(gate.status("going").await, Value::Null);
+    assert_eq!(gate.bundle_status("going").await, Value::Null);
     crowd.is_untouched();
-    assert_eq!(gate.status("authz").await["waiters"], CLIENTS);
+    assert_eq!(gate.bundle_status("authz").await["waiters"], CLIENTS);
 
-    // What is on disk of a removed bundle is enough to serve it again.
+    // A removed bundle is served again from the version on disk.
     registry.kill();
-    gate.reconfigure(config.with("/bundles/going", going));
+    gate.reconfigure(&config.with("/bundles/going", going));
     let status = gate.status_when("going", "served again", serving).await;
-    assert_eq!(status["manifest"], gate.status("authz").await["manifest"]);
+    assert_eq!(
+        status["manifest"],
+        gate.bundle_status("authz").await["manifest"]
+    );
     crowd.is_untouched();
 }

@@ -1,5 +1,5 @@
-//! Two replicas behind one address, one of which hardly ever looks at the registry; and
-//! signatures and transfers that are good only at the second look.
+//! Two replicas behind one address, one of which hardly ever polls the registry; and signatures and
+//! transfers that are good only at the second check.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{
-    Artifact, Balancer, Gate, GateConfig, KeyPair, Kind, Opa, OpaVersion, Proxy, Registry,
-    eventually, long_polling,
+    Artifact, Balancer, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Proxy, Registry,
+    TestGateway, long_polling, poll_until,
 };
 
 /// Long enough for a client that two replicas throw back and forth to do so thousands of times.
@@ -111,6 +111,7 @@ async fn one_second_of_long_polling_is_no_more_than_three_requests_a_second() {
     let paths = OPAS.map(|(name, ..)| format!("/bundles/{name}"));
     let before = paths.each_ref().map(|path| balancer.answers(path).len());
     let began = Instant::now();
+    // The rate of requests is measured, so the time must pass.
     sleep(Duration::from_secs(8)).await;
     let after = paths.each_ref().map(|path| balancer.answers(path).len());
     let seconds = began.elapsed().as_secs_f64();
@@ -135,11 +136,12 @@ async fn what_is_signed_ten_seconds_after_its_push_is_served_within_an_interval(
             &Artifact::answering("first").await.file(),
         )
         .await;
-    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
-    let gate = Gate::start(config.with("/bundles/authz/poll", json!("20s"))).await;
+    let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+    let gate = TestGateway::start(config.with("/bundles/authz/poll", json!("20s"))).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     gate.status_when("authz", "refused", |status| status["state"] == "withdrawn")
         .await;
+    // The pause between checks grows in the time until the signature.
     sleep(Duration::from_secs(10)).await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
     let took = opa.answers("first").await;
@@ -162,12 +164,12 @@ async fn a_transfer_that_arrives_corrupt_once_is_served_at_the_next_try() {
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
     let proxy = Proxy::spoiling(&registry.host, &format!("/blobs/{layer}"), 1).await;
-    let config = GateConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+    let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
     let began = Instant::now();
     let config = config
         .by_way_of(&proxy.host, &registry)
         .with("/bundles/authz/poll", json!("1h"));
-    let gate = Gate::start(config).await;
+    let gate = TestGateway::start(config).await;
     let opa = Opa::polling(OpaVersion::Newest, &gate.url, "authz").await;
     opa.answers("first").await;
     assert_eq!(proxy.left(), 0, "nothing was spoilt");
@@ -185,7 +187,7 @@ async fn a_transfer_that_arrives_corrupt_once_is_served_at_the_next_try() {
 
 struct Fixture {
     balancer: Balancer,
-    replicas: [Gate; 2],
+    replicas: [TestGateway; 2],
     opas: Vec<(&'static str, Opa)>,
 }
 
@@ -196,7 +198,7 @@ impl Fixture {
         &mut self,
         what: &str,
         answer: &str,
-        change: impl AsyncFnOnce(&mut [Gate; 2]),
+        change: impl AsyncFnOnce(&mut [TestGateway; 2]),
     ) {
         let before: Vec<_> = self
             .opas
@@ -210,12 +212,16 @@ impl Fixture {
         }
         let decided = began.elapsed();
         let [eager, lazy] = &self.replicas;
-        eventually("both replicas to agree", async || {
-            let (one, other) = (eager.status("newest").await, lazy.status("newest").await);
+        poll_until("both replicas to agree", async || {
+            let (one, other) = (
+                eager.bundle_status("newest").await,
+                lazy.bundle_status("newest").await,
+            );
             (one["etag"].is_string() && one["etag"] == other["etag"]).then_some(())
         })
         .await;
         let agreed = began.elapsed();
+        // Only real time shows that no further download follows.
         sleep(WATCHED).await;
         for ((name, opa), before) in self.opas.iter().zip(before) {
             assert_eq!(
@@ -242,17 +248,17 @@ impl Fixture {
     }
 }
 
-async fn replica(registry: &Registry, key: &KeyPair, poll: &str) -> Gate {
-    let mut config = GateConfig::trusting(key).cached();
+async fn replica(registry: &Registry, key: &KeyPair, poll: &str) -> TestGateway {
+    let mut config = GatewayConfig::trusting(key).cached();
     for (name, ..) in OPAS {
         config = config
             .bundle(name, registry, "acme/authz:live")
             .with(&format!("/bundles/{name}/poll"), json!(poll));
     }
-    Gate::start(config).await
+    TestGateway::start(config).await
 }
 
-/// Pushes and signs a version under a tag of its own; gives what to tag.
+/// Pushes and signs a version under a tag of its own, and returns its pinned reference.
 async fn signed(registry: &Registry, key: &KeyPair, answer: &str) -> String {
     let artifact = Artifact::answering(answer).await;
     let pinned = format!(

@@ -37,7 +37,7 @@ async fn completes(shell: &mut Terminal) {
     shell.shows(VERB).await;
     shell.type_in("--output\t");
     shell.shows("--output-key-prefix").await;
-    // What was completed is a command.
+    // The completed word is a command.
     shell.type_in("x --help\n");
     shell.shows("Usage: bundlegate generate-key-pair").await;
 }

@@ -42,7 +42,7 @@ pub(crate) fn ours(tarball: &[u8]) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// What OPA 1.22.2 says of each file, in their order.
+/// The verdicts of OPA 1.22.2 on the files, in their order.
 pub(crate) async fn theirs(files: &[impl AsRef<Path>]) -> Vec<Result<(), String>> {
     let mut opa = Command::new(program("opa-verdicts"));
     let mut opa = opa

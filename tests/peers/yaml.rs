@@ -73,7 +73,7 @@ async fn without_refused(
     }
 }
 
-/// What OPA reads from a bundle or folder: the values by name.
+/// The values that OPA reads from a bundle or folder, by name.
 async fn read_by_opa(author: &Author, bundle: &str) -> BTreeMap<String, Value> {
     let answer = author
         .peer("opa", &["eval", "--bundle", bundle, "data"])

@@ -1,4 +1,4 @@
-//! What was signed is something else, or says something else.
+//! Signatures for another artifact, or with other claims.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{

@@ -23,7 +23,7 @@ pub(crate) struct Fixture {
     pub(crate) signer: Certified,
 }
 
-/// What came of it.
+/// The result of a verification.
 pub(crate) struct Outcome {
     pub(crate) verdict: Result<Verified<Manifest>, VerificationError>,
     pub(crate) report: Report,
@@ -48,12 +48,12 @@ impl Fixture {
         format!("{}/acme/authz", self.registry.address)
     }
 
-    /// What a good statement says.
+    /// The content of a good statement.
     pub(crate) fn statement(&self) -> Value {
         statement(&self.digest)
     }
 
-    /// What a good payload says.
+    /// The content of a good payload.
     pub(crate) fn payload(&self) -> Value {
         payload(&self.digest, &self.repository())
     }
@@ -122,7 +122,7 @@ impl Fixture {
         Outcome { verdict, report }
     }
 
-    /// What the tag means.
+    /// The artifact that the tag names.
     pub(crate) async fn gather_pin(&self) -> PinnedReference {
         self.registry
             .source()

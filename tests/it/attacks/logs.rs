@@ -1,4 +1,4 @@
-//! What logs and timestamp authorities vouch for, and what they don't.
+//! Transparency logs and timestamp authorities: which times and entries they prove, and which not.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
@@ -141,9 +141,13 @@ async fn a_real_entry_of_another_signature_proves_nothing() {
         "log",
         "log entry of kind dsse 0.0.1",
     );
-    fixture.registry.put_legacy(&fixture.digest, &[]);
+}
 
-    // By a key, in the log under another key.
+/// Case 10 with a key: the entry is of another key, or of another statement by the same key.
+#[tokio::test]
+async fn a_real_entry_of_another_key_or_statement_proves_nothing() {
+    let fixture = Fixture::new().await;
+    let forge = &fixture.forge;
     let in_log = policy([keyed_in_log(&fixture.key, forge.trust())]);
     let (by, envelope) = (
         By::Key(&fixture.key),

@@ -15,7 +15,7 @@ use super::fixture::Fixture;
 use crate::{
     faulty::{Fault, FaultyRegistry},
     forge::Legacy,
-    gate::PATIENCE,
+    gateway::PATIENCE,
 };
 
 /// Case 18.

@@ -1,4 +1,4 @@
-//! What clients get while somebody tampers with what is on its way to them.
+//! Bundles that are tampered with between the registry and the client.
 
 use std::{path::Path, time::Duration};
 
@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 use super::fixture::{keyed, keyless, policy};
 use crate::{
-    faulty::{Fault, FaultyRegistry},
+    faulty::{Fault, FaultyRegistry, Hold},
     forge::Key,
-    gate::{Gate, HOUR, PATIENCE, Setup, bundle, error, eventually, tag},
+    gateway::{HOUR, PATIENCE, Setup, TestGateway, bundle, error, eventually, tag, until_unlocked},
     signing::Signer,
 };
 
@@ -27,7 +27,7 @@ fn cached(cache: &Path) -> store::Options {
     }
 }
 
-/// Everything that lies in a cache under its digest.
+/// The names of all blobs in a cache.
 fn lying(cache: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(cache.join("blobs/sha256"))
         .into_iter()
@@ -44,18 +44,20 @@ async fn a_tag_that_moves_while_signatures_are_gathered_moves_nothing_that_is_se
     let (signer, good, evil) = (Signer::new(), bundle("good"), bundle("evil"));
     let (digest, _) = registry.put_artifact("live", &good);
     signer.sign_legacy(&registry, &digest);
-    registry.fail(".sig", 1, Fault::Slow(Duration::from_secs(2)));
+    let hold = Hold::default();
+    registry.fail(".sig", 1, Fault::Held(hold.clone()));
     let mut setup = Setup {
         policy: signer.policy(),
         ..Setup::default()
     };
     setup.rules.first_wait = HOUR;
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("signatures are asked for", || {
         !registry.asked(".sig").is_empty()
     })
     .await;
     let (unsigned, layer) = registry.put_artifact("live", &evil);
+    hold.release();
     let served = timeout(PATIENCE, gate.get("", 0)).await.unwrap();
     assert_eq!(served.headers()["bundlegate-manifest"], digest.as_str());
     assert_eq!(served.bytes().await.unwrap(), good);
@@ -69,7 +71,7 @@ async fn a_tag_that_moves_while_signatures_are_gathered_moves_nothing_that_is_se
     assert!(!registry.asked(unsigned.as_str()).is_empty());
 }
 
-/// Cases 5, 6 and 41. A digest is known at the last byte, and until then nobody gets the first.
+/// Cases 5, 6 and 41. A digest is known at the last byte, and until then no client gets the first.
 #[tokio::test]
 async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
     let good = bundle("good");
@@ -102,13 +104,14 @@ async fn no_byte_is_served_or_kept_before_the_last_one_is_known() {
             cache: cached(cache.path()),
             ..Setup::default()
         };
-        let gate = Gate::with(&registry, setup).await;
+        let gate = TestGateway::with(&registry, setup).await;
         eventually("the layer is asked for", || {
             !registry.asked(layer.digest.as_str()).is_empty()
         })
         .await;
         if matches!(fault, Fault::Halt(_)) {
-            // All but one byte has come, and whoever waits has not even a status.
+            // All bytes but one have arrived, and a client that waits has no status yet, which only
+            // real time shows.
             let waiting = timeout(Duration::from_secs(1), gate.asking("", 60).send()).await;
             assert!(waiting.is_err(), "{fault:?}: {waiting:?}");
         } else {
@@ -161,7 +164,7 @@ async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
         cache: cached(cache.path()),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, with(signer.policy())).await;
+    let gate = TestGateway::with(&registry, with(signer.policy())).await;
     let etag = tag(&gate.get("", 60).await);
     let kept = || {
         std::fs::read_to_string(cache.path().join("index.json"))
@@ -171,10 +174,10 @@ async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
     eventually("it is kept", kept).await;
     gate.end(cache.path()).await;
     registry.fail("", usize::MAX, Fault::Status(503, vec![]));
-    let gate = Gate::with(&registry, with(signer.policy())).await;
+    let gate = TestGateway::with(&registry, with(signer.policy())).await;
     assert_eq!(tag(&gate.get("", 60).await), etag);
     gate.end(cache.path()).await;
-    let gate = Gate::with(&registry, with(policy([keyed(&Key::p256())]))).await;
+    let gate = TestGateway::with(&registry, with(policy([keyed(&Key::p256())]))).await;
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
     let refused = error(gate.get("", 0).await).await;
     assert_eq!(refused["reason"], "withdrawn");
@@ -210,7 +213,7 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
         2,
         "its registry was not asked"
     );
-    // Nor does the same repository answer to other credentials from what it told these.
+    // With other credentials, the store does not serve what these credentials have received.
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "wrong\n").unwrap();
     let credentials = Credentials::PasswordFile {
@@ -224,8 +227,9 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
     ours.fail("blobs/", usize::MAX, Fault::Status(403, vec![]));
     assert!(store.blob(&mallory, &layer).await.is_err());
     store.blob(&ours.source(), &layer).await.unwrap();
-    // On disk either.
+    // The same holds for blobs on disk.
     drop(store);
+    until_unlocked(cache.path()).await;
     let again = Store::open(cached(cache.path()), Metrics::new().unwrap());
     assert!(again.blob(&mallory, &layer).await.is_err());
 }
@@ -274,7 +278,7 @@ async fn every_way_to_have_no_answer_is_a_no_with_its_own_reason() {
         if let Some((part, fault)) = &fault {
             registry.fail(part, usize::MAX, fault.clone());
         }
-        let gate = Gate::with(
+        let gate = TestGateway::with(
             &registry,
             Setup {
                 policy,

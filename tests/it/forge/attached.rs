@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::signatures::{BUNDLE, LEGACY, Legacy, SIGN};
 use crate::faulty::FaultyRegistry;
 
-/// What registries hold, as cosign leaves it there.
+/// Puts signatures into a registry as cosign does.
 impl FaultyRegistry {
     /// Puts these signatures, and no others, under the `.sig` tag.
     pub(crate) fn put_legacy(&self, digest: &Digest, signatures: &[Legacy]) {
@@ -70,7 +70,7 @@ impl FaultyRegistry {
         entry
     }
 
-    /// What the referrers API says.
+    /// The answer of the referrers API.
     pub(crate) fn list_referrers(&self, digest: &Digest, entries: &Value) {
         let index =
             json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});

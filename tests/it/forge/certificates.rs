@@ -53,17 +53,17 @@ pub(crate) enum Sct<'a> {
     Missing,
     /// By this log, at this time.
     By(&'a Key, Timestamp),
-    /// As the log gave it for another certificate.
+    /// The timestamp that the log gave for another certificate.
     Stolen(&'a Key, Timestamp),
 }
 
-/// What a certificate says.
+/// The content of a certificate.
 #[derive(Debug, Clone)]
 pub(crate) struct Content {
     pub(crate) san: Option<San>,
     /// Fulcio's extensions that hold a DER string, by their last number: `.8` is the issuer.
     pub(crate) claims: Vec<(u8, String)>,
-    /// Those that hold bare text.
+    /// The extensions that hold bare text.
     pub(crate) bare_claims: Vec<(u8, String)>,
     pub(crate) valid: Window,
     pub(crate) usages: Vec<&'static str>,
@@ -114,7 +114,7 @@ impl Certified {
         }
     }
 
-    /// As CMS names it.
+    /// The `IssuerAndSerialNumber` by which CMS names the certificate.
     pub(super) fn issuer_and_serial(&self) -> Vec<u8> {
         sequence(&[self.issuer.clone(), self.serial.clone()])
     }

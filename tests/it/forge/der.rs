@@ -1,4 +1,5 @@
-//! As much DER as certificates and timestamps need, so that every part of them can be bent.
+//! The DER that certificates and timestamps need, written by hand so that every part of them can be
+//! falsified.
 
 use jiff::Timestamp;
 
@@ -88,7 +89,7 @@ pub(crate) fn generalized_time(time: Timestamp) -> Vec<u8> {
     element(0x18, time.strftime("%Y%m%d%H%M%SZ").to_string().as_bytes())
 }
 
-/// As X.509 wants it before 2050.
+/// `UTCTime`, which X.509 requires for times before 2050.
 pub(crate) fn utc_time(time: Timestamp) -> Vec<u8> {
     element(0x17, time.strftime("%y%m%d%H%M%SZ").to_string().as_bytes())
 }

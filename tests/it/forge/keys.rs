@@ -75,7 +75,7 @@ impl Key {
         Sha256::digest(&self.spki).into()
     }
 
-    /// What X.509 calls the way in which it signs.
+    /// The `AlgorithmIdentifier` of its signatures in X.509.
     pub(crate) fn algorithm(&self) -> Vec<u8> {
         der::sequence(&[der::oid(match &self.pair {
             Pair::P256(_) => "1.2.840.10045.4.3.2",
@@ -84,7 +84,7 @@ impl Key {
         })])
     }
 
-    /// What a `trusted_root.json` calls it.
+    /// The name of the key type in a `trusted_root.json`.
     pub(crate) fn details(&self) -> &'static str {
         match &self.pair {
             Pair::P256(_) => "PKIX_ECDSA_P256_SHA_256",

@@ -22,7 +22,7 @@ pub(crate) enum Generation {
     V2,
 }
 
-/// What a log gives back. Whatever is changed in it afterwards is forged.
+/// The answer of a log. A change of it is a forgery.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) kind: &'static str,
@@ -47,7 +47,7 @@ pub(crate) struct Proof {
 
 impl Log {
     pub(crate) fn new(origin: &'static str, generation: Generation) -> Self {
-        // As the public ones have it.
+        // The origin has the form of the public logs.
         let key = if generation == Generation::V1 {
             Key::p256()
         } else {
@@ -64,7 +64,7 @@ impl Log {
     pub(crate) fn id(&self) -> [u8; 32] {
         match self.generation {
             Generation::V1 => self.key.id(),
-            // As signed notes have it for Ed25519 (C2SP, signed-note.md).
+            // The key ID of an Ed25519 key in signed notes (C2SP, signed-note.md).
             Generation::V2 => {
                 let raw = &self.key.spki[self.key.spki.len() - 32..];
                 Sha256::digest([self.origin.as_bytes(), b"\n\x01", raw].concat()).into()
@@ -149,7 +149,7 @@ impl Log {
         format!("{text}\n\u{2014} {name} {signature}\n")
     }
 
-    /// As `trusted_root.json` lists it.
+    /// The entry of the log in a `trusted_root.json`.
     pub(crate) fn listed(&self, valid_for: &Value) -> Value {
         json!({
             "baseUrl": format!("https://{}", self.origin), "hashAlgorithm": "SHA2_256",
@@ -162,7 +162,7 @@ impl Log {
 }
 
 impl Entry {
-    /// As bundles hold it.
+    /// The entry in the form of Sigstore bundles.
     pub(crate) fn in_bundle(&self) -> Value {
         let mut entry = json!({
             "logIndex": self.index.to_string(),
@@ -187,7 +187,7 @@ impl Entry {
         entry
     }
 
-    /// As the annotation `dev.sigstore.cosign/bundle` holds it.
+    /// The entry in the form of the annotation `dev.sigstore.cosign/bundle`.
     pub(crate) fn in_annotation(&self) -> Value {
         json!({
             "SignedEntryTimestamp": self.promise.as_ref().map(|promise| STANDARD.encode(promise)),

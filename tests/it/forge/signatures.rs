@@ -14,7 +14,7 @@ pub(crate) const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 pub(crate) const SIGN: &str = "https://sigstore.dev/cosign/sign/v1";
 pub(crate) const IN_TOTO: &str = "application/vnd.in-toto+json";
 
-/// What a verifier is told about the signer.
+/// The verification material: how a signature names its signer.
 #[derive(Clone, Copy)]
 pub(crate) enum By<'a> {
     Key(&'a Key),
@@ -89,7 +89,7 @@ impl Envelope {
     }
 }
 
-/// What cosign signs in the bundle format.
+/// The statement that cosign signs in the bundle format.
 pub(crate) fn statement(digest: &Digest) -> Value {
     json!({
         "_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": {"sha256": digest.hex()}}],
@@ -97,7 +97,7 @@ pub(crate) fn statement(digest: &Digest) -> Value {
     })
 }
 
-/// What cosign signs in the legacy format.
+/// The payload that cosign signs in the legacy format.
 pub(crate) fn payload(digest: &Digest, repository: &str) -> Value {
     json!({
         "critical": {

@@ -15,7 +15,7 @@ use super::{
     timestamps::TimestampAuthority,
 };
 
-/// Who signs, if nothing else is said: a release workflow at a forge of code.
+/// The default signer: a release workflow at a code forge.
 pub(crate) const SUBJECT: &str =
     "https://github.com/acme/policies/.github/workflows/release.yml@refs/tags/v1";
 pub(crate) const ISSUER: &str = "https://token.actions.githubusercontent.com";
@@ -57,7 +57,7 @@ impl Sigstore {
         }
     }
 
-    /// What a certificate says, if nothing else is said.
+    /// The default content of a certificate.
     pub(crate) fn content(&self) -> Content {
         let claim = |number, text: &str| (number, text.to_owned());
         Content {
@@ -85,7 +85,7 @@ impl Sigstore {
             .issue("", Key::p256(), content, &Sct::By(&self.ct, self.then))
     }
 
-    /// As Rekor v1 logs a legacy signature.
+    /// The entry of a legacy signature in Rekor v1.
     pub(crate) fn log_payload(&self, by: By<'_>, payload: &[u8], signature: &[u8]) -> Entry {
         let body = json!({
             "apiVersion": "0.0.1", "kind": "hashedrekord",
@@ -99,7 +99,7 @@ impl Sigstore {
         self.rekor.enter("hashedrekord", "0.0.1", &body, self.then)
     }
 
-    /// As Rekor v1 logs an envelope.
+    /// The entry of an envelope in Rekor v1.
     pub(crate) fn log_envelope(&self, by: By<'_>, envelope: &Envelope) -> Entry {
         let hash =
             |bytes: &[u8]| json!({"algorithm": "sha256", "value": hex(&Sha256::digest(bytes))});
@@ -116,7 +116,7 @@ impl Sigstore {
         self.rekor.enter("dsse", "0.0.1", &body, self.then)
     }
 
-    /// As Rekor v2 logs an envelope.
+    /// The entry of an envelope in Rekor v2.
     pub(crate) fn log2_envelope(&self, by: By<'_>, envelope: &Envelope) -> Entry {
         let verifier = match by {
             By::Key(key) => json!({"publicKey": {"rawBytes": STANDARD.encode(&key.spki)}}),
@@ -141,7 +141,7 @@ impl Sigstore {
         self.tsa.stamp(signature, self.then)
     }
 
-    /// What names all of them, as JSON.
+    /// The `trusted_root.json` that names all of them.
     pub(crate) fn trusted_root(&self) -> Value {
         let window = window(self.valid);
         let chain: Vec<_> = [&self.intermediate, &self.root]
@@ -175,12 +175,12 @@ pub(crate) fn trust(trusted_root: &Value) -> TrustRoot {
     TrustRoot::from_json("forged", &trusted_root.to_string()).unwrap()
 }
 
-/// As `trusted_root.json` writes it.
+/// A period in the format of `trusted_root.json`.
 pub(crate) fn window(valid: Window) -> Value {
     json!({"start": valid.from.to_string(), "end": valid.until.to_string()})
 }
 
-/// What a certificate authority's certificate says.
+/// The content of the certificate of a certificate authority.
 pub(crate) fn ca(valid: Window) -> Content {
     Content {
         san: None,
@@ -197,7 +197,7 @@ pub(crate) fn minutes(count: i64) -> SignedDuration {
 }
 
 impl By<'_> {
-    /// As logs and annotations name the signer.
+    /// The signer as logs and annotations name it.
     pub(crate) fn pem(&self) -> String {
         match self {
             Self::Key(key) => key.pem(),

@@ -79,7 +79,7 @@ impl TimestampAuthority {
         element(SEQUENCE, &[sequence(&[der::integer(&[0])]), token].concat())
     }
 
-    /// As `trusted_root.json` lists it.
+    /// The entry of the authority in a `trusted_root.json`.
     pub(crate) fn listed(&self, valid_for: &Value) -> Value {
         let certificates: Vec<_> = [&self.signer, &self.root]
             .map(|one| json!({"rawBytes": STANDARD.encode(&one.certificate)}))

@@ -1,11 +1,11 @@
 //! Bundles that are added, removed and re-pointed in the configuration of a running gateway.
 
-use tokio::{spawn, task::JoinHandle};
+use tokio::{spawn, task::JoinHandle, time::timeout};
 
 use super::*;
-use crate::gate::header;
+use crate::gateway::{PATIENCE, header};
 
-/// How the program is told of a change.
+/// The cause of a reload.
 #[derive(Debug, Clone, Copy)]
 enum By {
     File,
@@ -17,7 +17,7 @@ struct Scene {
     registry: FaultyRegistry,
     signer: Signer,
     config: Value,
-    serving: Serving,
+    gateway: TestGateway,
     etag: String,
 }
 
@@ -32,14 +32,14 @@ impl Scene {
         let key = |folder: &TempDir| {
             fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap()
         };
-        let serving = Serving::start(key, &config).await;
-        let etag = tag(&serving.get("", 60).await);
-        assert_eq!(tag(&serving.get_of("other", "", 60).await), etag);
+        let gateway = TestGateway::start(key, &config).await;
+        let etag = tag(&gateway.get("", 60).await);
+        assert_eq!(tag(&gateway.get_of("other", "", 60).await), etag);
         Self {
             registry,
             signer,
             config,
-            serving,
+            gateway,
             etag,
         }
     }
@@ -57,18 +57,18 @@ impl Scene {
     /// Writes the configuration as it is now, and waits until it is applied.
     async fn apply(&self, by: By) -> Value {
         let applied = || {
-            self.serving
+            self.gateway
                 .lines(READ)
                 .into_iter()
                 .filter(|line| line["outcome"] == "applied")
         };
         let before = applied().count();
-        self.serving
+        self.gateway
             .write("bundlegate.yaml", self.config.to_string());
         if matches!(by, By::Signal) {
-            self.serving.hang_up();
+            self.gateway.hang_up();
         }
-        self.serving
+        self.gateway
             .until("it is applied", async || applied().nth(before))
             .await
     }
@@ -76,18 +76,18 @@ impl Scene {
     /// A request that is held, as OPA makes it.
     fn waits(&self, name: &str) -> JoinHandle<Response> {
         let request = self
-            .serving
+            .gateway
             .http
-            .get(format!("http://{}/bundles/{name}", self.serving.data));
+            .get(format!("http://{}/bundles/{name}", self.gateway.data));
         let request = wishing(request, &self.etag, 120);
         spawn(async move { request.send().await.unwrap() })
     }
 
     async fn until_waiting(&self, name: &str) {
         let sample = format!("bundlegate_waiters{{bundle=\"{name}\"}}");
-        self.serving
+        self.gateway
             .until("it waits", async || {
-                (self.serving.metric(&sample).await == 1.0).then_some(())
+                (self.gateway.metric(&sample).await == 1.0).then_some(())
             })
             .await;
     }
@@ -112,10 +112,10 @@ async fn bundles_come_and_go_and_those_who_wait_for_another_one_do_not_notice() 
             (&json!(1), &json!("applied")),
             "{by:?}"
         );
-        let answer = scene.serving.get_of("coming", "", 60).await;
+        let answer = scene.gateway.get_of("coming", "", 60).await;
         assert_eq!(answer.status(), StatusCode::OK, "{by:?}");
         assert_eq!(
-            scene.serving.status_of("coming").await["manifest"],
+            scene.gateway.bundle_status("coming").await["manifest"],
             digest.to_string()
         );
 
@@ -126,8 +126,8 @@ async fn bundles_come_and_go_and_those_who_wait_for_another_one_do_not_notice() 
             .unwrap();
         let read = scene.apply(by).await;
         assert_eq!(read["removed"], 1, "{by:?}");
-        // As if there had never been one.
-        let unknown = error(scene.serving.get_of("unknown", "", 0).await).await;
+        // The answer is that for a bundle which never existed.
+        let unknown = error(scene.gateway.get_of("unknown", "", 0).await).await;
         let gone = timeout(PATIENCE, going)
             .await
             .expect("it is not answered")
@@ -135,32 +135,32 @@ async fn bundles_come_and_go_and_those_who_wait_for_another_one_do_not_notice() 
         assert_eq!(gone.status(), StatusCode::NOT_FOUND);
         assert_eq!(error(gone).await, unknown);
         assert_eq!(
-            error(scene.serving.get(&scene.etag, 60).await).await,
+            error(scene.gateway.get(&scene.etag, 60).await).await,
             unknown
         );
-        assert_eq!(scene.serving.status().await, Value::Null);
+        assert_eq!(scene.gateway.bundle_status("authz").await, Value::Null);
         let series = async || {
             scene
-                .serving
-                .admin("/metrics")
+                .gateway
+                .admin_text("/metrics")
                 .await
                 .contains("bundle=\"authz\"")
         };
         scene
-            .serving
+            .gateway
             .until("its metrics go", async || (!series().await).then_some(()))
             .await;
 
-        // It comes back from the disk, though the registry is dead.
+        // The bundle is served from disk again, although the registry is dead.
         dead(&scene.registry);
         scene.config["bundles"]["authz"] = removed;
         assert_eq!(scene.apply(by).await["added"], 1, "{by:?}");
-        assert_eq!(tag(&scene.serving.get("", 60).await), scene.etag);
+        assert_eq!(tag(&scene.gateway.get("", 60).await), scene.etag);
         assert!(
             !others.is_finished(),
             "{by:?}: a client that waits for another bundle was answered"
         );
-        assert_eq!(scene.serving.lines("bundle removed").len(), 1);
+        assert_eq!(scene.gateway.lines("bundle removed").len(), 1);
         others.abort();
     }
 }
@@ -176,8 +176,8 @@ async fn a_removed_bundle_keeps_its_floor() {
     let digest = scene.push("live", "two");
     let served = |status: &Value| status["manifest"] == digest.to_string();
     scene
-        .serving
-        .status_when("the second version is served", served)
+        .gateway
+        .status_when("authz", "the second version is served", served)
         .await;
     let removed = scene.config["bundles"]
         .as_object_mut()
@@ -185,7 +185,7 @@ async fn a_removed_bundle_keeps_its_floor() {
         .remove("authz")
         .unwrap();
     scene.apply(By::File).await;
-    assert_eq!(scene.serving.status().await, Value::Null);
+    assert_eq!(scene.gateway.bundle_status("authz").await, Value::Null);
     // The tag is moved back meanwhile.
     scene.push("live", "one");
     scene.config["bundles"]["authz"] = removed;
@@ -196,14 +196,14 @@ async fn a_removed_bundle_keeps_its_floor() {
             .contains("was served earlier")
     };
     let status = scene
-        .serving
-        .status_when("the older version is refused", refused)
+        .gateway
+        .status_when("authz", "the older version is refused", refused)
         .await;
     assert_eq!(
         (&status["state"], &status["manifest"]),
         (&json!("serving"), &json!(digest))
     );
-    assert_ne!(tag(&scene.serving.get("", 60).await), first);
+    assert_ne!(tag(&scene.gateway.get("", 60).await), first);
 }
 
 #[tokio::test]
@@ -224,18 +224,18 @@ async fn a_re_pointed_bundle_is_served_from_the_old_reference_until_the_new_one_
         );
         let refused = |status: &Value| status["last_failure"]["class"] == "evidence";
         let status = scene
-            .serving
-            .status_when("the new one is refused", refused)
+            .gateway
+            .status_when("authz", "the new one is refused", refused)
             .await;
         assert_eq!(
             (&status["state"], &status["etag"]),
             (&json!("serving"), &json!(scene.etag))
         );
         assert_eq!(status["reference"], scene.reference("next"));
-        assert_eq!(tag(&scene.serving.get(&scene.etag, 0).await), scene.etag);
+        assert_eq!(tag(&scene.gateway.get(&scene.etag, 0).await), scene.etag);
         assert_eq!(
             scene
-                .serving
+                .gateway
                 .metric("bundlegate_bundle_state{bundle=\"authz\",state=\"serving\"}")
                 .await,
             1.0
@@ -251,8 +251,8 @@ async fn a_re_pointed_bundle_is_served_from_the_old_reference_until_the_new_one_
         assert_ne!(tag(&answer), scene.etag);
         let served = |status: &Value| status["manifest"] == digest.to_string();
         let status = scene
-            .serving
-            .status_when("the new one is served", served)
+            .gateway
+            .status_when("authz", "the new one is served", served)
             .await;
         assert_eq!(
             (&status["last_failure"], &status["refused"]),
@@ -274,14 +274,14 @@ async fn an_option_that_changes_is_in_force_and_those_who_wait_go_on_waiting() {
     scene.config["bundles"]["authz"]["poll"] = json!("200ms");
     assert_eq!(scene.apply(By::Signal).await["replaced"], 1);
     scene
-        .serving
+        .gateway
         .said("the changed bundle is served from now on", |line| {
             line["bundle"] == "authz"
         })
         .await;
     let checks = scene.registry.asked("HEAD").len();
     scene
-        .serving
+        .gateway
         .until("it polls", async || {
             (scene.registry.asked("HEAD").len() > checks + 3).then_some(())
         })
@@ -310,10 +310,13 @@ async fn a_bundle_that_is_changed_back_goes_on_as_before() {
     scene.config["bundles"]["authz"]["reference"] = scene.reference("nothing");
     scene.apply(By::Signal).await;
     let missing = |status: &Value| status["last_failure"]["class"] == "not_found";
-    scene.serving.status_when("there is nothing", missing).await;
+    scene
+        .gateway
+        .status_when("authz", "there is nothing", missing)
+        .await;
     scene.config = before;
     scene.apply(By::Signal).await;
-    let status = scene.serving.status().await;
+    let status = scene.gateway.bundle_status("authz").await;
     assert_eq!(
         (&status["state"], &status["reference"]),
         (&json!("serving"), &scene.reference("live"))
@@ -326,7 +329,7 @@ async fn a_bundle_that_is_changed_back_goes_on_as_before() {
 async fn a_fallback_is_linked_anew_while_clients_of_a_withdrawn_bundle_wait() {
     let mut scene = Scene::start(|_| ()).await;
     let other = Signer::new();
-    scene.serving.write("other.pub", other.public_pem());
+    scene.gateway.write("other.pub", other.public_pem());
     let denial = {
         let (digest, _) = scene.registry.put_artifact("deny", &bundle("deny"));
         other.sign_bundle(&scene.registry, &digest);
@@ -338,8 +341,10 @@ async fn a_fallback_is_linked_anew_while_clients_of_a_withdrawn_bundle_wait() {
     scene.until_waiting("authz").await;
     scene.apply(By::File).await;
     scene
-        .serving
-        .status_when("it is withdrawn", |status| status["state"] == "withdrawn")
+        .gateway
+        .status_when("authz", "it is withdrawn", |status| {
+            status["state"] == "withdrawn"
+        })
         .await;
     assert!(!held.is_finished(), "it was answered without a fallback");
     let mut deny = scene.config["bundles"]["other"].clone();
@@ -359,7 +364,10 @@ async fn a_fallback_is_linked_anew_while_clients_of_a_withdrawn_bundle_wait() {
         (answer.status(), header(&answer, "bundlegate-manifest")),
         (StatusCode::OK, denial.as_str())
     );
-    assert_eq!(scene.serving.status().await["fallback"]["bundle"], "deny");
+    assert_eq!(
+        scene.gateway.bundle_status("authz").await["fallback"]["bundle"],
+        "deny"
+    );
 }
 
 #[tokio::test]
@@ -369,7 +377,7 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
     scene.until_waiting("authz").await;
     let good = scene.config.clone();
     scene.push("next", "two");
-    // Everything about it is right, but for an `opa` that is not there.
+    // The new bundle is valid but for its `opa`, which does not exist.
     let mut coming = scene.config["bundles"]["authz"].clone();
     coming["opa_check"] = json!({ "opa": "./no-such-opa" });
     scene.config["bundles"]["coming"] = coming;
@@ -379,10 +387,10 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
         .unwrap()
         .remove("other");
     scene
-        .serving
+        .gateway
         .write("bundlegate.yaml", scene.config.to_string());
     let refused = scene
-        .serving
+        .gateway
         .said("configuration refused: the old trust stays", |_| true)
         .await;
     assert!(
@@ -392,7 +400,7 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
             .starts_with("bundles.coming.opa_check.opa: "),
         "{refused}"
     );
-    let status: Value = serde_json::from_str(&scene.serving.admin("/status").await).unwrap();
+    let status: Value = serde_json::from_str(&scene.gateway.admin_text("/status").await).unwrap();
     let names: Vec<_> = status["bundles"]
         .as_object()
         .unwrap()
@@ -405,16 +413,16 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
         scene.reference("live")
     );
     assert_eq!(
-        tag(&scene.serving.get_of("other", &scene.etag, 0).await),
+        tag(&scene.gateway.get_of("other", &scene.etag, 0).await),
         scene.etag
     );
     assert!(!held.is_finished(), "it was answered");
     scene.config = good;
     scene
-        .serving
+        .gateway
         .write("bundlegate.yaml", scene.config.to_string());
     scene
-        .serving
+        .gateway
         .said(READ, |line| line["outcome"] == "unchanged")
         .await;
     assert!(!held.is_finished(), "it was answered");

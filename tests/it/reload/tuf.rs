@@ -5,10 +5,13 @@ use jiff::{SignedDuration, Timestamp};
 use super::*;
 use crate::{
     forge::{By, Certified, Envelope, ISSUER, SUBJECT, Sigstore, statement},
+    shared::gateway::Program,
     tuf::{Answer, Tuf},
 };
 
-/// A Sigstore, the repository that delivers its root, and a registry with what it signed.
+const EXPIRES: &str = r#"bundlegate_trust_root_expires_timestamp_seconds{root="corp"}"#;
+
+/// A Sigstore, the repository that delivers its root, and a registry with an artifact that it signed.
 struct World {
     forge: Sigstore,
     signer: Certified,
@@ -53,7 +56,27 @@ impl World {
         config
     }
 
-    async fn serve(&self) -> Serving {
+    /// Publishes metadata that expires within seconds, and waits until the gateway has it. A
+    /// machine that is too busy to fetch it before it expires gets more time.
+    async fn expire_soon(&mut self, gateway: &TestGateway) -> Timestamp {
+        for seconds in [4, 8, 16, 32] {
+            let expires = Timestamp::now().as_second() + seconds;
+            self.tuf.expires = Timestamp::from_second(expires).unwrap();
+            self.tuf.publish();
+            let fetched = gateway
+                .until("the metadata is fetched or expires", async || {
+                    let fetched = gateway.metric(EXPIRES).await == expires as f64;
+                    (fetched || Timestamp::now() > self.tuf.expires).then_some(fetched)
+                })
+                .await;
+            if fetched {
+                return self.tuf.expires;
+            }
+        }
+        panic!("the metadata is not fetched in time");
+    }
+
+    async fn serve(&self) -> TestGateway {
         let root = |folder: &TempDir| {
             fs::write(
                 folder.path().join("root.json"),
@@ -61,35 +84,38 @@ impl World {
             )
             .unwrap()
         };
-        Serving::start(root, &self.config()).await
+        TestGateway::start(root, &self.config()).await
     }
 }
 
-/// As after a crash.
-async fn restarted(mut serving: Serving) -> Serving {
-    serving.child.kill().unwrap();
-    serving.child.wait().unwrap();
-    let folder = std::mem::replace(&mut serving.folder, TempDir::new().unwrap());
-    drop(serving);
-    Serving::run(folder).await
+/// Kills the program, as a crash does, and runs it again in the same folder.
+async fn restarted(gateway: TestGateway) -> TestGateway {
+    let Program {
+        mut process,
+        folder,
+    } = gateway.runner;
+    process.kill();
+    TestGateway::run(folder).await
 }
 
 #[tokio::test]
 async fn a_root_that_its_repository_rotates_counts_at_once_with_the_registry_dead() {
     let mut world = World::new().await;
-    let serving = world.serve().await;
-    let etag = tag(&serving.get("", 60).await);
+    let gateway = world.serve().await;
+    let etag = tag(&gateway.get("", 60).await);
     world.registry.fail("", usize::MAX, Fault::Stall);
     world
         .tuf
         .publish_root(&Sigstore::new().trusted_root().to_string());
-    let status = serving
-        .status_when("withdrawn", |status| status["state"] == "withdrawn")
+    let status = gateway
+        .status_when("authz", "withdrawn", |status| {
+            status["state"] == "withdrawn"
+        })
         .await;
     assert_eq!(status["last_failure"]["class"], "distrusted", "{status}");
-    assert_eq!(serving.get(&etag, 0).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(gateway.get(&etag, 0).await.status(), StatusCode::NOT_FOUND);
     assert_eq!(
-        serving
+        gateway
             .metric(r#"bundlegate_trust_root_refreshes_total{outcome="changed",root="corp"}"#)
             .await,
         2.0
@@ -99,22 +125,20 @@ async fn a_root_that_its_repository_rotates_counts_at_once_with_the_registry_dea
     world
         .tuf
         .publish_root(&format!("{:#}", world.forge.trusted_root()));
-    serving
-        .status_when("serving", |status| status["state"] == "serving")
+    gateway
+        .status_when("authz", "serving", |status| status["state"] == "serving")
         .await;
-    assert_eq!(tag(&serving.get("", 60).await), etag);
+    assert_eq!(tag(&gateway.get("", 60).await), etag);
 }
 
 #[tokio::test]
 async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
     let mut world = World::new().await;
-    world.tuf.expires = Timestamp::now() + SignedDuration::from_secs(15);
-    world.tuf.publish();
-    let serving = world.serve().await;
-    let etag = tag(&serving.get("", 60).await);
-    let expires = Timestamp::from_second(world.tuf.expires.as_second()).unwrap();
+    let gateway = world.serve().await;
+    let etag = tag(&gateway.get("", 60).await);
+    let expires = world.expire_soon(&gateway).await;
     let expired = format!("trust root corp expired at {expires}");
-    serving
+    gateway
         .said(
             &format!("{expired}; it accepts no new artifact until it is refreshed"),
             |_| true,
@@ -127,32 +151,32 @@ async fn an_expired_root_lets_nothing_new_in_and_takes_nothing_away() {
             .to_string()
             .contains(&expired)
     };
-    let status = serving.status_when("refused", refused).await;
+    let status = gateway.status_when("authz", "refused", refused).await;
     assert_eq!(
         (&status["state"], &status["last_failure"]["class"]),
         (&json!("serving"), &json!("evidence"))
     );
-    assert_eq!(tag(&serving.get("", 0).await), etag);
-    let sample = r#"bundlegate_trust_root_expires_timestamp_seconds{root="corp"}"#;
-    assert_eq!(serving.metric(sample).await, expires.as_second() as f64);
+    assert_eq!(tag(&gateway.get("", 0).await), etag);
+    assert_eq!(gateway.metric(EXPIRES).await, expires.as_second() as f64);
 
-    // Nor does a cold start, with the repository dead: it was the same root that let it in.
+    // A cold start with a dead repository does not withdraw the bundle either, because the same root
+    // has accepted it.
     let timestamp = world.tuf.answer("timestamp.json", Answer::Status(500, ""));
-    let serving = restarted(serving).await;
-    assert_eq!(tag(&serving.get("", 60).await), etag);
-    let status = serving.status_when("refused again", refused).await;
+    let gateway = restarted(gateway).await;
+    assert_eq!(tag(&gateway.get("", 60).await), etag);
+    let status = gateway.status_when("authz", "refused again", refused).await;
     assert_eq!(status["state"], "serving");
     world.tuf.answer("timestamp.json", timestamp.unwrap());
 
-    // The same root, for longer: nothing but its end has changed.
+    // The same root with a later expiry accepts new artifacts again.
     world.tuf.expires = Timestamp::now() + SignedDuration::from_hours(1);
     world.tuf.publish();
-    let changed = serving.get(&etag, 60).await;
+    let changed = gateway.get(&etag, 60).await;
     assert_eq!(changed.status(), StatusCode::OK);
     assert_ne!(tag(&changed), etag);
 }
 
-/// The command line has nothing on disk, and asks the repository itself.
+/// The command has no cache, and fetches the root from the repository.
 #[tokio::test]
 async fn verify_uses_the_root_that_the_repository_has_now() {
     let mut world = World::new().await;

@@ -1,4 +1,4 @@
-//! What never replaces a trust root, whoever runs the repository.
+//! Metadata that never replaces a trust root, even from the operator of the repository.
 
 use std::{fs, time::Duration};
 

@@ -10,10 +10,14 @@ use jiff::{SignedDuration, Timestamp};
 use sigstore_verify::trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST;
 
 use super::{open, revision, second};
-use crate::tuf::{Answer, Tuf};
+use crate::{
+    gateway::{PATIENCE, eventually},
+    shared::poll_until,
+    tuf::{Answer, Tuf},
+};
 
 async fn changed(roots: &mut TrustRoots) {
-    tokio::time::timeout(Duration::from_secs(30), roots.changed())
+    tokio::time::timeout(PATIENCE, roots.changed())
         .await
         .unwrap();
 }
@@ -33,7 +37,7 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     let before = roots.current("corp", &tuf.source()).unwrap();
     assert!(before.is_pending());
     roots.set_sources(&sources).unwrap();
-    roots.wait_until_fetched(Duration::from_secs(30)).await;
+    roots.wait_until_fetched(PATIENCE).await;
     changed(&mut roots).await;
     let first = roots.current("corp", &tuf.source()).unwrap();
     assert_eq!(first.revision(), revision(FIRST).revision());
@@ -52,14 +56,7 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     let until = held.expires();
     tuf.expires = Timestamp::now() + SignedDuration::from_hours(100);
     tuf.publish();
-    let prolonged = async {
-        while held.expires() == until {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), prolonged)
-        .await
-        .unwrap();
+    eventually("the root lasts longer", || held.expires() != until).await;
 
     let current = roots.current("corp", &other).unwrap();
     assert_eq!(
@@ -69,18 +66,15 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
     );
 
     // Gone from the configuration, and back: it is as it was on disk.
-    let written = async {
-        while open(&other, folder.path(), &Metrics::new().unwrap())
+    poll_until("the root is on disk", async || {
+        let metrics = Metrics::new().unwrap();
+        let stored = open(&other, folder.path(), &metrics)
             .root()
             .revision()
-            != held.revision()
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), written)
-        .await
-        .unwrap();
+            .clone();
+        (stored == *held.revision()).then_some(())
+    })
+    .await;
     roots.set_sources(&[].into()).unwrap();
     assert!(
         metrics
@@ -102,7 +96,7 @@ async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
     roots
         .set_sources(&[("corp".to_owned(), tuf.source())].into())
         .unwrap();
-    roots.wait_until_fetched(Duration::from_secs(30)).await;
+    roots.wait_until_fetched(PATIENCE).await;
     tuf.answer("timestamp.json", Answer::Status(500, ""));
     let other = RootSource::Tuf(tuf.options().with_timeout(Duration::from_secs(21)));
     assert_eq!(

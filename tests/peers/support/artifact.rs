@@ -25,7 +25,7 @@ impl Artifact {
         Self::built(answer, &[("authz.rego", &policy)]).await
     }
 
-    /// What `opa build` makes of `files`.
+    /// An artifact with the bundle that `opa build` makes of `files`.
     pub(crate) async fn built(revision: &str, files: Files<'_>) -> Self {
         let folder = TempDir::new().unwrap();
         let sources = folder.path().join("sources");

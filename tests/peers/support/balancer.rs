@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use tempfile::TempDir;
 
-use super::{Gate, Process, eventually, free_address, http, program};
+use super::{Process, TestGateway, free_address, http, poll_until, program};
 
 /// Gives every request to the next replica in turn, until it is dropped.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct Balancer {
 }
 
 impl Balancer {
-    pub(crate) async fn before(replicas: &[&Gate]) -> Self {
+    pub(crate) async fn before(replicas: &[&TestGateway]) -> Self {
         let folder = TempDir::new().unwrap();
         for _ in 0..10 {
             let address = free_address();
@@ -31,7 +31,7 @@ impl Balancer {
                 .args(["-c", "nginx.conf", "-e", "errors"]);
             let mut process = Process::start("nginx", &mut nginx);
             let (client, url) = (http(), format!("http://{address}"));
-            let (up, _) = eventually("nginx", async || match client.get(&url).send().await {
+            let (up, _) = poll_until("nginx", async || match client.get(&url).send().await {
                 Ok(_) => Some(true),
                 Err(_) => process.has_ended().then_some(false),
             })
@@ -60,7 +60,7 @@ impl Balancer {
 
 /// One process, so that nothing is left behind when it is killed; connections to replicas
 /// are not kept, so that no client stays with one of them.
-fn configuration(address: &str, replicas: &[&Gate]) -> String {
+fn configuration(address: &str, replicas: &[&TestGateway]) -> String {
     let servers: String = replicas
         .iter()
         .map(|gate| {

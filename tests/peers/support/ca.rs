@@ -36,7 +36,7 @@ impl Ca {
         }
     }
 
-    /// What clients have to trust.
+    /// The file of the certificate that clients have to trust.
     pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }

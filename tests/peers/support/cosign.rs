@@ -79,7 +79,7 @@ impl KeyPair {
 }
 
 impl Format {
-    /// As `/status` has it.
+    /// The name of the format in `/status`.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Bundle => "bundle",

@@ -5,7 +5,7 @@ use std::{env, fs, net::TcpListener, os::unix::fs::symlink, process::Command, ti
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Process, eventually, http, program};
+use super::{Process, http, poll_until, program};
 
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Opa {
                 .env("PATH", &path);
             let mut process = Process::start(version.program(), &mut shell);
             let url = format!("http://{address}/health");
-            let (up, _) = eventually("OPA's start", async || match http.get(&url).send().await {
+            let (up, _) = poll_until("OPA's start", async || match http.get(&url).send().await {
                 Ok(_) => Some(true),
                 Err(_) => process.has_ended().then_some(false),
             })
@@ -90,7 +90,7 @@ impl Opa {
         Self::start(version, &long_polling(url, name)).await
     }
 
-    /// What `data` holds under `path`, such as `authz/answer`.
+    /// The value of `data` at `path`, such as `authz/answer`.
     pub(crate) async fn decision(&self, path: &str) -> Option<Value> {
         let url = format!("http://{}/v1/data/{path}", self.address);
         let body = self.http.get(url).send().await.ok()?.bytes().await.ok()?;
@@ -106,7 +106,7 @@ impl Opa {
     /// Waits until what `data` holds under `path` is `wanted`, and says how long that took.
     pub(crate) async fn decides(&self, path: &str, wanted: &Value) -> Duration {
         let what = format!("{:?} to decide {path} = {wanted}", self.version);
-        eventually(&what, async || {
+        poll_until(&what, async || {
             self.decision(path)
                 .await
                 .filter(|decision| decision == wanted)
@@ -124,7 +124,7 @@ impl OpaVersion {
         }
     }
 
-    /// What keeps it from talking to the Internet.
+    /// The configuration that keeps OPA from contacting the Internet.
     pub(crate) fn no_telemetry(self) -> &'static str {
         match self {
             Self::Newest => "--skip-version-check",

@@ -20,14 +20,14 @@ use tokio::{
 /// Passes bytes on until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    /// As references name it.
+    /// The host as references name it.
     pub(crate) host: String,
     network: Arc<Network>,
     open: watch::Sender<bool>,
     _tasks: JoinSet<()>,
 }
 
-/// What happens to answers.
+/// The effect on answers.
 #[derive(Debug, Default)]
 struct Network {
     /// Before every 64 KiB.

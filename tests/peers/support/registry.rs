@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) kind: Kind,
-    /// As references and `registries` name it.
+    /// The host as references and `registries` name it.
     pub(crate) host: String,
     ca: Option<PathBuf>,
     certificate: Option<Certificate>,
@@ -139,7 +139,7 @@ impl Registry {
         run("oras", self.folder.path(), &all).await
     }
 
-    /// What cosign needs to know to reach it.
+    /// The flags by which cosign reaches it.
     pub(crate) fn cosign_flags(&self) -> Vec<String> {
         let mut flags = match &self.ca {
             Some(ca) => vec![format!("--registry-cacert={}", ca.display())],
@@ -184,7 +184,7 @@ impl Registry {
         times
     }
 
-    /// What it wrote so far.
+    /// The output so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use super::{eventually, program};
+use super::{poll_until, program};
 
 /// Gone when dropped; what was on the screen is shown if the test fails.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Terminal {
     /// Waits until `text` appears after everything that was waited for before.
     pub(crate) async fn shows(&mut self, text: &str) {
         let from = self.seen;
-        let (at, _) = eventually(text, async || self.screen()[from..].find(text)).await;
+        let (at, _) = poll_until(text, async || self.screen()[from..].find(text)).await;
         self.seen = from + at + text.len();
     }
 
@@ -90,7 +90,7 @@ impl Terminal {
 
     /// The exit code of the program.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
-        eventually("the end of the program", async || {
+        poll_until("the end of the program", async || {
             self.child.try_wait().unwrap()
         })
         .await

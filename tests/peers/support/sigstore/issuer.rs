@@ -1,4 +1,4 @@
-//! Who vouches for identities: a small OpenID provider in the test's process.
+//! A small OpenID provider in the test's process, which issues identities.
 
 use std::{
     convert::Infallible,
@@ -21,10 +21,10 @@ pub(crate) struct Issuer {
     _tasks: JoinSet<()>,
 }
 
-/// Who signs.
+/// The identity of a signer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Somebody with an address: the certificate names it.
+    /// A person, whose certificate has the address.
     Person(String),
     /// A job of a CI, told apart by claims such as GitHub's: the certificate names the
     /// workflow, and has most claims in extensions of their own.
@@ -150,7 +150,7 @@ impl Identity {
         self
     }
 
-    /// As the certificate has it.
+    /// The identity as the certificate has it.
     pub(crate) fn subject(&self) -> String {
         match self {
             Self::Person(email) => email.clone(),

@@ -50,7 +50,7 @@ pub(crate) enum KeyKind {
     Ed25519,
 }
 
-/// What shows that it was signed, and when.
+/// The evidence that a signature was made, and of its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Evidence {
     /// An entry in Rekor.
@@ -81,7 +81,7 @@ impl Sigstore {
         sigstore
     }
 
-    /// What its signatures are verified by.
+    /// The trust root that verifies its signatures.
     pub(crate) fn trusted_root(&self) -> PathBuf {
         self.author.path(TRUSTED_ROOT)
     }
@@ -430,7 +430,7 @@ impl KeyKind {
         }
     }
 
-    /// As openssl has it.
+    /// The arguments by which openssl generates such a key.
     fn algorithm(self) -> &'static [&'static str] {
         match self {
             Self::P256 => &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"],

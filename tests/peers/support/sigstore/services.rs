@@ -14,11 +14,11 @@ use rcgen::{
 use serde_json::json;
 
 use super::{
-    super::{Process, eventually, free_address, http, program},
+    super::{Process, free_address, http, poll_until, program},
     Issuer,
 };
 
-/// Everything that runs, and where.
+/// The running services and their addresses.
 #[derive(Debug)]
 pub(super) struct Services {
     pub(super) fulcio: String,
@@ -196,7 +196,7 @@ async fn tiles(folder: &Path) -> (Process, String) {
             "--signer-filepath=tiles.key",
             "--http-metrics-port=0",
         ]);
-        // As quick as it gets.
+        // The log integrates entries as fast as it can.
         command.args([
             "--hostname",
             TILES_ORIGIN,
@@ -225,7 +225,7 @@ async fn fulcio(folder: &Path, issuer: &Issuer, ct: &str) -> (Process, String) {
             &people: { "IssuerURL": people, "ClientID": "sigstore", "Type": "email" },
             &jobs: { "IssuerURL": jobs, "ClientID": "sigstore", "Type": "ci-provider", "CIProvider": "github" },
         },
-        // What the public Fulcio makes of GitHub's claims.
+        // The public Fulcio maps GitHub's claims in this way.
         "CIIssuerMetadata": { "github": {
             "DefaultTemplateValues": { "url": "https://github.com", "environment": "" },
             "SubjectAlternativeNameTemplate": "{{ .url }}/{{ .job_workflow_ref }}",
@@ -278,12 +278,12 @@ async fn at_free_port(
         let address = free_address();
         let mut process = Process::start(name, &mut command(&address));
         let url = format!("http://{address}{path}");
-        let (up, _) = eventually(name, async || match client.get(&url).send().await {
+        let (up, _) = poll_until(name, async || match client.get(&url).send().await {
             Ok(answer) => answer.status().is_success().then_some(true),
             Err(_) => process.has_ended().then_some(false),
         })
         .await;
-        // Somebody else may have come first, and answered.
+        // Another program may have taken the port, and have answered.
         if up && !process.has_ended() {
             return (process, address);
         }

@@ -1,6 +1,7 @@
-//! The gateway as `serve` composes it, in front of a registry, in the process of the test.
+//! The gateway as `serve` composes it, within the process of the test, in front of a registry that
+//! fails on demand; and what its tests have in common.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
@@ -20,19 +21,18 @@ use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
-use crate::faulty::FaultyRegistry;
+pub(crate) use crate::shared::{PATIENCE, TestGateway};
+use crate::{faulty::FaultyRegistry, shared::poll_until};
 
-/// For what must happen, on however busy a machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-/// The name of the bundle that stands in for the other.
+/// The name of the bundle that is served while the other is withdrawn.
 pub(crate) const FALLBACK: &str = "deny";
 
-/// What a test wants to be different.
+/// The options of a gateway, with the values of most tests as defaults.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
@@ -40,7 +40,7 @@ pub(crate) struct Setup {
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
-    /// Everybody may read everything unless this says otherwise.
+    /// By default any client may read any bundle.
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
@@ -88,7 +88,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The configuration that says the same.
+    /// The configuration with these options.
     fn config(&self, registry: &FaultyRegistry) -> Config {
         let empty = json!({
             "version": 1,
@@ -97,7 +97,7 @@ impl Setup {
             "bundles": {},
         });
         let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
-        // Long enough for a busy machine.
+        // The short timeouts of the tests' registry are for tests of the timeouts themselves.
         let options = RegistryOptions {
             timeouts: Timeouts::default(),
             ..registry.options()
@@ -153,18 +153,20 @@ impl Setup {
     }
 }
 
-/// Serves until it is dropped.
-pub(crate) struct Gate {
-    pub(crate) name: &'static str,
-    pub(crate) data: SocketAddr,
-    pub(crate) admin: SocketAddr,
-    pub(crate) http: reqwest::Client,
-    pub(crate) metrics: Metrics,
-    /// Who may read what.
-    pub(crate) clients: LiveClients,
+/// Runs a gateway as a task of the test, until this is dropped.
+pub(crate) struct InProcess {
+    name: &'static str,
+    metrics: Metrics,
+    clients: LiveClients,
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
-    gateway: JoinHandle<()>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// `last_failure` in the words of `/status`.
@@ -176,7 +178,7 @@ pub(crate) struct LastFailure {
     pub(crate) message: String,
 }
 
-impl Gate {
+impl TestGateway<InProcess> {
     pub(crate) async fn before(registry: &FaultyRegistry, poll: Duration) -> Self {
         let mut setup = Setup::default();
         setup.rules.poll = poll;
@@ -191,6 +193,10 @@ impl Gate {
             clients
         });
         let clients = LiveClients::from(clients);
+        let scheme = match setup.tls {
+            Some(_) => "https",
+            None => "http",
+        };
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
@@ -207,32 +213,39 @@ impl Gate {
             deadlines: setup.deadlines,
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
-        let (data, admin) = (
-            gateway.data_address().unwrap(),
-            gateway.admin_address().unwrap(),
-        );
-        let (metrics, handle) = (
-            gateway.metrics().clone(),
-            gateway.catalog().get(setup.name).unwrap().handle().clone(),
-        );
+        let data = gateway.data_address().unwrap();
+        let admin = gateway.admin_address().unwrap();
+        let metrics = gateway.metrics().clone();
+        let handle = gateway.catalog().get(setup.name).unwrap().handle().clone();
         let (stop, stopped) = oneshot::channel();
         let drain = async {
             let _ = stopped.await;
         };
-        let gateway =
+        let task =
             tokio::spawn(async { gateway.run(drain, std::future::pending()).await.unwrap() });
-        let (name, stop, http) = (setup.name, Some(stop), reqwest::Client::new());
-        Self {
-            name,
-            data,
-            admin,
-            http,
+        let runner = InProcess {
+            name: setup.name,
             metrics,
             clients,
             handle,
-            stop,
-            gateway,
-        }
+            stop: Some(stop),
+            task,
+        };
+        Self::new(scheme, data, admin, runner)
+    }
+
+    /// The name of the bundle.
+    pub(crate) fn name(&self) -> &'static str {
+        self.runner.name
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.runner.metrics
+    }
+
+    /// The clients and what they may read, which can be replaced.
+    pub(crate) fn clients(&self) -> &LiveClients {
+        &self.runner.clients
     }
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
@@ -242,44 +255,32 @@ impl Gate {
     /// A request for the bundle, not yet sent.
     pub(crate) fn asking(&self, tags: &str, wait: u32) -> RequestBuilder {
         wishing(
-            self.request(Method::GET, &format!("/bundles/{}", self.name)),
+            self.request(Method::GET, &format!("/bundles/{}", self.name())),
             tags,
             wait,
         )
     }
 
-    /// Any request to the data listener, not yet sent.
+    /// A request to the data listener, not yet sent.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http
-            .request(method, format!("http://{}{path}", self.data))
+        self.http.request(method, format!("{}{path}", self.url))
     }
 
-    pub(crate) async fn operator(&self, path: &str) -> Response {
-        self.http
-            .get(format!("http://{}{path}", self.admin))
-            .send()
-            .await
-            .unwrap()
-    }
-
-    /// The bundle's part of `/status`.
+    /// The bundle's entry in `/status`.
     pub(crate) async fn shown(&self) -> Value {
-        let status = self.operator("/status").await.bytes().await.unwrap();
-        serde_json::from_slice::<Value>(&status).unwrap()["bundles"][self.name].clone()
+        self.bundle_status(self.name()).await
     }
 
-    /// How many checks ended like this.
+    /// How many checks have ended with this outcome.
     pub(crate) fn refreshes(&self, outcome: &str) -> u64 {
-        self.metrics
-            .refreshes
-            .with_label_values(&[self.name, outcome])
-            .get()
+        let labels = [self.name(), outcome];
+        self.metrics().refreshes.with_label_values(&labels).get()
     }
 
     /// The value of a metric that has only the bundle as a label, as Prometheus reads it.
     pub(crate) async fn gauge(&self, metric: &str) -> String {
-        let text = self.operator("/metrics").await.text().await.unwrap();
-        let start = format!("{metric}{{bundle=\"{}\"}} ", self.name);
+        let text = self.admin_text("/metrics").await;
+        let start = format!("{metric}{{bundle=\"{}\"}} ", self.name());
         text.lines()
             .find_map(|line| line.strip_prefix(&start))
             .unwrap_or_else(|| panic!("{metric}: {text}"))
@@ -287,83 +288,79 @@ impl Gate {
     }
 
     pub(crate) fn state(&self) -> &'static str {
-        self.handle.status().state.label()
+        self.status().state.label()
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.handle.status()
+        self.runner.handle.status()
     }
 
-    /// As when the configuration says so from now on.
+    /// Replaces the trust policy, as a change of the configuration does.
     pub(crate) fn trust(&self, policy: TrustPolicy) {
         assert!(
-            self.handle.set_policy(Arc::new(policy)),
+            self.runner.handle.set_policy(Arc::new(policy)),
             "it is the same policy"
         );
     }
 
-    /// What the server sees from now on.
+    /// The state that the server serves, and its changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
-        self.handle.subscribe()
+        self.runner.handle.subscribe()
     }
 
-    /// Whether what stands in for the bundle has something to serve.
+    /// Whether the bundle has a fallback with a version to serve.
     pub(crate) fn fallback_is_serving(&self) -> bool {
-        self.handle
+        self.runner
+            .handle
             .fallback_status()
             .is_some_and(|fallback| fallback.since.is_some())
     }
 
     pub(crate) fn last_failure(&self) -> Option<LastFailure> {
-        self.handle
-            .status()
-            .last_failure
-            .map(|failure| LastFailure {
-                class: failure.class.label(),
-                step: failure.step.to_string(),
-                digest: failure.digest.map(|digest| digest.to_string()),
-                message: failure.message,
-            })
+        self.status().last_failure.map(|failure| LastFailure {
+            class: failure.class.label(),
+            step: failure.step.to_string(),
+            digest: failure.digest.map(|digest| digest.to_string()),
+            message: failure.message,
+        })
     }
 
     pub(crate) fn waiters(&self) -> i64 {
-        self.metrics.waiters.with_label_values(&[self.name]).get()
+        let labels = [self.name()];
+        self.metrics().waiters.with_label_values(&labels).get()
+    }
+
+    /// Waits until this many requests are held.
+    pub(crate) async fn until_waiting(&self, count: i64) {
+        let what = format!("{count} held requests");
+        eventually(&what, || self.waiters() == count).await;
     }
 
     pub(crate) fn sent_bytes(&self) -> u64 {
-        self.metrics
-            .sent_bytes
-            .with_label_values(&[self.name])
-            .get()
+        let labels = [self.name()];
+        self.metrics().sent_bytes.with_label_values(&labels).get()
     }
 
-    /// As SIGTERM does.
+    /// Begins to drain, as on SIGTERM.
     pub(crate) fn begin_to_drain(&mut self) {
-        self.stop.take().unwrap().send(()).unwrap();
+        self.runner.stop.take().unwrap().send(()).unwrap();
     }
 
-    /// As a crash does. What is being written to the cache comes to its end.
+    /// Ends as in a crash, but writes to the cache that have begun are completed.
     pub(crate) async fn end(self, cache: &Path) {
-        self.gateway.abort();
-        let lock = fs::File::open(cache.join(".lock")).unwrap();
-        eventually("the cache is let go", || lock.try_lock().is_ok()).await;
+        self.runner.task.abort();
+        until_unlocked(cache).await;
     }
 
     pub(crate) async fn until_drained(&mut self) {
-        timeout(PATIENCE, &mut self.gateway)
+        timeout(PATIENCE, &mut self.runner.task)
             .await
             .expect("the drain has no end")
             .unwrap();
     }
 }
 
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.gateway.abort();
-    }
-}
-
-/// A request as OPA words it: no tags and no wait where there are none.
+/// Adds the headers that OPA sends: an empty `tags` and a `wait` of 0 are left out.
 pub(crate) fn wishing(mut request: RequestBuilder, tags: &str, wait: u32) -> RequestBuilder {
     if !tags.is_empty() {
         request = request.header("if-none-match", tags);
@@ -425,14 +422,15 @@ pub(crate) async fn error(response: Response) -> Value {
     body["error"].clone()
 }
 
-/// Waits for what must become true.
+/// Waits until a cache folder can be opened again. Its lock may be held a little longer than its
+/// store exists: by a write in the background, or by a child that another test has just forked and
+/// that has not called `exec` yet.
+pub(crate) async fn until_unlocked(cache: &Path) {
+    let lock = fs::File::open(cache.join(".lock")).unwrap();
+    eventually("the cache is unlocked", || lock.try_lock().is_ok()).await;
+}
+
+/// Waits until a condition holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let looking = async {
-        while !holds() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, looking)
-        .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+    poll_until(what, async || holds().then_some(())).await;
 }

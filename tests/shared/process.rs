@@ -7,9 +7,9 @@ use std::{
     thread,
 };
 
-use super::eventually;
+use super::poll_until;
 
-/// Killed when dropped; its output is shown if the test fails.
+/// A running program, which is killed when this is dropped. Its output is shown if the test fails.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: String,
@@ -36,7 +36,7 @@ impl Process {
         }
     }
 
-    /// Everything it wrote so far, on either stream.
+    /// Everything that the program wrote so far, on either stream.
     pub(crate) fn log(&self) -> String {
         self.output
             .lock()
@@ -44,11 +44,12 @@ impl Process {
             .clone()
     }
 
-    /// What `find` makes of the first line it knows, or `None` if the program ends before.
+    /// Waits for a line for which `find` returns a value, and returns that value, or `None` if the
+    /// program ends first.
     pub(crate) async fn try_line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
         let name = self.name.clone();
-        let (found, _) = eventually(&format!("a line of {name}"), async || {
-            // Asked before the log is read: what was written before the end counts.
+        let (found, _) = poll_until(&format!("a line of {name}"), async || {
+            // The end is checked before the log is read, because output before the end counts.
             let ended = self.has_ended();
             let found = self.log().lines().find_map(&find);
             (found.is_some() || ended).then_some(found)
@@ -57,7 +58,7 @@ impl Process {
         found
     }
 
-    /// What `find` makes of the first line it knows.
+    /// Like [`Self::try_line`], but fails the test if the program ends first.
     pub(crate) async fn line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> T {
         let found = self.try_line(find).await;
         found.unwrap_or_else(|| panic!("{} ended early", self.name))
@@ -67,7 +68,7 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// `kill -9`; when this returns, it is gone.
+    /// Sends SIGKILL and waits until the process has ended.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -86,10 +87,10 @@ impl Process {
         );
     }
 
-    /// Waits for its own end.
+    /// Waits until the program ends by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let name = self.name.clone();
-        eventually(&format!("the end of {name}"), async || {
+        poll_until(&format!("the end of {name}"), async || {
             self.child.try_wait().unwrap()
         })
         .await

@@ -1,0 +1,10 @@
+//! The gateway that both test programs run, and how they wait for it. Each program compiles these
+//! files as a module of its own.
+
+pub(crate) mod gateway;
+mod process;
+mod wait;
+
+pub(crate) use gateway::TestGateway;
+pub(crate) use process::Process;
+pub(crate) use wait::{PATIENCE, poll_until};
