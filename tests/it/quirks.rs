@@ -14,7 +14,7 @@ use crate::{
     attacks::{Fixture, keyed, policy},
     faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
-    gate::{Gate, Setup, bundle, eventually},
+    gateway::{Setup, TestGateway, bundle, eventually},
 };
 
 /// A registry may hold thousands of bundles in as many repositories.
@@ -57,7 +57,7 @@ async fn a_repository_without_the_referrers_api_is_asked_for_it_once() {
         policy: policy([keyed(&key)]),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("it is served", || gate.state() == "serving").await;
     for text in ["two", "three"] {
         let digest = sign(text);
@@ -77,7 +77,7 @@ async fn a_signature_in_the_referrers_api_counts_although_the_api_was_missing_be
         policy: fixture.trusts_key(),
         ..Setup::default()
     };
-    let gate = Gate::with(&fixture.registry, setup).await;
+    let gate = TestGateway::with(&fixture.registry, setup).await;
     eventually("a failed check", || gate.last_failure().is_some()).await;
     assert_eq!(gate.last_failure().unwrap().class, "evidence");
     // Beside a foreign one at the `.sig` tag, so that there is something to refuse.
@@ -102,7 +102,7 @@ fn methods(registry: &FaultyRegistry, part: &str) -> Vec<(String, String)> {
 async fn a_new_bundles_manifest_costs_one_get_and_then_every_check_a_head() {
     let registry = FaultyRegistry::start().await;
     let (first, _) = registry.put_artifact("live", &bundle("one"));
-    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
     eventually("it is served", || gate.state() == "serving").await;
     eventually("three checks", || gate.refreshes("unchanged") >= 3).await;
     assert_eq!(gate.status().manifest.as_ref(), Some(&first));
@@ -145,7 +145,7 @@ async fn the_manifest_of_a_new_bundle_has_the_digest_that_the_registry_names() {
         let registry = FaultyRegistry::start().await;
         let (digest, _) = registry.put_artifact("live", &bundle("one"));
         registry.fail("GET /v2/acme/authz/manifests/live", 1, fault);
-        let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+        let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
         eventually(what, || gate.state() == "serving").await;
         assert_eq!(gate.status().manifest.as_ref(), Some(&digest), "{what}");
         let asked = registry.asked(&format!("GET /v2/acme/authz/manifests/{digest}"));
@@ -195,6 +195,6 @@ async fn a_long_manifest_is_not_kept_until_its_bundles_turn() {
         .unwrap();
     assert_eq!(found.pinned.digest(), &digest);
     assert!(found.manifest.is_none());
-    let gate = Gate::before(&registry, Duration::from_millis(50)).await;
+    let gate = TestGateway::before(&registry, Duration::from_millis(50)).await;
     eventually("it is served", || gate.state() == "serving").await;
 }
