@@ -13,7 +13,7 @@ mod view;
 pub use handle::Handle;
 pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
 pub(crate) use publisher::{Publisher, PublisherOptions};
-pub use snapshot::{Headers, Snapshot, Unpublishable, VerificationRecord};
+pub use snapshot::{Content, Headers, Inputs, Snapshot, Unpublishable, VerificationRecord};
 pub(crate) use snapshot::{is_expired, is_intact, tag_of};
 pub use state::{
     Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion,

@@ -218,7 +218,7 @@ impl Publisher {
         status.manifest = Some(manifest.clone());
         status.etag = Some(snapshot.etag().to_owned());
         status.revision = Some(revision);
-        status.size = Some(snapshot.bundle().blob().size());
+        status.size = Some(snapshot.content().bytes().size());
         status.signers = snapshot.signers().to_vec();
         status.verdict = snapshot.record().verdict.clone();
     }

@@ -28,9 +28,40 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 pub struct Snapshot {
     manifest: Verified<Manifest>,
     record: VerificationRecord,
+    content: Content,
+    headers: Headers,
+}
+
+/// What a snapshot serves: a bundle, its entity tag, and the inputs that it was made from.
+///
+/// Every constructor takes a [`Verified`] manifest and checks the bundle against it, so that only
+/// verified inputs lead to content. Today there is one: the bundle is a layer of the manifest, byte
+/// for byte, and its tag is the SHA-256 of the bytes, so that re-tagging or
+/// re-signing the same bytes wakes no client.
+///
+/// Content that is made from its inputs (several layers assembled into one bundle, a bundle signed
+/// again, a delta) gets a constructor of its own, and a tag that is derived from the inputs:
+///
+/// ```text
+/// sha256(digests of the inputs ‖ name, version and parameters of the transform
+///        ‖ identifier, algorithm and scope of the signing key, where one signs)
+/// ```
+///
+/// with the length before each part, and encoded as the tag of a layer is. The bytes would not do,
+/// because compressors and randomised signatures make other bytes of the same inputs on other
+/// replicas, and a client that moves between replicas would download the same bundle each time.
+#[derive(Debug, Clone)]
+pub struct Content {
     bundle: Bundle,
     etag: String,
-    headers: Headers,
+    inputs: Inputs,
+}
+
+/// The verified inputs that content was made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs {
+    manifest: Digest,
+    layers: Vec<Digest>,
 }
 
 /// How a snapshot was verified.
@@ -81,7 +112,8 @@ impl Snapshot {
         record: VerificationRecord,
         bundle: Bundle,
     ) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, record, bundle, entity_tag)
+        let content = Content::of_layer(&manifest, bundle)?;
+        Self::with_content(manifest, record, content)
     }
 
     /// The same bytes with a later verification. Hashes nothing.
@@ -93,33 +125,22 @@ impl Snapshot {
         manifest: Verified<Manifest>,
         record: VerificationRecord,
     ) -> Result<Self, Unpublishable> {
-        Self::with_tag(manifest, record, self.bundle.clone(), |_| {
-            Some(self.etag.clone())
-        })
+        if *manifest.pinned().digest() != self.content.inputs.manifest {
+            let reason = "it was made from another manifest";
+            return Err(Unpublishable::new(&manifest, self.bundle(), reason));
+        }
+        Self::with_content(manifest, record, self.content.clone())
     }
 
-    fn with_tag(
+    fn with_content(
         manifest: Verified<Manifest>,
         record: VerificationRecord,
-        bundle: Bundle,
-        tag: impl FnOnce(&Bundle) -> Option<String>,
+        content: Content,
     ) -> Result<Self, Unpublishable> {
-        let failed = |reason| Unpublishable {
-            bundle: bundle.blob().digest().clone(),
-            manifest: manifest.pinned().digest().clone(),
-            reason,
-        };
-        if !manifest
-            .value()
-            .layers()
-            .iter()
-            .any(|layer| layer.digest == *bundle.blob().digest())
-        {
-            return Err(failed("it is not one of its layers"));
-        }
-        let etag = tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
         let header = |text: &str| {
-            HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"))
+            HeaderValue::from_str(text).map_err(|_| {
+                Unpublishable::new(&manifest, &content.bundle, "a header can't be written")
+            })
         };
         let signers: Vec<_> = manifest
             .signers()
@@ -128,10 +149,10 @@ impl Snapshot {
             .collect();
         let (signers, revision) = (
             encoded(&signers.join(",")),
-            encoded(bundle.revision().as_str()),
+            encoded(content.bundle.revision().as_str()),
         );
         let headers = Headers {
-            etag: header(&etag)?,
+            etag: header(&content.etag)?,
             manifest: header(manifest.pinned().digest().as_str())?,
             revision: Some(header(&revision)?),
             signer: if signers.is_empty() {
@@ -143,15 +164,14 @@ impl Snapshot {
         Ok(Self {
             manifest,
             record,
-            bundle,
-            etag,
+            content,
             headers,
         })
     }
 
     /// The entity tag as it is sent, quotes included.
     pub fn etag(&self) -> &str {
-        &self.etag
+        &self.content.etag
     }
 
     /// Prepared header values.
@@ -159,9 +179,14 @@ impl Snapshot {
         &self.headers
     }
 
-    /// The bundle.
+    /// What it serves.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// The bundle that it serves.
     pub fn bundle(&self) -> &Bundle {
-        &self.bundle
+        &self.content.bundle
     }
 
     /// The digest of the manifest that was verified.
@@ -187,6 +212,69 @@ impl Snapshot {
     /// The signers that the policy counted.
     pub fn signers(&self) -> &[Signer] {
         self.manifest.signers()
+    }
+}
+
+impl Content {
+    /// A bundle that is one of the layers of a verified manifest, byte for byte. Hashes the bundle,
+    /// so it blocks.
+    ///
+    /// # Errors
+    /// When the bundle is not a layer of the manifest, or can't be read.
+    fn of_layer(manifest: &Verified<Manifest>, bundle: Bundle) -> Result<Self, Unpublishable> {
+        let failed = |reason| Unpublishable::new(manifest, &bundle, reason);
+        let layer = bundle.blob().digest().clone();
+        let mut layers = manifest.value().layers().iter();
+        if !layers.any(|of_manifest| of_manifest.digest == layer) {
+            return Err(failed("it is not one of its layers"));
+        }
+        let etag = entity_tag(&bundle).ok_or_else(|| failed("it can't be read"))?;
+        let inputs = Inputs {
+            manifest: manifest.pinned().digest().clone(),
+            layers: vec![layer],
+        };
+        Ok(Self {
+            bundle,
+            etag,
+            inputs,
+        })
+    }
+
+    /// The bytes that are served.
+    pub fn bytes(&self) -> &Blob {
+        self.bundle.blob()
+    }
+
+    /// The entity tag as it is sent, quotes included.
+    pub fn etag(&self) -> &str {
+        &self.etag
+    }
+
+    /// What it was made from.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+}
+
+impl Inputs {
+    /// The digest of the manifest that was verified.
+    pub fn manifest(&self) -> &Digest {
+        &self.manifest
+    }
+
+    /// The digests of the manifest's layers that the content was made from, in its order.
+    pub fn layers(&self) -> &[Digest] {
+        &self.layers
+    }
+}
+
+impl Unpublishable {
+    fn new(manifest: &Verified<Manifest>, bundle: &Bundle, reason: &'static str) -> Self {
+        Self {
+            bundle: bundle.blob().digest().clone(),
+            manifest: manifest.pinned().digest().clone(),
+            reason,
+        }
     }
 }
 
@@ -265,6 +353,35 @@ mod tests {
         );
         let longer = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
         assert_eq!(tag_of(&longer), None);
+    }
+
+    #[test]
+    fn content_names_the_manifest_and_the_layer_that_it_was_made_from() {
+        let snapshot = snapshot(1);
+        let (content, manifest) = (snapshot.content(), snapshot.manifest().value());
+        assert_eq!(content.inputs().manifest(), manifest.digest());
+        assert_eq!(
+            content.inputs().layers(),
+            [manifest.layers()[0].digest.clone()]
+        );
+        assert_eq!(content.bytes().digest(), &content.inputs().layers()[0]);
+        assert_eq!(content.etag(), snapshot.etag());
+    }
+
+    #[test]
+    fn content_needs_a_verified_manifest_with_its_layer_and_keeps_to_that_manifest() {
+        let [one, other] = [1, 2].map(snapshot);
+        let (manifest, record) = (other.manifest().clone(), other.record().clone());
+        let error = Snapshot::new(manifest.clone(), record.clone(), one.bundle().clone());
+        let error = error.unwrap_err().to_string();
+        assert!(error.ends_with("it is not one of its layers"), "{error}");
+        let error = one.reverified(manifest, record).unwrap_err().to_string();
+        assert!(
+            error.ends_with("it was made from another manifest"),
+            "{error}"
+        );
+        let again = one.reverified(one.manifest().clone(), one.record().clone());
+        assert_eq!(again.unwrap().content().inputs(), one.content().inputs());
     }
 
     #[test]

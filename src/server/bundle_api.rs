@@ -150,7 +150,7 @@ impl BundleApi {
                 // HEAD gets the same response at the same time, without the body.
                 if !request.is_head {
                     let sent = self.metrics.sent_bytes.with_label_values(&[entry.name()]);
-                    sent.inc_by(snapshot.bundle().blob().size());
+                    sent.inc_by(snapshot.content().bytes().size());
                 }
                 response
             }

@@ -19,7 +19,7 @@ pub(super) fn bundle(
     snapshot: &Snapshot,
     content_type: Option<HeaderValue>,
 ) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::of(snapshot.bundle().blob()));
+    let mut response = Response::new(ResponseBody::of(snapshot.content().bytes()));
     insert_bundle_headers(&mut response, snapshot);
     let headers = response.headers_mut();
     if let Some(content_type) = content_type {

@@ -90,7 +90,7 @@ impl Pipeline {
         let Some(check) = &self.opa_check else {
             return Ok(());
         };
-        match self.opa_verdict(check, snapshot.bundle().blob()).await {
+        match self.opa_verdict(check, snapshot.content().bytes()).await {
             Ok(None) => Ok(()),
             Ok(Some(problems)) => Err(refused(snapshot, &problems)),
             Err(error) => {
@@ -118,7 +118,7 @@ impl Pipeline {
         let Some(check) = &self.opa_check else {
             return Ok(());
         };
-        let (bundle, blob) = (&*self.name, snapshot.bundle().blob());
+        let (bundle, blob) = (&*self.name, snapshot.content().bytes());
         let limit = check.checker.timeout();
         let verdict = timeout(limit, self.opa_verdict(check, blob)).await;
         match verdict.unwrap_or(Err(Unavailable::TimedOut { limit })) {

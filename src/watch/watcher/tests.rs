@@ -129,7 +129,7 @@ impl World {
             .subscribe()
             .borrow()
             .snapshot()
-            .map(|snapshot| snapshot.bundle().blob().digest().to_string())
+            .map(|snapshot| snapshot.content().bytes().digest().to_string())
     }
 
     async fn until(&self, state: &str) {
