@@ -25,7 +25,7 @@ use bundlegate::{
     bundle,
     metrics::Metrics,
     oci::{Descriptor, Layout, Reference, media_type},
-    registry::{Destination, ReadLimits, Registries, Source},
+    registry::{Destination, ReadLimits, Registries, RegistryMetrics, Source},
     sign::{Attachment, KeyPair, LegacySignature, SigningRequest},
     verify::{
         self, Authority, Identity, Pattern, PublicKey, Requirements, TrustPolicy, TrustRoot,
@@ -238,7 +238,11 @@ impl SignedLayout {
             evidence: LIMIT,
             bundle: LIMIT,
         };
-        let registries = Registries::new(BTreeMap::new(), limits, Metrics::new().unwrap());
+        let registries = Registries::new(
+            BTreeMap::new(),
+            limits,
+            RegistryMetrics::new(&Metrics::new()).unwrap(),
+        );
         let (folder, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
         fs::write(folder.path().join("key.pub"), key.public_pem()).unwrap();
         Self {

@@ -13,24 +13,43 @@ use crate::{
 };
 
 /// The bundles by name. Cheap to clone; the clones are one catalog.
-#[derive(Debug, Clone, Default)]
-pub struct Catalog(Arc<RwLock<BTreeMap<String, Arc<Entry>>>>);
+///
+/// `M` is what the server counts for each bundle. The entry carries it, so that a request that has
+/// found its bundle needs no second lookup to be counted.
+#[derive(Debug)]
+pub struct Catalog<M>(Arc<RwLock<Entries<M>>>);
+
+type Entries<M> = BTreeMap<String, Arc<Entry<M>>>;
 
 /// One bundle, as it is configured at one time. A change of the bundle's watcher or of its
 /// fallback makes another entry, and this one outdated.
 #[derive(Debug)]
-pub struct Entry {
+pub struct Entry<M> {
     handle: Handle,
+    /// The same for all entries of a bundle, from its addition to its removal.
+    metrics: Arc<M>,
     reference: Reference,
     /// Watches the configured reference while the bundle is still served from an earlier one.
     successor: Option<Handle>,
     outdated: watch::Sender<bool>,
 }
 
-impl Catalog {
+impl<M> Default for Catalog<M> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<M> Clone for Catalog<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M> Catalog<M> {
     /// Replaces all entries. Requests that are held for another entry than the one that now has
     /// its name wake up, and no others.
-    pub fn replace(&self, entries: impl IntoIterator<Item = Arc<Entry>>) {
+    pub fn replace(&self, entries: impl IntoIterator<Item = Arc<Entry<M>>>) {
         let entries = entries
             .into_iter()
             .map(|entry| (entry.name().to_owned(), entry))
@@ -51,7 +70,7 @@ impl Catalog {
     }
 
     /// Replaces the entry of one bundle. Requests that are held for the earlier entry wake up.
-    pub fn insert(&self, entry: Arc<Entry>) {
+    pub fn insert(&self, entry: Arc<Entry<M>>) {
         let name = entry.name().to_owned();
         let before = self
             .0
@@ -65,7 +84,7 @@ impl Catalog {
 
     /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or `/NAME`,
     /// without the leading slash. The configuration rules out names that make this ambiguous.
-    pub fn find(&self, resource: &str) -> Option<Arc<Entry>> {
+    pub fn find(&self, resource: &str) -> Option<Arc<Entry<M>>> {
         let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
         entries
             .get(bundle_name(resource))
@@ -74,7 +93,7 @@ impl Catalog {
     }
 
     /// The bundle of this name.
-    pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
+    pub fn get(&self, name: &str) -> Option<Arc<Entry<M>>> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -84,8 +103,12 @@ impl Catalog {
 
     /// The bundles whose configured reference is in this repository, and by this tag where one is
     /// given: those that a push concerns.
-    pub fn find_by_reference(&self, repository: &Repository, tag: Option<&str>) -> Vec<Arc<Entry>> {
-        let is_concerned = |entry: &Entry| {
+    pub fn find_by_reference(
+        &self,
+        repository: &Repository,
+        tag: Option<&str>,
+    ) -> Vec<Arc<Entry<M>>> {
+        let is_concerned = |entry: &Entry<M>| {
             entry.reference.repository() == repository
                 && tag.is_none_or(|tag| entry.reference.tag() == Some(tag))
         };
@@ -96,7 +119,7 @@ impl Catalog {
     }
 
     /// All bundles, by name.
-    pub fn entries(&self) -> Vec<Arc<Entry>> {
+    pub fn entries(&self) -> Vec<Arc<Entry<M>>> {
         self.0
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -106,12 +129,18 @@ impl Catalog {
     }
 }
 
-impl Entry {
+impl<M> Entry<M> {
     /// A bundle that is served by way of `handle`, and configured with `reference`. While these
     /// differ, `successor` watches the reference.
-    pub fn new(handle: Handle, reference: Reference, successor: Option<Handle>) -> Self {
+    pub fn new(
+        handle: Handle,
+        reference: Reference,
+        successor: Option<Handle>,
+        metrics: Arc<M>,
+    ) -> Self {
         Self {
             handle,
+            metrics,
             reference,
             successor,
             outdated: watch::Sender::new(false),
@@ -126,6 +155,11 @@ impl Entry {
     /// What clients get.
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// What the server counts for the bundle.
+    pub fn metrics(&self) -> &M {
+        &self.metrics
     }
 
     /// What is to be served, as configured.

@@ -26,7 +26,7 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go | `oci`, `publish` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
-//! | [`metrics`], [`telemetry`] | Prometheus metrics and logs | – ; every module may use `metrics` |
+//! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
 //!
@@ -50,8 +50,8 @@
 //!   published, because the code to do so does not compile.
 //! - An [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in an
 //!   unlinked file; a [`bundle::Bundle`] is a blob that opens as a bundle within limits.
-//! - A [`publish::Snapshot`] joins a verified manifest and its bundle, with prebuilt response
-//!   headers. The server sees nothing else.
+//! - A [`publish::Snapshot`] joins a verified manifest and the [`publish::Content`] that was made
+//!   from it, today one of its layers, with prebuilt response headers. The server sees nothing else.
 //!
 //! # Life of a bundle
 //!

@@ -12,7 +12,7 @@ use crate::{
     images::{Images, ImagesError},
     metrics::Metrics,
     oci::{Blob, BlobWriter, Descriptor, Manifest, PinnedReference, Reference, WriteError},
-    registry::{ReadLimits, Registries, Source},
+    registry::{ReadLimits, Registries, RegistryMetrics, Source},
 };
 
 /// Read limits for artifacts on this machine. Bundles have a limit of their own (`--max-size`).
@@ -42,7 +42,8 @@ pub(super) async fn find_local(
     images: &Images,
     reference: &Reference,
 ) -> anyhow::Result<Option<ResolvedArtifact>> {
-    let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().context("metrics")?);
+    let metrics = RegistryMetrics::new(&Metrics::new()).context("metrics")?;
+    let registries = Registries::new(BTreeMap::new(), LIMITS, metrics);
     if reference.repository().host() == "oci-layout" {
         return find_in_registry(&registries, reference).await.map(Some);
     }

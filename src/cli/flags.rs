@@ -10,7 +10,10 @@ use crate::{
     config::CliConfig,
     metrics::Metrics,
     oci::Repository,
-    registry::{Credentials, DockerConfig, Options, ReadLimits, Registries, Scheme, TlsTrust},
+    registry::{
+        Credentials, DockerConfig, Options, ReadLimits, Registries, RegistryMetrics, Scheme,
+        TlsTrust,
+    },
 };
 
 /// Read limits. The limit of bundles is `--max-size`.
@@ -85,11 +88,10 @@ impl RegistryFlags {
             credentials: login,
             ..Options::default()
         };
-        Ok(
-            Registries::new(options, LIMITS, Metrics::new().context("metrics")?)
-                .with_default(others)
-                .one_shot(),
-        )
+        let metrics = RegistryMetrics::new(&Metrics::new()).context("metrics")?;
+        Ok(Registries::new(options, LIMITS, metrics)
+            .with_default(others)
+            .one_shot())
     }
 
     /// The credentials in docker's configuration.

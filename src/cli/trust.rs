@@ -14,7 +14,7 @@ use crate::{
     oci::Reference,
     verify::{
         Authority, AuthorityKey, AuthorityKind, Identity, Pattern, PublicKey, Requirements, Scheme,
-        TlogPolicy, TrustPolicy, TrustRoot, TrustRootRefresher,
+        TlogPolicy, TrustPolicy, TrustRoot, TrustRootMetrics, TrustRootRefresher,
     },
 };
 
@@ -272,8 +272,12 @@ async fn with_fresh_roots(
         let name = root.name().to_owned();
         if !fetched.contains_key(&name)
             && let Some(source) = sources.get(&name)
-            && let Some(mut refresher) =
-                TrustRootRefresher::open(&name, source, None, Metrics::new()?)?
+            && let Some(mut refresher) = TrustRootRefresher::open(
+                &name,
+                source,
+                None,
+                TrustRootMetrics::new(&Metrics::new())?,
+            )?
         {
             refresher
                 .refresh()

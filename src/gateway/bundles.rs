@@ -1,22 +1,24 @@
 //! The watchers of the configured bundles, and the catalog that shows what they publish.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::task::{AbortHandle, Id, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
-use super::plan::{self, Change};
+use super::{
+    metrics::{BundleFamilies, BundleMetrics},
+    plan::{self, Change},
+};
 use crate::{
     bundle,
-    catalog::{Catalog, Entry},
     config::{BundleConfig, Config},
-    metrics::Metrics,
     opa_check::{Checker, Checkers},
     publish::{self, Handle, OnWithdraw, State},
     registry::Registries,
+    server::{Catalog, Entry},
     store::Store,
     verify::TrustPolicy,
     watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
@@ -37,10 +39,6 @@ pub(super) struct Bundles {
     watchers: JoinSet<()>,
     /// Each ends when a bundle's second watcher is to take the place of the first.
     promotions: JoinSet<(String, Number)>,
-    /// The aborted watchers of removed bundles that have not ended yet.
-    removed: HashMap<Id, String>,
-    /// Removed bundles whose watchers have ended and whose metrics remain.
-    ended: HashSet<String>,
     numbers: Number,
     /// Whether watchers start at once.
     is_running: bool,
@@ -52,7 +50,7 @@ struct Parts {
     registries: Arc<Registries>,
     store: Store,
     pool: VerificationPool,
-    metrics: Metrics,
+    metrics: BundleFamilies,
     limits: bundle::Limits,
     evidence_limit: u64,
     first_wait: Duration,
@@ -78,6 +76,7 @@ struct Bundle {
 struct Watched {
     number: Number,
     config: BundleConfig,
+    metrics: BundleMetrics,
     handle: Handle,
     task: Task,
 }
@@ -115,7 +114,7 @@ impl Bundles {
         config: &Config,
         registries: Registries,
         store: Store,
-        metrics: Metrics,
+        metrics: BundleFamilies,
     ) -> Self {
         let parts = Parts {
             registries: Arc::new(registries),
@@ -134,8 +133,6 @@ impl Bundles {
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
             promotions: JoinSet::new(),
-            removed: HashMap::new(),
-            ended: HashSet::new(),
             numbers: 0,
             is_running: false,
         }
@@ -173,6 +170,11 @@ impl Bundles {
     async fn watched(&mut self, config: &BundleConfig) -> anyhow::Result<Watched> {
         let checker = start_opa(&mut self.opas, config).await?;
         let parts = &self.parts;
+        // The watcher that replaces another one counts on in the same series.
+        let metrics = match self.bundles.get(&config.name) {
+            Some(bundle) => bundle.shown.metrics.clone(),
+            None => parts.metrics.bundle(&config.name),
+        };
         let pipeline = Pipeline {
             name: config.name.as_str().into(),
             source: parts.registries.source(config.reference.repository())?,
@@ -185,7 +187,7 @@ impl Bundles {
                 .map(|checker| OpaCheck::new(checker, parts.store.check_results().clone())),
             evidence_limit: parts.evidence_limit,
             pool: parts.pool.clone(),
-            metrics: parts.metrics.clone(),
+            metrics: Arc::clone(&metrics.watcher),
         };
         let rules = WatchOptions {
             poll: config.poll,
@@ -199,6 +201,7 @@ impl Bundles {
         Ok(Watched {
             number: self.numbers,
             config: config.clone(),
+            metrics,
             handle,
             task: Task::Idle(Box::new(watcher)),
         })
@@ -253,8 +256,7 @@ impl Bundles {
         for watched in ended {
             watched.end();
         }
-        gone.into_iter().for_each(|bundle| self.end_removed(bundle));
-        self.remove_series();
+        gone.into_iter().for_each(end_removed);
         Ok(applied)
     }
 
@@ -440,19 +442,9 @@ impl Bundles {
                 handle,
                 bundle.config.reference.clone(),
                 successor,
+                Arc::clone(&bundle.shown.metrics.requests),
             )),
         )
-    }
-
-    /// What is on disk of it stays: its history, and what it serves again if it comes back.
-    fn end_removed(&mut self, mut bundle: Bundle) {
-        bundle.drop_successor();
-        let name = bundle.config.name;
-        tracing::info!(bundle = name, "bundle removed");
-        match bundle.shown.end() {
-            Some(id) => drop(self.removed.insert(id, name)),
-            None => drop(self.ended.insert(name)),
-        }
     }
 
     /// Puts successors in their places, for ever.
@@ -463,7 +455,8 @@ impl Bundles {
         loop {
             tokio::select! {
                 Some(ended) = self.watchers.join_next() => match ended {
-                    Err(error) if error.is_cancelled() => self.record_end(error.id()),
+                    // Another watcher has replaced it, or its bundle was removed.
+                    Err(error) if error.is_cancelled() => {}
                     // They run for ever.
                     ended => return anyhow::anyhow!("a watcher stopped: {ended:?}; please report this"),
                 },
@@ -476,24 +469,6 @@ impl Bundles {
                 else => return std::future::pending().await,
             }
         }
-    }
-
-    /// Records that an aborted watcher has ended. Only then it counts nothing any more.
-    fn record_end(&mut self, id: Id) {
-        self.ended.extend(self.removed.remove(&id));
-        self.remove_series();
-    }
-
-    /// Removes the metrics of the removed bundles once all their watchers have ended: in one pass,
-    /// because each pass reads the series of all bundles.
-    fn remove_series(&mut self) {
-        if !self.removed.is_empty() || self.ended.is_empty() {
-            return;
-        }
-        let (ended, bundles) = (std::mem::take(&mut self.ended), &self.bundles);
-        self.parts
-            .metrics
-            .remove_bundles(|bundle| ended.contains(bundle) && !bundles.contains_key(bundle));
     }
 
     /// Ends all watchers.
@@ -526,16 +501,22 @@ impl Watched {
         };
     }
 
-    /// Gives the task's id, if it was running.
-    fn end(self) -> Option<Id> {
-        match self.task {
-            Task::Running(task) => {
-                task.abort();
-                Some(task.id())
-            }
-            Task::Idle(_) | Task::Ended => None,
+    fn end(self) {
+        if let Task::Running(task) = self.task {
+            task.abort();
         }
     }
+}
+
+/// Ends the watchers of a removed bundle, and removes its series at once: what a watcher or a
+/// request still counts has no effect. The files of the bundle stay: its history, and the version
+/// that it serves again if it is added again.
+fn end_removed(mut bundle: Bundle) {
+    bundle.drop_successor();
+    tracing::info!(bundle = bundle.config.name, "bundle removed");
+    let metrics = bundle.shown.metrics.clone();
+    bundle.shown.end();
+    metrics.remove();
 }
 
 /// Completes when a successor is to take the place of the watcher that is shown: once it serves

@@ -12,16 +12,16 @@ use tokio::time::timeout;
 
 use super::{
     bundles::Bundles,
+    metrics::GatewayMetrics,
     open_files,
     plan::Change,
     reload::{Cause, Reload},
 };
 use crate::{
-    catalog::Catalog,
     config::Config,
     metrics::Metrics,
     registry::Registries,
-    server::{self, Server},
+    server::{self, Catalog, Server},
     store::{self, Store},
     telemetry,
     verify::TrustRoots,
@@ -58,21 +58,21 @@ impl Gateway {
             "the system's clock is before 1970 or after 9999 ({}); set it, and start again",
             telemetry::now()
         );
-        let metrics = Metrics::new().context("metrics")?;
+        let metrics = GatewayMetrics::new().context("metrics")?;
         let registries = Registries::new(
             config.registries.clone(),
             config.limits.read_limits(),
-            metrics.clone(),
+            metrics.registries,
         );
         let cache = store::Options {
             directory: config.cache.directory.clone(),
             disk: config.cache.disk,
             memory: config.cache.memory,
         };
-        let (opened, store_metrics) = (cache.directory.clone(), metrics.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open(cache, store_metrics)).await?;
+        let opened = cache.directory.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(cache, metrics.store)).await?;
         log_cache_directory(opened, &store);
-        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.clone());
+        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
         let all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         let prepared = bundles.prepare(&all).await?;
         bundles.apply(&all, prepared, &config).await?;
@@ -83,14 +83,13 @@ impl Gateway {
                     .directory
                     .clone()
                     .filter(|_| store.is_persistent());
-                let roots =
-                    TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.clone());
+                let roots = TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.roots);
                 let reload = Reload::new(
                     file.to_owned(),
                     config,
                     options.clients.clone(),
                     roots,
-                    metrics.clone(),
+                    metrics.reload,
                 )?;
                 // Nothing is verified with trust roots that are older than those on disk.
                 Some(reload.read(Cause::Start, &mut bundles).await?)
@@ -101,13 +100,13 @@ impl Gateway {
             max_connections: open_files::room_for(options.max_connections),
             ..options
         };
-        let server = Server::bind(options, bundles.catalog().clone(), metrics.clone()).await?;
+        let server = Server::bind(options, bundles.catalog().clone(), metrics.server).await?;
         bundles.run();
         Ok(Self {
             server,
             bundles,
             store,
-            metrics,
+            metrics: metrics.registry,
             reload,
         })
     }

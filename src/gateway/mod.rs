@@ -6,6 +6,7 @@ mod bundles;
     reason = "the file is named after the type that it holds"
 )]
 mod gateway;
+mod metrics;
 mod open_files;
 mod options;
 mod plan;

@@ -19,10 +19,11 @@ use tokio::{
 use self::files::{Contents, WatchedFiles};
 use super::{
     bundles::{Applied, Bundles},
+    metrics::ReloadMetrics,
     options,
     plan::{self, Change},
 };
-use crate::{config::Config, metrics::Metrics, server::LiveClients, verify::TrustRoots};
+use crate::{config::Config, server::LiveClients, verify::TrustRoots};
 
 /// How often a configuration that was refused is tried again: a file that it lacks may appear
 /// where nothing is watched.
@@ -35,7 +36,7 @@ const MAX_READS: usize = 5;
 pub(super) struct Reload {
     reader: Reader,
     clients: LiveClients,
-    metrics: Metrics,
+    metrics: ReloadMetrics,
     hangup: Signal,
     files: WatchedFiles,
     /// Why the configuration is refused at the moment.
@@ -76,7 +77,7 @@ impl Reload {
         running: Config,
         clients: LiveClients,
         roots: TrustRoots,
-        metrics: Metrics,
+        metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
         let reader = Reader {
@@ -201,17 +202,14 @@ impl Reload {
 
     fn log_applied(&mut self, cause: Cause, applied: Applied, clients: bool) {
         self.refusal = None;
-        self.metrics.config_last_reload_successful.set(1);
+        self.metrics.set_last_successful(true);
         if cause != Cause::Start {
             let outcome = if clients || applied != Applied::default() {
                 "applied"
             } else {
                 "unchanged"
             };
-            self.metrics
-                .config_reloads
-                .with_label_values(&[outcome])
-                .inc();
+            self.metrics.count(outcome);
             let Applied {
                 policies: bundles,
                 added,
@@ -249,11 +247,8 @@ impl Reload {
         if cause == Cause::Again && self.refusal.as_ref() == Some(&refusal) {
             return;
         }
-        self.metrics.config_last_reload_successful.set(0);
-        self.metrics
-            .config_reloads
-            .with_label_values(&["refused"])
-            .inc();
+        self.metrics.set_last_successful(false);
+        self.metrics.count("refused");
         tracing::warn!(
             cause = cause.label(),
             error = refusal,

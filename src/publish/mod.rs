@@ -4,6 +4,7 @@
 mod freshness;
 mod handle;
 mod machine;
+mod metrics;
 mod publisher;
 mod snapshot;
 mod state;
@@ -12,6 +13,7 @@ mod view;
 
 pub use handle::Handle;
 pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
+pub(crate) use metrics::{PublishMetrics, PublisherMetrics};
 pub(crate) use publisher::{Publisher, PublisherOptions};
 pub use snapshot::{Content, Headers, Inputs, Snapshot, Unpublishable, VerificationRecord};
 pub(crate) use snapshot::{is_expired, is_intact, tag_of};

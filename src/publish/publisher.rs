@@ -12,11 +12,11 @@ use super::{
     Snapshot,
     handle::{Checks, Handle, Requests},
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
+    metrics::PublisherMetrics,
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal},
     status::{FailureStatus, Status, VerdictStatus},
 };
 use crate::{
-    metrics::Metrics,
     oci::Reference,
     telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut},
     verify::TrustPolicy,
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bundle: Arc<str>,
-    metrics: Metrics,
+    metrics: Arc<PublisherMetrics>,
     machine: StateMachine,
     policy: watch::Receiver<Arc<TrustPolicy>>,
     state: watch::Sender<State>,
@@ -50,8 +50,8 @@ pub(crate) struct PublisherOptions {
     pub(crate) max_stale: Option<Duration>,
     /// How old a check may be that contradicts a client.
     pub(crate) confirm_within: Duration,
-    /// Where states are counted.
-    pub(crate) metrics: Metrics,
+    /// What it counts.
+    pub(crate) metrics: Arc<PublisherMetrics>,
 }
 
 /// The policy that decides. While this lives, a change of the policy waits: no revocation comes
@@ -147,10 +147,7 @@ impl Publisher {
                 Outcome::Unchanged => "unchanged",
                 Outcome::Failed(failure) => failure.reason,
             };
-            self.metrics
-                .refreshes
-                .with_label_values(&[&*self.bundle, outcome])
-                .inc();
+            self.metrics.count_refresh(outcome);
         }
         match event.failure() {
             Some(failure) => {
@@ -338,10 +335,13 @@ mod tests {
     use std::{sync::mpsc, thread};
 
     use super::{
-        super::{snapshot, state::Step},
+        super::{PublishMetrics, snapshot, state::Step},
         *,
     };
-    use crate::verify::{Authority, PublicKey, Requirements};
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        verify::{Authority, PublicKey, Requirements},
+    };
 
     fn unsigned() -> Arc<TrustPolicy> {
         Arc::new(TrustPolicy::unsigned("dev".into()))
@@ -357,6 +357,7 @@ mod tests {
 
     /// A publisher of version 1, which was accepted without a signature.
     fn serving() -> (Publisher, Handle) {
+        let metrics = PublishMetrics::new(&Metrics::new()).unwrap();
         let options = PublisherOptions {
             bundle: "authz".into(),
             reference: "r.example/a:live".parse().unwrap(),
@@ -364,7 +365,7 @@ mod tests {
             on_missing: OnMissing::Keep,
             max_stale: None,
             confirm_within: Duration::ZERO,
-            metrics: Metrics::new().unwrap(),
+            metrics: Arc::new(metrics.bundle(&BundleScope::new("authz".into()))),
         };
         let (mut publisher, handle, _requests) = Publisher::new(options);
         publisher.apply(&accepted(1), None).unwrap();

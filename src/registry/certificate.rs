@@ -113,7 +113,7 @@ mod tests {
     use super::*;
     use crate::{
         metrics::Metrics,
-        registry::{Options, ReadLimits, Registries},
+        registry::{Options, ReadLimits, Registries, RegistryMetrics},
     };
 
     /// The error of a client that trusts `root` at a server with this certificate.
@@ -151,7 +151,7 @@ mod tests {
         let registries = Registries::new(
             [(host.clone(), options)].into(),
             limits,
-            Metrics::new().unwrap(),
+            RegistryMetrics::new(&Metrics::new()).unwrap(),
         );
         let error = registries
             .repositories(&host)

@@ -18,16 +18,14 @@ use super::{
     capabilities::Capabilities,
     challenge::Challenge,
     error::{Class, RegistryError},
+    metrics::RegistryMetrics,
     options::{InvalidOptions, Options},
     payload::Payload,
     retry::{self, is_retryable},
     scope::TokenScope,
     transport::{Transport, innermost},
 };
-use crate::{
-    metrics::Metrics,
-    telemetry::{self, SENTENCE_BYTES, cut},
-};
+use crate::telemetry::{self, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
 /// Requests to one host at a time. Each takes a connection where the registry does not speak
@@ -60,7 +58,7 @@ pub(super) struct RegistryClient {
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     auth: Authenticator,
-    metrics: Metrics,
+    metrics: RegistryMetrics,
     requests: Semaphore,
     transfers: Arc<Semaphore>,
 }
@@ -98,7 +96,7 @@ impl RegistryClient {
     pub(super) fn reading(
         host: &str,
         options: &Options,
-        metrics: Metrics,
+        metrics: RegistryMetrics,
         max_retry_wait: Duration,
     ) -> Result<Self, InvalidOptions> {
         Ok(Self {
@@ -111,7 +109,7 @@ impl RegistryClient {
     pub(super) fn writing(
         host: &str,
         options: &Options,
-        metrics: Metrics,
+        metrics: RegistryMetrics,
     ) -> Result<Self, InvalidOptions> {
         Ok(Self::new(
             Transport::writing(host, options)?,
@@ -120,7 +118,7 @@ impl RegistryClient {
         ))
     }
 
-    fn new(transport: Transport, options: &Options, metrics: Metrics) -> Self {
+    fn new(transport: Transport, options: &Options, metrics: RegistryMetrics) -> Self {
         Self {
             auth: Authenticator::new(
                 transport.host().to_owned(),
@@ -203,9 +201,7 @@ impl RegistryClient {
             },
         };
         self.metrics
-            .registry_requests
-            .with_label_values(&[self.transport.host(), call.operation, label])
-            .inc();
+            .count_request(self.transport.host(), call.operation, label);
         outcome
     }
 
@@ -417,7 +413,10 @@ mod tests {
     };
 
     use super::{super::address::tests::Fixed, *};
-    use crate::registry::{Scheme, Timeouts};
+    use crate::{
+        metrics::Metrics,
+        registry::{Scheme, Timeouts},
+    };
 
     /// Addresses as an attacker's DNS server gives them.
     const NAMES: Fixed = Fixed(&[
@@ -454,7 +453,8 @@ mod tests {
             ..Options::default()
         };
         let transport = Transport::new(host, &options, None, Arc::new(names)).unwrap();
-        RegistryClient::new(transport, &options, Metrics::new().unwrap())
+        let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
+        RegistryClient::new(transport, &options, metrics)
     }
 
     async fn ask(client: &RegistryClient) -> Result<Response, RegistryError> {

@@ -13,11 +13,12 @@ use super::{
     discovery,
     error::RegistryError,
     layout::{LayoutReader, SharedLayout},
+    metrics::RegistryMetrics,
     options::{InvalidOptions, Options, ReadLimits},
     remote::Remote,
     source::Source,
 };
-use crate::{metrics::Metrics, oci::Repository};
+use crate::oci::Repository;
 
 /// The registries by host, each with one connection pool for reading, one for writing, and one
 /// credential.
@@ -26,7 +27,7 @@ pub struct Registries {
     options: BTreeMap<String, Options>,
     default: Options,
     limits: ReadLimits,
-    metrics: Metrics,
+    metrics: RegistryMetrics,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
@@ -36,7 +37,11 @@ pub struct Registries {
 
 impl Registries {
     /// A registry that is not in `options` is accessed over HTTPS, anonymously.
-    pub fn new(options: BTreeMap<String, Options>, limits: ReadLimits, metrics: Metrics) -> Self {
+    pub fn new(
+        options: BTreeMap<String, Options>,
+        limits: ReadLimits,
+        metrics: RegistryMetrics,
+    ) -> Self {
         Self {
             options,
             default: Options::default(),

@@ -7,18 +7,15 @@ use std::sync::{
 
 use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
+use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
-    connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker, renderer::Renderer,
-    response, response_body::ResponseBody, status,
+    Catalog, Entry, connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker,
+    metrics::ServerMetrics, renderer::Renderer, response, response_body::ResponseBody, status,
 };
-use crate::{
-    catalog::{Catalog, Entry},
-    metrics::Metrics,
-    publish::{Handle, Status, WithdrawnVersion},
-};
+use crate::publish::{Handle, WithdrawnVersion};
 
 /// The handler of the admin API. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,7 +28,7 @@ pub(super) struct AdminApi {
 #[derive(Debug)]
 struct AdminState {
     catalog: Catalog,
-    metrics: Metrics,
+    metrics: ServerMetrics,
     holdouts: HoldoutTracker,
     ready_at: Instant,
     /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
@@ -43,7 +40,7 @@ struct AdminState {
 impl AdminApi {
     pub(super) fn new(
         catalog: Catalog,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         holdouts: HoldoutTracker,
         ready_at: Instant,
         drain: DrainSignal,
@@ -151,11 +148,7 @@ impl AdminState {
         let entries = self.entries();
         let bundles = entries.iter().map(|entry| {
             let handle = entry.handle();
-            let waiters = self
-                .metrics
-                .waiters
-                .with_label_values(&[handle.name()])
-                .get();
+            let waiters = entry.metrics().waiters().map_or(0, IntGauge::get);
             let lost = self
                 .withdrawn_version(handle)
                 .map(|(lost, clients)| withdrawn_status(&lost, clients));
@@ -188,58 +181,27 @@ impl AdminState {
 
     /// Sets the gauges that are derived from the published state. One caller at a time.
     fn update_gauges(&self) {
-        self.metrics.reset_bundle_gauges();
+        let gauges = &self.metrics.status;
+        gauges.reset();
         for entry in &self.entries() {
             let handle = entry.handle();
-            self.update_status_gauges(handle.name(), &entry.status());
+            gauges.set(handle.name(), &entry.status());
             let clients = self
                 .withdrawn_version(handle)
                 .and_then(|(_, clients)| clients)
                 .unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
-            self.metrics
-                .lost_clients
-                .with_label_values(&[handle.name()])
-                .set(clients);
-            let is_serving = handle
+            let is_fallback_served = handle
                 .fallback_status()
                 .is_some_and(|fallback| fallback.since.is_some());
-            self.metrics
-                .bundle_fallback
-                .with_label_values(&[handle.name()])
-                .set(is_serving.into());
-        }
-    }
-
-    fn update_status_gauges(&self, bundle: &str, status: &Status) {
-        for state in ["pending", "serving", "withdrawn"] {
-            self.metrics
-                .bundle_state
-                .with_label_values(&[bundle, state])
-                .set((state == status.state.label()).into());
-        }
-        if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
-            self.metrics
-                .bundle_info
-                .with_label_values(&[bundle, manifest.as_str(), revision.as_str()])
-                .set(1);
-        }
-        self.metrics
-            .bundle_older
-            .with_label_values(&[bundle])
-            .set(status.older.is_some().into());
-        if let Some(time) = status.last_check {
-            self.metrics
-                .last_check
-                .with_label_values(&[bundle])
-                .set(time.as_millisecond() as f64 / 1000.0);
+            gauges.set_withdrawal(handle.name(), clients, is_fallback_served);
         }
     }
 
     fn render_metrics(&self) -> Option<Bytes> {
         self.update_gauges();
-        match self.metrics.render() {
-            Ok((_, text)) => Some(text.into()),
+        match self.metrics.registry.render() {
+            Ok(text) => Some(text.into()),
             Err(error) => {
                 tracing::error!(%error, "encoding the metrics failed; please report this");
                 None

@@ -14,21 +14,19 @@ use hyper::{
 use percent_encoding::percent_decode_str;
 
 use super::{
-    LongPoll,
+    Catalog, Entry, LongPoll,
     clients::{AccessDecision, Credential, LiveClients},
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::{ClientId, HoldoutTracker},
     if_none_match::IfNoneMatch,
     long_poll::{BundleReply, BundleRequest},
+    metrics::ServerMetrics,
     prefer, response,
     response_body::ResponseBody,
     trusted_proxies::TrustedProxies,
 };
-use crate::{
-    catalog::{self, Catalog, Entry},
-    metrics::Metrics,
-};
+use crate::catalog;
 
 /// The handler of the bundle API.
 #[derive(Debug)]
@@ -36,7 +34,7 @@ pub(super) struct BundleApi {
     pub(super) catalog: Catalog,
     pub(super) clients: LiveClients,
     pub(super) trusted_proxies: TrustedProxies,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: ServerMetrics,
     pub(super) long_poll: LongPoll,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
@@ -61,14 +59,10 @@ impl BundleApi {
         };
         // A client without a token must not learn which bundles exist, not even from the metrics.
         let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
-        let bundle = entry
-            .as_ref()
-            .filter(|_| !is_hidden)
-            .map_or("other", |entry| entry.name());
-        self.metrics
-            .http_requests
-            .with_label_values(&[bundle, response.status().as_str()])
-            .inc();
+        match entry.filter(|_| !is_hidden) {
+            Some(entry) => entry.metrics().count(response.status()),
+            None => self.metrics.count_other(response.status()),
+        }
         response
     }
 
@@ -149,8 +143,9 @@ impl BundleApi {
                 let response = response::bundle(&snapshot, content_type);
                 // HEAD gets the same response at the same time, without the body.
                 if !request.is_head {
-                    let sent = self.metrics.sent_bytes.with_label_values(&[entry.name()]);
-                    sent.inc_by(snapshot.content().bytes().size());
+                    entry
+                        .metrics()
+                        .count_sent(snapshot.content().bytes().size());
                 }
                 response
             }

@@ -9,14 +9,14 @@ use tokio::{
 };
 
 use super::{
-    Options,
+    Catalog, Options,
     admin::AdminApi,
     bundle_api::BundleApi,
     drain::{DrainSignal, Phase},
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
+    metrics::ServerMetrics,
 };
-use crate::{catalog::Catalog, metrics::Metrics};
 
 /// Connections to the admin API at a time.
 const MAX_ADMIN_CONNECTIONS: usize = 128;
@@ -28,7 +28,7 @@ pub struct Server {
     admin: TcpListener,
     options: Options,
     catalog: Catalog,
-    metrics: Metrics,
+    metrics: ServerMetrics,
 }
 
 impl Server {
@@ -36,7 +36,11 @@ impl Server {
     ///
     /// # Errors
     /// When an address can't be bound.
-    pub async fn bind(options: Options, catalog: Catalog, metrics: Metrics) -> io::Result<Self> {
+    pub async fn bind(
+        options: Options,
+        catalog: Catalog,
+        metrics: ServerMetrics,
+    ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
         let admin = bind(options.admin, "admin")?;
         warn_if_backlog_is_small(options.max_connections);

@@ -5,11 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
+    Entry, bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
     if_none_match::IfNoneMatch, prefer,
 };
 use crate::{
-    catalog::Entry,
     metrics::InFlight,
     publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
 };
@@ -60,8 +59,7 @@ impl BundleApi {
             .map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
         let began = Instant::now();
         let deadline = began + held.unwrap_or(self.long_poll.first_wait);
-        let waiters = self.metrics.waiters.with_label_values(&[entry.name()]);
-        let _waiting = held.map(|_| InFlight::enter(&waiters));
+        let mut _waiting = count_waiter(entry, held);
         let released = self.drain.clone().released();
         tokio::pin!(released);
         let mut view = entry.handle().view();
@@ -121,6 +119,8 @@ impl BundleApi {
                     return BundleReply::Removed;
                 };
                 view = current.handle().view();
+                // A bundle that was removed and added again has other series.
+                _waiting = count_waiter(&current, held);
                 *entry = current;
             }
         }
@@ -139,6 +139,13 @@ impl BundleRequest {
             }
         })
     }
+}
+
+/// Counts a request that may be `held` until the guard is dropped.
+fn count_waiter(entry: &Entry, held: Option<Duration>) -> Option<InFlight> {
+    // A bundle that gets requests has this series, though none of them is held.
+    let waiters = entry.metrics().waiters()?;
+    held.map(|_| InFlight::enter(waiters))
 }
 
 /// The reply that needs no waiting, if there is one.

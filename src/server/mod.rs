@@ -15,6 +15,7 @@
 //! | `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
+//! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 
@@ -34,6 +35,7 @@ mod if_none_match;
 mod lifecycle;
 mod listener;
 mod long_poll;
+mod metrics;
 mod options;
 mod prefer;
 mod prefixed_stream;
@@ -48,6 +50,13 @@ mod write_timeout;
 pub use self::{
     clients::{Clients, LiveClients},
     lifecycle::Server,
+    metrics::{RequestMetrics, ServerMetrics},
     options::{Deadlines, Drain, LongPoll, Options},
     trusted_proxies::TrustedProxies,
 };
+
+/// The bundles that the server serves.
+pub type Catalog = crate::catalog::Catalog<RequestMetrics>;
+
+/// A bundle that the server serves.
+pub type Entry = crate::catalog::Entry<RequestMetrics>;

@@ -107,7 +107,7 @@ mod tests {
     use crate::{
         metrics::Metrics,
         oci::{Layout, Reference},
-        registry::{ReadLimits, Registries},
+        registry::{ReadLimits, Registries, RegistryMetrics},
         sign::{KeyPair, SigningRequest},
     };
 
@@ -135,7 +135,11 @@ mod tests {
         let place: Reference = format!("oci-layout:{}:v1", folder.path().display())
             .parse()
             .unwrap();
-        let registries = Registries::new(BTreeMap::new(), LIMITS, Metrics::new().unwrap());
+        let registries = Registries::new(
+            BTreeMap::new(),
+            LIMITS,
+            RegistryMetrics::new(&Metrics::new()).unwrap(),
+        );
         let from = registries.source(place.repository()).unwrap();
         let to = registries.destination(place.repository()).unwrap();
         let subject = Descriptor::of(media_type::OCI_MANIFEST, b"manifest");

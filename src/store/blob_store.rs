@@ -20,11 +20,11 @@ use super::{
     disk::Disk,
     error::DiskError,
     memory::Budget,
+    metrics::StoreMetrics,
     record::Record,
     spool::Spool,
 };
 use crate::{
-    metrics::Metrics,
     oci::{Blob, Descriptor, Digest},
     registry::{RegistryError, Source},
 };
@@ -62,7 +62,7 @@ pub struct Store {
     spool: Spool,
     pub(super) blobs: Cache<(Arc<str>, Digest), Blob>,
     check_results: CheckResults,
-    metrics: Metrics,
+    metrics: StoreMetrics,
 }
 
 /// A change of the cache folder that is not yet written; see [`Store::flush`].
@@ -73,9 +73,8 @@ pub struct Change(u64);
 impl Store {
     /// Opens the cache folder. A folder that can't be used costs persistence, not service: the
     /// reason is logged and the store works in memory. Blocks.
-    pub fn open(options: Options, metrics: Metrics) -> Self {
-        let gauge = |tier| metrics.cache_bytes.with_label_values(&[tier]);
-        let disk = options.directory.and_then(|path| match Disk::open(&path, options.disk, gauge("disk")) {
+    pub fn open(options: Options, metrics: StoreMetrics) -> Self {
+        let disk = options.directory.and_then(|path| match Disk::open(&path, options.disk, metrics.disk_bytes()) {
             Ok(disk) => Some(Arc::new(disk)),
             Err(error) => {
                 tracing::error!(
@@ -85,7 +84,7 @@ impl Store {
                 None
             }
         });
-        let budget = Budget::new(options.memory, gauge("memory"));
+        let budget = Budget::new(options.memory, metrics.memory_bytes());
         let spool = Spool {
             budget,
             folder: disk.as_ref().map(|disk| disk.root().to_owned()),
@@ -137,7 +136,7 @@ impl Store {
             .or_try_insert_with(self.find(source, descriptor))
             .await?;
         if !entry.is_fresh() {
-            self.metrics.cache_hits.with_label_values(&["memory"]).inc();
+            self.metrics.memory_hits.inc();
         }
         let blob = entry.into_value();
         // The cache is keyed by digest alone, so a descriptor that states another size is
@@ -154,10 +153,10 @@ impl Store {
 
     async fn find(&self, source: &Source, descriptor: &Descriptor) -> Result<Blob, StoreError> {
         if let Some(blob) = self.cached_on_disk(source, descriptor).await {
-            self.metrics.cache_hits.with_label_values(&["disk"]).inc();
+            self.metrics.disk_hits.inc();
             return Ok(blob);
         }
-        self.metrics.cache_misses.inc();
+        self.metrics.misses.inc();
         let stream = source
             .blob(descriptor)
             .await

@@ -98,6 +98,7 @@ mod folder;
 pub mod fuzzing;
 mod index;
 mod memory;
+mod metrics;
 mod record;
 mod spool;
 mod stored_bundle;
@@ -106,6 +107,7 @@ pub use attempts::{Attempt, SetAside};
 pub use blob_store::{Change, Options, Store};
 pub use check_results::CheckResults;
 pub use error::StoreError;
+pub use metrics::StoreMetrics;
 pub use stored_bundle::{Acceptance, LoadedBundle, StoredBundle};
 
 #[cfg(test)]

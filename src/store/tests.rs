@@ -30,7 +30,7 @@ fn open(directory: &Path, disk: u64, memory: u64) -> Store {
             disk,
             memory,
         },
-        Metrics::new().unwrap(),
+        StoreMetrics::new(&Metrics::new()).unwrap(),
     )
 }
 
@@ -239,7 +239,7 @@ async fn blobs_in_files_are_evicted_when_they_are_not_served() {
             disk: 0,
             memory: 8,
         },
-        Metrics::new().unwrap(),
+        StoreMetrics::new(&Metrics::new()).unwrap(),
     );
     for version in 0..3 {
         let bytes = Bytes::from(vec![version; 100]);

@@ -51,8 +51,8 @@ pub use reason::Reason;
 pub use report::{Check, Report, SignatureReport};
 pub use restrict::TrustBase;
 pub use roots::{
-    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher,
-    TrustRoots, TufOptions, UnusableRoot,
+    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootMetrics,
+    TrustRootRefresher, TrustRoots, TufOptions, UnusableRoot,
 };
 pub use verdict_cache::VerdictCache;
 pub use verified::Verified;

@@ -3,6 +3,7 @@
 mod expect;
 mod expectations;
 mod history;
+mod metrics;
 mod opa_check;
 mod persist;
 mod pool;
@@ -13,6 +14,7 @@ mod version;
 mod watcher;
 
 pub use expect::{Expect, OnOlder, Order};
+pub use metrics::{WatchMetrics, WatcherMetrics};
 pub use opa_check::OpaCheck;
 pub use pool::VerificationPool;
 pub use refresh::{Pipeline, RefreshResult, Restored};

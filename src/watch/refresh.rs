@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use super::{
     Expect, OpaCheck,
     history::History,
+    metrics::WatcherMetrics,
     pool::{NotOpened, Rejection, VerificationJob, VerificationPool},
 };
 use crate::{
     bundle::{self, Bundle, LayerPlan},
-    metrics::Metrics,
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
     publish::{
         Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus,
@@ -54,8 +54,8 @@ pub struct Pipeline {
     pub evidence_limit: u64,
     /// The threads that verify and open.
     pub pool: VerificationPool,
-    /// The metrics in which verifications are counted.
-    pub metrics: Metrics,
+    /// What the bundle's watchers count.
+    pub metrics: Arc<WatcherMetrics>,
 }
 
 /// The result of a check of the registry.
@@ -403,10 +403,7 @@ impl Pipeline {
             Ok(_) => ("accepted", "none"),
             Err(refused) => ("rejected", refused.failure.reason),
         };
-        self.metrics
-            .verifications
-            .with_label_values(&[&*self.name, outcome, reason])
-            .inc();
+        self.metrics.count_verification(outcome, reason);
         result
     }
 

@@ -72,7 +72,7 @@ impl Watcher {
             on_missing: options.on_missing,
             max_stale: options.max_stale,
             confirm_within: options.confirm_within,
-            metrics: pipeline.metrics.clone(),
+            metrics: Arc::clone(&pipeline.metrics.publisher),
         });
         let watcher = Self {
             schedule: Schedule::new(options.poll, &pipeline.name),

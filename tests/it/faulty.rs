@@ -11,7 +11,9 @@ use std::{
 use bundlegate::{
     metrics::Metrics,
     oci::{Descriptor, Digest, Reference, media_type},
-    registry::{Destination, Options, ReadLimits, Registries, Scheme, Source, Timeouts},
+    registry::{
+        Destination, Options, ReadLimits, Registries, RegistryMetrics, Scheme, Source, Timeouts,
+    },
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -257,7 +259,7 @@ impl FaultyRegistry {
         Registries::new(
             [(self.address.to_string(), options)].into(),
             limits,
-            Metrics::new().unwrap(),
+            RegistryMetrics::new(&Metrics::new()).unwrap(),
         )
     }
 

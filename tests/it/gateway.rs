@@ -169,6 +169,14 @@ impl Drop for InProcess {
     }
 }
 
+/// The value of a series, by its name and labels as the text format has them; `None` if there is no
+/// such series.
+pub(crate) fn sample(metrics: &Metrics, series: &str) -> Option<f64> {
+    let (text, series) = (metrics.render().unwrap(), format!("{series} "));
+    let value = text.lines().find_map(|line| line.strip_prefix(&series));
+    value.map(|value| value.parse().unwrap())
+}
+
 /// `last_failure` in the words of `/status`.
 #[derive(Debug)]
 pub(crate) struct LastFailure {
@@ -273,8 +281,10 @@ impl TestGateway<InProcess> {
 
     /// How many checks have ended with this outcome.
     pub(crate) fn refreshes(&self, outcome: &str) -> u64 {
-        let labels = [self.name(), outcome];
-        self.metrics().refreshes.with_label_values(&labels).get()
+        let name = self.name();
+        let series =
+            format!(r#"bundlegate_refreshes_total{{bundle="{name}",outcome="{outcome}"}}"#);
+        self.count(&series)
     }
 
     /// The value of a metric that has only the bundle as a label, as Prometheus reads it.
@@ -326,8 +336,8 @@ impl TestGateway<InProcess> {
     }
 
     pub(crate) fn waiters(&self) -> i64 {
-        let labels = [self.name()];
-        self.metrics().waiters.with_label_values(&labels).get()
+        let series = format!(r#"bundlegate_waiters{{bundle="{}"}}"#, self.name());
+        self.count(&series) as i64
     }
 
     /// Waits until this many requests are held.
@@ -336,9 +346,20 @@ impl TestGateway<InProcess> {
         eventually(&what, || self.waiters() == count).await;
     }
 
+    pub(crate) fn connections(&self) -> usize {
+        self.count("bundlegate_connections") as usize
+    }
+
     pub(crate) fn sent_bytes(&self) -> u64 {
-        let labels = [self.name()];
-        self.metrics().sent_bytes.with_label_values(&labels).get()
+        let name = self.name();
+        self.count(&format!(
+            r#"bundlegate_sent_bytes_total{{bundle="{name}"}}"#
+        ))
+    }
+
+    /// The value of a counter or gauge, by its name and labels; 0 if there is no such series.
+    pub(crate) fn count(&self, series: &str) -> u64 {
+        sample(self.metrics(), series).unwrap_or_default() as u64
     }
 
     /// Begins to drain, as on SIGTERM.

@@ -77,7 +77,7 @@ async fn assert_client_is_served_during<F>(
         attackers.spawn(attack(gate.data));
     }
     eventually("all connections are in use", || {
-        gate.metrics().connections.get() >= MAX_CONNECTIONS as i64
+        gate.connections() >= MAX_CONNECTIONS
     })
     .await;
     for _ in 0..3 {
@@ -85,7 +85,7 @@ async fn assert_client_is_served_during<F>(
             fetch_over_new_connection(&gate).await.status(),
             StatusCode::OK
         );
-        assert!(gate.metrics().connections.get() <= MAX_CONNECTIONS as i64);
+        assert!(gate.connections() <= MAX_CONNECTIONS);
     }
 }
 
@@ -170,7 +170,7 @@ async fn an_unfinished_tls_handshake_blocks_no_other_client() {
         attackers.spawn(send_repeatedly(gate.data, b"\x16\x03\x01\x02\0\x01"));
     }
     eventually("all connections are in use", || {
-        gate.metrics().connections.get() >= MAX_CONNECTIONS as i64
+        gate.connections() >= MAX_CONNECTIONS
     })
     .await;
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
@@ -288,11 +288,10 @@ async fn long_polls_take_at_most_nine_tenths_of_max_connections_and_the_next_one
             StatusCode::OK
         );
     }
-    let refused = gate
-        .metrics()
-        .http_requests
-        .with_label_values(&[gate.name(), "503"])
-        .get();
+    let refused = gate.count(&format!(
+        r#"bundlegate_http_requests_total{{bundle="{}",code="503"}}"#,
+        gate.name()
+    ));
     assert_eq!(
         (refused, gate.waiters()),
         (2, 9),

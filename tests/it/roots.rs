@@ -7,26 +7,34 @@ use std::{fs, path::Path};
 
 use bundlegate::{
     metrics::Metrics,
-    verify::{RefreshError, Refreshed, RootSource, TrustRoot, TrustRootRefresher},
+    verify::{
+        RefreshError, Refreshed, RootSource, TrustRoot, TrustRootMetrics, TrustRootRefresher,
+    },
 };
 use jiff::{SignedDuration, Timestamp};
 use sigstore_verify::{crypto::KeyPair, trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST};
 use tempfile::TempDir;
 
-use crate::{command::fixture, shared::poll_until, tuf::Tuf};
+use crate::{command::fixture, gateway::sample, shared::poll_until, tuf::Tuf};
 
 /// A repository, and a refresher that has its first root in memory and on disk.
 struct Kept {
     tuf: Tuf,
     refresher: TrustRootRefresher,
     folder: TempDir,
-    metrics: Metrics,
+    registry: Metrics,
+    metrics: TrustRootMetrics,
+}
+
+fn unread_metrics() -> TrustRootMetrics {
+    TrustRootMetrics::new(&Metrics::new()).unwrap()
 }
 
 impl Kept {
     async fn new() -> Self {
         let tuf = Tuf::start(FIRST).await;
-        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new().unwrap());
+        let (folder, registry) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let metrics = TrustRootMetrics::new(&registry).unwrap();
         let mut refresher = open(&tuf.source(), folder.path(), &metrics);
         assert_eq!(refresher.refresh().await, Ok(Refreshed::Changed));
         refresher.save().await;
@@ -34,6 +42,7 @@ impl Kept {
             tuf,
             refresher,
             folder,
+            registry,
             metrics,
         }
     }
@@ -57,12 +66,12 @@ impl Kept {
         assert_eq!(self.refresher.refresh().await, Ok(Refreshed::Changed));
         self.has(&self.refresher, &second());
         let count = |outcome| {
-            self.metrics
-                .trust_root_refreshes
-                .with_label_values(&["corp", outcome])
-                .get()
+            let series = format!(
+                r#"bundlegate_trust_root_refreshes_total{{outcome="{outcome}",root="corp"}}"#
+            );
+            sample(&self.registry, &series)
         };
-        assert_eq!((count("changed"), count(label)), (2, 1));
+        assert_eq!((count("changed"), count(label)), (Some(2.0), Some(1.0)));
     }
 
     /// Publishes metadata that expires within seconds, and fetches it. A machine that is too busy to
@@ -81,11 +90,7 @@ impl Kept {
 
     /// The refresher as after a restart.
     fn reopened(&self) -> TrustRootRefresher {
-        open(
-            &self.tuf.source(),
-            self.folder.path(),
-            &Metrics::new().unwrap(),
-        )
+        open(&self.tuf.source(), self.folder.path(), &unread_metrics())
     }
 
     fn has(&self, refresher: &TrustRootRefresher, text: &str) {
@@ -95,7 +100,7 @@ impl Kept {
     }
 }
 
-fn open(source: &RootSource, folder: &Path, metrics: &Metrics) -> TrustRootRefresher {
+fn open(source: &RootSource, folder: &Path, metrics: &TrustRootMetrics) -> TrustRootRefresher {
     TrustRootRefresher::open("corp", source, Some(folder), metrics.clone())
         .unwrap()
         .unwrap()
@@ -143,12 +148,9 @@ async fn a_newer_root_replaces_the_one_before_and_the_same_one_lasts_longer() {
         longer > until,
         "whoever holds the root holds its new end too: {until} {longer}"
     );
-    let gauge = kept
-        .metrics
-        .trust_root_expires
-        .with_label_values(&["corp"])
-        .get();
-    assert_eq!(gauge, longer.as_second());
+    let series = r#"bundlegate_trust_root_expires_timestamp_seconds{root="corp"}"#;
+    let gauge = sample(&kept.registry, series);
+    assert_eq!(gauge, Some(longer.as_second() as f64));
 
     kept.tuf.expires = Timestamp::now() + SignedDuration::from_hours(72);
     kept.tuf.publish_root(&second());
@@ -318,7 +320,7 @@ async fn without_a_disk_that_can_be_written_roots_live_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let no_folder = folder.path().join("file");
     fs::write(&no_folder, "").unwrap();
-    let metrics = Metrics::new().unwrap();
+    let metrics = unread_metrics();
     for folder in [None, Some(no_folder.as_path())] {
         let mut refresher =
             TrustRootRefresher::open("corp", &tuf.source(), folder, metrics.clone())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bundlegate::{
     metrics::Metrics,
     registry::{Options, Timeouts},
-    store::{self, Store},
+    store::{self, Store, StoreMetrics},
 };
 use tokio::{task::JoinSet, time::timeout};
 
@@ -20,7 +20,7 @@ fn store() -> Store {
         disk: 0,
         memory: 1 << 20,
     };
-    Store::open(options, Metrics::new().unwrap())
+    Store::open(options, StoreMetrics::new(&Metrics::new()).unwrap())
 }
 
 /// Each took one for as long as the registry let it wait: 516 threads were seen.

@@ -1,10 +1,16 @@
 use std::path::Path;
 
 use futures_util::FutureExt as _;
+use prometheus::IntCounterVec;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{oci::Reference, store};
+use crate::{
+    gateway::metrics::GatewayMetrics,
+    metrics::{BundleSeries, Metrics},
+    oci::Reference,
+    store,
+};
 
 /// Bundles by name, each with its reference and perhaps a fallback. Nothing is ever fetched.
 fn config(bundles: &[(&str, &str, Option<&str>)]) -> Config {
@@ -32,18 +38,18 @@ struct Scene {
 
 impl Scene {
     async fn new(configured: &[(&str, &str, Option<&str>)]) -> Self {
-        let (empty, metrics) = (config(&[]), Metrics::new().unwrap());
-        let registries =
-            Registries::new(BTreeMap::new(), empty.limits.read_limits(), metrics.clone());
+        let (empty, metrics) = (config(&[]), GatewayMetrics::new().unwrap());
+        let limits = empty.limits.read_limits();
+        let registries = Registries::new(BTreeMap::new(), limits, metrics.registries);
         let store = Store::open(
             store::Options {
                 directory: None,
                 disk: 0,
                 memory: 1 << 20,
             },
-            metrics.clone(),
+            metrics.store,
         );
-        let bundles = Bundles::new(&empty, registries, store, metrics);
+        let bundles = Bundles::new(&empty, registries, store, metrics.bundles);
         let mut scene = Self {
             bundles,
             config: empty,
@@ -194,35 +200,37 @@ async fn a_promotion_wakes_the_bundle_and_those_that_fall_back_to_it_alone() {
 }
 
 #[tokio::test]
-async fn the_metrics_of_removed_bundles_go_once_their_watchers_have_ended() {
+async fn the_series_of_removed_bundles_go_at_once_and_what_still_counts_makes_none() {
     let names = ["a", "b", "c"];
     let configured = names.map(|name| (name, "r.example/a:v1", None));
     let mut scene = Scene::new(&configured).await;
-    let metrics = scene.bundles.parts.metrics.clone();
-    for name in names {
-        metrics.sent_bytes.with_label_values(&[name]).inc();
-    }
-    let has = |name: &str| {
-        String::from_utf8(metrics.render().unwrap().1)
-            .unwrap()
-            .contains(&format!("bundle=\"{name}\""))
+    let metrics = Metrics::new();
+    let family = metrics.counters("counted_total", "-", &["bundle"]).unwrap();
+    let series = |scene: &Scene, name: &str| {
+        let scope = &scene.bundles.bundles[name].shown.metrics.scope;
+        BundleSeries::new(scope, &family)
     };
+    let sample = |name: &str| metrics.sample(&format!(r#"counted_total{{bundle="{name}"}}"#));
+    let count = |series: &BundleSeries<IntCounterVec>| {
+        if let Some(counter) = series.with(&[]) {
+            counter.inc();
+        }
+    };
+    let before = names.map(|name| series(&scene, name));
+    // One of them has counted nothing before the removal.
+    count(&before[0]);
+    count(&before[2]);
     scene.bundles.run();
     scene.configure(&configured[2..]).await;
-    assert!(
-        names.iter().all(|name| has(name)),
-        "the watchers have not ended yet"
-    );
-    while !scene.bundles.removed.is_empty() {
-        let ended = scene
-            .bundles
-            .watchers
-            .join_next()
-            .await
-            .unwrap()
-            .unwrap_err();
-        assert!(names.iter().all(|name| has(name)));
-        scene.bundles.record_end(ended.id());
+    // As their watchers and held requests do until they have ended.
+    before.iter().for_each(count);
+    assert_eq!(names.map(sample), [None, None, Some(2.0)]);
+    // Another reference is the same bundle, and one that comes back is another.
+    let changed = [configured[0], ("c", "r.example/a:v2", None)];
+    scene.configure(&changed).await;
+    for name in ["a", "c"] {
+        count(&series(&scene, name));
     }
-    assert_eq!(names.map(has), [false, false, true]);
+    before.iter().for_each(count);
+    assert_eq!(names.map(sample), [Some(1.0), None, Some(4.0)]);
 }

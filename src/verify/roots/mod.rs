@@ -3,6 +3,7 @@
 mod freshness;
 mod http_repository;
 mod limit_validity;
+mod metrics;
 mod refresher;
 mod root;
 mod source;
@@ -11,6 +12,7 @@ mod tuf;
 mod tuf_store;
 
 pub use freshness::UnusableRoot;
+pub use metrics::TrustRootMetrics;
 pub use refresher::{Refreshed, TrustRootRefresher};
 pub use root::{BadRoot, TrustRoot};
 pub use source::{BadSource, RootSource, TufOptions};

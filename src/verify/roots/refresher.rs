@@ -12,10 +12,11 @@ use super::{
     BadRoot, RefreshError, RootSource, TrustRoot, TufOptions,
     freshness::Freshness,
     http_repository::HttpRepository,
+    metrics::TrustRootMetrics,
     tuf::{self, TufTarget},
     tuf_store::TufStore,
 };
-use crate::{metrics::Metrics, telemetry};
+use crate::telemetry;
 
 /// The only characters in a file name besides letters and digits: a name of dots alone would be a
 /// folder.
@@ -37,7 +38,7 @@ pub struct TrustRootRefresher {
     file: Option<PathBuf>,
     store: TufStore,
     root: TrustRoot,
-    metrics: Metrics,
+    metrics: TrustRootMetrics,
     reported: Reported,
 }
 
@@ -69,7 +70,7 @@ impl TrustRootRefresher {
         name: &str,
         source: &RootSource,
         folder: Option<&Path>,
-        metrics: Metrics,
+        metrics: TrustRootMetrics,
     ) -> Result<Option<Self>, BadRoot> {
         Self::resume(&TufStore::default(), name, source, folder, metrics)
     }
@@ -80,7 +81,7 @@ impl TrustRootRefresher {
         name: &str,
         source: &RootSource,
         folder: Option<&Path>,
-        metrics: Metrics,
+        metrics: TrustRootMetrics,
     ) -> Result<Option<Self>, BadRoot> {
         let Some(options) = source.tuf().cloned() else {
             return Ok(None);
@@ -134,10 +135,7 @@ impl TrustRootRefresher {
             Ok(Refreshed::Changed) => "changed",
             Err(error) => error.label(),
         };
-        self.metrics
-            .trust_root_refreshes
-            .with_label_values(&[self.root.name(), outcome])
-            .inc();
+        self.metrics.count_refresh(self.root.name(), outcome);
         self.record_expiry();
         refreshed
     }
@@ -274,9 +272,7 @@ impl TrustRootRefresher {
             return;
         };
         self.metrics
-            .trust_root_expires
-            .with_label_values(&[self.root.name()])
-            .set(expires.as_second());
+            .set_expiry(self.root.name(), expires.as_second());
     }
 }
 

@@ -15,14 +15,15 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{BadRoot, RootSource, TrustRoot, TrustRootRefresher, tuf_store::TufStore};
-use crate::metrics::Metrics;
+use super::{
+    BadRoot, RootSource, TrustRoot, TrustRootMetrics, TrustRootRefresher, tuf_store::TufStore,
+};
 
 /// The trust roots in use. Each refreshable one has a task, which ends when this is dropped.
 #[derive(Debug)]
 pub struct TrustRoots {
     folder: Option<PathBuf>,
-    metrics: Metrics,
+    metrics: TrustRootMetrics,
     current: watch::Sender<BTreeMap<String, TrustRoot>>,
     seen: watch::Receiver<BTreeMap<String, TrustRoot>>,
     active: BTreeMap<String, ActiveRoot>,
@@ -56,7 +57,7 @@ struct OpenedRoot {
 
 impl TrustRoots {
     /// Creates an empty set. The last valid roots are stored in `folder`.
-    pub fn new(folder: Option<PathBuf>, metrics: Metrics) -> Self {
+    pub fn new(folder: Option<PathBuf>, metrics: TrustRootMetrics) -> Self {
         let (current, seen) = watch::channel(BTreeMap::new());
         Self {
             folder,
@@ -127,7 +128,7 @@ impl TrustRoots {
                 task.retired.store(true, Ordering::Release);
                 task.handle.abort();
             }
-            let _ = self.metrics.trust_root_expires.remove_label_values(&[name]);
+            self.metrics.remove_expiry(name);
         }
         self.current.send_modify(|current| {
             gone.iter().for_each(|name| drop(current.remove(name)));

@@ -11,12 +11,12 @@ use tokio::{
 use super::*;
 use crate::{
     bundle,
-    metrics::Metrics,
+    metrics::{BundleScope, Metrics},
     oci::{Descriptor, Layout, Reference, media_type},
-    registry::{ReadLimits, Registries},
-    store::{self, Store},
+    registry::{ReadLimits, Registries, RegistryMetrics},
+    store::{self, Store, StoreMetrics},
     verify::{Authority, PublicKey, Requirements},
-    watch::VerificationPool,
+    watch::{VerificationPool, WatchMetrics},
 };
 
 const LIMIT: u64 = 1 << 20;
@@ -56,13 +56,15 @@ impl World {
         let reference: Reference = format!("oci-layout:{}:live", root.display())
             .parse()
             .unwrap();
-        let (metrics, pool) = (Metrics::new().unwrap(), VerificationPool::default());
+        let (metrics, pool) = (Metrics::new(), VerificationPool::default());
         let limits = ReadLimits {
             manifest: LIMIT,
             evidence: LIMIT,
             bundle: LIMIT,
         };
-        let registries = Registries::new([].into(), limits, metrics.clone());
+        let registry_metrics = RegistryMetrics::new(&metrics).unwrap();
+        let registries = Registries::new([].into(), limits, registry_metrics);
+        let watch_metrics = WatchMetrics::new(&metrics).unwrap();
         let memory_only = store::Options {
             directory: None,
             disk: 0,
@@ -74,7 +76,7 @@ impl World {
             registries: Arc::new(registries),
             reference,
             expect: Arc::default(),
-            store: Store::open(memory_only, metrics.clone()),
+            store: Store::open(memory_only, StoreMetrics::new(&metrics).unwrap()),
             limits: bundle::Limits {
                 bundle: LIMIT,
                 unpacked: LIMIT,
@@ -84,7 +86,7 @@ impl World {
             opa_check: None,
             evidence_limit: LIMIT,
             pool: pool.clone(),
-            metrics: metrics.clone(),
+            metrics: Arc::new(watch_metrics.bundle(&BundleScope::new("authz".into()))),
         };
         put(&root, 1);
         let (watcher, handle) = Watcher::new(pipeline, policy, options);
@@ -113,10 +115,8 @@ impl World {
 
     /// How many checks have ended like this.
     fn checks(&self, outcome: &str) -> u64 {
-        self.metrics
-            .refreshes
-            .with_label_values(&["authz", outcome])
-            .get()
+        let series = format!(r#"bundlegate_refreshes_total{{bundle="authz",outcome="{outcome}"}}"#);
+        self.metrics.sample(&series).unwrap_or_default() as u64
     }
 
     fn failures(&self) -> u64 {

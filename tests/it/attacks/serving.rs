@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use bundlegate::{
     metrics::Metrics,
     registry::{Credentials, Options},
-    store::{self, Store},
+    store::{self, Store, StoreMetrics},
     verify::{Requirements, RootSource, TrustPolicy, TufOptions},
 };
 use bytes::Bytes;
@@ -193,7 +193,10 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
     let (ours, theirs) = (FaultyRegistry::start().await, FaultyRegistry::start().await);
     let (_, layer) = ours.put_artifact("live", b"secret");
     let cache = tempfile::tempdir().unwrap();
-    let store = Store::open(cached(cache.path()), Metrics::new().unwrap());
+    let store = Store::open(
+        cached(cache.path()),
+        StoreMetrics::new(&Metrics::new()).unwrap(),
+    );
     store.blob(&ours.source(), &layer).await.unwrap();
     // The other tenant knows the digest, and has nothing.
     let refused = store
@@ -201,7 +204,10 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
         .await
         .unwrap_err()
         .to_string();
-    let absent = Store::open(Setup::default().cache, Metrics::new().unwrap());
+    let absent = Store::open(
+        Setup::default().cache,
+        StoreMetrics::new(&Metrics::new()).unwrap(),
+    );
     let truly = absent
         .blob(&theirs.source(), &layer)
         .await
@@ -230,7 +236,10 @@ async fn what_one_tenant_has_is_not_there_for_another_who_has_not_shown_it() {
     // The same holds for blobs on disk.
     drop(store);
     until_unlocked(cache.path()).await;
-    let again = Store::open(cached(cache.path()), Metrics::new().unwrap());
+    let again = Store::open(
+        cached(cache.path()),
+        StoreMetrics::new(&Metrics::new()).unwrap(),
+    );
     assert!(again.blob(&mallory, &layer).await.is_err());
 }
 

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use bundlegate::{
     metrics::Metrics,
-    verify::{RootSource, TrustRoots},
+    verify::{RootSource, TrustRootMetrics, TrustRoots},
 };
 use jiff::{SignedDuration, Timestamp};
 use sigstore_verify::trust_root::SIGSTORE_PRODUCTION_TRUSTED_ROOT as FIRST;
 
-use super::{open, revision, second};
+use super::{open, revision, second, unread_metrics};
 use crate::{
-    gateway::{PATIENCE, eventually},
+    gateway::{PATIENCE, eventually, sample},
     shared::poll_until,
     tuf::{Answer, Tuf},
 };
@@ -26,8 +26,9 @@ async fn changed(roots: &mut TrustRoots) {
 async fn live_roots_follow_their_repositories_and_the_configuration() {
     let mut tuf = Tuf::start(FIRST).await;
     let folder = tempfile::tempdir().unwrap();
-    let metrics = Metrics::new().unwrap();
-    let mut roots = TrustRoots::new(Some(folder.path().to_owned()), metrics.clone());
+    let registry = Metrics::new();
+    let metrics = TrustRootMetrics::new(&registry).unwrap();
+    let mut roots = TrustRoots::new(Some(folder.path().to_owned()), metrics);
     let file = RootSource::File(FIRST.to_owned());
     let sources = [
         ("corp".to_owned(), tuf.source()),
@@ -67,22 +68,17 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
 
     // Gone from the configuration, and back: it is as it was on disk.
     poll_until("the root is on disk", async || {
-        let metrics = Metrics::new().unwrap();
-        let stored = open(&other, folder.path(), &metrics)
+        let stored = open(&other, folder.path(), &unread_metrics())
             .root()
             .revision()
             .clone();
         (stored == *held.revision()).then_some(())
     })
     .await;
+    let series = r#"bundlegate_trust_root_expires_timestamp_seconds{root="corp"}"#;
+    assert!(sample(&registry, series).is_some());
     roots.set_sources(&[].into()).unwrap();
-    assert!(
-        metrics
-            .trust_root_expires
-            .remove_label_values(&["corp"])
-            .is_err(),
-        "its end is no longer told"
-    );
+    assert_eq!(sample(&registry, series), None, "its end is no longer told");
     assert_eq!(
         roots.current("corp", &other).unwrap().revision(),
         revision(&second()).revision()
@@ -92,7 +88,7 @@ async fn live_roots_follow_their_repositories_and_the_configuration() {
 #[tokio::test]
 async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
     let tuf = Tuf::start(FIRST).await;
-    let mut roots = TrustRoots::new(None, Metrics::new().unwrap());
+    let mut roots = TrustRoots::new(None, unread_metrics());
     roots
         .set_sources(&[("corp".to_owned(), tuf.source())].into())
         .unwrap();

@@ -1,0 +1,244 @@
+//! The metrics of the server: connections, bundle requests, and the gauges that are derived from
+//! the published status.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use crate::{
+    metrics::{BundleScope, BundleSeries, Metrics},
+    publish::Status,
+};
+
+/// The `bundle` label of responses to requests that lead to no bundle, or to none that the client
+/// may know of.
+const OTHER: &str = "other";
+
+/// The metrics of the server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ServerMetrics {
+    /// All metrics of the process, for `/metrics`.
+    pub(super) registry: Metrics,
+    /// Open client connections.
+    pub(super) connections: IntGauge,
+    pub(super) status: StatusGauges,
+    responses: IntCounterVec,
+    sent_bytes: IntCounterVec,
+    waiters: IntGaugeVec,
+}
+
+/// The metrics of the requests for one bundle.
+#[derive(Debug)]
+pub struct RequestMetrics {
+    responses: BundleSeries<IntCounterVec>,
+    sent_bytes: BundleSeries<IntCounterVec>,
+    waiters: BundleSeries<IntGaugeVec>,
+}
+
+/// The gauges that are derived from the published status. They are set anew for every scrape, so
+/// that the series of versions and bundles that are gone do not remain.
+#[derive(Debug, Clone)]
+pub(super) struct StatusGauges {
+    state: IntGaugeVec,
+    info: IntGaugeVec,
+    older: IntGaugeVec,
+    fallback: IntGaugeVec,
+    lost_clients: IntGaugeVec,
+    last_check: GaugeVec,
+}
+
+impl ServerMetrics {
+    /// Registers the metrics. `/metrics` shows all of `metrics`, also what others register there.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            registry: metrics.clone(),
+            connections: metrics.gauge("bundlegate_connections", "Open client connections.")?,
+            status: StatusGauges::new(metrics)?,
+            responses: metrics.counters(
+                "bundlegate_http_requests_total",
+                "Responses to bundle requests, by status code.",
+                &["bundle", "code"],
+            )?,
+            sent_bytes: metrics.counters(
+                "bundlegate_sent_bytes_total",
+                "Bytes of bundle bodies in responses with status 200.",
+                &["bundle"],
+            )?,
+            waiters: metrics.gauges(
+                "bundlegate_waiters",
+                "Requests that are held until the bundle changes.",
+                &["bundle"],
+            )?,
+        })
+    }
+
+    /// The metrics of the requests for one bundle.
+    pub fn bundle(&self, scope: &Arc<BundleScope>) -> RequestMetrics {
+        RequestMetrics {
+            responses: BundleSeries::new(scope, &self.responses),
+            sent_bytes: BundleSeries::new(scope, &self.sent_bytes),
+            waiters: BundleSeries::new(scope, &self.waiters),
+        }
+    }
+
+    /// Counts a response to a request that leads to no bundle.
+    pub(super) fn count_other(&self, status: StatusCode) {
+        // It is looked up each time, because a bundle may have this name, and then its removal
+        // removes the series.
+        self.responses
+            .with_label_values(&[OTHER, status.as_str()])
+            .inc();
+    }
+}
+
+impl RequestMetrics {
+    /// Counts a response.
+    pub(super) fn count(&self, status: StatusCode) {
+        if let Some(responses) = self.responses.with(&[status.as_str()]) {
+            responses.inc();
+        }
+    }
+
+    /// Counts the bytes of a body.
+    pub(super) fn count_sent(&self, bytes: u64) {
+        if let Some(sent) = self.sent_bytes.with(&[]) {
+            sent.inc_by(bytes);
+        }
+    }
+
+    /// The gauge of held requests; `None` if the bundle was removed before it was first used.
+    pub(super) fn waiters(&self) -> Option<&IntGauge> {
+        self.waiters.with(&[])
+    }
+}
+
+impl StatusGauges {
+    fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        let last_check = Opts::new(
+            "bundlegate_bundle_last_check_timestamp_seconds",
+            "Time of the last successful request to the registry.",
+        );
+        Ok(Self {
+            state: metrics.gauges(
+                "bundlegate_bundle_state",
+                "1 for the current state of a bundle, 0 for the others.",
+                &["bundle", "state"],
+            )?,
+            info: metrics.gauges(
+                "bundlegate_bundle_info",
+                "The version that a bundle serves; always 1.",
+                &["bundle", "manifest", "revision"],
+            )?,
+            older: metrics.gauges(
+                "bundlegate_bundle_older",
+                "1 while a bundle serves an older version than it has served before.",
+                &["bundle"],
+            )?,
+            fallback: metrics.gauges(
+                "bundlegate_bundle_fallback",
+                "1 while a fallback bundle is served in place of a withdrawn one.",
+                &["bundle"],
+            )?,
+            lost_clients: metrics.gauges(
+                "bundlegate_lost_clients",
+                "Clients that still run a withdrawn version of a bundle.",
+                &["bundle"],
+            )?,
+            last_check: metrics.register(GaugeVec::new(last_check, &["bundle"])?)?,
+        })
+    }
+
+    /// Removes all series.
+    pub(super) fn reset(&self) {
+        for gauge in [
+            &self.state,
+            &self.info,
+            &self.older,
+            &self.fallback,
+            &self.lost_clients,
+        ] {
+            gauge.reset();
+        }
+        self.last_check.reset();
+    }
+
+    /// Sets the gauges of a bundle.
+    pub(super) fn set(&self, bundle: &str, status: &Status) {
+        for state in ["pending", "serving", "withdrawn"] {
+            self.state
+                .with_label_values(&[bundle, state])
+                .set((state == status.state.label()).into());
+        }
+        if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
+            self.info
+                .with_label_values(&[bundle, manifest.as_str(), revision.as_str()])
+                .set(1);
+        }
+        self.older
+            .with_label_values(&[bundle])
+            .set(status.older.is_some().into());
+        if let Some(time) = status.last_check {
+            self.last_check
+                .with_label_values(&[bundle])
+                .set(time.as_millisecond() as f64 / 1000.0);
+        }
+    }
+
+    /// Sets what is known of a bundle's withdrawal: the clients that still run the withdrawn
+    /// version, and whether the fallback is served.
+    pub(super) fn set_withdrawal(&self, bundle: &str, lost_clients: i64, is_fallback_served: bool) {
+        self.lost_clients
+            .with_label_values(&[bundle])
+            .set(lost_clients);
+        self.fallback
+            .with_label_values(&[bundle])
+            .set(is_fallback_served.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::InFlight;
+
+    #[test]
+    fn a_request_that_ends_after_its_bundle_was_removed_makes_no_series() {
+        let metrics = Metrics::new();
+        let server = ServerMetrics::new(&metrics).unwrap();
+        let has = || metrics.render().unwrap().contains("authz");
+        for has_counted_before in [true, false] {
+            let scope = BundleScope::new("authz".into());
+            let requests = server.bundle(&scope);
+            let held = requests.waiters().map(InFlight::enter);
+            if has_counted_before {
+                requests.count(StatusCode::OK);
+                requests.count_sent(1);
+            }
+            assert!(has());
+            scope.remove();
+            assert!(!has());
+            requests.count(StatusCode::OK);
+            requests.count(StatusCode::NOT_FOUND);
+            requests.count_sent(1);
+            drop(held);
+            assert!(!has());
+        }
+    }
+
+    #[test]
+    fn a_bundle_that_is_named_as_requests_without_a_bundle_are_does_not_end_their_count() {
+        let metrics = Metrics::new();
+        let server = ServerMetrics::new(&metrics).unwrap();
+        let scope = BundleScope::new(OTHER.into());
+        server.bundle(&scope).count(StatusCode::NOT_FOUND);
+        server.count_other(StatusCode::NOT_FOUND);
+        scope.remove();
+        server.count_other(StatusCode::NOT_FOUND);
+        let series = r#"bundlegate_http_requests_total{bundle="other",code="404"}"#;
+        assert_eq!(metrics.sample(series), Some(1.0));
+    }
+}
