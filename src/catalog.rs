@@ -152,7 +152,7 @@ impl<M> Entry<M> {
         self.handle.name()
     }
 
-    /// What clients get.
+    /// The handle to the watcher whose versions clients get.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -162,13 +162,13 @@ impl<M> Entry<M> {
         &self.metrics
     }
 
-    /// What is to be served, as configured.
+    /// The configured reference.
     pub fn reference(&self) -> &Reference {
         &self.reference
     }
 
-    /// For `/status`: what is served; and about the registry, what is known of the configured
-    /// reference.
+    /// The status for `/status`. Its version is the one being served; its checks and failures are
+    /// those of the configured reference.
     pub fn status(&self) -> Status {
         let mut status = self.handle.status();
         if let Some(successor) = self.successor.as_ref().map(Handle::status) {
@@ -180,7 +180,7 @@ impl<M> Entry<M> {
         status
     }
 
-    /// Whether one attempt to fetch it has ended, with whatever outcome.
+    /// Whether one attempt to fetch the bundle has ended, with any outcome.
     pub fn has_concluded(&self) -> bool {
         self.handle.has_concluded() || self.successor.as_ref().is_some_and(Handle::has_concluded)
     }
@@ -192,7 +192,7 @@ impl<M> Entry<M> {
 
     /// Waits until [`Self::is_outdated`]. Cancel-safe.
     pub async fn outdated(&self) {
-        // Can't be closed: the sender is in `self`.
+        // The channel can't be closed, because `self` holds its sender.
         let _ = self
             .outdated
             .subscribe()

@@ -26,25 +26,25 @@ use crate::{
 
 /// The bundles by name, each with its watcher.
 ///
-/// A bundle whose reference or options change gets a second watcher. What the first one serves
-/// stays until the second one serves its first version: then the second one takes its place.
+/// A bundle whose reference or options change gets a second watcher. The version of the first one
+/// stays served until the second one serves its first version: then the second one replaces it.
 #[derive(Debug)]
 pub(super) struct Bundles {
     parts: Parts,
     opas: Checkers,
     bundles: BTreeMap<String, Bundle>,
     catalog: Catalog,
-    /// The entries of the catalog, and what each was made from.
+    /// The entries of the catalog, each with what it was made from.
     entries: BTreeMap<String, (Shown, Arc<Entry>)>,
     watchers: JoinSet<()>,
-    /// Each ends when a bundle's second watcher is to take the place of the first.
+    /// Tasks that each end when a bundle's second watcher has to replace the first.
     promotions: JoinSet<(String, Number)>,
     numbers: Number,
-    /// Whether watchers start at once.
+    /// Whether watchers that are added start at once.
     is_running: bool,
 }
 
-/// What every pipeline is made from.
+/// The parts that all pipelines share.
 #[derive(Debug)]
 struct Parts {
     registries: Arc<Registries>,
@@ -56,16 +56,17 @@ struct Parts {
     first_wait: Duration,
 }
 
-/// Tells the watchers of one process apart.
+/// The number of a watcher, by which the watchers of one process are distinguished.
 type Number = u64;
 
 #[derive(Debug)]
 struct Bundle {
-    /// As it is configured.
+    /// The configuration in force.
     config: BundleConfig,
-    /// What clients see.
+    /// The watcher whose versions clients get.
     shown: Watched,
-    /// Watches what is configured, while that is something else than what is shown.
+    /// The watcher of the configured reference and options, while clients still get the versions of
+    /// an earlier configuration.
     successor: Option<Watched>,
     promotion: Option<AbortHandle>,
 }
@@ -92,24 +93,24 @@ enum Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown(Number, Option<Number>, Option<Number>);
 
-/// Watchers that a change needs, not yet running: nothing of it is in force yet.
+/// Watchers that a change needs. They do not run yet, and the change is not in force.
 #[derive(Debug)]
 pub(super) struct Prepared(BTreeMap<String, Watched>);
 
-/// What was changed.
+/// The number of changes that were applied, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Applied {
-    /// Watchers that have another policy now.
+    /// Watchers whose policy has changed.
     pub(super) policies: usize,
     pub(super) added: usize,
     pub(super) replaced: usize,
     pub(super) removed: usize,
-    /// Bundles that have another fallback now, or none.
+    /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
 }
 
 impl Bundles {
-    /// No bundles yet. Limits and times are those of `config`, for as long as this lives.
+    /// No bundles yet. All bundles that are added have the limits and times of `config`.
     pub(super) fn new(
         config: &Config,
         registries: Registries,
@@ -138,12 +139,13 @@ impl Bundles {
         }
     }
 
-    /// What the server serves.
+    /// The catalog that the server serves.
     pub(super) fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
-    /// Starts the watchers of all bundles, and of those that come later at once.
+    /// Starts the watchers of all bundles. The watchers of bundles that are added later start at
+    /// once.
     pub(super) fn run(&mut self) {
         self.is_running = true;
         for bundle in self.bundles.values_mut() {
@@ -151,8 +153,8 @@ impl Bundles {
         }
     }
 
-    /// Makes the watchers that the changes need, and starts the `opa` of each. What is prepared
-    /// and not applied has no effect.
+    /// Makes the watchers that the changes need, and starts the `opa` of each. Prepared watchers
+    /// that are not applied have no effect.
     ///
     /// # Errors
     /// When an `opa` does not start, or the options of a registry make no client.
@@ -170,7 +172,7 @@ impl Bundles {
     async fn watched(&mut self, config: &BundleConfig) -> anyhow::Result<Watched> {
         let checker = start_opa(&mut self.opas, config).await?;
         let parts = &self.parts;
-        // The watcher that replaces another one counts on in the same series.
+        // A watcher that replaces another one continues its series.
         let metrics = match self.bundles.get(&config.name) {
             Some(bundle) => bundle.shown.metrics.clone(),
             None => parts.metrics.bundle(&config.name),
@@ -210,7 +212,7 @@ impl Bundles {
     /// Puts the changes that lead to `wanted` in force. `prepared` was made for them.
     ///
     /// # Errors
-    /// When telling the watchers of their policies panicked, which is a bug.
+    /// When setting the policies panicked, which is a bug.
     pub(super) async fn apply(
         &mut self,
         changes: &[Change],
@@ -251,7 +253,8 @@ impl Bundles {
                 Change::SetPolicy { .. } | Change::SetClients(_) | Change::NeedsRestart(_) => {}
             }
         }
-        // Before any watcher ends: a request that is held looks there for what to do then.
+        // The catalog is updated before any watcher ends: a held request whose watcher ends finds
+        // the new entry there.
         self.show();
         for watched in ended {
             watched.end();
@@ -260,8 +263,8 @@ impl Bundles {
         Ok(applied)
     }
 
-    /// Gives each watcher the policy by which it verifies under `wanted`. Off the async threads:
-    /// thousands are told in one go.
+    /// Sets the policy of each watcher to the one by which it verifies under `wanted`. This runs on
+    /// a blocking thread, because it sets thousands of policies in one go.
     async fn set_policies(&mut self, changes: &[Change], wanted: &Config) -> anyhow::Result<usize> {
         // Bundles with one policy share it.
         let mut shared: HashMap<(String, String), Arc<TrustPolicy>> = HashMap::new();
@@ -330,7 +333,8 @@ impl Bundles {
         self.bundles.insert(config.name.clone(), bundle);
     }
 
-    /// Gives the watcher that is not shown any more, if there is one.
+    /// Replaces the watcher of a bundle. Returns the watcher whose versions clients got, if it is
+    /// replaced at once.
     fn replace(&mut self, config: &BundleConfig, mut watched: Watched) -> Option<Watched> {
         let bundle = self.bundles.get_mut(&config.name)?;
         bundle.config = config.clone();
@@ -341,7 +345,7 @@ impl Bundles {
             shown.handle.set_policy(Arc::new(config.trust.clone()));
         }
         if plan::same_watcher(&shown.config, config) {
-            // It was changed, and is changed back before that had an effect.
+            // The change is undone before it had an effect.
             return None;
         }
         let name = &config.name;
@@ -350,7 +354,7 @@ impl Bundles {
             watched.run(&mut self.watchers);
         }
         if matches!(*shown.handle.subscribe().borrow(), State::Pending) {
-            // There is nothing that could be served in the meantime.
+            // The watcher has nothing that could be served until the second one is ready.
             return Some(std::mem::replace(shown, watched));
         }
         let promotion = takes_place(shown.handle.clone(), watched.handle.clone());
@@ -380,8 +384,8 @@ impl Bundles {
         before.end();
     }
 
-    /// Brings the catalog up to date. Entries whose bundle has not changed stay as they are, and
-    /// with them the requests that they hold.
+    /// Updates the catalog. The entries of unchanged bundles stay, and so do the requests that are
+    /// held for them.
     fn show(&mut self) {
         let entries = self
             .bundles
@@ -392,8 +396,7 @@ impl Bundles {
             .replace(self.entries.values().map(|(_, entry)| Arc::clone(entry)));
     }
 
-    /// Brings the entries of one bundle, and of the bundles that have it as their fallback, up to
-    /// date.
+    /// Updates the entries of one bundle, and of the bundles that have it as their fallback.
     fn show_changed(&mut self, changed: &str) {
         let is_concerned = |name: &str, bundle: &Bundle| {
             name == changed
@@ -447,7 +450,7 @@ impl Bundles {
         )
     }
 
-    /// Puts successors in their places, for ever.
+    /// Replaces watchers by their successors until the future is dropped.
     ///
     /// # Errors
     /// When a watcher ends by itself, which is a bug.
@@ -457,11 +460,11 @@ impl Bundles {
                 Some(ended) = self.watchers.join_next() => match ended {
                     // Another watcher has replaced it, or its bundle was removed.
                     Err(error) if error.is_cancelled() => {}
-                    // They run for ever.
+                    // A watcher ends only when it is aborted.
                     ended => return anyhow::anyhow!("a watcher stopped: {ended:?}; please report this"),
                 },
                 Some(promoted) = self.promotions.join_next() => {
-                    // Otherwise its successor is gone as well.
+                    // A promotion that was aborted has no successor any more.
                     if let Ok((name, number)) = promoted {
                         self.promote(&name, number);
                     }
@@ -519,8 +522,8 @@ fn end_removed(mut bundle: Bundle) {
     metrics.remove();
 }
 
-/// Completes when a successor is to take the place of the watcher that is shown: once it serves
-/// something, or once it knows that there is nothing to serve while nothing else is served either.
+/// Completes when a successor has to replace the watcher whose versions clients get: when it serves
+/// a version, or when it is withdrawn while the other one serves nothing either.
 async fn takes_place(shown: Handle, successor: Handle) {
     let (mut shown, mut successor) = (shown.subscribe(), successor.subscribe());
     loop {
@@ -535,7 +538,7 @@ async fn takes_place(shown: Handle, successor: Handle) {
             changed = successor.changed() => changed,
         };
         if changed.is_err() {
-            // Both end before this only when everything ends.
+            // A watcher ends before this future only at the shutdown.
             return std::future::pending().await;
         }
     }
@@ -551,7 +554,7 @@ fn with_fallback(handle: &Handle, fallback: Option<&Handle>) -> Handle {
     handles.swap_remove(0)
 }
 
-/// Starts the `opa` of each bundle that has a check, and ends none: for `config check`.
+/// Starts the `opa` of each bundle that has a check, for `config check`.
 ///
 /// # Errors
 /// When a program is missing, does not work as `opa`, or is older than 1.0.

@@ -191,7 +191,7 @@ impl Gateway {
     }
 }
 
-/// Keeps the bundles as the configuration wants them, for ever.
+/// Applies changes of the configuration to the bundles until the future is dropped.
 async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Error {
     loop {
         let Some(mut current) = reload.take() else {
@@ -216,7 +216,7 @@ fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
         Some(directory) if store.is_persistent() => {
             tracing::info!(directory = %directory.display(), "cache opened")
         }
-        // The store has said why.
+        // The store has logged the reason.
         Some(_) => {}
     }
 }

@@ -2,12 +2,12 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For operators, registries and the cache, whatever clients do.
+/// The files that clients can't use up: those of operators, registries and the cache.
 const RESERVE: u64 = 256;
 
-/// Raises the soft limit as far as `connections` need it and the hard one allows, and gives
-/// how many connections then fit. Without this the usual soft limit of 1024 would let idle
-/// clients take the last descriptor, and with it the admin listener and the registries.
+/// Raises the soft limit as far as `connections` need it and the hard limit allows, and returns how
+/// many connections then fit. Without this the usual soft limit of 1024 would let idle clients
+/// take the last descriptor, and with it the admin listener and the registries.
 pub(super) fn room_for(connections: usize) -> usize {
     let wanted = (connections as u64).saturating_add(RESERVE);
     let limit = getrlimit(Resource::Nofile);
@@ -41,7 +41,8 @@ fn raised(soft: u64, hard: u64, wanted: u64) -> u64 {
     wanted.min(hard).max(soft)
 }
 
-/// A quarter at least is for clients, even where the limit is below the reserve.
+/// The number of files for clients: at least a quarter of those that are allowed, even if these are
+/// fewer than the reserve.
 fn fitting(allowed: u64, connections: usize) -> usize {
     let room = allowed.saturating_sub(RESERVE).max(allowed / 4).max(1);
     usize::try_from(room).unwrap_or(usize::MAX).min(connections)

@@ -69,7 +69,7 @@ fn by_name(bundles: &[BundleConfig]) -> BTreeMap<&str, &BundleConfig> {
 
 fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec<Change>) {
     let bundle = || before.name.clone();
-    // First: no watcher of this reference goes on by the policy of before.
+    // The policy comes first, so that no watcher of this reference continues under the old one.
     if before.reference == after.reference && !same_policy(&before.trust, &after.trust) {
         changes.push(Change::SetPolicy {
             bundle: bundle(),
@@ -95,7 +95,7 @@ fn same_policy(one: &TrustPolicy, other: &TrustPolicy) -> bool {
     one.name() == other.name() && one.revision() == other.revision()
 }
 
-/// Whether one watcher does for both, but for the policy.
+/// Whether one watcher can serve both configurations, apart from the policy.
 pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
     one.reference == other.reference
         && one.poll == other.poll
@@ -108,8 +108,8 @@ pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
 
 /// The policy for what is still served from `reference` while the configuration has another
 /// reference for the bundle: the wanted policy of the same name as `last`, or else `last` itself.
-/// In either case without the keys, digests and roots that `wanted` revokes or removes, under
-/// whatever name. No policy of the same name turns a signed bundle into an unsigned one.
+/// Either way, the keys, digests and roots that `wanted` revokes or removes are taken out of it,
+/// under whatever name. No policy of the same name turns a signed bundle into an unsigned one.
 pub(super) fn policy_of_earlier_reference(
     last: &TrustPolicy,
     reference: &Reference,

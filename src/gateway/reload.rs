@@ -1,6 +1,6 @@
-//! Applies changes of the configuration while it is served: bundles, trust and clients at once
-//! and as a whole, or not at all; every other key waits for the next start. Only a token that is
-//! removed from its file is refused even if the rest of the configuration is.
+//! Applies changes of the configuration while bundles are served: those of bundles, trust and
+//! clients at once, all or none of them; every other key waits for the next start. A token that is
+//! removed from its file is refused even if the rest of the configuration is invalid.
 
 mod files;
 
@@ -25,10 +25,10 @@ use super::{
 };
 use crate::{config::Config, server::LiveClients, verify::TrustRoots};
 
-/// How often a configuration that was refused is tried again: a file that it lacks may appear
+/// The interval at which a refused configuration is read again: a file that it lacks may appear
 /// where nothing is watched.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
-/// Files that change while they are read are read so often.
+/// The maximum number of times that files are read that change while they are read.
 const MAX_READS: usize = 5;
 
 /// Reads the configuration again whenever there is a cause, and applies it to the bundles.
@@ -39,13 +39,13 @@ pub(super) struct Reload {
     metrics: ReloadMetrics,
     hangup: Signal,
     files: WatchedFiles,
-    /// Why the configuration is refused at the moment.
+    /// The reason for which the configuration is refused; `None` while it is in force.
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
 }
 
-/// The part that blocks, and so travels between threads.
+/// The part that blocks. It is moved to a blocking thread and back.
 #[derive(Debug)]
 struct Reader {
     file: PathBuf,
@@ -65,7 +65,7 @@ pub(super) enum Cause {
     Files,
     /// A trust root was refreshed.
     Roots,
-    /// It was refused before.
+    /// The configuration was refused before.
     Again,
 }
 
@@ -118,7 +118,7 @@ impl Reload {
     ) -> anyhow::Result<Self> {
         let known = self.files.contents().clone();
         let reader = self.reader;
-        // Off the async threads: files may lie on a network.
+        // Read on a blocking thread, because files may be on a network file system.
         let (reader, outcome, contents) = spawn_blocking(move || {
             let read = catch_unwind(AssertUnwindSafe(|| reader.read(&known)));
             let (outcome, contents) = read.unwrap_or_else(|_| {
@@ -146,8 +146,9 @@ impl Reload {
         Ok(self)
     }
 
-    /// Everything that may fail comes before everything that has an effect. Gives what was
-    /// applied, and whether other clients may read now; or why the configuration is refused.
+    /// Applies the changes. Everything that may fail comes before everything that has an effect.
+    /// Returns what was applied and whether the clients have changed, or the reason for which the
+    /// configuration is refused.
     async fn apply(
         &mut self,
         wanted: Config,
@@ -183,7 +184,7 @@ impl Reload {
         Ok(Ok((applied, has_clients)))
     }
 
-    /// Refuses the tokens that are not in their file any more.
+    /// Refuses the tokens that are no longer in their file.
     fn revoke_tokens(&mut self) {
         let config = &mut self.reader.running.clients;
         for client in config.iter_mut() {
@@ -259,8 +260,8 @@ impl Reload {
 }
 
 impl Reader {
-    /// Reads everything until it holds still, and plans the changes. Also gives what the files
-    /// held. Blocks.
+    /// Reads the configuration until no file changes meanwhile, and plans the changes. Also returns
+    /// the contents of the files. Blocks.
     fn read(&self, known: &Contents) -> (Result<(Config, Vec<Change>), String>, Contents) {
         let mut contents = known.again();
         let mut loaded = None;
@@ -272,8 +273,8 @@ impl Reader {
                 Err(_) => contents.again(),
             };
             loaded = Some(config);
-            // A configuration that was read half before a change and half after it is no version
-            // that was ever written.
+            // A configuration that was read partly before a change and partly after it was never
+            // written as a whole.
             if now == contents {
                 break;
             }

@@ -4,12 +4,12 @@
 use jiff::Timestamp;
 use tokio::time::Duration;
 
-/// The time of a check is written this often within `max_stale`, so a restart may find `max_stale`
-/// shorter by this share.
+/// How many times within `max_stale` the time of a check is written. A restart may find `max_stale`
+/// shorter by one such part.
 const WRITES_PER_MAX_STALE: u32 = 8;
 
-/// The recorded time, unless it lies in the future: a clock that was set back must not keep a
-/// bundle for ever. Without a recorded time, `max_stale` starts now as well.
+/// The recorded time, unless it lies in the future: otherwise a clock that was set back would keep
+/// a bundle served without end. Without a recorded time, `max_stale` starts now as well.
 pub(super) fn believable(confirmed: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
     confirmed.filter(|confirmed| *confirmed <= now)
 }

@@ -51,8 +51,8 @@ impl Handle {
         &self.name
     }
 
-    /// A receiver of the state: mark it seen (`borrow_and_update`) before comparing, wait for
-    /// `changed` after.
+    /// A receiver of the state. The caller marks it as seen (`borrow_and_update`) before it
+    /// compares, and waits for `changed` afterwards, so that no change is missed.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
@@ -91,7 +91,8 @@ impl Handle {
             if answered.is_some_and(|began| began + self.confirm_within >= asked) {
                 return;
             }
-            // Never back in time: an earlier request must not hide a later one from the watcher.
+            // The time never goes back: an earlier request must not hide a later one from the
+            // watcher.
             self.wanted.send_if_modified(|wanted| {
                 let later = wanted.is_none_or(|wanted| wanted < asked);
                 if later {

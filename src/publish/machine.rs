@@ -13,8 +13,8 @@ use super::{
 };
 use crate::verify::PolicyRevision;
 
-/// Everything that decides what clients see of one bundle. Pure, and changed by [`Self::apply`]
-/// alone.
+/// Everything that decides what clients see of one bundle. It does no I/O, and only
+/// [`Self::apply`] changes it.
 #[derive(Debug)]
 pub struct StateMachine {
     on_missing: OnMissing,
@@ -50,7 +50,7 @@ pub enum Event {
     RestoreFailed(Failure),
     /// The disk holds no version.
     NothingRestored {
-        /// Why, if the bundle was withdrawn before the restart.
+        /// The withdrawal, if the bundle was withdrawn before the restart.
         withdrawal: Option<Withdrawal>,
         /// Whether this replica has served the bundle before.
         was_served: bool,
@@ -59,31 +59,32 @@ pub enum Event {
     FirstWaitElapsed,
     /// A check of the registry has ended.
     Checked {
-        /// How.
+        /// How the check has ended.
         outcome: Outcome,
-        /// When.
+        /// When the check has ended.
         at: Timestamp,
     },
-    /// `max_stale` has passed without a successful check. Ignored before
+    /// `max_stale` has passed without a successful check. The event is ignored before
     /// [`StateMachine::stale_at`].
     MaxStaleElapsed,
     /// The policy has changed, or a verification has expired.
     ReverificationDue,
-    /// The version being served, or restored, was verified again. Ignored for another version.
+    /// The version being served, or restored, was verified again. The event is ignored for another
+    /// version.
     Reverified(Arc<Snapshot>),
     /// The verification of the version being served, or restored, has failed.
     ReverificationFailed(Failure),
     /// The policy accepts the version that was withdrawn because its verification had failed.
-    /// Ignored for another version.
+    /// The event is ignored for another version.
     TrustRestored(Arc<Snapshot>),
 }
 
 /// When an event is applied, and the policy that decides then.
 #[derive(Debug, Clone, Copy)]
 pub struct Now<'a> {
-    /// For deadlines.
+    /// The monotonic time, for deadlines.
     pub instant: Instant,
-    /// For verifications.
+    /// The time of the clock, for verifications.
     pub time: Timestamp,
     /// A version that another policy accepted is not published.
     pub policy: &'a PolicyRevision,
@@ -103,12 +104,12 @@ pub struct Effects {
 /// How the published state has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Change {
-    /// It has not.
+    /// The published state is the same.
     #[default]
     None,
     /// Clients get the same bytes, so no waiter wakes.
     SameBytes,
-    /// Clients get something else.
+    /// Clients get other bytes, or another answer.
     Visible,
 }
 
@@ -132,7 +133,7 @@ pub enum Persist {
 pub struct Outdated;
 
 impl StateMachine {
-    /// A bundle about which nothing is known yet.
+    /// The machine of a bundle about which nothing is known yet.
     pub fn new(on_missing: OnMissing, max_stale: Option<Duration>) -> Self {
         Self {
             on_missing,
@@ -234,7 +235,8 @@ impl StateMachine {
         matches!(self.published, State::Pending) && self.restored.is_none()
     }
 
-    /// A version from the disk is as fresh as the disk says, not as if it were new.
+    /// Starts `max_stale` for a version from the disk at the time of its last confirmation, not
+    /// now.
     fn restore(
         &mut self,
         snapshot: &Arc<Snapshot>,
@@ -257,8 +259,8 @@ impl StateMachine {
             })
         };
         let Some(max_stale) = self.max_stale else {
-            // Without `max_stale` the time is not kept up, and would be taken for the truth if
-            // `max_stale` came back.
+            // Without `max_stale` the recorded time is not updated, so it must not be believed
+            // once `max_stale` is configured again.
             if confirmed.is_some() {
                 effects.persist = confirm(None);
             }
@@ -340,7 +342,8 @@ impl StateMachine {
         }
         if !matches!(outcome, Outcome::Failed(_)) {
             self.known_defect = None;
-            // From now on: a check that takes longer than `max_stale` would otherwise end stale.
+            // `max_stale` starts now, not when the check began: otherwise a check that takes longer
+            // than `max_stale` would end with a stale version.
             self.stale_at = self.max_stale.and_then(|age| now.instant.checked_add(age));
         }
         if is_withdrawn {
@@ -355,7 +358,8 @@ impl StateMachine {
         if !freshness::is_due(self.max_stale?, self.last_confirmed, now.time) {
             return None;
         }
-        // Whether or not it can be written: a failing disk is not tried at each poll.
+        // The time counts as recorded even if the write fails, so that a failing disk is not
+        // written to at each poll.
         self.last_confirmed = Some(now.time);
         Some(Persist::Confirm {
             snapshot,
@@ -420,7 +424,7 @@ impl StateMachine {
         })
     }
 
-    /// Whatever the reason, a version that only an earlier policy accepted is not served.
+    /// Withdraws a version that only an earlier policy accepted, for whatever reason it failed.
     fn withdraw_untrusted(&mut self, failure: &Failure) -> Effects {
         let Some(current) = self.current().cloned() else {
             return Effects::default();
@@ -503,7 +507,8 @@ impl Event {
     }
 }
 
-/// Admits a version that the policy of this moment has accepted, and every state without one.
+/// Checks that the policy that decides now has accepted the version, and that its verification has
+/// not expired. A state without a version passes.
 fn admit(state: &State, now: &Now<'_>) -> Result<(), Outdated> {
     match state.snapshot() {
         Some(snapshot) if snapshot.manifest().revision() != now.policy => Err(Outdated),

@@ -22,8 +22,8 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// The only sender of a bundle's state: it applies events to the [`StateMachine`], and tells
-/// clients, operators and the log what follows.
+/// The only sender of a bundle's state: it applies events to the [`StateMachine`], publishes the
+/// state that follows, and records it in the status and in the log.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bundle: Arc<str>,
@@ -35,27 +35,27 @@ pub(crate) struct Publisher {
     status: Arc<Mutex<Status>>,
 }
 
-/// What a publisher is made from.
+/// The options of a publisher.
 #[derive(Debug)]
 pub(crate) struct PublisherOptions {
     /// The bundle's name.
     pub(crate) bundle: Arc<str>,
-    /// As configured.
+    /// The configured reference.
     pub(crate) reference: Reference,
     /// The policy that decides until a handle sets another one.
     pub(crate) policy: Arc<TrustPolicy>,
     /// What a missing tag means for a bundle that is being served.
     pub(crate) on_missing: OnMissing,
-    /// How long to serve without a successful check.
+    /// How long a bundle is served without a successful check.
     pub(crate) max_stale: Option<Duration>,
-    /// How old a check may be that contradicts a client.
+    /// How old a check of the registry may be when a client that runs another version is answered.
     pub(crate) confirm_within: Duration,
     /// What it counts.
     pub(crate) metrics: Arc<PublisherMetrics>,
 }
 
-/// The policy that decides. While this lives, a change of the policy waits: no revocation comes
-/// between the comparison of revisions and the publication.
+/// The policy that decides. A change of the policy waits until this is dropped, so that no
+/// revocation comes between the comparison of revisions and the publication.
 #[derive(Debug)]
 struct HeldPolicy<'a>(watch::Ref<'a, Arc<TrustPolicy>>);
 
@@ -74,7 +74,8 @@ impl<'a> HeldPolicy<'a> {
 }
 
 impl Publisher {
-    /// A publisher of `pending`, the handle to what it publishes, and what handles ask for.
+    /// A publisher whose bundle is pending, the handle to it, and the receiver of the handles'
+    /// requests.
     pub(crate) fn new(options: PublisherOptions) -> (Self, Handle, Requests) {
         let PublisherOptions {
             bundle,
@@ -121,7 +122,7 @@ impl Publisher {
         )
     }
 
-    /// What is published, and what else is known.
+    /// The state machine, for what is published and what else is known.
     pub(crate) fn machine(&self) -> &StateMachine {
         &self.machine
     }
@@ -182,7 +183,8 @@ impl Publisher {
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
             status.older = None;
             (status.signers, status.verdict) = (Vec::new(), None);
-            // A bundle that was never served is not missed, and the log has the reason already.
+            // Nothing is logged for a bundle that was never served: no client misses it, and the
+            // log has the failure already.
             if let State::Withdrawn(Withdrawal {
                 reason, version, ..
             }) = after
@@ -220,7 +222,7 @@ impl Publisher {
         status.verdict = snapshot.record().verdict.clone();
     }
 
-    /// Records a failure in the status; logs it once, not at every repetition.
+    /// Records a failure in the status, and logs it unless it repeats the last one.
     fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let status = FailureStatus {
@@ -304,7 +306,7 @@ impl Publisher {
         if answered {
             self.lock().last_check = Some(telemetry::now());
         }
-        // After the state: a client that waits for a check reads what it found.
+        // Sent after the state, because a client that waits for a check then reads the state.
         self.checks.send_modify(|checks| {
             checks.concluded = true;
             if answered {

@@ -17,8 +17,8 @@ use crate::{
     verify::{Evidence, PolicyRevision, Signer, Verified},
 };
 
-/// Clients and proxies refuse answers with longer headers. Percent-encoding makes three bytes of
-/// one.
+/// The longest header value in bytes, because clients and proxies refuse responses with longer
+/// headers. Percent-encoding makes three bytes of one.
 const MAX_HEADER_BYTES: usize = 1024;
 /// Everything outside visible ASCII, and `%` itself.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -77,7 +77,7 @@ pub struct VerificationRecord {
     pub verdict: Option<VerdictStatus>,
 }
 
-/// Values that go out with every answer.
+/// The header values of every response with this snapshot.
 #[derive(Debug)]
 pub struct Headers {
     /// `ETag`.

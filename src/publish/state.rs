@@ -37,13 +37,13 @@ pub enum StateKind {
 /// Why there is nothing to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// For people.
+    /// The reason in a sentence.
     pub reason: Arc<str>,
     /// The version that clients should no longer run. `None` where nothing was served before: the
     /// version that clients run may be valid, and served by another replica.
     pub version: Option<Arc<WithdrawnVersion>>,
-    /// Whether this replica has served the bundle: then the versions that its clients run came from
-    /// here, or are older. Otherwise only clients that run `version` itself are affected.
+    /// Whether this replica has served the bundle. If so, the versions that its clients run came
+    /// from here, or are older. Otherwise only clients that run `version` itself are affected.
     pub was_served: bool,
 }
 
@@ -63,7 +63,7 @@ pub enum Outcome {
     Accepted(Arc<Snapshot>),
     /// The reference still means the digest being served.
     Unchanged,
-    /// Every other outcome.
+    /// The check did not end with a version to serve.
     Failed(Failure),
 }
 
@@ -78,9 +78,9 @@ pub struct Failure {
     pub digest: Option<Digest>,
     /// The entity tag of the bundle, where known.
     pub etag: Option<String>,
-    /// A metric label.
+    /// The reason as a metric label.
     pub reason: &'static str,
-    /// For people.
+    /// The failure in a sentence.
     pub message: String,
 }
 
@@ -88,7 +88,7 @@ pub struct Failure {
 /// changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureClass {
-    /// May pass by itself.
+    /// The failure may pass by itself.
     Transient,
     /// The registry limits the rate of requests, and may have named a time to wait.
     RateLimited(Option<Duration>),
@@ -100,7 +100,7 @@ pub enum FailureClass {
     Evidence,
     /// The configuration revokes the digest, or the key that signed it.
     Revoked,
-    /// A property of the bytes: this digest is not fetched again.
+    /// The bytes themselves are defective: this digest is not fetched again.
     Defect,
     /// The version being served no longer passes verification.
     Distrusted,
@@ -122,10 +122,10 @@ pub enum Step {
 /// What happens to a served bundle whose tag is gone (`on_missing`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnMissing {
-    /// Keep serving, with an alarm.
+    /// The bundle stays served, with an alarm.
     #[default]
     Keep,
-    /// Withdraw the bundle.
+    /// The bundle is withdrawn.
     Withdraw,
 }
 
@@ -175,7 +175,7 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
         (FailureClass::NotFound, State::Serving(_)) if on_missing == OnMissing::Keep => {
             state.clone()
         }
-        // The newest reason replaces the one before.
+        // The newest reason replaces the previous one.
         (
             FailureClass::NotFound
             | FailureClass::Evidence
@@ -197,7 +197,7 @@ impl State {
         }
     }
 
-    /// As `/status` and the metrics have it.
+    /// The label in `/status` and in metrics.
     pub fn label(&self) -> &'static str {
         self.kind().label()
     }
@@ -265,7 +265,7 @@ impl StateKind {
     /// Every state.
     pub const ALL: [Self; 3] = [Self::Pending, Self::Serving, Self::Withdrawn];
 
-    /// As `/status` and the metrics have it.
+    /// The label in `/status` and in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -287,7 +287,7 @@ impl From<&str> for Withdrawal {
 }
 
 impl FailureClass {
-    /// As `/status` has it.
+    /// The label in `/status`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Transient => "transient",

@@ -11,12 +11,12 @@ use crate::{
     verify::{PolicyRevision, Report, SignatureReport, Signer, TrustPolicy},
 };
 
-/// A bundle's part of `/status`, but for what the server counts.
+/// A bundle's part of `/status`, except what the server counts.
 #[derive(Debug, Clone)]
 pub struct Status {
     /// Pending, serving or withdrawn.
     pub state: StateKind,
-    /// As configured.
+    /// The configured reference.
     pub reference: Reference,
     /// The digest of the manifest being served.
     pub manifest: Option<Digest>,
@@ -38,7 +38,8 @@ pub struct Status {
     pub last_check: Option<Timestamp>,
     /// The last failure; cleared by the next success.
     pub last_failure: Option<FailureStatus>,
-    /// How the version being served is older than one that was served before, if it is.
+    /// The sentence that says how the version being served is older than an earlier one; `None` if
+    /// it is not older.
     pub older: Option<String>,
     /// The name of the fallback, for the log.
     pub(super) fallback: Option<Arc<str>>,
@@ -51,15 +52,15 @@ pub struct Status {
 /// The last failure of a bundle.
 #[derive(Debug, Clone)]
 pub struct FailureStatus {
-    /// When.
+    /// The time of the failure.
     pub at: Timestamp,
-    /// What kind.
+    /// Its class.
     pub class: FailureClass,
-    /// At which step.
+    /// The step of the refresh that failed.
     pub step: Step,
-    /// About which manifest, if known.
+    /// The digest of the manifest, if it is known.
     pub digest: Option<Digest>,
-    /// For people.
+    /// The failure in a sentence.
     pub message: String,
 }
 
@@ -76,12 +77,11 @@ pub struct VerdictStatus {
     pub policy_revision: PolicyRevision,
     /// When it was verified.
     pub at: Timestamp,
-    /// Until when that holds; `None` = as long as the policy does.
+    /// When the verdict expires; `None` if it holds for as long as the policy does.
     pub valid_until: Option<Timestamp>,
-    /// The signatures that were found: those that count, and of the others as many as make 64
-    /// together.
+    /// The signatures that were found: all that count, and others up to a total of 64.
     pub signatures: Vec<SignatureReport>,
-    /// Signature material that could not be used, in words.
+    /// Sentences about signature material that could not be used.
     pub skipped: Vec<String>,
 }
 
@@ -130,7 +130,8 @@ impl VerdictStatus {
     }
 }
 
-/// Anyone who may push can attach thousands; those that count are kept in any case.
+/// The maximum number of signatures in a status, because anyone who may push can attach thousands.
+/// Those that count are always kept.
 const MAX_SIGNATURES: usize = 64;
 
 fn most_telling(findings: &[SignatureReport]) -> Vec<SignatureReport> {

@@ -51,12 +51,12 @@ pub struct FallbackStatus {
     pub manifest: Option<Digest>,
     /// Its entity tag.
     pub etag: Option<String>,
-    /// Since when it is served in place of the other.
+    /// When it began to be served in place of the withdrawn bundle.
     pub since: Option<Timestamp>,
 }
 
-/// A subscription to a bundle and its fallback: mark it seen ([`Self::seen`]) before comparing,
-/// wait for [`Self::changed`] after.
+/// A subscription to a bundle and its fallback. The caller marks it as seen ([`Self::seen`]) before
+/// it compares, and waits for [`Self::changed`] afterwards, so that no change is missed.
 #[derive(Debug, Clone)]
 pub struct View {
     own: watch::Receiver<State>,
@@ -84,7 +84,7 @@ pub enum ClientVersion {
 /// The state to answer a client with.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// The state; serving the fallback where that is selected.
+    /// The state: that of the fallback if it is selected.
     pub state: State,
     /// Whether the fallback is selected.
     pub is_fallback: bool,
@@ -168,7 +168,7 @@ impl View {
         Seen { own, fallback }
     }
 
-    /// Waits until there is something else to see. Cancel-safe.
+    /// Waits until one of the states has changed. Cancel-safe.
     ///
     /// # Errors
     /// When the bundle's watcher is gone.

@@ -45,28 +45,28 @@ pub struct Expect {
 /// machine without a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// By the semantic version that the manifest states in `org.opencontainers.image.version`, or
-    /// else the bundle as its revision. A version that states none is refused, and so is one whose
-    /// tag is another version: the tag `1.4.0` requires exactly that, `1.4` and `v1` some release
-    /// of it.
+    /// The order of the semantic versions that manifests state in
+    /// `org.opencontainers.image.version`, or else bundles as their revision. A version that states
+    /// none is refused, and so is one whose tag is another version: the tag `1.4.0` requires
+    /// exactly that, `1.4` and `v1` some release of it.
     Version {
-        /// The lowest.
+        /// The lowest version that is accepted.
         minimum: Option<Version>,
     },
-    /// By the manifest's `org.opencontainers.image.created`. A version without it is refused.
-    /// Reproducible builds all state the epoch, unless they are given a time.
+    /// The order of the manifests' `org.opencontainers.image.created`. A version without it is
+    /// refused. All reproducible builds state the epoch, unless they are given a time.
     Created {
-        /// The earliest.
+        /// The earliest time that is accepted.
         minimum: Option<Timestamp>,
     },
-    /// By the time of signing that a transparency log or a timestamp authority proves
+    /// The order of the signing times that a transparency log or a timestamp authority proves
     /// ([`Verified::signed_at`]); with several signers, by the last signature. A version without a
     /// time is refused until it is signed again, so the policy must be one under which such times
     /// exist. Signing an old version again makes it a new one.
     ///
     /// [`Verified::signed_at`]: crate::verify::Verified::signed_at
     SignedTime {
-        /// The earliest.
+        /// The earliest time that is accepted.
         minimum: Option<Timestamp>,
     },
 }
@@ -75,13 +75,14 @@ pub enum Order {
 /// served before a newer one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnOlder {
-    /// Serve it as the newest: the floor goes down with it. This allows deliberate rollbacks. Makes
-    /// no sense with a `minimum`.
+    /// The version is served as the newest, and the floor goes down with it. This allows deliberate
+    /// rollbacks. It contradicts a `minimum`.
     Serve,
-    /// Serve it, with an alarm in the log, in `/status` and in the metrics. The floor stays.
+    /// The version is served, with an alarm in the log, in `/status` and in the metrics. The floor
+    /// stays.
     #[default]
     Alarm,
-    /// Keep the version being served, with an alarm.
+    /// The version is refused with an alarm, and the one being served stays.
     Refuse,
 }
 
@@ -130,7 +131,7 @@ pub(super) enum Older {
     Digest { digest: Digest, newest: Digest },
 }
 
-/// Foreign text as a message quotes it, or none.
+/// Foreign text as a message quotes it; `none` if there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Quoted(Option<String>);
 
@@ -298,7 +299,7 @@ impl Unmet {
         }
     }
 
-    /// A metric label.
+    /// The reason as a metric label.
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Annotation { .. } => "expect_annotations",

@@ -28,7 +28,7 @@ impl Pipeline {
         })
     }
 
-    /// Checks the expectations as far as the manifest tells, before the download.
+    /// Checks the expectations that the manifest can meet or fail, before the download.
     pub(super) fn expect_manifest(
         &self,
         manifest: &Verified<Manifest>,
@@ -107,5 +107,5 @@ fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
     }
 }
 
-/// The limit of a stored history; sixty-four digests take a tenth of it.
+/// The maximum size of a stored history in bytes; sixty-four digests take a tenth of it.
 const HISTORY_LIMIT: u64 = 64 << 10;

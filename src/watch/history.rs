@@ -13,7 +13,8 @@ use crate::{
     publish::{State, Withdrawal, WithdrawnVersion},
 };
 
-/// The digests that a history holds. One that comes back after so many others looks new.
+/// The maximum number of digests in a history. A digest that comes back after more than this many
+/// others looks new.
 const MAX_DIGESTS: usize = 64;
 
 /// The history of one bundle under one reference.
@@ -21,10 +22,10 @@ const MAX_DIGESTS: usize = 64;
 pub(super) struct History {
     /// The highest position that was served so far.
     floor: Option<Position>,
-    /// The digests that were served, oldest first: in the order in which they came, but for those
+    /// The digests that were served, oldest first: in the order in which they came, except those
     /// that were known to be older.
     served: Vec<Digest>,
-    /// Set while a version that was served is withdrawn.
+    /// The withdrawal of the last served version, while it is withdrawn.
     withdrawn: Option<WithdrawalRecord>,
 }
 
@@ -132,7 +133,7 @@ impl History {
     }
 
     /// The history after a change of state. It records only the withdrawal of a version that was
-    /// served: a bundle that was never served is not missed after a restart either.
+    /// served: no client misses a bundle that was never served, after a restart either.
     #[must_use]
     pub(super) fn after_showing(&self, state: &State) -> Self {
         let State::Withdrawn(Withdrawal {
@@ -164,7 +165,7 @@ impl History {
 
     /// The history as it is stored.
     pub(super) fn to_bytes(&self) -> Bytes {
-        // Every part is a string.
+        // Encoding can't fail, because every part is a string.
         serde_json::to_vec(self).unwrap_or_default().into()
     }
 }

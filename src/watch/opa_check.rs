@@ -110,7 +110,7 @@ impl Pipeline {
         }
     }
 
-    /// The same for a version that was served before the process started. An `opa` that gives no
+    /// Lets `opa` load a version that was served before the process started. An `opa` that gives no
     /// answer does not withhold it, nor does a new `opa` that refuses bytes which an earlier one
     /// accepted: clients run them. Clients wait no longer than one check may take, however many
     /// bundles are checked at the start.

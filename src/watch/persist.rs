@@ -13,7 +13,7 @@ use tokio::{
 use super::Pipeline;
 use crate::{publish::Snapshot, store::Change};
 
-/// How long a publication waits for the disk; a healthy one needs less.
+/// The longest wait of a publication for the disk. A healthy disk needs less.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a confirmation waits for those of other bundles, to be written together. One that a
 /// crash loses costs a check of the registry.
@@ -74,10 +74,10 @@ impl PersistQueue {
         .await;
     }
 
-    /// Writes for ever. When it is dropped, the write under way is still completed, and updates
+    /// Writes updates until it is dropped. The write under way is then still completed, and updates
     /// that wait are not written.
     pub(super) async fn work(&self, pipeline: &Pipeline) {
-        // A confirmation that is not on disk yet.
+        // The confirmation that is not on disk yet.
         let mut confirmed = None;
         loop {
             tokio::select! {
@@ -135,7 +135,7 @@ async fn later(confirmed: &Option<(Change, Instant)>) -> Change {
 /// The update to write when `newer` comes while `waiting` has not been written.
 fn coalesce(waiting: Option<Update>, newer: Update) -> Update {
     match (waiting, newer) {
-        // The time of a check means nothing without the bundle.
+        // The time of a check is meaningless without the bundle.
         (Some(Update::Keep { history, .. }), Update::Confirm { snapshot, checked }) => {
             Update::Keep {
                 snapshot,

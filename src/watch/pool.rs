@@ -25,13 +25,14 @@ use crate::{
     verify::{Evidence, TrustPolicy, VerdictCache, VerificationContext, Verified},
 };
 
-/// For one verification, the wait for a permit included. A verification that hangs must not keep a
-/// version in service that only an earlier policy accepted.
+/// The time limit of one verification, including the wait for a permit. A verification that hangs
+/// must not keep a version in service that only an earlier policy accepted.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
-/// For opening one bundle, once it has its permit. The limits of a bundle end it long before.
+/// The time limit for opening one bundle, once it has its permit. The limits of a bundle end the
+/// opening long before.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bundles that are restored from the disk at a time: each holds its evidence in memory while
-/// it waits to be verified and opened.
+/// The number of bundles that are restored from disk at a time: each holds its evidence in memory
+/// while it waits to be verified and opened.
 const MAX_RESTORES: usize = 16;
 
 /// The threads for verifying and opening, shared by all watchers. A signature costs milliseconds of
@@ -39,8 +40,8 @@ const MAX_RESTORES: usize = 16;
 #[derive(Debug, Clone)]
 pub struct VerificationPool {
     verify_permits: Arc<Semaphore>,
-    /// Apart from `verify_permits`: a large bundle takes seconds to open, and a verification has a
-    /// deadline.
+    /// Separate from `verify_permits`, because a large bundle takes seconds to open and a
+    /// verification has a deadline.
     open_permits: Arc<Semaphore>,
     restore_permits: Arc<Semaphore>,
     verdicts: VerdictCache,
@@ -73,12 +74,12 @@ pub(super) struct VerificationJob {
 #[derive(Debug)]
 pub(super) struct Rejection {
     pub(super) failure: Failure,
-    /// The verdict for operators, where the verification came to an end.
+    /// The verdict for operators, if the verification has ended.
     pub(super) verdict: Option<Box<VerdictStatus>>,
 }
 
 impl Default for VerificationPool {
-    /// One core is left to the server.
+    /// A pool that leaves one core to the server.
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let permits = || Arc::new(Semaphore::new(cores.saturating_sub(1).max(1)));

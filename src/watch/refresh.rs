@@ -28,10 +28,10 @@ use crate::{
 /// The limit of manifest and evidence together when they are read back from disk.
 const MAX_STORED_BYTES: u64 = 64 << 20;
 
-/// The reason of a failure of the disk.
+/// The metric label of a failure of the disk.
 const DISK: &str = "disk";
 
-/// Everything that a refresh of one bundle needs.
+/// The sources, limits and metrics with which one bundle is refreshed.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     /// The bundle's name.
@@ -224,7 +224,7 @@ impl Pipeline {
                 Rejection::from(Failure { etag, ..failure }).distrusted()
             ));
         }
-        // The check of the registry that follows finds it again, and reports what is wrong with it.
+        // The check of the registry that follows finds the version again, and reports the refusal.
         self.check_restored_with_opa(&snapshot).await.ok()?;
         Some(Ok(Restored {
             snapshot,
@@ -396,7 +396,7 @@ impl Pipeline {
             .verify(job, self.attempt_at(Step::Verify, &digest))
             .await;
         if let (Err(refused), Ok(layer)) = (&mut result, layer) {
-            // Clients may run it nevertheless.
+            // Clients may run the refused version nevertheless.
             refused.failure.etag = tag_of(&layer.digest);
         }
         let (outcome, reason) = match &result {
@@ -506,8 +506,8 @@ impl Pipeline {
     }
 }
 
-/// The layer that is served, byte for byte. Artifacts that would have to be repacked are the
-/// business of `bundlegate pull` and `save`.
+/// The layer that is served, byte for byte. An artifact that would have to be repacked is refused;
+/// `bundlegate pull` and `save` repack it.
 fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
     let plan = LayerPlan::of(manifest, None).map_err(|error| error.to_string())?;
     match plan.layers() {

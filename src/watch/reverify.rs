@@ -17,8 +17,8 @@ use crate::{
     verify::TrustPolicy,
 };
 
-/// How often the clock is read that verifications depend on: it may be set, and a timer runs late
-/// on a machine that was suspended.
+/// The interval at which the clock is read that verifications depend on: the clock may be set, and
+/// a timer runs late on a machine that was suspended.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Waits until the policy changes, or until a verification that is `due` for renewal has reached
@@ -73,7 +73,7 @@ impl Watcher {
         match self.pipeline.reverify(&current, &policy).await {
             // Other signers may give it another place in the order.
             Ok(snapshot) => match self.pipeline.expect_snapshot(&snapshot, &self.history) {
-                // If the policy has changed once more, the caller comes back here.
+                // If the policy has changed again, the caller calls this again.
                 Ok(()) => {
                     let _ = self.apply(&Event::Reverified(snapshot), None);
                 }
@@ -109,7 +109,7 @@ impl Watcher {
         }
     }
 
-    /// Whatever the reason, a version that only an earlier policy accepted is not served.
+    /// Withdraws a version that only an earlier policy accepted, for whatever reason it failed.
     fn withdraw_untrusted(&mut self, failure: Failure, rejected: Option<Box<VerdictStatus>>) {
         let failure = Failure {
             class: FailureClass::Distrusted,

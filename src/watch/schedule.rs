@@ -17,7 +17,7 @@ const DENIED_FACTOR: u32 = 4;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 /// The longest time over which bundles are spread that got the same `Retry-After`.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
-/// A poll comes up to this share of the interval before its time.
+/// The share of the interval by which a poll may come early.
 const JITTER_DIVISOR: u32 = 20;
 
 /// The schedule of one bundle: its phase within the interval, and how often in a row it has failed.
@@ -48,12 +48,12 @@ impl Schedule {
         }
     }
 
-    /// Starts the retries for evidence over: another policy may accept what was refused.
+    /// Restarts the retries for evidence, because another policy may accept the refused version.
     pub(super) fn start_over(&mut self) {
         self.unsigned = None;
     }
 
-    /// How long to wait after `outcome`.
+    /// The time from a check with this `outcome` to the next one.
     pub(super) fn after(&mut self, outcome: &Outcome) -> Duration {
         let class = match outcome {
             Outcome::Accepted(_) | Outcome::Unchanged => None,
@@ -74,7 +74,7 @@ impl Schedule {
                 self.doubling(self.transient)
                     .mul_f64(0.5 + fastrand::f64() / 2.0)
             }
-            // All bundles that asked got the same time.
+            // All bundles of a registry got the same time.
             Some((FailureClass::RateLimited(Some(wait)), _)) => {
                 let wait = wait.clamp(MIN_BACKOFF, MAX_RETRY_AFTER);
                 let spread = wait
@@ -142,7 +142,7 @@ impl Schedule {
         wait.min(most.max(MIN_BACKOFF))
     }
 
-    /// 1, 2, 4 … seconds up to the interval.
+    /// The delay before a retry for evidence: 1, 2, 4 … seconds up to the interval.
     fn doubling(&self, count: u32) -> Duration {
         MIN_BACKOFF
             .saturating_mul(1 << count.saturating_sub(1).min(20))

@@ -7,11 +7,11 @@ use crate::telemetry::cut;
 /// The longest tag that registries allow; longer text is not a version.
 const MAX_VERSION_BYTES: usize = 128;
 
-/// A semantic version. Compared by precedence, so build metadata make no difference.
+/// A semantic version. Versions are compared by precedence, which ignores build metadata.
 #[derive(Debug, Clone)]
 pub struct Version(semver::Version);
 
-/// Not a semantic version.
+/// The text is not a semantic version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a semantic version; write it such as 1.4.0")]
 pub struct NotAVersion(String);
@@ -19,9 +19,9 @@ pub struct NotAVersion(String);
 /// The version that a tag states, in whole or in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TagVersion {
-    /// `1.4.0`, `v1.4.0`, `1.4.0-rc.1`: this one.
+    /// The tag names one version: `1.4.0`, `v1.4.0`, `1.4.0-rc.1`.
     Exactly(Version),
-    /// `1`, `v1.4`: some release of it.
+    /// The tag names the releases of a major or minor version: `1`, `v1.4`.
     Within { major: u64, minor: Option<u64> },
 }
 

@@ -31,7 +31,7 @@ use crate::{
 pub struct WatchOptions {
     /// The time between checks of a healthy registry.
     pub poll: Duration,
-    /// How old a check may be that contradicts a client.
+    /// How old a check of the registry may be when a client that runs another version is answered.
     pub confirm_within: Duration,
     /// What a missing tag means for a bundle that is served.
     pub on_missing: OnMissing,
@@ -87,7 +87,7 @@ impl Watcher {
         (watcher, handle)
     }
 
-    /// Watches for ever. Cancel by dropping.
+    /// Watches until the future is dropped.
     pub async fn run(mut self) {
         let (queue, pipeline) = (Arc::clone(&self.persist_queue), Arc::clone(&self.pipeline));
         tokio::select! {
@@ -120,7 +120,8 @@ impl Watcher {
                 Outcome::Accepted(_) | Outcome::Unchanged => true,
                 Outcome::Failed(failure) => failure.class.registry_answered(),
             };
-            // After the state: a client that waits for a check reads what it found.
+            // Recorded after the state, because a client that waits for a check then reads the
+            // state.
             self.publisher.record_check(began, answered);
             let wait = self.schedule.after(&outcome);
             let wait = self.within_max_stale(wait, &outcome);
@@ -158,8 +159,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Restores the state from disk. A few watchers do so at a time: at the start all of them come
-    /// here.
+    /// Restores the state from disk. Only a few watchers do so at a time, because all of them start
+    /// together.
     async fn restore(&mut self, policy: &Arc<TrustPolicy>) {
         let permit = self.pipeline.pool.restore_permit().await;
         self.history = Arc::new(self.pipeline.history().await);
@@ -213,8 +214,8 @@ impl Watcher {
         let machine = self.publisher.machine();
         let (current, known_defect) = (machine.current().cloned(), machine.known_defect().cloned());
         let (due, past) = (self.verification_due(), Arc::clone(&self.history));
-        // Boxed, here and elsewhere: a watcher waits most of the time, and its future then needs no
-        // room for the state of a refresh.
+        // The refresh is boxed, as other steps are, because a watcher waits most of the time and
+        // its future then needs no room for the state of a refresh.
         let mut refresh =
             Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
         let first_wait = Instant::now() + self.options.first_wait;
@@ -252,11 +253,11 @@ impl Watcher {
         }
     }
 
-    /// Waits until the next check is due, or a client's disagreement calls for one.
+    /// Waits until the next check is due, or until a client that runs another version asks for one.
     async fn wait(&mut self, began: Instant, wait: Duration) {
         let due = Instant::now() + wait;
         loop {
-            // While the registry fails, its back-off holds for clients that disagree as well.
+            // While the registry fails, its back-off applies to requests of clients as well.
             let healthy = self.publisher.has_answered(began);
             let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
             tokio::select! {
@@ -297,7 +298,7 @@ impl Watcher {
         });
         tokio::select! {
             () = self.persist_queue.flushed(number) => {}
-            // The version is outdated then, and is not published.
+            // In this case the version is outdated, and is not published.
             () = reverify::due_or_policy_changed(&mut self.policy, None) => {}
         }
     }

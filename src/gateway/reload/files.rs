@@ -82,7 +82,8 @@ impl WatchedFiles {
         let Some(watcher) = &mut self.watcher else {
             return;
         };
-        // Each time again: the watch of a folder that was replaced reports nothing.
+        // The folders are watched anew each time, because the watch of a folder that was replaced
+        // reports nothing.
         for folder in &self.folders {
             let _ = watcher.unwatch(folder);
         }
