@@ -24,4 +24,6 @@ pub use status::{FailureStatus, Status, VerdictStatus};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 
 #[cfg(test)]
+pub(crate) use publisher::tests::pending;
+#[cfg(test)]
 pub(crate) use state::tests::{same, snapshot};

@@ -333,7 +333,7 @@ fn revision_of(snapshot: &Snapshot) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{sync::mpsc, thread};
 
     use super::{
@@ -357,19 +357,25 @@ mod tests {
         Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
     }
 
-    /// A publisher of version 1, which was accepted without a signature.
-    fn serving() -> (Publisher, Handle) {
+    /// A publisher that has published nothing yet.
+    pub(crate) fn pending(bundle: &str) -> (Publisher, Handle) {
         let metrics = PublishMetrics::new(&Metrics::new()).unwrap();
         let options = PublisherOptions {
-            bundle: "authz".into(),
+            bundle: bundle.into(),
             reference: "r.example/a:live".parse().unwrap(),
             policy: unsigned(),
             on_missing: OnMissing::Keep,
             max_stale: None,
             confirm_within: Duration::ZERO,
-            metrics: Arc::new(metrics.bundle(&BundleScope::new("authz".into()))),
+            metrics: Arc::new(metrics.bundle(&BundleScope::new(bundle.into()))),
         };
-        let (mut publisher, handle, _requests) = Publisher::new(options);
+        let (publisher, handle, _requests) = Publisher::new(options);
+        (publisher, handle)
+    }
+
+    /// A publisher of version 1, which was accepted without a signature.
+    fn serving() -> (Publisher, Handle) {
+        let (mut publisher, handle) = pending("authz");
         publisher.apply(&accepted(1), None).unwrap();
         (publisher, handle)
     }

@@ -195,3 +195,81 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Bund
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hyper::HeaderMap;
+    use tokio::{sync::watch, task::yield_now};
+
+    use super::*;
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        publish::pending,
+        server::{
+            Catalog, Deadlines, LiveClients, LongPoll, ServerMetrics, TrustedProxies,
+            clients::Credential,
+            drain::{DrainSignal, Phase},
+            holdout_tracker::HoldoutTracker,
+            idle_connections::{IdleConnections, Limits},
+        },
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_request_is_a_waiter_of_the_bundle_that_comes_after_a_removed_one() {
+        let (metrics, (_publisher, handle)) = (Metrics::new(), pending("authz"));
+        let server_metrics = ServerMetrics::new(&metrics).unwrap();
+        let add = || {
+            let scope = BundleScope::new("authz".into());
+            let requests = Arc::new(server_metrics.bundle(&scope));
+            let reference = "r.example/a:live".parse().unwrap();
+            (
+                scope,
+                Arc::new(Entry::new(handle.clone(), reference, None, requests)),
+            )
+        };
+        let waiters = || metrics.sample(r#"bundlegate_waiters{bundle="authz"}"#);
+        let ((scope, mut entry), catalog) = (add(), Catalog::default());
+        catalog.insert(Arc::clone(&entry));
+        let (_phase, phase) = watch::channel(Phase::Open);
+        let api = BundleApi {
+            catalog: catalog.clone(),
+            clients: LiveClients::default(),
+            trusted_proxies: TrustedProxies::default(),
+            metrics: server_metrics.clone(),
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: Duration::from_secs(5),
+            },
+            drain: DrainSignal::new(phase, Duration::ZERO),
+            holdouts: HoldoutTracker::default(),
+        };
+        let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
+        let request = BundleRequest {
+            if_none_match: IfNoneMatch::parse(&HeaderMap::new()),
+            wait: Some(Duration::from_secs(60)),
+            client: ClientId {
+                address: Ipv4Addr::LOCALHOST.into(),
+                credential: Credential::None,
+                user_agent: 0,
+            },
+            predates_long_polling: false,
+            is_head: false,
+            slot: idle.register(),
+        };
+        let held = tokio::spawn(async move { drop(api.respond(&mut entry, &request).await) });
+        yield_now().await;
+        assert_eq!(waiters(), Some(1.0));
+        // Both before the request wakes.
+        catalog.replace([]);
+        scope.remove();
+        catalog.insert(add().1);
+        assert_eq!(waiters(), None);
+        yield_now().await;
+        assert_eq!(waiters(), Some(1.0));
+        held.abort();
+        assert!(held.await.unwrap_err().is_cancelled());
+        assert_eq!(waiters(), Some(0.0));
+    }
+}
