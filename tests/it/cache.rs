@@ -6,7 +6,7 @@ use bundlegate::{
     metrics::Metrics,
     oci::{Digest, media_type},
     publish::OnMissing,
-    store::{self, Store},
+    store::{self, Store, StoreMetrics},
 };
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -166,7 +166,7 @@ async fn a_blob_whose_file_has_become_a_pipe_comes_from_the_registry() {
     gate.end(cache.path()).await;
 
     let fetched = || registry.asked(layer.digest.as_str()).len();
-    let fresh = || Store::open(on_disk(&cache), Metrics::new().unwrap());
+    let fresh = || Store::open(on_disk(&cache), StoreMetrics::new(&Metrics::new()).unwrap());
     fresh().blob(&registry.source(), &layer).await.unwrap();
     assert_eq!(fetched(), 1, "the disk has it");
     until_unlocked(cache.path()).await;
