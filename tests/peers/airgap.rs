@@ -39,7 +39,7 @@ async fn crossed(from: Kind, to: Kind) {
         KeyPair::generate().await,
     );
     let (public, other) = (key.public(), stranger.public());
-    let (public, other) = (public.display(), other.display());
+    let (public, other) = (public.display().to_string(), other.display().to_string());
     let first = Registry::start(from).await;
     for (way, formats) in WAYS {
         let digest = publish(&author, &first, way).await;
@@ -90,41 +90,8 @@ async fn crossed(from: Kind, to: Kind) {
             .await;
         // Nothing of it is needed from here on.
         author.line(&format!("rm -r {way}")).await;
-        let judged = author
-            .json(&format!(
-                "bundlegate verify {there} --key {public} --plain-http"
-            ))
-            .await;
-        assert_eq!(judged["verified"], true);
-        let found: Vec<_> = judged["signatures"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|one| one["format"].clone())
-            .collect();
-        assert_eq!(
-            found,
-            formats
-                .iter()
-                .map(|(_, format)| json!(format.label()))
-                .collect::<Vec<Value>>(),
-            "{way}"
-        );
-        assert!(
-            copied.ends_with(judged["digest"].as_str().unwrap()),
-            "{way}: {copied}"
-        );
-        for (_, format) in formats {
-            let new_format = format!("--new-bundle-format={}", *format == Format::Bundle);
-            let verify =
-                format!("cosign verify --insecure-ignore-tlog --allow-http-registry {new_format}");
-            author
-                .line(&format!("{verify} --key {public} {there}"))
-                .await;
-            author
-                .line(&format!("! {verify} --key {other} {there}"))
-                .await;
-        }
+        let digest = verified(&author, &there, formats, (&public, &other)).await;
+        assert!(copied.ends_with(&digest), "{way}: {copied}");
     }
     let mirrored = WAYS.map(|(way, _)| (way, second.reference(&format!("mirror/{way}:v2"))));
     let settings = json!({ &second.host: second.settings() });
@@ -135,6 +102,48 @@ async fn crossed(from: Kind, to: Kind) {
         &format!("{to:?}, copied from {from:?}"),
     )
     .await;
+}
+
+/// Verifies a copy by its signer's key and not by another, with bundlegate and with cosign, and
+/// gives its digest.
+async fn verified(
+    author: &Author,
+    there: &str,
+    formats: &[(Cosign, Format)],
+    (public, other): (&str, &str),
+) -> String {
+    let judged = author
+        .json(&format!(
+            "bundlegate verify {there} --key {public} --plain-http"
+        ))
+        .await;
+    assert_eq!(judged["verified"], true);
+    let found: Vec<_> = judged["signatures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["format"].clone())
+        .collect();
+    assert_eq!(
+        found,
+        formats
+            .iter()
+            .map(|(_, format)| json!(format.label()))
+            .collect::<Vec<Value>>(),
+        "{there}"
+    );
+    for (_, format) in formats {
+        let new_format = format!("--new-bundle-format={}", *format == Format::Bundle);
+        let verify =
+            format!("cosign verify --insecure-ignore-tlog --allow-http-registry {new_format}");
+        author
+            .line(&format!("{verify} --key {public} {there}"))
+            .await;
+        author
+            .line(&format!("! {verify} --key {other} {there}"))
+            .await;
+    }
+    judged["digest"].as_str().unwrap().to_owned()
 }
 
 /// Builds and pushes a bundle in which `data.<way>.answer` is `way`, and gives its digest.

@@ -420,8 +420,8 @@ async fn a_real_opa_compiles_where_it_is_asked_to() {
         .refused("p.rego:");
 }
 
-#[tokio::test]
-async fn what_oras_and_conftest_push_is_pulled_and_saved_as_a_bundle() {
+/// A registry, and an author with a packed bundle of the policy.
+async fn packed_policy() -> (Registry, Author, Vec<u8>) {
     let registry = Registry::start(Kind::Debian).await;
     let author = Author::with(POLICY);
     author
@@ -429,58 +429,35 @@ async fn what_oras_and_conftest_push_is_pulled_and_saved_as_a_bundle() {
         .await;
     author.line("bundlegate save r.example/acme/authz:v1").await;
     let original = author.bytes("bundle.tar.gz");
-    let host = &registry.host;
-    let folder = author.home();
+    (registry, author, original)
+}
+
+async fn allows_ann(author: &Author) {
+    let decided = author.decides("opa", "data.authz.allow", r#"{"user": "ann"}"#);
+    assert_eq!(decided.await, true);
+}
+
+#[tokio::test]
+async fn what_oras_pushes_is_pulled_and_saved_as_a_bundle() {
+    let (registry, author, original) = packed_policy().await;
+    let reference = |name: &str| registry.reference(&format!("acme/{name}:v1"));
+    let (typed, untyped, packed) = (
+        reference("typed"),
+        reference("untyped"),
+        reference("folder"),
+    );
     author.write("config.json", "{}");
-    let (typed, untyped) = (
-        format!("{host}/acme/typed:v1"),
-        format!("{host}/acme/untyped:v1"),
-    );
-    let (packed, single) = (
-        format!("{host}/acme/folder:v1"),
-        format!("{host}/acme/conftest:v1"),
-    );
     let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
     let config = "config.json:application/vnd.oci.image.config.v1+json";
-    let typed_bundle = format!("bundle.tar.gz:{gzip}");
-    run(
-        "oras",
-        folder,
-        &[
-            "push",
-            "--plain-http",
-            &typed,
-            "--config",
-            config,
-            &typed_bundle,
-        ],
-    )
-    .await;
-    run(
-        "oras",
-        folder,
-        &["push", "--plain-http", &untyped, "bundle.tar.gz"],
-    )
-    .await;
-    run(
-        "oras",
-        folder,
-        &["push", "--plain-http", &packed, &format!("policy/:{gzip}")],
-    )
-    .await;
-    run(
-        "conftest",
-        folder,
-        &[
-            "push",
-            &single,
-            "--policy",
-            "policy",
-            "--data",
-            "policy/users",
-        ],
-    )
-    .await;
+    let (typed_bundle, folder) = (format!("bundle.tar.gz:{gzip}"), format!("policy/:{gzip}"));
+    for pushed in [
+        &[&typed, "--config", config, &typed_bundle][..],
+        &[&untyped, "bundle.tar.gz"],
+        &[&packed, &folder],
+    ] {
+        let arguments = [&["push", "--plain-http"], pushed].concat();
+        run("oras", author.home(), &arguments).await;
+    }
     for reference in [&typed, &untyped] {
         author
             .line(&format!("bundlegate pull --plain-http {reference}"))
@@ -494,39 +471,31 @@ async fn what_oras_and_conftest_push_is_pulled_and_saved_as_a_bundle() {
         .line(&format!("bundlegate pull --plain-http {packed}"))
         .await;
     author.line(&format!("bundlegate save {packed}")).await;
-    assert_eq!(
-        author
-            .decides("opa", "data.authz.allow", r#"{"user": "ann"}"#)
-            .await,
-        true
-    );
+    allows_ann(&author).await;
     let files = author.json(&format!("bundlegate inspect {packed}")).await["files"].clone();
+    let mut files_of_bundle = files.as_array().unwrap().iter();
     assert!(
-        files
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|file| file["path"] == "authz.rego"),
+        files_of_bundle.any(|file| file["path"] == "authz.rego"),
         "{files}"
     );
+}
 
-    // conftest's data.yaml lies below users, and its policies below policy.
+#[tokio::test]
+async fn what_conftest_pushes_is_pulled_and_saved_as_a_bundle() {
+    let (registry, author, original) = packed_policy().await;
+    let single = registry.reference("acme/conftest:v1");
+    let pushed = ["--policy", "policy", "--data", "policy/users"];
+    let arguments = [&["push", &single], &pushed[..]].concat();
+    run("conftest", author.home(), &arguments).await;
+    // conftest's data.yaml is below users, and its policies are below policy.
     author
         .line(&format!("bundlegate pull --plain-http {single}"))
         .await;
-    author
-        .line(&format!("bundlegate save {single} --data-root policy"))
-        .await;
+    let save = format!("bundlegate save {single} --data-root policy");
+    author.line(&save).await;
     let once = author.bytes("bundle.tar.gz");
-    assert_eq!(
-        author
-            .decides("opa", "data.authz.allow", r#"{"user": "ann"}"#)
-            .await,
-        true
-    );
-    author
-        .line(&format!("bundlegate save {single} --data-root policy"))
-        .await;
+    allows_ann(&author).await;
+    author.line(&save).await;
     assert_eq!(author.bytes("bundle.tar.gz"), once);
     println!(
         "conftest's {} bytes, oras's folder and both bundles of {} bytes: saved",
