@@ -213,8 +213,9 @@ async fn an_answer_over_the_limit_is_final_only_if_its_digest_is_right() {
         assert_eq!(error.class(), Class::Transient, "{error}");
     }
     // Under a tag no digest says what it should be.
-    registry.fail("manifests/live", 1, Fault::Without("docker-content-digest"));
-    registry.fail("manifests/live", 1, Fault::Replace(page.clone()));
+    let (kind, manifest) = registry.held("manifests/live").unwrap();
+    registry.put("manifests/live", &kind, page.clone());
+    registry.fail("manifests/live", 2, Fault::Without("docker-content-digest"));
     let error = registry
         .source()
         .resolve(&registry.reference("live"))
@@ -222,6 +223,7 @@ async fn an_answer_over_the_limit_is_final_only_if_its_digest_is_right() {
         .unwrap_err();
     assert_eq!(error.class(), Class::Transient, "{error}");
     registry.heal();
+    registry.put("manifests/live", &kind, manifest);
     source.manifest(&pinned).await.unwrap();
     // This one is really so large.
     let digest = Digest::sha256(&page);
