@@ -228,8 +228,8 @@ struct Raw {
 }
 
 impl Manifest {
-    /// Parses `raw` as a manifest of at most `limit` bytes. Where the registry sent a
-    /// `content_type` and the `mediaType` field is present, they must agree (distribution-spec,
+    /// Parses `raw` as a manifest of at most `limit` bytes. A `content_type` that names a type
+    /// must not contradict the `mediaType` field or the kind of manifest (distribution-spec,
     /// "Pulling manifests").
     ///
     /// # Errors
@@ -269,6 +269,7 @@ impl Manifest {
             }
         };
         check_kind(parsed.media_type.as_deref(), &document)?;
+        check_untyped(parsed.media_type.as_deref(), content_type, &document)?;
         Ok(Self {
             digest: Digest::sha256(&raw),
             raw,
@@ -357,23 +358,59 @@ fn check_media_type(field: Option<&str>, content_type: Option<&str>) -> Result<(
     let (Some(field), Some(header)) = (field, content_type) else {
         return Ok(());
     };
-    // Registries that lost the type send a generic one, which contradicts nothing.
-    let header = header.split(';').next().unwrap_or_default().trim();
-    if field == header
-        || [
-            "",
-            "application/json",
-            "application/octet-stream",
-            "text/plain",
-        ]
-        .contains(&header)
-    {
+    if media_types_agree(field, header) {
         return Ok(());
     }
     Err(ManifestError::MediaType {
         field: field.to_owned(),
         header: header.to_owned(),
     })
+}
+
+/// Whether a `Content-Type` agrees with a `mediaType`. Parameters and the case of letters don't
+/// matter (RFC 9110 §8.3.1). A generic type agrees with any other: registries and object stores
+/// that lost the type send one.
+pub(crate) fn media_types_agree(field: &str, header: &str) -> bool {
+    let header = header.split(';').next().unwrap_or_default().trim();
+    let generic = [
+        "",
+        "application/json",
+        "application/octet-stream",
+        "binary/octet-stream",
+        "text/plain",
+    ];
+    let same = |other: &str| other.eq_ignore_ascii_case(header);
+    same(field) || generic.into_iter().any(same)
+}
+
+/// Checks that the `Content-Type` of a document without `mediaType` does not name the other kind
+/// of manifest.
+fn check_untyped(
+    field: Option<&str>,
+    content_type: Option<&str>,
+    document: &Document,
+) -> Result<(), ManifestError> {
+    let (None, Some(header)) = (field, content_type) else {
+        return Ok(());
+    };
+    let (kind, others) = match document {
+        Document::Image { .. } => (
+            media_type::OCI_MANIFEST,
+            [media_type::OCI_INDEX, media_type::DOCKER_LIST],
+        ),
+        Document::Index { .. } => (
+            media_type::OCI_INDEX,
+            [media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST],
+        ),
+    };
+    let named = header.split(';').next().unwrap_or_default().trim();
+    if others.iter().any(|other| other.eq_ignore_ascii_case(named)) {
+        return Err(ManifestError::MediaType {
+            field: kind.to_owned(),
+            header: header.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Checks that the `mediaType` field names the kind of manifest that the members form.
@@ -448,12 +485,36 @@ mod tests {
             other.unwrap_err(),
             ManifestError::MediaType { .. }
         ));
-        Manifest::parse(
-            image().into(),
-            Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"),
-            LIMIT,
-        )
-        .unwrap();
+        let untyped = r#"{"schemaVersion":2,"manifests":[]}"#;
+        for other in [
+            media_type::OCI_MANIFEST,
+            "Application/VND.docker.distribution.manifest.v2+json",
+        ] {
+            let error = Manifest::parse(untyped.into(), Some(other), LIMIT).unwrap_err();
+            assert!(matches!(error, ManifestError::MediaType { .. }), "{error}");
+        }
+        Manifest::parse(untyped.into(), Some(media_type::DOCKER_LIST), LIMIT).unwrap();
+    }
+
+    #[test]
+    fn a_content_type_in_another_spelling_or_a_generic_one_contradicts_nothing() {
+        for header in [
+            "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+            "Application/VND.OCI.image.Manifest.v1+JSON",
+            " application/vnd.oci.image.manifest.v1+json ;q=1",
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/octet-stream",
+            "binary/octet-stream",
+            "text/plain; charset=utf-8",
+            "",
+        ] {
+            Manifest::parse(image().into(), Some(header), LIMIT).unwrap();
+        }
+        for header in [media_type::OCI_INDEX, "text/html", "application/vnd.oci"] {
+            let error = Manifest::parse(image().into(), Some(header), LIMIT).unwrap_err();
+            assert!(matches!(error, ManifestError::MediaType { .. }), "{error}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub use file::{
 };
 pub use layout::{Incoming, IncomingError, Layout, LayoutError};
 pub use layout_index::LayoutIndex;
+pub(crate) use manifest::media_types_agree;
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
 pub use strict_json::{StrictJsonError, strict_json};
