@@ -1,23 +1,36 @@
 //! The `Link` header (RFC 8288), as registries write it.
 
-/// The target with `rel=next` in one header, which may hold several links.
+/// The target with `rel=next` in one header, which may hold several links. A header without
+/// brackets is one link, as some registries write it.
 pub(super) fn next(header: &str) -> Option<&str> {
+    if !header.contains('<') {
+        let (target, parameters) = split(header, ';');
+        let target = target.trim();
+        return (!target.is_empty() && has_next(parameters)).then_some(target);
+    }
     let mut rest = header;
     while let Some((target, after)) = rest
         .split_once('<')
         .and_then(|(_, link)| link.split_once('>'))
     {
-        let (mut parameters, after) = split(after, ',');
-        while !parameters.is_empty() {
-            let (parameter, others) = split(parameters, ';');
-            if is_next(parameter) {
-                return Some(target);
-            }
-            parameters = others;
+        let (parameters, after) = split(after, ',');
+        if has_next(parameters) {
+            return Some(target);
         }
         rest = after;
     }
     None
+}
+
+fn has_next(mut parameters: &str) -> bool {
+    while !parameters.is_empty() {
+        let (parameter, others) = split(parameters, ';');
+        if is_next(parameter) {
+            return true;
+        }
+        parameters = others;
+    }
+    false
 }
 
 /// Whether a parameter is `rel` with `next` among its relations.
@@ -54,6 +67,8 @@ mod tests {
             r#"</v2/a/tags/list?n=1&last=b>; rel="last Next""#,
             r#"</first>; rel="prev", </v2/a/tags/list?n=1&last=b>; rel="next", </x>"#,
             r#"</first>; title="a, <b>; rel=next", </v2/a/tags/list?n=1&last=b>; rel="next""#,
+            r#"/v2/a/tags/list?n=1&last=b; rel="next""#,
+            r#" /v2/a/tags/list?n=1&last=b ;rel=next"#,
         ] {
             assert_eq!(next(header), Some("/v2/a/tags/list?n=1&last=b"), "{header}");
         }
@@ -67,7 +82,10 @@ mod tests {
             "<>",
             "</a>",
             "</a>; rel=prev",
-            "/a; rel=next",
+            "/a",
+            "/a; rel=prev",
+            "; rel=next",
+            "rel=next",
             "</a>; rel=\"",
             "</a>, rel=next",
             "<<>",

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header;
+use reqwest::header::{self, HeaderMap};
 
 use super::error::{Class, RegistryError};
 
@@ -15,6 +15,20 @@ const MAX_DELAY: Duration = Duration::from_secs(5);
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 /// A `Retry-After` that can't be parsed counts as this: the registry does ask for a delay.
 const UNREADABLE_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// A number from here on is not a delay but a time since 1970, in seconds: as a delay it would be
+/// thirty years.
+const EPOCH_SECONDS: u64 = 1_000_000_000;
+/// A number from here on is a time since 1970 in milliseconds.
+const EPOCH_MILLIS: u64 = 1_000_000_000_000;
+/// The headers with the number of requests that are left: of the IETF's drafts and Docker Hub, of
+/// GitHub and GitLab, and of others.
+const REMAINING: [&str; 3] = [
+    "ratelimit-remaining",
+    "x-ratelimit-remaining",
+    "x-rate-limit-remaining",
+];
+/// The headers with the time at which that number is reset: a delay or an epoch.
+const RESET: [&str; 3] = ["ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"];
 
 /// Whether the same request may succeed a moment later.
 pub(super) fn is_retryable(error: &RegistryError) -> bool {
@@ -24,8 +38,9 @@ pub(super) fn is_retryable(error: &RegistryError) -> bool {
     }
 }
 
+/// 501 means that the registry lacks the method, which does not change in a moment.
 fn is_retryable_status(status: u16) -> bool {
-    matches!(status, 408 | 429 | 500..=599)
+    matches!(status, 408 | 429 | 500 | 502..=599)
 }
 
 /// The delay before attempt `next` (2 for the first retry): the server's `Retry-After`, else
@@ -39,22 +54,72 @@ pub(super) fn delay(next: u32, retry_after: Option<Duration>) -> Duration {
     })
 }
 
-/// `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), at most [`MAX_RETRY_AFTER`]. A
-/// date in the past is zero, any other text [`UNREADABLE_RETRY_AFTER`]. `None` without the header.
-pub(super) fn retry_after(headers: &header::HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?;
-    let wait = value
-        .to_str()
-        .ok()
-        .and_then(|text| parse(text.trim(), now))
-        .unwrap_or(UNREADABLE_RETRY_AFTER);
-    Some(wait.min(MAX_RETRY_AFTER))
+/// The delay that an answer asks for, at most [`MAX_RETRY_AFTER`]: `Retry-After` as seconds, an
+/// HTTP date (RFC 9110 §10.2.3) or an epoch; without it, the end of the window of a rate limit. A
+/// time in the past is zero, any other text [`UNREADABLE_RETRY_AFTER`]. `None` without any such
+/// header.
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let wait = match headers.get(header::RETRY_AFTER) {
+        Some(value) => {
+            let text = value.to_str().unwrap_or_default().trim();
+            Some(parse(text, now).unwrap_or(UNREADABLE_RETRY_AFTER))
+        }
+        None => window_end(headers, now),
+    };
+    wait.map(|wait| wait.min(MAX_RETRY_AFTER))
+}
+
+/// Whether a refusal is that of a rate limit: it asks for a delay, or says that no request is
+/// left. GitHub answers 403 and not 429.
+pub(super) fn is_rate_limited(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::RETRY_AFTER) || is_used_up(headers)
+}
+
+fn is_used_up(headers: &HeaderMap) -> bool {
+    let mut left = REMAINING.iter().filter_map(|name| text(headers, name));
+    left.any(|text| text.split([';', ',']).next().map(str::trim) == Some("0"))
+}
+
+/// The end of the window of a rate limit: when it is reset, or else its length, as Docker Hub
+/// sends it (`ratelimit-remaining: 0;w=21600`).
+fn window_end(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let mut resets = RESET.iter().filter_map(|name| text(headers, name));
+    if let Some(reset) = resets.next() {
+        return Some(parse(reset, now).unwrap_or(UNREADABLE_RETRY_AFTER));
+    }
+    let limit = text(headers, "ratelimit")
+        .and_then(|text| parameter(text, "t").or_else(|| parameter(text, "reset")));
+    let window = || {
+        let mut left = REMAINING.iter().filter_map(|name| text(headers, name));
+        left.find_map(|text| parameter(text, "w"))
+    };
+    limit.or_else(window).and_then(|text| parse(text, now))
+}
+
+/// The value of a parameter: `w` in `0;w=21600`.
+fn parameter<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut parameters = text.split([';', ',']).filter_map(|one| one.split_once('='));
+    parameters.find_map(|(key, value)| {
+        key.trim()
+            .eq_ignore_ascii_case(name)
+            .then(|| value.trim().trim_matches('"'))
+    })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
 }
 
 fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // A number that overflows is a long time, too.
-        return Some(text.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
+        let number: u64 = text.parse().unwrap_or(u64::MAX);
+        let epoch = match number {
+            EPOCH_MILLIS.. => Duration::from_millis(number),
+            EPOCH_SECONDS.. => Duration::from_secs(number),
+            _ => return Some(Duration::from_secs(number)),
+        };
+        return Some(epoch.saturating_sub(since_epoch(now)));
     }
     let at = jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(text)
@@ -62,12 +127,17 @@ fn parse(text: &str, now: SystemTime) -> Option<Duration> {
     Some(SystemTime::from(at).duration_since(now).unwrap_or_default())
 }
 
+fn since_epoch(now: SystemTime) -> Duration {
+    now.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(text: &str, now: SystemTime) -> Option<Duration> {
-        let mut headers = header::HeaderMap::new();
+        let mut headers = HeaderMap::new();
         headers.insert(header::RETRY_AFTER, text.parse().unwrap());
         retry_after(&headers, now)
     }
@@ -84,7 +154,96 @@ mod tests {
             read("Sun, 06 Nov 1994 08:49:30 GMT", now),
             Some(Duration::ZERO)
         );
-        assert_eq!(retry_after(&header::HeaderMap::new(), now), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn retry_after_may_be_a_time_since_1970() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        for (text, seconds) in [
+            ("1700000030", 30),
+            ("1700000030000", 30),
+            ("1699999999", 0),
+            ("1699999999000", 0),
+            ("1000000000", 0),
+            ("1700009999", 900),
+            // Below a thirty years' delay it is a delay.
+            ("999999999", 900),
+        ] {
+            assert_eq!(
+                read(text, now),
+                Some(Duration::from_secs(seconds)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_retry_after_the_window_of_a_rate_limit_counts() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        for (limits, seconds, is_limited) in [
+            // Docker Hub.
+            (
+                &[
+                    ("ratelimit-limit", "100;w=21600"),
+                    ("ratelimit-remaining", "0;w=21600"),
+                ][..],
+                Some(900),
+                true,
+            ),
+            (&[("ratelimit-remaining", "0;w=120")], Some(120), true),
+            // draft-ietf-httpapi-ratelimit-headers, 03 to 07 and 08.
+            (
+                &[("ratelimit-remaining", "0"), ("ratelimit-reset", "30")],
+                Some(30),
+                true,
+            ),
+            (
+                &[("ratelimit", "limit=100, remaining=0, reset=40")],
+                Some(40),
+                false,
+            ),
+            (&[("ratelimit", "\"default\";r=0;t=50")], Some(50), false),
+            // GitHub, GitLab.
+            (
+                &[
+                    ("x-ratelimit-remaining", "0"),
+                    ("x-ratelimit-reset", "1700000060"),
+                ],
+                Some(60),
+                true,
+            ),
+            (
+                &[
+                    ("x-ratelimit-remaining", "57"),
+                    ("x-ratelimit-reset", "1700000060"),
+                ],
+                Some(60),
+                false,
+            ),
+            (&[("ratelimit-reset", "soon")], Some(60), false),
+            (
+                &[("retry-after", "7"), ("ratelimit-reset", "30")],
+                Some(7),
+                true,
+            ),
+            (&[("ratelimit-remaining", "0")], None, true),
+            (&[("ratelimit-limit", "100;w=21600")], None, false),
+            (&[], None, false),
+        ] {
+            let headers: HeaderMap = limits
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect::<Vec<(header::HeaderName, header::HeaderValue)>>()
+                .into_iter()
+                .collect();
+            assert_eq!(
+                retry_after(&headers, now),
+                seconds.map(Duration::from_secs),
+                "{limits:?}"
+            );
+            assert_eq!(is_rate_limited(&headers), is_limited, "{limits:?}");
+        }
     }
 
     #[test]
@@ -105,7 +264,7 @@ mod tests {
         ] {
             assert_eq!(read(text, now), Some(Duration::from_secs(60)), "{text:?}");
         }
-        let mut headers = header::HeaderMap::new();
+        let mut headers = HeaderMap::new();
         headers.insert(
             header::RETRY_AFTER,
             header::HeaderValue::from_bytes(b"\xff\xfe").unwrap(),
