@@ -188,6 +188,7 @@ impl Bundles {
             opa_check: checker
                 .map(|checker| OpaCheck::new(checker, parts.store.check_results().clone())),
             evidence_limit: parts.evidence_limit,
+            useless_referrers: Arc::default(),
             pool: parts.pool.clone(),
             metrics: Arc::clone(&metrics.watcher),
         };

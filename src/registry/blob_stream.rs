@@ -2,19 +2,25 @@
 
 use std::{io::Read as _, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
+use reqwest::header;
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
-use super::{error::RegistryError, payload::UploadBody, progress::Progress, transport::innermost};
+use super::{
+    error::RegistryError, payload::UploadBody, progress::Progress, remote::Remote, retry,
+    transport::innermost,
+};
 use crate::oci::{Blob, BlobMismatch, Descriptor};
 
 /// How much of a file is read at a time.
 const READ_BYTES: usize = 256 * 1024;
 /// How much is passed to a sink at a time.
 const WRITE_BYTES: usize = 1 << 20;
+/// The number of broken connections after which a transfer has failed.
+const MAX_BROKEN: u32 = 4;
 
 /// The bytes of a blob as they arrive. The reader verifies them ([`crate::oci::BlobWriter`]).
 #[derive(Debug)]
@@ -28,23 +34,41 @@ pub struct BlobStream {
 
 #[derive(Debug)]
 enum Origin {
-    Http(reqwest::Response),
+    Http(Box<Transfer>),
     File(std::fs::File),
+}
+
+/// A transfer over HTTP, which is continued after a broken connection.
+#[derive(Debug)]
+struct Transfer {
+    remote: Remote,
+    response: reqwest::Response,
+    /// The bytes that `response` repeats, because the registry does not serve ranges.
+    repeated: u64,
+    /// The number of broken connections so far.
+    broken: u32,
 }
 
 impl BlobStream {
     pub(super) fn http(
         descriptor: Descriptor,
-        host: String,
+        remote: Remote,
         deadline: Instant,
         response: reqwest::Response,
     ) -> Self {
+        let host = remote.client.transport.host().to_owned();
+        let transfer = Transfer {
+            remote,
+            response,
+            repeated: 0,
+            broken: 0,
+        };
         Self {
             remaining: descriptor.size,
             descriptor,
             host,
             deadline,
-            origin: Origin::Http(response),
+            origin: Origin::Http(Box::new(transfer)),
         }
     }
 
@@ -68,20 +92,22 @@ impl BlobStream {
         &self.descriptor
     }
 
-    /// The next bytes; `None` at the end.
+    /// The next bytes; `None` at the end. A transfer whose connection breaks is continued where it
+    /// ended, up to [`MAX_BROKEN`] times: the reader verifies the bytes as a whole.
     ///
     /// # Errors
-    /// When the transfer breaks, takes too long, or has more or fewer bytes than the descriptor
-    /// says.
+    /// When the transfer breaks again and again, takes too long, or has more or fewer bytes than
+    /// the descriptor says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
-        let piece = timeout_at(self.deadline, self.origin.next(self.remaining))
-            .await
-            .unwrap_or_else(|_| Err("not done within timeouts.total".to_owned()))
-            .map_err(|reason| RegistryError::Unreachable {
-                operation: "blob",
-                host: self.host.clone(),
-                reason,
-            })?;
+        let piece = loop {
+            let piece = timeout_at(self.deadline, self.origin.next(self.remaining))
+                .await
+                .map_err(|_| self.unreachable("not done within timeouts.total".to_owned()))?;
+            match piece {
+                Ok(piece) => break piece,
+                Err(reason) => self.resume(reason).await?,
+            }
+        };
         let Some(piece) = piece else {
             return self.end();
         };
@@ -98,6 +124,49 @@ impl BlobStream {
                 })
             })?;
         Ok(Some(piece))
+    }
+
+    /// Requests the rest after a connection broke for `reason`.
+    async fn resume(&mut self, reason: String) -> Result<(), RegistryError> {
+        let done = self.descriptor.size - self.remaining;
+        let broken = self.unreachable(reason);
+        let Origin::Http(transfer) = &mut self.origin else {
+            return Err(broken);
+        };
+        if transfer.broken == MAX_BROKEN || self.remaining == 0 {
+            return Err(broken);
+        }
+        transfer.broken += 1;
+        let request = async {
+            sleep(retry::delay(transfer.broken + 1, None)).await;
+            let from = (done > 0).then_some(done);
+            let digest = &self.descriptor.digest;
+            transfer.remote.send_blob(digest, from).await
+        };
+        let Ok(response) = timeout_at(self.deadline, request).await else {
+            return Err(broken);
+        };
+        let response = match response {
+            Ok(response) => response,
+            // The range is not satisfiable: the registry has fewer bytes than before.
+            Err(RegistryError::Status { status: 416, .. }) => return Err(broken),
+            Err(error) => return Err(error),
+        };
+        transfer.repeated = match response.status().as_u16() {
+            206 if starts_at(&response, done) => 0,
+            200 => done,
+            _ => return Err(broken),
+        };
+        transfer.response = response;
+        Ok(())
+    }
+
+    fn unreachable(&self, reason: String) -> RegistryError {
+        RegistryError::Unreachable {
+            operation: "blob",
+            host: self.host.clone(),
+            reason,
+        }
     }
 
     fn end(&self) -> Result<Option<Bytes>, RegistryError> {
@@ -209,12 +278,40 @@ impl BlobStream {
     }
 }
 
+impl Transfer {
+    /// The next bytes that are not repeated.
+    async fn next(&mut self) -> Result<Option<Bytes>, String> {
+        loop {
+            let piece = self.response.chunk().await;
+            let Some(mut piece) = piece.map_err(|error| innermost(&error))? else {
+                return Ok(None);
+            };
+            let repeated = self.repeated.min(piece.len() as u64);
+            self.repeated -= repeated;
+            piece.advance(usize::try_from(repeated).unwrap_or(usize::MAX));
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+}
+
+/// Whether a partial answer begins at the byte `first` (`Content-Range: bytes FIRST-LAST/SIZE`, RFC
+/// 9110 §14.4).
+fn starts_at(response: &reqwest::Response, first: u64) -> bool {
+    let range = response.headers().get(header::CONTENT_RANGE);
+    range
+        .and_then(|range| range.to_str().ok()?.trim().strip_prefix("bytes"))
+        .and_then(|range| range.trim_start().split_once('-')?.0.parse().ok())
+        == Some(first)
+}
+
 impl Origin {
     /// Reads at most one byte more than the `remaining` ones, which is enough to detect an
     /// oversized blob.
     async fn next(&mut self, remaining: u64) -> Result<Option<Bytes>, String> {
         match self {
-            Self::Http(response) => response.chunk().await.map_err(|error| innermost(&error)),
+            Self::Http(transfer) => transfer.next().await,
             Self::File(file) => {
                 let mut file = file.try_clone().map_err(|error| error.to_string())?;
                 let length = usize::try_from(remaining.saturating_add(1))

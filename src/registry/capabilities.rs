@@ -14,13 +14,24 @@ const MEMORY: Duration = Duration::from_secs(60 * 60);
 /// may be a proxy for several registries, so that a single repository says little about the
 /// others; and thousands of bundles may be in as many repositories of one host.
 const REPOSITORIES_FOR_HOST: usize = 3;
-/// The most repositories that are remembered for one host.
-const MAX_REMEMBERED: usize = 4096;
+/// The most repositories, and the most tags, that are remembered for one host.
+const MAX_REMEMBERED: usize = 16384;
 
 /// What is known about one host under one credential.
 #[derive(Debug, Default)]
 pub(super) struct Capabilities {
     referrers: Mutex<ReferrersSupport>,
+    /// By repository and tag.
+    head: Mutex<HashMap<(String, String), (HeadSupport, Instant)>>,
+}
+
+/// What a GET of a tag has shown about a HEAD that did not resolve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadSupport {
+    /// GET resolves the tag where HEAD does not.
+    Missing,
+    /// GET is answered as HEAD is: the tag is missing, or nobody may read it.
+    Confirmed,
 }
 
 /// The repositories that have answered for the referrers API.
@@ -60,11 +71,38 @@ impl Capabilities {
         known.present_until = Some(Instant::now() + MEMORY);
     }
 
-    fn referrers(&self) -> MutexGuard<'_, ReferrersSupport> {
-        self.referrers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// What is known about HEAD of a tag: per tag, as a registry may index it on the first GET
+    /// only. `None` where HEAD has to be tried.
+    pub(super) fn head(&self, repository: &str, tag: &str) -> Option<HeadSupport> {
+        let key = (repository.to_owned(), tag.to_owned());
+        let (support, until) = *lock(&self.head).get(&key)?;
+        (Instant::now() < until).then_some(support)
     }
+
+    /// Records what a GET after a HEAD has shown; `None` forgets it.
+    pub(super) fn record_head(&self, repository: &str, tag: &str, support: Option<HeadSupport>) {
+        let mut known = lock(&self.head);
+        let key = (repository.to_owned(), tag.to_owned());
+        let Some(support) = support else {
+            known.remove(&key);
+            return;
+        };
+        let now = Instant::now();
+        if known.len() >= MAX_REMEMBERED {
+            known.retain(|_, (_, until)| now < *until);
+        }
+        if known.len() < MAX_REMEMBERED {
+            known.insert(key, (support, now + MEMORY));
+        }
+    }
+
+    fn referrers(&self) -> MutexGuard<'_, ReferrersSupport> {
+        lock(&self.referrers)
+    }
+}
+
+fn lock<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -132,5 +170,31 @@ mod tests {
             known.record_no_referrers_api(&number.to_string());
         }
         assert_eq!(known.referrers().missing.len(), MAX_REMEMBERED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn head_of_a_tag_is_tried_again_after_an_hour() {
+        let known = Capabilities::default();
+        assert_eq!(known.head("a", "live"), None);
+        for support in [HeadSupport::Missing, HeadSupport::Confirmed] {
+            known.record_head("a", "live", Some(support));
+            assert_eq!(known.head("a", "live"), Some(support));
+            assert_eq!(
+                (known.head("a", "x"), known.head("b", "live")),
+                (None, None)
+            );
+            advance(MEMORY).await;
+            assert_eq!(known.head("a", "live"), None);
+        }
+        known.record_head("a", "live", Some(HeadSupport::Missing));
+        known.record_head("a", "live", None);
+        assert_eq!(known.head("a", "live"), None);
+        for number in 0..MAX_REMEMBERED + 10 {
+            known.record_head("a", &number.to_string(), Some(HeadSupport::Confirmed));
+        }
+        assert_eq!(lock(&known.head).len(), MAX_REMEMBERED);
+        advance(MEMORY).await;
+        known.record_head("a", "live", Some(HeadSupport::Confirmed));
+        assert_eq!(lock(&known.head).len(), 1);
     }
 }

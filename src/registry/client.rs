@@ -44,9 +44,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DETAIL_BYTES: usize = 200;
 /// A longer body of an error is not read.
 const MAX_ERROR_BODY_BYTES: u64 = 16 << 10;
-/// Signature bundles and manifests of every kind, in the order of preference. Every request lists
-/// them all: docker-registry answers 404 for a type that is not listed.
-const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+/// Manifests of every kind, in the order of preference. Every request for one lists them all:
+/// docker-registry answers 404 for a type that is not listed.
+pub(super) const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
                       application/vnd.docker.distribution.manifest.v2+json, \
                       application/vnd.docker.distribution.manifest.list.v2+json";
 
@@ -72,6 +72,10 @@ pub(super) struct Call<'a> {
     /// Tokens are cached per scope.
     pub(super) scope: TokenScope<'a>,
     pub(super) target: Target<'a>,
+    /// The media types of the answer.
+    pub(super) accept: &'static str,
+    /// The first byte of the requested range, if not the whole is requested.
+    pub(super) from: Option<u64>,
     pub(super) body: Option<RequestBody<'a>>,
 }
 
@@ -213,12 +217,14 @@ impl RegistryClient {
         let status = response.status().as_u16();
         match status {
             200..=299 | 404 => Ok(response),
-            401 | 403 => Err(RegistryError::Denied {
-                operation: call.operation,
-                host: self.transport.host().to_owned(),
-                status,
-                credentials: self.auth.credential_source(),
-            }),
+            401 | 403 if status == 401 || !retry::is_rate_limited(response.headers()) => {
+                Err(RegistryError::Denied {
+                    operation: call.operation,
+                    host: self.transport.host().to_owned(),
+                    status,
+                    credentials: self.auth.credential_source(),
+                })
+            }
             _ => Err(RegistryError::Status {
                 operation: call.operation,
                 host: self.transport.host().to_owned(),
@@ -283,7 +289,10 @@ impl RegistryClient {
             let mut request = transport
                 .http_for(&url)
                 .request(call.method.clone(), url.clone())
-                .header(header::ACCEPT, ACCEPT);
+                .header(header::ACCEPT, call.accept);
+            if let Some(from) = call.from {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
             // Some servers refuse a request whose body has no announced length, even if it has
             // no body.
             if call.body.is_none() && !call.method.is_safe() {
@@ -466,6 +475,8 @@ mod tests {
                 method: Method::GET,
                 scope,
                 target,
+                accept: ACCEPT_MANIFESTS,
+                from: None,
                 body: None,
             })
             .await

@@ -112,7 +112,7 @@ async fn pages(
             if response.status() == StatusCode::NOT_FOUND {
                 return Ok(None);
             }
-            let next = transport.next_page(&response);
+            let next = transport.next_page(operation, &response)?;
             let body = transport
                 .read_limited(response, MAX_PAGE_BYTES)
                 .await
@@ -149,6 +149,8 @@ fn call<'a>(operation: &'static str, scope: TokenScope<'a>, target: Target<'a>) 
         method: Method::GET,
         scope,
         target,
+        accept: "application/json",
+        from: None,
         body: None,
     }
 }

@@ -214,7 +214,10 @@ impl RegistryError {
             Self::NoSuchReference { .. } => "no_such_tag",
             Self::Missing { .. } | Self::NoSuchRepository { .. } => "missing",
             Self::Unreachable { .. } => "unreachable",
-            Self::Status { status: 429, .. } | Self::Token { limited: true, .. } => "rate_limited",
+            Self::Status {
+                status: 403 | 429, ..
+            }
+            | Self::Token { limited: true, .. } => "rate_limited",
             Self::Status { .. } => "registry_error",
             Self::Denied { .. }
             | Self::CredentialsUnavailable { .. }
@@ -238,8 +241,9 @@ impl RegistryError {
             Self::Denied { .. }
             | Self::CredentialsUnavailable { .. }
             | Self::Token { denied: true, .. } => Class::Denied,
+            // 403 with the headers of a rate limit; any other is `Denied`.
             Self::Status {
-                status: 429,
+                status: 403 | 429,
                 retry_after,
                 ..
             }
@@ -276,9 +280,12 @@ impl RegistryError {
             | Self::Truncated { .. }
             | Self::Manifest(_)
             | Self::ContentType { .. } => true,
-            // The registry does not serve this content: 410 Gone, 412 for an artifact that a
-            // scanner blocks, 451.
-            Self::Status { status, .. } => matches!(status, 404 | 410 | 412 | 451),
+            // The registry does not serve this content: 400 for a digest or tag that it calls
+            // invalid, 410 Gone, 412 for an artifact that a scanner blocks, 451.
+            Self::Status { status, .. } => {
+                matches!(status, 400..=499)
+                    && !matches!(status, 401 | 403 | 407 | 408 | 421 | 425 | 429)
+            }
             Self::Unreachable { .. }
             | Self::Denied { .. }
             | Self::CredentialsUnavailable { .. }

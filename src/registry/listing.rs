@@ -5,7 +5,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::oci::Descriptor;
+use super::error::RegistryError;
+use crate::oci::{Descriptor, media_types_agree};
 
 /// The descriptors of a document.
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Listing {
     pub skipped: Vec<String>,
     /// The length of the document in bytes.
     pub size: u64,
+    /// Why the list lacks its end: the registry did not deliver a later page.
+    pub failure: Option<RegistryError>,
 }
 
 /// The list in a document.
@@ -89,6 +92,13 @@ impl Listing {
         Ok(listing)
     }
 
+    /// Adds a further page.
+    pub(super) fn extend(&mut self, page: Self) {
+        self.size += page.size;
+        self.entries.extend(page.entries);
+        self.skipped.extend(page.skipped);
+    }
+
     /// Prefixes each sentence with the name of the document.
     pub(super) fn with_name(mut self, name: &str) -> Self {
         self.skipped
@@ -104,19 +114,6 @@ impl Listing {
             ..Self::default()
         }
     }
-}
-
-/// A generic `Content-Type` agrees with any `mediaType`: registries that lost the type send one.
-fn media_types_agree(field: &str, header: &str) -> bool {
-    let header = header.split(';').next().unwrap_or_default().trim();
-    field == header
-        || [
-            "",
-            "application/json",
-            "application/octet-stream",
-            "text/plain",
-        ]
-        .contains(&header)
 }
 
 #[cfg(test)]

@@ -15,12 +15,15 @@ pub struct Referrers {
     pub entries: Vec<Descriptor>,
     /// One sentence for each list or entry that can't be used.
     pub skipped: Vec<String>,
+    /// Why the list lacks its end: the registry did not deliver a later page.
+    pub failure: Option<RegistryError>,
 }
 
 impl Referrers {
     /// Adds the entries that are not there yet.
     pub fn merge(&mut self, other: Self) {
         self.skipped.extend(other.skipped);
+        self.failure = self.failure.take().or(other.failure);
         let known = std::mem::take(&mut self.entries);
         let mut digests = HashSet::new();
         self.entries = known
@@ -36,6 +39,7 @@ impl From<Listing> for Referrers {
         Self {
             entries: listing.entries,
             skipped: listing.skipped,
+            failure: listing.failure,
         }
     }
 }

@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Method, Response, StatusCode, header};
+use url::Url;
 
 use super::{
     blob_stream::BlobStream,
-    client::{Call, RegistryClient, Target},
+    capabilities::HeadSupport,
+    client::{ACCEPT_MANIFESTS, Call, RegistryClient, Target},
     error::RegistryError,
     listing::{Listing, Member},
     options::ReadLimits,
@@ -15,10 +17,10 @@ use super::{
     source::Lookup,
     transport::{ReadFailure, innermost},
 };
-use crate::oci::{Descriptor, Digest, Manifest, ManifestError};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestError, media_type};
 
 /// The most pages of the referrers API that are followed; `limits.evidence` bounds their bytes.
-const MAX_PAGES: usize = 128;
+const MAX_PAGES: usize = 1000;
 /// A manifest over `limits.manifest` is read and hashed up to this many times the limit, and not
 /// kept: only if its digest matches is its size a fact about the artifact.
 const PROVEN_SIZE_FACTOR: u64 = 8;
@@ -83,21 +85,60 @@ impl Remote {
             .await
     }
 
+    /// Resolves a tag by HEAD, which Docker Hub does not count, and by GET where HEAD is refused,
+    /// finds nothing or names no digest. GET is asked once an hour after a HEAD that it confirms,
+    /// so that a missing tag does not cost two requests each time; and alone for an hour where it
+    /// knows more.
     async fn head_or_get(
         &self,
         tag: &str,
     ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let path = format!("manifests/{tag}");
-        let response = self.send("resolve", Method::HEAD, &path).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
+        let capabilities = &self.client.capabilities;
+        let known = capabilities.head(&self.path, tag);
+        if known == Some(HeadSupport::Missing) {
+            return self.get_tag(tag).await;
         }
-        match digest_header(&response) {
-            Some(digest) => Ok(Some((digest, None))),
+        let path = format!("manifests/{tag}");
+        let head = match self.send("resolve", Method::HEAD, &path).await {
+            Ok(response) if response.status() == StatusCode::NOT_FOUND => Ok(None),
             // The header is optional (distribution-spec, "Checking if content exists in the
             // registry").
-            None => self.get_tag(tag).await,
+            Ok(response) => match digest_header(&response) {
+                Some(digest) => {
+                    capabilities.record_head(&self.path, tag, None);
+                    return Ok(Some((digest, None)));
+                }
+                None => return self.get_instead_of_head(tag).await,
+            },
+            Err(error) if is_method_refused(&error) => Err(error),
+            Err(error) => return Err(error),
+        };
+        if known == Some(HeadSupport::Confirmed) {
+            return head;
         }
+        match (self.get_instead_of_head(tag).await, head) {
+            (Ok(None), Ok(None)) => {
+                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
+                Ok(None)
+            }
+            (Err(error), head) if is_method_refused(&error) => {
+                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
+                head
+            }
+            (found, _) => found,
+        }
+    }
+
+    /// Resolves a tag by GET after a HEAD that did not, and by GET alone for the next hour if it
+    /// is answered.
+    async fn get_instead_of_head(
+        &self,
+        tag: &str,
+    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
+        let found = self.get_tag(tag).await?;
+        let capabilities = &self.client.capabilities;
+        capabilities.record_head(&self.path, tag, Some(HeadSupport::Missing));
+        Ok(found)
     }
 
     async fn get_tag(
@@ -319,25 +360,40 @@ impl Remote {
         descriptor: &Descriptor,
     ) -> Result<Option<BlobStream>, RegistryError> {
         let deadline = self.client.transport.deadline();
-        let path = format!("blobs/{}", descriptor.digest);
+        let request = self.send_blob(&descriptor.digest, None);
         let response = self
             .client
             .transport
-            .within("blob", deadline, self.send("blob", Method::GET, &path))
+            .within("blob", deadline, request)
             .await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
+        let (descriptor, remote) = (descriptor.clone(), self.clone());
         Ok(Some(BlobStream::http(
-            descriptor.clone(),
-            self.client.transport.host().to_owned(),
-            deadline,
-            response,
+            descriptor, remote, deadline, response,
         )))
+    }
+
+    /// Requests a blob, or the rest of it from the byte `from`.
+    pub(super) async fn send_blob(
+        &self,
+        digest: &Digest,
+        from: Option<u64>,
+    ) -> Result<Response, RegistryError> {
+        let path = format!("{}/blobs/{digest}", self.path);
+        let call = self.call("blob", Method::GET, Target::Path(&path));
+        let call = Call {
+            accept: "*/*",
+            from,
+            ..call
+        };
+        self.client.send(&call).await
     }
 
     /// The list of the referrers API for `subject`. Pages are followed until they have `limit`
     /// entries, or more than `limits.evidence` bytes. `None` where the registry has no such API.
+    /// Where a later page fails, the entries before it are listed, with the failure.
     ///
     /// The list is not filtered, because registries report `artifactType` unreliably.
     pub(super) async fn referrers(
@@ -345,75 +401,71 @@ impl Remote {
         subject: &Digest,
         limit: usize,
     ) -> Result<Option<Listing>, RegistryError> {
-        let deadline = self.client.transport.deadline();
-        self.client
-            .transport
-            .within("referrers", deadline, self.all_pages(subject, limit))
-            .await
-    }
-
-    async fn all_pages(
-        &self,
-        subject: &Digest,
-        limit: usize,
-    ) -> Result<Option<Listing>, RegistryError> {
+        let (transport, deadline) = (&self.client.transport, self.client.transport.deadline());
         let path = format!("{}/referrers/{subject}", self.path);
-        let mut found = Listing::default();
-        let mut seen = BTreeSet::new();
-        let mut target = Target::Path(&path);
-        for page in 0..MAX_PAGES {
-            let call = self.call("referrers", Method::GET, target);
-            let response = match self.client.send(&call).await {
-                Ok(response) if response.status() != StatusCode::NOT_FOUND => response,
-                Ok(_) => return Ok((page > 0).then_some(found)),
-                // The statuses besides 404 of registries without the API.
-                Err(RegistryError::Status {
-                    status: 400 | 405 | 501,
-                    ..
-                }) if page == 0 => return Ok(None),
-                Err(error) => return Err(error),
+        let first = self.referrers_page(Target::Path(&path));
+        let first = match transport.within("referrers", deadline, first).await {
+            Err(RegistryError::Status { status, .. }) if is_api_missing(status) => None,
+            first => first?,
+        };
+        // Some front ends answer every unknown path with 200 and a web page.
+        let Some((listed, mut next)) = first else {
+            return Ok(None);
+        };
+        self.client.capabilities.record_referrers_api();
+        let (mut found, mut seen) = (listed, BTreeSet::new());
+        for page in 1.. {
+            let url = match next {
+                Ok(Some(url)) if seen.insert(url.clone()) => url,
+                Ok(_) => break,
+                Err(error) => {
+                    found.failure = Some(error);
+                    break;
+                }
             };
-            let next = self.client.transport.next_page(&response);
-            let body = match self.manifest_bytes(response).await {
-                // The entries of earlier pages stay.
-                Err(error) if page > 0 && error.is_unusable_content() => {
+            if found.entries.len() >= limit {
+                break;
+            }
+            if found.size > self.limits.evidence || page == MAX_PAGES {
+                let reason = format!("there are more than {page} pages, beyond limits.evidence");
+                found.skipped.push(reason);
+                break;
+            }
+            let listed = self.referrers_page(Target::Url(url));
+            next = match transport.within("referrers", deadline, listed).await {
+                Ok(Some((listed, next))) => {
+                    found.extend(listed);
+                    next
+                }
+                Ok(None) => Err(transport.protocol("referrers", format!("page {page} is missing"))),
+                Err(error) if error.is_unusable_content() => {
                     found.skipped.push(format!("page {page}: {error}"));
                     break;
                 }
-                body => body?,
+                Err(error) => Err(error),
             };
-            let listed = referrers_in(&body);
-            if listed.is_some() {
-                self.client.capabilities.record_referrers_api();
-            }
-            let Some(listed) = listed else {
-                // Some front ends answer every unknown path with 200 and a web page.
-                return if page == 0 {
-                    Ok(None)
-                } else {
-                    Err(self
-                        .client
-                        .transport
-                        .protocol("referrers", "a page is not an image index".to_owned()))
-                };
-            };
-            found.size += listed.size;
-            found.entries.extend(listed.entries);
-            found.skipped.extend(listed.skipped);
-            match next {
-                Some(_) if found.entries.len() >= limit => break,
-                Some(_) if found.size > self.limits.evidence => {
-                    found
-                        .skipped
-                        .push("there are more pages, beyond limits.evidence".to_owned());
-                    break;
-                }
-                Some(url) if seen.insert(url.clone()) => target = Target::Url(url),
-                _ => break,
-            }
         }
         found.entries.truncate(limit);
         Ok(Some(found))
+    }
+
+    /// One page of the referrers API, and the next one's URL; `None` for an answer that is no
+    /// image index.
+    async fn referrers_page(
+        &self,
+        target: Target<'_>,
+    ) -> Result<Option<ReferrersPage>, RegistryError> {
+        let call = Call {
+            accept: media_type::OCI_INDEX,
+            ..self.call("referrers", Method::GET, target)
+        };
+        let response = self.client.send(&call).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let next = self.client.transport.next_page("referrers", &response);
+        let body = self.manifest_bytes(response).await?;
+        Ok(referrers_in(&body).map(|listed| (listed, next)))
     }
 
     pub(super) async fn send(
@@ -443,8 +495,29 @@ impl Remote {
             method,
             scope,
             target,
+            accept: ACCEPT_MANIFESTS,
+            from: None,
             body: None,
         }
+    }
+}
+
+/// The entries of a page of referrers, and the URL of the next one.
+type ReferrersPage = (Listing, Result<Option<Url>, RegistryError>);
+
+/// Whether a status means that the registry has no referrers API: 404 (distribution-spec,
+/// "Unavailable Referrers API"), and what registries and their front ends answer to an unknown path
+/// or media type. A refusal or failure is none of them.
+fn is_api_missing(status: u16) -> bool {
+    matches!(status, 400 | 405 | 406 | 422 | 501)
+}
+
+/// Whether a registry refuses a HEAD for what it is, so that a GET may be answered.
+fn is_method_refused(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 501),
+        RegistryError::Denied { status, .. } => *status == 403,
+        _ => false,
     }
 }
 

@@ -257,6 +257,9 @@ impl Source {
         let listed = self.listed_referrers(subject, limit).await?;
         let mut found = listed.unwrap_or_default();
         found.merge(self.tagged_referrers(subject).await?);
+        if let Some(failure) = found.failure.take() {
+            return Err(failure);
+        }
         found.entries.truncate(limit);
         Ok(found)
     }

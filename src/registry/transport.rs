@@ -219,16 +219,31 @@ impl Transport {
         Ok(body.freeze())
     }
 
-    /// The URL of the next page from `Link`, where it stays within this registry.
-    pub(super) fn next_page(&self, response: &Response) -> Option<Url> {
+    /// The URL of the next page from `Link`; `None` where this page is the last one. A page
+    /// elsewhere is an error: the list would lack its end.
+    pub(super) fn next_page(
+        &self,
+        operation: &'static str,
+        response: &Response,
+    ) -> Result<Option<Url>, RegistryError> {
         let mut links = response
             .headers()
             .get_all(header::LINK)
             .iter()
             .filter_map(|value| value.to_str().ok());
-        let target = links.find_map(link::next)?;
-        let url = response.url().join(target).ok()?;
-        self.is_own_origin(&url).then_some(url)
+        let Some(target) = links.find_map(link::next) else {
+            return Ok(None);
+        };
+        let Ok(url) = response.url().join(target) else {
+            return Err(self.protocol(operation, "the next page has no usable URL".to_owned()));
+        };
+        if !self.is_own_origin(&url) {
+            let origin = url.origin().ascii_serialization();
+            let origin = cut(&origin, NAME_BYTES);
+            let reason = format!("the list continues at {origin}, which is not this registry");
+            return Err(self.protocol(operation, reason));
+        }
+        Ok(Some(url))
     }
 
     pub(super) fn unreachable(&self, operation: &'static str, mut reason: String) -> RegistryError {

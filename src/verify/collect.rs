@@ -4,7 +4,7 @@
 //! unusable piece does not affect the others.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -15,8 +15,10 @@ use tokio::time::{Duration, Instant};
 use super::{
     budget::{Budget, MAX_PIECE_BYTES, MIN_MANIFEST_BYTES, Notes},
     bundle_v03,
-    evidence::{Evidence, LegacySignature, SignatureBundle},
+    evidence::{BeyondLimit, Evidence, LegacySignature, SignatureBundle},
     legacy,
+    policy::Format,
+    useless::UselessReferrers,
 };
 use crate::{
     oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, cosign, media_type},
@@ -47,6 +49,8 @@ pub async fn collect(
         subject,
         limit,
         api: ReferrersApi::Ask,
+        formats: None,
+        useless: None,
     };
     collection.collect().await
 }
@@ -63,6 +67,11 @@ pub struct Collection<'a> {
     pub limit: u64,
     /// Whether the referrers API is asked in any case.
     pub api: ReferrersApi,
+    /// The formats that the policy accepts (`formats`); `None` for both. Bundles are looked for in
+    /// the lists of referrers only, legacy signatures without bundles at the `.sig` tag only.
+    pub formats: Option<&'a BTreeSet<Format>>,
+    /// The referrers that need not be fetched again.
+    pub useless: Option<&'a UselessReferrers>,
 }
 
 /// When the referrers API of a registry is asked.
@@ -78,7 +87,8 @@ pub enum ReferrersApi {
 
 impl Collection<'_> {
     /// Collects the signature material. Material that is malformed, missing, too large or
-    /// inconsistent is noted; it is neither an error nor a signature.
+    /// inconsistent is noted; it is neither an error nor a signature. A list that the registry
+    /// does not deliver does not affect the others, unless the registry asks for fewer requests.
     ///
     /// # Errors
     /// When the registry does not answer or refuses, and no candidate was found: this is not the
@@ -94,11 +104,17 @@ impl Collection<'_> {
             known: HashSet::new(),
             evidence: Evidence::default(),
             notes: Notes::default(),
+            listed: 0,
+            unchecked: 0,
             failures: 0,
             unavailable: None,
         };
-        collector.list_referrers().await?;
-        collector.list_legacy().await?;
+        if self.looks_for(Format::Bundle) {
+            collector.list_referrers().await;
+        }
+        if self.looks_for(Format::Legacy) && !collector.is_registry_failing() {
+            collector.list_legacy().await;
+        }
         // The second round spends what the pieces of the first one did not need.
         for reserve in [self.limit / RESERVED_SHARE, 0] {
             collector.fetch_referrers(reserve).await;
@@ -116,10 +132,19 @@ impl Collection<'_> {
     pub async fn ask_referrers_api(self) -> Result<Option<Referrers>, RegistryError> {
         let listed = self.source.listed_referrers(self.subject, usize::MAX);
         let listed = listed.await?;
-        if listed.is_none() && self.source.repository() == self.subject.repository() {
+        if listed.is_none() && self.is_own_repository() {
             self.source.record_no_referrers_api();
         }
         Ok(listed)
+    }
+
+    fn looks_for(self, format: Format) -> bool {
+        self.formats.is_none_or(|formats| formats.contains(&format))
+    }
+
+    /// Whether the artifact's own manifest was read from this repository, with this credential.
+    fn is_own_repository(self) -> bool {
+        self.source.repository() == self.subject.repository()
     }
 }
 
@@ -135,6 +160,9 @@ struct Collector<'a> {
     known: HashSet<(LegacySignature, Digest)>,
     evidence: Evidence,
     notes: Notes,
+    /// The number of entries in the lists, and of those that `limits.evidence` left unread.
+    listed: usize,
+    unchecked: usize,
     failures: usize,
     unavailable: Option<RegistryError>,
 }
@@ -153,19 +181,30 @@ enum Candidate {
 }
 
 impl Collector<'_> {
-    async fn list_referrers(&mut self) -> Result<(), RegistryError> {
+    async fn list_referrers(&mut self) {
         let Collection { subject, api, .. } = self.collection;
         let mut listed = Referrers::default();
         if api == ReferrersApi::AskUnlessMissing && self.source.lacks_referrers_api() {
             self.evidence.api_assumed_missing = true;
-        } else if let Some(found) = self.collection.ask_referrers_api().await? {
-            listed = found;
+        } else {
+            let found = self.collection.ask_referrers_api().await;
+            listed = self
+                .delivered("referrers", found)
+                .flatten()
+                .unwrap_or_default();
         }
-        listed.merge(self.source.tagged_referrers(subject).await?);
+        if let Some(failure) = listed.failure.take() {
+            self.record_failure(failure);
+        }
+        if !self.is_registry_failing() {
+            let tagged = self.source.tagged_referrers(subject).await;
+            listed.merge(self.tagged(tagged).unwrap_or_default());
+        }
         listed
             .skipped
             .into_iter()
             .for_each(|sentence| self.notes.add(sentence));
+        self.listed += listed.entries.len();
         let (usable, odd): (Vec<_>, Vec<_>) = listed
             .entries
             .into_iter()
@@ -177,24 +216,59 @@ impl Collector<'_> {
             ));
         }
         let mut usable = usable;
+        if let Some(useless) = self.collection.useless {
+            usable.retain(|entry| !useless.contains(&entry.digest));
+        }
         usable.sort_by_key(|entry| (rank(entry), entry.size));
         self.referrers = usable.into();
-        Ok(())
     }
 
-    async fn list_legacy(&mut self) -> Result<(), RegistryError> {
+    async fn list_legacy(&mut self) {
         let tag = cosign::signature_tag(self.collection.subject.digest());
-        let listed = self.source.tagged_listing(&tag, Member::Layers).await?;
+        let listed = self.source.tagged_listing(&tag, Member::Layers).await;
+        let Some(listed) = self.tagged(listed) else {
+            return;
+        };
+        self.listed += listed.entries.len();
         listed
             .skipped
             .into_iter()
             .for_each(|sentence| self.notes.add(sentence));
         if listed.size > 0 && !self.budget.spend(listed.size, 0) {
             self.notes.add(format!("{tag}: beyond limits.evidence"));
-            return Ok(());
+            self.unchecked += listed.entries.len();
+            return;
         }
         self.add_legacy(&listed.entries);
-        Ok(())
+    }
+
+    /// What a tag names. Some registries answer 401 or 403 for a missing tag (Artifactory, ECR):
+    /// where the artifact itself could be read, so could the tag.
+    fn tagged<T>(&mut self, found: Result<T, RegistryError>) -> Option<T> {
+        match found {
+            Err(error @ RegistryError::Denied { .. }) if self.collection.is_own_repository() => {
+                self.notes.add(format!("counted as a missing tag: {error}"));
+                None
+            }
+            found => self.delivered("tag", found),
+        }
+    }
+
+    /// Notes a list that the registry did not deliver: the signature that counts may be in it.
+    fn delivered<T>(&mut self, list: &str, found: Result<T, RegistryError>) -> Option<T> {
+        match found {
+            Ok(found) => Some(found),
+            Err(error) => {
+                self.notes.add(format!("{list}: {error}"));
+                self.record_failure(error);
+                None
+            }
+        }
+    }
+
+    fn record_failure(&mut self, error: RegistryError) {
+        self.failures += 1;
+        self.unavailable.get_or_insert(error);
     }
 
     async fn fetch_referrers(&mut self, reserve: u64) {
@@ -209,6 +283,10 @@ impl Collector<'_> {
             })
             .buffered(CONCURRENT_REQUESTS);
         while let Some((manifest, entry)) = fetched.next().await {
+            // The bytes have the digest.
+            if let Err(RegistryError::Manifest(_)) = &manifest {
+                self.remember_useless(&entry);
+            }
             if let Some(manifest) = self.usable(manifest, &entry.digest) {
                 self.add_referrer(&manifest, &entry);
             }
@@ -238,7 +316,20 @@ impl Collector<'_> {
                 });
             }
             // cosign 2 with `--registry-referrers-mode=oci-1-1`: its `.sig` image as a referrer.
-            layers => self.add_legacy(layers),
+            layers
+                if layers
+                    .iter()
+                    .any(|layer| legacy::signature_of(layer).is_some()) =>
+            {
+                self.add_legacy(layers);
+            }
+            _ => self.remember_useless(entry),
+        }
+    }
+
+    fn remember_useless(&self, entry: &Descriptor) {
+        if let Some(useless) = self.collection.useless {
+            useless.insert(entry.digest.clone());
         }
     }
 
@@ -347,8 +438,7 @@ impl Collector<'_> {
             _ => format!("{digest}: {error}"),
         });
         if !error.is_unusable_content() {
-            self.failures += 1;
-            self.unavailable.get_or_insert(error);
+            self.record_failure(error);
         }
         None
     }
@@ -366,7 +456,15 @@ impl Collector<'_> {
             .iter()
             .chain(self.pieces.iter().map(|piece| &piece.blob));
         for digest in left.map(|left| left.digest.clone()).collect::<Vec<_>>() {
+            self.unchecked += 1;
             self.notes.add(format!("{digest}: beyond limits.evidence"));
+        }
+        if self.unchecked > 0 && !self.is_registry_failing() {
+            self.evidence.beyond_limit = Some(BeyondLimit {
+                checked: self.listed.saturating_sub(self.unchecked),
+                listed: self.listed,
+                limit: self.collection.limit,
+            });
         }
         match self.unavailable {
             Some(error) if self.evidence.is_empty() => Err(error),

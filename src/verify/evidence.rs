@@ -1,6 +1,6 @@
 //! Signature material as it came from a registry. Nothing in it is trusted.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,36 @@ pub struct Evidence {
     /// Whether the referrers API was not asked because of earlier answers.
     #[serde(skip)]
     pub(super) api_assumed_missing: bool,
+    /// Set where `limits.evidence` left candidates unread.
+    #[serde(skip)]
+    pub(super) beyond_limit: Option<BeyondLimit>,
+}
+
+/// The share of the candidates that `limits.evidence` allowed to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BeyondLimit {
+    /// The number of candidates that were read.
+    pub checked: usize,
+    /// The number of candidates in the registry's lists.
+    pub listed: usize,
+    /// `limits.evidence` in bytes.
+    pub limit: u64,
+}
+
+impl fmt::Display for BeyondLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            checked,
+            listed,
+            limit,
+        } = self;
+        write!(
+            f,
+            "{checked} of {listed} attached candidates were checked within {limit} bytes; raise \
+             limits.evidence, or keep the signatures in a repository of their own \
+             (trust.policies.NAME.signatures.repository)"
+        )
+    }
 }
 
 /// A layer of the image at the `.sig` tag (cosign, `specs/SIGNATURE_SPEC.md`).
@@ -82,6 +112,12 @@ impl Evidence {
     /// asked before a failed verification counts.
     pub fn api_assumed_missing(&self) -> bool {
         self.api_assumed_missing
+    }
+
+    /// The share of the candidates that was read, where `limits.evidence` left others unread. It
+    /// matters only if the verification fails.
+    pub fn beyond_limit(&self) -> Option<BeyondLimit> {
+        self.beyond_limit
     }
 
     /// Parses the bytes that [`Self::to_bytes`] wrote.

@@ -30,6 +30,7 @@ mod roots;
 mod sanitize;
 mod sigstore;
 mod statement;
+mod useless;
 mod verdict_cache;
 mod verification;
 mod verified;
@@ -37,7 +38,7 @@ mod verified;
 pub use attestation_rule::{AttestationRule, BadRule};
 pub use ca::{BadCaRoots, CaRoots};
 pub use collect::{Collection, ReferrersApi, collect};
-pub use evidence::{Evidence, EvidenceError};
+pub use evidence::{BeyondLimit, Evidence, EvidenceError};
 pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
 pub use outcome::{Signer, VerificationContext, VerificationError};
@@ -54,5 +55,6 @@ pub use roots::{
     BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootMetrics,
     TrustRootRefresher, TrustRoots, TufOptions, UnusableRoot,
 };
+pub use useless::UselessReferrers;
 pub use verdict_cache::VerdictCache;
 pub use verified::Verified;

@@ -22,7 +22,7 @@ use crate::{
     },
     registry::{Class, Lookup, Registries, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
-    verify::{Collection, Evidence, ReferrersApi, Rule, TrustPolicy, Verified},
+    verify::{Collection, Evidence, ReferrersApi, Rule, TrustPolicy, UselessReferrers, Verified},
 };
 
 /// The limit of manifest and evidence together when they are read back from disk.
@@ -52,6 +52,8 @@ pub struct Pipeline {
     pub opa_check: Option<OpaCheck>,
     /// The limit of signature material in bytes (`limits.evidence`).
     pub evidence_limit: u64,
+    /// The referrers that hold no signature, as far as they are known.
+    pub useless_referrers: Arc<UselessReferrers>,
     /// The threads that verify and open.
     pub pool: VerificationPool,
     /// What the bundle's watchers count.
@@ -327,21 +329,23 @@ impl Pipeline {
             evidence,
             accepted: None,
         };
-        let source = match policy.rule() {
-            Rule::Unsigned => return self.verify(job(manifest, Arc::default())).await,
-            Rule::Signed(requirements) => match &requirements.signatures {
-                Some(repository) => self
-                    .registries
-                    .source(repository)
-                    .map_err(|error| failed(error.into()))?,
-                None => self.source.clone(),
-            },
+        let Rule::Signed(requirements) = policy.rule() else {
+            return self.verify(job(manifest, Arc::default())).await;
+        };
+        let source = match &requirements.signatures {
+            Some(repository) => self
+                .registries
+                .source(repository)
+                .map_err(|error| failed(error.into()))?,
+            None => self.source.clone(),
         };
         let collection = Collection {
             source: &source,
             subject: pinned,
             limit: self.evidence_limit,
             api: ReferrersApi::AskUnlessMissing,
+            formats: Some(&requirements.formats),
+            useless: Some(&self.useless_referrers),
         };
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
         let verified = self
@@ -359,7 +363,7 @@ impl Pipeline {
                 .map_err(failed)?
                 .is_some();
         if !overlooked {
-            return Err(self.or_unavailable(refused, &evidence));
+            return Err(self.explain(refused, &evidence));
         }
         let collection = Collection {
             api: ReferrersApi::Ask,
@@ -367,22 +371,24 @@ impl Pipeline {
         };
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
         let verified = self.verify(job(manifest, Arc::clone(&evidence))).await;
-        verified.map_err(|refused| self.or_unavailable(refused, &evidence))
+        verified.map_err(|refused| self.explain(refused, &evidence))
     }
 
     /// Turns a rejection for missing evidence into a failure of the registry where the registry
-    /// withheld a piece of it: that may have been the signature.
-    fn or_unavailable(&self, refused: Rejection, evidence: &Evidence) -> Rejection {
-        match (refused.failure.class, evidence.unavailable()) {
-            (FailureClass::Evidence, Some(error)) => {
-                let digest = refused.failure.digest.as_ref();
-                Rejection {
-                    failure: self.registry_failure(Step::Evidence, digest, error),
-                    ..refused
-                }
-            }
-            _ => refused,
+    /// withheld a piece of it: that may have been the signature. Where `limits.evidence` left
+    /// pieces unread, says so.
+    fn explain(&self, mut refused: Rejection, evidence: &Evidence) -> Rejection {
+        if refused.failure.class != FailureClass::Evidence {
+            return refused;
         }
+        if let Some(error) = evidence.unavailable() {
+            let digest = refused.failure.digest.as_ref();
+            refused.failure = self.registry_failure(Step::Evidence, digest, error);
+        } else if let Some(beyond) = evidence.beyond_limit() {
+            let message = &mut refused.failure.message;
+            *message = format!("{message}; {beyond}");
+        }
+        refused
     }
 
     async fn verify(

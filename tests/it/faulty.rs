@@ -82,6 +82,22 @@ impl Hold {
     }
 }
 
+/// What a request for the rest of a blob gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Ranges {
+    /// The whole, as from a server that knows no ranges.
+    #[default]
+    Ignored,
+    /// The rest.
+    Served,
+    /// A rest that begins elsewhere.
+    Shifted,
+    /// The rest, without saying which.
+    Unnamed,
+    /// 416.
+    Unsatisfiable,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) method: String,
@@ -94,6 +110,9 @@ struct Inner {
     content: HashMap<String, (String, Bytes)>,
     faults: Vec<(String, usize, Fault)>,
     asked: Vec<Asked>,
+    /// The next page's path, by path.
+    links: HashMap<String, String>,
+    ranges: Ranges,
     manners: Manners,
     uploads: Uploads,
 }
@@ -141,6 +160,18 @@ impl FaultyRegistry {
             .unwrap()
             .content
             .insert(key, (content_type.to_owned(), bytes.into()));
+    }
+
+    /// Says that the list at this path continues at the other one.
+    pub(crate) fn link(&self, path: &str, next: &str) {
+        let full = |path: &str| format!("/v2/acme/authz/{path}");
+        let mut inner = self.inner.lock().unwrap();
+        inner.links.insert(full(path), full(next));
+    }
+
+    /// How requests for the rest of a blob are answered.
+    pub(crate) fn serve_ranges(&self, ranges: Ranges) {
+        self.inner.lock().unwrap().ranges = ranges;
     }
 
     /// Holds it no longer.
@@ -253,7 +284,7 @@ impl FaultyRegistry {
     pub(crate) fn registries(&self, options: Options) -> Registries {
         let limits = ReadLimits {
             manifest: 4 << 20,
-            evidence: 1 << 20,
+            evidence: 8 << 20,
             bundle: 1 << 20,
         };
         Registries::new(
@@ -381,7 +412,24 @@ async fn granted(
 ) -> Response<Body> {
     let (method, path) = (request.method().to_string(), request.uri().to_string());
     if matches!(method.as_str(), "GET" | "HEAD") && !path.contains("/blobs/uploads/") {
-        return truth(content);
+        let (next, ranges) = {
+            let inner = inner.lock().unwrap();
+            (inner.links.get(&path).cloned(), inner.ranges)
+        };
+        let range = request.headers().get("range");
+        let first = range.and_then(|range| {
+            let first = range.to_str().unwrap().strip_prefix("bytes=")?;
+            first.strip_suffix('-')?.parse().ok()
+        });
+        let mut response = match first {
+            Some(first) if ranges != Ranges::Ignored => rest(content, first, ranges),
+            _ => truth(content),
+        };
+        if let Some(next) = next {
+            let link = format!("<{next}>; rel=\"next\"");
+            response.headers_mut().insert("link", link.parse().unwrap());
+        }
+        return response;
     }
     let header = |name: &str| {
         request
@@ -444,16 +492,38 @@ fn truth(content: Option<(String, Bytes)>) -> Response<Body> {
         .unwrap()
 }
 
+/// The bytes from `first` on.
+fn rest(content: Option<(String, Bytes)>, first: usize, ranges: Ranges) -> Response<Body> {
+    let Some((_, bytes)) = content else {
+        return truth(None);
+    };
+    let answer = Response::builder();
+    if ranges == Ranges::Unsatisfiable {
+        return answer.status(416).body(whole(Bytes::new())).unwrap();
+    }
+    let named = first + usize::from(ranges == Ranges::Shifted);
+    let range = format!("bytes {named}-{}/{}", bytes.len() - 1, bytes.len());
+    let answer = match ranges {
+        Ranges::Unnamed => answer,
+        _ => answer.header("content-range", range),
+    };
+    let body = whole(bytes.slice(named..));
+    answer.status(206).body(body).unwrap()
+}
+
 fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
     let (kind, bytes) = content.unwrap();
-    let pieces = [
-        Ok(Frame::data(bytes.slice(..length))),
-        Err(io::ErrorKind::BrokenPipe.into()),
-    ];
+    let broken = async {
+        // The bytes before it arrive.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Err(io::ErrorKind::BrokenPipe.into())
+    };
+    let first = stream::iter([Ok(Frame::data(bytes.slice(..length)))]);
+    let pieces = first.chain(stream::once(broken));
     Response::builder()
         .header("content-type", kind)
         .header("content-length", bytes.len())
-        .body(BodyExt::boxed(StreamBody::new(stream::iter(pieces))))
+        .body(BodyExt::boxed(StreamBody::new(pieces)))
         .unwrap()
 }
 

@@ -1,6 +1,11 @@
 //! Registries that do not follow the specification to the letter: what the gateway asks for, and
 //! what it serves.
 
+mod faults;
+mod lists;
+mod tags;
+mod transfers;
+
 use std::time::Duration;
 
 use bundlegate::{
@@ -33,6 +38,8 @@ async fn a_host_without_the_referrers_api_is_asked_for_it_in_three_repositories(
             subject: &subject,
             limit: 1 << 20,
             api: ReferrersApi::AskUnlessMissing,
+            formats: None,
+            useless: None,
         };
         let evidence = collection.collect().await.unwrap();
         assert_eq!(evidence.api_assumed_missing(), number >= 3, "{number}");

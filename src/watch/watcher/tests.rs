@@ -85,6 +85,7 @@ impl World {
             },
             opa_check: None,
             evidence_limit: LIMIT,
+            useless_referrers: Arc::default(),
             pool: pool.clone(),
             metrics: Arc::new(watch_metrics.bundle(&BundleScope::new("authz".into()))),
         };
