@@ -30,6 +30,7 @@ mod outages;
 mod policy_change;
 mod prometheus;
 mod pushes;
+mod quirks;
 mod readme;
 mod refusals;
 mod reload;
