@@ -180,6 +180,9 @@
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |
 //! | signature material of one artifact | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |
+//! | pages of a list of referrers | 1 000 | – |
+//! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |
+//! | tags and repositories of a host of which a missing capability is remembered, for an hour | 16 384 | – |
 //! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |
 //! | configuration, and each file that it names | 1 MiB | – |

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
 use super::{
-    DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link, remote,
-    retry,
+    DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link,
+    referrers_api, retry,
 };
 use crate::oci::Descriptor;
 
@@ -51,7 +51,7 @@ pub fn names(body: &[u8]) -> [Option<Vec<String>>; 2] {
 
 /// A page of referrers.
 pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
-    remote::referrers_in(body).map(|listing| listing.entries)
+    referrers_api::referrers_in(body).map(|listing| listing.entries)
 }
 
 /// A docker configuration: the helper for `host`, and the login in the file.

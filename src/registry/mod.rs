@@ -29,11 +29,13 @@ mod options;
 mod payload;
 mod progress;
 mod referrers;
+mod referrers_api;
 mod registries;
 mod remote;
 mod retry;
 mod scope;
 mod source;
+mod tags;
 mod transport;
 mod upload;
 

@@ -1,32 +1,23 @@
 //! One repository of a registry server (OCI distribution-spec 1.1).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Method, Response, StatusCode, header};
-use url::Url;
 
 use super::{
     blob_stream::BlobStream,
-    capabilities::HeadSupport,
     client::{ACCEPT_MANIFESTS, Call, RegistryClient, Target},
     error::RegistryError,
-    listing::{Listing, Member},
     options::ReadLimits,
     scope::TokenScope,
-    source::Lookup,
     transport::{ReadFailure, innermost},
 };
-use crate::oci::{Descriptor, Digest, Manifest, ManifestError, media_type};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestError};
 
-/// The most pages of the referrers API that are followed; `limits.evidence` bounds their bytes.
-const MAX_PAGES: usize = 1000;
 /// A manifest over `limits.manifest` is read and hashed up to this many times the limit, and not
 /// kept: only if its digest matches is its size a fact about the artifact.
 const PROVEN_SIZE_FACTOR: u64 = 8;
-/// A longer manifest is not kept after the resolution of its tag, while thousands of bundles wait
-/// for their turn to be fetched ([`super::Source::transfer_permit`]).
-const MAX_HELD_BYTES: u64 = 16 << 10;
 pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 
 /// One repository of a registry server. Cheap to clone.
@@ -34,7 +25,7 @@ pub(super) const DIGEST_HEADER: &str = "docker-content-digest";
 pub(super) struct Remote {
     pub(super) client: Arc<RegistryClient>,
     pub(super) path: String,
-    limits: ReadLimits,
+    pub(super) limits: ReadLimits,
     intent: Intent,
 }
 
@@ -63,118 +54,6 @@ impl Remote {
             limits,
             intent: Intent::Write,
         }
-    }
-
-    /// The digest that `tag` names now, and the manifest if one request gave both; `None` when the
-    /// registry has no such tag.
-    pub(super) async fn look_up(
-        &self,
-        tag: &str,
-        lookup: Lookup,
-    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let look_up = async {
-            match lookup {
-                Lookup::Digest => self.head_or_get(tag).await,
-                Lookup::Manifest => self.get_tag(tag).await,
-            }
-        };
-        let deadline = self.client.transport.deadline();
-        self.client
-            .transport
-            .within("resolve", deadline, look_up)
-            .await
-    }
-
-    /// Resolves a tag by HEAD, which Docker Hub does not count, and by GET where HEAD is refused,
-    /// finds nothing or names no digest. GET is asked once an hour after a HEAD that it confirms,
-    /// so that a missing tag does not cost two requests each time; and alone for an hour where it
-    /// knows more.
-    async fn head_or_get(
-        &self,
-        tag: &str,
-    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let capabilities = &self.client.capabilities;
-        let known = capabilities.head(&self.path, tag);
-        if known == Some(HeadSupport::Missing) {
-            return self.get_tag(tag).await;
-        }
-        let path = format!("manifests/{tag}");
-        let head = match self.send("resolve", Method::HEAD, &path).await {
-            Ok(response) if response.status() == StatusCode::NOT_FOUND => Ok(None),
-            // The header is optional (distribution-spec, "Checking if content exists in the
-            // registry").
-            Ok(response) => match digest_header(&response) {
-                Some(digest) => {
-                    capabilities.record_head(&self.path, tag, None);
-                    return Ok(Some((digest, None)));
-                }
-                None => return self.get_instead_of_head(tag).await,
-            },
-            Err(error) if is_method_refused(&error) => Err(error),
-            Err(error) => return Err(error),
-        };
-        if known == Some(HeadSupport::Confirmed) {
-            return head;
-        }
-        match (self.get_instead_of_head(tag).await, head) {
-            (Ok(None), Ok(None)) => {
-                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
-                Ok(None)
-            }
-            (Err(error), head) if is_method_refused(&error) => {
-                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
-                head
-            }
-            (found, _) => found,
-        }
-    }
-
-    /// Resolves a tag by GET after a HEAD that did not, and by GET alone for the next hour if it
-    /// is answered.
-    async fn get_instead_of_head(
-        &self,
-        tag: &str,
-    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let found = self.get_tag(tag).await?;
-        let capabilities = &self.client.capabilities;
-        capabilities.record_head(&self.path, tag, Some(HeadSupport::Missing));
-        Ok(found)
-    }
-
-    async fn get_tag(
-        &self,
-        tag: &str,
-    ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let path = format!("manifests/{tag}");
-        let response = self.send("resolve", Method::GET, &path).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let content_type = content_type(&response);
-        if let Some(digest) = digest_header(&response) {
-            // The header names the digest, as that of a HEAD does; the bytes count if they have
-            // it. Only a request by digest can say what is wrong with others.
-            let bounds = Bounds {
-                limit: MAX_HELD_BYTES,
-                max_read: MAX_HELD_BYTES,
-            };
-            let raw = self.checked_bytes(response, &digest, bounds).await.ok();
-            let manifest = raw.and_then(|raw| self.parse(raw, content_type.as_deref()).ok());
-            return Ok(Some((digest, manifest)));
-        }
-        let raw = self.manifest_bytes(response).await?;
-        let length = raw.len() as u64;
-        // Under a digest these bytes would be a defect of the artifact. Here they are a login page
-        // or a maintenance notice, so the failure is transient.
-        let manifest = Manifest::parse(raw, content_type.as_deref(), self.limits.manifest)
-            .map_err(|error| {
-                self.client
-                    .transport
-                    .protocol("resolve", format!("the answer is not a manifest: {error}"))
-            })?;
-        let digest = manifest.digest().clone();
-        let held = Some(manifest).filter(|_| length <= MAX_HELD_BYTES);
-        Ok(Some((digest, held)))
     }
 
     /// The manifest under `digest`; `None` when the repository has none.
@@ -264,7 +143,11 @@ impl Remote {
         self.parse(raw, content_type.as_deref()).map(Some)
     }
 
-    fn parse(&self, raw: Bytes, content_type: Option<&str>) -> Result<Manifest, RegistryError> {
+    pub(super) fn parse(
+        &self,
+        raw: Bytes,
+        content_type: Option<&str>,
+    ) -> Result<Manifest, RegistryError> {
         match Manifest::parse(raw, content_type, self.limits.manifest) {
             // The digest does not cover the header, so a retry may give another one.
             Err(error @ ManifestError::MediaType { .. }) => Err(RegistryError::ContentType {
@@ -278,7 +161,7 @@ impl Remote {
 
     /// The bytes with `digest`. Only a defect of bytes whose digest matches is a fact about the
     /// artifact.
-    async fn checked_bytes(
+    pub(super) async fn checked_bytes(
         &self,
         mut response: Response,
         digest: &Digest,
@@ -331,7 +214,7 @@ impl Remote {
         }
     }
 
-    async fn manifest_bytes(&self, response: Response) -> Result<Bytes, RegistryError> {
+    pub(super) async fn manifest_bytes(&self, response: Response) -> Result<Bytes, RegistryError> {
         let limit = self.limits.manifest;
         self.client
             .transport
@@ -391,83 +274,6 @@ impl Remote {
         self.client.send(&call).await
     }
 
-    /// The list of the referrers API for `subject`. Pages are followed until they have `limit`
-    /// entries, or more than `limits.evidence` bytes. `None` where the registry has no such API.
-    /// Where a later page fails, the entries before it are listed, with the failure.
-    ///
-    /// The list is not filtered, because registries report `artifactType` unreliably.
-    pub(super) async fn referrers(
-        &self,
-        subject: &Digest,
-        limit: usize,
-    ) -> Result<Option<Listing>, RegistryError> {
-        let (transport, deadline) = (&self.client.transport, self.client.transport.deadline());
-        let path = format!("{}/referrers/{subject}", self.path);
-        let first = self.referrers_page(Target::Path(&path));
-        let first = match transport.within("referrers", deadline, first).await {
-            Err(RegistryError::Status { status, .. }) if is_api_missing(status) => None,
-            first => first?,
-        };
-        // Some front ends answer every unknown path with 200 and a web page.
-        let Some((listed, mut next)) = first else {
-            return Ok(None);
-        };
-        self.client.capabilities.record_referrers_api();
-        let (mut found, mut seen) = (listed, BTreeSet::new());
-        for page in 1.. {
-            let url = match next {
-                Ok(Some(url)) if seen.insert(url.clone()) => url,
-                Ok(_) => break,
-                Err(error) => {
-                    found.failure = Some(error);
-                    break;
-                }
-            };
-            if found.entries.len() >= limit {
-                break;
-            }
-            if found.size > self.limits.evidence || page == MAX_PAGES {
-                let reason = format!("there are more than {page} pages, beyond limits.evidence");
-                found.skipped.push(reason);
-                break;
-            }
-            let listed = self.referrers_page(Target::Url(url));
-            next = match transport.within("referrers", deadline, listed).await {
-                Ok(Some((listed, next))) => {
-                    found.extend(listed);
-                    next
-                }
-                Ok(None) => Err(transport.protocol("referrers", format!("page {page} is missing"))),
-                Err(error) if error.is_unusable_content() => {
-                    found.skipped.push(format!("page {page}: {error}"));
-                    break;
-                }
-                Err(error) => Err(error),
-            };
-        }
-        found.entries.truncate(limit);
-        Ok(Some(found))
-    }
-
-    /// One page of the referrers API, and the next one's URL; `None` for an answer that is no
-    /// image index.
-    async fn referrers_page(
-        &self,
-        target: Target<'_>,
-    ) -> Result<Option<ReferrersPage>, RegistryError> {
-        let call = Call {
-            accept: media_type::OCI_INDEX,
-            ..self.call("referrers", Method::GET, target)
-        };
-        let response = self.client.send(&call).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let next = self.client.transport.next_page("referrers", &response);
-        let body = self.manifest_bytes(response).await?;
-        Ok(referrers_in(&body).map(|listed| (listed, next)))
-    }
-
     pub(super) async fn send(
         &self,
         operation: &'static str,
@@ -502,43 +308,14 @@ impl Remote {
     }
 }
 
-/// The entries of a page of referrers, and the URL of the next one.
-type ReferrersPage = (Listing, Result<Option<Url>, RegistryError>);
-
-/// Whether a status means that the registry has no referrers API: 404 (distribution-spec,
-/// "Unavailable Referrers API"), and what registries and their front ends answer to an unknown path
-/// or media type. A refusal or failure is none of them.
-fn is_api_missing(status: u16) -> bool {
-    matches!(status, 400 | 405 | 406 | 422 | 501)
-}
-
-/// Whether a registry refuses a HEAD for what it is, so that a GET may be answered.
-fn is_method_refused(error: &RegistryError) -> bool {
-    match error {
-        RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 501),
-        RegistryError::Denied { status, .. } => *status == 403,
-        _ => false,
-    }
-}
-
 /// The most bytes of a manifest that are kept, and that are read.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
-    limit: u64,
-    max_read: u64,
+pub(super) struct Bounds {
+    pub(super) limit: u64,
+    pub(super) max_read: u64,
 }
 
-fn digest_header(response: &Response) -> Option<Digest> {
-    let header = response.headers().get(DIGEST_HEADER)?;
-    header.to_str().ok()?.parse().ok()
-}
-
-fn content_type(response: &Response) -> Option<String> {
+pub(super) fn content_type(response: &Response) -> Option<String> {
     let header = response.headers().get(header::CONTENT_TYPE)?;
     header.to_str().ok().map(str::to_owned)
-}
-
-/// One page of `GET /v2/<name>/referrers/<digest>`; `None` where it is not an image index.
-pub(super) fn referrers_in(body: &[u8]) -> Option<Listing> {
-    Listing::read(body, Member::Manifests, None).ok()
 }

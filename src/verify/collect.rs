@@ -4,7 +4,7 @@
 //! unusable piece does not affect the others.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -15,13 +15,13 @@ use tokio::time::{Duration, Instant};
 use super::{
     budget::{Budget, MAX_PIECE_BYTES, MIN_MANIFEST_BYTES, Notes},
     bundle_v03,
+    collection::{Collection, ReferrersApi},
     evidence::{BeyondLimit, Evidence, LegacySignature, SignatureBundle},
     legacy,
     policy::Format,
-    useless::UselessReferrers,
 };
 use crate::{
-    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, cosign, media_type},
+    oci::{Blob, Descriptor, Digest, Manifest, cosign, media_type},
     registry::{Class, Member, Referrers, RegistryError, Source},
 };
 
@@ -34,121 +34,8 @@ const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// The share of the budget that manifests leave to the pieces that they name: an eighth.
 const RESERVED_SHARE: u64 = 8;
 
-/// Collects the signature material for `subject` from `source`, at most `limit` bytes in all
-/// (`limits.evidence`), as [`Collection::collect`] with [`ReferrersApi::Ask`].
-///
-/// # Errors
-/// As [`Collection::collect`].
-pub async fn collect(
-    source: &Source,
-    subject: &PinnedReference,
-    limit: u64,
-) -> Result<Evidence, RegistryError> {
-    let collection = Collection {
-        source,
-        subject,
-        limit,
-        api: ReferrersApi::Ask,
-        formats: None,
-        useless: None,
-    };
-    collection.collect().await
-}
-
-/// The signature material to collect.
-#[derive(Debug, Clone, Copy)]
-pub struct Collection<'a> {
-    /// The artifact's own repository, whose manifest has been read, or the one that the policy
-    /// names for signatures: the digest alone identifies them.
-    pub source: &'a Source,
-    /// The artifact.
-    pub subject: &'a PinnedReference,
-    /// The limit in bytes (`limits.evidence`).
-    pub limit: u64,
-    /// Whether the referrers API is asked in any case.
-    pub api: ReferrersApi,
-    /// The formats that the policy accepts (`formats`); `None` for both. Bundles are looked for in
-    /// the lists of referrers only, legacy signatures without bundles at the `.sig` tag only.
-    pub formats: Option<&'a BTreeSet<Format>>,
-    /// The referrers that need not be fetched again.
-    pub useless: Option<&'a UselessReferrers>,
-}
-
-/// When the referrers API of a registry is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReferrersApi {
-    /// Always.
-    Ask,
-    /// Unless earlier answers say that the registry has none ([`Source::lacks_referrers_api`]).
-    /// If the evidence does not suffice then, the API must be asked: a list of signatures must
-    /// not stay unread because of what the registry once answered.
-    AskUnlessMissing,
-}
-
-impl Collection<'_> {
-    /// Collects the signature material. Material that is malformed, missing, too large or
-    /// inconsistent is noted; it is neither an error nor a signature. A list that the registry
-    /// does not deliver does not affect the others, unless the registry asks for fewer requests.
-    ///
-    /// # Errors
-    /// When the registry does not answer or refuses, and no candidate was found: this is not the
-    /// same as "unsigned". If one was found, [`Evidence::unavailable`] has the error.
-    pub async fn collect(self) -> Result<Evidence, RegistryError> {
-        let mut collector = Collector {
-            collection: self,
-            source: self.source,
-            budget: Budget::new(self.limit),
-            began: Instant::now(),
-            referrers: VecDeque::new(),
-            pieces: VecDeque::new(),
-            known: HashSet::new(),
-            evidence: Evidence::default(),
-            notes: Notes::default(),
-            listed: 0,
-            unchecked: 0,
-            failures: 0,
-            unavailable: None,
-        };
-        if self.looks_for(Format::Bundle) {
-            collector.list_referrers().await;
-        }
-        if self.looks_for(Format::Legacy) && !collector.is_registry_failing() {
-            collector.list_legacy().await;
-        }
-        // The second round spends what the pieces of the first one did not need.
-        for reserve in [self.limit / RESERVED_SHARE, 0] {
-            collector.fetch_referrers(reserve).await;
-            collector.fetch_pieces().await;
-        }
-        collector.finish()
-    }
-
-    /// The list of the referrers API; `None` where the registry has none, which is remembered if
-    /// the artifact's manifest was read from this repository: 404 may mean that the repository is
-    /// missing.
-    ///
-    /// # Errors
-    /// When the registry does not answer, or refuses.
-    pub async fn ask_referrers_api(self) -> Result<Option<Referrers>, RegistryError> {
-        let listed = self.source.listed_referrers(self.subject, usize::MAX);
-        let listed = listed.await?;
-        if listed.is_none() && self.is_own_repository() {
-            self.source.record_no_referrers_api();
-        }
-        Ok(listed)
-    }
-
-    fn looks_for(self, format: Format) -> bool {
-        self.formats.is_none_or(|formats| formats.contains(&format))
-    }
-
-    /// Whether the artifact's own manifest was read from this repository, with this credential.
-    fn is_own_repository(self) -> bool {
-        self.source.repository() == self.subject.repository()
-    }
-}
-
-struct Collector<'a> {
+/// The state of a collection.
+pub(super) struct Collector<'a> {
     collection: Collection<'a>,
     source: &'a Source,
     budget: Budget,
@@ -180,7 +67,41 @@ enum Candidate {
     Legacy(LegacySignature),
 }
 
-impl Collector<'_> {
+impl<'a> Collector<'a> {
+    pub(super) fn new(collection: Collection<'a>) -> Self {
+        Self {
+            collection,
+            source: collection.source,
+            budget: Budget::new(collection.limit),
+            began: Instant::now(),
+            referrers: VecDeque::new(),
+            pieces: VecDeque::new(),
+            known: HashSet::new(),
+            evidence: Evidence::default(),
+            notes: Notes::default(),
+            listed: 0,
+            unchecked: 0,
+            failures: 0,
+            unavailable: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<Evidence, RegistryError> {
+        let collection = self.collection;
+        if collection.looks_for(Format::Bundle) {
+            self.list_referrers().await;
+        }
+        if collection.looks_for(Format::Legacy) && !self.is_registry_failing() {
+            self.list_legacy().await;
+        }
+        // The second round spends what the pieces of the first one did not need.
+        for reserve in [collection.limit / RESERVED_SHARE, 0] {
+            self.fetch_referrers(reserve).await;
+            self.fetch_pieces().await;
+        }
+        self.finish()
+    }
+
     async fn list_referrers(&mut self) {
         let Collection { subject, api, .. } = self.collection;
         let mut listed = Referrers::default();

@@ -13,6 +13,7 @@ mod ca;
 mod candidate;
 mod certificate;
 mod collect;
+mod collection;
 pub mod conformance;
 mod evidence;
 mod fulcio_extension;
@@ -37,7 +38,7 @@ mod verified;
 
 pub use attestation_rule::{AttestationRule, BadRule};
 pub use ca::{BadCaRoots, CaRoots};
-pub use collect::{Collection, ReferrersApi, collect};
+pub use collection::{Collection, ReferrersApi, collect};
 pub use evidence::{BeyondLimit, Evidence, EvidenceError};
 pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
