@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use crate::support::{
-    Artifact, Cosign, Format, Front, Gate, GateConfig, KeyPair, Kind, Quirk, Registry, run,
+    Artifact, Cosign, Format, Front, GatewayConfig, KeyPair, Kind, Quirk, Registry, TestGateway,
+    run,
 };
 
 /// What the peer does.
@@ -76,10 +77,10 @@ impl Signed {
                 run("cosign", folder, &arguments).await;
             }
         }
-        let config = GateConfig::trusting(&self.key)
+        let config = GatewayConfig::trusting(&self.key)
             .bundle("authz", &self.registry, "acme/authz:live")
             .by_way_of(&front.host, &self.registry);
-        let gate = Gate::start(config).await;
+        let gate = TestGateway::start(config).await;
         let what = format!("{part} {quirk:?}");
         gate.status_when("authz", &what, |status| {
             status["manifest"] == self.digest.as_str()

@@ -12,7 +12,7 @@ use crate::{
     attacks::{Fixture, keyed, policy, policy_with},
     faulty::FaultyRegistry,
     forge::{By, Envelope, Key, Legacy, payload, statement},
-    gate::{Gate, Setup, bundle, eventually},
+    gateway::{Setup, TestGateway, bundle, eventually},
 };
 
 fn junk(fixture: &Fixture, number: usize) -> Value {
@@ -145,7 +145,7 @@ async fn formats_decides_which_lists_are_asked_for() {
         }),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("it is served", || gate.state() == "serving").await;
     assert!(registry.asked("/referrers/").is_empty());
     let tag = format!("manifests/sha256-{}", digest.hex());
@@ -180,7 +180,7 @@ async fn beyond_limits_evidence_the_alarm_says_how_many_were_checked_and_what_to
         policy: policy([keyed(&key)]),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("a failed check", || gate.last_failure().is_some()).await;
     let failure = gate.last_failure().unwrap();
     assert_eq!(failure.class, "evidence", "{failure:?}");
@@ -239,7 +239,7 @@ async fn referrers_without_a_signature_are_fetched_once_however_often_a_version_
         policy: policy([keyed(&key)]),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     let checks = || registry.asked("/referrers/").len();
     eventually("three checks", || checks() >= 3).await;
     let fetched = || registry.asked("GET /v2/acme/authz/manifests/sha256:").len();
