@@ -187,6 +187,7 @@
 //! | history of a bundle in the cache | 64 KiB | – |
 //! | configuration, and each file that it names | 1 MiB | – |
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
+//! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |

@@ -1,6 +1,6 @@
 //! Flags of the subcommands that access a registry, and the client made from them.
 
-use std::{collections::BTreeMap, env, path::PathBuf};
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::{
     oci::Repository,
     registry::{
         Credentials, DockerConfig, Options, ReadLimits, Registries, RegistryMetrics, Scheme,
-        TlsTrust,
+        TlsTrust, Unlisted,
     },
 };
 
@@ -22,6 +22,9 @@ const LIMITS: ReadLimits = ReadLimits {
     evidence: 16 << 20,
     bundle: 2 << 30,
 };
+
+/// How long a credential helper may take: some ask their user to unlock a key ring.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Flags for registry access.
 #[derive(Debug, Clone, Args)]
@@ -94,10 +97,12 @@ impl RegistryFlags {
             .one_shot())
     }
 
-    /// The credentials in docker's configuration.
+    /// The credentials that docker's tools use.
     pub(super) fn login(&self) -> Option<Credentials> {
-        docker_config().map(|config| Credentials::DockerConfig {
-            file: config.file().to_owned(),
+        Some(Credentials::DockerConfig {
+            config: DockerConfig::default_locations(|name| env::var_os(name))
+                .with_helper_timeout(HELPER_TIMEOUT),
+            unlisted: Unlisted::Anonymous,
         })
     }
 
@@ -116,7 +121,7 @@ impl RegistryFlags {
     }
 }
 
-/// Docker's configuration: in `DOCKER_CONFIG`, or else in the home folder.
+/// Docker's configuration, to which `login` writes: in `DOCKER_CONFIG`, or else in the home folder.
 pub(super) fn docker_config() -> Option<DockerConfig> {
     let given = |name: &str| {
         env::var_os(name)
@@ -124,5 +129,6 @@ pub(super) fn docker_config() -> Option<DockerConfig> {
             .map(PathBuf::from)
     };
     let folder = given("DOCKER_CONFIG").or_else(|| Some(given("HOME")?.join(".docker")))?;
-    Some(DockerConfig::new(folder.join("config.json")))
+    let config = DockerConfig::new(folder.join("config.json"));
+    Some(config.with_helper_timeout(HELPER_TIMEOUT))
 }

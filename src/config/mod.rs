@@ -7,6 +7,7 @@
 mod bundles;
 mod cli_config;
 mod clients;
+mod credentials;
 mod difference;
 mod errors;
 mod expect;

@@ -113,8 +113,9 @@ pub(super) struct Registry {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Credentials {
-    pub(super) username: String,
-    pub(super) password_file: PathBuf,
+    pub(super) username: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+    pub(super) docker_config: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use super::{files::Base, problem::Problem, raw, values::Period};
-use crate::registry::{Credentials, Options, Scheme, Timeouts, TlsTrust};
+use super::{credentials, files::Base, problem::Problem, raw, values::Period};
+use crate::registry::{Options, Scheme, Timeouts, TlsTrust};
 
 /// Reads all of `registries`.
 pub(super) fn read(
@@ -15,14 +15,14 @@ pub(super) fn read(
     raw.into_iter()
         .map(|(host, registry)| {
             check_host(&host)
-                .and_then(|()| options(registry, base))
+                .and_then(|()| options(&host, registry, base))
                 .map_err(|problem| problem.at(&host))
                 .map(|o| (host, o))
         })
         .collect()
 }
 
-fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
+fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
     let scheme = match raw.scheme.as_deref() {
         None | Some("https") => Scheme::Https,
         Some("http") => Scheme::Http,
@@ -45,7 +45,7 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
     };
     let credentials = raw
         .credentials
-        .map(|raw| credentials(raw, base))
+        .map(|raw| credentials::read(host, raw, base))
         .transpose();
     Ok(Options {
         scheme,
@@ -53,33 +53,6 @@ fn options(raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
         tls: TlsTrust::Verified,
         credentials: credentials.map_err(|problem| problem.at("credentials"))?,
         timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
-    })
-}
-
-/// Reads the password once, so that a wrong path fails the start and not the first poll.
-fn credentials(raw: raw::Credentials, base: Base<'_>) -> Result<Credentials, Problem> {
-    if raw.username.is_empty()
-        || raw.username.contains(':')
-        || raw.username.chars().any(char::is_control)
-    {
-        let message = "the user name is empty, or has colons or control characters; write another";
-        return Err(Problem::new(message).at("username"));
-    }
-    let at_file = |problem: Problem| problem.at("password_file");
-    if base
-        .text(&raw.password_file)
-        .map_err(at_file)?
-        .trim()
-        .is_empty()
-    {
-        let file = raw.password_file.display();
-        return Err(at_file(Problem::new(format!(
-            "{file} is empty; write the password to it"
-        ))));
-    }
-    Ok(Credentials::PasswordFile {
-        username: raw.username,
-        password_file: base.path(&raw.password_file).map_err(at_file)?,
     })
 }
 

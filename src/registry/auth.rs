@@ -1,449 +1,480 @@
-//! Answers a registry's challenge: Basic, or a Bearer token from the server that it names.
+//! The authorization of requests to one registry: answers challenges, renews tokens before they
+//! expire, and replaces credentials that were rotated.
 //!
 //! An error stays an error: a failing token server never turns a request into an anonymous one,
 //! because a public artifact of the same name would then be served under the wrong identity.
 
 use std::{
     collections::HashMap,
-    io,
-    path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reqwest::header::HeaderValue;
-use serde::Deserialize;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout},
-};
-use url::Url;
+use reqwest::{StatusCode, header::HeaderValue};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tracing::Instrument as _;
 
 use super::{
-    address::forbidden_host,
+    auth_error::{AuthError, TokenFailure},
+    auth_state::{Authorization, Refusal, ScopeEntry},
     challenge::Challenge,
-    docker::{DockerConfig, DockerLogin},
+    credentials::{CredentialReader, secret_header},
+    docker_auths::Login,
     error::{CredentialSource, RegistryError},
     options::{Credentials, Scheme},
-    retry,
     scope::TokenScope,
-    transport::{Transport, innermost},
-};
-use crate::{
-    oci::read_regular,
-    telemetry::{NAME_BYTES, cut},
+    token::TokenRequest,
+    transport::Transport,
 };
 
-/// A longer answer of a token server is not read.
-const MAX_TOKEN_BODY_BYTES: u64 = 1 << 20;
-/// "If `expires_in` is omitted, this defaults to 60 seconds" (distribution, `auth/token.md`).
-const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
-/// A longer lifetime counts as this: an instant far away overflows the clock of some systems.
-const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// A password or token is longer than this only by mistake.
-const MAX_PASSWORD_BYTES: u64 = 1 << 20;
-/// `client_id` in a request to an OAuth2 token server.
-const CLIENT_ID: &str = "bundlegate";
-const FORM_URLENCODED: &str = "application/x-www-form-urlencoded";
-/// A token this close to its end may be expired when it arrives.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
+/// After this time credentials that the registry itself accepts are read again, in case that they
+/// were rotated while the old ones still work.
+const CREDENTIAL_LIFETIME: Duration = Duration::from_secs(30);
+/// Tokens that are renewed at a time before they expire, so that requests come first.
+const MAX_RENEWALS: usize = 16;
+/// Credentials of which it is known whether they got a token.
+const MAX_TRIALS: usize = 100;
 
 /// The credentials of one client at one registry, and the answers to its challenges.
 #[derive(Debug)]
 pub(super) struct Authenticator {
-    host: String,
+    shared: Arc<Shared>,
+    /// Tokens that are being renewed before they expire.
+    renewals: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    transport: Transport,
     scheme: Scheme,
-    credentials: Option<Credentials>,
+    reader: CredentialReader,
     /// By scope: a token is good for one.
-    authorizations: Mutex<HashMap<String, Authorization>>,
-    /// Held while a challenge is answered: other requests wait and use the result.
-    answering: tokio::sync::Mutex<()>,
-    /// Whether docker's configuration has credentials for this registry.
-    logged_in: AtomicBool,
+    scopes: Mutex<HashMap<String, Arc<ScopeEntry>>>,
+    /// Credentials that the token server refused, whatever the scope.
+    refused: Mutex<Option<Refusal>>,
+    trials: Mutex<HashMap<Login, Trial>>,
+    /// Held while a token is requested with credentials that have not been tried: refused
+    /// credentials are then sent once, and not for each bundle.
+    trying: tokio::sync::Mutex<()>,
+    renewing: Semaphore,
 }
 
-/// The answer to a challenge.
-#[derive(Clone)]
-pub(super) struct Authorization {
-    value: HeaderValue,
-    until: Option<Instant>,
-    challenge: Challenge,
-}
-
-/// Credentials in the form in which they are sent.
-enum Login {
-    Anonymous,
-    /// A `Basic` header.
-    Basic(HeaderValue),
-    /// An identity token, which only a token server accepts.
-    IdentityToken(String),
-    /// A token that the registry itself accepts.
-    RegistryToken(HeaderValue),
-}
-
-#[derive(Deserialize)]
-struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
+/// The last request to the token server with some credentials.
+#[derive(Debug)]
+struct Trial {
+    at: Instant,
+    result: Result<(), AuthError>,
 }
 
 impl Authenticator {
-    pub(super) fn new(host: String, scheme: Scheme, credentials: Option<Credentials>) -> Self {
+    pub(super) fn new(
+        transport: Transport,
+        scheme: Scheme,
+        credentials: Option<Credentials>,
+    ) -> Self {
+        let reader = CredentialReader::new(transport.host().to_owned(), credentials);
         Self {
-            host,
-            scheme,
-            credentials,
-            authorizations: Mutex::default(),
-            answering: tokio::sync::Mutex::default(),
-            logged_in: AtomicBool::default(),
+            shared: Arc::new(Shared {
+                transport,
+                scheme,
+                reader,
+                scopes: Mutex::default(),
+                refused: Mutex::default(),
+                trials: Mutex::default(),
+                trying: tokio::sync::Mutex::default(),
+                renewing: Semaphore::new(MAX_RENEWALS),
+            }),
+            renewals: Mutex::default(),
         }
     }
 
     /// The kind of credentials in use, for an error message.
     pub(super) fn credential_source(&self) -> CredentialSource {
-        match &self.credentials {
-            None => CredentialSource::Anonymous,
-            Some(Credentials::PasswordFile { .. }) => CredentialSource::Configured,
-            Some(Credentials::Typed { .. }) => CredentialSource::Typed,
-            Some(Credentials::DockerConfig { .. }) if self.logged_in.load(Ordering::Relaxed) => {
-                CredentialSource::LoggedIn
-            }
-            Some(Credentials::DockerConfig { .. }) => CredentialSource::NotLoggedIn,
-        }
+        self.shared.reader.source()
     }
 
-    /// The header from an earlier challenge, while it is valid.
-    pub(super) fn cached(&self, scope: TokenScope<'_>) -> Option<HeaderValue> {
-        let authorizations = self.lock();
-        let authorization = authorizations.get(&scope.key())?;
-        authorization
-            .is_valid()
-            .then(|| authorization.value.clone())
-    }
-
-    /// As [`Self::cached`]; an expired header is replaced by answering the same challenge again.
-    pub(super) async fn renewed(
+    /// The header for a request. `None` before the registry's first challenge. An expired token is
+    /// replaced; one that expires soon is renewed while the request is sent with it.
+    pub(super) async fn authorization(
         &self,
-        transport: &Transport,
         scope: TokenScope<'_>,
     ) -> Result<Option<HeaderValue>, RegistryError> {
-        let old = self.lock().get(&scope.key()).cloned();
-        match old {
-            Some(old) if !old.is_valid() => {
-                let answer = self
-                    .answer(transport, scope, &old.challenge, Some(&old.value))
-                    .await;
-                // The registry may have moved its token server: the next request gets a new
-                // challenge.
-                if answer.is_err() {
-                    self.lock().remove(&scope.key());
-                }
-                answer.map(Some)
-            }
-            old => Ok(old.map(|old| old.value)),
+        let entry = self.shared.entry(scope);
+        let (value, is_due) = {
+            let mut state = entry.lock();
+            let now = Instant::now();
+            let valid = state.valid(now).map(|valid| valid.value.clone());
+            let is_due = valid.is_some() && state.take_renewal(now);
+            state.last_used = Some(now);
+            (valid, is_due)
+        };
+        if is_due {
+            self.renew(Arc::clone(&entry));
+        }
+        if value.is_some() {
+            return Ok(value);
+        }
+        let authorization = self.shared.expired_or_refused(&entry).await;
+        authorization.map_err(|error| self.error(error))
+    }
+
+    /// The header for another attempt, after the registry refused a request (401 or 403) that was
+    /// sent with the header `sent`, and offered `challenge`. `None` if there is nothing better to
+    /// send: the refusal is the answer.
+    pub(super) async fn after_refusal(
+        &self,
+        scope: TokenScope<'_>,
+        challenge: Option<Challenge>,
+        sent: Option<&HeaderValue>,
+        status: StatusCode,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
+        let entry = self.shared.entry(scope);
+        let refused = self.shared.replace(&entry, challenge, sent, status).await;
+        refused.map_err(|error| self.error(error))
+    }
+
+    /// Records what the registry made of a request that was sent with `sent`.
+    pub(super) fn conclude(
+        &self,
+        scope: TokenScope<'_>,
+        sent: Option<&HeaderValue>,
+        status: StatusCode,
+    ) {
+        let Some(sent) = sent else { return };
+        let entry = self.shared.entry(scope);
+        let mut state = entry.lock();
+        let Some(current) = state
+            .authorization
+            .as_ref()
+            .filter(|one| one.value == *sent)
+        else {
+            return;
+        };
+        let login = current.login.clone();
+        if is_refusal(status) {
+            state.refuse(login, status.as_u16());
+        } else if (status.is_success() || status == StatusCode::NOT_FOUND)
+            && state.accepted.as_ref() != Some(&login)
+        {
+            state.accepted = Some(login);
         }
     }
 
-    /// Answers `challenge`, which was the reply to a request with `refused` as its authorization,
-    /// or without one.
-    pub(super) async fn answer(
+    fn error(&self, error: AuthError) -> RegistryError {
+        error.at(self.shared.transport.host(), self.credential_source())
+    }
+
+    /// Renews an authorization in the background.
+    fn renew(&self, entry: Arc<ScopeEntry>) {
+        let shared = Arc::clone(&self.shared);
+        let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        while renewals.try_join_next().is_some() {}
+        let renewal = async move {
+            let Ok(_permit) = shared.renewing.acquire().await else {
+                return;
+            };
+            if let Err(error) = shared.renewed(&entry).await {
+                let error = error.at(shared.transport.host(), shared.reader.source());
+                tracing::debug!(%error, "a token can't be renewed before it expires");
+            }
+        };
+        renewals.spawn(renewal.in_current_span());
+    }
+}
+
+/// Whether a status means that the registry did not accept the authorization. ECR answers 403, not
+/// 401, to an expired one.
+pub(super) fn is_refusal(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+impl Shared {
+    fn entry(&self, scope: TokenScope<'_>) -> Arc<ScopeEntry> {
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = scopes
+            .entry(scope.key())
+            .or_insert_with(|| Arc::new(ScopeEntry::new(scope.to_owned())));
+        Arc::clone(entry)
+    }
+
+    /// Replaces an expired authorization by answering the last challenge again, and stops a request
+    /// with credentials that were refused a moment ago. `None` where neither is known: the next
+    /// answer brings a challenge.
+    async fn expired_or_refused(
         &self,
-        transport: &Transport,
-        scope: TokenScope<'_>,
-        challenge: &Challenge,
-        refused: Option<&HeaderValue>,
-    ) -> Result<HeaderValue, RegistryError> {
-        let _one_at_a_time = self.answering.lock().await;
-        // Another request may have answered it in the meantime.
-        if let Some(value) = self.cached(scope).filter(|value| Some(value) != refused) {
-            return Ok(value);
+        entry: &ScopeEntry,
+    ) -> Result<Option<HeaderValue>, AuthError> {
+        let challenge = {
+            let state = entry.lock();
+            let is_refused = state.refused.as_ref().is_some_and(Refusal::is_recent);
+            if state.authorization.is_none() && !is_refused {
+                return Ok(None);
+            }
+            state.challenge.clone()
+        };
+        let Some(challenge) = challenge else {
+            return Ok(None);
+        };
+        let asked = Instant::now();
+        let _one_at_a_time = entry.obtaining.lock().await;
+        if let Some(shared) = entry.result_since(asked, None)? {
+            return Ok(Some(shared));
         }
-        let (value, until) = match (challenge, self.login().await?) {
-            (_, Login::RegistryToken(value)) => (value, None),
-            (Challenge::Basic, Login::Basic(value)) => (value, None),
-            (Challenge::Basic, Login::Anonymous) => return Err(self.anonymous_denied()),
-            (Challenge::Basic, Login::IdentityToken(_)) => {
-                let reason =
-                    "the registry requires a password, and only an identity token is stored"
-                        .to_owned();
-                return Err(self.credentials_unavailable(reason));
+        let obtained = self.obtain(entry, &challenge).await;
+        if obtained.is_err() {
+            // The registry may have moved its token server: the next request gets a new challenge.
+            entry.lock().authorization = None;
+        }
+        obtained.map(Some)
+    }
+
+    /// Replaces an authorization before it expires. After a failure the old one stays.
+    async fn renewed(&self, entry: &ScopeEntry) -> Result<(), AuthError> {
+        let asked = Instant::now();
+        let _one_at_a_time = entry.obtaining.lock().await;
+        let challenge = {
+            let state = entry.lock();
+            let renewed = state
+                .authorization
+                .as_ref()
+                .is_some_and(|one| one.obtained >= asked);
+            state.challenge.clone().filter(|_| !renewed)
+        };
+        match challenge {
+            Some(challenge) => self.obtain(entry, &challenge).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn replace(
+        &self,
+        entry: &ScopeEntry,
+        challenge: Option<Challenge>,
+        sent: Option<&HeaderValue>,
+        status: StatusCode,
+    ) -> Result<Option<HeaderValue>, AuthError> {
+        let asked = Instant::now();
+        let _one_at_a_time = entry.obtaining.lock().await;
+        if let Some(shared) = entry.result_since(asked, sent)? {
+            return Ok(Some(shared));
+        }
+        let (challenge, current, is_early) = {
+            let state = entry.lock();
+            let known = challenge.or_else(|| state.challenge.clone());
+            let current = state.authorization.clone();
+            let is_early = state.replace_after.is_some_and(|at| Instant::now() < at);
+            (
+                known,
+                current.filter(|one| Some(&one.value) == sent),
+                is_early,
+            )
+        };
+        let Some(challenge) = challenge else {
+            return Ok(None);
+        };
+        if let Some(current) = &current {
+            let read = self.login(entry, Some(&current.login));
+            let login = read.await.map_err(|error| entry.failed(error))?;
+            // Other credentials are tried, and a new token of the same ones: the old one may have
+            // expired or been revoked.
+            if login == current.login && (!current.is_token || is_early) {
+                entry.lock().refuse(login, status.as_u16());
+                return Ok(None);
+            }
+        }
+        self.obtain(entry, &challenge).await.map(Some)
+    }
+
+    /// Answers a challenge with the current credentials. `entry.obtaining` is held.
+    async fn obtain(
+        &self,
+        entry: &ScopeEntry,
+        challenge: &Challenge,
+    ) -> Result<HeaderValue, AuthError> {
+        let of = |refusal: &Option<Refusal>| Some(refusal.as_ref()?.login.clone());
+        let refused = of(&entry.lock().refused);
+        let refused = refused.or_else(|| of(&self.lock_refused()));
+        let answer = async {
+            let login = self.login(entry, refused.as_ref()).await?;
+            self.check_refused(entry, &login)?;
+            self.answer(entry, challenge, login).await
+        };
+        let authorization = answer.await.map_err(|error| entry.failed(error))?;
+        let value = authorization.value.clone();
+        let mut state = entry.lock();
+        state.authorization = Some(authorization);
+        state.challenge = Some(challenge.clone());
+        state.refused = None;
+        state.failed = None;
+        Ok(value)
+    }
+
+    /// The current credentials. While a helper fails, the last ones that the registry accepted.
+    async fn login(&self, entry: &ScopeEntry, refused: Option<&Login>) -> Result<Login, AuthError> {
+        let read = self.reader.read(entry.scope.repository(), refused).await;
+        match (read, entry.lock().accepted.clone()) {
+            (
+                Err(AuthError::Credentials {
+                    reason,
+                    transient: true,
+                }),
+                Some(accepted),
+            ) if refused != Some(&accepted) => {
+                let host = self.transport.host();
+                tracing::warn!(
+                    host,
+                    reason,
+                    "using the last credentials, as new ones can't be read"
+                );
+                Ok(accepted)
+            }
+            (read, _) => read,
+        }
+    }
+
+    async fn answer(
+        &self,
+        entry: &ScopeEntry,
+        challenge: &Challenge,
+        login: Login,
+    ) -> Result<Authorization, AuthError> {
+        let (value, lifetime, is_token) = match (challenge, &login) {
+            (_, Login::RegistryToken(token)) => {
+                let value = secret_header(&format!("Bearer {token}"))?;
+                (value, CREDENTIAL_LIFETIME, false)
+            }
+            (Challenge::Basic, Login::Anonymous) => {
+                return Err(AuthError::Denied { status: 401 });
+            }
+            (Challenge::Basic, login) => {
+                let value = login.basic().ok_or_else(|| {
+                    let reason = "the registry requires a password, and only an identity token is \
+                                  stored";
+                    AuthError::credentials(reason.to_owned())
+                })??;
+                (value, CREDENTIAL_LIFETIME, false)
             }
             (
                 Challenge::Bearer {
                     realm,
                     service,
-                    scope: challenged,
+                    scope,
                 },
                 login,
             ) => {
-                let scopes = scope.requested(challenged.as_deref());
-                self.token(transport, login, realm, service.as_deref(), &scopes)
-                    .await?
+                let scopes = entry.scope.borrow().requested(scope.as_deref());
+                let request = TokenRequest {
+                    transport: &self.transport,
+                    scheme: self.scheme,
+                    realm,
+                    service: service.as_deref(),
+                    scopes: &scopes,
+                };
+                let (value, lifetime) = self.request(entry, &request, login).await?;
+                (value, lifetime, true)
             }
         };
-        let authorization = Authorization {
-            value: value.clone(),
-            until,
-            challenge: challenge.clone(),
-        };
-        self.lock().insert(scope.key(), authorization);
-        Ok(value)
+        let obtained = Instant::now();
+        Ok(Authorization {
+            value,
+            login,
+            is_token,
+            obtained,
+            until: obtained + lifetime,
+        })
     }
 
-    async fn login(&self) -> Result<Login, RegistryError> {
-        match &self.credentials {
-            None => Ok(Login::Anonymous),
-            Some(Credentials::Typed { username, password }) => self.basic(username, password),
-            Some(Credentials::PasswordFile {
-                username,
-                password_file,
-            }) => {
-                let password = read_password(password_file).await.map_err(|error| {
-                    self.credentials_unavailable(format!(
-                        "{} can't be read: {error}",
-                        password_file.display()
-                    ))
-                })?;
-                self.basic(username, password.trim())
-            }
-            Some(Credentials::DockerConfig { file }) => {
-                let found = DockerConfig::new(file).find(&self.host).await;
-                let found =
-                    found.map_err(|error| self.credentials_unavailable(error.to_string()))?;
-                self.logged_in.store(found.is_some(), Ordering::Relaxed);
-                match found {
-                    None => Ok(Login::Anonymous),
-                    Some(DockerLogin::Password { username, password }) => {
-                        self.basic(&username, &password)
-                    }
-                    Some(DockerLogin::IdentityToken(token)) => Ok(Login::IdentityToken(token)),
-                    Some(DockerLogin::RegistryToken(token)) => {
-                        sensitive(&format!("Bearer {token}"))
-                            .map(Login::RegistryToken)
-                            .ok_or_else(|| self.invalid_in_a_header())
-                    }
+    /// Requests a token. Only one request at a time has credentials that never got one.
+    async fn request(
+        &self,
+        entry: &ScopeEntry,
+        request: &TokenRequest<'_>,
+        login: &Login,
+    ) -> Result<(HeaderValue, Duration), AuthError> {
+        let asked = Instant::now();
+        let _trial = match self.trial(login, None) {
+            _ if *login == Login::Anonymous => None,
+            Some(Ok(())) => None,
+            _ => {
+                let trying = self.trying.lock().await;
+                match self.trial(login, Some(asked)) {
+                    None => Some(trying),
+                    // Refused for another scope: perhaps not for this one.
+                    Some(
+                        Ok(())
+                        | Err(AuthError::Token {
+                            failure: TokenFailure::Denied(400 | 403),
+                            ..
+                        }),
+                    ) => None,
+                    Some(Err(error)) => return Err(error),
                 }
             }
-        }
-    }
-
-    fn basic(&self, username: &str, password: &str) -> Result<Login, RegistryError> {
-        let pair = STANDARD.encode(format!("{username}:{password}"));
-        sensitive(&format!("Basic {pair}"))
-            .map(Login::Basic)
-            .ok_or_else(|| self.invalid_in_a_header())
-    }
-
-    fn anonymous_denied(&self) -> RegistryError {
-        let (operation, host, credentials) =
-            ("authenticate", self.host.clone(), self.credential_source());
-        RegistryError::Denied {
-            operation,
-            host,
-            status: 401,
-            credentials,
-        }
-    }
-
-    fn invalid_in_a_header(&self) -> RegistryError {
-        self.credentials_unavailable("they contain characters that a header can't carry".to_owned())
-    }
-
-    fn credentials_unavailable(&self, reason: String) -> RegistryError {
-        RegistryError::CredentialsUnavailable {
-            host: self.host.clone(),
-            reason,
-        }
-    }
-
-    async fn token(
-        &self,
-        transport: &Transport,
-        login: Login,
-        realm: &str,
-        service: Option<&str>,
-        scopes: &[String],
-    ) -> Result<(HeaderValue, Option<Instant>), RegistryError> {
-        let realm = self.realm_url(transport, realm)?;
-        let shown = format!("{}{}", realm.origin().ascii_serialization(), realm.path());
-        let shown = cut(&shown, NAME_BYTES);
-        let read_timeout = transport.timeouts().read;
-        let mut failure = TokenFailure {
-            host: &self.host,
-            realm: &shown,
-            denied: false,
-            limited: false,
-            retry_after: None,
         };
-        let request = token_request(transport, login, realm, service, scopes);
-        let response = timeout(read_timeout, request.send())
-            .await
-            .map_err(|_| failure.error("timed out".to_owned()))?
-            .map_err(|error| failure.error(innermost(&error)))?;
-        let status = response.status();
-        if !status.is_success() {
-            failure.denied = matches!(status.as_u16(), 400 | 401 | 403);
-            failure.limited = status.as_u16() == 429;
-            failure.retry_after =
-                retry::retry_after(response.headers(), std::time::SystemTime::now());
-            return Err(failure.error(format!("HTTP {}", status.as_u16())));
+        // The trial of another request may have ended since this one last checked.
+        self.check_refused(entry, login)?;
+        let token = request.send(login).await;
+        match &token {
+            Ok(_) => {
+                let mut refused = self.lock_refused();
+                refused.take_if(|refusal| refusal.login == *login);
+            }
+            Err(error) => self.note_refusal(entry, login, error),
         }
-        let body = timeout(
-            read_timeout,
-            transport.read_limited(response, MAX_TOKEN_BODY_BYTES),
-        )
-        .await
-        .map_err(|_| failure.error("timed out".to_owned()))?
-        .map_err(|error| failure.error(error.to_string()))?;
-        let (value, lifetime) =
-            token_in(&body).map_err(|reason| failure.error(reason.to_owned()))?;
-        Ok((value, Some(Instant::now() + lifetime)))
-    }
-
-    fn realm_url(&self, transport: &Transport, realm: &str) -> Result<Url, RegistryError> {
-        let failure = TokenFailure {
-            host: &self.host,
-            realm: "its realm",
-            denied: false,
-            limited: false,
-            retry_after: None,
+        let trial = Trial {
+            at: Instant::now(),
+            result: token.as_ref().map(|_| ()).map_err(Clone::clone),
         };
-        let url = Url::parse(realm).map_err(|_| failure.error("the realm is not a URL".into()))?;
-        // An answer over TLS must not get the password sent in clear text.
-        let allowed = match self.scheme {
-            Scheme::Https => url.scheme() == "https",
-            Scheme::Http => matches!(url.scheme(), "http" | "https"),
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        // Passwords that helpers make up anew each time.
+        if trials.len() >= MAX_TRIALS {
+            trials.clear();
+        }
+        trials.insert(login.clone(), trial);
+        token
+    }
+
+    /// The result of the last request to the token server with these credentials, if it ended
+    /// after `since`.
+    fn trial(&self, login: &Login, since: Option<Instant>) -> Option<Result<(), AuthError>> {
+        let trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        let trial = trials.get(login)?;
+        since
+            .is_none_or(|since| trial.at >= since)
+            .then(|| trial.result.clone())
+    }
+
+    /// Credentials that were refused a moment ago are not sent again.
+    fn check_refused(&self, entry: &ScopeEntry, login: &Login) -> Result<(), AuthError> {
+        let matching = |refusal: &Option<Refusal>| {
+            let refusal = refusal.as_ref()?;
+            (refusal.login == *login && refusal.is_recent()).then_some(refusal.status)
         };
-        if !allowed || !url.username().is_empty() || url.password().is_some() {
-            let scheme = cut(url.scheme(), NAME_BYTES);
-            return Err(failure.error(format!("the realm's scheme {scheme:?} is not allowed here")));
-        }
-        match forbidden_host(&url) {
-            Some(address) if !transport.is_own_origin(&url) => Err(failure.error(format!(
-                "the realm is at {address}, a link-local or cloud metadata address"
-            ))),
-            _ => Ok(url),
+        let everywhere = matching(&self.lock_refused());
+        match everywhere.or_else(|| matching(&entry.lock().refused)) {
+            Some(status) => Err(AuthError::Denied { status }),
+            None => Ok(()),
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Authorization>> {
-        self.authorizations
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// A GET with one `scope` parameter for each scope (distribution, `auth/token.md`), or for an
-/// identity token a form with all scopes in one field (`auth/oauth.md`).
-fn token_request(
-    transport: &Transport,
-    login: Login,
-    mut realm: Url,
-    service: Option<&str>,
-    scopes: &[String],
-) -> reqwest::RequestBuilder {
-    if let Login::IdentityToken(token) = login {
-        let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("grant_type", "refresh_token")
-            .append_pair("client_id", CLIENT_ID);
-        if let Some(service) = service {
-            form.append_pair("service", service);
-        }
-        form.append_pair("scope", &scopes.join(" "))
-            .append_pair("refresh_token", &token);
-        let form = form.finish();
-        return transport
-            .http_for(&realm)
-            .post(realm)
-            .header(reqwest::header::CONTENT_TYPE, FORM_URLENCODED)
-            .body(form);
-    }
-    {
-        let mut query = realm.query_pairs_mut();
-        if let Some(service) = service {
-            query.append_pair("service", service);
-        }
-        for scope in scopes {
-            query.append_pair("scope", scope);
+    /// Records that the token server refused credentials: with 401 the user name and password
+    /// themselves, else perhaps only for this scope.
+    fn note_refusal(&self, entry: &ScopeEntry, login: &Login, error: &AuthError) {
+        let AuthError::Token {
+            failure: TokenFailure::Denied(status),
+            ..
+        } = error
+        else {
+            return;
+        };
+        let refusal = Refusal::now(login.clone(), *status);
+        match status {
+            401 if *login != Login::Anonymous => *self.lock_refused() = Some(refusal),
+            _ => entry.lock().refused = Some(refusal),
         }
     }
-    let request = transport.http_for(&realm).get(realm);
-    match login {
-        Login::Basic(value) => request.header(reqwest::header::AUTHORIZATION, value),
-        Login::Anonymous | Login::IdentityToken(_) | Login::RegistryToken(_) => request,
+
+    fn lock_refused(&self) -> MutexGuard<'_, Option<Refusal>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The header and its lifetime from the answer of a token server.
-pub(super) fn token_in(body: &[u8]) -> Result<(HeaderValue, Duration), &'static str> {
-    let answer: TokenAnswer =
-        serde_json::from_slice(body).map_err(|_| "the answer is not a token")?;
-    let token = answer
-        .token
-        .or(answer.access_token)
-        .filter(|token| !token.is_empty());
-    let value = token.and_then(|token| sensitive(&format!("Bearer {token}")));
-    let lifetime = answer
-        .expires_in
-        .map_or(DEFAULT_TOKEN_LIFETIME, Duration::from_secs);
-    let lifetime = lifetime
-        .min(MAX_TOKEN_LIFETIME)
-        .saturating_sub(EXPIRY_MARGIN);
-    Ok((value.ok_or("the answer holds no usable token")?, lifetime))
-}
-
-/// The parts of [`RegistryError::Token`] that its reasons share.
-struct TokenFailure<'a> {
-    host: &'a str,
-    realm: &'a str,
-    denied: bool,
-    limited: bool,
-    retry_after: Option<Duration>,
-}
-
-impl TokenFailure<'_> {
-    fn error(&self, reason: String) -> RegistryError {
-        RegistryError::Token {
-            host: self.host.to_owned(),
-            realm: self.realm.to_owned(),
-            reason,
-            denied: self.denied,
-            limited: self.limited,
-            retry_after: self.retry_after,
-        }
-    }
-}
-
-impl Authorization {
-    fn is_valid(&self) -> bool {
-        self.until.is_none_or(|until| Instant::now() < until)
-    }
-}
-
-impl std::fmt::Debug for Authorization {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authorization")
-            .field("until", &self.until)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Reads the password at every use, so that it may be rotated.
-async fn read_password(file: &Path) -> io::Result<String> {
-    let file = file.to_owned();
-    let bytes = spawn_blocking(move || read_regular(&file, MAX_PASSWORD_BYTES)).await??;
-    String::from_utf8(bytes)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
-}
-
-/// A header value that `Debug` does not print.
-fn sensitive(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }

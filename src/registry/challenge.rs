@@ -15,8 +15,8 @@ pub(super) enum Challenge {
 
 impl Challenge {
     /// The preferred challenge: Bearer before Basic. `None` when neither is offered.
-    pub(super) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let offered: Vec<_> = headers.flat_map(parse).collect();
+    pub(super) fn choose(headers: impl Iterator<Item = impl AsRef<str>>) -> Option<Self> {
+        let offered: Vec<_> = headers.flat_map(|header| parse(header.as_ref())).collect();
         let bearer = offered
             .iter()
             .find(|challenge| matches!(challenge, Self::Bearer { .. }));
@@ -24,7 +24,8 @@ impl Challenge {
     }
 }
 
-/// One header may hold several challenges, separated by the same commas as parameters.
+/// One header may hold several challenges, separated by the same commas as parameters. A scheme has
+/// parameters, one value (`NTLM TlRMTVNTUAAC==`), or neither.
 fn parse(header: &str) -> Vec<Challenge> {
     let mut found = Vec::new();
     let mut rest = header.trim_start();
@@ -33,7 +34,7 @@ fn parse(header: &str) -> Vec<Challenge> {
         if scheme.is_empty() {
             break;
         }
-        let (parameters, after) = parameters(after);
+        let (parameters, after) = parameters(skip_token68(after));
         let value = |name: &str| {
             parameters
                 .iter()
@@ -66,7 +67,9 @@ fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
             return (pairs, start);
         };
         if key.is_empty() {
-            return (pairs, "");
+            // Malformed: continues after the next comma.
+            rest = value.find(',').map_or("", |comma| &value[comma..]);
+            continue;
         }
         let (value, after) = match value.trim_start().strip_prefix('"') {
             Some(quoted) => unquote(quoted),
@@ -77,6 +80,21 @@ fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
         };
         pairs.push((key.to_owned(), value));
         rest = after;
+    }
+}
+
+/// The text after the one value of a scheme (`token68`, RFC 9110 §11.2), which is base64 and so may
+/// end with `=` like the name of a parameter.
+fn skip_token68(text: &str) -> &str {
+    let start = text.trim_start();
+    let is_token68 = |c: char| c.is_ascii_alphanumeric() || "-._~+/".contains(c);
+    let rest = start.trim_start_matches(is_token68).trim_start_matches('=');
+    let ends = rest.is_empty() || rest.trim_start().starts_with(',');
+    // `Negotiate, Bearer …` has a scheme, and no value, before the comma.
+    if ends && !start.starts_with(',') && start.len() > rest.len() && text.starts_with(' ') {
+        rest
+    } else {
+        text
     }
 }
 
@@ -125,6 +143,45 @@ mod tests {
         assert!(matches!(chosen, Some(Challenge::Bearer { service: Some(s), .. }) if s == "plain"));
         assert_eq!(
             choose(r#"Basic realm="a \"quoted\" one""#),
+            Some(Challenge::Basic)
+        );
+    }
+
+    #[test]
+    fn bearer_is_found_behind_other_schemes_in_one_header_or_several() {
+        let bearer = r#"Bearer realm="https://t/",service="s""#;
+        for others in [
+            "Negotiate",
+            "NTLM",
+            "Negotiate, NTLM",
+            "Negotiate oYG2MIGz==",
+            "NTLM TlRMTVNTUAACAAAA=, Negotiate YII=",
+            "NTLM TlRM",
+            r#"Digest realm="a, b", nonce="x==", qop="auth,auth-int""#,
+            r#"Basic realm="Gr\u{f6}\u{df}e""#,
+            r#"Basic realm="a\"Bearer realm=\"b""#,
+            "Basic",
+            "Unknown a=, =b",
+            "AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=c",
+        ] {
+            let one = format!("{others}, {bearer}");
+            let reversed = format!("{bearer}, {others}");
+            let headers = [
+                [one.as_str(), ""],
+                [reversed.as_str(), ""],
+                [others, bearer],
+            ];
+            for headers in headers {
+                let chosen = Challenge::choose(headers.into_iter());
+                let Some(Challenge::Bearer { realm, service, .. }) = &chosen else {
+                    panic!("{headers:?}: {chosen:?}")
+                };
+                let parameters = (realm.as_str(), service.as_deref());
+                assert_eq!(parameters, ("https://t/", Some("s")), "{headers:?}");
+            }
+        }
+        assert_eq!(
+            choose("Negotiate, Basic realm=x, NTLM"),
             Some(Challenge::Basic)
         );
     }

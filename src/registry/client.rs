@@ -14,7 +14,7 @@ use tokio::{
 use url::Url;
 
 use super::{
-    auth::Authenticator,
+    auth::{Authenticator, is_refusal},
     capabilities::Capabilities,
     challenge::Challenge,
     error::{Class, RegistryError},
@@ -125,7 +125,7 @@ impl RegistryClient {
     fn new(transport: Transport, options: &Options, metrics: RegistryMetrics) -> Self {
         Self {
             auth: Authenticator::new(
-                transport.host().to_owned(),
+                transport.clone(),
                 options.scheme,
                 options.credentials.clone(),
             ),
@@ -245,32 +245,37 @@ impl RegistryClient {
         error_detail(&body)
     }
 
-    /// Sends with the cached authorization, and once more after answering a challenge.
+    /// Sends with the current authorization, and once more with a better one if the registry itself
+    /// refuses it.
     async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let cached = match call.body {
-            // Renewed beforehand: a body is too much to send only to learn that the token has
-            // expired.
-            Some(_) => self.auth.renewed(&self.transport, call.scope).await?,
-            None => self.auth.cached(call.scope),
-        };
-        let response = self.redirected(call, cached.clone()).await?;
-        // ECR answers 403, not 401, to an expired token.
-        let refused = response.status() == StatusCode::UNAUTHORIZED
-            || (response.status() == StatusCode::FORBIDDEN && cached.is_some());
-        if !refused || !self.transport.is_own_origin(response.url()) {
+        let sent = self.auth.authorization(call.scope).await?;
+        let response = self.redirected(call, sent.clone()).await?;
+        let status = response.status();
+        if !is_refusal(status) {
+            self.auth.conclude(call.scope, sent.as_ref(), status);
+            return Ok(response);
+        }
+        if !self.transport.is_own_origin(response.url()) {
             return Ok(response);
         }
         let offered = response.headers().get_all(header::WWW_AUTHENTICATE);
-        let Some(challenge) =
-            Challenge::choose(offered.iter().filter_map(|value| value.to_str().ok()))
-        else {
+        let offered = offered
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let challenge = Challenge::choose(offered);
+        let other = self
+            .auth
+            .after_refusal(call.scope, challenge, sent.as_ref(), status)
+            .await?;
+        let Some(other) = other else {
             return Ok(response);
         };
-        let answer = self
-            .auth
-            .answer(&self.transport, call.scope, &challenge, cached.as_ref())
-            .await?;
-        self.redirected(call, Some(answer)).await
+        let response = self.redirected(call, Some(other.clone())).await?;
+        if self.transport.is_own_origin(response.url()) {
+            self.auth
+                .conclude(call.scope, Some(&other), response.status());
+        }
+        Ok(response)
     }
 
     /// Sends, and follows redirects. Credentials go to the registry's own origin only, and a

@@ -1,42 +1,45 @@
-//! Docker's `config.json` and its credential helpers (docker/cli, `cli/config`), read and written
-//! as docker does.
+//! Docker's `config.json` (docker/cli, `cli/config`), read and written as docker does, and the other
+//! places where tools store credentials in its format.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command, task::spawn_blocking, time::timeout};
+use tokio::{task::spawn_blocking, time::sleep};
 
+use super::{
+    credential_helper::{Helper, HelperCache, HelperError},
+    docker_auths::{DockerAuths, Login, config_key, names_host},
+};
 use crate::oci::read_regular;
 
 /// A longer file is not read.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// How long a helper may take: some ask their user to unlock a key ring.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The key of Docker Hub, whatever its host is called.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// The user name by which a helper marks the secret as an identity token.
-const TOKEN_USER: &str = "<token>";
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// How long a helper may take by default.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A file that can't be parsed may be half written, and is read again after a moment.
+const PARSE_ATTEMPTS: usize = 3;
+const PARSE_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The variable with a whole configuration (docker CLI 27, GitLab).
+const ENVIRONMENT: &str = "DOCKER_AUTH_CONFIG";
 
-/// One `config.json`, which may be missing.
-#[derive(Debug, Clone)]
-pub struct DockerConfig {
-    file: PathBuf,
-}
-
-/// The stored credentials of a registry.
+/// One or several docker configurations, which are read at every use. Files that are missing count
+/// as empty.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum DockerLogin {
-    Password { username: String, password: String },
-    IdentityToken(String),
-    RegistryToken(String),
+pub struct DockerConfig {
+    /// The text of `DOCKER_AUTH_CONFIG`; comes before the files.
+    environment: Option<String>,
+    /// In the order in which they are searched.
+    files: Vec<PathBuf>,
+    /// Where helpers are looked up, instead of `PATH`.
+    search_path: Option<OsString>,
+    helper_timeout: Duration,
 }
 
 /// Why credentials can't be read or stored. Contains no secret.
@@ -60,59 +63,131 @@ pub enum DockerConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// No configuration has credentials for the registry.
+    #[error("no credentials for {host} in {searched}; log in with `docker login {host}`")]
+    NotListed {
+        /// The registry.
+        host: String,
+        /// The places that were searched.
+        searched: String,
+    },
     /// The helper can't be run, or failed.
-    #[error("docker-credential-{helper} {verb}: {reason}; correct credsStore or credHelpers in {}", file.display())]
+    #[error("{source}; correct credsStore or credHelpers in {}", file.display())]
     Helper {
-        /// Its name without `docker-credential-`.
-        helper: String,
-        /// `get`, `store` or `erase`.
-        verb: &'static str,
         /// How it failed.
-        reason: String,
+        source: HelperError,
         /// The file that names it.
         file: PathBuf,
     },
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Entry {
-    auth: String,
-    username: String,
-    password: String,
-    #[serde(rename = "identitytoken")]
-    identity_token: String,
-    #[serde(rename = "registrytoken")]
-    registry_token: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: String,
-}
-
 impl DockerConfig {
-    /// The configuration in `file`, which is read at every use.
+    /// The configuration in `file`.
     pub fn new(file: impl Into<PathBuf>) -> Self {
-        Self { file: file.into() }
-    }
-
-    /// The file.
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-
-    /// The credentials for `host`: from its own helper or the common one, else from the file.
-    pub(super) async fn find(&self, host: &str) -> Result<Option<DockerLogin>, DockerConfigError> {
-        let config = self.read().await?;
-        if let Some(helper) = self.helper(&config, host)?
-            && let Some(login) = self.ask_helper(&helper, host).await?
-        {
-            return Ok(Some(login));
+        Self {
+            environment: None,
+            files: vec![file.into()],
+            search_path: None,
+            helper_timeout: HELPER_TIMEOUT,
         }
-        self.login_in_file(&config, host)
+    }
+
+    /// The default configurations, in this order; the first with credentials for a registry is
+    /// used:
+    ///
+    /// 1. the text in `DOCKER_AUTH_CONFIG`,
+    /// 2. `config.json` in `DOCKER_CONFIG`, or without this variable in `~/.docker`,
+    /// 3. podman's: `REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
+    ///    `$XDG_CONFIG_HOME/containers/auth.json` or `~/.config/containers/auth.json`.
+    ///
+    /// `variable` reads the environment.
+    pub fn default_locations(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let filled = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let path = |name: &str| filled(name).map(PathBuf::from);
+        let home = |folder: &str| path("HOME").map(|home| home.join(folder));
+        let docker = path("DOCKER_CONFIG").or_else(|| home(".docker"));
+        let configuration = path("XDG_CONFIG_HOME").or_else(|| home(".config"));
+        let files = [
+            docker.map(|folder| folder.join("config.json")),
+            path("REGISTRY_AUTH_FILE"),
+            path("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json")),
+            configuration.map(|folder| folder.join("containers/auth.json")),
+        ];
+        Self {
+            // Invalid UTF-8 is not JSON, which is told where the text is used.
+            environment: filled(ENVIRONMENT).map(|text| text.to_string_lossy().into_owned()),
+            files: files.into_iter().flatten().collect(),
+            search_path: None,
+            helper_timeout: HELPER_TIMEOUT,
+        }
+    }
+
+    /// The time in which a helper must answer, instead of 10 seconds. Then it is killed.
+    #[must_use]
+    pub fn with_helper_timeout(self, helper_timeout: Duration) -> Self {
+        Self {
+            helper_timeout,
+            ..self
+        }
+    }
+
+    /// Looks helpers up in these folders, instead of those in this process's `PATH`.
+    #[must_use]
+    pub fn with_helpers_in(self, search_path: impl Into<OsString>) -> Self {
+        Self {
+            search_path: Some(search_path.into()),
+            ..self
+        }
+    }
+
+    /// The credentials for a repository of `host`, which is empty for a request to none: from the
+    /// first configuration that has any. In each, the helper comes before the entries. `refused`
+    /// are credentials that the registry does not accept any more.
+    pub(super) async fn find(
+        &self,
+        host: &str,
+        repository: &str,
+        helpers: &HelperCache,
+        refused: Option<&Login>,
+    ) -> Result<Option<Login>, DockerConfigError> {
+        for source in self.sources() {
+            let (helper, written) = source.lookup(host, repository).await?;
+            if let Some(name) = helper {
+                let (helper, server) = (self.helper(name), config_key(host));
+                let answer = helpers.get(&helper, &server, refused).await;
+                let login = answer.map_err(|error| source.helper_failed(error))?;
+                if login.is_some() {
+                    return Ok(login);
+                }
+            }
+            if let Some(login) = written.map_err(|reason| source.malformed(reason))? {
+                return Ok(Some(login));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Checks, without running a helper, that the configuration can be read and that it has an
+    /// entry or a helper for `host`. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn check(&self, host: &str) -> Result<(), DockerConfigError> {
+        for source in self.sources() {
+            let auths = source.read_now()?;
+            let malformed = |reason| source.malformed(reason);
+            if let Some(helper) = auths.helper(host).map_err(malformed)? {
+                let found = self.helper(helper).find_program();
+                return found.map_err(|error| source.helper_failed(error));
+            }
+            if auths.login(host, "").map_err(malformed)?.is_some() || auths.lists_path_of(host) {
+                return Ok(());
+            }
+        }
+        Err(DockerConfigError::NotListed {
+            host: host.to_owned(),
+            searched: self.to_string(),
+        })
     }
 
     /// Stores a user name and password with the helper where one is configured, else in the file,
@@ -126,24 +201,28 @@ impl DockerConfig {
         username: &str,
         password: &str,
     ) -> Result<StoredIn, DockerConfigError> {
-        let config = self.read().await?;
-        let (host_key, helper) = (config_key(host), self.helper(&config, host)?);
-        if let Some(helper) = helper {
+        let source = self.writable()?;
+        let host_key = config_key(host);
+        if let Some(helper) = source.lookup(host, "").await?.0 {
             let input = json!({ "ServerURL": host_key, "Username": username, "Secret": password })
                 .to_string();
-            self.run_helper(&helper, "store", &input).await?;
+            let stored = self.helper(helper.clone());
+            let stored = stored.change("store", &input).await;
+            stored.map_err(|error| source.helper_failed(error))?;
             // As docker does: an entry without a secret marks the registry as logged in.
-            self.update_auths(move |auths| auths.insert(host_key, json!({})).is_none())
+            source
+                .update_auths(move |auths| auths.insert(host_key, json!({})).is_none())
                 .await?;
             return Ok(StoredIn::Helper(helper));
         }
         let auth = STANDARD.encode(format!("{username}:{password}"));
-        self.update_auths(move |auths| {
-            auths.insert(host_key, json!({ "auth": auth }));
-            true
-        })
-        .await?;
-        Ok(StoredIn::File(self.file.clone()))
+        source
+            .update_auths(move |auths| {
+                auths.insert(host_key, json!({ "auth": auth }));
+                true
+            })
+            .await?;
+        Ok(StoredIn::File(source.name))
     }
 
     /// Removes the stored credentials. Returns `false` where there are none.
@@ -151,215 +230,107 @@ impl DockerConfig {
     /// # Errors
     /// When the helper or the disk fails.
     pub async fn erase(&self, host: &str) -> Result<bool, DockerConfigError> {
-        let config = self.read().await?;
+        let source = self.writable()?;
         let mut erased = false;
-        if let Some(helper) = self.helper(&config, host)?
-            && self.ask_helper(&helper, host).await?.is_some()
-        {
-            self.run_helper(&helper, "erase", &config_key(host)).await?;
-            erased = true;
+        if let Some(name) = source.lookup(host, "").await?.0 {
+            let (helper, server) = (self.helper(name), config_key(host));
+            let failed = |error| source.helper_failed(error);
+            if helper.get(&server).await.map_err(failed)?.is_some() {
+                helper.change("erase", &server).await.map_err(failed)?;
+                erased = true;
+            }
         }
-        let names = config_keys(host);
-        let dropped = self.update_auths(move |auths| {
-            names
-                .iter()
-                .filter(|name| auths.remove(*name).is_some())
-                .count()
-                > 0
+        let host = host.to_owned();
+        let dropped = source.update_auths(move |auths| {
+            let before = auths.len();
+            auths.retain(|key, _| !names_host(key, &host));
+            auths.len() < before
         });
         Ok(dropped.await? || erased)
     }
 
-    async fn read(&self) -> Result<Map<String, Value>, DockerConfigError> {
-        let this = self.clone();
-        blocking(move || this.read_now()).await
+    fn sources(&self) -> impl Iterator<Item = DockerConfigText> {
+        let environment = self.environment.iter().map(|text| DockerConfigText {
+            name: PathBuf::from(ENVIRONMENT),
+            text: Some(text.clone()),
+        });
+        let files = self.files.iter().map(|file| DockerConfigText {
+            name: file.clone(),
+            text: None,
+        });
+        environment.chain(files)
     }
 
-    fn read_now(&self) -> Result<Map<String, Value>, DockerConfigError> {
-        match read_regular(&self.file, MAX_CONFIG_BYTES) {
-            Ok(text) => self.parse(&text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Map::new()),
+    /// The file to which credentials are written.
+    fn writable(&self) -> Result<DockerConfigText, DockerConfigError> {
+        let file = self.files.first().ok_or_else(|| DockerConfigError::Io {
+            operation: "write",
+            file: PathBuf::from("~/.docker/config.json"),
+            source: io::Error::new(io::ErrorKind::NotFound, "no home folder (HOME is unset)"),
+        })?;
+        Ok(DockerConfigText {
+            name: file.clone(),
+            text: None,
+        })
+    }
+
+    fn helper(&self, name: String) -> Helper {
+        Helper {
+            name,
+            search_path: self.search_path.clone(),
+            deadline: self.helper_timeout,
+        }
+    }
+}
+
+/// One configuration: a file, or the text of a variable.
+#[derive(Clone)]
+struct DockerConfigText {
+    /// The path, or the name of the variable.
+    name: PathBuf,
+    /// The text of the variable.
+    text: Option<String>,
+}
+
+/// The helper for a registry, and the credentials in the text.
+type Lookup = (Option<String>, Result<Option<Login>, String>);
+
+impl DockerConfigText {
+    async fn lookup(&self, host: &str, repository: &str) -> Result<Lookup, DockerConfigError> {
+        let auths = self.read().await?;
+        let helper = auths
+            .helper(host)
+            .map_err(|reason| self.malformed(reason))?;
+        Ok((helper, auths.login(host, repository)))
+    }
+
+    async fn read(&self) -> Result<DockerAuths, DockerConfigError> {
+        let mut attempt = 1;
+        loop {
+            let this = self.clone();
+            match blocking(move || this.read_now()).await {
+                Err(DockerConfigError::Malformed { .. }) if attempt < PARSE_ATTEMPTS => {
+                    attempt += 1;
+                    sleep(PARSE_RETRY_DELAY).await;
+                }
+                read => return read,
+            }
+        }
+    }
+
+    fn read_now(&self) -> Result<DockerAuths, DockerConfigError> {
+        let parse = |text: &[u8]| DockerAuths::parse(text).map_err(|reason| self.malformed(reason));
+        if let Some(text) = &self.text {
+            return parse(text.as_bytes());
+        }
+        match read_regular(&self.name, MAX_CONFIG_BYTES) {
+            Ok(text) => parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(DockerAuths::default()),
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
                 Err(self.malformed("it is too long".to_owned()))
             }
             Err(source) => Err(self.io("read", source)),
         }
-    }
-
-    fn parse(&self, text: &[u8]) -> Result<Map<String, Value>, DockerConfigError> {
-        if text.trim_ascii().is_empty() {
-            return Ok(Map::new());
-        }
-        // serde's message quotes the offending text, which may be a secret.
-        serde_json::from_slice(text).map_err(|error| {
-            self.malformed(format!(
-                "it is not a JSON object (line {}, column {})",
-                error.line(),
-                error.column()
-            ))
-        })
-    }
-
-    /// The helper that the text of a file names for `host`, and the login in the text itself.
-    #[cfg(fuzzing)]
-    pub(super) fn parse_login(
-        &self,
-        text: &[u8],
-        host: &str,
-    ) -> Result<(Option<String>, Option<DockerLogin>), DockerConfigError> {
-        let config = self.parse(text)?;
-        Ok((
-            self.helper(&config, host)?,
-            self.login_in_file(&config, host)?,
-        ))
-    }
-
-    fn helper(
-        &self,
-        config: &Map<String, Value>,
-        host: &str,
-    ) -> Result<Option<String>, DockerConfigError> {
-        let own = config.get("credHelpers").and_then(|helpers| {
-            config_keys(host)
-                .iter()
-                .find_map(|name| helpers.get(name))
-                .and_then(Value::as_str)
-        });
-        let helper = own
-            .or_else(|| config.get("credsStore").and_then(Value::as_str))
-            .unwrap_or_default();
-        if helper.contains(['/', '\\', '\0']) {
-            return Err(self.malformed(format!("{helper:?} is not the name of a helper")));
-        }
-        Ok((!helper.is_empty()).then(|| helper.to_owned()))
-    }
-
-    fn login_in_file(
-        &self,
-        config: &Map<String, Value>,
-        host: &str,
-    ) -> Result<Option<DockerLogin>, DockerConfigError> {
-        let auths = config.get("auths").and_then(Value::as_object);
-        let Some(entry) =
-            auths.and_then(|auths| config_keys(host).iter().find_map(|name| auths.get(name)))
-        else {
-            return Ok(None);
-        };
-        let malformed = || self.malformed(format!("the entry of {host} can't be parsed"));
-        let entry = Entry::deserialize(entry).map_err(|_| malformed())?;
-        if !entry.registry_token.is_empty() {
-            return Ok(Some(DockerLogin::RegistryToken(entry.registry_token)));
-        }
-        if !entry.identity_token.is_empty() {
-            return Ok(Some(DockerLogin::IdentityToken(entry.identity_token)));
-        }
-        if entry.auth.is_empty() {
-            let Entry {
-                username, password, ..
-            } = entry;
-            return Ok(
-                (!username.is_empty()).then_some(DockerLogin::Password { username, password })
-            );
-        }
-        let pair = STANDARD
-            .decode(entry.auth.trim())
-            .ok()
-            .and_then(|pair| String::from_utf8(pair).ok());
-        let pair = pair.ok_or_else(malformed)?;
-        let (username, password) = pair.split_once(':').ok_or_else(malformed)?;
-        let password = password.trim_end_matches('\0').to_owned();
-        Ok(Some(DockerLogin::Password {
-            username: username.to_owned(),
-            password,
-        }))
-    }
-
-    async fn ask_helper(
-        &self,
-        helper: &str,
-        host: &str,
-    ) -> Result<Option<DockerLogin>, DockerConfigError> {
-        let answer = match self.run_helper(helper, "get", &config_key(host)).await {
-            Ok(answer) => answer,
-            // By this text helpers report that they have no credentials.
-            Err(DockerConfigError::Helper { reason, .. })
-                if reason.contains("credentials not found") =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        Self::parse_helper_answer(&answer).map_err(|_| {
-            self.helper_failed(
-                helper,
-                "get",
-                "its answer is not JSON with credentials".to_owned(),
-            )
-        })
-    }
-
-    /// The login in the answer of a helper.
-    pub(super) fn parse_helper_answer(
-        answer: &[u8],
-    ) -> Result<Option<DockerLogin>, serde_json::Error> {
-        let answer: HelperAnswer = serde_json::from_slice(answer)?;
-        if answer.secret.is_empty() && answer.username.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(match answer.username.as_str() {
-            TOKEN_USER => DockerLogin::IdentityToken(answer.secret),
-            _ => DockerLogin::Password {
-                username: answer.username,
-                password: answer.secret,
-            },
-        }))
-    }
-
-    /// Runs a helper. Secrets go through the pipe, not through the arguments, which every user of
-    /// the machine can read.
-    async fn run_helper(
-        &self,
-        helper: &str,
-        verb: &'static str,
-        input: &str,
-    ) -> Result<Vec<u8>, DockerConfigError> {
-        let failed = |reason: String| self.helper_failed(helper, verb, reason);
-        let mut child = Command::new(format!("docker-credential-{helper}"))
-            .arg(verb)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let mut stdin = child.stdin.take();
-        let exchange = async {
-            if let Some(mut stdin) = stdin.take() {
-                // A helper that does not read its input explains why on stdout.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-            child.wait_with_output().await
-        };
-        let output = timeout(HELPER_TIMEOUT, exchange)
-            .await
-            .map_err(|_| failed("no answer".to_owned()))?;
-        let output = output.map_err(|error| failed(error.to_string()))?;
-        if output.status.success() {
-            return Ok(output.stdout);
-        }
-        // Helpers print their errors on stdout.
-        let message = String::from_utf8_lossy(&output.stdout);
-        let message: String = message
-            .trim()
-            .chars()
-            .filter(|shown| !shown.is_control())
-            .take(200)
-            .collect();
-        Err(failed(if message.is_empty() {
-            output.status.to_string()
-        } else {
-            message
-        }))
     }
 
     /// Applies `change` to `auths`, and replaces the file if it returns `true`: atomically, with
@@ -370,7 +341,7 @@ impl DockerConfig {
     ) -> Result<bool, DockerConfigError> {
         let this = self.clone();
         blocking(move || {
-            let mut config = this.read_now()?;
+            let DockerAuths(mut config) = this.read_now()?;
             let auths = config.entry("auths").or_insert_with(|| json!({}));
             let auths = auths
                 .as_object_mut()
@@ -387,7 +358,7 @@ impl DockerConfig {
     fn replace(&self, config: &Value) -> Result<(), DockerConfigError> {
         let failed = |source| self.io("write", source);
         // A symbolic link is kept: the file may be managed elsewhere.
-        let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
+        let file = fs::canonicalize(&self.name).unwrap_or_else(|_| self.name.clone());
         let folder = file
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -417,24 +388,22 @@ impl DockerConfig {
     fn io(&self, operation: &'static str, source: io::Error) -> DockerConfigError {
         DockerConfigError::Io {
             operation,
-            file: self.file.clone(),
+            file: self.name.clone(),
             source,
         }
     }
 
     fn malformed(&self, reason: String) -> DockerConfigError {
         DockerConfigError::Malformed {
-            file: self.file.clone(),
+            file: self.name.clone(),
             reason,
         }
     }
 
-    fn helper_failed(&self, helper: &str, verb: &'static str, reason: String) -> DockerConfigError {
+    fn helper_failed(&self, source: HelperError) -> DockerConfigError {
         DockerConfigError::Helper {
-            helper: helper.to_owned(),
-            verb,
-            reason,
-            file: self.file.clone(),
+            source,
+            file: self.name.clone(),
         }
     }
 }
@@ -448,9 +417,20 @@ pub enum StoredIn {
     File(PathBuf),
 }
 
-impl std::fmt::Debug for DockerLogin {
+/// The places that are searched.
+impl std::fmt::Display for DockerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("DockerLogin(..)")
+        let names: Vec<_> = self
+            .sources()
+            .map(|source| source.name.display().to_string())
+            .collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+impl std::fmt::Debug for DockerConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DockerConfig({self})")
     }
 }
 
@@ -461,26 +441,6 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(ended) => std::panic::resume_unwind(ended.into_panic()),
     }
-}
-
-/// Docker's key of a registry.
-fn config_key(host: &str) -> String {
-    match host {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => DOCKER_HUB_KEY.to_owned(),
-        _ => host.to_owned(),
-    }
-}
-
-/// The keys that docker and older tools use for a registry.
-fn config_keys(host: &str) -> Vec<String> {
-    let mut names = vec![config_key(host), host.to_owned()];
-    for scheme in ["https", "http"] {
-        for path in ["", "/", "/v1/", "/v2/"] {
-            names.push(format!("{scheme}://{host}{path}"));
-        }
-    }
-    names.dedup();
-    names
 }
 
 #[cfg(test)]
@@ -499,47 +459,25 @@ mod tests {
         }
 
         fn config(&self) -> DockerConfig {
-            DockerConfig::new(self.folder.path().join("config.json"))
+            DockerConfig::new(self.file())
+        }
+
+        fn file(&self) -> PathBuf {
+            self.folder.path().join("config.json")
         }
     }
 
-    fn password(username: &str, password: &str) -> Option<DockerLogin> {
-        Some(DockerLogin::Password {
+    async fn find(config: &DockerConfig, host: &str) -> Result<Option<Login>, DockerConfigError> {
+        config
+            .find(host, "acme/authz", &HelperCache::default(), None)
+            .await
+    }
+
+    fn password(username: &str, password: &str) -> Option<Login> {
+        Some(Login::Password {
             username: username.to_owned(),
             password: password.to_owned(),
         })
-    }
-
-    #[tokio::test]
-    async fn entries_are_found_under_every_key() {
-        let folder = ConfigFolder::holding(&json!({ "auths": {
-            "ghcr.io": { "auth": STANDARD.encode("me:pass:word") },
-            "https://index.docker.io/v1/": { "username": "hub", "password": "pw" },
-            "https://quay.io/v2/": { "auth": STANDARD.encode("q:r") },
-            "acr.example": { "auth": STANDARD.encode("0000:"), "identitytoken": "id" },
-            "reg.example:5000": { "registrytoken": "tok" },
-            "empty.example": {},
-        }}));
-        let config = folder.config();
-        assert_eq!(
-            config.find("ghcr.io").await.unwrap(),
-            password("me", "pass:word")
-        );
-        assert_eq!(
-            config.find("docker.io").await.unwrap(),
-            password("hub", "pw")
-        );
-        assert_eq!(config.find("quay.io").await.unwrap(), password("q", "r"));
-        assert_eq!(
-            config.find("acr.example").await.unwrap(),
-            Some(DockerLogin::IdentityToken("id".into()))
-        );
-        assert_eq!(
-            config.find("reg.example:5000").await.unwrap(),
-            Some(DockerLogin::RegistryToken("tok".into()))
-        );
-        assert_eq!(config.find("reg.example").await.unwrap(), None);
-        assert_eq!(config.find("empty.example").await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -551,64 +489,183 @@ mod tests {
         let config = folder.config();
         config.store("b.example", "me", "secret").await.unwrap();
         assert_eq!(
-            config.find("b.example").await.unwrap(),
+            find(&config, "b.example").await.unwrap(),
             password("me", "secret")
         );
-        assert_eq!(config.find("a.example").await.unwrap(), password("a", "b"));
-        let text = fs::read_to_string(config.file()).unwrap();
+        assert_eq!(
+            find(&config, "a.example").await.unwrap(),
+            password("a", "b")
+        );
+        let text = fs::read_to_string(folder.file()).unwrap();
         assert!(
             text.contains("psFormat") && text.starts_with("{\n\t"),
             "{text}"
         );
-        assert_eq!(
-            fs::metadata(config.file()).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(
-            fs::read_dir(folder.folder.path()).unwrap().count(),
-            1,
-            "no temporary file stays"
-        );
+        let mode = fs::metadata(folder.file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let files = fs::read_dir(folder.folder.path()).unwrap().count();
+        assert_eq!(files, 1, "no temporary file stays");
         assert!(config.erase("b.example").await.unwrap());
         assert!(!config.erase("b.example").await.unwrap());
-        assert_eq!(config.find("b.example").await.unwrap(), None);
+        assert_eq!(find(&config, "b.example").await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn a_missing_file_is_empty_and_the_error_of_a_malformed_one_has_no_secrets() {
         let folder = tempfile::tempdir().unwrap();
-        let config = DockerConfig::new(folder.path().join("new/config.json"));
-        assert_eq!(config.find("a.example").await.unwrap(), None);
+        let file = folder.path().join("new/config.json");
+        let config = DockerConfig::new(&file);
+        assert_eq!(find(&config, "a.example").await.unwrap(), None);
         config.store("a.example", "me", "pw").await.unwrap();
         assert_eq!(
-            config.find("a.example").await.unwrap(),
+            find(&config, "a.example").await.unwrap(),
             password("me", "pw")
         );
-        fs::write(
-            config.file(),
+        for text in [
             r#"{"auths": {"a.example": {"auth": s3cret}}}"#,
-        )
-        .unwrap();
-        let error = config.find("a.example").await.unwrap_err().to_string();
-        assert!(
-            error.contains("line 1") && !error.contains("s3cret"),
-            "{error}"
-        );
-        fs::write(
-            config.file(),
             r#"{"auths": {"a.example": {"auth": "s3cret"}}}"#,
-        )
-        .unwrap();
-        let error = config.find("a.example").await.unwrap_err().to_string();
-        assert!(!error.contains("s3cret"), "{error}");
+        ] {
+            fs::write(&file, text).unwrap();
+            let error = find(&config, "a.example").await.unwrap_err().to_string();
+            assert!(
+                error.contains("new/config.json") && !error.contains("s3cret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_half_written_is_read_again() {
+        let folder = ConfigFolder::holding(&json!({}));
+        fs::write(folder.file(), r#"{"auths": {"a.ex"#).unwrap();
+        let config = folder.config();
+        let found = find(&config, "a.example");
+        let rest = async {
+            sleep(PARSE_RETRY_DELAY / 2).await;
+            let whole = json!({ "auths": { "a.example": { "auth": "YTpi" } } }).to_string();
+            fs::write(folder.file(), whole).unwrap();
+        };
+        let (found, ()) = tokio::join!(found, rest);
+        assert_eq!(found.unwrap(), password("a", "b"));
     }
 
     #[tokio::test]
     async fn a_helper_name_with_a_path_is_refused() {
         let folder = ConfigFolder::holding(&json!({ "credsStore": "../../evil" }));
         assert!(matches!(
-            folder.config().find("a.example").await,
+            find(&folder.config(), "a.example").await,
             Err(DockerConfigError::Malformed { .. })
         ));
+    }
+
+    /// The order of docker, and then of podman.
+    #[tokio::test]
+    async fn default_locations_are_searched_in_order_until_one_has_credentials() {
+        let home = tempfile::tempdir().unwrap();
+        let entry = |name: &str| {
+            json!({ "auths": { "a.example": { "username": name, "password": "p" } } }).to_string()
+        };
+        let files = [
+            "docker/config.json",
+            "auth.json",
+            "run/containers/auth.json",
+            ".config/containers/auth.json",
+            ".docker/config.json",
+        ];
+        for file in files {
+            let path = home.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, entry(file)).unwrap();
+        }
+        let path = |name: &str| Some(home.path().join(name).into_os_string());
+        let environment = entry("environment");
+        let all = |name: &str| match name {
+            "DOCKER_AUTH_CONFIG" => Some(environment.clone().into()),
+            "DOCKER_CONFIG" => path("docker"),
+            "REGISTRY_AUTH_FILE" => path("auth.json"),
+            "XDG_RUNTIME_DIR" => path("run"),
+            "HOME" => path(""),
+            _ => None,
+        };
+        let config = DockerConfig::default_locations(all);
+        assert_eq!(
+            find(&config, "a.example").await.unwrap(),
+            password("environment", "p")
+        );
+        let without = |name: &str| (name != "DOCKER_AUTH_CONFIG").then(|| all(name)).flatten();
+        let config = DockerConfig::default_locations(without);
+        for file in &files[..4] {
+            assert_eq!(
+                find(&config, "a.example").await.unwrap(),
+                password(file, "p")
+            );
+            config.check("a.example").unwrap();
+            // An entry of another registry does not end the search.
+            fs::write(
+                home.path().join(file),
+                entry(file).replace("a.example", "b.example"),
+            )
+            .unwrap();
+        }
+        // `DOCKER_CONFIG` takes the place of `~/.docker`.
+        assert_eq!(find(&config, "a.example").await.unwrap(), None);
+        let error = config.check("a.example").unwrap_err().to_string();
+        assert!(error.contains("docker/config.json, "), "{error}");
+        let config = DockerConfig::default_locations(|name| path("").filter(|_| name == "HOME"));
+        assert_eq!(
+            find(&config, "a.example").await.unwrap(),
+            password(files[4], "p")
+        );
+        assert!(!format!("{:?}", DockerConfig::default_locations(all)).contains("environment"));
+    }
+
+    #[tokio::test]
+    async fn a_malformed_default_is_an_error_and_not_the_next_one() {
+        let folder =
+            ConfigFolder::holding(&json!({ "auths": { "a.example": { "auth": "YTpi" } } }));
+        let config = DockerConfig::default_locations(|name| match name {
+            "DOCKER_AUTH_CONFIG" => Some("{".into()),
+            "DOCKER_CONFIG" => Some(folder.folder.path().into()),
+            _ => None,
+        });
+        let error = find(&config, "a.example").await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("DOCKER_AUTH_CONFIG is not docker's configuration"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn check_accepts_a_host_a_helper_or_a_path_and_nothing_else() {
+        for (config, is_listed) in [
+            (
+                json!({ "auths": { "a.example": { "auth": "YTpi" } } }),
+                true,
+            ),
+            (
+                json!({ "auths": { "a.example/acme": { "auth": "YTpi" } } }),
+                true,
+            ),
+            (json!({ "credHelpers": { "a.example": "x" } }), true),
+            (json!({ "credsStore": "x" }), true),
+            (json!({ "auths": { "a.example": {} } }), false),
+            (
+                json!({ "auths": { "b.example": { "auth": "YTpi" } } }),
+                false,
+            ),
+            (json!({ "credHelpers": { "b.example": "x" } }), false),
+        ] {
+            let folder = ConfigFolder::holding(&config);
+            fs::write(folder.folder.path().join("docker-credential-x"), "").unwrap();
+            let checked = folder.config().with_helpers_in(folder.folder.path());
+            assert_eq!(checked.check("a.example").is_ok(), is_listed, "{config}");
+        }
+        let folder = ConfigFolder::holding(&json!({ "credsStore": "x" }));
+        let config = folder.config().with_helpers_in(folder.folder.path());
+        let error = config.check("a.example").unwrap_err().to_string();
+        assert!(
+            error.starts_with("docker-credential-x get: no such program in PATH"),
+            "{error}"
+        );
     }
 }

@@ -125,6 +125,8 @@ pub enum RegistryError {
         host: String,
         /// What is wrong, without the secret.
         reason: String,
+        /// Whether they may be available a moment later: a credential helper failed.
+        transient: bool,
     },
     /// The token server that the registry names did not issue a token.
     #[error("token for {host} from {realm}: {reason}")]
@@ -219,9 +221,8 @@ impl RegistryError {
             }
             | Self::Token { limited: true, .. } => "rate_limited",
             Self::Status { .. } => "registry_error",
-            Self::Denied { .. }
-            | Self::CredentialsUnavailable { .. }
-            | Self::Token { denied: true, .. } => "denied",
+            Self::CredentialsUnavailable { .. } => "credentials",
+            Self::Denied { .. } | Self::Token { denied: true, .. } => "denied",
             Self::Token { .. } => "token",
             Self::TooLarge { .. } => "too_large",
             Self::Mismatch { .. } => "corrupt",
@@ -239,7 +240,9 @@ impl RegistryError {
                 Class::NotFound
             }
             Self::Denied { .. }
-            | Self::CredentialsUnavailable { .. }
+            | Self::CredentialsUnavailable {
+                transient: false, ..
+            }
             | Self::Token { denied: true, .. } => Class::Denied,
             // 403 with the headers of a rate limit; any other is `Denied`.
             Self::Status {
@@ -257,6 +260,7 @@ impl RegistryError {
             Self::TooLarge { proven: true, .. } | Self::Manifest(_) => Class::Defect,
             Self::TooLarge { .. }
             | Self::ContentType { .. }
+            | Self::CredentialsUnavailable { .. }
             | Self::Unreachable { .. }
             | Self::Status { .. }
             | Self::Token { .. }

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
 use super::{
-    DockerConfig, auth, challenge::Challenge, client, discovery, docker::DockerLogin, link,
-    referrers_api, retry,
+    challenge::Challenge,
+    client, credential_helper, discovery,
+    docker_auths::{self, DockerAuths},
+    link, referrers_api, retry, token as token_server,
 };
 use crate::oci::Descriptor;
 
@@ -36,7 +38,7 @@ pub fn retry_after(header: &str, now: SystemTime) -> Option<Duration> {
 
 /// The answer of a token server.
 pub fn token(body: &[u8]) -> Option<(HeaderValue, Duration)> {
-    auth::token_in(body).ok()
+    token_server::token_in(body).ok()
 }
 
 /// The body of an error.
@@ -56,15 +58,14 @@ pub fn referrers(body: &[u8]) -> Option<Vec<Descriptor>> {
 
 /// A docker configuration: the helper for `host`, and the login in the file.
 pub fn docker_config(text: &[u8], host: &str) -> Option<(Option<String>, Option<Login>)> {
-    let (helper, written) = DockerConfig::new("config.json")
-        .parse_login(text, host)
-        .ok()?;
-    Some((helper, written.map(Login::from)))
+    let auths = DockerAuths::parse(text).ok()?;
+    let written = auths.login(host, "acme/authz").ok()?;
+    Some((auths.helper(host).ok()?, written.map(Login::from)))
 }
 
 /// The answer of a credential helper.
 pub fn helper_answer(answer: &[u8]) -> Option<Login> {
-    DockerConfig::parse_helper_answer(answer)
+    credential_helper::parse(answer)
         .ok()
         .flatten()
         .map(Login::from)
@@ -73,19 +74,23 @@ pub fn helper_answer(answer: &[u8]) -> Option<Login> {
 /// Stored credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Login {
+    /// None.
+    Anonymous,
     /// User name and password.
     Password(String, String),
     /// A token of either kind.
     Token(String),
 }
 
-impl From<DockerLogin> for Login {
-    fn from(login: DockerLogin) -> Self {
+impl From<docker_auths::Login> for Login {
+    fn from(login: docker_auths::Login) -> Self {
         match login {
-            DockerLogin::Password { username, password } => Self::Password(username, password),
-            DockerLogin::IdentityToken(token) | DockerLogin::RegistryToken(token) => {
-                Self::Token(token)
+            docker_auths::Login::Anonymous => Self::Anonymous,
+            docker_auths::Login::Password { username, password } => {
+                Self::Password(username, password)
             }
+            docker_auths::Login::IdentityToken { token, .. }
+            | docker_auths::Login::RegistryToken(token) => Self::Token(token),
         }
     }
 }

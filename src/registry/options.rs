@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use super::docker::DockerConfig;
+
 /// The options of one registry host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -36,8 +38,8 @@ pub enum TlsTrust {
     Unverified,
 }
 
-/// Where user name and password come from. Files and helpers are read at every use, so a rotated
-/// password needs no restart.
+/// Where user name and password come from. Files are read at every use, and helpers are asked again
+/// every five minutes and when their answer is refused, so a rotated password needs no restart.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// A user name and the file that holds the password.
@@ -47,11 +49,12 @@ pub enum Credentials {
         /// The file with the password; white space around it is dropped.
         password_file: PathBuf,
     },
-    /// Docker's configuration and the credential helpers that it names. A registry that it does
-    /// not list is accessed anonymously.
+    /// Docker's configuration and the credential helpers that it names.
     DockerConfig {
-        /// Its `config.json`; a missing file counts as an empty one.
-        file: PathBuf,
+        /// Where it is.
+        config: DockerConfig,
+        /// What happens to a registry that it does not list.
+        unlisted: Unlisted,
     },
     /// User name and password from a prompt or standard input.
     Typed {
@@ -60,6 +63,15 @@ pub enum Credentials {
         /// The password.
         password: String,
     },
+}
+
+/// What happens to a registry that docker's configuration does not list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlisted {
+    /// It is accessed anonymously, as docker does.
+    Anonymous,
+    /// Requests fail, because credentials are expected.
+    Error,
 }
 
 /// The three deadlines of a request.
@@ -132,7 +144,7 @@ impl fmt::Display for Credentials {
             Self::PasswordFile { username, .. } | Self::Typed { username, .. } => {
                 f.write_str(username)
             }
-            Self::DockerConfig { file } => write!(f, "the user in {}", file.display()),
+            Self::DockerConfig { config, .. } => write!(f, "the user in {config}"),
         }
     }
 }

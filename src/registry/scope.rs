@@ -15,7 +15,54 @@ pub(super) enum TokenScope<'a> {
     Unscoped,
 }
 
+/// A [`TokenScope`] that outlives the request.
+#[derive(Debug)]
+pub(super) enum OwnedScope {
+    Pull(String),
+    Push(String),
+    Mount { into: String, from: String },
+    Catalog,
+    Unscoped,
+}
+
+impl OwnedScope {
+    pub(super) fn borrow(&self) -> TokenScope<'_> {
+        match self {
+            Self::Pull(repository) => TokenScope::Pull(repository),
+            Self::Push(repository) => TokenScope::Push(repository),
+            Self::Mount { into, from } => TokenScope::Mount { into, from },
+            Self::Catalog => TokenScope::Catalog,
+            Self::Unscoped => TokenScope::Unscoped,
+        }
+    }
+
+    /// The repository for which credentials are looked up; empty for none.
+    pub(super) fn repository(&self) -> &str {
+        match self {
+            Self::Pull(repository)
+            | Self::Push(repository)
+            | Self::Mount {
+                into: repository, ..
+            } => repository,
+            Self::Catalog | Self::Unscoped => "",
+        }
+    }
+}
+
 impl TokenScope<'_> {
+    pub(super) fn to_owned(self) -> OwnedScope {
+        match self {
+            Self::Pull(repository) => OwnedScope::Pull(repository.to_owned()),
+            Self::Push(repository) => OwnedScope::Push(repository.to_owned()),
+            Self::Mount { into, from } => OwnedScope::Mount {
+                into: into.to_owned(),
+                from: from.to_owned(),
+            },
+            Self::Catalog => OwnedScope::Catalog,
+            Self::Unscoped => OwnedScope::Unscoped,
+        }
+    }
+
     /// The scopes to request, given those in a challenge. The repository's name is taken from the
     /// challenge, because a mirror's names may differ from ours. The actions are those that the
     /// operation needs, whatever the challenge says, so that a stolen token grants no more. Other

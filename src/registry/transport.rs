@@ -21,7 +21,7 @@ use crate::telemetry::{NAME_BYTES, cut};
 const NOT_TLS: &str = "InvalidContentType";
 
 /// The HTTP clients for one registry host.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Transport {
     host: String,
     base: Url,

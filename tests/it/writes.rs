@@ -6,7 +6,10 @@ use bundlegate::{
     oci::{
         Blob, Descriptor, Digest, LayoutIndex, Manifest, NewManifest, PinnedReference, media_type,
     },
-    registry::{BlobTransfer, Class, Credentials, Destination, Options, Progress, RegistryError},
+    registry::{
+        BlobTransfer, Class, Credentials, Destination, DockerConfig, Options, Progress,
+        RegistryError, Unlisted,
+    },
 };
 use bytes::Bytes;
 use serde_json::json;
@@ -671,7 +674,9 @@ fn docker_config(entry: &serde_json::Value, host: &str) -> (Credentials, tempfil
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.json");
     std::fs::write(&file, json!({ "auths": { host: entry } }).to_string()).unwrap();
-    (Credentials::DockerConfig { file }, folder)
+    let config = DockerConfig::new(file);
+    let unlisted = Unlisted::Anonymous;
+    (Credentials::DockerConfig { config, unlisted }, folder)
 }
 
 #[tokio::test]
@@ -732,7 +737,10 @@ async fn credentials_that_cannot_be_read_are_an_error_and_no_anonymous_request()
         Fault::Status(401, vec![("www-authenticate", "Basic realm=x".into())]),
     );
     let options = Options {
-        credentials: Some(Credentials::DockerConfig { file }),
+        credentials: Some(Credentials::DockerConfig {
+            config: DockerConfig::new(file),
+            unlisted: Unlisted::Anonymous,
+        }),
         ..registry.options()
     };
     let to = registry

@@ -99,10 +99,6 @@ fn keys_of_later_versions_are_known_as_such() {
     }
     later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
     later("long_poll.spread", "long_poll: { spread: auto }");
-    later(
-        "registries.r.io.credentials.docker_config",
-        "registries: { r.io: { credentials: { docker_config: x } } }",
-    );
     later("patterns", "patterns: []");
 }
 

@@ -1,6 +1,10 @@
 //! The table for `registries`, `trust` and `bundles`.
 
 use super::errors::check;
+use crate::{
+    config::Config,
+    registry::{Credentials, DockerConfig, Unlisted},
+};
 
 const AUTHORITIES: &str = "authorities: { a: { keys: [release.pub], tlog: none }, b: { keys: [other.pub], tlog: none }, \
                            same: { keys: [release.pub], tlog: none } }";
@@ -73,6 +77,83 @@ fn registry_errors_name_the_key_and_a_fix() {
             "registries.r.io.timeouts.read: 0s is below the minimum of 100ms; write a longer time, such as 5s",
         ),
     ]);
+}
+
+#[test]
+fn docker_config_is_read_and_its_errors_name_the_key_and_a_fix() {
+    let with = |value: &str| {
+        format!("registries: {{ r.io: {{ credentials: {{ docker_config: {value} }} }} }}")
+    };
+    check(&[
+        (
+            &with("none.json"),
+            "registries.r.io.credentials.docker_config: none.json can't be read: No such file or directory (os error 2); \
+             correct the path or its permissions",
+        ),
+        (
+            &with("empty"),
+            "registries.r.io.credentials.docker_config: no credentials for r.io in empty; log in with `docker login r.io`",
+        ),
+        (
+            &with("binary"),
+            "registries.r.io.credentials.docker_config: binary is not docker's configuration: it is not a JSON object \
+             (line 1, column 1); correct or remove it",
+        ),
+        (
+            &with("~/.docker/config.json"),
+            "registries.r.io.credentials.docker_config: `~` is not expanded; write the whole path, or `default` for the \
+             places where docker looks",
+        ),
+        (
+            "registries: { r.io: { credentials: { docker_config: docker.json, username: a } } }",
+            "registries.r.io.credentials.docker_config: either `docker_config`, or `username` and `password_file`; remove \
+             one of them",
+        ),
+        (
+            "registries: { r.io: { credentials: { password_file: ghcr.password } } }",
+            "registries.r.io.credentials.username: missing; write it",
+        ),
+        (
+            "registries: { r.io: { credentials: {} } }",
+            "registries.r.io.credentials: empty; write `username` and `password_file`, or `docker_config`, or remove the \
+             key for anonymous access",
+        ),
+    ]);
+    let folder = super::trust::folder();
+    folder.write(
+        "docker.json",
+        r#"{ "auths": { "https://r.io/v1/": { "auth": "YTpi" } } }"#,
+    );
+    let config = folder.with(&with("docker.json")).unwrap();
+    let expected = Credentials::DockerConfig {
+        config: DockerConfig::new(folder.0.path().join("docker.json")),
+        unlisted: Unlisted::Error,
+    };
+    assert_eq!(config.registries["r.io"].credentials, Some(expected));
+    // All mistakes are told at once, and a helper that is not installed is one.
+    folder.write(
+        "helper.json",
+        r#"{ "credHelpers": { "s.io": "bundlegate-absent" } }"#,
+    );
+    folder.write(
+        "bundlegate.yaml",
+        &format!(
+            "{}registries:\n  r.io: {{ credentials: {{ docker_config: ~/x }} }}\n  \
+             s.io: {{ credentials: {{ docker_config: helper.json }} }}\n  \
+             t.io: {{ credentials: {{ docker_config: docker.json }} }}\n",
+            super::LEAST
+        ),
+    );
+    let errors = Config::load_or_errors(&folder.0.path().join("bundlegate.yaml")).unwrap_err();
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(errors.len(), 3, "{errors:#?}");
+    for (error, expected) in errors.iter().zip([
+        "registries.r.io.credentials.docker_config: `~`",
+        "registries.s.io.credentials.docker_config: docker-credential-bundlegate-absent get: no such program in PATH",
+        "registries.t.io.credentials.docker_config: no credentials for t.io in ",
+    ]) {
+        assert!(error.contains(expected), "{error} lacks {expected}");
+    }
 }
 
 #[test]

@@ -123,6 +123,7 @@ fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
         "server: { tls: { certificate: tls.crt, key: FILE } }",
         "registries: { r.io: { ca_file: FILE } }",
         "registries: { r.io: { credentials: { username: a, password_file: FILE } } }",
+        "registries: { r.io: { credentials: { docker_config: FILE } } }",
         "trust: { roots: { a: { trusted_root: FILE } } }",
         "trust: { roots: { a: { tuf: { url: 'https://r.io', root: FILE } } } }",
         "trust: { authorities: { a: { keys: [FILE], tlog: none } } }",
