@@ -28,7 +28,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
-use crate::uploads::{self, Manners, Taken, Uploads, Wish};
+use crate::{
+    access::Access,
+    uploads::{self, Manners, Taken, Uploads, Wish},
+};
 
 type Body = BoxBody<Bytes, io::Error>;
 
@@ -115,6 +118,7 @@ struct Inner {
     ranges: Ranges,
     manners: Manners,
     uploads: Uploads,
+    access: Option<Access>,
 }
 
 /// Serves until it is dropped.
@@ -247,6 +251,16 @@ impl FaultyRegistry {
         self.inner.lock().unwrap().faults.clear();
     }
 
+    /// Who may read and write; everybody by default. Faults come first.
+    pub(crate) fn protect(&self, access: Access) {
+        self.inner.lock().unwrap().access = Some(access);
+    }
+
+    /// Changes who may read and write.
+    pub(crate) fn access(&self, change: impl FnOnce(&mut Access)) {
+        change(self.inner.lock().unwrap().access.as_mut().unwrap());
+    }
+
     /// How it treats uploads.
     pub(crate) fn behave(&self, manners: Manners) {
         self.inner.lock().unwrap().manners = manners;
@@ -330,7 +344,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, io::Error> {
     let path = request.uri().to_string();
-    let (fault, content) = {
+    let (fault, refused, content) = {
         let mut inner = inner.lock().unwrap();
         let headers = request.headers().clone();
         inner.asked.push(Asked {
@@ -347,8 +361,20 @@ async fn answer(
             *left -= 1;
             fault.clone()
         });
-        (fault, inner.content.get(&path).cloned())
+        let refused = match &fault {
+            None | Some(Fault::Slow(_)) => {
+                inner.access.as_mut().and_then(|one| one.refuse(&request))
+            }
+            Some(_) => None,
+        };
+        (fault, refused, inner.content.get(&path).cloned())
     };
+    if let Some(refused) = refused {
+        if let Some(Fault::Slow(delay)) = fault {
+            tokio::time::sleep(delay).await;
+        }
+        return Ok(refused.map(whole));
+    }
     Ok(match fault {
         Some(Fault::Stall) => std::future::pending().await,
         Some(Fault::Status(status, headers)) => {

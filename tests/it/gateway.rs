@@ -10,7 +10,7 @@ use bundlegate::{
     metrics::Metrics,
     opa_check,
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
-    registry::{Options as RegistryOptions, Timeouts},
+    registry::{Credentials, Options as RegistryOptions, Timeouts},
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
     store,
     verify::TrustPolicy,
@@ -51,6 +51,7 @@ pub(crate) struct Setup {
     /// The tag of an unsigned artifact that is served while the bundle is withdrawn.
     pub(crate) fallback: Option<&'static str>,
     pub(crate) opa_check: Option<opa_check::Options>,
+    pub(crate) credentials: Option<Credentials>,
 }
 
 impl Default for Setup {
@@ -83,6 +84,7 @@ impl Default for Setup {
             },
             fallback: None,
             opa_check: None,
+            credentials: None,
         }
     }
 }
@@ -100,6 +102,7 @@ impl Setup {
         // The short timeouts of the tests' registry are for tests of the timeouts themselves.
         let options = RegistryOptions {
             timeouts: Timeouts::default(),
+            credentials: self.credentials.clone(),
             ..registry.options()
         };
         config

@@ -9,12 +9,14 @@
 )]
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
+mod access;
 mod attacks;
 mod author;
 mod cache;
 mod command;
 mod compatibility;
 mod conformance;
+mod credentials;
 mod dependencies;
 mod dev;
 mod drain;

@@ -17,6 +17,7 @@ mod builds;
 mod cold_clients;
 mod cosign;
 mod crash;
+mod credentials;
 mod dev;
 mod evaluation;
 mod expect;
