@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     access::{Access, Refusal, Scheme},
     faulty::{Fault, FaultyRegistry},
-    gate::{Gate, PATIENCE, Setup, bundle, eventually},
+    gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually},
 };
 
 const REFUSALS: [Refusal; 4] = [
@@ -535,7 +535,7 @@ async fn bundles_of_one_repository_share_a_token() {
 }
 
 /// Waits until the gateway serves a bundle, or only checks that it still does.
-async fn serves(gate: &Gate, text: &str) {
+async fn serves(gate: &TestGateway<InProcess>, text: &str) {
     let start = Instant::now();
     loop {
         let reply = gate.get("", 0).await;
@@ -566,7 +566,7 @@ async fn a_bundle_is_served_without_a_gap_and_updated_whatever_happens_to_creden
         credentials: Some(store.credentials()),
         ..Setup::default()
     };
-    let gate = Gate::with(&registry, setup).await;
+    let gate = TestGateway::with(&registry, setup).await;
     eventually("the first version is served", || gate.state() == "serving").await;
     // The token server is down for some of the tokens' lifetimes.
     registry.fail("/token", usize::MAX, Fault::Status(503, vec![]));
