@@ -35,6 +35,13 @@ use crate::{
 
 type Body = BoxBody<Bytes, io::Error>;
 
+/// What decides the answer to a request: its fault, the refusal of its credentials, and the content.
+type Recorded = (
+    Option<Fault>,
+    Option<Response<Bytes>>,
+    Option<(String, Bytes)>,
+);
+
 /// The effect on a request, instead of the right answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
@@ -339,21 +346,16 @@ impl FaultyRegistry {
     }
 }
 
-async fn answer(
-    inner: Arc<Mutex<Inner>>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, io::Error> {
-    let path = request.uri().to_string();
-    let (fault, refused, content) = {
-        let mut inner = inner.lock().unwrap();
-        let headers = request.headers().clone();
-        inner.asked.push(Asked {
+impl Inner {
+    /// Records a request, and gives what decides its answer.
+    fn record(&mut self, request: &Request<Incoming>, path: &str) -> Recorded {
+        self.asked.push(Asked {
             method: request.method().to_string(),
-            path: path.clone(),
-            headers,
+            path: path.to_owned(),
+            headers: request.headers().clone(),
         });
         let line = format!("{} {path}", request.method());
-        let fault = inner
+        let fault = self
             .faults
             .iter_mut()
             .find(|(part, left, _)| *left > 0 && line.contains(part.as_str()));
@@ -362,13 +364,19 @@ async fn answer(
             fault.clone()
         });
         let refused = match &fault {
-            None | Some(Fault::Slow(_)) => {
-                inner.access.as_mut().and_then(|one| one.refuse(&request))
-            }
+            None | Some(Fault::Slow(_)) => self.access.as_mut().and_then(|one| one.refuse(request)),
             Some(_) => None,
         };
-        (fault, refused, inner.content.get(&path).cloned())
-    };
+        (fault, refused, self.content.get(path).cloned())
+    }
+}
+
+async fn answer(
+    inner: Arc<Mutex<Inner>>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, io::Error> {
+    let path = request.uri().to_string();
+    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path);
     if let Some(refused) = refused {
         if let Some(Fault::Slow(delay)) = fault {
             tokio::time::sleep(delay).await;
