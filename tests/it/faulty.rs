@@ -386,16 +386,22 @@ async fn answer(
     Ok(match fault {
         Some(Fault::Stall) => std::future::pending().await,
         Some(Fault::Status(status, headers)) => {
+            // A server that closes the connection instead may reset it before the client has read
+            // the answer.
+            uploads::body(request, usize::MAX).await;
             let mut response = Response::builder().status(status);
             for (name, value) in headers {
                 response = response.header(name, value);
             }
             response.body(whole(Bytes::new())).unwrap()
         }
-        Some(Fault::Refuse(status, body)) => Response::builder()
-            .status(status)
-            .body(whole(Bytes::from_static(body.as_bytes())))
-            .unwrap(),
+        Some(Fault::Refuse(status, body)) => {
+            uploads::body(request, usize::MAX).await;
+            Response::builder()
+                .status(status)
+                .body(whole(Bytes::from_static(body.as_bytes())))
+                .unwrap()
+        }
         Some(Fault::Truncate(length)) => truncated(content, length),
         Some(Fault::Halt(length)) => halted(content, length),
         Some(Fault::Endless) => Response::new(endless()),
