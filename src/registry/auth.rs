@@ -309,17 +309,14 @@ impl Shared {
         Ok(value)
     }
 
-    /// The current credentials. While a helper fails, the last ones that the registry accepted.
+    /// The current credentials. While they can't be read, the last ones that the registry
+    /// accepted: a helper fails, or a file is being written in place.
     async fn login(&self, entry: &ScopeEntry, refused: Option<&Login>) -> Result<Login, AuthError> {
         let read = self.reader.read(entry.scope.repository(), refused).await;
         match (read, entry.lock().accepted.clone()) {
-            (
-                Err(AuthError::Credentials {
-                    reason,
-                    transient: true,
-                }),
-                Some(accepted),
-            ) if refused != Some(&accepted) => {
+            (Err(AuthError::Credentials { reason, .. }), Some(accepted))
+                if refused != Some(&accepted) =>
+            {
                 let host = self.transport.host();
                 tracing::warn!(
                     host,

@@ -124,8 +124,12 @@ impl ScopeState {
     /// Records that the registry refused an authorization of these credentials.
     pub(super) fn refuse(&mut self, login: Login, status: u16) {
         if self.accepted.as_ref() == Some(&login) {
-            // They may still be good for other content of this scope.
-            self.replace_after = Some(Instant::now() + REFUSED_FOR);
+            // They may still be good for other content of this scope. Further refusals do not
+            // postpone the next token.
+            let now = Instant::now();
+            if self.replace_after.is_none_or(|at| at <= now) {
+                self.replace_after = Some(now + REFUSED_FOR);
+            }
         } else {
             self.refused = Some(Refusal::now(login, status));
             self.authorization = None;

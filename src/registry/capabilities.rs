@@ -39,6 +39,8 @@ pub(super) enum HeadSupport {
 struct ReferrersSupport {
     /// Repositories without it, and when that is forgotten.
     missing: HashMap<String, Instant>,
+    /// Until when as many repositories lack it as count for the host.
+    missing_until: Option<Instant>,
     /// Until when an answer of any repository proves that the host has it.
     present_until: Option<Instant>,
 }
@@ -47,27 +49,38 @@ impl Capabilities {
     /// Whether the referrers API of `repository` need not be asked: this repository lacks it, or
     /// so many others do that the host has none.
     pub(super) fn lacks_referrers_api(&self, repository: &str) -> bool {
-        let (mut known, now) = (self.referrers(), Instant::now());
-        known.missing.retain(|_, until| now < *until);
-        known.missing.contains_key(repository)
-            || (known.missing.len() >= REPOSITORIES_FOR_HOST
-                && known.present_until.is_none_or(|until| until <= now))
+        let (known, now) = (self.referrers(), Instant::now());
+        let later = |until: &Instant| now < *until;
+        known.missing.get(repository).is_some_and(later)
+            || (known.missing_until.as_ref().is_some_and(later)
+                && !known.present_until.as_ref().is_some_and(later))
     }
 
     /// Records that `repository` has no referrers API. Only for a repository whose manifests can
     /// be read with the same credential: some registries answer 404 for a missing repository.
     pub(super) fn record_no_referrers_api(&self, repository: &str) {
-        let mut known = self.referrers();
-        if known.missing.len() < MAX_REMEMBERED {
-            let until = Instant::now() + MEMORY;
-            known.missing.insert(repository.to_owned(), until);
+        let (mut known, now) = (self.referrers(), Instant::now());
+        if known.missing.len() >= MAX_REMEMBERED {
+            known.missing.retain(|_, until| now < *until);
         }
+        if known.missing.len() < MAX_REMEMBERED {
+            known.missing.insert(repository.to_owned(), now + MEMORY);
+        }
+        // One answer costs a request, so a pass over all of them costs little beside it.
+        let mut ends: Vec<_> = known.missing.values().copied().collect();
+        known.missing_until = (ends.len() >= REPOSITORIES_FOR_HOST).then(|| {
+            let last = REPOSITORIES_FOR_HOST - 1;
+            *ends
+                .select_nth_unstable_by(last, |one, other| other.cmp(one))
+                .1
+        });
     }
 
     /// Records a list of referrers, from whichever repository.
     pub(super) fn record_referrers_api(&self) {
         let mut known = self.referrers();
         known.missing.clear();
+        known.missing_until = None;
         known.present_until = Some(Instant::now() + MEMORY);
     }
 

@@ -255,7 +255,9 @@ impl RegistryClient {
             self.auth.conclude(call.scope, sent.as_ref(), status);
             return Ok(response);
         }
-        if !self.transport.is_own_origin(response.url()) {
+        let is_limited =
+            status == StatusCode::FORBIDDEN && retry::is_rate_limited(response.headers());
+        if is_limited || !self.transport.is_own_origin(response.url()) {
             return Ok(response);
         }
         let offered = response.headers().get_all(header::WWW_AUTHENTICATE);

@@ -149,7 +149,7 @@ impl Helper {
         }
         // Helpers print their error on stdout, and log on stderr. An answer in spite of the
         // failure is not shown: it may hold a secret.
-        let message = match message.trim_start().starts_with('{') {
+        let message = match message.contains('{') {
             true => status.to_string(),
             false if message.trim().is_empty() => status.to_string(),
             false => one_line(&message),

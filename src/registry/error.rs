@@ -300,6 +300,19 @@ impl RegistryError {
     }
 }
 
+impl RegistryError {
+    /// As [`Self::is_unusable_content`], for a list of signatures: a status that a registry answers
+    /// for a while, such as 423 during maintenance, is no fact about the list.
+    pub(super) fn is_unusable_list(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => {
+                matches!(status, 400 | 404 | 405 | 406 | 410 | 412 | 422 | 451)
+            }
+            error => error.is_unusable_content(),
+        }
+    }
+}
+
 impl From<InvalidOptions> for RegistryError {
     fn from(InvalidOptions { host, reason }: InvalidOptions) -> Self {
         Self::Protocol {

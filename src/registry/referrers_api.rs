@@ -64,7 +64,7 @@ impl Remote {
                     next
                 }
                 Ok(None) => Err(transport.protocol("referrers", format!("page {page} is missing"))),
-                Err(error) if error.is_unusable_content() => {
+                Err(error) if error.is_unusable_list() => {
                     found.skipped.push(format!("page {page}: {error}"));
                     break;
                 }

@@ -224,7 +224,7 @@ impl Source {
                     },
                 })
             }
-            Err(error) if error.is_unusable_content() => Ok(Listing::unusable(tag, error)),
+            Err(error) if error.is_unusable_list() => Ok(Listing::unusable(tag, error)),
             Err(error) => Err(error),
         }
     }
@@ -280,7 +280,7 @@ impl Source {
         let listing = match remote.referrers(subject.digest(), limit).await {
             Ok(None) => return Ok(None),
             Ok(Some(listing)) => listing.with_name("referrers"),
-            Err(error) if error.is_unusable_content() => Listing::unusable("referrers", error),
+            Err(error) if error.is_unusable_list() => Listing::unusable("referrers", error),
             Err(error) => return Err(error),
         };
         Ok(Some(listing.into()))

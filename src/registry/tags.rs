@@ -71,9 +71,11 @@ impl Remote {
                 capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
                 Ok(None)
             }
-            (Err(error), head) if is_method_refused(&error) => {
+            // A GET that is refused in another way confirms nothing: the credentials may be
+            // refused for a moment only.
+            (Err(get), Err(head)) if status(&get).is_some() && status(&get) == status(&head) => {
                 capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
-                head
+                Err(head)
             }
             (found, _) => found,
         }
@@ -134,6 +136,15 @@ fn is_method_refused(error: &RegistryError) -> bool {
         RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 501),
         RegistryError::Denied { status, .. } => *status == 403,
         _ => false,
+    }
+}
+
+fn status(error: &RegistryError) -> Option<u16> {
+    match error {
+        RegistryError::Status { status, .. } | RegistryError::Denied { status, .. } => {
+            Some(*status)
+        }
+        _ => None,
     }
 }
 

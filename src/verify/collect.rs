@@ -29,7 +29,8 @@ use crate::{
 const CONCURRENT_REQUESTS: usize = 8;
 /// The number of failed requests after which the registry counts as failing.
 const MAX_FAILURES: usize = 8;
-/// After a failed request no further one begins once the collection has taken this long.
+/// No request begins once this time has passed since the first failed one. It is counted from its
+/// end: one request to a registry that does not answer takes as long, with its retries.
 const MAX_TIME_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// The share of the budget that manifests leave to the pieces that they name: an eighth.
 const RESERVED_SHARE: u64 = 8;
@@ -39,7 +40,8 @@ pub(super) struct Collector<'a> {
     collection: Collection<'a>,
     source: &'a Source,
     budget: Budget,
-    began: Instant,
+    /// When the first request failed.
+    failed_at: Option<Instant>,
     /// The listed manifests, likely signatures first.
     referrers: VecDeque<Descriptor>,
     /// The signature material that they name.
@@ -73,7 +75,7 @@ impl<'a> Collector<'a> {
             collection,
             source: collection.source,
             budget: Budget::new(collection.limit),
-            began: Instant::now(),
+            failed_at: None,
             referrers: VecDeque::new(),
             pieces: VecDeque::new(),
             known: HashSet::new(),
@@ -189,6 +191,7 @@ impl<'a> Collector<'a> {
 
     fn record_failure(&mut self, error: RegistryError) {
         self.failures += 1;
+        self.failed_at.get_or_insert_with(Instant::now);
         self.unavailable.get_or_insert(error);
     }
 
@@ -368,7 +371,9 @@ impl<'a> Collector<'a> {
         let limited = |error: &RegistryError| matches!(error.class(), Class::RateLimited { .. });
         self.failures >= MAX_FAILURES
             || self.unavailable.as_ref().is_some_and(limited)
-            || (self.failures > 0 && self.began.elapsed() > MAX_TIME_AFTER_FAILURE)
+            || self
+                .failed_at
+                .is_some_and(|at| at.elapsed() > MAX_TIME_AFTER_FAILURE)
     }
 
     fn finish(mut self) -> Result<Evidence, RegistryError> {

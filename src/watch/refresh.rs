@@ -22,7 +22,9 @@ use crate::{
     },
     registry::{Class, Lookup, Registries, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
-    verify::{Collection, Evidence, ReferrersApi, Rule, TrustPolicy, UselessReferrers, Verified},
+    verify::{
+        Collection, Evidence, Reason, ReferrersApi, Rule, TrustPolicy, UselessReferrers, Verified,
+    },
 };
 
 /// The limit of manifest and evidence together when they are read back from disk.
@@ -352,7 +354,7 @@ impl Pipeline {
             .verify(job(manifest.clone(), Arc::clone(&evidence)))
             .await;
         let refused = match verified {
-            Err(refused) if refused.failure.class == FailureClass::Evidence => refused,
+            Err(refused) if depends_on_evidence(&refused.failure) => refused,
             other => return other,
         };
         // What the registry answered for other artifacts must not hide a signature.
@@ -378,7 +380,7 @@ impl Pipeline {
     /// withheld a piece of it: that may have been the signature. Where `limits.evidence` left
     /// pieces unread, says so.
     fn explain(&self, mut refused: Rejection, evidence: &Evidence) -> Rejection {
-        if refused.failure.class != FailureClass::Evidence {
+        if !depends_on_evidence(&refused.failure) {
             return refused;
         }
         if let Some(error) = evidence.unavailable() {
@@ -509,6 +511,16 @@ impl Pipeline {
             reason: error.label(),
             message: error.to_string(),
         }
+    }
+}
+
+/// Whether more evidence can change the verdict. A signature by a revoked key is one of several
+/// that an artifact may have; a revoked digest is final.
+fn depends_on_evidence(failure: &Failure) -> bool {
+    match failure.class {
+        FailureClass::Evidence => true,
+        FailureClass::Revoked => failure.reason != Reason::RevokedDigest.label(),
+        _ => false,
     }
 }
 

@@ -11,12 +11,12 @@ use std::time::Duration;
 use bundlegate::{
     oci::{Digest, Reference, media_type},
     registry::Lookup,
-    verify::{Collection, ReferrersApi},
+    verify::{Authority, AuthorityKey, AuthorityKind, Collection, ReferrersApi},
 };
 use serde_json::json;
 
 use crate::{
-    attacks::{Fixture, keyed, policy},
+    attacks::{Fixture, keyed, policy, public},
     faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
     gateway::{Setup, TestGateway, bundle, eventually},
@@ -97,6 +97,46 @@ async fn a_signature_in_the_referrers_api_counts_although_the_api_was_missing_be
         .registry
         .put_referrer(&digest, good.as_bytes(), |_| {});
     fixture.registry.list_referrers(&digest, &json!([entry]));
+    eventually("it is served", || gate.state() == "serving").await;
+}
+
+/// A signature by a revoked key refuses no artifact that has a good one as well: where a list was
+/// not asked for, or not delivered, the verdict is open.
+#[tokio::test]
+async fn a_revoked_key_decides_nothing_while_a_list_is_unread() {
+    let (good, revoked) = (Key::p256(), Key::p256());
+    let keys = [
+        public(&good).into(),
+        AuthorityKey {
+            revoked: true,
+            ..public(&revoked).into()
+        },
+    ];
+    let authority = || Authority {
+        kind: AuthorityKind::Keys(keys.to_vec()),
+        ..keyed(&good)
+    };
+    let registry = FaultyRegistry::start().await;
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    let signature = Legacy::sign(&revoked, &payload(&digest, "r.example/authz"));
+    registry.put_legacy(&digest, &[signature]);
+    registry.fail("/referrers/", usize::MAX, Fault::Status(500, vec![]));
+    let setup = Setup {
+        policy: policy([authority()]),
+        ..Setup::default()
+    };
+    let gate = TestGateway::with(&registry, setup).await;
+    let class = || gate.last_failure().map(|failure| failure.class);
+    eventually("a failed check", || class().is_some()).await;
+    assert_eq!((class(), gate.state()), (Some("transient"), "pending"));
+    // The registry has no referrers API now, and the verdict is final.
+    registry.heal();
+    eventually("the verdict", || class() == Some("distrusted")).await;
+    // It has one again. That it had none is remembered for an hour.
+    let envelope = Envelope::sign(&good, &statement(&digest));
+    let bundle = envelope.bundle(By::Key(&good), &[], &[]).to_string();
+    let entry = registry.put_referrer(&digest, bundle.as_bytes(), |_| {});
+    registry.list_referrers(&digest, &json!([entry]));
     eventually("it is served", || gate.state() == "serving").await;
 }
 

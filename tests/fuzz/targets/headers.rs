@@ -75,7 +75,7 @@ fn retry_after(header: &str) {
         SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777),
     );
     assert!(wait.is_none_or(|wait| wait <= MAX_RETRY_AFTER), "{header}");
-    if let Ok(seconds) = header.trim().parse::<u32>()
+    if let Ok(seconds) = header.trim_ascii().parse::<u32>()
         && !header.contains('+')
     {
         // `None` if the text is not a valid header value.

@@ -56,4 +56,4 @@ mod logs;
 mod registries;
 mod serving;
 
-pub(crate) use fixture::{Fixture, keyed, keyless, policy, policy_with};
+pub(crate) use fixture::{Fixture, keyed, keyless, policy, policy_with, public};

@@ -107,6 +107,22 @@ async fn a_get_that_fails_after_a_head_of_404_is_no_missing_tag() {
     assert_eq!(error.class(), Class::Transient, "{error}");
 }
 
+/// Nor does a GET that is refused in another way, so that the next one is asked again.
+#[tokio::test]
+async fn a_get_that_is_refused_after_another_answer_to_head_confirms_nothing() {
+    for head in [404, 405] {
+        let registry = FaultyRegistry::start().await;
+        let (digest, _) = registry.put_artifact("live", b"bundle");
+        registry.fail("HEAD", usize::MAX, Fault::Status(head, vec![]));
+        registry.fail("GET", 1, Fault::Status(403, vec![]));
+        let (source, reference) = (registry.source(), registry.reference("live"));
+        let error = source.resolve(&reference).await.unwrap_err();
+        assert_eq!(error.class(), Class::Denied, "{head}: {error}");
+        let pinned = source.resolve(&reference).await.unwrap();
+        assert_eq!(pinned.digest(), &digest, "{head}");
+    }
+}
+
 #[tokio::test]
 async fn each_request_accepts_what_it_asks_for() {
     let registry = FaultyRegistry::start().await;
