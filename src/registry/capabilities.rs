@@ -30,7 +30,7 @@ pub(super) struct Capabilities {
 pub(super) enum HeadSupport {
     /// GET resolves the tag where HEAD does not.
     Missing,
-    /// GET is answered as HEAD is: the tag is missing, or nobody may read it.
+    /// GET is answered as HEAD is: the tag is missing, or the credentials may not read it.
     Confirmed,
 }
 
