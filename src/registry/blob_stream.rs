@@ -93,7 +93,7 @@ impl BlobStream {
     }
 
     /// The next bytes; `None` at the end. A transfer whose connection breaks is continued where it
-    /// ended, up to [`MAX_BROKEN`] times: the reader verifies the bytes as a whole.
+    /// ended, at most four times: the reader verifies the bytes as a whole.
     ///
     /// # Errors
     /// When the transfer breaks again and again, takes too long, or has more or fewer bytes than
