@@ -171,6 +171,7 @@ impl<'a> Collector<'a> {
         match found {
             Err(error @ RegistryError::Denied { .. }) if self.collection.is_own_repository() => {
                 self.notes.add(format!("counted as a missing tag: {error}"));
+                self.evidence.denied_beside = Some(self.collection.subject.clone());
                 None
             }
             found => self.delivered("tag", found),

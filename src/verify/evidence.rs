@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::registry::RegistryError;
+use crate::{oci::PinnedReference, registry::RegistryError};
 
 /// All signature material for one digest, in a form that can be stored and verified again.
 /// Results of verification are never stored.
@@ -23,6 +23,9 @@ pub struct Evidence {
     /// Whether the referrers API was not asked because of earlier answers.
     #[serde(skip)]
     pub(super) api_assumed_missing: bool,
+    /// The artifact beside which a refused tag counted as a missing one.
+    #[serde(skip)]
+    pub(super) denied_beside: Option<PinnedReference>,
     /// Set where `limits.evidence` left candidates unread.
     #[serde(skip)]
     pub(super) beyond_limit: Option<BeyondLimit>,
@@ -112,6 +115,13 @@ impl Evidence {
     /// asked before a failed verification counts.
     pub fn api_assumed_missing(&self) -> bool {
         self.api_assumed_missing
+    }
+
+    /// The artifact, if the registry refused a tag that may have signatures of it (401 or 403),
+    /// which counted as a missing tag because the artifact could be read. If it can't be read any
+    /// more when a verification fails, the refusal is no fact about the tag.
+    pub fn denied_beside(&self) -> Option<&PinnedReference> {
+        self.denied_beside.as_ref()
     }
 
     /// The share of the candidates that was read, where `limits.evidence` left others unread. It

@@ -143,9 +143,8 @@ impl Pipeline {
                 manifest.map_err(failed(Step::Manifest))?
             }
         };
-        let verified = self.collect_and_verify(policy, &pinned, manifest).await;
-        let (verified, record) = verified?;
-        self.expect_manifest(&verified, past)?;
+        let verified = self.collect_and_verify(policy, &pinned, manifest, past);
+        let (verified, record) = verified.await?;
         let layer = bundle_layer(verified.value())
             .map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
         if layer.size > self.limits.bundle {
@@ -316,12 +315,14 @@ impl Pipeline {
             .await;
     }
 
-    /// Verifies a manifest by the signature material in the registry.
+    /// Verifies a manifest by the signature material in the registry, and checks the expectations
+    /// about it: another signature may meet them.
     async fn collect_and_verify(
         &self,
         policy: &Arc<TrustPolicy>,
         pinned: &PinnedReference,
         manifest: Manifest,
+        past: &History,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let failed = |error| self.registry_failure(Step::Evidence, Some(pinned.digest()), &error);
         let job = |manifest, evidence| VerificationJob {
@@ -332,7 +333,9 @@ impl Pipeline {
             accepted: None,
         };
         let Rule::Signed(requirements) = policy.rule() else {
-            return self.verify(job(manifest, Arc::default())).await;
+            return self
+                .verify_expected(job(manifest, Arc::default()), past)
+                .await;
         };
         let source = match &requirements.signatures {
             Some(repository) => self
@@ -351,7 +354,7 @@ impl Pipeline {
         };
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
         let verified = self
-            .verify(job(manifest.clone(), Arc::clone(&evidence)))
+            .verify_expected(job(manifest.clone(), Arc::clone(&evidence)), past)
             .await;
         let refused = match verified {
             Err(refused) if depends_on_evidence(&refused.failure) => refused,
@@ -365,27 +368,49 @@ impl Pipeline {
                 .map_err(failed)?
                 .is_some();
         if !overlooked {
-            return Err(self.explain(refused, &evidence));
+            return Err(self.explain(refused, &evidence).await);
         }
         let collection = Collection {
             api: ReferrersApi::Ask,
             ..collection
         };
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
-        let verified = self.verify(job(manifest, Arc::clone(&evidence))).await;
-        verified.map_err(|refused| self.explain(refused, &evidence))
+        let verified = self.verify_expected(job(manifest, Arc::clone(&evidence)), past);
+        match verified.await {
+            Ok(verified) => Ok(verified),
+            Err(refused) => Err(self.explain(refused, &evidence).await),
+        }
+    }
+
+    async fn verify_expected(
+        &self,
+        job: VerificationJob,
+        past: &History,
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let (verified, record) = self.verify(job).await?;
+        self.expect_manifest(&verified, past)?;
+        Ok((verified, record))
     }
 
     /// Turns a rejection for missing evidence into a failure of the registry where the registry
     /// withheld a piece of it: that may have been the signature. Where `limits.evidence` left
     /// pieces unread, says so.
-    fn explain(&self, mut refused: Rejection, evidence: &Evidence) -> Rejection {
+    async fn explain(&self, mut refused: Rejection, evidence: &Evidence) -> Rejection {
         if !depends_on_evidence(&refused.failure) {
             return refused;
         }
-        if let Some(error) = evidence.unavailable() {
+        let withheld = |error| {
             let digest = refused.failure.digest.as_ref();
-            refused.failure = self.registry_failure(Step::Evidence, digest, error);
+            self.registry_failure(Step::Evidence, digest, error)
+        };
+        if let Some(error) = evidence.unavailable() {
+            refused.failure = withheld(error);
+        } else if let Some(pinned) = evidence.denied_beside()
+            && let Err(error) = self.source.manifest(pinned).await
+        {
+            // The registry refuses the artifact as well now, so the refusal of the tag does not
+            // mean that the tag is missing.
+            refused.failure = withheld(&error);
         } else if let Some(beyond) = evidence.beyond_limit() {
             let message = &mut refused.failure.message;
             *message = format!("{message}; {beyond}");

@@ -1,10 +1,7 @@
 //! Limits of an attacker who can move tags (attack 22), for a bundle that says what it expects:
 //! while it is served, across a restart, and on a machine with an empty cache.
 
-use std::fs;
-
 use bundlegate::{
-    bundle,
     oci::{Descriptor, Digest},
     publish::OnMissing,
     store,
@@ -16,10 +13,10 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::{
-    attacks::{keyless, policy},
+    attacks::{keyed, keyless, policy},
     faulty::FaultyRegistry,
-    forge::{By, Certified, Envelope, Sigstore, minutes, statement},
-    gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually, tag},
+    forge::{By, Certified, Envelope, Key, Legacy, Sigstore, minutes, payload, statement},
+    gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually, packed, tag},
 };
 
 /// One registry, and the cache of one machine in front of it.
@@ -119,26 +116,10 @@ fn etag(bundle: &[u8]) -> String {
 
 /// A bundle with this `.manifest`, and a rule in `authz`.
 fn stating(manifest: &Value) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join(".manifest"), manifest.to_string()).unwrap();
-    fs::write(
-        folder.path().join("rules.rego"),
-        "package authz.users\n\nallow := true\n",
-    )
-    .unwrap();
-    let limits = bundle::Limits {
-        bundle: 1 << 20,
-        unpacked: 1 << 20,
-        files: 100,
-        bundle_manifest: 1 << 20,
-    };
-    bundle::pack(folder.path(), &limits)
-        .unwrap()
-        .bundle
-        .blob()
-        .in_memory()
-        .unwrap()
-        .to_vec()
+    packed(&[
+        (".manifest", &manifest.to_string()),
+        ("rules.rego", "package authz.users\n\nallow := true\n"),
+    ])
 }
 
 async fn serves(gate: &TestGateway<InProcess>, pushed: &Pushed) {
@@ -474,6 +455,35 @@ async fn by_the_time_of_signing_an_old_version_is_the_newest_once_it_is_signed_a
     signed(&world, &forge, &signer, &first);
     serves(&gate, &first).await;
     assert_eq!(gate.shown().await["older"], Value::Null);
+}
+
+/// The newer signature is in the referrers API, which the registry has not had before.
+#[tokio::test]
+async fn a_signature_in_an_api_that_was_missing_before_meets_the_expectation() {
+    let (key, forge) = (Key::p256(), Sigstore::new());
+    let mut world = World::expecting(order(Order::SignedTime { minimum: None })).await;
+    world.policy = policy([keyed(&key), keyless(forge.trust())]);
+    let pushed = world.push(&[], &bundle("first"));
+    // A signature whose time no log has seen.
+    let signature = Legacy::sign(&key, &payload(&pushed.digest, "r.example/authz"));
+    world.registry.put_legacy(&pushed.digest, &[signature]);
+    let gate = world.gate().await;
+    eventually("a failed check", || gate.last_failure().is_some()).await;
+    assert_eq!(gate.last_failure().unwrap().class, "evidence");
+    let signer = forge.signer();
+    let (by, envelope) = (
+        By::Certificate(&signer),
+        Envelope::sign(&signer.key, &statement(&pushed.digest)),
+    );
+    let bundle = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
+    let bytes = bundle.to_string();
+    let entry = world
+        .registry
+        .put_referrer(&pushed.digest, bytes.as_bytes(), |_| {});
+    world
+        .registry
+        .list_referrers(&pushed.digest, &json!([entry]));
+    serves(&gate, &pushed).await;
 }
 
 #[tokio::test]

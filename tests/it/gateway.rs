@@ -396,12 +396,15 @@ pub(crate) fn wishing(mut request: RequestBuilder, tags: &str, wait: u32) -> Req
 }
 
 pub(crate) fn bundle(text: &str) -> Vec<u8> {
+    packed(&[("data.json", &format!("{{\"value\": \"{text}\"}}"))])
+}
+
+/// The bundle that these files are packed to.
+pub(crate) fn packed(files: &[(&str, &str)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(
-        folder.path().join("data.json"),
-        format!("{{\"value\": \"{text}\"}}"),
-    )
-    .unwrap();
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
     let limits = bundle::Limits {
         bundle: 1 << 20,
         unpacked: 1 << 20,

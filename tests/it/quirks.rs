@@ -140,6 +140,27 @@ async fn a_revoked_key_decides_nothing_while_a_list_is_unread() {
     eventually("it is served", || gate.state() == "serving").await;
 }
 
+/// A refused signature tag counts as a missing one only while the artifact can be read.
+#[tokio::test]
+async fn a_refused_tag_is_no_missing_one_once_the_artifact_is_refused_as_well() {
+    let registry = FaultyRegistry::start().await;
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    registry.fail(".sig", usize::MAX, Fault::Status(403, vec![]));
+    let by_digest = format!("GET /v2/acme/authz/manifests/{digest}");
+    registry.fail(&by_digest, usize::MAX, Fault::Status(403, vec![]));
+    let setup = Setup {
+        policy: policy([keyed(&Key::p256())]),
+        ..Setup::default()
+    };
+    let gate = TestGateway::with(&registry, setup).await;
+    let class = || gate.last_failure().map(|failure| failure.class);
+    eventually("a failed check", || class().is_some()).await;
+    assert_eq!((class(), gate.state()), (Some("denied"), "pending"));
+    registry.heal();
+    registry.fail(".sig", usize::MAX, Fault::Status(403, vec![]));
+    eventually("the verdict", || class() == Some("evidence")).await;
+}
+
 fn methods(registry: &FaultyRegistry, part: &str) -> Vec<(String, String)> {
     let asked = registry.asked(part).into_iter();
     asked.map(|asked| (asked.method, asked.path)).collect()

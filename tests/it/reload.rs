@@ -41,6 +41,24 @@ fn config(registry: &FaultyRegistry) -> Value {
     })
 }
 
+/// Pushes an artifact that a certificate signs, and configures the root that supports it as `corp`.
+fn signed_by_certificate(registry: &FaultyRegistry, forge: &Sigstore) -> Value {
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    let signer = forge.signer();
+    let (by, envelope) = (
+        By::Certificate(&signer),
+        Envelope::sign(&signer.key, &statement(&digest)),
+    );
+    let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
+    let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
+    registry.list_referrers(&digest, &json!([entry]));
+    let mut config = config(registry);
+    config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
+    config["trust"]["authorities"]["release"] =
+        json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
+    config
+}
+
 impl TestGateway {
     /// Runs `bundlegate serve` in a folder with these `files` and this configuration.
     async fn start(files: impl FnOnce(&TempDir), config: &Value) -> Self {

@@ -1,6 +1,6 @@
 //! Registries that refuse HEAD, or know a tag on GET only.
 
-use bundlegate::registry::Class;
+use bundlegate::registry::{Class, Source};
 
 use super::methods;
 use crate::faulty::{Fault, FaultyRegistry};
@@ -47,21 +47,24 @@ async fn a_tag_that_is_indexed_by_a_get_is_found() {
     assert_eq!(pinned.digest(), &digest);
 }
 
-#[tokio::test]
-async fn a_missing_tag_costs_one_get_an_hour_beside_its_heads() {
-    let registry = FaultyRegistry::start().await;
-    let source = registry.source();
+/// Resolves the tag five times, which fails and costs one GET.
+async fn fails_with_one_get(registry: &FaultyRegistry, source: &Source, class: Class) {
+    let reference = registry.reference("live");
     for _ in 0..5 {
-        let error = source
-            .resolve(&registry.reference("live"))
-            .await
-            .unwrap_err();
-        assert_eq!(error.class(), Class::NotFound, "{error}");
+        let error = source.resolve(&reference).await.unwrap_err();
+        assert_eq!(error.class(), class, "{error}");
     }
     assert_eq!(
         (registry.asked("HEAD").len(), registry.asked("GET").len()),
         (5, 1)
     );
+}
+
+#[tokio::test]
+async fn a_missing_tag_costs_one_get_an_hour_beside_its_heads() {
+    let registry = FaultyRegistry::start().await;
+    let source = registry.source();
+    fails_with_one_get(&registry, &source, Class::NotFound).await;
     // It is there again at once, and a HEAD is enough.
     let (digest, _) = registry.put_artifact("live", b"bundle");
     for _ in 0..2 {
@@ -79,17 +82,7 @@ async fn a_tag_that_may_not_be_read_costs_one_get_an_hour_beside_its_heads() {
     let registry = FaultyRegistry::start().await;
     registry.fail("", usize::MAX, Fault::Status(403, vec![]));
     let source = registry.source();
-    for _ in 0..5 {
-        let error = source
-            .resolve(&registry.reference("live"))
-            .await
-            .unwrap_err();
-        assert_eq!(error.class(), Class::Denied, "{error}");
-    }
-    assert_eq!(
-        (registry.asked("HEAD").len(), registry.asked("GET").len()),
-        (5, 1)
-    );
+    fails_with_one_get(&registry, &source, Class::Denied).await;
 }
 
 /// A failure of the GET says nothing about the tag.

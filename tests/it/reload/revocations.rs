@@ -107,19 +107,7 @@ fn edited(what: &str, mut config: Value, registry: &FaultyRegistry, digest: &Dig
 async fn a_trust_root_that_one_edit_removes_counts_for_a_bundle_that_it_re_points() {
     let forge = Sigstore::new();
     let registry = FaultyRegistry::start().await;
-    let (digest, _) = registry.put_artifact("live", &bundle("one"));
-    let signer = forge.signer();
-    let (by, envelope) = (
-        By::Certificate(&signer),
-        Envelope::sign(&signer.key, &statement(&digest)),
-    );
-    let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
-    let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
-    registry.list_referrers(&digest, &json!([entry]));
-    let mut config = config(&registry);
-    config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
-    config["trust"]["authorities"]["release"] =
-        json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
+    let mut config = signed_by_certificate(&registry, &forge);
     let files = |folder: &TempDir| {
         fs::write(
             folder.path().join("root.json"),

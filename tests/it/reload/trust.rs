@@ -62,19 +62,7 @@ async fn a_key_file_that_is_replaced_in_any_way_counts_at_once_with_the_registry
 async fn a_trust_root_that_is_rotated_counts_at_once_with_the_registry_dead() {
     let (forge, other) = (Sigstore::new(), Sigstore::new());
     let registry = FaultyRegistry::start().await;
-    let (digest, _) = registry.put_artifact("live", &bundle("one"));
-    let signer = forge.signer();
-    let (by, envelope) = (
-        By::Certificate(&signer),
-        Envelope::sign(&signer.key, &statement(&digest)),
-    );
-    let signature = envelope.bundle(by, &[forge.log_envelope(by, &envelope)], &[]);
-    let entry = registry.put_referrer(&digest, signature.to_string().as_bytes(), |_| {});
-    registry.list_referrers(&digest, &json!([entry]));
-    let mut config = config(&registry);
-    config["trust"]["roots"] = json!({ "corp": { "trusted_root": "root.json" } });
-    config["trust"]["authorities"]["release"] =
-        json!({ "keyless": { "root": "corp", "issuer": ISSUER, "subject": SUBJECT } });
+    let config = signed_by_certificate(&registry, &forge);
     let root = |folder: &TempDir| {
         fs::write(
             folder.path().join("root.json"),
