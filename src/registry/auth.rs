@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 
 use super::{
     auth_error::{AuthError, TokenFailure},
-    auth_state::{Authorization, Refusal, ScopeEntry},
+    auth_state::{Authorization, Refusal, ScopeEntry, Scopes},
     challenge::Challenge,
     credentials::{CredentialReader, secret_header},
     docker_auths::Login,
@@ -49,7 +49,7 @@ struct Shared {
     scheme: Scheme,
     reader: CredentialReader,
     /// By scope: a token is good for one.
-    scopes: Mutex<HashMap<String, Arc<ScopeEntry>>>,
+    scopes: Mutex<Scopes>,
     /// Credentials that the token server refused, whatever the scope.
     refused: Mutex<Option<Refusal>>,
     trials: Mutex<HashMap<Login, Trial>>,
@@ -191,10 +191,7 @@ pub(super) fn is_refusal(status: StatusCode) -> bool {
 impl Shared {
     fn entry(&self, scope: TokenScope<'_>) -> Arc<ScopeEntry> {
         let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = scopes
-            .entry(scope.key())
-            .or_insert_with(|| Arc::new(ScopeEntry::new(scope.to_owned())));
-        Arc::clone(entry)
+        scopes.entry(scope)
     }
 
     /// Replaces an expired authorization by answering the last challenge again, and stops a request

@@ -2,20 +2,67 @@
 //! which credentials were accepted or refused. No I/O.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use reqwest::header::HeaderValue;
 use tokio::time::Instant;
 
-use super::{auth_error::AuthError, challenge::Challenge, docker_auths::Login, scope::OwnedScope};
+use super::{
+    auth_error::AuthError,
+    challenge::Challenge,
+    docker_auths::Login,
+    scope::{OwnedScope, TokenScope},
+};
 
 /// For this time, credentials that were refused are not sent again unless they change: registries
 /// lock accounts after some failures.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// The time between two attempts to renew a token before it expires.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The number of scopes below which none is dropped.
+const MIN_SWEEP: usize = 1024;
+
+/// The authorizations of one registry by scope: a token is good for one. A scope without a valid
+/// authorization is dropped some time after its last request, since bundles come and go.
+#[derive(Debug)]
+pub(super) struct Scopes {
+    entries: HashMap<String, Arc<ScopeEntry>>,
+    /// The number of scopes at which unused ones are dropped: twice those that the last sweep
+    /// kept, so that N scopes cost N.
+    sweep_at: usize,
+}
+
+impl Default for Scopes {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            sweep_at: MIN_SWEEP,
+        }
+    }
+}
+
+impl Scopes {
+    pub(super) fn entry(&mut self, scope: TokenScope<'_>) -> Arc<ScopeEntry> {
+        let key = scope.key();
+        if let Some(entry) = self.entries.get(&key) {
+            return Arc::clone(entry);
+        }
+        if self.entries.len() >= self.sweep_at {
+            let now = Instant::now();
+            // A request that is under way holds its entry.
+            self.entries
+                .retain(|_, entry| Arc::strong_count(entry) > 1 || entry.lock().is_needed(now));
+            self.sweep_at = MIN_SWEEP.max(2 * self.entries.len());
+        }
+        let entry = Arc::new(ScopeEntry::new(scope.to_owned()));
+        self.entries.insert(key, Arc::clone(&entry));
+        entry
+    }
+}
 
 /// The authorization for one scope. All bundles of a repository share it.
 #[derive(Debug)]
@@ -102,6 +149,12 @@ impl ScopeState {
         self.authorization.as_ref().filter(|one| now < one.until)
     }
 
+    /// Whether the state must be kept without a request: a valid authorization, or a refusal
+    /// because of which credentials are not sent.
+    fn is_needed(&self, now: Instant) -> bool {
+        self.valid(now).is_some() || self.refused.as_ref().is_some_and(Refusal::is_recent)
+    }
+
     /// Whether the authorization has to be renewed now, because it may have expired at the next
     /// use. The caller then has to renew it.
     pub(super) fn take_renewal(&mut self, now: Instant) -> bool {
@@ -156,5 +209,47 @@ impl std::fmt::Debug for Authorization {
         f.debug_struct("Authorization")
             .field("until", &self.until)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn authorized(until: Instant) -> Authorization {
+        Authorization {
+            value: HeaderValue::from_static("Bearer x"),
+            login: Login::Anonymous,
+            is_token: true,
+            obtained: Instant::now(),
+            until,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn scopes_without_a_valid_authorization_are_dropped() {
+        let mut scopes = Scopes::default();
+        let hour = Instant::now() + Duration::from_secs(3600);
+        let held = scopes.entry(TokenScope::Pull("held"));
+        scopes.entry(TokenScope::Pull("valid")).lock().authorization = Some(authorized(hour));
+        scopes.entry(TokenScope::Pull("refused")).lock().refused =
+            Some(Refusal::now(Login::Anonymous, 401));
+        for number in 0..10 * MIN_SWEEP {
+            scopes.entry(TokenScope::Pull(&number.to_string()));
+            assert!(scopes.entries.len() <= MIN_SWEEP + 3);
+        }
+        assert!(Arc::ptr_eq(&held, &scopes.entry(TokenScope::Pull("held"))));
+        let is_kept = |scopes: &Scopes, name| {
+            let key = TokenScope::Pull(name).key();
+            scopes.entries.contains_key(&key)
+        };
+        assert!(is_kept(&scopes, "valid") && is_kept(&scopes, "refused"));
+        advance(Duration::from_secs(3600)).await;
+        for number in 0..2 * MIN_SWEEP {
+            scopes.entry(TokenScope::Push(&number.to_string()));
+        }
+        assert!(!is_kept(&scopes, "valid") && !is_kept(&scopes, "refused"));
     }
 }
