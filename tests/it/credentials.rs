@@ -18,7 +18,7 @@ use crate::{
     gateway::{InProcess, PATIENCE, Setup, TestGateway, bundle, eventually},
 };
 
-const REFUSALS: [Refusal; 4] = [
+pub(crate) const REFUSALS: [Refusal; 4] = [
     Refusal {
         status: 401,
         challenge: true,
@@ -39,7 +39,7 @@ const REFUSALS: [Refusal; 4] = [
 
 /// Where the credentials of a test come from; in a folder of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stored {
+pub(crate) enum Stored {
     PasswordFile,
     DockerConfig,
     /// A `.dockerconfigjson` behind a symbolic link, as Kubernetes mounts secrets.
@@ -47,14 +47,14 @@ enum Stored {
     Helper,
 }
 
-struct Store {
+pub(crate) struct Store {
     folder: tempfile::TempDir,
     stored: Stored,
     host: String,
 }
 
 impl Store {
-    fn new(stored: Stored, registry: &FaultyRegistry, password: &str) -> Self {
+    pub(crate) fn new(stored: Stored, registry: &FaultyRegistry, password: &str) -> Self {
         let store = Self {
             folder: tempfile::tempdir().unwrap(),
             stored,
@@ -69,7 +69,7 @@ impl Store {
         store
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -80,19 +80,19 @@ impl Store {
     }
 
     /// Replaces the script of the helper, which notes each call in `calls`.
-    fn helper(&self, script: &str) {
+    pub(crate) fn helper(&self, script: &str) {
         let text = format!("#!/bin/sh\necho >> \"${{0%/*}}/calls\"\n{script}\n");
         self.write("docker-credential-test", &text);
         let program = self.path("docker-credential-test");
         fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         fs::read_to_string(self.path("calls")).map_or(0, |text| text.lines().count())
     }
 
     /// Stores USER:PASSWORD.
-    fn rotate(&self, password: &str) {
+    pub(crate) fn rotate(&self, password: &str) {
         let auth = json!({ "auth": STANDARD.encode(password) });
         let config = json!({ "auths": { &self.host: auth } }).to_string();
         let (user, secret) = password.split_once(':').unwrap();
@@ -114,7 +114,7 @@ impl Store {
         }
     }
 
-    fn credentials(&self) -> Credentials {
+    pub(crate) fn credentials(&self) -> Credentials {
         let file = match self.stored {
             Stored::PasswordFile => {
                 return Credentials::PasswordFile {

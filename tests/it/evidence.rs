@@ -1,6 +1,9 @@
 //! Whoever may push can attach anything to an artifact. Nothing of it keeps a good signature from
 //! being found, and nothing of it is mistaken for trouble of the registry.
 
+mod kinds;
+mod positions;
+
 use bundlegate::{
     oci::{Descriptor, Digest, media_type},
     registry::Class,

@@ -59,12 +59,18 @@ pub(crate) enum Fault {
     Without(&'static str),
     /// The right answer with this header.
     With(&'static str, String),
+    /// The right answer with this header beside those that it has, even of the same name.
+    Also(&'static str, String),
+    /// The first bytes, as if they were all.
+    Clip(usize),
     /// The first bytes, then silence on an open connection.
     Halt(usize),
     /// Bytes without end.
     Endless,
     /// A byte every 20 ms, without end.
     Trickle,
+    /// The right answer in as many pieces as this, each after a pause.
+    Pieces(usize, Duration),
     /// The right answer after this time, which is real time because the client's timeouts are.
     Slow(Duration),
     /// The right answer, once the test releases it.
@@ -178,6 +184,16 @@ impl FaultyRegistry {
         let full = |path: &str| format!("/v2/acme/authz/{path}");
         let mut inner = self.inner.lock().unwrap();
         inner.links.insert(full(path), full(next));
+    }
+
+    /// No list continues elsewhere.
+    pub(crate) fn unlink(&self) {
+        self.inner.lock().unwrap().links.clear();
+    }
+
+    /// The number of requests so far.
+    pub(crate) fn count(&self) -> usize {
+        self.inner.lock().unwrap().asked.len()
     }
 
     /// How requests for the rest of a blob are answered.
@@ -406,6 +422,10 @@ async fn answer(
         Some(Fault::Halt(length)) => halted(content, length),
         Some(Fault::Endless) => Response::new(endless()),
         Some(Fault::Trickle) => Response::new(trickle()),
+        Some(Fault::Clip(length)) => {
+            truth(content.map(|(kind, bytes)| (kind, bytes.slice(..length.min(bytes.len())))))
+        }
+        Some(Fault::Pieces(number, pause)) => in_pieces(content, number, pause),
         Some(Fault::Slow(delay)) => {
             let response = granted(&inner, request, content).await;
             tokio::time::sleep(delay).await;
@@ -438,6 +458,11 @@ async fn answer(
         Some(Fault::With(name, value)) => {
             let mut response = granted(&inner, request, content).await;
             response.headers_mut().insert(name, value.parse().unwrap());
+            response
+        }
+        Some(Fault::Also(name, value)) => {
+            let mut response = granted(&inner, request, content).await;
+            response.headers_mut().append(name, value.parse().unwrap());
             response
         }
         None => granted(&inner, request, content).await,
@@ -552,7 +577,10 @@ fn rest(content: Option<(String, Bytes)>, first: usize, ranges: Ranges) -> Respo
 }
 
 fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
-    let (kind, bytes) = content.unwrap();
+    let Some((kind, bytes)) = content else {
+        return truth(None);
+    };
+    let length = length.min(bytes.len());
     let broken = async {
         // The bytes before it arrive.
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -567,8 +595,31 @@ fn truncated(content: Option<(String, Bytes)>, length: usize) -> Response<Body> 
         .unwrap()
 }
 
+/// The bytes, whose number is known from the start, a piece after each pause.
+fn in_pieces(content: Option<(String, Bytes)>, number: usize, pause: Duration) -> Response<Body> {
+    let Some((kind, bytes)) = content else {
+        return truth(None);
+    };
+    let length = bytes.len();
+    let size = length.div_ceil(number).max(1);
+    let starts = (0..length).step_by(size);
+    let pieces = starts.map(move |start| bytes.slice(start..length.min(start + size)));
+    let pieces = stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(pause).await;
+        Ok(Frame::data(piece))
+    });
+    Response::builder()
+        .header("content-type", kind)
+        .header("content-length", length)
+        .body(BodyExt::boxed(StreamBody::new(pieces)))
+        .unwrap()
+}
+
 fn halted(content: Option<(String, Bytes)>, length: usize) -> Response<Body> {
-    let (kind, bytes) = content.unwrap();
+    let Some((kind, bytes)) = content else {
+        return truth(None);
+    };
+    let length = length.min(bytes.len());
     let pieces = stream::iter([Ok(Frame::data(bytes.slice(..length)))]).chain(stream::pending());
     Response::builder()
         .header("content-type", kind)

@@ -52,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) fallback: Option<&'static str>,
     pub(crate) opa_check: Option<opa_check::Options>,
     pub(crate) credentials: Option<Credentials>,
+    /// The names and tags of further bundles with the same options.
+    pub(crate) others: &'static [(&'static str, &'static str)],
 }
 
 impl Default for Setup {
@@ -85,6 +87,7 @@ impl Default for Setup {
             fallback: None,
             opa_check: None,
             credentials: None,
+            others: &[],
         }
     }
 }
@@ -151,6 +154,12 @@ impl Setup {
                 ..bundle.clone()
             });
         }
+        let others = self.others.iter().map(|(name, tag)| BundleConfig {
+            name: (*name).to_owned(),
+            reference: registry.reference(tag),
+            ..bundle.clone()
+        });
+        config.bundles.extend(others);
         config.bundles.push(bundle);
         config
     }

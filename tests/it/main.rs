@@ -48,6 +48,7 @@ mod shared;
 mod shells;
 mod signatures;
 mod signing;
+mod soak;
 mod transfers;
 mod tuf;
 mod uploads;

@@ -1,7 +1,7 @@
 //! Registries that do not follow the specification to the letter: what the gateway asks for, and
 //! what it serves.
 
-mod faults;
+pub(crate) mod faults;
 mod lists;
 mod tags;
 mod transfers;

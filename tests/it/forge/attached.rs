@@ -12,13 +12,21 @@ impl FaultyRegistry {
     pub(crate) fn put_legacy(&self, digest: &Digest, signatures: &[Legacy]) {
         let layers: Vec<_> = signatures
             .iter()
-            .map(|signature| {
-                let mut layer = json!(self.put_blob(&signature.payload));
-                layer["mediaType"] = LEGACY.into();
-                layer["annotations"] = json!(signature.annotations);
-                layer
-            })
+            .map(|signature| self.put_signature(signature))
             .collect();
+        self.put_signature_image(digest, &layers);
+    }
+
+    /// The layer of a signature, in no image yet.
+    pub(crate) fn put_signature(&self, signature: &Legacy) -> Value {
+        let mut layer = json!(self.put_blob(&signature.payload));
+        layer["mediaType"] = LEGACY.into();
+        layer["annotations"] = json!(signature.annotations);
+        layer
+    }
+
+    /// Puts an image with these layers under the `.sig` tag.
+    pub(crate) fn put_signature_image(&self, digest: &Digest, layers: &[Value]) {
         let manifest = manifest(json!({"layers": layers}));
         self.put(
             &format!("manifests/sha256-{}.sig", digest.hex()),

@@ -19,7 +19,7 @@ pub(crate) use der::{integer, sequence};
 pub(crate) use keys::{Key, pem};
 pub(crate) use logs::{Entry, Generation, Log, Proof};
 pub(crate) use signatures::{
-    By, CERTIFICATE, CHAIN, Envelope, Legacy, SIGNATURE, payload, statement,
+    By, CERTIFICATE, CHAIN, Envelope, LOGGED, Legacy, SIGNATURE, TIMESTAMP, payload, statement,
 };
 pub(crate) use sigstore::{ISSUER, SUBJECT, Sigstore, ca, minutes, trust, window};
 pub(crate) use timestamps::TimestampAuthority;

@@ -17,7 +17,7 @@ const PAGE: &str = include_str!("../../README.md");
 
 /// Where the next version's signature is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Signed {
+pub(crate) enum Signed {
     /// At the `.sig` tag.
     Legacy,
     /// In the list of the referrers API.
@@ -28,11 +28,11 @@ enum Signed {
 }
 
 /// A fault of the requests whose method and path contain `part`.
-struct Row {
-    what: &'static str,
-    part: &'static str,
-    times: usize,
-    fault: Fault,
+pub(crate) struct Row {
+    pub(crate) what: &'static str,
+    pub(crate) part: &'static str,
+    pub(crate) times: usize,
+    pub(crate) fault: Fault,
     signed: Signed,
     /// `served`, or the class of the failure.
     outcome: &'static str,
@@ -441,7 +441,71 @@ fn of_blobs() -> Vec<Row> {
     ]
 }
 
-fn rows() -> Vec<Row> {
+fn of_connections() -> Vec<Row> {
+    use Signed::{Legacy, Listed};
+    vec![
+        Row {
+            times: 3,
+            ..row(
+                "every request: three connections break before the answer",
+                ("", Fault::Unanswered),
+                Listed,
+                "served",
+            )
+        },
+        row(
+            "every request: the connection breaks before the answer",
+            ("", Fault::Unanswered),
+            Listed,
+            "transient",
+        ),
+        row(
+            "every request: 429 with Retry-After",
+            ("", limited(429, &[("retry-after", "2")])),
+            Legacy,
+            "rate_limited",
+        ),
+        row(
+            "blob: cut short, with a Content-Length to match",
+            (BLOB, Fault::Clip(10)),
+            Listed,
+            "evidence",
+        ),
+        row(
+            "manifest: cut short, with a Content-Length to match",
+            (MANIFEST, Fault::Clip(20)),
+            Legacy,
+            "transient",
+        ),
+    ]
+}
+
+fn of_lying_headers() -> Vec<Row> {
+    use Signed::{Legacy, Listed};
+    let other = Digest::sha256(b"other").to_string();
+    vec![
+        row(
+            "HEAD of a tag: a second Docker-Content-Digest",
+            (HEAD, Fault::Also("docker-content-digest", other)),
+            Legacy,
+            "served",
+        ),
+        row(
+            "manifest: a second Content-Type",
+            (MANIFEST, Fault::Also("content-type", "text/html".into())),
+            Legacy,
+            "served",
+        ),
+        row(
+            "referrers API: a second Content-Type",
+            (API, Fault::Also("content-type", "text/html".into())),
+            Listed,
+            "served",
+        ),
+    ]
+}
+
+pub(crate) fn rows() -> Vec<Row> {
     let all = [
         of_tags(),
         of_manifests(),
@@ -450,11 +514,13 @@ fn rows() -> Vec<Row> {
         of_next_pages(),
         of_tagged_signatures(),
         of_blobs(),
+        of_connections(),
+        of_lying_headers(),
     ];
     all.into_iter().flatten().collect()
 }
 
-fn sign(registry: &FaultyRegistry, key: &Key, digest: &Digest, signed: Signed) {
+pub(crate) fn sign(registry: &FaultyRegistry, key: &Key, digest: &Digest, signed: Signed) {
     if signed == Signed::Nowhere {
         return;
     }
