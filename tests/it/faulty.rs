@@ -255,7 +255,8 @@ impl FaultyRegistry {
         (digest, layer)
     }
 
-    /// The next `times` requests whose method and path contain `part` meet `fault`.
+    /// The next `times` requests whose method and path contain `part` meet `fault`; with `type:` in
+    /// front, those for content of this type.
     pub(crate) fn fail(&self, part: &str, times: usize, fault: Fault) {
         self.inner
             .lock()
@@ -371,10 +372,16 @@ impl Inner {
             headers: request.headers().clone(),
         });
         let line = format!("{} {path}", request.method());
+        let content = self.content.get(path).cloned();
+        let kind = content.as_ref().map(|(kind, _)| kind.as_str());
+        let concerns = |part: &str| match part.strip_prefix("type:") {
+            Some(wanted) => kind == Some(wanted),
+            None => line.contains(part),
+        };
         let fault = self
             .faults
             .iter_mut()
-            .find(|(part, left, _)| *left > 0 && line.contains(part.as_str()));
+            .find(|(part, left, _)| *left > 0 && concerns(part));
         let fault = fault.map(|(_, left, fault)| {
             *left -= 1;
             fault.clone()
@@ -383,7 +390,7 @@ impl Inner {
             None | Some(Fault::Slow(_)) => self.access.as_mut().and_then(|one| one.refuse(request)),
             Some(_) => None,
         };
-        (fault, refused, self.content.get(path).cloned())
+        (fault, refused, content)
     }
 }
 

@@ -98,3 +98,51 @@ impl Pushed {
 pub(super) fn etag(body: &[u8]) -> String {
     format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(body)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One version for each text, of which the last one is not signed, and a tag that has moved
+    /// through `moves`.
+    fn pushed(texts: &[&str], moves: &[usize]) -> Pushed {
+        let version = |text: &&str| Version {
+            signed: true,
+            ..Version::new(
+                text.as_bytes().to_vec(),
+                Digest::sha256(text.as_bytes()),
+                true,
+            )
+        };
+        let mut pushed = Pushed {
+            versions: texts.iter().map(version).collect(),
+            ..Pushed::default()
+        };
+        pushed.versions.last_mut().unwrap().signed = false;
+        moves.iter().for_each(|version| pushed.move_tag(*version));
+        pushed
+    }
+
+    #[test]
+    fn what_was_never_signed_or_goes_back_without_the_tag_is_not_explained() {
+        let texts = ["one", "two", "unsigned"];
+        let explain = |moves: &[usize], text: &str, earliest| {
+            let digest = Digest::sha256(text.as_bytes()).to_string();
+            pushed(&texts, moves).explain(&etag(text.as_bytes()), &digest, earliest)
+        };
+        assert_eq!(explain(&[0, 1], "one", 0), Ok(0));
+        assert_eq!(explain(&[0, 1], "two", 0), Ok(1));
+        assert_eq!(explain(&[0, 1, 0], "one", 1), Ok(2));
+        assert!(explain(&[0, 1], "one", 1).unwrap_err().contains("is back"));
+        for (moves, text) in [(&[0, 2][..], "unsigned"), (&[0], "two"), (&[0], "none")] {
+            let error = explain(moves, text, 0).unwrap_err();
+            assert!(error.contains("no version that may be served"), "{error}");
+        }
+        let other = Digest::sha256(b"two").to_string();
+        let error = pushed(&texts, &[0, 1]).explain(&etag(b"one"), &other, 0);
+        assert!(
+            error.is_err(),
+            "the bytes of one version under the manifest of another one"
+        );
+    }
+}

@@ -10,6 +10,9 @@ use crate::{
     quirks::faults::{Signed, rows},
 };
 
+/// The type under which the registry has the layers of bundles.
+pub(super) const LAYER: &str = "application/gzip";
+
 /// A fault of the requests whose method and path contain `part`.
 #[derive(Clone)]
 pub(super) struct SwitchedFault {
@@ -59,7 +62,7 @@ pub(super) struct Schedule {
     /// Whether it wants tokens.
     pub(super) tokens: bool,
     /// Each with the time that passes after it.
-    pub(super) steps: Vec<(Step, Duration)>,
+    pub(super) steps: Vec<Timed>,
 }
 
 impl fmt::Debug for SwitchedFault {
@@ -126,41 +129,96 @@ fn faults() -> Vec<SwitchedFault> {
     let table = rows()
         .into_iter()
         .map(|row| (row.what, row.part, row.fault));
-    table.chain(slow_faults()).map(fault).collect()
+    let others = slow_faults().into_iter().chain(layer_faults());
+    table.chain(others).map(fault).collect()
 }
 
-fn steps() -> impl Strategy<Value = Step> {
-    let bundle = 0..BUNDLES.len();
-    let signed = || select(vec![Signed::Legacy, Signed::Listed, Signed::Tagged]);
+/// Faults of the layer alone, which is fetched after the signatures, beside those of all blobs.
+fn layer_faults() -> Vec<(&'static str, &'static str, Fault)> {
+    let part = "type:application/gzip";
+    let faults = [
+        ("layer: 404", Fault::Status(404, vec![])),
+        ("layer: 403", Fault::Status(403, vec![])),
+        ("layer: 500", Fault::Status(500, vec![])),
+        ("layer: the connection breaks", Fault::Truncate(10)),
+        ("layer: silence after 10 bytes", Fault::Halt(10)),
+        (
+            "layer: cut short, with a Content-Length to match",
+            Fault::Clip(10),
+        ),
+        ("layer: a web page", Fault::Replace("<html>".into())),
+        ("layer: endless", Fault::Endless),
+        ("layer: no answer", Fault::Stall),
+        (
+            "layer: elsewhere",
+            Fault::Status(307, vec![("location", "http://127.0.0.1:1/".into())]),
+        ),
+    ];
+    faults.map(|(what, fault)| (what, part, fault)).into()
+}
+
+type Timed = (Step, Duration);
+
+fn pause() -> impl Strategy<Value = Duration> {
+    let pause = prop_oneof![3 => 0..2_000_u64, 6 => 2_000..25_000_u64, 1 => 25_000..90_000_u64];
+    pause.prop_map(Duration::from_millis)
+}
+
+fn switch() -> impl Strategy<Value = Step> {
     let times = select(vec![usize::MAX, usize::MAX, 3, 1]);
     let fault = (select(faults()), times);
     let fault = fault.prop_map(|(fault, times)| SwitchedFault { times, ..fault });
+    vec(fault, 0..=5).prop_map(Step::Faults)
+}
+
+fn signed() -> impl Strategy<Value = Signed> {
+    select(vec![Signed::Legacy, Signed::Listed, Signed::Tagged])
+}
+
+fn push() -> impl Strategy<Value = Step> {
     let push = prop_oneof![
         6 => Just(Push::Good),
         2 => Just(Push::Unsigned),
         1 => Just(Push::WronglySigned),
         1 => Just(Push::Corrupt),
     ];
+    (0..BUNDLES.len(), push, signed())
+        .prop_map(|(bundle, push, signed)| Step::Push(bundle, push, signed))
+}
+
+fn other() -> impl Strategy<Value = Step> {
+    let bundle = 0..BUNDLES.len();
+    let signature = || (bundle.clone(), signed());
+    let version = (bundle.clone(), 0..4_usize);
     prop_oneof![
-        6 => vec(fault, 0..=5).prop_map(Step::Faults),
-        6 => (bundle.clone(), push, signed()).prop_map(|(bundle, push, signed)| Step::Push(bundle, push, signed)),
-        2 => (bundle.clone(), signed()).prop_map(|(bundle, signed)| Step::SignLater(bundle, signed)),
-        1 => (bundle.clone(), signed()).prop_map(|(bundle, signed)| Step::Repack(bundle, signed)),
+        3 => signature().prop_map(|(bundle, signed)| Step::SignLater(bundle, signed)),
+        2 => signature().prop_map(|(bundle, signed)| Step::Repack(bundle, signed)),
         1 => bundle.clone().prop_map(Step::PushAgain),
-        1 => (bundle.clone(), 0..4_usize).prop_map(|(bundle, version)| Step::MoveBack(bundle, version)),
-        1 => bundle.prop_map(Step::DeleteTag),
+        2 => version.prop_map(|(bundle, version)| Step::MoveBack(bundle, version)),
+        1 => bundle.clone().prop_map(Step::DeleteTag),
         2 => Just(Step::Restart),
         1 => Just(Step::Heal),
     ]
 }
 
+/// Steps that follow each other: mostly something new under new faults.
+fn group() -> impl Strategy<Value = Vec<Timed>> {
+    let switch_and_push = (switch(), push(), pause());
+    prop_oneof![
+        4 => switch_and_push
+            .prop_map(|(switch, push, pause)| vec![(switch, Duration::ZERO), (push, pause)]),
+        1 => (switch(), pause()).prop_map(|one| vec![one]),
+        2 => (push(), pause()).prop_map(|one| vec![one]),
+        4 => (other(), pause()).prop_map(|one| vec![one]),
+    ]
+}
+
 pub(super) fn schedules() -> impl Strategy<Value = Schedule> {
-    let pause = prop_oneof![0..2_000_u64, 2_000..90_000_u64];
-    let step = (steps(), pause.prop_map(Duration::from_millis));
-    let schedule = (any::<bool>(), any::<bool>(), vec(step, 3..12));
-    schedule.prop_map(|(referrers_api, tokens, steps)| Schedule {
+    let groups = vec(group(), 3..16);
+    let schedule = (any::<bool>(), any::<bool>(), groups);
+    schedule.prop_map(|(referrers_api, tokens, groups)| Schedule {
         referrers_api,
         tokens,
-        steps,
+        steps: groups.into_iter().flatten().collect(),
     })
 }

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     clients::{FIRST_WAIT, Kind, Live, Shared, ask, inspect, status},
     model::{BUNDLES, Version},
-    schedule::{Push, Step},
+    schedule::{LAYER, Push, Step},
 };
 use crate::{
     attacks::{keyed, policy},
@@ -25,9 +25,9 @@ use crate::{
     quirks::faults::{Signed, sign},
 };
 
-/// Within this time after the last fault the current version is served. A request that a fault has
-/// slowed down lasts for 300 s at most (`timeouts.total`), after a refusal the next check comes
-/// after four intervals.
+/// Sixteen intervals: within this time after the last fault the current version is served. A request
+/// that a fault has slowed down lasts for 300 s at most (`timeouts.total`), and after a refusal the
+/// next check comes after four intervals.
 const RECOVERY: Duration = Duration::from_secs(480);
 
 /// The options of a [`World`].
@@ -121,7 +121,9 @@ impl World {
             Push::Corrupt => text.into_bytes(),
             _ => gateway::bundle(&text),
         };
-        let (manifest, _) = self.registry.put_artifact("pushed", &body);
+        let (manifest, layer) = self.registry.put_artifact("pushed", &body);
+        let path = format!("blobs/{}", layer.digest);
+        self.registry.put(&path, LAYER, body.clone());
         let version = Version::new(body, manifest, push != Push::Corrupt);
         let by = match push {
             Push::Unsigned => None,
@@ -309,7 +311,7 @@ impl World {
     pub(super) async fn finish(&mut self) -> Result<(), String> {
         self.apply(&Step::Heal).await?;
         // The clients have got it.
-        sleep(Duration::from_secs(30)).await;
+        sleep(2 * self.options.pause).await;
         let ended = self.clients.try_join_next();
         assert!(ended.is_none(), "{ended:?}");
         self.shared.verdict()
