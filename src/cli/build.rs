@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::{
+use super::{path::path_value, 
     diagnostics::SourceErrors,
     eprint, interruptible,
     opa::{describe_problems, lacks_wasm},
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Folders with policy and data, or single files; several are merged into one bundle.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required = true, value_name = "PATH", value_parser = path_value())]
     paths: Vec<PathBuf>,
     /// Name of the image, such as ghcr.io/acme/authz:v1.
     #[arg(short, long, value_name = "REF", value_parser = reference)]

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::task::spawn_blocking;
 
-use super::{
+use super::{path::path_value, 
     artifact::ResolvedArtifact,
     diagnostics::SourceErrors,
     flags::RegistryFlags,
@@ -48,7 +48,7 @@ pub(super) struct Options {
     /// The query, such as data.authz.allow.
     query: String,
     /// The input document, JSON or YAML; - reads standard input.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = path_value())]
     input: Option<PathBuf>,
 }
 

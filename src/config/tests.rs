@@ -9,6 +9,7 @@ use crate::{
     verify::RootSource,
 };
 
+mod connections;
 mod errors;
 mod errors_in_signers;
 mod errors_in_trust;

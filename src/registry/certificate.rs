@@ -1,12 +1,21 @@
-//! Explains why a registry's certificate is refused, and how to correct it.
+//! Explains why a certificate is refused, the registry's or the client's, and how to correct it.
 
 use std::{error::Error, io};
 
-use rustls::CertificateError;
+use reqwest::StatusCode;
+use rustls::{AlertDescription, CertificateError};
 
 /// webpki's name for a CA certificate that a server presents as its own; rustls has no variant for
 /// it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
 const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
+
+const NEEDS_CLIENT_CERTIFICATE: &str = "the server requires a client certificate; set \
+     registries.HOST.client_certificate and .client_key";
+const REFUSES_CLIENT_CERTIFICATE: &str = "the server does not accept the client certificate, or requires one; \
+     check registries.HOST.client_certificate and .client_key";
+/// The answer of a proxy that requires a user.
+pub(super) const REFUSED_BY_PROXY: &str =
+    "the proxy refuses the user; check registries.HOST.proxy, or HTTPS_PROXY";
 
 const NOT_FOR_SERVERS: &str =
     "its certificate is not for servers; issue one with extendedKeyUsage serverAuth";
@@ -15,11 +24,44 @@ const NOT_FOR_SERVERS: &str =
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     match rustls_error(error)? {
         rustls::Error::InvalidCertificate(reason) => Some(explain_reason(reason)),
+        rustls::Error::AlertReceived(alert) => explain_alert(*alert).map(str::to_owned),
         rustls::Error::NoCertificatesPresented => {
             Some("the server presents no certificate; configure one there".to_owned())
         }
         _ => None,
     }
+}
+
+/// The explanation of an alert that is about the client certificate: servers send no other alert
+/// about certificates.
+fn explain_alert(alert: AlertDescription) -> Option<&'static str> {
+    match alert {
+        AlertDescription::CertificateRequired => Some(NEEDS_CLIENT_CERTIFICATE),
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateRevoked
+        | AlertDescription::CertificateExpired
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::UnknownCA => Some(REFUSES_CLIENT_CERTIFICATE),
+        _ => None,
+    }
+}
+
+/// The detail of a refusal by what stands before a registry: nginx answers 400 after a handshake
+/// without the client certificate that it requires, and a proxy 407.
+pub(super) fn refused_by_proxy(status: StatusCode, body: &[u8]) -> Option<String> {
+    let body = String::from_utf8_lossy(body);
+    let reason = match status {
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => REFUSED_BY_PROXY,
+        StatusCode::BAD_REQUEST if body.contains("No required SSL certificate") => {
+            NEEDS_CLIENT_CERTIFICATE
+        }
+        StatusCode::BAD_REQUEST if body.contains("The SSL certificate error") => {
+            REFUSES_CLIENT_CERTIFICATE
+        }
+        _ => return None,
+    };
+    Some(format!(" ({reason})"))
 }
 
 /// The error of rustls among the causes. An `io::Error` skips the error that it wraps: its `source`
