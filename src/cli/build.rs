@@ -9,10 +9,11 @@ use clap::Args;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::{path::path_value, 
+use super::{
     diagnostics::SourceErrors,
     eprint, interruptible,
     opa::{describe_problems, lacks_wasm},
+    path::path_value,
     print, print_json,
     progress::Spinner,
     store_flag::{LIMITS, StoreFlag, annotation, reference, source_date},

@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, error::ErrorKind};
 
-use super::{path::path_value, 
+use super::{
     block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval,
-    generate_key_pair, images, init, inspect, login, one_line, print, pull, push, repl, rm, save,
-    serve, sign, tag, tags, usage, verify, verify_bundle, version,
+    generate_key_pair, images, init, inspect, login, one_line, path::path_value, print, pull, push,
+    repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 

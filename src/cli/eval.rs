@@ -6,11 +6,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::task::spawn_blocking;
 
-use super::{path::path_value, 
+use super::{
     artifact::ResolvedArtifact,
     diagnostics::SourceErrors,
     flags::RegistryFlags,
     local::{self, ArtifactOrPath},
+    path::path_value,
     print_json, read,
     store_flag::{ImageName, LIMITS, StoreFlag},
     target::Target,

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{path::path_value, password, print, print_json};
+use super::{password, path::path_value, print, print_json};
 use crate::sign::KeyPair;
 
 /// Arguments of `generate-key-pair`.

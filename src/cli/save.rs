@@ -11,8 +11,10 @@ use clap::Args;
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::{path::path_value, 
-    artifact, eprint, interruptible, print, print_json,
+use super::{
+    artifact, eprint, interruptible,
+    path::path_value,
+    print, print_json,
     store_flag::{ImageName, LIMITS, StoreFlag, image_name},
     table,
 };

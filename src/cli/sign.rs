@@ -6,9 +6,11 @@ use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 
-use super::{path::path_value, 
+use super::{
     flags::RegistryFlags,
-    interruptible, password, print, print_json, read,
+    interruptible, password,
+    path::path_value,
+    print, print_json, read,
     store_flag::{ImageName, StoreFlag, annotation, image_name},
     target::Target,
 };

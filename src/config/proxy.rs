@@ -46,7 +46,8 @@ fn with_user(raw: raw::ProxyKeys, base: Base<'_>) -> Result<ProxyServer, Problem
 /// Parses the URL of a proxy. No error quotes it: it may have a password.
 fn server(text: &str) -> Result<ProxyServer, Problem> {
     let malformed = || {
-        let example = "write one such as \"http://proxy.lan:3128\", or `none` for direct connections";
+        let example =
+            "write one such as \"http://proxy.lan:3128\", or `none` for direct connections";
         Problem::new(format!("not the URL of a proxy; {example}"))
     };
     let mut url = Url::parse(text).map_err(|_| malformed())?;
@@ -63,7 +64,8 @@ fn server(text: &str) -> Result<ProxyServer, Problem> {
         ));
     }
     let has_host = url.host_str().is_some_and(|host| !host.is_empty());
-    let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+    let is_bare =
+        matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
     if !has_host || !is_bare {
         return Err(malformed());
     }

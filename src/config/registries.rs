@@ -80,7 +80,8 @@ fn client_certificate(
     };
     let at = |key: &'static str| move |problem: Problem| problem.at(key);
     if scheme == Scheme::Http {
-        let message = "plain HTTP has no certificates; remove `client_certificate` or `scheme: http`";
+        let message =
+            "plain HTTP has no certificates; remove `client_certificate` or `scheme: http`";
         return Err(at("client_certificate")(Problem::new(message)));
     }
     let files = ClientCertificate {

@@ -121,6 +121,10 @@ fn the_example_shows_the_defaults() {
         example.registries["ghcr.io"].timeouts,
         registry::Options::default().timeouts
     );
+    assert_eq!(
+        example.registries["ghcr.io"].max_concurrent,
+        registry::Options::default().max_concurrent
+    );
     let (written, default) = (&example.bundles[0], &example.bundles[1]);
     assert_eq!(
         (written.poll, written.confirm_within),
@@ -357,6 +361,14 @@ fn the_readme_shows_configurations_that_load() {
     std::fs::create_dir(folder.0.path().join("quay")).unwrap();
     for name in ["helpers.json", "quay/.dockerconfigjson"] {
         folder.write(name, &auths.to_string());
+    }
+    for (name, file) in [
+        ("client.crt", "tls.crt"),
+        ("client.key", "tls.key"),
+        ("proxy.password", "ghcr.password"),
+    ] {
+        let path = |name| folder.0.path().join(name);
+        std::fs::copy(path(file), path(name)).unwrap();
     }
     let readme = include_str!("../../README.md");
     let blocks: Vec<_> = readme

@@ -270,7 +270,10 @@ pub(super) mod tests {
         for (host, forbidden) in [
             ("169.254.169.254", Some("169.254.169.254")),
             ("[::ffff:a9fe:a9fe]", Some("::ffff:169.254.169.254")),
-            ("Metadata.Google.Internal.", Some("metadata.google.internal")),
+            (
+                "Metadata.Google.Internal.",
+                Some("metadata.google.internal"),
+            ),
             ("metadata", Some("metadata")),
             // The proxy may take either address.
             ("evil.example", Some("evil.example at 169.254.169.254")),

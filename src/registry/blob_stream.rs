@@ -4,10 +4,7 @@ use std::{io::Read as _, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
 use reqwest::header;
-use tokio::{
-    task::spawn_blocking,
-    time::sleep,
-};
+use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
     deadline::Deadline, error::RegistryError, limiter::Permit, payload::UploadBody,
@@ -101,10 +98,11 @@ impl BlobStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let piece = loop {
             let next = self.origin.next(self.remaining);
-            let piece =
-                self.deadline.limit(next).await.ok_or_else(|| {
-                    self.unreachable("not done within timeouts.total".to_owned())
-                })?;
+            let piece = self
+                .deadline
+                .limit(next)
+                .await
+                .ok_or_else(|| self.unreachable("not done within timeouts.total".to_owned()))?;
             match piece {
                 Ok(piece) => break piece,
                 Err(reason) => self.resume(reason).await?,

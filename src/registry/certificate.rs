@@ -3,7 +3,7 @@
 use std::{error::Error, io};
 
 use reqwest::StatusCode;
-use rustls::{AlertDescription, CertificateError};
+use rustls::CertificateError;
 
 /// webpki's name for a CA certificate that a server presents as its own; rustls has no variant for
 /// it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
@@ -22,9 +22,12 @@ const NOT_FOR_SERVERS: &str =
 
 /// The explanation, where the certificate is why a connection failed.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
-    match rustls_error(error)? {
+    let Some(found) = rustls_error(error) else {
+        return explain_text(error);
+    };
+    match found {
         rustls::Error::InvalidCertificate(reason) => Some(explain_reason(reason)),
-        rustls::Error::AlertReceived(alert) => explain_alert(*alert).map(str::to_owned),
+        rustls::Error::AlertReceived(alert) => explain_alert(&format!("{alert:?}")),
         rustls::Error::NoCertificatesPresented => {
             Some("the server presents no certificate; configure one there".to_owned())
         }
@@ -32,19 +35,30 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     }
 }
 
-/// The explanation of an alert that is about the client certificate: servers send no other alert
-/// about certificates.
-fn explain_alert(alert: AlertDescription) -> Option<&'static str> {
-    match alert {
-        AlertDescription::CertificateRequired => Some(NEEDS_CLIENT_CERTIFICATE),
-        AlertDescription::BadCertificate
-        | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateRevoked
-        | AlertDescription::CertificateExpired
-        | AlertDescription::CertificateUnknown
-        | AlertDescription::UnknownCA => Some(REFUSES_CLIENT_CERTIFICATE),
-        _ => None,
-    }
+/// As [`explain`], where h2 has made a text of the error of rustls: over TLS 1.3 a server refuses a
+/// client certificate after the handshake.
+fn explain_text(error: &(dyn Error + 'static)) -> Option<String> {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    let text = causes.last()?.to_string();
+    explain_alert(text.split_once("received fatal alert: ")?.1)
+}
+
+/// The explanation of an alert, by its name in rustls, that is about the client certificate:
+/// servers send no other alert about certificates.
+fn explain_alert(alert: &str) -> Option<String> {
+    let reason = match alert {
+        "CertificateRequired" => NEEDS_CLIENT_CERTIFICATE,
+        "BadCertificate"
+        | "UnsupportedCertificate"
+        | "CertificateRevoked"
+        | "CertificateExpired"
+        | "CertificateUnknown"
+        | "AccessDenied"
+        | "DecryptError"
+        | "UnknownCA" => REFUSES_CLIENT_CERTIFICATE,
+        _ => return None,
+    };
+    Some(reason.to_owned())
 }
 
 /// The detail of a refusal by what stands before a registry: nginx answers 400 after a handshake

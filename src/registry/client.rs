@@ -19,10 +19,10 @@ use super::{
     certificate,
     challenge::Challenge,
     error::{Class, RegistryError},
+    limiter::{Limiter, Order},
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options},
     payload::Payload,
-    limiter::{Limiter, Order},
     retry::{self, is_retryable},
     scope::TokenScope,
     transport::Transport,
@@ -209,13 +209,14 @@ impl RegistryClient {
         let permit = self.transport.permit().await;
         let mut response = self.authorized(call).await?;
         let status = response.status();
-        let has_content = call.method == Method::GET
-            && status.is_success()
-            && status != StatusCode::NO_CONTENT;
+        let has_content =
+            call.method == Method::GET && status.is_success() && status != StatusCode::NO_CONTENT;
         let is_refused = is_refusal(status) && !retry::is_rate_limited(response.headers());
         if has_content && self.transport.is_own_origin(response.url()) {
             response.extensions_mut().insert(permit);
-        } else if is_refused || status == StatusCode::NOT_FOUND || status.is_success() && !has_content
+        } else if is_refused
+            || status == StatusCode::NOT_FOUND
+            || status.is_success() && !has_content
         {
             self.transport.drain(&mut response).await;
         }
@@ -249,8 +250,12 @@ impl RegistryClient {
     }
 
     /// The detail in the body of an error, empty where it can't be read.
-    async fn detail(&self, response: Response) -> String {
+    async fn detail(&self, mut response: Response) -> String {
         let status = response.status();
+        if response.content_length() > Some(MAX_ERROR_BODY_BYTES) {
+            self.transport.drain(&mut response).await;
+            return String::new();
+        }
         let read = self.transport.read_limited(response, MAX_ERROR_BODY_BYTES);
         let read = timeout(self.transport.timeouts().read, read).await;
         let Ok(Ok(body)) = read else {
@@ -262,8 +267,11 @@ impl RegistryClient {
     /// Sends with the current authorization, and once more with a better one if the registry itself
     /// refuses it.
     async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let url = self.url(call)?;
+        // Before the token, which would expire in a long queue.
+        self.admit(call, &url, Order::First).await?;
         let sent = self.auth.authorization(call.scope).await?;
-        let mut response = self.redirected(call, sent.clone(), Order::First).await?;
+        let mut response = self.redirected(call, url.clone(), sent.clone()).await?;
         let status = response.status();
         if !is_refusal(status) {
             self.auth.conclude(call.scope, sent.as_ref(), status);
@@ -288,8 +296,8 @@ impl RegistryClient {
             return Ok(response);
         };
         drop(response);
-        let authorization = Some(other.clone());
-        let response = self.redirected(call, authorization, Order::FollowUp).await?;
+        self.admit(call, &url, Order::FollowUp).await?;
+        let response = self.redirected(call, url, Some(other.clone())).await?;
         if self.transport.is_own_origin(response.url()) {
             self.auth
                 .conclude(call.scope, Some(&other), response.status());
@@ -297,23 +305,28 @@ impl RegistryClient {
         Ok(response)
     }
 
-    /// Sends, and follows redirects. Credentials go to the registry's own origin only, and a
+    fn url(&self, call: &Call<'_>) -> Result<Url, RegistryError> {
+        match &call.target {
+            Target::Path(path) => self.transport.url(call.operation, path),
+            Target::Url(url) => Ok(url.clone()),
+        }
+    }
+
+    async fn admit(&self, call: &Call<'_>, url: &Url, order: Order) -> Result<(), RegistryError> {
+        let admitted = self.transport.admit(url, order).await;
+        admitted.map_err(|reason| self.transport.protocol(call.operation, reason))
+    }
+
+    /// Sends to an admitted URL, and follows redirects. Credentials go to the registry's own origin only, and a
     /// redirect never leads from TLS to plain HTTP.
     async fn redirected(
         &self,
         call: &Call<'_>,
+        mut url: Url,
         authorization: Option<HeaderValue>,
-        mut order: Order,
     ) -> Result<Response, RegistryError> {
         let transport = &self.transport;
-        let mut url = match &call.target {
-            Target::Path(path) => transport.url(call.operation, path)?,
-            Target::Url(url) => url.clone(),
-        };
         for _ in 0..=MAX_REDIRECTS {
-            let admitted = transport.admit(&url, order).await;
-            admitted.map_err(|reason| transport.protocol(call.operation, reason))?;
-            order = Order::FollowUp;
             let mut request = transport
                 .http_for(&url)
                 .request(call.method.clone(), url.clone())
@@ -349,6 +362,7 @@ impl RegistryClient {
             }
             url = transport.next_hop(call.operation, &url, &response)?;
             transport.drain(&mut response).await;
+            self.admit(call, &url, Order::FollowUp).await?;
         }
         Err(transport.protocol(
             call.operation,

@@ -135,7 +135,10 @@ impl HttpClients {
         let host = self.inputs.base.authority();
         match self.inputs.clients() {
             Ok(clients) => {
-                tracing::info!(host, "the client certificate or the proxy's password has changed");
+                tracing::info!(
+                    host,
+                    "the client certificate or the proxy's password has changed"
+                );
                 self.lock().clients = clients;
             }
             Err(reason) => tracing::warn!(
@@ -202,7 +205,9 @@ impl Inputs {
             ProxyRules::Environment(_) => Ok(builder),
             ProxyRules::Direct => Ok(builder.no_proxy()),
             ProxyRules::Server(server) => {
-                let proxy = server.connect().map_err(|reason| format!("proxy: {reason}"))?;
+                let proxy = server
+                    .connect()
+                    .map_err(|reason| format!("proxy: {reason}"))?;
                 Ok(builder.proxy(proxy))
             }
         }

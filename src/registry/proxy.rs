@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::oci::{Digest, read_regular};
 
 /// A longer password file is the wrong file.
-const MAX_PASSWORD_BYTES: u64 = 64 << 10;
+const MAX_PASSWORD_BYTES: u64 = 1 << 20;
 
 /// How the connections for one registry are made: to it, to its token server and to the storage
 /// that it redirects to.
@@ -90,7 +90,9 @@ impl ProxyServer {
         // The error is not quoted: it could contain the URL.
         set.ok()
             .and_then(|()| reqwest::Proxy::all(url).ok())
-            .ok_or_else(|| format!("{self} can't be used; write a URL such as http://proxy.lan:3128"))
+            .ok_or_else(|| {
+                format!("{self} can't be used; write a URL such as http://proxy.lan:3128")
+            })
     }
 }
 
@@ -162,7 +164,9 @@ mod tests {
     use super::*;
 
     fn environment(http: &str, https: &str, no: &str) -> ProxyRules {
-        let matcher = Matcher::builder().http(http.to_owned()).https(https.to_owned());
+        let matcher = Matcher::builder()
+            .http(http.to_owned())
+            .https(https.to_owned());
         ProxyRules::Environment(Arc::new(matcher.no(no.to_owned()).build()))
     }
 
@@ -203,6 +207,9 @@ mod tests {
             assert_eq!(rules.proxy_of(&url).as_deref(), Some("http://proxy.lan:80"));
         }
         let direct = ProxyRules::new(&Proxy::Direct);
-        assert_eq!(direct.proxy_of(&Url::parse("https://r.example/").unwrap()), None);
+        assert_eq!(
+            direct.proxy_of(&Url::parse("https://r.example/").unwrap()),
+            None
+        );
     }
 }

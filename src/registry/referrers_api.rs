@@ -58,7 +58,10 @@ impl Remote {
                 break;
             }
             let listed = self.referrers_page(Target::Url(url));
-            next = match transport.within("referrers", deadline.clone(), listed).await {
+            next = match transport
+                .within("referrers", deadline.clone(), listed)
+                .await
+            {
                 Ok(Some((listed, next))) => {
                     found.extend(listed);
                     next

@@ -156,7 +156,10 @@ impl Registries {
         let mut limiters = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
         let limiter = limiters.entry(host.to_owned()).or_insert_with(|| {
             let options = self.options(host);
-            Arc::new(Limiter::new(options.max_concurrent, options.request_interval))
+            Arc::new(Limiter::new(
+                options.max_concurrent,
+                options.request_interval,
+            ))
         });
         Arc::clone(limiter)
     }

@@ -59,7 +59,13 @@ impl Transport {
         limiter: Arc<Limiter>,
     ) -> Result<Self, InvalidOptions> {
         let read_timeout = Some(options.timeouts.read);
-        Self::new(host, options, read_timeout, limiter, Arc::new(SystemResolver))
+        Self::new(
+            host,
+            options,
+            read_timeout,
+            limiter,
+            Arc::new(SystemResolver),
+        )
     }
 
     /// For uploads. reqwest counts the time in which a body is sent as a pause of the answer, so
@@ -85,9 +91,8 @@ impl Transport {
         };
         let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
             .map_err(|error| invalid(format!("not a host or host:port: {error}")))?;
-        let clients =
-            HttpClients::new(base.clone(), options, read_timeout, Arc::clone(&resolver))
-                .map_err(invalid)?;
+        let clients = HttpClients::new(base.clone(), options, read_timeout, Arc::clone(&resolver))
+            .map_err(invalid)?;
         Ok(Self {
             clients: Arc::new(clients),
             host: host.to_owned(),

@@ -21,7 +21,7 @@ use clap::Args;
 use serde_json::json;
 
 use self::{builder::Builder, state::State};
-use super::{path::path_value, eprint, opa::OpaChoice, print};
+use super::{eprint, opa::OpaChoice, path::path_value, print};
 use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},

@@ -3,11 +3,7 @@
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     super::{
