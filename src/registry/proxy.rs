@@ -85,7 +85,8 @@ impl ProxyServer {
             set = url.set_username(&encoded(username));
         }
         if let Some(password) = self.password()? {
-            set = set.and(url.set_password(Some(&Zeroizing::new(encoded(&password)))));
+            let password = Zeroizing::new(encoded(&password));
+            set = set.and_then(|()| url.set_password(Some(&password)));
         }
         // The error is not quoted: it could contain the URL.
         set.ok()
