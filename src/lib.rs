@@ -38,7 +38,8 @@
 //! to the others ([`verify::collect()`]). Only content with a matching digest can be a final defect
 //! of a version; every other answer is retried. A registry's `Retry-After` is honoured for at most
 //! 15 minutes, or half of the time until `max_stale`. No registry answer can lead to a link-local
-//! address or a cloud metadata service, under any name. Foreign text is truncated
+//! address or a cloud metadata service, under any name; through a proxy, which resolves names
+//! itself, under none that is known here. Foreign text is truncated
 //! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
 //!
 //! # Types that rule out errors
@@ -182,6 +183,7 @@
 //! | page of tags; pages | 16 MiB; 1 000 | – |
 //! | pages of a list of referrers | 1 000 | – |
 //! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |
+//! | requests to a host at a time | 128 | `registries.HOST.max_concurrent` |
 //! | tags and repositories of a host of which a missing capability is remembered, for an hour | 16 384 | – |
 //! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |

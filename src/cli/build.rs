@@ -13,6 +13,7 @@ use super::{
     diagnostics::SourceErrors,
     eprint, interruptible,
     opa::{describe_problems, lacks_wasm},
+    path::path_value,
     print, print_json,
     progress::Spinner,
     store_flag::{LIMITS, StoreFlag, annotation, reference, source_date},
@@ -33,7 +34,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Folders with policy and data, or single files; several are merged into one bundle.
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required = true, value_name = "PATH", value_parser = path_value())]
     paths: Vec<PathBuf>,
     /// Name of the image, such as ghcr.io/acme/authz:v1.
     #[arg(short, long, value_name = "REF", value_parser = reference)]

@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval,
-    generate_key_pair, images, init, inspect, login, one_line, print, pull, push, repl, rm, save,
-    serve, sign, tag, tags, usage, verify, verify_bundle, version,
+    generate_key_pair, images, init, inspect, login, one_line, path::path_value, print, pull, push,
+    repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 
@@ -45,7 +45,7 @@ enum Command {
     /// (BUNDLEGATE_LOG=debug for more).
     Serve {
         /// The configuration file; config/bundlegate.yaml documents every key.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = path_value())]
         config: PathBuf,
     },
     /// Build, sign and serve a policy folder, and rebuild on every change.
@@ -170,6 +170,7 @@ enum ConfigCommand {
     /// `opa` of its `opa_check`.
     Check {
         /// The configuration file.
+        #[arg(value_parser = path_value())]
         file: PathBuf,
     },
 }

@@ -11,6 +11,7 @@ use super::{
     diagnostics::SourceErrors,
     flags::RegistryFlags,
     local::{self, ArtifactOrPath},
+    path::path_value,
     print_json, read,
     store_flag::{ImageName, LIMITS, StoreFlag},
     target::Target,
@@ -48,7 +49,7 @@ pub(super) struct Options {
     /// The query, such as data.authz.allow.
     query: String,
     /// The input document, JSON or YAML; - reads standard input.
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = path_value())]
     input: Option<PathBuf>,
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::read;
+use super::{path::path_value, read};
 use crate::{
     config::CliConfig,
     metrics::Metrics,
@@ -37,14 +37,13 @@ pub(super) struct RegistryFlags {
         long,
         value_name = "FILE",
         help_heading = "Registry",
-        conflicts_with = "plain_http"
-    )]
+        conflicts_with = "plain_http", value_parser = path_value())]
     ca_file: Option<PathBuf>,
     /// Don't verify the registry's certificate; open to man-in-the-middle attacks.
     #[arg(long, help_heading = "Registry", conflicts_with = "plain_http")]
     insecure_skip_tls_verify: bool,
     /// Use `registries` and `trust` of this configuration file.
-    #[arg(long, value_name = "FILE", help_heading = "Registry")]
+    #[arg(long, value_name = "FILE", help_heading = "Registry", value_parser = path_value())]
     pub(super) config: Option<PathBuf>,
 }
 

@@ -11,14 +11,14 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::{password, print, print_json};
+use super::{password, path::path_value, print, print_json};
 use crate::sign::KeyPair;
 
 /// Arguments of `generate-key-pair`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Write PREFIX.key and PREFIX.pub; may include a folder.
-    #[arg(long, value_name = "PREFIX", default_value = "cosign")]
+    #[arg(long, value_name = "PREFIX", default_value = "cosign", value_parser = path_value())]
     output_key_prefix: PathBuf,
     /// Overwrite existing files.
     #[arg(long)]

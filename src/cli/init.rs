@@ -10,13 +10,13 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::{print, print_json};
+use super::{path::path_value, print, print_json};
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Folder of the project.
-    #[arg(default_value = ".")]
+    #[arg(default_value = ".", value_parser = path_value())]
     path: PathBuf,
     /// Overwrite existing files.
     #[arg(long)]

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     bundle::{Bundle, Folder, Ignore, Limits, PackOptions, Parse},
-    oci::{NewBlob, open_regular},
+    oci::{NewBlob, check_tilde, open_regular},
 };
 
 /// An artifact in the store or in a registry, or a path on disk.
@@ -32,6 +32,7 @@ impl FromStr for ArtifactOrPath {
     /// exists.
     fn from_str(text: &str) -> Result<Self, String> {
         let path = Path::new(text);
+        check_tilde(path).map_err(|error| error.to_string())?;
         if text.starts_with(['/', '.']) {
             return Ok(Self::Path(path.to_owned()));
         }

@@ -19,6 +19,7 @@ mod login;
 mod opa;
 mod output;
 mod password;
+mod path;
 mod progress;
 mod pull;
 mod push;

@@ -1,7 +1,6 @@
 //! The `opa` that `build` and `dev` run.
 
 use std::{
-    convert::Infallible,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -9,7 +8,10 @@ use std::{
 use anyhow::bail;
 
 use super::eprint;
-use crate::opa_check::{Checker, Checkers, Opa, Options, Problem, Problems, StartError, find};
+use crate::{
+    oci::{Tilde, check_tilde},
+    opa_check::{Checker, Checkers, Opa, Options, Problem, Problems, StartError, find},
+};
 
 /// The value of `--opa`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,13 +26,16 @@ pub(super) enum OpaChoice {
 }
 
 impl FromStr for OpaChoice {
-    type Err = Infallible;
+    type Err = Tilde;
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
+    fn from_str(text: &str) -> Result<Self, Tilde> {
         Ok(match text {
             "auto" => Self::Auto,
             "none" => Self::None,
-            program => Self::Program(program.into()),
+            program => {
+                check_tilde(Path::new(program))?;
+                Self::Program(program.into())
+            }
         })
     }
 }

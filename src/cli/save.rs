@@ -12,7 +12,9 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
-    artifact, eprint, interruptible, print, print_json,
+    artifact, eprint, interruptible,
+    path::path_value,
+    print, print_json,
     store_flag::{ImageName, LIMITS, StoreFlag, image_name},
     table,
 };
@@ -35,8 +37,7 @@ pub(super) struct Options {
         visible_short_alias = 'o',
         visible_alias = "output",
         value_name = "FILE",
-        default_value = "bundle.tar.gz"
-    )]
+        default_value = "bundle.tar.gz", value_parser = path_value())]
     file: PathBuf,
     /// For artifacts pushed by conftest: the folder in which `data` begins; default: the common
     /// folder of the policies.

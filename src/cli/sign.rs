@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::{
     flags::RegistryFlags,
-    interruptible, password, print, print_json, read,
+    interruptible, password,
+    path::path_value,
+    print, print_json, read,
     store_flag::{ImageName, StoreFlag, annotation, image_name},
     target::Target,
 };
@@ -27,7 +29,7 @@ pub(super) struct Options {
     reference: ImageName,
     /// Private key file of `cosign generate-key-pair` or `cosign import-key-pair`. The password
     /// comes from COSIGN_PASSWORD or a prompt.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_value())]
     key: PathBuf,
     /// Annotation to sign as well; repeatable.
     #[arg(short, long = "annotations", value_name = "KEY=VALUE", value_parser = annotation)]

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio::task::spawn_blocking;
 
+use super::path::path_value;
 use crate::{
     bundle::Limits,
     images::Images,
@@ -32,8 +33,7 @@ pub(super) struct StoreFlag {
         long,
         value_name = "DIR",
         env = "BUNDLEGATE_STORE",
-        hide_env_values = true
-    )]
+        hide_env_values = true, value_parser = path_value())]
     store: Option<PathBuf>,
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use serde_json::Value;
 
-use super::read;
+use super::{path::path_value, read};
 use crate::{
     config::CliConfig,
     metrics::Metrics,
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 pub(super) struct TrustFlags {
     /// Trusted public key (PEM, such as cosign.pub); repeatable, any of them.
-    #[arg(long = "key", value_name = "FILE", help_heading = "Trust")]
+    #[arg(long = "key", value_name = "FILE", help_heading = "Trust", value_parser = path_value())]
     keys: Vec<PathBuf>,
     /// Signature scheme of the keys; default: the usual one for the key type; repeatable, any of
     /// them.
@@ -75,8 +75,7 @@ pub(super) struct TrustFlags {
         long,
         value_name = "FILE",
         help_heading = "Trust",
-        conflicts_with = "config"
-    )]
+        conflicts_with = "config", value_parser = path_value())]
     trusted_root: Option<PathBuf>,
     /// Whether the signature must be in a transparency log; default: none for keys, require for
     /// certificates.

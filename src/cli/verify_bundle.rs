@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use clap::{ArgGroup, Args};
 
-use super::read;
+use super::{path::path_value, read};
 use crate::{
     oci::{Digest, read_regular_or_pipe},
     verify::{
@@ -23,7 +23,7 @@ pub(super) struct Options {
     #[arg(long, conflicts_with = "trusted_root")]
     staging: bool,
     /// The Sigstore bundle.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_value())]
     bundle: PathBuf,
     /// Identity in the certificate.
     #[arg(
@@ -40,10 +40,10 @@ pub(super) struct Options {
     )]
     issuer: Option<String>,
     /// Public key instead of a certificate identity.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_value())]
     key: Option<PathBuf>,
     /// trusted_root.json instead of the built-in one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path_value())]
     trusted_root: Option<PathBuf>,
     /// A file, or `sha256:` and 64 hexadecimal digits.
     #[arg(value_name = "FILE_OR_DIGEST")]

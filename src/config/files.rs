@@ -14,7 +14,7 @@ use rustls::{
 };
 
 use super::problem::Problem;
-use crate::oci::read_regular_or_pipe;
+use crate::oci::{check_tilde, read_regular_or_pipe};
 
 /// The files read so far. A file that is named twice is read once: if it changed in between, the
 /// configuration would use two different contents.
@@ -93,6 +93,7 @@ impl<'a> Base<'a> {
                 "the path {path:?} has control characters; write another"
             )));
         }
+        check_tilde(path).map_err(|error| Problem::new(error.to_string()))?;
         Ok(self.files.folder.join(path))
     }
 

@@ -102,8 +102,6 @@ const RESERVED: &[&str] = &[
     "clients.[].jwt",
     "long_poll.spread",
     "registries.*.mirrors",
-    "registries.*.proxy",
-    "registries.*.client_certificate",
     "bundles.*.semver",
     "bundles.*.filter_tags",
     "patterns",

@@ -18,6 +18,7 @@ mod limits;
 mod load;
 mod opa_check;
 mod problem;
+mod proxy;
 mod raw;
 mod reader;
 mod registries;

@@ -106,8 +106,29 @@ pub(super) struct Registry {
     pub(super) scheme: Option<String>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) credentials: Option<Credentials>,
+    pub(super) client_certificate: Option<PathBuf>,
+    pub(super) client_key: Option<PathBuf>,
+    pub(super) proxy: Option<Proxy>,
+    pub(super) max_requests_per_second: Option<f64>,
+    pub(super) max_concurrent: Option<usize>,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
+}
+
+/// `none`, the URL of a proxy, or its URL with a user.
+pub(super) type Proxy = KeywordOr<ProxyKeys>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProxyKeys {
+    pub(super) url: String,
+    pub(super) username: Option<String>,
+    pub(super) password_file: Option<PathBuf>,
+}
+
+impl Expected for ProxyKeys {
+    const EXPECTED: &'static str = "`none`, a URL such as \"http://proxy.lan:3128\", or a mapping \
+                                    with `url`, `username` and `password_file`";
 }
 
 #[derive(Debug, Deserialize)]

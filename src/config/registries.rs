@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use super::{credentials, files::Base, problem::Problem, raw, values::Period};
-use crate::registry::{Options, Scheme, Timeouts, TlsTrust};
+use super::{credentials, files::Base, problem::Problem, proxy, raw, values::Period};
+use crate::registry::{
+    ClientCertificate, ClientCertificateError, Options, Scheme, Timeouts, TlsTrust,
+};
 
 /// Reads all of `registries`.
 pub(super) fn read(
@@ -43,6 +45,7 @@ fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Pr
         Some(path) => base.roots(path).map_err(|problem| problem.at("ca_file"))?,
         None => Vec::new(),
     };
+    let client_certificate = client_certificate(&raw, scheme, base)?;
     let credentials = raw
         .credentials
         .map(|raw| credentials::read(host, raw, base))
@@ -52,8 +55,70 @@ fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Pr
         extra_roots,
         tls: TlsTrust::Verified,
         credentials: credentials.map_err(|problem| problem.at("credentials"))?,
+        client_certificate,
+        proxy: proxy::read(raw.proxy, base).map_err(|problem| problem.at("proxy"))?,
+        max_concurrent: max_concurrent(raw.max_concurrent)
+            .map_err(|problem| problem.at("max_concurrent"))?,
+        request_interval: request_interval(raw.max_requests_per_second)
+            .map_err(|problem| problem.at("max_requests_per_second"))?,
         timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
     })
+}
+
+/// Reads both files once, so that a wrong path or pair fails the start and not the first poll.
+fn client_certificate(
+    raw: &raw::Registry,
+    scheme: Scheme,
+    base: Base<'_>,
+) -> Result<Option<ClientCertificate>, Problem> {
+    let missing = |key| Err(Problem::new("missing; write it").at(key));
+    let (certificate, key) = match (&raw.client_certificate, &raw.client_key) {
+        (None, None) => return Ok(None),
+        (Some(_), None) => return missing("client_key"),
+        (None, Some(_)) => return missing("client_certificate"),
+        (Some(certificate), Some(key)) => (certificate, key),
+    };
+    let at = |key: &'static str| move |problem: Problem| problem.at(key);
+    if scheme == Scheme::Http {
+        let message =
+            "plain HTTP has no certificates; remove `client_certificate` or `scheme: http`";
+        return Err(at("client_certificate")(Problem::new(message)));
+    }
+    let files = ClientCertificate {
+        certificate: base.path(certificate).map_err(at("client_certificate"))?,
+        key: base.path(key).map_err(at("client_key"))?,
+    };
+    files.check().map_err(|error| match error {
+        ClientCertificateError::Certificate(reason) => {
+            at("client_certificate")(Problem::new(reason))
+        }
+        ClientCertificateError::Key(reason) => at("client_key")(Problem::new(reason)),
+    })?;
+    Ok(Some(files))
+}
+
+fn max_concurrent(raw: Option<usize>) -> Result<usize, Problem> {
+    match raw {
+        None => Ok(Options::default().max_concurrent),
+        Some(count) if (1..=MAX_CONCURRENT).contains(&count) => Ok(count),
+        Some(_) => Err(Problem::new(format!(
+            "a registry gets 1 to {MAX_CONCURRENT} requests at a time; write a number of these"
+        ))),
+    }
+}
+
+/// The time between two requests.
+fn request_interval(raw: Option<f64>) -> Result<Option<Duration>, Problem> {
+    match raw {
+        None => Ok(None),
+        Some(rate) if (MIN_RATE..=MAX_RATE).contains(&rate) => {
+            Ok(Some(Duration::from_secs_f64(rate.recip())))
+        }
+        Some(_) => Err(Problem::new(format!(
+            "not between {MIN_RATE} and {MAX_RATE}; write a number of these such as 10 or 0.5, or \
+             remove the key for no limit"
+        ))),
+    }
 }
 
 fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {
@@ -104,3 +169,9 @@ fn check_host(host: &str) -> Result<(), Problem> {
 }
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// The maximum number of requests to one host at a time.
+const MAX_CONCURRENT: usize = 1024;
+/// The minimum number of requests in a second: one in a hundred seconds.
+const MIN_RATE: f64 = 0.01;
+/// The maximum number of requests in a second; timers have a resolution of a millisecond.
+const MAX_RATE: f64 = 1000.0;

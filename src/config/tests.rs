@@ -9,6 +9,7 @@ use crate::{
     verify::RootSource,
 };
 
+mod connections;
 mod errors;
 mod errors_in_signers;
 mod errors_in_trust;
@@ -119,6 +120,10 @@ fn the_example_shows_the_defaults() {
     assert_eq!(
         example.registries["ghcr.io"].timeouts,
         registry::Options::default().timeouts
+    );
+    assert_eq!(
+        example.registries["ghcr.io"].max_concurrent,
+        registry::Options::default().max_concurrent
     );
     let (written, default) = (&example.bundles[0], &example.bundles[1]);
     assert_eq!(
@@ -356,6 +361,14 @@ fn the_readme_shows_configurations_that_load() {
     std::fs::create_dir(folder.0.path().join("quay")).unwrap();
     for name in ["helpers.json", "quay/.dockerconfigjson"] {
         folder.write(name, &auths.to_string());
+    }
+    for (name, file) in [
+        ("client.crt", "tls.crt"),
+        ("client.key", "tls.key"),
+        ("proxy.password", "ghcr.password"),
+    ] {
+        let path = |name| folder.0.path().join(name);
+        std::fs::copy(path(file), path(name)).unwrap();
     }
     let readme = include_str!("../../README.md");
     let blocks: Vec<_> = readme

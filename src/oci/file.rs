@@ -25,6 +25,25 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// The number of bytes that are read from a pipe at a time.
 const CHUNK_BYTES: usize = 1 << 16;
 
+/// A path begins with `~`, which means the home folder in a shell only.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: `~` is not expanded here; write the whole path, or ./{path} if that is its name")]
+pub struct Tilde {
+    path: String,
+}
+
+/// Refuses a path that begins with `~`: a folder of that name is never what was meant.
+///
+/// # Errors
+/// See [`Tilde`].
+pub fn check_tilde(path: &Path) -> Result<(), Tilde> {
+    if path.as_os_str().as_encoded_bytes().starts_with(b"~") {
+        let path = path.to_string_lossy().escape_debug().to_string();
+        return Err(Tilde { path });
+    }
+    Ok(())
+}
+
 /// Opens a regular file for reading, also through a symbolic link. Does not block on a pipe without
 /// a writer.
 ///

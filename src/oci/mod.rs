@@ -14,8 +14,8 @@ mod strict_json;
 pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use file::{
-    LockMode, lock_with_timeout, open_lock, open_regular, open_regular_within, read_regular,
-    read_regular_or_pipe,
+    LockMode, Tilde, check_tilde, lock_with_timeout, open_lock, open_regular, open_regular_within,
+    read_regular, read_regular_or_pipe,
 };
 pub use layout::{Incoming, IncomingError, Layout, LayoutError};
 pub use layout_index::LayoutIndex;

@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use super::Digest;
+use super::{Digest, check_tilde};
 
 /// The repository of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,6 +139,7 @@ impl Reference {
         if path.is_empty() {
             return Err(malformed("the folder after oci-layout: is empty"));
         }
+        check_tilde(Path::new(path)).map_err(|error| malformed(&error.to_string()))?;
         Ok(Self {
             repository: Repository::Layout { path: path.into() },
             selector,

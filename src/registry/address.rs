@@ -14,6 +14,7 @@ use std::{
 };
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::time::{Duration, timeout};
 use url::{Host, Url};
 
 /// Metadata services of clouds outside of 169.254.0.0/16: Alibaba Cloud, Azure's WireServer,
@@ -29,6 +30,18 @@ const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
 ];
+
+/// Names of metadata services (Google Cloud, AWS, and what their images have in `/etc/hosts`).
+const METADATA_NAMES: [&str; 5] = [
+    "metadata.google.internal",
+    "metadata.goog",
+    "metadata",
+    "instance-data",
+    "instance-data.ec2.internal",
+];
+/// The time for resolving a name that the proxy resolves again: behind proxies there often is no
+/// DNS server for outside names.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether answers must not lead to this address.
 pub(super) fn is_forbidden(address: IpAddr) -> bool {
@@ -88,6 +101,23 @@ pub(super) fn forbidden_host(url: &Url) -> Option<IpAddr> {
         Host::Domain(_) => return None,
     };
     is_forbidden(address).then_some(address)
+}
+
+/// What a request to `url` through a proxy would lead to, if that is forbidden. The proxy resolves
+/// the name, perhaps differently: this is the best that can be known here, and a name that is
+/// unknown here is allowed.
+pub(super) async fn forbidden_name(url: &Url, resolver: &dyn Resolve) -> Option<String> {
+    let name = match url.host()? {
+        Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
+        Host::Ipv4(_) | Host::Ipv6(_) => return forbidden_host(url).map(|ip| ip.to_string()),
+    };
+    if METADATA_NAMES.contains(&name.as_str()) {
+        return Some(name);
+    }
+    let resolving = resolver.resolve(name.parse().ok()?);
+    let mut addresses = timeout(LOOK_UP_TIMEOUT, resolving).await.ok()?.ok()?;
+    let address = addresses.find(|address| is_forbidden(address.ip()))?;
+    Some(format!("{name} at {}", address.ip()))
 }
 
 /// The system's resolver, as reqwest uses it by default.
@@ -228,6 +258,31 @@ pub(super) mod tests {
             "fec0::1",
         ] {
             assert!(!is_forbidden(allowed.parse().unwrap()), "{allowed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_name_of_a_metadata_service_is_passed_to_a_proxy() {
+        let names = Fixed(&[
+            ("evil.example", &["10.0.0.1", "169.254.169.254"]),
+            ("blobs.example", &["10.0.0.1"]),
+        ]);
+        for (host, forbidden) in [
+            ("169.254.169.254", Some("169.254.169.254")),
+            ("[::ffff:a9fe:a9fe]", Some("::ffff:169.254.169.254")),
+            (
+                "Metadata.Google.Internal.",
+                Some("metadata.google.internal"),
+            ),
+            ("metadata", Some("metadata")),
+            // The proxy may take either address.
+            ("evil.example", Some("evil.example at 169.254.169.254")),
+            ("blobs.example", None),
+            ("unknown.here", None),
+        ] {
+            let url = Url::parse(&format!("http://{host}/x")).unwrap();
+            let found = forbidden_name(&url, &names).await;
+            assert_eq!(found.as_deref(), forbidden, "{host}");
         }
     }
 

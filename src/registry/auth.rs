@@ -170,9 +170,11 @@ impl Authenticator {
         let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
         while renewals.try_join_next().is_some() {}
         let renewal = async move {
-            let Ok(_permit) = shared.renewing.acquire().await else {
+            let Ok(_renewing) = shared.renewing.acquire().await else {
                 return;
             };
+            // Before the lock of the entry, for which requests with a permit wait.
+            let _permit = shared.transport.permit().await;
             if let Err(error) = shared.renewed(&entry).await {
                 let error = error.at(shared.transport.host(), shared.reader.source());
                 tracing::debug!(%error, "a token can't be renewed before it expires");

@@ -4,14 +4,11 @@ use std::{io::Read as _, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
 use reqwest::header;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
-    error::RegistryError, payload::UploadBody, progress::Progress, remote::Remote, retry,
-    transport::innermost,
+    deadline::Deadline, error::RegistryError, limiter::Permit, payload::UploadBody,
+    progress::Progress, remote::Remote, retry, transport::innermost,
 };
 use crate::oci::{Blob, BlobMismatch, Descriptor};
 
@@ -28,7 +25,7 @@ pub struct BlobStream {
     descriptor: Descriptor,
     host: String,
     remaining: u64,
-    deadline: Instant,
+    deadline: Deadline,
     origin: Origin,
 }
 
@@ -53,7 +50,7 @@ impl BlobStream {
     pub(super) fn http(
         descriptor: Descriptor,
         remote: Remote,
-        deadline: Instant,
+        deadline: Deadline,
         response: reqwest::Response,
     ) -> Self {
         let host = remote.client.transport.host().to_owned();
@@ -75,7 +72,7 @@ impl BlobStream {
     pub(super) fn file(
         descriptor: Descriptor,
         host: String,
-        deadline: Instant,
+        deadline: Deadline,
         file: std::fs::File,
     ) -> Self {
         Self {
@@ -100,9 +97,12 @@ impl BlobStream {
     /// the descriptor says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let piece = loop {
-            let piece = timeout_at(self.deadline, self.origin.next(self.remaining))
+            let next = self.origin.next(self.remaining);
+            let piece = self
+                .deadline
+                .limit(next)
                 .await
-                .map_err(|_| self.unreachable("not done within timeouts.total".to_owned()))?;
+                .ok_or_else(|| self.unreachable("not done within timeouts.total".to_owned()))?;
             match piece {
                 Ok(piece) => break piece,
                 Err(reason) => self.resume(reason).await?,
@@ -137,13 +137,15 @@ impl BlobStream {
             return Err(broken);
         }
         transfer.broken += 1;
+        // The next request needs a permit of its own.
+        transfer.response.extensions_mut().remove::<Permit>();
         let request = async {
             sleep(retry::delay(transfer.broken + 1, None)).await;
             let from = (done > 0).then_some(done);
             let digest = &self.descriptor.digest;
             transfer.remote.send_blob(digest, from).await
         };
-        let Ok(response) = timeout_at(self.deadline, request).await else {
+        let Some(response) = self.deadline.limit(request).await else {
             return Err(broken);
         };
         let response = match response {

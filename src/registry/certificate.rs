@@ -1,25 +1,81 @@
-//! Explains why a registry's certificate is refused, and how to correct it.
+//! Explains why a certificate is refused, the registry's or the client's, and how to correct it.
 
 use std::{error::Error, io};
 
+use reqwest::StatusCode;
 use rustls::CertificateError;
 
 /// webpki's name for a CA certificate that a server presents as its own; rustls has no variant for
 /// it (rustls 0.23, `webpki/mod.rs`, `pki_error`).
 const CA_AS_SERVER: &str = "CaUsedAsEndEntity";
 
+const NEEDS_CLIENT_CERTIFICATE: &str = "the server requires a client certificate; set \
+     registries.HOST.client_certificate and .client_key";
+const REFUSES_CLIENT_CERTIFICATE: &str = "the server does not accept the client certificate, or requires one; \
+     check registries.HOST.client_certificate and .client_key";
+/// The answer of a proxy that requires a user.
+pub(super) const REFUSED_BY_PROXY: &str =
+    "the proxy refuses the user; check registries.HOST.proxy, or HTTPS_PROXY";
+
 const NOT_FOR_SERVERS: &str =
     "its certificate is not for servers; issue one with extendedKeyUsage serverAuth";
 
 /// The explanation, where the certificate is why a connection failed.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> Option<String> {
-    match rustls_error(error)? {
+    let Some(found) = rustls_error(error) else {
+        return explain_text(error);
+    };
+    match found {
         rustls::Error::InvalidCertificate(reason) => Some(explain_reason(reason)),
+        rustls::Error::AlertReceived(alert) => explain_alert(&format!("{alert:?}")),
         rustls::Error::NoCertificatesPresented => {
             Some("the server presents no certificate; configure one there".to_owned())
         }
         _ => None,
     }
+}
+
+/// As [`explain`], where h2 has made a text of the error of rustls: over TLS 1.3 a server refuses a
+/// client certificate after the handshake.
+fn explain_text(error: &(dyn Error + 'static)) -> Option<String> {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    let text = causes.last()?.to_string();
+    explain_alert(text.split_once("received fatal alert: ")?.1)
+}
+
+/// The explanation of an alert, by its name in rustls, that is about the client certificate:
+/// servers send no other alert about certificates.
+fn explain_alert(alert: &str) -> Option<String> {
+    let reason = match alert {
+        "CertificateRequired" => NEEDS_CLIENT_CERTIFICATE,
+        "BadCertificate"
+        | "UnsupportedCertificate"
+        | "CertificateRevoked"
+        | "CertificateExpired"
+        | "CertificateUnknown"
+        | "AccessDenied"
+        | "DecryptError"
+        | "UnknownCA" => REFUSES_CLIENT_CERTIFICATE,
+        _ => return None,
+    };
+    Some(reason.to_owned())
+}
+
+/// The detail of a refusal by what stands before a registry: nginx answers 400 after a handshake
+/// without the client certificate that it requires, and a proxy 407.
+pub(super) fn refused_by_proxy(status: StatusCode, body: &[u8]) -> Option<String> {
+    let body = String::from_utf8_lossy(body);
+    let reason = match status {
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => REFUSED_BY_PROXY,
+        StatusCode::BAD_REQUEST if body.contains("No required SSL certificate") => {
+            NEEDS_CLIENT_CERTIFICATE
+        }
+        StatusCode::BAD_REQUEST if body.contains("The SSL certificate error") => {
+            REFUSES_CLIENT_CERTIFICATE
+        }
+        _ => return None,
+    };
+    Some(format!(" ({reason})"))
 }
 
 /// The error of rustls among the causes. An `io::Error` skips the error that it wraps: its `source`

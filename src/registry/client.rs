@@ -1,5 +1,5 @@
-//! One registry host under one credential: authentication, retries, redirects and the limits of
-//! requests at a time, on top of [`Transport`].
+//! One registry host under one credential: authentication, retries, redirects and the limit of
+//! transfers at a time, on top of [`Transport`].
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -16,21 +16,20 @@ use url::Url;
 use super::{
     auth::{Authenticator, is_refusal},
     capabilities::Capabilities,
+    certificate,
     challenge::Challenge,
     error::{Class, RegistryError},
+    limiter::{Limiter, Order},
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options},
     payload::Payload,
     retry::{self, is_retryable},
     scope::TokenScope,
-    transport::{Transport, innermost},
+    transport::Transport,
 };
 use crate::telemetry::{self, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
-/// Requests to one host at a time. Each takes a connection where the registry does not speak
-/// HTTP/2, so thousands of bundles that start together would open thousands.
-const MAX_REQUESTS: usize = 128;
 /// Artifacts that are fetched from one host at a time.
 const MAX_TRANSFERS: usize = 64;
 /// The longest `Retry-After` that is waited for within an operation; a longer one is left to the
@@ -59,7 +58,6 @@ pub(super) struct RegistryClient {
     max_retry_wait: Duration,
     auth: Authenticator,
     metrics: RegistryMetrics,
-    requests: Semaphore,
     transfers: Arc<Semaphore>,
 }
 
@@ -100,12 +98,14 @@ impl RegistryClient {
     pub(super) fn reading(
         host: &str,
         options: &Options,
+        limiter: Arc<Limiter>,
         metrics: RegistryMetrics,
         max_retry_wait: Duration,
     ) -> Result<Self, InvalidOptions> {
+        let transport = Transport::reading(host, options, limiter)?;
         Ok(Self {
             max_retry_wait,
-            ..Self::new(Transport::reading(host, options)?, options, metrics)
+            ..Self::new(transport, options, metrics)
         })
     }
 
@@ -113,13 +113,11 @@ impl RegistryClient {
     pub(super) fn writing(
         host: &str,
         options: &Options,
+        limiter: Arc<Limiter>,
         metrics: RegistryMetrics,
     ) -> Result<Self, InvalidOptions> {
-        Ok(Self::new(
-            Transport::writing(host, options)?,
-            options,
-            metrics,
-        ))
+        let transport = Transport::writing(host, options, limiter)?;
+        Ok(Self::new(transport, options, metrics))
     }
 
     fn new(transport: Transport, options: &Options, metrics: RegistryMetrics) -> Self {
@@ -133,7 +131,6 @@ impl RegistryClient {
             capabilities: Capabilities::default(),
             max_retry_wait: MAX_RETRY_WAIT,
             metrics,
-            requests: Semaphore::new(MAX_REQUESTS),
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
         }
     }
@@ -180,10 +177,7 @@ impl RegistryClient {
     /// Sends a request once, for requests that must not be repeated blindly.
     pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
         let sent = if telemetry::is_clock_usable() {
-            let permit = self.requests.acquire().await;
-            let sent = self.authorized(call).await;
-            drop(permit);
-            sent
+            self.permitted(call).await
         } else {
             // No certificate can be verified, and rustls panics before 1970.
             let reason = "the system's clock is before 1970 or after 9999; set it".to_owned();
@@ -207,6 +201,26 @@ impl RegistryClient {
         self.metrics
             .count_request(self.transport.host(), call.operation, label);
         outcome
+    }
+
+    /// Sends within the limit of requests at a time. Only an answer with content that is still to
+    /// be read keeps its permit: a caller that holds any other answer may send the next request.
+    async fn permitted(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let permit = self.transport.permit().await;
+        let mut response = self.authorized(call).await?;
+        let status = response.status();
+        let has_content =
+            call.method == Method::GET && status.is_success() && status != StatusCode::NO_CONTENT;
+        let is_refused = is_refusal(status) && !retry::is_rate_limited(response.headers());
+        if has_content && self.transport.is_own_origin(response.url()) {
+            response.extensions_mut().insert(permit);
+        } else if is_refused
+            || status == StatusCode::NOT_FOUND
+            || status.is_success() && !has_content
+        {
+            self.transport.drain(&mut response).await;
+        }
+        Ok(response)
     }
 
     async fn classify_status(
@@ -236,20 +250,28 @@ impl RegistryClient {
     }
 
     /// The detail in the body of an error, empty where it can't be read.
-    async fn detail(&self, response: Response) -> String {
+    async fn detail(&self, mut response: Response) -> String {
+        let status = response.status();
+        if response.content_length() > Some(MAX_ERROR_BODY_BYTES) {
+            self.transport.drain(&mut response).await;
+            return String::new();
+        }
         let read = self.transport.read_limited(response, MAX_ERROR_BODY_BYTES);
         let read = timeout(self.transport.timeouts().read, read).await;
         let Ok(Ok(body)) = read else {
             return String::new();
         };
-        error_detail(&body)
+        certificate::refused_by_proxy(status, &body).unwrap_or_else(|| error_detail(&body))
     }
 
     /// Sends with the current authorization, and once more with a better one if the registry itself
     /// refuses it.
     async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let url = self.url(call)?;
+        // Before the token, which would expire in a long queue.
+        self.admit(call, &url, Order::First).await?;
         let sent = self.auth.authorization(call.scope).await?;
-        let response = self.redirected(call, sent.clone()).await?;
+        let mut response = self.redirected(call, url.clone(), sent.clone()).await?;
         let status = response.status();
         if !is_refusal(status) {
             self.auth.conclude(call.scope, sent.as_ref(), status);
@@ -265,6 +287,7 @@ impl RegistryClient {
             .iter()
             .map(|value| String::from_utf8_lossy(value.as_bytes()));
         let challenge = Challenge::choose(offered);
+        self.transport.drain(&mut response).await;
         let other = self
             .auth
             .after_refusal(call.scope, challenge, sent.as_ref(), status)
@@ -272,7 +295,9 @@ impl RegistryClient {
         let Some(other) = other else {
             return Ok(response);
         };
-        let response = self.redirected(call, Some(other.clone())).await?;
+        drop(response);
+        self.admit(call, &url, Order::FollowUp).await?;
+        let response = self.redirected(call, url, Some(other.clone())).await?;
         if self.transport.is_own_origin(response.url()) {
             self.auth
                 .conclude(call.scope, Some(&other), response.status());
@@ -280,18 +305,27 @@ impl RegistryClient {
         Ok(response)
     }
 
-    /// Sends, and follows redirects. Credentials go to the registry's own origin only, and a
+    fn url(&self, call: &Call<'_>) -> Result<Url, RegistryError> {
+        match &call.target {
+            Target::Path(path) => self.transport.url(call.operation, path),
+            Target::Url(url) => Ok(url.clone()),
+        }
+    }
+
+    async fn admit(&self, call: &Call<'_>, url: &Url, order: Order) -> Result<(), RegistryError> {
+        let admitted = self.transport.admit(url, order).await;
+        admitted.map_err(|reason| self.transport.protocol(call.operation, reason))
+    }
+
+    /// Sends to an admitted URL, and follows redirects. Credentials go to the registry's own origin only, and a
     /// redirect never leads from TLS to plain HTTP.
     async fn redirected(
         &self,
         call: &Call<'_>,
+        mut url: Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, RegistryError> {
         let transport = &self.transport;
-        let mut url = match &call.target {
-            Target::Path(path) => transport.url(call.operation, path)?,
-            Target::Url(url) => url.clone(),
-        };
         for _ in 0..=MAX_REDIRECTS {
             let mut request = transport
                 .http_for(&url)
@@ -311,7 +345,7 @@ impl RegistryClient {
             {
                 request = request.header(header::AUTHORIZATION, value.clone());
             }
-            let response = match call.body {
+            let mut response = match call.body {
                 None => transport.send(call.operation, request).await?,
                 Some(body) => {
                     self.send_with_progress(call.operation, request, body)
@@ -327,6 +361,8 @@ impl RegistryClient {
                 return Err(transport.protocol(call.operation, reason));
             }
             url = transport.next_hop(call.operation, &url, &response)?;
+            transport.drain(&mut response).await;
+            self.admit(call, &url, Order::FollowUp).await?;
         }
         Err(transport.protocol(
             call.operation,
@@ -355,8 +391,10 @@ impl RegistryClient {
         loop {
             if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {
                 progress(payload.sent());
-                return answer
-                    .map_err(|error| self.transport.unreachable(operation, innermost(&error)));
+                return answer.map_err(|error| {
+                    let reason = self.transport.reason(&error);
+                    self.transport.unreachable(operation, reason)
+                });
             }
             let sent = payload.sent();
             if sent != last_sent {
@@ -468,7 +506,9 @@ mod tests {
             timeouts,
             ..Options::default()
         };
-        let transport = Transport::new(host, &options, None, Arc::new(names)).unwrap();
+        let limiter = Arc::new(Limiter::new(1, None));
+        let names = Arc::new(names);
+        let transport = Transport::new(host, &options, None, limiter, names).unwrap();
         let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
         RegistryClient::new(transport, &options, metrics)
     }

@@ -4,9 +4,10 @@
 //! [`Destination`] one to write to; the other modules use these two. Every read is bounded in
 //! bytes and in time, and all content with a digest is verified against it.
 //!
-//! Layers, from the bottom: `transport` sends HTTP requests, `credentials` reads user names,
-//! passwords and tokens, `auth` answers challenges with them, `client` adds retries and redirects, `remote` and `upload` speak the distribution
-//! specification.
+//! Layers, from the bottom: `http_clients` holds the connections, `transport` sends HTTP requests
+//! within the limits of `limiter`, `credentials` reads user names, passwords and tokens, `auth`
+//! answers challenges with them, `client` adds retries and redirects, `remote` and `upload` speak
+//! the distribution specification.
 
 mod address;
 mod auth;
@@ -17,8 +18,10 @@ mod capabilities;
 mod certificate;
 mod challenge;
 mod client;
+mod client_certificate;
 mod credential_helper;
 mod credentials;
+mod deadline;
 mod destination;
 mod discovery;
 mod docker;
@@ -26,13 +29,16 @@ mod docker_auths;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod http_clients;
 mod layout;
+mod limiter;
 mod link;
 mod listing;
 mod metrics;
 mod options;
 mod payload;
 mod progress;
+mod proxy;
 mod referrers;
 mod referrers_api;
 mod registries;
@@ -46,6 +52,7 @@ mod transport;
 mod upload;
 
 pub use blob_stream::BlobStream;
+pub use client_certificate::{ClientCertificate, ClientCertificateError};
 pub use credential_helper::HelperError;
 pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
@@ -56,6 +63,7 @@ pub use options::{
     Credentials, InvalidOptions, Options, ReadLimits, Scheme, Timeouts, TlsTrust, Unlisted,
 };
 pub use progress::{BlobTransfer, Progress};
+pub use proxy::{Proxy, ProxyServer};
 pub use referrers::Referrers;
 pub use registries::Registries;
 pub use source::{Lookup, Resolved, Source, TransferPermit};

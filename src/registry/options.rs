@@ -1,8 +1,8 @@
-//! The options of one registry host: scheme, certificates, credentials and timeouts.
+//! The options of one registry host: scheme, certificates, credentials, proxy, limits and timeouts.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use super::docker::DockerConfig;
+use super::{client_certificate::ClientCertificate, docker::DockerConfig, proxy::Proxy};
 
 /// The options of one registry host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +15,21 @@ pub struct Options {
     pub tls: TlsTrust,
     /// `None` for anonymous access.
     pub credentials: Option<Credentials>,
+    /// The certificate by which bundlegate identifies itself, to the registry's own origin only.
+    pub client_certificate: Option<ClientCertificate>,
+    /// How connections are made.
+    pub proxy: Proxy,
+    /// Requests at a time. Where the registry does not speak HTTP/2, each takes a connection, so
+    /// thousands of bundles that start together would open thousands.
+    pub max_concurrent: usize,
+    /// The least time between the beginnings of two requests.
+    pub request_interval: Option<Duration>,
     /// The deadlines of its requests.
     pub timeouts: Timeouts,
 }
+
+/// The default of [`Options::max_concurrent`].
+pub(super) const MAX_CONCURRENT: usize = 128;
 
 /// `http` or `https`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +125,10 @@ impl Default for Options {
             extra_roots: Vec::new(),
             tls: TlsTrust::Verified,
             credentials: None,
+            client_certificate: None,
+            proxy: Proxy::default(),
+            max_concurrent: MAX_CONCURRENT,
+            request_interval: None,
             timeouts: Timeouts::default(),
         }
     }

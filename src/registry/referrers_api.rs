@@ -30,7 +30,7 @@ impl Remote {
         let (transport, deadline) = (&self.client.transport, self.client.transport.deadline());
         let path = format!("{}/referrers/{subject}", self.path);
         let first = self.referrers_page(Target::Path(&path));
-        let first = match transport.within("referrers", deadline, first).await {
+        let first = match transport.within("referrers", deadline.clone(), first).await {
             Err(RegistryError::Status { status, .. }) if is_api_missing(status) => None,
             first => first?,
         };
@@ -58,7 +58,10 @@ impl Remote {
                 break;
             }
             let listed = self.referrers_page(Target::Url(url));
-            next = match transport.within("referrers", deadline, listed).await {
+            next = match transport
+                .within("referrers", deadline.clone(), listed)
+                .await
+            {
                 Ok(Some((listed, next))) => {
                     found.extend(listed);
                     next

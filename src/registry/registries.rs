@@ -13,6 +13,7 @@ use super::{
     discovery,
     error::RegistryError,
     layout::{LayoutReader, SharedLayout},
+    limiter::Limiter,
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options, ReadLimits},
     remote::Remote,
@@ -30,6 +31,8 @@ pub struct Registries {
     metrics: RegistryMetrics,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
+    /// By host: reading and writing share the limits of requests.
+    limiters: Mutex<HashMap<String, Arc<Limiter>>>,
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
@@ -48,6 +51,7 @@ impl Registries {
             limits,
             metrics,
             max_retry_wait: MAX_RETRY_WAIT_POLLING,
+            limiters: Mutex::default(),
             readers: Mutex::default(),
             writers: Mutex::default(),
             layouts: Mutex::default(),
@@ -99,8 +103,10 @@ impl Registries {
     pub fn destination(&self, repository: &Repository) -> Result<Destination, InvalidOptions> {
         Ok(match repository {
             Repository::Registry { host, path } => {
-                let writer =
-                    || RegistryClient::writing(host, self.options(host), self.metrics.clone());
+                let writer = || {
+                    let limiter = self.limiter(host);
+                    RegistryClient::writing(host, self.options(host), limiter, self.metrics.clone())
+                };
                 let client = cached(&self.writers, host, writer)?;
                 Destination::remote(
                     repository.clone(),
@@ -146,6 +152,18 @@ impl Registries {
         self.options.get(host).unwrap_or(&self.default)
     }
 
+    fn limiter(&self, host: &str) -> Arc<Limiter> {
+        let mut limiters = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let limiter = limiters.entry(host.to_owned()).or_insert_with(|| {
+            let options = self.options(host);
+            Arc::new(Limiter::new(
+                options.max_concurrent,
+                options.request_interval,
+            ))
+        });
+        Arc::clone(limiter)
+    }
+
     fn layout(&self, path: &Path) -> LayoutReader {
         let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = Arc::clone(layouts.entry(path.to_owned()).or_default());
@@ -157,6 +175,7 @@ impl Registries {
             RegistryClient::reading(
                 host,
                 self.options(host),
+                self.limiter(host),
                 self.metrics.clone(),
                 self.max_retry_wait,
             )

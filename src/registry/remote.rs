@@ -247,7 +247,7 @@ impl Remote {
         let response = self
             .client
             .transport
-            .within("blob", deadline, request)
+            .within("blob", deadline.clone(), request)
             .await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);

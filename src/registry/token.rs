@@ -14,9 +14,10 @@ use super::{
     auth_error::{AuthError, TokenFailure},
     credentials::{basic, secret_header},
     docker_auths::Login,
+    limiter::Order,
     options::Scheme,
     retry,
-    transport::{Transport, innermost},
+    transport::Transport,
 };
 use crate::telemetry::{NAME_BYTES, cut};
 
@@ -67,11 +68,12 @@ impl TokenRequest<'_> {
                 username,
                 password,
             } => {
-                let response = self.sent(self.form(realm.clone(), token), shown).await?;
+                let mut response = self.sent(self.form(realm.clone(), token), shown).await?;
                 // "If the request to the endpoint returns 404 using the HTTP POST method, refer to
                 // Token Documentation for using the HTTP GET method" (`auth/oauth.md`); others
                 // answer 405. Without a password the token takes its place, as in containerd.
                 if matches!(response.status().as_u16(), 404 | 405) {
+                    self.transport.drain(&mut response).await;
                     let password = match password.as_str() {
                         "" => token,
                         password => password,
@@ -90,20 +92,25 @@ impl TokenRequest<'_> {
         self.token(response, shown).await
     }
 
-    async fn sent(&self, request: RequestBuilder, realm: &str) -> Result<Response, AuthError> {
+    /// Sends a request in its turn: the token server may be the registry itself.
+    async fn sent(&self, request: RequestBuilder, shown: &str) -> Result<Response, AuthError> {
+        let failed = |reason| unavailable(shown, reason);
+        let admitted = self.transport.admit(&self.realm()?, Order::FollowUp).await;
+        admitted.map_err(failed)?;
         timeout(self.transport.timeouts().read, request.send())
             .await
-            .map_err(|_| unavailable(realm, "timed out".to_owned()))?
-            .map_err(|error| unavailable(realm, innermost(&error)))
+            .map_err(|_| failed("timed out".to_owned()))?
+            .map_err(|error| failed(self.transport.reason(&error)))
     }
 
     async fn token(
         &self,
-        response: Response,
+        mut response: Response,
         realm: &str,
     ) -> Result<(HeaderValue, Duration), AuthError> {
         let status = response.status().as_u16();
         if !response.status().is_success() {
+            self.transport.drain(&mut response).await;
             let failure = match status {
                 400 | 401 | 403 => TokenFailure::Denied(status),
                 429 => TokenFailure::RateLimited(retry::retry_after(

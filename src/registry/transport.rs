@@ -1,36 +1,45 @@
-//! HTTP to one registry host, below authentication and retries: the client for each URL,
-//! timeouts, TLS, the limits of a body, and the rule where an answer may lead.
+//! HTTP to one registry host, below authentication and retries: the turn of each request,
+//! timeouts, the limits of a body, and the rule where an answer may lead.
 
 use std::{error::Error as _, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::{Response, dns::Resolve, header, redirect};
-use tokio::time::{Duration, Instant, timeout, timeout_at};
+use reqwest::{Response, dns::Resolve, header};
+use tokio::time::{Duration, timeout};
 use url::Url;
 
 use super::{
-    address::{GuardedResolver, SystemResolver, forbidden_host},
+    address::{SystemResolver, forbidden_host, forbidden_name},
     certificate,
+    deadline::Deadline,
     error::RegistryError,
+    http_clients::HttpClients,
+    limiter::{Limiter, Order, Permit},
     link,
-    options::{InvalidOptions, Options, Scheme, Timeouts, TlsTrust},
+    options::{InvalidOptions, Options, Scheme, Timeouts},
 };
 use crate::telemetry::{NAME_BYTES, cut};
 
 /// The error of rustls when a plain HTTP server answers the handshake.
 const NOT_TLS: &str = "InvalidContentType";
 
-/// The HTTP clients for one registry host.
-#[derive(Debug, Clone)]
+/// The time within which the rest of an answer that nobody needs must arrive, so that its
+/// connection is used again.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// A longer rest is not read.
+const MAX_DRAINED_BYTES: usize = 64 << 10;
+
+/// HTTP to one registry host. Clones share connections and limits.
+#[derive(Clone)]
 pub(super) struct Transport {
     host: String,
     base: Url,
     scheme: Scheme,
     timeouts: Timeouts,
-    /// For requests to the registry's own origin.
-    http: reqwest::Client,
-    /// For requests to URLs from answers: resolves no name to a forbidden address.
-    guarded_http: reqwest::Client,
+    clients: Arc<HttpClients>,
+    limiter: Arc<Limiter>,
+    /// Of the system, outside tests.
+    resolver: Arc<dyn Resolve>,
 }
 
 /// Why a body could not be read to its end.
@@ -44,25 +53,36 @@ pub(super) enum ReadFailure {
 
 impl Transport {
     /// For requests without bodies: `timeouts.read` bounds every pause of an answer.
-    pub(super) fn reading(host: &str, options: &Options) -> Result<Self, InvalidOptions> {
+    pub(super) fn reading(
+        host: &str,
+        options: &Options,
+        limiter: Arc<Limiter>,
+    ) -> Result<Self, InvalidOptions> {
+        let read_timeout = Some(options.timeouts.read);
         Self::new(
             host,
             options,
-            Some(options.timeouts.read),
+            read_timeout,
+            limiter,
             Arc::new(SystemResolver),
         )
     }
 
     /// For uploads. reqwest counts the time in which a body is sent as a pause of the answer, so
     /// its read timeout is off, and the sender of the body has to watch its progress.
-    pub(super) fn writing(host: &str, options: &Options) -> Result<Self, InvalidOptions> {
-        Self::new(host, options, None, Arc::new(SystemResolver))
+    pub(super) fn writing(
+        host: &str,
+        options: &Options,
+        limiter: Arc<Limiter>,
+    ) -> Result<Self, InvalidOptions> {
+        Self::new(host, options, None, limiter, Arc::new(SystemResolver))
     }
 
     pub(super) fn new(
         host: &str,
         options: &Options,
         read_timeout: Option<Duration>,
+        limiter: Arc<Limiter>,
         resolver: Arc<dyn Resolve>,
     ) -> Result<Self, InvalidOptions> {
         let invalid = |reason: String| InvalidOptions {
@@ -71,19 +91,16 @@ impl Transport {
         };
         let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
             .map_err(|error| invalid(format!("not a host or host:port: {error}")))?;
-        let build = |resolver: Arc<dyn Resolve>| {
-            let builder = http_builder(options, read_timeout)
-                .map_err(invalid)?
-                .dns_resolver(resolver);
-            builder.build().map_err(|error| invalid(innermost(&error)))
-        };
+        let clients = HttpClients::new(base.clone(), options, read_timeout, Arc::clone(&resolver))
+            .map_err(invalid)?;
         Ok(Self {
-            http: build(Arc::clone(&resolver))?,
-            guarded_http: build(Arc::new(GuardedResolver::new(resolver)))?,
+            clients: Arc::new(clients),
             host: host.to_owned(),
             base,
             scheme: options.scheme,
             timeouts: options.timeouts,
+            limiter,
+            resolver,
         })
     }
 
@@ -104,11 +121,37 @@ impl Transport {
 
     /// The client for a request to `url`; every request goes through it. The registry's own
     /// origin is set by the configuration, every other URL by an answer.
-    pub(super) fn http_for(&self, url: &Url) -> &reqwest::Client {
+    pub(super) fn http_for(&self, url: &Url) -> reqwest::Client {
+        self.clients.client(url)
+    }
+
+    /// One of the requests that the host gets at a time. The token server, redirects and retries
+    /// of a request need no permit of their own.
+    pub(super) async fn permit(&self) -> Permit {
+        self.clients.follow_files().await;
+        self.limiter.permit().await
+    }
+
+    /// Waits for the turn of a request to `url`, and checks where it leads through a proxy, which
+    /// resolves names itself: no name of a metadata service, and no name that this machine
+    /// resolves to a forbidden address. Requests to other hosts, such as redirects to a storage,
+    /// need no turn.
+    ///
+    /// # Errors
+    /// The reason for which the URL is refused.
+    pub(super) async fn admit(&self, url: &Url, order: Order) -> Result<(), String> {
         if self.is_own_origin(url) {
-            &self.http
-        } else {
-            &self.guarded_http
+            self.limiter.turn(order).await;
+            return Ok(());
+        }
+        if self.clients.proxy_of(url).is_none() {
+            return Ok(());
+        }
+        match forbidden_name(url, &*self.resolver).await {
+            Some(what) => Err(format!(
+                "the answer leads to {what}, a link-local or cloud metadata address"
+            )),
+            None => Ok(()),
         }
     }
 
@@ -118,18 +161,18 @@ impl Transport {
     }
 
     /// The end of `timeouts.total` for an operation that starts now.
-    pub(super) fn deadline(&self) -> Instant {
-        Instant::now() + self.timeouts.total
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::after(self.timeouts.total)
     }
 
     /// Runs `work` until `deadline`.
     pub(super) async fn within<T>(
         &self,
         operation: &'static str,
-        deadline: Instant,
+        deadline: Deadline,
         work: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
-        timeout_at(deadline, work).await.unwrap_or_else(|_| {
+        deadline.limit(work).await.unwrap_or_else(|| {
             let limit = humantime::format_duration(self.timeouts.total);
             Err(self.unreachable(
                 operation,
@@ -149,7 +192,37 @@ impl Transport {
     ) -> Result<Response, RegistryError> {
         let sent = timeout(self.timeouts.read, request.send()).await;
         sent.map_err(|_| self.unreachable(operation, "timed out".to_owned()))?
-            .map_err(|error| self.unreachable(operation, innermost(&error)))
+            .map_err(|error| self.unreachable(operation, self.reason(&error)))
+    }
+
+    /// The innermost cause of an error, and the proxy where the connection failed behind it or at
+    /// it.
+    pub(super) fn reason(&self, error: &reqwest::Error) -> String {
+        let reason = innermost(error);
+        let proxy = error.url().and_then(|url| self.clients.proxy_of(url));
+        match proxy {
+            // hyper-util's text for 407.
+            Some(proxy) if reason.contains("proxy authorization required") => {
+                format!("{} ({proxy})", certificate::REFUSED_BY_PROXY)
+            }
+            Some(proxy) if error.is_connect() => format!("{reason}, through the proxy {proxy}"),
+            _ => reason,
+        }
+    }
+
+    /// Reads the rest of an answer that is not needed, if it is short: otherwise an HTTP/1.1
+    /// connection can't be used again.
+    pub(super) async fn drain(&self, response: &mut Response) {
+        let rest = async {
+            let mut length = 0;
+            while let Ok(Some(chunk)) = response.chunk().await {
+                length += chunk.len();
+                if length > MAX_DRAINED_BYTES {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(DRAIN_TIMEOUT.min(self.timeouts.read), rest).await;
     }
 
     /// The `Location` of a redirect, checked as by [`Self::check_hop`].
@@ -268,32 +341,6 @@ impl Transport {
     }
 }
 
-fn http_builder(
-    options: &Options,
-    read_timeout: Option<Duration>,
-) -> Result<reqwest::ClientBuilder, String> {
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("bundlegate/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(options.timeouts.connect)
-        .https_only(options.scheme == Scheme::Https);
-    if let Some(read_timeout) = read_timeout {
-        builder = builder.read_timeout(read_timeout);
-    }
-    if options.tls == TlsTrust::Unverified {
-        builder = builder
-            .tls_danger_accept_invalid_certs(true)
-            .tls_danger_accept_invalid_hostnames(true);
-    }
-    if !options.extra_roots.is_empty() {
-        let roots = reqwest::Certificate::from_pem_bundle(&options.extra_roots)
-            .map_err(|error| format!("ca_file: {}", innermost(&error)))?;
-        builder = builder.tls_certs_merge(roots);
-    }
-    Ok(builder)
-}
-
 /// The innermost cause of an error. The outer ones repeat the URL, whose query may be a
 /// signature that grants access.
 pub(super) fn innermost(error: &reqwest::Error) -> String {
@@ -317,6 +364,14 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
     }
 }
 
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,19 +384,12 @@ mod tests {
                 scheme: Scheme::Http,
                 ..Options::default()
             };
-            let transport = Transport::reading(host, &options).unwrap();
+            let limiter = Arc::new(Limiter::new(1, None));
+            let transport = Transport::reading(host, &options, limiter).unwrap();
             let own = Url::parse(&format!("http://{host}/token")).unwrap();
             transport.check_hop("test", &own).unwrap();
-            assert!(
-                std::ptr::eq(transport.http_for(&own), &transport.http),
-                "{host}"
-            );
             let other = Url::parse("http://169.254.169.254/latest").unwrap();
             assert!(transport.check_hop("test", &other).is_err(), "{host}");
-            assert!(
-                std::ptr::eq(transport.http_for(&other), &transport.guarded_http),
-                "{host}"
-            );
         }
     }
 }

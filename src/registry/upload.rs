@@ -263,14 +263,18 @@ impl Remote {
         let call = self.call("upload", Method::GET, Target::Url(session.url.clone()));
         let response = self.client.attempt(&call).await?;
         // `0-0` is the first byte, or no byte at all (docker-registry).
-        match last_byte(&response).filter(|end| (1..size).contains(end)) {
-            Some(end) if response.status().is_success() => {
-                if let Ok(updated) = self.session(&response) {
+        let is_success = response.status().is_success();
+        let stored = last_byte(&response).filter(|end| is_success && (1..size).contains(end));
+        let updated = self.session(&response);
+        drop(response);
+        match stored {
+            Some(end) => {
+                if let Ok(updated) = updated {
                     session.url = updated.url;
                 }
                 Ok(UploadOffset::At(end + 1))
             }
-            _ => match self.start_upload().await? {
+            None => match self.start_upload().await? {
                 UploadStart::Complete => Ok(UploadOffset::Done),
                 UploadStart::Session(opened) => {
                     *session = opened;

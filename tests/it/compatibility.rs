@@ -327,3 +327,40 @@ async fn one_hostile_tag_does_not_fail_the_list_of_tags() {
         .unwrap();
     assert_eq!(row["digest"], json!(digest));
 }
+
+/// A shell expands `~` at the beginning of a word only: not in `--key=~/release.key`.
+#[test]
+fn a_path_that_begins_with_a_tilde_is_refused_and_no_folder_of_that_name_is_made() {
+    let author = author();
+    for line in [
+        "build ~/policy -t r.example/acme/authz:v2",
+        "build policy -t r.example/acme/authz:v2 --opa=~/bin/opa",
+        "save r.example/acme/authz:v1 --file=~/out.tar.gz",
+        "images --store=~/images",
+        "generate-key-pair --output-key-prefix=~/release",
+        "sign r.example/acme/authz:v1 --key=~/cosign.key",
+        "verify r.example/acme/authz:v1 --key=~/cosign.pub",
+        "verify oci-layout:~/layout:v1 --key=cosign.pub",
+        "copy r.example/acme/authz:v1 oci-layout:~/layout",
+        "copy oci-layout:~/layout:v1 r.example/acme/authz:v3",
+        "pull r.example/acme/authz:v1 --ca-file=~/ca.pem",
+        "tags r.example/acme/authz --config=~/bundlegate.yaml",
+        "init ~root/policy",
+        "eval ~/policy data.authz",
+        "dev ~/policy",
+        "serve --config=~/bundlegate.yaml",
+        "config check ~/bundlegate.yaml",
+    ] {
+        let ran = author.line(line);
+        assert_ne!(ran.code, 0, "{line}");
+        assert!(
+            ran.stderr
+                .contains("`~` is not expanded here; write the whole path, or ./~"),
+            "{line}: {}",
+            ran.stderr
+        );
+    }
+    let made = fs::read_dir(author.home()).unwrap();
+    let made = made.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(made.into_iter().all(|name| !name.starts_with('~')));
+}

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,14 +22,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Frame, Incoming},
     header::HeaderMap,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     access::Access,
@@ -118,7 +126,10 @@ pub(crate) enum Ranges {
 pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
+    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
+    /// The digest of the client certificate.
+    pub(crate) client: Option<Digest>,
 }
 
 #[derive(Debug, Default)]
@@ -139,34 +150,49 @@ struct Inner {
 pub(crate) struct FaultyRegistry {
     pub(crate) address: SocketAddr,
     inner: Arc<Mutex<Inner>>,
+    connections: Arc<AtomicUsize>,
+    is_secured: bool,
     _tasks: JoinSet<()>,
 }
 
 impl FaultyRegistry {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Over TLS, with HTTP/2 for clients that offer it if `tls` does.
+    pub(crate) async fn start_secured(tls: rustls::ServerConfig) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(Arc::new(tls)))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let inner = Arc::new(Mutex::new(Inner::default()));
         let shared = Arc::clone(&inner);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (count, is_secured) = (Arc::clone(&connections), tls.is_some());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let shared = Arc::clone(&shared);
-                connections.spawn(async move {
-                    let service = service_fn(move |request| answer(Arc::clone(&shared), request));
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
+                count.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(serve(stream, tls.clone(), Arc::clone(&shared)));
             }
         });
         Self {
             address,
             inner,
+            connections,
+            is_secured,
             _tasks: tasks,
         }
+    }
+
+    /// The number of connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Holds these bytes at `/v2/acme/authz/<path>`.
@@ -349,8 +375,12 @@ impl FaultyRegistry {
             read: Duration::from_secs(2),
             total: Duration::from_secs(20),
         };
+        let scheme = match self.is_secured {
+            true => Scheme::Https,
+            false => Scheme::Http,
+        };
         Options {
-            scheme: Scheme::Http,
+            scheme,
             timeouts,
             ..Options::default()
         }
@@ -365,11 +395,18 @@ impl FaultyRegistry {
 
 impl Inner {
     /// Records a request, and gives what decides its answer.
-    fn record(&mut self, request: &Request<Incoming>, path: &str) -> Recorded {
+    fn record(
+        &mut self,
+        request: &Request<Incoming>,
+        path: &str,
+        client: Option<Digest>,
+    ) -> Recorded {
         self.asked.push(Asked {
             method: request.method().to_string(),
             path: path.to_owned(),
+            version: request.version(),
             headers: request.headers().clone(),
+            client,
         });
         let line = format!("{} {path}", request.method());
         let content = self.content.get(path).cloned();
@@ -394,12 +431,48 @@ impl Inner {
     }
 }
 
+async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, inner: Arc<Mutex<Inner>>) {
+    let Some(tls) = tls else {
+        let service = service_fn(move |request| answer(Arc::clone(&inner), request, None));
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        return;
+    };
+    let Ok(stream) = tls.accept(stream).await else {
+        return;
+    };
+    let session = stream.get_ref().1;
+    let client = session
+        .peer_certificates()
+        .map(|chain| Digest::sha256(&chain[0]));
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    let service = service_fn(move |request| answer(Arc::clone(&inner), request, client.clone()));
+    let stream = TokioIo::new(stream);
+    if is_http2 {
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(stream, service)
+            .await;
+    } else {
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(stream, service)
+            .await;
+    }
+}
+
 async fn answer(
     inner: Arc<Mutex<Inner>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
+    client: Option<Digest>,
 ) -> Result<Response<Body>, io::Error> {
+    // HTTP/2 has the host in the URI.
+    if let Some(host) = request.uri().authority().cloned() {
+        let headers = request.headers_mut();
+        headers.insert("host", host.as_str().parse().unwrap());
+        *request.uri_mut() = request.uri().path_and_query().unwrap().clone().into();
+    }
     let path = request.uri().to_string();
-    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path);
+    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path, client);
     if let Some(refused) = refused {
         if let Some(Fault::Slow(delay)) = fault {
             tokio::time::sleep(delay).await;

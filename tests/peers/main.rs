@@ -15,6 +15,7 @@ mod airgap;
 mod archives;
 mod builds;
 mod cold_clients;
+mod connections;
 mod cosign;
 mod crash;
 mod credentials;

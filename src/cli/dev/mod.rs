@@ -21,7 +21,7 @@ use clap::Args;
 use serde_json::json;
 
 use self::{builder::Builder, state::State};
-use super::{eprint, opa::OpaChoice, print};
+use super::{eprint, opa::OpaChoice, path::path_value, print};
 use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},
@@ -39,6 +39,7 @@ const PUBLIC_KEY: &str = "cosign.pub";
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The policy folder; default: a copy of the built-in example.
+    #[arg(value_parser = path_value())]
     path: Option<PathBuf>,
     /// Listen address for OPA.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8282")]
@@ -48,7 +49,7 @@ pub(super) struct Options {
     name: String,
     /// Keep the artifacts and the generated configuration in this folder, outside PATH; default: a
     /// temporary folder, removed on exit.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = path_value())]
     state: Option<PathBuf>,
     /// Don't parse the Rego: the built-in parser may lag behind the newest OPA.
     #[arg(long)]

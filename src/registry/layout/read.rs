@@ -3,14 +3,12 @@
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
-    super::{blob_stream::BlobStream, error::RegistryError, options::ReadLimits},
+    super::{
+        blob_stream::BlobStream, deadline::Deadline, error::RegistryError, options::ReadLimits,
+    },
     index::{Names, SharedLayout, tag_of},
 };
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
@@ -119,7 +117,7 @@ impl LayoutReader {
             Err(error) => Err(error.into()),
         });
         let file = opened.await?;
-        let deadline = Instant::now() + TRANSFER_TIMEOUT;
+        let deadline = Deadline::after(TRANSFER_TIMEOUT);
         Ok(file.map(|file| {
             BlobStream::file(descriptor.clone(), "oci-layout".to_owned(), deadline, file)
         }))

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 /// Issues certificates for loopback.
@@ -43,9 +43,16 @@ impl Ca {
 
     /// A server's certificate for 127.0.0.1 and localhost.
     pub(crate) fn issue(&self, name: &str) -> Certificate {
+        self.issue_for(name, &["127.0.0.1", "localhost"])
+    }
+
+    /// A certificate for these hosts, with which a client can identify itself as well.
+    pub(crate) fn issue_for(&self, name: &str, hosts: &[&str]) -> Certificate {
         let key = KeyPair::generate().unwrap();
-        let params =
-            CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        // OpenSSL takes a certificate with the name of its issuer for a self-signed one.
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let files = Certificate {
             certificate: self.folder.path().join(format!("{name}.crt")),

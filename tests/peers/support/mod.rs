@@ -5,6 +5,7 @@ mod author;
 mod balancer;
 mod ca;
 mod cosign;
+mod forward_proxy;
 mod front;
 mod gateway;
 mod opa;
@@ -13,6 +14,7 @@ mod proxy;
 mod registry;
 mod sigstore;
 mod terminal;
+mod tls_front;
 
 use std::{
     io::Write as _,
@@ -24,6 +26,7 @@ pub(crate) use author::{Author, READER, Ran, WRITER};
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
+pub(crate) use forward_proxy::ForwardProxy;
 pub(crate) use front::{Front, Quirk};
 pub(crate) use gateway::GatewayConfig;
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
@@ -32,6 +35,7 @@ pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
+pub(crate) use tls_front::{Clients, TlsFront};
 
 pub(crate) use crate::shared::{PATIENCE, Process, TestGateway, poll_until};
 
