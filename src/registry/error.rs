@@ -40,7 +40,7 @@ pub enum CredentialSource {
 
 impl CredentialSource {
     /// What the registry refused, and how to correct it.
-    fn refused(self, host: &str) -> String {
+    pub(super) fn refused(self, host: &str) -> String {
         match self {
             Self::Anonymous => format!("anonymous access; check registries.{host}.credentials"),
             Self::Configured => {

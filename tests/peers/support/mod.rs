@@ -13,6 +13,7 @@ mod proxy;
 mod registry;
 mod sigstore;
 mod terminal;
+mod tokens;
 
 use std::{
     io::Write as _,
@@ -24,7 +25,7 @@ pub(crate) use author::{Author, READER, Ran, WRITER};
 pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
-pub(crate) use front::{Front, Quirk};
+pub(crate) use front::{Front, LinkForm, Quirk};
 pub(crate) use gateway::GatewayConfig;
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use programs::{program, run, search_path};
@@ -32,6 +33,7 @@ pub(crate) use proxy::Proxy;
 pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
+pub(crate) use tokens::{Issued, READER as TOKEN_READER, RealTokenServer, TokenServer};
 
 pub(crate) use crate::shared::{PATIENCE, Process, TestGateway, poll_until};
 
