@@ -25,7 +25,7 @@ use super::{
     scope::TokenScope,
     transport::{Transport, innermost},
 };
-use crate::telemetry::{self, SENTENCE_BYTES, cut};
+use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
 /// Requests to one host at a time. Each takes a connection where the registry does not speak
@@ -152,10 +152,7 @@ impl RegistryClient {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let wait = match error.class() {
-                Class::RateLimited { retry_after } => retry_after,
-                _ => None,
-            };
+            let wait = error.retry_after();
             if attempt == retry::ATTEMPTS
                 || !is_retryable(&error)
                 || wait.is_some_and(|wait| wait > self.max_retry_wait)
@@ -218,12 +215,7 @@ impl RegistryClient {
         match status {
             200..=299 | 404 => Ok(response),
             401 | 403 if status == 401 || !retry::is_rate_limited(response.headers()) => {
-                Err(RegistryError::Denied {
-                    operation: call.operation,
-                    host: self.transport.host().to_owned(),
-                    status,
-                    credentials: self.auth.credential_source(),
-                })
+                Err(self.refused(call.operation, response.url(), status))
             }
             _ => Err(RegistryError::Status {
                 operation: call.operation,
@@ -232,6 +224,25 @@ impl RegistryClient {
                 retry_after: retry::retry_after(response.headers(), SystemTime::now()),
                 detail: self.detail(response).await,
             }),
+        }
+    }
+
+    fn refused(&self, operation: &'static str, url: &Url, status: u16) -> RegistryError {
+        let host = self.transport.host().to_owned();
+        if self.transport.is_own_origin(url) {
+            return RegistryError::Denied {
+                operation,
+                host,
+                status,
+                credentials: self.auth.credential_source(),
+            };
+        }
+        let target = url.origin().ascii_serialization();
+        RegistryError::Redirected {
+            operation,
+            host,
+            target: cut(&target, NAME_BYTES).into_owned(),
+            status,
         }
     }
 

@@ -93,6 +93,10 @@ impl Signed {
             status["manifest"] == self.digest.as_str()
         })
         .await;
+        let author = Author::new();
+        author
+            .line(&format!("bundlegate pull --plain-http {name}"))
+            .await;
         println!("{peer:?} copes with {quirk:?} for {part}, and so does the gateway");
     }
 }
