@@ -369,3 +369,21 @@ async fn a_challenge_among_others_is_answered_whether_crane_and_oras_answer_it_o
         assert!(author.line(&line).await.ends_with(&signed.first));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_realm_that_redirects_is_followed_as_by_crane_and_oras() {
+    let tokens = TokenServer::start(None).await;
+    let signed = Signed::start(Kind::Debian, tokens.moved(), "acme/authz").await;
+    let author = Author::new();
+    log_in(&author, &signed.registry, USER).await;
+    let name = signed.registry.reference("acme/authz:live");
+    let line = format!("crane digest --insecure {name}");
+    assert_eq!(author.line(&line).await, signed.first);
+    author
+        .line(&format!("oras manifest fetch --plain-http {name}"))
+        .await;
+    let line = format!("bundlegate pull --plain-http {name}");
+    assert!(author.line(&line).await.ends_with(&signed.first));
+    let gate = TestGateway::start(signed.config()).await;
+    serves(&gate, &signed.first).await;
+}

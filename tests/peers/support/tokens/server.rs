@@ -28,6 +28,9 @@ use super::{
 /// Somebody who may only pull.
 pub(crate) const READER: &str = "reader";
 
+/// A path from which requests are redirected to the right one.
+const MOVED: &str = "/moved";
+
 /// Issues tokens until it is dropped. [`USER`] may pull and push below `acme/` and `robot/`, and
 /// [`READER`] may pull there; both have the same password.
 #[derive(Debug)]
@@ -93,6 +96,12 @@ impl TokenServer {
     /// `auth.token` in a registry's configuration.
     pub(crate) fn auth(&self) -> Value {
         self.shared.key.auth(&self.realm)
+    }
+
+    /// The same with a realm that redirects.
+    pub(crate) fn moved(&self) -> Value {
+        let realm = self.realm.replace("/token", MOVED);
+        self.shared.key.auth(&realm)
     }
 
     /// Changes what it answers from now on.
@@ -232,6 +241,12 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let method = request.method().to_string();
     let query = request.uri().query().unwrap_or_default().to_owned();
+    if request.uri().path() == MOVED {
+        let moved = Response::builder()
+            .status(307)
+            .header(header::LOCATION, format!("/token?{query}"));
+        return Ok(moved.body(Full::default()).unwrap());
+    }
     let authorization = request.headers().get(header::AUTHORIZATION);
     let authorization = authorization.map(|value| value.to_str().unwrap().to_owned());
     let body = request.into_body().collect().await.unwrap().to_bytes();
