@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use crate::{
     oci::{
         Blob, BlobWriter, Descriptor, Digest, Document, Manifest, PinnedReference, Repository,
-        WriteError,
+        WriteError, cosign,
     },
     registry::{BlobStream, BlobTransfer, Destination, Progress, RegistryError, Source},
 };
@@ -83,7 +83,7 @@ pub enum TransferError {
 pub struct Copied {
     /// The number of signatures and other referrers that were copied.
     pub referrers: usize,
-    /// One sentence for each listed referrer that can't be fetched.
+    /// One sentence for each listed referrer that can't be fetched, and for a list that can't.
     pub skipped: Vec<String>,
 }
 
@@ -203,7 +203,8 @@ impl Transfer<'_> {
         depth: usize,
     ) -> Result<(), TransferError> {
         let pinned = self.from.repository().pin(subject.clone());
-        let listed = self.from.referrers(&pinned, MAX_REFERRERS).await?;
+        let listed = self.from.available_referrers(&pinned, MAX_REFERRERS).await;
+        let before = state.copied.referrers;
         state.copied.skipped.extend(listed.skipped);
         for entry in listed.entries {
             let referrer = match self
@@ -223,13 +224,26 @@ impl Transfer<'_> {
             state.copied.referrers += 1;
         }
         for kind in COSIGN_SUFFIXES {
-            let tag = format!("{}-{}.{kind}", subject.algorithm(), subject.hex());
-            let Some(manifest) = self.from.tagged_manifest(&tag).await? else {
+            let Some(tag) = cosign::attached_tag(subject, kind) else {
+                continue;
+            };
+            let Some(manifest) = self.from.attached_manifest(&tag).await? else {
                 continue;
             };
             Box::pin(self.copy_manifest(&manifest, PutMode::UnderTag(&tag), state, depth + 1))
                 .await?;
             state.copied.referrers += 1;
+        }
+        let Some(failure) = listed.failure else {
+            return Ok(());
+        };
+        // All signatures may be in the list that the registry does not deliver.
+        if depth == 0 && state.copied.referrers == before {
+            return Err(failure.into());
+        }
+        let failure = failure.to_string();
+        if !state.copied.skipped.contains(&failure) {
+            state.copied.skipped.push(failure);
         }
         Ok(())
     }

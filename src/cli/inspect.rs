@@ -16,7 +16,7 @@ use super::{
 use crate::{
     bundle::{Bundle, Contents, Limits, Parse},
     config::Size,
-    oci::{Descriptor, media_type},
+    oci::{Descriptor, cosign, media_type},
 };
 
 /// The maximum number of listed signatures: anyone who can push can attach more.
@@ -164,10 +164,10 @@ async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> 
             manifest: referrer.digest.to_string(),
         });
     }
-    let legacy = found
-        .source
-        .tagged_manifest(&format!("{}-{}.sig", digest.algorithm(), digest.hex()))
-        .await?;
+    let legacy = match cosign::signature_tag(digest) {
+        Some(tag) => found.source.attached_manifest(&tag).await?,
+        None => None,
+    };
     if let Some(manifest) = legacy {
         let one = || Signature {
             format: "legacy",

@@ -3,6 +3,9 @@
 
 use super::Digest;
 
+/// The longest tag (distribution-spec, "Pulling manifests").
+const MAX_TAG_BYTES: usize = 128;
+
 /// A Sigstore bundle v0.3: media type of the layer and artifact type of the referrer.
 pub const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 /// The same version in the older spelling.
@@ -45,7 +48,15 @@ pub const STATEMENT_V0_1: &str = "https://in-toto.io/Statement/v0.1";
 /// failed" report by the same key is no approval.
 pub const SIGN_PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// The tag of the image with the simple signing signatures of `digest`.
-pub fn signature_tag(digest: &Digest) -> String {
-    format!("{}-{}.sig", digest.algorithm(), digest.hex())
+/// The tag of the image with the simple signing signatures of `digest`, as [`attached_tag`].
+pub fn signature_tag(digest: &Digest) -> Option<String> {
+    attached_tag(digest, "sig")
+}
+
+/// The tag under which cosign attaches something of a kind (`sig`, `att`, `sbom`) to `digest`;
+/// `None` for a digest whose tag would be longer than tags may be, such as one of SHA-512, which
+/// cosign does not read.
+pub fn attached_tag(digest: &Digest, kind: &str) -> Option<String> {
+    let tag = format!("{}-{}.{kind}", digest.algorithm(), digest.hex());
+    (tag.len() <= MAX_TAG_BYTES).then_some(tag)
 }

@@ -64,9 +64,14 @@ impl AuthError {
                 reason,
                 failure,
             } => RegistryError::Token {
+                reason: match failure {
+                    TokenFailure::Denied(_) => {
+                        format!("{reason}, it refuses {}", credentials.refused(&host))
+                    }
+                    TokenFailure::RateLimited(_) | TokenFailure::Unavailable => reason,
+                },
                 host,
                 realm,
-                reason,
                 denied: matches!(failure, TokenFailure::Denied(_)),
                 limited: matches!(failure, TokenFailure::RateLimited(_)),
                 retry_after: match failure {

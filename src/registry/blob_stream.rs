@@ -44,6 +44,15 @@ struct Transfer {
     repeated: u64,
     /// The number of broken connections so far.
     broken: u32,
+    /// Where a connection last fell silent.
+    silent_at: Option<u64>,
+}
+
+/// A connection that broke, or fell silent for `timeouts.read`.
+#[derive(Debug)]
+struct Broken {
+    reason: String,
+    is_silent: bool,
 }
 
 impl BlobStream {
@@ -59,6 +68,7 @@ impl BlobStream {
             response,
             repeated: 0,
             broken: 0,
+            silent_at: None,
         };
         Self {
             remaining: descriptor.size,
@@ -90,7 +100,8 @@ impl BlobStream {
     }
 
     /// The next bytes; `None` at the end. A transfer whose connection breaks is continued where it
-    /// ended, at most four times: the reader verifies the bytes as a whole.
+    /// ended, at most four times, and once where it falls silent: the reader verifies the bytes as
+    /// a whole.
     ///
     /// # Errors
     /// When the transfer breaks again and again, takes too long, or has more or fewer bytes than
@@ -105,7 +116,7 @@ impl BlobStream {
                 .ok_or_else(|| self.unreachable("not done within timeouts.total".to_owned()))?;
             match piece {
                 Ok(piece) => break piece,
-                Err(reason) => self.resume(reason).await?,
+                Err(broken) => self.resume(broken).await?,
             }
         };
         let Some(piece) = piece else {
@@ -126,13 +137,19 @@ impl BlobStream {
         Ok(Some(piece))
     }
 
-    /// Requests the rest after a connection broke for `reason`.
-    async fn resume(&mut self, reason: String) -> Result<(), RegistryError> {
+    /// Requests the rest after a connection broke.
+    async fn resume(&mut self, broken: Broken) -> Result<(), RegistryError> {
         let done = self.descriptor.size - self.remaining;
-        let broken = self.unreachable(reason);
+        let is_silent = broken.is_silent;
+        let broken = self.unreachable(broken.reason);
         let Origin::Http(transfer) = &mut self.origin else {
             return Err(broken);
         };
+        // Each silence takes `timeouts.read`: another connection that brings no further byte shows
+        // that it is not the connection.
+        if is_silent && transfer.silent_at.replace(done) == Some(done) {
+            return Err(broken);
+        }
         if transfer.broken == MAX_BROKEN || self.remaining == 0 {
             return Err(broken);
         }
@@ -280,12 +297,24 @@ impl BlobStream {
     }
 }
 
+impl Broken {
+    fn at(error: &dyn std::error::Error) -> Self {
+        Self {
+            reason: error.to_string(),
+            is_silent: false,
+        }
+    }
+}
+
 impl Transfer {
     /// The next bytes that are not repeated.
-    async fn next(&mut self) -> Result<Option<Bytes>, String> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
-            let piece = self.response.chunk().await;
-            let Some(mut piece) = piece.map_err(|error| innermost(&error))? else {
+            let piece = self.response.chunk().await.map_err(|error| Broken {
+                reason: innermost(&error),
+                is_silent: error.is_timeout(),
+            });
+            let Some(mut piece) = piece? else {
                 return Ok(None);
             };
             let repeated = self.repeated.min(piece.len() as u64);
@@ -311,11 +340,11 @@ fn starts_at(response: &reqwest::Response, first: u64) -> bool {
 impl Origin {
     /// Reads at most one byte more than the `remaining` ones, which is enough to detect an
     /// oversized blob.
-    async fn next(&mut self, remaining: u64) -> Result<Option<Bytes>, String> {
+    async fn next(&mut self, remaining: u64) -> Result<Option<Bytes>, Broken> {
         match self {
             Self::Http(transfer) => transfer.next().await,
             Self::File(file) => {
-                let mut file = file.try_clone().map_err(|error| error.to_string())?;
+                let mut file = file.try_clone().map_err(|error| Broken::at(&error))?;
                 let length = usize::try_from(remaining.saturating_add(1))
                     .unwrap_or(READ_BYTES)
                     .min(READ_BYTES);
@@ -326,10 +355,8 @@ impl Origin {
                         piece
                     })
                 });
-                let piece = read
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|error| error.to_string())?;
+                let read = read.await.map_err(|error| Broken::at(&error))?;
+                let piece = read.map_err(|error| Broken::at(&error))?;
                 Ok((!piece.is_empty()).then(|| piece.into()))
             }
         }

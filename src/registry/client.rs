@@ -27,7 +27,7 @@ use super::{
     scope::TokenScope,
     transport::Transport,
 };
-use crate::telemetry::{self, SENTENCE_BYTES, cut};
+use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
 /// Artifacts that are fetched from one host at a time.
@@ -149,10 +149,7 @@ impl RegistryClient {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            let wait = match error.class() {
-                Class::RateLimited { retry_after } => retry_after,
-                _ => None,
-            };
+            let wait = error.retry_after();
             if attempt == retry::ATTEMPTS
                 || !is_retryable(&error)
                 || wait.is_some_and(|wait| wait > self.max_retry_wait)
@@ -232,12 +229,7 @@ impl RegistryClient {
         match status {
             200..=299 | 404 => Ok(response),
             401 | 403 if status == 401 || !retry::is_rate_limited(response.headers()) => {
-                Err(RegistryError::Denied {
-                    operation: call.operation,
-                    host: self.transport.host().to_owned(),
-                    status,
-                    credentials: self.auth.credential_source(),
-                })
+                Err(self.refused(call.operation, response.url(), status))
             }
             _ => Err(RegistryError::Status {
                 operation: call.operation,
@@ -246,6 +238,25 @@ impl RegistryClient {
                 retry_after: retry::retry_after(response.headers(), SystemTime::now()),
                 detail: self.detail(response).await,
             }),
+        }
+    }
+
+    fn refused(&self, operation: &'static str, url: &Url, status: u16) -> RegistryError {
+        let host = self.transport.host().to_owned();
+        if self.transport.is_own_origin(url) {
+            return RegistryError::Denied {
+                operation,
+                host,
+                status,
+                credentials: self.auth.credential_source(),
+            };
+        }
+        let target = url.origin().ascii_serialization();
+        RegistryError::Redirected {
+            operation,
+            host,
+            target: cut(&target, NAME_BYTES).into_owned(),
+            status,
         }
     }
 

@@ -40,7 +40,7 @@ pub enum CredentialSource {
 
 impl CredentialSource {
     /// What the registry refused, and how to correct it.
-    fn refused(self, host: &str) -> String {
+    pub(super) fn refused(self, host: &str) -> String {
         match self {
             Self::Anonymous => format!("anonymous access; check registries.{host}.credentials"),
             Self::Configured => {
@@ -117,6 +117,19 @@ pub enum RegistryError {
         status: u16,
         /// Which credentials it refused.
         credentials: CredentialSource,
+    },
+    /// 401 or 403 of a server that the registry redirects to, which got no credentials: it says
+    /// nothing about those of the registry, nor about what it has.
+    #[error("{operation} at {host}: it redirects to {target}, which answers HTTP {status}")]
+    Redirected {
+        /// The operation.
+        operation: &'static str,
+        /// The registry.
+        host: String,
+        /// The origin of the other server.
+        target: String,
+        /// The status code.
+        status: u16,
     },
     /// The configured credentials can't be read or used.
     #[error("credentials for {host}: {reason}")]
@@ -220,7 +233,7 @@ impl RegistryError {
                 status: 403 | 429, ..
             }
             | Self::Token { limited: true, .. } => "rate_limited",
-            Self::Status { .. } => "registry_error",
+            Self::Status { .. } | Self::Redirected { .. } => "registry_error",
             Self::CredentialsUnavailable { .. } => "credentials",
             Self::Denied { .. } | Self::Token { denied: true, .. } => "denied",
             Self::Token { .. } => "token",
@@ -262,12 +275,21 @@ impl RegistryError {
             | Self::ContentType { .. }
             | Self::CredentialsUnavailable { .. }
             | Self::Unreachable { .. }
+            | Self::Redirected { .. }
             | Self::Status { .. }
             | Self::Token { .. }
             | Self::Mismatch { .. }
             | Self::Truncated { .. }
             | Self::Protocol { .. }
             | Self::Layout(_) => Class::Transient,
+        }
+    }
+
+    /// The delay that the registry asks for before the next request.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } | Self::Token { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 
@@ -292,6 +314,7 @@ impl RegistryError {
             }
             Self::Unreachable { .. }
             | Self::Denied { .. }
+            | Self::Redirected { .. }
             | Self::CredentialsUnavailable { .. }
             | Self::Token { .. }
             | Self::Protocol { .. }

@@ -15,7 +15,7 @@ pub struct Referrers {
     pub entries: Vec<Descriptor>,
     /// One sentence for each list or entry that can't be used.
     pub skipped: Vec<String>,
-    /// Why the list lacks its end: the registry did not deliver a later page.
+    /// Why a list or its end is missing: the registry did not deliver it.
     pub failure: Option<RegistryError>,
 }
 

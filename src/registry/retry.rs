@@ -34,6 +34,7 @@ const RESET: [&str; 3] = ["ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-
 pub(super) fn is_retryable(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status, .. } => is_retryable_status(*status),
+        RegistryError::Redirected { .. } => false,
         _ => matches!(error.class(), Class::Transient | Class::RateLimited { .. }),
     }
 }

@@ -179,6 +179,15 @@ impl Source {
         }
     }
 
+    /// As [`Self::tagged_manifest`], for a tag that belongs to an artifact which has been read: a
+    /// tag that is refused counts as missing.
+    ///
+    /// # Errors
+    /// When the registry does not answer, or sends an invalid manifest.
+    pub async fn attached_manifest(&self, tag: &str) -> Result<Option<Manifest>, RegistryError> {
+        unless_denied(self.tagged_manifest(tag).await)
+    }
+
     /// The manifest that a descriptor from an untrusted list names. Reads at most as many bytes as
     /// the descriptor says.
     ///
@@ -245,23 +254,31 @@ impl Source {
     /// that gained the API later keeps older entries under the tag only. At most `limit`
     /// descriptors, unfiltered; being listed proves nothing about them. A list that can't be used
     /// (too long, malformed) is reported in `skipped` and does not affect the other one: any
-    /// client that may push can write such a list.
+    /// client that may push can write such a list. `subject` has been read: a list that is refused
+    /// counts as missing.
     ///
     /// # Errors
-    /// When the registry does not answer, or refuses; a registry without the API is no error.
+    /// When the registry does not answer; a registry without the API is no error.
     pub async fn referrers(
         &self,
         subject: &PinnedReference,
         limit: usize,
     ) -> Result<Referrers, RegistryError> {
-        let listed = self.listed_referrers(subject, limit).await?;
-        let mut found = listed.unwrap_or_default();
-        found.merge(self.tagged_referrers(subject).await?);
-        if let Some(failure) = found.failure.take() {
-            return Err(failure);
+        let mut found = self.available_referrers(subject, limit).await;
+        match found.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(found),
         }
+    }
+
+    /// As [`Self::referrers`], without the list that the registry does not deliver: its failure is
+    /// in `failure`.
+    pub async fn available_referrers(&self, subject: &PinnedReference, limit: usize) -> Referrers {
+        let listed = self.listed_referrers(subject, limit).await;
+        let mut found = available(listed.map(Option::unwrap_or_default));
+        found.merge(available(self.tagged_referrers(subject).await));
         found.entries.truncate(limit);
-        Ok(found)
+        found
     }
 
     /// The referrers of `subject` from the referrers API, as [`Self::referrers`]; `None` where the
@@ -323,5 +340,21 @@ impl Source {
             digest: digest.clone(),
             repository: self.repository.to_string(),
         }
+    }
+}
+
+/// What was listed, or the failure.
+fn available(listed: Result<Referrers, RegistryError>) -> Referrers {
+    unless_denied(listed).unwrap_or_else(|failure| Referrers {
+        failure: Some(failure),
+        ..Referrers::default()
+    })
+}
+
+/// Some registries answer 401 or 403 for something that is missing (Artifactory, ECR).
+fn unless_denied<T: Default>(found: Result<T, RegistryError>) -> Result<T, RegistryError> {
+    match found {
+        Err(RegistryError::Denied { .. }) => Ok(T::default()),
+        found => found,
     }
 }

@@ -135,6 +135,8 @@ fn is_method_refused(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 501),
         RegistryError::Denied { status, .. } => *status == 403,
+        // A storage whose URLs are signed for GET only.
+        RegistryError::Redirected { .. } => true,
         _ => false,
     }
 }

@@ -29,6 +29,7 @@ const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// A token this close to its end may be expired when it arrives; a fifth of a short lifetime.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
+const MAX_REDIRECTS: usize = 5;
 /// `client_id` in a request to an OAuth2 token server.
 const CLIENT_ID: &str = "bundlegate";
 const FORM_URLENCODED: &str = "application/x-www-form-urlencoded";
@@ -68,7 +69,8 @@ impl TokenRequest<'_> {
                 username,
                 password,
             } => {
-                let mut response = self.sent(self.form(realm.clone(), token), shown).await?;
+                let form = self.form(realm.clone(), token);
+                let mut response = self.sent(&realm, form, shown).await?;
                 // "If the request to the endpoint returns 404 using the HTTP POST method, refer to
                 // Token Documentation for using the HTTP GET method" (`auth/oauth.md`); others
                 // answer 405. Without a password the token takes its place, as in containerd.
@@ -79,23 +81,53 @@ impl TokenRequest<'_> {
                         password => password,
                     };
                     let basic = basic(username, password)?;
-                    self.sent(self.query(realm, Some(basic)), shown).await?
+                    self.get(realm, Some(basic), shown).await?
                 } else {
                     response
                 }
             }
             login => {
                 let basic = login.basic().transpose()?;
-                self.sent(self.query(realm, basic), shown).await?
+                self.get(realm, basic, shown).await?
             }
         };
         self.token(response, shown).await
     }
 
-    /// Sends a request in its turn: the token server may be the registry itself.
-    async fn sent(&self, request: RequestBuilder, shown: &str) -> Result<Response, AuthError> {
+    /// Sends a GET and follows redirects within the host, as to a path with a slash at its end.
+    async fn get(
+        &self,
+        realm: Url,
+        authorization: Option<HeaderValue>,
+        shown: &str,
+    ) -> Result<Response, AuthError> {
+        let mut url = self.with_query(realm);
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.transport.http_for(&url).get(url.clone());
+            if let Some(value) = &authorization {
+                request = request.header(header::AUTHORIZATION, value.clone());
+            }
+            let mut response = self.sent(&url, request, shown).await?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            self.transport.drain(&mut response).await;
+            url = next_hop(&url, &response)
+                .ok_or_else(|| unavailable(shown, "a redirect to another server".to_owned()))?;
+        }
+        let reason = format!("more than {MAX_REDIRECTS} redirects");
+        Err(unavailable(shown, reason))
+    }
+
+    /// Sends a request to `url` in its turn: the token server may be the registry itself.
+    async fn sent(
+        &self,
+        url: &Url,
+        request: RequestBuilder,
+        shown: &str,
+    ) -> Result<Response, AuthError> {
         let failed = |reason| unavailable(shown, reason);
-        let admitted = self.transport.admit(&self.realm()?, Order::FollowUp).await;
+        let admitted = self.transport.admit(url, Order::FollowUp).await;
         admitted.map_err(failed)?;
         timeout(self.transport.timeouts().read, request.send())
             .await
@@ -172,8 +204,8 @@ impl TokenRequest<'_> {
             .body(form.finish())
     }
 
-    /// A GET with one `scope` parameter for each scope (`auth/token.md`).
-    fn query(&self, mut realm: Url, authorization: Option<HeaderValue>) -> RequestBuilder {
+    /// The URL of a GET, with one `scope` parameter for each scope (`auth/token.md`).
+    fn with_query(&self, mut realm: Url) -> Url {
         {
             let mut query = realm.query_pairs_mut();
             if let Some(service) = self.service {
@@ -183,12 +215,17 @@ impl TokenRequest<'_> {
                 query.append_pair("scope", scope);
             }
         }
-        let request = self.transport.http_for(&realm).get(realm);
-        match authorization {
-            Some(value) => request.header(header::AUTHORIZATION, value),
-            None => request,
-        }
+        realm
     }
+}
+
+/// The target of a redirect, which gets the credentials: `None` for another server. Only the step
+/// from HTTP to HTTPS may change the port.
+fn next_hop(from: &Url, response: &Response) -> Option<Url> {
+    let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
+    let to = from.join(location).ok()?;
+    let is_upgrade = from.scheme() == "http" && to.scheme() == "https" && to.host() == from.host();
+    (to.origin() == from.origin() || is_upgrade).then_some(to)
 }
 
 fn unavailable(realm: &str, reason: String) -> AuthError {

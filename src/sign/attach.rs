@@ -67,7 +67,8 @@ impl LegacySignature {
         from: &Source,
         to: &Destination,
     ) -> Result<(), AttachError> {
-        let tag = cosign::signature_tag(subject.digest());
+        let tag = cosign::signature_tag(subject.digest())
+            .ok_or_else(|| SignError::TagTooLong(subject.digest().algorithm().to_owned()))?;
         put(to, &self.layer().media_type, self.payload.clone()).await?;
         for _ in 0..MAX_APPEND_ATTEMPTS {
             let present = from.tagged_manifest(&tag).await?;
@@ -144,7 +145,7 @@ mod tests {
         let to = registries.destination(place.repository()).unwrap();
         let subject = Descriptor::of(media_type::OCI_MANIFEST, b"manifest");
         let (ours, theirs) = (signature(&subject), signature(&subject));
-        let tag = cosign::signature_tag(&subject.digest);
+        let tag = cosign::signature_tag(&subject.digest).unwrap();
         let other = async {
             let image = LegacyImage::with(None, &theirs).unwrap();
             let written = async {

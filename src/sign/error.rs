@@ -15,6 +15,11 @@ pub enum SignError {
     /// A document can't be serialized.
     #[error("signature document: {0}")]
     Document(#[from] serde_json::Error),
+    /// The `.sig` tag of a digest would be longer than tags may be.
+    #[error(
+        "the .sig tag of a {0} digest is longer than the 128 characters of a tag; sign without --legacy"
+    )]
+    TagTooLong(String),
     /// The `.sig` tag holds an index, to which no signature can be appended.
     #[error("{0} is an index and not an image of signatures; remove it")]
     NotSignatures(String),

@@ -147,7 +147,9 @@ impl<'a> Collector<'a> {
     }
 
     async fn list_legacy(&mut self) {
-        let tag = cosign::signature_tag(self.collection.subject.digest());
+        let Some(tag) = cosign::signature_tag(self.collection.subject.digest()) else {
+            return;
+        };
         let listed = self.source.tagged_listing(&tag, Member::Layers).await;
         let Some(listed) = self.tagged(listed) else {
             return;

@@ -412,6 +412,37 @@ async fn an_identity_token_goes_to_a_server_without_post_as_the_password_of_a_ge
     }
 }
 
+/// As crane and oras follow them; to no other server.
+#[tokio::test]
+async fn redirects_of_the_token_server_are_followed_within_it() {
+    let registry = protected(Scheme::Bearer).await;
+    let store = Store::new(Stored::PasswordFile, &registry, "robot:one");
+    let live = registry.reference("live");
+    let redirect = |to: String| Fault::Status(307, vec![("location", to)]);
+    let scope = "service=x&scope=repository:acme/authz:pull";
+    let here = format!("/token?{scope}");
+    registry.fail("/token", 2, redirect(here.clone()));
+    store.source(&registry).resolve(&live).await.unwrap();
+    assert_eq!(registry.asked("/token").len(), 3);
+
+    let elsewhere = FaultyRegistry::start().await;
+    for to in [
+        format!("http://{}{here}", elsewhere.address),
+        "http://169.254.169.254/token".to_owned(),
+        String::new(),
+        "ftp://x/".to_owned(),
+    ] {
+        registry.fail("/token", usize::MAX, redirect(to.clone()));
+        let error = store.source(&registry).resolve(&live).await.unwrap_err();
+        assert_eq!(error.class(), Class::Transient, "{to}: {error}");
+        registry.heal();
+    }
+    assert!(elsewhere.asked("").is_empty());
+    registry.fail("/token", usize::MAX, redirect(here));
+    let error = store.source(&registry).resolve(&live).await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "{error}");
+}
+
 #[tokio::test]
 async fn a_failure_of_the_token_server_has_its_class_and_is_never_an_anonymous_request() {
     for (status, headers, class) in [

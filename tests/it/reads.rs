@@ -105,6 +105,23 @@ async fn retry_after_is_honoured() {
     assert_eq!(registry.asked("live").len(), 1);
 }
 
+/// A failure that names a delay, which may be longer than an operation.
+#[tokio::test]
+async fn retry_after_of_503_is_honoured() {
+    for (seconds, requests) in [("0", 4), ("600", 1)] {
+        let registry = FaultyRegistry::start().await;
+        let fault = Fault::Status(503, vec![("retry-after", seconds.into())]);
+        registry.fail("manifests/live", usize::MAX, fault);
+        let source = registry.source();
+        let error = source
+            .resolve(&registry.reference("live"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), Class::Transient, "{error}");
+        assert_eq!(registry.asked("live").len(), requests, "{seconds}");
+    }
+}
+
 #[tokio::test]
 async fn no_tag_is_not_the_same_as_no_registry() {
     let registry = FaultyRegistry::start().await;

@@ -334,3 +334,98 @@ async fn docker_auth_config_comes_before_the_file_as_for_crane() {
         (vec!["file:pw".to_owned()], vec!["file:pw".to_owned()])
     );
 }
+
+/// A place of credentials: the environment that names it, the file, and what each program sends.
+type Place = (&'static str, &'static str, [&'static str; 4]);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_places_of_docker_podman_and_kubernetes_are_read_as_their_tools_read_them() {
+    let places: [Place; 5] = [
+        ("", ".docker/config.json", ["a:b", "a:b", "a:b", "a:b"]),
+        (
+            "DOCKER_CONFIG=elsewhere",
+            "elsewhere/config.json",
+            ["a:b"; 4],
+        ),
+        (
+            "REGISTRY_AUTH_FILE=my/auth.json",
+            "my/auth.json",
+            ["a:b", "a:b", "-", "a:b"],
+        ),
+        (
+            "XDG_RUNTIME_DIR=run",
+            "run/containers/auth.json",
+            ["a:b", "a:b", "-", "a:b"],
+        ),
+        (
+            "XDG_CONFIG_HOME=config",
+            "config/containers/auth.json",
+            ["a:b", "a:b", "-", "a:b"],
+        ),
+    ];
+    let registry = Recorder::start(Scheme::Basic).await;
+    let mut wrong = Vec::new();
+    for (environment, file, expected) in places {
+        let author = Author::new();
+        let text = auths(&[(&registry.host, "a:b")]).to_string();
+        author.write(file, &text);
+        let reference = format!("{}/acme/authz:v1", registry.host);
+        let lines = [
+            format!("bundlegate pull --plain-http {reference}"),
+            format!("crane manifest --insecure {reference}"),
+            format!("oras manifest fetch --plain-http {reference}"),
+            format!("skopeo inspect --raw --tls-verify=false docker://{reference}"),
+        ];
+        let mut sent = Vec::new();
+        for line in lines {
+            author
+                .shell(&format!("{environment} {line}"))
+                .await
+                .failed();
+            sent.push(registry.take().pop().unwrap_or_else(|| "-".to_owned()));
+        }
+        println!("places | {environment} | {} |", sent.join(" | "));
+        if sent != expected {
+            wrong.push(format!("{environment}: {sent:?} and not {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "of {PEERS:?}: {wrong:#?}");
+}
+
+/// Kubernetes mounts a secret as a link to a file in a folder that it exchanges.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mounted_secret_of_kubernetes_is_read_and_read_again_once_it_is_exchanged() {
+    let (author, registry) = (Author::new(), Recorder::start(Scheme::Basic).await);
+    let config = json!({
+        "version": 1,
+        "registries": { &registry.host: {
+            "scheme": "http", "credentials": { "docker_config": "secret/.dockerconfigjson" },
+        } },
+    });
+    author.write("bundlegate.yaml", &config.to_string());
+    author
+        .line("mkdir secret && ln -s ..data/.dockerconfigjson secret/.dockerconfigjson")
+        .await;
+    for (version, pair) in [("one", "a:b"), ("two", "c:d")] {
+        let file = format!("secret/{version}/.dockerconfigjson");
+        author.write(&file, &auths(&[(&registry.host, pair)]).to_string());
+        author
+            .line(&format!(
+                "ln -s {version} secret/..new && mv -T secret/..new secret/..data"
+            ))
+            .await;
+        let reference = format!("{}/acme/authz:v1", registry.host);
+        for line in [
+            format!("bundlegate pull --config bundlegate.yaml {reference}"),
+            format!(
+                "oras manifest fetch --plain-http --registry-config secret/.dockerconfigjson {reference}"
+            ),
+            format!(
+                "skopeo inspect --raw --tls-verify=false --authfile secret/.dockerconfigjson docker://{reference}"
+            ),
+        ] {
+            author.shell(&line).await.failed();
+            assert_eq!(registry.take(), [pair], "{line}");
+        }
+    }
+}

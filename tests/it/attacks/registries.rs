@@ -329,7 +329,8 @@ async fn the_target_of_a_redirect_can_not_ask_for_the_password() {
             Fault::Status(401, vec![("www-authenticate", challenge)]),
         );
         let error = source.blob(&layer).await.unwrap_err();
-        assert_eq!(error.class(), Class::Denied, "{error}");
+        assert_eq!(error.class(), Class::Transient, "{error}");
+        assert!(error.to_string().contains("it redirects to"), "{error}");
     }
     let asked = elsewhere.asked("");
     assert_eq!(asked.len(), 3, "{asked:?}");

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use bundlegate::{
     oci::{Descriptor, Digest, Reference, media_type},
+    registry::Class,
     verify::{self, Collection, Format, ReferrersApi},
 };
 use serde_json::{Value, json};
 
 use crate::{
     attacks::{Fixture, keyed, policy, policy_with},
-    faulty::FaultyRegistry,
+    faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
     gateway::{Setup, TestGateway, bundle, eventually},
 };
@@ -204,11 +205,9 @@ async fn a_referrer_that_the_registry_calls_invalid_is_skipped() {
     for status in [400, 405, 414, 416, 422] {
         let part = bad["digest"].as_str().unwrap();
         fixture.registry.heal();
-        fixture.registry.fail(
-            part,
-            usize::MAX,
-            crate::faulty::Fault::Status(status, vec![]),
-        );
+        fixture
+            .registry
+            .fail(part, usize::MAX, Fault::Status(status, vec![]));
         fixture
             .registry
             .list_referrers(&fixture.digest, &json!([bad]));
@@ -251,4 +250,43 @@ async fn referrers_without_a_signature_are_fetched_once_however_often_a_version_
     registry.list_referrers(&digest, &json!(entries));
     eventually("it is served", || gate.state() == "serving").await;
     assert_eq!(fetched(), 101);
+}
+
+/// A registry refuses a tag of more than 128 characters, and cosign does not read SHA-512.
+#[tokio::test]
+async fn a_sha512_digest_has_no_sig_tag_that_is_asked_for() {
+    let fixture = Fixture::new().await;
+    let (_, manifest) = fixture.registry.held("manifests/live").unwrap();
+    let digest: Digest = format!("sha512:{}", "ab".repeat(64)).parse().unwrap();
+    let digest = digest.recompute(&manifest);
+    let reference = format!("{}/acme/authz@{digest}", fixture.registry.address);
+    let pinned = reference.parse::<Reference>().unwrap().pinned().unwrap();
+    for part in [".sig", ".att", ".sbom"] {
+        fixture
+            .registry
+            .fail(part, usize::MAX, Fault::Status(500, vec![]));
+    }
+    let evidence = verify::collect(&fixture.registry.source(), &pinned, 8 << 20).await;
+    evidence.unwrap();
+    assert!(fixture.registry.asked(".sig").is_empty());
+}
+
+/// What a server elsewhere answers says nothing about the registry's tags.
+#[tokio::test]
+async fn a_sig_tag_that_is_redirected_to_a_refusal_is_not_a_missing_one() {
+    let (fixture, elsewhere) = (Fixture::new().await, FaultyRegistry::start().await);
+    let pinned = fixture.gather_pin().await;
+    let to = format!("http://{}/signatures", elsewhere.address);
+    for status in [401, 403] {
+        elsewhere.fail("", usize::MAX, Fault::Status(status, vec![]));
+        let fault = Fault::Status(307, vec![("location", to.clone())]);
+        fixture.registry.fail(".sig", usize::MAX, fault);
+        let source = fixture.registry.source();
+        let error = verify::collect(&source, &pinned, 8 << 20).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.class(), Class::Transient, "{error}");
+        assert!(error.to_string().contains("it redirects to"), "{error}");
+        elsewhere.heal();
+        fixture.registry.heal();
+    }
 }

@@ -33,6 +33,28 @@ async fn a_tag_whose_head_is_refused_is_resolved_by_get_from_then_on() {
     }
 }
 
+/// A storage refuses a HEAD of a URL that is signed for GET.
+#[tokio::test]
+async fn a_tag_whose_head_is_redirected_to_a_refusal_is_resolved_by_get() {
+    let (registry, elsewhere) = (FaultyRegistry::start().await, FaultyRegistry::start().await);
+    let (digest, _) = registry.put_artifact("live", b"bundle");
+    elsewhere.put_artifact("live", b"bundle");
+    let to = format!("http://{}/v2/acme/authz/manifests/live", elsewhere.address);
+    let fault = Fault::Status(307, vec![("location", to)]);
+    registry.fail("manifests/live", usize::MAX, fault);
+    elsewhere.fail("HEAD", usize::MAX, Fault::Status(403, vec![]));
+    let source = registry.source();
+    for _ in 0..2 {
+        let pinned = source.resolve(&registry.reference("live")).await.unwrap();
+        assert_eq!(pinned.digest(), &digest);
+    }
+    let asked: Vec<_> = methods(&elsewhere, "")
+        .into_iter()
+        .map(|(method, _)| method)
+        .collect();
+    assert_eq!(asked, ["HEAD", "GET", "GET"]);
+}
+
 /// A registry that copies an artifact from another one when it is first asked for.
 #[tokio::test]
 async fn a_tag_that_is_indexed_by_a_get_is_found() {

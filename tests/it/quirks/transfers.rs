@@ -93,3 +93,18 @@ async fn a_transfer_that_breaks_again_and_again_fails_and_other_bytes_are_refuse
     assert_eq!(class, Class::Transient, "{error}");
     assert!(error.contains("corrupt"), "{error}");
 }
+
+/// Another silence at the same byte is not that of a connection.
+#[tokio::test]
+async fn a_transfer_that_falls_silent_again_at_the_same_byte_is_given_up() {
+    for answer in [Ranges::Ignored, Ranges::Served] {
+        let registry = FaultyRegistry::start().await;
+        let layer = registry.put_blob(&content());
+        registry.serve_ranges(answer);
+        registry.fail("/blobs/", 1, Fault::Halt(150_000));
+        registry.fail("/blobs/", usize::MAX, Fault::Halt(0));
+        let (class, error) = fetch(&registry, &layer).await.unwrap_err();
+        assert_eq!(class, Class::Transient, "{error}");
+        assert_eq!(ranges(&registry).len(), 2, "{answer:?}");
+    }
+}

@@ -15,6 +15,7 @@ mod registry;
 mod sigstore;
 mod terminal;
 mod tls_front;
+mod tokens;
 
 use std::{
     io::Write as _,
@@ -27,7 +28,7 @@ pub(crate) use balancer::Balancer;
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
 pub(crate) use forward_proxy::ForwardProxy;
-pub(crate) use front::{Front, Quirk};
+pub(crate) use front::{Front, LinkForm, Quirk};
 pub(crate) use gateway::GatewayConfig;
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use programs::{program, run, search_path};
@@ -36,6 +37,7 @@ pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
 pub(crate) use tls_front::{Clients, TlsFront};
+pub(crate) use tokens::{Issued, READER as TOKEN_READER, RealTokenServer, TokenServer};
 
 pub(crate) use crate::shared::{PATIENCE, Process, TestGateway, poll_until};
 

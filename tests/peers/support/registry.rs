@@ -32,6 +32,8 @@ pub(crate) struct Registry {
     ca: Option<PathBuf>,
     certificate: Option<Certificate>,
     protected: bool,
+    /// More of its configuration; not for the one that forgets.
+    settings: Value,
     folder: TempDir,
     process: Process,
 }
@@ -40,25 +42,55 @@ pub(crate) struct Registry {
 /// this one is written down.
 pub(crate) const USER: &str = "robot";
 pub(crate) const PASSWORD: &str = "open sesame";
-const HTPASSWD: &str = "robot:$2y$05$N7mQ2vXcT4kLhZ9pWbRs1uol0wTHXdTf3sDYIaOOmJMJ3aQrLy4Xy";
+pub(crate) const HTPASSWD: &str =
+    "robot:$2y$05$N7mQ2vXcT4kLhZ9pWbRs1uol0wTHXdTf3sDYIaOOmJMJ3aQrLy4Xy";
 
 impl Registry {
     /// Over plain HTTP, for anybody.
     pub(crate) async fn start(kind: Kind) -> Self {
-        Self::with(kind, None, false).await
+        Self::with(kind, None, false, json!({})).await
     }
 
     /// Over HTTPS with a certificate of `ca`.
     pub(crate) async fn secured(kind: Kind, ca: &Ca) -> Self {
-        Self::with(kind, Some(ca), false).await
+        Self::with(kind, Some(ca), false, json!({})).await
     }
 
     /// Over HTTPS, and only for [`USER`] with [`PASSWORD`].
     pub(crate) async fn protected(kind: Kind, ca: &Ca) -> Self {
-        Self::with(kind, Some(ca), true).await
+        Self::with(kind, Some(ca), true, json!({})).await
     }
 
-    async fn with(kind: Kind, ca: Option<&Ca>, protected: bool) -> Self {
+    /// Over plain HTTP, and only for [`USER`] with [`PASSWORD`].
+    pub(crate) async fn with_password(kind: Kind) -> Self {
+        Self::with(kind, None, true, json!({})).await
+    }
+
+    /// Over plain HTTP, for the holders of tokens of this server, who log in as [`USER`] with
+    /// [`PASSWORD`].
+    pub(crate) async fn with_tokens(kind: Kind, auth: Value) -> Self {
+        let settings = json!({ "auth": { "token": auth } });
+        Self::with(kind, None, true, settings).await.named()
+    }
+
+    /// The same over HTTPS.
+    pub(crate) async fn with_tokens_over_tls(kind: Kind, ca: &Ca, auth: Value) -> Self {
+        let settings = json!({ "auth": { "token": auth } });
+        Self::with(kind, Some(ca), true, settings).await.named()
+    }
+
+    /// Over plain HTTP, for anybody, telling `endpoint` of everything that happens.
+    pub(crate) async fn notifying(kind: Kind, endpoint: Value) -> Self {
+        let settings = json!({ "notifications": { "endpoints": [endpoint] } });
+        Self::with(kind, None, false, settings).await
+    }
+
+    fn named(self) -> Self {
+        let host = by_name(&self.host);
+        Self { host, ..self }
+    }
+
+    async fn with(kind: Kind, ca: Option<&Ca>, protected: bool, settings: Value) -> Self {
         let folder = TempDir::new().unwrap();
         let certificate = ca.map(|ca| ca.issue("registry"));
         let (process, host) = launch(
@@ -66,6 +98,7 @@ impl Registry {
             "127.0.0.1:0",
             certificate.as_ref(),
             protected,
+            &settings,
             folder.path(),
         )
         .await;
@@ -75,6 +108,7 @@ impl Registry {
             ca: ca.map(Ca::file),
             certificate,
             protected,
+            settings,
             folder,
             process,
         }
@@ -130,7 +164,8 @@ impl Registry {
         let mut all = arguments.to_vec();
         let ca = self.ca.as_ref().map(|ca| ca.to_str().unwrap());
         match ca {
-            Some(ca) => all.extend(["--ca-file", ca]),
+            // By default it speaks plain HTTP to `localhost`.
+            Some(ca) => all.extend(["--plain-http=false", "--ca-file", ca]),
             None => all.push("--plain-http"),
         }
         if self.protected {
@@ -194,6 +229,25 @@ impl Registry {
         self.folder.path()
     }
 
+    /// The flags by which bundlegate reaches it.
+    pub(crate) fn own_flags(&self) -> Vec<&str> {
+        match &self.ca {
+            Some(_) => vec!["--ca-file", self.ca()],
+            None => vec!["--plain-http"],
+        }
+    }
+
+    /// Whether it asks for [`USER`] with [`PASSWORD`].
+    pub(crate) fn is_protected(&self) -> bool {
+        self.protected
+    }
+
+    /// The text of the certificate that vouches for it; empty for plain HTTP.
+    pub(crate) fn ca_pem(&self) -> String {
+        let read = |file| fs::read_to_string(file).unwrap();
+        self.ca.as_ref().map_or_else(String::new, read)
+    }
+
     /// The certificate that vouches for it.
     pub(crate) fn ca(&self) -> &str {
         self.ca.as_deref().and_then(Path::to_str).unwrap()
@@ -208,9 +262,23 @@ impl Registry {
     pub(crate) async fn restart(&mut self) {
         self.kill();
         let (certificate, folder) = (self.certificate.as_ref(), self.folder.path());
-        (self.process, _) =
-            launch(self.kind, &self.host, certificate, self.protected, folder).await;
+        (self.process, _) = launch(
+            self.kind,
+            &self.host,
+            certificate,
+            self.protected,
+            &self.settings,
+            folder,
+        )
+        .await;
     }
+}
+
+/// `localhost` for an address on loopback. crane and cosign send no credentials to a token server at
+/// such an address, and oras sends none to one whose name has another such address than the
+/// registry's.
+pub(super) fn by_name(address: &str) -> String {
+    address.replace("127.0.0.1", "localhost")
 }
 
 async fn launch(
@@ -218,6 +286,7 @@ async fn launch(
     address: &str,
     certificate: Option<&Certificate>,
     protected: bool,
+    settings: &Value,
     folder: &Path,
 ) -> (Process, String) {
     let mut command = match kind {
@@ -253,6 +322,9 @@ async fn launch(
         let file = folder.join("htpasswd");
         fs::write(&file, HTPASSWD).unwrap();
         config["auth"] = json!({ "htpasswd": { "realm": "test", "path": file } });
+    }
+    for (key, value) in settings.as_object().unwrap() {
+        config[key] = value.clone();
     }
     let file = folder.join("config.yml");
     fs::write(&file, config.to_string()).unwrap();
