@@ -263,24 +263,25 @@ impl Transfer<'_> {
 
     /// Fetches a whole blob and verifies it before its first byte is sent.
     async fn spool(&self, mut stream: BlobStream) -> Result<Blob, TransferError> {
-        let descriptor = stream.descriptor().clone();
-        let writer = match descriptor.size {
-            0..=MAX_IN_MEMORY_BYTES => BlobWriter::in_memory(descriptor),
-            _ => BlobWriter::in_file(
-                descriptor,
-                tempfile::tempfile().map_err(TransferError::Spool)?,
-            ),
-        };
-        let writer = stream
-            .copy_to(writer, BlobWriter::write, self.progress)
-            .await?;
-        let writer = writer.map_err(|error| match error {
-            WriteError::Io(error) => TransferError::Spool(error),
-            WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
-        })?;
-        writer
-            .finish(Into::into)
-            .map_err(|mismatch| stream.mismatch(&mismatch).into())
+        loop {
+            let descriptor = stream.descriptor().clone();
+            let writer = match descriptor.size {
+                0..=MAX_IN_MEMORY_BYTES => BlobWriter::in_memory(descriptor),
+                _ => BlobWriter::in_file(
+                    descriptor,
+                    tempfile::tempfile().map_err(TransferError::Spool)?,
+                ),
+            };
+            let written = stream
+                .copy_to(writer, BlobWriter::write, self.progress)
+                .await?;
+            let finished = written.and_then(|writer| Ok(writer.finish(Into::into)?));
+            match finished {
+                Ok(blob) => return Ok(blob),
+                Err(WriteError::Io(error)) => return Err(TransferError::Spool(error)),
+                Err(WriteError::Mismatch(mismatch)) => stream.restart(&mismatch).await?,
+            }
+        }
     }
 }
 

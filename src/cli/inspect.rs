@@ -6,6 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     artifact::{self, ResolvedArtifact},
+    eprint,
     flags::RegistryFlags,
     interruptible,
     local::{self, ArtifactOrPath},
@@ -121,7 +122,14 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
         &reference,
     )
     .await?;
-    let signatures = signatures(&found).await?;
+    let signatures = match signatures(&found).await {
+        // The mirrors had the artifact; what they know of its signatures may be incomplete.
+        Err(error) if found.source.has_mirrors() => {
+            eprint(&format!("signatures: {error:#}"));
+            None
+        }
+        signatures => Some(signatures?),
+    };
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.layer_plan(None) {
         Ok(plan) => {
@@ -140,7 +148,7 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
         artifact: Some(found),
         layers,
         bundle,
-        signatures: Some(signatures),
+        signatures,
     })
 }
 

@@ -101,7 +101,6 @@ const RESERVED: &[&str] = &[
     "clients.[].mtls",
     "clients.[].jwt",
     "long_poll.spread",
-    "registries.*.mirrors",
     "registries.*.proxy",
     "registries.*.client_certificate",
     "bundles.*.semver",

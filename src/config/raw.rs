@@ -108,6 +108,8 @@ pub(super) struct Registry {
     pub(super) credentials: Option<Credentials>,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
+    #[serde(default)]
+    pub(super) mirrors: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

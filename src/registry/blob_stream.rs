@@ -3,14 +3,19 @@
 use std::{io::Read as _, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
-use reqwest::header;
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{
-    error::RegistryError, payload::UploadBody, progress::Progress, remote::Remote, retry,
+    blob_hosts::{BlobHosts, Delivery, begin},
+    error::RegistryError,
+    hosts::record,
+    payload::UploadBody,
+    progress::Progress,
+    remote::Remote,
+    retry,
     transport::innermost,
 };
 use crate::oci::{Blob, BlobMismatch, Descriptor};
@@ -21,6 +26,8 @@ const READ_BYTES: usize = 256 * 1024;
 const WRITE_BYTES: usize = 1 << 20;
 /// The number of broken connections after which a transfer has failed.
 const MAX_BROKEN: u32 = 4;
+/// As [`MAX_BROKEN`], for a mirror: the next host continues the transfer.
+const MAX_BROKEN_MIRROR: u32 = 1;
 
 /// The bytes of a blob as they arrive. The reader verifies them ([`crate::oci::BlobWriter`]).
 #[derive(Debug)]
@@ -42,34 +49,34 @@ enum Origin {
 #[derive(Debug)]
 struct Transfer {
     remote: Remote,
+    /// The hosts that continue it when `remote` fails.
+    others: BlobHosts,
     response: reqwest::Response,
     /// The bytes that `response` repeats, because the registry does not serve ranges.
     repeated: u64,
-    /// The number of broken connections so far.
+    /// The number of broken connections to `remote` so far.
     broken: u32,
+    /// The first byte that came from `remote`.
+    first: u64,
 }
 
 impl BlobStream {
-    pub(super) fn http(
+    /// Starts the transfer from the first of `hosts` that delivers it; `None` when the last one
+    /// does not have the blob.
+    pub(super) async fn open(
         descriptor: Descriptor,
-        remote: Remote,
-        deadline: Instant,
-        response: reqwest::Response,
-    ) -> Self {
-        let host = remote.client.transport.host().to_owned();
-        let transfer = Transfer {
-            remote,
-            response,
-            repeated: 0,
-            broken: 0,
+        mut hosts: BlobHosts,
+    ) -> Result<Option<Self>, RegistryError> {
+        let Some(delivery) = hosts.request(&descriptor, 0).await? else {
+            return Ok(None);
         };
-        Self {
+        Ok(Some(Self {
             remaining: descriptor.size,
+            host: delivery.remote.client.transport.host().to_owned(),
+            deadline: delivery.deadline,
+            origin: Origin::Http(Box::new(Transfer::new(delivery, hosts, 0))),
             descriptor,
-            host,
-            deadline,
-            origin: Origin::Http(Box::new(transfer)),
-        }
+        }))
     }
 
     pub(super) fn file(
@@ -93,24 +100,38 @@ impl BlobStream {
     }
 
     /// The next bytes; `None` at the end. A transfer whose connection breaks is continued where it
-    /// ended, at most four times: the reader verifies the bytes as a whole.
+    /// ended, at most four times, one from a mirror once and then from the next host: the reader
+    /// verifies the bytes as a whole.
     ///
     /// # Errors
     /// When the transfer breaks again and again, takes too long, or has more or fewer bytes than
     /// the descriptor says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        // What a mirror sends beyond the size is not read: other hosts may send less.
+        if self.is_from_mirror() && self.remaining == 0 {
+            return Ok(None);
+        }
         let piece = loop {
-            let piece = timeout_at(self.deadline, self.origin.next(self.remaining))
-                .await
-                .map_err(|_| self.unreachable("not done within timeouts.total".to_owned()))?;
+            let piece = timeout_at(self.deadline, self.origin.next(self.remaining)).await;
             match piece {
-                Ok(piece) => break piece,
-                Err(reason) => self.resume(reason).await?,
+                Ok(Ok(None)) if self.is_from_mirror() => {
+                    self.resume("the mirror's answer is cut short".to_owned())
+                        .await?
+                }
+                Ok(Ok(piece)) => break piece,
+                Ok(Err(reason)) => self.resume(reason).await?,
+                Err(_) => {
+                    let late = self.unreachable("not done within timeouts.total".to_owned());
+                    self.continue_elsewhere(late).await?
+                }
             }
         };
-        let Some(piece) = piece else {
+        let Some(mut piece) = piece else {
             return self.end();
         };
+        if self.is_from_mirror() {
+            piece.truncate(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        }
         self.remaining = self
             .remaining
             .checked_sub(piece.len() as u64)
@@ -126,39 +147,87 @@ impl BlobStream {
         Ok(Some(piece))
     }
 
-    /// Requests the rest after a connection broke for `reason`.
+    /// Requests the rest after a connection broke for `reason`: from the same host, and then from
+    /// the next one.
     async fn resume(&mut self, reason: String) -> Result<(), RegistryError> {
         let done = self.descriptor.size - self.remaining;
         let broken = self.unreachable(reason);
         let Origin::Http(transfer) = &mut self.origin else {
             return Err(broken);
         };
-        if transfer.broken == MAX_BROKEN || self.remaining == 0 {
+        if self.remaining == 0 {
             return Err(broken);
+        }
+        if transfer.broken == transfer.max_broken() {
+            return self.continue_elsewhere(broken).await;
         }
         transfer.broken += 1;
         let request = async {
             sleep(retry::delay(transfer.broken + 1, None)).await;
-            let from = (done > 0).then_some(done);
-            let digest = &self.descriptor.digest;
-            transfer.remote.send_blob(digest, from).await
+            begin(&transfer.remote, &self.descriptor, done).await
         };
-        let Ok(response) = timeout_at(self.deadline, request).await else {
-            return Err(broken);
-        };
-        let response = match response {
-            Ok(response) => response,
+        let error = match timeout_at(self.deadline, request).await {
+            Ok(Ok(Some((response, repeated)))) => {
+                (transfer.response, transfer.repeated) = (response, repeated);
+                return Ok(());
+            }
             // The range is not satisfiable: the registry has fewer bytes than before.
-            Err(RegistryError::Status { status: 416, .. }) => return Err(broken),
-            Err(error) => return Err(error),
+            Ok(Err(RegistryError::Status { status: 416, .. }) | Ok(None)) | Err(_) => broken,
+            Ok(Err(error)) => error,
         };
-        transfer.repeated = match response.status().as_u16() {
-            206 if starts_at(&response, done) => 0,
-            200 => done,
-            _ => return Err(broken),
+        self.continue_elsewhere(error).await
+    }
+
+    /// Requests the rest from the next host, after the present one failed with `error`.
+    async fn continue_elsewhere(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let done = self.descriptor.size - self.remaining;
+        let Origin::Http(transfer) = &mut self.origin else {
+            return Err(error);
         };
-        transfer.response = response;
-        Ok(())
+        record(&transfer.remote, Some(&error));
+        match transfer.others.request(&self.descriptor, done).await? {
+            Some(delivery) => {
+                self.receive_from(delivery, done);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Starts again from the first byte, after all bytes arrived and don't match the descriptor:
+    /// from the same host if some of them came from another, else from the next one.
+    ///
+    /// # Errors
+    /// When no other host delivers the blob.
+    pub async fn restart(&mut self, mismatch: &BlobMismatch) -> Result<(), RegistryError> {
+        let error = self.mismatch(mismatch);
+        let Origin::Http(transfer) = &mut self.origin else {
+            return Err(error);
+        };
+        record(&transfer.remote, Some(&error));
+        if transfer.first > 0 {
+            transfer.others.ask_again(transfer.remote.clone());
+        }
+        match transfer.others.request(&self.descriptor, 0).await? {
+            Some(delivery) => {
+                self.receive_from(delivery, 0);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    fn receive_from(&mut self, delivery: Delivery, first: u64) {
+        self.host = delivery.remote.client.transport.host().to_owned();
+        self.deadline = delivery.deadline;
+        self.remaining = self.descriptor.size - first;
+        if let Origin::Http(transfer) = &mut self.origin {
+            transfer.receive_from(delivery, first);
+        }
+    }
+
+    fn is_from_mirror(&self) -> bool {
+        matches!(&self.origin, Origin::Http(transfer) if transfer.remote.is_mirror())
     }
 
     fn unreachable(&self, reason: String) -> RegistryError {
@@ -270,15 +339,50 @@ impl BlobStream {
     /// # Errors
     /// As [`Self::next`], and when the bytes don't match the descriptor.
     pub async fn collect(mut self) -> Result<Blob, RegistryError> {
-        let mut bytes = bytes::BytesMut::new();
-        while let Some(piece) = self.next().await? {
-            bytes.extend_from_slice(&piece);
+        loop {
+            let mut bytes = bytes::BytesMut::new();
+            while let Some(piece) = self.next().await? {
+                bytes.extend_from_slice(&piece);
+            }
+            match Blob::check(&self.descriptor, bytes.freeze()) {
+                Ok(blob) => return Ok(blob),
+                Err(mismatch) => self.restart(&mismatch).await?,
+            }
         }
-        Blob::check(&self.descriptor, bytes.freeze()).map_err(|error| self.mismatch(&error))
     }
 }
 
 impl Transfer {
+    fn new(delivery: Delivery, others: BlobHosts, first: u64) -> Self {
+        let Delivery {
+            remote,
+            response,
+            repeated,
+            ..
+        } = delivery;
+        Self {
+            remote,
+            others,
+            response,
+            repeated,
+            broken: 0,
+            first,
+        }
+    }
+
+    fn receive_from(&mut self, delivery: Delivery, first: u64) {
+        (self.remote, self.response) = (delivery.remote, delivery.response);
+        (self.repeated, self.broken, self.first) = (delivery.repeated, 0, first);
+    }
+
+    fn max_broken(&self) -> u32 {
+        if self.remote.is_mirror() {
+            MAX_BROKEN_MIRROR
+        } else {
+            MAX_BROKEN
+        }
+    }
+
     /// The next bytes that are not repeated.
     async fn next(&mut self) -> Result<Option<Bytes>, String> {
         loop {
@@ -294,16 +398,6 @@ impl Transfer {
             }
         }
     }
-}
-
-/// Whether a partial answer begins at the byte `first` (`Content-Range: bytes FIRST-LAST/SIZE`, RFC
-/// 9110 §14.4).
-fn starts_at(response: &reqwest::Response, first: u64) -> bool {
-    let range = response.headers().get(header::CONTENT_RANGE);
-    range
-        .and_then(|range| range.to_str().ok()?.trim().strip_prefix("bytes"))
-        .and_then(|range| range.trim_start().split_once('-')?.0.parse().ok())
-        == Some(first)
 }
 
 impl Origin {

@@ -18,6 +18,7 @@ use super::{
     capabilities::Capabilities,
     challenge::Challenge,
     error::{Class, RegistryError},
+    health::Health,
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options},
     payload::Payload,
@@ -28,6 +29,8 @@ use super::{
 use crate::telemetry::{self, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
+/// The parameter that names the registry to a mirror.
+const NAMESPACE: &str = "ns";
 /// Requests to one host at a time. Each takes a connection where the registry does not speak
 /// HTTP/2, so thousands of bundles that start together would open thousands.
 const MAX_REQUESTS: usize = 128;
@@ -55,6 +58,7 @@ pub(super) const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.manifest.v1
 pub(super) struct RegistryClient {
     pub(super) transport: Transport,
     pub(super) capabilities: Capabilities,
+    pub(super) health: Health,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     auth: Authenticator,
@@ -72,6 +76,9 @@ pub(super) struct Call<'a> {
     /// Tokens are cached per scope.
     pub(super) scope: TokenScope<'a>,
     pub(super) target: Target<'a>,
+    /// The registry whose content is requested from this host, which mirrors it. Such a request is
+    /// not repeated: the next host is asked.
+    pub(super) mirror_of: Option<&'a str>,
     /// The media types of the answer.
     pub(super) accept: &'static str,
     /// The first byte of the requested range, if not the whole is requested.
@@ -131,6 +138,7 @@ impl RegistryClient {
             ),
             transport,
             capabilities: Capabilities::default(),
+            health: Health::default(),
             max_retry_wait: MAX_RETRY_WAIT,
             metrics,
             requests: Semaphore::new(MAX_REQUESTS),
@@ -157,6 +165,7 @@ impl RegistryClient {
                 _ => None,
             };
             if attempt == retry::ATTEMPTS
+                || call.mirror_of.is_some()
                 || !is_retryable(&error)
                 || wait.is_some_and(|wait| wait > self.max_retry_wait)
             {
@@ -292,6 +301,9 @@ impl RegistryClient {
             Target::Path(path) => transport.url(call.operation, path)?,
             Target::Url(url) => url.clone(),
         };
+        if let Some(registry) = call.mirror_of {
+            add_namespace(&mut url, registry);
+        }
         for _ in 0..=MAX_REDIRECTS {
             let mut request = transport
                 .http_for(&url)
@@ -375,6 +387,13 @@ impl RegistryClient {
                     .unreachable(operation, format!("no progress for {limit}")));
             }
         }
+    }
+}
+
+/// Names the registry that a mirror is asked for (distribution-spec, "Registry Proxying").
+fn add_namespace(url: &mut Url, registry: &str) {
+    if !url.query_pairs().any(|(key, _)| key == NAMESPACE) {
+        url.query_pairs_mut().append_pair(NAMESPACE, registry);
     }
 }
 
@@ -482,6 +501,7 @@ mod tests {
                 method: Method::GET,
                 scope,
                 target,
+                mirror_of: None,
                 accept: ACCEPT_MANIFESTS,
                 from: None,
                 body: None,

@@ -5,13 +5,15 @@
 //! bytes and in time, and all content with a digest is verified against it.
 //!
 //! Layers, from the bottom: `transport` sends HTTP requests, `credentials` reads user names,
-//! passwords and tokens, `auth` answers challenges with them, `client` adds retries and redirects, `remote` and `upload` speak the distribution
-//! specification.
+//! passwords and tokens, `auth` answers challenges with them, `client` adds retries and redirects,
+//! `remote` and `upload` speak the distribution specification, and `hosts` decides between the mirrors
+//! of a registry and the registry itself.
 
 mod address;
 mod auth;
 mod auth_error;
 mod auth_state;
+mod blob_hosts;
 mod blob_stream;
 mod capabilities;
 mod certificate;
@@ -23,9 +25,12 @@ mod destination;
 mod discovery;
 mod docker;
 mod docker_auths;
+mod docker_hub;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
+mod hosts;
 mod layout;
 mod link;
 mod listing;
@@ -49,6 +54,7 @@ pub use blob_stream::BlobStream;
 pub use credential_helper::HelperError;
 pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
+pub use docker_hub::is_same_registry;
 pub use error::{Class, CredentialSource, RegistryError};
 pub use listing::{Listing, Member};
 pub use metrics::RegistryMetrics;

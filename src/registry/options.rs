@@ -1,4 +1,4 @@
-//! The options of one registry host: scheme, certificates, credentials and timeouts.
+//! The options of one registry host: scheme, certificates, credentials, timeouts and mirrors.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -17,6 +17,9 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// The deadlines of its requests.
     pub timeouts: Timeouts,
+    /// The hosts that are read from before this one, in this order, each with its own options. The
+    /// mirrors of a mirror are not asked.
+    pub mirrors: Vec<String>,
 }
 
 /// `http` or `https`.
@@ -114,6 +117,7 @@ impl Default for Options {
             tls: TlsTrust::Verified,
             credentials: None,
             timeouts: Timeouts::default(),
+            mirrors: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{
     address::{GuardedResolver, SystemResolver, forbidden_host},
-    certificate,
+    certificate, docker_hub,
     error::RegistryError,
     link,
     options::{InvalidOptions, Options, Scheme, Timeouts, TlsTrust},
@@ -69,7 +69,8 @@ impl Transport {
             host: host.to_owned(),
             reason,
         };
-        let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
+        let api_host = docker_hub::api_host(host);
+        let base = Url::parse(&format!("{}://{api_host}/v2/", options.scheme.as_str()))
             .map_err(|error| invalid(format!("not a host or host:port: {error}")))?;
         let build = |resolver: Arc<dyn Resolve>| {
             let builder = http_builder(options, read_timeout)

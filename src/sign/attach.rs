@@ -67,6 +67,8 @@ impl LegacySignature {
         from: &Source,
         to: &Destination,
     ) -> Result<(), AttachError> {
+        // A mirror may lack signatures, which would be lost.
+        let from = from.clone().at_origin();
         let tag = cosign::signature_tag(subject.digest());
         put(to, &self.layer().media_type, self.payload.clone()).await?;
         for _ in 0..MAX_APPEND_ATTEMPTS {

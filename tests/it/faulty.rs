@@ -112,6 +112,8 @@ pub(crate) enum Ranges {
 pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
+    /// The registry whose mirror was asked (`?ns=`), which is not part of `path`.
+    pub(crate) namespace: Option<String>,
     pub(crate) headers: HeaderMap,
 }
 
@@ -138,7 +140,12 @@ pub(crate) struct FaultyRegistry {
 
 impl FaultyRegistry {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    /// At the address of one that was dropped, say.
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let inner = Arc::new(Mutex::new(Inner::default()));
         let shared = Arc::clone(&inner);
@@ -171,6 +178,12 @@ impl FaultyRegistry {
             .unwrap()
             .content
             .insert(key, (content_type.to_owned(), bytes.into()));
+    }
+
+    /// Holds everything that the other one holds now.
+    pub(crate) fn copy_from(&self, other: &Self) {
+        let content = other.inner.lock().unwrap().content.clone();
+        self.inner.lock().unwrap().content = content;
     }
 
     /// Says that the list at this path continues at the other one.
@@ -348,10 +361,16 @@ impl FaultyRegistry {
 
 impl Inner {
     /// Records a request, and gives what decides its answer.
-    fn record(&mut self, request: &Request<Incoming>, path: &str) -> Recorded {
+    fn record(
+        &mut self,
+        request: &Request<Incoming>,
+        path: &str,
+        namespace: Option<String>,
+    ) -> Recorded {
         self.asked.push(Asked {
             method: request.method().to_string(),
             path: path.to_owned(),
+            namespace,
             headers: request.headers().clone(),
         });
         let line = format!("{} {path}", request.method());
@@ -375,8 +394,8 @@ async fn answer(
     inner: Arc<Mutex<Inner>>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, io::Error> {
-    let path = request.uri().to_string();
-    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path);
+    let (path, namespace) = requested(&request);
+    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path, namespace);
     if let Some(refused) = refused {
         if let Some(Fault::Slow(delay)) = fault {
             tokio::time::sleep(delay).await;
@@ -450,7 +469,7 @@ async fn granted(
     request: Request<Incoming>,
     content: Option<(String, Bytes)>,
 ) -> Response<Body> {
-    let (method, path) = (request.method().to_string(), request.uri().to_string());
+    let (method, path) = (request.method().to_string(), requested(&request).0);
     if matches!(method.as_str(), "GET" | "HEAD") && !path.contains("/blobs/uploads/") {
         let (next, ranges) = {
             let inner = inner.lock().unwrap();
@@ -516,6 +535,25 @@ async fn granted(
         }
     };
     answer.map(|body| body.map_err(|never| match never {}).boxed())
+}
+
+/// The path and query without `ns`, and its value.
+fn requested(request: &Request<Incoming>) -> (String, Option<String>) {
+    let uri = request.uri().to_string();
+    let Some((path, query)) = uri.split_once('?') else {
+        return (uri, None);
+    };
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    let namespace = pairs.into_owned().find(|(key, _)| key == "ns");
+    let others: Vec<_> = query
+        .split('&')
+        .filter(|pair| !pair.starts_with("ns="))
+        .collect();
+    let path = match others.join("&") {
+        others if others.is_empty() => path.to_owned(),
+        others => format!("{path}?{others}"),
+    };
+    (path, namespace.map(|(_, value)| value))
 }
 
 fn truth(content: Option<(String, Bytes)>) -> Response<Body> {

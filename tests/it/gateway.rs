@@ -52,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) fallback: Option<&'static str>,
     pub(crate) opa_check: Option<opa_check::Options>,
     pub(crate) credentials: Option<Credentials>,
+    /// The mirrors of the registry, each with its own options.
+    pub(crate) mirrors: Vec<(String, RegistryOptions)>,
 }
 
 impl Default for Setup {
@@ -85,6 +87,7 @@ impl Default for Setup {
             fallback: None,
             opa_check: None,
             credentials: None,
+            mirrors: Vec::new(),
         }
     }
 }
@@ -103,8 +106,10 @@ impl Setup {
         let options = RegistryOptions {
             timeouts: Timeouts::default(),
             credentials: self.credentials.clone(),
+            mirrors: self.mirrors.iter().map(|(host, _)| host.clone()).collect(),
             ..registry.options()
         };
+        config.registries.extend(self.mirrors.iter().cloned());
         config
             .registries
             .insert(registry.address.to_string(), options);

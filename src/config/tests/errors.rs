@@ -79,7 +79,7 @@ fn keys_of_later_versions_are_known_as_such() {
             format!("line 2: {key}: not supported yet; remove it")
         );
     };
-    for name in ["mirrors", "proxy", "client_certificate"] {
+    for name in ["proxy", "client_certificate"] {
         later(
             &format!("registries.r.io.{name}"),
             &format!("registries: {{ r.io: {{ {name}: x }} }}"),
