@@ -205,6 +205,12 @@ impl Transfer<'_> {
         let pinned = self.from.repository().pin(subject.clone());
         let listed = self.from.referrers(&pinned, MAX_REFERRERS).await?;
         state.copied.skipped.extend(listed.skipped);
+        let incomplete = |failure: &RegistryError| {
+            format!("the registry does not answer, and its mirrors may lack some: {failure}")
+        };
+        if let Some(failure) = &listed.failure {
+            state.copied.skipped.push(incomplete(failure));
+        }
         for entry in listed.entries {
             let referrer = match self
                 .from
@@ -224,8 +230,14 @@ impl Transfer<'_> {
         }
         for kind in COSIGN_SUFFIXES {
             let tag = format!("{}-{}.{kind}", subject.algorithm(), subject.hex());
-            let Some(manifest) = self.from.tagged_manifest(&tag).await? else {
-                continue;
+            let manifest = match self.from.tagged_manifest(&tag).await {
+                Err(failure) if self.from.is_out_of_service(&failure) => {
+                    state.copied.skipped.push(incomplete(&failure));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(None) => continue,
+                Ok(Some(manifest)) => manifest,
             };
             Box::pin(self.copy_manifest(&manifest, PutMode::UnderTag(&tag), state, depth + 1))
                 .await?;

@@ -122,14 +122,7 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
         &reference,
     )
     .await?;
-    let signatures = match signatures(&found).await {
-        // The mirrors had the artifact; what they know of its signatures may be incomplete.
-        Err(error) if found.source.has_mirrors() => {
-            eprint(&format!("signatures: {error:#}"));
-            None
-        }
-        signatures => Some(signatures?),
-    };
+    let signatures = signatures(&found).await?;
     let mut layers = found.manifest.layers().to_vec();
     let bundle = match found.layer_plan(None) {
         Ok(plan) => {
@@ -148,19 +141,24 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
         artifact: Some(found),
         layers,
         bundle,
-        signatures,
+        signatures: Some(signatures),
     })
 }
 
 async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> {
     let digest = found.pinned.digest();
     let mut signatures = Vec::new();
-    for referrer in found
+    let listed = found
         .source
         .referrers(&found.pinned, MAX_SIGNATURES)
-        .await?
-        .entries
-    {
+        .await?;
+    if let Some(failure) = &listed.failure {
+        eprint(&format!(
+            "{}: signatures may be missing: {failure}",
+            found.reference
+        ));
+    }
+    for referrer in listed.entries {
         let kind = referrer.artifact_type.unwrap_or_default();
         let format = if kind.starts_with("application/vnd.dev.sigstore.bundle") {
             "bundle"
@@ -175,7 +173,11 @@ async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> 
     let legacy = found
         .source
         .tagged_manifest(&format!("{}-{}.sig", digest.algorithm(), digest.hex()))
-        .await?;
+        .await;
+    let legacy = match legacy {
+        Err(failure) if found.source.is_out_of_service(&failure) => None,
+        legacy => legacy?,
+    };
     if let Some(manifest) = legacy {
         let one = || Signature {
             format: "legacy",

@@ -119,8 +119,6 @@ impl Hosts {
                     let reason = format!("{tag} names {digest}, which the mirror does not have");
                     return Err(host.client.transport.protocol("resolve", reason));
                 }
-                // The bytes have the digest.
-                Err(error) if error.class() == Class::Defect => None,
                 Err(error) => return Err(error),
             };
             let is_short = |found: &Manifest| found.raw().len() as u64 <= MAX_HELD_BYTES;

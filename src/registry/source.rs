@@ -6,7 +6,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blob_stream::BlobStream,
-    error::RegistryError,
+    error::{Class, RegistryError},
     hosts::Hosts,
     layout::LayoutReader,
     listing::{Listing, Member},
@@ -263,27 +263,56 @@ impl Source {
     }
 
     /// The referrers of `subject`, from the referrers API and from the referrers tag, at every
-    /// host: a registry that gained the API later keeps older entries under the tag only. At most `limit`
-    /// descriptors, unfiltered; being listed proves nothing about them. A list that can't be used
-    /// (too long, malformed) is reported in `skipped` and does not affect the other one: any
+    /// host: a registry that gained the API later keeps older entries under the tag only. At most
+    /// `limit` descriptors, unfiltered; being listed proves nothing about them. A list that can't be
+    /// used (too long, malformed) is reported in `skipped` and does not affect the other one: any
     /// client that may push can write such a list.
     ///
     /// # Errors
-    /// When the registry does not answer, or refuses; a registry without the API is no error.
+    /// When the registry does not answer, or refuses; a registry without the API is no error. Where
+    /// it has mirrors and does not answer, the list is theirs, with the failure in `failure`.
     pub async fn referrers(
         &self,
         subject: &PinnedReference,
         limit: usize,
     ) -> Result<Referrers, RegistryError> {
         let everywhere = self.clone().at_every_host();
-        let listed = everywhere.listed_referrers(subject, limit).await?;
-        let mut found = listed.unwrap_or_default();
-        found.merge(everywhere.tagged_referrers(subject).await?);
-        if let Some(failure) = found.failure.take() {
-            return Err(failure);
-        }
+        let listed = everywhere.listed_referrers(subject, limit).await;
+        let mut found = self.unless_out(listed.map(Option::unwrap_or_default))?;
+        let tagged = everywhere.tagged_referrers(subject).await;
+        found.merge(self.unless_out(tagged)?);
         found.entries.truncate(limit);
         Ok(found)
+    }
+
+    /// An unreadable list is an error, except while the registry of a mirrored repository is out of
+    /// service.
+    fn unless_out(
+        &self,
+        listed: Result<Referrers, RegistryError>,
+    ) -> Result<Referrers, RegistryError> {
+        let is_out = |failure: &RegistryError| self.is_out_of_service(failure);
+        match listed {
+            Err(failure) if is_out(&failure) => Ok(Referrers {
+                failure: Some(failure),
+                ..Referrers::default()
+            }),
+            Ok(Referrers {
+                failure: Some(failure),
+                ..
+            }) if !is_out(&failure) => Err(failure),
+            listed => listed,
+        }
+    }
+
+    /// Whether an error means that the registry is out of service, while its mirrors may have what
+    /// was asked for.
+    pub fn is_out_of_service(&self, failure: &RegistryError) -> bool {
+        self.has_mirrors()
+            && matches!(
+                failure.class(),
+                Class::Transient | Class::RateLimited { .. }
+            )
     }
 
     /// The referrers of `subject` from the referrers API, as [`Self::referrers`]; `None` where the

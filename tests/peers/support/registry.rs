@@ -32,6 +32,8 @@ pub(crate) struct Registry {
     ca: Option<PathBuf>,
     certificate: Option<Certificate>,
     protected: bool,
+    /// The registry whose pull-through mirror it is.
+    upstream: Option<String>,
     folder: TempDir,
     process: Process,
 }
@@ -45,20 +47,26 @@ const HTPASSWD: &str = "robot:$2y$05$N7mQ2vXcT4kLhZ9pWbRs1uol0wTHXdTf3sDYIaOOmJM
 impl Registry {
     /// Over plain HTTP, for anybody.
     pub(crate) async fn start(kind: Kind) -> Self {
-        Self::with(kind, None, false).await
+        Self::with(kind, None, false, None).await
+    }
+
+    /// A pull-through mirror of `upstream` (distribution's `proxy`), over plain HTTP.
+    pub(crate) async fn mirroring(kind: Kind, upstream: &Self) -> Self {
+        let upstream = format!("http://{}", upstream.host);
+        Self::with(kind, None, false, Some(upstream)).await
     }
 
     /// Over HTTPS with a certificate of `ca`.
     pub(crate) async fn secured(kind: Kind, ca: &Ca) -> Self {
-        Self::with(kind, Some(ca), false).await
+        Self::with(kind, Some(ca), false, None).await
     }
 
     /// Over HTTPS, and only for [`USER`] with [`PASSWORD`].
     pub(crate) async fn protected(kind: Kind, ca: &Ca) -> Self {
-        Self::with(kind, Some(ca), true).await
+        Self::with(kind, Some(ca), true, None).await
     }
 
-    async fn with(kind: Kind, ca: Option<&Ca>, protected: bool) -> Self {
+    async fn with(kind: Kind, ca: Option<&Ca>, protected: bool, upstream: Option<String>) -> Self {
         let folder = TempDir::new().unwrap();
         let certificate = ca.map(|ca| ca.issue("registry"));
         let (process, host) = launch(
@@ -66,6 +74,7 @@ impl Registry {
             "127.0.0.1:0",
             certificate.as_ref(),
             protected,
+            upstream.as_deref(),
             folder.path(),
         )
         .await;
@@ -75,6 +84,7 @@ impl Registry {
             ca: ca.map(Ca::file),
             certificate,
             protected,
+            upstream,
             folder,
             process,
         }
@@ -208,8 +218,16 @@ impl Registry {
     pub(crate) async fn restart(&mut self) {
         self.kill();
         let (certificate, folder) = (self.certificate.as_ref(), self.folder.path());
-        (self.process, _) =
-            launch(self.kind, &self.host, certificate, self.protected, folder).await;
+        let upstream = self.upstream.as_deref();
+        let launched = launch(
+            self.kind,
+            &self.host,
+            certificate,
+            self.protected,
+            upstream,
+            folder,
+        );
+        (self.process, _) = launched.await;
     }
 }
 
@@ -218,6 +236,7 @@ async fn launch(
     address: &str,
     certificate: Option<&Certificate>,
     protected: bool,
+    upstream: Option<&str>,
     folder: &Path,
 ) -> (Process, String) {
     let mut command = match kind {
@@ -253,6 +272,9 @@ async fn launch(
         let file = folder.join("htpasswd");
         fs::write(&file, HTPASSWD).unwrap();
         config["auth"] = json!({ "htpasswd": { "realm": "test", "path": file } });
+    }
+    if let Some(upstream) = upstream {
+        config["proxy"] = json!({ "remoteurl": upstream });
     }
     let file = folder.join("config.yml");
     fs::write(&file, config.to_string()).unwrap();
