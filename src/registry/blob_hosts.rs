@@ -100,8 +100,12 @@ impl BlobHosts {
 
     /// Whether a host is to be asked later. The suspended ones are not looked at again.
     fn is_suspended(&self, remote: &Remote) -> bool {
-        let is_last_resort = remote.is_mirror() && self.next.is_empty();
-        self.has_mirrors && !is_last_resort && !remote.client.health.admits()
+        let health = &remote.client.health;
+        if remote.is_mirror() {
+            !self.next.is_empty() && !health.admits_mirror()
+        } else {
+            self.has_mirrors && !health.admits()
+        }
     }
 }
 

@@ -147,35 +147,45 @@ impl BlobStream {
         Ok(Some(piece))
     }
 
-    /// Requests the rest after a connection broke for `reason`: from the same host, and then from
-    /// the next one.
+    /// Requests the rest after a connection broke for `reason`: from the same host, then from the
+    /// next one, and if no other host delivers it from the same one again.
     async fn resume(&mut self, reason: String) -> Result<(), RegistryError> {
+        let mut error = self.unreachable(reason);
+        if self.remaining == 0 {
+            return Err(error);
+        }
+        if self.broken() >= self.max_broken() {
+            match self.continue_elsewhere(error).await {
+                Err(other) if self.broken() < MAX_BROKEN => error = other,
+                continued => return continued,
+            }
+        }
+        match self.request_again(error).await {
+            Err(error) => self.continue_elsewhere(error).await,
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Requests the rest from the same host, after its connection broke with `broken`.
+    async fn request_again(&mut self, broken: RegistryError) -> Result<(), RegistryError> {
         let done = self.descriptor.size - self.remaining;
-        let broken = self.unreachable(reason);
         let Origin::Http(transfer) = &mut self.origin else {
             return Err(broken);
         };
-        if self.remaining == 0 {
-            return Err(broken);
-        }
-        if transfer.broken == transfer.max_broken() {
-            return self.continue_elsewhere(broken).await;
-        }
         transfer.broken += 1;
         let request = async {
             sleep(retry::delay(transfer.broken + 1, None)).await;
             begin(&transfer.remote, &self.descriptor, done).await
         };
-        let error = match timeout_at(self.deadline, request).await {
+        match timeout_at(self.deadline, request).await {
             Ok(Ok(Some((response, repeated)))) => {
                 (transfer.response, transfer.repeated) = (response, repeated);
-                return Ok(());
+                Ok(())
             }
             // The range is not satisfiable: the registry has fewer bytes than before.
-            Ok(Err(RegistryError::Status { status: 416, .. }) | Ok(None)) | Err(_) => broken,
-            Ok(Err(error)) => error,
-        };
-        self.continue_elsewhere(error).await
+            Ok(Err(RegistryError::Status { status: 416, .. }) | Ok(None)) | Err(_) => Err(broken),
+            Ok(Err(error)) => Err(error),
+        }
     }
 
     /// Requests the rest from the next host, after the present one failed with `error`.
@@ -223,6 +233,23 @@ impl BlobStream {
         self.remaining = self.descriptor.size - first;
         if let Origin::Http(transfer) = &mut self.origin {
             transfer.receive_from(delivery, first);
+        }
+    }
+
+    /// The number of broken connections to the present host.
+    fn broken(&self) -> u32 {
+        match &self.origin {
+            Origin::Http(transfer) => transfer.broken,
+            Origin::File(_) => MAX_BROKEN,
+        }
+    }
+
+    /// The number of broken connections after which the next host is asked.
+    fn max_broken(&self) -> u32 {
+        if self.is_from_mirror() {
+            MAX_BROKEN_MIRROR
+        } else {
+            MAX_BROKEN
         }
     }
 
@@ -373,14 +400,6 @@ impl Transfer {
     fn receive_from(&mut self, delivery: Delivery, first: u64) {
         (self.remote, self.response) = (delivery.remote, delivery.response);
         (self.repeated, self.broken, self.first) = (delivery.repeated, 0, first);
-    }
-
-    fn max_broken(&self) -> u32 {
-        if self.remote.is_mirror() {
-            MAX_BROKEN_MIRROR
-        } else {
-            MAX_BROKEN
-        }
     }
 
     /// The next bytes that are not repeated.

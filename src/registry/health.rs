@@ -9,8 +9,8 @@ use super::error::{Class, RegistryError};
 
 /// How long a host is not asked after its first failure. It doubles with each further one.
 const FIRST_SUSPENSION: Duration = Duration::from_secs(5);
-/// The longest suspension, unless the host asks for a longer one.
-const MAX_SUSPENSION: Duration = Duration::from_secs(30);
+/// The longest suspension, unless a mirror asks for a longer one.
+pub(super) const MAX_SUSPENSION: Duration = Duration::from_secs(30);
 
 /// The failures of one host since its last answer.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ struct State {
 
 #[derive(Debug)]
 struct Suspension {
+    since: Instant,
     until: Instant,
     /// Whether a request has been let through to find out whether the host answers again.
     is_probed: bool,
@@ -42,19 +43,29 @@ pub(super) enum Change {
 }
 
 impl Health {
-    /// Whether the host may be asked. At the end of a suspension one request may, and the others
-    /// wait for its result, or for as long again.
+    /// Whether the host may be asked, at the latest after [`MAX_SUSPENSION`]: its caller decides how
+    /// long a registry's `Retry-After` is honoured. At the end of a suspension one request is
+    /// admitted, and the others once it has succeeded, or after as long again.
     pub(super) fn admits(&self) -> bool {
+        self.admits_after(MAX_SUSPENSION)
+    }
+
+    /// As [`Self::admits`], for a mirror, which may ask for a longer pause: there are other hosts.
+    pub(super) fn admits_mirror(&self) -> bool {
+        self.admits_after(Duration::MAX)
+    }
+
+    fn admits_after(&self, longest: Duration) -> bool {
         let mut state = self.lock();
         let delay = suspension(state.failures);
         let Some(suspension) = &mut state.suspension else {
             return true;
         };
         let now = Instant::now();
-        if now < suspension.until {
+        if now < suspension.until && now.duration_since(suspension.since) < longest {
             return false;
         }
-        suspension.until = now + delay;
+        (suspension.since, suspension.until) = (now, now + delay);
         suspension.is_probed = true;
         true
     }
@@ -77,6 +88,7 @@ impl Health {
         let delay = asked.unwrap_or_else(|| suspension(state.failures));
         state.failures = state.failures.saturating_add(1);
         state.suspension = Some(Suspension {
+            since: now,
             until: now + delay,
             is_probed: false,
             reason: error.to_string(),
@@ -121,7 +133,10 @@ impl Health {
 /// host names a time.
 fn failure(error: &RegistryError) -> Option<Option<Duration>> {
     match error {
-        RegistryError::Unreachable { .. } => Some(None),
+        RegistryError::Unreachable { .. }
+        | RegistryError::CredentialsUnavailable {
+            transient: true, ..
+        } => Some(None),
         RegistryError::Status {
             retry_after: Some(wait),
             ..
@@ -207,8 +222,13 @@ mod tests {
         let error = health.error("test", "r.example");
         let retry_after = Some(wait);
         assert_eq!(error.class(), Class::RateLimited { retry_after });
+        advance(MAX_SUSPENSION - Duration::from_millis(1)).await;
+        assert!(!health.admits() && !health.admits_mirror());
+        advance(Duration::from_millis(1)).await;
+        assert!(!health.admits_mirror() && health.admits());
+        health.record(Some(&status(429, Some(wait))));
         advance(wait).await;
-        assert!(health.admits());
+        assert!(health.admits_mirror());
         for answer in [status(500, None), status(404, None)] {
             health.record(Some(&dead()));
             assert_eq!(health.record(Some(&answer)), Some(Change::Recovered));

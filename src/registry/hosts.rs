@@ -7,7 +7,7 @@
 //! again for some seconds, unless no other host does. What a host delivers is verified as
 //! everything from a registry is, so a mirror can withhold and delay, but not forge.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::{
@@ -119,6 +119,8 @@ impl Hosts {
                     let reason = format!("{tag} names {digest}, which the mirror does not have");
                     return Err(host.client.transport.protocol("resolve", reason));
                 }
+                // Those bytes are not read again for every check of the tag.
+                Err(RegistryError::TooLarge { proven: true, .. }) => None,
                 Err(error) => return Err(error),
             };
             let is_short = |found: &Manifest| found.raw().len() as u64 <= MAX_HELD_BYTES;
@@ -134,7 +136,7 @@ impl Hosts {
         self.lock_delivered().as_ref() == Some(digest)
     }
 
-    fn lock_delivered(&self) -> std::sync::MutexGuard<'_, Option<Digest>> {
+    fn lock_delivered(&self) -> MutexGuard<'_, Option<Digest>> {
         self.delivered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -234,7 +236,7 @@ impl Hosts {
         let mut suspended = Vec::new();
         let mut is_answered = false;
         for mirror in self.mirrors.iter() {
-            if !mirror.client.health.admits() {
+            if !mirror.client.health.admits_mirror() {
                 suspended.push(mirror);
                 continue;
             }
@@ -302,7 +304,7 @@ impl Hosts {
     ) -> Result<Option<Listing>, RegistryError> {
         let mut merged: Option<Listing> = None;
         for mirror in self.mirrors.iter() {
-            if !mirror.client.health.admits() {
+            if !mirror.client.health.admits_mirror() {
                 continue;
             }
             let listed = observed(mirror, ask(mirror)).await;

@@ -322,6 +322,20 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn docker_hub_is_accessed_at_its_api_host_by_each_of_its_names() {
+        for host in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
+            let transport = Transport::reading(host, &Options::default()).unwrap();
+            let url = transport.url("test", "library/x/manifests/v1").unwrap();
+            let expected = "https://registry-1.docker.io/v2/library/x/manifests/v1";
+            assert_eq!((url.as_str(), transport.host()), (expected, host));
+            assert!(transport.is_own_origin(&url));
+            // Credentials go nowhere else: that host serves no registry.
+            let other = Url::parse("https://docker.io/v2/").unwrap();
+            assert!(!transport.is_own_origin(&other));
+        }
+    }
+
     /// The configuration decides where the registry itself is, by address or by name.
     #[test]
     fn the_configured_host_may_be_a_link_local_address_and_answers_may_lead_back_to_it() {

@@ -20,7 +20,6 @@ use futures_util::{StreamExt as _, stream};
 use crate::{
     access::{Access, Scheme},
     faulty::{Asked, Fault, FaultyRegistry},
-    gateway::eventually,
 };
 
 /// Hosts with one artifact: the mirrors have what the registry has at the start.
@@ -298,12 +297,8 @@ async fn a_dead_registry_with_a_live_mirror_is_transient_where_the_mirror_lacks_
     assert_eq!(fetch(&source, &reference).await.unwrap(), LAYER);
     let error = source.resolve(&missing).await.unwrap_err();
     assert_eq!(error.class(), Class::Transient, "{error}");
-    // A tag is listed at least where the mirror has it.
-    mirrors[0].put(
-        "tags/list?n=1000",
-        "application/json",
-        r#"{"name": "acme/authz", "tags": ["live"]}"#,
-    );
+    let asked = mirrors[0].asked("/manifests/other");
+    assert!(!asked.is_empty());
 }
 
 #[tokio::test]
@@ -543,5 +538,4 @@ async fn writes_and_the_reads_that_they_depend_on_never_go_to_a_mirror() {
         }
     }
     assert_eq!(hosts.mirror().asked("").len(), asked);
-    eventually("nothing is pending", || true).await;
 }

@@ -1,6 +1,6 @@
 //! Blobs whose transfer fails at a mirror.
 
-use bundlegate::oci::Descriptor;
+use bundlegate::{oci::Descriptor, registry::Class};
 
 use super::Mirrored;
 use crate::faulty::{Asked, Fault, FaultyRegistry, Ranges};
@@ -55,10 +55,9 @@ async fn a_transfer_that_breaks_at_a_mirror_is_continued_there() {
 #[tokio::test]
 async fn a_transfer_that_breaks_again_is_continued_at_the_next_host_from_the_bytes_in_hand() {
     let (hosts, layer) = hosts(2).await;
-    // The second attempt of the first mirror gets no further; the second mirror falls silent.
-    let half = Fault::Status(503, vec![]);
+    let fails = Fault::Status(503, vec![]);
     hosts.mirrors[0].fail("/blobs/", 1, Fault::Truncate(50_000));
-    hosts.mirrors[0].fail("/blobs/", usize::MAX, half);
+    hosts.mirrors[0].fail("/blobs/", usize::MAX, fails);
     hosts.mirrors[1].fail("/blobs/", usize::MAX, Fault::Status(500, vec![]));
     assert_fetched(&hosts, &layer).await;
     assert_eq!(ranges(&hosts.mirrors[0]), ["", "bytes=50000-"]);
@@ -66,7 +65,6 @@ async fn a_transfer_that_breaks_again_is_continued_at_the_next_host_from_the_byt
     assert_eq!(ranges(&hosts.registry), ["bytes=50000-"]);
 }
 
-/// A mirror dies in the middle of a transfer, and so does the next one.
 #[tokio::test]
 async fn a_mirror_that_dies_within_a_transfer_leaves_the_rest_to_the_others() {
     let (hosts, layer) = hosts(1).await;
@@ -82,6 +80,22 @@ async fn a_mirror_that_dies_within_a_transfer_leaves_the_rest_to_the_others() {
     }
     assert!(bytes == content());
     assert_eq!(ranges(&registry), ["bytes=100000-"]);
+}
+
+#[tokio::test]
+async fn a_mirror_whose_connections_break_is_asked_again_while_no_other_host_answers() {
+    let (hosts, layer) = hosts(1).await;
+    hosts.mirror().fail("/blobs/", 4, Fault::Truncate(10_000));
+    hosts.registry.fail("", usize::MAX, Fault::Unanswered);
+    assert_fetched(&hosts, &layer).await;
+    assert_eq!(ranges(hosts.mirror()).len(), 5);
+    hosts
+        .mirror()
+        .fail("/blobs/", usize::MAX, Fault::Truncate(10_000));
+    let stream = hosts.source().blob(&layer).await.unwrap();
+    let error = stream.collect().await.unwrap_err();
+    assert_eq!(error.class(), Class::Transient, "{error}");
+    assert_eq!(ranges(hosts.mirror()).len(), 10);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::Mirrored;
 use crate::{
     attacks::{keyed, policy},
+    command::Author,
     faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
     gateway::{Setup, TestGateway, bundle, eventually},
@@ -204,6 +205,38 @@ async fn a_refused_tag_counts_as_a_missing_one_only_where_the_registry_delivers_
             .is_some_and(|failure| failure.class == "evidence")
     };
     eventually("the verdict", refused).await;
+}
+
+/// On the command line as well, with the hosts in `--config`.
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_asks_the_registry_before_it_refuses() {
+    for place in PLACES {
+        let scene = Scene::new().await;
+        scene.sign_foreign(scene.hosts.mirror(), place);
+        let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
+        let [host, other] = [registry, mirror].map(|host| host.address.to_string());
+        let config = json!({
+            "version": 1,
+            "registries": { host: { "scheme": "http", "mirrors": [other] }, other: { "scheme": "http" } },
+        });
+        let author = Author::with(&[
+            ("key.pub", &scene.key.pem()),
+            ("bundlegate.yaml", &config.to_string()),
+        ]);
+        let reference = registry.reference("live");
+        let verify = async || {
+            let line =
+                format!("verify {reference} --key key.pub --tlog none --config bundlegate.yaml");
+            tokio::task::block_in_place(|| author.line(&line))
+        };
+        let refused = verify().await;
+        assert_eq!(refused.code, 1, "{refused:?}");
+        scene.sign(registry, place);
+        let accepted = verify().await;
+        assert_eq!(accepted.code, 0, "{place:?}: {accepted:?}");
+        let tag = "GET /v2/acme/authz/manifests/live";
+        assert_eq!(registry.asked(tag).len() + registry.asked("HEAD ").len(), 0);
+    }
 }
 
 /// A piece of evidence that the mirror has wrong comes from the registry.
