@@ -27,25 +27,8 @@ fn check_owned(rows: &[(String, String)]) {
 }
 
 #[test]
-fn registry_errors_name_the_key_and_a_fix() {
+fn mirror_errors_name_the_key_and_a_fix() {
     check(&[
-        (
-            "registries: { 'http://registry.lan:5000/': {} }",
-            "registries.http://registry.lan:5000/: name the registry by host and port only; write \
-             `registry.lan:5000: { scheme: http }`",
-        ),
-        (
-            "registries: { ghcr.io/acme: {} }",
-            "registries.ghcr.io/acme: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
-        ),
-        (
-            "registries: { 'r.io:99999': {} }",
-            "registries.r.io:99999: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
-        ),
-        (
-            "registries: { registry: {} }",
-            "registries.registry: no reference can name this host; write it with its port, such as `registry:443`",
-        ),
         (
             "registries: { r.io: { mirrors: m.io } }",
             "registries.r.io.mirrors: expected a list, found \"m.io\"; correct the value",
@@ -77,6 +60,29 @@ fn registry_errors_name_the_key_and_a_fix() {
         (
             "registries: { r.io: { mirrors: [a.io, b.io, c.io, d.io, e.io, f.io, g.io, h.io, i.io] } }",
             "registries.r.io.mirrors: 9 are too many; name at most 8",
+        ),
+    ]);
+}
+
+#[test]
+fn registry_errors_name_the_key_and_a_fix() {
+    check(&[
+        (
+            "registries: { 'http://registry.lan:5000/': {} }",
+            "registries.http://registry.lan:5000/: name the registry by host and port only; write \
+             `registry.lan:5000: { scheme: http }`",
+        ),
+        (
+            "registries: { ghcr.io/acme: {} }",
+            "registries.ghcr.io/acme: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
+        ),
+        (
+            "registries: { 'r.io:99999': {} }",
+            "registries.r.io:99999: not a HOST or HOST:PORT; write one such as `registry.lan:5000`",
+        ),
+        (
+            "registries: { registry: {} }",
+            "registries.registry: no reference can name this host; write it with its port, such as `registry:443`",
         ),
         (
             "registries: { r.io: { scheme: ftp } }",

@@ -215,9 +215,17 @@ async fn verify_asks_the_registry_before_it_refuses() {
         scene.sign_foreign(scene.hosts.mirror(), place);
         let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
         let [host, other] = [registry, mirror].map(|host| host.address.to_string());
+        let everything = format!("{host}/**");
         let config = json!({
             "version": 1,
-            "registries": { host: { "scheme": "http", "mirrors": [other] }, other: { "scheme": "http" } },
+            "registries": {
+                host: { "scheme": "http", "mirrors": [other] },
+                other: { "scheme": "http" },
+            },
+            "trust": {
+                "authorities": { "key": { "keys": ["key.pub"], "tlog": "none" } },
+                "policies": { "release": { "match": [everything], "require": { "any_of": ["key"] } } },
+            },
         });
         let author = Author::with(&[
             ("key.pub", &scene.key.pem()),
@@ -225,8 +233,7 @@ async fn verify_asks_the_registry_before_it_refuses() {
         ]);
         let reference = registry.reference("live");
         let verify = async || {
-            let line =
-                format!("verify {reference} --key key.pub --tlog none --config bundlegate.yaml");
+            let line = format!("verify {reference} --config bundlegate.yaml");
             tokio::task::block_in_place(|| author.line(&line))
         };
         let refused = verify().await;
