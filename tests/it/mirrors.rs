@@ -537,5 +537,12 @@ async fn writes_and_the_reads_that_they_depend_on_never_go_to_a_mirror() {
             hosts.mirror().put(&tag, &kind, "{}");
         }
     }
+    // While the registry does not say which signatures it has, none is written.
+    let fails = Fault::Status(500, vec![]);
+    hosts.registry.fail("GET ", usize::MAX, fails);
+    let key = KeyPair::generate().unwrap();
+    let signature = LegacySignature::sign(&key, &claim, "r.example/authz").unwrap();
+    let appended = signature.append(&pinned, &source, &destination).await;
+    assert!(appended.is_err());
     assert_eq!(hosts.mirror().asked("").len(), asked);
 }
