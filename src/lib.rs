@@ -42,6 +42,18 @@
 //! itself, under none that is known here. Foreign text is truncated
 //! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
 //!
+//! # Mirrors
+//!
+//! A registry may have mirrors, which are read before it. One rule holds for every read: a mirror
+//! that lacks the content, fails or sends something else leads to the next host, and only the
+//! registry itself, the origin, can say that something is missing (`registry::hosts`). The rest
+//! follows from what is verified anyway: content has the requested digest or is fetched again
+//! elsewhere, so a mirror can withhold and delay but not forge. What it names for a tag counts once
+//! it has delivered that manifest. Lists of signatures have no digest, so those of a mirror suffice
+//! to accept an artifact, and before a refusal counts the lists of every host are read; while the
+//! origin fails, its failure is the reason. Writes, and reads that a write depends on, use the
+//! origin alone. A host that does not answer is skipped for some seconds, unless no other answers.
+//!
 //! # Types that rule out errors
 //!
 //! - An [`oci::Reference`] may resolve to another digest tomorrow; resolving it once gives an
@@ -182,6 +194,7 @@
 //! | signature material of one artifact | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |
 //! | pages of a list of referrers | 1 000 | – |
+//! | mirrors of a registry | 8 | – |
 //! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |
 //! | requests to a host at a time | 128 | `registries.HOST.max_concurrent` |
 //! | tags and repositories of a host of which a missing capability is remembered, for an hour | 16 384 | – |

@@ -206,6 +206,9 @@ impl Transfer<'_> {
         let listed = self.from.available_referrers(&pinned, MAX_REFERRERS).await;
         let before = state.copied.referrers;
         state.copied.skipped.extend(listed.skipped);
+        let incomplete = |failure: &RegistryError| {
+            format!("the registry does not answer, and its mirrors may lack some: {failure}")
+        };
         for entry in listed.entries {
             let referrer = match self
                 .from
@@ -227,8 +230,14 @@ impl Transfer<'_> {
             let Some(tag) = cosign::attached_tag(subject, kind) else {
                 continue;
             };
-            let Some(manifest) = self.from.attached_manifest(&tag).await? else {
-                continue;
+            let manifest = match self.from.attached_manifest(&tag).await {
+                Err(failure) if self.from.is_out_of_service(&failure) => {
+                    state.copied.skipped.push(incomplete(&failure));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(None) => continue,
+                Ok(Some(manifest)) => manifest,
             };
             Box::pin(self.copy_manifest(&manifest, PutMode::UnderTag(&tag), state, depth + 1))
                 .await?;
@@ -238,10 +247,14 @@ impl Transfer<'_> {
             return Ok(());
         };
         // All signatures may be in the list that the registry does not deliver.
-        if depth == 0 && state.copied.referrers == before {
+        let is_all_missing = depth == 0 && state.copied.referrers == before;
+        if is_all_missing && !self.from.is_out_of_service(&failure) {
             return Err(failure.into());
         }
-        let failure = failure.to_string();
+        let failure = match self.from.is_out_of_service(&failure) {
+            true => incomplete(&failure),
+            false => failure.to_string(),
+        };
         if !state.copied.skipped.contains(&failure) {
             state.copied.skipped.push(failure);
         }
@@ -277,24 +290,25 @@ impl Transfer<'_> {
 
     /// Fetches a whole blob and verifies it before its first byte is sent.
     async fn spool(&self, mut stream: BlobStream) -> Result<Blob, TransferError> {
-        let descriptor = stream.descriptor().clone();
-        let writer = match descriptor.size {
-            0..=MAX_IN_MEMORY_BYTES => BlobWriter::in_memory(descriptor),
-            _ => BlobWriter::in_file(
-                descriptor,
-                tempfile::tempfile().map_err(TransferError::Spool)?,
-            ),
-        };
-        let writer = stream
-            .copy_to(writer, BlobWriter::write, self.progress)
-            .await?;
-        let writer = writer.map_err(|error| match error {
-            WriteError::Io(error) => TransferError::Spool(error),
-            WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
-        })?;
-        writer
-            .finish(Into::into)
-            .map_err(|mismatch| stream.mismatch(&mismatch).into())
+        loop {
+            let descriptor = stream.descriptor().clone();
+            let writer = match descriptor.size {
+                0..=MAX_IN_MEMORY_BYTES => BlobWriter::in_memory(descriptor),
+                _ => BlobWriter::in_file(
+                    descriptor,
+                    tempfile::tempfile().map_err(TransferError::Spool)?,
+                ),
+            };
+            let written = stream
+                .copy_to(writer, BlobWriter::write, self.progress)
+                .await?;
+            let finished = written.and_then(|writer| Ok(writer.finish(Into::into)?));
+            match finished {
+                Ok(blob) => return Ok(blob),
+                Err(WriteError::Io(error)) => return Err(TransferError::Spool(error)),
+                Err(WriteError::Mismatch(mismatch)) => stream.restart(&mismatch).await?,
+            }
+        }
     }
 }
 

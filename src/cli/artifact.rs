@@ -161,16 +161,15 @@ impl ResolvedArtifact {
         let spool_error = |error: std::io::Error| {
             anyhow!("temporary file: {error}; free some space, or name another folder with TMPDIR")
         };
-        let mut writer =
-            BlobWriter::in_file(layer.clone(), tempfile::tempfile().map_err(spool_error)?);
-        while let Some(piece) = stream.next().await? {
-            writer.write(&piece).map_err(|error| match error {
-                WriteError::Io(error) => spool_error(error),
-                WriteError::Mismatch(mismatch) => stream.mismatch(&mismatch).into(),
-            })?;
+        loop {
+            let file = tempfile::tempfile().map_err(spool_error)?;
+            let writer = BlobWriter::in_file(layer.clone(), file);
+            let written = stream.copy_to(writer, BlobWriter::write, &()).await?;
+            match written.and_then(|writer| Ok(writer.finish(Into::into)?)) {
+                Ok(blob) => return Ok(blob),
+                Err(WriteError::Io(error)) => return Err(spool_error(error)),
+                Err(WriteError::Mismatch(mismatch)) => stream.restart(&mismatch).await?,
+            }
         }
-        Ok(writer
-            .finish(Into::into)
-            .map_err(|mismatch| stream.mismatch(&mismatch))?)
     }
 }

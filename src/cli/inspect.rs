@@ -6,6 +6,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     artifact::{self, ResolvedArtifact},
+    eprint,
     flags::RegistryFlags,
     interruptible,
     local::{self, ArtifactOrPath},
@@ -147,12 +148,17 @@ async fn inspect(options: &Options) -> anyhow::Result<Report> {
 async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> {
     let digest = found.pinned.digest();
     let mut signatures = Vec::new();
-    for referrer in found
+    let listed = found
         .source
         .referrers(&found.pinned, MAX_SIGNATURES)
-        .await?
-        .entries
-    {
+        .await?;
+    if let Some(failure) = &listed.failure {
+        eprint(&format!(
+            "{}: signatures may be missing: {failure}",
+            found.reference
+        ));
+    }
+    for referrer in listed.entries {
         let kind = referrer.artifact_type.unwrap_or_default();
         let format = if kind.starts_with("application/vnd.dev.sigstore.bundle") {
             "bundle"
@@ -165,8 +171,12 @@ async fn signatures(found: &ResolvedArtifact) -> anyhow::Result<Vec<Signature>> 
         });
     }
     let legacy = match cosign::signature_tag(digest) {
-        Some(tag) => found.source.attached_manifest(&tag).await?,
-        None => None,
+        Some(tag) => found.source.attached_manifest(&tag).await,
+        None => Ok(None),
+    };
+    let legacy = match legacy {
+        Err(failure) if found.source.is_out_of_service(&failure) => None,
+        legacy => legacy?,
     };
     if let Some(manifest) = legacy {
         let one = || Signature {

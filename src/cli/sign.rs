@@ -102,6 +102,8 @@ async fn sign(
         &options.registry,
         cli_config.as_ref(),
     )?;
+    // What is signed is what the registry has, and not what a mirror has.
+    let target = target.at_origin();
     let pinned = target.resolve(reference).await?;
     let subject = target.source().manifest(&pinned).await?.descriptor();
     let claim = SigningRequest {

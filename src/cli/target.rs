@@ -84,6 +84,14 @@ impl Target {
         &self.source
     }
 
+    /// Reads from the registry itself and not from its mirrors.
+    pub(super) fn at_origin(self) -> Self {
+        Self {
+            source: self.source.at_origin(),
+            ..self
+        }
+    }
+
     /// The source of the signatures: the artifact's own repository unless the policy names
     /// another. In the store and in folders they are always beside the artifact.
     pub(super) fn signatures(&self, policy: &TrustPolicy) -> anyhow::Result<Source> {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     oci::{Manifest, PinnedReference, Reference},
+    registry::Source,
     verify::{
         self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError,
         Verified,
@@ -120,19 +121,25 @@ async fn verify_reference(
 ) -> anyhow::Result<VerifyResult> {
     let pinned = target.resolve(reference).await?;
     let manifest = target.source().manifest(&pinned).await?;
-    let evidence = verify::collect(
-        &target.signatures(policy)?,
-        &pinned,
-        target.limits().evidence,
-    )
-    .await?;
-    let (verdict, report) = Verified::verify_with_report(
-        policy,
-        &pinned,
-        manifest,
-        &evidence,
-        VerificationContext::now(),
-    );
+    let source = target.signatures(policy)?;
+    let verify = async |source: &Source| {
+        let collected = verify::collect(source, &pinned, target.limits().evidence).await;
+        collected.map(|evidence| {
+            Verified::verify_with_report(
+                policy,
+                &pinned,
+                manifest.clone(),
+                &evidence,
+                VerificationContext::now(),
+            )
+        })
+    };
+    let mut verified = verify(&source).await;
+    // The lists of a mirror may lack a signature.
+    if source.has_mirrors() && !matches!(&verified, Ok((Ok(_), _))) {
+        verified = verify(&source.at_every_host()).await;
+    }
+    let (verdict, report) = verified?;
     Ok(VerifyResult {
         pinned,
         verdict,

@@ -130,5 +130,11 @@ registries: { r.example: { scheme: http } }
 ";
         let expected = ["server.listen", "limits (new)", "registries (new)"];
         assert_eq!(keys(OLD, new), expected);
+        let with = |registries: &str| format!("{OLD}registries: {{ {registries} }}\n");
+        let (old, new) = (
+            with("r.example: { mirrors: [a.io, b.io] }"),
+            with("r.example: { mirrors: [b.io, a.io] }"),
+        );
+        assert_eq!(keys(&old, &new), ["registries.r.example.mirrors"]);
     }
 }

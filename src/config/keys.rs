@@ -101,7 +101,6 @@ const RESERVED: &[&str] = &[
     "clients.[].mtls",
     "clients.[].jwt",
     "long_poll.spread",
-    "registries.*.mirrors",
     "bundles.*.semver",
     "bundles.*.filter_tags",
     "patterns",

@@ -113,6 +113,8 @@ pub(super) struct Registry {
     pub(super) max_concurrent: Option<usize>,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
+    #[serde(default)]
+    pub(super) mirrors: Vec<String>,
 }
 
 /// `none`, the URL of a proxy, or its URL with a user.

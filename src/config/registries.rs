@@ -7,6 +7,7 @@ use url::Url;
 use super::{credentials, files::Base, problem::Problem, proxy, raw, values::Period};
 use crate::registry::{
     ClientCertificate, ClientCertificateError, Options, Scheme, Timeouts, TlsTrust,
+    is_same_registry,
 };
 
 /// Reads all of `registries`.
@@ -62,6 +63,7 @@ fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Pr
         request_interval: request_interval(raw.max_requests_per_second)
             .map_err(|problem| problem.at("max_requests_per_second"))?,
         timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
+        mirrors: mirrors(host, raw.mirrors).map_err(|problem| problem.at("mirrors"))?,
     })
 }
 
@@ -119,6 +121,42 @@ fn request_interval(raw: Option<f64>) -> Result<Option<Duration>, Problem> {
              remove the key for no limit"
         ))),
     }
+}
+
+/// The most mirrors of one registry: each may cost its timeouts before the next one is asked.
+const MAX_MIRRORS: usize = 8;
+
+fn mirrors(host: &str, mirrors: Vec<String>) -> Result<Vec<String>, Problem> {
+    if mirrors.len() > MAX_MIRRORS {
+        let count = mirrors.len();
+        return Err(Problem::new(format!(
+            "{count} are too many; name at most {MAX_MIRRORS}"
+        )));
+    }
+    for (index, mirror) in mirrors.iter().enumerate() {
+        let at = |problem: Problem| problem.at_index(index);
+        if let Some((_, rest)) = mirror.split_once("://") {
+            let rest = rest.trim_end_matches('/');
+            return Err(at(Problem::new(format!(
+                "name the mirror by host and port only; write `{rest}`, and its scheme in \
+                 `registries.{rest}.scheme`"
+            ))));
+        }
+        check_host(mirror).map_err(at)?;
+        if is_same_registry(mirror, host) {
+            let message = format!(
+                "{mirror} is the registry itself, which is asked after its mirrors; remove it"
+            );
+            return Err(at(Problem::new(message)));
+        }
+        let before = mirrors.iter().take(index);
+        if before.into_iter().any(|one| is_same_registry(one, mirror)) {
+            return Err(at(Problem::new(format!(
+                "{mirror} is named twice; remove one"
+            ))));
+        }
+    }
+    Ok(mirrors)
 }
 
 fn timeouts(raw: &raw::Timeouts) -> Result<Timeouts, Problem> {

@@ -354,12 +354,14 @@ fn the_readme_shows_configurations_that_load() {
     let auth = serde_json::json!({ "auth": "YTpi" });
     let auths = serde_json::json!({ "auths": {
         "quay.io": auth,
+        "https://index.docker.io/v1/": auth,
         "123456789012.dkr.ecr.eu-west-1.amazonaws.com": auth,
         "europe-docker.pkg.dev": auth,
         "acme.azurecr.io": auth,
     } });
     std::fs::create_dir(folder.0.path().join("quay")).unwrap();
-    for name in ["helpers.json", "quay/.dockerconfigjson"] {
+    folder.write("mirror.password", "secret");
+    for name in ["helpers.json", "quay/.dockerconfigjson", "hub.json"] {
         folder.write(name, &auths.to_string());
     }
     for (name, file) in [

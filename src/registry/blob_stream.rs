@@ -3,12 +3,19 @@
 use std::{io::Read as _, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
-use reqwest::header;
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
-    deadline::Deadline, error::RegistryError, limiter::Permit, payload::UploadBody,
-    progress::Progress, remote::Remote, retry, transport::innermost,
+    blob_hosts::{BlobHosts, Delivery, begin},
+    deadline::Deadline,
+    error::RegistryError,
+    hosts::record,
+    limiter::Permit,
+    payload::UploadBody,
+    progress::Progress,
+    remote::Remote,
+    retry,
+    transport::innermost,
 };
 use crate::oci::{Blob, BlobMismatch, Descriptor};
 
@@ -18,6 +25,8 @@ const READ_BYTES: usize = 256 * 1024;
 const WRITE_BYTES: usize = 1 << 20;
 /// The number of broken connections after which a transfer has failed.
 const MAX_BROKEN: u32 = 4;
+/// As [`MAX_BROKEN`], for a mirror: the next host continues the transfer.
+const MAX_BROKEN_MIRROR: u32 = 1;
 
 /// The bytes of a blob as they arrive. The reader verifies them ([`crate::oci::BlobWriter`]).
 #[derive(Debug)]
@@ -39,13 +48,17 @@ enum Origin {
 #[derive(Debug)]
 struct Transfer {
     remote: Remote,
+    /// The hosts that continue it when `remote` fails.
+    others: BlobHosts,
     response: reqwest::Response,
     /// The bytes that `response` repeats, because the registry does not serve ranges.
     repeated: u64,
-    /// The number of broken connections so far.
+    /// The number of broken connections to `remote` so far.
     broken: u32,
-    /// Where a connection last fell silent.
+    /// Where a connection to `remote` last fell silent.
     silent_at: Option<u64>,
+    /// The first byte that came from `remote`.
+    first: u64,
 }
 
 /// A connection that broke, or fell silent for `timeouts.read`.
@@ -56,27 +69,22 @@ struct Broken {
 }
 
 impl BlobStream {
-    pub(super) fn http(
+    /// Starts the transfer from the first of `hosts` that delivers it; `None` when the last one
+    /// does not have the blob.
+    pub(super) async fn open(
         descriptor: Descriptor,
-        remote: Remote,
-        deadline: Deadline,
-        response: reqwest::Response,
-    ) -> Self {
-        let host = remote.client.transport.host().to_owned();
-        let transfer = Transfer {
-            remote,
-            response,
-            repeated: 0,
-            broken: 0,
-            silent_at: None,
+        mut hosts: BlobHosts,
+    ) -> Result<Option<Self>, RegistryError> {
+        let Some(delivery) = hosts.request(&descriptor, 0).await? else {
+            return Ok(None);
         };
-        Self {
+        Ok(Some(Self {
             remaining: descriptor.size,
+            host: delivery.remote.client.transport.host().to_owned(),
+            deadline: delivery.deadline.clone(),
+            origin: Origin::Http(Box::new(Transfer::new(delivery, hosts, 0))),
             descriptor,
-            host,
-            deadline,
-            origin: Origin::Http(Box::new(transfer)),
-        }
+        }))
     }
 
     pub(super) fn file(
@@ -100,28 +108,39 @@ impl BlobStream {
     }
 
     /// The next bytes; `None` at the end. A transfer whose connection breaks is continued where it
-    /// ended, at most four times, and once where it falls silent: the reader verifies the bytes as
-    /// a whole.
+    /// ended: at the registry at most four times, and once where it falls silent; at a mirror once,
+    /// and then at the next host. The reader verifies the bytes as a whole.
     ///
     /// # Errors
     /// When the transfer breaks again and again, takes too long, or has more or fewer bytes than
     /// the descriptor says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        // What a mirror sends beyond the size is not read: other hosts may send less.
+        if self.is_from_mirror() && self.remaining == 0 {
+            return Ok(None);
+        }
         let piece = loop {
             let next = self.origin.next(self.remaining);
-            let piece = self
-                .deadline
-                .limit(next)
-                .await
-                .ok_or_else(|| self.unreachable("not done within timeouts.total".to_owned()))?;
-            match piece {
-                Ok(piece) => break piece,
-                Err(broken) => self.resume(broken).await?,
+            match self.deadline.limit(next).await {
+                Some(Ok(None)) if self.is_from_mirror() => {
+                    let reason = "the mirror's answer is cut short".to_owned();
+                    let is_silent = false;
+                    self.resume(Broken { reason, is_silent }).await?
+                }
+                Some(Ok(piece)) => break piece,
+                Some(Err(broken)) => self.resume(broken).await?,
+                None => {
+                    let late = self.unreachable("not done within timeouts.total".to_owned());
+                    self.continue_elsewhere(late).await?
+                }
             }
         };
-        let Some(piece) = piece else {
+        let Some(mut piece) = piece else {
             return self.end();
         };
+        if self.is_from_mirror() {
+            piece.truncate(usize::try_from(self.remaining).unwrap_or(usize::MAX));
+        }
         self.remaining = self
             .remaining
             .checked_sub(piece.len() as u64)
@@ -137,47 +156,128 @@ impl BlobStream {
         Ok(Some(piece))
     }
 
-    /// Requests the rest after a connection broke.
+    /// Requests the rest after a connection broke: from the same host, then from the next one, and
+    /// if no other host delivers it from the same one again.
     async fn resume(&mut self, broken: Broken) -> Result<(), RegistryError> {
+        let mut error = self.unreachable(broken.reason);
+        if self.remaining == 0 {
+            return Err(error);
+        }
+        let is_stuck = broken.is_silent && self.fell_silent_here_before();
+        if is_stuck || self.broken() >= self.max_broken() {
+            match self.continue_elsewhere(error).await {
+                Err(other) if !is_stuck && self.broken() < MAX_BROKEN => error = other,
+                continued => return continued,
+            }
+        }
+        match self.request_again(error).await {
+            Err(error) => self.continue_elsewhere(error).await,
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Records that the present host fell silent. Each silence takes `timeouts.read`: another
+    /// connection that brings no further byte shows that it is not the connection.
+    fn fell_silent_here_before(&mut self) -> bool {
         let done = self.descriptor.size - self.remaining;
-        let is_silent = broken.is_silent;
-        let broken = self.unreachable(broken.reason);
+        match &mut self.origin {
+            Origin::Http(transfer) => transfer.silent_at.replace(done) == Some(done),
+            Origin::File(_) => true,
+        }
+    }
+
+    /// Requests the rest from the same host, after its connection broke with `broken`.
+    async fn request_again(&mut self, broken: RegistryError) -> Result<(), RegistryError> {
+        let done = self.descriptor.size - self.remaining;
         let Origin::Http(transfer) = &mut self.origin else {
             return Err(broken);
         };
-        // Each silence takes `timeouts.read`: another connection that brings no further byte shows
-        // that it is not the connection.
-        if is_silent && transfer.silent_at.replace(done) == Some(done) {
-            return Err(broken);
-        }
-        if transfer.broken == MAX_BROKEN || self.remaining == 0 {
-            return Err(broken);
-        }
         transfer.broken += 1;
-        // The next request needs a permit of its own.
-        transfer.response.extensions_mut().remove::<Permit>();
+        transfer.release_permit();
         let request = async {
             sleep(retry::delay(transfer.broken + 1, None)).await;
-            let from = (done > 0).then_some(done);
-            let digest = &self.descriptor.digest;
-            transfer.remote.send_blob(digest, from).await
+            begin(&transfer.remote, &self.descriptor, done).await
         };
-        let Some(response) = self.deadline.limit(request).await else {
-            return Err(broken);
-        };
-        let response = match response {
-            Ok(response) => response,
+        match self.deadline.limit(request).await {
+            Some(Ok(Some((response, repeated)))) => {
+                (transfer.response, transfer.repeated) = (response, repeated);
+                Ok(())
+            }
             // The range is not satisfiable: the registry has fewer bytes than before.
-            Err(RegistryError::Status { status: 416, .. }) => return Err(broken),
-            Err(error) => return Err(error),
+            Some(Err(RegistryError::Status { status: 416, .. }) | Ok(None)) | None => Err(broken),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Requests the rest from the next host, after the present one failed with `error`.
+    async fn continue_elsewhere(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        let done = self.descriptor.size - self.remaining;
+        let Origin::Http(transfer) = &mut self.origin else {
+            return Err(error);
         };
-        transfer.repeated = match response.status().as_u16() {
-            206 if starts_at(&response, done) => 0,
-            200 => done,
-            _ => return Err(broken),
+        record(&transfer.remote, Some(&error));
+        transfer.release_permit();
+        match transfer.others.request(&self.descriptor, done).await? {
+            Some(delivery) => {
+                self.receive_from(delivery, done);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Starts again from the first byte, after all bytes arrived and don't match the descriptor:
+    /// from the same host if some of them came from another, else from the next one.
+    ///
+    /// # Errors
+    /// When no other host delivers the blob.
+    pub async fn restart(&mut self, mismatch: &BlobMismatch) -> Result<(), RegistryError> {
+        let error = self.mismatch(mismatch);
+        let Origin::Http(transfer) = &mut self.origin else {
+            return Err(error);
         };
-        transfer.response = response;
-        Ok(())
+        record(&transfer.remote, Some(&error));
+        transfer.release_permit();
+        if transfer.first > 0 {
+            transfer.others.ask_again(transfer.remote.clone());
+        }
+        match transfer.others.request(&self.descriptor, 0).await? {
+            Some(delivery) => {
+                self.receive_from(delivery, 0);
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    fn receive_from(&mut self, delivery: Delivery, first: u64) {
+        self.host = delivery.remote.client.transport.host().to_owned();
+        self.deadline = delivery.deadline.clone();
+        self.remaining = self.descriptor.size - first;
+        if let Origin::Http(transfer) = &mut self.origin {
+            transfer.receive_from(delivery, first);
+        }
+    }
+
+    /// The number of broken connections to the present host.
+    fn broken(&self) -> u32 {
+        match &self.origin {
+            Origin::Http(transfer) => transfer.broken,
+            Origin::File(_) => MAX_BROKEN,
+        }
+    }
+
+    /// The number of broken connections after which the next host is asked.
+    fn max_broken(&self) -> u32 {
+        if self.is_from_mirror() {
+            MAX_BROKEN_MIRROR
+        } else {
+            MAX_BROKEN
+        }
+    }
+
+    fn is_from_mirror(&self) -> bool {
+        matches!(&self.origin, Origin::Http(transfer) if transfer.remote.is_mirror())
     }
 
     fn unreachable(&self, reason: String) -> RegistryError {
@@ -289,11 +389,16 @@ impl BlobStream {
     /// # Errors
     /// As [`Self::next`], and when the bytes don't match the descriptor.
     pub async fn collect(mut self) -> Result<Blob, RegistryError> {
-        let mut bytes = bytes::BytesMut::new();
-        while let Some(piece) = self.next().await? {
-            bytes.extend_from_slice(&piece);
+        loop {
+            let mut bytes = bytes::BytesMut::new();
+            while let Some(piece) = self.next().await? {
+                bytes.extend_from_slice(&piece);
+            }
+            match Blob::check(&self.descriptor, bytes.freeze()) {
+                Ok(blob) => return Ok(blob),
+                Err(mismatch) => self.restart(&mismatch).await?,
+            }
         }
-        Blob::check(&self.descriptor, bytes.freeze()).map_err(|error| self.mismatch(&error))
     }
 }
 
@@ -307,6 +412,35 @@ impl Broken {
 }
 
 impl Transfer {
+    /// Before another request, which needs a permit of its own.
+    fn release_permit(&mut self) {
+        self.response.extensions_mut().remove::<Permit>();
+    }
+
+    fn new(delivery: Delivery, others: BlobHosts, first: u64) -> Self {
+        let Delivery {
+            remote,
+            response,
+            repeated,
+            ..
+        } = delivery;
+        Self {
+            remote,
+            others,
+            response,
+            repeated,
+            broken: 0,
+            silent_at: None,
+            first,
+        }
+    }
+
+    fn receive_from(&mut self, delivery: Delivery, first: u64) {
+        (self.remote, self.response) = (delivery.remote, delivery.response);
+        (self.repeated, self.broken, self.first) = (delivery.repeated, 0, first);
+        self.silent_at = None;
+    }
+
     /// The next bytes that are not repeated.
     async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
@@ -325,16 +459,6 @@ impl Transfer {
             }
         }
     }
-}
-
-/// Whether a partial answer begins at the byte `first` (`Content-Range: bytes FIRST-LAST/SIZE`, RFC
-/// 9110 §14.4).
-fn starts_at(response: &reqwest::Response, first: u64) -> bool {
-    let range = response.headers().get(header::CONTENT_RANGE);
-    range
-        .and_then(|range| range.to_str().ok()?.trim().strip_prefix("bytes"))
-        .and_then(|range| range.trim_start().split_once('-')?.0.parse().ok())
-        == Some(first)
 }
 
 impl Origin {

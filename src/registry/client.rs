@@ -19,6 +19,7 @@ use super::{
     certificate,
     challenge::Challenge,
     error::{Class, RegistryError},
+    health::Health,
     limiter::{Limiter, Order},
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options},
@@ -30,6 +31,8 @@ use super::{
 use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
 
 const MAX_REDIRECTS: usize = 5;
+/// The parameter that names the registry to a mirror.
+const NAMESPACE: &str = "ns";
 /// Artifacts that are fetched from one host at a time.
 const MAX_TRANSFERS: usize = 64;
 /// The longest `Retry-After` that is waited for within an operation; a longer one is left to the
@@ -54,6 +57,7 @@ pub(super) const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.manifest.v1
 pub(super) struct RegistryClient {
     pub(super) transport: Transport,
     pub(super) capabilities: Capabilities,
+    pub(super) health: Health,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     auth: Authenticator,
@@ -70,6 +74,9 @@ pub(super) struct Call<'a> {
     /// Tokens are cached per scope.
     pub(super) scope: TokenScope<'a>,
     pub(super) target: Target<'a>,
+    /// The registry whose content is requested from this host, which mirrors it. Such a request is
+    /// not repeated: the next host is asked.
+    pub(super) mirror_of: Option<&'a str>,
     /// The media types of the answer.
     pub(super) accept: &'static str,
     /// The first byte of the requested range, if not the whole is requested.
@@ -129,6 +136,7 @@ impl RegistryClient {
             ),
             transport,
             capabilities: Capabilities::default(),
+            health: Health::default(),
             max_retry_wait: MAX_RETRY_WAIT,
             metrics,
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
@@ -151,6 +159,7 @@ impl RegistryClient {
             };
             let wait = error.retry_after();
             if attempt == retry::ATTEMPTS
+                || call.mirror_of.is_some()
                 || !is_retryable(&error)
                 || wait.is_some_and(|wait| wait > self.max_retry_wait)
             {
@@ -317,10 +326,14 @@ impl RegistryClient {
     }
 
     fn url(&self, call: &Call<'_>) -> Result<Url, RegistryError> {
-        match &call.target {
-            Target::Path(path) => self.transport.url(call.operation, path),
-            Target::Url(url) => Ok(url.clone()),
+        let mut url = match &call.target {
+            Target::Path(path) => self.transport.url(call.operation, path)?,
+            Target::Url(url) => url.clone(),
+        };
+        if let Some(registry) = call.mirror_of {
+            add_namespace(&mut url, registry);
         }
+        Ok(url)
     }
 
     async fn admit(&self, call: &Call<'_>, url: &Url, order: Order) -> Result<(), RegistryError> {
@@ -328,8 +341,8 @@ impl RegistryClient {
         admitted.map_err(|reason| self.transport.protocol(call.operation, reason))
     }
 
-    /// Sends to an admitted URL, and follows redirects. Credentials go to the registry's own origin only, and a
-    /// redirect never leads from TLS to plain HTTP.
+    /// Sends to an admitted URL, and follows redirects. Credentials go to the registry's own origin
+    /// only, and a redirect never leads from TLS to plain HTTP.
     async fn redirected(
         &self,
         call: &Call<'_>,
@@ -424,6 +437,13 @@ impl RegistryClient {
                     .unreachable(operation, format!("no progress for {limit}")));
             }
         }
+    }
+}
+
+/// Names the registry that a mirror is asked for (distribution-spec, "Registry Proxying").
+fn add_namespace(url: &mut Url, registry: &str) {
+    if !url.query_pairs().any(|(key, _)| key == NAMESPACE) {
+        url.query_pairs_mut().append_pair(NAMESPACE, registry);
     }
 }
 
@@ -533,6 +553,7 @@ mod tests {
                 method: Method::GET,
                 scope,
                 target,
+                mirror_of: None,
                 accept: ACCEPT_MANIFESTS,
                 from: None,
                 body: None,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::{
     client::{Call, RegistryClient, Target},
     error::RegistryError,
+    remote::Remote,
     scope::TokenScope,
     transport::ReadFailure,
 };
@@ -30,16 +31,15 @@ struct Catalog {
     repositories: Option<Vec<String>>,
 }
 
-/// `GET /v2/<name>/tags/list`, all pages. Sorts the tags, as some registries don't.
-pub(super) async fn tags(
-    client: &RegistryClient,
-    path: &str,
-) -> Result<Vec<String>, RegistryError> {
-    let first = format!("{path}/tags/list?n={PAGE_SIZE}");
-    let listed = pages(client, "tags", TokenScope::Pull(path), &first, tags_in).await?;
-    listed.ok_or_else(|| RegistryError::NoSuchRepository {
-        repository: format!("{}/{path}", client.transport.host()),
-    })
+/// `GET /v2/<name>/tags/list`, all pages; `None` when there is no such repository. Sorts the tags,
+/// as some registries don't.
+pub(super) async fn tags(remote: &Remote) -> Result<Option<Vec<String>>, RegistryError> {
+    let first = format!("{}/tags/list?n={PAGE_SIZE}", remote.path);
+    let call = Call {
+        mirror_of: remote.mirror_of(),
+        ..call("tags", TokenScope::Pull(&remote.path), Target::Path(&first))
+    };
+    pages(&remote.client, call, tags_in).await
 }
 
 /// `GET /v2/_catalog`, all pages: an extension that many registries lack.
@@ -47,15 +47,8 @@ pub(super) async fn repositories(
     client: &RegistryClient,
 ) -> Result<Option<Vec<String>>, RegistryError> {
     let first = format!("_catalog?n={PAGE_SIZE}");
-    match pages(
-        client,
-        "catalog",
-        TokenScope::Catalog,
-        &first,
-        repositories_in,
-    )
-    .await
-    {
+    let call = call("catalog", TokenScope::Catalog, Target::Path(&first));
+    match pages(client, call, repositories_in).await {
         Err(RegistryError::Status {
             status: 400 | 405 | 501,
             ..
@@ -96,17 +89,13 @@ pub(super) fn repositories_in(body: &[u8]) -> Option<Vec<String>> {
 
 async fn pages(
     client: &RegistryClient,
-    operation: &'static str,
-    scope: TokenScope<'_>,
-    first: &str,
+    mut call: Call<'_>,
     names: fn(&[u8]) -> Option<Vec<String>>,
 ) -> Result<Option<Vec<String>>, RegistryError> {
-    let transport = &client.transport;
+    let (transport, operation) = (&client.transport, call.operation);
     let mut found = BTreeSet::new();
     let mut seen = BTreeSet::new();
-    let mut target = Target::Path(first);
     for _ in 0..MAX_PAGES {
-        let call = call(operation, scope, target);
         let page = async {
             let response = client.send(&call).await?;
             if response.status() == StatusCode::NOT_FOUND {
@@ -136,7 +125,7 @@ async fn pages(
         };
         found.extend(names);
         match next {
-            Some(url) if seen.insert(url.clone()) => target = Target::Url(url),
+            Some(url) if seen.insert(url.clone()) => call.target = Target::Url(url),
             _ => break,
         }
     }
@@ -149,6 +138,7 @@ fn call<'a>(operation: &'static str, scope: TokenScope<'a>, target: Target<'a>) 
         method: Method::GET,
         scope,
         target,
+        mirror_of: None,
         accept: "application/json",
         from: None,
         body: None,

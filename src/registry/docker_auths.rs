@@ -13,6 +13,8 @@ use base64::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::docker_hub::is_docker_hub;
+
 /// The key of Docker Hub, whatever its host is called (docker/cli, `getAuthConfigKey`).
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 /// Docker writes padded base64; Kubernetes accepts both.
@@ -185,9 +187,10 @@ fn rank(key: &str, host: &str, repository: &str) -> Option<usize> {
 
 /// Docker Hub has several names.
 fn canonical(host: &str) -> &str {
-    match host {
-        "docker.io" | "registry-1.docker.io" => "index.docker.io",
-        _ => host,
+    if is_docker_hub(host) {
+        "index.docker.io"
+    } else {
+        host
     }
 }
 

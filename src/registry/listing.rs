@@ -2,11 +2,13 @@
 //! or the image of signatures at a `.sig` tag. Nothing in it is trusted, and a malformed entry
 //! does not affect the others.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::RegistryError;
-use crate::oci::{Descriptor, media_types_agree};
+use crate::oci::{Descriptor, Digest, media_types_agree};
 
 /// The descriptors of a document.
 #[derive(Debug, Default)]
@@ -92,11 +94,50 @@ impl Listing {
         Ok(listing)
     }
 
+    /// As [`Self::read`], of the document at a tag; one that can't be read is unusable.
+    pub(super) fn of_tag(
+        tag: &str,
+        body: &[u8],
+        member: Member,
+        content_type: Option<&str>,
+    ) -> Self {
+        match Self::read(body, member, content_type) {
+            Ok(listing) => listing.with_name(tag),
+            Err(reason) => Self {
+                size: body.len() as u64,
+                ..Self::unusable(tag, reason)
+            },
+        }
+    }
+
     /// Adds a further page.
     pub(super) fn extend(&mut self, page: Self) {
         self.size += page.size;
         self.entries.extend(page.entries);
         self.skipped.extend(page.skipped);
+    }
+
+    /// Adds the list of another host, without the entries that are there already.
+    pub(super) fn merge(&mut self, other: Self) {
+        let same = |one: &Descriptor, other: &Descriptor| {
+            one.digest == other.digest && one.annotations == other.annotations
+        };
+        let mut known: HashMap<Digest, Vec<usize>> = HashMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            known.entry(entry.digest.clone()).or_default().push(index);
+        }
+        for entry in other.entries {
+            let is_known = known.get(&entry.digest).is_some_and(|indexes| {
+                let mut entries = indexes.iter().filter_map(|index| self.entries.get(*index));
+                entries.any(|known| same(known, &entry))
+            });
+            if !is_known {
+                self.entries.push(entry);
+            }
+        }
+        self.size += other.size;
+        self.skipped.extend(other.skipped);
+        self.failure = self.failure.take().or(other.failure);
     }
 
     /// Prefixes each sentence with the name of the document.

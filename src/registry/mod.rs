@@ -7,12 +7,14 @@
 //! Layers, from the bottom: `http_clients` holds the connections, `transport` sends HTTP requests
 //! within the limits of `limiter`, `credentials` reads user names, passwords and tokens, `auth`
 //! answers challenges with them, `client` adds retries and redirects, `remote` and `upload` speak
-//! the distribution specification.
+//! the distribution specification, and `hosts` decides between the mirrors of a registry and the
+//! registry itself.
 
 mod address;
 mod auth;
 mod auth_error;
 mod auth_state;
+mod blob_hosts;
 mod blob_stream;
 mod capabilities;
 mod certificate;
@@ -26,9 +28,12 @@ mod destination;
 mod discovery;
 mod docker;
 mod docker_auths;
+mod docker_hub;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
+mod hosts;
 mod http_clients;
 mod layout;
 mod limiter;
@@ -56,6 +61,7 @@ pub use client_certificate::{ClientCertificate, ClientCertificateError};
 pub use credential_helper::HelperError;
 pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
+pub use docker_hub::is_same_registry;
 pub use error::{Class, CredentialSource, RegistryError};
 pub use listing::{Listing, Member};
 pub use metrics::RegistryMetrics;

@@ -1,4 +1,5 @@
-//! The options of one registry host: scheme, certificates, credentials, proxy, limits and timeouts.
+//! The options of one registry host: scheme, certificates, credentials, proxy, limits, timeouts and
+//! mirrors.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -26,6 +27,9 @@ pub struct Options {
     pub request_interval: Option<Duration>,
     /// The deadlines of its requests.
     pub timeouts: Timeouts,
+    /// The hosts that are read from before this one, in this order, each with its own options. The
+    /// mirrors of a mirror are not asked.
+    pub mirrors: Vec<String>,
 }
 
 /// The default of [`Options::max_concurrent`].
@@ -130,6 +134,7 @@ impl Default for Options {
             max_concurrent: MAX_CONCURRENT,
             request_interval: None,
             timeouts: Timeouts::default(),
+            mirrors: Vec::new(),
         }
     }
 }

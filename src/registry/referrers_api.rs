@@ -17,12 +17,27 @@ use crate::oci::{Digest, media_type};
 const MAX_PAGES: usize = 1000;
 
 impl Remote {
+    /// As [`Self::referrers`], with a list that can't be used reported in `skipped`.
+    pub(super) async fn listed_referrers(
+        &self,
+        subject: &Digest,
+        limit: usize,
+    ) -> Result<Option<Listing>, RegistryError> {
+        match self.referrers(subject, limit).await {
+            Ok(found) => Ok(found.map(|listing| listing.with_name("referrers"))),
+            Err(error) if error.is_unusable_list() => {
+                Ok(Some(Listing::unusable("referrers", error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The list of the referrers API for `subject`. Pages are followed until they have `limit`
     /// entries, or more than `limits.evidence` bytes. `None` where the registry has no such API.
     /// Where a later page fails, the entries before it are listed, with the failure.
     ///
     /// The list is not filtered, because registries report `artifactType` unreliably.
-    pub(super) async fn referrers(
+    async fn referrers(
         &self,
         subject: &Digest,
         limit: usize,

@@ -11,7 +11,9 @@ use super::{
     client::{MAX_RETRY_WAIT, MAX_RETRY_WAIT_POLLING, RegistryClient},
     destination::Destination,
     discovery,
+    docker_hub::{is_same_registry, namespace},
     error::RegistryError,
+    hosts::Hosts,
     layout::{LayoutReader, SharedLayout},
     limiter::Limiter,
     metrics::RegistryMetrics,
@@ -89,8 +91,7 @@ impl Registries {
                     .map(ToString::to_string);
                 let identity =
                     format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
-                let remote = Remote::reading(self.reader(host)?, path.clone(), self.limits);
-                Source::remote(repository.clone(), identity, remote)
+                Source::remote(repository.clone(), identity, self.hosts(host, path)?)
             }
             Repository::Layout { path } => Source::layout(repository.clone(), self.layout(path)),
         })
@@ -119,14 +120,18 @@ impl Registries {
         })
     }
 
-    /// Every tag of a repository, sorted.
+    /// Every tag of a repository, sorted. Mirrors are asked only if the registry itself fails: they
+    /// may lack tags.
     ///
     /// # Errors
     /// When the registry does not answer, refuses, or has no such repository.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, RegistryError> {
         match repository {
             Repository::Registry { host, path } => {
-                discovery::tags(&*self.reader(host)?, path).await
+                let listed = self.hosts(host, path)?.tags().await?;
+                listed.ok_or_else(|| RegistryError::NoSuchRepository {
+                    repository: repository.to_string(),
+                })
             }
             Repository::Layout { path } => self.layout(path).tags().await,
         }
@@ -148,8 +153,29 @@ impl Registries {
         discovery::ping(&*self.reader(host)?).await
     }
 
+    /// The options of a host; those of Docker Hub may be under another of its names.
     fn options(&self, host: &str) -> &Options {
-        self.options.get(host).unwrap_or(&self.default)
+        let same = || {
+            let mut all = self.options.iter();
+            all.find(|(name, _)| is_same_registry(name, host))
+                .map(|(_, options)| options)
+        };
+        let exact = self.options.get(host);
+        exact.or_else(same).unwrap_or(&self.default)
+    }
+
+    /// The hosts of a repository.
+    fn hosts(&self, host: &str, path: &str) -> Result<Hosts, InvalidOptions> {
+        let remote = |host| {
+            let client = self.reader(host)?;
+            Ok::<_, InvalidOptions>(Remote::reading(client, path.to_owned(), self.limits))
+        };
+        let mirrors = self.options(host).mirrors.iter();
+        let mirrors = mirrors.map(|mirror| Ok(remote(mirror)?.mirroring(namespace(host))));
+        Ok(Hosts::new(
+            mirrors.collect::<Result<_, InvalidOptions>>()?,
+            remote(host)?,
+        ))
     }
 
     fn limiter(&self, host: &str) -> Arc<Limiter> {

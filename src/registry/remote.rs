@@ -1,14 +1,14 @@
 //! One repository of a registry server (OCI distribution-spec 1.1).
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Method, Response, StatusCode, header};
 
 use super::{
-    blob_stream::BlobStream,
     client::{ACCEPT_MANIFESTS, Call, RegistryClient, Target},
     error::RegistryError,
+    listing::{Listing, Member},
     options::ReadLimits,
     scope::TokenScope,
     transport::{ReadFailure, innermost},
@@ -27,6 +27,7 @@ pub(super) struct Remote {
     pub(super) path: String,
     pub(super) limits: ReadLimits,
     intent: Intent,
+    mirror_of: Option<Arc<str>>,
 }
 
 /// The access that the tokens of its requests grant.
@@ -44,6 +45,15 @@ impl Remote {
             path,
             limits,
             intent: Intent::Read,
+            mirror_of: None,
+        }
+    }
+
+    /// This repository of `registry` at a host that mirrors it.
+    pub(super) fn mirroring(self, registry: &str) -> Self {
+        Self {
+            mirror_of: Some(registry.into()),
+            ..self
         }
     }
 
@@ -53,6 +63,24 @@ impl Remote {
             path,
             limits,
             intent: Intent::Write,
+            mirror_of: None,
+        }
+    }
+
+    /// The registry that this host mirrors.
+    pub(super) fn mirror_of(&self) -> Option<&str> {
+        self.mirror_of.as_deref()
+    }
+
+    pub(super) fn is_mirror(&self) -> bool {
+        self.mirror_of.is_some()
+    }
+
+    /// The name of the repository among all at this host, which may mirror several registries.
+    pub(super) fn key(&self) -> Cow<'_, str> {
+        match self.mirror_of() {
+            Some(registry) => format!("{}?ns={registry}", self.path).into(),
+            None => self.path.as_str().into(),
         }
     }
 
@@ -236,29 +264,28 @@ impl Remote {
             })
     }
 
-    /// Starts a blob's transfer; `None` when the repository has none. The request goes to this
-    /// registry only, whatever the descriptor's `urls` say.
-    pub(super) async fn blob(
+    /// The descriptors in the document that `tag` names now; `None` without such a tag. A document
+    /// or entry that can't be used is reported in `skipped`.
+    pub(super) async fn tagged_listing(
         &self,
-        descriptor: &Descriptor,
-    ) -> Result<Option<BlobStream>, RegistryError> {
-        let deadline = self.client.transport.deadline();
-        let request = self.send_blob(&descriptor.digest, None);
-        let response = self
-            .client
-            .transport
-            .within("blob", deadline.clone(), request)
-            .await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
+        tag: &str,
+        member: Member,
+    ) -> Result<Option<Listing>, RegistryError> {
+        match self.tagged(tag).await {
+            Ok(None) => Ok(None),
+            Ok(Some((raw, content_type))) => Ok(Some(Listing::of_tag(
+                tag,
+                &raw,
+                member,
+                content_type.as_deref(),
+            ))),
+            Err(error) if error.is_unusable_list() => Ok(Some(Listing::unusable(tag, error))),
+            Err(error) => Err(error),
         }
-        let (descriptor, remote) = (descriptor.clone(), self.clone());
-        Ok(Some(BlobStream::http(
-            descriptor, remote, deadline, response,
-        )))
     }
 
-    /// Requests a blob, or the rest of it from the byte `from`.
+    /// Requests a blob, or the rest of it from the byte `from`. The request goes to this registry
+    /// only, whatever the descriptor's `urls` say.
     pub(super) async fn send_blob(
         &self,
         digest: &Digest,
@@ -301,6 +328,7 @@ impl Remote {
             method,
             scope,
             target,
+            mirror_of: self.mirror_of(),
             accept: ACCEPT_MANIFESTS,
             from: None,
             body: None,

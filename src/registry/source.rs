@@ -6,11 +6,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blob_stream::BlobStream,
-    error::RegistryError,
+    error::{Class, RegistryError},
+    hosts::Hosts,
     layout::LayoutReader,
     listing::{Listing, Member},
     referrers::{Referrers, referrers_tag},
-    remote::Remote,
 };
 use crate::oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, Repository, Selector};
 
@@ -49,16 +49,16 @@ pub struct TransferPermit {
 
 #[derive(Debug, Clone)]
 enum Backend {
-    Remote(Remote),
+    Remote(Hosts),
     Layout(LayoutReader),
 }
 
 impl Source {
-    pub(super) fn remote(repository: Repository, identity: String, remote: Remote) -> Self {
+    pub(super) fn remote(repository: Repository, identity: String, hosts: Hosts) -> Self {
         Self {
             repository,
             identity,
-            backend: Backend::Remote(remote),
+            backend: Backend::Remote(hosts),
         }
     }
 
@@ -88,8 +88,38 @@ impl Source {
         }
     }
 
-    /// Repository and user, as text. A cached blob is handed out only under the identity that it
-    /// was fetched with.
+    /// Whether the registry has mirrors, whose lists of signatures may lack some.
+    pub fn has_mirrors(&self) -> bool {
+        matches!(&self.backend, Backend::Remote(hosts) if hosts.has_mirrors())
+    }
+
+    /// The same repository, read from the registry itself and not from its mirrors: for reads in
+    /// the course of a write, which must not act on outdated content.
+    #[must_use]
+    pub fn at_origin(self) -> Self {
+        self.map_hosts(Hosts::at_origin)
+    }
+
+    /// The same repository, with the lists of signatures of all its hosts. By default those of the
+    /// first mirror that lists something are read, which may lack a signature: they suffice to
+    /// accept an artifact, but not to refuse it.
+    #[must_use]
+    pub fn at_every_host(self) -> Self {
+        self.map_hosts(Hosts::with_all_lists)
+    }
+
+    fn map_hosts(self, change: impl FnOnce(Hosts) -> Hosts) -> Self {
+        match self.backend {
+            Backend::Remote(hosts) => Self {
+                backend: Backend::Remote(change(hosts)),
+                ..self
+            },
+            Backend::Layout(_) => self,
+        }
+    }
+
+    /// Repository and user, as text. Mirrors do not count: they have the same content. A cached blob
+    /// is handed out only under the identity that it was fetched with.
     pub fn identity(&self) -> &str {
         &self.identity
     }
@@ -99,7 +129,7 @@ impl Source {
     /// takes memory and connections.
     pub async fn transfer_permit(&self) -> TransferPermit {
         let transfers = match &self.backend {
-            Backend::Remote(remote) => remote.client.transfers(),
+            Backend::Remote(hosts) => hosts.transfers(),
             Backend::Layout(layout) => layout.transfers(),
         };
         TransferPermit {
@@ -133,7 +163,7 @@ impl Source {
             return Ok(Resolved { pinned, manifest });
         }
         let found = match (&self.backend, reference.selector()) {
-            (Backend::Remote(remote), Selector::Tag(tag)) => remote.look_up(tag, lookup).await?,
+            (Backend::Remote(hosts), Selector::Tag(tag)) => hosts.look_up(tag, lookup).await?,
             (Backend::Remote(_), _) => None,
             (Backend::Layout(layout), selector) => {
                 let digest = layout.resolve(selector.clone()).await?;
@@ -158,20 +188,20 @@ impl Source {
     pub async fn manifest(&self, pinned: &PinnedReference) -> Result<Manifest, RegistryError> {
         let digest = pinned.digest();
         let found = match &self.backend {
-            Backend::Remote(remote) => remote.manifest(digest).await?,
+            Backend::Remote(hosts) => hosts.manifest(digest).await?,
             Backend::Layout(layout) => layout.manifest(digest.clone()).await?,
         };
         found.ok_or_else(|| self.missing("manifest", digest))
     }
 
     /// The manifest that a tag names now; `None` without such a tag, which for signatures is no
-    /// error.
+    /// error. A mirror is asked only if the registry itself fails.
     ///
     /// # Errors
     /// When the registry does not answer, refuses, or sends an invalid manifest.
     pub async fn tagged_manifest(&self, tag: &str) -> Result<Option<Manifest>, RegistryError> {
         match &self.backend {
-            Backend::Remote(remote) => remote.tagged_manifest(tag).await,
+            Backend::Remote(hosts) => hosts.tagged_manifest(tag).await,
             Backend::Layout(layout) => match layout.resolve(Selector::Tag(tag.to_owned())).await? {
                 Some(digest) => layout.manifest(digest).await,
                 None => Ok(None),
@@ -198,7 +228,7 @@ impl Source {
         descriptor: &Descriptor,
     ) -> Result<Manifest, RegistryError> {
         let found = match &self.backend {
-            Backend::Remote(remote) => remote.described_manifest(descriptor).await?,
+            Backend::Remote(hosts) => hosts.described_manifest(descriptor).await?,
             Backend::Layout(layout) => layout.manifest(descriptor.digest.clone()).await?,
         };
         found.ok_or_else(|| self.missing("manifest", &descriptor.digest))
@@ -216,23 +246,14 @@ impl Source {
         member: Member,
     ) -> Result<Listing, RegistryError> {
         let read = match &self.backend {
-            Backend::Remote(remote) => remote.tagged(tag).await,
+            Backend::Remote(hosts) => hosts.tagged_listing(tag, member).await,
             Backend::Layout(_) => self
                 .tagged_manifest(tag)
                 .await
-                .map(|found| found.map(|found| (found.raw().clone(), None))),
+                .map(|found| found.map(|found| Listing::of_tag(tag, found.raw(), member, None))),
         };
         match read {
-            Ok(None) => Ok(Listing::default()),
-            Ok(Some((raw, content_type))) => {
-                Ok(match Listing::read(&raw, member, content_type.as_deref()) {
-                    Ok(listing) => listing.with_name(tag),
-                    Err(reason) => Listing {
-                        size: raw.len() as u64,
-                        ..Listing::unusable(tag, reason)
-                    },
-                })
-            }
+            Ok(found) => Ok(found.unwrap_or_default()),
             Err(error) if error.is_unusable_list() => Ok(Listing::unusable(tag, error)),
             Err(error) => Err(error),
         }
@@ -244,21 +265,22 @@ impl Source {
     /// `Missing` when the repository does not have it.
     pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, RegistryError> {
         let found = match &self.backend {
-            Backend::Remote(remote) => remote.blob(descriptor).await?,
+            Backend::Remote(hosts) => hosts.blob(descriptor).await?,
             Backend::Layout(layout) => layout.blob(descriptor).await?,
         };
         found.ok_or_else(|| self.missing("blob", &descriptor.digest))
     }
 
-    /// The referrers of `subject`, from the referrers API and from the referrers tag: a registry
-    /// that gained the API later keeps older entries under the tag only. At most `limit`
-    /// descriptors, unfiltered; being listed proves nothing about them. A list that can't be used
-    /// (too long, malformed) is reported in `skipped` and does not affect the other one: any
+    /// The referrers of `subject`, from the referrers API and from the referrers tag, at every
+    /// host: a registry that gained the API later keeps older entries under the tag only. At most
+    /// `limit` descriptors, unfiltered; being listed proves nothing about them. A list that can't be
+    /// used (too long, malformed) is reported in `skipped` and does not affect the other one: any
     /// client that may push can write such a list. `subject` has been read: a list that is refused
     /// counts as missing.
     ///
     /// # Errors
-    /// When the registry does not answer; a registry without the API is no error.
+    /// When the registry does not answer; a registry without the API is no error. Where it has
+    /// mirrors and does not answer, the list is theirs, with the failure in `failure`.
     pub async fn referrers(
         &self,
         subject: &PinnedReference,
@@ -266,19 +288,30 @@ impl Source {
     ) -> Result<Referrers, RegistryError> {
         let mut found = self.available_referrers(subject, limit).await;
         match found.failure.take() {
-            Some(failure) => Err(failure),
-            None => Ok(found),
+            Some(failure) if !self.is_out_of_service(&failure) => Err(failure),
+            failure => Ok(Referrers { failure, ..found }),
         }
     }
 
     /// As [`Self::referrers`], without the list that the registry does not deliver: its failure is
     /// in `failure`.
     pub async fn available_referrers(&self, subject: &PinnedReference, limit: usize) -> Referrers {
-        let listed = self.listed_referrers(subject, limit).await;
+        let everywhere = self.clone().at_every_host();
+        let listed = everywhere.listed_referrers(subject, limit).await;
         let mut found = available(listed.map(Option::unwrap_or_default));
-        found.merge(available(self.tagged_referrers(subject).await));
+        found.merge(available(everywhere.tagged_referrers(subject).await));
         found.entries.truncate(limit);
         found
+    }
+
+    /// Whether an error means that the registry is out of service, while its mirrors may have what
+    /// was asked for.
+    pub fn is_out_of_service(&self, failure: &RegistryError) -> bool {
+        self.has_mirrors()
+            && matches!(
+                failure.class(),
+                Class::Transient | Class::RateLimited { .. }
+            )
     }
 
     /// The referrers of `subject` from the referrers API, as [`Self::referrers`]; `None` where the
@@ -291,16 +324,11 @@ impl Source {
         subject: &PinnedReference,
         limit: usize,
     ) -> Result<Option<Referrers>, RegistryError> {
-        let Backend::Remote(remote) = &self.backend else {
+        let Backend::Remote(hosts) = &self.backend else {
             return Ok(None);
         };
-        let listing = match remote.referrers(subject.digest(), limit).await {
-            Ok(None) => return Ok(None),
-            Ok(Some(listing)) => listing.with_name("referrers"),
-            Err(error) if error.is_unusable_list() => Listing::unusable("referrers", error),
-            Err(error) => return Err(error),
-        };
-        Ok(Some(listing.into()))
+        let found = hosts.referrers(subject.digest(), limit).await?;
+        Ok(found.map(Referrers::from))
     }
 
     /// The referrers of `subject` from the referrers tag, as [`Self::referrers`].
@@ -320,7 +348,7 @@ impl Source {
     /// remembered for an hour.
     pub fn lacks_referrers_api(&self) -> bool {
         match &self.backend {
-            Backend::Remote(remote) => remote.client.capabilities.lacks_referrers_api(&remote.path),
+            Backend::Remote(hosts) => hosts.lacks_referrers_api(),
             Backend::Layout(_) => false,
         }
     }
@@ -328,9 +356,8 @@ impl Source {
     /// Records for [`Self::lacks_referrers_api`] that this repository, of which a manifest has
     /// been read, has no referrers API.
     pub fn record_no_referrers_api(&self) {
-        if let Backend::Remote(remote) = &self.backend {
-            let capabilities = &remote.client.capabilities;
-            capabilities.record_no_referrers_api(&remote.path);
+        if let Backend::Remote(hosts) = &self.backend {
+            hosts.record_no_referrers_api();
         }
     }
 

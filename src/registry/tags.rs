@@ -12,7 +12,7 @@ use crate::oci::{Digest, Manifest};
 
 /// A longer manifest is not kept after the resolution of its tag, while thousands of bundles wait
 /// for their turn to be fetched ([`super::Source::transfer_permit`]).
-const MAX_HELD_BYTES: u64 = 16 << 10;
+pub(super) const MAX_HELD_BYTES: u64 = 16 << 10;
 
 impl Remote {
     /// The digest that `tag` names now, and the manifest if one request gave both; `None` when the
@@ -43,8 +43,8 @@ impl Remote {
         &self,
         tag: &str,
     ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        let capabilities = &self.client.capabilities;
-        let known = capabilities.head(&self.path, tag);
+        let (capabilities, key) = (&self.client.capabilities, self.key());
+        let known = capabilities.head(&key, tag);
         if known == Some(HeadSupport::Missing) {
             return self.get_tag(tag).await;
         }
@@ -55,7 +55,7 @@ impl Remote {
             // registry").
             Ok(response) => match digest_header(&response) {
                 Some(digest) => {
-                    capabilities.record_head(&self.path, tag, None);
+                    capabilities.record_head(&key, tag, None);
                     return Ok(Some((digest, None)));
                 }
                 None => return self.get_instead_of_head(tag).await,
@@ -68,13 +68,13 @@ impl Remote {
         }
         match (self.get_instead_of_head(tag).await, head) {
             (Ok(None), Ok(None)) => {
-                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
+                capabilities.record_head(&key, tag, Some(HeadSupport::Confirmed));
                 Ok(None)
             }
             // A GET that is refused in another way confirms nothing: the credentials may be
             // refused for a moment only.
             (Err(get), Err(head)) if status(&get).is_some() && status(&get) == status(&head) => {
-                capabilities.record_head(&self.path, tag, Some(HeadSupport::Confirmed));
+                capabilities.record_head(&key, tag, Some(HeadSupport::Confirmed));
                 Err(head)
             }
             (found, _) => found,
@@ -89,7 +89,7 @@ impl Remote {
     ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
         let found = self.get_tag(tag).await?;
         let capabilities = &self.client.capabilities;
-        capabilities.record_head(&self.path, tag, Some(HeadSupport::Missing));
+        capabilities.record_head(&self.key(), tag, Some(HeadSupport::Missing));
         Ok(found)
     }
 

@@ -12,6 +12,7 @@ use super::{
     address::{SystemResolver, forbidden_host, forbidden_name},
     certificate,
     deadline::Deadline,
+    docker_hub,
     error::RegistryError,
     http_clients::HttpClients,
     limiter::{Limiter, Order, Permit},
@@ -89,7 +90,8 @@ impl Transport {
             host: host.to_owned(),
             reason,
         };
-        let base = Url::parse(&format!("{}://{host}/v2/", options.scheme.as_str()))
+        let api_host = docker_hub::api_host(host);
+        let base = Url::parse(&format!("{}://{api_host}/v2/", options.scheme.as_str()))
             .map_err(|error| invalid(format!("not a host or host:port: {error}")))?;
         let clients = HttpClients::new(base.clone(), options, read_timeout, Arc::clone(&resolver))
             .map_err(invalid)?;
@@ -375,6 +377,21 @@ impl std::fmt::Debug for Transport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn docker_hub_is_accessed_at_its_api_host_by_each_of_its_names() {
+        for host in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
+            let limiter = Arc::new(Limiter::new(1, None));
+            let transport = Transport::reading(host, &Options::default(), limiter).unwrap();
+            let url = transport.url("test", "library/x/manifests/v1").unwrap();
+            let expected = "https://registry-1.docker.io/v2/library/x/manifests/v1";
+            assert_eq!((url.as_str(), transport.host()), (expected, host));
+            assert!(transport.is_own_origin(&url));
+            // Credentials go nowhere else: that host serves no registry.
+            let other = Url::parse("https://docker.io/v2/").unwrap();
+            assert!(!transport.is_own_origin(&other));
+        }
+    }
 
     /// The configuration decides where the registry itself is, by address or by name.
     #[test]

@@ -67,6 +67,8 @@ impl LegacySignature {
         from: &Source,
         to: &Destination,
     ) -> Result<(), AttachError> {
+        // A mirror may lack signatures, which would be lost.
+        let from = from.clone().at_origin();
         let tag = cosign::signature_tag(subject.digest())
             .ok_or_else(|| SignError::TagTooLong(subject.digest().algorithm().to_owned()))?;
         put(to, &self.layer().media_type, self.payload.clone()).await?;

@@ -41,13 +41,7 @@ impl Spool {
     /// Reads `stream` to the end. No thread waits for the registry: received bytes are written in
     /// batches on blocking threads.
     pub(super) async fn fetch(&self, mut stream: BlobStream) -> Result<Blob, StoreError> {
-        let (spool, descriptor) = (self.clone(), stream.descriptor().clone());
-        let mut sink = match spool.in_memory(&descriptor) {
-            Some(sink) => sink,
-            None => blocking(move || spool.in_file(descriptor))
-                .await?
-                .map_err(StoreError::Disk)?,
-        };
+        let mut sink = self.open_sink(stream.descriptor()).await?;
         loop {
             let (batch, is_last) = next_batch(&mut stream)
                 .await
@@ -65,10 +59,21 @@ impl Spool {
                 Ok(Progress::Partial(part)) => sink = *part,
                 Err(WriteError::Io(error)) => return Err(StoreError::Disk(error)),
                 Err(WriteError::Mismatch(mismatch)) => {
-                    return Err(StoreError::Registry(stream.mismatch(&mismatch)));
+                    let again = stream.restart(&mismatch).await;
+                    again.map_err(StoreError::Registry)?;
+                    sink = self.open_sink(stream.descriptor()).await?;
                 }
             }
         }
+    }
+
+    async fn open_sink(&self, descriptor: &Descriptor) -> Result<Sink, StoreError> {
+        if let Some(sink) = self.in_memory(descriptor) {
+            return Ok(sink);
+        }
+        let (spool, descriptor) = (self.clone(), descriptor.clone());
+        let opened = blocking(move || spool.in_file(descriptor)).await?;
+        opened.map_err(StoreError::Disk)
     }
 
     /// Copies `file` to memory or to an unlinked file, which can't change, and checks the copy.

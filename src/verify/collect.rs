@@ -121,7 +121,11 @@ impl<'a> Collector<'a> {
         }
         if !self.is_registry_failing() {
             let tagged = self.source.tagged_referrers(subject).await;
-            listed.merge(self.tagged(tagged).unwrap_or_default());
+            let mut tagged = self.tagged(tagged).unwrap_or_default();
+            if let Some(failure) = tagged.failure.take() {
+                self.tagged::<()>(Err(failure));
+            }
+            listed.merge(tagged);
         }
         listed
             .skipped
@@ -151,9 +155,12 @@ impl<'a> Collector<'a> {
             return;
         };
         let listed = self.source.tagged_listing(&tag, Member::Layers).await;
-        let Some(listed) = self.tagged(listed) else {
+        let Some(mut listed) = self.tagged(listed) else {
             return;
         };
+        if let Some(failure) = listed.failure.take() {
+            self.tagged::<()>(Err(failure));
+        }
         self.listed += listed.entries.len();
         listed
             .skipped
@@ -371,7 +378,10 @@ impl<'a> Collector<'a> {
     }
 
     fn is_registry_failing(&self) -> bool {
-        let limited = |error: &RegistryError| matches!(error.class(), Class::RateLimited { .. });
+        // Other hosts may be asked, and this one is not for a while.
+        let limited = |error: &RegistryError| {
+            matches!(error.class(), Class::RateLimited { .. }) && !self.source.has_mirrors()
+        };
         self.failures >= MAX_FAILURES
             || self.unavailable.as_ref().is_some_and(limited)
             || self

@@ -360,17 +360,21 @@ impl Pipeline {
             Err(refused) if depends_on_evidence(&refused.failure) => refused,
             other => return other,
         };
-        // What the registry answered for other artifacts must not hide a signature.
-        let overlooked = evidence.api_assumed_missing()
-            && collection
-                .ask_referrers_api()
-                .await
-                .map_err(failed)?
-                .is_some();
+        // Neither the lists of a mirror nor what the registry answered for other artifacts may
+        // hide a signature.
+        let overlooked = source.has_mirrors()
+            || (evidence.api_assumed_missing()
+                && collection
+                    .ask_referrers_api()
+                    .await
+                    .map_err(failed)?
+                    .is_some());
         if !overlooked {
             return Err(self.explain(refused, &evidence).await);
         }
+        let everywhere = source.clone().at_every_host();
         let collection = Collection {
+            source: &everywhere,
             api: ReferrersApi::Ask,
             ..collection
         };
@@ -406,7 +410,7 @@ impl Pipeline {
         if let Some(error) = evidence.unavailable() {
             refused.failure = withheld(error);
         } else if let Some(pinned) = evidence.denied_beside()
-            && let Err(error) = self.source.manifest(pinned).await
+            && let Err(error) = self.source.clone().at_origin().manifest(pinned).await
         {
             // The registry refuses the artifact as well now, so the refusal of the tag does not
             // mean that the tag is missing.

@@ -127,6 +127,8 @@ pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) version: Version,
+    /// The registry whose mirror was asked (`?ns=`), which is not part of `path`.
+    pub(crate) namespace: Option<String>,
     pub(crate) headers: HeaderMap,
     /// The digest of the client certificate.
     pub(crate) client: Option<Digest>,
@@ -162,7 +164,8 @@ impl FaultyRegistry {
 
     /// Over TLS, with HTTP/2 for clients that offer it if `tls` does.
     pub(crate) async fn start_secured(tls: rustls::ServerConfig) -> Self {
-        Self::start_with(Some(TlsAcceptor::from(Arc::new(tls)))).await
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        Self::start_with(Some(tls)).await
     }
 
     async fn start_with(tls: Option<TlsAcceptor>) -> Self {
@@ -203,6 +206,12 @@ impl FaultyRegistry {
             .unwrap()
             .content
             .insert(key, (content_type.to_owned(), bytes.into()));
+    }
+
+    /// Holds everything that the other one holds now.
+    pub(crate) fn copy_from(&self, other: &Self) {
+        let content = other.inner.lock().unwrap().content.clone();
+        self.inner.lock().unwrap().content = content;
     }
 
     /// Says that the list at this path continues at the other one.
@@ -399,12 +408,14 @@ impl Inner {
         &mut self,
         request: &Request<Incoming>,
         path: &str,
+        namespace: Option<String>,
         client: Option<Digest>,
     ) -> Recorded {
         self.asked.push(Asked {
             method: request.method().to_string(),
             path: path.to_owned(),
             version: request.version(),
+            namespace,
             headers: request.headers().clone(),
             client,
         });
@@ -471,8 +482,11 @@ async fn answer(
         headers.insert("host", host.as_str().parse().unwrap());
         *request.uri_mut() = request.uri().path_and_query().unwrap().clone().into();
     }
-    let path = request.uri().to_string();
-    let (fault, refused, content) = inner.lock().unwrap().record(&request, &path, client);
+    let (path, namespace) = requested(&request);
+    let (fault, refused, content) = {
+        let mut inner = inner.lock().unwrap();
+        inner.record(&request, &path, namespace, client)
+    };
     if let Some(refused) = refused {
         if let Some(Fault::Slow(delay)) = fault {
             tokio::time::sleep(delay).await;
@@ -555,7 +569,7 @@ async fn granted(
     request: Request<Incoming>,
     content: Option<(String, Bytes)>,
 ) -> Response<Body> {
-    let (method, path) = (request.method().to_string(), request.uri().to_string());
+    let (method, path) = (request.method().to_string(), requested(&request).0);
     if matches!(method.as_str(), "GET" | "HEAD") && !path.contains("/blobs/uploads/") {
         let (next, ranges) = {
             let inner = inner.lock().unwrap();
@@ -621,6 +635,25 @@ async fn granted(
         }
     };
     answer.map(|body| body.map_err(|never| match never {}).boxed())
+}
+
+/// The path and query without `ns`, and its value.
+fn requested(request: &Request<Incoming>) -> (String, Option<String>) {
+    let uri = request.uri().to_string();
+    let Some((path, query)) = uri.split_once('?') else {
+        return (uri, None);
+    };
+    let pairs = url::form_urlencoded::parse(query.as_bytes());
+    let namespace = pairs.into_owned().find(|(key, _)| key == "ns");
+    let others: Vec<_> = query
+        .split('&')
+        .filter(|pair| !pair.starts_with("ns="))
+        .collect();
+    let path = match others.join("&") {
+        others if others.is_empty() => path.to_owned(),
+        others => format!("{path}?{others}"),
+    };
+    (path, namespace.map(|(_, value)| value))
 }
 
 fn truth(content: Option<(String, Bytes)>) -> Response<Body> {

@@ -54,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) credentials: Option<Credentials>,
     /// The names and tags of further bundles with the same options.
     pub(crate) others: &'static [(&'static str, &'static str)],
+    /// The mirrors of the registry, each with its own options.
+    pub(crate) mirrors: Vec<(String, RegistryOptions)>,
 }
 
 impl Default for Setup {
@@ -88,6 +90,7 @@ impl Default for Setup {
             opa_check: None,
             credentials: None,
             others: &[],
+            mirrors: Vec::new(),
         }
     }
 }
@@ -106,8 +109,10 @@ impl Setup {
         let options = RegistryOptions {
             timeouts: Timeouts::default(),
             credentials: self.credentials.clone(),
+            mirrors: self.mirrors.iter().map(|(host, _)| host.clone()).collect(),
             ..registry.options()
         };
+        config.registries.extend(self.mirrors.iter().cloned());
         config
             .registries
             .insert(registry.address.to_string(), options);

@@ -33,6 +33,7 @@ mod gateway;
 mod index;
 mod long_poll;
 mod max_connections;
+mod mirrors;
 mod on_withdraw;
 mod opa_check;
 mod policy_change;

@@ -27,6 +27,7 @@ mod keyless;
 mod keys;
 mod logins;
 mod matrix;
+mod mirrors;
 mod notifications;
 mod opa_check;
 mod outages;

@@ -79,10 +79,6 @@ fn keys_of_later_versions_are_known_as_such() {
             format!("line 2: {key}: not supported yet; remove it")
         );
     };
-    later(
-        "registries.r.io.mirrors",
-        "registries: { r.io: { mirrors: x } }",
-    );
     for name in ["semver", "filter_tags"] {
         later(
             &format!("bundles.a/b.{name}"),

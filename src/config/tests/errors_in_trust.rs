@@ -27,6 +27,44 @@ fn check_owned(rows: &[(String, String)]) {
 }
 
 #[test]
+fn mirror_errors_name_the_key_and_a_fix() {
+    check(&[
+        (
+            "registries: { r.io: { mirrors: m.io } }",
+            "registries.r.io.mirrors: expected a list, found \"m.io\"; correct the value",
+        ),
+        (
+            "registries: { r.io: { mirrors: [m.io, 'http://m.lan:5000/'] } }",
+            "registries.r.io.mirrors[1]: name the mirror by host and port only; write `m.lan:5000`, \
+             and its scheme in `registries.m.lan:5000.scheme`",
+        ),
+        (
+            "registries: { r.io: { mirrors: [m.io/proxy] } }",
+            "registries.r.io.mirrors[0]: not a HOST or HOST:PORT; write one such as \
+             `registry.lan:5000`",
+        ),
+        (
+            "registries: { r.io: { mirrors: [m.io, r.io] } }",
+            "registries.r.io.mirrors[1]: r.io is the registry itself, which is asked after its \
+             mirrors; remove it",
+        ),
+        (
+            "registries: { docker.io: { mirrors: [registry-1.docker.io] } }",
+            "registries.docker.io.mirrors[0]: registry-1.docker.io is the registry itself, which is \
+             asked after its mirrors; remove it",
+        ),
+        (
+            "registries: { r.io: { mirrors: [m.io, n.io, M.io] } }",
+            "registries.r.io.mirrors[2]: M.io is named twice; remove one",
+        ),
+        (
+            "registries: { r.io: { mirrors: [a.io, b.io, c.io, d.io, e.io, f.io, g.io, h.io, i.io] } }",
+            "registries.r.io.mirrors: 9 are too many; name at most 8",
+        ),
+    ]);
+}
+
+#[test]
 fn registry_errors_name_the_key_and_a_fix() {
     check(&[
         (

@@ -66,17 +66,21 @@ impl LayoutWriter {
         mut stream: BlobStream,
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
-        let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
-        let incoming = blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
-        let copied = stream.copy_to(incoming, Incoming::write, progress).await?;
-        let finished = match copied {
-            Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
-            Err(error) => Err(error),
-        };
-        finished.map_err(|error| match error {
-            IncomingError::Layout(error) => error.into(),
-            IncomingError::Mismatch(mismatch) => stream.mismatch(&mismatch),
-        })
+        loop {
+            let (root, descriptor) = (self.root.clone(), stream.descriptor().clone());
+            let incoming =
+                blocking(move || Ok(Layout::create(root)?.receive(&descriptor)?)).await?;
+            let copied = stream.copy_to(incoming, Incoming::write, progress).await?;
+            let finished = match copied {
+                Ok(incoming) => blocking(move || Ok(incoming.finish())).await?,
+                Err(error) => Err(error),
+            };
+            match finished {
+                Ok(()) => return Ok(()),
+                Err(IncomingError::Layout(error)) => return Err(error.into()),
+                Err(IncomingError::Mismatch(mismatch)) => stream.restart(&mismatch).await?,
+            }
+        }
     }
 
     pub(in crate::registry) async fn put_manifest(

@@ -51,6 +51,12 @@ impl Registry {
         Self::with(kind, None, false, json!({})).await
     }
 
+    /// A pull-through mirror of `upstream` (distribution's `proxy`), over plain HTTP.
+    pub(crate) async fn mirroring(kind: Kind, upstream: &Self) -> Self {
+        let proxy = json!({ "remoteurl": format!("http://{}", upstream.host) });
+        Self::with(kind, None, false, json!({ "proxy": proxy })).await
+    }
+
     /// Over HTTPS with a certificate of `ca`.
     pub(crate) async fn secured(kind: Kind, ca: &Ca) -> Self {
         Self::with(kind, Some(ca), false, json!({})).await
