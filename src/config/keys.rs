@@ -106,7 +106,6 @@ const RESERVED: &[&str] = &[
     "registries.*.client_certificate",
     "bundles.*.semver",
     "bundles.*.filter_tags",
-    "patterns",
 ];
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig},
     oci::Reference,
     verify::TrustPolicy,
 };
@@ -24,6 +24,8 @@ pub(super) enum Change {
         bundle: String,
         fallback: Option<String>,
     },
+    /// There are other patterns, or patterns with other options.
+    SetPatterns(Vec<PatternConfig>),
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
     /// A key whose change takes effect at the next start.
@@ -31,7 +33,7 @@ pub(super) enum Change {
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the clients, then the keys that need a restart.
+/// then the patterns, the clients, and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -47,6 +49,15 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
             (Some(_), None) => changes.push(Change::Remove((*name).to_owned())),
             (None, None) => {}
         }
+    }
+    let has_same_patterns = running.patterns.len() == wanted.patterns.len()
+        && running
+            .patterns
+            .iter()
+            .zip(&wanted.patterns)
+            .all(|(one, other)| same_pattern(one, other));
+    if !has_same_patterns {
+        changes.push(Change::SetPatterns(wanted.patterns.clone()));
     }
     if running.clients != wanted.clients {
         changes.push(Change::SetClients(wanted.clients.clone()));
@@ -93,6 +104,14 @@ fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec
 /// Whether two policies have one name and content.
 fn same_policy(one: &TrustPolicy, other: &TrustPolicy) -> bool {
     one.name() == other.name() && one.revision() == other.revision()
+}
+
+fn same_pattern(one: &PatternConfig, other: &PatternConfig) -> bool {
+    one.pattern == other.pattern
+        && one.idle == other.idle
+        && one.max == other.max
+        && same_policy(one.trust(), other.trust())
+        && same_watcher(one.sample(), other.sample())
 }
 
 /// Whether one watcher can serve both configurations, apart from the policy.
@@ -184,6 +203,7 @@ mod tests {
             Change::SetFallback { bundle, fallback } => {
                 format!("fallback of {bundle}: {fallback:?}")
             }
+            Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
@@ -246,6 +266,14 @@ mod tests {
                 ],
                 &["replace a r.example/a:v2"],
             ),
+            (
+                &[(
+                    "/patterns",
+                    json!([{ "resource": "{x}", "reference": "r.example/{x}:v1", "trust": "dev" }]),
+                )],
+                &["patterns 1"],
+            ),
+            (&[("/patterns", json!([]))], &[]),
             (&[("/clients/0/bundles", json!(["a"]))], &["clients 1"]),
             (&[("/clients/0/name", json!("everyone"))], &["clients 1"]),
             (&[("/trust/policies/third", json!("unsigned"))], &[]),

@@ -52,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) fallback: Option<&'static str>,
     pub(crate) opa_check: Option<opa_check::Options>,
     pub(crate) credentials: Option<Credentials>,
+    /// The resource, `idle` and `max` of a pattern whose only capture, `{tag}`, is the tag.
+    pub(crate) pattern: Option<(&'static str, &'static str, usize)>,
 }
 
 impl Default for Setup {
@@ -85,6 +87,7 @@ impl Default for Setup {
             fallback: None,
             opa_check: None,
             credentials: None,
+            pattern: None,
         }
     }
 }
@@ -92,13 +95,22 @@ impl Default for Setup {
 impl Setup {
     /// The configuration with these options.
     fn config(&self, registry: &FaultyRegistry) -> Config {
-        let empty = json!({
+        let poll = humantime::format_duration(self.rules.poll).to_string();
+        let patterns = self.pattern.map(|(resource, idle, max)| {
+            let reference = format!("{}/acme/authz:{{tag}}", registry.address);
+            json!({
+                "resource": resource, "reference": reference, "trust": "dev", "poll": poll,
+                "idle": idle, "max": max,
+            })
+        });
+        let without_bundles = json!({
             "version": 1,
             "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
             "trust": { "policies": { "dev": "unsigned" } },
             "bundles": {},
+            "patterns": patterns.into_iter().collect::<Vec<_>>(),
         });
-        let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
+        let mut config = Config::parse(&without_bundles.to_string(), Path::new("/")).unwrap();
         // The short timeouts of the tests' registry are for tests of the timeouts themselves.
         let options = RegistryOptions {
             timeouts: Timeouts::default(),

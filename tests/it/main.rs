@@ -33,6 +33,7 @@ mod long_poll;
 mod max_connections;
 mod on_withdraw;
 mod opa_check;
+mod patterns;
 mod policy_change;
 mod protocols;
 mod quirks;
