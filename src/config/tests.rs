@@ -434,7 +434,7 @@ patterns:
     assert_eq!(bundle.reference.to_string(), "r.io/team:v1");
     assert_eq!(bundle.poll, Duration::from_secs(60));
     assert_eq!(bundle.confirm_within, Duration::from_secs(3));
-    assert_eq!(bundle.on_missing, crate::publish::OnMissing::Withdraw);
+    assert_eq!(bundle.on_missing, OnMissing::Withdraw);
     assert_eq!(bundle.max_stale, Some(Duration::from_secs(7200)));
     assert!(bundle.opa_check.is_none());
 }

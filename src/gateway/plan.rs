@@ -266,14 +266,6 @@ mod tests {
                 ],
                 &["replace a r.example/a:v2"],
             ),
-            (
-                &[(
-                    "/patterns",
-                    json!([{ "resource": "{x}", "reference": "r.example/{x}:v1", "trust": "dev" }]),
-                )],
-                &["patterns 1"],
-            ),
-            (&[("/patterns", json!([]))], &[]),
             (&[("/clients/0/bundles", json!(["a"]))], &["clients 1"]),
             (&[("/clients/0/name", json!("everyone"))], &["clients 1"]),
             (&[("/trust/policies/third", json!("unsigned"))], &[]),
@@ -298,6 +290,35 @@ mod tests {
         for (edits, expected) in table {
             assert_eq!(changes_by(edits), *expected, "{edits:?}");
         }
+    }
+
+    #[test]
+    fn a_change_of_any_pattern_is_one_change() {
+        let with = |pattern: Value| {
+            let mut config = base();
+            config["patterns"] = json!([pattern]);
+            config
+        };
+        let pattern = json!({ "resource": "{x}", "reference": "r.example/{x}:v1", "trust": "dev" });
+        let changed_by = |key: &str, value: &str| {
+            let mut edited = pattern.clone();
+            edited[key] = json!(value);
+            let (before, after) = (with(pattern.clone()), with(edited));
+            let changes = changes(&config(&before), &config(&after));
+            changes.iter().map(word).collect::<Vec<_>>()
+        };
+        for (key, value) in [
+            ("resource", "a/{x}"),
+            ("reference", "r.example/{x}:v2"),
+            ("trust", "other"),
+            ("poll", "1s"),
+            ("idle", "1m"),
+        ] {
+            assert_eq!(changed_by(key, value), ["patterns 1"], "{key}");
+        }
+        // A default that is written out is no change.
+        assert_eq!(changed_by("idle", "1h"), [""; 0]);
+        assert_eq!(changes_by(&[("/patterns", json!([]))]), [""; 0]);
     }
 
     #[test]
