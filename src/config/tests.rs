@@ -394,9 +394,8 @@ bundles:
 #[test]
 fn a_pattern_has_the_options_of_a_bundle() {
     let config = Folder::new()
-        .parse(
-            "version: 1
-opa_check: { tests: true }
+        .with(
+            "opa_check: { tests: true }
 trust: { policies: { dev: unsigned } }
 patterns:
   - { resource: 'a/{x}', reference: 'r.io/{x}:v1', trust: dev }
