@@ -1,25 +1,45 @@
-//! The bundles that are served, by name. Entries come and go while requests run.
+//! The bundles that are served, by name, and the patterns of bundles that are added when a client
+//! asks for them. Entries come and go while requests run.
+
+mod demand;
+mod pattern;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::demand::Use;
+pub use self::{
+    demand::{Demand, Demanded, InUse, Refusal},
+    pattern::{Pattern, PatternError},
+};
 use crate::{
     oci::{Reference, Repository},
     publish::{Handle, Status},
 };
+
+/// Demands that wait for the gateway at a time; it answers each within microseconds, unless it is
+/// applying a configuration.
+const MAX_DEMANDS: usize = 1024;
+/// How often a demand is made that gets no reply.
+const MAX_ASKED: usize = 2;
 
 /// The bundles by name. Cheap to clone; the clones are one catalog.
 ///
 /// `M` is what the server counts for each bundle. The entry carries it, so that a request that has
 /// found its bundle needs no second lookup to be counted.
 #[derive(Debug)]
-pub struct Catalog<M>(Arc<RwLock<Entries<M>>>);
+pub struct Catalog<M>(Arc<Inner<M>>);
 
-type Entries<M> = BTreeMap<String, Arc<Entry<M>>>;
+#[derive(Debug)]
+struct Inner<M> {
+    entries: RwLock<BTreeMap<String, Arc<Entry<M>>>>,
+    patterns: RwLock<Arc<[Arc<Pattern>]>>,
+    demands: mpsc::Sender<Demand<M>>,
+}
 
 /// One bundle, as it is configured at one time. A change of the bundle's watcher or of its
 /// fallback makes another entry, and this one outdated.
@@ -32,11 +52,14 @@ pub struct Entry<M> {
     /// Watches the configured reference while the bundle is still served from an earlier one.
     successor: Option<Handle>,
     outdated: watch::Sender<bool>,
+    /// `None` for a configured bundle.
+    demand: Option<Use>,
 }
 
 impl<M> Default for Catalog<M> {
+    /// A catalog without patterns.
     fn default() -> Self {
-        Self(Arc::default())
+        Self::with_demands().0
     }
 }
 
@@ -47,6 +70,60 @@ impl<M> Clone for Catalog<M> {
 }
 
 impl<M> Catalog<M> {
+    /// A catalog, and the demands of its clients.
+    pub fn with_demands() -> (Self, mpsc::Receiver<Demand<M>>) {
+        let (demands, receiver) = mpsc::channel(MAX_DEMANDS);
+        let inner = Inner {
+            entries: RwLock::default(),
+            patterns: RwLock::new(Arc::default()),
+            demands,
+        };
+        (Self(Arc::new(inner)), receiver)
+    }
+
+    /// Replaces the patterns.
+    pub fn set_patterns(&self, patterns: impl IntoIterator<Item = Arc<Pattern>>) {
+        let patterns = patterns.into_iter().collect();
+        *self
+            .0
+            .patterns
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = patterns;
+    }
+
+    /// Whether a bundle of this name can be added on demand.
+    pub fn has_pattern_of(&self, name: &str) -> bool {
+        let patterns = self.0.patterns.read();
+        let patterns = Arc::clone(&patterns.unwrap_or_else(PoisonError::into_inner));
+        patterns
+            .iter()
+            .any(|pattern| pattern.reference(name).is_some())
+    }
+
+    /// Asks for a bundle that is added on demand. The caller has checked that the client may read
+    /// it, and sets a deadline: no demand is answered while a configuration is applied.
+    /// Cancel-safe.
+    pub async fn demand(&self, name: &str) -> Demanded<M> {
+        for _ in 0..MAX_ASKED {
+            if !self.has_pattern_of(name) {
+                return Demanded::Unknown;
+            }
+            let (reply, replied) = oneshot::channel();
+            let name = name.to_owned();
+            if self.0.demands.try_send(Demand { name, reply }).is_err() {
+                break;
+            }
+            // The demand is lost if a configuration is applied just then.
+            if let Ok(demanded) = replied.await {
+                return demanded;
+            }
+        }
+        Demanded::Refused(Refusal {
+            is_withdrawn: false,
+            message: "too many bundles are being added at this moment; try again".to_owned(),
+        })
+    }
+
     /// Replaces all entries. Requests that are held for another entry than the one that now has
     /// its name wake up, and no others.
     pub fn replace(&self, entries: impl IntoIterator<Item = Arc<Entry<M>>>) {
@@ -55,10 +132,18 @@ impl<M> Catalog<M> {
             .map(|entry| (entry.name().to_owned(), entry))
             .collect();
         let before = std::mem::replace(
-            &mut *self.0.write().unwrap_or_else(PoisonError::into_inner),
+            &mut *self
+                .0
+                .entries
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
             entries,
         );
-        let now = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self
+            .0
+            .entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         for (name, entry) in before {
             if now
                 .get(&name)
@@ -74,6 +159,7 @@ impl<M> Catalog<M> {
         let name = entry.name().to_owned();
         let before = self
             .0
+            .entries
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name, Arc::clone(&entry));
@@ -82,10 +168,27 @@ impl<M> Catalog<M> {
         }
     }
 
+    /// Removes the entry of one bundle. Requests that are held for it wake up.
+    pub fn remove(&self, name: &str) {
+        let removed = self
+            .0
+            .entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        if let Some(removed) = removed {
+            removed.outdated.send_replace(true);
+        }
+    }
+
     /// The bundle that a request's resource names: `/bundles/NAME`, `/bundle/NAME` or `/NAME`,
     /// without the leading slash. The configuration rules out names that make this ambiguous.
     pub fn find(&self, resource: &str) -> Option<Arc<Entry<M>>> {
-        let entries = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = self
+            .0
+            .entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         entries
             .get(bundle_name(resource))
             .or_else(|| entries.get(resource))
@@ -95,6 +198,7 @@ impl<M> Catalog<M> {
     /// The bundle of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Entry<M>>> {
         self.0
+            .entries
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(name)
@@ -121,6 +225,7 @@ impl<M> Catalog<M> {
     /// All bundles, by name.
     pub fn entries(&self) -> Vec<Arc<Entry<M>>> {
         self.0
+            .entries
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
@@ -144,6 +249,20 @@ impl<M> Entry<M> {
             reference,
             successor,
             outdated: watch::Sender::new(false),
+            demand: None,
+        }
+    }
+
+    /// A bundle that was added on demand, by the pattern with this resource.
+    pub fn on_demand(
+        handle: Handle,
+        reference: Reference,
+        metrics: Arc<M>,
+        pattern: Arc<str>,
+    ) -> Self {
+        Self {
+            demand: Some(Use::of(pattern)),
+            ..Self::new(handle, reference, None, metrics)
         }
     }
 

@@ -24,7 +24,7 @@
 //! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
 //! | [`publish`] | the published state of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | maps names to bundles while bundles come and go | `oci`, `publish` |
+//! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!
@@ -152,6 +152,15 @@
 //! trust roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is
 //! withdrawn at once.
 //!
+//! # Bundles on demand
+//!
+//! A [`catalog::Pattern`] stands for all names that match it. When a client that may read such a name
+//! asks for it, the server sends a [`catalog::Demand`], and `gateway::on_demand` makes a watcher and
+//! an entry of the catalog. Access is checked before the pattern: to a client without access, a name
+//! that matches looks like any other, and it can cause no request to a registry. The watcher is the
+//! cache of failures: requests never make it check more often than its schedule says. It ends when
+//! no request has used the entry for `idle`.
+//!
 //! # Memory and disk
 //!
 //! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are read;
@@ -201,6 +210,8 @@
 //! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |
 //! | configuration, and each file that it names | 1 MiB | – |
+//! | patterns; bundles of a pattern; failures of a pattern that are remembered, for a minute | 256; 1 000; 16 384 | –; `patterns[].max`; – |
+//! | demands that wait | 1 024 | – |
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |

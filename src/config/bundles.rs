@@ -74,7 +74,8 @@ pub(super) fn read(
     Ok(bundles)
 }
 
-fn bundle(
+/// Reads one entry of `bundles`, whose name has been checked.
+pub(super) fn bundle(
     name: String,
     raw: raw::Bundle,
     policies: &Policies,

@@ -103,7 +103,6 @@ const RESERVED: &[&str] = &[
     "long_poll.spread",
     "bundles.*.semver",
     "bundles.*.filter_tags",
-    "patterns",
 ];
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::{
     files::{self, Files},
     limits::{self, Cache, Limits},
     opa_check,
+    patterns::{self, PatternConfig},
     problem::{ConfigError, Problem},
     raw, reader, registries,
     server::{self, LongPoll, Server},
@@ -31,13 +32,15 @@ pub struct Config {
     pub cache: Cache,
     /// The bundles, ordered by name.
     pub bundles: Vec<BundleConfig>,
+    /// The bundles that are added when a client asks for them.
+    pub patterns: Vec<PatternConfig>,
     /// Limits of long polling.
     pub long_poll: LongPoll,
     /// The listeners.
     pub server: Server,
     /// The clients and what each may read; never empty.
     pub clients: Vec<ClientConfig>,
-    /// Sources of the trust roots that the policies of the bundles use, by name.
+    /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
     pub trust: Policies,
@@ -85,10 +88,11 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, trust and clients), and keeps
-    /// all others.
+    /// Replaces the settings that are applied while serving (bundles, patterns, trust and clients),
+    /// and keeps all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
+        self.patterns = newer.patterns;
         self.clients = newer.clients;
         self.roots = newer.roots;
         self.trust = newer.trust;
@@ -115,13 +119,18 @@ impl Config {
             opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
         let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
+        let patterns = patterns::read(raw.patterns, &policies, opa_check.as_ref(), base);
+        let patterns = patterns.map_err(|problem| problem.at("patterns"))?;
+        let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
+        let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
             registries,
             limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
             cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
-            roots: policies.roots_of(bundles.iter().map(|bundle| &bundle.trust)),
+            roots: policies.roots_of(of_bundles.chain(of_patterns)),
             trust: policies,
             bundles,
+            patterns,
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,

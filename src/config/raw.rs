@@ -36,6 +36,8 @@ pub(super) struct Root {
     pub(super) trust: Trust,
     #[serde(default)]
     pub(super) bundles: BTreeMap<String, Bundle>,
+    #[serde(default)]
+    pub(super) patterns: Vec<Pattern>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,6 +164,21 @@ pub(super) struct Bundle {
     pub(super) expect: Expect,
     pub(super) on_withdraw: Option<OnWithdraw>,
     pub(super) opa_check: Option<OpaCheck>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pattern {
+    pub(super) resource: String,
+    pub(super) reference: String,
+    pub(super) trust: String,
+    pub(super) poll: Option<Period>,
+    pub(super) confirm_within: Option<Period>,
+    pub(super) on_missing: Option<String>,
+    pub(super) max_stale: Option<Period>,
+    pub(super) opa_check: Option<OpaCheck>,
+    pub(super) idle: Option<Period>,
+    pub(super) max: Option<usize>,
 }
 
 /// `none`, or the options of the check.

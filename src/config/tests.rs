@@ -405,3 +405,50 @@ bundles:
         .collect();
     assert_eq!(polls, [secs(5), secs(60)]);
 }
+
+#[test]
+fn a_pattern_has_the_options_of_a_bundle() {
+    let config = Folder::new()
+        .with(
+            "opa_check: { tests: true }
+trust: { policies: { dev: unsigned } }
+patterns:
+  - { resource: 'a/{x}', reference: 'r.io/{x}:v1', trust: dev }
+  - resource: 'b/{x}'
+    reference: 'r.io/{x}:v1'
+    trust: dev
+    poll: 1m
+    confirm_within: 3s
+    on_missing: withdraw
+    max_stale: 2h
+    opa_check: none
+    idle: 5m
+    max: 7
+",
+        )
+        .unwrap();
+    let [defaults, written] = &config.patterns[..] else {
+        panic!("two patterns");
+    };
+    assert_eq!(
+        (defaults.idle, defaults.max),
+        (Duration::from_secs(3600), 1000)
+    );
+    assert!(
+        defaults
+            .sample()
+            .opa_check
+            .as_ref()
+            .is_some_and(|it| it.tests)
+    );
+    assert_eq!((written.idle, written.max), (Duration::from_secs(300), 7));
+    let reference = written.pattern.reference("b/team").unwrap();
+    let bundle = written.bundle("b/team", reference);
+    assert_eq!(bundle.name, "b/team");
+    assert_eq!(bundle.reference.to_string(), "r.io/team:v1");
+    assert_eq!(bundle.poll, Duration::from_secs(60));
+    assert_eq!(bundle.confirm_within, Duration::from_secs(3));
+    assert_eq!(bundle.on_missing, OnMissing::Withdraw);
+    assert_eq!(bundle.max_stale, Some(Duration::from_secs(7200)));
+    assert!(bundle.opa_check.is_none());
+}

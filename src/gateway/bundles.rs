@@ -3,25 +3,26 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet, spawn_blocking},
+};
 
 use super::{
-    metrics::{BundleFamilies, BundleMetrics},
+    metrics::BundleFamilies,
+    on_demand::OnDemand,
     plan::{self, Change},
+    watched::{Number, Watched, WatcherFactory},
 };
 use crate::{
-    bundle,
     config::{BundleConfig, Config},
-    opa_check::{Checker, Checkers},
     publish::{self, Handle, OnWithdraw, State},
     registry::Registries,
-    server::{Catalog, Entry},
+    server::{Catalog, Demand, Entry},
     store::Store,
     verify::TrustPolicy,
-    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 
 /// The bundles by name, each with its watcher.
@@ -30,8 +31,8 @@ use crate::{
 /// stays served until the second one serves its first version: then the second one replaces it.
 #[derive(Debug)]
 pub(super) struct Bundles {
-    parts: Parts,
-    opas: Checkers,
+    factory: WatcherFactory,
+    families: BundleFamilies,
     bundles: BTreeMap<String, Bundle>,
     catalog: Catalog,
     /// The entries of the catalog, each with what it was made from.
@@ -39,25 +40,12 @@ pub(super) struct Bundles {
     watchers: JoinSet<()>,
     /// Tasks that each end when a bundle's second watcher has to replace the first.
     promotions: JoinSet<(String, Number)>,
-    numbers: Number,
+    on_demand: OnDemand,
+    /// What clients ask for that is not in the catalog.
+    demands: mpsc::Receiver<Demand>,
     /// Whether watchers that are added start at once.
     is_running: bool,
 }
-
-/// The parts that all pipelines share.
-#[derive(Debug)]
-struct Parts {
-    registries: Arc<Registries>,
-    store: Store,
-    pool: VerificationPool,
-    metrics: BundleFamilies,
-    limits: bundle::Limits,
-    evidence_limit: u64,
-    first_wait: Duration,
-}
-
-/// The number of a watcher, by which the watchers of one process are distinguished.
-type Number = u64;
 
 #[derive(Debug)]
 struct Bundle {
@@ -69,24 +57,6 @@ struct Bundle {
     /// an earlier configuration.
     successor: Option<Watched>,
     promotion: Option<AbortHandle>,
-}
-
-/// A watcher, and the configuration that it was made from; its policy is the last one that a
-/// configuration has given it.
-#[derive(Debug)]
-struct Watched {
-    number: Number,
-    config: BundleConfig,
-    metrics: BundleMetrics,
-    handle: Handle,
-    task: Task,
-}
-
-#[derive(Debug)]
-enum Task {
-    Idle(Box<Watcher>),
-    Running(AbortHandle),
-    Ended,
 }
 
 /// What an entry of the catalog was made from: the watcher, its successor and its fallback.
@@ -105,6 +75,8 @@ pub(super) struct Applied {
     pub(super) added: usize,
     pub(super) replaced: usize,
     pub(super) removed: usize,
+    /// 1 if patterns were added, changed or removed.
+    pub(super) patterns: usize,
     /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
 }
@@ -117,24 +89,17 @@ impl Bundles {
         store: Store,
         metrics: BundleFamilies,
     ) -> Self {
-        let parts = Parts {
-            registries: Arc::new(registries),
-            store,
-            pool: VerificationPool::default(),
-            metrics,
-            limits: config.limits.bundle_limits(),
-            evidence_limit: config.limits.evidence,
-            first_wait: config.long_poll.first_wait,
-        };
+        let (catalog, demands) = Catalog::with_demands();
         Self {
-            parts,
-            opas: Checkers::default(),
+            factory: WatcherFactory::new(config, registries, store),
+            families: metrics,
             bundles: BTreeMap::new(),
-            catalog: Catalog::default(),
+            on_demand: OnDemand::new(catalog.clone()),
+            catalog,
+            demands,
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
             promotions: JoinSet::new(),
-            numbers: 0,
             is_running: false,
         }
     }
@@ -161,53 +126,29 @@ impl Bundles {
     pub(super) async fn prepare(&mut self, changes: &[Change]) -> anyhow::Result<Prepared> {
         let mut prepared = BTreeMap::new();
         for change in changes {
-            if let Change::Add(config) | Change::Replace(config) = change {
-                let watched = self.watched(config).await?;
-                prepared.insert(config.name.clone(), watched);
+            match change {
+                Change::Add(config) | Change::Replace(config) => {
+                    let watched = self.watched(config).await?;
+                    prepared.insert(config.name.clone(), watched);
+                }
+                Change::SetPatterns(patterns) => {
+                    for pattern in patterns {
+                        self.factory.check(pattern.sample()).await?;
+                    }
+                }
+                _ => {}
             }
         }
         Ok(Prepared(prepared))
     }
 
     async fn watched(&mut self, config: &BundleConfig) -> anyhow::Result<Watched> {
-        let checker = start_opa(&mut self.opas, config).await?;
-        let parts = &self.parts;
         // A watcher that replaces another one continues its series.
         let metrics = match self.bundles.get(&config.name) {
             Some(bundle) => bundle.shown.metrics.clone(),
-            None => parts.metrics.bundle(&config.name),
+            None => self.families.bundle(&config.name),
         };
-        let pipeline = Pipeline {
-            name: config.name.as_str().into(),
-            source: parts.registries.source(config.reference.repository())?,
-            registries: Arc::clone(&parts.registries),
-            reference: config.reference.clone(),
-            expect: Arc::new(config.expect.clone()),
-            store: parts.store.clone(),
-            limits: parts.limits,
-            opa_check: checker
-                .map(|checker| OpaCheck::new(checker, parts.store.check_results().clone())),
-            evidence_limit: parts.evidence_limit,
-            useless_referrers: Arc::default(),
-            pool: parts.pool.clone(),
-            metrics: Arc::clone(&metrics.watcher),
-        };
-        let rules = WatchOptions {
-            poll: config.poll,
-            confirm_within: config.confirm_within,
-            on_missing: config.on_missing,
-            max_stale: config.max_stale,
-            first_wait: parts.first_wait,
-        };
-        let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), rules);
-        self.numbers += 1;
-        Ok(Watched {
-            number: self.numbers,
-            config: config.clone(),
-            metrics,
-            handle,
-            task: Task::Idle(Box::new(watcher)),
-        })
+        self.factory.watched(config, metrics).await
     }
 
     /// Puts the changes that lead to `wanted` in force. `prepared` was made for them.
@@ -251,9 +192,16 @@ impl Bundles {
                         applied.fallbacks += 1;
                     }
                 }
+                Change::SetPatterns(patterns) => {
+                    self.on_demand.set_patterns(patterns, &self.families);
+                    applied.patterns += 1;
+                }
                 Change::SetPolicy { .. } | Change::SetClients(_) | Change::NeedsRestart(_) => {}
             }
         }
+        // A bundle that is configured now takes the place of one that was added on demand.
+        self.on_demand
+            .retain(|name| !self.bundles.contains_key(name));
         // The catalog is updated before any watcher ends: a held request whose watcher ends finds
         // the new entry there.
         self.show();
@@ -278,6 +226,11 @@ impl Bundles {
             policies.push((handle.clone(), Arc::clone(policy)));
         };
         for change in changes {
+            if let Change::SetPatterns(patterns) = change {
+                for (handle, policy) in self.on_demand.policies(patterns) {
+                    set(handle, policy);
+                }
+            }
             let Change::SetPolicy { bundle, policy } = change else {
                 continue;
             };
@@ -393,8 +346,9 @@ impl Bundles {
             .iter()
             .map(|(name, bundle)| (name.clone(), self.entry(name, bundle)));
         self.entries = entries.collect();
+        let configured = self.entries.values().map(|(_, entry)| Arc::clone(entry));
         self.catalog
-            .replace(self.entries.values().map(|(_, entry)| Arc::clone(entry)));
+            .replace(configured.chain(self.on_demand.entries()));
     }
 
     /// Updates the entries of one bundle, and of the bundles that have it as their fallback.
@@ -451,7 +405,8 @@ impl Bundles {
         )
     }
 
-    /// Replaces watchers by their successors until the future is dropped.
+    /// Replaces watchers by their successors, and adds and removes bundles on demand, until the
+    /// future is dropped.
     ///
     /// # Errors
     /// When a watcher ends by itself, which is a bug.
@@ -470,6 +425,10 @@ impl Bundles {
                         self.promote(&name, number);
                     }
                 }
+                Some(demand) = self.demands.recv() => {
+                    self.on_demand.answer(demand, &mut self.factory, &mut self.watchers).await;
+                }
+                () = self.on_demand.wait_for_sweep() => self.on_demand.sweep(),
                 else => return std::future::pending().await,
             }
         }
@@ -493,21 +452,6 @@ impl Bundle {
         }
         if let Some(successor) = self.successor.take() {
             successor.end();
-        }
-    }
-}
-
-impl Watched {
-    fn run(&mut self, watchers: &mut JoinSet<()>) {
-        self.task = match std::mem::replace(&mut self.task, Task::Ended) {
-            Task::Idle(watcher) => Task::Running(watchers.spawn(watcher.run())),
-            task => task,
-        };
-    }
-
-    fn end(self) {
-        if let Task::Running(task) = self.task {
-            task.abort();
         }
     }
 }
@@ -553,29 +497,6 @@ fn with_fallback(handle: &Handle, fallback: Option<&Handle>) -> Handle {
         fallback.filter(|_| name == handle.name()).map(Handle::name)
     });
     handles.swap_remove(0)
-}
-
-/// Starts the `opa` of each bundle that has a check, for `config check`.
-///
-/// # Errors
-/// When a program is missing, does not work as `opa`, or is older than 1.0.
-pub async fn start_opas(config: &Config) -> anyhow::Result<()> {
-    let mut opas = Checkers::default();
-    for bundle in &config.bundles {
-        start_opa(&mut opas, bundle).await?;
-    }
-    Ok(())
-}
-
-async fn start_opa(opas: &mut Checkers, bundle: &BundleConfig) -> anyhow::Result<Option<Checker>> {
-    let Some(options) = &bundle.opa_check else {
-        return Ok(None);
-    };
-    let checker = opas.start(options).await.map_err(|error| {
-        let name = &bundle.name;
-        anyhow::anyhow!("bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`")
-    })?;
-    Ok(Some(checker))
 }
 
 #[cfg(test)]

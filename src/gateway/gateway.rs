@@ -73,7 +73,8 @@ impl Gateway {
         let store = tokio::task::spawn_blocking(move || Store::open(cache, metrics.store)).await?;
         log_cache_directory(opened, &store);
         let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
-        let all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
+        let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
+        all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all).await?;
         bundles.apply(&all, prepared, &config).await?;
         let reload = match file {

@@ -7,13 +7,15 @@ mod bundles;
 )]
 mod gateway;
 mod metrics;
+mod on_demand;
 mod open_files;
 mod options;
 mod plan;
 mod reload;
 mod signals;
+mod watched;
 
-pub use bundles::start_opas;
 pub use gateway::Gateway;
 pub use options::server_options;
 pub use signals::StopSignals;
+pub use watched::start_opas;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig},
     oci::Reference,
     verify::TrustPolicy,
 };
@@ -24,6 +24,8 @@ pub(super) enum Change {
         bundle: String,
         fallback: Option<String>,
     },
+    /// There are other patterns, or patterns with other options.
+    SetPatterns(Vec<PatternConfig>),
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
     /// A key whose change takes effect at the next start.
@@ -31,7 +33,7 @@ pub(super) enum Change {
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the clients, then the keys that need a restart.
+/// then the patterns, the clients, and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -47,6 +49,15 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
             (Some(_), None) => changes.push(Change::Remove((*name).to_owned())),
             (None, None) => {}
         }
+    }
+    let has_same_patterns = running.patterns.len() == wanted.patterns.len()
+        && running
+            .patterns
+            .iter()
+            .zip(&wanted.patterns)
+            .all(|(one, other)| same_pattern(one, other));
+    if !has_same_patterns {
+        changes.push(Change::SetPatterns(wanted.patterns.clone()));
     }
     if running.clients != wanted.clients {
         changes.push(Change::SetClients(wanted.clients.clone()));
@@ -93,6 +104,14 @@ fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec
 /// Whether two policies have one name and content.
 fn same_policy(one: &TrustPolicy, other: &TrustPolicy) -> bool {
     one.name() == other.name() && one.revision() == other.revision()
+}
+
+fn same_pattern(one: &PatternConfig, other: &PatternConfig) -> bool {
+    one.pattern == other.pattern
+        && one.idle == other.idle
+        && one.max == other.max
+        && same_policy(one.trust(), other.trust())
+        && same_watcher(one.sample(), other.sample())
 }
 
 /// Whether one watcher can serve both configurations, apart from the policy.
@@ -184,6 +203,7 @@ mod tests {
             Change::SetFallback { bundle, fallback } => {
                 format!("fallback of {bundle}: {fallback:?}")
             }
+            Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
@@ -270,6 +290,35 @@ mod tests {
         for (edits, expected) in table {
             assert_eq!(changes_by(edits), *expected, "{edits:?}");
         }
+    }
+
+    #[test]
+    fn a_change_of_any_pattern_is_one_change() {
+        let with = |pattern: Value| {
+            let mut config = base();
+            config["patterns"] = json!([pattern]);
+            config
+        };
+        let pattern = json!({ "resource": "{x}", "reference": "r.example/{x}:v1", "trust": "dev" });
+        let changed_by = |key: &str, value: &str| {
+            let mut edited = pattern.clone();
+            edited[key] = json!(value);
+            let (before, after) = (with(pattern.clone()), with(edited));
+            let changes = changes(&config(&before), &config(&after));
+            changes.iter().map(word).collect::<Vec<_>>()
+        };
+        for (key, value) in [
+            ("resource", "a/{x}"),
+            ("reference", "r.example/{x}:v2"),
+            ("trust", "other"),
+            ("poll", "1s"),
+            ("idle", "1m"),
+        ] {
+            assert_eq!(changed_by(key, value), ["patterns 1"], "{key}");
+        }
+        // A default that is written out is no change.
+        assert_eq!(changed_by("idle", "1h"), [""; 0]);
+        assert_eq!(changes_by(&[("/patterns", json!([]))]), [""; 0]);
     }
 
     #[test]

@@ -132,7 +132,9 @@ impl AdminState {
     fn waiting_for(&self) -> Vec<String> {
         let entries = self.catalog.entries().into_iter();
         entries
-            .filter(|entry| !entry.has_concluded())
+            // A bundle that is added on demand was asked for at a replica that was ready, or is
+            // not what its readiness is about.
+            .filter(|entry| entry.pattern().is_none() && !entry.has_concluded())
             .map(|entry| entry.name().to_owned())
             .collect()
     }
@@ -148,12 +150,15 @@ impl AdminState {
         let entries = self.entries();
         let bundles = entries.iter().map(|entry| {
             let handle = entry.handle();
-            let waiters = entry.metrics().waiters().map_or(0, IntGauge::get);
+            let waiters = waiters(entry);
             let lost = self
                 .withdrawn_version(handle)
                 .map(|(lost, clients)| withdrawn_status(&lost, clients));
             let mut status = status::bundle(&entry.status());
             status.insert("waiters".to_owned(), waiters.into());
+            if let Some(pattern) = entry.pattern() {
+                status.insert("pattern".to_owned(), pattern.into());
+            }
             status.insert("lost".to_owned(), lost.unwrap_or_default());
             let fallback = handle
                 .fallback_status()
@@ -185,7 +190,7 @@ impl AdminState {
         gauges.reset();
         for entry in &self.entries() {
             let handle = entry.handle();
-            gauges.set(handle.name(), &entry.status());
+            gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
             let clients = self
                 .withdrawn_version(handle)
                 .and_then(|(_, clients)| clients)
@@ -194,7 +199,7 @@ impl AdminState {
             let is_fallback_served = handle
                 .fallback_status()
                 .is_some_and(|fallback| fallback.since.is_some());
-            gauges.set_withdrawal(handle.name(), clients, is_fallback_served);
+            gauges.add_withdrawal(entry.label(), clients, is_fallback_served);
         }
     }
 
@@ -207,6 +212,14 @@ impl AdminState {
                 None
             }
         }
+    }
+}
+
+/// The requests that are held for a bundle. The bundles of a pattern share their series.
+fn waiters(entry: &Entry) -> i64 {
+    match entry.requests() {
+        Some(requests) => i64::try_from(requests).unwrap_or(i64::MAX),
+        None => entry.metrics().waiters().map_or(0, IntGauge::get),
     }
 }
 

@@ -12,6 +12,7 @@ use hyper::{
     header::{AUTHORIZATION, HeaderValue, USER_AGENT},
 };
 use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
 
 use super::{
     Catalog, Entry, LongPoll,
@@ -26,7 +27,7 @@ use super::{
     response_body::ResponseBody,
     trusted_proxies::TrustedProxies,
 };
-use crate::catalog;
+use crate::catalog::{self, Demanded, Refusal};
 
 /// The handler of the bundle API.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ enum Route {
     /// The response is complete without looking at a bundle.
     Done(Response<ResponseBody>),
     Bundle(Arc<Entry>, BundleRequest),
+    /// A bundle that is added on demand. The client may read it.
+    Demand(String, BundleRequest),
 }
 
 impl BundleApi {
@@ -52,10 +55,8 @@ impl BundleApi {
     pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
         let (response, entry) = match self.route(request, peer) {
             Route::Done(response) => (response, None),
-            Route::Bundle(mut entry, request) => match self.serve(&mut entry, request).await {
-                Some(response) => (response, Some(entry)),
-                None => (response::not_found(), None),
-            },
+            Route::Bundle(entry, request) => self.serve_or_demand(entry, &request).await,
+            Route::Demand(name, request) => self.serve_on_demand(&name, &request).await,
         };
         // A client without a token must not learn which bundles exist, not even from the metrics.
         let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
@@ -89,25 +90,71 @@ impl BundleApi {
             .map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
         let headers = request.headers();
         let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
-        match (self.denial(credential, name), found) {
-            (Some(denial), _) => Route::Done(denial),
-            (None, None) => Route::Done(response::not_found()),
-            (None, Some(entry)) => {
-                let request = BundleRequest {
-                    if_none_match: IfNoneMatch::parse(headers),
-                    wait: prefer::wait(headers),
-                    client: ClientId {
-                        address: self.trusted_proxies.client_address(peer.address, headers),
-                        credential,
-                        user_agent: user_agent_hash(headers),
-                    },
-                    predates_long_polling: predates_long_polling(headers),
-                    is_head: request.method() == Method::HEAD,
-                    slot: peer.slot,
-                };
-                Route::Bundle(entry, request)
-            }
+        if let Some(denial) = self.denial(credential, name) {
+            return Route::Done(denial);
         }
+        // Only after the denial: a client learns nothing of patterns that it may not read, and
+        // causes no request to a registry.
+        if found.is_none() && !self.catalog.has_pattern_of(name) {
+            return Route::Done(response::not_found());
+        }
+        let bundle_request = BundleRequest {
+            if_none_match: IfNoneMatch::parse(headers),
+            wait: prefer::wait(headers),
+            client: ClientId {
+                address: self.trusted_proxies.client_address(peer.address, headers),
+                credential,
+                user_agent: user_agent_hash(headers),
+            },
+            predates_long_polling: predates_long_polling(headers),
+            is_head: request.method() == Method::HEAD,
+            slot: peer.slot,
+        };
+        match found {
+            Some(entry) => Route::Bundle(entry, bundle_request),
+            None => Route::Demand(name.to_owned(), bundle_request),
+        }
+    }
+
+    /// Serves a bundle. A bundle that was added on demand may expire between the lookup and the
+    /// first use; then it is added again.
+    async fn serve_or_demand(
+        &self,
+        mut entry: Arc<Entry>,
+        request: &BundleRequest,
+    ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
+        match self.serve(&mut entry, request).await {
+            Some(response) => (response, Some(entry)),
+            None if entry.pattern().is_some() => self.serve_on_demand(entry.name(), request).await,
+            None => (response::not_found(), None),
+        }
+    }
+
+    /// Serves a bundle that is added on demand. It is called for clients that may read it.
+    async fn serve_on_demand(
+        &self,
+        name: &str,
+        request: &BundleRequest,
+    ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
+        let demanded = timeout(self.long_poll.first_wait, self.catalog.demand(name)).await;
+        let refusal = match demanded {
+            Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
+                Some(response) => return (response, Some(entry)),
+                None => return (response::not_found(), None),
+            },
+            Ok(Demanded::Unknown) => return (response::not_found(), None),
+            Ok(Demanded::Refused(refusal)) => refusal,
+            Err(_) => Refusal {
+                is_withdrawn: false,
+                message: "a new configuration is being applied; try again".to_owned(),
+            },
+        };
+        let reason = if refusal.is_withdrawn {
+            "withdrawn"
+        } else {
+            "pending"
+        };
+        (response::absent(reason, &refusal.message, name), None)
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
@@ -123,9 +170,10 @@ impl BundleApi {
     async fn serve(
         &self,
         entry: &mut Arc<Entry>,
-        request: BundleRequest,
+        request: &BundleRequest,
     ) -> Option<Response<ResponseBody>> {
-        let reply = self.respond(entry, &request).await;
+        let _in_use = entry.begin_use();
+        let reply = self.respond(entry, request).await;
         // The client's token may have been removed while its request was held.
         if let Some(denial) = self.denial(request.client.credential, entry.name()) {
             return Some(denial);

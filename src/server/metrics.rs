@@ -166,37 +166,41 @@ impl StatusGauges {
         self.last_check.reset();
     }
 
-    /// Sets the gauges of a bundle.
-    pub(super) fn set(&self, bundle: &str, status: &Status) {
+    /// Adds a bundle to the gauges, which have been reset. The bundles of a pattern have one label:
+    /// their gauges are sums, without versions, and with the oldest check.
+    pub(super) fn add(&self, label: &str, is_on_demand: bool, status: &Status) {
         for state in ["pending", "serving", "withdrawn"] {
             self.state
-                .with_label_values(&[bundle, state])
-                .set((state == status.state.label()).into());
+                .with_label_values(&[label, state])
+                .add((state == status.state.label()).into());
         }
-        if let (Some(manifest), Some(revision)) = (&status.manifest, &status.revision) {
+        if let (Some(manifest), Some(revision), false) =
+            (&status.manifest, &status.revision, is_on_demand)
+        {
             self.info
-                .with_label_values(&[bundle, manifest.as_str(), revision.as_str()])
+                .with_label_values(&[label, manifest.as_str(), revision.as_str()])
                 .set(1);
         }
         self.older
-            .with_label_values(&[bundle])
-            .set(status.older.is_some().into());
+            .with_label_values(&[label])
+            .add(status.older.is_some().into());
         if let Some(time) = status.last_check {
-            self.last_check
-                .with_label_values(&[bundle])
-                .set(time.as_millisecond() as f64 / 1000.0);
+            let time = time.as_millisecond() as f64 / 1000.0;
+            let last_check = self.last_check.with_label_values(&[label]);
+            let oldest = Some(last_check.get()).filter(|oldest| *oldest > 0.0);
+            last_check.set(oldest.map_or(time, |oldest| oldest.min(time)));
         }
     }
 
-    /// Sets what is known of a bundle's withdrawal: the clients that still run the withdrawn
+    /// Adds what is known of a bundle's withdrawal: the clients that still run the withdrawn
     /// version, and whether the fallback is served.
-    pub(super) fn set_withdrawal(&self, bundle: &str, lost_clients: i64, is_fallback_served: bool) {
+    pub(super) fn add_withdrawal(&self, label: &str, lost_clients: i64, is_fallback_served: bool) {
         self.lost_clients
-            .with_label_values(&[bundle])
-            .set(lost_clients);
+            .with_label_values(&[label])
+            .add(lost_clients);
         self.fallback
-            .with_label_values(&[bundle])
-            .set(is_fallback_served.into());
+            .with_label_values(&[label])
+            .add(is_fallback_served.into());
     }
 }
 

@@ -60,3 +60,6 @@ pub type Catalog = crate::catalog::Catalog<RequestMetrics>;
 
 /// A bundle that the server serves.
 pub type Entry = crate::catalog::Entry<RequestMetrics>;
+
+/// A client's request for a bundle that is added on demand.
+pub type Demand = crate::catalog::Demand<RequestMetrics>;

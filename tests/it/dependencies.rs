@@ -54,6 +54,7 @@ const MODULES: &[(&str, &[&str])] = &[
         "config",
         &[
             "bundle",
+            "catalog",
             "oci",
             "opa_check",
             "publish",

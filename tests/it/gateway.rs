@@ -56,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) others: &'static [(&'static str, &'static str)],
     /// The mirrors of the registry, each with its own options.
     pub(crate) mirrors: Vec<(String, RegistryOptions)>,
+    /// The resource, `idle` and `max` of a pattern whose only capture, `{tag}`, is the tag.
+    pub(crate) pattern: Option<(&'static str, &'static str, usize)>,
 }
 
 impl Default for Setup {
@@ -91,6 +93,7 @@ impl Default for Setup {
             credentials: None,
             others: &[],
             mirrors: Vec::new(),
+            pattern: None,
         }
     }
 }
@@ -98,13 +101,22 @@ impl Default for Setup {
 impl Setup {
     /// The configuration with these options.
     fn config(&self, registry: &FaultyRegistry) -> Config {
-        let empty = json!({
+        let poll = humantime::format_duration(self.rules.poll).to_string();
+        let patterns = self.pattern.map(|(resource, idle, max)| {
+            let reference = format!("{}/acme/authz:{{tag}}", registry.address);
+            json!({
+                "resource": resource, "reference": reference, "trust": "dev", "poll": poll,
+                "idle": idle, "max": max,
+            })
+        });
+        let without_bundles = json!({
             "version": 1,
             "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
             "trust": { "policies": { "dev": "unsigned" } },
             "bundles": {},
+            "patterns": patterns.into_iter().collect::<Vec<_>>(),
         });
-        let mut config = Config::parse(&empty.to_string(), Path::new("/")).unwrap();
+        let mut config = Config::parse(&without_bundles.to_string(), Path::new("/")).unwrap();
         // The short timeouts of the tests' registry are for tests of the timeouts themselves.
         let options = RegistryOptions {
             timeouts: Timeouts::default(),

@@ -36,6 +36,7 @@ mod max_connections;
 mod mirrors;
 mod on_withdraw;
 mod opa_check;
+mod patterns;
 mod policy_change;
 mod protocols;
 mod quirks;

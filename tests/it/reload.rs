@@ -3,6 +3,7 @@
 mod bundles;
 mod clients;
 mod configuration;
+mod patterns;
 mod revocations;
 mod trust;
 mod tuf;

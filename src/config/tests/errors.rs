@@ -93,7 +93,56 @@ fn keys_of_later_versions_are_known_as_such() {
     }
     later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
     later("long_poll.spread", "long_poll: { spread: auto }");
-    later("patterns", "patterns: []");
+}
+
+#[test]
+fn errors_in_patterns_name_the_key_and_a_fix() {
+    let base = "trust: { policies: { dev: unsigned } }\n";
+    let one = |resource: &str, reference: &str, more: &str| {
+        format!("{{ resource: '{resource}', reference: '{reference}', trust: dev{more} }}")
+    };
+    let rows = [
+        (
+            one("a/b", "r.io/a:v1", ""),
+            "patterns[0].resource: the resource has no capture; write one such as \
+             teams/{team}/{name}, or write this bundle under `bundles`",
+        ),
+        (
+            one("{a}", "{a}.io/a:v1", ""),
+            "patterns[0].reference: a client must not choose the registry or the folder; use \
+             captures in the repository after the host, or in the tag",
+        ),
+        (
+            format!(
+                "{}, {}",
+                one("x/{a}", "r.io/{a}:v1", ""),
+                one("{b}/y", "r.io/{b}:v1", "")
+            ),
+            "patterns[1].resource: a name could match this pattern and x/{a}; change a literal \
+             segment of one of them",
+        ),
+        (
+            one("{a}", "r.io/{a}:v1", ", idle: 10ms"),
+            "patterns[0].idle: 10ms is below the minimum of 1s; write a longer time, such as 1h",
+        ),
+        (
+            one("{a}", "r.io/{a}:v1", ", max: 0"),
+            "patterns[0].max: 0 is not between 1 and 100000; write a number such as 1000",
+        ),
+        (
+            "{ resource: '{a}', reference: 'r.io/{a}:v1' }".to_owned(),
+            "patterns[0].trust: missing; write it",
+        ),
+        (
+            "{ resource: '{a}', reference: 'r.io/{a}:v1', trust: other }".to_owned(),
+            "patterns[0].trust: trust.policies has no \"other\"; available: dev",
+        ),
+    ];
+    for (patterns, expected) in rows {
+        let typed = format!("version: 1\n{base}patterns: [{patterns}]");
+        let error = Folder::new().parse(&typed).unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{patterns}: {error}");
+    }
 }
 
 #[test]

@@ -1,0 +1,158 @@
+//! Watchers with their handles, made from the configuration of a bundle.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::metrics::BundleMetrics;
+use crate::{
+    bundle,
+    config::{BundleConfig, Config},
+    opa_check::{Checker, Checkers},
+    publish::Handle,
+    registry::Registries,
+    store::Store,
+    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
+};
+
+/// Makes watchers. It holds what all of them share.
+#[derive(Debug)]
+pub(super) struct WatcherFactory {
+    registries: Arc<Registries>,
+    store: Store,
+    pool: VerificationPool,
+    limits: bundle::Limits,
+    evidence_limit: u64,
+    first_wait: Duration,
+    opas: Checkers,
+    numbers: Number,
+}
+
+/// The number of a watcher, by which the watchers of one process are distinguished.
+pub(super) type Number = u64;
+
+/// A watcher, and the configuration that it was made from; its policy is the last one that a
+/// configuration has given it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) number: Number,
+    pub(super) config: BundleConfig,
+    pub(super) metrics: BundleMetrics,
+    pub(super) handle: Handle,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    Idle(Box<Watcher>),
+    Running(AbortHandle),
+    Ended,
+}
+
+impl WatcherFactory {
+    /// All watchers have the limits and times of `config`.
+    pub(super) fn new(config: &Config, registries: Registries, store: Store) -> Self {
+        Self {
+            registries: Arc::new(registries),
+            store,
+            pool: VerificationPool::default(),
+            limits: config.limits.bundle_limits(),
+            evidence_limit: config.limits.evidence,
+            first_wait: config.long_poll.first_wait,
+            opas: Checkers::default(),
+            numbers: 0,
+        }
+    }
+
+    /// Checks that a watcher with these options can be made. Starts its `opa`.
+    ///
+    /// # Errors
+    /// As [`Self::watched`].
+    pub(super) async fn check(&mut self, config: &BundleConfig) -> anyhow::Result<()> {
+        start_opa(&mut self.opas, config).await?;
+        self.registries.source(config.reference.repository())?;
+        Ok(())
+    }
+
+    /// A watcher that does not run yet.
+    ///
+    /// # Errors
+    /// When its `opa` does not start, or the options of its registry make no client.
+    pub(super) async fn watched(
+        &mut self,
+        config: &BundleConfig,
+        metrics: BundleMetrics,
+    ) -> anyhow::Result<Watched> {
+        let checker = start_opa(&mut self.opas, config).await?;
+        let pipeline = Pipeline {
+            name: config.name.as_str().into(),
+            source: self.registries.source(config.reference.repository())?,
+            registries: Arc::clone(&self.registries),
+            reference: config.reference.clone(),
+            expect: Arc::new(config.expect.clone()),
+            store: self.store.clone(),
+            limits: self.limits,
+            opa_check: checker
+                .map(|checker| OpaCheck::new(checker, self.store.check_results().clone())),
+            evidence_limit: self.evidence_limit,
+            useless_referrers: Arc::default(),
+            pool: self.pool.clone(),
+            metrics: Arc::clone(&metrics.watcher),
+        };
+        let options = WatchOptions {
+            poll: config.poll,
+            confirm_within: config.confirm_within,
+            on_missing: config.on_missing,
+            max_stale: config.max_stale,
+            first_wait: self.first_wait,
+        };
+        let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), options);
+        self.numbers += 1;
+        Ok(Watched {
+            number: self.numbers,
+            config: config.clone(),
+            metrics,
+            handle,
+            task: Task::Idle(Box::new(watcher)),
+        })
+    }
+}
+
+impl Watched {
+    pub(super) fn run(&mut self, watchers: &mut JoinSet<()>) {
+        self.task = match std::mem::replace(&mut self.task, Task::Ended) {
+            Task::Idle(watcher) => Task::Running(watchers.spawn(watcher.run())),
+            task => task,
+        };
+    }
+
+    pub(super) fn end(self) {
+        if let Task::Running(task) = self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Starts the `opa` of each bundle and pattern that has a check, for `config check`.
+///
+/// # Errors
+/// When a program is missing, does not work as `opa`, or is older than 1.0.
+pub async fn start_opas(config: &Config) -> anyhow::Result<()> {
+    let mut opas = Checkers::default();
+    let patterns = config.patterns.iter().map(|pattern| pattern.sample());
+    for bundle in config.bundles.iter().chain(patterns) {
+        start_opa(&mut opas, bundle).await?;
+    }
+    Ok(())
+}
+
+async fn start_opa(opas: &mut Checkers, bundle: &BundleConfig) -> anyhow::Result<Option<Checker>> {
+    let Some(options) = &bundle.opa_check else {
+        return Ok(None);
+    };
+    let checker = opas.start(options).await.map_err(|error| {
+        let name = &bundle.name;
+        anyhow::anyhow!("bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`")
+    })?;
+    Ok(Some(checker))
+}
