@@ -104,8 +104,6 @@ const RESERVED: &[&str] = &[
     "registries.*.mirrors",
     "registries.*.proxy",
     "registries.*.client_certificate",
-    "bundles.*.semver",
-    "bundles.*.filter_tags",
     "patterns",
 ];
 

@@ -22,6 +22,7 @@ mod raw;
 mod reader;
 mod registries;
 mod server;
+mod tag_rule;
 mod tree;
 mod trust;
 mod values;

@@ -130,6 +130,9 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Bundle {
     pub(super) reference: String,
+    pub(super) semver: Option<String>,
+    pub(super) filter_tags: Option<FilterTags>,
+    pub(super) suspend: Option<bool>,
     pub(super) trust: Option<String>,
     pub(super) poll: Option<Period>,
     pub(super) confirm_within: Option<Period>,
@@ -139,6 +142,15 @@ pub(super) struct Bundle {
     pub(super) expect: Expect,
     pub(super) on_withdraw: Option<OnWithdraw>,
     pub(super) opa_check: Option<OpaCheck>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilterTags {
+    pub(super) pattern: String,
+    pub(super) extract: Option<String>,
+    pub(super) order: Option<String>,
+    pub(super) pick: Option<String>,
 }
 
 /// `none`, or the options of the check.

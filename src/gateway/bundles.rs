@@ -105,6 +105,8 @@ pub(super) struct Applied {
     pub(super) added: usize,
     pub(super) replaced: usize,
     pub(super) removed: usize,
+    /// Bundles that were suspended or resumed.
+    pub(super) suspensions: usize,
     /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
 }
@@ -200,6 +202,7 @@ impl Bundles {
             first_wait: parts.first_wait,
         };
         let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), rules);
+        handle.set_suspended(config.suspend);
         self.numbers += 1;
         Ok(Watched {
             number: self.numbers,
@@ -243,6 +246,12 @@ impl Bundles {
                 Change::Remove(name) => {
                     gone.extend(self.bundles.remove(name));
                     applied.removed += 1;
+                }
+                Change::SetSuspended { bundle, suspended } => {
+                    if let Some(bundle) = self.bundles.get_mut(bundle) {
+                        bundle.set_suspended(*suspended);
+                        applied.suspensions += 1;
+                    }
                 }
                 Change::SetFallback { bundle, fallback } => {
                     if let Some(bundle) = self.bundles.get_mut(bundle) {
@@ -485,6 +494,14 @@ impl Bundles {
 impl Bundle {
     fn watched_mut(&mut self) -> impl Iterator<Item = &mut Watched> {
         [&mut self.shown].into_iter().chain(self.successor.as_mut())
+    }
+
+    fn set_suspended(&mut self, suspended: bool) {
+        self.config.suspend = suspended;
+        for watched in self.watched_mut() {
+            watched.config.suspend = suspended;
+            watched.handle.set_suspended(suspended);
+        }
     }
 
     fn drop_successor(&mut self) {

@@ -216,6 +216,7 @@ impl Reload {
                 added,
                 replaced,
                 removed,
+                suspensions,
                 fallbacks,
             } = applied;
             let cause = cause.label();
@@ -225,6 +226,7 @@ impl Reload {
                 added,
                 replaced,
                 removed,
+                suspensions,
                 fallbacks,
                 clients,
                 outcome,

@@ -23,6 +23,7 @@ use super::{
     payload::Payload,
     retry::{self, is_retryable},
     scope::TokenScope,
+    tag_list::Validators,
     transport::{Transport, innermost},
 };
 use crate::telemetry::{self, SENTENCE_BYTES, cut};
@@ -76,6 +77,8 @@ pub(super) struct Call<'a> {
     pub(super) accept: &'static str,
     /// The first byte of the requested range, if not the whole is requested.
     pub(super) from: Option<u64>,
+    /// The state that is known. With it, 304 is a success.
+    pub(super) validators: Option<&'a Validators>,
     pub(super) body: Option<RequestBody<'a>>,
 }
 
@@ -217,6 +220,7 @@ impl RegistryClient {
         let status = response.status().as_u16();
         match status {
             200..=299 | 404 => Ok(response),
+            304 if call.validators.is_some() => Ok(response),
             401 | 403 if status == 401 || !retry::is_rate_limited(response.headers()) => {
                 Err(RegistryError::Denied {
                     operation: call.operation,
@@ -299,6 +303,21 @@ impl RegistryClient {
                 .header(header::ACCEPT, call.accept);
             if let Some(from) = call.from {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            if let Some(Validators {
+                etag,
+                last_modified,
+            }) = call.validators.cloned()
+            {
+                let known = [
+                    (header::IF_NONE_MATCH, etag),
+                    (header::IF_MODIFIED_SINCE, last_modified),
+                ];
+                for (name, value) in known {
+                    if let Some(value) = value {
+                        request = request.header(name, value);
+                    }
+                }
             }
             // Some servers refuse a request whose body has no announced length, even if it has
             // no body.
@@ -484,6 +503,7 @@ mod tests {
                 target,
                 accept: ACCEPT_MANIFESTS,
                 from: None,
+                validators: None,
                 body: None,
             })
             .await

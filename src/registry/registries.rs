@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use super::{
     options::{InvalidOptions, Options, ReadLimits},
     remote::Remote,
     source::Source,
+    tag_list::SharedTagList,
 };
 use crate::oci::Repository;
 
@@ -33,6 +34,8 @@ pub struct Registries {
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
+    /// The lists of tags, for as long as a source of their repository exists.
+    tags: Mutex<HashMap<Repository, Weak<SharedTagList>>>,
 }
 
 impl Registries {
@@ -51,6 +54,7 @@ impl Registries {
             readers: Mutex::default(),
             writers: Mutex::default(),
             layouts: Mutex::default(),
+            tags: Mutex::default(),
         }
     }
 
@@ -86,9 +90,18 @@ impl Registries {
                 let identity =
                     format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
                 let remote = Remote::reading(self.reader(host)?, path.clone(), self.limits);
-                Source::remote(repository.clone(), identity, remote)
+                Source::remote(
+                    repository.clone(),
+                    identity,
+                    remote,
+                    self.tag_list(repository),
+                )
             }
-            Repository::Layout { path } => Source::layout(repository.clone(), self.layout(path)),
+            Repository::Layout { path } => Source::layout(
+                repository.clone(),
+                self.layout(path),
+                self.tag_list(repository),
+            ),
         })
     }
 
@@ -144,6 +157,20 @@ impl Registries {
 
     fn options(&self, host: &str) -> &Options {
         self.options.get(host).unwrap_or(&self.default)
+    }
+
+    fn tag_list(&self, repository: &Repository) -> Arc<SharedTagList> {
+        let mut lists = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lists.get(repository).and_then(Weak::upgrade) {
+            return list;
+        }
+        // Seldom, so that thousands of repositories cost little.
+        if lists.len().is_power_of_two() {
+            lists.retain(|_, list| list.strong_count() > 0);
+        }
+        let list = Arc::default();
+        lists.insert(repository.clone(), Arc::downgrade(&list));
+        list
     }
 
     fn layout(&self, path: &Path) -> LayoutReader {

@@ -303,6 +303,7 @@ impl Remote {
             target,
             accept: ACCEPT_MANIFESTS,
             from: None,
+            validators: None,
             body: None,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use bundlegate::{
     metrics::Metrics,
-    oci::{Descriptor, Digest, Reference, media_type},
+    oci::{Descriptor, Digest, Reference, TagRule, media_type},
     registry::{
         Destination, Options, ReadLimits, Registries, RegistryMetrics, Scheme, Source, Timeouts,
     },
@@ -180,6 +180,11 @@ impl FaultyRegistry {
         inner.links.insert(full(path), full(next));
     }
 
+    /// Says of no list any more that it continues.
+    pub(crate) fn unlink(&self) {
+        self.inner.lock().unwrap().links.clear();
+    }
+
     /// How requests for the rest of a blob are answered.
     pub(crate) fn serve_ranges(&self, ranges: Ranges) {
         self.inner.lock().unwrap().ranges = ranges;
@@ -319,6 +324,17 @@ impl FaultyRegistry {
         format!("{}/acme/authz:{tag}", self.address)
             .parse()
             .unwrap()
+    }
+
+    /// The repository, whose tag a rule chooses.
+    pub(crate) fn choosing(&self, rule: TagRule) -> Reference {
+        Reference::with_rule(&format!("{}/acme/authz", self.address), rule).unwrap()
+    }
+
+    /// What the repository lists as its tags, whatever it has.
+    pub(crate) fn list_tags(&self, tags: &[&str]) {
+        let list = json!({ "name": "acme/authz", "tags": tags });
+        self.put("tags/list?n=1000", "application/json", list.to_string());
     }
 
     pub(crate) fn source(&self) -> Source {

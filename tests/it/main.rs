@@ -51,5 +51,6 @@ mod signing;
 mod transfers;
 mod tuf;
 mod uploads;
+mod versions;
 mod waiters;
 mod writes;

@@ -43,4 +43,5 @@ mod shells;
 mod sigstore;
 mod support;
 mod verdicts;
+mod versions;
 mod yaml;

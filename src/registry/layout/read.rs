@@ -75,6 +75,8 @@ impl LayoutReader {
                     .cloned()
             }
             Selector::Only => self.names().await?.only().cloned(),
+            // The caller chooses the tag, from `tags`.
+            Selector::Rule(_) => None,
         })
     }
 
