@@ -206,7 +206,8 @@ impl<M> Catalog<M> {
     }
 
     /// The bundles whose configured reference is in this repository, and by this tag where one is
-    /// given: those that a push concerns.
+    /// given: those that a push concerns. A push of any tag concerns a bundle with a rule that
+    /// chooses among tags.
     pub fn find_by_reference(
         &self,
         repository: &Repository,
@@ -214,7 +215,9 @@ impl<M> Catalog<M> {
     ) -> Vec<Arc<Entry<M>>> {
         let is_concerned = |entry: &Entry<M>| {
             entry.reference.repository() == repository
-                && tag.is_none_or(|tag| entry.reference.tag() == Some(tag))
+                && (tag.is_none()
+                    || entry.reference.rule().is_some()
+                    || entry.reference.tag() == tag)
         };
         self.entries()
             .into_iter()
@@ -292,6 +295,7 @@ impl<M> Entry<M> {
         let mut status = self.handle.status();
         if let Some(successor) = self.successor.as_ref().map(Handle::status) {
             status.reference = successor.reference;
+            status.chosen = successor.chosen;
             status.last_check = successor.last_check.or(status.last_check);
             status.last_failure = successor.last_failure.or(status.last_failure);
             status.rejected = successor.rejected.or(status.rejected);

@@ -76,11 +76,22 @@
 //!   → manifest → evidence → verify → blob → open → snapshot → `opa`, if configured → publish
 //! ```
 //!
+//! A reference may have a rule (`semver`, `filter_tags`) instead of a tag ([`oci::TagRule`]). Then
+//! each check begins with the list of tags, which the bundles of a repository share
+//! ([`registry::Source::tags`]). The chosen tag is treated as a moved tag is: a refusal of its
+//! artifact leaves the served version in place and leads to no lower tag. A lower tag is chosen only
+//! if the one before is gone from the registry, and not merely from the list.
+//!
 //! Verification precedes the download: a rejected artifact costs a manifest, not its layers.
 //! Clients see a [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by one pure
 //! function, [`publish::StateMachine::apply`]. A served bundle survives all registry failures and
 //! every bad push; it is withdrawn only if it is no longer trusted, if its tag was deleted and
 //! `on_missing` is `withdraw`, or if it is too stale.
+//!
+//! A suspended bundle (`suspend`) is not checked. It is still verified again when its policy
+//! changes, and a client that runs another version waits for its deadline, as with a registry that
+//! does not answer: otherwise two suspended replicas with two versions would send such a client
+//! back and forth without a pause.
 //!
 //! A request subscribes to that state, marks it as seen, compares, and waits, so no change is
 //! missed between comparing and waiting. A client that runs another version than the served one, on
@@ -202,6 +213,8 @@
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |
 //! | signature material of one artifact | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |
+//! | tags of a repository from which a bundle's tag is chosen | 100 000 | – |
+//! | version range; its alternatives; compiled `filter_tags.pattern` | 512 bytes; 32; 1 MiB | – |
 //! | pages of a list of referrers | 1 000 | – |
 //! | mirrors of a registry | 8 | – |
 //! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |

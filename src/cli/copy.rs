@@ -80,7 +80,7 @@ async fn copy(options: &Options) -> anyhow::Result<Digest> {
     let pinned = from.resolve(source).await?;
     let tags = match destination.selector() {
         Selector::Tag(tag) => vec![tag.clone()],
-        Selector::Only => source.tag().map(str::to_owned).into_iter().collect(),
+        Selector::Only | Selector::Rule(_) => source.tag().map(str::to_owned).into_iter().collect(),
         Selector::Digest(digest) if digest == pinned.digest() => Vec::new(),
         Selector::Digest(digest) => {
             bail!(

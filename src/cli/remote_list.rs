@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{eprint, flags::RegistryFlags, interruptible, print, print_json, store_flag, table};
 use crate::{
-    oci::{Digest, Reference, Repository},
+    oci::{Digest, Reference, Repository, TagRule, is_signature_tag},
     registry::{Class, Registries, RegistryError, Source},
 };
 
@@ -54,7 +54,7 @@ pub(super) async fn run(
                 "--search searches repositories; name only the registry, without the path of {remote:?}"
             );
         }
-        return tags(remote.trim_end_matches('/'), format, flags).await;
+        return tags(remote.trim_end_matches('/'), None, format, flags).await;
     }
     let cli_config = flags.cli_config()?;
     let host = Repository::Registry {
@@ -85,22 +85,25 @@ pub(super) async fn run(
     }
 }
 
-/// Lists the tags of a repository.
+/// Lists the tags of a repository: with a rule those that it has to choose from, the chosen one
+/// first.
 pub(super) async fn tags(
     repository: &str,
+    rule: Option<&TagRule>,
     format: ListFormat,
     flags: &RegistryFlags,
 ) -> anyhow::Result<()> {
     let cli_config = flags.cli_config()?;
     let repository = store_flag::repository(repository).map_err(anyhow::Error::msg)?;
     let (registries, _) = flags.registries(cli_config.as_ref(), &repository)?;
-    let tags = interruptible(list_tags(&registries, &repository)).await??;
+    let tags = interruptible(list_tags(&registries, &repository, rule)).await??;
     print_tags(&repository, &tags, format)
 }
 
 async fn list_tags(
     registries: &Registries,
     repository: &Repository,
+    rule: Option<&TagRule>,
 ) -> anyhow::Result<Vec<ListedTag>> {
     let all = registries.tags(repository).await?;
     let source = registries.source(repository)?;
@@ -110,15 +113,18 @@ async fn list_tags(
         .filter(|tag| is_signature_tag(tag))
         .filter_map(|tag| signed_stem(tag))
         .collect();
-    let resolved =
-        stream::iter(
-            all.iter().filter(|tag| !is_signature_tag(tag)).map(|tag| {
-                let source = &source;
-                async move {
-                    Ok::<_, anyhow::Error>((tag.clone(), digest(source, repository, tag).await?))
-                }
-            }),
-        );
+    let names = all.iter().map(String::as_str);
+    let shown = match rule {
+        Some(rule) => rule.candidates(names),
+        None => names.filter(|tag| !is_signature_tag(tag)).collect(),
+    };
+    let resolved = stream::iter(shown.into_iter().map(|tag| {
+        let source = &source;
+        async move {
+            let digest = digest(source, repository, tag).await?;
+            Ok::<_, anyhow::Error>((tag.to_owned(), digest))
+        }
+    }));
     let mut resolved = resolved.buffered(MAX_CONCURRENT_RESOLVES);
     let mut tagged = Vec::new();
     while let Some(one) = resolved.next().await {
@@ -219,11 +225,4 @@ fn signed_stem(tag: &str) -> Option<&str> {
         Some((stem, "sig")) => Some(stem),
         Some(_) => None,
     }
-}
-
-/// Whether a tag has the form `sha256-<hex>`, with or without a suffix.
-fn is_signature_tag(tag: &str) -> bool {
-    let stem = tag.split('.').next().unwrap_or_default();
-    stem.split_once('-')
-        .is_some_and(|(algorithm, hex)| format!("{algorithm}:{hex}").parse::<Digest>().is_ok())
 }

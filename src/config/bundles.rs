@@ -11,7 +11,7 @@ use super::{
     keys,
     opa_check::{self, PartialOptions},
     problem::Problem,
-    raw,
+    raw, tag_rule,
     trust::Policies,
     values,
 };
@@ -28,8 +28,10 @@ use crate::{
 pub struct BundleConfig {
     /// The name in the URL; may contain `/`.
     pub name: String,
-    /// The watched reference.
+    /// The watched reference. With `semver` or `filter_tags` it has a rule that chooses the tag.
     pub reference: Reference,
+    /// Whether the registry is not checked: what is served stays.
+    pub suspend: bool,
     /// The trust policy.
     pub trust: TrustPolicy,
     /// The poll interval of the registry.
@@ -82,11 +84,7 @@ pub(super) fn bundle(
     default: Option<&PartialOptions>,
     base: Base<'_>,
 ) -> Result<BundleConfig, Problem> {
-    let reference: Reference = raw
-        .reference
-        .parse()
-        .map_err(|error| Problem::new(format!("{error}")).at("reference"))?;
-    let reference = reference.relative_to(base.folder());
+    let reference = tag_rule::reference(&raw)?.relative_to(base.folder());
     let trust = match &raw.trust {
         Some(policy) => policies.named(policy),
         None => policies.matching(reference.repository()),
@@ -110,6 +108,7 @@ pub(super) fn bundle(
         expect: expect::read(raw.expect, &trust).map_err(|problem| problem.at("expect"))?,
         trust,
         reference,
+        suspend: raw.suspend.unwrap_or(false),
         poll,
         confirm_within: confirm_within.map_err(|problem| problem.at("confirm_within"))?,
         on_missing: on_missing(raw.on_missing.as_deref())

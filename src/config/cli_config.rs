@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     load::{parse, read, registries_and_policies},
     problem::ConfigError,
+    tag_rule,
     trust::{CurrentRoot, Policies},
 };
 use crate::{
@@ -51,7 +52,7 @@ impl CliConfig {
         read(file, |text, folder| {
             parse(text, folder, |raw, files| {
                 let bundles = raw.bundles.into_iter().filter_map(|(name, raw)| {
-                    let reference = raw.reference.parse::<Reference>().ok()?.relative_to(folder);
+                    let reference = tag_rule::reference(&raw).ok()?.relative_to(folder);
                     Some(BundleReference {
                         name,
                         reference,
@@ -83,14 +84,16 @@ impl CliConfig {
         if name.is_some() {
             return self.trust.choose(name, reference.repository());
         }
-        let wanted = (canonical_repository(reference), reference.selector());
+        let wanted = canonical_repository(reference);
+        // A bundle whose tag is chosen by a rule may have any tag.
+        let is_wanted = |bundle: &Reference| {
+            canonical_repository(bundle) == wanted
+                && (bundle.selector() == reference.selector()
+                    || (bundle.rule().is_some() && reference.tag().is_some()))
+        };
         let mut found: Vec<(&str, TrustPolicy)> = Vec::new();
         for bundle in &self.bundles {
-            if (
-                canonical_repository(&bundle.reference),
-                bundle.reference.selector(),
-            ) == wanted
-            {
+            if is_wanted(&bundle.reference) {
                 let policy = self
                     .trust
                     .choose(bundle.trust.as_deref(), reference.repository())?;

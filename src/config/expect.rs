@@ -6,8 +6,9 @@ use super::{
     values::{self, PointInTime},
 };
 use crate::{
+    oci::Version,
     verify::{Authority, TrustPolicy},
-    watch::{Expect, OnOlder, Order, Version},
+    watch::{Expect, OnOlder, Order},
 };
 
 /// Reads `expect`. `trust` decides whether signatures have a proven time.

@@ -101,8 +101,6 @@ const RESERVED: &[&str] = &[
     "clients.[].mtls",
     "clients.[].jwt",
     "long_poll.spread",
-    "bundles.*.semver",
-    "bundles.*.filter_tags",
 ];
 
 #[cfg(test)]

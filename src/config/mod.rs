@@ -24,6 +24,7 @@ mod raw;
 mod reader;
 mod registries;
 mod server;
+mod tag_rule;
 mod tree;
 mod trust;
 mod values;

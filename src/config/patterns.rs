@@ -102,6 +102,9 @@ fn pattern(
     }
     let options = raw::Bundle {
         reference: sample.to_string(),
+        semver: None,
+        filter_tags: None,
+        suspend: None,
         trust: Some(raw.trust),
         poll: raw.poll,
         confirm_within: raw.confirm_within,

@@ -155,6 +155,9 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Bundle {
     pub(super) reference: String,
+    pub(super) semver: Option<String>,
+    pub(super) filter_tags: Option<FilterTags>,
+    pub(super) suspend: Option<bool>,
     pub(super) trust: Option<String>,
     pub(super) poll: Option<Period>,
     pub(super) confirm_within: Option<Period>,
@@ -179,6 +182,15 @@ pub(super) struct Pattern {
     pub(super) opa_check: Option<OpaCheck>,
     pub(super) idle: Option<Period>,
     pub(super) max: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilterTags {
+    pub(super) pattern: String,
+    pub(super) extract: Option<String>,
+    pub(super) order: Option<String>,
+    pub(super) pick: Option<String>,
 }
 
 /// `none`, or the options of the check.

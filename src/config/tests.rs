@@ -13,6 +13,7 @@ mod connections;
 mod errors;
 mod errors_in_signers;
 mod errors_in_trust;
+mod errors_in_versions;
 mod hostile;
 mod shapes;
 mod trust;
@@ -83,9 +84,20 @@ fn the_example_loads_from_beside_its_files() {
         })
     );
     assert_eq!(config.registries["registry.lan:5000"].scheme, Scheme::Http);
-    let [authz, hello] = config.bundles.as_slice() else {
-        panic!("two bundles")
+    let [authz, nightly, v1, hello] = config.bundles.as_slice() else {
+        panic!("four bundles")
     };
+    let references = [nightly, v1].map(|bundle| bundle.reference.to_string());
+    let pattern = r#""^main-[0-9a-f]+-(?P<ts>[0-9]+)$""#;
+    assert_eq!(
+        references,
+        [
+            format!(
+                "ghcr.io/acme/authz (highest in numerical order, tags with {pattern}, of which \"$ts\")"
+            ),
+            "ghcr.io/acme/authz (semver ^1 || ^3)".to_owned(),
+        ]
+    );
     assert_eq!(
         (authz.name.as_str(), authz.trust.name()),
         ("authz/main", "release")
@@ -125,7 +137,8 @@ fn the_example_shows_the_defaults() {
         example.registries["ghcr.io"].max_concurrent,
         registry::Options::default().max_concurrent
     );
-    let (written, default) = (&example.bundles[0], &example.bundles[1]);
+    let (written, default) = (&example.bundles[0], &example.bundles[3]);
+    assert_eq!(example.bundles[2].suspend, default.suspend);
     assert_eq!(
         (written.poll, written.confirm_within),
         (default.poll, default.confirm_within)

@@ -77,6 +77,8 @@ pub(super) struct Applied {
     pub(super) removed: usize,
     /// 1 if patterns were added, changed or removed.
     pub(super) patterns: usize,
+    /// Bundles that were suspended or resumed.
+    pub(super) suspensions: usize,
     /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
 }
@@ -184,6 +186,12 @@ impl Bundles {
                 Change::Remove(name) => {
                     gone.extend(self.bundles.remove(name));
                     applied.removed += 1;
+                }
+                Change::SetSuspended { bundle, suspended } => {
+                    if let Some(bundle) = self.bundles.get_mut(bundle) {
+                        bundle.set_suspended(*suspended);
+                        applied.suspensions += 1;
+                    }
                 }
                 Change::SetFallback { bundle, fallback } => {
                     if let Some(bundle) = self.bundles.get_mut(bundle) {
@@ -444,6 +452,14 @@ impl Bundles {
 impl Bundle {
     fn watched_mut(&mut self) -> impl Iterator<Item = &mut Watched> {
         [&mut self.shown].into_iter().chain(self.successor.as_mut())
+    }
+
+    fn set_suspended(&mut self, suspended: bool) {
+        self.config.suspend = suspended;
+        for watched in self.watched_mut() {
+            watched.config.suspend = suspended;
+            watched.handle.set_suspended(suspended);
+        }
     }
 
     fn drop_successor(&mut self) {

@@ -19,6 +19,8 @@ pub(super) enum Change {
     Remove(String),
     /// A bundle has another policy, or the same one with another content.
     SetPolicy { bundle: String, policy: TrustPolicy },
+    /// A bundle is suspended, or resumed.
+    SetSuspended { bundle: String, suspended: bool },
     /// A bundle has another fallback, or none.
     SetFallback {
         bundle: String,
@@ -85,6 +87,12 @@ fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec
         changes.push(Change::SetPolicy {
             bundle: bundle(),
             policy: after.trust.clone(),
+        });
+    }
+    if before.suspend != after.suspend {
+        changes.push(Change::SetSuspended {
+            bundle: bundle(),
+            suspended: after.suspend,
         });
     }
     if !same_watcher(before, after) {
@@ -199,6 +207,9 @@ mod tests {
             Change::Remove(bundle) => format!("remove {bundle}"),
             Change::SetPolicy { bundle, policy } => {
                 format!("policy of {bundle}: {}", policy.name())
+            }
+            Change::SetSuspended { bundle, suspended } => {
+                format!("suspended {bundle}: {suspended}")
             }
             Change::SetFallback { bundle, fallback } => {
                 format!("fallback of {bundle}: {fallback:?}")
@@ -319,6 +330,27 @@ mod tests {
         // A default that is written out is no change.
         assert_eq!(changed_by("idle", "1h"), [""; 0]);
         assert_eq!(changes_by(&[("/patterns", json!([]))]), [""; 0]);
+    }
+
+    #[test]
+    fn a_bundle_is_suspended_and_resumed_by_its_watcher_and_another_range_is_another_reference() {
+        let ranged = [
+            ("/bundles/a/reference", json!("r.example/a")),
+            ("/bundles/a/semver", json!("^1")),
+            ("/bundles/a/suspend", json!(true)),
+        ];
+        let table: &[Row<'_>] = &[
+            (&ranged[2..], &["suspended a: true"]),
+            (&[("/bundles/a/suspend", json!(false))], &[]),
+            (&ranged[..2], &["replace a r.example/a (semver ^1)"]),
+            (
+                &ranged,
+                &["suspended a: true", "replace a r.example/a (semver ^1)"],
+            ),
+        ];
+        for (edits, expected) in table {
+            assert_eq!(changes_by(edits), *expected, "{edits:?}");
+        }
     }
 
     #[test]

@@ -217,6 +217,7 @@ impl Reload {
                 replaced,
                 removed,
                 patterns,
+                suspensions,
                 fallbacks,
             } = applied;
             let cause = cause.label();
@@ -227,6 +228,7 @@ impl Reload {
                 replaced,
                 removed,
                 patterns,
+                suspensions,
                 fallbacks,
                 clients,
                 outcome,

@@ -107,6 +107,7 @@ impl WatcherFactory {
             first_wait: self.first_wait,
         };
         let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), options);
+        handle.set_suspended(config.suspend);
         self.numbers += 1;
         Ok(Watched {
             number: self.numbers,

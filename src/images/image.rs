@@ -144,7 +144,9 @@ pub(super) fn find<'a>(index: &'a LayoutIndex, reference: &Reference) -> Option<
                 .next()?;
             index.named(&name)
         }
-        Selector::Tag(_) | Selector::Only => index.named(&tag_name_of(reference)?),
+        Selector::Tag(_) | Selector::Only | Selector::Rule(_) => {
+            index.named(&tag_name_of(reference)?)
+        }
     }
 }
 

@@ -347,7 +347,7 @@ impl Images {
 fn unset(index: &mut LayoutIndex, name: &Reference) -> Option<Descriptor> {
     let found = image::find(index, name)?.clone();
     match name.selector() {
-        Selector::Tag(_) | Selector::Only => {
+        Selector::Tag(_) | Selector::Only | Selector::Rule(_) => {
             image::name_of(name)
                 .iter()
                 .for_each(|name| index.unset(name));

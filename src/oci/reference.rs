@@ -5,9 +5,10 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
-use super::{Digest, check_tilde};
+use super::{Digest, TagRule, check_tilde};
 
 /// The repository of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +28,7 @@ pub enum Repository {
 }
 
 /// The version within a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     /// The manifest that the tag names now.
     Tag(String),
@@ -35,10 +36,12 @@ pub enum Selector {
     Digest(Digest),
     /// The only manifest of a layout.
     Only,
+    /// The manifest of the tag that the rule chooses now.
+    Rule(Arc<TagRule>),
 }
 
 /// A reference as a user writes it. A tag may name another digest tomorrow.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
     repository: Repository,
     selector: Selector,
@@ -78,6 +81,50 @@ pub enum ReferenceError {
 }
 
 impl Reference {
+    /// A repository whose tags a rule chooses from: `HOST/REPOSITORY` or `oci-layout:PATH`.
+    ///
+    /// # Errors
+    /// When the text is malformed, or has a tag or digest.
+    pub fn with_rule(text: &str, rule: TagRule) -> Result<Self, ReferenceError> {
+        let repository = match text.strip_prefix("oci-layout:") {
+            Some(rest) => {
+                let layout = Self::layout(text, rest)?;
+                if layout.selector != Selector::Only {
+                    return Err(ReferenceError::Version(text.to_owned()));
+                }
+                layout.repository
+            }
+            None => text.parse()?,
+        };
+        Ok(Self {
+            repository,
+            selector: Selector::Rule(Arc::new(rule)),
+            text: text.to_owned(),
+        })
+    }
+
+    /// A tag of the same repository; `None` if the text is no tag.
+    pub fn tagged(&self, tag: &str) -> Option<Self> {
+        is_tag(tag).then(|| Self {
+            repository: self.repository.clone(),
+            selector: Selector::Tag(tag.to_owned()),
+            text: format!("{}:{tag}", self.repository),
+        })
+    }
+
+    /// The reference as it was written, without a rule.
+    pub fn written(&self) -> &str {
+        &self.text
+    }
+
+    /// The rule that chooses the tag, if there is one.
+    pub fn rule(&self) -> Option<&TagRule> {
+        match &self.selector {
+            Selector::Rule(rule) => Some(rule),
+            Selector::Tag(_) | Selector::Digest(_) | Selector::Only => None,
+        }
+    }
+
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
@@ -88,11 +135,11 @@ impl Reference {
         &self.selector
     }
 
-    /// The tag, if the reference has no digest.
+    /// The tag, if the reference names one and no digest.
     pub fn tag(&self) -> Option<&str> {
         match &self.selector {
             Selector::Tag(tag) => Some(tag),
-            Selector::Digest(_) | Selector::Only => None,
+            Selector::Digest(_) | Selector::Only | Selector::Rule(_) => None,
         }
     }
 
@@ -100,7 +147,7 @@ impl Reference {
     pub fn pinned(&self) -> Option<PinnedReference> {
         match &self.selector {
             Selector::Digest(digest) => Some(self.repository.pin(digest.clone())),
-            Selector::Tag(_) | Selector::Only => None,
+            Selector::Tag(_) | Selector::Only | Selector::Rule(_) => None,
         }
     }
 
@@ -360,7 +407,7 @@ fn tag_error(tag: &str) -> Option<String> {
 }
 
 /// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}` (distribution-spec, "Pulling manifests").
-fn is_tag(text: &str) -> bool {
+pub(crate) fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= 128
         && text.bytes().next().is_some_and(word)
@@ -370,8 +417,13 @@ fn is_tag(text: &str) -> bool {
 }
 
 impl fmt::Display for Reference {
+    /// As written, with the rule in parentheses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.selector {
+            Selector::Rule(rule) => write!(f, " ({rule})"),
+            Selector::Tag(_) | Selector::Digest(_) | Selector::Only => Ok(()),
+        }
     }
 }
 
@@ -554,6 +606,36 @@ mod tests {
         ] {
             assert!(text.parse::<Repository>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_rule_chooses_from_the_tags_of_a_repository_that_has_no_tag_itself() {
+        let rule = || {
+            use crate::oci::TagOrder;
+            TagRule::new(TagOrder::Version("^1 || ^3".parse().unwrap()), None)
+        };
+        for text in ["r.io:5000/acme/authz", "oci-layout:/a/b"] {
+            let reference = Reference::with_rule(text, rule()).unwrap();
+            assert_eq!(reference.to_string(), format!("{text} (semver ^1 || ^3)"));
+            assert_eq!((reference.written(), reference.tag()), (text, None));
+            assert_eq!(reference.repository().to_string(), text);
+            assert!(reference.pinned().is_none());
+            let tagged = reference.tagged("1.2.0").unwrap();
+            assert_eq!(tagged, parse(&format!("{text}:1.2.0")));
+            assert_eq!(reference.tagged("../x"), None);
+        }
+        for text in [
+            "r.io/a:v1",
+            "oci-layout:x:v1",
+            &format!("r.io/a@sha256:{HEX}"),
+        ] {
+            let error = Reference::with_rule(text, rule()).unwrap_err();
+            assert!(
+                matches!(error, ReferenceError::Version(_)),
+                "{text}: {error}"
+            );
+        }
+        assert!(Reference::with_rule("acme/authz", rule()).is_err());
     }
 
     #[test]

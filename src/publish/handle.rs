@@ -1,6 +1,6 @@
 //! The handle through which the server and the configuration reach a watcher.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::{
     sync::watch,
@@ -20,6 +20,7 @@ pub struct Handle {
     pub(super) wanted: Arc<watch::Sender<Option<Instant>>>,
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
+    pub(super) suspended: Arc<watch::Sender<bool>>,
     pub(super) status: Arc<Mutex<Status>>,
     /// The bundle that is served while this one is withdrawn.
     pub(super) fallback: Option<Fallback>,
@@ -32,6 +33,8 @@ pub(crate) struct Requests {
     pub(crate) policy: watch::Receiver<Arc<TrustPolicy>>,
     /// When a client last asked for a check of the registry.
     pub(crate) check: watch::Receiver<Option<Instant>>,
+    /// Whether the registry is not to be checked.
+    pub(crate) suspended: watch::Receiver<bool>,
 }
 
 /// The last checks of the registry.
@@ -78,6 +81,19 @@ impl Handle {
         Arc::clone(&self.policy.borrow())
     }
 
+    /// Stops or resumes the checks of the registry (`suspend`). While they are stopped, the version
+    /// being served stays, and is still verified again when the policy changes. Returns whether
+    /// this is a change.
+    pub fn set_suspended(&self, suspended: bool) -> bool {
+        let changed = self
+            .suspended
+            .send_if_modified(|current| std::mem::replace(current, suspended) != suspended);
+        if changed {
+            self.lock_status().suspended = suspended;
+        }
+        changed
+    }
+
     /// Waits for a check of the registry that began no longer than `confirm_within` ago, was
     /// answered, and whose result is published. Waits for as long as the registry does not answer,
     /// so the caller sets a deadline.
@@ -114,9 +130,10 @@ impl Handle {
 
     /// The status for operators.
     pub fn status(&self) -> Status {
-        self.status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lock_status().clone()
+    }
+
+    fn lock_status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -34,6 +34,8 @@ pub struct StateMachine {
     stale_at: Option<Instant>,
     /// Whether this replica has ever served the bundle.
     was_served: bool,
+    /// While it is set, `max_stale` does not end.
+    is_suspended: bool,
 }
 
 /// Something that may change the state of a bundle.
@@ -77,6 +79,10 @@ pub enum Event {
     /// The policy accepts the version that was withdrawn because its verification had failed.
     /// The event is ignored for another version.
     TrustRestored(Arc<Snapshot>),
+    /// The registry is not checked from now on (`suspend`).
+    Suspended,
+    /// The registry is checked again. `max_stale` starts now.
+    Resumed,
 }
 
 /// When an event is applied, and the policy that decides then.
@@ -145,6 +151,7 @@ impl StateMachine {
             last_confirmed: None,
             stale_at: None,
             was_served: false,
+            is_suspended: false,
         }
     }
 
@@ -191,6 +198,17 @@ impl StateMachine {
             Event::Reverified(snapshot) => self.keep_serving(snapshot, now),
             Event::ReverificationFailed(failure) => Ok(self.withdraw_untrusted(failure)),
             Event::TrustRestored(snapshot) => self.restore_trust(snapshot, now),
+            Event::Suspended => {
+                self.is_suspended = true;
+                Ok(Effects::default())
+            }
+            Event::Resumed => {
+                self.is_suspended = false;
+                if self.stale_at.is_some() {
+                    self.stale_at = self.max_stale.and_then(|age| now.instant.checked_add(age));
+                }
+                Ok(Effects::default())
+            }
         }
     }
 
@@ -226,9 +244,10 @@ impl StateMachine {
         self.last_confirmed
     }
 
-    /// When `max_stale` ends, if nothing is confirmed until then.
+    /// When `max_stale` ends, if nothing is confirmed until then. `None` while the bundle is
+    /// suspended.
     pub fn stale_at(&self) -> Option<Instant> {
-        self.stale_at
+        self.stale_at.filter(|_| !self.is_suspended)
     }
 
     fn is_new(&self) -> bool {
@@ -369,7 +388,10 @@ impl StateMachine {
 
     /// The disk keeps the bytes: a check that finds them current again need not fetch them.
     fn expire(&mut self, now: &Now<'_>) -> Effects {
-        if self.stale_at.is_none_or(|stale_at| now.instant < stale_at) {
+        if self
+            .stale_at()
+            .is_none_or(|stale_at| now.instant < stale_at)
+        {
             return Effects::default();
         }
         (self.stale_at, self.distrusted) = (None, None);
@@ -502,7 +524,9 @@ impl Event {
             | Self::MaxStaleElapsed
             | Self::ReverificationDue
             | Self::Reverified(_)
-            | Self::TrustRestored(_) => None,
+            | Self::TrustRestored(_)
+            | Self::Suspended
+            | Self::Resumed => None,
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use snapshot::{is_expired, is_intact, tag_of};
 pub use state::{
     Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion,
 };
-pub use status::{FailureStatus, Status, VerdictStatus};
+pub use status::{ChosenTag, FailureStatus, Status, VerdictStatus};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 
 #[cfg(test)]

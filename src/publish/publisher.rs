@@ -14,7 +14,7 @@ use super::{
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
     metrics::PublisherMetrics,
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal},
-    status::{FailureStatus, Status, VerdictStatus},
+    status::{ChosenTag, FailureStatus, Status, VerdictStatus},
 };
 use crate::{
     oci::Reference,
@@ -91,6 +91,7 @@ impl Publisher {
         let (wanted, wanted_seen) = watch::channel(None);
         let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
         let (policy, policy_seen) = watch::channel(policy);
+        let (suspended, suspended_seen) = watch::channel(false);
         let handle = Handle {
             name: Arc::clone(&bundle),
             state: state_seen,
@@ -98,6 +99,7 @@ impl Publisher {
             wanted: Arc::new(wanted),
             confirm_within,
             policy: Arc::new(policy),
+            suspended: Arc::new(suspended),
             status: Arc::clone(&status),
             fallback: None,
         };
@@ -118,6 +120,7 @@ impl Publisher {
             Requests {
                 policy: policy_seen,
                 check: wanted_seen,
+                suspended: suspended_seen,
             },
         )
     }
@@ -315,6 +318,38 @@ impl Publisher {
                 checks.failed = Some(began);
             }
         });
+    }
+
+    /// Records that no check is awaited, because the bundle is suspended.
+    pub(crate) fn record_suspension(&self) {
+        self.checks
+            .send_if_modified(|checks| !std::mem::replace(&mut checks.concluded, true));
+    }
+
+    /// Records the tag that a check chose, and logs it if it is another one. `gone` is the tag
+    /// chosen before, if it is missing now.
+    pub(crate) fn set_chosen(&self, chosen: Option<&ChosenTag>, gone: Option<&str>) {
+        let bundle = &*self.bundle;
+        let mut status = self.lock();
+        let tag = |chosen: &ChosenTag| chosen.tag.clone();
+        let (before, after) = (status.chosen.as_ref().map(tag), chosen.map(tag));
+        if before != after {
+            match (chosen, gone) {
+                (Some(ChosenTag { tag, reason, .. }), None) => {
+                    tracing::info!(bundle, tag, reason, "another tag is chosen");
+                }
+                (Some(ChosenTag { tag, reason, .. }), Some(gone)) => tracing::warn!(
+                    bundle,
+                    tag,
+                    reason,
+                    gone,
+                    "a lower tag is chosen, because the one before is gone"
+                ),
+                // The failure is logged.
+                (None, _) => {}
+            }
+        }
+        status.chosen = chosen.cloned();
     }
 
     /// Whether the registry answered the check that began at `began`.

@@ -18,6 +18,11 @@ pub struct Status {
     pub state: StateKind,
     /// The configured reference.
     pub reference: Reference,
+    /// The tag that the last check chose, where the reference has a rule. The version being served
+    /// may still be that of another tag: then [`Self::last_failure`] says why.
+    pub chosen: Option<ChosenTag>,
+    /// Whether the registry is not checked (`suspend`).
+    pub suspended: bool,
     /// The digest of the manifest being served.
     pub manifest: Option<Digest>,
     /// The entity tag of the bundle being served.
@@ -47,6 +52,17 @@ pub struct Status {
     pub verdict: Option<VerdictStatus>,
     /// The verdict about the version that was refused last; cleared by the next success.
     pub rejected: Option<VerdictStatus>,
+}
+
+/// The choice of a rule among the tags of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChosenTag {
+    /// The tag.
+    pub tag: String,
+    /// The number of tags that the rule had to choose from.
+    pub candidates: usize,
+    /// The reason in a sentence.
+    pub reason: String,
 }
 
 /// The last failure of a bundle.
@@ -91,6 +107,8 @@ impl Status {
         Self {
             state: StateKind::Pending,
             reference,
+            chosen: None,
+            suspended: false,
             manifest: None,
             etag: None,
             revision: None,

@@ -26,6 +26,7 @@ use super::{
     payload::Payload,
     retry::{self, is_retryable},
     scope::TokenScope,
+    tag_list::Validators,
     transport::Transport,
 };
 use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
@@ -81,6 +82,8 @@ pub(super) struct Call<'a> {
     pub(super) accept: &'static str,
     /// The first byte of the requested range, if not the whole is requested.
     pub(super) from: Option<u64>,
+    /// The state that is known. With it, 304 is a success.
+    pub(super) validators: Option<&'a Validators>,
     pub(super) body: Option<RequestBody<'a>>,
 }
 
@@ -237,6 +240,7 @@ impl RegistryClient {
         let status = response.status().as_u16();
         match status {
             200..=299 | 404 => Ok(response),
+            304 if call.validators.is_some() => Ok(response),
             401 | 403 if status == 401 || !retry::is_rate_limited(response.headers()) => {
                 Err(self.refused(call.operation, response.url(), status))
             }
@@ -357,6 +361,21 @@ impl RegistryClient {
                 .header(header::ACCEPT, call.accept);
             if let Some(from) = call.from {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            if let Some(Validators {
+                etag,
+                last_modified,
+            }) = call.validators.cloned()
+            {
+                let known = [
+                    (header::IF_NONE_MATCH, etag),
+                    (header::IF_MODIFIED_SINCE, last_modified),
+                ];
+                for (name, value) in known {
+                    if let Some(value) = value {
+                        request = request.header(name, value);
+                    }
+                }
             }
             // Some servers refuse a request whose body has no announced length, even if it has
             // no body.
@@ -556,6 +575,7 @@ mod tests {
                 mirror_of: None,
                 accept: ACCEPT_MANIFESTS,
                 from: None,
+                validators: None,
                 body: None,
             })
             .await

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use reqwest::{Method, StatusCode};
+use bytes::Bytes;
+use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 
 use super::{
@@ -11,13 +12,13 @@ use super::{
     error::RegistryError,
     remote::Remote,
     scope::TokenScope,
-    transport::ReadFailure,
+    transport::{ReadFailure, Transport},
 };
 
 /// Names requested per page; a registry may send fewer.
-const PAGE_SIZE: usize = 1000;
+pub(super) const PAGE_SIZE: usize = 1000;
 /// The most pages that are followed: a registry's pages may never end.
-const MAX_PAGES: usize = 1000;
+pub(super) const MAX_PAGES: usize = 1000;
 const MAX_PAGE_BYTES: u64 = 16 << 20;
 
 #[derive(Deserialize)]
@@ -102,16 +103,7 @@ async fn pages(
                 return Ok(None);
             }
             let next = transport.next_page(operation, &response)?;
-            let body = transport
-                .read_limited(response, MAX_PAGE_BYTES)
-                .await
-                .map_err(|failure| match failure {
-                    ReadFailure::TooLarge => transport.protocol(
-                        operation,
-                        format!("a page is longer than {MAX_PAGE_BYTES} bytes"),
-                    ),
-                    ReadFailure::Broken(reason) => transport.unreachable(operation, reason),
-                })?;
+            let body = read_page(transport, operation, response).await?;
             let names = names(&body).ok_or_else(|| {
                 transport.protocol(operation, "the answer is not a list of names".to_owned())
             })?;
@@ -132,6 +124,22 @@ async fn pages(
     Ok(Some(found.into_iter().collect()))
 }
 
+/// The body of a page.
+pub(super) async fn read_page(
+    transport: &Transport,
+    operation: &'static str,
+    response: Response,
+) -> Result<Bytes, RegistryError> {
+    let read = transport.read_limited(response, MAX_PAGE_BYTES).await;
+    read.map_err(|failure| match failure {
+        ReadFailure::TooLarge => {
+            let reason = format!("a page is longer than {MAX_PAGE_BYTES} bytes");
+            transport.protocol(operation, reason)
+        }
+        ReadFailure::Broken(reason) => transport.unreachable(operation, reason),
+    })
+}
+
 fn call<'a>(operation: &'static str, scope: TokenScope<'a>, target: Target<'a>) -> Call<'a> {
     Call {
         operation,
@@ -141,6 +149,7 @@ fn call<'a>(operation: &'static str, scope: TokenScope<'a>, target: Target<'a>) 
         mirror_of: None,
         accept: "application/json",
         from: None,
+        validators: None,
         body: None,
     }
 }

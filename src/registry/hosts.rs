@@ -67,6 +67,11 @@ impl Hosts {
         }
     }
 
+    /// The registry itself.
+    pub(super) fn origin(&self) -> &Remote {
+        &self.origin
+    }
+
     pub(super) fn has_mirrors(&self) -> bool {
         !self.mirrors.is_empty()
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use super::{
     options::{InvalidOptions, Options, ReadLimits},
     remote::Remote,
     source::Source,
+    tag_list::SharedTagList,
 };
 use crate::oci::Repository;
 
@@ -38,6 +39,8 @@ pub struct Registries {
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
+    /// The lists of tags, for as long as a source of their repository exists.
+    tags: Mutex<HashMap<Repository, Weak<SharedTagList>>>,
 }
 
 impl Registries {
@@ -57,6 +60,7 @@ impl Registries {
             readers: Mutex::default(),
             writers: Mutex::default(),
             layouts: Mutex::default(),
+            tags: Mutex::default(),
         }
     }
 
@@ -91,9 +95,18 @@ impl Registries {
                     .map(ToString::to_string);
                 let identity =
                     format!("{repository} as {}", user.as_deref().unwrap_or("anonymous"));
-                Source::remote(repository.clone(), identity, self.hosts(host, path)?)
+                Source::remote(
+                    repository.clone(),
+                    identity,
+                    self.hosts(host, path)?,
+                    self.tag_list(repository),
+                )
             }
-            Repository::Layout { path } => Source::layout(repository.clone(), self.layout(path)),
+            Repository::Layout { path } => Source::layout(
+                repository.clone(),
+                self.layout(path),
+                self.tag_list(repository),
+            ),
         })
     }
 
@@ -188,6 +201,20 @@ impl Registries {
             ))
         });
         Arc::clone(limiter)
+    }
+
+    fn tag_list(&self, repository: &Repository) -> Arc<SharedTagList> {
+        let mut lists = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lists.get(repository).and_then(Weak::upgrade) {
+            return list;
+        }
+        // Seldom, so that thousands of repositories cost little.
+        if lists.len().is_power_of_two() {
+            lists.retain(|_, list| list.strong_count() > 0);
+        }
+        let list = Arc::default();
+        lists.insert(repository.clone(), Arc::downgrade(&list));
+        list
     }
 
     fn layout(&self, path: &Path) -> LayoutReader {

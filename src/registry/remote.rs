@@ -331,6 +331,7 @@ impl Remote {
             mirror_of: self.mirror_of(),
             accept: ACCEPT_MANIFESTS,
             from: None,
+            validators: None,
             body: None,
         }
     }

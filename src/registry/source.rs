@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     blob_stream::BlobStream,
@@ -11,6 +11,7 @@ use super::{
     layout::LayoutReader,
     listing::{Listing, Member},
     referrers::{Referrers, referrers_tag},
+    tag_list::{SharedTagList, TagList},
 };
 use crate::oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, Repository, Selector};
 
@@ -20,6 +21,7 @@ pub struct Source {
     repository: Repository,
     identity: String,
     backend: Backend,
+    tags: Arc<SharedTagList>,
 }
 
 /// A resolved reference.
@@ -54,19 +56,32 @@ enum Backend {
 }
 
 impl Source {
-    pub(super) fn remote(repository: Repository, identity: String, hosts: Hosts) -> Self {
+    /// `tags` is the same for all sources of this repository.
+    pub(super) fn remote(
+        repository: Repository,
+        identity: String,
+        hosts: Hosts,
+        tags: Arc<SharedTagList>,
+    ) -> Self {
         Self {
             repository,
             identity,
             backend: Backend::Remote(hosts),
+            tags,
         }
     }
 
-    pub(super) fn layout(repository: Repository, layout: LayoutReader) -> Self {
+    /// `tags` is the same for all sources of this folder.
+    pub(super) fn layout(
+        repository: Repository,
+        layout: LayoutReader,
+        tags: Arc<SharedTagList>,
+    ) -> Self {
         Self {
             identity: repository.to_string(),
             repository,
             backend: Backend::Layout(layout),
+            tags,
         }
     }
 
@@ -178,6 +193,21 @@ impl Source {
             None => Err(RegistryError::NoSuchReference {
                 reference: reference.clone(),
             }),
+        }
+    }
+
+    /// The tags of the repository, from a list that was requested at `not_before` or later. The
+    /// sources of one repository share their lists. A registry that offers validators for a list
+    /// sends only what has changed.
+    ///
+    /// # Errors
+    /// When the registry does not answer, refuses, has no such repository, or sends a list that is
+    /// incomplete or too long. The error is shared by the callers that waited for the list.
+    pub async fn tags(&self, not_before: Instant) -> Result<TagList, Arc<RegistryError>> {
+        match &self.backend {
+            // A mirror may list only what it has fetched, and a lower version would be chosen.
+            Backend::Remote(hosts) => self.tags.remote(hosts.origin(), not_before).await,
+            Backend::Layout(layout) => self.tags.layout(layout, not_before).await,
         }
     }
 

@@ -185,9 +185,15 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Bund
             message: withdrawal.reason.to_string(),
         },
         State::Pending => {
-            let failure = handle.status().last_failure.map(|failure| failure.message);
-            let message = failure
-                .unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned());
+            let status = handle.status();
+            let message = if status.suspended {
+                "it is suspended, and no version is stored; remove `suspend` to fetch it".to_owned()
+            } else {
+                let failure = status.last_failure.map(|failure| failure.message);
+                failure.unwrap_or_else(|| {
+                    "the first attempt to fetch it has not finished yet".to_owned()
+                })
+            };
             BundleReply::Absent {
                 reason: "pending",
                 message,

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    oci::TagRule,
     publish::{FailureStatus, FallbackStatus, Status, VerdictStatus},
     telemetry::{NAME_BYTES, cut},
 };
@@ -20,7 +21,9 @@ pub(super) fn bundle(status: &Status) -> Map<String, Value> {
     });
     let status = json!({
         "state": status.state.label(),
-        "reference": status.reference.to_string(),
+        "reference": status.reference.written(),
+        "chosen": status.reference.rule().and_then(|rule| chosen(rule, status)),
+        "suspended": status.suspended,
         "manifest": status.manifest,
         "etag": status.etag,
         "revision": status.revision,
@@ -49,6 +52,16 @@ pub(super) fn fallback(fallback: &FallbackStatus) -> Value {
         "etag": fallback.etag,
         "since": fallback.since.map(milliseconds),
     })
+}
+
+fn chosen(rule: &TagRule, status: &Status) -> Option<Value> {
+    let chosen = status.chosen.as_ref()?;
+    Some(json!({
+        "tag": chosen.tag,
+        "rule": cut(&rule.to_string(), NAME_BYTES),
+        "candidates": chosen.candidates,
+        "reason": chosen.reason,
+    }))
 }
 
 fn failure(failure: &FailureStatus) -> Value {

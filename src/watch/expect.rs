@@ -10,13 +10,10 @@ use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
-use super::{
-    history::{History, Position},
-    version::{TagVersion, Version},
-};
+use super::history::{History, Position};
 use crate::{
     bundle::BundleManifest,
-    oci::{Digest, Manifest},
+    oci::{Digest, Manifest, TagVersion, Version},
     publish::Snapshot,
     telemetry,
     verify::Verified,
@@ -271,7 +268,8 @@ impl Expect {
         })
     }
 
-    fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
+    /// Whether the tag, if it states a version, states that of the manifest.
+    pub(super) fn check_tag(&self, facts: &Facts<'_>) -> Result<(), Unmet> {
         let (Some(Order::Version { .. }), Some(tag)) = (&self.order, facts.tag) else {
             return Ok(());
         };
@@ -304,7 +302,7 @@ impl Unmet {
         match self {
             Self::Annotation { .. } => "expect_annotations",
             Self::Roots { .. } => "expect_roots",
-            Self::Version(_) => "expect_version",
+            Self::Version(_) => UNEXPECTED_VERSION,
             Self::Created(_) => "expect_created",
             Self::SignedTime => "expect_signed_time",
             Self::Older(_) => "older",
@@ -351,6 +349,8 @@ fn cut(text: &str) -> String {
     telemetry::cut(text, 128).into_owned()
 }
 
+/// The metric label of a version that is missing, or is not that of the tag.
+pub(super) const UNEXPECTED_VERSION: &str = "expect_version";
 const VERSION: &str = "org.opencontainers.image.version";
 const CREATED: &str = "org.opencontainers.image.created";
 

@@ -40,6 +40,12 @@ impl Pipeline {
         met.map_err(|unmet| unexpected(Step::Verify, manifest.pinned().digest(), &unmet))
     }
 
+    /// Checks that the tag of the reference, if it states a version, states that of the snapshot.
+    pub(super) fn expect_tag(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let met = self.expect.check_tag(&self.facts(snapshot));
+        met.map_err(|unmet| unexpected(Step::Verify, snapshot.manifest_digest(), &unmet))
+    }
+
     /// Checks all expectations.
     pub(super) fn expect_snapshot(
         &self,

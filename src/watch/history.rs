@@ -7,9 +7,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{expect::OnOlder, version::Version};
+use super::expect::OnOlder;
 use crate::{
-    oci::Digest,
+    oci::{Digest, Version},
     publish::{State, Withdrawal, WithdrawnVersion},
 };
 

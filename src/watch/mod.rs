@@ -10,7 +10,7 @@ mod pool;
 mod refresh;
 mod reverify;
 mod schedule;
-mod version;
+mod tag_choice;
 mod watcher;
 
 pub use expect::{Expect, OnOlder, Order};
@@ -18,5 +18,5 @@ pub use metrics::{WatchMetrics, WatcherMetrics};
 pub use opa_check::OpaCheck;
 pub use pool::VerificationPool;
 pub use refresh::{Pipeline, RefreshResult, Restored};
-pub use version::{NotAVersion, Version};
+pub use tag_choice::Choice;
 pub use watcher::{WatchOptions, Watcher};

@@ -12,6 +12,7 @@ use super::{
     history::History,
     metrics::WatcherMetrics,
     pool::{NotOpened, Rejection, VerificationJob, VerificationPool},
+    tag_choice::Choice,
 };
 use crate::{
     bundle::{self, Bundle, LayerPlan},
@@ -69,6 +70,8 @@ pub struct RefreshResult {
     pub outcome: Outcome,
     /// The verdict about a version that was rejected.
     pub rejected: Option<Box<VerdictStatus>>,
+    /// The choice of the tag, where a rule has chosen it.
+    pub choice: Option<Choice>,
 }
 
 /// A version restored from disk.
@@ -80,8 +83,18 @@ pub struct Restored {
     pub checked: Option<Timestamp>,
 }
 
+impl RefreshResult {
+    pub(super) fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            rejected: None,
+            choice: None,
+        }
+    }
+}
+
 impl Pipeline {
-    /// Checks the registry once, under one policy. The versions `serving` and `known_defect` are
+    /// Checks the reference once, under one policy. The versions `serving` and `known_defect` are
     /// not fetched again.
     pub(super) async fn refresh(
         &self,
@@ -91,17 +104,11 @@ impl Pipeline {
         past: &History,
     ) -> RefreshResult {
         match self.attempt(policy, serving, known_defect, past).await {
-            Ok(Some(snapshot)) => RefreshResult {
-                outcome: Outcome::Accepted(snapshot),
-                rejected: None,
-            },
-            Ok(None) => RefreshResult {
-                outcome: Outcome::Unchanged,
-                rejected: None,
-            },
+            Ok(Some(snapshot)) => RefreshResult::of(Outcome::Accepted(snapshot)),
+            Ok(None) => RefreshResult::of(Outcome::Unchanged),
             Err(Rejection { failure, verdict }) => RefreshResult {
-                outcome: Outcome::Failed(failure),
                 rejected: verdict,
+                ..RefreshResult::of(Outcome::Failed(failure))
             },
         }
     }
@@ -124,7 +131,9 @@ impl Pipeline {
         let Resolved { pinned, manifest } =
             resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
-        if serving.is_some_and(|snapshot| snapshot.manifest_digest() == digest) {
+        if let Some(snapshot) = serving.filter(|serving| serving.manifest_digest() == digest) {
+            // A rule may have chosen another tag of it, which may state another version.
+            self.expect_tag(snapshot)?;
             return Ok(None);
         }
         if let Some(known) = known_defect.filter(|failure| failure.digest.as_ref() == Some(digest))
@@ -514,7 +523,7 @@ impl Pipeline {
         Digest::sha256(limits.as_bytes()).hex()[..16].to_owned()
     }
 
-    fn registry_failure(
+    pub(super) fn registry_failure(
         &self,
         step: Step,
         digest: Option<&Digest>,

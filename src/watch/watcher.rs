@@ -16,6 +16,7 @@ use super::{
     refresh::{Pipeline, RefreshResult, Restored},
     reverify,
     schedule::Schedule,
+    tag_choice::{Choice, TagLookup},
 };
 use crate::{
     publish::{
@@ -50,6 +51,10 @@ pub struct Watcher {
     pub(super) publisher: Publisher,
     /// The policy that decides.
     pub(super) policy: watch::Receiver<Arc<TrustPolicy>>,
+    /// Whether the registry is not to be checked.
+    suspended: watch::Receiver<bool>,
+    /// The last choice of a tag, where the reference has a rule.
+    choice: Option<Choice>,
     /// When a client last asked for a check.
     wanted: watch::Receiver<Option<Instant>>,
     pub(super) persist_queue: Arc<PersistQueue>,
@@ -80,6 +85,8 @@ impl Watcher {
             options,
             publisher,
             policy: requests.policy,
+            suspended: requests.suspended,
+            choice: None,
             wanted: requests.check,
             persist_queue: Arc::default(),
             history: Arc::default(),
@@ -98,10 +105,26 @@ impl Watcher {
 
     async fn watch(&mut self) {
         let policy = Arc::clone(&self.policy.borrow_and_update());
+        if *self.suspended.borrow() {
+            self.suspend();
+        }
         self.restore(&policy).await;
         loop {
+            self.while_suspended().await;
             let began = Instant::now();
-            let RefreshResult { outcome, rejected } = self.check().await;
+            let Some(result) = self.check().await else {
+                continue;
+            };
+            let RefreshResult {
+                outcome,
+                rejected,
+                choice,
+            } = result;
+            // A check is as old as the list of tags that it is based on.
+            let began = choice
+                .as_ref()
+                .map_or(began, |choice| choice.as_of.min(began));
+            self.record_choice(choice);
             let at = telemetry::now();
             if let Outcome::Accepted(snapshot) = &outcome {
                 self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at))
@@ -191,9 +214,13 @@ impl Watcher {
         let _ = self.apply(&event, rejected);
     }
 
-    async fn check(&mut self) -> RefreshResult {
+    /// Checks the registry until that has a result; `None` if the bundle is suspended meanwhile.
+    async fn check(&mut self) -> Option<RefreshResult> {
         loop {
             let Some(result) = self.refresh().await else {
+                if *self.suspended.borrow() {
+                    return None;
+                }
                 Box::pin(self.reverify()).await;
                 continue;
             };
@@ -201,13 +228,14 @@ impl Watcher {
             if !matches!(result.outcome, Outcome::Unchanged)
                 || self.publisher.machine().current().is_some()
             {
-                return result;
+                return Some(result);
             }
         }
     }
 
-    /// Checks the registry once. `None` when the policy changed meanwhile, or the verification of
-    /// the version being served expired: then that version is verified again first.
+    /// Checks the registry once. `None` when the bundle is suspended meanwhile, the policy changed,
+    /// or the verification of the version being served expired: then that version is verified again
+    /// first.
     async fn refresh(&mut self) -> Option<RefreshResult> {
         let pipeline = Arc::clone(&self.pipeline);
         let policy = Arc::clone(&self.policy.borrow());
@@ -216,8 +244,18 @@ impl Watcher {
         let (due, past) = (self.verification_due(), Arc::clone(&self.history));
         // The refresh is boxed, as other steps are, because a watcher waits most of the time and
         // its future then needs no room for the state of a refresh.
-        let mut refresh =
-            Box::pin(pipeline.refresh(&policy, current.as_deref(), known_defect.as_ref(), &past));
+        let last = self.choice.clone();
+        let lookup = TagLookup {
+            not_before: self.oldest_list(),
+            last: last.as_ref(),
+        };
+        let mut refresh = Box::pin(pipeline.check(
+            &policy,
+            current.as_deref(),
+            known_defect.as_ref(),
+            &past,
+            lookup,
+        ));
         let first_wait = Instant::now() + self.options.first_wait;
         loop {
             let machine = self.publisher.machine();
@@ -225,6 +263,7 @@ impl Watcher {
             let event = tokio::select! {
                 biased;
                 () = reverify::due_or_policy_changed(&mut self.policy, due) => return None,
+                () = switched(&mut self.suspended) => return None,
                 result = &mut refresh => return Some(result),
                 () = sleep_until(first_wait), if waiting => Event::FirstWaitElapsed,
                 () = reached(stale_at) => Event::MaxStaleElapsed,
@@ -232,6 +271,65 @@ impl Watcher {
             // An outdated version stays unpublished until it has been verified again.
             let _ = self.apply(&event, None);
         }
+    }
+
+    /// The time since when a list of tags may have been requested that the next check uses. Bundles
+    /// that choose from one repository share their lists within this time, which is no more than
+    /// the jitter of polls.
+    fn oldest_list(&self) -> Instant {
+        let shared = (self.options.poll / 20).min(self.options.confirm_within);
+        let polled = Instant::now().checked_sub(shared);
+        let polled = polled.unwrap_or_else(Instant::now);
+        self.wanted
+            .borrow()
+            .map_or(polled, |asked| asked.max(polled))
+    }
+
+    fn record_choice(&mut self, choice: Option<Choice>) {
+        if let Some(choice) = choice {
+            self.publisher
+                .set_chosen(choice.chosen.as_ref(), choice.gone.as_deref());
+            self.choice = Some(choice);
+        }
+    }
+
+    fn suspend(&mut self) {
+        // The event publishes no version, so none can be outdated.
+        let _ = self.apply(&Event::Suspended, None);
+    }
+
+    /// Waits until the bundle is not suspended. Meanwhile it serves what there is: a version from
+    /// the disk waits for no check, and changes of the policy apply.
+    async fn while_suspended(&mut self) {
+        if !*self.suspended.borrow_and_update() {
+            return;
+        }
+        self.suspend();
+        tracing::info!(
+            bundle = &*self.pipeline.name,
+            "suspended: the registry is not checked"
+        );
+        loop {
+            // An outdated version stays unpublished until it has been verified again.
+            let _ = self.apply(&Event::FirstWaitElapsed, None);
+            self.publisher.record_suspension();
+            let due = self.verification_due();
+            tokio::select! {
+                biased;
+                () = reverify::due_or_policy_changed(&mut self.policy, due) => {
+                    Box::pin(self.reverify()).await;
+                }
+                () = switched(&mut self.suspended) => if !*self.suspended.borrow() {
+                    break;
+                },
+            }
+        }
+        tracing::info!(
+            bundle = &*self.pipeline.name,
+            "resumed: the registry is checked again"
+        );
+        // As above.
+        let _ = self.apply(&Event::Resumed, None);
     }
 
     /// The wait that the registry asked for, as far as `max_stale` leaves time for it.
@@ -268,6 +366,7 @@ impl Watcher {
                         return;
                     }
                 }
+                () = switched(&mut self.suspended) => return,
                 () = sleep_until(due) => return,
                 changed = self.wanted.changed(), if healthy => {
                     let asked = *self.wanted.borrow_and_update();
@@ -315,6 +414,14 @@ impl Watcher {
             },
             None => Update::Forget { history },
         });
+    }
+}
+
+/// Waits until a bundle is suspended or resumed. Cancel-safe.
+async fn switched(suspended: &mut watch::Receiver<bool>) {
+    if suspended.changed().await.is_err() {
+        // Every handle is gone, so nothing can change.
+        std::future::pending().await
     }
 }
 

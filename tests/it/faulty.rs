@@ -13,7 +13,7 @@ use std::{
 
 use bundlegate::{
     metrics::Metrics,
-    oci::{Descriptor, Digest, Reference, media_type},
+    oci::{Descriptor, Digest, Reference, TagRule, media_type},
     registry::{
         Destination, Options, ReadLimits, Registries, RegistryMetrics, Scheme, Source, Timeouts,
     },
@@ -371,6 +371,17 @@ impl FaultyRegistry {
         format!("{}/acme/authz:{tag}", self.address)
             .parse()
             .unwrap()
+    }
+
+    /// The repository, whose tag a rule chooses.
+    pub(crate) fn choosing(&self, rule: TagRule) -> Reference {
+        Reference::with_rule(&format!("{}/acme/authz", self.address), rule).unwrap()
+    }
+
+    /// What the repository lists as its tags, whatever it has.
+    pub(crate) fn list_tags(&self, tags: &[&str]) {
+        let list = json!({ "name": "acme/authz", "tags": tags });
+        self.put("tags/list?n=1000", "application/json", list.to_string());
     }
 
     pub(crate) fn source(&self) -> Source {

@@ -8,6 +8,7 @@ use bundlegate::{
     config::{BundleConfig, Cache, Config, Limits},
     gateway::Gateway,
     metrics::Metrics,
+    oci::TagRule,
     opa_check,
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
@@ -37,6 +38,9 @@ pub(crate) const FALLBACK: &str = "deny";
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
     pub(crate) tag: &'static str,
+    /// The rule that chooses the tag, instead of `tag`.
+    pub(crate) rule: Option<TagRule>,
+    pub(crate) suspend: bool,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
@@ -65,6 +69,8 @@ impl Default for Setup {
         Self {
             name: "authz/main",
             tag: "live",
+            rule: None,
+            suspend: false,
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
             rules: WatchOptions {
@@ -149,7 +155,11 @@ impl Setup {
         config.long_poll.first_wait = self.rules.first_wait;
         let bundle = BundleConfig {
             name: self.name.to_owned(),
-            reference: registry.reference(self.tag),
+            reference: match self.rule.clone() {
+                Some(rule) => registry.choosing(rule),
+                None => registry.reference(self.tag),
+            },
+            suspend: self.suspend,
             trust: self.policy.clone(),
             poll: self.rules.poll,
             confirm_within: self.rules.confirm_within,
@@ -165,6 +175,7 @@ impl Setup {
             config.bundles.push(BundleConfig {
                 name: FALLBACK.to_owned(),
                 reference: registry.reference(tag),
+                suspend: false,
                 trust: TrustPolicy::unsigned("any".into()),
                 expect: Expect::default(),
                 on_withdraw: None,
@@ -340,6 +351,11 @@ impl TestGateway<InProcess> {
             self.runner.handle.set_policy(Arc::new(policy)),
             "it is the same policy"
         );
+    }
+
+    /// Suspends or resumes the bundle, as a change of the configuration does.
+    pub(crate) fn suspend(&self, suspended: bool) {
+        assert!(self.runner.handle.set_suspended(suspended), "no change");
     }
 
     /// The state that the server serves, and its changes.

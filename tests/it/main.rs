@@ -56,5 +56,6 @@ mod soak;
 mod transfers;
 mod tuf;
 mod uploads;
+mod versions;
 mod waiters;
 mod writes;

@@ -48,4 +48,5 @@ mod sigstore;
 mod support;
 mod token_auth;
 mod verdicts;
+mod versions;
 mod yaml;

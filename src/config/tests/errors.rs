@@ -79,12 +79,6 @@ fn keys_of_later_versions_are_known_as_such() {
             format!("line 2: {key}: not supported yet; remove it")
         );
     };
-    for name in ["semver", "filter_tags"] {
-        later(
-            &format!("bundles.a/b.{name}"),
-            &format!("bundles: {{ a/b: {{ reference: r.io/a, {name}: x }} }}"),
-        );
-    }
     for name in ["basic_file", "mtls", "jwt"] {
         later(
             &format!("clients[0].{name}"),

@@ -12,10 +12,14 @@ use crate::{
     store,
 };
 
-/// Bundles by name, each with its reference and perhaps a fallback. Nothing is ever fetched.
+/// Bundles by name, each with its reference and perhaps a fallback. A reference without a tag has a
+/// range. Nothing is ever fetched.
 fn config(bundles: &[(&str, &str, Option<&str>)]) -> Config {
     let bundles = bundles.iter().map(|(name, reference, fallback)| {
         let mut bundle = json!({ "reference": reference, "trust": "dev" });
+        if !reference.contains(':') {
+            bundle["semver"] = json!("^1");
+        }
         if let Some(fallback) = fallback {
             bundle["on_withdraw"] = json!({ "fallback": fallback });
         }
@@ -81,6 +85,7 @@ async fn a_bundle_is_found_on_each_of_its_paths_and_by_its_reference() {
     let configured = [
         ("authz", "r.example/authz:v1", None),
         ("bundles/odd", "r.example/authz:v2", None),
+        ("ranged", "r.example/authz", None),
         ("third", "r.example/other:v1", None),
     ];
     let scene = Scene::new(&configured).await;
@@ -105,9 +110,10 @@ async fn a_bundle_is_found_on_each_of_its_paths_and_by_its_reference() {
             .map(|entry| entry.name().to_owned())
             .collect::<Vec<_>>()
     };
-    assert_eq!(concerned(None), ["authz", "bundles/odd"]);
-    assert_eq!(concerned(Some("v2")), ["bundles/odd"]);
-    assert_eq!(concerned(Some("v3")), [""; 0]);
+    assert_eq!(concerned(None), ["authz", "bundles/odd", "ranged"]);
+    assert_eq!(concerned(Some("v2")), ["bundles/odd", "ranged"]);
+    // Any tag may be the one that a range chooses next.
+    assert_eq!(concerned(Some("v3")), ["ranged"]);
 }
 
 #[tokio::test]

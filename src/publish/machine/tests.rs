@@ -426,6 +426,33 @@ fn a_restored_version_has_the_rest_of_max_stale() {
 }
 
 #[test]
+fn max_stale_does_not_end_while_suspended_and_starts_again_after_it() {
+    let long_ago = Event::Restored {
+        snapshot: version(1),
+        confirmed: Some(START - MINUTE * 10),
+    };
+    for before in [&[][..], &[checked(Outcome::Accepted(version(1)))]] {
+        let mut machine = machine(Keep, before);
+        let mut apply = |event: &Event, passed: Duration| {
+            machine.apply(event, &after(passed, &ACCEPTING)).unwrap();
+            (machine.current().is_some(), machine.stale_at())
+        };
+        apply(&Event::Suspended, Duration::ZERO);
+        // Ignored where a version is served already.
+        apply(&long_ago, Duration::ZERO);
+        apply(&Event::FirstWaitElapsed, Duration::ZERO);
+        assert_eq!(apply(&Event::MaxStaleElapsed, MINUTE * 5), (true, None));
+        assert_eq!(
+            apply(&Event::Resumed, MINUTE * 5),
+            (true, Some(*BEGAN + MINUTE * 6))
+        );
+        let stays = (true, Some(*BEGAN + MINUTE * 6));
+        assert_eq!(apply(&Event::MaxStaleElapsed, MINUTE * 5), stays);
+        assert_eq!(apply(&Event::MaxStaleElapsed, MINUTE * 6), (false, None));
+    }
+}
+
+#[test]
 fn a_defect_is_known_until_a_version_is_accepted_or_the_policy_changes() {
     for event in [
         checked(Outcome::Accepted(version(1))),
@@ -482,6 +509,8 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (failure(), time()).prop_map(|(failure, at)| Event::Checked { outcome: Outcome::Failed(failure), at }),
         3 => Just(Event::MaxStaleElapsed),
         1 => Just(Event::ReverificationDue),
+        1 => Just(Event::Suspended),
+        1 => Just(Event::Resumed),
         3 => version().prop_map(Event::Reverified),
         2 => failure().prop_map(Event::ReverificationFailed),
         2 => version().prop_map(Event::TrustRestored),

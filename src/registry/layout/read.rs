@@ -73,6 +73,8 @@ impl LayoutReader {
                     .cloned()
             }
             Selector::Only => self.names().await?.only().cloned(),
+            // The caller chooses the tag, from `tags`.
+            Selector::Rule(_) => None,
         })
     }
 

@@ -40,6 +40,11 @@ const RESPONSES: &[&str] = &[
     r#"{"auths":{"r.example":{"auth":"dTpw"},"https://index.docker.io/v1/":{"identitytoken":"t"}},"credHelpers":{"r.example":"x"},"credsStore":"desktop"}"#,
     r#"{"ServerURL":"r.example","Username":"<token>","Secret":"s"}"#,
 ];
+const VERSIONS: &[&str] = &[
+    "^1 || ^3\n1.2.0\nv3.0.0\n3.0.0_build.7\n2.0.0\nlatest",
+    "1.2 - 2.0, !=1.3.x\n1.2.9\n1.3.0\n2.0.7",
+    ">=1.0.0-0 <2\n1.1.0-rc.1\n1.1.0-rc.99999999999999999999\n1.1.0",
+];
 const REFERENCES: &[&str] = &[
     "ghcr.io/acme/authz:v1",
     "localhost/a:latest",
@@ -76,7 +81,7 @@ const LAYOUTS: &[&str] = &[
     r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz:v1","io.bundlegate.received":"2026-01-01T00:00:00Z"}},{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"DIGEST","size":300,"annotations":{"org.opencontainers.image.ref.name":"r.example/acme/authz@DIGEST"}}]}"#,
     r#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"DIGEST","size":3,"annotations":{"dev.bundlegate.bundle":"a","dev.bundlegate.reference":"r.example/a:v1","dev.bundlegate.identity":"i","dev.bundlegate.layer":"DIGEST","dev.bundlegate.layer.size":"7","dev.bundlegate.evidence":"DIGEST","dev.bundlegate.checked":"2026-01-01T00:00:00Z"}}]}"#,
 ];
-const CONFIGURATION: &str = "version: 1\nclients: [{name: a, bearer_token_file: token, bundles: [\"**\"]}, {name: b, anonymous: true, bundles: [x]}]\ntrust:\n  authorities:\n    release: {keys: [release.pub], tlog: none}\n  policies:\n    release: {require: {any_of: [release]}, match: \"r.example/**\"}\n    dev: unsigned\nbundles:\n  authz: {reference: \"r.example/acme/authz:v1\"}\n  other: {reference: \"oci-layout:x\", trust: dev, poll: 30s}\nlimits: {bundle: 1MiB}\n";
+const CONFIGURATION: &str = "version: 1\nclients: [{name: a, bearer_token_file: token, bundles: [\"**\"]}, {name: b, anonymous: true, bundles: [x]}]\ntrust:\n  authorities:\n    release: {keys: [release.pub], tlog: none}\n  policies:\n    release: {require: {any_of: [release]}, match: \"r.example/**\"}\n    dev: unsigned\nbundles:\n  authz: {reference: \"r.example/acme/authz:v1\"}\n  other: {reference: \"oci-layout:x\", trust: dev, poll: 30s}\n  ranged: {reference: r.example/acme/authz, semver: \"^1\", suspend: true, filter_tags: {pattern: \"^v(.*)$\", extract: \"$1\"}}\nlimits: {bundle: 1MiB}\n";
 
 fn main() -> io::Result<()> {
     let Some(folder) = std::env::args_os().nth(1) else {
@@ -88,6 +93,7 @@ fn main() -> io::Result<()> {
         ("headers", HEADERS),
         ("answers", RESPONSES),
         ("reference", REFERENCES),
+        ("versions", VERSIONS),
         ("bundle_manifest", BUNDLE_MANIFESTS),
         ("rego", REGO),
         ("layer_plan", LAYER_PLANS),

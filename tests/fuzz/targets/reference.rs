@@ -26,7 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
     let selector = match reference.selector() {
         Selector::Tag(tag) => format!(":{tag}"),
         Selector::Digest(digest) => format!("@{digest}"),
-        Selector::Only => String::new(),
+        Selector::Only | Selector::Rule(_) => String::new(),
     };
     let canonical = format!("{}{selector}", reference.repository());
     let again: Reference = canonical

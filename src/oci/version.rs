@@ -8,6 +8,9 @@ use crate::telemetry::cut;
 const MAX_VERSION_BYTES: usize = 128;
 
 /// A semantic version. Versions are compared by precedence, which ignores build metadata.
+///
+/// The order is that of Masterminds/semver, so that a range chooses the tag that Flux and Helm
+/// choose: a numeric identifier of a prerelease that exceeds 64 bits is compared as text.
 #[derive(Debug, Clone)]
 pub struct Version(semver::Version);
 
@@ -18,7 +21,7 @@ pub struct NotAVersion(String);
 
 /// The version that a tag states, in whole or in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum TagVersion {
+pub(crate) enum TagVersion {
     /// The tag names one version: `1.4.0`, `v1.4.0`, `1.4.0-rc.1`.
     Exactly(Version),
     /// The tag names the releases of a major or minor version: `1`, `v1.4`.
@@ -27,7 +30,7 @@ pub(super) enum TagVersion {
 
 impl TagVersion {
     /// `None` for tags that are no versions, such as `live`.
-    pub(super) fn of(tag: &str) -> Option<Self> {
+    pub(crate) fn of(tag: &str) -> Option<Self> {
         if let Ok(version) = tag.parse() {
             return Some(Self::Exactly(version));
         }
@@ -44,13 +47,47 @@ impl TagVersion {
         }
     }
 
-    pub(super) fn holds_for(&self, version: &Version) -> bool {
+    pub(crate) fn holds_for(&self, version: &Version) -> bool {
         match self {
             Self::Exactly(stated) => stated == version,
             Self::Within { major, minor } => {
                 version.0.major == *major && minor.is_none_or(|minor| version.0.minor == minor)
             }
         }
+    }
+}
+
+impl Version {
+    /// A version without build metadata; `None` if `prerelease` is malformed. An empty prerelease
+    /// is none.
+    pub(super) fn new(major: u64, minor: u64, patch: u64, prerelease: &str) -> Option<Self> {
+        Some(Self(semver::Version {
+            pre: semver::Prerelease::new(prerelease).ok()?,
+            ..semver::Version::new(major, minor, patch)
+        }))
+    }
+
+    pub(super) fn major(&self) -> u64 {
+        self.0.major
+    }
+
+    pub(super) fn minor(&self) -> u64 {
+        self.0.minor
+    }
+
+    pub(super) fn patch(&self) -> u64 {
+        self.0.patch
+    }
+
+    /// The prerelease without its hyphen; empty for a release.
+    pub(super) fn prerelease(&self) -> &str {
+        self.0.pre.as_str()
+    }
+
+    /// Compares by precedence, and then by build metadata.
+    pub(super) fn cmp_with_build(&self, other: &Self) -> Ordering {
+        self.cmp(other)
+            .then_with(|| self.0.build.cmp(&other.0.build))
     }
 }
 
@@ -76,7 +113,10 @@ impl fmt::Display for Version {
 
 impl Ord for Version {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.0.cmp_precedence(&other.0)
+        let numbers = |version: &Self| (version.major(), version.minor(), version.patch());
+        numbers(self)
+            .cmp(&numbers(other))
+            .then_with(|| compare_prereleases(self.prerelease(), other.prerelease()))
     }
 }
 
@@ -93,6 +133,38 @@ impl PartialEq for Version {
 }
 
 impl Eq for Version {}
+
+/// Compares by identifiers; a release, which has none, is the highest.
+fn compare_prereleases(one: &str, other: &str) -> Ordering {
+    match (one.is_empty(), other.is_empty()) {
+        (true, true) => return Ordering::Equal,
+        (true, false) => return Ordering::Greater,
+        (false, true) => return Ordering::Less,
+        (false, false) => {}
+    }
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        let compared = match (one.next(), other.next()) {
+            (None, None) => return Ordering::Equal,
+            (None, Some(_)) => Ordering::Less,
+            (Some(_), None) => Ordering::Greater,
+            (Some(one), Some(other)) => compare_identifiers(one, other),
+        };
+        if compared.is_ne() {
+            return compared;
+        }
+    }
+}
+
+/// Numbers are compared as such, and are lower than all other identifiers.
+fn compare_identifiers(one: &str, other: &str) -> Ordering {
+    match (one.parse::<u64>(), other.parse::<u64>()) {
+        (Ok(one), Ok(other)) => one.cmp(&other),
+        (Ok(_), Err(_)) => Ordering::Less,
+        (Err(_), Ok(_)) => Ordering::Greater,
+        (Err(_), Err(_)) => one.cmp(other),
+    }
+}
 
 /// A number as semantic versions write it, without leading zeros: `007` may be a date.
 fn number(text: &str) -> Option<u64> {
@@ -135,6 +207,9 @@ mod tests {
             "1.0.0-alpha",
             "1.0.0-alpha.2",
             "1.0.0-alpha.10",
+            "1.0.0-alpha.99999999999999999999",
+            "1.0.0-alpha.b",
+            "1.0.0-beta",
             "1.0.0",
             "1.0.1",
             "1.10.0",
@@ -144,6 +219,9 @@ mod tests {
             assert!(version(pair[0]) < version(pair[1]), "{pair:?}");
         }
         assert_eq!(version("1.0.0+a"), version("1.0.0+b"));
+        let by_build = |one, other| version(one).cmp_with_build(&version(other));
+        assert_eq!(by_build("1.0.0_9", "1.0.0_10"), Ordering::Less);
+        assert_eq!(by_build("1.0.1_9", "1.0.0_10"), Ordering::Greater);
     }
 
     #[test]
