@@ -118,7 +118,7 @@ impl Bundles {
         metrics: BundleFamilies,
     ) -> Self {
         let parts = Parts {
-            registries: Arc::new(registries),
+            registries: Arc::new(registries.watching()),
             store,
             pool: VerificationPool::default(),
             metrics,

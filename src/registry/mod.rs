@@ -50,6 +50,7 @@ pub use credential_helper::HelperError;
 pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
 pub use error::{Class, CredentialSource, RegistryError};
+pub use layout::{SourceChange, SourceWatch};
 pub use listing::{Listing, Member};
 pub use metrics::RegistryMetrics;
 pub use options::{

@@ -12,7 +12,7 @@ use super::{
     destination::Destination,
     discovery,
     error::RegistryError,
-    layout::{LayoutReader, SharedLayout},
+    layout::{LayoutReader, SharedLayout, WatchedFolders},
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options, ReadLimits},
     remote::Remote,
@@ -33,6 +33,8 @@ pub struct Registries {
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
+    /// The folders of layouts that are watched; `None` for callers that don't wait for changes.
+    folders: Option<Arc<WatchedFolders>>,
 }
 
 impl Registries {
@@ -51,6 +53,7 @@ impl Registries {
             readers: Mutex::default(),
             writers: Mutex::default(),
             layouts: Mutex::default(),
+            folders: None,
         }
     }
 
@@ -61,6 +64,15 @@ impl Registries {
     pub fn one_shot(self) -> Self {
         Self {
             max_retry_wait: MAX_RETRY_WAIT,
+            ..self
+        }
+    }
+
+    /// Has [`Source::watch`] report changes of layout folders.
+    #[must_use]
+    pub fn watching(self) -> Self {
+        Self {
+            folders: Some(Arc::default()),
             ..self
         }
     }
@@ -88,7 +100,13 @@ impl Registries {
                 let remote = Remote::reading(self.reader(host)?, path.clone(), self.limits);
                 Source::remote(repository.clone(), identity, remote)
             }
-            Repository::Layout { path } => Source::layout(repository.clone(), self.layout(path)),
+            Repository::Layout { path } => {
+                let watch = self
+                    .folders
+                    .as_ref()
+                    .map(|folders| (Arc::clone(folders), self.metrics.unwatched_layouts.clone()));
+                Source::layout(repository.clone(), self.layout(path), watch)
+            }
         })
     }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blob_stream::BlobStream,
     error::RegistryError,
-    layout::LayoutReader,
+    layout::{LayoutReader, SourceWatch, WatchedFolders},
     listing::{Listing, Member},
     referrers::{Referrers, referrers_tag},
     remote::Remote,
@@ -20,6 +21,8 @@ pub struct Source {
     repository: Repository,
     identity: String,
     backend: Backend,
+    /// What watches layout folders, and the metric of folders that can't be watched.
+    watch: Option<(Arc<WatchedFolders>, IntGauge)>,
 }
 
 /// A resolved reference.
@@ -59,14 +62,20 @@ impl Source {
             repository,
             identity,
             backend: Backend::Remote(remote),
+            watch: None,
         }
     }
 
-    pub(super) fn layout(repository: Repository, layout: LayoutReader) -> Self {
+    pub(super) fn layout(
+        repository: Repository,
+        layout: LayoutReader,
+        watch: Option<(Arc<WatchedFolders>, IntGauge)>,
+    ) -> Self {
         Self {
             identity: repository.to_string(),
             repository,
             backend: Backend::Layout(layout),
+            watch,
         }
     }
 
@@ -85,6 +94,16 @@ impl Source {
                 ..self
             },
             Backend::Remote(_) => self,
+        }
+    }
+
+    /// Reports changes of what `reference` names. `None` for a registry, for a digest, and unless
+    /// the registries are made for [`super::Registries::watching`].
+    pub fn watch(&self, reference: &Reference) -> Option<SourceWatch> {
+        let (folders, unwatched) = self.watch.clone()?;
+        match &self.backend {
+            Backend::Layout(layout) => layout.watch(reference.selector(), folders, unwatched),
+            Backend::Remote(_) => None,
         }
     }
 
