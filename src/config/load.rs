@@ -17,8 +17,9 @@ use super::{
     server::{self, LongPoll, Server},
     tree,
     trust::{CurrentRoot, Policies},
+    webhooks,
 };
-use crate::{oci::read_regular_or_pipe, registry, verify::RootSource};
+use crate::{oci::read_regular_or_pipe, registry, verify::RootSource, webhooks::Webhook};
 
 /// A configuration with checked values, all of whose files could be read.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub server: Server,
     /// The clients and what each may read; never empty.
     pub clients: Vec<ClientConfig>,
+    /// The notifications of registries that are received.
+    pub webhooks: Vec<Webhook>,
     /// Sources of the trust roots that the policies of the bundles use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -74,7 +77,7 @@ impl Config {
     }
 
     /// The files whose changes are applied while serving: the configuration, the keys,
-    /// certificates, roots and rules that `trust` names, and the token files of `clients`.
+    /// certificates, roots and rules that `trust` names, and the files of `clients` and `webhooks`.
     pub fn trust_files(&self) -> &[PathBuf] {
         &self.trust_files
     }
@@ -85,11 +88,12 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, trust and clients), and keeps
+    /// Replaces the settings that are applied while serving (bundles, trust, clients and webhooks), and keeps
     /// all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.clients = newer.clients;
+        self.webhooks = newer.webhooks;
         self.roots = newer.roots;
         self.trust = newer.trust;
         self.trust_files = newer.trust_files;
@@ -127,6 +131,8 @@ impl Config {
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
             clients: clients::read(raw.clients, files.live())
                 .map_err(|problem| problem.at("clients"))?,
+            webhooks: webhooks::read(raw.webhooks, files.live())
+                .map_err(|problem| problem.at("webhooks"))?,
             trust_files: files.live_paths(),
             text: String::new(),
         })

@@ -25,6 +25,7 @@ mod server;
 mod tree;
 mod trust;
 mod values;
+mod webhooks;
 
 #[cfg(test)]
 mod tests;

@@ -251,7 +251,10 @@ impl Bundles {
                         applied.fallbacks += 1;
                     }
                 }
-                Change::SetPolicy { .. } | Change::SetClients(_) | Change::NeedsRestart(_) => {}
+                Change::SetPolicy { .. }
+                | Change::SetClients(_)
+                | Change::SetWebhooks(_)
+                | Change::NeedsRestart(_) => {}
             }
         }
         // The catalog is updated before any watcher ends: a held request whose watcher ends finds

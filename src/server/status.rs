@@ -51,7 +51,8 @@ pub(super) fn fallback(fallback: &FallbackStatus) -> Value {
     })
 }
 
-fn failure(failure: &FailureStatus) -> Value {
+/// A failure of a check.
+pub(super) fn failure(failure: &FailureStatus) -> Value {
     json!({
         "at": milliseconds(failure.at),
         "class": failure.class.label(),
@@ -75,6 +76,6 @@ fn verdict(verdict: &VerdictStatus) -> Value {
 }
 
 /// RFC 3339, UTC, milliseconds.
-fn milliseconds(time: Timestamp) -> String {
+pub(super) fn milliseconds(time: Timestamp) -> String {
     format!("{time:.3}")
 }

@@ -15,6 +15,7 @@ use bundlegate::{
     store,
     verify::TrustPolicy,
     watch::{Expect, WatchOptions},
+    webhooks::Webhook,
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -52,6 +53,7 @@ pub(crate) struct Setup {
     pub(crate) fallback: Option<&'static str>,
     pub(crate) opa_check: Option<opa_check::Options>,
     pub(crate) credentials: Option<Credentials>,
+    pub(crate) webhooks: Vec<Webhook>,
 }
 
 impl Default for Setup {
@@ -85,6 +87,7 @@ impl Default for Setup {
             fallback: None,
             opa_check: None,
             credentials: None,
+            webhooks: Vec::new(),
         }
     }
 }
@@ -220,6 +223,7 @@ impl TestGateway<InProcess> {
                 first_wait: setup.rules.first_wait,
             },
             clients: clients.clone(),
+            webhooks: setup.webhooks.into(),
             trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
         };

@@ -26,6 +26,7 @@ mod keyless;
 mod keys;
 mod logins;
 mod matrix;
+mod notifications;
 mod opa_check;
 mod outages;
 mod policy_change;

@@ -32,6 +32,8 @@ pub(crate) struct Registry {
     ca: Option<PathBuf>,
     certificate: Option<Certificate>,
     protected: bool,
+    /// The URL and the `Authorization` header of notifications.
+    notifications: Option<(String, String)>,
     folder: TempDir,
     process: Process,
 }
@@ -66,6 +68,7 @@ impl Registry {
             "127.0.0.1:0",
             certificate.as_ref(),
             protected,
+            None,
             folder.path(),
         )
         .await;
@@ -75,6 +78,7 @@ impl Registry {
             ca: ca.map(Ca::file),
             certificate,
             protected,
+            notifications: None,
             folder,
             process,
         }
@@ -208,8 +212,22 @@ impl Registry {
     pub(crate) async fn restart(&mut self) {
         self.kill();
         let (certificate, folder) = (self.certificate.as_ref(), self.folder.path());
-        (self.process, _) =
-            launch(self.kind, &self.host, certificate, self.protected, folder).await;
+        let notifications = self.notifications.as_ref();
+        (self.process, _) = launch(
+            self.kind,
+            &self.host,
+            certificate,
+            self.protected,
+            notifications,
+            folder,
+        )
+        .await;
+    }
+
+    /// Sends notifications from now on, with this `Authorization` header. Starts it again.
+    pub(crate) async fn notify(&mut self, url: &str, authorization: &str) {
+        self.notifications = Some((url.to_owned(), authorization.to_owned()));
+        self.restart().await;
     }
 }
 
@@ -218,6 +236,7 @@ async fn launch(
     address: &str,
     certificate: Option<&Certificate>,
     protected: bool,
+    notifications: Option<&(String, String)>,
     folder: &Path,
 ) -> (Process, String) {
     let mut command = match kind {
@@ -253,6 +272,12 @@ async fn launch(
         let file = folder.join("htpasswd");
         fs::write(&file, HTPASSWD).unwrap();
         config["auth"] = json!({ "htpasswd": { "realm": "test", "path": file } });
+    }
+    if let Some((url, authorization)) = notifications {
+        config["notifications"] = json!({ "endpoints": [{
+            "name": "bundlegate", "url": url, "headers": { "Authorization": [authorization] },
+            "timeout": "5s", "threshold": 3, "backoff": "1s",
+        }] });
     }
     let file = folder.join("config.yml");
     fs::write(&file, config.to_string()).unwrap();
