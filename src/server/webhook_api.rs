@@ -102,7 +102,7 @@ impl WebhookApi {
                     &json!({ "events": events, "matched": matched, "ignored": ignored, "bundles": bundles }),
                 )
             }
-            Err(refusal) => self.refuse(hook, refusal),
+            Err(refusal) => self.refuse(hook, *refusal),
         }
     }
 
@@ -110,7 +110,7 @@ impl WebhookApi {
         &self,
         hook: &Arc<Hook>,
         request: Request<RequestBody>,
-    ) -> Result<Delivered, Refusal> {
+    ) -> Result<Delivered, Box<Refusal>> {
         let (head, body) = request.into_parts();
         let Webhook { authentication, .. } = &hook.webhook;
         let unauthorized = || Refusal::unauthorized(authentication);
@@ -144,7 +144,7 @@ impl WebhookApi {
         decision: Decision,
         headers: &HeaderMap,
         body: &Bytes,
-    ) -> Result<Delivered, Refusal> {
+    ) -> Result<Delivered, Box<Refusal>> {
         let authentication = &hook.webhook.authentication;
         if decision == Decision::NeedsBody && !authentication.accepts_body(headers, body) {
             return Err(Refusal::unauthorized(authentication));
@@ -241,7 +241,7 @@ impl WebhookApi {
 }
 
 impl Refusal {
-    fn unauthorized(authentication: &Authentication) -> Self {
+    fn unauthorized(authentication: &Authentication) -> Box<Self> {
         let message = "the notification is not authentic; compare the secrets of both sides";
         let mut response = response::error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
         let headers = response.headers_mut();
@@ -249,7 +249,7 @@ impl Refusal {
         Self::new(EventOutcome::Unauthorized, message, response)
     }
 
-    fn limited() -> Self {
+    fn limited() -> Box<Self> {
         let message = "too many notifications; polling finds what they tell";
         let mut response = response::error(
             StatusCode::TOO_MANY_REQUESTS,
@@ -262,13 +262,13 @@ impl Refusal {
         Self::new(EventOutcome::Limited, message, response)
     }
 
-    fn malformed(error: &Malformed) -> Self {
+    fn malformed(error: &Malformed) -> Box<Self> {
         let message = error.to_string();
         let response = response::error(StatusCode::BAD_REQUEST, "malformed", &message, None);
         Self::new(EventOutcome::Malformed, &message, response)
     }
 
-    fn unreadable(error: BodyError) -> Self {
+    fn unreadable(error: BodyError) -> Box<Self> {
         let (outcome, message) = match error {
             BodyError::TooLarge => (EventOutcome::Malformed, "the body is too large"),
             BodyError::TimedOut => (EventOutcome::Incomplete, "the body did not arrive in time"),
@@ -278,19 +278,19 @@ impl Refusal {
         Self::new(outcome, message, response)
     }
 
-    fn internal() -> Self {
+    fn internal() -> Box<Self> {
         let message = "reading the notification failed; please report this";
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let response = response::error(status, "internal", message, None);
         Self::new(EventOutcome::Malformed, message, response)
     }
 
-    fn new(outcome: EventOutcome, message: &str, response: Response<ResponseBody>) -> Self {
-        Self {
+    fn new(outcome: EventOutcome, message: &str, response: Response<ResponseBody>) -> Box<Self> {
+        Box::new(Self {
             outcome,
             message: message.to_owned(),
             response,
-        }
+        })
     }
 }
 
